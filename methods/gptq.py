@@ -1,0 +1,107 @@
+"""GPTQ: round column by column, and spread each rounding error over the columns that are still to come.
+
+Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1. With H = 2/n sum x x^T and U the upper
+Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i to q leaves e = (w_i - q) / U_ii, and w_j -= e U_ij for j > i.
+Act-order processes the columns by decreasing H_ii; the grid of every group is fixed beforehand (static groups), so that
+the order needs not be stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import LinearStats, Scheme
+from qbench.errors import MethodError
+from qbench.formats import Uniform
+from qbench.methods.rtn import RTN
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """Optimal-brain rounding with second-order statistics of the inputs.
+
+    damp: added to the diagonal, as a fraction of its mean; multiplied by 10 up to three times where the Cholesky
+    factorization fails. act_order: columns by decreasing curvature. block_size: columns between two large updates; the
+    result does not depend on it. clip, zero_point, norm: of the grid, as in `rtn`.
+    """
+
+    name: ClassVar[str] = "gptq"
+    paper: ClassVar[str] = "Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323"
+    format: ClassVar[str] = "uniform"
+    bits: ClassVar[tuple[int, int]] = (2, 8)
+    symmetric: ClassVar[bool] = True
+
+    damp: float = 0.01
+    act_order: bool = True
+    block_size: int = 128
+    clip: Literal["search", "none"] = "search"
+    zero_point: Literal["integer", "real"] = "integer"
+    norm: float = 2.0
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        """(out, in) weight, Hessian (in, in) -> Uniform. MethodError where no damping makes the Hessian definite."""
+        out, columns = weight.shape
+        group = scheme.group_length(columns)
+        H, W = self._prepared(weight.float(), stats)
+        grids = RTN(clip=self.clip, zero_point=self.zero_point, norm=self.norm)
+        scale, zero = grids.grid(W.unflatten(1, (-1, group)), scheme)  # (out, groups)
+        order = H.diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(columns)
+        U = inverse_cholesky(H[order][:, order], self.damp)
+        s = scale.float().repeat_interleave(group, 1)[:, order]  # (out, in): each column's scale, in processing order
+        z = torch.full_like(s, 2.0 ** (scheme.bits - 1))
+        if zero is not None:
+            z = zero.float().repeat_interleave(group, 1)[:, order]
+        ordered = round_columns(W[:, order], U, s, z, 2**scheme.bits - 1, self.block_size)
+        codes = torch.empty((out, columns), dtype=torch.uint8, device=weight.device)
+        codes[:, order] = ordered
+        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+
+    def _prepared(self, W: Tensor, stats: LinearStats) -> tuple[Tensor, Tensor]:
+        """Dead columns, whose input is always zero, get curvature 1 and weight 0; no tokens at all means H = I."""
+        H = stats.hessian.float().clone()
+        if stats.count == 0:
+            return torch.eye(len(H), device=W.device), W
+        dead = H.diagonal() == 0
+        H.diagonal()[dead] = 1
+        return H, torch.where(dead, 0, W)
+
+
+def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
+    """Upper U with H^-1 = U^T U after damping, (n, n). float32 first, then float64, at damp times 1, 10, 100, 1000."""
+    mean = H.diagonal().mean().item()
+    for factor in (1, 10, 100, 1000):
+        for dtype in (torch.float32, torch.float64):
+            damped = H.to(dtype) + torch.eye(len(H), dtype=dtype, device=H.device) * (damp * factor * mean)
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if failed:
+                continue
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed and torch.isfinite(upper).all():
+                return upper.float()
+    raise MethodError(
+        f"the Hessian of this layer is not positive definite with damping up to {1000 * damp:g} of its diagonal; "
+        "give more calibration tokens or a larger gptq.damp"
+    )
+
+
+def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Tensor:
+    """Codes (out, in) uint8 of W (out, in) on the grid s (q - z), q in 0..top, with error feedback through U."""
+    WT, sT, zT = W.T.contiguous(), s.T.contiguous(), z.T.contiguous()  # (in, out): a column is contiguous
+    inverse = torch.where(sT > 0, 1 / sT, 0)
+    codes = torch.empty_like(WT)
+    n = len(WT)
+    for start in range(0, n, block_size):
+        stop = min(start + block_size, n)
+        errors = torch.empty_like(WT[start:stop])
+        for i in range(start, stop):
+            q = torch.addcmul(zT[i], WT[i], inverse[i]).round_().clamp_(0, top)
+            codes[i] = q
+            e = (WT[i] - (q - zT[i]) * sT[i]) / U[i, i]
+            errors[i - start] = e
+            WT[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1)
+        WT[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)  # the lazy update of algorithm 1
+    return codes.T.to(torch.uint8).contiguous()

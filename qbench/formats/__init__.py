@@ -1,0 +1,41 @@
+"""Weight formats: how a quantized weight is stored, what it means, and how many bits it really takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+from qbench.errors import StoreError, unknown_name
+from qbench.formats.binary import Binary
+from qbench.formats.dense import Dense
+from qbench.formats.uniform import Uniform
+
+__all__ = ["FORMATS", "Binary", "Dense", "Uniform", "bits_per_weight", "from_tensors"]
+
+FORMATS: dict[str, type[WeightFormat]] = {kind.format: kind for kind in (Uniform, Binary, Dense)}
+
+
+def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
+    """A weight of format `name` from its stored parts. StoreError where the name or the parts do not fit."""
+    if name not in FORMATS:
+        raise StoreError(unknown_name("weight format", name, FORMATS))
+    try:
+        return FORMATS[name].from_tensors(tensors, spec)
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: {error}") from None
+
+
+def bits_per_weight(weights: Iterable[WeightFormat]) -> dict[str, float]:
+    """Stored bits per quantized weight, measured from the tensors' bytes: `total`, and one entry per part."""
+    parts: dict[str, int] = {}
+    count = 0
+    for weight in weights:
+        count += weight.shape[0] * weight.shape[1]
+        for part, tensor in weight.to_tensors().items():
+            parts[part] = parts.get(part, 0) + 8 * tensor.nbytes
+    if not count:
+        return {}
+    return {"total": sum(parts.values()) / count} | {part: bits / count for part, bits in sorted(parts.items())}

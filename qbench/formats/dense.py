@@ -1,0 +1,40 @@
+"""Unquantized weights, so that a layer left alone is a weight format like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A weight in full precision. weight: floating (out, in)."""
+
+    format: ClassVar[str] = "dense"
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """(out, in) float32."""
+        return self.weight.float()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """weight."""
+        return {"weight": self.weight}
+
+    def spec(self) -> dict[str, Any]:
+        """Nothing beside the tensor."""
+        return {}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Dense:
+        """The inverse of `to_tensors`."""
+        return cls(tensors["weight"], **spec)

@@ -1,0 +1,150 @@
+"""The common interface: `quantize(model, method, scheme, calibration)` -> `QuantizedModel`, `.save(dir)`, `load(dir)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qbench import checkpoint
+from qbench.blocks import quantizable, read_weight, write_weight
+from qbench.calibrate import Progress, walk_linears
+from qbench.contracts import LinearStats, Scheme, WeightFormat, check_scheme, verb_of
+from qbench.errors import ConfigError, MethodError, QbenchError
+from qbench.formats import bits_per_weight
+from qbench.models import find_model, load_model
+from qbench.registry import get_method, parameters
+
+
+@dataclass
+class QuantizedModel:
+    """A model whose linear layers hold dequantized weights, with the quantized ones beside it.
+
+    model: a transformers model, ready to run. weights: quantized weight by the full name of its layer.
+    manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
+    """
+
+    model: Any
+    tokenizer: Any
+    weights: dict[str, WeightFormat]
+    manifest: dict[str, Any]
+
+    @property
+    def bits_per_weight(self) -> dict[str, float]:
+        """Measured bits per quantized weight: `total`, and by part."""
+        return bits_per_weight(self.weights.values())
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a Hugging Face directory with packed weights, whole or not at all. StoreError where it cannot."""
+        return checkpoint.save(Path(folder), self.model, self.tokenizer, self.weights, self.manifest)
+
+
+def load(folder: str | Path, dtype: str = "float32") -> QuantizedModel:
+    """Read what `save` wrote, with weights dequantized into `dtype`. StoreError where the directory is damaged."""
+    model, tokenizer, weights, manifest = checkpoint.load(Path(folder), dtype)
+    return QuantizedModel(model, tokenizer, weights, manifest)
+
+
+def quantize(
+    model: Any,
+    method: Any,
+    scheme: Scheme,
+    calibration: Tensor | Sequence[str] | None = None,
+    *,
+    tokenizer: Any = None,
+    device: str = "cpu",
+    batch_size: int = 8,
+    progress: Progress = lambda fraction, text: None,
+) -> QuantizedModel:
+    """Quantize every linear layer inside the decoder's blocks.
+
+    model: a name, hub id or folder, or a transformers model, which is changed in place. method: a name or a method
+    object. calibration: token ids (samples, length), or texts, where the method needs them. device: where the work is
+    done, block by block. Raises ConfigError before any work where the scheme does not fit, MethodError naming the layer
+    where the method fails.
+    """
+    method = get_method(method) if isinstance(method, str) else method
+    if isinstance(model, str):
+        model, tokenizer = load_model(find_model(model), "float32")
+    check_layers(model, method, scheme)
+    if verb_of(method) == "quantize_weight":
+        weights = _by_weight(model, method, scheme, torch.device(device), progress)
+    else:
+        tokens = _tokens(calibration, tokenizer, method)
+        weights = _by_linear(model, method, scheme, tokens, torch.device(device), batch_size, progress)
+    manifest = {
+        "method": method.name,
+        "params": parameters(method),
+        "scheme": {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric},
+    }
+    return QuantizedModel(model, tokenizer, weights, manifest)
+
+
+def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
+    """ConfigError where the method or any layer does not fit the scheme; MethodError for weights that are not finite."""
+    check_scheme(method, scheme)
+    for name, layer in quantizable(model).items():
+        weight = read_weight(layer)
+        scheme.group_length(weight.shape[1], name)
+        if not weight.is_meta and not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise MethodError(f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; repair the checkpoint")
+
+
+def _by_weight(
+    model: nn.Module, method: Any, scheme: Scheme, device: torch.device, progress: Progress
+) -> dict[str, WeightFormat]:
+    weights: dict[str, WeightFormat] = {}
+    layers = quantizable(model)
+    for i, (name, layer) in enumerate(layers.items()):
+        progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
+        weights[name] = _attempt(name, lambda layer=layer: method.quantize_weight(read_weight(layer).to(device), scheme))
+        write_weight(layer, weights[name].dequantize())
+    return weights
+
+
+def _by_linear(
+    model: nn.Module,
+    method: Any,
+    scheme: Scheme,
+    tokens: Tensor,
+    device: torch.device,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, WeightFormat]:
+    weights: dict[str, WeightFormat] = {}
+
+    def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
+        weights[name] = _attempt(name, lambda: method.quantize_linear(read_weight(layer), stats, scheme))
+        write_weight(layer, weights[name].dequantize())
+
+    walk_linears(model, tokens, visit, device, batch_size, progress)
+    return weights
+
+
+def _attempt(name: str, work: Any) -> WeightFormat:
+    try:
+        weight: WeightFormat = work()
+    except QbenchError as error:
+        raise MethodError(f"layer {name}: {error}") from error
+    except (RuntimeError, ValueError, ArithmeticError) as error:  # what torch raises from inside a method
+        raise MethodError(f"layer {name}: {type(error).__name__}: {error}") from error
+    if not torch.isfinite(weight.dequantize()).all():
+        raise MethodError(f"layer {name}: the quantized weight is not finite")
+    return weight
+
+
+def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:
+    if calibration is None:
+        raise ConfigError(f"method {method.name!r} needs calibration: give token ids (samples, length), or texts")
+    if isinstance(calibration, Tensor):
+        return calibration
+    from qbench.tasks.text import calibration_windows, count_windows
+
+    length = 512
+    samples = min(64, count_windows(list(calibration), tokenizer, length))
+    return calibration_windows(list(calibration), tokenizer, samples, length, seed=0)

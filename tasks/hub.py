@@ -1,0 +1,121 @@
+"""Data sets of the Hugging Face hub, pinned to a commit: the only part of the tasks that goes to the network.
+
+The commit is resolved once per process; without a network, the one that the local cache knows is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbench.errors import DataError
+from qbench.tasks.data import TABLES, TextName, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from datasets import Dataset
+
+C4_SHARD = "en/c4-train.00000-of-01024.json.gz"
+C4_TEXTS = 2000  # about 0.9 M tokens
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """The data sets on the Hugging Face hub, each at the commit that is current when it is first asked for."""
+
+    @property
+    def label(self) -> str:
+        """`hub`."""
+        return "hub"
+
+    def describe(self) -> str:
+        """Which repositories."""
+        return f"hub ({', '.join(dict.fromkeys(declared.repository for declared in TABLES.values()))})"
+
+    def splits(self, table_name: str) -> tuple[str, ...]:
+        """All that are declared."""
+        return table(table_name).splits
+
+    def rows(self, table_name: str, split: str) -> Dataset:
+        """The rows of one split at the resolved commit."""
+        declared = table(table_name)
+        return _rows(declared.repository, declared.config, split)
+
+    def text(self, name: TextName) -> list[str]:
+        """WikiText-2's test split, or the first texts of one C4 shard."""
+        if name == "calibration":
+            return list(_c4_texts(table(name).repository))
+        return list(self.rows(name, "test")["text"])
+
+    def sha256(self, table_name: str) -> str:
+        """The commit of the data set's repository."""
+        return revision(table(table_name).repository)
+
+    def task_name(self, task: str) -> str:
+        """Unchanged: the data is the real thing."""
+        return task
+
+    def table_name(self, table_name: str) -> str:
+        """`allenai/c4@1588ec4`: repository and commit."""
+        return f"{table(table_name).repository}@{self.sha256(table_name)[:7]}"
+
+    def licence(self, table_name: str) -> str:
+        """As declared by the data set's publisher."""
+        return table(table_name).licence
+
+
+@lru_cache(maxsize=32)
+def _rows(repository: str, config: str | None, split: str) -> Dataset:
+    """One split at the resolved commit."""
+    commit = revision(repository)
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(repository, config, split=split, revision=commit)
+    except Exception as error:  # the hub, its client and the readers have no common root
+        raise _unreachable(repository, error) from error
+
+
+@lru_cache(maxsize=1)
+def _c4_texts(repository: str) -> tuple[str, ...]:
+    """The first texts of the first training shard, streamed, in the shard's order."""
+    commit = revision(repository)
+    from datasets import load_dataset
+
+    try:
+        shard: Iterable[dict[str, Any]] = load_dataset(
+            repository, data_files={"train": C4_SHARD}, split="train", streaming=True, revision=commit
+        )
+        return tuple(row["text"] for row in islice(shard, C4_TEXTS))
+    except Exception as error:
+        raise _unreachable(repository, error) from error
+
+
+@lru_cache(maxsize=32)
+def revision(repository: str) -> str:
+    """The commit hash of a data set's main branch."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    try:
+        commit = HfApi().dataset_info(repository, timeout=20).sha
+    except Exception as error:
+        cached = Path(HF_HUB_CACHE, f"datasets--{repository.replace('/', '--')}", "refs", "main")
+        if not cached.is_file():
+            raise _unreachable(repository, error) from error
+        commit = cached.read_text().strip()
+    if not commit:
+        raise DataError(f"the hub names no commit for the data set {repository!r}")
+    return commit
+
+
+def _unreachable(repository: str, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or ["no message"])[0]
+    return DataError(
+        f"the data set {repository!r} cannot be had from the hub ({type(error).__name__}: {reason}); without a network "
+        "use --data mini, or --data DIR with a folder that `qbench data fetch DIR` made where there is one"
+    )

@@ -1,0 +1,210 @@
+"""lm-eval's model and evaluator, made quiet: progress goes to our callback, not to bars and logs.
+
+Importing lm-eval takes seconds, so this module is imported where it is needed, and lm-eval inside its functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qbench.tasks.contract import Context
+
+SEED = 1234  # lm-eval's own default for few-shot examples
+LOGIT_BYTES = 2_000_000_000
+BOS_FAMILIES = ("llama", "mistral", "mixtral", "ministral", "gemma")
+BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and log lines of lm-eval and of generation, nor its draws from `random`; errors show."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    drawn = random.getstate()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(drawn)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _Progress:
+    """Stands where lm-eval offers a cache hook, and counts the answers over its span of the task."""
+
+    def __init__(self, context: Context, name: str, total: int, span: tuple[float, float]) -> None:
+        self.context, self.name, self.total, self.span, self.done = context, name, total, span, 0
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        """One more answer."""
+        self.done += 1
+        what = "generated" if kind == "generate_until" else "scored"
+        start, end = self.span
+        fraction = start + (end - start) * self.done / self.total
+        self.context.progress(fraction, f"{self.name}  {self.done}/{self.total} {what}")
+
+
+def language_model(context: Context, name: str) -> Any:
+    """lm-eval's Hugging Face model around ours: fp32 softmax, BOS as the family wants it, own progress."""
+    from lm_eval.models.huggingface import HFLM
+
+    class QuietModel(HFLM):
+        """cut: how many prompts lm-eval cut from the left. span: of the task's progress, what the next call fills."""
+
+        cut = 0
+        span = (0.0, 1.0)
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            self.set_cache_hook(_Progress(context, name, len(requests), self.span))
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            self.set_cache_hook(_Progress(context, name, len(requests), self.span))
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **options: Any) -> Any:
+            lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
+            self.cut += sum(length > self.max_length + 1 for length in lengths)
+            found: list[Any] = [None] * len(requests)
+            for size, members in batches(lengths, context.batch_size, self.model.config.vocab_size):
+                self.batch_size_per_gpu = size
+                some = super()._loglikelihood_tokens([requests[i] for i in members], disable_tqdm=True, **options)
+                for index, answer in zip(members, some, strict=True):
+                    found[index] = answer
+            self.batch_size_per_gpu = context.batch_size
+            return found
+
+        def tok_batch_encode(self, strings: Any, *args: Any, **options: Any) -> Any:
+            room = options.get("left_truncate_len") or float("inf")
+            self.cut += sum(len(self.tok_encode(string)) > room for string in strings)
+            return super().tok_batch_encode(strings, *args, **options)
+
+    tokenizer = with_bos(context.tokenizer, getattr(context.model.config, "model_type", ""))
+    return QuietModel(
+        pretrained=context.model, tokenizer=tokenizer, batch_size=context.batch_size, softmax_dtype="float32"
+    )
+
+
+def batches(lengths: Sequence[int], batch_size: int, vocabulary: int) -> list[tuple[int, list[int]]]:
+    """Requests by the batch size at which their logits fit LOGIT_BYTES: lm-eval holds those of every position."""
+    grouped: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        room = max(1, LOGIT_BYTES // (10 * vocabulary * max(length, 1)))  # bf16, its fp32 copy and the log-softmax
+        size = batch_size if room >= batch_size else 2 ** (room.bit_length() - 1)
+        grouped.setdefault(size, []).append(index)
+    return sorted(grouped.items())
+
+
+def warn_of_cut_prompts(lm: Any, name: str) -> None:
+    """A cut prompt is another question: say so."""
+    if lm.cut:
+        warnings.warn(
+            f"{name}: {lm.cut} prompts were longer than the model's context of {lm.max_length} tokens and were cut "
+            "from the left, as lm-eval does; fewer shots avoid that",
+            stacklevel=3,
+        )
+
+
+def with_bos(tokenizer: Any, model_type: str) -> Any:
+    """A copy of the tokenizer that starts a text with BOS where the model was trained so.
+
+    That is where the tokenizer asks for it, and for Llama, Mistral and Gemma with their own BOS tokens unless the
+    tokenizer says no: without it a quantized model of these families collapses. Others are unchanged.
+    """
+    own = deepcopy(tokenizer)
+    bos = own.bos_token
+    refused = own.init_kwargs.get("add_bos_token") is False
+    trained = model_type.startswith(BOS_FAMILIES) and bos in BOS_TOKENS and not refused
+    asked = trained or getattr(own, "add_bos_token", False) is True
+    if not bos or not asked or own("a")["input_ids"][:1] == [own.bos_token_id]:
+        return own
+    from tokenizers.processors import TemplateProcessing
+
+    if getattr(own, "backend_tokenizer", None) is None:
+        raise ConfigError(
+            f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; use a fast tokenizer"
+        )
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, own.bos_token_id)]
+    )
+    return own
+
+
+@lru_cache(maxsize=8)
+def stock_configs(folder: str) -> dict[str, dict[str, Any]]:
+    """The tasks in one of lm-eval's folders: name -> configuration, functions and includes resolved."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = Path(lm_eval.__file__).parent / "tasks" / folder
+    index = TaskManager(include_path=str(path), include_defaults=False).task_index
+    return {
+        name: load_yaml(e.yaml_path, resolve_func=True) for name, e in sorted(index.items()) if e.kind.name == "TASK"
+    }
+
+
+def stock_task(config: dict[str, Any], given: Any) -> Any:
+    """lm-eval's task object of a configuration, on the given DatasetDict instead of the hub's."""
+    from lm_eval.api.task import ConfigurableTask
+
+    class QuietTask(ConfigurableTask):
+        """Builds its prompts without a progress bar."""
+
+        def build_all_requests(self, **options: Any) -> None:
+            with contextlib.redirect_stderr(io.StringIO()):
+                super().build_all_requests(**options)
+
+    here = {"dataset_path": None, "dataset_name": None, "custom_dataset": lambda **_: given}
+    task = QuietTask(config=deepcopy(config) | here)
+    task.set_fewshot_seed(SEED)
+    return task
+
+
+def answers(lm: Any, tasks: Sequence[Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
+    """lm-eval's samples by task name.
+
+    `evaluate` and not `simple_evaluate`, which would also seed the process and inspect the machine on each call.
+    """
+    from lm_eval.evaluator import evaluate
+
+    for task in tasks:
+        task.set_fewshot_seed(SEED)
+    by_name = {task.task_name: task for task in tasks}
+    found = evaluate(lm, {"tasks": by_name}, limit=limit, bootstrap_iters=0, log_samples=True)
+    return found["samples"]
+
+
+def prompts(task: Any) -> list[tuple[dict[str, Any], str]]:
+    """Every item with its prompt, exactly as `answers` will build them."""
+    task.set_fewshot_seed(SEED)
+    task.build_all_requests(limit=None, rank=0, world_size=1)
+    return [(instance.doc, instance.args[0]) for instance in task.instances]
+
+
+def loglikelihoods(lm: Any, name: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    """(context, continuation) -> natural log of the continuation's probability, and its number of tokens."""
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance("loglikelihood", doc={}, arguments=pair, idx=0, metadata=(name, index, 1))
+        for index, pair in enumerate(pairs)
+    ]
+    lengths = [len(lm._encode_pair(*pair)[1]) for pair in pairs]
+    return [(float(answer[0]), length) for answer, length in zip(lm.loglikelihood(requests), lengths, strict=True)]

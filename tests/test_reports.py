@@ -1,0 +1,332 @@
+"""Reports from synthetic records: tables, pictures, and the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from qbench.contracts import Scheme
+from qbench.errors import DataError, StoreError
+from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.reports.headline import headlines, names, number
+from qbench.reports.page import write_report
+from qbench.reports.plots import quality_figure, write_pictures
+from qbench.reports.tables import COLUMNS, long_table, markdown, screen, wide_table
+
+REASON = "<script>alert(1)</script> | not finite"
+DAMAGE = {
+    "rtn": (11.0, 0.35, 0.06),
+    "greedy": (2.9, 0.5, 0.13),
+    "alternating": (1.6, 0.2, 0.05),
+    "gptq": (1.9, 0.2, 0.03),
+}
+TASKS = tuple(
+    TaskSpec(name=f"mini-{name}", data=name, sha256="a" * 64, length=512)
+    for name in ("text", "divergence", "arc_easy", "gsm8k")
+)
+
+
+def record(method: str, bits: int | None, damage: float = 0.0, model: str = "tiny", **changes: object) -> Record:
+    scheme = Scheme(bits, 64) if bits else None
+    calibration = CalibrationSpec(data="cal", sha256="c" * 64, samples=8, length=512) if method == "gptq" else None
+    params = {"period": 4, "clip": "search"} if method == "rtn" else {}
+    cell = Cell(
+        **{
+            "model": model,
+            "revision": "main",
+            "method": method,
+            "params": params,
+            "source": "0" * 12,
+            "scheme": scheme,
+        },
+        **{"calibration": calibration, "tasks": TASKS, "dtype": "float32", "seed": 0},
+    )
+    found = {
+        "id": cell.id,
+        "cell": cell,
+        "status": "ok",
+        "scores": scores(damage, bits),
+        "bits_per_weight": {
+            "total": bits + (0.5 if method in ("rtn", "gptq") else 0.25 * (bits + 1)) if bits else 16.0
+        },
+        "quantize_seconds": 3.25 if bits else None,
+        "quantize_peak_bytes": 812_345_678 if bits else None,
+        "environment": {"hardware": {"cpu": "Xeon & co"}, "packages": {"torch": "2.11.0"}},
+        "command": f"qbench run --model {model} --methods {method}",
+    }
+    return Record.model_validate(found | changes)
+
+
+def scores(damage: float, bits: int | None) -> tuple[Score, ...]:
+    ppl, acc = 18.9 * math.exp(damage), 0.25 + 0.27 * math.exp(-damage)
+    rows = [("text", "perplexity", "none", ppl, ppl / 90, False)]
+    if bits:
+        rows.append(("divergence", "kl_mean", "none", 0.9 * damage, 0.03 * damage, False))
+        rows.append(("divergence", "top1_agreement", "none", math.exp(-0.7 * damage), 0.004, True))
+    rows += [
+        ("arc_easy", "acc", "none", acc, 0.025, True),
+        ("arc_easy", "gold_logprob", "none", -1.4 - damage, 0.05, True),
+    ]
+    rows += [("gsm8k", "exact_match", kind, 0.18 * acc, 0.02, True) for kind in ("strict-match", "flexible-extract")]
+    rows += [("gsm8k", "gold_nll", "none", 0.6 + damage, 0.012, False)]
+    return tuple(
+        Score(task=f"mini-{t}", metric=m, filter=f, value=v, stderr=e, n=100, higher_is_better=h)
+        for t, m, f, v, e, h in rows
+    )
+
+
+def failed(method: str, bits: int) -> Record:
+    return record(method, bits, status="failed", reason=REASON, scores=(), bits_per_weight={})
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    found = [record("none", None)]
+    for k, bits in enumerate((2, 3, 4)):
+        for method, damage in DAMAGE.items():
+            lost = (method, bits) == ("greedy", 2)
+            found.append(failed(method, bits) if lost else record(method, bits, damage[k]))
+    return found
+
+
+def lines_of(figure: Figure) -> list[Sequence[float]]:
+    (axes,) = figure.axes
+    return [list(container.lines[0].get_ydata()) for container in axes.containers]
+
+
+# ---- tables
+
+
+def test_long_table_has_the_columns_and_one_row_per_score(records: list[Record]) -> None:
+    table = long_table(records)
+    assert tuple(table.columns) == COLUMNS
+    assert len(table) == sum(len(r.scores) or 1 for r in records)
+    assert list(table.method[:6]) == ["none"] * 6
+    assert table.bits[6:].is_monotonic_increasing
+    lost = table[table.status == "failed"].iloc[0]
+    assert (lost.task, lost.metric, lost.reason) == ("", "", REASON)
+    assert math.isnan(lost.value)
+    assert set(table[table.method == "rtn"].params) == {"clip=search period=4"}
+
+
+def test_long_table_does_not_depend_on_the_order_of_the_records(records: list[Record]) -> None:
+    pd.testing.assert_frame_equal(long_table(records), long_table(records[::-1]))
+
+
+def test_csv_survives_a_round_trip(records: list[Record], tmp_path: Path) -> None:
+    write_report(records, tmp_path)
+    types = {name: "string" for name in ("params", "group_size", "task", "metric", "filter", "reason", "cell")}
+    back = pd.read_csv(tmp_path / "leaderboard.csv", dtype=types)
+    assert tuple(back.columns) == COLUMNS
+    table = long_table(records)
+    assert list(back.value.dropna()) == list(table.value.dropna())
+    assert list(back.reason.fillna("")) == list(table.reason)
+    assert back.bits[back.method == "none"].isna().all()
+    assert (back.group_size[back.method == "rtn"] == "64").all()
+
+
+def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(records: list[Record]) -> None:
+    table = wide_table(records)
+    assert len(table) == len(records)
+    assert list(table.columns) == [
+        *("method", "bits", "group", "bits/weight (measured)"),
+        *("mini-text perplexity", "mini-divergence kl_mean", "mini-divergence top1_agreement %"),
+        *("mini-arc_easy acc %", "mini-arc_easy gold_logprob"),
+        *("mini-gsm8k exact_match % (strict-match)", "mini-gsm8k exact_match % (flexible-extract)"),
+        *("mini-gsm8k gold_nll", "quantize seconds", "peak memory MB"),
+    ]
+    assert table.iloc[0]["mini-arc_easy acc %"] == "52.0 ± 2.5"
+    assert "greedy (failed)" in set(table.method)
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "metric", "text"),
+    [
+        (0.35, 0.008, "acc", "35.0 ± 0.8"),
+        (19.844, 0.113, "perplexity", "19.84 ± 0.11"),
+        (1.13e6, 1.2e4, "perplexity", "1.1e6 ± 1e4"),
+        (0.0, None, "kl_mean", "0.0"),
+        (19.844, None, "perplexity", "19.84"),
+        (math.inf, math.nan, "perplexity", "inf"),
+        (math.nan, None, "perplexity", "nan"),
+    ],
+)
+def test_numbers_show_as_many_places_as_their_error_deserves(
+    value: float, stderr: float | None, metric: str, text: str
+) -> None:
+    assert number(value, stderr, metric) == text
+
+
+def test_best_is_bold_only_where_it_is_better_than_the_next() -> None:
+    pair = [record("rtn", 3, 0.4), record("gptq", 3, 0.2)]
+    assert "**23.08 ± 0.26**" in markdown(pair)
+    assert "**" not in markdown([record("rtn", 3, 0.3), record("gptq", 3, 0.3)])
+    assert "**" not in markdown([record("rtn", 2, 0.4), record("gptq", 3, 0.2)])
+
+
+def test_scores_of_different_protocols_do_not_compete() -> None:
+    other = record("gptq", 3, 0.2)
+    cell = other.cell.model_copy(update={"tasks": tuple(t.model_copy(update={"limit": 5}) for t in TASKS)})
+    assert "**" not in markdown([record("rtn", 3, 0.4), other.model_copy(update={"cell": cell, "id": cell.id})])
+
+
+def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None:
+    text = markdown(records)
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| not finite" in text
+    assert "no claim of significance" in text
+    assert "not comparable with published scores" in text
+
+
+def test_screen_fits_100_columns_and_gives_the_reason_below(records: list[Record]) -> None:
+    stream = io.StringIO()
+    screen([*records, record("a_method_with_a_very_long_name_indeed", 3, 0.3)], Console(width=140, file=stream))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.startswith("failed  greedy 2b g64") and "<script>" in line for line in lines)
+    assert any("ppl" in line and "nll" in line for line in lines)
+    assert any("1.1e6±1e4" in line for line in lines)
+
+
+def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
+    first, other = record("greedy", 3, 0.3), record("greedy", 3, 0.3)
+    cell = other.cell.model_copy(update={"seed": 1, "scheme": Scheme(3, 128)})
+    both = [first, other.model_copy(update={"cell": cell, "id": cell.id})]
+    assert list(names(both).values()) == ["greedy g64 seed=0", "greedy g128 seed=1"]
+    assert list(names([first]).values()) == ["greedy"]
+
+
+def test_a_task_we_do_not_know_gives_its_first_score() -> None:
+    new = [Score(task="piqa", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True) for m in ("acc", "acc_norm")]
+    found = headlines([record("rtn", 3, scores=(*new, *scores(0.1, 3)))])
+    assert [h.title for h in found if h.task == "piqa"] == ["piqa acc %"]
+    assert found[-1].task == "piqa"
+
+
+# ---- pictures
+
+
+def test_figure_has_a_baseline_and_one_line_per_method(records: list[Record]) -> None:
+    figure = quality_figure(records, "mini-text", "perplexity")
+    (axes,) = figure.axes
+    assert len(lines_of(figure)) == len(DAMAGE)
+    base = [line for line in axes.lines if line.get_label() == "unquantized"]
+    assert [set(line.get_ydata()) for line in base] == [{18.9}]
+    assert "lower is better" in axes.get_ylabel()
+    assert axes.get_yscale() == "log"
+    assert len({text.get_text() for text in figure.legends[0].get_texts()}) == len(DAMAGE)
+    assert "greedy 2b g64" in " ".join(figure.get_supxlabel().split())
+
+
+def test_a_collapsed_point_is_drawn_at_the_edge_with_its_value(records: list[Record]) -> None:
+    figure = quality_figure(records, "mini-text", "perplexity")
+    assert max(max(line) for line in lines_of(figure)) == pytest.approx(30 * 18.9)
+    assert "↑ 1.1e6" in {text.get_text() for text in figure.axes[0].texts}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_what_cannot_be_drawn_is_named(value: float) -> None:
+    odd = Score(task="mini-text", metric="perplexity", value=value, stderr=None, n=1, higher_is_better=False)
+    figure = quality_figure([record("rtn", 3, 0.3), record("gptq", 3, scores=(odd,))], "mini-text", "perplexity")
+    assert len(lines_of(figure)) == 1
+    assert "Not drawn" in figure.get_supxlabel()
+    assert "gptq 3b g64" in " ".join(figure.get_supxlabel().split())
+
+
+def test_the_baseline_alone_is_a_picture() -> None:
+    assert lines_of(quality_figure([record("none", None)], "mini-arc_easy", "acc")) == []
+
+
+def test_an_unknown_score_is_refused_with_what_there_is(records: list[Record]) -> None:
+    with pytest.raises(
+        DataError, match=r"no record has the score wikitext perplexity; there are: .*mini-text perplexity"
+    ):
+        quality_figure(records, "wikitext", "perplexity")
+
+
+def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
+    paths = write_pictures([record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")], tmp_path)
+    there = {path.name for path in paths}
+    assert {"quality.png", "quality-zoo-other-x_1.png", "mini-text-perplexity.svg"} <= there
+    assert "mini-gsm8k-exact_match-strict-match-zoo-other-x_1.svg" in there
+    assert {path.name for path in tmp_path.iterdir()} == there
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
+    some = [record("none", None), record("rtn", 3, 0.3)]
+    first, second = (write_pictures(some, tmp_path / name) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+# ---- page
+
+
+def test_page_is_whole_escaped_and_asks_for_nothing(records: list[Record], tmp_path: Path) -> None:
+    paths = write_report(records, tmp_path)
+    assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.csv", "quality.png", "index.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}  # no temporary file stays
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "Xeon &amp; co" in text
+    assert not re.search(r'<link|<img|@import|\bsrc=|url\((?!#)|href="(?!#)', text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert text.count("<svg") == len(headlines(records))
+    assert "not comparable with published scores" in text
+    assert "qbench run --model tiny --methods gptq" in text
+
+
+def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
+    lost = [failed("rtn", 2), failed("gptq", 2)]
+    assert len(write_report(lost, tmp_path)) == 4
+    assert "no cell of this model has a score" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    screen(lost, Console(file=io.StringIO()))
+    assert len(long_table(lost)) == len(wide_table(lost)) == 2
+    with pytest.raises(DataError, match="every cell failed"):
+        quality_figure(lost, "mini-text", "perplexity")
+
+
+def test_no_records_is_one_clear_sentence(tmp_path: Path) -> None:
+    for use in (markdown, lambda r: write_report(r, tmp_path), lambda r: write_pictures(r, tmp_path)):
+        with pytest.raises(DataError, match="there are no records to report"):
+            use([])
+    assert list(tmp_path.iterdir()) == []
+    assert tuple(long_table([]).columns) == COLUMNS
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_sentence(records: list[Record], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match=r"cannot write .*leaderboard.md .*; choose a folder"):
+        write_report(records[:2], tmp_path / "file")
+
+
+def test_a_failed_write_keeps_the_old_file(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaderboard.md").write_text("old")
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_report(records[:2], tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("leaderboard.md", "old")]
+
+
+def test_reports_do_not_import_torch() -> None:
+    code = "import qbench.reports.page, sys; assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
