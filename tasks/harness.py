@@ -33,7 +33,8 @@ class HarnessTask(BaseModel):
     """One YAML file.
 
     harness: the stock task's name, or a pattern of subject tasks; harness_path: its folder inside lm-eval's tasks.
-    splits: what is handed over of `table`. subject_column: where one stock task is one subject of the table.
+    splits: what is handed over of `table`; the last is the one that is asked. subject_column: where each stock task
+    asks one subject of the table.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +46,7 @@ class HarnessTask(BaseModel):
     harness: str
     harness_path: str
     table: str
-    splits: tuple[str, ...]
+    splits: tuple[str, ...] = Field(min_length=1)
     fewshot_split: str
     num_fewshot: int = Field(ge=0)
     subject_column: str | None = None
@@ -129,14 +130,16 @@ def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[P
     if not chosen:
         place = f"{declared.harness!r} in lm-eval's folder {declared.harness_path!r}"
         raise ConfigError(f"task {declared.name}: there is no {place}; it has {', '.join(configs) or 'none'}")
-    there = [split for split in declared.splits if split in source.splits(declared.table)]
+    *others, asked = declared.splits
+    there = [split for split in others if split in source.splits(declared.table)] + [asked]
     data = {split: source.rows(declared.table, split) for split in there}
     if declared.subject_column is None:
         return [_part(declared, spec, spec.name, configs[chosen[0]], data)]
+    places = {split: _places(rows[declared.subject_column][:]) for split, rows in data.items()}
     parts = []
     for name in chosen:
         subject = configs[name]["dataset_name"]
-        own = {split: _of_subject(rows, declared.subject_column, subject) for split, rows in data.items()}
+        own = {split: rows.select(places[split].get(subject, ())) for split, rows in data.items()}
         if len(own[configs[name]["test_split"]]):
             parts.append(_part(declared, spec, source.task_name(name), configs[name], own, subject))
     if not parts:
@@ -176,8 +179,12 @@ def chosen_rows(count: int, limit: int | None, *, shuffled: bool) -> tuple[int, 
     return tuple(sorted(rows[:limit]))
 
 
-def _of_subject(rows: Any, column: str, subject: str) -> Any:
-    return rows.select([index for index, value in enumerate(rows[column]) if value == subject])
+def _places(subjects: list[str]) -> dict[str, list[int]]:
+    """Subject -> its rows, in the table's order."""
+    found: dict[str, list[int]] = {}
+    for index, subject in enumerate(subjects):
+        found.setdefault(subject, []).append(index)
+    return found
 
 
 def _multiple_choice(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source) -> Outcome:

@@ -132,7 +132,7 @@ def with_bos(tokenizer: Any, model_type: str) -> Any:
     refused = own.init_kwargs.get("add_bos_token") is False
     trained = model_type.startswith(BOS_FAMILIES) and bos in BOS_TOKENS and not refused
     asked = trained or getattr(own, "add_bos_token", False) is True
-    if not bos or not asked or own("a")["input_ids"][:1] == [own.bos_token_id]:
+    if own.bos_token_id is None or not asked or own("a")["input_ids"][:1] == [own.bos_token_id]:
         return own
     from tokenizers.processors import TemplateProcessing
 

@@ -176,7 +176,7 @@ def _measure(context: Context, spec: TaskSpec) -> list[_Window]:
             found.append(_window(logits, inputs[index], context.reference, index))
             context.progress((index + 1) / len(inputs), f"{spec.name}  {index + 1}/{len(inputs)} windows")
         context.cache[key] = found
-    return context.cache[key]  # type: ignore[no-any-return]
+    return context.cache[key]
 
 
 def _check_reference(reference: ReferenceLogits | None, count: int, logits: Tensor) -> None:

@@ -21,7 +21,7 @@ from qbench.errors import ConfigError, DataError, MethodError, StoreError
 from qbench.tasks import lm, registry
 from qbench.tasks.contract import Context, Outcome, Task, mean_score
 from qbench.tasks.data import MiniSource
-from qbench.tasks.folder import FolderSource
+from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
 from qbench.tasks.text import ReferenceLogits, calibration_windows, windows
@@ -381,7 +381,7 @@ def test_mmlu_prompt_is_the_stock_one():
 
 
 def of_subject(rows, subject: str):
-    return rows.select([index for index, value in enumerate(rows["subject"]) if value == subject])
+    return rows.select([index for index, value in enumerate(rows["subject"][:]) if value == subject])
 
 
 def asked(item) -> str:
@@ -426,6 +426,13 @@ def test_shots_that_the_data_cannot_give():
         get_task("gsm8k").spec(MINI, num_fewshot=-1)
 
 
+def test_a_folder_without_the_questions(tmp_path):
+    write_parquet([{"question": "?", "answer": "#### 1"}], tmp_path / "gsm8k" / "train.parquet")
+    task, source = get_task("gsm8k"), FolderSource(tmp_path)
+    with pytest.raises(DataError, match=r"gsm8k.test\.parquet is missing: expected a parquet file"):
+        stock_parts(task, source, task.spec(source))
+
+
 # --- BOS, batches, scores
 
 
@@ -435,7 +442,7 @@ def test_shots_that_the_data_cannot_give():
 )
 def test_bos_where_the_family_wants_it(tokenizer, model_type, asks, expected):
     given = copy.deepcopy(tokenizer)
-    given.bos_token = "<s>"
+    given.add_special_tokens({"bos_token": "<s>"})
     given._add_bos_token = asks
     if asks and not getattr(given, "add_bos_token", False):
         pytest.skip("this version of transformers has no such switch on a plain fast tokenizer")
@@ -448,7 +455,7 @@ def test_bos_where_the_family_wants_it(tokenizer, model_type, asks, expected):
 def test_bos_is_not_forced_on_other_tokens_or_against_the_tokenizers_word(tokenizer):
     assert lm.with_bos(tokenizer, "llama")("ab") == tokenizer("ab")
     given = copy.deepcopy(tokenizer)
-    given.bos_token = "<s>"
+    given.add_special_tokens({"bos_token": "<s>"})
     given.init_kwargs["add_bos_token"] = False
     assert lm.with_bos(given, "llama")("ab") == tokenizer("ab")
 

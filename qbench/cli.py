@@ -1,0 +1,342 @@
+"""The command line: `qbench run`, `quantize`, `eval`, `report`, `list`, `check`, `data`.
+
+Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell or check, 2 misuse, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qbench.errors import ConfigError, QbenchError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
+app.add_typer(data_app, name="data")
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")]
+Data = Annotated[str | None, typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`).")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated."),
+]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that defines a method.")]
+DRY = "Show the cells with estimated time and memory, and stop."
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
+    """Which quantization method, at how many real bits, is better, and is the difference real?"""
+
+
+@app.command(
+    epilog="Examples: `qbench run --bits 2,3,4`   `qbench run --model ./llama --methods rtn,gptq --group-size channel`"
+    "   `qbench run --methods gptq --set gptq.damp=0.01,0.1 --dry-run`"
+)
+def run(
+    model: Model = "smollm2-135m",
+    bits: Annotated[str | None, typer.Option(help="Bits per weight code, with commas.")] = None,
+    methods: Annotated[str | None, typer.Option(help="With commas; `qbench list methods`.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="With commas; `qbench list tasks`.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick or paper.")] = None,
+    group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
+    symmetric: Annotated[bool | None, typer.Option("--symmetric", help="Symmetric grids.")] = None,
+    sets: Sets = None,
+    plugin: Plugins = None,
+    data: Data = None,
+    seed: Annotated[int | None, typer.Option(help="Of the calibration sample.")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Records, artifacts and report; default runs/MODEL.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
+) -> None:
+    """Quantize and evaluate a grid of methods and bits, and end with a leaderboard. Run it again to resume."""
+    from qbench.grid import parse_set, read_grid
+
+    explicit_model = model if config is None or model != "smollm2-135m" else None
+    grid = read_grid(
+        config,
+        {
+            "model": _names(explicit_model),
+            "bits": _numbers("--bits", bits),
+            "methods": _names(methods),
+            "tasks": _names(tasks),
+            "preset": preset,
+            "group_size": _group(group_size),
+            "symmetric": symmetric,
+            "set": parse_set(sets) if sets else None,
+            "plugin": plugin or None,
+            "data": data,
+            "seed": seed,
+            "device": device,
+            "dtype": dtype,
+            "out": out_folder,
+        },
+    )
+    raise typer.Exit(_run(grid, dry_run))
+
+
+def _run(grid: Any, dry_run: bool) -> int:
+    from qbench.reports.page import write_report
+    from qbench.reports.tables import screen
+    from qbench.runner import make_plan
+    from qbench.runner import run as run_plan
+    from qbench.store import Store
+    from qbench.view import LiveView
+
+    plan = make_plan(grid)
+    folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
+    out.print(f"data  {plan.source.describe()}", markup=False, soft_wrap=True)
+    if dry_run:
+        _show_plan(plan)
+        return 0
+    store = Store(folder)
+    records, complaints = store.read_records()
+    for complaint in complaints:
+        err.print(f"warning: {complaint}", markup=False)
+    done = {record.id for record in records if record.status == "ok"}
+    todo = {cell.id: plan.estimates[cell.id].seconds for cell in plan.cells if cell.id not in done}
+    minutes = sum(todo.values()) / 60
+    out.print(
+        f"plan  {len(plan.cells)} cells: {len(todo)} to run, {len(plan.cells) - len(todo)} done ({folder}); "
+        f"about {minutes:.0f} min, {plan.cells[0].dtype} on {plan.device}",
+        markup=False,
+        soft_wrap=True,
+    )
+    with LiveView(out, err, todo) as view:
+        found = run_plan(plan, store, view)
+    screen(found, out)
+    written = write_report(store.read_records()[0], folder)
+    out.print("report  " + "  ".join(str(path) for path in written), markup=False, soft_wrap=True)
+    return 0 if all(record.status == "ok" for record in found) else 1
+
+
+def _show_plan(plan: Any) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("cell", "model", "method", "quantize", "evaluate", "peak memory"):
+        table.add_column(name, justify="right" if name in ("quantize", "evaluate", "peak memory") else "left")
+    for cell in plan.cells:
+        cost = plan.estimates[cell.id]
+        facts = (f"{cost.quantize:.0f} s", f"{sum(cost.tasks.values()):.0f} s", f"{cost.peak_bytes / 1e9:.1f} GB")
+        table.add_row(cell.id, Text(cell.model), Text(cell.label), *facts)
+    out.print(table)
+    total = sum(plan.estimates[cell.id].seconds for cell in plan.cells)
+    out.print(f"{len(plan.cells)} cells, about {total / 60:.0f} min (estimated from a matrix product timed on this machine)")
+
+
+@app.command(epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`")
+def quantize(
+    method: Annotated[str, typer.Option(help="`qbench list methods`.")],
+    bits: Annotated[int, typer.Option(help="Bits per weight code.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    model: Model = "smollm2-135m",
+    group_size: Annotated[str, typer.Option(help="Inputs per group, or 'channel'.")] = "64",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Symmetric grids.")] = False,
+    sets: Sets = None,
+    plugin: Plugins = None,
+    data: Data = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
+    device: Device = None,
+) -> None:
+    """Quantize one model and save it as a Hugging Face folder."""
+    from qbench.contracts import Scheme, verb_of
+    from qbench.environment import pick_device
+    from qbench.grid import parse_set
+    from qbench.models import find_model, load_model
+    from qbench.quantization import quantize as quantize_model
+    from qbench.registry import get_method, load_plugin
+    from qbench.tasks.data import open_source
+    from qbench.tasks.text import calibration_windows
+
+    for path in plugin or []:
+        load_plugin(path)
+    settings = {key: values[0] for key, values in parse_set(sets or []).get(method, {}).items()}
+    made = get_method(method, **settings)
+    group = _group(group_size)
+    scheme = Scheme(bits, None if group == "channel" else group, symmetric)
+    found = find_model(model)
+    chosen = pick_device(device or "auto")
+    loaded, tokenizer = load_model(found, "float32")
+    tokens = None
+    if verb_of(made) != "quantize_weight":
+        tokens = calibration_windows(open_source(data or "auto").text("calibration"), tokenizer, samples, length, seed)
+    with err.status(f"quantizing {model} with {method}") as status:
+        result = quantize_model(
+            loaded, made, scheme, tokens, tokenizer=tokenizer, device=chosen, progress=lambda f, text: status.update(text)
+        )
+    result.save(output)
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in result.bits_per_weight.items() if part != "total")
+    out.print(f"{output}  {result.bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
+
+
+@app.command(name="eval", epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or any model.")],
+    tasks: Annotated[str, typer.Option(help="With commas; `qbench list tasks`.")] = "wikitext,arc_easy",
+    preset: Annotated[str, typer.Option(help="quick or paper: limits and shots.")] = "quick",
+    sets: Sets = None,
+    data: Data = None,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Evaluate a saved model; prints one line per score."""
+    from qbench import checkpoint
+    from qbench.environment import pick_device, pick_dtype
+    from qbench.grid import parse_set, read_grid
+    from qbench.models import find_model, load_model
+    from qbench.quantization import load
+    from qbench.reports.headline import number
+    from qbench.tasks.contract import Context
+    from qbench.tasks.data import open_source
+    from qbench.tasks.registry import get_task
+
+    grid = read_grid(None, {"tasks": _names(tasks), "preset": preset, "set": parse_set(sets or [])})
+    source, chosen = open_source(data or "auto"), pick_device(device or "auto")
+    wanted = [(get_task(name), get_task(name).spec(source, **grid.task_options(name))) for name in grid.task_names]
+    kind = pick_dtype(dtype, chosen)
+    if checkpoint.is_quantized(folder):
+        quantized = load(folder, kind)
+        model, tokenizer = quantized.model, quantized.tokenizer
+    else:
+        model, tokenizer = load_model(find_model(str(folder)), kind)
+    out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
+    model.to(chosen)
+    for task, spec in wanted:
+        context = Context(model, tokenizer, source, batch_size=1 if task.kind == "text" else grid.defaults["batch_size"])
+        with err.status(spec.name):
+            outcome = task.evaluate(context, spec)
+        for score in outcome.scores:
+            value = number(score.value, score.stderr, score.metric)
+            out.print(f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False)
+
+
+@app.command(epilog="Example: `qbench report runs/smollm2-135m`")
+def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
+    """Write the tables, pictures and the page again, from the records alone."""
+    from qbench.reports.page import write_report
+    from qbench.reports.tables import screen
+    from qbench.store import read_records
+
+    records, complaints = read_records(folder)
+    for complaint in complaints:
+        err.print(f"warning: {complaint}", markup=False)
+    screen(records, out)
+    out.print("report  " + "  ".join(str(path) for path in write_report(records, folder)), markup=False, soft_wrap=True)
+
+
+@app.command(name="list", epilog="Example: `qbench list methods`")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, tasks or models.")],
+    plugin: Plugins = None,
+) -> None:
+    """What there is, by name; broken plug-ins with their reason."""
+    from qbench.listing import listing
+
+    for path in plugin or []:
+        from qbench.registry import load_plugin
+
+        load_plugin(path)
+    columns, rows = listing(what)
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+@app.command(epilog="Examples: `qbench check rtn`   `qbench check my_variant.py`")
+def check(target: Annotated[str, typer.Argument(help="A method's name, or a Python file that defines methods.")]) -> None:
+    """Run the contract checks over a method; exit code 1 where one fails."""
+    from qbench.checks import run_checks
+    from qbench.registry import load_plugin
+
+    names = load_plugin(Path(target)) if target.endswith(".py") else [target]
+    failed = 0
+    for name in names:
+        for title, problem in run_checks(name):
+            failed += problem is not None
+            out.print(f"{'FAIL' if problem else 'ok':5} {name}  {title}{f': {problem}' if problem else ''}", markup=False)
+    raise typer.Exit(1 if failed else 0)
+
+
+@data_app.command("list")
+def data_list(data: Data = None) -> None:
+    """Tables of a data source, with rows, hashes and licences."""
+    from qbench.tasks.data import inventory, open_source
+
+    source = open_source(data or "auto")
+    out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
+    table = Table("table", "split", "rows", "sha256", "licence", box=None, padding=(0, 2, 0, 0))
+    for row in inventory(source):
+        table.add_row(*(Text("missing" if value is None else str(value)) for value in row.values()))
+    out.print(table)
+
+
+@data_app.command("fetch", epilog="Example: `qbench data fetch data` and then `export QBENCH_DATA=data`")
+def data_fetch(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
+    """Download the data sets from the hub into a folder, for machines without a network."""
+    from qbench.tasks.data import fetch
+
+    fetch(folder, progress=lambda line: out.print(line, markup=False))
+
+
+def main() -> None:
+    """Entry point: one sentence for every error of ours, a traceback only with --debug."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except QbenchError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        raise SystemExit(error.exit_code) from None
+    except typer.Exit as leaving:
+        raise SystemExit(leaving.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; everything finished is kept, and the same command goes on from here")
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):
+            raise
+        _complain(error.format_message())
+        raise SystemExit(2) from None
+
+
+def _complain(text: str) -> None:
+    err.print(f"qbench: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4") from None
+
+
+def _group(text: str | None) -> Any:
+    if text is None or text == "channel":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--group-size {text!r} is neither a number of inputs nor 'channel'") from None

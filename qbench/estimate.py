@@ -1,0 +1,122 @@
+"""What a cell will cost, before it runs: from the model's shape and a matrix rate measured on this machine.
+
+The constants are counts of multiply-adds, not fits; the result is right within a factor of about two, and is only used
+for `--dry-run` and for the time left.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from qbench.blocks import quantizable
+from qbench.models import DTYPES, ModelSource, load_config
+from qbench.records import Cell, TaskSpec
+
+ITEM_TOKENS = {"arc_easy": 130, "arc_challenge": 150, "mmlu": 120, "gsm8k": 150}  # all choices of one item, 0-shot
+SHOT_TOKENS = {"arc_easy": 40, "arc_challenge": 50, "mmlu": 110, "gsm8k": 160}
+ITEMS = {"arc_easy": 2376, "arc_challenge": 1172, "mmlu": 14042, "gsm8k": 1319, "wikitext": 140, "divergence": 140}
+WRITTEN = 200  # tokens of one generated solution
+SUBJECTS = 57
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The machine and the model. flops: per second, of one matrix product in the evaluation dtype and in float32."""
+
+    evaluation: float
+    walk: float
+    parameters: int
+    block_weights: int
+    widest: int
+    hidden: int
+    vocabulary: int
+    blocks: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds to quantize, seconds by task, and bytes at the peak."""
+
+    quantize: float
+    tasks: dict[str, float]
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.quantize + sum(self.tasks.values())
+
+
+def measure_rates(source: ModelSource, device: str, dtype: str) -> Rates:
+    """The model's shape, from its config alone, and the rate of matrix products (0.2 s of measuring)."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    layers = quantizable(model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return Rates(
+        evaluation=_matrix_rate(device, dtype),
+        walk=_matrix_rate(device, "float32" if device == "cpu" else dtype),
+        parameters=sum(p.numel() for p in model.parameters()),
+        block_weights=sum(layer.weight.numel() for layer in layers.values()),
+        widest=max(max(layer.weight.shape) for layer in layers.values()),
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        blocks=text.num_hidden_layers,
+        itemsize=DTYPES[dtype].itemsize,
+    )
+
+
+def estimate(cell: Cell, rates: Rates) -> Estimate:
+    """Time and memory of one cell."""
+    tasks = {spec.name: _task_seconds(spec, rates) for spec in cell.tasks}
+    weights = 4 * rates.parameters
+    if cell.method == "none":
+        return Estimate(0.0, tasks, rates.itemsize * rates.parameters + _logits_bytes(cell))
+    if cell.calibration is None:
+        return Estimate(rates.block_weights * 2e-7 + 3, tasks, weights + (1 << 29))
+    tokens = cell.calibration.samples * cell.calibration.length
+    hessians = 2 * tokens * rates.block_weights * 0.5  # x x^T of each distinct input: about half a forward pass
+    seconds = (2 * tokens * rates.block_weights + hessians) / rates.walk + rates.block_weights * 5e-7
+    streams = 4 * tokens * (2 * rates.hidden + rates.widest)
+    return Estimate(seconds, tasks, weights + streams + (1 << 29))
+
+
+def _task_seconds(spec: TaskSpec, rates: Rates) -> float:
+    name = "wikitext" if spec.name == "mini-text" else spec.name.removeprefix("mini-")
+    per_token = 2 * rates.parameters / rates.evaluation
+    if spec.length is not None:
+        share = 0.5 if name in ("wikitext", "divergence") else 1.0  # the two share one pass
+        return (spec.limit or ITEMS.get(name, 140)) * spec.length * per_token * share * 1.3
+    items = (spec.limit or ITEMS.get(name, 1000)) * (SUBJECTS if name == "mmlu" and spec.limit else 1)
+    prompt = ITEM_TOKENS.get(name, 150) + (spec.num_fewshot or 0) * SHOT_TOKENS.get(name, 100)
+    written = (items if spec.generate is None else spec.generate) * WRITTEN if name == "gsm8k" else 0
+    return items * prompt * per_token + written * per_token * 4 + 2  # one token at a time is memory bound
+
+
+def _logits_bytes(cell: Cell) -> int:
+    return max((4 * (spec.length or 0) * 50000 * 3 for spec in cell.tasks), default=0) + (1 << 29)
+
+
+def _matrix_rate(device: str, dtype: str) -> float:
+    """Multiply-adds times two per second of a 1024-square product."""
+    a = torch.ones(1024, 1024, dtype=DTYPES[dtype], device=device)
+    best = math.inf
+    deadline = time.perf_counter() + 0.2
+    while time.perf_counter() < deadline or best == math.inf:
+        started = time.perf_counter()
+        a @ a
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1024**3 / best * 0.6  # what a transformer reaches of it

@@ -1,0 +1,48 @@
+"""The tables behind `qbench list` and the README."""
+
+from __future__ import annotations
+
+from qbench.contracts import verb_of
+from qbench.errors import ConfigError, unknown_name
+from qbench.models import known_models
+from qbench.registry import Broken, methods, parameters
+from qbench.tasks.registry import all_tasks, broken_tasks
+
+Rows = list[tuple[str, ...]]
+NEEDS = {"quantize_weight": "weights", "quantize_linear": "calibration", "quantize_block": "calibration"}
+
+
+def listing(what: str) -> tuple[tuple[str, ...], Rows]:
+    """Column names and rows for `methods`, `tasks` or `models`."""
+    kinds = {"methods": _methods, "tasks": _tasks, "models": _models}
+    if what not in kinds:
+        raise ConfigError(unknown_name("list", what, kinds))
+    return kinds[what]()
+
+
+def methods_markdown() -> str:
+    """The methods as a Markdown table."""
+    columns, rows = _methods()
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+
+
+def _methods() -> tuple[tuple[str, ...], Rows]:
+    rows: Rows = []
+    for name, cls in sorted(methods().items()):
+        if isinstance(cls, Broken):
+            rows.append((name, "broken", "", "", "", f"{cls.origin}: {cls.reason}"))
+            continue
+        low, high = cls.bits  # type: ignore[attr-defined]
+        needs, params = NEEDS[verb_of(cls)], " ".join(f"{key}={value}" for key, value in parameters(cls).items())
+        rows.append((name, cls.format, f"{low}-{high}", needs, params, cls.paper))  # type: ignore[attr-defined]
+    return ("method", "format", "bits", "needs", "parameters", "paper"), rows
+
+
+def _tasks() -> tuple[tuple[str, ...], Rows]:
+    rows: Rows = [(name, task.kind, task.describe()) for name, task in all_tasks().items()]
+    return ("task", "kind", "what"), rows + [(name, "broken", reason) for name, reason in broken_tasks().items()]
+
+
+def _models() -> tuple[tuple[str, ...], Rows]:
+    return ("model", "what"), list(known_models().items())
