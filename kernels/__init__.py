@@ -2,5 +2,6 @@
 
 if __name__ != "qbench.kernels":
     raise ImportError(
-        "this folder is the package qbench.kernels; the repository root is on sys.path (run `qbench`, `pytest` or `python -P`)"
+        "this folder is the package qbench.kernels; the repository root is on sys.path "
+        "(run `qbench`, `pytest` or `python -P`)"
     )

@@ -22,8 +22,8 @@ from qbench.formats.packing import as_stored
 from qbench.methods.greedy import greedy_planes
 from qbench.methods.rtn import RTN, TINY, grid_error
 
-TRIAL = 3  # rounds from every start before the best one goes on alone
-CHUNK = 1 << 18  # weights at a time: bounds the temporaries
+TRIAL = 2  # rounds from every start before the best one goes on alone
+CHUNK = 1 << 20  # weights at a time: bounds the temporaries
 Coding = tuple[Tensor, Tensor]  # alpha (rows, bits) and shift (rows,)
 
 
@@ -78,7 +78,7 @@ class Alternating:
         scheme, h = Scheme(bits), (2**bits - 1) / 2
         error = torch.full_like(W[:, 0], torch.inf)
         scale = shift = torch.zeros_like(error)
-        for method in (RTN(), RTN(zero_point="real", ratios=12)):
+        for method in (RTN(), RTN(zero_point="real", ratios=8)):
             s, z = (parameter.float() for parameter in method.grid(W, scheme) if parameter is not None)
             now = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
             better = now < error
@@ -114,7 +114,9 @@ class SortedGroups:
         return ends.diff(dim=1).double(), self.prefix.gather(1, ends).diff(dim=1)
 
 
-def alternate(group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def alternate(
+    group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, shifted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Alternate from (alpha, shift); returns the squared error (rows,), alpha and shift of the last round, float64.
 
     The error is that of the returned coding with nearest levels, and never rises. Converged rows are left out.
@@ -131,7 +133,10 @@ def alternate(group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, sh
         e = torch.minimum(now, e)
         if not moving.any():
             break
-        count, total = torch.empty_like(count).scatter_(1, order, count), torch.empty_like(total).scatter_(1, order, total)
+        count, total = (
+            torch.empty_like(count).scatter_(1, order, count),
+            torch.empty_like(total).scatter_(1, order, total),
+        )
         if moving.sum() < 0.7 * len(active):
             alpha[active], shift[active], error[active] = a, s, e
             active, part, e = active[moving], part.take(moving), e[moving]
@@ -142,7 +147,7 @@ def alternate(group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, sh
 
 
 def level_signs(bits: int) -> Tensor:
-    """(2^b, b) float64 in {-1, +1}: row k has + in plane i where bit b-1-i of k is set; ascending for uniform scales."""
+    """(2^b, b) float64 in {-1, +1}: row k has + in plane i where bit b-1-i of k is set."""
     index = torch.arange(2**bits)
     return torch.stack([((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)], 1).double()
 

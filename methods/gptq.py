@@ -46,7 +46,7 @@ class GPTQ:
         """(out, in) weight, Hessian (in, in) -> Uniform. MethodError where no damping makes the Hessian definite."""
         out, columns = weight.shape
         group = scheme.group_length(columns)
-        H, W = self._prepared(weight.float(), stats)
+        H, W = live_hessian(stats), weight.float()
         grids = RTN(clip=self.clip, zero_point=self.zero_point, norm=self.norm)
         scale, zero = grids.grid(W.unflatten(1, (-1, group)), scheme)  # (out, groups)
         order = H.diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(columns)
@@ -60,14 +60,16 @@ class GPTQ:
         codes[:, order] = ordered
         return Uniform.from_codes(codes, scale, zero, scheme.bits)
 
-    def _prepared(self, W: Tensor, stats: LinearStats) -> tuple[Tensor, Tensor]:
-        """Dead columns, whose input is always zero, get curvature 1 and weight 0; no tokens at all means H = I."""
-        H = stats.hessian.float().clone()
-        if stats.count == 0:
-            return torch.eye(len(H), device=W.device), W
-        dead = H.diagonal() == 0
-        H.diagonal()[dead] = 1
-        return H, torch.where(dead, 0, W)
+
+def live_hessian(stats: LinearStats) -> Tensor:
+    """The Hessian with curvature 1 for dead inputs, which are always zero: their weights are rounded to nearest.
+
+    The authors' code sets these weights to zero, which loses them for inputs that the calibration text did not show. A
+    layer that saw no token at all (an expert) has the identity.
+    """
+    H = stats.hessian.float().clone()
+    H.diagonal()[H.diagonal() == 0] = 1
+    return H
 
 
 def inverse_cholesky(H: Tensor, damp: float) -> Tensor:

@@ -39,8 +39,8 @@ class RTN:
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
     norm: float = 2.0
-    ratios: int = 24
-    min_ratio: float = 0.3
+    ratios: int = 16
+    min_ratio: float = 0.4
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
         """(out, in) -> Uniform; the codes are rounded against the grid as it is stored."""
@@ -109,7 +109,7 @@ def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, norm: float) -> Tenso
 
 
 def round_to_grid(W: Tensor, s: Tensor, z: Tensor | None, bits: int) -> Tensor:
-    """Nearest codes: (..., g) float32, scale and zero point (...) -> (..., g) uint8; a zero scale takes the zero point."""
+    """Nearest codes: (..., g) float32, scale and zero point (...) -> (..., g) uint8. A zero scale gives zero."""
     zero = torch.full_like(s, 2.0 ** (bits - 1), dtype=torch.float32) if z is None else z.float()
     scale = s.float()
     q = W / torch.where(scale > 0, scale, torch.inf)[..., None] + zero[..., None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -22,23 +24,23 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, outer[name]
 
 
-def linears(block: nn.Module) -> dict[str, nn.Module]:
+def linears(block: nn.Module) -> dict[str, Any]:
     """Linear layers by name within the block, in the order of their registration; GPT-2's Conv1D is one of them."""
     return {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
 
 
-def quantizable(model: nn.Module) -> dict[str, nn.Module]:
+def quantizable(model: nn.Module) -> dict[str, Any]:
     """All linear layers inside the decoder's blocks by full name; embeddings and the head stay in full precision."""
     prefix, blocks = decoder_blocks(model)
     return {f"{prefix}.{name}": module for name, module in linears(blocks).items()}
 
 
-def read_weight(layer: nn.Module) -> Tensor:
+def read_weight(layer: Any) -> Tensor:
     """The weight as (out, in); Conv1D stores (in, out)."""
     weight: Tensor = layer.weight.detach()
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def write_weight(layer: nn.Module, weight: Tensor) -> None:
+def write_weight(layer: Any, weight: Tensor) -> None:
     """Replace the weight by (out, in), in the layer's own dtype and device."""
     layer.weight.data.copy_(weight.T if isinstance(layer, Conv1D) else weight)

@@ -7,7 +7,7 @@ its linear layers. Inputs are truly sequential: each layer sees what the already
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,10 @@ Progress = Callable[[float, str], None]
 
 @dataclass
 class Stream:
-    """One batch on its way. hidden: (batch, length, width). arguments: of each block's call, beside the hidden states."""
+    """One batch on its way.
+
+    hidden: (batch, length, width). arguments: of each block's call, but for the hidden states.
+    """
 
     hidden: Tensor
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -34,13 +37,19 @@ class Stream:
 
 @torch.no_grad()
 def walk_linears(
-    model: nn.Module, tokens: Tensor, visit: Visit, device: torch.device, batch_size: int, progress: Progress
+    model: nn.Module,
+    tokens: Tensor,
+    visit: Visit,
+    device: torch.device,
+    progress: Progress,
+    batch_size: int,
+    dtype: torch.dtype,
 ) -> None:
     """Visit every linear layer of the decoder in the order of execution with the statistics of its inputs.
 
     tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight: all that follows sees
-    it. A layer that no token reaches (an expert) is visited last, with count 0. Raises MethodError naming the block
-    where hidden states are no longer finite.
+    it. A layer that no token reaches (an expert) is visited last, with count 0. dtype: of the matrix products.
+    Raises MethodError naming the layer whose inputs are no longer finite.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device)
@@ -49,13 +58,17 @@ def walk_linears(
         home = next(block.parameters()).device
         block.to(device)
         names = {layer: f"{prefix}.{index}.{name}" for name, layer in linears(block).items()}
-        outputs = lock_step(block, index, streams, names, visit)
+        # No cache: it would hold on to the low-precision copies of weights that have been replaced.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            outputs = lock_step(block, index, streams, names, visit)
         for stream, hidden in zip(streams, outputs, strict=True):
             stream.hidden = hidden
         block.to(home)
 
 
-def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int, device: torch.device) -> list[Stream]:
+def enter(
+    model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int, device: torch.device
+) -> list[Stream]:
     """Run everything before the first block, and record the arguments with which each block is called.
 
     The blocks are passed over (they return their input), so this is cheap, and right for models whose blocks get
@@ -64,13 +77,19 @@ def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: i
     streams = []
     tuples = None
     for batch in tokens.split(batch_size):
-        with _recorded(blocks, tuples) as (calls, probe):
+        with _recorded(blocks, tuples) as (calls, probe), suppress(_AllRecorded):
             model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
         tuples = probe[0]
         hidden = calls[0][0][0]
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
-        streams.append(tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (hidden, arguments)))
+        streams.append(
+            tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (hidden, arguments))
+        )
     return [Stream(*stream) for stream in streams]
+
+
+class _AllRecorded(Exception):
+    """The last block has been called."""
 
 
 @contextmanager
@@ -87,6 +106,8 @@ def _recorded(blocks: nn.ModuleList, tuples: bool | None) -> Iterator[tuple[list
             if probe[0] is None:
                 probe[0] = isinstance(original(*args, **kwargs), tuple)
             calls.append((args, kwargs))
+            if len(calls) == len(blocks):
+                raise _AllRecorded  # the head would be the dearest part of it all
             return (args[0],) if probe[0] else args[0]
 
         return forward
@@ -100,18 +121,16 @@ def _recorded(blocks: nn.ModuleList, tuples: bool | None) -> Iterator[tuple[list
             del block.forward  # the instance attribute; the class's method shows again
 
 
-def lock_step(
-    block: nn.Module, index: int, streams: list[Stream], names: dict[nn.Module, str], visit: Visit
-) -> list[Tensor]:
+def lock_step(block: nn.Module, index: int, streams: list[Stream], names: dict[Any, str], visit: Visit) -> list[Tensor]:
     """Run one block on every stream, pausing all of them at each linear layer until it has been visited.
 
     Each stream's forward pass is a coroutine that stops before a linear layer; when all have arrived, the layer's
-    statistics are complete, it is visited, and they go on. One pass over the block suffices for truly sequential inputs.
+    statistics are complete, it is visited, and they go on: truly sequential inputs in one pass over the block.
     """
     order = {layer: position for position, layer in enumerate(names)}
     unvisited = dict.fromkeys(names)
 
-    def pause(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def pause(layer: Any, args: tuple[Any, ...]) -> None:
         if layer in unvisited:
             greenlet.getcurrent().parent.switch((layer, args[0]))
 
@@ -121,7 +140,9 @@ def lock_step(
         states = [run.switch() for run in runs]
         statistics = InputStatistics()
         while not all(run.dead for run in runs):
-            layer = min((state[0] for state, run in zip(states, runs, strict=True) if not run.dead), key=lambda key: order[key])
+            layer = min(
+                (state[0] for state, run in zip(states, runs, strict=True) if not run.dead), key=lambda key: order[key]
+            )
             here = [i for i, run in enumerate(runs) if not run.dead and states[i][0] is layer]
             visit(names[layer], layer, statistics.of([states[i][1] for i in here], names[layer]))
             del unvisited[layer]
@@ -158,10 +179,20 @@ class InputStatistics:
             count = 0
             for x in inputs:
                 rows = x.reshape(-1, width).float()  # (tokens, in)
-                hessian.addmm_(rows.T, rows)
+                hessian += _gram(rows)
                 count += len(rows)
             hessian *= 2 / max(count, 1)
             if not torch.isfinite(hessian).all():
-                raise MethodError(f"the inputs of {name} are not finite on the calibration text; check the model in float32")
+                raise MethodError(
+                    f"the inputs of {name} are not finite on the calibration text; check the model in float32"
+                )
             self._inputs, self._stats = inputs, LinearStats(hessian, count)
         return self._stats
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """x^T x of (tokens, in). On the CPU numpy sees the symmetry and does half the work, where torch does not."""
+    if rows.is_cuda:
+        return rows.T @ rows
+    array = rows.contiguous().numpy()
+    return torch.from_numpy(array.T @ array)

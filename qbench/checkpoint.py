@@ -53,7 +53,9 @@ def save(
                 tokenizer.save_pretrained(part)
             _replace(part, folder)
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"the quantized model cannot be written to {folder}: {error}; free space or choose another folder") from error
+        raise StoreError(
+            f"the quantized model cannot be written to {folder}: {error}; free space or choose another folder"
+        ) from error
     return folder
 
 
@@ -75,7 +77,11 @@ def load(folder: Path, dtype: str) -> tuple[Any, Any, dict[str, WeightFormat], d
     with _opened(folder / WEIGHTS) as file:
         names = set(file.keys())
         for name, spec in modules.items():
-            parts = {key.removeprefix(f"{name}."): key for key in names if key.startswith(f"{name}.") and key != f"{name}.bias"}
+            parts = {
+                key.removeprefix(f"{name}."): key
+                for key in names
+                if key.startswith(f"{name}.") and key != f"{name}.bias"
+            }
             names -= set(parts.values())
             weights[name] = from_tensors(
                 spec["format"],
@@ -105,7 +111,9 @@ def is_quantized(folder: Path) -> bool:
 
 def _tensors(model: nn.Module, weights: Mapping[str, WeightFormat]) -> dict[str, Tensor]:
     """What is stored: packed parts, and all other tensors once each (tied ones share storage)."""
-    packed = {f"{name}.{part}": tensor for name, weight in weights.items() for part, tensor in weight.to_tensors().items()}
+    packed = {
+        f"{name}.{part}": tensor for name, weight in weights.items() for part, tensor in weight.to_tensors().items()
+    }
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if name.removesuffix(".weight") in weights or tensor.data_ptr() in seen:
@@ -115,7 +123,9 @@ def _tensors(model: nn.Module, weights: Mapping[str, WeightFormat]) -> dict[str,
     return {name: tensor.detach().cpu().contiguous() for name, tensor in packed.items()}
 
 
-def _fill(model: Any, state: dict[str, Tensor], weights: Mapping[str, WeightFormat], kind: torch.dtype, folder: Path) -> None:
+def _fill(
+    model: Any, state: dict[str, Tensor], weights: Mapping[str, WeightFormat], kind: torch.dtype, folder: Path
+) -> None:
     layers = quantizable(model)
     for name, weight in weights.items():
         if name not in layers:
@@ -126,7 +136,9 @@ def _fill(model: Any, state: dict[str, Tensor], weights: Mapping[str, WeightForm
     model.tie_weights()
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if missing or unexpected:
-        raise StoreError(f"{folder / WEIGHTS}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}")
+        raise StoreError(
+            f"{folder / WEIGHTS}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
+        )
 
 
 def _quantization_config(folder: Path) -> dict[str, Any]:
@@ -134,7 +146,9 @@ def _quantization_config(folder: Path) -> dict[str, Any]:
     try:
         stated = json.loads(path.read_text())["quantization_config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is not the config of a model quantized by qbench ({type(error).__name__}: {error})") from None
+        raise StoreError(
+            f"{path} is not the config of a model quantized by qbench ({type(error).__name__}: {error})"
+        ) from None
     if stated.get("quant_method") != "qbench" or stated.get("version") != VERSION:
         raise StoreError(
             f"{path} states quant_method={stated.get('quant_method')!r}, version={stated.get('version')!r}; "

@@ -23,7 +23,9 @@ app.add_typer(data_app, name="data")
 out, err = Console(), Console(stderr=True)
 
 Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")]
-Data = Annotated[str | None, typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`).")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`).")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Sets = Annotated[
     list[str] | None,
@@ -56,7 +58,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of the calibration sample.")] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")] = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Records, artifacts and report; default runs/MODEL.")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Records, artifacts and report; default runs/MODEL.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
 ) -> None:
@@ -131,7 +135,9 @@ def _show_plan(plan: Any) -> None:
         table.add_row(cell.id, Text(cell.model), Text(cell.label), *facts)
     out.print(table)
     total = sum(plan.estimates[cell.id].seconds for cell in plan.cells)
-    out.print(f"{len(plan.cells)} cells, about {total / 60:.0f} min (estimated from a matrix product timed on this machine)")
+    out.print(
+        f"{len(plan.cells)} cells, about {total / 60:.0f} min (estimated from a matrix product timed on this machine)"
+    )
 
 
 @app.command(epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`")
@@ -152,7 +158,7 @@ def quantize(
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme, verb_of
-    from qbench.environment import pick_device
+    from qbench.environment import pick_device, pick_dtype
     from qbench.grid import parse_set
     from qbench.models import find_model, load_model
     from qbench.quantization import quantize as quantize_model
@@ -174,7 +180,14 @@ def quantize(
         tokens = calibration_windows(open_source(data or "auto").text("calibration"), tokenizer, samples, length, seed)
     with err.status(f"quantizing {model} with {method}") as status:
         result = quantize_model(
-            loaded, made, scheme, tokens, tokenizer=tokenizer, device=chosen, progress=lambda f, text: status.update(text)
+            loaded,
+            made,
+            scheme,
+            tokens,
+            tokenizer=tokenizer,
+            device=chosen,
+            dtype=pick_dtype("auto", chosen),
+            progress=lambda fraction, text: status.update(text),
         )
     result.save(output)
     parts = ", ".join(f"{part} {value:.3f}" for part, value in result.bits_per_weight.items() if part != "total")
@@ -214,12 +227,16 @@ def evaluate(
     out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
     model.to(chosen)
     for task, spec in wanted:
-        context = Context(model, tokenizer, source, batch_size=1 if task.kind == "text" else grid.defaults["batch_size"])
+        context = Context(
+            model, tokenizer, source, batch_size=1 if task.kind == "text" else grid.defaults["batch_size"]
+        )
         with err.status(spec.name):
             outcome = task.evaluate(context, spec)
         for score in outcome.scores:
             value = number(score.value, score.stderr, score.metric)
-            out.print(f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False)
+            out.print(
+                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False
+            )
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")
@@ -256,7 +273,9 @@ def list_(
 
 
 @app.command(epilog="Examples: `qbench check rtn`   `qbench check my_variant.py`")
-def check(target: Annotated[str, typer.Argument(help="A method's name, or a Python file that defines methods.")]) -> None:
+def check(
+    target: Annotated[str, typer.Argument(help="A method's name, or a Python file that defines methods.")],
+) -> None:
     """Run the contract checks over a method; exit code 1 where one fails."""
     from qbench.checks import run_checks
     from qbench.registry import load_plugin
@@ -266,7 +285,9 @@ def check(target: Annotated[str, typer.Argument(help="A method's name, or a Pyth
     for name in names:
         for title, problem in run_checks(name):
             failed += problem is not None
-            out.print(f"{'FAIL' if problem else 'ok':5} {name}  {title}{f': {problem}' if problem else ''}", markup=False)
+            out.print(
+                f"{'FAIL' if problem else 'ok':5} {name}  {title}{f': {problem}' if problem else ''}", markup=False
+            )
     raise typer.Exit(1 if failed else 0)
 
 

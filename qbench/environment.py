@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,8 @@ def reset_peak_memory(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark to the present size
-    except OSError:
-        pass
 
 
 def peak_memory(device: str) -> int:

@@ -64,7 +64,9 @@ class Grid(BaseModel):
     @property
     def calibration(self) -> dict[str, int]:
         """samples and length: the preset's, overridden by `set`."""
-        return self.defaults["calibration"] | _single("calibration", self.set.get("calibration", {}), ("samples", "length"))
+        return self.defaults["calibration"] | _single(
+            "calibration", self.set.get("calibration", {}), ("samples", "length")
+        )
 
 
 def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
@@ -78,7 +80,9 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
         if not isinstance(stated, dict):
             raise ConfigError(f"grid file {str(config)!r} holds a {type(stated).__name__}; it must map keys to values")
         lists = ("model", "bits", "methods", "tasks", "plugin")
-        stated = {key: [value] if key in lists and not isinstance(value, list) else value for key, value in stated.items()}
+        stated = {
+            key: [value] if key in lists and not isinstance(value, list) else value for key, value in stated.items()
+        }
     try:
         return Grid.model_validate(stated | {key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -96,7 +100,9 @@ def parse_set(settings: Sequence[str]) -> dict[str, dict[str, tuple[Scalar, ...]
         target, equals, values = setting.partition("=")
         owner, dot, key = target.partition(".")
         if not (equals and dot and owner and key and values):
-            raise ConfigError(f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; for example --set gptq.act_order=false")
+            raise ConfigError(
+                f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; for example --set gptq.act_order=false"
+            )
         found.setdefault(owner, {})[key] = tuple(values.split(","))
     return found
 
@@ -110,14 +116,16 @@ def expand(
 ) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first; ConfigError before any work where something does not fit.
 
-    revisions: of each model. `none` is one cell per model, whatever the bits; bits outside a method's range are refused.
+    revisions: of each model. `none` is one cell per model, whatever the bits; bits out of its range are refused.
     """
     _check_owners(grid)
     cells = []
     for model in grid.model:
         for name in sorted(dict.fromkeys(grid.methods), key=lambda method: method != "none"):
             cls = method_class(name)
-            for params, bits in itertools.product(_sweep(grid, name), [None] if name == "none" else sorted(set(grid.bits))):
+            for params, bits in itertools.product(
+                _sweep(grid, name), [None] if name == "none" else sorted(set(grid.bits))
+            ):
                 scheme = None
                 if bits is not None:
                     group = None if grid.group_size == "channel" else grid.group_size
@@ -142,7 +150,7 @@ def expand(
 
 def cell_command(grid: Grid, cell: Cell) -> str:
     """The command line that makes this one cell again."""
-    owners = {**{cell.method: {key: (value,) for key, value in cell.params.items()}}}
+    owners: dict[str, dict[str, tuple[Scalar, ...]]] = {cell.method: {k: (v,) for k, v in cell.params.items()}}
     owners |= {owner: values for owner, values in grid.set.items() if owner in (*grid.task_names, "calibration")}
     parts = ["qbench run", f"--model {cell.model}", f"--methods {cell.method}"]
     if cell.scheme:
@@ -150,7 +158,9 @@ def cell_command(grid: Grid, cell: Cell) -> str:
         parts += ["--symmetric"] if cell.scheme.symmetric else []
     parts += [f"--tasks {','.join(grid.task_names)}", f"--preset {grid.preset}", f"--data {grid.data}"]
     parts += [f"--dtype {cell.dtype}", f"--seed {cell.seed}"]
-    parts += [f"--set {owner}.{key}={','.join(map(str, v))}" for owner, pairs in owners.items() for key, v in pairs.items()]
+    parts += [
+        f"--set {owner}.{key}={','.join(map(str, v))}" for owner, pairs in owners.items() for key, v in pairs.items()
+    ]
     parts += [f"--plugin {path}" for path in grid.plugin]
     return " ".join(parts)
 
@@ -166,7 +176,7 @@ def _sweep(grid: Grid, method: str) -> list[dict[str, Scalar]]:
     return list({str(params): params for params in sweep}.values())
 
 
-def _single(owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Sequence[str]) -> dict[str, int | None]:
+def _single(owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Sequence[str]) -> dict[str, Any]:
     """`--set` values of a task or of the calibration: one integer each, or `all`."""
     found: dict[str, int | None] = {}
     for key, values in settings.items():

@@ -33,9 +33,9 @@ def _methods() -> tuple[tuple[str, ...], Rows]:
         if isinstance(cls, Broken):
             rows.append((name, "broken", "", "", "", f"{cls.origin}: {cls.reason}"))
             continue
-        low, high = cls.bits  # type: ignore[attr-defined]
+        low, high = cls.bits
         needs, params = NEEDS[verb_of(cls)], " ".join(f"{key}={value}" for key, value in parameters(cls).items())
-        rows.append((name, cls.format, f"{low}-{high}", needs, params, cls.paper))  # type: ignore[attr-defined]
+        rows.append((name, cls.format, f"{low}-{high}", needs, params, cls.paper))
     return ("method", "format", "bits", "needs", "parameters", "paper"), rows
 
 

@@ -54,7 +54,7 @@ def find_model(name: str) -> ModelSource:
         maker = makers[base]
         folder = maker() if base in BUILT_IN else maker()()
         return ModelSource(name, str(folder), None, True)
-    if base in ALIASES or base.count("/") == 1 and not base.startswith((".", "/", "~")):
+    if base in ALIASES or (base.count("/") == 1 and not base.startswith((".", "/", "~"))):
         return ModelSource(name, ALIASES.get(base, base), revision or None, False)
     raise ModelError(
         unknown_name("model", name, known_models()) + "; or give a local folder, or a hub id such as 'Qwen/Qwen3-8B'"
@@ -69,7 +69,7 @@ def load_config(source: ModelSource) -> Any:
 
 
 def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
-    """(model, tokenizer) from transformers, weights in `dtype`, on the CPU. ModelError saying what to do if it fails."""
+    """(model, tokenizer) from transformers, weights in `dtype`, on the CPU. ModelError saying what to do."""
     from transformers import AutoModelForCausalLM
 
     model = _from_hub(
@@ -87,7 +87,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def resolved_revision(source: ModelSource) -> str:
-    """What exactly was loaded: the hub's commit, or a hash of a folder's config and the names and sizes of its weights."""
+    """What exactly is loaded: the hub's commit, or a hash of a folder's config and its weights' names and sizes."""
     if not source.local:
         commit = getattr(load_config(source), "_commit_hash", None)
         return commit or source.revision or "unknown"

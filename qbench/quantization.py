@@ -1,9 +1,10 @@
-"""The common interface: `quantize(model, method, scheme, calibration)` -> `QuantizedModel`, `.save(dir)`, `load(dir)`."""
+"""The common interface: `quantize(model, method, scheme, calibration)` gives a `QuantizedModel`; `.save`, `load`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from qbench.calibrate import Progress, walk_linears
 from qbench.contracts import LinearStats, Scheme, WeightFormat, check_scheme, verb_of
 from qbench.errors import ConfigError, MethodError, QbenchError
 from qbench.formats import bits_per_weight
-from qbench.models import find_model, load_model
+from qbench.models import DTYPES, find_model, load_model
 from qbench.registry import get_method, parameters
 
 
@@ -57,6 +58,7 @@ def quantize(
     *,
     tokenizer: Any = None,
     device: str = "cpu",
+    dtype: str = "float32",
     batch_size: int = 8,
     progress: Progress = lambda fraction, text: None,
 ) -> QuantizedModel:
@@ -64,7 +66,8 @@ def quantize(
 
     model: a name, hub id or folder, or a transformers model, which is changed in place. method: a name or a method
     object. calibration: token ids (samples, length), or texts, where the method needs them. device: where the work is
-    done, block by block. Raises ConfigError before any work where the scheme does not fit, MethodError naming the layer
+    done, block by block. dtype: of the matrix products of the calibration walk, a speed-up where the hardware computes
+    in bfloat16. Raises ConfigError before any work where the scheme does not fit, MethodError naming the layer
     where the method fails.
     """
     method = get_method(method) if isinstance(method, str) else method
@@ -75,7 +78,16 @@ def quantize(
         weights = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
         tokens = _tokens(calibration, tokenizer, method)
-        weights = _by_linear(model, method, scheme, tokens, torch.device(device), batch_size, progress)
+        walk = partial(
+            walk_linears,
+            model,
+            tokens,
+            device=torch.device(device),
+            progress=progress,
+            batch_size=batch_size,
+            dtype=DTYPES[dtype],
+        )
+        weights = _by_linear(walk, method, scheme)
     manifest = {
         "method": method.name,
         "params": parameters(method),
@@ -85,14 +97,16 @@ def quantize(
 
 
 def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
-    """ConfigError where the method or any layer does not fit the scheme; MethodError for weights that are not finite."""
+    """ConfigError where the scheme does not fit the method or a layer; MethodError where weights are not finite."""
     check_scheme(method, scheme)
     for name, layer in quantizable(model).items():
         weight = read_weight(layer)
         scheme.group_length(weight.shape[1], name)
         if not weight.is_meta and not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
-            raise MethodError(f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; repair the checkpoint")
+            raise MethodError(
+                f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; repair the checkpoint"
+            )
 
 
 def _by_weight(
@@ -102,27 +116,22 @@ def _by_weight(
     layers = quantizable(model)
     for i, (name, layer) in enumerate(layers.items()):
         progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
-        weights[name] = _attempt(name, lambda layer=layer: method.quantize_weight(read_weight(layer).to(device), scheme))
+        weights[name] = _attempt(
+            name, lambda layer=layer: method.quantize_weight(read_weight(layer).to(device), scheme)
+        )
         write_weight(layer, weights[name].dequantize())
     return weights
 
 
-def _by_linear(
-    model: nn.Module,
-    method: Any,
-    scheme: Scheme,
-    tokens: Tensor,
-    device: torch.device,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, WeightFormat]:
+def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[str, WeightFormat]:
     weights: dict[str, WeightFormat] = {}
 
     def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
-        weights[name] = _attempt(name, lambda: method.quantize_linear(read_weight(layer), stats, scheme))
-        write_weight(layer, weights[name].dequantize())
+        with torch.autocast(stats.hessian.device.type, enabled=False):
+            weights[name] = _attempt(name, lambda: method.quantize_linear(read_weight(layer), stats, scheme))
+            write_weight(layer, weights[name].dequantize())
 
-    walk_linears(model, tokens, visit, device, batch_size, progress)
+    walk(visit=visit)
     return weights
 
 
@@ -133,7 +142,7 @@ def _attempt(name: str, work: Any) -> WeightFormat:
         raise MethodError(f"layer {name}: {error}") from error
     except (RuntimeError, ValueError, ArithmeticError) as error:  # what torch raises from inside a method
         raise MethodError(f"layer {name}: {type(error).__name__}: {error}") from error
-    if not torch.isfinite(weight.dequantize()).all():
+    if not all(torch.isfinite(part).all() for part in weight.to_tensors().values()):
         raise MethodError(f"layer {name}: the quantized weight is not finite")
     return weight
 
@@ -143,8 +152,6 @@ def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: 
         raise ConfigError(f"method {method.name!r} needs calibration: give token ids (samples, length), or texts")
     if isinstance(calibration, Tensor):
         return calibration
-    from qbench.tasks.text import calibration_windows, count_windows
+    from qbench.tasks.text import windows
 
-    length = 512
-    samples = min(64, count_windows(list(calibration), tokenizer, length))
-    return calibration_windows(list(calibration), tokenizer, samples, length, seed=0)
+    return windows(calibration, tokenizer, length=512, limit=64)

@@ -22,12 +22,16 @@ class _Frozen(BaseModel):
 
 
 class CalibrationSpec(_Frozen):
-    """Which text calibrates: the data's name and content hash, `samples` windows of `length` tokens."""
+    """Which text calibrates: the data's name and content hash, `samples` windows of `length` tokens.
+
+    dtype: in which the matrix products of the walk are computed; weights and statistics are float32 throughout.
+    """
 
     data: str
     sha256: str
     samples: int
     length: int
+    dtype: str
 
 
 class TaskSpec(_Frozen):

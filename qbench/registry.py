@@ -23,7 +23,7 @@ from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
 
 _DECLARED = ("name", "paper", "format", "bits", "symmetric")
-_plugins: dict[str, type] = {}
+_plugins: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Broken:
     reason: str
 
 
-def methods() -> dict[str, type | Broken]:
-    """All methods by name: our own, then entry points of group `qbench.methods`, then plug-in files."""
+def methods() -> dict[str, Any]:
+    """All methods by name, classes or `Broken`: our own, entry points of group `qbench.methods`, plug-in files."""
     package = importlib.import_module("qbench.methods")
-    found: dict[str, type | Broken] = {}
+    found: dict[str, Any] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         found |= {cls.name: cls for cls in _methods_in(module)}
@@ -52,7 +52,7 @@ def methods() -> dict[str, type | Broken]:
     return found | _plugins
 
 
-def method_class(name: str) -> type:
+def method_class(name: str) -> Any:
     """The class of the method called `name`; ConfigError with the nearest name, or with why it is broken."""
     known = methods()
     found = known.get(name)
@@ -131,7 +131,7 @@ def _methods_in(module: ModuleType) -> list[Any]:
     ]
 
 
-def _checked(cls: Any) -> type:
+def _checked(cls: Any) -> Any:
     missing = [key for key in _DECLARED if not hasattr(cls, key)]
     if missing or not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{cls!r} is not a method: a frozen dataclass that declares {', '.join(_DECLARED)}")

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from qbench.environment import environment, peak_memory, pick_device, pick_dtype
 from qbench.errors import QbenchError, StoreError
 from qbench.estimate import Estimate, Rates, estimate, measure_rates
 from qbench.grid import Grid, cell_command, expand
-from qbench.models import ModelSource, find_model, load_model, load_tokenizer, resolved_revision
+from qbench.models import ModelSource, find_model, load_model, resolved_revision
 from qbench.quantization import QuantizedModel, load, quantize
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
 from qbench.registry import get_method, load_plugin, method_class
@@ -58,7 +58,10 @@ class Plan:
 
 
 def make_plan(grid: Grid) -> Plan:
-    """Resolve models, data and tasks, and check every cell. Nothing is quantized; raises ConfigError, ModelError, DataError."""
+    """Resolve models, data and tasks, and check every cell, before any work.
+
+    Raises ConfigError, ModelError or DataError.
+    """
     for path in grid.plugin:
         load_plugin(path)
     source = open_source(grid.data)
@@ -69,7 +72,10 @@ def make_plan(grid: Grid) -> Plan:
     sources = {name: find_model(name) for name in grid.model}
     device = pick_device(grid.device)
     calibration = CalibrationSpec(
-        data=source.table_name("calibration"), sha256=source.sha256("calibration"), **grid.calibration
+        data=source.table_name("calibration"),
+        sha256=source.sha256("calibration"),
+        dtype=pick_dtype("auto", device),
+        **grid.calibration,
     )
     cells = expand(
         grid,
@@ -120,7 +126,8 @@ class _Worker:
 
     def record(self, found: dict[str, Any]) -> Record:
         """Quantize, evaluate, and say what happened; only StoreError and interruption pass through."""
-        status, reason = "ok", None
+        status: Literal["ok", "failed"] = "ok"
+        reason: str | None = None
         try:
             quantized = self._quantized()
             started = time.perf_counter()
@@ -176,7 +183,14 @@ class _Worker:
         reset_peak_memory(device)
         started = time.perf_counter()
         quantized = quantize(
-            model, method, cell.scheme, tokens, tokenizer=tokenizer, device=device, progress=self._part(0.0, 0.5, "quantizing")
+            model,
+            method,
+            cell.scheme,
+            tokens,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=cell.calibration.dtype if cell.calibration else "float32",
+            progress=self._part(0.0, 0.5, "quantizing"),
         )
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
@@ -205,7 +219,7 @@ class _Worker:
         return tuple(scores)
 
     def _reference(self, context: Context, spec: TaskSpec) -> ReferenceLogits | None:
-        """The unquantized model's log-probabilities on the windows of `spec`, if the cell asks for divergence on them."""
+        """The unquantized model's log-probabilities on the windows of `spec`, where the cell asks for divergence."""
         wanted = [other for other in self.cell.tasks if other.name.endswith("divergence")]
         same = [other for other in wanted if (other.limit, other.length) == (spec.limit, spec.length)]
         if not same:

@@ -1,10 +1,10 @@
 """What a run leaves on disk. The files are the truth; everything else is rebuilt from them.
 
-    OUT/records/ID.json       one record per cell, with a checksum
-    OUT/samples/ID/TASK.jsonl every item of a task
-    OUT/artifacts/KEY/        a quantized model, shared by the cells that differ only in evaluation
-    OUT/reference/            log-probabilities of the unquantized model, removed when a run is complete
-    OUT/quarantine/           records that could not be trusted
+OUT/records/ID.json       one record per cell, with a checksum
+OUT/samples/ID/TASK.jsonl every item of a task
+OUT/artifacts/KEY/        a quantized model, shared by the cells that differ only in evaluation
+OUT/reference/            log-probabilities of the unquantized model, removed when a run is complete
+OUT/quarantine/           records that could not be trusted
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Store:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise StoreError(f"output folder {folder} cannot be written ({error.strerror}); choose another with --out") from None
+            raise StoreError(
+                f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
+            ) from None
 
     def artifact(self, cell: Cell) -> Path:
         """Where the quantized model of a cell lies."""
@@ -104,7 +106,9 @@ def _trusted(path: Path) -> Record:
     except (OSError, ValueError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-        raise StoreError(f"record {path.name} is of schema {body.get('schema') if isinstance(body, dict) else None}, not {SCHEMA}")
+        raise StoreError(
+            f"record {path.name} is of schema {body.get('schema') if isinstance(body, dict) else None}, not {SCHEMA}"
+        )
     if body.pop("checksum", None) != _checksum(body):
         raise StoreError(f"record {path.name} was changed after it was written (its checksum does not fit)")
     try:

@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: lines that can be searched on stdout, a progress bar with time left on stderr."""
+"""What a person sees while a grid runs: lines on stdout that can be searched, and time left on stderr."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class LiveView:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Takes it away."""
         self._bar.stop()
 
@@ -68,7 +70,9 @@ class LiveView:
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
         """One line per task."""
-        shown = ", ".join(f"{_named(s)} {number(s.value, s.stderr, s.metric)}" for s in scores if s.task == scores[0].task)
+        shown = ", ".join(
+            f"{_named(s)} {number(s.value, s.stderr, s.metric)}" for s in scores if s.task == scores[0].task
+        )
         self._line(f"       {scores[0].task}: {shown}")
 
     def finish(self, record: Record) -> None:
@@ -79,7 +83,9 @@ class LiveView:
         facts = [f"{bits:.2f} bits/weight" if bits is not None else ""]
         facts += [f"quantized in {record.quantize_seconds:.1f} s" if record.quantize_seconds else ""]
         facts += [f"evaluated in {record.evaluate_seconds:.1f} s" if record.evaluate_seconds else ""]
-        outcome = "  ".join(fact for fact in facts if fact) if record.status == "ok" else f"{record.status}: {record.reason}"
+        outcome = (
+            "  ".join(fact for fact in facts if fact) if record.status == "ok" else f"{record.status}: {record.reason}"
+        )
         self._line(f"{self.position:>6} {record.cell.model}  {record.cell.label}  {outcome}  {record.id}")
 
     def _line(self, text: str) -> None:

@@ -2,5 +2,6 @@
 
 if __name__ != "qbench.tasks":
     raise ImportError(
-        "this folder is the package qbench.tasks; the repository root is on sys.path (run `qbench`, `pytest` or `python -P`)"
+        "this folder is the package qbench.tasks; the repository root is on sys.path "
+        "(run `qbench`, `pytest` or `python -P`)"
     )

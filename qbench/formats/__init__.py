@@ -25,7 +25,9 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, An
     try:
         return FORMATS[name].from_tensors(tensors, spec)
     except (KeyError, TypeError) as error:
-        raise StoreError(f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: {error}") from None
+        raise StoreError(
+            f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: {error}"
+        ) from None
 
 
 def bits_per_weight(weights: Iterable[WeightFormat]) -> dict[str, float]:

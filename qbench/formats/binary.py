@@ -31,8 +31,10 @@ class Binary:
 
     @classmethod
     def from_planes(cls, planes: Tensor, alpha: Tensor, shift: Tensor | None) -> Binary:
-        """planes (bits, out, in), positive or True where the code is +1; alpha (out, groups, bits); shift (out, groups)."""
-        return cls(pack((planes > 0).to(torch.uint8), 1), alpha, shift, planes.shape[2], planes.shape[2] // alpha.shape[1])
+        """planes (bits, out, in), positive where the code is +1; alpha (out, groups, bits); shift (out, groups)."""
+        return cls(
+            pack((planes > 0).to(torch.uint8), 1), alpha, shift, planes.shape[2], planes.shape[2] // alpha.shape[1]
+        )
 
     @classmethod
     def from_uniform(cls, weight: Uniform) -> Binary:

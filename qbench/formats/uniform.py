@@ -17,7 +17,7 @@ class Uniform:
     """A uniformly quantized weight of shape (out, in), groups of `group_size` inputs.
 
     codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. scale: float16 or float32 (out, groups).
-    zero_point: uint8 (out, ceil(groups*bits/8)), packed integers of `bits` bits; or floating (out, groups), real-valued;
+    zero_point: uint8 (out, ceil(groups*bits/8)), packed integers of `bits` bits; or floating (out, groups), real;
     or None, the midpoint 2^(bits-1) of a symmetric grid.
     """
 
@@ -33,7 +33,9 @@ class Uniform:
     @classmethod
     def from_codes(cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Uniform:
         """codes (out, in) integers, scale (out, groups), zero_point (out, groups): integers where uint8, else real."""
-        packed_zero = pack(zero_point, bits) if zero_point is not None and zero_point.dtype == torch.uint8 else zero_point
+        packed_zero = (
+            pack(zero_point, bits) if zero_point is not None and zero_point.dtype == torch.uint8 else zero_point
+        )
         group_size = codes.shape[1] // scale.shape[1]
         return cls(pack(codes, bits), scale, packed_zero, bits, codes.shape[1], group_size)
 
