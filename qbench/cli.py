@@ -286,7 +286,9 @@ def check(
         for title, problem in run_checks(name):
             failed += problem is not None
             out.print(
-                f"{'FAIL' if problem else 'ok':5} {name}  {title}{f': {problem}' if problem else ''}", markup=False
+                f"{'FAIL' if problem else 'ok':5} {name}  {title}{f': {problem}' if problem else ''}",
+                markup=False,
+                soft_wrap=True,
             )
     raise typer.Exit(1 if failed else 0)
 
