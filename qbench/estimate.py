@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from qbench.blocks import quantizable
-from qbench.models import DTYPES, ModelSource, load_config
+from qbench.models import DTYPES
 from qbench.records import Cell, TaskSpec
 
 ITEM_TOKENS = {"arc_easy": 130, "arc_challenge": 150, "mmlu": 120, "gsm8k": 150}  # all choices of one item, 0-shot
@@ -52,22 +53,14 @@ class Estimate:
         return self.quantize + sum(self.tasks.values())
 
 
-def measure_rates(source: ModelSource, device: str, dtype: str) -> Rates:
-    """The model's shape, from its config alone, and the rate of matrix products (0.2 s of measuring)."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(source)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
-    layers = quantizable(model)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
+    """The shape of a model without weights, and the rate of matrix products (0.2 s of measuring)."""
+    layers = quantizable(skeleton)
+    text = skeleton.config.get_text_config()
     return Rates(
         evaluation=_matrix_rate(device, dtype),
         walk=_matrix_rate(device, "float32" if device == "cpu" else dtype),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in skeleton.parameters()),
         block_weights=sum(layer.weight.numel() for layer in layers.values()),
         widest=max(max(layer.weight.shape) for layer in layers.values()),
         hidden=text.hidden_size,

@@ -68,6 +68,18 @@ def load_config(source: ModelSource) -> Any:
     return _from_hub(source, lambda: AutoConfig.from_pretrained(source.location, revision=source.revision))
 
 
+def load_skeleton(source: ModelSource) -> Any:
+    """The model without its weights, from the config alone; ModelError as for `load_config`."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with init_empty_weights():
+        return AutoModelForCausalLM.from_config(config)
+
+
 def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     """(model, tokenizer) from transformers, weights in `dtype`, on the CPU. ModelError saying what to do."""
     from transformers import AutoModelForCausalLM

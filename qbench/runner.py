@@ -15,10 +15,10 @@ from qbench import checkpoint
 from qbench.contracts import verb_of
 from qbench.environment import environment, peak_memory, pick_device, pick_dtype, reset_peak_memory
 from qbench.errors import QbenchError, StoreError
-from qbench.estimate import Estimate, Rates, estimate, measure_rates
+from qbench.estimate import Estimate, estimate, measure_rates
 from qbench.grid import Grid, cell_command, expand
-from qbench.models import ModelSource, find_model, load_model, resolved_revision
-from qbench.quantization import QuantizedModel, load, quantize
+from qbench.models import ModelSource, find_model, load_config, load_model, load_skeleton, resolved_revision
+from qbench.quantization import QuantizedModel, check_layers, load, quantize
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
 from qbench.registry import get_method, load_plugin, method_class
 from qbench.store import Store
@@ -86,10 +86,11 @@ def make_plan(grid: Grid) -> Plan:
     )
     named = {spec.name: task for spec, task in zip(specs, tasks, strict=True)}
     plan = Plan(grid, cells, sources, source, named, device)
-    rates: dict[str, Rates] = {}
+    skeletons = {name: load_skeleton(found) for name, found in sources.items()}
+    rates = {name: measure_rates(skeleton, device, cells[0].dtype) for name, skeleton in skeletons.items()}
     for cell in cells:
-        if cell.model not in rates:
-            rates[cell.model] = measure_rates(sources[cell.model], device, cell.dtype)
+        if cell.scheme is not None:
+            check_layers(skeletons[cell.model], get_method(cell.method, **cell.params), cell.scheme)
         plan.estimates[cell.id] = estimate(cell, rates[cell.model])
     return plan
 
@@ -243,8 +244,6 @@ class _Worker:
 
 def _stored_bits(source: ModelSource, dtype: str) -> float:
     """Bits per weight of the unquantized model: those of its own dtype."""
-    from qbench.models import load_config
-
     kind = getattr(load_config(source), "dtype", None) or getattr(torch, dtype)
     kind = getattr(torch, kind) if isinstance(kind, str) else kind
     return float(torch.finfo(kind).bits)

@@ -13,9 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qbench.errors import ConfigError, DataError, MethodError, StoreError
 from qbench.tasks import lm, registry
@@ -33,34 +30,7 @@ LENGTH = 64
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    """One token per byte, and two special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytewise = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bytewise,
-        bos_token="<bot>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def tiny(seed: int = 0, **changes) -> LlamaForCausalLM:
-    shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**(shape | changes), bos_token_id=256, eos_token_id=257, pad_token_id=258))
-        for parameter in model.parameters():  # sharper than the initialisation, so that scores differ
-            parameter.data *= 4
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def model():
+def model(tiny):
     return tiny()
 
 
@@ -201,12 +171,12 @@ def test_a_reference_that_does_not_fit_the_disk(model, tokenizer, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_windows_longer_than_the_models_context(tokenizer):
+def test_windows_longer_than_the_models_context(tokenizer, tiny):
     with pytest.raises(ConfigError, match="length=64 is more than the model's context of 32 tokens; choose at most 32"):
         evaluate("wikitext", tiny(max_position_embeddings=32), tokenizer, limit=2, length=64)
 
 
-def test_a_model_that_gives_nan_fails_as_a_method(tokenizer):
+def test_a_model_that_gives_nan_fails_as_a_method(tokenizer, tiny):
     broken = tiny()
     broken.lm_head.weight.data[:] = float("nan")
     with pytest.raises(
@@ -344,7 +314,7 @@ def test_evaluation_leaves_no_trace(model, tokenizer, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_prompts_that_do_not_fit_are_told(tokenizer):
+def test_prompts_that_do_not_fit_are_told(tokenizer, tiny):
     small = tiny(max_position_embeddings=64)
     with pytest.warns(
         UserWarning, match=r"mini-arc_easy: \d prompts were longer than the model's context of 64 tokens"

@@ -1,0 +1,50 @@
+"""Plain PyTorch products with quantized weights: the definition that every kernel is held against.
+
+uniform  y = sum_g s_g (q_g . x_g - z_g sum x_g)
+binary   y = sum_g sum_i alpha_gi (c_gi . x_g) + shift_g sum x_g
+
+Neither forms the dense weight, so they also check `dequantize`. Work is done in the dtype of `x`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+from qbench.errors import ConfigError
+from qbench.formats import Binary, Dense, Uniform
+
+
+def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in) in any format, bias (out,) -> (..., out) in the dtype of x.
+
+    ConfigError where the shapes do not fit.
+    """
+    out, columns = weight.shape
+    if x.shape[-1] != columns or (bias is not None and bias.shape != (out,)):
+        shapes = f"x {tuple(x.shape)}, weight {(out, columns)}, bias {None if bias is None else tuple(bias.shape)}"
+        raise ConfigError(f"{shapes} do not fit; x must end in {columns}, and bias have {out} elements")
+    if isinstance(weight, Uniform):
+        y = _uniform(x, weight)
+    elif isinstance(weight, Binary):
+        y = _binary(x, weight)
+    elif isinstance(weight, Dense):
+        y = x @ weight.weight.to(x.dtype).T
+    else:
+        y = x @ weight.dequantize().to(x.dtype).T
+    return y if bias is None else y + bias
+
+
+def _uniform(x: Tensor, weight: Uniform) -> Tensor:
+    codes, scale, zero = (part.to(x.dtype) for part in weight.unpacked())
+    grouped = x.unflatten(-1, (-1, weight.group_size))  # (..., groups, g)
+    dots = torch.einsum("...gk,ogk->...og", grouped, codes) - zero * grouped.sum(-1).unsqueeze(-2)
+    return (dots * scale).sum(-1)
+
+
+def _binary(x: Tensor, weight: Binary) -> Tensor:
+    grouped = x.unflatten(-1, (-1, weight.group_size))
+    dots = torch.einsum("...gk,bogk->...ogb", grouped, weight.signs().to(x.dtype))  # (..., out, groups, bits)
+    y = (dots * weight.alpha.to(x.dtype)).sum((-1, -2))
+    return y if weight.shift is None else y + grouped.sum(-1) @ weight.shift.to(x.dtype).T

@@ -1,0 +1,103 @@
+"""Packing is exact, the formats mean what they say, and the bits are those of the bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qbench.errors import StoreError
+from qbench.formats import Binary, Dense, Uniform, bits_per_weight, from_tensors
+from qbench.formats.packing import as_stored, pack, packed_length, unpack
+
+
+def integers(shape, bits, seed=0):
+    return torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def floats(shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.01
+
+
+@settings(deadline=None, max_examples=60)
+@given(bits=st.integers(1, 8), rows=st.integers(1, 5), n=st.integers(1, 70), seed=st.integers(0, 1000))
+def test_pack_unpack_is_the_identity_and_takes_the_bits_it_says(bits, rows, n, seed):
+    codes = integers((rows, n), bits, seed)
+    stream = pack(codes, bits)
+    assert stream.shape == (rows, packed_length(n, bits)) and stream.dtype == torch.uint8
+    assert torch.equal(unpack(stream, bits, n), codes)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_eight_codes_take_as_many_bytes_as_bits(bits):
+    assert pack(integers((3, 64), bits), bits).numel() == 3 * 8 * bits
+
+
+def test_the_layout_is_a_little_endian_bit_stream():
+    assert pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]], dtype=torch.uint8), 3).tolist() == [[0xD1, 0x58, 0x1F]]
+
+
+def test_a_stream_of_the_wrong_length_is_refused():
+    with pytest.raises(StoreError, match="do not hold 9 codes of 3 bits a row; expected uint8 with 4 bytes a row"):
+        unpack(torch.zeros(2, 3, dtype=torch.uint8), 3, 9)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("zero", ["integer", "real", "middle"])
+def test_uniform_is_scale_times_code_minus_zero(bits, zero):
+    codes, scale = integers((6, 48), bits), floats((6, 3)).half()
+    kinds = {"integer": integers((6, 3), bits, 1), "real": floats((6, 3), 2).half(), "middle": None}
+    weight = Uniform.from_codes(codes, scale, kinds[zero], bits)
+    z = torch.full((6, 3), 2.0 ** (bits - 1)) if kinds[zero] is None else kinds[zero].float()
+    expected = (codes.view(6, 3, 16).double() - z.double()[..., None]) * scale.double()[..., None]
+    torch.testing.assert_close(weight.dequantize().double(), expected.view(6, 48), rtol=1e-6, atol=0)
+    stored = (
+        6 * packed_length(48, bits) + 2 * 18 + {"integer": 6 * packed_length(3, bits), "real": 36, "middle": 0}[zero]
+    )
+    assert bits_per_weight([weight])["total"] == pytest.approx(8 * stored / (6 * 48))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_binary_is_shift_plus_signed_alphas(bits):
+    signs = integers((bits, 5, 40), 1).double() * 2 - 1
+    alpha, shift = floats((5, 5, bits)), floats((5, 5), 1) - 0.5
+    weight = Binary.from_planes(signs, alpha, shift)
+    expected = (signs.view(bits, 5, 5, 8) * alpha.double().permute(2, 0, 1)[..., None]).sum(0) + shift.double()[
+        ..., None
+    ]
+    torch.testing.assert_close(weight.dequantize().double(), expected.view(5, 40), rtol=1e-5, atol=1e-6)
+    assert weight.planes.numel() == bits * 5 * 5 and weight.bits == bits
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_uniform_becomes_binary_exactly(bits):
+    uniform = Uniform.from_codes(integers((7, 60), bits), floats((7, 5)).half(), integers((7, 5), bits, 3), bits)
+    assert torch.equal(Binary.from_uniform(uniform).dequantize(), uniform.dequantize())
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        Uniform.from_codes(integers((4, 33), 3), floats((4, 1)).half(), integers((4, 1), 3), 3),
+        Binary.from_planes(integers((2, 4, 33), 1), floats((4, 1, 2)), None),
+        Dense(floats((4, 33))),
+    ],
+    ids=lambda weight: weight.format,
+)
+def test_tensors_and_spec_rebuild_the_weight(weight):
+    again = from_tensors(weight.format, weight.to_tensors(), weight.spec())
+    assert torch.equal(again.dequantize(), weight.dequantize()) and again.shape == (4, 33)
+
+
+def test_unknown_formats_and_missing_parts_are_refused():
+    with pytest.raises(StoreError, match="unknown weight format 'unifrom'. Did you mean 'uniform'"):
+        from_tensors("unifrom", {}, {})
+    with pytest.raises(StoreError, match=r"a 'uniform' weight cannot be built from parts \['codes'\]"):
+        from_tensors("uniform", {"codes": torch.zeros(1, 1)}, {"bits": 3})
+
+
+def test_parameters_are_float16_unless_that_distorts_them():
+    assert as_stored(torch.tensor([0.1, 3.0])).dtype == torch.float16
+    assert as_stored(torch.tensor([1e5, 3.0])).dtype == torch.float32
+    assert as_stored(torch.tensor([1e-6, 2e-5])).dtype == torch.float32

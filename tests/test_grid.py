@@ -1,0 +1,98 @@
+"""From what the user types to cells."""
+
+from __future__ import annotations
+
+import pytest
+
+from qbench.errors import ConfigError
+from qbench.grid import Grid, cell_command, expand, parse_set, read_grid
+from qbench.records import CalibrationSpec, TaskSpec
+
+CALIBRATION = CalibrationSpec(data="c4", sha256="0", samples=2, length=8, dtype="float32")
+TASKS = (TaskSpec(name="arc_easy", data="d", sha256="1"),)
+
+
+def cells(**changes):
+    grid = Grid(**changes)
+    return expand(grid, dict.fromkeys(grid.model, "r"), TASKS, CALIBRATION, "float32")
+
+
+def test_the_default_grid():
+    found = cells()
+    assert [cell.method for cell in found[:4]] == ["none", "rtn", "rtn", "rtn"]
+    assert len(found) == 1 + 4 * 3 and len({cell.id for cell in found}) == 13
+    assert {cell.method for cell in found if cell.calibration} == {"gptq"}
+    assert found[0].scheme is None
+
+
+def test_sweeps_are_products_and_drop_what_equals_the_default():
+    found = cells(methods=("rtn",), bits=(3,), set={"rtn": {"clip": ("search", "none"), "zero_point": ("real",)}})
+    assert [cell.params for cell in found] == [{"zero_point": "real"}, {"clip": "none", "zero_point": "real"}]
+    assert len(cells(methods=("rtn",), bits=(3, 3), set={"rtn": {"ratios": ("16", "16")}})) == 1
+
+
+def test_the_command_makes_the_cell_again():
+    grid = Grid(
+        methods=("gptq",), bits=(2, 3), set={"gptq": {"damp": (0.1,)}, "wikitext": {"limit": (4,)}}, data="mini"
+    )
+    found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")[1]
+    command = cell_command(grid, found)
+    for part in (
+        "--bits 3",
+        "--methods gptq",
+        "--set gptq.damp=0.1",
+        "--set wikitext.limit=4",
+        "--data mini",
+        "--seed 0",
+    ):
+        assert part in command
+
+
+def test_files_are_overridden_by_flags(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("model: smollm2-135m\nbits: [3]\nmethods: [rtn, gptq]\nset: {gptq: {damp: [0.01, 0.1]}}\n")
+    grid = read_grid(path, {"bits": (4,), "methods": None})
+    assert grid.bits == (4,) and grid.methods == ("rtn", "gptq") and grid.set["gptq"]["damp"] == (0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("bitz: [3]", "unknown grid key 'bitz'. Did you mean 'bits'"),
+        ("bits: [three]", "bits.0='three': Input should be a valid integer"),
+        ("- 3", "holds a list; it must map keys to values"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_wrong_files(tmp_path, text, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_grid(path, {})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"methods": ("gtpq",)}, "unknown method 'gtpq'. Did you mean 'gptq'"),
+        ({"methods": ("rtn",), "bits": (1,)}, "method 'rtn' supports 2 to 8 bits, not bits=1"),
+        ({"set": {"gtpq": {"damp": ("1",)}}}, "unknown name in --set 'gtpq'. Did you mean 'gptq'"),
+        ({"set": {"gptq": {"dmap": ("1",)}}}, "unknown parameter of method 'gptq' 'dmap'"),
+        ({"preset": "quik"}, "unknown preset 'quik'. Did you mean 'quick'"),
+    ],
+)
+def test_wrong_grids(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        cells(**changes)
+
+
+def test_settings_of_tasks_and_of_the_calibration():
+    grid = Grid(set=parse_set(["arc_easy.limit=7", "mmlu.limit=all", "calibration.samples=3"]))
+    assert grid.task_options("arc_easy")["limit"] == 7 and grid.task_options("mmlu")["limit"] is None
+    assert grid.calibration == {"samples": 3, "length": 512}
+    with pytest.raises(ConfigError, match="unknown setting of 'arc_easy' 'limits'. Did you mean 'limit'"):
+        Grid(set=parse_set(["arc_easy.limits=7"])).task_options("arc_easy")
+    with pytest.raises(ConfigError, match="'many' is not a whole number"):
+        Grid(set=parse_set(["arc_easy.limit=many"])).task_options("arc_easy")
+    with pytest.raises(ConfigError, match=r"--set 'gptq' is not NAME.PARAM=VALUE"):
+        parse_set(["gptq"])

@@ -1,0 +1,133 @@
+"""quantize, save, load: exact both ways, and every wrong request is one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import qbench
+from qbench import Scheme
+from qbench.checkpoint import bytes_on_disk
+from qbench.errors import ConfigError, MethodError, StoreError
+
+PROMPT = torch.arange(40).view(2, 20)
+
+
+def tokens():
+    return torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["rtn", "alternating", "gptq", "none"])
+def test_a_saved_model_comes_back_bit_for_bit(tiny, tokenizer, tmp_path, method, tied):
+    model = tiny(tie_word_embeddings=tied, attention_bias=True)
+    before = model.model.embed_tokens.weight.clone()
+    made = qbench.quantize(model, method, Scheme(3, 16), tokens(), tokenizer=tokenizer)
+    assert torch.equal(model.model.embed_tokens.weight, before), "embeddings stay in full precision"
+    again = qbench.load(made.save(tmp_path / "saved"))
+    assert torch.equal(again.model(PROMPT).logits, made.model(PROMPT).logits)
+    assert again.bits_per_weight == made.bits_per_weight and again.manifest["method"] == method
+    assert again.tokenizer("hello")["input_ids"] == tokenizer("hello")["input_ids"]
+    second = again.save(tmp_path / "again")
+    files = ("model.safetensors",)
+    assert all((second / file).read_bytes() == (tmp_path / "saved" / file).read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("method", ["rtn", "greedy", "alternating", "gptq"])
+def test_two_runs_give_the_same_bytes(tiny, tmp_path, method):
+    folders = []
+    for run in ("a", "b"):
+        torch.manual_seed(hash(run) % 1000)
+        folders.append(qbench.quantize(tiny(), method, Scheme(2, 16), tokens()).save(tmp_path / run))
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert first == second
+
+
+def test_the_bits_are_those_of_the_file(tiny, tmp_path):
+    made = qbench.quantize(tiny(tie_word_embeddings=True), "rtn", Scheme(3, 32))
+    plain = qbench.quantize(tiny(tie_word_embeddings=True), "none", Scheme(3, 32))
+    folders = made.save(tmp_path / "packed"), plain.save(tmp_path / "dense")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
+    weights = sum(weight.shape[0] * weight.shape[1] for weight in made.weights.values())
+    saved = plain.bits_per_weight["total"] - made.bits_per_weight["total"]
+    assert plain.bits_per_weight["total"] == 32.0
+    assert sizes[1] - sizes[0] == pytest.approx(weights * saved / 8, rel=0.1)  # headers differ a little
+    assert bytes_on_disk(folders[0]) > sizes[0]
+
+
+def test_texts_calibrate_too(tiny, tokenizer):
+    texts = ["The quick brown fox jumps over the lazy dog. " * 40]
+    made = qbench.quantize(tiny(), "gptq", Scheme(4, 16), texts, tokenizer=tokenizer)
+    assert made.manifest["params"]["act_order"] is True
+
+
+def test_wrong_requests_are_refused_before_any_work(tiny, tokenizer):
+    model = tiny()
+    before = model(PROMPT).logits
+    with pytest.raises(ConfigError, match="method 'rtn' supports 2 to 8 bits, not bits=1"):
+        qbench.quantize(model, "rtn", Scheme(1, 16))
+    with pytest.raises(
+        ConfigError, match="group_size=48 does not divide the 32 inputs of model.layers.0.self_attn.q_proj"
+    ):
+        qbench.quantize(model, "rtn", Scheme(4, 48))
+    with pytest.raises(ConfigError, match="method 'greedy' has no symmetric form"):
+        qbench.quantize(model, "greedy", Scheme(4, 16, symmetric=True))
+    with pytest.raises(ConfigError, match="method 'gptq' needs calibration"):
+        qbench.quantize(model, "gptq", Scheme(4, 16))
+    assert torch.equal(model(PROMPT).logits, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_name_the_layer(tiny, value):
+    model = tiny()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
+    with pytest.raises(MethodError, match="1 of the 2048 weights of model.layers.1.mlp.up_proj are NaN or infinite"):
+        qbench.quantize(model, "rtn", Scheme(4, 16))
+
+
+def test_a_method_that_fails_names_the_layer(tiny):
+    class Broken:
+        name, paper, format, bits, symmetric = "broken", "", "uniform", (1, 8), True
+
+        def quantize_weight(self, weight, scheme):
+            raise ValueError("no grid fits")
+
+    with pytest.raises(MethodError, match=r"layer model.layers.0.self_attn.q_proj: ValueError: no grid fits"):
+        qbench.quantize(tiny(), Broken(), Scheme(4, 16))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 20), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not the config of a model quantized by qbench"),
+        (lambda folder: edit(folder, version=99), "version=99; this qbench reads"),
+        (lambda folder: edit(folder, modules={}), "missing"),
+    ],
+)
+def test_damaged_folders_are_refused(tiny, tmp_path, damage, message):
+    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "saved")
+    damage(folder)
+    with pytest.raises(StoreError, match=message):
+        qbench.load(folder)
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_saving_replaces_an_older_folder_and_leaves_nothing_beside(tiny, tmp_path):
+    for bits in (2, 4):
+        qbench.quantize(tiny(), "rtn", Scheme(bits, 16)).save(tmp_path / "saved")
+    assert qbench.load(tmp_path / "saved").manifest["scheme"]["bits"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "file" / "saved")
