@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from qbench.blocks import decoder_blocks, linears
-from qbench.contracts import LinearStats
+from qbench.contracts import BlockInputs, LinearStats
 from qbench.errors import MethodError
 
 Visit = Callable[[str, nn.Module, LinearStats], None]
+VisitBlock = Callable[[str, nn.Module, BlockInputs, list[Tensor]], None]
 Progress = Callable[[float, str], None]
 
 
@@ -63,6 +64,38 @@ def walk_linears(
             outputs = lock_step(block, index, streams, names, visit)
         for stream, hidden in zip(streams, outputs, strict=True):
             stream.hidden = hidden
+        block.to(home)
+
+
+@torch.no_grad()
+def walk_blocks(
+    model: nn.Module,
+    tokens: Tensor,
+    visit: VisitBlock,
+    device: torch.device,
+    progress: Progress,
+    batch_size: int,
+    dtype: torch.dtype,
+) -> None:
+    """Visit every block with both streams: what the quantized prefix gives, and what the full-precision model gives.
+
+    visit(name, block, inputs, targets) may replace the block's weights: the quantized stream then goes through it.
+    """
+    prefix, blocks = decoder_blocks(model)
+    streams = enter(model, blocks, tokens, batch_size, device)
+    full = [stream.hidden for stream in streams]
+    for index, block in enumerate(blocks):
+        progress(index / len(blocks), f"block {index + 1}/{len(blocks)}")
+        home = next(block.parameters()).device
+        block.to(device)
+        inputs = BlockInputs([s.hidden for s in streams], full, [s.arguments[index] for s in streams])
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
+        visit(f"{prefix}.{index}", block, inputs, targets)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            for batch, stream in enumerate(streams):
+                stream.hidden = inputs.run(block, stream.hidden, batch)
+        full = targets
         block.to(home)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.contracts import LinearStats, Scheme, WeightFormat, check_scheme, verb_of
+from qbench.contracts import BlockInputs, LinearStats, Scheme, WeightFormat, check_scheme, verb_of
 from qbench.errors import QbenchError
 from qbench.formats import FORMATS, bits_per_weight, from_tensors
 from qbench.registry import get_method, method_class
@@ -102,7 +102,7 @@ def check_error_falls_with_bits(method: Any) -> None:
 
 def check_beats_rounding_where_it_calibrates(method: Any) -> None:
     """A method that sees the inputs has a smaller output error than round-to-nearest."""
-    if verb_of(method) != "quantize_linear":
+    if verb_of(method) == "quantize_weight":
         return
     scheme = Scheme(max(3, method.bits[0]), GROUP)
     error, plain = (output_error(method, quantize(m, scheme)) for m in (method, get_method("rtn")))
@@ -177,9 +177,21 @@ def quantize(
 ) -> WeightFormat:
     """One weight by whichever verb the method implements, with sample inputs where none are given."""
     weight = sample_weight() if weight is None else weight
-    if verb_of(method) == "quantize_weight":
+    verb = verb_of(method)
+    if verb == "quantize_weight":
         return method.quantize_weight(weight, scheme)
-    return method.quantize_linear(weight, sample_stats() if stats is None else stats, scheme)
+    if verb == "quantize_linear":
+        return method.quantize_linear(weight, sample_stats() if stats is None else stats, scheme)
+    linear = torch.nn.Linear(IN, len(weight), bias=False)
+    linear.weight.data.copy_(weight)
+    block = torch.nn.Sequential(linear)
+    hidden = sample_inputs().view(8, -1, IN)
+    inputs = BlockInputs([hidden], [hidden], [((), {})])
+    with torch.no_grad():
+        found = method.quantize_block(block, inputs, [inputs.run(block, hidden, 0)], scheme)
+    if not torch.equal(linear.weight, weight):
+        raise Broke("the block was changed in place")
+    return found.weights["0"]
 
 
 def sample_weight() -> Tensor:
@@ -191,12 +203,18 @@ def sample_weight() -> Tensor:
     return weight
 
 
-def sample_stats() -> LinearStats:
-    """Statistics of 1024 correlated tokens; input 11 is always zero."""
+def sample_inputs() -> Tensor:
+    """(1024, IN) float32, correlated; input 11 is always zero."""
     generator = torch.Generator().manual_seed(1)
     mixing = torch.randn(24, IN, generator=generator)
     inputs = torch.randn(1024, 24, generator=generator) @ mixing + torch.randn(1024, IN, generator=generator)
     inputs[:, 11] = 0
+    return inputs
+
+
+def sample_stats() -> LinearStats:
+    """The statistics of `sample_inputs`."""
+    inputs = sample_inputs()
     return LinearStats(2 / len(inputs) * inputs.T @ inputs, len(inputs))
 
 

@@ -257,15 +257,19 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 def list_(
     what: Annotated[str, typer.Argument(help="methods, tasks or models.")],
     plugin: Plugins = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
     """What there is, by name; broken plug-ins with their reason."""
-    from qbench.listing import listing
+    from qbench.listing import as_markdown, listing
 
     for path in plugin or []:
         from qbench.registry import load_plugin
 
         load_plugin(path)
     columns, rows = listing(what)
+    if markdown:
+        print(as_markdown(columns, rows), end="")
+        return
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*map(Text, row))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+    from torch.nn import Module
 
 Verb = Literal["quantize_weight", "quantize_linear", "quantize_block"]
 VERBS: tuple[Verb, ...] = ("quantize_weight", "quantize_linear", "quantize_block")
@@ -120,6 +121,43 @@ class LinearMethod(Method, Protocol):
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> WeightFormat:
         """(out, in) floating point, statistics of the (in,) inputs -> its quantized form."""
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What one transformer block is called with on the calibration text, an entry per batch.
+
+    quantized: hidden states (batch, length, width) that the quantized blocks before it give. full: those that the
+    full-precision blocks give. arguments: positional and keyword arguments of its call, beside the hidden states.
+    """
+
+    quantized: list[Tensor]
+    full: list[Tensor]
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    def run(self, block: Module, hidden: Tensor, batch: int) -> Tensor:
+        """The block's output (batch, length, width) for hidden states of this batch."""
+        args, kwargs = self.arguments[batch]
+        output = block(hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """A quantized block: weights for all of its linear layers, and what else changed, by name within the block.
+
+    parameters: full-precision parameters that take new values, such as a norm into which a scale was folded.
+    """
+
+    weights: Mapping[str, WeightFormat]
+    parameters: Mapping[str, Tensor]
+
+
+class BlockMethod(Method, Protocol):
+    """A method that reconstructs a transformer block."""
+
+    def quantize_block(self, block: Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme) -> BlockResult:
+        """targets: the full-precision block's outputs for `inputs.full`. Must leave the block as it is."""
 
 
 def verb_of(method: Any) -> Verb:

@@ -20,11 +20,10 @@ def listing(what: str) -> tuple[tuple[str, ...], Rows]:
     return kinds[what]()
 
 
-def methods_markdown() -> str:
-    """The methods as a Markdown table."""
-    columns, rows = _methods()
+def as_markdown(columns: tuple[str, ...], rows: Rows) -> str:
+    """A Markdown table."""
     lines = [columns, ("---",) * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def _methods() -> tuple[tuple[str, ...], Rows]:

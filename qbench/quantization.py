@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from qbench import checkpoint
-from qbench.blocks import quantizable, read_weight, write_weight
-from qbench.calibrate import Progress, walk_linears
-from qbench.contracts import LinearStats, Scheme, WeightFormat, check_scheme, verb_of
+from qbench.blocks import linears, quantizable, read_weight, write_weight
+from qbench.calibrate import Progress, walk_blocks, walk_linears
+from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat, check_scheme, verb_of
 from qbench.errors import ConfigError, MethodError, QbenchError
 from qbench.formats import bits_per_weight
 from qbench.models import DTYPES, find_model, load_model
@@ -74,20 +74,16 @@ def quantize(
     if isinstance(model, str):
         model, tokenizer = load_model(find_model(model), "float32")
     check_layers(model, method, scheme)
-    if verb_of(method) == "quantize_weight":
+    verb = verb_of(method)
+    if verb == "quantize_weight":
         weights = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
         tokens = _tokens(calibration, tokenizer, method)
-        walk = partial(
-            walk_linears,
-            model,
-            tokens,
-            device=torch.device(device),
-            progress=progress,
-            batch_size=batch_size,
-            dtype=DTYPES[dtype],
-        )
-        weights = _by_linear(walk, method, scheme)
+        where: dict[str, Any] = {"device": torch.device(device), "batch_size": batch_size, "dtype": DTYPES[dtype]}
+        if verb == "quantize_linear":
+            weights = _by_linear(partial(walk_linears, model, tokens, progress=progress, **where), method, scheme)
+        else:
+            weights = _by_block(partial(walk_blocks, model, tokens, progress=progress, **where), method, scheme)
     manifest = {
         "method": method.name,
         "params": parameters(method),
@@ -116,9 +112,8 @@ def _by_weight(
     layers = quantizable(model)
     for i, (name, layer) in enumerate(layers.items()):
         progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
-        weights[name] = _attempt(
-            name, lambda layer=layer: method.quantize_weight(read_weight(layer).to(device), scheme)
-        )
+        found = _attempt(name, partial(method.quantize_weight, read_weight(layer).to(device), scheme))
+        weights[name] = _finite(name, found)
         write_weight(layer, weights[name].dequantize())
     return weights
 
@@ -128,20 +123,43 @@ def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[s
 
     def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
         with torch.autocast(stats.hessian.device.type, enabled=False):
-            weights[name] = _attempt(name, lambda: method.quantize_linear(read_weight(layer), stats, scheme))
+            found = _attempt(name, partial(method.quantize_linear, read_weight(layer), stats, scheme))
+            weights[name] = _finite(name, found)
             write_weight(layer, weights[name].dequantize())
 
     walk(visit=visit)
     return weights
 
 
-def _attempt(name: str, work: Any) -> WeightFormat:
+def _by_block(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[str, WeightFormat]:
+    weights: dict[str, WeightFormat] = {}
+
+    def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
+        result: BlockResult = _attempt(name, partial(method.quantize_block, block, inputs, targets, scheme))
+        layers = linears(block)
+        if result.weights.keys() != layers.keys():
+            odd = sorted(result.weights.keys() ^ layers.keys())
+            raise MethodError(f"block {name}: the method returned other layers than it has; they differ in {odd}")
+        for layer, weight in result.weights.items():
+            weights[f"{name}.{layer}"] = _finite(f"{name}.{layer}", weight)
+            write_weight(layers[layer], weight.dequantize())
+        for key, value in result.parameters.items():
+            block.get_parameter(key).data.copy_(value)
+
+    walk(visit=visit)
+    return weights
+
+
+def _attempt(name: str, work: Callable[[], Any]) -> Any:
     try:
-        weight: WeightFormat = work()
+        return work()
     except QbenchError as error:
         raise MethodError(f"layer {name}: {error}") from error
     except (RuntimeError, ValueError, ArithmeticError) as error:  # what torch raises from inside a method
         raise MethodError(f"layer {name}: {type(error).__name__}: {error}") from error
+
+
+def _finite(name: str, weight: WeightFormat) -> WeightFormat:
     if not all(torch.isfinite(part).all() for part in weight.to_tensors().values()):
         raise MethodError(f"layer {name}: the quantized weight is not finite")
     return weight

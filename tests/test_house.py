@@ -93,6 +93,6 @@ def test_modules_stay_small():
 
 
 def test_the_readme_lists_every_method():
-    from qbench.listing import methods_markdown
+    from qbench.listing import as_markdown, listing
 
-    assert methods_markdown() in (ROOT / "README.md").read_text(), "run `qbench list methods --markdown`"
+    assert as_markdown(*listing("methods")) in (ROOT / "README.md").read_text(), "run `qbench list methods --markdown`"

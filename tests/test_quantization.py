@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import qbench
 from qbench import Scheme
+from qbench.blocks import linears
 from qbench.checkpoint import bytes_on_disk
+from qbench.contracts import BlockResult
 from qbench.errors import ConfigError, MethodError, StoreError
 
 PROMPT = torch.arange(40).view(2, 20)
@@ -96,6 +99,37 @@ def test_a_method_that_fails_names_the_layer(tiny):
 
     with pytest.raises(MethodError, match=r"layer model.layers.0.self_attn.q_proj: ValueError: no grid fits"):
         qbench.quantize(tiny(), Broken(), Scheme(4, 16))
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Rounds every layer of a block; halves the first norm and doubles the layers that follow it."""
+
+    name, paper, format, bits, symmetric = "folding", "", "uniform", (2, 8), True
+
+    def quantize_block(self, block, inputs, targets, scheme):
+        assert torch.equal(inputs.run(block, inputs.full[0], 0), targets[0])
+        layers, rtn = linears(block), qbench.get_method("rtn")
+        factor = {name: 2.0 if name[-6:] in ("q_proj", "k_proj", "v_proj") else 1.0 for name in layers}
+        weights = {name: rtn.quantize_weight(layer.weight * factor[name], scheme) for name, layer in layers.items()}
+        return BlockResult(weights, {"input_layernorm.weight": block.input_layernorm.weight / 2})
+
+
+def test_a_block_method_sees_both_streams_and_may_fold_into_norms(tiny, tmp_path):
+    made = qbench.quantize(tiny(), Folding(), Scheme(4, 16), tokens())
+    plain = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
+    torch.testing.assert_close(made.model(PROMPT).logits, plain.model(PROMPT).logits, rtol=1e-3, atol=1e-3)
+    again = qbench.load(made.save(tmp_path / "saved"))
+    assert torch.equal(again.model(PROMPT).logits, made.model(PROMPT).logits)
+
+
+def test_a_block_method_that_leaves_a_layer_out(tiny):
+    class Lazy(Folding):
+        def quantize_block(self, block, inputs, targets, scheme):
+            return BlockResult({}, {})
+
+    with pytest.raises(MethodError, match="block model.layers.0: the method returned other layers than it has"):
+        qbench.quantize(tiny(), Lazy(), Scheme(4, 16), tokens())
 
 
 @pytest.mark.parametrize(
