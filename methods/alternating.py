@@ -19,7 +19,7 @@ from torch import Tensor
 from qbench.contracts import Scheme
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
-from qbench.methods.greedy import greedy_planes
+from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.methods.rtn import RTN, TINY, grid_error
 
 TRIAL = 2  # rounds from every start before the best one goes on alone
@@ -58,7 +58,7 @@ class Alternating:
     def fit(self, W: Tensor, bits: int) -> Coding:
         """(rows, g) float32 -> the best coding found per row, alpha descending, float32."""
         group = SortedGroups(W)
-        starts = [greedy_planes(W, bits, self.shift)[1:]]
+        starts = [greedy_planes(W, bits, self.shift, refine=False)[1:]]
         if bits > 1:
             starts.append(self._uniform_start(W, bits))
         trial = min(self.rounds, TRIAL)
@@ -78,7 +78,7 @@ class Alternating:
         scheme, h = Scheme(bits), (2**bits - 1) / 2
         error = torch.full_like(W[:, 0], torch.inf)
         scale = shift = torch.zeros_like(error)
-        for method in (RTN(), RTN(zero_point="real", ratios=8)):
+        for method in (RTN(), RTN(zero_point="real")):
             s, z = (parameter.float() for parameter in method.grid(W, scheme) if parameter is not None)
             now = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
             better = now < error
@@ -162,26 +162,6 @@ def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) ->
     gram = (count @ (columns[:, :, None] * columns[:, None, :]).flatten(1)).view(-1, k, k)
     theta = solve_positive(gram, total @ columns)
     return (theta[:, 1:], theta[:, 0]) if shifted else (theta, torch.zeros_like(theta[:, 0]))
-
-
-def solve_positive(A: Tensor, y: Tensor) -> Tensor:
-    """Solve many small systems A x = y by Gaussian elimination; A (rows, k, k) positive semidefinite, y (rows, k).
-
-    A vanishing pivot means a column that depends on the earlier ones (two equal planes, an empty group of cells): its
-    unknown is set to zero, and the rest is still a least-squares solution. Vectorized over rows: LAPACK would be called
-    once per row.
-    """
-    k = y.shape[1]
-    system = torch.cat([A, y[:, :, None]], 2).permute(1, 2, 0).contiguous()  # (k, k + 1, rows)
-    floor = A[:, 0, 0].clamp_min(1) * 1e-9
-    for i in range(k):
-        pivot = system[i, i].clone()
-        system[i] *= torch.where(pivot > floor, 1 / pivot, 0)
-        system[i + 1 :, i + 1 :] -= system[i + 1 :, i, None] * system[i, i + 1 :]
-    x = system[:, k].clone()
-    for i in range(k - 2, -1, -1):
-        x[i] -= (system[i, i + 1 : k] * x[i + 1 :]).sum(0)
-    return x.T
 
 
 def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:

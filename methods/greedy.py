@@ -1,7 +1,8 @@
 """Greedy binary coding.
 
-Guo, Yao, Zhao and Chen 2017, Network Sketching, arXiv:1706.02021, algorithm 1: take the sign of the residual as the
-next plane and its mean magnitude as that plane's scale. Optimal for one plane, a start for the alternating method.
+Guo, Yao, Zhao and Chen 2017, Network Sketching, arXiv:1706.02021: take the sign of the residual as the next plane, and
+its mean magnitude as the scale (algorithm 1), or fit all scales again (algorithm 2). Optimal for one plane, and a
+start for the alternating method.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from qbench.formats.packing import as_stored
 
 @dataclass(frozen=True)
 class Greedy:
-    """Binary coding one plane after the other. shift: subtract the group's mean first and store it."""
+    """Binary coding one plane after the other.
+
+    shift: subtract the group's mean first and store it. refine: fit all scales (and the shift) by least squares after
+    every new plane, algorithm 2 of the paper; without it each plane keeps its first scale, algorithm 1, and weights
+    beyond the sum of the scales are lost.
+    """
 
     name: ClassVar[str] = "greedy"
     paper: ClassVar[str] = "Guo et al., Network Sketching, CVPR 2017, arXiv:1706.02021"
@@ -28,23 +34,59 @@ class Greedy:
     symmetric: ClassVar[bool] = False
 
     shift: bool = True
+    refine: bool = True
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
         """(out, in) -> Binary. The planes are the residuals' signs, not the nearest levels."""
         W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
-        planes, alpha, shift = greedy_planes(W, scheme.bits, self.shift)
+        planes, alpha, shift = greedy_planes(W, scheme.bits, self.shift, self.refine)
         return Binary.from_planes(planes.flatten(2), as_stored(alpha), as_stored(shift) if self.shift else None)
 
 
-def greedy_planes(W: Tensor, bits: int, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def greedy_planes(W: Tensor, bits: int, shifted: bool, refine: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(..., g) -> planes bool (bits, ..., g), alpha (..., bits), shift (...). sign(0) is +1: every code is legal."""
+    planes: list[Tensor] = []
     shift = W.mean(-1) if shifted else W.new_zeros(W.shape[:-1])
+    alpha = W.new_zeros(*W.shape[:-1], 0)
     residual = W - shift[..., None]
-    planes, alphas = [], []
     for _ in range(bits):
-        plane = residual >= 0
-        alpha = residual.abs().mean(-1)
-        residual = residual - torch.where(plane, alpha[..., None], -alpha[..., None])
-        planes.append(plane)
-        alphas.append(alpha)
-    return torch.stack(planes), torch.stack(alphas, -1), shift
+        planes.append(residual >= 0)
+        if refine:
+            columns = torch.stack([plane * 2.0 - 1 for plane in planes], -1)  # (..., g, planes)
+            alpha, shift = fit_scales(W, columns, shifted)
+            residual = W - shift[..., None] - (columns @ alpha[..., None])[..., 0]
+        else:
+            scale = residual.abs().mean(-1, keepdim=True)
+            alpha = torch.cat([alpha, scale], -1)
+            residual = residual - torch.where(planes[-1], scale, -scale)
+    return torch.stack(planes), alpha, shift
+
+
+def fit_scales(W: Tensor, columns: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
+    """Least-squares scales (..., k) and shift (...) of W (..., g) over columns (..., g, k)."""
+    if shifted:
+        columns = torch.cat([torch.ones_like(columns[..., :1]), columns], -1)
+    k = columns.shape[-1]
+    gram, right = columns.mT @ columns, (columns.mT @ W[..., None])[..., 0]
+    theta = solve_positive(gram.view(-1, k, k), right.view(-1, k)).reshape(right.shape)
+    return (theta[..., 1:], theta[..., 0]) if shifted else (theta, W.new_zeros(W.shape[:-1]))
+
+
+def solve_positive(A: Tensor, y: Tensor) -> Tensor:
+    """Solve many small systems A x = y by Gaussian elimination; A (rows, k, k) positive semidefinite, y (rows, k).
+
+    A vanishing pivot means a column that depends on the earlier ones (two equal planes, an empty group of cells): its
+    unknown is set to zero, and the rest is still a least-squares solution. Vectorized over rows: LAPACK would be called
+    once per row.
+    """
+    k = y.shape[1]
+    system = torch.cat([A, y[:, :, None]], 2).permute(1, 2, 0).contiguous()  # (k, k + 1, rows)
+    floor = A[:, 0, 0].clamp_min(1) * 1e-9
+    for i in range(k):
+        pivot = system[i, i].clone()
+        system[i] *= torch.where(pivot > floor, 1 / pivot, 0)
+        system[i + 1 :, i + 1 :] -= system[i + 1 :, i, None] * system[i, i + 1 :]
+    x = system[:, k].clone()
+    for i in range(k - 2, -1, -1):
+        x[i] -= (system[i, i + 1 : k] * x[i + 1 :]).sum(0)
+    return x.T

@@ -26,8 +26,8 @@ class RTN:
     """Round each weight to the nearest point of its group's grid.
 
     clip: `search` shrinks the range where that lowers the mean |error|^norm, `none` keeps the minimum and maximum.
-    zero_point: `integer` (stored in `bits` bits) or `real` (float16). ratios: how many shrink ratios are tried,
-    evenly from 1 down to min_ratio.
+    zero_point: `integer` (stored in `bits` bits) or `real` (float16). The search tries `ratios` shrink ratios evenly
+    from 1 down to min_ratio, and then, `refinements` times, both neighbours of the best at half the distance.
     """
 
     name: ClassVar[str] = "rtn"
@@ -39,7 +39,8 @@ class RTN:
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
     norm: float = 2.0
-    ratios: int = 16
+    ratios: int = 5
+    refinements: int = 2
     min_ratio: float = 0.4
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
@@ -64,12 +65,19 @@ class RTN:
         s, z = range_grid(low, high, scheme, 1.0, integer)
         if self.clip == "none":
             return s, z
-        best = grid_error(W, s, z, scheme.bits, self.norm)
-        for ratio in torch.linspace(1, self.min_ratio, self.ratios).tolist()[1:]:
-            scale, zero = range_grid(low, high, scheme, ratio, integer)
-            error = grid_error(W, scale, zero, scheme.bits, self.norm)
-            better = error < best
-            best, s, z = (torch.where(better, new, old) for new, old in ((error, best), (scale, s), (zero, z)))
+        best = torch.full_like(s, torch.inf)
+        chosen = torch.ones_like(s)
+        step = (1 - self.min_ratio) / max(1, self.ratios - 1)
+        trials = [torch.full_like(s, 1 - step * i) for i in range(self.ratios)]
+        for halving in range(self.refinements + 1):
+            for ratio in trials:
+                scale, zero = range_grid(low, high, scheme, ratio, integer)
+                error = grid_error(W, scale, zero, scheme.bits, self.norm)
+                pairs = ((error, best), (ratio, chosen), (scale, s), (zero, z))
+                better = error < best
+                best, chosen, s, z = (torch.where(better, new, old) for new, old in pairs)
+            finer = step / 2 ** (halving + 1)
+            trials = [(chosen + finer).clamp_max(1), chosen - finer]
         return s, z
 
 
@@ -85,7 +93,9 @@ def weight_range(W: Tensor, symmetric: bool, integer: bool) -> tuple[Tensor, Ten
     return (low.clamp_max(0), high.clamp_min(0)) if integer else (low, high)
 
 
-def range_grid(low: Tensor, high: Tensor, scheme: Scheme, ratio: float, integer: bool) -> tuple[Tensor, Tensor]:
+def range_grid(
+    low: Tensor, high: Tensor, scheme: Scheme, ratio: float | Tensor, integer: bool
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point (rows,), float32, of the grid over `ratio` times the range.
 
     Symmetric: scale = max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero point shrinks the

@@ -12,9 +12,9 @@ import qbench
 from qbench import LinearStats, Scheme
 from qbench.checks import CHECKS, sample_stats, sample_weight
 from qbench.errors import ConfigError, MethodError
-from qbench.methods.alternating import SortedGroups, alternate, solve_positive
+from qbench.methods.alternating import SortedGroups, alternate
 from qbench.methods.gptq import inverse_cholesky
-from qbench.methods.greedy import greedy_planes
+from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.registry import methods
 
 NAMES = sorted(name for name, cls in methods().items() if isinstance(cls, type))
@@ -96,7 +96,7 @@ def test_the_bare_tensor_interface():
 )
 def test_greedy_by_hand(weight, bits, alpha, error):
     W = torch.tensor([weight])
-    planes, found, _ = greedy_planes(W, bits, shifted=False)
+    planes, found, _ = greedy_planes(W, bits, shifted=False, refine=False)
     assert found[0].tolist() == pytest.approx(alpha)
     rebuilt = ((planes * 2.0 - 1) * found.T[:, :, None]).sum(0)
     assert (rebuilt - W).square().sum().item() == pytest.approx(error, abs=1e-9)
@@ -119,7 +119,7 @@ def test_one_binary_plane_is_at_its_optimum(gauss):
 @pytest.mark.parametrize("shifted", [False, True])
 def test_alternating_equals_a_plain_reference(gauss, bits, shifted):
     rows = gauss[:4].reshape(-1, 128)
-    _, alpha, shift = greedy_planes(rows, bits, shifted)
+    _, alpha, shift = greedy_planes(rows, bits, shifted, refine=False)
     error, *_ = alternate(SortedGroups(rows), alpha, shift, 6, shifted)
     plain = plain_alternating(rows.double(), alpha.double(), shift.double(), 6, shifted)
     torch.testing.assert_close(error, plain, rtol=1e-6, atol=1e-9)
@@ -143,7 +143,7 @@ def plain_alternating(rows, alpha, shift, rounds, shifted):
 
 def test_alternating_never_gets_worse_with_rounds(gauss):
     group = SortedGroups(gauss.view(-1, 128))
-    start = greedy_planes(gauss.view(-1, 128), 3, True)[1:]
+    start = greedy_planes(gauss.view(-1, 128), 3, True, False)[1:]
     errors = [alternate(group, *start, rounds, True)[0] for rounds in range(8)]
     assert all((after <= before * (1 + 1e-9)).all() for before, after in pairwise(errors))
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 
+_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)  # the 8 codes in a byte of a bitmap
+
 
 def packed_length(n: int, bits: int) -> int:
     """Bytes that n codes of `bits` bits take."""
@@ -35,6 +37,8 @@ def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
             f"packed codes of shape {tuple(stream.shape)} {stream.dtype} do not hold {n} codes of {bits} bits a row; "
             f"expected uint8 with {packed_length(n, bits)} bytes a row"
         )
+    if bits == 1:
+        return _BITS.to(stream.device)[stream.int()].flatten(-2)[..., :n].contiguous()
     whole = -(-n // 8) * bits
     octets = torch.nn.functional.pad(stream, (0, whole - stream.shape[-1])).unflatten(-1, (-1, bits))
     word = octets[..., 0].long()
