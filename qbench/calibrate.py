@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from greenlet import greenlet
 from torch import Tensor, nn
@@ -228,4 +229,5 @@ def _gram(rows: Tensor) -> Tensor:
     if rows.is_cuda:
         return rows.T @ rows
     array = rows.contiguous().numpy()
-    return torch.from_numpy(array.T @ array)
+    with np.errstate(all="ignore"):  # what is not finite is reported by name, after all batches
+        return torch.from_numpy(array.T @ array)

@@ -157,41 +157,26 @@ def quantize(
     device: Device = None,
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
-    from qbench.contracts import Scheme, verb_of
-    from qbench.environment import pick_device, pick_dtype
+    from qbench.contracts import Scheme
     from qbench.grid import parse_set
-    from qbench.models import find_model, load_model
-    from qbench.quantization import quantize as quantize_model
-    from qbench.registry import get_method, load_plugin
-    from qbench.tasks.data import open_source
-    from qbench.tasks.text import calibration_windows
+    from qbench.single import CalibrationWindows, quantize_model
 
-    for path in plugin or []:
-        load_plugin(path)
-    settings = {key: values[0] for key, values in parse_set(sets or []).get(method, {}).items()}
-    made = get_method(method, **settings)
     group = _group(group_size)
-    scheme = Scheme(bits, None if group == "channel" else group, symmetric)
-    found = find_model(model)
-    chosen = pick_device(device or "auto")
-    loaded, tokenizer = load_model(found, "float32")
-    tokens = None
-    if verb_of(made) != "quantize_weight":
-        tokens = calibration_windows(open_source(data or "auto").text("calibration"), tokenizer, samples, length, seed)
     with err.status(f"quantizing {model} with {method}") as status:
-        result = quantize_model(
-            loaded,
-            made,
-            scheme,
-            tokens,
-            tokenizer=tokenizer,
-            device=chosen,
-            dtype=pick_dtype("auto", chosen),
+        bits_per_weight = quantize_model(
+            model,
+            method,
+            Scheme(bits, None if group == "channel" else group, symmetric),
+            output,
+            settings=parse_set(sets or []).get(method, {}),
+            plugins=plugin or [],
+            data=data or "auto",
+            calibration=CalibrationWindows(samples, length, seed),
+            device=device or "auto",
             progress=lambda fraction, text: status.update(text),
         )
-    result.save(output)
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in result.bits_per_weight.items() if part != "total")
-    out.print(f"{output}  {result.bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total")
+    out.print(f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
 
 
 @app.command(name="eval", epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`")
@@ -205,34 +190,23 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Evaluate a saved model; prints one line per score."""
-    from qbench import checkpoint
-    from qbench.environment import pick_device, pick_dtype
     from qbench.grid import parse_set, read_grid
-    from qbench.models import find_model, load_model
-    from qbench.quantization import load
     from qbench.reports.headline import number
-    from qbench.tasks.contract import Context
-    from qbench.tasks.data import open_source
-    from qbench.tasks.registry import get_task
+    from qbench.single import evaluate_model
 
-    grid = read_grid(None, {"tasks": _names(tasks), "preset": preset, "set": parse_set(sets or [])})
-    source, chosen = open_source(data or "auto"), pick_device(device or "auto")
-    wanted = [(get_task(name), get_task(name).spec(source, **grid.task_options(name))) for name in grid.task_names]
-    kind = pick_dtype(dtype, chosen)
-    if checkpoint.is_quantized(folder):
-        quantized = load(folder, kind)
-        model, tokenizer = quantized.model, quantized.tokenizer
-    else:
-        model, tokenizer = load_model(find_model(str(folder)), kind)
-    out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
-    model.to(chosen)
-    for task, spec in wanted:
-        context = Context(
-            model, tokenizer, source, batch_size=1 if task.kind == "text" else grid.defaults["batch_size"]
-        )
-        with err.status(spec.name):
-            outcome = task.evaluate(context, spec)
-        for score in outcome.scores:
+    grid = read_grid(
+        None,
+        {
+            "tasks": _names(tasks),
+            "preset": preset,
+            "set": parse_set(sets or []),
+            "data": data,
+            "device": device,
+            "dtype": dtype,
+        },
+    )
+    with err.status("loading") as status:
+        for score in evaluate_model(folder, grid, lambda fraction, text: status.update(text)):
             value = number(score.value, score.stderr, score.metric)
             out.print(
                 f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False
@@ -325,22 +299,22 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the code of an exit, and 130 for Ctrl-C
     except QbenchError as error:
         if debug:
             raise
         _complain(str(error))
         raise SystemExit(error.exit_code) from None
-    except typer.Exit as leaving:
-        raise SystemExit(leaving.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; everything finished is kept, and the same command goes on from here")
-        raise SystemExit(130) from None
+        code = 130
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
         _complain(error.format_message())
         raise SystemExit(2) from None
+    if code == 130:
+        _complain("interrupted; everything finished is kept, and the same command goes on from here")
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _complain(text: str) -> None:

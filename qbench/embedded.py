@@ -72,7 +72,9 @@ def _gguf() -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     gguf: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**gguf)

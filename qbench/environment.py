@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -73,6 +75,9 @@ def reset_peak_memory(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is not part of this peak
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark to the present size
 

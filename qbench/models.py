@@ -110,6 +110,9 @@ def resolved_revision(source: ModelSource) -> str:
 
 
 def _from_hub(source: ModelSource, load: Callable[[], Any]) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each reading of a small file; ours says what is going on
     try:
         return load()
     except QbenchError:

@@ -105,9 +105,10 @@ def _points(mine: Sequence[Record], headline: Headline, log: bool, notes: list[s
         x = 0.0 if unquantized(record) else record.bits_per_weight.get("total")
         if protocol(record, headline.task) != usual[0][0]:
             notes.append(f"Not drawn, since {headline.task} was run otherwise: {unbroken(record.cell.label)}.")
+        elif unquantized(record) and headline.metric.startswith("kl_"):
+            continue  # the divergence of the unquantized model from itself is rounding, and would stretch the axis
         elif x is None or not math.isfinite(y) or (log and y <= 0):
-            if not unquantized(record):  # the unquantized model's divergence from itself is nothing to miss
-                notes.append(f"Not drawn, {headline.metric} {y:g}: {unbroken(record.cell.label)}.")
+            notes.append(f"Not drawn, {headline.metric} {y:g}: {unbroken(record.cell.label)}.")
         else:
             error = error if math.isfinite(error) else 0.0
             point = Point(x, y, error, scheme.bits if scheme else None, unquantized(record))

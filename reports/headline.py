@@ -156,6 +156,8 @@ def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap
     if not math.isfinite(value):
         return str(value)
     error = error if math.isfinite(error) else 0.0
+    if scale == 1.0 and abs(value) < 1e-5 and error < 1e-5:
+        return "0"  # the divergence of the unquantized model from itself
     if abs(value) >= 1e5:
         texts = [f"{x:.{n}e}".replace("e+0", "e").replace("e+", "e") for x, n in ((value, 1), (error, 0))]
     else:

@@ -95,7 +95,7 @@ def test_the_bare_tensor_interface():
     ],
 )
 def test_greedy_by_hand(weight, bits, alpha, error):
-    W = torch.tensor([weight])
+    W = torch.tensor([weight], dtype=torch.float32)
     planes, found, _ = greedy_planes(W, bits, shifted=False, refine=False)
     assert found[0].tolist() == pytest.approx(alpha)
     rebuilt = ((planes * 2.0 - 1) * found.T[:, :, None]).sum(0)

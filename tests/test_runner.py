@@ -295,9 +295,7 @@ def test_check_a_method_of_ones_own(command, tmp_path):
     path.write_text(FAILING.replace("scheme.bits == 2", "False"))
     code, text, _ = command("check", path)
     assert code == 0 and text.count("ok    failing") >= 9
-    path.write_text(
-        FAILING.replace('"failing"', '"failing2"').replace("return super()", "weight.zero_(); return super()")
-    )
+    path.write_text(FAILING.replace("scheme.bits == 2", "weight.zero_() is None").replace('"failing"', '"changing"'))
     code, text, _ = command("check", path)
     assert code == 1 and "was changed in place" in text
 
