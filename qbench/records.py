@@ -53,7 +53,7 @@ class TaskSpec(_Frozen):
 class Cell(_Frozen):
     """One point of the grid: a model, a method with its parameters, a scheme, and how it is judged.
 
-    source: first 12 hex digits of the sha256 of the method's source file, so that an edited method is another cell.
+    source: a hash of the method's source files, so that an edited method is another cell.
     """
 
     model: str

@@ -118,9 +118,15 @@ def parameters(method: Any) -> dict[str, Any]:
 
 
 def source_hash(cls: type) -> str:
-    """12 hex digits of the sha256 of the file that defines the method."""
-    file = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "unknown"
+    """12 hex digits of the sha256 of the file that defines the method, and of method files it borrows from."""
+    seen, waiting = set[str](), [cls.__module__]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and (name == cls.__module__ or name.startswith("qbench.methods.")):
+            seen.add(name)
+            waiting += [getattr(value, "__module__", None) or "" for value in vars(sys.modules[name]).values()]
+    files = [inspect.getsourcefile(sys.modules[name]) for name in sorted(seen)]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()[:12]
 
 
 def _methods_in(module: ModuleType) -> list[Any]:

@@ -75,3 +75,12 @@ def test_broken_entry_points_are_listed_and_the_others_work(monkeypatch):
     assert found["mine"] is found["rtn"]
     with pytest.raises(ConfigError, match="method 'absent' from no_such_module:X cannot be used: ModuleNotFoundError"):
         qbench.get_method("absent")
+
+
+def test_the_source_hash_covers_what_a_method_borrows(monkeypatch):
+    from pathlib import Path
+
+    real, read = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), real(path))[1])
+    registry.source_hash(registry.method_class("gptq"))
+    assert read == ["gptq.py", "rtn.py"]
