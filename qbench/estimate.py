@@ -52,6 +52,11 @@ class Estimate:
         """All of it."""
         return self.quantize + sum(self.tasks.values())
 
+    @property
+    def quantize_share(self) -> float:
+        """Part of the time that goes into quantizing, 0..1."""
+        return self.quantize / self.seconds if self.seconds else 0.0
+
 
 def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
     """The shape of a model without weights, and the rate of matrix products (0.2 s of measuring)."""

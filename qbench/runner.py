@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qbench import checkpoint
-from qbench.contracts import verb_of
+from qbench.contracts import Scheme, verb_of
 from qbench.environment import environment, peak_memory, pick_device, pick_dtype, reset_peak_memory
 from qbench.errors import QbenchError, StoreError
 from qbench.estimate import Estimate, estimate, measure_rates
@@ -157,14 +157,14 @@ class _Worker:
     def _quantized(self) -> QuantizedModel:
         """The model to evaluate, always as read back from disk; quantized first where that has not been done."""
         cell, source = self.cell, self.plan.sources[self.cell.model]
-        if cell.method == "none":
+        if cell.scheme is None:
             model, tokenizer = load_model(source, cell.dtype)
             stored = _stored_bits(source, cell.dtype)
             self.facts |= {"bits_per_weight": {"total": stored, "weight": stored}, "quantize_seconds": 0.0}
             return QuantizedModel(model, tokenizer, {}, {})
         folder = self.store.artifact(cell)
         if not checkpoint.is_quantized(folder):
-            self._quantize(source)
+            self._quantize(source, cell.scheme)
         quantized = load(folder, cell.dtype)
         self.facts |= {"bits_per_weight": quantized.bits_per_weight, "bytes_on_disk": checkpoint.bytes_on_disk(folder)}
         costs = quantized.manifest["costs"]
@@ -172,7 +172,7 @@ class _Worker:
         self.tokens |= {"calibration_tokens": quantized.manifest.get("calibration_tokens")}
         return quantized
 
-    def _quantize(self, source: ModelSource) -> None:
+    def _quantize(self, source: ModelSource, scheme: Scheme) -> None:
         cell, device = self.cell, self.plan.device
         method = get_method(cell.method, **cell.params)
         model, tokenizer = load_model(source, "float32" if device == "cpu" else cell.dtype)
@@ -180,18 +180,17 @@ class _Worker:
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
             texts = self.plan.source.text("calibration")
             tokens = calibration_windows(texts, tokenizer, cell.calibration.samples, cell.calibration.length, cell.seed)
-        assert cell.scheme is not None
         reset_peak_memory(device)
         started = time.perf_counter()
         quantized = quantize(
             model,
             method,
-            cell.scheme,
+            scheme,
             tokens,
             tokenizer=tokenizer,
             device=device,
             dtype=cell.calibration.dtype if cell.calibration else "float32",
-            progress=self._part(0.0, 0.5, "quantizing"),
+            progress=self._part(0.0, self.plan.estimates[cell.id].quantize_share, "quantizing"),
         )
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
@@ -205,13 +204,16 @@ class _Worker:
         context = Context(model, tokenizer, self.plan.source, batch_size=self.plan.grid.defaults["batch_size"])
         scores: list[Score] = []
         weights = [self.plan.estimates[self.cell.id].tasks.get(spec.name, 1.0) for spec in self.cell.tasks]
-        begin = 0.5 if self.cell.method != "none" else 0.0
+        begin = self.plan.estimates[self.cell.id].quantize_share
         for i, spec in enumerate(self.cell.tasks):
             task = self.plan.tasks[spec.name]
             low = begin + (1 - begin) * sum(weights[:i]) / sum(weights)
-            context.progress = self._part(low, low + (1 - begin) * weights[i] / sum(weights), spec.name)
+            high = low + (1 - begin) * weights[i] / sum(weights)
             if task.kind == "text":
+                context.progress = self._part(low, (low + high) / 2, spec.name)
                 context.batch_size, context.reference = 1, self._reference(context, spec)
+                low = (low + high) / 2
+            context.progress = self._part(low, high, spec.name)
             outcome = task.evaluate(context, spec)
             context.batch_size = self.plan.grid.defaults["batch_size"]
             path = self.store.write_samples(self.cell, spec.name, outcome.samples)

@@ -65,8 +65,9 @@ class LiveView:
         now = time.perf_counter()
         if not self.err.is_terminal and now - self._spoke > QUIET_SECONDS:
             self._spoke = now
-            left = (now - self.started) * (sum(self.seconds.values()) - at) / at if at > 0 else None
-            self.err.print(f"{title}{f', about {left / 60:.0f} min left' if left is not None else ''}", markup=False)
+            total = sum(self.seconds.values())
+            pace = (now - self.started) / at if at > total / 20 else 1.0  # at first, as estimated
+            self.err.print(f"{title}, about {(total - at) * pace / 60:.0f} min left", markup=False, soft_wrap=True)
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
         """One line per task."""

@@ -156,20 +156,23 @@ def _logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple[int, 
 
 @dataclass(frozen=True)
 class _Window:
-    """What one window says: mean negative log-likelihood, and per position KL and whether the top token agrees."""
+    """What one window says: mean negative log-likelihood, and per position KL and whether the top token agrees.
+
+    Without a reference, kl and agree are empty.
+    """
 
     digest: str
     nll: float
-    kl: np.ndarray[Any, Any] | None
-    agree: np.ndarray[Any, Any] | None
+    kl: np.ndarray[Any, Any]
+    agree: np.ndarray[Any, Any]
 
 
 def _measure(context: Context, spec: TaskSpec) -> list[_Window]:
     """One pass over the model for both tasks, kept in the cell's cache."""
     key = ("text", spec.sha256, spec.length, spec.limit, context.reference)
     if key not in context.cache:
-        assert spec.length is not None
-        inputs = windows(context.source.text("wikitext"), context.tokenizer, spec.length, spec.limit)
+        length = spec.length or LENGTH
+        inputs = windows(context.source.text("wikitext"), context.tokenizer, length, spec.limit)
         found = []
         for index, logits in _logits(context.model, inputs, context.batch_size):
             _check_reference(context.reference, len(inputs), logits)
@@ -204,8 +207,8 @@ def _window(logits: Tensor, tokens: Tensor, reference: ReferenceLogits | None, i
         best = stored.gather(1, q.argmax(-1, keepdim=True))[:, 0]
         agree.append((best >= stored.amax(-1)).cpu().numpy())  # a tie after rounding is an agreement
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    joined = (np.concatenate(kl), np.concatenate(agree)) if kl else (None, None)
-    return _Window(digest, nll / len(targets), *joined)
+    empty = np.zeros(0, dtype=np.float32)
+    return _Window(digest, nll / len(targets), np.concatenate([empty, *kl]), np.concatenate([empty, *agree]))
 
 
 def _plain_parts(positions: int) -> Iterator[tuple[slice, None]]:
@@ -281,7 +284,6 @@ class Divergence(_TextTask):
         rows = []
         tokens = []
         for index, window in enumerate(_measure(context, spec)):
-            assert window.kl is not None and window.agree is not None
             tokens.append(window.kl)
             values = {"kl_mean": float(window.kl.mean(dtype=np.float64)), "top1_agreement": float(window.agree.mean())}
             rows.append(_row(index, window) | values)
