@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -162,7 +163,7 @@ def cell_command(grid: Grid, cell: Cell) -> str:
         f"--set {owner}.{key}={','.join(map(str, v))}" for owner, pairs in owners.items() for key, v in pairs.items()
     ]
     parts += [f"--plugin {path}" for path in grid.plugin]
-    return " ".join(parts)
+    return " ".join(shlex.quote(word) for part in parts for word in part.split(" ", 1 if part.startswith("--") else -1))
 
 
 def _sweep(grid: Grid, method: str) -> list[dict[str, Scalar]]:

@@ -23,7 +23,7 @@ from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
 from qbench.registry import get_method, load_plugin, method_class
 from qbench.store import Store
 from qbench.tasks.contract import Context, Task
-from qbench.tasks.data import Source, open_source
+from qbench.tasks.data import Source, chosen, open_source
 from qbench.tasks.registry import get_task
 from qbench.tasks.text import ReferenceLogits, calibration_windows, windows
 
@@ -65,6 +65,7 @@ def make_plan(grid: Grid) -> Plan:
     for path in grid.plugin:
         load_plugin(path)
     source = open_source(grid.data)
+    grid = grid.model_copy(update={"data": chosen(grid.data)})  # so that the recorded command says it
     tasks = [get_task(name) for name in grid.task_names]
     specs = [task.spec(source, **grid.task_options(task.name)) for task in tasks]
     for name in grid.methods:

@@ -112,9 +112,13 @@ def open_source(data: str) -> Source:
         return MiniSource()
     if data != "auto":
         return _folder(data, "--data")
-    if named := os.environ.get("QBENCH_DATA"):
-        return _folder(named, "QBENCH_DATA")
-    return MiniSource()
+    named = chosen(data)
+    return MiniSource() if named == "mini" else _folder(named, "QBENCH_DATA")
+
+
+def chosen(data: str) -> str:
+    """What `auto` stands for: the folder that QBENCH_DATA names, or `mini`; anything else stands for itself."""
+    return (os.environ.get("QBENCH_DATA") or "mini") if data == "auto" else data
 
 
 def _folder(name: str, said_by: str) -> Source:

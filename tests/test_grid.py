@@ -37,6 +37,7 @@ def test_the_command_makes_the_cell_again():
     )
     found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")[1]
     command = cell_command(grid, found)
+    assert "--data 'my data'" in cell_command(grid.model_copy(update={"data": "my data"}), found)
     for part in (
         "--bits 3",
         "--methods gptq",
