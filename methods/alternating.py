@@ -85,7 +85,7 @@ class Alternating:
             error, scale, shift = (
                 torch.where(better, new, old) for new, old in ((now, error), (s, scale), (s * (h - z), shift))
             )
-        alpha = scale[:, None] * 2.0 ** torch.arange(bits - 2, -2, -1)
+        alpha = scale[:, None] * 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)
         return alpha, shift if self.shift else torch.zeros_like(shift)
 
 
@@ -95,7 +95,7 @@ class SortedGroups:
     def __init__(self, W: Tensor) -> None:
         """W: (rows, g) float32."""
         # On the CPU numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
-        self.sorted = W.sort(1).values if W.is_cuda else torch.from_numpy(np.sort(W.numpy(), axis=1))
+        self.sorted = torch.from_numpy(np.sort(W.numpy(), axis=1)) if W.device.type == "cpu" else W.sort(1).values
         self.prefix = torch.nn.functional.pad(self.sorted.double().cumsum(1), (1, 0))  # (rows, g + 1)
         self.energy = (W * W).sum(1, dtype=torch.float64)
 
@@ -117,14 +117,15 @@ class SortedGroups:
 def alternate(
     group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, shifted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Alternate from (alpha, shift); returns the squared error (rows,), alpha and shift of the last round, float64.
+    """Alternate from (alpha, shift); returns the squared error (rows,), alpha (rows, b) and shift (rows,), float64.
 
-    The error is that of the returned coding with nearest levels, and never rises. Converged rows are left out.
+    The last step fits the scales once more, so the returned coding with nearest levels is at least as good as the error
+    says. The error never rises with the rounds; converged rows are left out.
     """
-    signs = level_signs(alpha.shape[1])
+    signs = level_signs(alpha.shape[1], alpha.device)
     alpha, shift = alpha.to(torch.float64, copy=True), shift.to(torch.float64, copy=True)
     error = torch.full_like(shift, torch.inf)
-    active, a, s, e, part = torch.arange(len(shift)), alpha, shift, error, group
+    active, a, s, e, part = torch.arange(len(shift), device=alpha.device), alpha, shift, error, group
     for _ in range(rounds + 1):
         levels, order = torch.addmm(s[:, None], a, signs.T).sort(1)  # (rows, L)
         count, total = part.cells(levels)
@@ -146,9 +147,9 @@ def alternate(
     return error, alpha, shift
 
 
-def level_signs(bits: int) -> Tensor:
+def level_signs(bits: int, device: torch.device) -> Tensor:
     """(2^b, b) float64 in {-1, +1}: row k has + in plane i where bit b-1-i of k is set."""
-    index = torch.arange(2**bits)
+    index = torch.arange(2**bits, device=device)
     return torch.stack([((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)], 1).double()
 
 
@@ -167,10 +168,10 @@ def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) ->
 def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
     """Planes of the nearest level: (rows, g), alpha (rows, b), shift (rows,), float32 -> bool (b, rows, g)."""
     bits = alpha.shape[1]
-    planes = torch.empty((bits, *W.shape), dtype=torch.bool)
+    planes = torch.empty((bits, *W.shape), dtype=torch.bool, device=W.device)
     for start in range(0, len(W), max(1, CHUNK // W.shape[1])):
         part = slice(start, start + max(1, CHUNK // W.shape[1]))
-        levels, order = (shift[part, None] + alpha[part] @ level_signs(bits).float().T).sort(1)
+        levels, order = (shift[part, None] + alpha[part] @ level_signs(bits, W.device).float().T).sort(1)
         middle = (levels[:, 1:] + levels[:, :-1]) / 2
         code = order.to(torch.uint8).gather(1, torch.searchsorted(middle, W[part].contiguous()))
         for i in range(bits):

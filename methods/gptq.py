@@ -49,7 +49,11 @@ class GPTQ:
         H, W = live_hessian(stats), weight.float()
         grids = RTN(clip=self.clip, zero_point=self.zero_point, norm=self.norm)
         scale, zero = grids.grid(W.unflatten(1, (-1, group)), scheme)  # (out, groups)
-        order = H.diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(columns)
+        order = (
+            H.diagonal().argsort(descending=True, stable=True)
+            if self.act_order
+            else torch.arange(columns, device=H.device)
+        )
         U = inverse_cholesky(H[order][:, order], self.damp)
         s = scale.float().repeat_interleave(group, 1)[:, order]  # (out, in): each column's scale, in processing order
         z = torch.full_like(s, 2.0 ** (scheme.bits - 1))

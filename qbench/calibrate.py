@@ -187,7 +187,7 @@ def lock_step(block: nn.Module, index: int, streams: list[Stream], names: dict[A
             hook.remove()
     for layer in list(unvisited):
         width = layer.weight.shape[1] if isinstance(layer, nn.Linear) else layer.weight.shape[0]
-        visit(names[layer], layer, LinearStats(torch.zeros(width, width), 0))
+        visit(names[layer], layer, LinearStats(torch.zeros(width, width, device=layer.weight.device), 0))
     return states
 
 
@@ -226,7 +226,7 @@ class InputStatistics:
 
 def _gram(rows: Tensor) -> Tensor:
     """x^T x of (tokens, in). On the CPU numpy sees the symmetry and does half the work, where torch does not."""
-    if rows.is_cuda:
+    if rows.device.type != "cpu":
         return rows.T @ rows
     array = rows.contiguous().numpy()
     with np.errstate(all="ignore"):  # what is not finite is reported by name, after all batches
