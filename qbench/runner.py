@@ -170,7 +170,7 @@ class _Worker:
         self.facts |= {"bits_per_weight": quantized.bits_per_weight, "bytes_on_disk": checkpoint.bytes_on_disk(folder)}
         costs = quantized.manifest["costs"]
         self.facts |= {"quantize_seconds": costs["seconds"], "quantize_peak_bytes": costs["peak_bytes"]}
-        self.tokens |= {"calibration_tokens": quantized.manifest.get("calibration_tokens")}
+        self.tokens |= {key: quantized.manifest[key] for key in ("calibration_tokens",) if key in quantized.manifest}
         return quantized
 
     def _quantize(self, source: ModelSource, scheme: Scheme) -> None:
