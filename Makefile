@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
 PRESET ?= quick
-OUT    ?= runs/$(MODEL)
+OUT    ?= runs/$(notdir $(MODEL))
 DATA   ?= auto
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
