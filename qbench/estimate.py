@@ -26,7 +26,7 @@ SUBJECTS = 57
 
 @dataclass(frozen=True)
 class Rates:
-    """The machine and the model. flops: per second, of one matrix product in the evaluation dtype and in float32."""
+    """The machine and the model. evaluation, walk: flops per second in the dtypes of evaluation and of calibration."""
 
     evaluation: float
     walk: float
@@ -35,7 +35,6 @@ class Rates:
     widest: int
     hidden: int
     vocabulary: int
-    blocks: int
     itemsize: int
 
 
@@ -70,7 +69,6 @@ def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
         widest=max(max(layer.weight.shape) for layer in layers.values()),
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
-        blocks=text.num_hidden_layers,
         itemsize=DTYPES[dtype].itemsize,
     )
 
@@ -80,7 +78,7 @@ def estimate(cell: Cell, rates: Rates) -> Estimate:
     tasks = {spec.name: _task_seconds(spec, rates) for spec in cell.tasks}
     weights = 4 * rates.parameters
     if cell.method == "none":
-        return Estimate(0.0, tasks, rates.itemsize * rates.parameters + _logits_bytes(cell))
+        return Estimate(0.0, tasks, rates.itemsize * rates.parameters + _logits_bytes(cell, rates))
     if cell.calibration is None:
         return Estimate(rates.block_weights * 2e-7 + 3, tasks, weights + (1 << 29))
     tokens = cell.calibration.samples * cell.calibration.length
@@ -102,8 +100,8 @@ def _task_seconds(spec: TaskSpec, rates: Rates) -> float:
     return items * prompt * per_token + written * per_token * 4 + 2  # one token at a time is memory bound
 
 
-def _logits_bytes(cell: Cell) -> int:
-    return max((4 * (spec.length or 0) * 50000 * 3 for spec in cell.tasks), default=0) + (1 << 29)
+def _logits_bytes(cell: Cell, rates: Rates) -> int:
+    return max((4 * (spec.length or 0) * rates.vocabulary * 3 for spec in cell.tasks), default=0) + (1 << 29)
 
 
 def _matrix_rate(device: str, dtype: str) -> float:
