@@ -86,16 +86,20 @@ def walk_blocks(
     streams = enter(model, blocks, tokens, batch_size, device)
     full = [stream.hidden for stream in streams]
     for index, block in enumerate(blocks):
-        progress(index / len(blocks), f"block {index + 1}/{len(blocks)}")
+        place = f"block {index + 1}/{len(blocks)}"
+
+        def report(fraction: float, text: str, index: int = index, place: str = place) -> None:
+            progress((index + fraction) / len(blocks), f"{place} {text}")
+
+        report(0.0, "")
         home = next(block.parameters()).device
         block.to(device)
-        inputs = BlockInputs([s.hidden for s in streams], full, [s.arguments[index] for s in streams])
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
+        arguments = [stream.arguments[index] for stream in streams]
+        inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
+        targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
         visit(f"{prefix}.{index}", block, inputs, targets)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            for batch, stream in enumerate(streams):
-                stream.hidden = inputs.run(block, stream.hidden, batch)
+        for batch, stream in enumerate(streams):
+            stream.hidden = inputs.run(block, stream.hidden, batch)
         full = targets
         block.to(home)
 

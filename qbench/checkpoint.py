@@ -26,12 +26,21 @@ from qbench.formats import from_tensors
 
 VERSION = 1
 WEIGHTS = "model.safetensors"
+LOG = "quantize_log.json"
 
 
 def save(
-    folder: Path, model: Any, tokenizer: Any, weights: Mapping[str, WeightFormat], manifest: Mapping[str, Any]
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    weights: Mapping[str, WeightFormat],
+    manifest: Mapping[str, Any],
+    log: Mapping[str, Any],
 ) -> Path:
-    """Write the directory beside its place and rename it there: whole or not at all. An existing one is replaced."""
+    """Write the directory beside its place and rename it there: whole or not at all. An existing one is replaced.
+
+    log: what the method has to tell, if anything, goes into a file of its own.
+    """
     config = model.config.to_dict() | {
         "quantization_config": {
             "quant_method": "qbench",
@@ -47,6 +56,8 @@ def save(
             part.mkdir()
             save_file(_tensors(model, weights), part / WEIGHTS, metadata={"format": "pt"})
             (part / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+            if log:
+                (part / LOG).write_text(json.dumps(log) + "\n")
             if getattr(model, "generation_config", None) is not None:
                 model.generation_config.save_pretrained(part)
             if tokenizer is not None:
@@ -94,6 +105,18 @@ def load(folder: Path, dtype: str) -> tuple[Any, Any, dict[str, WeightFormat], d
     _fill(model, state, weights, kind, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer_config.json").is_file() else None
     return model.eval(), tokenizer, weights, stated
+
+
+def read_log(folder: Path) -> dict[str, Any]:
+    """What the method told, by block; empty where it told nothing. StoreError where the file is damaged."""
+    path = folder / LOG
+    try:
+        log = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}; quantize again") from None
+    if not isinstance(log, dict):
+        raise StoreError(f"{path} holds a {type(log).__name__}, not an entry per block; quantize again")
+    return log
 
 
 def bytes_on_disk(folder: Path) -> int:

@@ -28,10 +28,13 @@ class Broke(Exception):
 
 
 def run_checks(name: str) -> Iterator[tuple[str, str | None]]:
-    """(title, None or what is wrong) for every check of the method called `name`."""
-    method_class(name)
+    """(title, None or what is wrong) for every check of the method called `name`, but for its declared exceptions."""
+    excused = getattr(method_class(name), "exceptions", {})
     for check in CHECKS:
         title = (check.__doc__ or check.__name__).strip().rstrip(".")
+        if check.__name__ in excused:
+            yield f"{title}: excused, {excused[check.__name__]}", None
+            continue
         try:
             check(get_method(name))
         except Broke as broken:
@@ -121,16 +124,17 @@ def check_zeros_and_constants(method: Any) -> None:
 
 
 def check_outliers(method: Any) -> None:
-    """Outliers of 1e4 give finite values, and other groups are not touched by them."""
+    """An outlier of 1e4 gives finite values, and spares the other rows."""
     weight = sample_weight()
     weight[3, 5] = 1e4
     scheme = Scheme(_bits(method)[-1], GROUP)
     found, usual = quantize(method, scheme, weight).dequantize(), quantize(method, scheme).dequantize()
     if not torch.isfinite(found).all():
         raise Broke("values are not finite")
-    other = [row for row in range(OUT) if row != 3]
-    if not torch.allclose(found[other], usual[other], atol=1e-2 * weight[other].abs().max().item()):
-        raise Broke("an outlier in one row changes the other rows")
+    other = torch.arange(OUT) != 3
+    before, after = ((part - weight)[other].square().sum() for part in (usual, found))
+    if after > 2 * before:
+        raise Broke(f"an outlier in one row makes the error of the other rows {after / before:.3g} times as large")
 
 
 def check_stored_exactly(method: Any) -> None:
@@ -182,7 +186,7 @@ def quantize(
         return method.quantize_weight(weight, scheme)
     if verb == "quantize_linear":
         return method.quantize_linear(weight, sample_stats() if stats is None else stats, scheme)
-    linear = torch.nn.Linear(IN, len(weight), bias=False)
+    linear = torch.nn.utils.skip_init(torch.nn.Linear, IN, len(weight), bias=False)
     linear.weight.data.copy_(weight)
     block = torch.nn.Sequential(linear)
     hidden = sample_inputs().view(8, -1, IN)

@@ -10,13 +10,13 @@ A method implements exactly one of three verbs, by what it needs to see:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from qbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
     from torch.nn import Module
@@ -99,7 +99,8 @@ class Method(Protocol):
     """What every method declares. A method is a frozen dataclass whose fields are its hyper-parameters.
 
     name: what the user types. paper: title, venue and arXiv id. format: the weight format it returns. bits: the
-    supported bits, inclusive. symmetric: whether it honours `Scheme(symmetric=True)`.
+    supported bits, inclusive. symmetric: whether it honours `Scheme(symmetric=True)`. A method may also declare
+    `exceptions`: contract checks that it does not keep by its nature, name of the check -> why.
     """
 
     name: ClassVar[str]
@@ -129,16 +130,31 @@ class BlockInputs:
 
     quantized: hidden states (batch, length, width) that the quantized blocks before it give. full: those that the
     full-precision blocks give. arguments: positional and keyword arguments of its call, beside the hidden states.
+    dtype: in which matrix products are computed. progress: a long method calls it with the part that is done, 0..1,
+    and a word.
     """
 
     quantized: list[Tensor]
     full: list[Tensor]
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    dtype: Any = None
+    progress: Callable[[float, str], None] = lambda fraction, text: None
 
-    def run(self, block: Module, hidden: Tensor, batch: int) -> Tensor:
-        """The block's output (batch, length, width) for hidden states of this batch."""
+    def run(self, block: Module, hidden: Tensor, batch: int, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The block's output (batch, length, width) for hidden states of this batch.
+
+        parameters: values to use in place of the block's own, by name; gradients flow into them.
+        """
+        import torch
+
         args, kwargs = self.arguments[batch]
-        output = block(hidden, *args, **kwargs)
+        low = self.dtype not in (None, torch.float32)
+        # No cache: it would hold on to the low-precision copies of weights that have been replaced.
+        with torch.autocast(hidden.device.type, self.dtype, enabled=low, cache_enabled=False):
+            if parameters is None:
+                output = block(hidden, *args, **kwargs)
+            else:
+                output = torch.func.functional_call(block, dict(parameters), (hidden, *args), kwargs)
         return output[0] if isinstance(output, tuple) else output
 
 
@@ -146,11 +162,13 @@ class BlockInputs:
 class BlockResult:
     """A quantized block: weights for all of its linear layers, and what else changed, by name within the block.
 
-    parameters: full-precision parameters that take new values, such as a norm into which a scale was folded.
+    parameters: full-precision parameters that take new values, such as a norm into which a scale was folded. log: how
+    it went, JSON-able, kept in the record.
     """
 
     weights: Mapping[str, WeightFormat]
-    parameters: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    log: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BlockMethod(Method, Protocol):

@@ -16,8 +16,8 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.records import CalibrationSpec, Cell, Scalar, TaskSpec
 from qbench.registry import get_method, method_class, parameters, source_hash
 
-METHODS = ("none", "rtn", "greedy", "alternating", "gptq")
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text())
+SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text())
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate")
 
 
@@ -25,18 +25,20 @@ class Grid(BaseModel):
     """What the user asks for: `--config` files have these keys, and flags override them.
 
     group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task: {limit: [n]}}` or
-    `{calibration: {samples: [n]}}`. tasks None: those of the preset. dtype: of the evaluated model; `auto` takes
-    bfloat16 where the hardware computes in it, else float32.
+    `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the preset. sweep: a named list of
+    variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the hardware computes in
+    it, else float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: tuple[str, ...] = ("smollm2-135m",)
     bits: tuple[int, ...] = (2, 3, 4)
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] | None = None
+    sweep: str | None = None
     tasks: tuple[str, ...] | None = None
     preset: str = "quick"
-    group_size: int | Literal["channel"] = 64
+    group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
     set: dict[str, dict[str, tuple[Scalar, ...]]] = {}
     plugin: tuple[Path, ...] = ()
@@ -52,6 +54,54 @@ class Grid(BaseModel):
         if self.preset not in PRESETS:
             raise ConfigError(unknown_name("preset", self.preset, PRESETS))
         return PRESETS[self.preset]
+
+    @property
+    def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
+        """(method, parameters) of every variant, `none` first: the sweep's, or every combination of what is set.
+
+        Parameters are those that differ from the method's defaults. ConfigError for an unknown sweep.
+        """
+        if self.sweep is not None and self.sweep not in SWEEPS:
+            raise ConfigError(unknown_name("sweep", self.sweep, SWEEPS))
+        if self.sweep is not None and self.methods is not None:
+            raise ConfigError(
+                f"--sweep {self.sweep} brings its own methods; leave out --methods {','.join(self.methods)}"
+            )
+        stated = self.methods if self.methods is not None else self.defaults["methods"]
+        names = sorted(dict.fromkeys(stated), key=lambda name: name != "none")
+        listed = (
+            [{"method": name} for name in names] if self.sweep is None else [{"method": "none"}, *SWEEPS[self.sweep]]
+        )
+        found: list[tuple[str, dict[str, Scalar]]] = []
+        for entry in listed:
+            fixed = {key: value for key, value in entry.items() if key != "method"}
+            found += [(entry["method"], params) for params in self._combinations(entry["method"], fixed)]
+        return [variant for i, variant in enumerate(found) if variant not in found[:i]]
+
+    def _combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
+        """Every combination of the values set for a method, over what the preset and the sweep fix."""
+        settings = {key: (value,) for key, value in (self.method_settings(method) | dict(fixed)).items()}
+        settings |= self.set.get(method, {})
+        defaults = parameters(method_class(method))
+        sweep = []
+        for values in itertools.product(*settings.values()):
+            made = parameters(get_method(method, **dict(zip(settings, values, strict=True))))
+            sweep.append({key: value for key, value in made.items() if value != defaults[key]})
+        return sweep
+
+    def method_settings(self, method: str) -> dict[str, Scalar]:
+        """What the preset fixes for a method: for every method that trains, and for this one."""
+        stated = self.defaults.get("settings", {})
+        known = parameters(method_class(method))
+        return {key: value for key, value in stated.get("trained", {}).items() if "epochs" in known} | stated.get(
+            method, {}
+        )
+
+    @property
+    def group(self) -> int | None:
+        """Inputs per group, None for one group per output channel."""
+        size = self.defaults["group_size"] if self.group_size is None else self.group_size
+        return None if size == "channel" else size
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -119,18 +169,16 @@ def expand(
 
     revisions: of each model. `none` is one cell per model, whatever the bits; bits out of its range are refused.
     """
-    _check_owners(grid)
+    variants = grid.variants
+    _check_owners(grid, [name for name, _ in variants])
     cells = []
     for model in grid.model:
-        for name in sorted(dict.fromkeys(grid.methods), key=lambda method: method != "none"):
+        for name, params in variants:
             cls = method_class(name)
-            for params, bits in itertools.product(
-                _sweep(grid, name), [None] if name == "none" else sorted(set(grid.bits))
-            ):
+            for bits in [None] if name == "none" else sorted(set(grid.bits)):
                 scheme = None
                 if bits is not None:
-                    group = None if grid.group_size == "channel" else grid.group_size
-                    scheme = Scheme(bits, group, grid.symmetric)
+                    scheme = Scheme(bits, grid.group, grid.symmetric)
                     check_scheme(cls, scheme)
                 cells.append(
                     Cell(
@@ -151,7 +199,9 @@ def expand(
 
 def cell_command(grid: Grid, cell: Cell) -> str:
     """The command line that makes this one cell again."""
-    owners: dict[str, dict[str, tuple[Scalar, ...]]] = {cell.method: {k: (v,) for k, v in cell.params.items()}}
+    defaults = parameters(method_class(cell.method))
+    stated = {key: defaults[key] for key in grid.method_settings(cell.method)} | cell.params
+    owners: dict[str, dict[str, tuple[Scalar, ...]]] = {cell.method: {k: (v,) for k, v in stated.items()}}
     owners |= {owner: values for owner, values in grid.set.items() if owner in (*grid.task_names, "calibration")}
     parts = ["qbench run", f"--model {cell.model}", f"--methods {cell.method}"]
     if cell.scheme:
@@ -164,17 +214,6 @@ def cell_command(grid: Grid, cell: Cell) -> str:
     ]
     parts += [f"--plugin {path}" for path in grid.plugin]
     return " ".join(shlex.quote(word) for part in parts for word in part.split(" ", 1 if part.startswith("--") else -1))
-
-
-def _sweep(grid: Grid, method: str) -> list[dict[str, Scalar]]:
-    """Every combination of the values set for a method, as parameters that differ from the defaults."""
-    settings = grid.set.get(method, {})
-    sweep = []
-    for values in itertools.product(*settings.values()):
-        made = parameters(get_method(method, **dict(zip(settings, values, strict=True))))
-        defaults = parameters(method_class(method))
-        sweep.append({key: value for key, value in made.items() if value != defaults[key]})
-    return list({str(params): params for params in sweep}.values())
 
 
 def _single(owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Sequence[str]) -> dict[str, Any]:
@@ -192,8 +231,8 @@ def _single(owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Seq
     return found
 
 
-def _check_owners(grid: Grid) -> None:
-    owners = (*grid.methods, *grid.task_names, "calibration")
+def _check_owners(grid: Grid, methods: Sequence[str]) -> None:
+    owners = (*dict.fromkeys(methods), *grid.task_names, "calibration")
     for owner in grid.set:
         if owner not in owners:
             raise ConfigError(unknown_name("name in --set", owner, owners))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class QuantizedModel:
     tokenizer: Any
     weights: dict[str, WeightFormat]
     manifest: dict[str, Any]
+    log: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bits_per_weight(self) -> dict[str, float]:
@@ -41,13 +42,13 @@ class QuantizedModel:
 
     def save(self, folder: str | Path) -> Path:
         """Write a Hugging Face directory with packed weights, whole or not at all. StoreError where it cannot."""
-        return checkpoint.save(Path(folder), self.model, self.tokenizer, self.weights, self.manifest)
+        return checkpoint.save(Path(folder), self.model, self.tokenizer, self.weights, self.manifest, self.log)
 
 
 def load(folder: str | Path, dtype: str = "float32") -> QuantizedModel:
     """Read what `save` wrote, with weights dequantized into `dtype`. StoreError where the directory is damaged."""
     model, tokenizer, weights, manifest = checkpoint.load(Path(folder), dtype)
-    return QuantizedModel(model, tokenizer, weights, manifest)
+    return QuantizedModel(model, tokenizer, weights, manifest, checkpoint.read_log(Path(folder)))
 
 
 def quantize(
@@ -75,21 +76,24 @@ def quantize(
         model, tokenizer = load_model(find_model(model), "float32")
     check_layers(model, method, scheme)
     verb = verb_of(method)
+    log: dict[str, Any] = {}
     if verb == "quantize_weight":
         weights = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
         tokens = _tokens(calibration, tokenizer, method)
-        where: dict[str, Any] = {"device": torch.device(device), "batch_size": batch_size, "dtype": DTYPES[dtype]}
+        size = getattr(method, "batch_size", batch_size)  # a method that trains says how large its steps are
+        where: dict[str, Any] = {"device": torch.device(device), "batch_size": size, "dtype": DTYPES[dtype]}
         if verb == "quantize_linear":
             weights = _by_linear(partial(walk_linears, model, tokens, progress=progress, **where), method, scheme)
         else:
-            weights = _by_block(partial(walk_blocks, model, tokens, progress=progress, **where), method, scheme)
+            walk = partial(walk_blocks, model, tokens, progress=progress, **where)
+            weights, log = _by_block(walk, method, scheme)
     manifest = {
         "method": method.name,
         "params": parameters(method),
         "scheme": {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric},
     }
-    return QuantizedModel(model, tokenizer, weights, manifest)
+    return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 
 def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
@@ -131,8 +135,9 @@ def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[s
     return weights
 
 
-def _by_block(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[str, WeightFormat]:
+def _by_block(walk: Callable[..., None], method: Any, scheme: Scheme) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     weights: dict[str, WeightFormat] = {}
+    log: dict[str, Any] = {}
 
     def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
         result: BlockResult = _attempt(name, partial(method.quantize_block, block, inputs, targets, scheme))
@@ -145,9 +150,11 @@ def _by_block(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[st
             write_weight(layers[layer], weight.dequantize())
         for key, value in result.parameters.items():
             block.get_parameter(key).data.copy_(value)
+        if result.log:
+            log[name] = dict(result.log)
 
     walk(visit=visit)
-    return weights
+    return weights, log
 
 
 def _attempt(name: str, work: Callable[[], Any]) -> Any:

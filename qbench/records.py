@@ -98,7 +98,10 @@ class Score(_Frozen):
 
 
 class Record(_Frozen):
-    """All that is known about one cell. A failure is data: `status` and `reason` say what happened."""
+    """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
+
+    log: by block, what a method that trains has to tell, such as its loss on the way.
+    """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     id: str
@@ -111,6 +114,7 @@ class Record(_Frozen):
     quantize_seconds: float | None = None
     quantize_peak_bytes: int | None = None
     evaluate_seconds: float | None = None
+    log: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     command: str = ""
 

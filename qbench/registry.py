@@ -23,6 +23,7 @@ from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
 
 _DECLARED = ("name", "paper", "format", "bits", "symmetric")
+_BUILDS_ON = ("qbench.methods.", "qbench.reconstruction", "qbench.folding")
 _plugins: dict[str, Any] = {}
 
 
@@ -118,11 +119,11 @@ def parameters(method: Any) -> dict[str, Any]:
 
 
 def source_hash(cls: type) -> str:
-    """12 hex digits of the sha256 of the file that defines the method, and of method files it borrows from."""
+    """12 hex digits of the sha256 of the file that defines the method, and of the files it builds on."""
     seen, waiting = set[str](), [cls.__module__]
     while waiting:
         name = waiting.pop()
-        if name not in seen and (name == cls.__module__ or name.startswith("qbench.methods.")):
+        if name not in seen and (name == cls.__module__ or name.startswith(_BUILDS_ON)):
             seen.add(name)
             waiting += [getattr(value, "__module__", None) or "" for value in vars(sys.modules[name]).values()]
     files = [inspect.getsourcefile(sys.modules[name]) for name in sorted(seen)]

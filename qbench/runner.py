@@ -68,7 +68,7 @@ def make_plan(grid: Grid) -> Plan:
     grid = grid.model_copy(update={"data": chosen(grid.data)})  # so that the recorded command says it
     tasks = [get_task(name) for name in grid.task_names]
     specs = [task.spec(source, **grid.task_options(task.name)) for task in tasks]
-    for name in grid.methods:
+    for name, _ in grid.variants:
         method_class(name)
     sources = {name: find_model(name) for name in grid.model}
     device = pick_device(grid.device)
@@ -170,6 +170,7 @@ class _Worker:
         self.facts |= {"bits_per_weight": quantized.bits_per_weight, "bytes_on_disk": checkpoint.bytes_on_disk(folder)}
         costs = quantized.manifest["costs"]
         self.facts |= {"quantize_seconds": costs["seconds"], "quantize_peak_bytes": costs["peak_bytes"]}
+        self.facts |= {"log": quantized.log}
         self.tokens |= {key: quantized.manifest[key] for key in ("calibration_tokens",) if key in quantized.manifest}
         return quantized
 

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"methods": "methods", "kernels": "kernels", "tasks": "tasks", "reports": "reports"}
 FOUNDATION = {"qbench.errors", "qbench.contracts", "qbench.records"}
 MAY_IMPORT = {  # what each room may import of ours, besides itself and the foundation
-    "methods": {"qbench.formats"},
+    "methods": {"qbench.formats", "qbench.reconstruction", "qbench.folding", "qbench.calibrate", "qbench.blocks"},
+    "qbench.reconstruction": {"qbench.blocks"},
+    "qbench.folding": {"qbench.blocks"},
     "kernels": {"qbench.formats"},
     "tasks": set(),
     "reports": set(),

@@ -36,7 +36,10 @@ def group_errors(found, weight, group=128):
 
 @pytest.mark.parametrize("name, check", [pytest.param(n, c, id=f"{n}-{c.__name__}") for n in NAMES for c in CHECKS])
 def test_method_keeps_its_promises(name, check):
-    check(qbench.get_method(name))
+    method = qbench.get_method(name)
+    if check.__name__ in getattr(method, "exceptions", {}):
+        pytest.skip(method.exceptions[check.__name__])
+    check(method)
 
 
 # --- rtn: known mean squared errors on N(0, 1), groups of 128
