@@ -8,7 +8,7 @@ DATA   ?= auto
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test check links
+.PHONY: help setup bench report test check speed links
 help:           ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 12
 
@@ -35,6 +35,9 @@ check: $(READY) links ## lint, types, import directions
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)pytest -q tests/test_house.py
+
+speed: $(READY) ## what block reconstruction costs in time and memory, on this machine
+	$(RUN)python -P benchmarks/reconstruction.py
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench

@@ -39,7 +39,7 @@ class FlexRound(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (2, 8)
     symmetric: ClassVar[bool] = True
 
-    lr: float = 5e-3
+    lr: float = 1.5e-2
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
 

@@ -50,7 +50,7 @@ class UniQuanF(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (1, 6)
     symmetric: ClassVar[bool] = False
 
-    lr: float = 5e-3
+    lr: float = 1e-2
     lr_alpha: float = 5e-4
     initialization: Literal["unified", "separate"] = "unified"
     grid: int = 0

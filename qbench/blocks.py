@@ -25,8 +25,28 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def linears(block: nn.Module) -> dict[str, Any]:
-    """Linear layers by name within the block, in the order of their registration; GPT-2's Conv1D is one of them."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    """Linear layers by name within the block, in the order of their registration; GPT-2's Conv1D is one of them.
+
+    Routers of experts are not: they stay in full precision, as a wrong choice of expert costs more than their bits.
+    """
+    routers = _routers(block)
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module not in routers
+    }
+
+
+def _routers(block: nn.Module) -> set[nn.Linear]:
+    """Linear layers, each on its own beside a list of experts, with one output for every expert or a single one."""
+    found = set()
+    for home in block.modules():
+        lengths = {len(child) for child in home.children() if isinstance(child, nn.ModuleList)}
+        for child in home.children() if lengths else ():
+            layers = [module for module in child.modules() if isinstance(module, nn.Linear)]
+            if len(layers) == 1 and not isinstance(child, nn.ModuleList) and layers[0].out_features in {1, *lengths}:
+                found.add(layers[0])
+    return found
 
 
 def quantizable(model: nn.Module) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qbench.blocks import quantizable, write_weight
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
+from qbench.experts import unfuse_experts
 from qbench.formats import from_tensors
 
 VERSION = 1
@@ -81,6 +82,7 @@ def load(folder: Path, dtype: str) -> tuple[Any, Any, dict[str, WeightFormat], d
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
+    unfuse_experts(model, refuse=False)
     kind = getattr(torch, dtype)
     modules = stated.pop("modules")
     weights: dict[str, WeightFormat] = {}

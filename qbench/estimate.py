@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 
-from qbench.blocks import quantizable
+from qbench.blocks import decoder_blocks, quantizable
+from qbench.contracts import verb_of
+from qbench.environment import pick_dtype
 from qbench.models import DTYPES
 from qbench.records import Cell, TaskSpec
+from qbench.registry import get_method
 
 ITEM_TOKENS = {"arc_easy": 130, "arc_challenge": 150, "mmlu": 120, "gsm8k": 150}  # all choices of one item, 0-shot
 SHOT_TOKENS = {"arc_easy": 40, "arc_challenge": 50, "mmlu": 110, "gsm8k": 160}
@@ -26,12 +29,14 @@ SUBJECTS = 57
 
 @dataclass(frozen=True)
 class Rates:
-    """The machine and the model. evaluation, walk: flops per second in the dtypes of evaluation and of calibration."""
+    """The machine and the model. evaluation, walk, training: flops per second in the dtypes in which each computes."""
 
     evaluation: float
     walk: float
+    training: float
     parameters: int
     block_weights: int
+    blocks: int
     widest: int
     hidden: int
     vocabulary: int
@@ -64,8 +69,10 @@ def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
     return Rates(
         evaluation=_matrix_rate(device, dtype),
         walk=_matrix_rate(device, "float32" if device == "cpu" else dtype),
+        training=_matrix_rate(device, pick_dtype("auto", device)),
         parameters=sum(p.numel() for p in skeleton.parameters()),
         block_weights=sum(layer.weight.numel() for layer in layers.values()),
+        blocks=len(decoder_blocks(skeleton)[1]),
         widest=max(max(layer.weight.shape) for layer in layers.values()),
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
@@ -82,9 +89,15 @@ def estimate(cell: Cell, rates: Rates) -> Estimate:
     if cell.calibration is None:
         return Estimate(rates.block_weights * 2e-7 + 3, tasks, weights + (1 << 29))
     tokens = cell.calibration.samples * cell.calibration.length
+    streams = 4 * tokens * (2 * rates.hidden + rates.widest)
+    method = get_method(cell.method, **cell.params)
+    if verb_of(method) == "quantize_block":
+        trained = method.training_tokens(tokens) if hasattr(method, "training_tokens") else tokens
+        passes = 2 * 2 * tokens + 6 * trained  # both streams forward; training is a forward and two backward products
+        block = 32 * rates.block_weights // max(1, rates.blocks)
+        return Estimate(passes * rates.block_weights / rates.training, tasks, weights + 2 * streams + block + (1 << 29))
     hessians = 2 * tokens * rates.block_weights * 0.5  # x x^T of each distinct input: about half a forward pass
     seconds = (2 * tokens * rates.block_weights + hessians) / rates.walk + rates.block_weights * 5e-7
-    streams = 4 * tokens * (2 * rates.hidden + rates.widest)
     return Estimate(seconds, tasks, weights + streams + (1 << 29))
 
 

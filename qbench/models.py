@@ -69,25 +69,32 @@ def load_config(source: ModelSource) -> Any:
 
 
 def load_skeleton(source: ModelSource) -> Any:
-    """The model without its weights, from the config alone; ModelError as for `load_config`."""
+    """The model without its weights, from the config alone; ModelError as for `load_config` and `unfuse_experts`."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+
+    from qbench.experts import unfuse_experts
 
     config = load_config(source)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with init_empty_weights():
-        return AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
+    unfuse_experts(model)
+    return model
 
 
 def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     """(model, tokenizer) from transformers, weights in `dtype`, on the CPU. ModelError saying what to do."""
     from transformers import AutoModelForCausalLM
 
+    from qbench.experts import unfuse_experts
+
     model = _from_hub(
         source,
         lambda: AutoModelForCausalLM.from_pretrained(source.location, revision=source.revision, dtype=DTYPES[dtype]),
     )
+    unfuse_experts(model, refuse=False)  # the unquantized model runs the same operations as the quantized one
     return model.eval(), load_tokenizer(source)
 
 

@@ -16,6 +16,7 @@ from qbench.blocks import linears, quantizable, read_weight, write_weight
 from qbench.calibrate import Progress, walk_blocks, walk_linears
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat, check_scheme, verb_of
 from qbench.errors import ConfigError, MethodError, QbenchError
+from qbench.experts import unfuse_experts
 from qbench.formats import bits_per_weight
 from qbench.models import DTYPES, find_model, load_model
 from qbench.registry import get_method, parameters
@@ -74,6 +75,7 @@ def quantize(
     method = get_method(method) if isinstance(method, str) else method
     if isinstance(model, str):
         model, tokenizer = load_model(find_model(model), "float32")
+    unfuse_experts(model)
     check_layers(model, method, scheme)
     verb = verb_of(method)
     log: dict[str, Any] = {}

@@ -138,7 +138,7 @@ def reconstruct(
         raise MethodError(
             "the block's loss is not finite before any training; check the model and the calibration text"
         )
-    steps = _Steps(state, recipe, len(training), targets[0].device)
+    steps = Steps(state, recipe, len(training), targets[0].device)
     for epoch in range(recipe.epochs):
         for batch in steps.order(training):
             inputs.progress(len(history.losses) / (recipe.epochs * len(training)), history.line(epoch, recipe.epochs))
@@ -222,7 +222,7 @@ def _judged(
     return sum(losses) / len(losses)
 
 
-class _Steps:
+class Steps:
     """Adam under a cosine schedule to zero, the order of the batches, and the mixing of the inputs."""
 
     def __init__(self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device) -> None:

@@ -65,6 +65,7 @@ def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
     records, columns = ordered(records), headlines(records)
     called, winners = names(records, group=False), {h: best(records, h) for h in columns}
     many = len({record.cell.model for record in records}) > 1
+    trained = any(block_loss(record, "final") for record in records)
     rows = []
     for record in records:
         row = [Entry(record.cell.model, record.cell.model)] if many else []
@@ -76,9 +77,19 @@ def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
         seconds, peak = record.quantize_seconds, record.quantize_peak_bytes
         row.append(Entry("" if seconds is None else f"{seconds:.1f}", seconds))
         row.append(Entry("" if peak is None else f"{peak / 1e6:.0f}", peak))
+        for loss in (block_loss(record, "initial"), block_loss(record, "final")) if trained else ():
+            row.append(Entry("" if loss is None else f"{loss:.4g}", loss))
         rows.append(row)
     first = ["model"] * many + ["method", "bits", "group", "bits/weight (measured)"]
-    return [*first, *(h.title for h in columns), "quantize seconds", "peak memory MB"], rows
+    last = ["quantize seconds", "peak memory MB"] + ["block loss at the start", "block loss"] * trained
+    return [*first, *(h.title for h in columns), *last], rows
+
+
+def block_loss(record: Record, key: str) -> float | None:
+    """Geometric mean over the blocks of the loss that a method which trains has logged; None where there is none."""
+    found = [entry.get(key) for entry in record.log.values() if isinstance(entry, dict)]
+    losses = [loss for loss in found if isinstance(loss, float) and loss > 0]
+    return math.exp(sum(map(math.log, losses)) / len(losses)) if losses else None
 
 
 def _identity(record: Record, name: str) -> list[Entry]:

@@ -7,12 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WIDE = COMMON | {"intermediate_size": 64, "num_key_value_heads": 1}
+MIXED = {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+FAMILIES = {  # the class of the config and its values, of tiny decoders that differ in what their blocks are made of
+    "llama": ("LlamaConfig", WIDE | {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", WIDE | {"sliding_window": 8}),
+    "qwen2-biases": ("Qwen2Config", WIDE),
+    "qwen3": ("Qwen3Config", WIDE | {"head_dim": 16}),
+    "gemma": ("GemmaConfig", WIDE | {"head_dim": 16}),
+    "gemma3-mixed-masks": ("Gemma3TextConfig", WIDE | MIXED),
+    "phi3-fused": ("Phi3Config", WIDE | {"pad_token_id": 0}),
+    "opt": ("OPTConfig", COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "gpt2-conv1d": ("GPT2Config", GPT2),
+    "mixtral-experts": ("MixtralConfig", WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +92,14 @@ def randomized(kind, config, seed: int = 0):
 def random_model():
     """`random_model(kind, config)`: a random model of any transformers class."""
     return randomized
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    """Makes random models of one family, the same every time; a test that asks for it runs for all families."""
+    config, values = FAMILIES[request.param]
+
+    def make():
+        return randomized(transformers.AutoModelForCausalLM.from_config, getattr(transformers, config)(**values))
+
+    return make

@@ -7,6 +7,7 @@ import pytest
 from qbench.errors import ConfigError
 from qbench.grid import Grid, cell_command, expand, parse_set, read_grid
 from qbench.records import CalibrationSpec, TaskSpec
+from qbench.registry import get_method
 
 CALIBRATION = CalibrationSpec(data="c4", sha256="0", samples=2, length=8, dtype="float32")
 TASKS = (TaskSpec(name="arc_easy", data="d", sha256="1"),)
@@ -97,3 +98,26 @@ def test_settings_of_tasks_and_of_the_calibration():
         Grid(set=parse_set(["arc_easy.limit=many"])).task_options("arc_easy")
     with pytest.raises(ConfigError, match=r"--set 'gptq' is not NAME.PARAM=VALUE"):
         parse_set(["gptq"])
+
+
+def test_a_sweep_is_a_list_of_variants():
+    found = cells(sweep="uniquanf-ablation", bits=(3,))
+    assert found[0].method == "none" and len(found) == 15 and len({cell.id for cell in found}) == 15
+    zero = {"initialization": "separate", "mapping": "full", "period": 1}
+    assert [cell.params for cell in found if cell.method == "uniquanf"][:2] == [{}, zero]
+    longer = cells(sweep="uniquanf-ablation", bits=(3,), set={"uniquanf": {"epochs": ("9",)}})
+    assert all(cell.params["epochs"] == 9 for cell in longer if cell.method == "uniquanf")
+    with pytest.raises(ConfigError, match="unknown sweep 'uniquanf-ablatoin'. Did you mean 'uniquanf-ablation'"):
+        cells(sweep="uniquanf-ablatoin")
+    with pytest.raises(ConfigError, match="--sweep uniquanf-ablation brings its own methods; leave out --methods rtn"):
+        cells(sweep="uniquanf-ablation", methods=("rtn",))
+
+
+def test_the_paper_preset_carries_the_settings_of_the_papers():
+    grid = Grid(preset="paper", methods=("rtn", "uniquanf"), bits=(3,), set={"uniquanf": {"lr": ("0.01",)}})
+    rtn, found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")
+    assert rtn.scheme.group_size == 128 and grid.calibration == {"samples": 128, "length": 2048}
+    made = get_method(found.method, **found.params)
+    assert (made.epochs, made.batch_size, made.lr, made.lr_alpha) == (20, 1, 0.01, 5e-4)
+    again = parse_set([part for part in cell_command(grid, found).split() if part.startswith("uniquanf.")])
+    assert cells(preset="paper", methods=("uniquanf",), bits=(3,), set=again)[0].params == found.params

@@ -14,7 +14,7 @@ import qbench
 from qbench import Scheme
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError
-from qbench.reconstruction import Reconstruction, TrainedWeight, Weights, _Steps, block_loss, reconstruct, split
+from qbench.reconstruction import Reconstruction, TrainedWeight, Weights, Steps, block_loss, reconstruct, split
 
 SCHEME = Scheme(3, 16)
 
@@ -178,7 +178,7 @@ def test_inputs_are_mixed_element_by_element(case):
     _, inputs, _ = case
     weight = FreeWeight(torch.ones(2, 2))
     for mixing in (0.0, 0.3, 1.0):
-        mixed = _Steps(weight, Free(mixing=mixing), 1, torch.device("cpu")).mixed(inputs, 0)
+        mixed = Steps(weight, Free(mixing=mixing), 1, torch.device("cpu")).mixed(inputs, 0)
         from_quantized, from_full = mixed == inputs.quantized[0], mixed == inputs.full[0]
         assert (from_quantized | from_full).all()
         assert from_quantized.float().mean().item() == pytest.approx(mixing, abs=0.03)
