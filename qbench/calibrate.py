@@ -231,7 +231,8 @@ class InputStatistics:
 def _gram(rows: Tensor) -> Tensor:
     """x^T x of (tokens, in). On the CPU numpy sees the symmetry and does half the work, where torch does not."""
     if rows.device.type != "cpu":
-        return rows.T @ rows
+        with torch.autocast(rows.device.type, enabled=False):  # statistics stay float32
+            return rows.T @ rows
     array = rows.contiguous().numpy()
     with np.errstate(all="ignore"):  # what is not finite is reported by name, after all batches
         return torch.from_numpy(array.T @ array)

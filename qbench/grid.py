@@ -80,8 +80,8 @@ class Grid(BaseModel):
 
     def _combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
         """Every combination of the values set for a method, over what the preset and the sweep fix."""
-        settings = {key: (value,) for key, value in (self.method_settings(method) | dict(fixed)).items()}
-        settings |= self.set.get(method, {})
+        settings: dict[str, tuple[Scalar, ...]] = {key: (value,) for key, value in self.method_settings(method).items()}
+        settings |= {key: (value,) for key, value in fixed.items()} | self.set.get(method, {})
         defaults = parameters(method_class(method))
         sweep = []
         for values in itertools.product(*settings.values()):
@@ -92,10 +92,8 @@ class Grid(BaseModel):
     def method_settings(self, method: str) -> dict[str, Scalar]:
         """What the preset fixes for a method: for every method that trains, and for this one."""
         stated = self.defaults.get("settings", {})
-        known = parameters(method_class(method))
-        return {key: value for key, value in stated.get("trained", {}).items() if "epochs" in known} | stated.get(
-            method, {}
-        )
+        trained = stated.get("trained", {}) if "epochs" in parameters(method_class(method)) else {}
+        return {**trained, **stated.get(method, {})}
 
     @property
     def group(self) -> int | None:

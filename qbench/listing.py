@@ -5,6 +5,7 @@ from __future__ import annotations
 from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
 from qbench.models import known_models
+from qbench.reconstruction import Reconstruction
 from qbench.registry import Broken, methods, parameters
 from qbench.tasks.registry import all_tasks, broken_tasks
 
@@ -33,7 +34,9 @@ def _methods() -> tuple[tuple[str, ...], Rows]:
             rows.append((name, "broken", "", "", "", f"{cls.origin}: {cls.reason}"))
             continue
         low, high = cls.bits
-        needs, params = NEEDS[verb_of(cls)], " ".join(f"{key}={value}" for key, value in parameters(cls).items())
+        shared = parameters(Reconstruction) if issubclass(cls, Reconstruction) else {}
+        own = [f"{key}={value}" for key, value in parameters(cls).items() if (key, value) not in shared.items()]
+        needs, params = NEEDS[verb_of(cls)], " ".join(own + ["and those of training"] * bool(shared))
         rows.append((name, cls.format, f"{low}-{high}", needs, params, cls.paper))
     return ("method", "format", "bits", "needs", "parameters", "paper"), rows
 

@@ -11,11 +11,12 @@ from qbench.contracts import WeightFormat
 from qbench.errors import StoreError, unknown_name
 from qbench.formats.binary import Binary
 from qbench.formats.dense import Dense
+from qbench.formats.lattice import Lattice
 from qbench.formats.uniform import Uniform
 
-__all__ = ["FORMATS", "Binary", "Dense", "Uniform", "bits_per_weight", "from_tensors"]
+__all__ = ["FORMATS", "Binary", "Dense", "Lattice", "Uniform", "bits_per_weight", "from_tensors"]
 
-FORMATS: dict[str, type[WeightFormat]] = {kind.format: kind for kind in (Uniform, Binary, Dense)}
+FORMATS: dict[str, type[WeightFormat]] = {kind.format: kind for kind in (Uniform, Binary, Lattice, Dense)}
 
 
 def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
