@@ -31,7 +31,7 @@ from qbench.contracts import BlockInputs
 from qbench.environment import environment
 from qbench.methods.alternating import level_signs
 from qbench.methods.uniquanf import nearest
-from qbench.reconstruction import Weights, Steps
+from qbench.reconstruction import Steps, Weights
 
 SMALL = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 LARGE = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "num_key_value_heads": 12}

@@ -202,7 +202,7 @@ def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
     if kind == "capped":
-        size = target.float().square().mean(-1)
+        size = target.float().square().mean(-1).clamp_min(1e-30)
         error = error * (size.median() / size).clamp_max(1)
     return error.mean()
 

@@ -14,7 +14,7 @@ import qbench
 from qbench import Scheme
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError
-from qbench.reconstruction import Reconstruction, TrainedWeight, Weights, Steps, block_loss, reconstruct, split
+from qbench.reconstruction import Reconstruction, Steps, TrainedWeight, Weights, block_loss, reconstruct, split
 
 SCHEME = Scheme(3, 16)
 
