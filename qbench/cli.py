@@ -48,7 +48,7 @@ def run(
     model: Model = "smollm2-135m",
     bits: Annotated[str | None, typer.Option(help="Bits per weight code, with commas.")] = None,
     methods: Annotated[str | None, typer.Option(help="With commas; `qbench list methods`.")] = None,
-    sweep: Annotated[str | None, typer.Option(help="A named list of variants: uniquanf-ablation.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")] = None,
     tasks: Annotated[str | None, typer.Option(help="With commas; `qbench list tasks`.")] = None,
     preset: Annotated[str | None, typer.Option(help="quick or paper.")] = None,
     group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
@@ -231,7 +231,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, tasks or models.")],
+    what: Annotated[str, typer.Argument(help="methods, tasks, models or sweeps.")],
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
+from qbench.grid import SWEEPS
 from qbench.models import known_models
 from qbench.reconstruction import Reconstruction
 from qbench.registry import Broken, methods, parameters
@@ -14,8 +15,8 @@ NEEDS = {"quantize_weight": "weights", "quantize_linear": "calibration", "quanti
 
 
 def listing(what: str) -> tuple[tuple[str, ...], Rows]:
-    """Column names and rows for `methods`, `tasks` or `models`."""
-    kinds = {"methods": _methods, "tasks": _tasks, "models": _models}
+    """Column names and rows for `methods`, `tasks`, `models` or `sweeps`."""
+    kinds = {"methods": _methods, "tasks": _tasks, "models": _models, "sweeps": _sweeps}
     if what not in kinds:
         raise ConfigError(unknown_name("list", what, kinds))
     return kinds[what]()
@@ -44,6 +45,15 @@ def _methods() -> tuple[tuple[str, ...], Rows]:
 def _tasks() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = [(name, task.kind, task.describe()) for name, task in all_tasks().items()]
     return ("task", "kind", "what"), rows + [(name, "broken", reason) for name, reason in broken_tasks().items()]
+
+
+def _sweeps() -> tuple[tuple[str, ...], Rows]:
+    variants = [(name, variant) for name, variants in SWEEPS.items() for variant in variants]
+    rows = [
+        (name, entry["method"], " ".join(f"{key}={value}" for key, value in entry.items() if key != "method"))
+        for name, entry in variants
+    ]
+    return ("sweep", "method", "parameters"), rows
 
 
 def _models() -> tuple[tuple[str, ...], Rows]:

@@ -196,8 +196,8 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
     """Mean squared error of (batch, length, width).
 
-    `capped`: a token whose mean square is above the batch's median is scaled down to it. A few tokens of a decoder carry
-    activations that are hundreds of times larger; the next norm divides them out, but in a plain mean they drown
+    `capped`: a token whose mean square is above the batch's median is scaled down to it. A few tokens of a decoder
+    carry activations that are hundreds of times larger; the next norm divides them out, but in a plain mean they drown
     all others (on SmolLM2-135M, from the twelfth block on).
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
