@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qbench.errors import ConfigError
-from qbench.grid import Grid, cell_command, expand, parse_set, read_grid
+from qbench.grid import PRESETS, Grid, cell_command, expand, parse_set, read_grid
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -121,3 +121,10 @@ def test_the_paper_preset_carries_the_settings_of_the_papers():
     assert (made.epochs, made.batch_size, made.lr, made.lr_alpha) == (20, 1, 0.01, 5e-4)
     again = parse_set([part for part in cell_command(grid, found).split() if part.startswith("uniquanf.")])
     assert cells(preset="paper", methods=("uniquanf",), bits=(3,), set=again)[0].params == found.params
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_settings_of_a_preset_are_parameters_of_methods(preset):
+    for name in PRESETS[preset].get("settings", {}):
+        methods = [name] if name != "trained" else ["flexround", "omniquant", "unisvq"]
+        assert cells(preset=preset, methods=tuple(methods), bits=(3,))
