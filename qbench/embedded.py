@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def smollm2_135m() -> Path:
     Raises ModelError where the package is absent or its file is not the known one.
     """
     source = _gguf()
-    target = cache_folder() / f"smollm2-135m-{GGUF_SHA256[:12]}-s{SEED}"
+    major = version("transformers").partition(".")[0]  # tokenizers of 5 cannot be read by 4
+    target = cache_folder() / f"smollm2-135m-{GGUF_SHA256[:12]}-s{SEED}-t{major}"
     with FileLock(_lock(target)):
         if not (target / "converted.json").is_file():
             _convert(source, target)
