@@ -81,7 +81,7 @@ class Reconstruction:
 
     epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences per step. mixing:
     probability with which an input element comes from the quantized prefix, else from the full-precision model. loss:
-    `mse`, or `capped`, where tokens larger than the median count no more than it. holdout: share of the
+    `mse`, or `capped`, where tokens larger than the median count as if they were of its size. holdout: share of the
     batches that judge the states and are not trained on (with a single batch, it does both). patience: epochs without
     improvement after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
     """
@@ -196,14 +196,14 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
     """Mean squared error of (batch, length, width).
 
-    `capped`: a token whose mean square is above the batch's median is scaled down to it. A few tokens of a decoder
-    carry activations that are hundreds of times larger; the next norm divides them out, but in a plain mean they drown
-    all others (on SmolLM2-135M, from the twelfth block on).
+    `capped`: a token whose mean square, in the output or in the target, is above the median of the batch's targets is
+    scaled down to it. A few tokens of a decoder carry activations that are hundreds of times larger; the next norm
+    divides them out, but in a plain mean they drown all others (on SmolLM2-135M, from the twelfth block on).
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
     if kind == "capped":
-        size = target.float().square().mean(-1).clamp_min(1e-30)
-        error = error * (size.median() / size).clamp_max(1)
+        size, found = (x.detach().float().square().mean(-1) for x in (target, output))
+        error = error * (size.median() / torch.maximum(size, found).clamp_min(1e-30)).clamp_max(1)
     return error.mean()
 
 

@@ -96,7 +96,7 @@ def test_a_record_says_all_that_is_promised(finished):
     out, _ = finished
     body = json.loads(next((out / "records").glob("*.json")).read_text())
     keys = "schema id cell status reason scores bits_per_weight bytes_on_disk quantize_seconds quantize_peak_bytes"
-    assert set(f"{keys} evaluate_seconds environment command checksum".split()) == set(body)
+    assert set(f"{keys} evaluate_seconds log environment command checksum".split()) == set(body)
     assert body["scores"][0].keys() >= {
         "task",
         "metric",
