@@ -45,6 +45,7 @@ def _uniform(x: Tensor, weight: Uniform) -> Tensor:
 
 def _binary(x: Tensor, weight: Binary) -> Tensor:
     grouped = x.unflatten(-1, (-1, weight.group_size))
-    dots = torch.einsum("...gk,bogk->...ogb", grouped, weight.signs().to(x.dtype))  # (..., out, groups, bits)
+    signs = torch.stack([weight.signs(plane) for plane in range(weight.bits)]).to(x.dtype)
+    dots = torch.einsum("...gk,bogk->...ogb", grouped, signs)  # (..., out, groups, bits)
     y = (dots * weight.alpha.to(x.dtype)).sum((-1, -2))
     return y if weight.shift is None else y + grouped.sum(-1) @ weight.shift.to(x.dtype).T

@@ -49,7 +49,7 @@ def _tasks() -> tuple[tuple[str, ...], Rows]:
 
 def _sweeps() -> tuple[tuple[str, ...], Rows]:
     variants = [(name, variant) for name, variants in SWEEPS.items() for variant in variants]
-    rows = [
+    rows: Rows = [
         (name, entry["method"], " ".join(f"{key}={value}" for key, value in entry.items() if key != "method"))
         for name, entry in variants
     ]

@@ -259,9 +259,9 @@ class Steps:
         output = inputs.run(block, self.mixed(inputs, batch), batch, {**fixed, **self.state.substitutes()})
         loss = block_loss(output, target, self.recipe.loss)
         if torch.isfinite(loss):
-            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)  # at once: nothing holds gradients while a state is judged
             self.schedule.step()
         return loss.item()
 

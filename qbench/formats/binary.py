@@ -32,9 +32,8 @@ class Binary:
     @classmethod
     def from_planes(cls, planes: Tensor, alpha: Tensor, shift: Tensor | None) -> Binary:
         """planes (bits, out, in), positive where the code is +1; alpha (out, groups, bits); shift (out, groups)."""
-        return cls(
-            pack((planes > 0).to(torch.uint8), 1), alpha, shift, planes.shape[2], planes.shape[2] // alpha.shape[1]
-        )
+        bitmaps = torch.stack([pack((plane > 0).to(torch.uint8), 1) for plane in planes])
+        return cls(bitmaps, alpha, shift, planes.shape[2], planes.shape[2] // alpha.shape[1])
 
     @classmethod
     def from_uniform(cls, weight: Uniform) -> Binary:
@@ -59,18 +58,17 @@ class Binary:
         """(out_features, in_features)."""
         return self.planes.shape[1], self.in_features
 
-    def signs(self) -> Tensor:
-        """(bits, out, groups, group_size) float32 in {-1, +1}."""
-        bitmaps = unpack(self.planes, 1, self.in_features)
-        return (bitmaps.float() * 2 - 1).unflatten(2, (-1, self.group_size))
+    def signs(self, plane: int) -> Tensor:
+        """(out, groups, group_size) float32 in {-1, +1}."""
+        bitmap = unpack(self.planes[plane], 1, self.in_features)
+        return bitmap.float().mul_(2).sub_(1).unflatten(1, (-1, self.group_size))
 
     def dequantize(self) -> Tensor:
         """(out, in) float32."""
         alpha = self.alpha.float()
-        signs = self.signs()
-        weight = signs[0] * alpha[:, :, 0, None]  # (out, groups, group_size)
+        weight = self.signs(0).mul_(alpha[:, :, 0, None])  # (out, groups, group_size)
         for i in range(1, self.bits):
-            weight.addcmul_(signs[i], alpha[:, :, i, None])
+            weight.addcmul_(self.signs(i), alpha[:, :, i, None])
         if self.shift is not None:
             weight += self.shift.float()[..., None]
         return weight.flatten(1)
