@@ -23,9 +23,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from qbench.blocks import linears, read_weight
+from qbench.blocks import as_kept, linears, read_weight
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.errors import ConfigError, MethodError
 from qbench.folding import Fold, excerpt, find_folds, moved
@@ -94,7 +93,7 @@ class AWQ:
         weights = {}
         for name, layer in linears(block).items():
             W = values.pop(f"{name}.weight", layer.weight.detach())
-            W = (W.T if isinstance(layer, Conv1D) else W).float()
+            W = as_kept(layer, W).float()
             if name in unseen:  # an expert that no token reached: nothing is known but its weights
                 weights[name] = RTN(zero_point=self.zero_point).quantize_weight(W, scheme)
             else:
@@ -230,8 +229,8 @@ class Site:
         path = self.module
         values = {}
         for name, weight in weights.items():
-            dense = weight.T if isinstance(self.block.get_submodule(name), Conv1D) else weight
-            values[f"{name}.weight".removeprefix(f"{path}." if path else "")] = dense
+            key = f"{name}.weight".removeprefix(f"{path}." if path else "")
+            values[key] = as_kept(self.block.get_submodule(name), weight)
         module = self.block.get_submodule(path)
         total, size = 0.0, 0
         for args, kwargs, target in self.calls:

@@ -19,9 +19,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from qbench.blocks import linears, read_weight
+from qbench.blocks import as_kept, linears, read_weight
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.folding import Fold, find_folds, has_bias, moved
 from qbench.formats import Uniform
@@ -187,10 +186,7 @@ class Transformed:
         """Sources divided, and the rounding of all transformed weights."""
         values = self._values()
         rounded = {name: weight(self._weight(name, values)) for name, weight in self.weights.items()}
-        return values | {
-            f"{name}.weight": W.T if isinstance(self.block.get_submodule(name), Conv1D) else W
-            for name, W in rounded.items()
-        }
+        return values | {f"{name}.weight": as_kept(self.block.get_submodule(name), W) for name, W in rounded.items()}
 
     @torch.no_grad()
     def export(self) -> BlockResult:
@@ -215,7 +211,7 @@ class Transformed:
         W = values.get(f"{name}.weight")
         if W is None:
             return read_weight(layer).float()
-        return W.T if isinstance(layer, Conv1D) else W
+        return as_kept(layer, W)
 
 
 def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> list[Tensor]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from qbench.contracts import Scheme
-from qbench.errors import ConfigError
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
 from qbench.methods.alternating import Alternating, SortedGroups, alternate, level_signs
@@ -64,8 +63,7 @@ class UniQuanF(Reconstruction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.grid, self.rounds, self.period) < 0:
-            raise ConfigError(f"grid={self.grid}, rounds={self.rounds}, period={self.period} must be 0 or more")
+        self.refuse_below(0, "grid", "rounds", "period")
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> UniQuanFWeight:
         """(out, in) -> its parameters at the initialization."""

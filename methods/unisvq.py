@@ -218,8 +218,7 @@ def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearS
 
     def collect(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         name = names[layer]
-        with torch.autocast(args[0].device.type, enabled=False):
-            new = statistics.of([args[0]], name)
+        new = statistics.of([args[0]], name)
         if new is not last[0]:
             last[:] = new, name
             old = found.get(name, LinearStats(torch.zeros_like(new.hessian), 0))

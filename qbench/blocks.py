@@ -57,10 +57,14 @@ def quantizable(model: nn.Module) -> dict[str, Any]:
 
 def read_weight(layer: Any) -> Tensor:
     """The weight as (out, in); Conv1D stores (in, out)."""
-    weight: Tensor = layer.weight.detach()
+    return as_kept(layer, layer.weight.detach())
+
+
+def as_kept(layer: Any, weight: Tensor) -> Tensor:
+    """(out, in) as the layer keeps it: Conv1D has it transposed. Its own inverse."""
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def write_weight(layer: Any, weight: Tensor) -> None:
     """Replace the weight by (out, in), in the layer's own dtype and device."""
-    layer.weight.data.copy_(weight.T if isinstance(layer, Conv1D) else weight)
+    layer.weight.data.copy_(as_kept(layer, weight))

@@ -15,9 +15,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from qbench.blocks import linears, read_weight
+from qbench.blocks import as_kept, linears, read_weight
 from qbench.contracts import BlockInputs, BlockResult, Scheme, WeightFormat
 from qbench.errors import ConfigError, MethodError
 
@@ -58,13 +57,11 @@ class Weights:
 
     def __init__(self, block: nn.Module, weights: Mapping[str, TrainedWeight]) -> None:
         """weights: by the name of the layer within the block."""
-        self.weights = weights
-        self._transposed = {name: isinstance(layer, Conv1D) for name, layer in linears(block).items()}
+        self.layers, self.weights = linears(block), weights
 
     def substitutes(self) -> dict[str, Tensor]:
         """`<layer>.weight` of every layer, as the layer keeps it (Conv1D has it transposed)."""
-        found = {name: weight() for name, weight in self.weights.items()}
-        return {f"{name}.weight": w.T if self._transposed[name] else w for name, w in found.items()}
+        return {f"{name}.weight": as_kept(self.layers[name], weight()) for name, weight in self.weights.items()}
 
     def export(self) -> BlockResult:
         """The quantized weights."""
@@ -95,11 +92,18 @@ class Reconstruction:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not 0 <= self.mixing <= 1 or not 0 <= self.holdout < 1:
+        self.refuse_below(0, "epochs", "patience", "mixing", "holdout")
+        self.refuse_below(1, "batch_size")
+        if self.mixing > 1 or self.holdout >= 1:
             raise ConfigError(
-                f"epochs={self.epochs}, batch_size={self.batch_size}, mixing={self.mixing}, holdout={self.holdout}: "
-                "epochs must be 0 or more, batch_size 1 or more, mixing within 0..1, holdout within 0..1 and below 1"
+                f"mixing={self.mixing}, holdout={self.holdout}: give shares, mixing up to 1 and holdout below 1"
             )
+
+    def refuse_below(self, least: int, *names: str) -> None:
+        """ConfigError naming the first of these parameters that is smaller."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small; give {least} or more")
 
     def training_tokens(self, tokens: int) -> int:
         """Tokens that pass forward and backward when `tokens` tokens calibrate: for estimates of time."""
@@ -221,8 +225,7 @@ def _judged(
     layers = linears(block)
     values = {**fixed, **result.parameters}
     for name, weight in result.weights.items():
-        dense = weight.dequantize()
-        values[f"{name}.weight"] = dense.T if isinstance(layers[name], Conv1D) else dense
+        values[f"{name}.weight"] = as_kept(layers[name], weight.dequantize())
     outputs = ((i, inputs.run(block, inputs.quantized[i], i, values)) for i in batches)
     losses = [block_loss(output, targets[i], kind).item() for i, output in outputs]
     return sum(losses) / len(losses)
