@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wrapt import when_imported
+
 if TYPE_CHECKING:
     from qbench.contracts import LinearStats, Scheme
     from qbench.quantization import QuantizedModel, load, quantize
@@ -27,3 +29,8 @@ def __getattr__(name: str) -> Any:  # lazy, so that reports and `qbench --help` 
     if name not in _HOME:
         raise AttributeError(f"module 'qbench' has no attribute {name!r}")
     return getattr(import_module(f"qbench.{_HOME[name]}"), name)
+
+
+@when_imported("transformers.quantizers")
+def _register(_: Any) -> None:  # so that `import qbench` does not import transformers, and yet from_pretrained knows us
+    import_module("qbench.huggingface")

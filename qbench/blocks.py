@@ -30,11 +30,12 @@ def linears(block: nn.Module) -> dict[str, Any]:
     Routers of experts are not: they stay in full precision, as a wrong choice of expert costs more than their bits.
     """
     routers = _routers(block)
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module not in routers
-    }
+    return {name: module for name, module in block.named_modules() if is_linear(module) and module not in routers}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, or GPT-2's Conv1D."""
+    return isinstance(module, (nn.Linear, Conv1D))
 
 
 def _routers(block: nn.Module) -> set[nn.Linear]:

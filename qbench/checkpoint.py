@@ -1,32 +1,30 @@
 """Saved models: an ordinary Hugging Face directory whose quantized layers are stored packed.
 
-`config.json` carries `quantization_config` (quant_method `qbench`, a version, the method, and per layer the format and
-its specification); `model.safetensors` carries `<layer>.<part>` for quantized layers and everything else as it was.
+`config.json` carries `quantization_config` (`qbench.layout`); the safetensors files carry `<layer>.<part>` for
+quantized layers and everything else as it was (`qbench.shards`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qbench.blocks import quantizable, write_weight
+from qbench.blocks import is_linear
+from qbench.card import write_card
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.experts import unfuse_experts
-from qbench.formats import from_tensors
+from qbench.layout import QuantizationConfig, compare, plausible, read_layout, state, stored
+from qbench.packed import pack, packed_layers
+from qbench.shards import SHARD_BYTES, Shards, read_json, seal, swap, write_shards
 
-VERSION = 1
-WEIGHTS = "model.safetensors"
 LOG = "quantize_log.json"
 
 
@@ -37,25 +35,27 @@ def save(
     weights: Mapping[str, WeightFormat],
     manifest: Mapping[str, Any],
     log: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write the directory beside its place and rename it there: whole or not at all. An existing one is replaced.
+    """Write the directory beside its place and put it there in one step: whole or not at all. An older one goes.
 
-    log: what the method has to tell, if anything, goes into a file of its own.
+    log: what the method has to tell, if anything, goes into a file of its own. Unquantized tensors are stored in half
+    precision where that loses nothing. StoreError where the disk refuses.
     """
+    tensors = dict(_tensors(model, weights))
+    dense = [name for name, layer in model.named_modules() if is_linear(layer) and name not in weights]
     config = model.config.to_dict() | {
-        "quantization_config": {
-            "quant_method": "qbench",
-            "version": VERSION,
-            **manifest,
-            "modules": {name: {"format": weight.format, **weight.spec()} for name, weight in weights.items()},
-        }
+        "dtype": _main_dtype(tensors, weights),
+        "quantization_config": state(weights, dense, manifest),
     }
+    for key in ("torch_dtype", "_name_or_path"):  # what transformers 4 calls dtype; and a path of this machine
+        config.pop(key, None)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             part = Path(scratch) / folder.name
             part.mkdir()
-            save_file(_tensors(model, weights), part / WEIGHTS, metadata={"format": "pt"})
+            write_shards(part, tensors, shard_bytes)
             (part / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
             if log:
                 (part / LOG).write_text(json.dumps(log) + "\n")
@@ -63,7 +63,9 @@ def save(
                 model.generation_config.save_pretrained(part)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
-            _replace(part, folder)
+            write_card(part, config["quantization_config"], weights)
+            seal(part)
+            swap(part, folder)
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"the quantized model cannot be written to {folder}: {error}; free space or choose another folder"
@@ -71,54 +73,43 @@ def save(
     return folder
 
 
-def load(folder: Path, dtype: str) -> tuple[Any, Any, dict[str, WeightFormat], dict[str, Any]]:
-    """(model, tokenizer, quantized weights, manifest). Every tensor of the file is used, and none may be missing."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def load(folder: Path, dtype: str, packed: bool) -> tuple[Any, Any, dict[str, WeightFormat], dict[str, Any]]:
+    """(model, tokenizer, quantized weights, what the method stated).
 
-    stated = _quantization_config(folder)
-    config = AutoConfig.from_pretrained(folder)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config)
-    unfuse_experts(model, refuse=False)
-    kind = getattr(torch, dtype)
-    modules = stated.pop("modules")
-    weights: dict[str, WeightFormat] = {}
-    state: dict[str, Tensor] = {}
-    with _opened(folder / WEIGHTS) as file:
-        names = set(file.keys())
-        for name, spec in modules.items():
-            parts = {
-                key.removeprefix(f"{name}."): key
-                for key in names
-                if key.startswith(f"{name}.") and key != f"{name}.bias"
-            }
-            names -= set(parts.values())
-            weights[name] = from_tensors(
-                spec["format"],
-                {part: file.get_tensor(key) for part, key in parts.items()},
-                {key: value for key, value in spec.items() if key != "format"},
-            )
-        for name in names:
-            tensor = file.get_tensor(name)
-            state[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
-    _fill(model, state, weights, kind, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer_config.json").is_file() else None
-    return model.eval(), tokenizer, weights, stated
+    packed: linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder is executed, every
+    tensor of the files is used, and none may be missing: StoreError.
+    """
+    layout, shards = _stated(folder)
+    modules = compare(layout, shards)
+    model = _skeleton(folder)
+    kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
+    kind = kind if isinstance(kind, torch.dtype) else torch.float32
+    pack(model, {name: group.weight() for name, group in modules.items()})
+    weights = {}
+    for name, layer in list(packed_layers(model)):
+        for part in stored(layer.quantized()):
+            layer.register_buffer(part, shards.tensor(f"{name}.{part}"))
+        weights[name] = _finite(name, layer.quantized(), folder)
+    rest = shards.entries.keys() - {f"{name}.{part}" for name, group in modules.items() for part in group.parts}
+    _fill(model, {name: _cast(shards.tensor(name), kind) for name in sorted(rest)}, folder)
+    if not packed:
+        unpack(model, kind)
+    return model.eval(), _tokenizer(folder), weights, layout.facts()
+
+
+def unpack(model: nn.Module, kind: torch.dtype) -> None:
+    """Every packed layer becomes a linear layer whose weight is dequantized into `kind`."""
+    for name, layer in list(packed_layers(model)):
+        dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        dense.weight = nn.Parameter(layer.quantized().dequantize().to(kind), requires_grad=False)
+        dense.register_parameter("bias", layer.bias)
+        home, _, child = name.rpartition(".")
+        setattr(model.get_submodule(home), child, dense)
 
 
 def read_log(folder: Path) -> dict[str, Any]:
     """What the method told, by block; empty where it told nothing. StoreError where the file is damaged."""
-    path = folder / LOG
-    try:
-        log = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}; quantize again") from None
-    if not isinstance(log, dict):
-        raise StoreError(f"{path} holds a {type(log).__name__}, not an entry per block; quantize again")
-    return log
+    return read_json(folder / LOG) if (folder / LOG).is_file() else {}
 
 
 def bytes_on_disk(folder: Path) -> int:
@@ -129,75 +120,101 @@ def bytes_on_disk(folder: Path) -> int:
 def is_quantized(folder: Path) -> bool:
     """Whether a directory was written by `save`."""
     try:
-        return _quantization_config(folder)["quant_method"] == "qbench"
+        return bool(read_layout(read_json(folder / "config.json"), folder))
     except StoreError:
         return False
 
 
-def _tensors(model: nn.Module, weights: Mapping[str, WeightFormat]) -> dict[str, Tensor]:
-    """What is stored: packed parts, and all other tensors once each (tied ones share storage)."""
-    packed = {
-        f"{name}.{part}": tensor for name, weight in weights.items() for part, tensor in weight.to_tensors().items()
-    }
+def _tensors(model: nn.Module, weights: Mapping[str, WeightFormat]) -> Iterator[tuple[str, Tensor]]:
+    """What is stored: the parts of quantized layers, and all other tensors once each (tied ones share storage)."""
+    for name, weight in weights.items():
+        yield from ((f"{name}.{part}", tensor) for part, tensor in stored(weight).items())
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
-        if name.removesuffix(".weight") in weights or tensor.data_ptr() in seen:
+        home, _, child = name.rpartition(".")
+        if (home in weights and child != "bias") or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
-        packed[name] = tensor
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in packed.items()}
+        yield name, _narrowed(tensor.detach())
 
 
-def _fill(
-    model: Any, state: dict[str, Tensor], weights: Mapping[str, WeightFormat], kind: torch.dtype, folder: Path
-) -> None:
-    layers = quantizable(model)
-    for name, weight in weights.items():
-        if name not in layers:
-            raise StoreError(f"{folder}: quantized layer {name!r} does not exist in a {type(model).__name__}")
-        layers[name].weight = nn.Parameter(torch.empty(layers[name].weight.shape, dtype=kind), requires_grad=False)
-        write_weight(layers[name], weight.dequantize())
-    unexpected = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+def _narrowed(tensor: Tensor) -> Tensor:
+    """In bfloat16, else in float16, where that is exact."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            if torch.equal(tensor.to(dtype).float(), tensor):
+                return tensor.to(dtype)
+    return tensor
+
+
+def _main_dtype(tensors: Mapping[str, Tensor], weights: Mapping[str, WeightFormat]) -> str:
+    """The dtype of most unquantized bytes: what the model should compute in."""
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if name.rpartition(".")[0] not in weights and tensor.is_floating_point():
+            key = str(tensor.dtype).removeprefix("torch.")
+            sizes[key] = sizes.get(key, 0) + tensor.nbytes
+    return max(sizes, key=lambda key: sizes[key], default="float32")
+
+
+def _stated(folder: Path) -> tuple[QuantizationConfig, Shards]:
+    """What config.json says, and the tensors that there are; neither has been trusted yet."""
+    config = read_json(folder / "config.json")
+    layout = read_layout(config, folder / "config.json")
+    shards = Shards(folder)
+    plausible(config, len(shards.entries), folder / "config.json")
+    return layout, shards
+
+
+def _skeleton(folder: Path) -> Any:
+    """The model of config.json without data. Whatever transformers makes of a wrong entry becomes a StoreError."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        del config.quantization_config
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config)
+        unfuse_experts(model, refuse=False)
+    except Exception as error:  # a wrong entry makes transformers raise nearly anything
+        raise StoreError(
+            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {str(error)[:200]}; copy it again"
+        ) from None
+    return model
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # see _skeleton
+        raise StoreError(
+            f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {str(error)[:200]}; copy it again"
+        ) from None
+
+
+def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    return tensor.to(kind) if tensor.is_floating_point() else tensor
+
+
+def _finite(name: str, weight: WeightFormat, folder: Path) -> WeightFormat:
+    for part, tensor in weight.to_tensors().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise StoreError(f"{folder}: {name}.{part} is not finite; copy or quantize again")
+    return weight
+
+
+def _fill(model: Any, found: dict[str, Tensor], folder: Path) -> None:
+    """Assign what is not quantized. StoreError by name where a tensor is missing, unexpected or of another shape."""
+    try:
+        unexpected = model.load_state_dict(found, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:
+        raise StoreError(f"{folder}: {' '.join(str(error).split())[:300]}; copy or quantize again") from None
     model.tie_weights()
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if missing or unexpected:
-        raise StoreError(
-            f"{folder / WEIGHTS}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
-        )
-
-
-def _quantization_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        stated = json.loads(path.read_text())["quantization_config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is not the config of a model quantized by qbench ({type(error).__name__}: {error})"
-        ) from None
-    if stated.get("quant_method") != "qbench" or stated.get("version") != VERSION:
-        raise StoreError(
-            f"{path} states quant_method={stated.get('quant_method')!r}, version={stated.get('version')!r}; "
-            f"this qbench reads quant_method='qbench', version={VERSION}"
-        )
-    return stated
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} cannot be read: {error}; quantize again") from None
-
-
-def _replace(part: Path, folder: Path) -> None:
-    """Flush the files, then put the directory in its place; an older one steps aside first."""
-    for file in part.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if folder.exists():
-        old = part.parent / "old"
-        folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        part.rename(folder)
+        raise StoreError(f"{folder}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}")

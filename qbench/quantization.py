@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from qbench.registry import get_method, parameters
 
 @dataclass
 class QuantizedModel:
-    """A model whose linear layers hold dequantized weights, with the quantized ones beside it.
+    """A model whose linear layers hold dequantized weights or are packed, with the quantized weights beside it.
 
     model: a transformers model, ready to run. weights: quantized weight by the full name of its layer.
     manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
@@ -46,9 +47,14 @@ class QuantizedModel:
         return checkpoint.save(Path(folder), self.model, self.tokenizer, self.weights, self.manifest, self.log)
 
 
-def load(folder: str | Path, dtype: str = "float32") -> QuantizedModel:
-    """Read what `save` wrote, with weights dequantized into `dtype`. StoreError where the directory is damaged."""
-    model, tokenizer, weights, manifest = checkpoint.load(Path(folder), dtype)
+def load(folder: str | Path, dtype: str = "auto", packed: bool = True) -> QuantizedModel:
+    """Read what `save` wrote; nothing in the folder is executed.
+
+    dtype: of everything that is not quantized; `auto` is what the folder states. packed: linear layers stay packed and
+    take the memory that they take on the disk; False dequantizes them once, which computes faster without a kernel.
+    StoreError where the directory is damaged, and by name where a tensor is missing or unexpected.
+    """
+    model, tokenizer, weights, manifest = checkpoint.load(Path(folder), dtype, packed)
     return QuantizedModel(model, tokenizer, weights, manifest, checkpoint.read_log(Path(folder)))
 
 
@@ -79,10 +85,13 @@ def quantize(
     check_layers(model, method, scheme)
     verb = verb_of(method)
     log: dict[str, Any] = {}
+    calibrated: dict[str, Any] = {}
     if verb == "quantize_weight":
         weights = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
         tokens = _tokens(calibration, tokenizer, method)
+        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
+        calibrated = {"calibration": {"tokens": list(tokens.shape), "sha256": digest}}
         size = getattr(method, "batch_size", batch_size)  # a method that trains says how large its steps are
         where: dict[str, Any] = {"device": torch.device(device), "batch_size": size, "dtype": DTYPES[dtype]}
         if verb == "quantize_linear":
@@ -90,8 +99,9 @@ def quantize(
         else:
             walk = partial(walk_blocks, model, tokens, progress=progress, **where)
             weights, log = _by_block(walk, method, scheme)
-    manifest = {
+    manifest = calibrated | {
         "method": method.name,
+        "paper": method.paper,
         "params": parameters(method),
         "scheme": {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric},
     }

@@ -166,12 +166,13 @@ class _Worker:
         folder = self.store.artifact(cell)
         if not checkpoint.is_quantized(folder):
             self._quantize(source, cell.scheme)
-        quantized = load(folder, cell.dtype)
+        quantized = load(folder, cell.dtype, packed=False)
         self.facts |= {"bits_per_weight": quantized.bits_per_weight, "bytes_on_disk": checkpoint.bytes_on_disk(folder)}
         costs = quantized.manifest["costs"]
         self.facts |= {"quantize_seconds": costs["seconds"], "quantize_peak_bytes": costs["peak_bytes"]}
         self.facts |= {"log": quantized.log}
-        self.tokens |= {key: quantized.manifest[key] for key in ("calibration_tokens",) if key in quantized.manifest}
+        if "calibration" in quantized.manifest:
+            self.tokens |= {"calibration_tokens": quantized.manifest["calibration"]["sha256"]}
         return quantized
 
     def _quantize(self, source: ModelSource, scheme: Scheme) -> None:
@@ -196,8 +197,6 @@ class _Worker:
         )
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
-        if tokens is not None:
-            quantized.manifest["calibration_tokens"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:12]
         quantized.save(self.store.artifact(cell))
 
     def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:

@@ -63,7 +63,7 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
     wanted = [(get_task(name), get_task(name).spec(source, **grid.task_options(name))) for name in grid.task_names]
     dtype = pick_dtype(grid.dtype, device)
     if checkpoint.is_quantized(folder):
-        quantized = load(folder, dtype)
+        quantized = load(folder, dtype, packed=False)
         model, tokenizer = quantized.model, quantized.tokenizer
     else:
         model, tokenizer = load_model(find_model(str(folder)), dtype)

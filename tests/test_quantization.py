@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +12,7 @@ from qbench import Scheme
 from qbench.blocks import linears
 from qbench.checkpoint import bytes_on_disk
 from qbench.contracts import BlockResult
-from qbench.errors import ConfigError, MethodError, StoreError
+from qbench.errors import ConfigError, MethodError
 
 PROMPT = torch.arange(40).view(2, 20)
 
@@ -130,38 +129,3 @@ def test_a_block_method_that_leaves_a_layer_out(tiny):
 
     with pytest.raises(MethodError, match="block model.layers.0: the method returned other layers than it has"):
         qbench.quantize(tiny(), Lazy(), Scheme(4, 16), tokens())
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 20), "cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not the config of a model quantized by qbench"),
-        (lambda folder: edit(folder, version=99), "version=99; this qbench reads"),
-        (lambda folder: edit(folder, modules={}), "missing"),
-    ],
-)
-def test_damaged_folders_are_refused(tiny, tmp_path, damage, message):
-    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "saved")
-    damage(folder)
-    with pytest.raises(StoreError, match=message):
-        qbench.load(folder)
-
-
-def edit(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] |= changes
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def test_saving_replaces_an_older_folder_and_leaves_nothing_beside(tiny, tmp_path):
-    for bits in (2, 4):
-        qbench.quantize(tiny(), "rtn", Scheme(bits, 16)).save(tmp_path / "saved")
-    assert qbench.load(tmp_path / "saved").manifest["scheme"]["bits"] == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-
-
-def test_a_folder_that_cannot_be_written(tiny, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
-        qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "file" / "saved")

@@ -25,7 +25,7 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, An
         raise StoreError(unknown_name("weight format", name, FORMATS))
     try:
         return FORMATS[name].from_tensors(tensors, spec)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
             f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: {error}"
         ) from None

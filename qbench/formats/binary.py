@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qbench.formats.packing import pack, unpack
+from qbench.formats.packing import expect, group_count, pack, packed_length, unpack
 from qbench.formats.uniform import Uniform
 
 
 @dataclass(frozen=True, eq=False)
 class Binary:
-    """A binary-coded weight of shape (out, in), groups of `group_size` inputs.
+    """A binary-coded weight of shape (out, in), groups of `group_size` inputs. StoreError where parts do not fit.
 
     planes: uint8 (bits, out, ceil(in/8)), bitmaps, a set bit is +1. alpha: float16 or float32 (out, groups, bits).
     shift: float16 or float32 (out, groups), or None for zero.
@@ -28,6 +28,14 @@ class Binary:
     shift: Tensor | None
     in_features: int
     group_size: int
+
+    def __post_init__(self) -> None:
+        groups = group_count(self.in_features, self.group_size)
+        bits, out = self.planes.shape[:2] if self.planes.ndim == 3 else (-1, -1)
+        expect("planes", self.planes, (bits, out, packed_length(self.in_features, 1)), torch.uint8)
+        expect("alpha", self.alpha, (out, groups, bits))
+        if self.shift is not None:
+            expect("shift", self.shift, (out, groups))
 
     @classmethod
     def from_planes(cls, planes: Tensor, alpha: Tensor, shift: Tensor | None) -> Binary:

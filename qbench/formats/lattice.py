@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.formats.hadamard import block_length, hadamard
-from qbench.formats.packing import pack, unpack
+from qbench.formats.packing import expect, pack, packed_length, unpack
 
 Features = Literal["codes", "signs"]
 
@@ -45,11 +45,20 @@ class Lattice:
     blocks: tuple[int, int]
 
     def __post_init__(self) -> None:
-        d, k = self.map.shape
-        if k != d * (self.bits if self.features == "signs" else 1) or len(self.su) % d:
+        d, k = self.map.shape if self.map.ndim == 2 else (0, 0)
+        out, columns = len(self.sv), len(self.su)
+        expect("codes", self.codes, (out, packed_length(columns, self.bits)), torch.uint8)
+        expect("map", self.map, (d, k))
+        expect("su", self.su, (columns,))
+        expect("sv", self.sv, (out,))
+        if self.offset is not None:
+            expect("offset", self.offset, (d,))
+        if self.blocks != (block_length(out), block_length(columns)):
+            raise StoreError(f"Hadamard blocks {self.blocks} do not fit a lattice weight of shape {(out, columns)}")
+        if not d or k != d * (self.bits if self.features == "signs" else 1) or columns % d:
             raise StoreError(
                 f"a lattice map of shape {(d, k)} does not fit features={self.features!r} of {self.bits} bits and "
-                f"{len(self.su)} inputs; expected (d, d) for codes, (d, {self.bits}d) for signs, d dividing the inputs"
+                f"{columns} inputs; expected (d, d) for codes, (d, {self.bits}d) for signs, d dividing the inputs"
             )
 
     @classmethod

@@ -15,7 +15,9 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)  #
 
 
 def packed_length(n: int, bits: int) -> int:
-    """Bytes that n codes of `bits` bits take."""
+    """Bytes that n codes of `bits` bits take, 1 to 8; StoreError for any other."""
+    if not 1 <= bits <= 8:
+        raise StoreError(f"codes of bits={bits} cannot be packed; from 1 to 8 can")
     return -(-n * bits // 8)
 
 
@@ -58,3 +60,20 @@ def as_stored(parameter: Tensor) -> Tensor:
     largest = parameter.abs().amax().item() if parameter.numel() else 0.0
     fits = largest == 0.0 or 2.0**-10 <= largest <= 65504.0
     return parameter.to(torch.float16 if fits else torch.float32)
+
+
+def expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """StoreError unless a part of a weight has this shape and this dtype, or any floating one."""
+    fits = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
+    if tuple(tensor.shape) != shape or not fits:
+        raise StoreError(
+            f"part {name!r} of a weight is {tensor.dtype} {tuple(tensor.shape)}; "
+            f"expected {dtype or 'floating'} {tuple('any' if n < 0 else n for n in shape)}"
+        )
+
+
+def group_count(in_features: int, group_size: int) -> int:
+    """Groups along the inputs. StoreError where the size does not divide them."""
+    if not 0 < group_size <= in_features or in_features % group_size:
+        raise StoreError(f"group_size={group_size} does not divide {in_features} inputs")
+    return in_features // group_size

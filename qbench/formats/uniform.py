@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qbench.formats.packing import pack, unpack
+from qbench.formats.packing import expect, group_count, pack, packed_length, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Uniform:
 
     codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. scale: float16 or float32 (out, groups).
     zero_point: uint8 (out, ceil(groups*bits/8)), packed integers of `bits` bits; or floating (out, groups), real;
-    or None, the midpoint 2^(bits-1) of a symmetric grid.
+    or None, the midpoint 2^(bits-1) of a symmetric grid. StoreError where parts do not fit.
     """
 
     format: ClassVar[str] = "uniform"
@@ -29,6 +29,16 @@ class Uniform:
     bits: int
     in_features: int
     group_size: int
+
+    def __post_init__(self) -> None:
+        groups = group_count(self.in_features, self.group_size)
+        out = self.codes.shape[0] if self.codes.ndim == 2 else -1
+        expect("codes", self.codes, (out, packed_length(self.in_features, self.bits)), torch.uint8)
+        expect("scale", self.scale, (out, groups))
+        if self.zero_point is not None and self.zero_point.dtype == torch.uint8:
+            expect("zero_point", self.zero_point, (out, packed_length(groups, self.bits)), torch.uint8)
+        elif self.zero_point is not None:
+            expect("zero_point", self.zero_point, (out, groups))
 
     @classmethod
     def from_codes(cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Uniform:
