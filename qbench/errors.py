@@ -21,6 +21,11 @@ class QbenchError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message; what a damaged file put into it is cut."""
+        text = super().__str__()
+        return text if len(text) <= 1000 else f"{text[:600]} [...] {text[-300:]}"
+
 
 class ConfigError(QbenchError):
     """The request itself is wrong."""

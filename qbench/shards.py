@@ -155,16 +155,11 @@ def verify(folder: Path) -> dict[str, str | None]:
     hashes = index.get("metadata", {}).get("sha256") if isinstance(index.get("metadata"), dict) else None
     if not isinstance(hashes, dict) or not hashes:
         raise StoreError(f"{folder / INDEX} states no hashes; only folders that qbench has written can be verified")
-    found = dict[str, str | None]()
-    for name, stated in hashes.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            found[name] = "is missing" if Path(name).name == name else "is not a file of this folder"
-        else:
-            found[name] = None if sha256(path) == stated else "differs from the hash that the index states"
-    for path in folder.glob("*.safetensors"):
-        found.setdefault(path.name, "is not in the index")
-    return found
+    present = {path.name: path for path in folder.iterdir() if path.is_file()}
+    found: dict[str, str | None] = {name: "is missing" for name in hashes if name not in present}
+    for name in sorted(hashes.keys() & present.keys()):
+        found[name] = None if sha256(present[name]) == hashes[name] else "differs from the hash that the index states"
+    return found | {name: "is not in the index" for name in present.keys() - hashes.keys() - {INDEX, CARD}}
 
 
 def sha256(path: Path) -> str:
