@@ -1,4 +1,4 @@
-"""What loading a packed model costs: `python benchmarks/checkpoint.py [--billions 1.0] [--bits 3] [--folder DIR] [--json FILE]`.
+"""What loading a packed model costs: `python benchmarks/checkpoint.py [--billions 1.0] [--folder DIR] [--json FILE]`.
 
 Time against plainly reading the same files (both from the page cache, in turns), and peak memory beyond the process
 against the packed size. Without --folder a random Llama of that many parameters is written first.
@@ -105,10 +105,10 @@ def main() -> None:
         "peak_beyond_packed_and_largest_mb": beyond,
         "environment": environment(),
     }
+    spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+    print(f"{size / 1e9:.2f} GB; loading takes {statistics.median(r[1] for r in rows):.2f} s, {spread} x reading")
     print(
-        f"{size / 1e9:.2f} GB; loading takes {statistics.median(ratios):.2f} x reading ({ratios[0]:.2f}-{ratios[-1]:.2f}), "
-        f"{statistics.median(r[1] for r in rows):.2f} s; peak {facts['peak_bytes'] / 1e9:.2f} GB, {beyond:+.0f} MB against "
-        "the packed size and the largest unquantized tensor"
+        f"peak {facts['peak_bytes'] / 1e9:.2f} GB: {beyond:+.0f} MB beyond packed size and largest unquantized tensor"
     )
     if args.json:
         args.json.write_text(json.dumps(facts, indent=2) + "\n")
