@@ -41,4 +41,4 @@ speed: $(READY) ## what block reconstruction costs in time and memory, on this m
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench
-	for f in qbench/*.py qbench/py.typed qbench/formats methods kernels tasks reports; do ln -s ../../$$f .typetree/qbench/$$(basename $$f); done
+	for f in qbench/*.py qbench/py.typed qbench/exchange qbench/formats methods kernels tasks reports; do ln -s ../../$$f .typetree/qbench/$$(basename $$f); done
