@@ -28,12 +28,13 @@ FORMATS = ("gptq", "gptq_v2")
 
 
 def checkpoint_format(weights: Iterable[Uniform]) -> str:
-    """The `checkpoint_format` for a model's weights: `gptq`, or `gptq_v2` where some zero point is 0.
+    """The `checkpoint_format` for a model: `gptq` where all zero points are 2^(bits-1), that is `sym`, else `gptq_v2`.
 
-    Every reader knows `gptq`, but it stores zero - 1 without a sign: readers disagree on what -1 wrapped around means.
-    ConfigError where a zero point is not an integer.
+    Every reader knows `gptq`, but 0 wraps around in it, and gptqmodel refuses it where `sym` is false. vLLM reads
+    `gptq_v2` since its pull request 26092. ConfigError where a zero point is not an integer.
     """
-    return "gptq_v2" if any((integer_zero(weight, "GPTQ") == 0).any() for weight in weights) else "gptq"
+    symmetric = all((integer_zero(weight, "GPTQ") == 2 ** (weight.bits - 1)).all() for weight in weights)
+    return "gptq" if symmetric else "gptq_v2"
 
 
 def to_gptq(weight: Uniform, checkpoint_format: str = "gptq") -> dict[str, Tensor]:
