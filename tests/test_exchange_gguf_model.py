@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gguf
 import numpy as np
 import pytest
@@ -140,6 +142,20 @@ def test_the_rest_keeps_its_type_except_vectors(llama, tmp_path, dtype, kind):
     assert {t.tensor_type.name for t in tensors if len(t.shape) == 1} == {"F32"}
     state = read(path, dtype)[0].state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_rope_of_llama_3_is_written_as_divisors(llama, tmp_path):
+    stretch = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    model = llama(head_dim=32, rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0} | stretch)
+    path = export_model_gguf(model.config, byte_level(), {}, others(model, {}), tmp_path / "tiny.gguf")
+    stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}["rope_freqs.weight"]
+    plain = [10000.0 ** (-2 * i / 32) for i in range(16)]
+    expected = []
+    for turns in (64 * frequency / (2 * math.pi) for frequency in plain):  # within the original context
+        share = min(max((turns - 1.0) / (4.0 - 1.0), 0.0), 1.0)
+        expected.append(1 / (share + (1 - share) / 8.0))
+    np.testing.assert_allclose(stored, expected, rtol=1e-5)
+    assert stored[0] == pytest.approx(1) and stored[-1] == pytest.approx(8)
 
 
 def test_rows_of_a_head_are_paired_as_llama_cpp_rotates_them(llama, tmp_path):

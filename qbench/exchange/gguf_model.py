@@ -24,6 +24,7 @@ from gguf import (
 )
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, StoreError
@@ -52,12 +53,14 @@ def export_model_gguf(
     config, tokenizer: those of transformers; the tokenizer a byte-level BPE. quantized: layer name -> weight; uniform
     weights as the smallest type of GGUF that holds them exactly, dense ones as they are. others: (name, tensor) of the
     rest of the state dict, in float32, float16 or bfloat16, kept so; vectors become float32, which llama.cpp wants.
+    Llama 3's stretched rope is written as llama.cpp reads it; transformers' reader takes it for a plain one.
     ConfigError, naming the layer, where GGUF or the architecture cannot say the same; StoreError where it cannot be
     written. Everything is held in memory once.
     """
     _check_architecture(config)
     tensors = dict(_encoded_tensors(config, quantized, others))
     _check_names(config, tensors)
+    tensors |= _rope_divisors(config)
     writer = GGUFWriter(None, "llama")
     _add_config(writer, config, path.stem)
     add_tokenizer(writer, tokenizer, config.vocab_size)
@@ -75,7 +78,7 @@ def _check_architecture(config: Any) -> None:
     found = {
         f"model_type={config.model_type!r} (llama or mistral)": config.model_type not in ("llama", "mistral"),
         f"sliding_window={getattr(config, 'sliding_window', None)} (none)": getattr(config, "sliding_window", None),
-        f"rope_type={rope['rope_type']!r} (default)": rope["rope_type"] != "default",
+        f"rope_type={rope['rope_type']!r} (default or llama3)": rope["rope_type"] not in ("default", "llama3"),
         f"hidden_act={getattr(config, 'hidden_act', None)!r} (silu)": getattr(config, "hidden_act", None) != "silu",
     }
     wrong = [what for what, is_wrong in found.items() if is_wrong]
@@ -93,8 +96,23 @@ def _rope(config: Any) -> dict[str, Any]:
     return {"rope_type": stated.get("rope_type", stated.get("type", "default")), "rope_theta": theta}
 
 
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _rope_divisors(config: Any) -> dict[str, Encoded]:
+    """What llama3's rope divides the plain frequencies by: float32 (head_dim/2,). Nothing where the rope is plain."""
+    rope = _rope(config)
+    if rope["rope_type"] == "default":
+        return {}
+    exponents = torch.arange(0, _head_dim(config), 2).float() / _head_dim(config)
+    stretched, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    divisors = 1.0 / (rope["rope_theta"] ** exponents * stretched)
+    return {"rope_freqs.weight": (GGMLQuantizationType.F32, divisors.float().numpy())}
+
+
 def _add_config(writer: GGUFWriter, config: Any, name: str) -> None:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head_dim(config)
     writer.add_name(name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
