@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
@@ -99,6 +100,7 @@ def test_transformers_reads_the_same_model(llama, tmp_path, changes, bits, symme
         assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 adds <s> and a space to a GGUF tokenizer")
 def test_transformers_reads_the_same_tokenizer(llama, tmp_path):
     model, tokenizer = llama(), byte_level()
     path = export_model_gguf(model.config, tokenizer, {}, others(model, {}), tmp_path / "tiny.gguf")
@@ -146,7 +148,7 @@ def test_the_rest_keeps_its_type_except_vectors(llama, tmp_path, dtype, kind):
 
 def test_the_rope_of_llama_3_is_written_as_divisors(llama, tmp_path):
     stretch = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    model = llama(head_dim=32, rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0} | stretch)
+    model = llama(head_dim=32, rope_scaling={"rope_type": "llama3"} | stretch)
     path = export_model_gguf(model.config, byte_level(), {}, others(model, {}), tmp_path / "tiny.gguf")
     stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}["rope_freqs.weight"]
     plain = [10000.0 ** (-2 * i / 32) for i in range(16)]
