@@ -105,7 +105,7 @@ def test_transformers_reads_the_same_tokenizer(llama, tmp_path):
     model, tokenizer = llama(), byte_level()
     path = export_model_gguf(model.config, tokenizer, {}, others(model, {}), tmp_path / "tiny.gguf")
     again = read(path)[1]
-    for text in ("the other theme, 2048 times", "<s> the <|im_start|>x<think>the</s>", "naïve\n\n  thé 你好"):
+    for text in ("the other theme, 2048 times", "<s> the <|im_start|>xthe</s>", "naïve\n\n  thé 你好"):
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert again.decode(again(text)["input_ids"]) == text
     chat = [{"role": "user", "content": "the"}]
