@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from qbench.blocks import is_linear
 from qbench.card import write_card
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
+from qbench.exchange.foreign import READERS, read_foreign
 from qbench.experts import unfuse_experts
-from qbench.layout import QuantizationConfig, compare, plausible, read_layout, state, stored
+from qbench.layout import compare, plausible, read_layout, state, stored
 from qbench.packed import pack, packed_layers
 from qbench.shards import SHARD_BYTES, Shards, read_json, seal, swap, write_shards
 
 LOG = "quantize_log.json"
+_NOT_STORED = ("torch_dtype", "_name_or_path", "quantization_config")  # an older name of dtype; a path of this machine
 
 
 def save(
@@ -42,28 +44,50 @@ def save(
     log: what the method has to tell, if anything, goes into a file of its own. Unquantized tensors are stored in half
     precision where that loses nothing. StoreError where the disk refuses.
     """
-    tensors = dict(_tensors(model, weights))
     dense = [name for name, layer in model.named_modules() if is_linear(layer) and name not in weights]
-    config = model.config.to_dict() | {
-        "dtype": _main_dtype(tensors, weights),
-        "quantization_config": state(weights, dense, manifest),
-    }
-    for key in ("torch_dtype", "_name_or_path"):  # what transformers 4 calls dtype; and a path of this machine
-        config.pop(key, None)
+    tensors = {f"{name}.{part}": t for name, weight in weights.items() for part, t in stored(weight).items()}
+    tensors |= unquantized(model, weights)
+    entry = state(weights, dense, manifest)
+
+    def finish(part: Path) -> None:
+        write_card(part, entry, weights)
+        if log:
+            (part / LOG).write_text(json.dumps(log) + "\n")
+
+    generation = getattr(model, "generation_config", None)
+    return write_folder(folder, model.config, tokenizer, tensors, entry, generation, finish, shard_bytes)
+
+
+def write_folder(
+    folder: Path,
+    config: Any,
+    tokenizer: Any,
+    tensors: Mapping[str, Tensor],
+    entry: Mapping[str, Any] | None,
+    generation_config: Any = None,
+    finish: Callable[[Path], None] = lambda part: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """A Hugging Face directory of these tensors, written beside its place and put there in one step.
+
+    entry: its quantization_config, if any. finish: writes further files. StoreError where the disk refuses.
+    """
+    stated = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
+    stated["dtype"] = _main_dtype(tensors)
+    if entry is not None:
+        stated["quantization_config"] = entry
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             part = Path(scratch) / folder.name
             part.mkdir()
             write_shards(part, tensors, shard_bytes)
-            (part / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-            if log:
-                (part / LOG).write_text(json.dumps(log) + "\n")
-            if getattr(model, "generation_config", None) is not None:
-                model.generation_config.save_pretrained(part)
+            (part / "config.json").write_text(json.dumps(stated, indent=2, default=str) + "\n")
+            if generation_config is not None:
+                generation_config.save_pretrained(part)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
-            write_card(part, config["quantization_config"], weights)
+            finish(part)
             seal(part)
             swap(part, folder)
     except (OSError, SafetensorError) as error:
@@ -79,22 +103,33 @@ def load(folder: Path, dtype: str, packed: bool) -> tuple[Any, Any, dict[str, We
     packed: linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder is executed, every
     tensor of the files is used, and none may be missing: StoreError.
     """
-    layout, shards = _stated(folder)
-    modules = compare(layout, shards)
+    config, shards = read_json(folder / "config.json"), Shards(folder)
+    plausible(config, len(shards.entries), folder / "config.json")
+    weights, facts = _read_weights(folder, config, shards)
     model = _skeleton(folder)
     kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
     kind = kind if isinstance(kind, torch.dtype) else torch.float32
-    pack(model, {name: group.weight() for name, group in modules.items()})
-    weights = {}
-    for name, layer in list(packed_layers(model)):
-        for part in stored(layer.quantized()):
-            layer.register_buffer(part, shards.tensor(f"{name}.{part}"))
-        weights[name] = _finite(name, layer.quantized(), folder)
-    rest = shards.entries.keys() - {f"{name}.{part}" for name, group in modules.items() for part in group.parts}
-    _fill(model, {name: _cast(shards.tensor(name), kind) for name in sorted(rest)}, folder)
+    pack(model, weights)
+    rest = sorted(name for name in shards.entries if not _quantized_part(name, weights))
+    _fill(model, {name: _cast(shards.tensor(name), kind) for name in rest}, folder)
     if not packed:
         unpack(model, kind)
-    return model.eval(), _tokenizer(folder), weights, layout.facts()
+    return model.eval(), _tokenizer(folder), weights, facts
+
+
+def _read_weights(
+    folder: Path, config: dict[str, Any], shards: Shards
+) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
+    """The quantized layers, and what the method stated; of our own folders, and of those that `exchange` reads."""
+    entry = config.get("quantization_config")
+    if isinstance(entry, dict) and entry.get("quant_method") in READERS:
+        return dict(read_foreign(entry, shards)), {"method": entry["quant_method"], "foreign": entry}
+    layout = read_layout(config, folder / "config.json")
+    weights = {}
+    for name, group in compare(layout, shards).items():
+        weight = group.weight({part: shards.tensor(f"{name}.{part}") for part in group.parts})
+        weights[name] = _finite(name, weight, folder)
+    return weights, layout.facts()
 
 
 def unpack(model: nn.Module, kind: torch.dtype) -> None:
@@ -125,17 +160,30 @@ def is_quantized(folder: Path) -> bool:
         return False
 
 
-def _tensors(model: nn.Module, weights: Mapping[str, WeightFormat]) -> Iterator[tuple[str, Tensor]]:
-    """What is stored: the parts of quantized layers, and all other tensors once each (tied ones share storage)."""
-    for name, weight in weights.items():
-        yield from ((f"{name}.{part}", tensor) for part, tensor in stored(weight).items())
+def is_readable(folder: Path) -> bool:
+    """Whether `load` reads this directory: one of ours, or one that `exchange` reads."""
+    entry = read_json(folder / "config.json").get("quantization_config") if (folder / "config.json").is_file() else None
+    return isinstance(entry, dict) and (entry.get("quant_method") in {"qbench", *READERS})
+
+
+def unquantized(model: nn.Module, weights: Mapping[str, WeightFormat]) -> dict[str, Tensor]:
+    """Everything that no quantized layer holds, once each (tied tensors share storage); biases are among them.
+
+    In half precision where that loses nothing.
+    """
     seen: set[int] = set()
+    found = {}
     for name, tensor in model.state_dict().items():
-        home, _, child = name.rpartition(".")
-        if (home in weights and child != "bias") or tensor.data_ptr() in seen:
+        if _quantized_part(name, weights) or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
-        yield name, _narrowed(tensor.detach())
+        found[name] = _narrowed(tensor.detach())
+    return found
+
+
+def _quantized_part(name: str, weights: Mapping[str, WeightFormat]) -> bool:
+    home, _, child = name.rpartition(".")
+    return home in weights and child != "bias"
 
 
 def _narrowed(tensor: Tensor) -> Tensor:
@@ -147,23 +195,14 @@ def _narrowed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _main_dtype(tensors: Mapping[str, Tensor], weights: Mapping[str, WeightFormat]) -> str:
-    """The dtype of most unquantized bytes: what the model should compute in."""
+def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
+    """The dtype of most bytes in `<module>.weight`, so that scales do not count: what the model should compute in."""
     sizes: dict[str, int] = {}
     for name, tensor in tensors.items():
-        if name.rpartition(".")[0] not in weights and tensor.is_floating_point():
+        if name.endswith(".weight") and tensor.is_floating_point():
             key = str(tensor.dtype).removeprefix("torch.")
             sizes[key] = sizes.get(key, 0) + tensor.nbytes
     return max(sizes, key=lambda key: sizes[key], default="float32")
-
-
-def _stated(folder: Path) -> tuple[QuantizationConfig, Shards]:
-    """What config.json says, and the tensors that there are; neither has been trusted yet."""
-    config = read_json(folder / "config.json")
-    layout = read_layout(config, folder / "config.json")
-    shards = Shards(folder)
-    plausible(config, len(shards.entries), folder / "config.json")
-    return layout, shards
 
 
 def _skeleton(folder: Path) -> Any:
@@ -173,7 +212,8 @@ def _skeleton(folder: Path) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        del config.quantization_config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)
         unfuse_experts(model, refuse=False)

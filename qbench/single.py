@@ -62,7 +62,7 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
     source, device = open_source(grid.data), pick_device(grid.device)
     wanted = [(get_task(name), get_task(name).spec(source, **grid.task_options(name))) for name in grid.task_names]
     dtype = pick_dtype(grid.dtype, device)
-    if checkpoint.is_quantized(folder):
+    if checkpoint.is_readable(folder):
         quantized = load(folder, dtype, packed=False)
         model, tokenizer = quantized.model, quantized.tokenizer
     else:

@@ -21,7 +21,7 @@ MAY_IMPORT = {  # what each room may import of ours, besides itself and the foun
     "kernels": {"qbench.formats"},
     "tasks": set(),
     "reports": set(),
-    "qbench.exchange": {"qbench.formats"},
+    "qbench.exchange": {"qbench.formats", "qbench.shards"},
     "qbench.formats": set(),
     "qbench.contracts": set(),
     "qbench.errors": set(),

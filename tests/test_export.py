@@ -1,0 +1,124 @@
+"""Folders for other programs: exported and read back, the same numbers, or a refusal with its reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import qbench
+from qbench import Scheme, checkpoint
+from qbench.blocks import quantizable
+from qbench.errors import ConfigError, ModelError, StoreError
+from qbench.export import export
+
+PROMPT = torch.arange(40).view(2, 20)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, tokenizer, tmp_path_factory):
+    """`saved(bits, group_size, symmetric, method)`: a folder of a tiny model."""
+
+    def make(bits=4, group_size=32, symmetric=False, method="rtn"):
+        folder = tmp_path_factory.mktemp("saved") / "model"
+        model = tiny(hidden_size=64, tie_word_embeddings=True)
+        scheme = Scheme(bits, group_size, symmetric)
+        return qbench.quantize(model, method, scheme, tokenizer=tokenizer).save(folder)
+
+    return make
+
+
+def logits(folder):
+    return qbench.load(folder, "float32").model(PROMPT).logits
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, None])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_gptq_folder_says_the_same(saved, tmp_path, bits, group_size, symmetric):
+    folder = saved(bits, group_size, symmetric)
+    made = export(folder, "gptq", tmp_path / "gptq")
+    entry = json.loads((made / "config.json").read_text())["quantization_config"]
+    assert (entry["bits"], entry["group_size"]) == (bits, group_size or -1)
+    assert entry["checkpoint_format"] == ("gptq" if symmetric else "gptq_v2") and entry["sym"] is symmetric
+    # per channel, layers have groups of different lengths, which -1 says for all
+    assert torch.equal(logits(made), logits(folder))
+    again = export(made, "qbench", tmp_path / "again")
+    assert torch.equal(logits(again), logits(folder))
+
+
+@pytest.mark.parametrize("method", ["rtn", "alternating", "none"])
+def test_a_dense_folder_needs_nothing_of_ours(saved, tmp_path, method):
+    folder = saved(method=method)
+    made = export(folder, "dense", tmp_path / "dense")
+    assert "quantization_config" not in json.loads((made / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    assert torch.equal(model(PROMPT).logits, logits(folder))
+    half = export(folder, "dense", tmp_path / "half", "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
+
+
+def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path):
+    with pytest.raises(ConfigError, match="has format 'binary', and GPTQ holds uniform ones; use --to dense"):
+        export(saved(method="alternating"), "gptq", tmp_path / "out")
+    with pytest.raises(ConfigError, match="layer .*GPTQ has no codes of 5 bits"):
+        export(saved(bits=5), "gptq", tmp_path / "out")
+    with pytest.raises(ConfigError, match="unknown export format 'gtpq'. Did you mean 'gptq'"):
+        export(saved(), "gtpq", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"quant_method": "aqlm"}, StoreError, "not the config of a model quantized by qbench"),
+        ({"bits": "four"}, ModelError, "states no whole number for bits"),
+        ({"bits": 8}, ModelError, "qzeros|scales|group"),
+        ({"group_size": 48}, ModelError, "group_size=48 does not divide"),
+        ({"dynamic": {"-:mlp": {}}}, ModelError, "settings per layer"),
+    ],
+)
+def test_a_foreign_folder_that_cannot_be_read(saved, tmp_path, changes, error, message):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    edit(made, **changes)
+    with pytest.raises(error, match=message):
+        qbench.load(made)
+
+
+def test_an_awq_folder_is_read(tiny, tmp_path):
+    """Codes, zero points and scales of a random checkpoint in the GEMM layout, against the products by definition."""
+    model, draw = tiny(hidden_size=64), torch.Generator().manual_seed(0)
+    tensors = checkpoint.unquantized(model, layers := {name: None for name in quantizable(model)})
+    for name in layers:
+        out, inputs = model.get_submodule(name).weight.shape
+        codes = torch.randint(0, 16, (inputs, out), generator=draw)
+        zero = torch.randint(0, 16, (inputs // 32, out), generator=draw)
+        scales = (torch.rand((inputs // 32, out), generator=draw) / 50).half()
+        wide = [x.repeat_interleave(32, 0).float() for x in (zero, scales)]
+        model.get_submodule(name).weight.data = ((codes - wide[0]) * wide[1]).T.contiguous()
+        words = {"qweight": codes, "qzeros": zero}
+        tensors |= {f"{name}.{part}": awq_words(values) for part, values in words.items()}
+        tensors[f"{name}.scales"] = scales
+    entry = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    folder = checkpoint.write_folder(tmp_path / "awq", model.config, None, tensors, entry)
+    assert torch.equal(logits(folder), model(PROMPT).logits)
+    assert qbench.load(folder).manifest["method"] == "awq"
+
+
+def awq_words(values):
+    """(n, out) codes -> (n, out/8) int32: nibble i of a word is output 0 2 4 6 1 3 5 7 of its eight."""
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    return (values.unflatten(1, (-1, 8))[..., order] << (4 * torch.arange(8))).sum(-1).to(torch.int32)
+
+
+def test_a_gguf_file_of_the_model(saved, tmp_path):
+    with pytest.raises(ConfigError, match="tokenizer"):  # the tests' tokenizer has no merges to write
+        export(saved(symmetric=True), "gguf", tmp_path / "model.gguf")
