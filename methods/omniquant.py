@@ -41,7 +41,7 @@ class OmniQuant(Reconstruction):
     clip: `none` starts from the whole range, as the authors do, `search` from the one that `rtn` finds. let: `auto` is
     on where the norm before a fold has a bias (LayerNorm models such as OPT), as in the authors' scripts. lr_lwc: of
     gamma and beta; the authors' 0.01 is for 2560 steps, and hardly moves them in the tens of steps of a quick run.
-    lr_let: of the logarithms of the scales. mixing: 1, inputs of the quantized prefix.
+    lr_let: of the logarithms of the scales.
     """
 
     name: ClassVar[str] = "omniquant"
@@ -50,7 +50,6 @@ class OmniQuant(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (2, 8)
     symmetric: ClassVar[bool] = True
 
-    mixing: float = 1.0
     lr_lwc: float = 0.1
     lr_let: float = 5e-3
     clip: Literal["search", "none"] = "search"

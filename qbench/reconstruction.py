@@ -85,7 +85,7 @@ class Reconstruction:
 
     epochs: int = 4
     batch_size: int = 4
-    mixing: float = 0.5
+    mixing: float = 1.0
     loss: Literal["capped", "mse"] = "capped"
     holdout: float = 0.125
     patience: int = 0
