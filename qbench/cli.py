@@ -1,6 +1,6 @@
-"""The command line: `qbench run`, `quantize`, `eval`, `report`, `list`, `check`, `data`.
+"""The command line: `qbench run`, `report`, `list`, `check`, `data`; the others are in `qbench.cli_folders`.
 
-Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell or check, 2 misuse, 130 interrupted.
+Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,27 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.errors import ConfigError, QbenchError
+from qbench import cli_folders
+from qbench.cli_options import Data, Device, Model, Plugins, Sets, as_group, as_names, as_numbers, err, out
+from qbench.errors import QbenchError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
+app.add_typer(cli_folders.app)
 app.add_typer(data_app, name="data")
-out, err = Console(), Console(stderr=True)
-
-Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")]
-Data = Annotated[
-    str | None, typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`).")
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated."),
-]
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that defines a method.")]
 DRY = "Show the cells with estimated time and memory, and stop."
 
 
@@ -72,13 +62,13 @@ def run(
     grid = read_grid(
         config,
         {
-            "model": _names(explicit_model),
-            "bits": _numbers("--bits", bits),
-            "methods": _names(methods),
+            "model": as_names(explicit_model),
+            "bits": as_numbers("--bits", bits),
+            "methods": as_names(methods),
             "sweep": sweep,
-            "tasks": _names(tasks),
+            "tasks": as_names(tasks),
             "preset": preset,
-            "group_size": _group(group_size),
+            "group_size": as_group(group_size),
             "symmetric": symmetric,
             "set": parse_set(sets) if sets else None,
             "plugin": plugin or None,
@@ -140,79 +130,6 @@ def _show_plan(plan: Any) -> None:
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min (estimated from a matrix product timed on this machine)"
     )
-
-
-@app.command(epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`")
-def quantize(
-    method: Annotated[str, typer.Option(help="`qbench list methods`.")],
-    bits: Annotated[int, typer.Option(help="Bits per weight code.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
-    model: Model = "smollm2-135m",
-    group_size: Annotated[str, typer.Option(help="Inputs per group, or 'channel'.")] = "64",
-    symmetric: Annotated[bool, typer.Option("--symmetric", help="Symmetric grids.")] = False,
-    sets: Sets = None,
-    plugin: Plugins = None,
-    data: Data = None,
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
-    device: Device = None,
-) -> None:
-    """Quantize one model and save it as a Hugging Face folder."""
-    from qbench.contracts import Scheme
-    from qbench.grid import parse_set
-    from qbench.single import CalibrationWindows, quantize_model
-
-    group = _group(group_size)
-    with err.status(f"quantizing {model} with {method}") as status:
-        bits_per_weight = quantize_model(
-            model,
-            method,
-            Scheme(bits, None if group == "channel" else group, symmetric),
-            output,
-            settings=parse_set(sets or []).get(method, {}),
-            plugins=plugin or [],
-            data=data or "auto",
-            calibration=CalibrationWindows(samples, length, seed),
-            device=device or "auto",
-            progress=lambda fraction, text: status.update(text),
-        )
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total")
-    out.print(f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
-
-
-@app.command(name="eval", epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`")
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or any model.")],
-    tasks: Annotated[str, typer.Option(help="With commas; `qbench list tasks`.")] = "wikitext,arc_easy",
-    preset: Annotated[str, typer.Option(help="quick or paper: limits and shots.")] = "quick",
-    sets: Sets = None,
-    data: Data = None,
-    device: Device = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-) -> None:
-    """Evaluate a saved model; prints one line per score."""
-    from qbench.grid import parse_set, read_grid
-    from qbench.reports.headline import number
-    from qbench.single import evaluate_model
-
-    grid = read_grid(
-        None,
-        {
-            "tasks": _names(tasks),
-            "preset": preset,
-            "set": parse_set(sets or []),
-            "data": data,
-            "device": device,
-            "dtype": dtype,
-        },
-    )
-    with err.status("loading") as status:
-        for score in evaluate_model(folder, grid, lambda fraction, text: status.update(text)):
-            value = number(score.value, score.stderr, score.metric)
-            out.print(
-                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False
-            )
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")
@@ -321,25 +238,3 @@ def main() -> None:
 
 def _complain(text: str) -> None:
     err.print(f"qbench: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4") from None
-
-
-def _group(text: str | None) -> Any:
-    if text is None or text == "channel":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"--group-size {text!r} is neither a number of inputs nor 'channel'") from None

@@ -1,0 +1,49 @@
+"""What the commands share: where they print, the options that several have, and how their values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from qbench.errors import ConfigError
+
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`).")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated."),
+]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that defines a method.")]
+
+
+def as_names(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a list with commas."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """Whole numbers with commas. ConfigError naming the flag where they are not."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4") from None
+
+
+def as_group(text: str | None) -> Any:
+    """`--group-size`: a number, or `channel`. ConfigError for anything else."""
+    if text is None or text == "channel":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--group-size {text!r} is neither a number of inputs nor 'channel'") from None
