@@ -1,13 +1,22 @@
-"""The commands about one model: `qbench quantize`, `eval`."""
+"""The commands about one model: `qbench quantize`, `eval`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from qbench.cli_options import Data, Device, Model, Plugins, Sets, as_group, as_names, err, out
+
+if TYPE_CHECKING:
+    from qbench.inspection import Inspection
 
 app = typer.Typer()
 
@@ -83,3 +92,66 @@ def evaluate(
             out.print(
                 f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False
             )
+
+
+@app.command(epilog="Examples: `qbench inspect smollm2-gptq-3b`   `qbench inspect model-Q4_K_M.gguf --json`")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A folder of qbench, GPTQ, AWQ or compressed-tensors; or a GGUF file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show where the bits of a model are, measured from the headers of its files."""
+    from qbench.inspection import inspect as inspect_model
+
+    found = inspect_model(path)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    _print(_headline(found))
+    out.print(_item_table(found))
+    kinds = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in found.unquantized_layers)
+    for name, count in kinds.items():
+        _print(f"not quantized  {name}" + (f"  ({count} layers)" if count > 1 else ""))
+    for note in found.notes:
+        _print(f"note  {note}")
+    if found.parameters:
+        _print(f"stated  {json.dumps(found.parameters, ensure_ascii=False)}")
+
+
+@app.command(epilog="Example: `qbench verify smollm2-gptq-3b`")
+def verify(folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote.")]) -> None:
+    """Hold every file of a saved model against the hash in its index; exit code 1 where one differs."""
+    from qbench.shards import verify as verify_files
+
+    found = verify_files(folder)
+    for name, problem in sorted(found.items()):
+        _print(f"{'FAIL' if problem else 'ok':5} {name}{f'  {problem}' if problem else ''}")
+    raise typer.Exit(1 if any(found.values()) else 0)
+
+
+def _headline(found: Inspection) -> str:
+    """What it is, the bits of its quantized weights, stated and measured, and those of the whole."""
+    kind = " ".join(part for part in (found.source, found.format_version and f"({found.format_version})") if part)
+    made = f", {found.method}" if found.method not in (None, found.source) else ""
+    whole = f"{found.bits_per_parameter:.3f} bits per parameter of the whole, {found.nbytes / 1e6:.1f} MB"
+    if not found.quantized_weights:
+        return f"{found.path}  {kind}{made}: nothing is quantized; {whole}"
+    stated = "" if found.stated_bits is None else f" (stated: {found.stated_bits:g}-bit codes)"
+    return (
+        f"{found.path}  {kind}{made}: {found.bits_per_weight['total']:.3f} bits per weight{stated} over "
+        f"{found.quantized_weights:,} weights of {found.quantized_layers} layers; {whole}"
+    )
+
+
+def _item_table(found: Inspection) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("item", "tensors", "bytes", "share", "bits per weight"):
+        table.add_column(name, justify="left" if name == "item" else "right")
+    for item in found.items:
+        bits = found.bits_per_weight.get(item.name)
+        facts = (str(item.tensors), f"{item.nbytes:,}", f"{item.share:.1%}", "" if bits is None else f"{bits:.4f}")
+        table.add_row(Text(item.name.replace("_", " ")), *facts)
+    return table
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
