@@ -24,6 +24,7 @@ from qbench.exchange.foreign import READERS, read_foreign
 from qbench.experts import unfuse_experts
 from qbench.layout import compare, plausible, read_layout, state, stored
 from qbench.packed import pack, packed_layers
+from qbench.records import Record
 from qbench.shards import SHARD_BYTES, Shards, read_json, seal, swap, write_shards
 
 LOG = "quantize_log.json"
@@ -140,6 +141,16 @@ def unpack(model: nn.Module, kind: torch.dtype) -> None:
         dense.register_parameter("bias", layer.bias)
         home, _, child = name.rpartition(".")
         setattr(model.get_submodule(home), child, dense)
+
+
+def add_scores(folder: Path, record: Record) -> None:
+    """Write the model card again, with the scores of a record. StoreError where the folder is damaged or read-only."""
+    config = read_json(folder / "config.json")
+    weights = {name: group.weight() for name, group in read_layout(config, folder / "config.json").modules().items()}
+    try:
+        write_card(folder, config["quantization_config"], weights, record)
+    except OSError as error:
+        raise StoreError(f"the model card in {folder} cannot be written: {error}; free space") from None
 
 
 def read_log(folder: Path) -> dict[str, Any]:

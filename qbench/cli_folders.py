@@ -1,4 +1,4 @@
-"""The commands about one model: `qbench quantize`, `eval`, `inspect`, `verify`."""
+"""The commands about one model: `qbench quantize`, `export`, `eval`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
@@ -58,6 +58,23 @@ def quantize(
         )
     parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total")
     out.print(f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: `qbench export smollm2-3b --to gptq -o gptq-3b`   `qbench export DIR --to gguf -o model.gguf`"
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or a GPTQ or AWQ one.")],
+    to: Annotated[str, typer.Option("--to", help="gptq, dense, gguf or qbench.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; for gguf a file.")],
+    dtype: Annotated[str, typer.Option(help="Of what is dense: auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Write a quantized model for other programs: the same numbers, or the reason why not."""
+    from qbench.export import export as export_folder
+
+    with err.status(f"writing {to}"):
+        path = export_folder(folder, to, output, dtype)
+    out.print(f"{path}", markup=False, soft_wrap=True)
 
 
 @app.command(name="eval", epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`")

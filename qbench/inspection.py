@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError, unknown_name
-from qbench.foreign import CODES, read_awq, read_compressed, read_gptq
+from qbench.foreign_headers import CODES, read_awq, read_compressed, read_gptq
 from qbench.layout import compare, read_layout
 from qbench.pieces import ITEMS, Piece, Reading, Source, dense_layers, dense_piece
 from qbench.shards import Shards, read_json

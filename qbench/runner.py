@@ -142,7 +142,7 @@ class _Worker:
         except (RuntimeError, ValueError, ArithmeticError, KeyError, TypeError, IndexError, OSError) as error:
             status, reason = "failed", f"{type(error).__name__}: {error}"
         protocol = [spec.model_dump(mode="json") for spec in self.cell.tasks]
-        return Record(
+        record = Record(
             id=self.cell.id,
             cell=self.cell,
             status=status,
@@ -154,6 +154,9 @@ class _Worker:
             command=cell_command(self.plan.grid, self.cell),
             **self.facts,
         )
+        if status == "ok" and self.cell.scheme is not None:
+            checkpoint.add_scores(self.store.artifact(self.cell), record)
+        return record
 
     def _quantized(self) -> QuantizedModel:
         """The model to evaluate, always as read back from disk; quantized first where that has not been done."""

@@ -124,6 +124,8 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     gptq = records[("gptq", 4)]
     assert gptq.bits_per_weight["codes"] == 4.0 and gptq.environment["calibration_tokens"]
     assert gptq.bytes_on_disk and gptq.quantize_peak_bytes and gptq.quantize_seconds
+    cards = [path.read_text() for path in out.rglob("README.md")]
+    assert len(cards) == 6 and all("## Scores" in card and "| mini-divergence | kl_mean |" in card for card in cards)
 
 
 def test_a_second_run_does_nothing_and_a_third_adds_a_method(finished, tiny_folder, command, tmp_path):

@@ -54,11 +54,13 @@ def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
 def as_stored(parameter: Tensor) -> Tensor:
     """Round scales, shifts and the like to what a file holds: float16, or float32 where float16 would distort them.
 
-    float16 is kept while the largest magnitude lies in 2^-10..65504: below, the smallest groups of a layer would fall
-    among the subnormals. The choice is one per tensor and is counted, since the bits are measured from the file.
+    float16 is kept while the largest magnitude lies in 2^-10..65504, or no value but zero below 2^-14: else many would
+    fall among the subnormals. The choice is one per tensor and is counted, since the bits are measured from the file.
     """
-    largest = parameter.abs().amax().item() if parameter.numel() else 0.0
-    fits = largest == 0.0 or 2.0**-10 <= largest <= 65504.0
+    magnitudes = parameter.abs()
+    largest = magnitudes.amax().item() if parameter.numel() else 0.0
+    least = magnitudes[magnitudes > 0].amin().item() if largest > 0 else largest
+    fits = largest == 0.0 or (largest <= 65504.0 and (largest >= 2.0**-10 or least >= 2.0**-14))
     return parameter.to(torch.float16 if fits else torch.float32)
 
 
