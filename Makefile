@@ -8,9 +8,9 @@ DATA   ?= auto
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test check speed links
+.PHONY: help setup bench report test test-transformers4 check speed links
 help:           ## this list
-	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
 setup: $(READY) ## a virtual environment with everything pinned
 $(READY): pyproject.toml constraints.txt
@@ -29,6 +29,13 @@ report: $(READY) ## tables, plots and the page again, from the records in OUT
 
 test: $(READY) ## the test suite
 	$(RUN)pytest -q
+
+test-transformers4: ## checkpoints and families under transformers 4.57, in an environment of its own
+	test -x .venv4/bin/python || $(PYTHON) -m venv .venv4
+	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > .venv4/constraints.txt
+	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt torch
+	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt 'transformers==4.57.6' --editable '.[dev]'
+	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/test_checkpoint.py tests/test_export.py tests/test_exchange_gguf_model.py tests/test_families.py
 
 check: $(READY) links ## lint, types, import directions
 	$(RUN)ruff format --check .

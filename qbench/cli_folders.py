@@ -36,6 +36,7 @@ def quantize(
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
     device: Device = None,
+    dtype: Annotated[str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")] = "auto",
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme
@@ -54,6 +55,7 @@ def quantize(
             data=data or "auto",
             calibration=CalibrationWindows(samples, length, seed),
             device=device or "auto",
+            dtype=dtype,
             progress=lambda fraction, text: status.update(text),
         )
     parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total")

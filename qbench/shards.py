@@ -68,7 +68,8 @@ class Shards:
         self.folder, self.entries = folder, dict[str, Entry]()
         self._open: dict[Path, Any] = {}
         for file, expected in _files(folder).items():
-            found = dict(_headers(file, self._handle(file)))
+            self._handle(file)
+            found = dict(_headers(file))
             odd = sorted(found.keys() & self.entries.keys()) or sorted((expected or found.keys()) ^ found.keys())
             if odd:
                 raise StoreError(f"{file}: tensor {odd[0]!r} is missing, unexpected or there twice; {_AGAIN}")
@@ -105,16 +106,16 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int = SHARD
     for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # it comes readable for its owner alone
 
 
 def seal(folder: Path) -> None:
     """Write the index with the hashes of all files, and flush everything to the disk."""
     weight_map, total = dict[str, str](), 0
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            for name, entry in _headers(file, handle):
-                weight_map[name] = file.name
-                total += entry.nbytes
+        for name, entry in _headers(file):
+            weight_map[name] = file.name
+            total += entry.nbytes
     hashes = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name not in (INDEX, CARD)}
     index = {"metadata": {"total_size": total, "sha256": hashes}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -215,9 +216,12 @@ def _inside(folder: Path, name: Any) -> Path:
     return path
 
 
-def _headers(path: Path, handle: Any) -> Iterator[tuple[str, Entry]]:
-    for name in handle.keys():  # noqa: SIM118 -- not a mapping
-        part = handle.get_slice(name)
-        if part.get_dtype() not in DTYPES:
-            raise StoreError(f"{path}: tensor {name!r} has dtype {part.get_dtype()}; read are {', '.join(DTYPES)}")
-        yield name, Entry(path, DTYPES[part.get_dtype()], tuple(part.get_shape()))
+def _headers(path: Path) -> Iterator[tuple[str, Entry]]:
+    """What the header says. The library has checked it, but takes a quarter of a millisecond a tensor to repeat it."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    for name, stated in header.items():
+        if stated["dtype"] not in DTYPES:
+            raise StoreError(f"{path}: tensor {name!r} has dtype {stated['dtype']}; read are {', '.join(DTYPES)}")
+        yield name, Entry(path, DTYPES[stated["dtype"]], tuple(stated["shape"]))

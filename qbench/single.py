@@ -11,7 +11,7 @@ from qbench.calibrate import Progress
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
 from qbench.grid import Grid
-from qbench.models import find_model, load_model
+from qbench.models import DTYPES, find_model, load_model
 from qbench.quantization import load, quantize
 from qbench.records import Score
 from qbench.registry import get_method, load_plugin
@@ -40,14 +40,21 @@ def quantize_model(
     data: str,
     calibration: CalibrationWindows,
     device: str,
+    dtype: str,
     progress: Progress,
 ) -> dict[str, float]:
-    """Quantize a model by name, save it to `output`, and return its measured bits per weight."""
+    """Quantize a model by name, save it to `output`, and return its measured bits per weight.
+
+    dtype: what its parameters are rounded to beforehand; `auto` leaves them as they are.
+    """
     for path in plugins:
         load_plugin(path)
     made = get_method(method, **{key: values[0] for key, values in settings.items()})
     chosen = pick_device(device)
     loaded, tokenizer = load_model(find_model(model), "float32")
+    if dtype != "auto":
+        for parameter in loaded.parameters():
+            parameter.data = parameter.data.to(DTYPES[pick_dtype(dtype, chosen)]).float()
     tokens = None
     if verb_of(made) != "quantize_weight":
         tokens = calibration_windows(open_source(data).text("calibration"), tokenizer, *calibration)

@@ -57,7 +57,7 @@ def test_a_dense_folder_needs_nothing_of_ours(saved, tmp_path, method):
     model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
     assert torch.equal(model(PROMPT).logits, logits(folder))
     half = export(folder, "dense", tmp_path / "half", "bfloat16")
-    assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(half, dtype="auto").dtype == torch.bfloat16
 
 
 def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path):
