@@ -123,7 +123,7 @@ def _read_weights(
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     """The quantized layers, and what the method stated; of our own folders, and of those that `exchange` reads."""
     entry = config.get("quantization_config")
-    if isinstance(entry, dict) and entry.get("quant_method") in READERS:
+    if isinstance(entry, dict) and entry.get("quant_method") in list(READERS):  # it may be anything, even a list
         return dict(read_foreign(entry, shards)), {"method": entry["quant_method"], "foreign": entry}
     layout = read_layout(config, folder / "config.json")
     weights = {}
@@ -174,7 +174,7 @@ def is_quantized(folder: Path) -> bool:
 def is_readable(folder: Path) -> bool:
     """Whether `load` reads this directory: one of ours, or one that `exchange` reads."""
     entry = read_json(folder / "config.json").get("quantization_config") if (folder / "config.json").is_file() else None
-    return isinstance(entry, dict) and (entry.get("quant_method") in {"qbench", *READERS})
+    return isinstance(entry, dict) and entry.get("quant_method") in ["qbench", *READERS]
 
 
 def unquantized(model: nn.Module, weights: Mapping[str, WeightFormat]) -> dict[str, Tensor]:

@@ -40,6 +40,9 @@ class QbenchQuantizer(HfQuantizer):
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
+        for module in model.modules():  # without parameters there is nothing to initialize, as in experts taken apart
+            if not (module._parameters or module._buffers):
+                module._is_hf_initialized = True
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -71,6 +71,17 @@ def test_transformers_loads_it_exactly(made, saved, tmp_path, dtype):
     assert torch.equal(qbench.load(tmp_path / "again").model(PROMPT).logits, expected)
 
 
+def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
+    model, prompt = family(), torch.arange(20).view(1, 20)
+    made = qbench.quantize(model, "rtn", Scheme(4, 16))
+    made.save(tmp_path / "saved")
+    for found in (qbench.load(tmp_path / "saved", "float32"), qbench.load(tmp_path / "saved", "float32", packed=False)):
+        assert torch.equal(found.model(prompt).logits, made.model(prompt).logits)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert sum(isinstance(layer, QuantLinear) for layer in loaded.modules()) == len(made.weights)
+    assert torch.equal(loaded(prompt).logits, made.model(prompt).logits)
+
+
 def test_without_the_plug_in_transformers_refuses(saved):
     if saved.name != "rtn":
         pytest.skip("one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in")
