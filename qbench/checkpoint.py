@@ -25,7 +25,7 @@ from qbench.experts import unfuse_experts
 from qbench.layout import compare, plausible, read_layout, state, stored
 from qbench.packed import pack, packed_layers
 from qbench.records import Record
-from qbench.shards import SHARD_BYTES, Shards, read_json, seal, swap, write_shards
+from qbench.shards import SHARD_BYTES, Shards, is_ours, read_json, seal, swap, write_shards
 
 LOG = "quantize_log.json"
 _NOT_STORED = ("torch_dtype", "_name_or_path", "quantization_config")  # an older name of dtype; a path of this machine
@@ -71,8 +71,13 @@ def write_folder(
 ) -> Path:
     """A Hugging Face directory of these tensors, written beside its place and put there in one step.
 
-    entry: its quantization_config, if any. finish: writes further files. StoreError where the disk refuses.
+    entry: its quantization_config, if any. finish: writes further files. StoreError where the disk refuses, and where
+    something is there that qbench has not written.
     """
+    if not is_ours(folder):
+        raise StoreError(
+            f"{folder} is there and was not written by qbench, or is damaged; choose another folder, or remove it first"
+        )
     stated = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
     stated["dtype"] = _main_dtype(tensors)
     if entry is not None:
@@ -85,7 +90,8 @@ def write_folder(
             write_shards(part, tensors, shard_bytes)
             (part / "config.json").write_text(json.dumps(stated, indent=2, default=str) + "\n")
             if generation_config is not None:
-                generation_config.save_pretrained(part)
+                # not save_pretrained, which refuses what some published models carry
+                generation_config.to_json_file(part / "generation_config.json")
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
             finish(part)

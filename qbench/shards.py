@@ -127,6 +127,18 @@ def seal(folder: Path) -> None:
             os.close(handle)
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder may be replaced: it is not there, is empty, or its index states hashes, as `seal` writes."""
+    if not folder.is_dir():
+        return not folder.exists()
+    if not any(folder.iterdir()):
+        return True
+    try:
+        return "sha256" in read_json(folder / INDEX)["metadata"]
+    except (StoreError, KeyError, TypeError):
+        return False
+
+
 def swap(new: Path, folder: Path) -> None:
     """Put the directory `new` in the place of `folder` in one step; what was there is then in `new`, if anything.
 

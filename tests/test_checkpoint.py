@@ -279,6 +279,20 @@ def test_killed_while_saving_there_is_the_old_folder_or_the_new_one(tiny_folder,
     assert seen <= {2, 4}
 
 
+def test_what_others_have_written_is_never_replaced(tiny, tmp_path):
+    made = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
+    tiny().save_pretrained(tmp_path / "model")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "ideas.txt").write_text("keep me")
+    for name in ("model", "notes"):
+        before = files(tmp_path / name)
+        with pytest.raises(StoreError, match=f"{name} is there and was not written by qbench"):
+            made.save(tmp_path / name)
+        assert files(tmp_path / name) == before
+    (tmp_path / "empty").mkdir()
+    assert set(verify(made.save(tmp_path / "empty")).values()) == {None}
+
+
 def test_a_folder_that_cannot_be_written(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
