@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -133,7 +134,7 @@ def inspect(
     for note in found.notes:
         _print(f"note  {note}")
     if found.parameters:
-        _print(f"stated  {json.dumps(found.parameters, ensure_ascii=False)}")
+        _print(f"stated  {_flat(found.parameters)}")
 
 
 @app.command(epilog="Example: `qbench verify smollm2-gptq-3b`")
@@ -145,6 +146,13 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder that `qbench qu
     for name, problem in sorted(found.items()):
         _print(f"{'FAIL' if problem else 'ok':5} {name}{f'  {problem}' if problem else ''}")
     raise typer.Exit(1 if any(found.values()) else 0)
+
+
+def _flat(parameters: Mapping[str, Any]) -> str:
+    """`bits=3 group_size=64`, nested ones too; the paper has a line in the model's card."""
+    inner = [_flat(value) for key, value in parameters.items() if isinstance(value, Mapping)]
+    own = [f"{key}={value}" for key, value in parameters.items() if not isinstance(value, Mapping) and key != "paper"]
+    return " ".join(own + inner)
 
 
 def _headline(found: Inspection) -> str:

@@ -192,7 +192,9 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not an object")
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}; give the folder of a saved model") from None
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}; {_AGAIN}") from None
     return found
 
