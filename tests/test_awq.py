@@ -178,7 +178,8 @@ def test_clips_equal_a_search_group_by_group(symmetric, zero_point):
             for i in range(10):
                 limit = (1 - i / 20) * w.abs().max()
                 s, z = rtn.grid(w.clamp(-limit, limit)[None], scheme)
-                rounded = Uniform.from_codes(round_to_grid(w[None, None], s[None], z, 3)[0], s[:, None], z, 3)
+                zero = None if z is None else z[:, None]
+                rounded = Uniform.from_codes(round_to_grid(w[None, None], s[None], z, 3)[0], s[:, None], zero, 3)
                 errors.append((x @ (rounded.dequantize()[0] - w)).square().mean())
             chosen = round((1 - found[row, group].item()) * 20)
             assert errors[chosen] <= min(errors) * 1.01

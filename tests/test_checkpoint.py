@@ -266,7 +266,7 @@ def test_killed_while_saving_there_is_the_old_folder_or_the_new_one(tiny_folder,
         "    for one in made: one.save(sys.argv[2])\n"
     )
     seen = set()
-    for wait in (0.0, 0.07, 0.16):
+    for wait in (0.03, 0.12):
         command = [sys.executable, "-P", "-c", code, str(tiny_folder), str(tmp_path / "saved")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "ready\n"
