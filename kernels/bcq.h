@@ -1,0 +1,65 @@
+/* Products with binary-coded (BCQ) and uniform weights on CPUs: a plain C ABI that links to no tensor library.
+ *
+ * binary   w = shift + sum_i alpha_i c_i, c_i in {-1, +1}
+ * uniform  w = scale (code - zero) = scale (h - zero) + sum_i (scale 2^(b-2-i)) c_i, h = (2^b - 1)/2, plane 0 most significant
+ *
+ * so both are the same sums with other constants. The derived layout (bcq_pack) holds the same bits and the same scales
+ * as the canonical tensors, in the order in which the kernels read them:
+ *
+ *   tile    up to BCQ_TILE inputs, whole groups where a group fits; the tiles follow each other, so that one thread
+ *           reads one stream a tile while the tables of the tile's activations stay in the first-level cache
+ *   block   32 rows of a tile; the last one is padded with zeros
+ *   record  one group of a block: words uint16 [group/16][bits][32], then its scales
+ *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
+ *           groups longer than a tile have all their scales behind the last tile, as [block][group]
+ *
+ * A word holds 16 inputs of one row and plane, input 0 the lowest bit. Row r of a block is lane 2 (r mod 16) + r div 16:
+ * as 32-bit lanes, the low halves are rows 0..15 and the high halves rows 16..31, both in order. So 16-bit kernels see
+ * 32 rows, 32-bit kernels see twice 16, and every instruction set reads the same bytes.
+ */
+#ifndef QBENCH_BCQ_H
+#define QBENCH_BCQ_H
+
+#include <stdint.h>
+
+#define BCQ_API __attribute__((visibility("default")))
+#define BCQ_TILE 1024
+#define BCQ_ROWS 32
+#define BCQ_BATCH 8
+
+enum bcq_type { BCQ_F32, BCQ_BF16, BCQ_F16, BCQ_NONE };
+enum bcq_isa { BCQ_PORTABLE, BCQ_AVX2, BCQ_AVX512, BCQ_ISA_COUNT };
+enum bcq_mode { BCQ_EXACT, BCQ_FAST };
+enum bcq_status { BCQ_OK, BCQ_BAD_ARGUMENT, BCQ_NO_MEMORY, BCQ_NO_ISA };
+
+typedef struct {
+    int64_t rows, columns, group;   /* out, in, inputs that share a scale; both of the latter multiples of 32 */
+    int32_t bits;                   /* 1..8 */
+    int32_t uniform;                /* 0 binary, 1 uniform */
+    int32_t scale_type, shift_type; /* BCQ_F16 or BCQ_F32; shift_type also BCQ_NONE: shift 0, or zero 2^(b-1) */
+} bcq_weight;
+
+/* Bytes of the derived layout, or -1 where the description is not one of a weight that the kernels take. */
+BCQ_API int64_t bcq_size(const bcq_weight *weight);
+
+/* codes: planes uint8 [bits][rows][columns/8], or uniform: a bit stream uint8 [rows][columns*bits/8];
+ * scale: [rows][groups][bits], or uniform [rows][groups]; shift [rows][groups] or NULL; derived: bcq_size bytes at an
+ * address that 64 divides. */
+BCQ_API int bcq_pack(const bcq_weight *weight, const void *codes, const void *scale, const void *shift, void *derived);
+
+/* y[m][rows] = x[m][columns] w^T + bias[rows], m < batch <= BCQ_BATCH; x and y of `type` (BCQ_F32 or BCQ_BF16), bias
+ * float32 or NULL. A row's bits depend neither on the batch nor on `threads`. */
+BCQ_API int bcq_product(const bcq_weight *weight, const void *derived, const void *x, int32_t type, int64_t batch,
+                        const float *bias, void *y, int32_t mode, int32_t isa, int32_t threads);
+
+/* out[last - first][columns] of `type`: rows first..last-1 of the weight, each number rounded once; 32 divides first. */
+BCQ_API int bcq_dequantize(const bcq_weight *weight, const void *derived, int64_t first, int64_t last, void *out,
+                           int32_t type, int32_t isa, int32_t threads);
+
+/* Reads every byte once, and returns a value that depends on all: what the memory can deliver. */
+BCQ_API uint64_t bcq_read(const void *memory, int64_t bytes, int32_t isa, int32_t threads);
+
+BCQ_API int bcq_best_isa(void); /* the last of enum bcq_isa that this processor has */
+BCQ_API int bcq_has_threads(void);
+
+#endif
