@@ -178,7 +178,7 @@ typedef struct {
     const void *derived;
     const float *x;
     int64_t batch;
-    int mode;
+    int parts;
     const bcq_functions *functions;
     float *sums; /* [block][batch][32] */
 } product;
@@ -192,14 +192,10 @@ static void multiply(const product *p, bcq_tables *tables, int64_t first, int64_
         end = tile_end(w, start);
         int64_t group = min64(w->group, end - start);
         for (int m = 0; m < batch; m++)
-            p->functions->tables(p->x + m * w->columns + start, end - start, group, m, p->mode == BCQ_FAST, tables);
+            p->functions->tables(p->x + m * w->columns + start, end - start, group, p->parts, tables + m);
         for (int64_t index = first; index < last; index++) {
             bcq_block block = block_at(w, p->derived, start, end, index);
-            float *sums = p->sums + index * batch * BCQ_ROWS;
-            if (p->mode == BCQ_FAST)
-                p->functions->fast(&block, tables, batch, sums);
-            else
-                p->functions->exact(&block, tables, batch, sums);
+            p->functions->product(&block, tables, batch, p->parts, p->sums + index * batch * BCQ_ROWS);
         }
     }
 }
@@ -235,20 +231,20 @@ int bcq_product(const bcq_weight *w, const void *derived, const void *x, int32_t
     int64_t blocks = block_count(w), team = bcq_has_threads() ? min64(threads < 1 ? 1 : threads, blocks) : 1;
     int64_t widened = type == BCQ_BF16 ? (batch * w->columns * 4 + 63) / 64 * 64 : 0;
     int64_t sums = blocks * batch * BCQ_ROWS * 4;
-    char *memory = aligned(team * (int64_t)sizeof(bcq_tables) + sums + widened);
+    int64_t tables = batch * (int64_t)sizeof(bcq_tables);
+    char *memory = aligned(team * tables + sums + widened);
     if (!memory)
         return BCQ_NO_MEMORY;
-    float *wide = (float *)(memory + team * (int64_t)sizeof(bcq_tables) + sums);
+    float *wide = (float *)(memory + team * tables + sums);
     for (int64_t k = 0; k < (widened ? batch * w->columns : 0); k++)
         wide[k] = bcq_load(x, k, BCQ_BF16);
-    product p = {w, derived, widened ? wide : x, batch, mode, chosen, NULL};
-    p.sums = (float *)(memory + team * (int64_t)sizeof(bcq_tables));
+    product p = {w, derived, widened ? wide : x, batch, mode == BCQ_FAST ? 1 : 2, chosen, NULL};
+    p.sums = (float *)(memory + team * tables);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads((int)team) schedule(static) if (team > 1)
 #endif
     for (int64_t part = 0; part < team; part++)
-        multiply(&p, (bcq_tables *)(memory + part * (int64_t)sizeof(bcq_tables)), blocks * part / team,
-                 blocks * (part + 1) / team);
+        multiply(&p, (bcq_tables *)(memory + part * tables), blocks * part / team, blocks * (part + 1) / team);
     store(&p, bias, y, type);
     free(memory);
     return BCQ_OK;

@@ -23,7 +23,9 @@
 #include <stdint.h>
 
 #define BCQ_API __attribute__((visibility("default")))
-#define BCQ_TILE 1024
+#ifndef BCQ_TILE
+#define BCQ_TILE 512
+#endif
 #define BCQ_ROWS 32
 #define BCQ_BATCH 8
 

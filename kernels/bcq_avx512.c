@@ -9,6 +9,11 @@
 #ifndef AHEAD
 #define AHEAD 4096 /* bytes that are asked for before they are needed */
 #endif
+#if AHEAD
+#define PREFETCH(p) _mm_prefetch((p) + AHEAD, _MM_HINT_T0)
+#else
+#define PREFETCH(p)
+#endif
 
 LOOP __m512 load_scales(const char *from, int half, int32_t type) { /* rows 16*half .. 16*half + 15 */
     if (type == BCQ_F32)
@@ -42,184 +47,134 @@ LOOP void add_shifts(const bcq_weight *w, const char *scales, const bcq_tables *
     for (int half = 0; half < 2; half++) {
         __m512 shift = load_shift(w, scales, half);
         for (int m = 0; m < batch; m++)
-            add_to(sums + m * BCQ_ROWS + 16 * half, shift, _mm512_set1_ps(tables->sums[m][g]));
+            add_to(sums + m * BCQ_ROWS + 16 * half, shift, _mm512_set1_ps(tables[m].sums[g]));
     }
 }
 
-/* v >> 4j in each 16-bit lane. As the upper half of a product: multipliers are on other ports than shifts and
- * permutations are. The factor is hidden from the compiler, which would make a shift of it. */
-LOOP __m512i nibble(__m512i v, int j, const __m512i *factors) {
-    return j ? _mm512_mulhi_epu16(v, factors[j]) : v;
+typedef struct {
+    const bcq_weight *weight;
+    const uint16_t *words;
+    const char *scales;
+    int64_t first, length, index; /* of the segment: its first input in the tile, its inputs, its number in the tile */
+} segment;
+
+/* Shifts by 6 and 11 as upper halves of products: multipliers are on other ports than shifts and permutations are. The
+ * factors are hidden from the compiler, which would make shifts of them. */
+typedef struct {
+    __m512i six, eleven;
+} factors;
+
+LOOP factors hidden_factors(void) {
+    factors f = {_mm512_set1_epi16(1 << (16 - 6)), _mm512_set1_epi16(1 << (16 - 11))};
+    __asm__("" : "+v"(f.six), "+v"(f.eleven));
+    return f;
 }
 
-LOOP void set_factors(__m512i *factors) {
-    for (int j = 1; j < 4; j++) {
-        factors[j] = _mm512_set1_epi16((short)(1 << (16 - 4 * j)));
-        __asm__("" : "+v"(factors[j]));
-    }
-}
-
-/* sums += alpha (c . x) over one group, for `planes` planes from `plane` on and `batch` rows of x from m on. */
-LOOP void exact_group(const bcq_block *b, const uint16_t *words, const char *scales, const bcq_tables *tables,
-                      int64_t table, int plane, int m, float *sums, const int planes, const int batch) {
-    const bcq_weight *w = b->weight;
-    __m512 low[4][4], high[4][4]; /* [plane][row of x]: rows 0..15 and 16..31 of the block */
-    __m512i factors[4];
-    set_factors(factors);
+/* sums += step sum_i alpha_i (c_i . x) over the segment, for `planes` planes from `plane` on and `batch` tables. */
+LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, float *sums, const int planes,
+                      const int batch, const int parts) {
+    const bcq_weight *w = s->weight;
+    const uint16_t *words = s->words + plane * BCQ_ROWS;
+    factors f = hidden_factors();
+    __m512i sum[4][4][2];
     for (int i = 0; i < planes; i++)
-        for (int n = 0; n < batch; n++)
-            low[i][n] = high[i][n] = _mm512_setzero_ps();
-    words += plane * BCQ_ROWS;
-    for (int64_t k = 0; k < b->group; k += 16, words += w->bits * BCQ_ROWS, table += 4) {
-        __m512i first[4], second[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < planes; i++) {
-            first[i] = _mm512_load_si512(words + i * BCQ_ROWS);
-            _mm_prefetch((const char *)(words + i * BCQ_ROWS) + AHEAD, _MM_HINT_T0);
-            second[i] = _mm512_srli_epi32(first[i], 16);
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            __m512 entries[4];
-#pragma GCC unroll 4
-            for (int n = 0; n < batch; n++)
-                entries[n] = _mm512_load_ps(tables->exact[m + n][table + j]);
-#pragma GCC unroll 4
-            for (int i = 0; i < planes; i++) {
-                __m512i a = nibble(first[i], j, factors), c = nibble(second[i], j, factors);
-#pragma GCC unroll 4
-                for (int n = 0; n < batch; n++) {
-                    low[i][n] = _mm512_add_ps(low[i][n], _mm512_permutexvar_ps(a, entries[n]));
-                    high[i][n] = _mm512_add_ps(high[i][n], _mm512_permutexvar_ps(c, entries[n]));
-                }
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < planes; i++) {
-        __m512 a = load_alpha(w, scales, plane + i, 0), c = load_alpha(w, scales, plane + i, 1);
-#pragma GCC unroll 4
-        for (int n = 0; n < batch; n++) {
-            add_to(sums + (m + n) * BCQ_ROWS, a, low[i][n]);
-            add_to(sums + (m + n) * BCQ_ROWS + 16, c, high[i][n]);
-        }
-    }
-}
-
-/* The same over one segment in 16-bit sums, which cannot overflow (see bcq_step). */
-LOOP void fast_segment(const bcq_block *b, const uint16_t *words, const char *scales, const bcq_tables *tables,
-                       int64_t table, int64_t segment, int64_t length, int plane, int m, float *sums, const int planes,
-                       const int batch) {
-    const bcq_weight *w = b->weight;
-    __m512i part[4][4];
-    __m512i factors[4];
-    set_factors(factors);
-    for (int i = 0; i < planes; i++)
-        for (int n = 0; n < batch; n++)
-            part[i][n] = _mm512_setzero_si512();
-    words += plane * BCQ_ROWS;
-    for (int64_t k = 0; k < length; k += 16, words += w->bits * BCQ_ROWS, table += 4) {
-        __m512i word[4];
+        for (int m = 0; m < batch; m++)
+            sum[i][m][0] = sum[i][m][1] = _mm512_setzero_si512();
+    for (int64_t k = s->first / 16; k < (s->first + s->length) / 16; k++, words += w->bits * BCQ_ROWS) {
+        __m512i word[4], second[4], third[4];
 #pragma GCC unroll 4
         for (int i = 0; i < planes; i++) {
             word[i] = _mm512_load_si512(words + i * BCQ_ROWS);
-            _mm_prefetch((const char *)(words + i * BCQ_ROWS) + AHEAD, _MM_HINT_T0);
+            PREFETCH((const char *)(words + i * BCQ_ROWS));
+            second[i] = _mm512_mulhi_epu16(word[i], f.six);
+            third[i] = _mm512_mulhi_epu16(word[i], f.eleven);
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
+        for (int m = 0; m < batch; m++)
+#pragma GCC unroll 2
+            for (int p = 0; p < parts; p++) {
+                const int16_t *entries = tables[m].entries[k][p];
+                __m512i first = _mm512_load_si512(entries), next = _mm512_load_si512(entries + 32);
+                __m512i middle = _mm512_load_si512(entries + 64), last = _mm512_load_si512(entries + 96);
 #pragma GCC unroll 4
-            for (int n = 0; n < batch; n++) {
-                __m512i entries = _mm512_load_si512(tables->fast[m + n][table + j]);
-#pragma GCC unroll 4
-                for (int i = 0; i < planes; i++)
-                    part[i][n] = _mm512_add_epi16(
-                        part[i][n], _mm512_permutexvar_epi16(nibble(word[i], j, factors), entries));
+                for (int i = 0; i < planes; i++) {
+                    __m512i *to = &sum[i][m][p];
+                    *to = _mm512_add_epi16(*to, _mm512_permutex2var_epi16(first, word[i], next));
+                    *to = _mm512_add_epi16(*to, _mm512_permutexvar_epi16(second[i], middle));
+                    *to = _mm512_add_epi16(*to, _mm512_permutexvar_epi16(third[i], last));
+                }
             }
     }
-    __m512i low_half = _mm512_set1_epi32(1); /* v.low*1 + v.high*0 */
+    __m512i weights = _mm512_set1_epi32(parts == 2 ? 1 | 1 << (16 + SPLIT) : 1); /* of the halves of a pair of 16 bits */
 #pragma GCC unroll 4
-    for (int n = 0; n < batch; n++) {
-        __m512 low = _mm512_setzero_ps(), high = low;
+    for (int m = 0; m < batch; m++) {
+        __m512 low_rows = _mm512_setzero_ps(), high_rows = low_rows;
 #pragma GCC unroll 4
         for (int i = 0; i < planes; i++) {
-            __m512 a = load_alpha(w, scales, plane + i, 0), c = load_alpha(w, scales, plane + i, 1);
-            low = _mm512_fmadd_ps(a, _mm512_cvtepi32_ps(_mm512_madd_epi16(part[i][n], low_half)), low);
-            high = _mm512_fmadd_ps(c, _mm512_cvtepi32_ps(_mm512_srai_epi32(part[i][n], 16)), high);
+            __m512i high = sum[i][m][0], low = sum[i][m][1], a, b;
+            if (parts == 2) { /* pairs (low, high) of rows 0..15 and of rows 16..31 */
+                a = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+                b = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
+                a = _mm512_madd_epi16(a, weights);
+                b = _mm512_madd_epi16(b, weights);
+            } else {
+                a = _mm512_madd_epi16(high, weights);
+                b = _mm512_srai_epi32(high, 16);
+            }
+            low_rows = _mm512_fmadd_ps(load_alpha(w, s->scales, plane + i, 0), _mm512_cvtepi32_ps(a), low_rows);
+            high_rows = _mm512_fmadd_ps(load_alpha(w, s->scales, plane + i, 1), _mm512_cvtepi32_ps(b), high_rows);
         }
-        __m512 step = _mm512_set1_ps(tables->steps[m + n][segment]);
-        add_to(sums + (m + n) * BCQ_ROWS, step, low);
-        add_to(sums + (m + n) * BCQ_ROWS + 16, step, high);
+        __m512 step = _mm512_set1_ps(tables[m].steps[s->index]);
+        add_to(sums + m * BCQ_ROWS, step, low_rows);
+        add_to(sums + m * BCQ_ROWS + 16, step, high_rows);
     }
 }
 
-typedef void (*exact_kernel)(const bcq_block *, const uint16_t *, const char *, const bcq_tables *, int64_t, int, int,
-                             float *);
-typedef void (*fast_kernel)(const bcq_block *, const uint16_t *, const char *, const bcq_tables *, int64_t, int64_t,
-                            int64_t, int, int, float *);
+typedef void (*kernel)(const segment *, const bcq_tables *, int, float *);
 
-#define KERNELS(planes, batch)                                                                                         \
-    TARGET static void exact_##planes##_##batch(const bcq_block *b, const uint16_t *words, const char *scales,        \
-                                                const bcq_tables *t, int64_t table, int plane, int m, float *sums) {   \
-        exact_group(b, words, scales, t, table, plane, m, sums, planes, batch);                                        \
-    }                                                                                                                  \
-    TARGET static void fast_##planes##_##batch(const bcq_block *b, const uint16_t *words, const char *scales,         \
-                                               const bcq_tables *t, int64_t table, int64_t segment, int64_t length,    \
-                                               int plane, int m, float *sums) {                                        \
-        fast_segment(b, words, scales, t, table, segment, length, plane, m, sums, planes, batch);                      \
+#define KERNEL(planes, batch, parts)                                                                                   \
+    TARGET static void add_##planes##_##batch##_##parts(const segment *s, const bcq_tables *t, int plane, float *y) {  \
+        add_segment(s, t, plane, y, planes, batch, parts);                                                             \
     }
-#define KERNELS_OF(batch) KERNELS(1, batch) KERNELS(2, batch) KERNELS(3, batch) KERNELS(4, batch)
-KERNELS_OF(1)
-KERNELS_OF(2)
-KERNELS_OF(4)
+#define KERNELS(batch, parts)                                                                                          \
+    KERNEL(1, batch, parts) KERNEL(2, batch, parts) KERNEL(3, batch, parts) KERNEL(4, batch, parts)
+#define NAMES(batch, parts)                                                                                            \
+    { add_1_##batch##_##parts, add_2_##batch##_##parts, add_3_##batch##_##parts, add_4_##batch##_##parts }
+KERNELS(1, 1)
+KERNELS(1, 2)
+KERNELS(2, 1)
+KERNELS(2, 2)
+KERNELS(4, 1)
+KERNELS(4, 2)
+static const kernel kernels[2][3][4] = {{NAMES(1, 1), NAMES(2, 1), NAMES(4, 1)}, {NAMES(1, 2), NAMES(2, 2), NAMES(4, 2)}};
 
-#define NAMES(kind, batch) {kind##_1_##batch, kind##_2_##batch, kind##_3_##batch, kind##_4_##batch}
-static const exact_kernel exact_kernels[3][4] = {NAMES(exact, 1), NAMES(exact, 2), NAMES(exact, 4)};
-static const fast_kernel fast_kernels[3][4] = {NAMES(fast, 1), NAMES(fast, 2), NAMES(fast, 4)};
-
-/* How many of the rest are taken at once: as many sums as fit the 32 registers. */
-INLINE int rows_at_once(int rest) { return rest >= 4 ? 2 : rest >= 2 ? 1 : 0; } /* log2 */
+/* As many at once as their sums fit the registers. */
 INLINE int planes_at_once(int rest, int most) { return rest <= most ? rest : rest < 2 * most ? (rest + 1) / 2 : most; }
 
-TARGET static void exact(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
+TARGET static void product(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
     const bcq_weight *w = block->weight;
+    segment s = {.weight = w, .index = 0};
     for (int64_t g = 0; g < block->length / block->group; g++) {
-        const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-        const char *scales = block->scales + g * block->scale_stride;
-        for (int m = 0, rows; m < batch; m += 1 << rows) {
-            rows = rows_at_once(batch - m);
-            for (int i = 0, planes; i < w->bits; i += planes) {
-                planes = planes_at_once(w->bits - i, rows == 2 ? 3 : 4);
-                exact_kernels[rows][planes - 1](block, words, scales, tables, g * block->group / 4, i, m, sums);
-            }
-        }
-        add_shifts(w, scales, tables, g, batch, sums);
-    }
-}
-
-TARGET static void fast(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
-    const bcq_weight *w = block->weight;
-    int64_t segment = 0;
-    for (int64_t g = 0; g < block->length / block->group; g++) {
-        const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-        const char *scales = block->scales + g * block->scale_stride;
-        for (int64_t k = 0, length; k < block->group; k += length, segment++) {
-            length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
-            const uint16_t *from = words + k / 16 * w->bits * BCQ_ROWS;
-            for (int m = 0, rows; m < batch; m += 1 << rows) {
-                rows = rows_at_once(batch - m);
+        const char *words = (const char *)block->words + g * block->words_stride;
+        s.scales = block->scales + g * block->scale_stride;
+        for (int64_t k = 0; k < block->group; k += s.length, s.index++) {
+            s.words = (const uint16_t *)words + k / 16 * w->bits * BCQ_ROWS;
+            s.first = g * block->group + k;
+            s.length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
+            for (int m = 0, log = 0; m < batch; m += 1 << log) {
+                log = batch - m >= 4 ? 2 : batch - m >= 2 ? 1 : 0;
                 for (int i = 0, planes; i < w->bits; i += planes) {
-                    planes = planes_at_once(w->bits - i, 4);
-                    fast_kernels[rows][planes - 1](block, from, scales, tables, (g * block->group + k) / 4, segment,
-                                                   length, i, m, sums);
+                    planes = planes_at_once(w->bits - i, log == 2 && parts == 2 ? 2 : 4);
+                    kernels[parts - 1][log][planes - 1](&s, tables + m, i, sums + m * BCQ_ROWS);
                 }
             }
         }
-        add_shifts(w, scales, tables, g, batch, sums);
+        add_shifts(w, s.scales, tables, g, batch, sums);
     }
 }
 
 /* +-x0 +-x1 +-x2 +-x3 for the 16 patterns of signs: the bit of a lane's number is 0 where the sign is turned. */
-LOOP __m512 entries_of(const float *x) {
+LOOP __m512 sums_of_four(const float *x) {
     const __m512i sign = _mm512_set1_epi32(INT32_MIN);
     static const __mmask16 turned[4] = {0x5555, 0x3333, 0x0f0f, 0x00ff};
     __m512 sum = _mm512_setzero_ps();
@@ -231,46 +186,65 @@ LOOP __m512 entries_of(const float *x) {
     return sum;
 }
 
-TARGET static void tables(const float *x, int64_t length, int64_t group, int m, int fast, bcq_tables *out) {
-    int64_t segment = 0;
-    for (int64_t start = 0; start < length; start += group) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t k = start; k < start + group; k += 16)
-            sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + k));
-        out->sums[m][start / group] = _mm512_reduce_add_ps(sum);
-        if (!fast) {
-            for (int64_t q = start / 4; q < (start + group) / 4; q++)
-                _mm512_store_ps(out->exact[m][q], entries_of(x + 4 * q));
-            continue;
-        }
-        for (int64_t from = start, to; from < start + group; from = to, segment++) {
-            to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
-            __m512 magnitude = _mm512_setzero_ps();
-            for (int64_t k = from; k < to; k += 16)
-                magnitude = _mm512_add_ps(magnitude, _mm512_abs_ps(_mm512_loadu_ps(x + k)));
-            float step = bcq_step(_mm512_reduce_add_ps(magnitude));
-            __m512 per_step = _mm512_set1_ps(bcq_per_step(step));
-            out->steps[m][segment] = step;
-            for (int64_t q = from / 4; q < to / 4; q++) { /* not finite: INT32_MIN, whose lower half is 0 */
-                __m512i units = _mm512_cvtps_epi32(_mm512_mul_ps(entries_of(x + 4 * q), per_step));
-                __m256i narrow = _mm512_cvtepi32_epi16(units);
-                _mm512_store_si512(out->fast[m][q], _mm512_inserti64x4(_mm512_castsi256_si512(narrow), narrow, 1));
+/* 16 entries of both parts. What is not finite becomes INT32_MIN, and its step makes NaN of it. */
+LOOP void store_entries(__m512 value, __m512 per_step, int parts, int16_t (*out)[LOOKUPS], int first) {
+    __m512i entry = _mm512_cvtps_epi32(_mm512_mul_ps(value, per_step)), high = entry;
+    if (parts == 2) {
+        high = _mm512_srai_epi32(_mm512_add_epi32(entry, _mm512_set1_epi32(1 << (SPLIT - 1))), SPLIT);
+        __m512i low = _mm512_sub_epi32(entry, _mm512_slli_epi32(high, SPLIT));
+        _mm256_storeu_si256((__m256i *)(out[1] + first), _mm512_cvtepi32_epi16(low));
+    }
+    _mm256_storeu_si256((__m256i *)(out[0] + first), _mm512_cvtepi32_epi16(high));
+}
+
+LOOP void fill(const float *x, __m512 per_step, int parts, int16_t (*out)[LOOKUPS]) {
+    static const int start[3] = {0, 6, 11}, place[3] = {0, 64, 96};
+    for (int t = 0; t < 3; t++) {
+        __m512 four = sums_of_four(x + start[t]), fifth = _mm512_set1_ps(x[start[t] + 4]);
+        __m512 half[2] = {_mm512_sub_ps(four, fifth), _mm512_add_ps(four, fifth)}; /* bit 4 of the index */
+        for (int bit = 0; bit < 2; bit++) {
+            if (t) {
+                store_entries(half[bit], per_step, parts, out, place[t] + 16 * bit);
+                continue;
             }
+            __m512 sixth = _mm512_set1_ps(x[5]);
+            store_entries(_mm512_sub_ps(half[bit], sixth), per_step, parts, out, 16 * bit);
+            store_entries(_mm512_add_ps(half[bit], sixth), per_step, parts, out, 32 + 16 * bit);
         }
     }
 }
 
+TARGET static void tables(const float *x, int64_t length, int64_t group, int parts, bcq_tables *out) {
+    int64_t number = 0;
+    for (int64_t start = 0; start < length; start += group) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t k = start; k < start + group; k += 16)
+            sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + k));
+        out->sums[start / group] = _mm512_reduce_add_ps(sum);
+        for (int64_t from = start, to; from < start + group; from = to, number++) {
+            to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
+            __m512 magnitude = _mm512_setzero_ps();
+            for (int64_t k = from; k < to; k += 16)
+                magnitude = _mm512_add_ps(magnitude, _mm512_abs_ps(_mm512_loadu_ps(x + k)));
+            out->steps[number] = bcq_step(_mm512_reduce_add_ps(magnitude), parts);
+            __m512 per_step = _mm512_set1_ps(bcq_per_step(out->steps[number]));
+            for (int64_t k = from; k < to; k += 16)
+                fill(x + k, per_step, parts, out->entries[k / 16]);
+        }
+    }
+}
+
+/* Four streams, and no prefetch by software: the most that one thread was seen to read. */
 TARGET static uint64_t read_all(const char *memory, int64_t bytes) {
     __m512i found[4];
+    int64_t part = bytes / 4 / 256 * 256;
     for (int i = 0; i < 4; i++)
         found[i] = _mm512_setzero_si512();
-    int64_t at = 0;
-    for (; at + 256 <= bytes; at += 256)
-        for (int i = 0; i < 4; i++) {
-            _mm_prefetch(memory + at + 64 * i + AHEAD, _MM_HINT_T0);
-            found[i] = _mm512_xor_si512(found[i], _mm512_loadu_si512(memory + at + 64 * i));
-        }
-    uint64_t rest = bcq_portable.read(memory + at, bytes - at), lanes[8];
+    for (int64_t at = 0; at < part; at += 256)
+        for (int64_t stream = 0; stream < 4; stream++)
+            for (int i = 0; i < 4; i++)
+                found[i] = _mm512_xor_si512(found[i], _mm512_loadu_si512(memory + stream * part + at + 64 * i));
+    uint64_t rest = bcq_portable.read(memory + 4 * part, bytes - 4 * part), lanes[8];
     found[0] = _mm512_xor_si512(_mm512_xor_si512(found[0], found[1]), _mm512_xor_si512(found[2], found[3]));
     _mm512_storeu_si512(lanes, found[0]);
     for (int i = 0; i < 8; i++)
@@ -282,5 +256,5 @@ static void dequantize(const bcq_block *block, int rows, int64_t stride, void *o
     bcq_portable.dequantize(block, rows, stride, out, bfloat);
 }
 
-const bcq_functions bcq_avx512 = {tables, exact, fast, dequantize, read_all};
+const bcq_functions bcq_avx512 = {tables, product, dequantize, read_all};
 #endif

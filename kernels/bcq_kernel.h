@@ -16,20 +16,28 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
-#define ENTRIES 16  /* of a table: the sums +-x0 +-x1 +-x2 +-x3 */
-#define SEGMENT 128 /* inputs that a 16-bit sum of the fast mode covers at most */
-#define TILE_TABLES (BCQ_TILE / 4)
-#define TILE_GROUPS (BCQ_TILE / 32)
+#define SEGMENT 128 /* inputs that one sum of integers covers at most; a group is cut into segments */
+#define TILE_SEGMENTS (BCQ_TILE / 32)
 
-/* A tile of the activations: entry c of table q of row m is sum_j (c_j ? x : -x)[4q + j]. The 16-bit entries are in units of
- * their segment's step, each table twice, since the fifth bit of a lane's index is one of the next index. */
+/* A product is a sum of lookups: entry c of the table of a few inputs x is sum_j (c_j ? x_j : -x_j), and a word holds the
+ * indices. Entries are integers in units of their segment's step, in one or two 16-bit parts, entry = 2^SPLIT high + low
+ * with |low| <= 2^(SPLIT-1); the integers are added without rounding, so a sum's bits depend on no order.
+ *
+ * A word has three indices, of 6, 5 and 5 bits, so 128 inputs take 24 lookups. With L = sum |x| over the segment and
+ * step = L / 32740 for one part, that over 2^SPLIT for two:
+ *   no sum of high parts leaves 16 bits: |entry| <= (sum of its |x|) / step + 1/2, so the sum is at most
+ *     32740 + 24 (1/2 + 1/2) = 32764, and the float32 rounding of step and entries adds less than 1;
+ *   nor does one of low parts: 24 * 2^10 = 24576;
+ *   the error of a sum is at most 24 * step/2: 3.7e-4 L with one part (fast), 1.8e-7 L with two (exact; float32 sums of 128
+ *     numbers can be off by 7.6e-6 L). */
+#define LOOKUPS 128 /* entries for 16 inputs: 64 + 32 + 32 */
+#define SPLIT 11
+#define STEPS 32740.0f
+
 typedef struct {
-    union {
-        float exact[BCQ_BATCH][TILE_TABLES][ENTRIES];
-        int16_t fast[BCQ_BATCH][TILE_TABLES][2 * ENTRIES];
-    };
-    float sums[BCQ_BATCH][TILE_GROUPS];  /* of the activations of each group in the tile */
-    float steps[BCQ_BATCH][TILE_GROUPS]; /* of the segments, each a group or a part of one */
+    int16_t entries[BCQ_TILE / 16][2][LOOKUPS]; /* high, low; tables of inputs 0..5, 6..10, 11..15 */
+    float sums[TILE_SEGMENTS];                  /* of the inputs of each group in the tile */
+    float steps[TILE_SEGMENTS];
 } bcq_tables;
 
 /* Where a block of a tile lies: one group after the other. */
@@ -42,10 +50,12 @@ typedef struct {
 } bcq_block;
 
 typedef struct {
-    void (*tables)(const float *x, int64_t length, int64_t group, int m, int fast, bcq_tables *out);
-    void (*exact)(const bcq_block *block, const bcq_tables *tables, int batch, float *sums); /* [batch][32] += */
-    void (*fast)(const bcq_block *block, const bcq_tables *tables, int batch, float *sums);
-    void (*dequantize)(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat); /* stride in elements */
+    /* of `length` inputs, in groups of `group` or one part of a group */
+    void (*tables)(const float *x, int64_t length, int64_t group, int parts, bcq_tables *out);
+    /* sums[m][32] += the product of the block and the m-th of `batch` tables */
+    void (*product)(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums);
+    /* out[row][0..length-1], `stride` elements from row to row */
+    void (*dequantize)(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat);
     uint64_t (*read)(const char *memory, int64_t bytes);
 } bcq_functions;
 
@@ -103,10 +113,9 @@ INLINE const char *bcq_shifts(const bcq_weight *weight, const char *scales) {
     return scales + (weight->uniform ? 1 : weight->bits) * BCQ_ROWS * bcq_bytes(weight->scale_type);
 }
 
-/* The unit of a segment's 16-bit tables. All sums of a segment's entries stay within 32767: an entry is at most the sum of
- * its four |x|, times 1/step, plus 1/2 from rounding, so a sum is at most 32740 + SEGMENT/4/2 = 32756, and the float32
- * rounding of step and of the entries adds less than 1. */
-INLINE float bcq_step(float magnitude) { return magnitude * (1.0f / 32740.0f); }
+INLINE float bcq_step(float magnitude, int parts) {
+    return magnitude * (parts == 2 ? 1.0f / (STEPS * (1 << SPLIT)) : 1.0f / STEPS);
+}
 
 /* 1/step, or 0 where that would not be finite: such small activations count as zeros. */
 INLINE float bcq_per_step(float step) { return step > 1e-30f ? 1.0f / step : 0.0f; }

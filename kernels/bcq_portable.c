@@ -3,34 +3,39 @@
 
 #include "bcq_kernel.h"
 
-static void tables(const float *x, int64_t length, int64_t group, int m, int fast, bcq_tables *out) {
-    float entries[ENTRIES];
+/* Entries first..first+count-1 of the 128 that belong to 16 inputs; the table of `inputs` inputs from x on. */
+static void fill(const float *x, int inputs, float per_step, int parts, int16_t (*out)[LOOKUPS], int first) {
+    for (int c = 0; c < 1 << inputs; c++) {
+        float value = 0;
+        for (int j = 0; j < inputs; j++)
+            value += c >> j & 1 ? x[j] : -x[j];
+        value *= per_step;
+        int entry = fabsf(value) < 1e9f ? (int)lrintf(value) : 0; /* not finite: the step is not, either */
+        int high = parts == 2 ? (entry + (1 << (SPLIT - 1))) >> SPLIT : entry;
+        out[0][first + c] = (int16_t)high;
+        if (parts == 2)
+            out[1][first + c] = (int16_t)(entry - high * (1 << SPLIT));
+    }
+}
+
+static void tables(const float *x, int64_t length, int64_t group, int parts, bcq_tables *out) {
     int64_t segment = 0;
     for (int64_t start = 0; start < length; start += group) {
         float sum = 0;
         for (int64_t k = start; k < start + group; k++)
             sum += x[k];
-        out->sums[m][start / group] = sum;
+        out->sums[start / group] = sum;
         for (int64_t from = start, to; from < start + group; from = to, segment++) {
             to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
             float magnitude = 0;
             for (int64_t k = from; k < to; k++)
                 magnitude += fabsf(x[k]);
-            float step = bcq_step(magnitude), per_step = bcq_per_step(step);
-            out->steps[m][segment] = step;
-            for (int64_t q = from / 4; q < to / 4; q++) {
-                for (int c = 0; c < ENTRIES; c++) {
-                    float value = c & 1 ? x[4 * q] : -x[4 * q];
-                    for (int j = 1; j < 4; j++)
-                        value += c >> j & 1 ? x[4 * q + j] : -x[4 * q + j];
-                    entries[c] = value;
-                }
-                if (!fast)
-                    memcpy(out->exact[m][q], entries, sizeof entries);
-                for (int c = 0; c < (fast ? 2 * ENTRIES : 0); c++) {
-                    float scaled = entries[c % ENTRIES] * per_step;
-                    out->fast[m][q][c] = fabsf(scaled) < 32767.0f ? (int16_t)lrintf(scaled) : 0;
-                }
+            out->steps[segment] = bcq_step(magnitude, parts);
+            float per_step = bcq_per_step(out->steps[segment]);
+            for (int64_t k = from; k < to; k += 16) {
+                fill(x + k, 6, per_step, parts, out->entries[k / 16], 0);
+                fill(x + k + 6, 5, per_step, parts, out->entries[k / 16], 64);
+                fill(x + k + 11, 5, per_step, parts, out->entries[k / 16], 96);
             }
         }
     }
@@ -52,45 +57,43 @@ INLINE float shift(const bcq_weight *w, const char *scales, int row) {
     return bcq_load(scales, row, w->scale_type) * (bcq_half_range(w) - zero);
 }
 
-static void product(const bcq_block *block, const bcq_tables *tables, int batch, float *sums, int fast) {
+/* sum of the entries that the words of one lane choose, over one segment */
+static int sum_of_entries(const uint16_t *words, int64_t stride, const int16_t (*entries)[2][LOOKUPS], int64_t count,
+                          int parts) {
+    int high = 0, low = 0;
+    for (int64_t k = 0; k < count; k++) {
+        int word = words[k * stride], index[3] = {word & 63, 64 + (word >> 6 & 31), 96 + (word >> 11)};
+        for (int j = 0; j < 3; j++) {
+            high += entries[k][0][index[j]];
+            low += parts == 2 ? entries[k][1][index[j]] : 0;
+        }
+    }
+    return parts == 2 ? high * (1 << SPLIT) + low : high;
+}
+
+static void product(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
     const bcq_weight *w = block->weight;
     int64_t segment = 0;
     for (int64_t g = 0; g < block->length / block->group; g++) {
         const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
         const char *scales = block->scales + g * block->scale_stride;
-        int64_t first = g * block->group, last = first + block->group;
-        for (int64_t from = first, to; from < last; from = to, segment++) {
-            to = fast && from + SEGMENT < last ? from + SEGMENT : last;
-            for (int m = 0; m < batch; m++)
-                for (int i = 0; i < w->bits; i++)
-                    for (int lane = 0; lane < BCQ_ROWS; lane++) {
-                        int row = lane % 2 * 16 + lane / 2, whole = 0;
-                        float part = 0;
-                        for (int64_t k = from; k < to; k += 4) {
-                            int word = words[((k - first) / 16 * w->bits + i) * BCQ_ROWS + lane];
-                            int entry = word >> k % 16 & 15;
-                            if (fast)
-                                whole += tables->fast[m][k / 4][entry];
-                            else
-                                part += tables->exact[m][k / 4][entry];
-                        }
-                        if (fast)
-                            part = (float)whole * tables->steps[m][segment];
-                        sums[m * BCQ_ROWS + row] += alpha(w, scales, i, row) * part;
-                    }
+        for (int64_t k = 0, length; k < block->group; k += length, segment++) {
+            length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
+            for (int lane = 0; lane < BCQ_ROWS * w->bits; lane++) {
+                int plane = lane / BCQ_ROWS, row = lane % 2 * 16 + lane % BCQ_ROWS / 2;
+                float a = alpha(w, scales, plane, row);
+                const uint16_t *from = words + k / 16 * w->bits * BCQ_ROWS + lane;
+                for (int m = 0; m < batch; m++) {
+                    const int16_t(*entries)[2][LOOKUPS] = tables[m].entries + (g * block->group + k) / 16;
+                    int sum = sum_of_entries(from, w->bits * BCQ_ROWS, entries, length / 16, parts);
+                    sums[m * BCQ_ROWS + row] += tables[m].steps[segment] * (a * (float)sum);
+                }
+            }
         }
         for (int m = 0; m < batch; m++)
             for (int row = 0; row < BCQ_ROWS; row++)
-                sums[m * BCQ_ROWS + row] += shift(w, scales, row) * tables->sums[m][g];
+                sums[m * BCQ_ROWS + row] += shift(w, scales, row) * tables[m].sums[g];
     }
-}
-
-static void exact(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
-    product(block, tables, batch, sums, 0);
-}
-
-static void fast(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
-    product(block, tables, batch, sums, 1);
 }
 
 static float weight_of(const bcq_weight *w, const char *scales, int row, const uint16_t *words, int bit) {
@@ -136,4 +139,4 @@ static uint64_t read_all(const char *memory, int64_t bytes) {
     return found[0] ^ found[1] ^ found[2] ^ found[3] ^ found[4] ^ found[5] ^ found[6] ^ found[7];
 }
 
-const bcq_functions bcq_portable = {tables, exact, fast, dequantize, read_all};
+const bcq_functions bcq_portable = {tables, product, dequantize, read_all};
