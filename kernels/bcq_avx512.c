@@ -1,4 +1,7 @@
-/* The kernels with AVX-512 (F, BW, VL): a lookup is one permutation of a table that lies in a register. */
+/* The kernels with AVX-512 (F, BW, VL): a lookup is one permutation of a table that lies in a register.
+ *
+ * Nothing is prefetched by software: one stream, read in order, is left to the hardware, and asking for lines 1..16 KiB
+ * ahead made every variant slower (the requests take the places of the first-level cache's few misses). */
 #include "bcq_kernel.h"
 
 #ifdef BCQ_X86
@@ -6,15 +9,6 @@
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
 #define LOOP INLINE TARGET
-#ifndef AHEAD
-#define AHEAD 4096 /* bytes that are asked for before they are needed */
-#endif
-#if AHEAD
-#define PREFETCH(p) _mm_prefetch((p) + AHEAD, _MM_HINT_T0)
-#else
-#define PREFETCH(p)
-#endif
-
 LOOP __m512 load_scales(const char *from, int half, int32_t type) { /* rows 16*half .. 16*half + 15 */
     if (type == BCQ_F32)
         return _mm512_loadu_ps((const float *)from + 16 * half);
@@ -70,6 +64,14 @@ LOOP factors hidden_factors(void) {
     return f;
 }
 
+/* A load that happens once: a compiler likes to repeat it as the operand of each instruction that needs the value, and
+ * then loads are what there is too much of. */
+LOOP __m512i load_once(const void *from) {
+    __m512i value = _mm512_load_si512(from);
+    __asm__("" : "+v"(value));
+    return value;
+}
+
 /* sums += step sum_i alpha_i (c_i . x) over the segment, for `planes` planes from `plane` on and `batch` tables. */
 LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, float *sums, const int planes,
                       const int batch, const int parts) {
@@ -84,8 +86,7 @@ LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, flo
         __m512i word[4], second[4], third[4];
 #pragma GCC unroll 4
         for (int i = 0; i < planes; i++) {
-            word[i] = _mm512_load_si512(words + i * BCQ_ROWS);
-            PREFETCH((const char *)(words + i * BCQ_ROWS));
+            word[i] = load_once(words + i * BCQ_ROWS);
             second[i] = _mm512_mulhi_epu16(word[i], f.six);
             third[i] = _mm512_mulhi_epu16(word[i], f.eleven);
         }
@@ -94,8 +95,8 @@ LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, flo
 #pragma GCC unroll 2
             for (int p = 0; p < parts; p++) {
                 const int16_t *entries = tables[m].entries[k][p];
-                __m512i first = _mm512_load_si512(entries), next = _mm512_load_si512(entries + 32);
-                __m512i middle = _mm512_load_si512(entries + 64), last = _mm512_load_si512(entries + 96);
+                __m512i first = load_once(entries), next = load_once(entries + 32);
+                __m512i middle = load_once(entries + 64), last = load_once(entries + 96);
 #pragma GCC unroll 4
                 for (int i = 0; i < planes; i++) {
                     __m512i *to = &sum[i][m][p];
@@ -162,9 +163,9 @@ TARGET static void product(const bcq_block *block, const bcq_tables *tables, int
             s.first = g * block->group + k;
             s.length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
             for (int m = 0, log = 0; m < batch; m += 1 << log) {
-                log = batch - m >= 4 ? 2 : batch - m >= 2 ? 1 : 0;
+                log = batch - m >= 4 && parts == 1 ? 2 : batch - m >= 2 ? 1 : 0;
                 for (int i = 0, planes; i < w->bits; i += planes) {
-                    planes = planes_at_once(w->bits - i, log == 2 && parts == 2 ? 2 : 4);
+                    planes = planes_at_once(w->bits - i, log == 2 ? 3 : 4);
                     kernels[parts - 1][log][planes - 1](&s, tables + m, i, sums + m * BCQ_ROWS);
                 }
             }
