@@ -1,11 +1,13 @@
 """`torch.ops.qbench.linear`: one operator for all weight formats, which eager code, torch.compile and export can see.
 
+Which kernel serves is chosen at each call (see `qbench.kernels.registry`): `using` names one, `served` tells which did.
 A weight crosses the operator's border as its parts and a description, since an operator takes tensors and strings.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +17,10 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import from_tensors
+from qbench.kernels import cpu
+from qbench.kernels.registry import Kernel, Request, choose, explain, named, record, register, served, using
+
+__all__ = ["describe", "explain", "linear", "request", "served", "using"]
 
 _LIBRARY = torch.library.Library("qbench", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor[] parts, Tensor? bias, str weight) -> Tensor")
@@ -35,19 +41,41 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
     return torch.ops.qbench.linear(x, list(weight.to_tensors().values()), bias, describe(weight))
 
 
-def dequantized(x: Tensor, weight: WeightFormat, bias: Tensor | None) -> Tensor:
+def request(x: Tensor, weight: WeightFormat) -> Request:
+    """What `explain` asks for: this product as the choice sees it."""
+    return _request(x, list(weight.to_tensors().values()), _parsed(describe(weight)))
+
+
+def _request(x: Tensor, parts: list[Tensor], stated: dict[str, Any]) -> Request:
+    spec, (out, columns) = stated["spec"], stated["shape"]
+    bits = parts[0].shape[0] if stated["format"] == "binary" else spec.get("bits")
+    rows = x.numel() // columns
+    return Request(stated["format"], bits, spec.get("group_size"), (out, columns), x.device.type, x.dtype, rows)
+
+
+def _dequantized(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any]) -> Tensor:
     """The product with the weight dequantized and rounded to the dtype of x: what a dense layer holding it computes."""
-    return torch.nn.functional.linear(x, weight.dequantize().to(x.dtype), None if bias is None else bias.to(x.dtype))
+    weight = _weight(parts, stated).dequantize().to(x.dtype)
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
-    out, columns = _parsed(weight)["shape"]
+    stated = _parsed(weight)
+    out, columns = stated["shape"]
     if x.shape[-1] != columns or not x.is_floating_point():
         raise ConfigError(
             f"x {tuple(x.shape)} {x.dtype} does not fit a weight of shape {(out, columns)}; "
             f"it must be floating and end in {columns}"
         )
-    return dequantized(x, _weight(parts, weight), bias)
+    if bias is not None and bias.shape != (out,):
+        raise ConfigError(
+            f"bias {tuple(bias.shape)} does not fit a weight of shape {(out, columns)}; expected ({out},)"
+        )
+    if x.device != parts[0].device:
+        raise ConfigError(f"x is on {x.device}, and its weight on {parts[0].device}; move one of them")
+    kernel = choose(_request(x, parts, stated), named())
+    record(kernel)
+    return kernel.run(x, parts, bias, stated)
 
 
 def _fake_linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
@@ -55,7 +83,7 @@ def _fake_linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: st
 
 
 def _dequantize(parts: list[Tensor], weight: str) -> Tensor:
-    found = _weight(parts, weight).dequantize()
+    found = _weight(parts, _parsed(weight)).dequantize()
     return found.clone() if any(found is part for part in parts) else found  # an operator may not return its input
 
 
@@ -77,8 +105,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
 
 
-def _weight(parts: list[Tensor], weight: str) -> WeightFormat:
-    stated = _parsed(weight)
+def _weight(parts: list[Tensor], stated: Mapping[str, Any]) -> WeightFormat:
     return from_tensors(stated["format"], dict(zip(stated["parts"], parts, strict=True)), stated["spec"])
 
 
@@ -86,6 +113,10 @@ def _weight(parts: list[Tensor], weight: str) -> WeightFormat:
 def _parsed(weight: str) -> dict[str, Any]:
     return json.loads(weight)
 
+
+register(Kernel("dequantized", _dequantized, note="the weight dequantized, and a dense product"))
+for _kernel in cpu.KERNELS:
+    register(_kernel)
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
