@@ -210,12 +210,23 @@ LOOP __m128i to_bfloats(__m256 value) { /* to nearest, ties to even; a NaN stays
     return _mm256_castsi256_si128(pairs);
 }
 
+LOOP void widen_scales(const bcq_weight *w, const char *scales, float (*scale)[BCQ_ROWS], float *shift) {
+    const char *shifts = bcq_shifts(w, scales);
+    for (int row = 0; row < BCQ_ROWS; row += 8) {
+        for (int i = 0; i < (w->uniform ? 1 : w->bits); i++)
+            _mm256_storeu_ps(scale[i] + row,
+                             load_scales(scales + i * BCQ_ROWS * bcq_bytes(w->scale_type), row, w->scale_type));
+        __m256 constant = _mm256_set1_ps(w->uniform ? bcq_middle(w) : 0.0f);
+        _mm256_storeu_ps(shift + row, w->shift_type == BCQ_NONE ? constant : load_scales(shifts, row, w->shift_type));
+    }
+}
+
 TARGET static void dequantize(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat) {
     const bcq_weight *w = block->weight;
     float scale[8][BCQ_ROWS], shift[BCQ_ROWS];
     for (int64_t g = 0; g < block->length / block->group; g++) {
         const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-        bcq_load_scales(w, block->scales + g * block->scale_stride, scale, shift);
+        widen_scales(w, block->scales + g * block->scale_stride, scale, shift);
         for (int row = 0; row < rows; row++)
             for (int64_t k = 0; k < block->group; k += 8) {
                 const uint16_t *from = words + k / 16 * w->bits * BCQ_ROWS + 2 * (row % 16) + row / 16;

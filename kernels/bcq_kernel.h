@@ -120,15 +120,4 @@ INLINE float bcq_step(float magnitude, int parts) {
 /* 1/step, or 0 where that would not be finite: such small activations count as zeros. */
 INLINE float bcq_per_step(float step) { return step > 1e-30f ? 1.0f / step : 0.0f; }
 
-/* The scales of a group as float32: alpha by plane, or the scale of a uniform weight in the first; shift, or zero point. */
-INLINE void bcq_load_scales(const bcq_weight *weight, const char *scales, float (*scale)[BCQ_ROWS], float *shift) {
-    const char *shifts = bcq_shifts(weight, scales);
-    for (int i = 0; i < (weight->uniform ? 1 : weight->bits) * BCQ_ROWS; i++)
-        scale[i / BCQ_ROWS][i % BCQ_ROWS] = bcq_load(scales, i, weight->scale_type);
-    for (int row = 0; row < BCQ_ROWS; row++)
-        shift[row] = weight->shift_type != BCQ_NONE ? bcq_load(shifts, row, weight->shift_type)
-                     : weight->uniform              ? bcq_middle(weight)
-                                                    : 0.0f;
-}
-
 #endif
