@@ -1,4 +1,4 @@
-"""The command line: `qbench run`, `report`, `list`, `check`, `data`; the others are in `qbench.cli_folders`.
+"""The command line: `qbench run`, `report`, `list`, `check`, `data`; others are in `cli_folders`, `cli_kernels`.
 
 Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse, 130 interrupted.
 """
@@ -14,13 +14,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench import cli_folders
+from qbench import cli_folders, cli_kernels
 from qbench.cli_options import Data, Device, Model, Plugins, Sets, as_group, as_names, as_numbers, err, out
 from qbench.errors import QbenchError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
 app.add_typer(cli_folders.app)
+app.add_typer(cli_kernels.app)
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
@@ -148,7 +149,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, tasks, models or sweeps.")],
+    what: Annotated[str, typer.Argument(help="methods, tasks, models, kernels or sweeps.")],
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
 from qbench.grid import SWEEPS
+from qbench.kernels.dispatch import KERNELS
 from qbench.models import known_models
 from qbench.reconstruction import Reconstruction
 from qbench.registry import Broken, methods, parameters
@@ -15,8 +16,8 @@ NEEDS = {"quantize_weight": "weights", "quantize_linear": "calibration", "quanti
 
 
 def listing(what: str) -> tuple[tuple[str, ...], Rows]:
-    """Column names and rows for `methods`, `tasks`, `models` or `sweeps`."""
-    kinds = {"methods": _methods, "tasks": _tasks, "models": _models, "sweeps": _sweeps}
+    """Column names and rows for `methods`, `tasks`, `models`, `kernels` or `sweeps`."""
+    kinds = {"methods": _methods, "tasks": _tasks, "models": _models, "kernels": _kernels, "sweeps": _sweeps}
     if what not in kinds:
         raise ConfigError(unknown_name("list", what, kinds))
     return kinds[what]()
@@ -58,3 +59,15 @@ def _sweeps() -> tuple[tuple[str, ...], Rows]:
 
 def _models() -> tuple[tuple[str, ...], Rows]:
     return ("model", "what"), list(known_models().items())
+
+
+def _kernels() -> tuple[tuple[str, ...], Rows]:
+    rows: Rows = []
+    for kernel in KERNELS.values():
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes or ()) or "any"
+        low, high = kernel.bits or (1, 16)
+        batch = f"{max(1, kernel.batch[0])}-{kernel.batch[1] or 'any'}"
+        facts = (", ".join(kernel.formats or ("any",)), f"{low}-{high}", ", ".join(kernel.devices or ("any",)))
+        state = kernel.available() or ("available" if kernel.automatic else "available, by name only")
+        rows.append((kernel.name, *facts, dtypes, batch, state, kernel.note))
+    return ("kernel", "formats", "bits", "devices", "dtypes", "rows", "here", "what"), rows
