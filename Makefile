@@ -8,12 +8,12 @@ DATA   ?= auto
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test test-transformers4 check speed links
+.PHONY: help setup bench report test test-transformers4 check sanitize speed links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
 setup: $(READY) ## a virtual environment with everything pinned
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard kernels/bcq*)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -42,6 +42,12 @@ check: $(READY) links ## lint, types, import directions
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)pytest -q tests/test_house.py
+
+sanitize:       ## the C kernels over odd sizes, under the address and undefined-behaviour sanitizers
+	mkdir -p build
+	$(CC) -std=c11 -g -O1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all -fopenmp \
+	  tests/kernels_sanitize.c kernels/bcq*.c -lm -o build/kernels_sanitize
+	build/kernels_sanitize
 
 speed: $(READY) ## what block reconstruction costs in time and memory, on this machine
 	$(RUN)python -P benchmarks/reconstruction.py

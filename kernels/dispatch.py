@@ -18,9 +18,9 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import from_tensors
 from qbench.kernels import cpu
-from qbench.kernels.registry import KERNELS, Kernel, Request, choose, explain, named, record, register, served, using
+from qbench.kernels.registry import Kernel, Request, choose, explain, named, record, register, served, using
 
-__all__ = ["KERNELS", "describe", "explain", "linear", "request", "served", "using"]
+__all__ = ["describe", "explain", "linear", "request", "served", "using"]
 
 _LIBRARY = torch.library.Library("qbench", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor[] parts, Tensor? bias, str weight) -> Tensor")
@@ -114,7 +114,7 @@ def _parsed(weight: str) -> dict[str, Any]:
     return json.loads(weight)
 
 
-register(Kernel("dequantized", _dequantized, note="the weight dequantized, and a dense product"))
+register(Kernel("dequantized", _dequantized, describe=lambda: "the weight dequantized, and a dense product"))
 for _kernel in cpu.KERNELS:
     register(_kernel)
 

@@ -37,7 +37,8 @@ class Kernel:
 
     run: x (..., in) floating and as the request says, the weight's parts, bias (out,) or None, and the weight's
     description -> (..., out) in the dtype of x. automatic: whether it may be taken without being named.
-    available: the reason why it cannot be used here at all, or None. refuses: the same for one request.
+    available: the reason why it cannot be used here at all, or None. refuses: the same for one request. describe: what
+    it is, on this machine.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Kernel:
     automatic: bool = True
     available: Callable[[], str | None] = lambda: None
     refuses: Callable[[Request], str | None] = lambda request: None
-    note: str = ""
+    describe: Callable[[], str] = lambda: ""
 
     def refusal(self, request: Request) -> str | None:
         """Why it does not serve this request, or None."""

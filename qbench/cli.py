@@ -149,7 +149,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, tasks, models, kernels or sweeps.")],
+    what: Annotated[str, typer.Argument(help="methods, tasks, models, sweeps or kernels.")],
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
 from qbench.grid import SWEEPS
-from qbench.kernels.dispatch import KERNELS
 from qbench.models import known_models
 from qbench.reconstruction import Reconstruction
 from qbench.registry import Broken, methods, parameters
@@ -16,8 +15,8 @@ NEEDS = {"quantize_weight": "weights", "quantize_linear": "calibration", "quanti
 
 
 def listing(what: str) -> tuple[tuple[str, ...], Rows]:
-    """Column names and rows for `methods`, `tasks`, `models`, `kernels` or `sweeps`."""
-    kinds = {"methods": _methods, "tasks": _tasks, "models": _models, "kernels": _kernels, "sweeps": _sweeps}
+    """Column names and rows for `methods`, `tasks`, `models`, `sweeps` or `kernels`."""
+    kinds = {"methods": _methods, "tasks": _tasks, "models": _models, "sweeps": _sweeps, "kernels": _kernels}
     if what not in kinds:
         raise ConfigError(unknown_name("list", what, kinds))
     return kinds[what]()
@@ -62,12 +61,14 @@ def _models() -> tuple[tuple[str, ...], Rows]:
 
 
 def _kernels() -> tuple[tuple[str, ...], Rows]:
+    import qbench.kernels.dispatch  # noqa: F401  (registers them)
+    from qbench.kernels.registry import KERNELS
+
     rows: Rows = []
-    for kernel in KERNELS.values():
-        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes or ()) or "any"
-        low, high = kernel.bits or (1, 16)
-        batch = f"{max(1, kernel.batch[0])}-{kernel.batch[1] or 'any'}"
-        facts = (", ".join(kernel.formats or ("any",)), f"{low}-{high}", ", ".join(kernel.devices or ("any",)))
-        state = kernel.available() or ("available" if kernel.automatic else "available, by name only")
-        rows.append((kernel.name, *facts, dtypes, batch, state, kernel.note))
-    return ("kernel", "formats", "bits", "devices", "dtypes", "rows", "here", "what"), rows
+    for name, kernel in reversed(KERNELS.items()):
+        formats, bits = ",".join(kernel.formats or ["all"]), "-".join(map(str, kernel.bits or ["all"]))
+        where = ",".join(kernel.devices or ["all"])
+        dtypes = ",".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes or ()) or "all"
+        state = kernel.available() or ("automatic" if kernel.automatic else "by name")
+        rows.append((name, formats, bits, where, dtypes, f"{state}: {kernel.describe()}"))
+    return ("kernel", "formats", "bits", "devices", "dtypes of x", "chosen"), rows
