@@ -1,7 +1,8 @@
 /* Products with binary-coded (BCQ) and uniform weights on CPUs: a plain C ABI that links to no tensor library.
  *
  * binary   w = shift + sum_i alpha_i c_i, c_i in {-1, +1}
- * uniform  w = scale (code - zero) = scale (h - zero) + sum_i (scale 2^(b-2-i)) c_i, h = (2^b - 1)/2, plane 0 most significant
+ * uniform  w = scale (code - zero) = scale (h - zero) + sum_i (scale 2^(b-2-i)) c_i, h = (2^b - 1)/2, and plane 0 is
+ * the most significant
  *
  * so both are the same sums with other constants. The derived layout (bcq_pack) holds the same bits and the same scales
  * as the canonical tensors, in the order in which the kernels read them:
@@ -13,9 +14,9 @@
  *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
  *           groups longer than a tile have all their scales behind the last tile, as [block][group]
  *
- * A word holds 16 inputs of one row and plane, input 0 the lowest bit. Row r of a block is lane 2 (r mod 16) + r div 16:
- * as 32-bit lanes, the low halves are rows 0..15 and the high halves rows 16..31, both in order. So 16-bit kernels see
- * 32 rows, 32-bit kernels see twice 16, and every instruction set reads the same bytes.
+ * A word holds 16 inputs of one row and plane, input 0 the lowest bit. Row r of a block is lane 2 (r mod 16) + r div
+ * 16: as 32-bit lanes, the low halves are rows 0..15 and the high halves rows 16..31, both in order. So 16-bit kernels
+ * see 32 rows, 32-bit kernels see twice 16, and every instruction set reads the same bytes.
  */
 #ifndef QBENCH_BCQ_H
 #define QBENCH_BCQ_H
@@ -52,7 +53,8 @@ BCQ_API int bcq_pack(const bcq_weight *weight, const void *codes, const void *sc
 BCQ_API int bcq_product(const bcq_weight *weight, const void *derived, const void *x, int32_t type, int64_t batch,
                         const float *bias, void *y, int32_t mode, int32_t isa, int32_t threads);
 
-/* out[last - first][columns] of `type`: rows first..last-1 of the weight, each number rounded once; 32 divides first. */
+/* out[last - first][columns] of `type`: rows first..last-1 of the weight, each number rounded once; 32 divides first.
+ */
 BCQ_API int bcq_dequantize(const bcq_weight *weight, const void *derived, int64_t first, int64_t last, void *out,
                            int32_t type, int32_t isa, int32_t threads);
 

@@ -1,10 +1,12 @@
-/* The kernels with AVX2, FMA and F16C. A byte shuffle looks up 16 entries of one byte in 32 lanes, so entries come in two
- * (fast) or three (exact) bytes, which are summed apart in 16 bits:
+/* The kernels with AVX2, FMA and F16C. A byte shuffle looks up 16 entries of one byte in 32 lanes, so entries come in
+ * two (fast) or three (exact) bytes, which are summed apart in 16 bits:
  *
  *   entry = round(value/step) + 2^(8n-1), value the signed sum of 4 inputs, step = max sum |x| / (2^(8n-1) - 8)
  *
- * where 8 leaves room for the float32 rounding of step and value. A segment has at most 32 lookups, so a sum of bytes is at most 8160, and their
- * rounding moves it by at most 32 step/2: 4.9e-4 (fast) or 1.9e-6 (exact) of max sum |x|. The lanes are 16 bits wide, so the upper byte of each index is 0 and looks up entry 0: what that adds is known beforehand. */
+ * where 8 leaves room for the float32 rounding of step and value. A segment has at most 32 lookups, so a sum of bytes
+ * is at most 8160, and rounding moves it by at most 32 step/2: 4.9e-4 (fast) or 1.9e-6 (exact) of max sum |x|. The
+ * lanes are 16 bits wide, so the upper byte of each index is 0 and looks up entry 0: what that adds is known
+ * beforehand. */
 #include "bcq_kernel.h"
 
 #ifdef BCQ_X86
@@ -45,9 +47,7 @@ LOOP __m256 load_shift(const bcq_weight *w, const char *scales, int first) {
                          _mm256_sub_ps(_mm256_set1_ps(bcq_half_range(w)), zero));
 }
 
-LOOP void add_to(float *sum, __m256 a, __m256 b) {
-    _mm256_storeu_ps(sum, _mm256_fmadd_ps(a, b, _mm256_loadu_ps(sum)));
-}
+LOOP void add_to(float *sum, __m256 a, __m256 b) { _mm256_storeu_ps(sum, _mm256_fmadd_ps(a, b, _mm256_loadu_ps(sum))); }
 
 /* sums[0..7] and sums[16..23] += step alpha (sum of entries), for the 16 lanes that begin at `words`. */
 LOOP void add_lanes(const bcq_weight *w, const uint16_t *words, const bcq_tables *tables, int64_t first, int64_t length,
@@ -147,7 +147,9 @@ TARGET static void fill_segment(const float *x, int64_t from, int64_t to, int pa
     int bytes = parts + 1;
     float largest = 0, magnitude;
     for (int64_t k = from; k < to; k += 4) { /* written so that a NaN stays */
-        magnitude = __builtin_fabsf(x[k]) + __builtin_fabsf(x[k + 1]) + __builtin_fabsf(x[k + 2]) + __builtin_fabsf(x[k + 3]);
+        magnitude = 0;
+        for (int j = 0; j < 4; j++)
+            magnitude += __builtin_fabsf(x[k + j]);
         largest = magnitude <= largest ? largest : magnitude;
         if (largest != largest)
             break;
@@ -172,7 +174,8 @@ TARGET static void tables(const float *x, int64_t length, int64_t group, int par
         for (int64_t k = start; k < start + group; k += 8)
             for (int lane = 0; lane < 8; lane++)
                 lanes[lane] += x[k + lane];
-        out->sums[start / group] = ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+        out->sums[start / group] =
+            ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
         for (int64_t from = start, to; from < start + group; from = to, segment++) {
             to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
             fill_segment(x, from, to, parts, out, segment);
@@ -201,7 +204,8 @@ LOOP __m256 weights_of(const bcq_weight *w, const float *scale, float shift, con
 }
 
 LOOP __m128i to_bfloats(__m256 value) { /* to nearest, ties to even; a NaN stays one */
-    __m256i bits = _mm256_castps_si256(value), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i bits = _mm256_castps_si256(value),
+            odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
@@ -246,8 +250,8 @@ TARGET static uint64_t read_all(const char *memory, int64_t bytes) {
     for (int64_t at = 0; at < part; at += 128)
         for (int64_t stream = 0; stream < 4; stream++)
             for (int i = 0; i < 4; i++)
-                found = _mm256_xor_si256(
-                    found, _mm256_loadu_si256((const __m256i *)(memory + stream * part + at + 32 * i)));
+                found = _mm256_xor_si256(found,
+                                         _mm256_loadu_si256((const __m256i *)(memory + stream * part + at + 32 * i)));
     uint64_t lanes[4];
     _mm256_storeu_si256((__m256i *)lanes, found);
     return bcq_portable.read(memory + 4 * part, bytes - 4 * part) ^ lanes[0] ^ lanes[1] ^ lanes[2] ^ lanes[3];

@@ -5,15 +5,7 @@
 #include "bcq_kernel.h"
 
 #ifdef BCQ_X86
-#include <immintrin.h>
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
-#define LOOP INLINE TARGET
-LOOP __m512 load_scales(const char *from, int half, int32_t type) { /* rows 16*half .. 16*half + 15 */
-    if (type == BCQ_F32)
-        return _mm512_loadu_ps((const float *)from + 16 * half);
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from + half));
-}
+#include "bcq_avx512.h"
 
 LOOP __m512 load_alpha(const bcq_weight *w, const char *scales, int plane, int half) {
     if (w->uniform)
@@ -30,9 +22,7 @@ LOOP __m512 load_shift(const bcq_weight *w, const char *scales, int half) {
                          _mm512_sub_ps(_mm512_set1_ps(bcq_half_range(w)), zero));
 }
 
-LOOP void add_to(float *sum, __m512 a, __m512 b) {
-    _mm512_storeu_ps(sum, _mm512_fmadd_ps(a, b, _mm512_loadu_ps(sum)));
-}
+LOOP void add_to(float *sum, __m512 a, __m512 b) { _mm512_storeu_ps(sum, _mm512_fmadd_ps(a, b, _mm512_loadu_ps(sum))); }
 
 LOOP void add_shifts(const bcq_weight *w, const char *scales, const bcq_tables *tables, int64_t g, int batch,
                      float *sums) {
@@ -106,7 +96,8 @@ LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, flo
                 }
             }
     }
-    __m512i weights = _mm512_set1_epi32(parts == 2 ? 1 | 1 << (16 + SPLIT) : 1); /* of the halves of a pair of 16 bits */
+    __m512i weights =
+        _mm512_set1_epi32(parts == 2 ? 1 | 1 << (16 + SPLIT) : 1); /* of the halves of a pair of 16 bits */
 #pragma GCC unroll 4
     for (int m = 0; m < batch; m++) {
         __m512 low_rows = _mm512_setzero_ps(), high_rows = low_rows;
@@ -140,14 +131,15 @@ typedef void (*kernel)(const segment *, const bcq_tables *, int, float *);
 #define KERNELS(batch, parts)                                                                                          \
     KERNEL(1, batch, parts) KERNEL(2, batch, parts) KERNEL(3, batch, parts) KERNEL(4, batch, parts)
 #define NAMES(batch, parts)                                                                                            \
-    { add_1_##batch##_##parts, add_2_##batch##_##parts, add_3_##batch##_##parts, add_4_##batch##_##parts }
+    {add_1_##batch##_##parts, add_2_##batch##_##parts, add_3_##batch##_##parts, add_4_##batch##_##parts}
 KERNELS(1, 1)
 KERNELS(1, 2)
 KERNELS(2, 1)
 KERNELS(2, 2)
 KERNELS(4, 1)
 KERNELS(4, 2)
-static const kernel kernels[2][3][4] = {{NAMES(1, 1), NAMES(2, 1), NAMES(4, 1)}, {NAMES(1, 2), NAMES(2, 2), NAMES(4, 2)}};
+static const kernel kernels[2][3][4] = {{NAMES(1, 1), NAMES(2, 1), NAMES(4, 1)},
+                                        {NAMES(1, 2), NAMES(2, 2), NAMES(4, 2)}};
 
 /* As many at once as their sums fit the registers. */
 INLINE int planes_at_once(int rest, int most) { return rest <= most ? rest : rest < 2 * most ? (rest + 1) / 2 : most; }
@@ -253,111 +245,5 @@ TARGET static uint64_t read_all(const char *memory, int64_t bytes) {
     return rest;
 }
 
-/* Bits 0..31 of a lane: input k of the first words and input 16 + k of the second, for one plane of a row. */
-LOOP void join_words(const bcq_weight *w, const uint16_t *words, int64_t length, uint32_t (*out)[BCQ_ROWS]) {
-    for (int64_t k = 0; k < length; k += 32, words += 2 * w->bits * BCQ_ROWS)
-        for (int i = 0; i < w->bits; i++, out++) {
-            __m512i first = _mm512_load_si512(words + i * BCQ_ROWS);
-            __m512i second = _mm512_load_si512(words + (w->bits + i) * BCQ_ROWS);
-            __m512i low = _mm512_mask_blend_epi16(0xaaaaaaaa, first, _mm512_slli_epi32(second, 16));
-            __m512i high = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
-            _mm512_storeu_si512(*out, low);
-            _mm512_storeu_si512(*out + 16, high);
-        }
-}
-
-/* The weights that the 16 codes from `first` on mean, in the order of operations that defines the format. Bit b-1-i of a
- * code is that of plane i. */
-LOOP __m512 levels_of(const bcq_weight *w, const float *scale, float shift, int first) {
-    __m512i code = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                    _mm512_set1_epi32(first));
-    if (w->uniform)
-        return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(shift)), _mm512_set1_ps(*scale));
-    __m512 value = _mm512_setzero_ps();
-    for (int i = 0; i < w->bits; i++) {
-        __mmask16 turned = _mm512_testn_epi32_mask(code, _mm512_set1_epi32(1 << (w->bits - 1 - i)));
-        __m512i a = _mm512_castps_si512(_mm512_set1_ps(scale[i * BCQ_ROWS]));
-        __m512 part = _mm512_castsi512_ps(_mm512_mask_xor_epi32(a, turned, a, _mm512_set1_epi32(INT32_MIN)));
-        value = i ? _mm512_add_ps(value, part) : part;
-    }
-    return w->shift_type == BCQ_NONE ? value : _mm512_add_ps(value, _mm512_set1_ps(shift));
-}
-
-LOOP __m256i to_bfloats(__m512 value) { /* to nearest, ties to even; a NaN stays one */
-    __m512i bits = _mm512_castps_si512(value);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(1 << 22));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-}
-
-/* One row of a group of at most 5 planes: 32 levels lie in registers, and codes choose among them. */
-LOOP void dequantize_row(const bcq_weight *w, const float *scale, float shift, uint32_t (*words)[BCQ_ROWS], int row,
-                         int64_t length, void *out, int bfloat, const int planes) {
-    __m512 low = levels_of(w, scale, shift, 0), high = planes > 4 ? levels_of(w, scale, shift, 16) : low;
-    __m512i levels = _mm512_inserti64x4(_mm512_castsi256_si512(to_bfloats(low)), to_bfloats(high), 1);
-    for (int64_t k = 0; k < length; k += 32, words += planes) {
-        __m512i code = _mm512_maskz_set1_epi16(words[0][row], 1 << (planes - 1));
-#pragma GCC unroll 5
-        for (int i = 1; i < planes; i++) {
-            __m512i place = _mm512_set1_epi16((short)(1 << (planes - 1 - i)));
-            code = _mm512_mask_add_epi16(code, words[i][row], code, place);
-        }
-        if (bfloat) {
-            _mm512_storeu_si512((uint16_t *)out + k, _mm512_permutexvar_epi16(code, levels));
-            continue;
-        }
-        __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(code));
-        __m512i second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(code, 1));
-        _mm512_storeu_ps((float *)out + k, _mm512_permutex2var_ps(low, first, high));
-        _mm512_storeu_ps((float *)out + k + 16, _mm512_permutex2var_ps(low, second, high));
-    }
-}
-
-LOOP void widen_scales(const bcq_weight *w, const char *scales, float (*scale)[BCQ_ROWS], float *shift) {
-    const char *shifts = bcq_shifts(w, scales);
-    for (int half = 0; half < 2; half++) {
-        for (int i = 0; i < (w->uniform ? 1 : w->bits); i++)
-            _mm512_storeu_ps(scale[i] + 16 * half,
-                             load_scales(scales + i * BCQ_ROWS * bcq_bytes(w->scale_type), half, w->scale_type));
-        __m512 constant = _mm512_set1_ps(w->uniform ? bcq_middle(w) : 0.0f);
-        _mm512_storeu_ps(shift + 16 * half,
-                         w->shift_type == BCQ_NONE ? constant : load_scales(shifts, half, w->shift_type));
-    }
-}
-
-typedef void (*row_kernel)(const bcq_weight *, const float *, float, uint32_t (*)[BCQ_ROWS], int, int64_t, void *, int);
-#define ROW_KERNEL(planes)                                                                                             \
-    TARGET static void row_##planes(const bcq_weight *w, const float *scale, float shift, uint32_t(*words)[BCQ_ROWS], \
-                                    int row, int64_t length, void *out, int bfloat) {                                  \
-        dequantize_row(w, scale, shift, words, row, length, out, bfloat, planes);                                      \
-    }
-ROW_KERNEL(1)
-ROW_KERNEL(2)
-ROW_KERNEL(3)
-ROW_KERNEL(4)
-ROW_KERNEL(5)
-static const row_kernel row_kernels[5] = {row_1, row_2, row_3, row_4, row_5};
-
-TARGET static void dequantize(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat) {
-    const bcq_weight *w = block->weight;
-    if (w->bits > 5) {
-        bcq_avx2.dequantize(block, rows, stride, out, bfloat);
-        return;
-    }
-    float scale[8][BCQ_ROWS], shift[BCQ_ROWS];
-    uint32_t words[BCQ_TILE / 32 * 5][BCQ_ROWS];
-    for (int64_t g = 0; g < block->length / block->group; g++) {
-        const char *from = (const char *)block->words + g * block->words_stride;
-        join_words(w, (const uint16_t *)from, block->group, words);
-        widen_scales(w, block->scales + g * block->scale_stride, scale, shift);
-        for (int row = 0; row < rows; row++) {
-            char *to = (char *)out + (row * stride + g * block->group) * (bfloat ? 2 : 4);
-            row_kernels[w->bits - 1](w, &scale[0][row], shift[row], words, row, block->group, to, bfloat);
-        }
-    }
-}
-
-const bcq_functions bcq_avx512 = {tables, product, dequantize, read_all};
+const bcq_functions bcq_avx512 = {tables, product, bcq_avx512_dequantize, read_all};
 #endif

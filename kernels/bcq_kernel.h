@@ -19,9 +19,9 @@
 #define SEGMENT 128 /* inputs that one sum of integers covers at most; a group is cut into segments */
 #define TILE_SEGMENTS (BCQ_TILE / 32)
 
-/* A product is a sum of lookups: entry c of the table of a few inputs x is sum_j (c_j ? x_j : -x_j), and a word holds the
- * indices. Entries are integers in units of their segment's step, in one or two 16-bit parts, entry = 2^SPLIT high + low
- * with |low| <= 2^(SPLIT-1); the integers are added without rounding, so a sum's bits depend on no order.
+/* A product is a sum of lookups: entry c of the table of a few inputs x is sum_j (c_j ? x_j : -x_j), and a word holds
+ * the indices. Entries are integers in units of their segment's step, in one or two 16-bit parts, entry = 2^SPLIT high
+ * + low with |low| <= 2^(SPLIT-1); the integers are added without rounding, so a sum's bits depend on no order.
  *
  * A word has three indices, of 6, 5 and 5 bits, so 128 inputs take 24 lookups. With L = sum |x| over the segment and
  * step = L / 32740 for one part, that over 2^SPLIT for two:
@@ -29,7 +29,7 @@
  *     32740 + 24 (1/2 + 1/2) = 32764, and the float32 rounding of step and entries adds less than 1;
  *   nor does one of low parts: 24 * 2^10 = 24576;
  *   rounding the entries moves a sum by at most 24 * step/2: 3.7e-4 L with one part (fast), 1.8e-7 L with two (exact);
- *     computing them in float32, at most 8 roundings each, by 4.8e-7 L. A float32 sum of 128 numbers: up to 7.6e-6 L. */
+ *     computing them in float32, at most 8 roundings each, by 4.8e-7 L. (A float32 sum of 128 numbers: by 7.6e-6 L.) */
 #define LOOKUPS 128 /* entries for 16 inputs: 64 + 32 + 32 */
 #define SPLIT 11
 #define STEPS 32740.0f

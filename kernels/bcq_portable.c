@@ -84,7 +84,7 @@ static void product(const bcq_block *block, const bcq_tables *tables, int batch,
                 float a = alpha(w, scales, plane, row);
                 const uint16_t *from = words + k / 16 * w->bits * BCQ_ROWS + lane;
                 for (int m = 0; m < batch; m++) {
-                    const int16_t(*entries)[2][LOOKUPS] = tables[m].entries + (g * block->group + k) / 16;
+                    const int16_t (*entries)[2][LOOKUPS] = tables[m].entries + (g * block->group + k) / 16;
                     int sum = sum_of_entries(from, w->bits * BCQ_ROWS, entries, length / 16, parts);
                     sums[m * BCQ_ROWS + row] += tables[m].steps[segment] * (a * (float)sum);
                 }

@@ -134,14 +134,15 @@ static void refusals(void) {
 }
 
 int main(void) {
-    static const int64_t shapes[][3] = {{1, 32, 32}, {31, 96, 32},  {33, 192, 96}, {65, 320, 160},
+    static const int64_t shapes[][3] = {{1, 32, 32},   {31, 96, 32},  {33, 192, 96}, {65, 320, 160},
                                         {32, 320, 64}, {5, 768, 384}, {9, 544, 544}, {33, 384, 128}};
     int weights = 0;
     refusals();
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int bits = 1; bits <= 8; bits++, weights++) {
             int uniform = (bits + (int)s) % 2, shift = (bits + (int)s / 2) % 3;
-            bcq_weight w = {shapes[s][0], shapes[s][1], shapes[s][2], bits, uniform, bits / 2 % 2 ? BCQ_F32 : BCQ_F16, 0};
+            bcq_weight w = {
+                shapes[s][0], shapes[s][1], shapes[s][2], bits, uniform, bits / 2 % 2 ? BCQ_F32 : BCQ_F16, 0};
             w.shift_type = shift == 0 ? BCQ_NONE : shift == 1 ? BCQ_F16 : BCQ_F32;
             one_weight(w);
         }
