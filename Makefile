@@ -8,7 +8,7 @@ DATA   ?= auto
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test test-transformers4 check sanitize speed links
+.PHONY: help setup bench report test test-transformers4 check sanitize speed gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -51,6 +51,10 @@ sanitize:       ## the C kernels over odd sizes, under the address and undefined
 
 speed: $(READY) ## what block reconstruction costs in time and memory, on this machine
 	$(RUN)python -P benchmarks/reconstruction.py
+
+gpu-report: ## what the GPU kernels compute and cost, on a machine with a GPU (PYTHON: the one that has torch and triton)
+	test -d .typetree/qbench || $(MAKE) -s links
+	PYTHONPATH=.typetree $(PYTHON) -P benchmarks/gpu_report.py $(if $(QUICK),--quick)
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench

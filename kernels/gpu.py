@@ -42,7 +42,9 @@ def product(
     if m == 0:
         return y
     if config.kind == "dense":
-        return torch.nn.functional.linear(x, dense(planes, x.dtype), None if bias is None else bias.to(x.dtype)).to(y.dtype)
+        return torch.nn.functional.linear(x, dense(planes, x.dtype), None if bias is None else bias.to(x.dtype)).to(
+            y.dtype
+        )
     kernel, split = getattr(triton_binary, f"_{config.kind}"), config.split
     parts = y if split == 1 else x.new_empty(split, m, n, dtype=torch.float32)
     kernel[-(-n // config.block_n), -(-m // config.block_m), split](

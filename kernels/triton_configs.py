@@ -44,8 +44,8 @@ class Config:
 DEFAULTS: tuple[tuple[int, Config], ...] = (  # the first whose batch is not exceeded; split is filled in by shape
     (8, Config("skinny", block_m=8, block_k=128)),
     (16, Config("skinny", block_m=16, block_k=128)),
-    (32, Config("large", block_m=32)),
-    (64, Config("large", block_m=64)),
+    (32, Config("large", block_n=64, block_m=32)),
+    (64, Config("large", block_n=64, block_m=64)),
     (1024, Config("large", block_m=128, warps=8)),
 )
 DENSE = Config("dense")
@@ -73,8 +73,8 @@ def default(m: int, n: int, k: int, dtype: torch.dtype, processors: int = PROCES
         return config
     programs = -(-n // config.block_n) * -(-m // config.block_m)
     split = 1
-    while split < 16 and programs * split < 2 * processors and k >= 8 * split * config.block_k:
-        split *= 2
+    while programs * split < 2 * processors and k >= 8 * split * config.block_k and 2 * split * m <= 256:
+        split *= 2  # the sums are written and read again, so that many rows of x allow fewer parts
     return Config(**(vars(config) | {"split": split}))
 
 

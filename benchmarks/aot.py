@@ -1,0 +1,183 @@
+"""The Triton kernels compiled for GPUs that need not be there: `python benchmarks/aot.py [--json FILE] [--quick]`.
+
+Each kernel in its default configurations for sm_80, sm_90 and sm_100: registers, stack and spills (loads and stores of
+local memory in the machine code), shared memory, and the mix of instructions, in all and in the longest loop. Needs
+triton, whose wheel carries ptxas and cuobjdump, and no GPU: these are properties of the machine code, not speeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qbench.kernels import gpu, triton_binary
+from qbench.kernels.triton_configs import DEFAULTS, Config, default
+from qbench.kernels.triton_layout import Planes
+
+ARCHITECTURES = (80, 90, 100)
+POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)(.*?);", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compilation: x of (m, k) in `dtype`, a weight of (n, k)."""
+
+    kernel: str
+    architecture: int
+    dtype: str
+    coding: str
+    bits: int
+    group_size: int
+    m: int
+    n: int = 4096
+    k: int = 4096
+
+
+def cases(quick: bool = False) -> Iterator[Case]:
+    """Every kernel, for the batches at which the defaults change; `quick`: the two main ones, one kind of weight."""
+    batches = [limit for limit, _ in DEFAULTS]
+    if quick:
+        yield from (Case("", arch, "bfloat16", "binary", 3, 128, m) for arch, m in product(ARCHITECTURES, (8, 64)))
+        return
+    for arch, bits, coding in product(ARCHITECTURES, (2, 3, 4), ("binary", "uniform")):
+        for dtype, m in product(("bfloat16", "float16") if arch == 90 else ("bfloat16",), batches):
+            yield Case("", arch, dtype, coding, bits, 128, m)
+        yield Case("_dense", arch, "bfloat16", coding, bits, 128, 4096)
+    for arch, group, m in product(ARCHITECTURES, (32, 64, 4096), (8, 64)):
+        yield Case("", arch, "bfloat16", "binary", 3, group, m)
+    for arch in ARCHITECTURES:
+        yield Case("", arch, "float32", "binary", 3, 128, 8)
+        yield Case("_reduce", arch, "bfloat16", "binary", 3, 128, 8)
+
+
+def arguments(case: Case) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The kernel's name, its compile-time arguments and options, and the types of all others."""
+    dtype = getattr(torch, case.dtype)
+    groups, uniform = case.k // case.group_size, case.coding == "uniform"
+    words = torch.empty(case.k // 32, case.bits, case.n, dtype=torch.int32, device="meta")
+    alpha = torch.empty(groups, 1 if uniform else case.bits, case.n, dtype=torch.float16, device="meta")
+    planes = Planes(words, alpha, alpha[:, 0], case.group_size, uniform)
+    config = Config("large") if case.kernel == "_dense" else default(case.m, case.n, case.k, dtype)
+    types = {"words": "*i32", "alpha": "*fp16", "shift": "*fp16", "N": "i32", "signs": "i32"}
+    if case.kernel == "_reduce":
+        types = {"parts": "*fp32", "y": POINTERS[dtype], "size": "i32", "N": "i32"}
+        return "_reduce", {"bias": None, "SPLIT": config.split, "BLOCK": 1024}, types
+    if case.kernel == "_dense":
+        return "_dense", gpu.meaning(planes, dtype) | {"BN": 64, "BK": 64}, types | {"dense": POINTERS[dtype]}
+    y = POINTERS[dtype if config.split == 1 else torch.float32]
+    fixed = {"bias": None} | gpu.meaning(planes, dtype) | gpu.launch(config, planes)
+    return f"_{config.kind}", fixed, types | {"x": POINTERS[dtype], "y": y, "M": "i32"}
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    """The case, its configuration, and what the machine code needs and consists of."""
+    name, fixed, types = arguments(case)
+    kernel = getattr(triton_binary, name)
+    options = {option: fixed.pop(option) for option in ("num_warps", "num_stages") if option in fixed}
+    options["enable_fp_fusion"] = fixed.pop("enable_fp_fusion", True)
+    signature = {arg: types.get(arg, "constexpr") for arg in kernel.arg_names}
+    aligned = [i for i, arg in enumerate(kernel.arg_names) if arg != "M" and signature[arg] != "constexpr"]
+    source = ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    found = triton.compile(source, target=GPUTarget("cuda", case.architecture, 32), options=options)
+    sizes = {key: value for key, value in fixed.items() if key in ("BN", "BM", "BK", "SPLIT", "BLOCK")}
+    facts = machine_code(found.asm["cubin"]) | {"shared_bytes": found.metadata.shared}
+    return asdict(case) | {"kernel": name, "config": sizes | options} | facts
+
+
+def machine_code(binary: bytes) -> dict[str, Any]:
+    """Registers, bytes of stack, spills and the counts of opcodes in a cubin, by cuobjdump."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage, code = (
+            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    needs = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    listing = [(int(at, 16), opcode, rest) for at, opcode, _, rest in INSTRUCTION.findall(code)]
+    if needs is None or not listing:
+        raise RuntimeError(f"cuobjdump printed neither registers nor instructions: {usage[:200]!r}")
+    mix = Counter(opcode for _, opcode, _ in listing)
+    first, last = longest_loop(listing)
+    loop = Counter(opcode for at, opcode, _ in listing if first <= at <= last)
+    spills = {"spill_loads": mix["LDL"], "spill_stores": mix["STL"]}
+    counts = {"instructions": dict(mix.most_common()), "loop": dict(loop.most_common())}
+    return {"registers": int(needs[1]), "stack_bytes": int(needs[2])} | spills | counts
+
+
+def longest_loop(listing: list[tuple[int, str, str]]) -> tuple[int, int]:
+    """First and last address between a backward branch and its target; (1, 0) where there is none."""
+    loops = [(1, 0)]
+    for at, opcode, rest in listing:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if opcode == "BRA" and target and int(target[1], 16) < at:
+            loops.append((int(target[1], 16), at))
+    return max(loops, key=lambda loop: loop[1] - loop[0])
+
+
+def per_bit(entry: dict[str, Any]) -> float | None:
+    """Instructions of the loop a thread executes for each stored bit of a weight that it makes."""
+    config = entry["config"]
+    if "BM" not in config or not entry["loop"]:
+        return None
+    bits = config["BN"] * config["BK"] * entry["bits"] / (32 * config["num_warps"])
+    return round(sum(entry["loop"].values()) / bits, 2)
+
+
+def report(path: Path | None = None, quick: bool = False) -> list[dict[str, Any]]:
+    """All cases compiled; printed as they come, and written to `path` with the versions where there is one."""
+    entries = []
+    print(
+        "kernel   sm   dtype     coding   b     g    m | blocks, warps, stages  | regs stack spills shared | loop, mix"
+    )
+    for case in cases(quick):
+        entry = compiled(case)
+        entries.append(entry | {"loop_instructions_per_bit": per_bit(entry)})
+        print(row(entries[-1]), flush=True)
+    if path is not None:
+        path.write_text(json.dumps({"triton": triton.__version__, "cases": entries}, indent=1) + "\n")
+    return entries
+
+
+def row(entry: dict[str, Any]) -> str:
+    """One line of the table."""
+    block = " ".join(f"{size}" for name, size in entry["config"].items() if name != "enable_fp_fusion")
+    spills = entry["spill_loads"] + entry["spill_stores"]
+    mix = " ".join(f"{opcode}:{count}" for opcode, count in list(entry["loop"].items())[:7])
+    return (
+        f"{entry['kernel']:8} {entry['architecture']:3}  {entry['dtype']:9} {entry['coding']:7} {entry['bits']:2} "
+        f"{entry['group_size']:5} {entry['m']:4} | {block:22} | "
+        f"{entry['registers']:4} {entry['stack_bytes']:5} {spills:6} {entry['shared_bytes']:6} | "
+        f"{sum(entry['loop'].values()):4} {entry['loop_instructions_per_bit'] or '':>6}  {mix}"
+    )
+
+
+def main() -> int:
+    """Print the table; exit 1 where a kernel spills."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--quick", action="store_true", help="two kernels, one kind of weight")
+    options = parser.parse_args()
+    spilled = [entry for entry in report(options.json, options.quick) if entry["stack_bytes"] or entry["spill_loads"]]
+    print(f"{len(spilled)} kernels spill registers")
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
