@@ -4,8 +4,8 @@ _skinny  few rows of X. Per group and plane one matrix product of the signs, whi
          multiplication and one logical instruction for two weights, and one multiplication of the sum by the scale:
            y = sum_g [ sum_p alpha_gp (c_gp . x_g) + shift_g (1 . x_g) ]
          Signs are exact in 16 bits and sums are float32, so nothing is rounded but y.
-_large   more rows. The weights are dequantized in registers in the dtype of x, two at a time, which rounds scales and
-         partial sums to it: at most P + 2 roundings a weight where a dense layer in that dtype has one.
+_large   more rows. The weights are dequantized in registers in the dtype of x, two at a time: every scale and partial
+         sum is rounded to it, where a dense layer in that dtype rounds the weight once. Sums of products are float32.
 _dense   writes these weights out, for batches so large that a dense product is worth the traffic.
 _reduce  sums the parts of the inputs (split-K) in a fixed order and adds the bias: no atomics, no varying results.
 
@@ -73,14 +73,17 @@ def _weights(
     block = chunk * KB + tl.arange(0, KB)
     group = (chunk * BK + tl.arange(0, GROUPS) * 32) // GROUP
     live = (n < N)[:, None] & (group < K // GROUP)[None, :]
-    W = tl.zeros((n.shape[0], BK), DOT)
     for p in tl.static_range(P - 1, -1, -1):  # the smallest first, which loses least
         bits = _bits(words, block, p, n, N, K, P)
         if UNIFORM:
-            W += _signs(bits, signs, P - 2 - p, HALF).to(DOT)
+            plane = _signs(bits, signs, P - 2 - p, HALF).to(DOT)
         else:
             a = tl.load(alpha + (group[None, :] * P + p) * N + n[:, None], live, 0.0)
-            W += _halves((bits & signs) ^ (_pairs(a, HALF) ^ signs)[:, :, None], HALF).to(DOT)
+            plane = _halves((bits & signs) ^ _pairs(-a, HALF)[:, :, None], HALF).to(DOT)
+        if p == P - 1:
+            W = plane
+        else:
+            W += plane
     if shift is not None:
         W += _spread(tl.load(shift + group[None, :] * N + n[:, None], live, 0.0), KB, HALF).to(DOT)
     if UNIFORM:

@@ -44,8 +44,8 @@ class Config:
 DEFAULTS: tuple[tuple[int, Config], ...] = (  # the first whose batch is not exceeded; split is filled in by shape
     (8, Config("skinny", block_m=8, block_k=128)),
     (16, Config("skinny", block_m=16, block_k=128)),
-    (32, Config("large", block_n=64, block_m=32)),
-    (64, Config("large", block_n=64, block_m=64)),
+    (32, Config("large", block_n=64, block_m=32, block_k=128)),
+    (64, Config("large", block_n=64, block_m=64, block_k=128)),
     (1024, Config("large", block_m=128, warps=8)),
 )
 DENSE = Config("dense")
