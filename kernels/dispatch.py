@@ -17,7 +17,7 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import from_tensors
-from qbench.kernels import cpu
+from qbench.kernels import cpu, gpu
 from qbench.kernels.registry import Kernel, Request, choose, explain, named, record, register, served, using
 
 __all__ = ["describe", "explain", "linear", "request", "served", "using"]
@@ -115,7 +115,7 @@ def _parsed(weight: str) -> dict[str, Any]:
 
 
 register(Kernel("dequantized", _dequantized, describe=lambda: "the weight dequantized, and a dense product"))
-for _kernel in cpu.KERNELS:
+for _kernel in (*gpu.KERNELS, *cpu.KERNELS):
     register(_kernel)
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")

@@ -1,7 +1,7 @@
 """Binary-coded, uniform and lattice weights on GPUs: what is launched when, in Triton kernels, which load when needed.
 
-float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what tuning found on this
-GPU model; float32 always takes `_skinny`. `qbench.kernels.triton_binary` says what each rounds.
+float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what tuning found on
+this GPU model; float32 always takes `_skinny`. `qbench.kernels.triton_binary` says what each rounds.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def unavailable() -> str | None:
     return None if find_spec("triton") else "triton is not installed; install qbench's extra `gpu`"
 
 
-# By the storage of the weight's first part and its address therein: a storage lives as long as some tensor has the data.
+# By the storage of the weight's first part and its address therein: a storage lives as long as some tensor has the
+# data.
 _derived: WeakKeyDictionary[Any, dict[int, tuple[Any, Planes | LatticePlanes]]] = WeakKeyDictionary()
 
 
@@ -156,6 +157,6 @@ KERNELS = (
         automatic=False,
         available=unavailable,
         refuses=_refuses,
-        note="bit planes made into signs or weights in registers; not yet run on a GPU, so by name only",
+        describe=lambda: "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only",
     ),
 )

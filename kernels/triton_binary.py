@@ -40,8 +40,8 @@ def _halves(pairs, HALF: tl.constexpr):
 def _signs(bits, signs, exponent: tl.constexpr, HALF: tl.constexpr):
     """(BN, KB, 16) int32 -> (BN, 32 KB): 2^exponent where the bit is set, else its negative.
 
-    The mask `signs`, 0x80008000, is an argument of the kernels: as a constant beside the pattern, another one, it costs a
-    move for each logical instruction.
+    The mask `signs`, 0x80008000, is an argument of the kernels: as a constant beside the pattern, another one, it
+    costs a move for each logical instruction.
     """
     biased: tl.constexpr = (exponent + 127) << 7 if HALF is tl.bfloat16 else (exponent + 15) << 10
     negative: tl.constexpr = 0x8000 | biased

@@ -5,8 +5,8 @@ A tuned file is `tuned/<name of the GPU, spaces as underscores>.json` beside thi
     {"gpu": "NVIDIA H200", "triton": "3.6.0", "configs": {
         "m16 n4096 k4096 binary b3 g128 bfloat16": {"kind": "skinny", "block_n": 64, "split": 8}}}
 
-with the fields of `Config`; m is the bucket of the batch. The defaults come from the instruction counts and registers of
-the compiled kernels (`benchmarks/aot.py`), not from timings.
+with the fields of `Config`; m is the bucket of the batch. The defaults come from the instruction counts and registers
+of the compiled kernels (`benchmarks/aot.py`), not from timings.
 """
 
 from __future__ import annotations
