@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.cli_options import err, out
+from qbench.cli_options import as_names, as_numbers, err, out
 from qbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qbench.latency import Row
 
 app = typer.Typer()
 
@@ -34,39 +37,104 @@ def doctor() -> None:
     out.print(table)
 
 
-@app.command(epilog="Example: `qbench latency --end-to-end smollm2-bcq-3b --threads 2`")
+@app.command(
+    epilog="Examples: `qbench latency --shapes llama3-8b --bits 3 --batch 1,8`   `qbench latency --shapes 4096x14336`"
+    "   `qbench latency --end-to-end smollm2-bcq-3b`"
+)
 def latency(
-    end_to_end: Annotated[Path, typer.Option("--end-to-end", help="A folder that `qbench quantize` wrote.")],
-    prompt: Annotated[int, typer.Option(help="Tokens to read.")] = 64,
-    tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Of each model, in turns.")] = 5,
-    threads: Annotated[int | None, typer.Option(help="Of the processor; default: all.")] = None,
+    shapes: Annotated[str | None, typer.Option(help="llama3-8b, llama3-70b, qwen3-8b or OUTxIN; with commas.")] = None,
+    bits: Annotated[str, typer.Option(help="Bits per weight code, with commas.")] = "2,3,4",
+    batch: Annotated[str, typer.Option(help="Rows of x, with commas.")] = "1",
+    formats: Annotated[str, typer.Option("--format", help="binary, uniform; with commas.")] = "binary",
+    group_size: Annotated[int, typer.Option(help="Inputs per group.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of all candidates.")] = 30,
+    end_to_end: Annotated[Path | None, typer.Option("--end-to-end", help="A saved model, packed against dense.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens to read, end to end.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens to write, end to end.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Of each model, in turns, end to end.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ) -> None:
-    """Tokens per second of a packed model against the dense one, batch 1, in turns."""
-    from qbench.decode import compare
+    """Time products with packed weights against dense ones on the CPU, cold and in turns; or a whole model."""
     from qbench.environment import environment
 
-    if min(prompt, tokens - 1, repeats) < 1:
-        raise ConfigError(f"--prompt {prompt} --tokens {tokens} --repeats {repeats}: give at least 1, 2 and 1")
+    least = {"--rounds": (rounds, 2), "--prompt": (prompt, 1), "--tokens": (tokens, 2), "--repeats": (repeats, 1)}
+    for flag, (value, low) in (least | {"--threads": (threads, 1)}).items():
+        if value < low:
+            raise ConfigError(f"{flag} {value} is too small; give {low} or more")
+    if (shapes is None) == (end_to_end is None):
+        raise ConfigError("give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model")
+    if end_to_end is not None:
+        rows: list[Any] = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
+    else:
+        rows = _products(
+            as_names(shapes) or (),
+            as_numbers("--bits", bits) or (),
+            as_numbers("--batch", batch) or (),
+            as_names(formats) or (),
+            group_size,
+            rounds,
+            threads,
+        )
+    if json_file is not None:
+        json_file.write_text(json.dumps({"rows": [asdict(row) for row in rows]} | environment(), indent=2) + "\n")
+
+
+def _products(
+    names: tuple[str, ...],
+    bits: tuple[int, ...],
+    batch: tuple[int, ...],
+    formats: tuple[str, ...],
+    group_size: int,
+    rounds: int,
+    threads: int,
+) -> list[Row]:
+    from qbench import latency as timing
+    from qbench.peers import peers
+    from qbench.shapes import check_request, shapes_of
+
+    shapes = shapes_of(names, batch)
+    check_request(shapes, bits, formats, group_size)
+    found = []
+    for shape in shapes:
+        with err.status(f"timing {shape}"), timing.threads(threads):
+            others, missing = peers(shape)
+            ours = timing.candidates(shape, bits, group_size, formats)
+            rows = timing.time_interleaved(shape, [timing.reader(), *ours, *others], rounds)
+        out.print(_product_table(rows))
+        found += rows
+    for name, reason in missing.items():
+        out.print(f"not here  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def _product_table(rows: list[Row]) -> Table:
+    """Median with tenth and ninetieth percentile, and what it is of the memory's rate and of the dense products."""
+    rate, seconds = rows[0].rate, {row.name: row.seconds for row in rows}
+    title = f"{rows[0].shape}, {rows[0].threads} threads, {rows[0].rounds} rounds; memory reads {rate / 1e9:.1f} GB/s"
+    columns = ("kernel", "bits/weight", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
+    table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for row in rows[1:]:
+        spread = f"{row.low * 1e6:.0f}-{row.high * 1e6:.0f}"
+        ratios = [f"{seconds[dense] / row.seconds:.2f}" for dense in ("dense fp32", "dense bf16")]
+        facts = (f"{row.rate / 1e9:.1f}", f"{100 * row.rate / rate:.0f} %", *ratios, f"{row.error:.1g}")
+        table.add_row(row.name, f"{row.bits:.2f}", f"{row.seconds * 1e6:.0f}", spread, *facts)
+    return table
+
+
+def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: int) -> list[Any]:
+    from qbench.decode import compare
+
     with err.status("loading") as status:
-        rows = compare(end_to_end, prompt, tokens, repeats, threads, lambda text: status.update(text))
-    table = Table(
-        "model", "prefill tok/s", "decode tok/s", "first token ms", "peak MB", "kernels", box=None, padding=(0, 2, 0, 0)
-    )
+        rows = compare(folder, prompt, tokens, repeats, threads, lambda text: status.update(text))
+    columns = ("model", "prefill tok/s", "decode tok/s", "first token ms", "peak MB", "kernels")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         spreads = [f"{middle:.1f} ({low:.1f}-{high:.1f})" for middle, low, high in (row.prefill, row.decode)]
         served = ", ".join(f"{name} {count}" for name, count in row.kernels.items()) or "torch"
         table.add_row(row.name, *spreads, f"{1000 * row.first_token:.0f}", f"{row.peak_bytes / 1e6:.0f}", Text(served))
     out.print(table)
-    dense = {row.name: row for row in rows}
-    ratio = dense["packed bfloat16"].decode[0] / dense["dense bfloat16"].decode[0]
-    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16", highlight=False)
-    if json_file is not None:
-        facts = {
-            "rows": [asdict(row) for row in rows],
-            "prompt": prompt,
-            "tokens": tokens,
-            "environment": environment(),
-        }
-        json_file.write_text(json.dumps(facts, indent=2) + "\n")
+    found = {row.name: row.decode[0] for row in rows}
+    ratio = found["packed bfloat16"] / found["dense bfloat16"]
+    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False)
+    return rows

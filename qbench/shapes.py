@@ -1,0 +1,46 @@
+"""The matrices of models by name, for latency."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from qbench.contracts import Scheme
+from qbench.errors import ConfigError, unknown_name
+from qbench.latency import Shape
+
+SHAPES = {  # (out, in) of each kind of linear layer in a block: attention's q and o, k and v; the MLP's up and down
+    "llama3-8b": [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)],
+    "llama3-70b": [(8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672)],
+    "qwen3-8b": [(4096, 4096), (1024, 4096), (12288, 4096), (4096, 12288)],
+}
+FORMATS = {"binary": (1, 8), "uniform": (1, 8)}  # bits, inclusive
+
+
+def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
+    """Shapes of `llama3-8b` and the like, or of `OUTxIN`, for every batch. ConfigError for anything else."""
+    found = []
+    for name in names:
+        pair = re.fullmatch(r"(\d+)x(\d+)", name)
+        if pair is None and name not in SHAPES:
+            raise ConfigError(unknown_name("shape", name, SHAPES) + "; or give OUTxIN, such as 4096x4096")
+        found += SHAPES[name] if pair is None else [(int(pair[1]), int(pair[2]))]
+    rows = list(batch)
+    if not found or not rows or min(rows) < 1 or min(min(pair) for pair in found) < 1:
+        raise ConfigError("there is nothing to time: give shapes and batches of at least 1")
+    return [Shape(out, columns, count) for out, columns in found for count in rows]
+
+
+def check_request(shapes: Iterable[Shape], bits: Iterable[int], formats: Iterable[str], group_size: int) -> None:
+    """ConfigError where a format, its bits or the groups cannot be timed, before anything is."""
+    for name in formats:
+        if name not in FORMATS:
+            raise ConfigError(unknown_name("format", name, FORMATS))
+        low, high = FORMATS[name]
+        for width in bits:
+            if not low <= width <= high:
+                raise ConfigError(f"--bits {width} is outside {low}..{high} of the format {name!r}")
+    for shape in shapes:
+        Scheme(4, group_size).group_length(shape.columns, str(shape))
+        if shape.columns % 32 or group_size % 32:
+            raise ConfigError(f"{shape}: inputs and groups must be multiples of 32; the groups are {group_size}")
