@@ -8,6 +8,10 @@
 
 #include "bcq_kernel.h"
 
+#ifdef BCQ_X86
+#include <cpuid.h>
+#endif
+
 #define PLANE_BYTES 64 /* one plane of 32 rows and 16 inputs */
 #define HUGE_PAGE ((uintptr_t)1 << 21)
 
@@ -142,11 +146,21 @@ int bcq_pack(const bcq_weight *w, const void *codes, const void *scale, const vo
     return BCQ_OK;
 }
 
+#ifdef BCQ_X86
+static int has_f16c(void) { /* not every compiler's __builtin_cpu_supports knows it */
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 int bcq_best_isa(void) {
 #ifdef BCQ_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
         return BCQ_AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (avx2)
         return BCQ_AVX2;
 #endif
     return BCQ_PORTABLE;
