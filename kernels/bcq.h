@@ -61,6 +61,9 @@ BCQ_API int bcq_dequantize(const bcq_weight *weight, const void *derived, int64_
 /* Reads every byte once, and returns a value that depends on all: what the memory can deliver. */
 BCQ_API uint64_t bcq_read(const void *memory, int64_t bytes, int32_t isa, int32_t threads);
 
+/* Asks for huge pages where the memory, which nothing was written to yet, spans any; bcq_pack does it itself. */
+BCQ_API void bcq_prefer_huge_pages(void *memory, int64_t bytes);
+
 BCQ_API int bcq_best_isa(void); /* the last of enum bcq_isa that this processor has */
 BCQ_API int bcq_has_threads(void);
 

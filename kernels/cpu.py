@@ -83,6 +83,7 @@ def library() -> Any:
         ("product", ctypes.c_int, pointer, pointer, pointer, i32, i64, pointer, pointer, i32, i32, i32),
         ("dequantize", ctypes.c_int, pointer, pointer, i64, i64, pointer, i32, i32, i32),
         ("read", ctypes.c_uint64, pointer, i64, i32, i32),
+        ("prefer_huge_pages", None, pointer, i64),
         ("best_isa", ctypes.c_int),
         ("has_threads", ctypes.c_int),
     ):

@@ -1,0 +1,218 @@
+"""What a product with a quantized weight costs: cold, interleaved, checked, and as a share of what the memory delivers.
+
+cold         every candidate has copies of its weight, more bytes than the last-level cache, and takes them in turn
+interleaved  each round runs every candidate once, so that a slow minute of the machine is everybody's
+checked      a candidate is held against float64 before it is timed
+share        bytes of the packed weight per second, in parts of the read bandwidth measured in the same rounds
+
+Nothing of torch's global state is changed but the number of threads, inside `threads`.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qbench.errors import QbenchError
+from qbench.formats import Binary, Uniform
+from qbench.kernels import cpu
+
+GIB = 1 << 30
+
+
+class Shape(NamedTuple):
+    """A weight (out, columns) and the rows of x it is multiplied with."""
+
+    out: int
+    columns: int
+    rows: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.out}x{self.columns}, batch {self.rows}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute the product. run(i): with the i-th copy of the weight, -> (rows, out).
+
+    nbytes: of the weight as this candidate reads it. expected: (rows, out) float64; limit: of the relative error.
+    """
+
+    name: str
+    bits: float
+    nbytes: int
+    copies: int
+    run: Callable[[int], Tensor]
+    expected: Tensor
+    limit: float
+
+    def error(self) -> float:
+        """Relative to float64. QbenchError where it exceeds the limit."""
+        found = ((self.run(0).double() - self.expected).norm() / self.expected.norm()).item()
+        if not found <= self.limit:
+            raise QbenchError(f"{self.name} is wrong: relative error {found:.2g}, at most {self.limit:g} was expected")
+        return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of one candidate: median, the tenth and the ninetieth percentile; bytes of the weight per second."""
+
+    shape: Shape
+    threads: int
+    name: str
+    bits: float
+    nbytes: int
+    error: float
+    rounds: int
+    seconds: float
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes of the weight per second."""
+        return self.nbytes / self.seconds
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch, and the kernels with it, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cache_bytes() -> int:
+    """Of the last-level cache; 64 MiB where the system does not tell."""
+    sizes = [path.read_text() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    found = [int(m[1]) << {"K": 10, "M": 20}[m[2]] for size in sizes if (m := re.match(r"(\d+)([KM])", size))]
+    return max(found, default=64 << 20)
+
+
+def copies_of(nbytes: int) -> int:
+    """How many copies of a weight are twice the last-level cache together, and at least two."""
+    return max(2, -(-2 * cache_bytes() // nbytes))
+
+
+def reader(nbytes: int = GIB // 4) -> Candidate:
+    """Reads memory and computes nothing to speak of: its rate is the bandwidth. QbenchError without the C library."""
+    library = cpu.library()
+    memory = torch.empty(nbytes, dtype=torch.uint8)
+    library.bcq_prefer_huge_pages(memory.data_ptr(), nbytes)
+    memory.fill_(1)
+    done = torch.ones(1, dtype=torch.float64)
+
+    def run(copy: int) -> Tensor:
+        library.bcq_read(memory.data_ptr(), nbytes, cpu.best_isa(), torch.get_num_threads())
+        return done
+
+    return Candidate("read", 8, nbytes, 1, run, done, 0.0)
+
+
+def bandwidth(seconds: float = 1.0, nbytes: int = GIB // 4) -> float:
+    """Bytes per second that the memory delivers to this many threads: the best of repeated readings of `nbytes`."""
+    probe, times = reader(nbytes), [float("inf")]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 4:
+        times.append(_time(probe, 0))
+    return nbytes / min(times)
+
+
+def dense(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Candidate:
+    """torch's own product in this dtype; weight (out, in) float32, x (rows, in)."""
+    stored, given = weight.to(dtype), x.to(dtype)
+    expected = given.double() @ stored.double().T
+    weights = [stored] + [stored.clone() for _ in range(copies_of(stored.nbytes) - 1)]
+    limit, name = (1e-5, "dense fp32") if dtype == torch.float32 else (1e-2, "dense bf16")
+    bits = 8.0 * stored.element_size()
+    run = lambda i: torch.nn.functional.linear(given, weights[i])  # noqa: E731
+    return Candidate(name, bits, stored.nbytes, len(weights), run, expected, limit)
+
+
+def table(weight: Binary | Uniform, x: Tensor, mode: int) -> Candidate:
+    """The product by `qbench.kernels.cpu`, in the dtype of x, as the layer computes it for so many rows."""
+    packed = cpu.Derived(weight)
+    weights = [packed] + [cpu.Derived(weight) for _ in range(copies_of(packed.memory.nbytes) - 1)]
+    small = x.shape[0] <= cpu.BATCH
+    label = f"{weight.format} {('exact', 'fast')[mode]} {weight.bits}b"
+    rounded = weight.dequantize() if small else weight.dequantize().to(x.dtype)
+    limits = {torch.bfloat16: 1e-2, torch.float32: 1e-5 if mode == cpu.EXACT or not small else 5e-3}
+
+    def run(i: int) -> Tensor:
+        return weights[i].product(x, None, mode) if small else weights[i].dense_product(x, None)
+
+    bits = 8 * packed.memory.nbytes / weight.shape[0] / weight.shape[1]
+    name = f"{label} {'bf16' if x.dtype == torch.bfloat16 else 'fp32'}"
+    expected = x.double() @ rounded.double().T
+    return Candidate(name, bits, packed.memory.nbytes, len(weights), run, expected, limits[x.dtype])
+
+
+def random_binary(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Binary:
+    """A binary-coded weight of random codes with a shift, as alternating coding stores them: float16 scales."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = shape.columns // group_size
+    planes = torch.randint(0, 256, (bits, shape.out, shape.columns // 8), generator=generator, dtype=torch.uint8)
+    alpha = (torch.rand(shape.out, groups, bits, generator=generator) + 0.1).div_(shape.columns**0.5).half()
+    shift = torch.randn(shape.out, groups, generator=generator).div_(shape.columns**0.5).half()
+    return Binary(planes, alpha, shift, shape.columns, group_size)
+
+
+def random_uniform(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Uniform:
+    """A uniform weight of random codes with packed zero points, float16 scales."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (shape.out, shape.columns), generator=generator, dtype=torch.uint8)
+    scale = (torch.rand(shape.out, shape.columns // group_size, generator=generator) + 0.1).div_(shape.columns).half()
+    zero = torch.randint(0, 2**bits, scale.shape, generator=generator, dtype=torch.uint8)
+    return Uniform.from_codes(codes, scale, zero, bits)
+
+
+def candidates(
+    shape: Shape, bits: Iterable[int], group_size: int, formats: Sequence[str] = ("binary",)
+) -> list[Candidate]:
+    """Dense products in both dtypes, and ours in both modes, for every width; the peers are in `qbench.peers`."""
+    x = torch.randn(shape.rows, shape.columns, generator=torch.Generator().manual_seed(1))
+    plain = torch.randn(shape.out, shape.columns, generator=torch.Generator().manual_seed(2))
+    found = [dense(plain, x, torch.float32), dense(plain, x, torch.bfloat16)]
+    make: Mapping[str, Callable[[Shape, int, int], Binary | Uniform]]
+    make = {"binary": random_binary, "uniform": random_uniform}
+    for width in bits:
+        for kind in formats:
+            weight = make[kind](shape, width, group_size)
+            found += [table(weight, x, cpu.EXACT), table(weight, x, cpu.FAST), table(weight, x.bfloat16(), cpu.EXACT)]
+    return found
+
+
+def time_interleaved(shape: Shape, found: Sequence[Candidate], rounds: int) -> list[Row]:
+    """Every candidate is checked, run twice untimed, and then timed once a round; the read bandwidth is among them."""
+    errors = {one.name: one.error() for one in found}
+    times: Mapping[str, list[float]] = {one.name: [] for one in found}
+    for turn in range(-2, rounds):
+        for one in found:
+            seconds = _time(one, turn % one.copies)
+            if turn >= 0:
+                times[one.name].append(seconds)
+    rows = []
+    for one in found:
+        low, *_, high = statistics.quantiles(times[one.name], n=10, method="inclusive")
+        middle, count = statistics.median(times[one.name]), torch.get_num_threads()
+        rows.append(Row(shape, count, one.name, one.bits, one.nbytes, errors[one.name], rounds, middle, low, high))
+    return rows
+
+
+def _time(candidate: Candidate, copy: int) -> float:
+    started = time.perf_counter()
+    candidate.run(copy)
+    return time.perf_counter() - started
