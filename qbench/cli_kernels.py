@@ -48,7 +48,9 @@ def latency(
     formats: Annotated[str, typer.Option("--format", help="binary, uniform; with commas.")] = "binary",
     group_size: Annotated[int, typer.Option(help="Inputs per group.")] = 128,
     rounds: Annotated[int, typer.Option(help="Timed rounds of all candidates.")] = 30,
-    end_to_end: Annotated[Path | None, typer.Option("--end-to-end", help="A saved model, packed against dense.")] = None,
+    end_to_end: Annotated[
+        Path | None, typer.Option("--end-to-end", help="A saved model, packed against dense.")
+    ] = None,
     prompt: Annotated[int, typer.Option(help="Tokens to read, end to end.")] = 64,
     tokens: Annotated[int, typer.Option(help="Tokens to write, end to end.")] = 32,
     repeats: Annotated[int, typer.Option(help="Of each model, in turns, end to end.")] = 5,
