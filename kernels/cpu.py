@@ -14,6 +14,7 @@ first, and so is its OpenMP runtime, which the library then shares.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Mapping
 from functools import cache, partial
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -31,6 +32,7 @@ from qbench.kernels.registry import Kernel, Request
 
 BATCH = 8  # rows of x that the table product takes at most
 TILE_BYTES = 1 << 21  # of dequantized weight between two dense products: it stays in the cache
+HUGE_PAGE = 1 << 21
 ISAS = ("portable", "avx2", "avx512")
 EXACT, FAST = 0, 1
 EXACT_ERROR, FAST_ERROR = 2.5e-6, 5e-4  # at most, in units of sum over the groups of sum |x| sum_i |alpha_i|
@@ -103,6 +105,16 @@ def _check(status: int) -> None:
         raise QbenchError(f"the CPU kernel failed: {_FAILURES.get(status, status)}")
 
 
+def _memory(nbytes: int) -> Tensor:
+    """uint8 (nbytes,); pages of its own from a multiple of 2 MiB on where it is large, so that they can be huge pages."""
+    if nbytes < HUGE_PAGE:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    private = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = torch.frombuffer(private, dtype=torch.uint8)  # those that are never touched take no memory
+    first = -pages.data_ptr() % HUGE_PAGE
+    return pages[first : first + nbytes]
+
+
 class Derived:
     """A weight in the order in which the kernels read it: the same bits and scales, and rows padded to 32.
 
@@ -122,7 +134,7 @@ class Derived:
         self.shape = weight.shape
         self.description = _Weight(*weight.shape, weight.group_size, weight.bits, uniform, *types)
         self.about = ctypes.addressof(self.description)
-        self.memory = torch.empty(library().bcq_size(self.about), dtype=torch.uint8)
+        self.memory = _memory(library().bcq_size(self.about))
         self.data = self.memory.data_ptr()
         self.multiply = library().bcq_product
         parts = [None if part is None else part.contiguous() for part in (codes, scale, shift)]

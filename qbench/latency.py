@@ -1,7 +1,8 @@
 """What a product with a quantized weight costs: cold, interleaved, checked, and as a share of what the memory delivers.
 
 cold         every candidate has copies of its weight, more bytes than the last-level cache, and takes them in turn
-interleaved  each round runs every candidate once, so that a slow minute of the machine is everybody's
+interleaved  each round runs every candidate, so that a slow minute of the machine is everybody's: once untimed, then
+             some copies in a row, as the layers of a model follow each other
 checked      a candidate is held against float64 before it is timed
 share        bytes of the packed weight per second, in parts of the read bandwidth measured in the same rounds
 
@@ -195,15 +196,14 @@ def candidates(
     return found
 
 
-def time_interleaved(shape: Shape, found: Sequence[Candidate], rounds: int) -> list[Row]:
-    """Every candidate is checked, run twice untimed, and then timed once a round; the read bandwidth is among them."""
+def time_interleaved(shape: Shape, found: Sequence[Candidate], rounds: int, burst: int = 4) -> list[Row]:
+    """Every candidate is checked; then each round runs it once untimed and `burst` times timed, each on another copy."""
     errors = {one.name: one.error() for one in found}
     times: Mapping[str, list[float]] = {one.name: [] for one in found}
-    for turn in range(-2, rounds):
+    for turn in range(rounds):
         for one in found:
-            seconds = _time(one, turn % one.copies)
-            if turn >= 0:
-                times[one.name].append(seconds)
+            _time(one, turn * (burst + 1) % one.copies)
+            times[one.name] += [_time(one, (turn * (burst + 1) + i) % one.copies) for i in range(1, burst + 1)]
     rows = []
     for one in found:
         low, *_, high = statistics.quantiles(times[one.name], n=10, method="inclusive")
