@@ -106,7 +106,7 @@ def _check(status: int) -> None:
 
 
 def _memory(nbytes: int) -> Tensor:
-    """uint8 (nbytes,); pages of its own from a multiple of 2 MiB on where it is large, so that they can be huge pages."""
+    """uint8 (nbytes,); where it is large, pages of its own from a multiple of 2 MiB on, which can be huge pages."""
     if nbytes < HUGE_PAGE:
         return torch.empty(nbytes, dtype=torch.uint8)
     private = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

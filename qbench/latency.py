@@ -197,7 +197,7 @@ def candidates(
 
 
 def time_interleaved(shape: Shape, found: Sequence[Candidate], rounds: int, burst: int = 4) -> list[Row]:
-    """Every candidate is checked; then each round runs it once untimed and `burst` times timed, each on another copy."""
+    """Check every candidate; then each round runs it once untimed and `burst` times timed, on another copy each."""
     errors = {one.name: one.error() for one in found}
     times: Mapping[str, list[float]] = {one.name: [] for one in found}
     for turn in range(rounds):
