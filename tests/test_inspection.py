@@ -477,7 +477,8 @@ def test_the_command_prints_a_headline_and_the_table(command, tiny, tmp_path):
     assert code == 0 and "qbench (2), rtn: 5.250 bits per weight (stated: 4-bit codes) over 18,432 weights" in headline
     assert columns.split() == ["item", "tensors", "bytes", "share", "bits", "per", "weight"]
     assert lines[0].split() == ["codes", "14", "9,216", *lines[0].split()[3:]] and lines[0].endswith("4.0000  ")
-    assert "not quantized  lm_head" in lines and '"group_size": 16' in lines[-1] and lines[-1].startswith("stated  {")
+    assert "not quantized  lm_head" in lines and lines[-1].startswith("stated  method=rtn clip=search")
+    assert "bits=4 group_size=16" in lines[-1]
     code, text, _ = command("inspect", folder, "--json")
     found = json.loads(text)
     assert code == 0 and found["bits_per_weight"]["total"] == 5.25 and found["items"][0]["name"] == "codes"
