@@ -16,6 +16,7 @@
 #define HUGE_PAGE ((uintptr_t)1 << 21)
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t block_count(const bcq_weight *w) { return (w->rows + BCQ_ROWS - 1) / BCQ_ROWS; }
 INLINE int scales_inside(const bcq_weight *w) { return w->group <= BCQ_TILE; }
 
@@ -234,25 +235,20 @@ static void *aligned(int64_t bytes) {
     return posix_memalign(&memory, 64, (size_t)bytes) ? NULL : memory;
 }
 
-int bcq_product(const bcq_weight *w, const void *derived, const void *x, int32_t type, int64_t batch, const float *bias,
-                void *y, int32_t mode, int32_t isa, int32_t threads) {
-    const bcq_functions *chosen = functions(isa);
-    if (!chosen)
-        return BCQ_NO_ISA;
-    if (bcq_size(w) < 0 || batch < 1 || batch > BCQ_BATCH || (type != BCQ_F32 && type != BCQ_BF16) ||
-        (mode != BCQ_EXACT && mode != BCQ_FAST) || (uintptr_t)derived % 64)
-        return BCQ_BAD_ARGUMENT;
-    int64_t blocks = block_count(w), team = bcq_has_threads() ? min64(threads < 1 ? 1 : threads, blocks) : 1;
-    int64_t widened = type == BCQ_BF16 ? (batch * w->columns * 4 + 63) / 64 * 64 : 0;
-    int64_t sums = blocks * batch * BCQ_ROWS * 4;
-    int64_t tables = batch * (int64_t)sizeof(bcq_tables);
+/* At most BCQ_BATCH rows of x, whose tables fit the cache together. */
+static int multiply_few(product p, const void *x, int32_t type, const float *bias, void *y, int32_t threads) {
+    const bcq_weight *w = p.weight;
+    int64_t blocks = block_count(w), team = bcq_has_threads() ? max64(1, min64(threads, blocks)) : 1;
+    int64_t widened = type == BCQ_BF16 ? (p.batch * w->columns * 4 + 63) / 64 * 64 : 0;
+    int64_t sums = blocks * p.batch * BCQ_ROWS * 4;
+    int64_t tables = p.batch * (int64_t)sizeof(bcq_tables);
     char *memory = aligned(team * tables + sums + widened);
     if (!memory)
         return BCQ_NO_MEMORY;
     float *wide = (float *)(memory + team * tables + sums);
-    for (int64_t k = 0; k < (widened ? batch * w->columns : 0); k++)
+    for (int64_t k = 0; k < (widened ? p.batch * w->columns : 0); k++)
         wide[k] = bcq_load(x, k, BCQ_BF16);
-    product p = {w, derived, widened ? wide : x, batch, mode == BCQ_FAST ? 1 : 2, chosen, NULL};
+    p.x = widened ? wide : x;
     p.sums = (float *)(memory + team * tables);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads((int)team) schedule(static) if (team > 1)
@@ -264,6 +260,47 @@ int bcq_product(const bcq_weight *w, const void *derived, const void *x, int32_t
     return BCQ_OK;
 }
 
+int bcq_product(const bcq_weight *w, const void *derived, const void *x, int32_t type, int64_t batch, const float *bias,
+                void *y, int32_t mode, int32_t isa, int32_t threads) {
+    product p = {.weight = w, .derived = derived, .parts = mode == BCQ_FAST ? 1 : 2, .functions = functions(isa)};
+    if (!p.functions)
+        return BCQ_NO_ISA;
+    if (bcq_size(w) < 0 || batch < 0 || (type != BCQ_F32 && type != BCQ_BF16) ||
+        (mode != BCQ_EXACT && mode != BCQ_FAST) || (uintptr_t)derived % 64)
+        return BCQ_BAD_ARGUMENT;
+    int status = BCQ_OK;
+    for (int64_t m = 0; m < batch && status == BCQ_OK; m += BCQ_BATCH) {
+        const char *from = (const char *)x + m * w->columns * bcq_bytes(type);
+        char *to = (char *)y + m * w->rows * bcq_bytes(type);
+        p.batch = min64(BCQ_BATCH, batch - m);
+        status = multiply_few(p, from, type, bias, to, threads);
+    }
+    return status;
+}
+
+typedef struct {
+    const bcq_weight *weight;
+    const void *derived;
+    int64_t first, last; /* rows */
+    char *out;
+    int32_t type;
+    const bcq_functions *functions;
+} dequantization;
+
+/* The blocks from..to-1 of the wanted rows, tile after tile: in the order in which they lie in memory. */
+static void widen(const dequantization *d, int64_t from, int64_t to) {
+    const bcq_weight *w = d->weight;
+    for (int64_t start = 0, end; start < w->columns; start = end) {
+        end = tile_end(w, start);
+        for (int64_t index = from; index < to; index++) {
+            bcq_block block = block_at(w, d->derived, start, end, d->first / BCQ_ROWS + index);
+            int64_t at = index * BCQ_ROWS, rows = min64(BCQ_ROWS, d->last - d->first - at);
+            char *out = d->out + (at * w->columns + start) * bcq_bytes(d->type);
+            d->functions->dequantize(&block, (int)rows, w->columns, out, d->type == BCQ_BF16);
+        }
+    }
+}
+
 int bcq_dequantize(const bcq_weight *w, const void *derived, int64_t first, int64_t last, void *out, int32_t type,
                    int32_t isa, int32_t threads) {
     const bcq_functions *chosen = functions(isa);
@@ -272,19 +309,13 @@ int bcq_dequantize(const bcq_weight *w, const void *derived, int64_t first, int6
     if (bcq_size(w) < 0 || first < 0 || first % BCQ_ROWS || last > w->rows || (type != BCQ_F32 && type != BCQ_BF16))
         return BCQ_BAD_ARGUMENT;
     int64_t blocks = last <= first ? 0 : (last - first + BCQ_ROWS - 1) / BCQ_ROWS;
-    int team = bcq_has_threads() && threads > 1 ? threads : 1;
-    (void)team;
+    int64_t team = bcq_has_threads() ? max64(1, min64(threads, blocks)) : 1;
+    dequantization d = {w, derived, first, last, out, type, chosen};
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
+#pragma omp parallel for num_threads((int)team) schedule(static) if (team > 1)
 #endif
-    for (int64_t index = 0; index < blocks; index++)
-        for (int64_t start = 0, end; start < w->columns; start = end) {
-            end = tile_end(w, start);
-            bcq_block block = block_at(w, derived, start, end, first / BCQ_ROWS + index);
-            int64_t at = index * BCQ_ROWS, rows = min64(BCQ_ROWS, last - first - at);
-            char *to = (char *)out + (at * w->columns + start) * bcq_bytes(type);
-            chosen->dequantize(&block, (int)rows, w->columns, to, type == BCQ_BF16);
-        }
+    for (int64_t part = 0; part < team; part++)
+        widen(&d, blocks * part / team, blocks * (part + 1) / team);
     return BCQ_OK;
 }
 

@@ -26,7 +26,7 @@
 #define BCQ_API __attribute__((visibility("default")))
 #define BCQ_TILE 256 /* its exact tables take 8 KiB; with 16 KiB the stream of weights drives them out of the cache */
 #define BCQ_ROWS 32
-#define BCQ_BATCH 8
+#define BCQ_BATCH 8 /* rows of x that share a reading of the weight */
 
 enum bcq_type { BCQ_F32, BCQ_BF16, BCQ_F16, BCQ_NONE };
 enum bcq_isa { BCQ_PORTABLE, BCQ_AVX2, BCQ_AVX512, BCQ_ISA_COUNT };
@@ -48,8 +48,8 @@ BCQ_API int64_t bcq_size(const bcq_weight *weight);
  * address that 64 divides. */
 BCQ_API int bcq_pack(const bcq_weight *weight, const void *codes, const void *scale, const void *shift, void *derived);
 
-/* y[m][rows] = x[m][columns] w^T + bias[rows], m < batch <= BCQ_BATCH; x and y of `type` (BCQ_F32 or BCQ_BF16), bias
- * float32 or NULL. A row's bits depend neither on the batch nor on `threads`. */
+/* y[m][rows] = x[m][columns] w^T + bias[rows], m < batch; x and y of `type` (BCQ_F32 or BCQ_BF16), bias float32 or
+ * NULL. A row's bits depend neither on the batch nor on `threads`. */
 BCQ_API int bcq_product(const bcq_weight *weight, const void *derived, const void *x, int32_t type, int64_t batch,
                         const float *bias, void *y, int32_t mode, int32_t isa, int32_t threads);
 

@@ -147,17 +147,14 @@ def table(weight: Binary | Uniform, x: Tensor, mode: int) -> Candidate:
     """The product by `qbench.kernels.cpu`, in the dtype of x, as the layer computes it for so many rows."""
     packed = cpu.Derived(weight)
     weights = [packed] + [cpu.Derived(weight) for _ in range(copies_of(packed.memory.nbytes) - 1)]
-    small = x.shape[0] <= cpu.BATCH
+    small = packed.by_tables(x)
     label = f"{weight.format} {('exact', 'fast')[mode]} {weight.bits}b"
     rounded = weight.dequantize() if small else weight.dequantize().to(x.dtype)
     limits = {torch.bfloat16: 1e-2, torch.float32: 1e-5 if mode == cpu.EXACT or not small else 5e-3}
-
-    def run(i: int) -> Tensor:
-        return weights[i].product(x, None, mode) if small else weights[i].dense_product(x, None)
-
     bits = 8 * packed.memory.nbytes / weight.shape[0] / weight.shape[1]
     name = f"{label} {'bf16' if x.dtype == torch.bfloat16 else 'fp32'}"
     expected = x.double() @ rounded.double().T
+    run = lambda i: weights[i].linear(x, None, mode)  # noqa: E731
     return Candidate(name, bits, packed.memory.nbytes, len(weights), run, expected, limits[x.dtype])
 
 

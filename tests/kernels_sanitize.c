@@ -70,7 +70,7 @@ static void *call(const bcq_weight *w, const void *derived, const void *x, int t
 
 static void products(const bcq_weight *w, const void *derived, int type) {
     float *bias = numbers(w->rows, 0);
-    for (int64_t batch = 1; batch <= BCQ_BATCH; batch += batch == 1 ? 2 : 5) /* 1, 3, 8 */ {
+    for (int64_t batch = 1; batch <= BCQ_BATCH + 3; batch += batch == 1 ? 2 : 8) { /* 1, 3, 11 */
         void *x = numbers(batch * w->columns, 0);
         for (int64_t i = 0; i < (type == BCQ_BF16 ? batch * w->columns : 0); i++)
             ((uint16_t *)x)[i] = (uint16_t)(0x3f80 | draw() % 0x80 | draw() % 2 << 15);
@@ -127,7 +127,7 @@ static void refusals(void) {
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         if (bcq_size(&wrong[i]) != -1 || bcq_pack(&wrong[i], memory, memory, memory, memory) != BCQ_BAD_ARGUMENT)
             abort();
-    if (bcq_product(&w, memory, memory, BCQ_F32, 9, NULL, memory, BCQ_EXACT, BCQ_PORTABLE, 1) != BCQ_BAD_ARGUMENT ||
+    if (bcq_product(&w, memory, memory, BCQ_F32, -1, NULL, memory, BCQ_EXACT, BCQ_PORTABLE, 1) != BCQ_BAD_ARGUMENT ||
         bcq_product(&w, memory, memory, BCQ_F16, 1, NULL, memory, BCQ_EXACT, BCQ_PORTABLE, 1) != BCQ_BAD_ARGUMENT ||
         bcq_product(&w, memory, memory, BCQ_F32, 1, NULL, memory, BCQ_EXACT, BCQ_ISA_COUNT, 1) != BCQ_NO_ISA)
         abort();

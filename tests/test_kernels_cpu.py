@@ -102,7 +102,7 @@ def test_dequantized_tiles_are_the_weight(kind, bits, isa):
 
 @pytest.mark.parametrize("mode", [cpu.EXACT, cpu.FAST])
 def test_bits_depend_neither_on_threads_nor_on_the_batch(mode):
-    packed, x = cpu.Derived(binary(200, 384, 3, 128)), activations(8, 384)
+    packed, x = cpu.Derived(binary(200, 384, 3, 128)), activations(11, 384)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -112,11 +112,11 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch(mode):
             assert torch.equal(packed.product(x, None, mode), y)
     finally:
         torch.set_num_threads(threads)
-    for rows in range(1, 8):
+    for rows in range(1, 11):
         assert torch.equal(packed.product(x[:rows], None, mode), y[:rows])
 
 
-@pytest.mark.parametrize("rows", [1, 8, 9, 64])
+@pytest.mark.parametrize("rows", [1, 8, 9, 64, 67])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["binary", "uniform"])
 def test_layers_of_every_batch_and_dtype(kind, dtype, rows):
@@ -127,15 +127,15 @@ def test_layers_of_every_batch_and_dtype(kind, dtype, rows):
     y = layer(x)
     assert dispatch.served() == {"cpu-binary": 1} and y.dtype == dtype and y.shape == (rows, 70)
     assert far(y, exactly(x, weight, bias)) < (1e-5 if dtype == torch.float32 else 1e-2)
-    if rows > cpu.BATCH:
+    if not cpu.Derived(weight).by_tables(x):
         torch.testing.assert_close(y, nn.functional.linear(x, weight.dequantize().to(dtype), bias))
 
 
-@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("rows", [3, 60])
 def test_any_strides_of_x(rows):
     layer = QuantLinear(binary(70, 384, 3, 128), None)
     x = activations(rows, 768)
-    for view in (x[:, ::2], x[:, 384:], activations(384, 9).T[:rows], x[:, :384].expand(2, -1, -1)):
+    for view in (x[:, ::2], x[:, 384:], activations(384, 60).T[:rows], x[:, :384].expand(2, -1, -1)):
         assert torch.equal(layer(view), layer(view.contiguous()))
     assert layer(x[:0, :384]).shape == (0, 70) and layer(x[0, :384]).shape == (70,)
 
