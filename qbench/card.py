@@ -22,7 +22,7 @@ tags: [qbench, quantized]
 
 # {{ title }}
 
-Quantized by [qbench](https://pypi.org/project/qbench-llm/) {{ version }} with `{{ method }}`, {{ scheme }}:
+Quantized by qbench {{ version }} (distribution `qbench-llm`) with `{{ method }}`, {{ scheme }}:
 **{{ "%.3f"|format(bits.total) }} bits per weight**, counted from the file{{ ":" if bits|length > 1 }}
 {%- for part, value in bits.items() if part != "total" %} {{ part }} {{ "%.3f"|format(value) }}\
 {{ "" if loop.last else "," }}{% endfor %}.
