@@ -1,7 +1,7 @@
 """Binary-coded, uniform and lattice weights on GPUs: what is launched when, in Triton kernels, which load when needed.
 
 float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what tuning found on
-this GPU model; float32 always takes `_skinny`. `qbench.kernels.triton_binary` says what each rounds.
+this GPU model; float32 takes `_skinny`, without matrix units. `qbench.kernels.triton_binary` says what each rounds.
 """
 
 from __future__ import annotations
@@ -143,6 +143,8 @@ def _refuses(request: Request) -> str | None:
     group = request.group_size or columns
     if columns % 32 or group % 32:
         return f"groups of {group} in {columns} inputs are not multiples of 32"
+    if request.dtype == torch.float32 and request.rows > 64:
+        return f"{request.rows} rows of float32 x; up to 64 are served"
     return None
 
 

@@ -49,6 +49,7 @@ DEFAULTS: tuple[tuple[int, Config], ...] = (  # the first whose batch is not exc
     (1024, Config("large", block_m=128, warps=8)),
 )
 DENSE = Config("dense")
+FLOAT32 = Config("skinny", block_n=64, block_k=32)  # no matrix units: larger blocks spill
 
 
 def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
@@ -65,10 +66,7 @@ def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
 @lru_cache(maxsize=4096)
 def default(m: int, n: int, k: int, dtype: torch.dtype, processors: int = PROCESSORS) -> Config:
     """By shape alone. float32 takes the kernel that rounds nothing, whatever the batch."""
-    if dtype == torch.float32:
-        config = DEFAULTS[0 if m <= 8 else 1][1]
-    else:
-        config = next((config for limit, config in DEFAULTS if m <= limit), DENSE)
+    config = FLOAT32 if dtype == torch.float32 else next((config for limit, config in DEFAULTS if m <= limit), DENSE)
     if config.kind == "dense":
         return config
     programs = -(-n // config.block_n) * -(-m // config.block_m)

@@ -84,6 +84,7 @@ def test_weights_that_are_not_served():
         derive(weight)
     request = Request("binary", 2, 16, (4, 96), "cuda", torch.float16, 1)
     assert "groups of 16 in 96 inputs" in gpu._refuses(request)
+    assert "up to 64" in gpu._refuses(request._replace(group_size=32, dtype=torch.float32, rows=65))
     if not torch.cuda.is_available():
         assert gpu.KERNELS[0].refusal(request) == "there is no GPU"
     assert "dtype torch.float64 is not one of" in gpu.KERNELS[0].refusal(request._replace(dtype=torch.float64))
