@@ -17,7 +17,11 @@
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t block_count(const bcq_weight *w) { return (w->rows + BCQ_ROWS - 1) / BCQ_ROWS; }
+INLINE int64_t strip_count(const bcq_weight *w) {
+    int64_t rows = bcq_together(w) * BCQ_ROWS;
+    return (w->rows + rows - 1) / rows;
+}
+INLINE int64_t block_count(const bcq_weight *w) { return strip_count(w) * bcq_together(w); }
 INLINE int scales_inside(const bcq_weight *w) { return w->group <= BCQ_TILE; }
 
 INLINE int64_t scale_bytes(const bcq_weight *w) {
@@ -38,17 +42,18 @@ INLINE int64_t tile_end(const bcq_weight *w, int64_t start) {
 
 static bcq_block block_at(const bcq_weight *w, const void *derived, int64_t start, int64_t end, int64_t index) {
     const char *base = derived;
-    int64_t plane_bytes = w->bits * PLANE_BYTES;
+    int64_t together = bcq_together(w), place = index % together;
     bcq_block block = {.weight = w, .length = end - start, .group = min64(w->group, end - start)};
-    const char *words = base + block_count(w) * block_bytes(w, start) + index * block_bytes(w, end - start);
-    block.words = (const uint16_t *)words;
-    block.words_stride = block_bytes(w, block.group);
+    const char *strip = base + block_count(w) * block_bytes(w, start) + (index - place) * block_bytes(w, end - start);
+    block.words = (const uint16_t *)(strip + place * w->bits * PLANE_BYTES);
+    block.words_stride = together * block_bytes(w, block.group);
     block.scale_stride = block.words_stride;
     if (scales_inside(w))
-        block.scales = words + w->group / 16 * plane_bytes;
-    else
-        block.scales = base + block_count(w) * (w->columns / 16) * plane_bytes +
+        block.scales = strip + together * (w->group / 16 * w->bits * PLANE_BYTES) + place * scale_bytes(w);
+    else {
+        block.scales = base + block_count(w) * (w->columns / 16) * w->bits * PLANE_BYTES +
                        (index * (w->columns / w->group) + start / w->group) * scale_bytes(w);
+    }
     return block;
 }
 
@@ -103,7 +108,7 @@ static void pack_group(const bcq_weight *w, const void *scale, const void *shift
 static void pack_words(const bcq_weight *w, const void *codes, int64_t first, int64_t input, int64_t length,
                        uint16_t *to) {
     uint16_t words[8];
-    for (int64_t k = 0; k < length; k += 16, to += w->bits * BCQ_ROWS)
+    for (int64_t k = 0; k < length; k += 16, to += bcq_stride(w))
         for (int64_t r = 0; r < BCQ_ROWS; r++) {
             if (first + r < w->rows)
                 read_words(w, codes, first + r, input + k, words);
@@ -198,19 +203,22 @@ typedef struct {
     float *sums; /* [block][batch][32] */
 } product;
 
-/* The blocks first..last-1, tile after tile. */
+/* The strips first..last-1, tile after tile. */
 static void multiply(const product *p, bcq_tables *tables, int64_t first, int64_t last) {
     const bcq_weight *w = p->weight;
     int batch = (int)p->batch;
-    memset(p->sums + first * batch * BCQ_ROWS, 0, sizeof(float) * (size_t)((last - first) * batch * BCQ_ROWS));
+    int64_t stride = bcq_together(w) * batch * BCQ_ROWS;
+    memset(p->sums + first * stride, 0, sizeof(float) * (size_t)((last - first) * stride));
     for (int64_t start = 0, end; start < w->columns; start = end) {
         end = tile_end(w, start);
         int64_t group = min64(w->group, end - start);
         for (int m = 0; m < batch; m++)
             p->functions->tables(p->x + m * w->columns + start, end - start, group, p->parts, tables + m);
         for (int64_t index = first; index < last; index++) {
-            bcq_block block = block_at(w, p->derived, start, end, index);
-            p->functions->product(&block, tables, batch, p->parts, p->sums + index * batch * BCQ_ROWS);
+            bcq_block strip[STRIP];
+            for (int i = 0; i < bcq_together(w); i++)
+                strip[i] = block_at(w, p->derived, start, end, index * bcq_together(w) + i);
+            p->functions->product(strip, tables, batch, p->parts, p->sums + index * stride);
         }
     }
 }
@@ -238,9 +246,9 @@ static void *aligned(int64_t bytes) {
 /* At most BCQ_BATCH rows of x, whose tables fit the cache together. */
 static int multiply_few(product p, const void *x, int32_t type, const float *bias, void *y, int32_t threads) {
     const bcq_weight *w = p.weight;
-    int64_t blocks = block_count(w), team = bcq_has_threads() ? max64(1, min64(threads, blocks)) : 1;
+    int64_t strips = strip_count(w), team = bcq_has_threads() ? max64(1, min64(threads, strips)) : 1;
     int64_t widened = type == BCQ_BF16 ? (p.batch * w->columns * 4 + 63) / 64 * 64 : 0;
-    int64_t sums = blocks * p.batch * BCQ_ROWS * 4;
+    int64_t sums = block_count(w) * p.batch * BCQ_ROWS * 4;
     int64_t tables = p.batch * (int64_t)sizeof(bcq_tables);
     char *memory = aligned(team * tables + sums + widened);
     if (!memory)
@@ -254,7 +262,7 @@ static int multiply_few(product p, const void *x, int32_t type, const float *bia
 #pragma omp parallel for num_threads((int)team) schedule(static) if (team > 1)
 #endif
     for (int64_t part = 0; part < team; part++)
-        multiply(&p, (bcq_tables *)(memory + part * tables), blocks * part / team, blocks * (part + 1) / team);
+        multiply(&p, (bcq_tables *)(memory + part * tables), strips * part / team, strips * (part + 1) / team);
     store(&p, bias, y, type);
     free(memory);
     return BCQ_OK;

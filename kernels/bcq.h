@@ -9,8 +9,10 @@
  *
  *   tile    up to BCQ_TILE inputs, whole groups where a group fits; the tiles follow each other, so that one thread
  *           reads one stream a tile while the tables of the tile's activations stay in the first-level cache
- *   block   32 rows of a tile; the last one is padded with zeros
- *   record  one group of a block: words uint16 [group/16][bits][32], then its scales
+ *   block   32 rows of a tile
+ *   strip   4 blocks at 1 bit, 2 at 2 bits, else 1, so that a table in registers serves several planes; the last one is
+ *           padded with zeros
+ *   record  one group of a strip: words uint16 [group/16][block][bits][32], then scales [block]
  *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
  *           groups longer than a tile have all their scales behind the last tile, as [block][group]
  *

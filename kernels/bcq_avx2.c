@@ -54,7 +54,7 @@ LOOP void add_lanes(const bcq_weight *w, const uint16_t *words, const bcq_tables
                     __m256 low_scale, __m256 high_scale, float *sums, const int bytes) {
     const __m256i nibble = _mm256_set1_epi16(15);
     __m256i sum[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int64_t k = first; k < first + length; k += 16, words += w->bits * BCQ_ROWS) {
+    for (int64_t k = first; k < first + length; k += 16, words += bcq_stride(w)) {
         const byte_tables *t = tables_at(tables, k);
         __m256i word = _mm256_load_si256((const __m256i *)words);
 #pragma GCC unroll 4
@@ -96,7 +96,7 @@ TARGET static void add_shifts(const bcq_weight *w, const char *scales, const bcq
             add_to(sums + m * BCQ_ROWS + row, load_shift(w, scales, row), _mm256_set1_ps(tables[m].sums[g]));
 }
 
-TARGET static void product(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
+TARGET static void multiply(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
     const bcq_weight *w = block->weight;
     int64_t segment = 0;
     for (int64_t g = 0; g < block->length / block->group; g++) {
@@ -106,7 +106,7 @@ TARGET static void product(const bcq_block *block, const bcq_tables *tables, int
             length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
             for (int part = 0; part < 2 * w->bits; part++) { /* of a plane: rows 0..7 and 16..23, or 8..15 and 24..31 */
                 int row = part % 2 * 8, plane = part / 2;
-                const uint16_t *from = words + (k / 16 * w->bits + plane) * BCQ_ROWS + 2 * row;
+                const uint16_t *from = words + k / 16 * bcq_stride(w) + plane * BCQ_ROWS + 2 * row;
                 __m256 low = load_alpha(w, scales, plane, row), high = load_alpha(w, scales, plane, row + 16);
                 for (int m = 0; m < batch; m++) {
                     __m256 step = _mm256_set1_ps(tables[m].steps[segment]);
@@ -118,6 +118,11 @@ TARGET static void product(const bcq_block *block, const bcq_tables *tables, int
         }
         add_shifts(w, scales, tables, g, batch, sums);
     }
+}
+
+static void product(const bcq_block *strip, const bcq_tables *tables, int batch, int parts, float *sums) {
+    for (int i = 0; i < bcq_together(strip->weight); i++)
+        multiply(strip + i, tables, batch, parts, sums + i * batch * BCQ_ROWS);
 }
 
 /* The 16 signed sums of 4 inputs, and the bytes of their entries. */
@@ -233,7 +238,7 @@ TARGET static void dequantize(const bcq_block *block, int rows, int64_t stride, 
         widen_scales(w, block->scales + g * block->scale_stride, scale, shift);
         for (int row = 0; row < rows; row++)
             for (int64_t k = 0; k < block->group; k += 8) {
-                const uint16_t *from = words + k / 16 * w->bits * BCQ_ROWS + 2 * (row % 16) + row / 16;
+                const uint16_t *from = words + k / 16 * bcq_stride(w) + 2 * (row % 16) + row / 16;
                 __m256 value = weights_of(w, &scale[0][row], shift[row], from, (int)(k % 16));
                 int64_t at = row * stride + g * block->group + k;
                 if (bfloat)

@@ -40,6 +40,7 @@ typedef struct {
     const uint16_t *words;
     const char *scales;
     int64_t first, length, index; /* of the segment: its first input in the tile, its inputs, its number in the tile */
+    int64_t scales_next, sums_next; /* bytes and sums from one block to the next */
 } segment;
 
 /* Shifts by 6 and 11 as upper halves of products: multipliers are on other ports than shifts and permutations are. The
@@ -62,20 +63,21 @@ LOOP __m512i load_once(const void *from) {
     return value;
 }
 
-/* sums += step sum_i alpha_i (c_i . x) over the segment, for `planes` planes from `plane` on and `batch` tables. */
-LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, float *sums, const int planes,
-                      const int batch, const int parts) {
+/* sums += step sum_i alpha_i (c_i . x) over the segment, for `planes` planes from `plane` on, or all of several
+ * `blocks`, and `batch` tables. */
+LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, float *sums, const int blocks,
+                      const int planes, const int batch, const int parts) {
     const bcq_weight *w = s->weight;
     const uint16_t *words = s->words + plane * BCQ_ROWS;
     factors f = hidden_factors();
     __m512i sum[4][4][2];
-    for (int i = 0; i < planes; i++)
+    for (int i = 0; i < blocks * planes; i++)
         for (int m = 0; m < batch; m++)
             sum[i][m][0] = sum[i][m][1] = _mm512_setzero_si512();
-    for (int64_t k = s->first / 16; k < (s->first + s->length) / 16; k++, words += w->bits * BCQ_ROWS) {
+    for (int64_t k = s->first / 16; k < (s->first + s->length) / 16; k++, words += bcq_stride(w)) {
         __m512i word[4], second[4], third[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < planes; i++) {
+        for (int i = 0; i < blocks * planes; i++) {
             word[i] = load_once(words + i * BCQ_ROWS);
             second[i] = _mm512_mulhi_epu16(word[i], f.six);
             third[i] = _mm512_mulhi_epu16(word[i], f.eleven);
@@ -88,7 +90,7 @@ LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, flo
                 __m512i first = load_once(entries), next = load_once(entries + 32);
                 __m512i middle = load_once(entries + 64), last = load_once(entries + 96);
 #pragma GCC unroll 4
-                for (int i = 0; i < planes; i++) {
+                for (int i = 0; i < blocks * planes; i++) {
                     __m512i *to = &sum[i][m][p];
                     *to = _mm512_add_epi16(*to, _mm512_permutex2var_epi16(first, word[i], next));
                     *to = _mm512_add_epi16(*to, _mm512_permutexvar_epi16(second[i], middle));
@@ -99,70 +101,95 @@ LOOP void add_segment(const segment *s, const bcq_tables *tables, int plane, flo
     __m512i weights =
         _mm512_set1_epi32(parts == 2 ? 1 | 1 << (16 + SPLIT) : 1); /* of the halves of a pair of 16 bits */
 #pragma GCC unroll 4
-    for (int m = 0; m < batch; m++) {
-        __m512 low_rows = _mm512_setzero_ps(), high_rows = low_rows;
+    for (int m = 0; m < batch; m++)
 #pragma GCC unroll 4
-        for (int i = 0; i < planes; i++) {
-            __m512i high = sum[i][m][0], low = sum[i][m][1], a, b;
-            if (parts == 2) { /* pairs (low, high) of rows 0..15 and of rows 16..31 */
-                a = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
-                b = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
-                a = _mm512_madd_epi16(a, weights);
-                b = _mm512_madd_epi16(b, weights);
-            } else {
-                a = _mm512_madd_epi16(high, weights);
-                b = _mm512_srai_epi32(high, 16);
+        for (int block = 0; block < blocks; block++) {
+            const char *scales = s->scales + block * s->scales_next;
+            float *to = sums + block * s->sums_next + m * BCQ_ROWS;
+            __m512 low_rows = _mm512_setzero_ps(), high_rows = low_rows;
+#pragma GCC unroll 4
+            for (int i = 0; i < planes; i++) {
+                __m512i high = sum[block * planes + i][m][0], low = sum[block * planes + i][m][1], a, b;
+                if (parts == 2) { /* pairs (low, high) of rows 0..15 and of rows 16..31 */
+                    a = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+                    b = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
+                    a = _mm512_madd_epi16(a, weights);
+                    b = _mm512_madd_epi16(b, weights);
+                } else {
+                    a = _mm512_madd_epi16(high, weights);
+                    b = _mm512_srai_epi32(high, 16);
+                }
+                low_rows = _mm512_fmadd_ps(load_alpha(w, scales, plane + i, 0), _mm512_cvtepi32_ps(a), low_rows);
+                high_rows = _mm512_fmadd_ps(load_alpha(w, scales, plane + i, 1), _mm512_cvtepi32_ps(b), high_rows);
             }
-            low_rows = _mm512_fmadd_ps(load_alpha(w, s->scales, plane + i, 0), _mm512_cvtepi32_ps(a), low_rows);
-            high_rows = _mm512_fmadd_ps(load_alpha(w, s->scales, plane + i, 1), _mm512_cvtepi32_ps(b), high_rows);
+            __m512 step = _mm512_set1_ps(tables[m].steps[s->index]);
+            add_to(to, step, low_rows);
+            add_to(to + 16, step, high_rows);
         }
-        __m512 step = _mm512_set1_ps(tables[m].steps[s->index]);
-        add_to(sums + m * BCQ_ROWS, step, low_rows);
-        add_to(sums + m * BCQ_ROWS + 16, step, high_rows);
-    }
 }
 
 typedef void (*kernel)(const segment *, const bcq_tables *, int, float *);
 
-#define KERNEL(planes, batch, parts)                                                                                   \
-    TARGET static void add_##planes##_##batch##_##parts(const segment *s, const bcq_tables *t, int plane, float *y) {  \
-        add_segment(s, t, plane, y, planes, batch, parts);                                                             \
+#define KERNEL(blocks, planes, batch, parts)                                                                           \
+    TARGET static void add_##blocks##_##planes##_##batch##_##parts(const segment *s, const bcq_tables *t, int plane,   \
+                                                                   float *y) {                                         \
+        add_segment(s, t, plane, y, blocks, planes, batch, parts);                                                     \
     }
 #define KERNELS(batch, parts)                                                                                          \
-    KERNEL(1, batch, parts) KERNEL(2, batch, parts) KERNEL(3, batch, parts) KERNEL(4, batch, parts)
+    KERNEL(1, 1, batch, parts)                                                                                         \
+    KERNEL(1, 2, batch, parts) KERNEL(1, 3, batch, parts) KERNEL(1, 4, batch, parts) KERNEL(2, 2, batch, parts)        \
+        KERNEL(4, 1, batch, parts)
 #define NAMES(batch, parts)                                                                                            \
-    {add_1_##batch##_##parts, add_2_##batch##_##parts, add_3_##batch##_##parts, add_4_##batch##_##parts}
+    {add_1_1_##batch##_##parts, add_1_2_##batch##_##parts, add_1_3_##batch##_##parts,                                  \
+     add_1_4_##batch##_##parts, add_4_1_##batch##_##parts, add_2_2_##batch##_##parts}
 KERNELS(1, 1)
 KERNELS(1, 2)
 KERNELS(2, 1)
 KERNELS(2, 2)
 KERNELS(4, 1)
 KERNELS(4, 2)
-static const kernel kernels[2][3][4] = {{NAMES(1, 1), NAMES(2, 1), NAMES(4, 1)},
+static const kernel kernels[2][3][6] = {{NAMES(1, 1), NAMES(2, 1), NAMES(4, 1)},
                                         {NAMES(1, 2), NAMES(2, 2), NAMES(4, 2)}};
 
 /* As many at once as their sums fit the registers. */
 INLINE int planes_at_once(int rest, int most) { return rest <= most ? rest : rest < 2 * most ? (rest + 1) / 2 : most; }
 
-TARGET static void product(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
-    const bcq_weight *w = block->weight;
-    segment s = {.weight = w, .index = 0};
-    for (int64_t g = 0; g < block->length / block->group; g++) {
-        const char *words = (const char *)block->words + g * block->words_stride;
-        s.scales = block->scales + g * block->scale_stride;
-        for (int64_t k = 0; k < block->group; k += s.length, s.index++) {
-            s.words = (const uint16_t *)words + k / 16 * w->bits * BCQ_ROWS;
-            s.first = g * block->group + k;
-            s.length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
+/* All planes of a strip's segment for 1, 2 or 4 tables, as `log` says. */
+LOOP void add_planes(segment s, const bcq_tables *tables, int log, int parts, float *sums) {
+    const kernel *chosen = kernels[parts - 1][log];
+    int bits = s.weight->bits, together = bcq_together(s.weight);
+    if (together > 1 && log < 2) {
+        chosen[3 + bits](&s, tables, 0, sums);
+        return;
+    }
+    for (int block = 0; block < together; block++) {
+        for (int i = 0, planes; i < bits; i += planes) {
+            planes = planes_at_once(bits - i, log == 2 ? 3 : 4);
+            chosen[planes - 1](&s, tables, i, sums);
+        }
+        s.words += bits * BCQ_ROWS, s.scales += s.scales_next, sums += s.sums_next;
+    }
+}
+
+TARGET static void product(const bcq_block *strip, const bcq_tables *tables, int batch, int parts, float *sums) {
+    const bcq_weight *w = strip->weight;
+    int together = bcq_together(w);
+    segment s = {.weight = w, .sums_next = batch * BCQ_ROWS};
+    s.scales_next = together > 1 ? strip[1].scales - strip->scales : 0;
+    for (int64_t g = 0; g < strip->length / strip->group; g++) {
+        const char *words = (const char *)strip->words + g * strip->words_stride;
+        s.scales = strip->scales + g * strip->scale_stride;
+        for (int64_t k = 0; k < strip->group; k += s.length, s.index++) {
+            s.words = (const uint16_t *)words + k / 16 * bcq_stride(w);
+            s.first = g * strip->group + k;
+            s.length = strip->group - k < SEGMENT ? strip->group - k : SEGMENT;
             for (int m = 0, log = 0; m < batch; m += 1 << log) {
                 log = batch - m >= 4 && parts == 1 ? 2 : batch - m >= 2 ? 1 : 0;
-                for (int i = 0, planes; i < w->bits; i += planes) {
-                    planes = planes_at_once(w->bits - i, log == 2 ? 3 : 4);
-                    kernels[parts - 1][log][planes - 1](&s, tables + m, i, sums + m * BCQ_ROWS);
-                }
+                add_planes(s, tables + m, log, parts, sums + m * BCQ_ROWS);
             }
         }
-        add_shifts(w, s.scales, tables, g, batch, sums);
+        for (int i = 0; i < together; i++)
+            add_shifts(w, s.scales + i * s.scales_next, tables, g, batch, sums + i * s.sums_next);
     }
 }
 

@@ -6,10 +6,10 @@
 
 /* Bits 0..31 of a lane: input k of the first words and input 16 + k of the second, for one plane of a row. */
 LOOP void join_words(const bcq_weight *w, const uint16_t *words, int64_t length, uint32_t (*out)[BCQ_ROWS]) {
-    for (int64_t k = 0; k < length; k += 32, words += 2 * w->bits * BCQ_ROWS)
+    for (int64_t k = 0; k < length; k += 32, words += 2 * bcq_stride(w))
         for (int i = 0; i < w->bits; i++, out++) {
             __m512i first = _mm512_load_si512(words + i * BCQ_ROWS);
-            __m512i second = _mm512_load_si512(words + (w->bits + i) * BCQ_ROWS);
+            __m512i second = _mm512_load_si512(words + bcq_stride(w) + i * BCQ_ROWS);
             __m512i low = _mm512_mask_blend_epi16(0xaaaaaaaa, first, _mm512_slli_epi32(second, 16));
             __m512i high = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
             _mm512_storeu_si512(*out, low);

@@ -18,6 +18,7 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 #define SEGMENT 128 /* inputs that one sum of integers covers at most; a group is cut into segments */
 #define TILE_SEGMENTS (BCQ_TILE / 32)
+#define STRIP 4 /* blocks of a strip at most */
 
 /* A product is a sum of lookups: entry c of the table of a few inputs x is sum_j (c_j ? x_j : -x_j), and a word holds
  * the indices. Entries are integers in units of their segment's step, in one or two 16-bit parts, entry = 2^SPLIT high
@@ -52,8 +53,8 @@ typedef struct {
 typedef struct {
     /* of `length` inputs, in groups of `group` or one part of a group */
     void (*tables)(const float *x, int64_t length, int64_t group, int parts, bcq_tables *out);
-    /* sums[m][32] += the product of the block and the m-th of `batch` tables */
-    void (*product)(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums);
+    /* sums[block][m][32] += the product of each block of a strip and the m-th of `batch` tables */
+    void (*product)(const bcq_block *strip, const bcq_tables *tables, int batch, int parts, float *sums);
     /* out[row][0..length-1], `stride` elements from row to row */
     void (*dequantize)(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat);
     uint64_t (*read)(const char *memory, int64_t bytes);
@@ -108,6 +109,10 @@ INLINE float bcq_place(const bcq_weight *weight, int plane) {
 /* h = (2^b - 1)/2, and the zero point where none is stored. */
 INLINE float bcq_half_range(const bcq_weight *weight) { return (float)((1 << weight->bits) - 1) * 0.5f; }
 INLINE float bcq_middle(const bcq_weight *weight) { return (float)(1 << (weight->bits - 1)); }
+
+/* Blocks of a strip; words from 16 inputs of a block to its next 16. */
+INLINE int bcq_together(const bcq_weight *weight) { return weight->bits == 1 ? 4 : weight->bits == 2 ? 2 : 1; }
+INLINE int64_t bcq_stride(const bcq_weight *weight) { return bcq_together(weight) * weight->bits * BCQ_ROWS; }
 
 INLINE const char *bcq_shifts(const bcq_weight *weight, const char *scales) {
     return scales + (weight->uniform ? 1 : weight->bits) * BCQ_ROWS * bcq_bytes(weight->scale_type);

@@ -71,7 +71,7 @@ static int sum_of_entries(const uint16_t *words, int64_t stride, const int16_t (
     return parts == 2 ? high * (1 << SPLIT) + low : high;
 }
 
-static void product(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
+static void multiply(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
     const bcq_weight *w = block->weight;
     int64_t segment = 0;
     for (int64_t g = 0; g < block->length / block->group; g++) {
@@ -82,10 +82,10 @@ static void product(const bcq_block *block, const bcq_tables *tables, int batch,
             for (int lane = 0; lane < BCQ_ROWS * w->bits; lane++) {
                 int plane = lane / BCQ_ROWS, row = lane % 2 * 16 + lane % BCQ_ROWS / 2;
                 float a = alpha(w, scales, plane, row);
-                const uint16_t *from = words + k / 16 * w->bits * BCQ_ROWS + lane;
+                const uint16_t *from = words + k / 16 * bcq_stride(w) + lane;
                 for (int m = 0; m < batch; m++) {
                     const int16_t (*entries)[2][LOOKUPS] = tables[m].entries + (g * block->group + k) / 16;
-                    int sum = sum_of_entries(from, w->bits * BCQ_ROWS, entries, length / 16, parts);
+                    int sum = sum_of_entries(from, bcq_stride(w), entries, length / 16, parts);
                     sums[m * BCQ_ROWS + row] += tables[m].steps[segment] * (a * (float)sum);
                 }
             }
@@ -94,6 +94,11 @@ static void product(const bcq_block *block, const bcq_tables *tables, int batch,
             for (int row = 0; row < BCQ_ROWS; row++)
                 sums[m * BCQ_ROWS + row] += shift(w, scales, row) * tables[m].sums[g];
     }
+}
+
+static void product(const bcq_block *strip, const bcq_tables *tables, int batch, int parts, float *sums) {
+    for (int i = 0; i < bcq_together(strip->weight); i++)
+        multiply(strip + i, tables, batch, parts, sums + i * batch * BCQ_ROWS);
 }
 
 static float weight_of(const bcq_weight *w, const char *scales, int row, const uint16_t *words, int bit) {
@@ -120,7 +125,7 @@ static void dequantize(const bcq_block *block, int rows, int64_t stride, void *o
         for (int64_t k = 0; k < block->length; k++) {
             int64_t g = k / block->group, inside = k % block->group;
             const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-            words += inside / 16 * w->bits * BCQ_ROWS + 2 * (row % 16) + row / 16;
+            words += inside / 16 * bcq_stride(w) + 2 * (row % 16) + row / 16;
             float value = weight_of(w, block->scales + g * block->scale_stride, row, words, (int)(inside % 16));
             if (bfloat)
                 ((uint16_t *)out)[row * stride + k] = bcq_to_bfloat(value);

@@ -135,7 +135,7 @@ def _tile(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 class Derived:
-    """A weight in the order in which the kernels read it: the same bits and scales, and rows padded to 32.
+    """A weight in the order in which the kernels read it: the same bits and scales, and rows padded to 32, 64 at 2 bits, 128 at 1 bit.
 
     Beyond that, packed zero points of a uniform weight widen to 16 bits each.
     """
