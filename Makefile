@@ -5,10 +5,12 @@ BITS   ?= 2,3,4
 PRESET ?= quick
 OUT    ?= runs/$(notdir $(MODEL))
 DATA   ?= auto
+SHAPES ?= 4096x4096,14336x4096
+THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test test-transformers4 check sanitize speed gpu-report links
+.PHONY: help setup bench report test test-transformers4 check sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -49,7 +51,15 @@ sanitize:       ## the C kernels over odd sizes, under the address and undefined
 	  tests/kernels_sanitize.c kernels/bcq*.c -lm -o build/kernels_sanitize
 	build/kernels_sanitize
 
-speed: $(READY) ## what block reconstruction costs in time and memory, on this machine
+speed: $(READY) ## time the kernels and the quantizers; COMPARE=0001 fails where one has become 25 % slower than in that run
+	PYTHONPATH=benchmarks $(RUN)pytest -q benchmarks/speed.py --benchmark-autosave --benchmark-columns=min,median,rounds \
+	  $(if $(COMPARE),--benchmark-compare=$(COMPARE) --benchmark-compare-fail=min:25%)
+
+latency: $(READY) ## products with packed weights against dense ones and other programs (SHAPES, THREADS, OUT)
+	mkdir -p $(OUT)
+	$(RUN)qbench latency --shapes $(SHAPES) --threads $(THREADS) --json $(OUT)/latency.json --plot $(OUT)/roofline.png
+
+training-cost: $(READY) ## what block reconstruction costs in time and memory
 	$(RUN)python -P benchmarks/reconstruction.py
 
 gpu-report: ## what the GPU kernels compute and cost, on a machine with a GPU (PYTHON: the one that has torch and triton)

@@ -73,20 +73,19 @@ def in_turns(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
     return times
 
 
-def step(bits: int) -> dict[str, Any]:
-    """One step of 4 x 512 tokens, bfloat16 products."""
+def step_of(name: str, bits: int) -> Callable[[], float]:
+    """One training step of 4 x 512 tokens, bfloat16 products."""
     block, inputs, targets = first_block(SMALL, 1, 4, 512, torch.bfloat16)
-    fixed = {name: value.detach() for name, value in block.named_parameters()}
-    steps = {}
-    for name in ("flexround", "uniquanf"):
-        method = qbench.get_method(name)
-        weights = {
-            layer: method.prepare(read_weight(found), Scheme(bits, 64)) for layer, found in linears(block).items()
-        }
-        steps[name] = Steps(Weights(block, weights), method, 1, torch.device("cpu"))
-    work = {
-        name: (lambda found=found: found.take(block, fixed, inputs, targets[0], 0)) for name, found in steps.items()
-    }
+    fixed = {parameter: value.detach() for parameter, value in block.named_parameters()}
+    method = qbench.get_method(name)
+    weights = {layer: method.prepare(read_weight(found), Scheme(bits, 64)) for layer, found in linears(block).items()}
+    steps = Steps(Weights(block, weights), method, 1, torch.device("cpu"))
+    return lambda: steps.take(block, fixed, inputs, targets[0], 0)
+
+
+def step(bits: int) -> dict[str, Any]:
+    """Steps of both methods."""
+    work = {name: step_of(name, bits) for name in ("flexround", "uniquanf")}
     return compared(in_turns(work, 12), "uniquanf", "flexround")
 
 

@@ -21,14 +21,15 @@ from functools import cache, partial
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from qbench.contracts import WeightFormat
 from qbench.errors import QbenchError
 from qbench.formats import Binary, Uniform
 from qbench.formats.packing import unpack
+from qbench.kernels.layouts import Layouts
 from qbench.kernels.registry import Kernel, Request
 
 # Rows of x times planes up to which tables are faster than dense products, which are slower in float32. On a Zen 4 core
@@ -135,7 +136,8 @@ def _tile(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 class Derived:
-    """A weight in the order in which the kernels read it: the same bits and scales, and rows padded to 32, 64 at 2 bits, 128 at 1 bit.
+    """A weight in the order in which the kernels read it: the same bits and scales, and rows padded to 32,
+    64 at 2 bits, 128 at 1 bit.
 
     Beyond that, packed zero points of a uniform weight widen to 16 bits each.
     """
@@ -209,27 +211,16 @@ class Derived:
         return y.view(*x.shape[:-1], self.shape[0])
 
 
-# Derived layouts, by the storage of the weight's first part and its address therein. A storage lives exactly as long
-# as some tensor has the data, whichever Python object that is: `.to()` and `load_state_dict(assign=True)` bring
-# another one, and torch.compile may pass aliases of the same. What was written in place is told by the tensors'
-# versions; inference tensors have none and are taken to be constant.
-_derived: WeakKeyDictionary[Any, dict[int, tuple[Any, Derived]]] = WeakKeyDictionary()
+def _derive(weight: WeightFormat) -> Derived:
+    assert isinstance(weight, Binary | Uniform)  # the formats that the kernels state
+    return Derived(weight)
 
 
-def derived(parts: list[Tensor], stated: Mapping[str, Any]) -> Derived:
-    """The layout of the weight that `parts` are, made once."""
-    stamp = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts], stated["spec"]
-    found = _derived.setdefault(parts[0].untyped_storage(), {})
-    key = parts[0].data_ptr()
-    if key not in found or found[key][0] != stamp:
-        kind = Binary if stated["format"] == "binary" else Uniform
-        tensors = dict(zip(stated["parts"], parts, strict=True))
-        found[key] = stamp, Derived(kind.from_tensors(tensors, stated["spec"]))
-    return found[key][1]
+_layouts = Layouts(_derive)
 
 
 def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any], mode: int) -> Tensor:
-    return derived(parts, stated).linear(x.contiguous(), bias, mode)
+    return _layouts.of(parts, stated).linear(x.contiguous(), bias, mode)
 
 
 def _refuses(request: Request) -> str | None:

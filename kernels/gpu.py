@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
-from qbench.formats import from_tensors
+from qbench.kernels.layouts import Layouts
 from qbench.kernels.registry import Kernel, Request
 from qbench.kernels.triton_configs import Config, choose
 from qbench.kernels.triton_layout import LatticePlanes, Planes, derive
@@ -117,25 +116,12 @@ def unavailable() -> str | None:
     return None if find_spec("triton") else "triton is not installed; install qbench's extra `gpu`"
 
 
-# By the storage of the weight's first part and its address therein: a storage lives as long as some tensor has the
-# data.
-_derived: WeakKeyDictionary[Any, dict[int, tuple[Any, Planes | LatticePlanes]]] = WeakKeyDictionary()
-
-
-def derived(parts: list[Tensor], stated: Mapping[str, Any]) -> Planes | LatticePlanes:
-    """The layout of the weight that `parts` are, made once, and again where a part was written to."""
-    stamp = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts], stated["spec"]
-    found = _derived.setdefault(parts[0].untyped_storage(), {})
-    key = parts[0].data_ptr()
-    if key not in found or found[key][0] != stamp:
-        tensors = dict(zip(stated["parts"], parts, strict=True))
-        found[key] = stamp, derive(from_tensors(stated["format"], tensors, stated["spec"]))
-    return found[key][1]
+_layouts = Layouts(derive)
 
 
 def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any]) -> Tensor:
     with torch.cuda.device_of(x):  # triton launches on the current device
-        return linear(x, derived(parts, stated), bias)
+        return linear(x, _layouts.of(parts, stated), bias)
 
 
 def _refuses(request: Request) -> str | None:

@@ -13,7 +13,7 @@ products on the right are exact in float32 for integer zero points. Groups are m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,11 @@ class Planes:
     def nbytes(self) -> int:
         """Bytes that a product with one row reads."""
         return sum(part.nbytes for part in (self.words, self.alpha, self.shift) if part is not None)
+
+    def to(self, device: str) -> Planes:
+        """The same there."""
+        shift = None if self.shift is None else self.shift.to(device)
+        return replace(self, words=self.words.to(device), alpha=self.alpha.to(device), shift=shift)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,7 @@ def tune(weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, 
 
     A candidate counts only if its products agree with those of the default. ConfigError where there is no GPU.
     """
-    if (reason := gpu.unavailable()) is not None:
-        raise ConfigError(f"nothing can be tuned: {reason}; tune on the machine that will serve")
+    require_gpu()
     import triton
 
     name = torch.cuda.get_device_name()
@@ -37,6 +36,12 @@ def tune(weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, 
         path.write_text(json.dumps({"gpu": name, "triton": triton.__version__, "configs": known}, indent=1) + "\n")
     triton_configs._tuned.cache_clear()
     return path
+
+
+def require_gpu() -> None:
+    """ConfigError where there is none, or no triton."""
+    if (reason := gpu.unavailable()) is not None:
+        raise ConfigError(f"nothing can be tuned: {reason}; tune on the machine that will serve")
 
 
 def candidates(m: int) -> Iterator[Config]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,10 @@ from qbench.cli_options import as_names, as_numbers, err, out
 from qbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qbench.latency import Row
+    from qbench.shapes import Request
 
 app = typer.Typer()
 
@@ -55,11 +59,15 @@ def latency(
     tokens: Annotated[int, typer.Option(help="Tokens to write, end to end.")] = 32,
     repeats: Annotated[int, typer.Option(help="Of each model, in turns, end to end.")] = 5,
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write; of products, in pytest-benchmark's layout.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to write: a roofline of the products.")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find the GPU kernels' launches for these shapes first.")
+    ] = False,
 ) -> None:
     """Time products with packed weights against dense ones on the CPU, cold and in turns; or a whole model."""
-    from qbench.environment import environment
-
     least = {"--rounds": (rounds, 2), "--prompt": (prompt, 1), "--tokens": (tokens, 2), "--repeats": (repeats, 1)}
     for flag, (value, low) in (least | {"--threads": (threads, 1)}).items():
         if value < low:
@@ -67,65 +75,90 @@ def latency(
     if (shapes is None) == (end_to_end is None):
         raise ConfigError("give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model")
     if end_to_end is not None:
-        rows: list[Any] = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
+        if plot is not None or tune:
+            raise ConfigError("--plot and --tune are about products; give them with --shapes")
+        stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
     else:
-        rows = _products(
-            as_names(shapes) or (),
-            as_numbers("--bits", bits) or (),
-            as_numbers("--batch", batch) or (),
-            as_names(formats) or (),
-            group_size,
-            rounds,
-            threads,
-        )
+        numbers = as_numbers("--bits", bits) or (), as_numbers("--batch", batch) or ()
+        request = _requested(as_names(shapes) or (), *numbers, as_names(formats) or (), group_size)
+        if tune:
+            _tune(request)
+        stored = _products(request, rounds, threads, plot)
     if json_file is not None:
-        json_file.write_text(json.dumps({"rows": [asdict(row) for row in rows]} | environment(), indent=2) + "\n")
+        from qbench.reports.plots import save
+
+        save(json_file, (json.dumps(stored, indent=2) + "\n").encode())
 
 
-def _products(
-    names: tuple[str, ...],
-    bits: tuple[int, ...],
-    batch: tuple[int, ...],
-    formats: tuple[str, ...],
-    group_size: int,
-    rounds: int,
-    threads: int,
-) -> list[Row]:
+def _requested(
+    names: Sequence[str], bits: Sequence[int], batch: Sequence[int], formats: Sequence[str], group_size: int
+) -> Request:
+    from qbench.shapes import Request, check_request, shapes_of
+
+    request = Request(shapes_of(names, batch), bits, formats, group_size)
+    check_request(request)
+    return request
+
+
+def _products(request: Request, rounds: int, threads: int, plot: Path | None) -> dict[str, Any]:
     from qbench import latency as timing
     from qbench.peers import peers
-    from qbench.shapes import check_request, shapes_of
+    from qbench.reports.roofline import write_roofline
+    from qbench.timings import as_benchmarks
 
-    shapes = shapes_of(names, batch)
-    check_request(shapes, bits, formats, group_size)
-    found = []
-    for shape in shapes:
+    found: list[Row] = []
+    missing: dict[str, str] = {}
+    for shape in request.shapes:
         with err.status(f"timing {shape}"), timing.threads(threads):
             others, missing = peers(shape)
-            ours = timing.candidates(shape, bits, group_size, formats)
-            rows = timing.time_interleaved(shape, [timing.reader(), *ours, *others], rounds)
+            ours = timing.candidates(shape, request.bits, request.group_size, request.formats)
+            rows = timing.time_interleaved(shape, [*timing.probes(), *ours, *others], rounds)
         out.print(_product_table(rows))
         found += rows
     for name, reason in missing.items():
         out.print(f"not here  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    return found
+    stored = as_benchmarks(found)
+    if plot is not None:
+        out.print(f"plot  {write_roofline(stored, plot)}", markup=False, highlight=False, soft_wrap=True)
+    return stored
+
+
+def _tune(request: Request) -> None:
+    from qbench.kernels import gpu, triton_tune
+    from qbench.kernels.triton_layout import Planes, derive
+    from qbench.latency import MAKERS
+
+    triton_tune.require_gpu()
+    for dtype in gpu.DTYPES[:2]:
+        for shape in request.shapes:
+            for kind, bits in product(request.formats, request.bits):
+                weight = derive(MAKERS[kind](shape, bits, request.group_size))
+                assert isinstance(weight, Planes)
+                path = triton_tune.tune([weight.to("cuda")], [shape.rows], dtype)
+    out.print(f"tuned  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _product_table(rows: list[Row]) -> Table:
     """Median with tenth and ninetieth percentile, and what it is of the memory's rate and of the dense products."""
     rate, seconds = rows[0].rate, {row.name: row.seconds for row in rows}
-    title = f"{rows[0].shape}, {rows[0].threads} threads, {rows[0].rounds} rounds; memory reads {rate / 1e9:.1f} GB/s"
+    speeds = {row.name.removeprefix("multiply "): f"{row.operations / row.seconds / 1e9:.0f}" for row in rows[1:3]}
+    title = (
+        f"{rows[0].shape}, {rows[0].threads} threads, {len(rows[0].times)} times each; memory reads {rate / 1e9:.1f}"
+    )
+    title += f" GB/s, matrices multiply {speeds['bf16']} (bf16) and {speeds['fp32']} (fp32) GFLOP/s"
     columns = ("kernel", "bits/weight", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
     table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for row in rows[1:]:
-        spread = f"{row.low * 1e6:.0f}-{row.high * 1e6:.0f}"
+    for row in rows[3:]:
+        spread = "-".join(f"{second * 1e6:.0f}" for second in row.spread)
         ratios = [f"{seconds[dense] / row.seconds:.2f}" for dense in ("dense fp32", "dense bf16")]
         facts = (f"{row.rate / 1e9:.1f}", f"{100 * row.rate / rate:.0f} %", *ratios, f"{row.error:.1g}")
         table.add_row(row.name, f"{row.bits:.2f}", f"{row.seconds * 1e6:.0f}", spread, *facts)
     return table
 
 
-def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: int) -> list[Any]:
+def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: int) -> dict[str, Any]:
     from qbench.decode import compare
+    from qbench.environment import environment
 
     with err.status("loading") as status:
         rows = compare(folder, prompt, tokens, repeats, threads, lambda text: status.update(text))
@@ -139,4 +172,4 @@ def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: i
     found = {row.name: row.decode[0] for row in rows}
     ratio = found["packed bfloat16"] / found["dense bfloat16"]
     out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False)
-    return rows
+    return {"rows": [asdict(row) for row in rows]} | environment()

@@ -11,6 +11,7 @@ Nothing of torch's global state is changed but the number of threads, inside `th
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -46,6 +47,7 @@ class Candidate:
     """One way to compute the product. run(i): with the i-th copy of the weight, -> (rows, out).
 
     nbytes: of the weight as this candidate reads it. expected: (rows, out) float64; limit: of the relative error.
+    operations: additions and multiplications of the product that it stands for.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Candidate:
     run: Callable[[int], Tensor]
     expected: Tensor
     limit: float
+    operations: int = 0
 
     def error(self) -> float:
         """Relative to float64. QbenchError where it exceeds the limit."""
@@ -66,18 +69,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of one candidate: median, the tenth and the ninetieth percentile; bytes of the weight per second."""
+    """One candidate's times, in seconds, as they came: `burst` of every round."""
 
     shape: Shape
     threads: int
     name: str
     bits: float
     nbytes: int
+    operations: int
     error: float
-    rounds: int
-    seconds: float
-    low: float
-    high: float
+    times: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return statistics.median(self.times)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The tenth and the ninetieth percentile."""
+        deciles = statistics.quantiles(self.times, n=10, method="inclusive")
+        return deciles[0], deciles[-1]
 
     @property
     def rate(self) -> float:
@@ -123,13 +135,17 @@ def reader(nbytes: int = GIB // 4) -> Candidate:
     return Candidate("read", 8, nbytes, 1, run, done, 0.0)
 
 
-def bandwidth(seconds: float = 1.0, nbytes: int = GIB // 4) -> float:
-    """Bytes per second that the memory delivers to this many threads: the best of repeated readings of `nbytes`."""
-    probe, times = reader(nbytes), [float("inf")]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 4:
-        times.append(_time(probe, 0))
-    return nbytes / min(times)
+def multiplier(dtype: torch.dtype, order: int = 1024) -> Candidate:
+    """torch's product of two square matrices that the cache holds: its rate is the matrix rate."""
+    x, weight = (torch.randn(order, order, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (1, 2))
+    name, limit = ("multiply fp32", 1e-5) if dtype == torch.float32 else ("multiply bf16", 1e-2)
+    expected = x.double() @ weight.double()
+    return Candidate(name, 0, weight.nbytes, 1, lambda i: x @ weight, expected, limit, 2 * order**3)
+
+
+def probes() -> list[Candidate]:
+    """What the machine can do, to be timed among the candidates: reading memory, and matrix products."""
+    return [reader(), multiplier(torch.bfloat16), multiplier(torch.float32)]
 
 
 def dense(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Candidate:
@@ -177,6 +193,10 @@ def random_uniform(shape: Shape, bits: int, group_size: int, seed: int = 0) -> U
     return Uniform.from_codes(codes, scale, zero, bits)
 
 
+MAKERS: Mapping[str, Callable[[Shape, int, int], Binary | Uniform]]
+MAKERS = {"binary": random_binary, "uniform": random_uniform}
+
+
 def candidates(
     shape: Shape, bits: Iterable[int], group_size: int, formats: Sequence[str] = ("binary",)
 ) -> list[Candidate]:
@@ -184,11 +204,9 @@ def candidates(
     x = torch.randn(shape.rows, shape.columns, generator=torch.Generator().manual_seed(1))
     plain = torch.randn(shape.out, shape.columns, generator=torch.Generator().manual_seed(2))
     found = [dense(plain, x, torch.float32), dense(plain, x, torch.bfloat16)]
-    make: Mapping[str, Callable[[Shape, int, int], Binary | Uniform]]
-    make = {"binary": random_binary, "uniform": random_uniform}
     for width in bits:
         for kind in formats:
-            weight = make[kind](shape, width, group_size)
+            weight = MAKERS[kind](shape, width, group_size)
             found += [table(weight, x, cpu.EXACT), table(weight, x, cpu.FAST), table(weight, x.bfloat16(), cpu.EXACT)]
     return found
 
@@ -203,9 +221,8 @@ def time_interleaved(shape: Shape, found: Sequence[Candidate], rounds: int, burs
             times[one.name] += [_time(one, (turn * (burst + 1) + i) % one.copies) for i in range(1, burst + 1)]
     rows = []
     for one in found:
-        low, *_, high = statistics.quantiles(times[one.name], n=10, method="inclusive")
-        middle, count = statistics.median(times[one.name]), torch.get_num_threads()
-        rows.append(Row(shape, count, one.name, one.bits, one.nbytes, errors[one.name], rounds, middle, low, high))
+        facts = (one.name, one.bits, one.nbytes, one.operations or 2 * math.prod(shape), errors[one.name])
+        rows.append(Row(shape, torch.get_num_threads(), *facts, tuple(times[one.name])))
     return rows
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, unknown_name
@@ -31,16 +32,28 @@ def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
     return [Shape(out, columns, count) for out, columns in found for count in rows]
 
 
-def check_request(shapes: Iterable[Shape], bits: Iterable[int], formats: Iterable[str], group_size: int) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What is to be timed: every shape with every width in every format."""
+
+    shapes: Sequence[Shape]
+    bits: Sequence[int]
+    formats: Sequence[str]
+    group_size: int
+
+
+def check_request(request: Request) -> None:
     """ConfigError where a format, its bits or the groups cannot be timed, before anything is."""
-    for name in formats:
+    for name in request.formats:
         if name not in FORMATS:
             raise ConfigError(unknown_name("format", name, FORMATS))
         low, high = FORMATS[name]
-        for width in bits:
+        for width in request.bits:
             if not low <= width <= high:
                 raise ConfigError(f"--bits {width} is outside {low}..{high} of the format {name!r}")
-    for shape in shapes:
-        Scheme(4, group_size).group_length(shape.columns, str(shape))
-        if shape.columns % 32 or group_size % 32:
-            raise ConfigError(f"{shape}: inputs and groups must be multiples of 32; the groups are {group_size}")
+    for shape in request.shapes:
+        Scheme(4, request.group_size).group_length(shape.columns, str(shape))
+        if shape.columns % 32 or request.group_size % 32:
+            raise ConfigError(
+                f"{shape}: inputs and groups must be multiples of 32; the groups are {request.group_size}"
+            )

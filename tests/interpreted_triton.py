@@ -141,7 +141,7 @@ def test_the_registered_kernel_keeps_one_layout_for_a_weight():
     stated["spec"] = weight.spec()
     x = torch.randn(3, 64)
     torch.testing.assert_close(gpu._run(x, parts, None, stated), reference.linear(x, weight), rtol=1e-4, atol=1e-4)
-    kept = gpu.derived(parts, stated)
-    assert gpu.derived([part.view_as(part) for part in parts], stated) is kept
+    kept = gpu._layouts.of(parts, stated)
+    assert gpu._layouts.of([part.view_as(part) for part in parts], stated) is kept
     parts[1].zero_()
-    assert gpu.derived(parts, stated) is not kept
+    assert gpu._layouts.of(parts, stated) is not kept

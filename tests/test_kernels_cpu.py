@@ -172,15 +172,15 @@ def test_what_changes_is_packed_again():
 
 
 def test_a_layout_lives_as_long_as_its_weight():
-    before = len(cpu._derived)
+    before = len(cpu._layouts._known)
     layer = QuantLinear(binary(40, 64, 3, 32), None)
     layer(activations(1, 64))
-    assert len(cpu._derived) == before + 1
+    assert len(cpu._layouts._known) == before + 1
     alias = layer.planes.detach()
     del layer
-    assert len(cpu._derived) == before + 1
+    assert len(cpu._layouts._known) == before + 1
     del alias
-    assert len(cpu._derived) == before
+    assert len(cpu._layouts._known) == before
 
 
 @pytest.mark.parametrize("kind, parts", [("binary", ("planes", "alpha", "shift")), ("uniform", ("codes", "scale"))])
@@ -196,9 +196,9 @@ def test_compiled_and_checked():
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     dispatch.served(clear=True)
     assert torch.equal(compiled(x), layer(x)) and dispatch.served() == {"cpu-binary": 2}
-    layouts = len(cpu._derived)
+    layouts = len(cpu._layouts._known)
     compiled(x)
-    assert len(cpu._derived) == layouts, "an alias of a weight has the same layout"
+    assert len(cpu._layouts._known) == layouts, "an alias of a weight has the same layout"
     arguments = (x.requires_grad_(), list(layer.tensors().values()), layer.bias, layer.call)
     torch.library.opcheck(torch.ops.qbench.linear.default, arguments)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 import qbench
 from qbench import Scheme, cli
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, DataError
 from qbench.kernels import cpu
 from qbench.latency import Shape
+from qbench.reports.roofline import roofline
 from qbench.shapes import shapes_of
 
 needs_library = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"CPU kernels: {cpu.unavailable()}")
@@ -34,11 +37,39 @@ def test_products_are_timed_against_dense_ones(command, tmp_path):
     options = ["--bits", "2,3", "--format", "binary,uniform", "--group-size", "32", "--rounds", "2"]
     code, text = command("latency", "--shapes", "64x128", *options, "--json", str(tmp_path / "rows.json"))
     assert code == 0, text
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    names = {row["name"] for row in rows}
-    assert {"read", "dense fp32", "dense bf16", "binary exact 2b fp32", "uniform fast 3b fp32"} <= names
-    assert all(0 < row["low"] <= row["seconds"] <= row["high"] and row["error"] < 1e-2 for row in rows)
-    assert all(name in text for name in names - {"read"})
+    stored = json.loads((tmp_path / "rows.json").read_text())
+    names = {row["name"] for row in stored["benchmarks"]}
+    assert {"read", "multiply bf16", "dense fp32", "binary exact 2b fp32", "uniform fast 3b fp32"} <= names
+    for row in stored["benchmarks"]:
+        stats, facts = row["stats"], row["extra_info"]
+        assert 0 < stats["min"] <= stats["q1"] <= stats["median"] <= stats["q3"] <= stats["max"]
+        assert stats["rounds"] == len(stats["data"]) == 8 and facts["relative_error"] < 1e-2
+    product = next(row for row in stored["benchmarks"] if row["name"] == "binary exact 2b fp32")["extra_info"]
+    assert product["operations"] == 2 * 64 * 128 and product["shape"] == [64, 128, 1]
+    assert all(name in text for name in names if "binary" in name or "uniform" in name or "dense" in name)
+
+
+@needs_library
+def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
+    file, picture = tmp_path / "0001_timings.json", tmp_path / "roof.png"
+    shapes = ["--shapes", "64x128,32x64", "--batch", "1,4", "--bits", "3", "--group-size", "64", "--rounds", "2"]
+    code, text = command("latency", *shapes, "--json", str(file), "--plot", str(picture))
+    assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), text
+    panels = roofline(json.loads(file.read_text())).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["64 x 128", "32 x 64"]
+    drawn = {line.get_label(): line for line in panels[0].get_lines()}
+    stored = [row for row in json.loads(file.read_text())["benchmarks"] if row["name"] == "binary exact 3b fp32"]
+    expected = [row["extra_info"]["operations"] / row["stats"]["median"] / 1e9 for row in stored[:2]]
+    assert drawn["binary exact 3b fp32"].get_ydata() == pytest.approx(expected)
+    compared = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest_benchmark", "compare", str(file)], capture_output=True, text=True
+    )
+    assert compared.returncode == 0 and "binary exact 3b fp32" in compared.stdout, compared.stderr
+
+
+def test_there_must_be_timings_to_draw():
+    with pytest.raises(DataError, match="qbench latency --json"):
+        roofline({"benchmarks": []})
 
 
 def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
@@ -62,6 +93,8 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         (["--shapes", "64x64", "--batch", "0"], "there is nothing to time"),
         (["--shapes", "64x64", "--format", "ternary"], "unknown format 'ternary'"),
         (["--shapes", "64x64", "--rounds", "1"], "--rounds 1 is too small; give 2 or more"),
+        (["--shapes", "64x64", "--group-size", "32", "--tune"], "nothing can be tuned: there is no GPU"),
+        (["--end-to-end", "nowhere", "--plot", "a.png"], "--plot and --tune are about products"),
         (["--end-to-end", "nowhere"], "nowhere/config.json cannot be read"),
     ],
 )

@@ -1,0 +1,47 @@
+"""`make speed` compares with stored runs by ratio: each benchmark takes turns with a yardstick that never changes.
+
+Before pytest-benchmark compares, a stored run's times are scaled by how much slower or faster the benchmark's own
+yardstick was then, so a busy minute, or a machine that is slow today, is not a regression.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+TIMES = ("min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ld15iqr", "hd15iqr", "total")
+
+
+@pytest.fixture
+def in_turns(benchmark: Any) -> Callable[..., None]:
+    """in_turns(work, yardstick, rounds): benchmark `work`, with the yardstick before every round."""
+
+    def run(work: Callable[[], object], yardstick: Callable[[], object], rounds: int = 20) -> None:
+        times: list[float] = []
+
+        def before() -> None:
+            started = time.perf_counter()
+            yardstick()
+            times.append(time.perf_counter() - started)
+
+        benchmark.pedantic(work, setup=before, rounds=rounds, warmup_rounds=2)
+        benchmark.extra_info["yardstick"] = min(times)
+
+    return run
+
+
+@pytest.hookimpl(tryfirst=True, hookwrapper=True)  # the comparison is in a wrapper, too
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Scale the stored runs, just before they are compared."""
+    found = session.config._benchmarksession
+    now = {each.fullname: each.extra_info["yardstick"] for each in found.benchmarks if "yardstick" in each.extra_info}
+    for stored in found.compared_mapping.values():
+        for name, each in stored.items():
+            if name in now and "yardstick" in each["extra_info"]:
+                factor = now[name] / each["extra_info"]["yardstick"]
+                each["stats"] |= {key: each["stats"][key] * factor for key in TIMES}
+                each["stats"]["ops"] /= factor
+    yield

@@ -1,0 +1,75 @@
+"""The CPU kernels and the quantizers, timed by pytest-benchmark: `make speed`, and `make speed COMPARE=0001`.
+
+Kernels take turns with reading 64 MiB of memory, everything else with a dense float32 product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from reconstruction import step_of
+
+import qbench
+from qbench import Scheme
+from qbench.contracts import LinearStats
+from qbench.kernels import cpu
+from qbench.latency import Shape, random_binary, random_uniform, reader, table
+from qbench.methods.uniquanf import nearest
+
+torch.set_num_threads(1)
+SHAPE = (1536, 576)
+
+
+@pytest.fixture(scope="module")
+def multiply() -> Callable[[], object]:
+    x = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    return lambda: x @ x
+
+
+@pytest.fixture(scope="module")
+def read() -> Callable[[], object]:
+    probe = reader(64 << 20)
+    return lambda: probe.run(0)
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["exact", "fast", "uniform"])
+def test_product(in_turns, read, kind, bits, rows):
+    shape = Shape(4096, 4096, rows)
+    weight = random_uniform(shape, bits, 128) if kind == "uniform" else random_binary(shape, bits, 128)
+    x = torch.randn(rows, shape.columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found, copies = table(weight, x, cpu.FAST if kind == "fast" else cpu.EXACT), iter(range(1 << 30))
+    in_turns(lambda: found.run(next(copies) % found.copies), read)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("name", ["rtn", "greedy", "alternating"])
+def test_quantizing_a_weight(in_turns, multiply, name, bits):
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    method = qbench.get_method(name)
+    in_turns(lambda: method.quantize_weight(weight, Scheme(bits, 64)), multiply, 8)
+
+
+@pytest.mark.parametrize("name", ["gptq"])
+def test_quantizing_a_layer(in_turns, multiply, name):
+    draw = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(SHAPE, generator=draw), torch.randn(2048, SHAPE[1], generator=draw)
+    stats = LinearStats(hessian=2 / len(x) * x.T @ x, count=len(x))
+    method = qbench.get_method(name)
+    in_turns(lambda: method.quantize_linear(weight, stats, Scheme(3, 64)), multiply, 8)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_mapping_weights_to_levels(in_turns, multiply, bits):
+    draw = torch.Generator().manual_seed(0)
+    levels, y = torch.randn(13824, 2**bits, generator=draw), torch.randn(13824, 64, generator=draw)
+    in_turns(lambda: nearest(y, levels), multiply)
+
+
+@pytest.mark.parametrize("name", ["flexround", "uniquanf"])
+def test_a_training_step(in_turns, multiply, name):
+    in_turns(step_of(name, 3), multiply, 6)
