@@ -51,7 +51,7 @@ def test_product(in_turns, read, kind, bits, rows):
 def test_quantizing_a_weight(in_turns, multiply, name, bits):
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     method = qbench.get_method(name)
-    in_turns(lambda: method.quantize_weight(weight, Scheme(bits, 64)), multiply, 8)
+    in_turns(lambda: method.quantize_weight(weight, Scheme(bits, 64)), multiply, 15)
 
 
 @pytest.mark.parametrize("name", ["gptq"])
@@ -60,7 +60,7 @@ def test_quantizing_a_layer(in_turns, multiply, name):
     weight, x = torch.randn(SHAPE, generator=draw), torch.randn(2048, SHAPE[1], generator=draw)
     stats = LinearStats(hessian=2 / len(x) * x.T @ x, count=len(x))
     method = qbench.get_method(name)
-    in_turns(lambda: method.quantize_linear(weight, stats, Scheme(3, 64)), multiply, 8)
+    in_turns(lambda: method.quantize_linear(weight, stats, Scheme(3, 64)), multiply, 15)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
