@@ -30,7 +30,8 @@ from qbench.reconstruction import Groups, Reconstruction, TrainedWeight
 class FlexRound(Reconstruction):
     """Learned rounding by element-wise division, on the output of a block.
 
-    lr: of the logarithms of s1, S2 and s3. clip, zero_point: of the grid at the start, as in `rtn`.
+    lr: of the logarithms of s1, S2 and s3; None is 0.12 / 2^bits, for a weight must move in proportion to the grid's
+    step to change its code. clip, zero_point: of the grid at the start, as in `rtn`.
     """
 
     name: ClassVar[str] = "flexround"
@@ -39,7 +40,7 @@ class FlexRound(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (2, 8)
     symmetric: ClassVar[bool] = True
 
-    lr: float = 1.5e-2
+    lr: float | None = None
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
 
@@ -47,7 +48,8 @@ class FlexRound(Reconstruction):
         """(out, in) -> its parameters on the grid that `rtn` finds."""
         W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
         scale, zero = RTN(clip=self.clip, zero_point=self.zero_point).grid(W, scheme)
-        return FlexRoundWeight(W, scale, zero, scheme.bits, self.lr)
+        lr = 0.12 / 2**scheme.bits if self.lr is None else self.lr
+        return FlexRoundWeight(W, scale, zero, scheme.bits, lr)
 
 
 class FlexRoundWeight(TrainedWeight):

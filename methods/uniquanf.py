@@ -33,7 +33,8 @@ Mapping = Literal["exact", "local", "full"]
 class UniQuanF(Reconstruction):
     """Binary coding trained through FlexRound's transformation.
 
-    lr: of d1, d2 and d3. lr_alpha: of the scales (and of the shift). initialization: `unified` expresses one coding,
+    lr: of d1, d2 and d3; None is 0.08 / 2^bits, for a weight must move in proportion to the grid's step to change its
+    code. lr_alpha: of the scales (and of the shift). initialization: `unified` expresses one coding,
     fitted to the weights, in both sets of parameters; `separate` fits each on its own. grid, rounds: of that fit:
     grid 0 takes the starts of `alternating`, G > 0 tries G clip ratios as the authors do; then so many rounds of
     alternating. shift: fit z_B. learn_shift: train it. mapping: of weights to levels: `exact` by the midpoints of the
@@ -49,7 +50,7 @@ class UniQuanF(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (1, 6)
     symmetric: ClassVar[bool] = False
 
-    lr: float = 1e-2
+    lr: float | None = None
     lr_alpha: float = 5e-4
     initialization: Literal["unified", "separate"] = "unified"
     grid: int = 0
@@ -67,9 +68,9 @@ class UniQuanF(Reconstruction):
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> UniQuanFWeight:
         """(out, in) -> its parameters at the initialization."""
-        method = self
+        method = replace(self, lr=0.08 / 2**scheme.bits if self.lr is None else self.lr)
         if self.faithful:
-            method = replace(self, grid=self.grid or 1, shift=False, learn_shift=False, mapping="local")
+            method = replace(method, grid=self.grid or 1, shift=False, learn_shift=False, mapping="local")
         group = scheme.group_length(weight.shape[1])
         rows = weight.float().reshape(-1, group)
         parts = [method.start(chunk, scheme.bits) for chunk in rows.split(max(1, (1 << 20) // group))]
