@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -113,7 +114,7 @@ def _products(request: Request, rounds: int, threads: int, plot: Path | None) ->
             others, missing = peers(shape)
             ours = timing.candidates(shape, request.bits, request.group_size, request.formats)
             rows = timing.time_interleaved(shape, [*timing.probes(), *ours, *others], rounds)
-        out.print(_product_table(rows))
+        Console(width=max(out.width, 110)).print(_product_table(rows))
         found += rows
     for name, reason in missing.items():
         out.print(f"not here  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
@@ -146,8 +147,10 @@ def _product_table(rows: list[Row]) -> Table:
         f"{rows[0].shape}, {rows[0].threads} threads, {len(rows[0].times)} times each; memory reads {rate / 1e9:.1f}"
     )
     title += f" GB/s, matrices multiply {speeds['bf16']} (bf16) and {speeds['fp32']} (fp32) GFLOP/s"
-    columns = ("kernel", "bits/weight", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
-    table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    columns = ("kernel", "bits", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
     for row in rows[3:]:
         spread = "-".join(f"{second * 1e6:.0f}" for second in row.spread)
         ratios = [f"{seconds[dense] / row.seconds:.2f}" for dense in ("dense fp32", "dense bf16")]

@@ -115,6 +115,8 @@ def _ggml(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
 
     library = _ggml_library()
     (out, columns), rows = weight.shape, x.shape[0]
+    if columns % 256:
+        raise RuntimeError(f"its blocks have 256 inputs, which do not divide {columns}")
     for name, kind in _GGML_TYPES.items():
         nbytes = library.ggml_row_size(kind, columns) * out
         codes = torch.empty(nbytes, dtype=torch.uint8)

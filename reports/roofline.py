@@ -1,7 +1,7 @@
 """A roofline from stored timings: operations per second against operations per byte of the weight.
 
-The slope is the memory: a product that only reads its weight lies on it. The ceiling is the rate of large dense
-products. Both were measured in the same rounds as the points.
+The slope is the memory: a product that only reads its weight lies on it. The ceiling is the rate of dense products
+from the cache, above which lookups in tables can be, as they do not multiply. Both took turns with the points.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 from qbench.errors import DataError
 from qbench.reports.axes import COLOURS, INK, MARKERS, MUTED
@@ -60,11 +61,13 @@ def write_roofline(stored: Mapping[str, Any], path: Path) -> Path:
 def _panel(axes: Any, shape: tuple[int, int], timings: Sequence[Timing], looks: Mapping[str, tuple[str, str]]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title(f"{shape[0]} x {shape[1]}", fontsize=10, loc="left")
     axes.set_xlabel("operations per byte of the weight")
     points = {name: sorted(_place(each) for each in timings if each["name"] == name) for name in looks}
     reach = [x for found in points.values() for x, _ in found]
-    edge = (min(reach) / 2, max(reach) * 2) if reach else (1.0, 10.0)
+    edge = (min(reach) / 6, max(reach) * 2) if reach else (1.0, 10.0)
     slopes = [each["extra_info"]["bytes_per_second"] / 1e9 for each in timings if each["name"] == "read"]
     for name, dashes in ROOFS.items():
         tops = [_place(each)[1] for each in timings if each["name"] == name]
@@ -85,8 +88,9 @@ def _roof(axes: Any, edge: tuple[float, float], slope: float, top: float, dashes
     if corner < edge[1]:
         axes.annotate(f"{name}, {top:.0f}", (edge[1], top), (-2, 3), textcoords="offset points", ha="right", fontsize=8)
     if dashes == "-":
-        start = (edge[0], slope * edge[0])
-        axes.annotate(f"memory, {slope:.0f} GB/s", start, (10, 2), textcoords="offset points", fontsize=8, va="top")
+        middle = (edge[0] * min(corner, edge[1])) ** 0.5
+        text = {"textcoords": "offset points", "fontsize": 8, "ha": "right"}
+        axes.annotate(f"memory, {slope:.0f} GB/s", (middle, slope * middle), (-8, 2), **text)
 
 
 def _place(each: Timing) -> tuple[float, float]:

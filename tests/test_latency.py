@@ -52,11 +52,11 @@ def test_products_are_timed_against_dense_ones(command, tmp_path):
 @needs_library
 def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
     file, picture = tmp_path / "0001_timings.json", tmp_path / "roof.png"
-    shapes = ["--shapes", "64x128,32x64", "--batch", "1,4", "--bits", "3", "--group-size", "64", "--rounds", "2"]
+    shapes = ["--shapes", "64x128,32x256", "--batch", "1,4", "--bits", "3", "--group-size", "64", "--rounds", "2"]
     code, text = command("latency", *shapes, "--json", str(file), "--plot", str(picture))
     assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), text
     panels = roofline(json.loads(file.read_text())).axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["64 x 128", "32 x 64"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["64 x 128", "32 x 256"]
     drawn = {line.get_label(): line for line in panels[0].get_lines()}
     stored = [row for row in json.loads(file.read_text())["benchmarks"] if row["name"] == "binary exact 3b fp32"]
     expected = [row["extra_info"]["operations"] / row["stats"]["median"] / 1e9 for row in stored[:2]]
