@@ -116,8 +116,8 @@ def cache_bytes() -> int:
 
 
 def copies_of(nbytes: int) -> int:
-    """How many copies of a weight are twice the last-level cache together, and at least two."""
-    return max(2, -(-2 * cache_bytes() // nbytes))
+    """How many copies of a weight are twice the last-level cache together; 2..1024, so the smallest are not cold."""
+    return min(max(2, -(-2 * cache_bytes() // nbytes)), 1024)
 
 
 def reader(nbytes: int = GIB // 4) -> Candidate:
