@@ -74,6 +74,17 @@ def test_training_lowers_the_loss_and_the_log_says_the_truth(case, name):
     assert json.loads(json.dumps(found.log)) == found.log
 
 
+@pytest.mark.parametrize("name, at_3_bits", [("flexround", 0.015), ("uniquanf", 0.01), ("flexbcq", 0.01)])
+def test_the_learning_rate_follows_the_step_of_the_grid_unless_it_is_given(name, at_3_bits):
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+
+    def rates(bits, **params):
+        return qbench.get_method(name, **params).prepare(weight, Scheme(bits, 32)).groups()[0]["lr"]
+
+    assert [rates(bits) for bits in (2, 3, 4)] == pytest.approx([2 * at_3_bits, at_3_bits, at_3_bits / 2])
+    assert rates(2, lr=0.005) == rates(4, lr=0.005) == 0.005
+
+
 @pytest.mark.parametrize("name", ["flexround", "uniquanf"])
 @pytest.mark.parametrize("lr", [3.0, 1e6])
 def test_a_diverging_learning_rate_gives_the_start_back(case, name, lr):
