@@ -45,7 +45,7 @@ def roofline(stored: Mapping[str, Any]) -> Figure:
         handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
         figure.legend(handles=[*handles.values()], loc="outside right upper", fontsize=8, frameon=False)
         machine, threads = stored["machine_info"]["hardware"]["cpu"], timings[0]["extra_info"]["threads"]
-        note = f"{machine}, {threads} threads. Medians; weights come from memory, not from a cache."
+        note = f"{machine}, threads: {threads}. Medians; weights come from memory, not from a cache."
         figure.supxlabel(note, fontsize=8, color=MUTED, ha="left", x=0.012)
     return figure
 
