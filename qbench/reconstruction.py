@@ -78,7 +78,7 @@ class Reconstruction:
 
     epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences per step. mixing:
     probability with which an input element comes from the quantized prefix, else from the full-precision model. loss:
-    `mse`, or `capped`, where tokens larger than the median count as if they were of its size. holdout: share of the
+    `mse`, or `damped` or `capped`, where tokens larger than the median count less (`block_loss`). holdout: share of the
     batches that judge the states and are not trained on (with a single batch, it does both). patience: epochs without
     improvement after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
     """
@@ -86,7 +86,7 @@ class Reconstruction:
     epochs: int = 4
     batch_size: int = 4
     mixing: float = 1.0
-    loss: Literal["capped", "mse"] = "capped"
+    loss: Literal["damped", "capped", "mse"] = "damped"
     holdout: float = 0.125
     patience: int = 0
     seed: int = 0
@@ -198,16 +198,19 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 
 
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean squared error of (batch, length, width).
+    """Mean squared error of (batch, length, width), where a token of mean square r times the median's counts r^-p.
 
-    `capped`: a token whose mean square, in the output or in the target, is above the median of the batch's targets is
-    scaled down to it. A few tokens of a decoder carry activations that are hundreds of times larger; the next norm
-    divides them out, but in a plain mean they drown all others (on SmolLM2-135M, from the twelfth block on).
+    r is at least 1, and the larger of that in the output and in the target; the median is of the batch's targets. A few
+    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all later tokens attend
+    to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth block on). p = 1, `capped`: the norm that
+    follows sees them so, but as one token of hundreds they are forgotten, and with them what the others attend to (the
+    same model at 2 bits). p = 1/2, `damped`, lies between.
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
-    if kind == "capped":
+    if kind != "mse":
         size, found = (x.detach().float().square().mean(-1) for x in (target, output))
-        error = error * (size.median() / torch.maximum(size, found).clamp_min(1e-30)).clamp_max(1)
+        ratio = (size.median() / torch.maximum(size, found).clamp_min(1e-30)).clamp_max(1)
+        error = error * (ratio.sqrt() if kind == "damped" else ratio)
     return error.mean()
 
 
