@@ -10,7 +10,7 @@ THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test test-transformers4 check sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report test test-triton test-transformers4 check sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -31,6 +31,10 @@ report: $(READY) ## tables, plots and the page again, from the records in OUT
 
 test: $(READY) ## the test suite
 	$(RUN)pytest -q
+
+test-triton: $(READY) ## the GPU kernels without a GPU: under Triton's interpreter, and compiled ahead
+	test -d build/triton || .venv/bin/python -m pip install --quiet --no-deps --target build/triton triton==3.9.0
+	PYTHONPATH=build/triton $(RUN)pytest -q tests/test_kernels_triton.py
 
 test-transformers4: ## checkpoints and families under transformers 4.57, in an environment of its own
 	test -x .venv4/bin/python || $(PYTHON) -m venv .venv4

@@ -1,12 +1,9 @@
 """What the GPU kernels compute and cost on this machine: `make gpu-report`, or `python benchmarks/gpu_report.py`.
 
-ceilings     bandwidth of a large copy (bytes read and written), and the rate of a large bfloat16 matrix product
 correctness  each kernel against the reference in float64, for all bits, groups and dtypes
-latency      one product, by batch, in turns with dense bfloat16 (cuBLAS) and those other kernels that are installed
+latency      what `qbench latency --device cuda` times, by batch
 
-A time is that of a CUDA graph that goes once through copies of the weight, more than the L2 cache holds, divided by
-their number: median and spread over repetitions in which all take turns. Everything goes to one JSON file with the
-hardware's name, after each section. Exits 1 where a product is wrong.
+Everything goes to one JSON file with the hardware's name, after each section. Exits 1 where a product is wrong.
 """
 
 from __future__ import annotations
@@ -14,8 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -23,14 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from qbench.environment import environment
-from qbench.formats import Binary, Uniform
+from qbench.formats import Binary, Lattice, Uniform
 from qbench.kernels import gpu
 from qbench.kernels.reference import linear
 from qbench.kernels.triton_configs import Config
-from qbench.kernels.triton_layout import Planes, derive
+from qbench.kernels.triton_layout import LatticePlanes, Planes, derive
+from qbench.latency import Shape
+from qbench.shapes import Request, time_shape
+from qbench.timings import as_benchmarks
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = ((4096, 4096), (14336, 4096), (8192, 28672))  # (out, in)
@@ -107,123 +105,42 @@ def correctness(quick: bool) -> list[dict[str, Any]]:
     return found
 
 
-def elapsed(run: Callable[[], object]) -> float:
-    """Milliseconds on the GPU."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def ceilings() -> dict[str, float]:
-    """GB/s of a copy of 4 GB, and TFLOP/s of a bfloat16 product of order 8192, medians of 10."""
-    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    x, w = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        target.copy_(source), x @ w
-    copy = statistics.median(elapsed(lambda: target.copy_(source)) for _ in range(10))
-    multiply = statistics.median(elapsed(lambda: x @ w) for _ in range(10))
-    found = {"copy_gb_s": 2 * source.nbytes / copy / 1e6, "matmul_tflop_s": 2 * 8192**3 / multiply / 1e9}
-    print({key: round(value) for key, value in found.items()}, flush=True)
+def lattice_errors() -> list[dict[str, Any]]:
+    """Relative errors of lattice weights, whose inputs are transformed first; limits as bfloat16 and float16 round."""
+    found = []
+    for features, bits, kind in product(("codes", "signs"), (2, 3), ("float16", "bfloat16")):
+        g, dtype = torch.Generator().manual_seed(bits), getattr(torch, kind)
+        map, su, sv = torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g), *torch.ones(2, 1024)
+        codes = torch.randint(0, 2**bits, (1024, 1024), generator=g)
+        weight = Lattice.from_codes(codes, map / 32, torch.randn(4, generator=g) / 32, su, sv, bits, features)
+        for m in (1, 16, 65):
+            x = torch.randn(m, 1024, generator=g).to(dtype)
+            expected = x.double() @ weight.dequantize().double().T
+            error = ((gpu.linear(x.cuda(), on_gpu(weight)).cpu() - expected).norm() / expected.norm()).item()
+            facts = {"coding": f"lattice {features}", "bits": bits, "dtype": kind, "kernel": "lattice", "m": m}
+            found.append(facts | {"error": error, "limit": 2e-2, "right": error <= 2e-2})
     return found
 
 
-def ours(bits: int) -> Callable[[tuple[int, int]], tuple[Callable[[Tensor], Tensor], int]]:
-    """Makes a copy of a binary weight: (its product, its bytes)."""
-
-    def make(shape: tuple[int, int]) -> tuple[Callable[[Tensor], Tensor], int]:
-        planes = derive(weight_of("binary", bits, GROUP, shape))
-        assert isinstance(planes, Planes)
-        return lambda x: gpu.product(x, planes), planes.nbytes
-
-    return make
+def on_gpu(weight: Lattice) -> LatticePlanes:
+    """Its derived layout there."""
+    tensors = {name: part.cuda() for name, part in weight.to_tensors().items()}
+    planes = derive(Lattice.from_tensors(tensors, weight.spec()))
+    assert isinstance(planes, LatticePlanes)
+    return planes
 
 
-def dense_bfloat16(shape: tuple[int, int]) -> tuple[Callable[[Tensor], Tensor], int]:
-    """torch's dense product."""
-    weight = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    return lambda x: x @ weight.T, weight.nbytes
-
-
-def tinygemm_int4(shape: tuple[int, int]) -> tuple[Callable[[Tensor], Tensor], int]:
-    """torch's own 4-bit product."""
-    codes = torch.randint(0, 256, (shape[0], shape[1] // 2), device="cuda", dtype=torch.uint8)
-    packed = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
-    scales = torch.randn(shape[1] // GROUP, shape[0], 2, device="cuda", dtype=torch.bfloat16)
-    return lambda x: torch.ops.aten._weight_int4pack_mm(x, packed, GROUP, scales), packed.nbytes + scales.nbytes
-
-
-def gemlite_int4(shape: tuple[int, int]) -> tuple[Callable[[Tensor], Tensor], int]:
-    """gemlite, 4 bits."""
-    from gemlite.core import DType, GemLiteLinear
-
-    layer = GemLiteLinear(4, GROUP, shape[1], shape[0], input_dtype=DType.BF16, output_dtype=DType.BF16)
-    codes = torch.randint(0, 16, shape, device="cuda", dtype=torch.uint8)
-    scales = torch.rand(shape[0] * shape[1] // GROUP, 1, device="cuda", dtype=torch.bfloat16)
-    layer.pack(codes, scales, torch.full_like(scales, 8.0), None)
-    return layer, codes.nbytes // 2 + 2 * scales.nbytes
-
-
-def bitsandbytes_nf4(shape: tuple[int, int]) -> tuple[Callable[[Tensor], Tensor], int]:
-    """bitsandbytes, NF4 in blocks of 64."""
-    import bitsandbytes
-
-    dense = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    codes, state = bitsandbytes.functional.quantize_4bit(dense, blocksize=64, quant_type="nf4")
-    return lambda x: bitsandbytes.matmul_4bit(x, codes.t(), state), codes.nbytes + state.absmax.nbytes
-
-
-CONTENDERS = {f"qbench-{bits}b": ours(bits) for bits in BITS} | {
-    make.__name__: make for make in (dense_bfloat16, tinygemm_int4, gemlite_int4, bitsandbytes_nf4)
-}
-
-
-def captured(name: str, shape: tuple[int, int], m: int) -> tuple[torch.cuda.CUDAGraph, int, int]:
-    """A graph of one product with each of several copies of the weight; their number, and the bytes of one."""
-    properties = torch.cuda.get_device_properties(0)
-    x = torch.randn(m, shape[1], device="cuda", dtype=torch.bfloat16)
-    products, size = [], 0
-    while not products or len(products) < min(64, max(2, 4 * properties.L2_cache_size // size)):
-        multiply, size = CONTENDERS[name](shape)
-        products.append(multiply)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for multiply in products[:3]:  # compiles, and allocates what libraries keep
-            multiply(x)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for multiply in products:
-            multiply(x)
-    graph.replay()
-    torch.cuda.synchronize()
-    graph.kept = (x, products)  # what the graph reads must live as long as it
-    return graph, len(products), size
-
-
-def latency(quick: bool) -> Iterator[dict[str, Any]]:
-    """One entry for each shape, batch and contender: microseconds, or why there are none."""
-    for shape, m in product(SHAPES[:1] if quick else SHAPES, BATCHES):
-        graphs, times = {}, {}
-        for name in CONTENDERS:
-            try:
-                graphs[name] = captured(name, shape, m)
-                times[name] = []
-            except Exception as error:  # a contender that is missing or fails must not end the report
-                torch.cuda.synchronize()
-                yield {"shape": shape, "m": m, "name": name, "failed": f"{type(error).__name__}: {error}"[:300]}
-        for _ in range(REPETITIONS):
-            for name, (graph, copies, _) in graphs.items():
-                times[name].append(1000 * elapsed(graph.replay) / copies)
-        for name, (_, copies, size) in graphs.items():
-            deciles = statistics.quantiles(times[name], n=10)
-            entry = {"shape": shape, "m": m, "name": name, "copies": copies, "weight_bytes": size}
-            us = {"median_us": statistics.median(times[name]), "p10_us": deciles[0], "p90_us": deciles[-1]}
-            yield entry | us | {"gb_s": size / us["median_us"] / 1e3}
-        graphs.clear()
+def latency(quick: bool) -> Iterator[list[dict[str, Any]]]:
+    """For each shape, the timings in pytest-benchmark's layout."""
+    asked = Request(
+        [Shape(*pair, m) for pair in (SHAPES[:1] if quick else SHAPES) for m in BATCHES], BITS, ["binary"], GROUP
+    )
+    for shape in asked.shapes:
+        rows, missing = time_shape(shape, asked, REPETITIONS, "cuda")
+        for row in rows:
+            print(f"{shape}  {row.name}  {row.seconds * 1e6:.1f} us  {row.rate / 1e9:.0f} GB/s", flush=True)
+        print(*(f"not here  {name}: {reason}" for name, reason in missing.items()), sep="\n", flush=True)
+        yield as_benchmarks(rows)["benchmarks"]
         torch.cuda.empty_cache()
 
 
@@ -239,14 +156,13 @@ def main() -> int:
     name = torch.cuda.get_device_name()
     path = options.json or RESULTS / f"gpu_{name.replace(' ', '_')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"gpu": name, "environment": environment(), "ceilings": ceilings()}
+    report: dict[str, Any] = {"gpu": name, "environment": environment()}
     path.write_text(json.dumps(report, indent=1))
-    report["correctness"] = correctness(options.quick)
+    report["correctness"] = correctness(options.quick) + lattice_errors()
     path.write_text(json.dumps(report, indent=1))
-    report["latency"] = []
-    for entry in latency(options.quick):
-        print({key: round(v, 2) if isinstance(v, float) else v for key, v in entry.items()}, flush=True)
-        report["latency"].append(entry)
+    report["benchmarks"] = []
+    for timings in latency(options.quick):
+        report["benchmarks"] += timings
         path.write_text(json.dumps(report, indent=1))
     print(f"written to {path}")
     return 0 if all(entry["right"] for entry in report["correctness"]) else 1

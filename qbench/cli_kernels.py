@@ -59,6 +59,7 @@ def latency(
     prompt: Annotated[int, typer.Option(help="Tokens to read, end to end.")] = 64,
     tokens: Annotated[int, typer.Option(help="Tokens to write, end to end.")] = 32,
     repeats: Annotated[int, typer.Option(help="Of each model, in turns, end to end.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File to write; of products, in pytest-benchmark's layout.")
@@ -68,7 +69,7 @@ def latency(
         bool, typer.Option("--tune", help="Find the GPU kernels' launches for these shapes first.")
     ] = False,
 ) -> None:
-    """Time products with packed weights against dense ones on the CPU, cold and in turns; or a whole model."""
+    """Time products with packed weights against dense ones, cold and in turns; or a whole model, on the CPU."""
     least = {"--rounds": (rounds, 2), "--prompt": (prompt, 1), "--tokens": (tokens, 2), "--repeats": (repeats, 1)}
     for flag, (value, low) in (least | {"--threads": (threads, 1)}).items():
         if value < low:
@@ -76,15 +77,15 @@ def latency(
     if (shapes is None) == (end_to_end is None):
         raise ConfigError("give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model")
     if end_to_end is not None:
-        if plot is not None or tune:
-            raise ConfigError("--plot and --tune are about products; give them with --shapes")
+        if plot is not None or tune or device == "cuda":
+            raise ConfigError("--plot, --tune and --device cuda are about products; give them with --shapes")
         stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
     else:
         numbers = as_numbers("--bits", bits) or (), as_numbers("--batch", batch) or ()
         request = _requested(as_names(shapes) or (), *numbers, as_names(formats) or (), group_size)
         if tune:
             _tune(request)
-        stored = _products(request, rounds, threads, plot)
+        stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
         from qbench.reports.plots import save
 
@@ -101,19 +102,16 @@ def _requested(
     return request
 
 
-def _products(request: Request, rounds: int, threads: int, plot: Path | None) -> dict[str, Any]:
-    from qbench import latency as timing
-    from qbench.peers import peers
+def _products(request: Request, rounds: int, device: str, threads: int, plot: Path | None) -> dict[str, Any]:
     from qbench.reports.roofline import write_roofline
+    from qbench.shapes import time_shape
     from qbench.timings import as_benchmarks
 
     found: list[Row] = []
     missing: dict[str, str] = {}
     for shape in request.shapes:
-        with err.status(f"timing {shape}"), timing.threads(threads):
-            others, missing = peers(shape)
-            ours = timing.candidates(shape, request.bits, request.group_size, request.formats)
-            rows = timing.time_interleaved(shape, [*timing.probes(), *ours, *others], rounds)
+        with err.status(f"timing {shape}"):
+            rows, missing = time_shape(shape, request, rounds, device, threads)
         Console(width=max(out.width, 110)).print(_product_table(rows))
         found += rows
     for name, reason in missing.items():
@@ -143,9 +141,7 @@ def _product_table(rows: list[Row]) -> Table:
     """Median with tenth and ninetieth percentile, and what it is of the memory's rate and of the dense products."""
     rate, seconds = rows[0].rate, {row.name: row.seconds for row in rows}
     speeds = {row.name.removeprefix("multiply "): f"{row.operations / row.seconds / 1e9:.0f}" for row in rows[1:3]}
-    title = (
-        f"{rows[0].shape}, {rows[0].threads} threads, {len(rows[0].times)} times each; memory reads {rate / 1e9:.1f}"
-    )
+    title = f"{rows[0].shape}, {rows[0].device}, {len(rows[0].times)} times each; memory reads {rate / 1e9:.1f}"
     title += f" GB/s, matrices multiply {speeds['bf16']} (bf16) and {speeds['fp32']} (fp32) GFLOP/s"
     columns = ("kernel", "bits", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -67,12 +67,15 @@ class Candidate:
         return found
 
 
+Clock = Callable[[Candidate], Callable[[int], float]]  # -> seconds of the product with the i-th copy
+
+
 @dataclass(frozen=True)
 class Row:
-    """One candidate's times, in seconds, as they came: `burst` of every round."""
+    """One candidate's times, in seconds, as they came: `burst` of every round. device: the GPU, or `2 threads`."""
 
     shape: Shape
-    threads: int
+    device: str
     name: str
     bits: float
     nbytes: int
@@ -113,6 +116,21 @@ def cache_bytes() -> int:
     sizes = [path.read_text() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     found = [int(m[1]) << {"K": 10, "M": 20}[m[2]] for size in sizes if (m := re.match(r"(\d+)([KM])", size))]
     return max(found, default=64 << 20)
+
+
+def collect(kinds: Mapping[str, Callable[[], Iterable[Candidate]]]) -> tuple[list[Candidate], dict[str, str]]:
+    """Other programs' candidates, and for each program that is not here, or computes something else, the reason."""
+    found: list[Candidate] = []
+    missing: dict[str, str] = {}
+    for name, make in kinds.items():
+        try:
+            made = list(make())
+            for one in made:
+                one.error()
+            found += made
+        except (ImportError, OSError, RuntimeError, AttributeError, QbenchError) as error:
+            missing[name] = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return found, missing
 
 
 def copies_of(nbytes: int) -> int:
@@ -211,22 +229,30 @@ def candidates(
     return found
 
 
-def time_interleaved(shape: Shape, found: Sequence[Candidate], rounds: int, burst: int = 4) -> list[Row]:
+def wall_clock(candidate: Candidate) -> Callable[[int], float]:
+    """Seconds of the product with the i-th copy, by the processor's clock."""
+
+    def elapsed(copy: int) -> float:
+        started = time.perf_counter()
+        candidate.run(copy)
+        return time.perf_counter() - started
+
+    return elapsed
+
+
+def time_interleaved(
+    shape: Shape, found: Sequence[Candidate], rounds: int, burst: int = 4, clock: Clock = wall_clock, device: str = ""
+) -> list[Row]:
     """Check every candidate; then each round runs it once untimed and `burst` times timed, on another copy each."""
     errors = {one.name: one.error() for one in found}
+    clocks = {one.name: clock(one) for one in found}
     times: Mapping[str, list[float]] = {one.name: [] for one in found}
     for turn in range(rounds):
         for one in found:
-            _time(one, turn * (burst + 1) % one.copies)
-            times[one.name] += [_time(one, (turn * (burst + 1) + i) % one.copies) for i in range(1, burst + 1)]
+            copies = [(turn * (burst + 1) + i) % one.copies for i in range(burst + 1)]
+            times[one.name] += [clocks[one.name](copy) for copy in copies][1:]
     rows = []
     for one in found:
         facts = (one.name, one.bits, one.nbytes, one.operations or 2 * math.prod(shape), errors[one.name])
-        rows.append(Row(shape, torch.get_num_threads(), *facts, tuple(times[one.name])))
+        rows.append(Row(shape, device or f"{torch.get_num_threads()} threads", *facts, tuple(times[one.name])))
     return rows
-
-
-def _time(candidate: Candidate, copy: int) -> float:
-    started = time.perf_counter()
-    candidate.run(copy)
-    return time.perf_counter() - started

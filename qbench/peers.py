@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.latency import Candidate, Shape, copies_of
+from qbench.latency import Candidate, Shape, collect, copies_of
 
 _GGML_TYPES = {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12}
 
@@ -26,19 +27,12 @@ def peers(shape: Shape) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates, and for each peer that is not among them the reason."""
     x = torch.randn(shape.rows, shape.columns, generator=torch.Generator().manual_seed(1))
     weight = torch.randn(shape.out, shape.columns, generator=torch.Generator().manual_seed(2)).div_(shape.columns**0.5)
-    found: list[Candidate] = []
-    missing: dict[str, str] = {}
     kinds: dict[str, Callable[[Tensor, Tensor], Iterator[Candidate]]] = {
         "torch int4": _torch_int4,
         "bitsandbytes": _bitsandbytes,
         "ggml": _ggml,
     }
-    for name, make in kinds.items():
-        try:
-            found += make(weight, x)
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            missing[name] = str(error).splitlines()[0]
-    return found, missing
+    return collect({name: partial(make, weight, x) for name, make in kinds.items()})
 
 
 def _torch_int4(weight: Tensor, x: Tensor) -> Iterator[Candidate]:

@@ -1,4 +1,4 @@
-"""The matrices of models by name, for latency."""
+"""What `qbench latency` is asked for: matrices by the name of a model or by size, checked, and timed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from qbench import latency
 from qbench.contracts import Scheme
+from qbench.environment import pick_device
 from qbench.errors import ConfigError, unknown_name
-from qbench.latency import Shape
+from qbench.latency import Row, Shape
 
 SHAPES = {  # (out, in) of each kind of linear layer in a block: attention's q and o, k and v; the MLP's up and down
     "llama3-8b": [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)],
@@ -57,3 +59,31 @@ def check_request(request: Request) -> None:
             raise ConfigError(
                 f"{shape}: inputs and groups must be multiples of 32; the groups are {request.group_size}"
             )
+
+
+def time_shape(
+    shape: Shape, request: Request, rounds: int, device: str = "auto", threads: int = 1
+) -> tuple[list[Row], dict[str, str]]:
+    """Rows of the probes, the dense products, ours and other programs'; and which programs are not here, and why.
+
+    device: `cpu`, on so many threads, `cuda`, or `auto`. ConfigError for another, or where it is not here.
+    """
+    if (found := pick_device(device)) not in ("cpu", "cuda"):
+        raise ConfigError(unknown_name("device", device, ("auto", "cpu", "cuda")))
+    asked = shape, request.bits, request.group_size, request.formats
+    if found == "cuda":
+        import torch
+
+        from qbench import latency_gpu as gpu
+
+        gpu.require_gpu()
+        others, missing = gpu.peers(shape)
+        ours = [*gpu.probes(), *gpu.candidates(*asked), *others]
+        where = torch.cuda.get_device_name()
+        return latency.time_interleaved(shape, ours, rounds, 1, gpu.graph_clock, where), missing
+    from qbench.peers import peers
+
+    with latency.threads(threads):
+        others, missing = peers(shape)
+        ours = [*latency.probes(), *latency.candidates(*asked), *others]
+        return latency.time_interleaved(shape, ours, rounds), missing

@@ -24,9 +24,9 @@ def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _benchmark(row: Row) -> dict[str, Any]:
-    group = f"{row.shape}, {row.threads} threads"
+    group = f"{row.shape}, {row.device}"
     extra = {
-        **{"shape": [*row.shape], "threads": row.threads, "bits": row.bits, "weight_bytes": row.nbytes},
+        **{"shape": [*row.shape], "device": row.device, "bits": row.bits, "weight_bytes": row.nbytes},
         **{"operations": row.operations, "relative_error": row.error, "bytes_per_second": row.rate},
     }
     named = {"group": group, "name": row.name, "fullname": f"{group}: {row.name}", "params": None, "param": None}

@@ -21,6 +21,7 @@ from qbench.errors import DataError
 from qbench.reports.axes import COLOURS, INK, MARKERS, MUTED
 from qbench.reports.plots import STYLE, save
 
+MEMORY = ("read", "copy")  # the probes on a CPU and on a GPU
 ROOFS = {"multiply bf16": "-", "multiply fp32": "--"}
 DENSE = ("dense bf16", "dense fp32")
 
@@ -44,8 +45,8 @@ def roofline(stored: Mapping[str, Any]) -> Figure:
         panels[0].set_ylabel("operations per second, 10⁹")
         handles = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
         figure.legend(handles=[*handles.values()], loc="outside right upper", fontsize=8, frameon=False)
-        machine, threads = stored["machine_info"]["hardware"]["cpu"], timings[0]["extra_info"]["threads"]
-        note = f"{machine}, threads: {threads}. Medians; weights come from memory, not from a cache."
+        machine, device = stored["machine_info"]["hardware"]["cpu"], timings[0]["extra_info"]["device"]
+        note = f"{device}, {machine}. Medians; weights come from memory, not from a cache."
         figure.supxlabel(note, fontsize=8, color=MUTED, ha="left", x=0.012)
     return figure
 
@@ -68,7 +69,7 @@ def _panel(axes: Any, shape: tuple[int, int], timings: Sequence[Timing], looks: 
     points = {name: sorted(_place(each) for each in timings if each["name"] == name) for name in looks}
     reach = [x for found in points.values() for x, _ in found]
     edge = (min(reach) / 6, max(reach) * 2) if reach else (1.0, 10.0)
-    slopes = [each["extra_info"]["bytes_per_second"] / 1e9 for each in timings if each["name"] == "read"]
+    slopes = [each["extra_info"]["bytes_per_second"] / 1e9 for each in timings if each["name"] in MEMORY]
     for name, dashes in ROOFS.items():
         tops = [_place(each)[1] for each in timings if each["name"] == name]
         if tops and slopes:
@@ -105,4 +106,4 @@ def _matrix(each: Timing) -> tuple[int, int]:
 
 
 def _probe(name: str) -> bool:
-    return name == "read" or name in ROOFS
+    return name in MEMORY or name in ROOFS

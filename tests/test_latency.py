@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import qbench
 from qbench import Scheme, cli
 from qbench.errors import ConfigError, DataError
-from qbench.kernels import cpu
-from qbench.latency import Shape
+from qbench.kernels import cpu, gpu
+from qbench.latency import Candidate, Shape, collect
 from qbench.reports.roofline import roofline
 from qbench.shapes import shapes_of
 
@@ -67,6 +68,30 @@ def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
     assert compared.returncode == 0 and "binary exact 3b fp32" in compared.stdout, compared.stderr
 
 
+@pytest.mark.skipif(gpu.unavailable() is not None, reason=f"GPU kernels: {gpu.unavailable()}")
+def test_a_gpu_is_timed_by_graphs(command, tmp_path):
+    shapes = ["--shapes", "256x512", "--bits", "3", "--batch", "1,64", "--rounds", "3", "--device", "cuda"]
+    code, text = command("latency", *shapes, "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "a.png"))
+    assert code == 0, text
+    stored = {row["name"] for row in json.loads((tmp_path / "rows.json").read_text())["benchmarks"]}
+    assert {"copy", "multiply bf16", "dense bf16", "binary 3b bf16", "torch int4 bf16"} <= stored
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_none_is_timed(command):
+    code, text = command("latency", "--shapes", "64x64", "--group-size", "32", "--device", "cuda")
+    assert code == 2 and "--device cuda: there is no GPU" in text
+
+
+def test_another_programs_failure_is_a_reason():
+    def fails():
+        raise RuntimeError("no such kernel\nat line 3")
+
+    wrong = Candidate("wrong", 4, 8, 1, lambda i: torch.ones(2), torch.zeros(2).double() + 2, 0.1)
+    found, missing = collect({"broken": fails, "other": lambda: [wrong]})
+    assert not found and missing["broken"] == "no such kernel" and missing["other"].startswith("wrong is wrong:")
+
+
 def test_there_must_be_timings_to_draw():
     with pytest.raises(DataError, match="qbench latency --json"):
         roofline({"benchmarks": []})
@@ -94,7 +119,8 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         (["--shapes", "64x64", "--format", "ternary"], "unknown format 'ternary'"),
         (["--shapes", "64x64", "--rounds", "1"], "--rounds 1 is too small; give 2 or more"),
         (["--shapes", "64x64", "--group-size", "32", "--tune"], "nothing can be tuned: there is no GPU"),
-        (["--end-to-end", "nowhere", "--plot", "a.png"], "--plot and --tune are about products"),
+        (["--end-to-end", "nowhere", "--plot", "a.png"], "--plot, --tune and --device cuda are about products"),
+        (["--shapes", "64x64", "--group-size", "32", "--device", "cud"], "unknown device 'cud'. Did you mean 'cuda'"),
         (["--end-to-end", "nowhere"], "nowhere/config.json cannot be read"),
     ],
 )
