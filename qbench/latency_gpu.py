@@ -52,7 +52,7 @@ def graph_clock(candidate: Candidate) -> Callable[[int], float]:
 
 
 def probes() -> list[Candidate]:
-    """A copy of 4 GiB, counted as what it reads and writes, and dense products of order 8192 in bfloat16 and 4096 in float32."""
+    """A copy of 4 GiB, counted as what it reads and writes; products of order 8192 in bfloat16 and 4096 in float32."""
     source = torch.empty(4 * GIB, dtype=torch.uint8, device="cuda").fill_(1)
     target, done = torch.empty_like(source), torch.ones(1, dtype=torch.float64, device="cuda")
 
