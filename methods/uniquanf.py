@@ -89,9 +89,12 @@ class UniQuanF(Reconstruction):
         else:
             scale, zero = RTN(zero_point="real").grid(X, Scheme(bits))
             s, z = scale.float().clamp_min(TINY), X.new_zeros(len(X)) if zero is None else zero.float()
-            unified = self.initialization == "unified"
-            alpha, shift = Alternating(self.rounds, self.shift and unified).fit(X, bits)
-            shift = shift if unified and self.shift else s * (h - z)
+            centre, unified = s * (h - z), self.initialization == "unified"
+            if unified and self.shift:
+                alpha, shift = Alternating(self.rounds).fit(X, bits)
+            else:
+                alpha, _ = Alternating(self.rounds, shift=False).fit(X - centre[:, None] if unified else X, bits)
+                shift = centre
         return s, z, alpha / s[:, None], shift / s - (h - z)
 
     def _clip_grid(self, X: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
