@@ -54,11 +54,11 @@ def check_request(request: Request) -> None:
             if not low <= width <= high:
                 raise ConfigError(f"--bits {width} is outside {low}..{high} of the format {name!r}")
     for shape in request.shapes:
-        Scheme(4, request.group_size).group_length(shape.columns, str(shape))
         if shape.columns % 32 or request.group_size % 32:
             raise ConfigError(
                 f"{shape}: inputs and groups must be multiples of 32; the groups are {request.group_size}"
             )
+        Scheme(4, request.group_size).group_length(shape.columns, str(shape))
 
 
 def time_shape(
