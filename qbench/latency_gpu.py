@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from qbench.errors import ConfigError
-from qbench.formats import Binary, Uniform
 from qbench.kernels import gpu
 from qbench.kernels.triton_layout import Planes, derive
 from qbench.latency import GIB, MAKERS, Candidate, Shape, collect
@@ -81,7 +80,9 @@ def candidates(
     for width in bits:
         for kind in formats:
             packed = MAKERS[kind](shape, width, group_size)
-            make, expected = partial(_planes, packed), packed.dequantize().cuda().double()
+            planes = derive(packed)
+            assert isinstance(planes, Planes)  # what the formats that can be asked for have
+            make, expected = partial(_planes, planes), packed.dequantize().cuda().double()
             found.append(_candidate(f"{kind} {width}b bf16", make, x.bfloat16(), expected, 1e-2))
     return found
 
@@ -121,9 +122,7 @@ def _dense(weight: Tensor) -> Made:
     return lambda x: linear(x, copy), copy.nbytes
 
 
-def _planes(weight: Binary | Uniform) -> Made:
-    planes = derive(weight)
-    assert isinstance(planes, Planes)
+def _planes(planes: Planes) -> Made:
     there = planes.to("cuda")
     return lambda x: gpu.product(x, there), there.nbytes
 
