@@ -60,7 +60,7 @@ def loss_of(case, result, batches):
     block, inputs, targets = case
     values = {f"{name}.weight": weight.dequantize() for name, weight in result.weights.items()}
     with torch.no_grad():
-        found = [block_loss(inputs.run(block, inputs.quantized[i], i, values), targets[i], "capped") for i in batches]
+        found = [block_loss(inputs.run(block, inputs.quantized[i], i, values), targets[i], "damped") for i in batches]
     return sum(loss.item() for loss in found) / len(found)
 
 
