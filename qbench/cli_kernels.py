@@ -167,7 +167,7 @@ def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: i
         spreads = [f"{middle:.1f} ({low:.1f}-{high:.1f})" for middle, low, high in (row.prefill, row.decode)]
         served = ", ".join(f"{name} {count}" for name, count in row.kernels.items()) or "torch"
         table.add_row(row.name, *spreads, f"{1000 * row.first_token:.0f}", f"{row.peak_bytes / 1e6:.0f}", Text(served))
-    out.print(table)
+    Console(width=max(out.width, 110)).print(table)
     found = {row.name: row.decode[0] for row in rows}
     ratio = found["packed bfloat16"] / found["dense bfloat16"]
     out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False)
