@@ -77,8 +77,10 @@ def latency(
     if (shapes is None) == (end_to_end is None):
         raise ConfigError("give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model")
     if end_to_end is not None:
-        if plot is not None or tune or device == "cuda":
-            raise ConfigError("--plot, --tune and --device cuda are about products; give them with --shapes")
+        if plot is not None or tune or device not in ("auto", "cpu"):
+            raise ConfigError(
+                f"--plot, --tune and --device are about products; give them with --shapes (--device is {device!r})"
+            )
         stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
     else:
         numbers = as_numbers("--bits", bits) or (), as_numbers("--batch", batch) or ()

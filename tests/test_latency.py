@@ -119,8 +119,9 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         (["--shapes", "64x64", "--format", "ternary"], "unknown format 'ternary'"),
         (["--shapes", "64x64", "--rounds", "1"], "--rounds 1 is too small; give 2 or more"),
         (["--shapes", "64x64", "--group-size", "32", "--tune"], "nothing can be tuned: there is no GPU"),
-        (["--end-to-end", "nowhere", "--plot", "a.png"], "--plot, --tune and --device cuda are about products"),
+        (["--end-to-end", "nowhere", "--plot", "a.png"], "--plot, --tune and --device are about products"),
         (["--shapes", "64x64", "--group-size", "32", "--device", "cud"], "unknown device 'cud'. Did you mean 'cuda'"),
+        (["--end-to-end", "nowhere", "--device", "tpu"], "give them with --shapes (--device is 'tpu')"),
         (["--end-to-end", "nowhere"], "nowhere/config.json cannot be read"),
     ],
 )
