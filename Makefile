@@ -15,7 +15,7 @@ help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
 setup: $(READY) ## a virtual environment with everything pinned
-$(READY): pyproject.toml constraints.txt $(wildcard kernels/bcq*)
+$(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -52,7 +52,7 @@ check: $(READY) links ## lint, types, import directions
 sanitize:       ## the C kernels over odd sizes, under the address and undefined-behaviour sanitizers
 	mkdir -p build
 	$(CC) -std=c11 -g -O1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all -fopenmp \
-	  tests/kernels_sanitize.c kernels/bcq*.c -lm -o build/kernels_sanitize
+	  tests/kernels/sanitize.c kernels/cpu/bcq*.c -lm -o build/kernels_sanitize
 	build/kernels_sanitize
 
 speed: $(READY) ## time the kernels and the quantizers; COMPARE=0001 fails where one has become 30 % slower than in that run
@@ -72,4 +72,4 @@ gpu-report: ## what the GPU kernels compute and cost, on a machine with a GPU (P
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench
-	for f in qbench/*.py qbench/py.typed qbench/exchange qbench/formats methods kernels tasks reports; do ln -s ../../$$f .typetree/qbench/$$(basename $$f); done
+	for f in qbench/* methods kernels tasks reports; do ln -s ../../$$f .typetree/qbench/$$(basename $$f); done

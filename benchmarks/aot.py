@@ -24,9 +24,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qbench.kernels import gpu, triton_binary
-from qbench.kernels.triton_configs import DEFAULTS, Config, default
-from qbench.kernels.triton_layout import Planes
+from qbench.kernels.gpu import products as gpu
+from qbench.kernels.gpu import triton_binary
+from qbench.kernels.gpu.triton_configs import DEFAULTS, Config, default
+from qbench.kernels.gpu.triton_layout import Planes
 
 ARCHITECTURES = (80, 90, 100)
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}

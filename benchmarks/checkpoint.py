@@ -18,18 +18,18 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qbench import checkpoint
-from qbench.blocks import quantizable
+from qbench.checkpoint import folder as checkpoint
 from qbench.environment import environment
+from qbench.files.shards import Shards
 from qbench.formats import Uniform
 from qbench.formats.packing import packed_length
-from qbench.shards import Shards
+from qbench.models.blocks import quantizable
 
 LOAD = """
 import re, sys, time
 from pathlib import Path
 import qbench, torch, transformers
-from qbench import checkpoint
+from qbench.checkpoint import folder as checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 def peak():  # of this process alone: ru_maxrss would begin with the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -28,10 +28,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import qbench
-from qbench import Scheme, checkpoint
+from qbench import Scheme
+from qbench.checkpoint import folder as checkpoint
 from qbench.environment import environment
 from qbench.errors import QbenchError
-from qbench.shards import CARD, verify
+from qbench.files.shards import CARD, verify
 
 SECONDS, BYTES = 2.0, 1 << 30
 METHODS = {"rtn": {}, "alternating": {}, "unisvq": {"epochs": 0}}

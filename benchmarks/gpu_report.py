@@ -22,13 +22,13 @@ import torch
 
 from qbench.environment import environment
 from qbench.formats import Binary, Lattice, Uniform
-from qbench.kernels import gpu
+from qbench.kernels.gpu import products as gpu
+from qbench.kernels.gpu.triton_configs import Config
+from qbench.kernels.gpu.triton_layout import LatticePlanes, Planes, derive
 from qbench.kernels.reference import linear
-from qbench.kernels.triton_configs import Config
-from qbench.kernels.triton_layout import LatticePlanes, Planes, derive
-from qbench.latency import Shape
-from qbench.shapes import Request, time_shape
-from qbench.timings import as_benchmarks
+from qbench.latency.pytest_benchmark import as_benchmarks
+from qbench.latency.request import Request, time_shape
+from qbench.latency.timing import Shape
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = ((4096, 4096), (14336, 4096), (8192, 28672))  # (out, in)

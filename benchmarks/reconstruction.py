@@ -26,13 +26,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qbench
 from qbench import Scheme
-from qbench.blocks import decoder_blocks, linears, read_weight
-from qbench.calibrate import enter
+from qbench.calibration.reconstruction import Steps, Weights
+from qbench.calibration.walk import enter
 from qbench.contracts import BlockInputs
 from qbench.environment import environment
 from qbench.methods.alternating import level_signs
 from qbench.methods.uniquanf import nearest
-from qbench.reconstruction import Steps, Weights
+from qbench.models.blocks import decoder_blocks, linears, read_weight
 
 SMALL = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 LARGE = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "num_key_value_heads": 12}

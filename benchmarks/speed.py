@@ -14,8 +14,8 @@ from reconstruction import step_of
 import qbench
 from qbench import Scheme
 from qbench.contracts import LinearStats
-from qbench.kernels import cpu
-from qbench.latency import Shape, random_binary, random_uniform, reader, table
+from qbench.kernels.cpu import products as cpu
+from qbench.latency.timing import Shape, random_binary, random_uniform, reader, table
 from qbench.methods.uniquanf import nearest
 
 torch.set_num_threads(1)

@@ -17,8 +17,19 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import from_tensors
-from qbench.kernels import cpu, gpu
-from qbench.kernels.registry import Kernel, Request, choose, explain, named, record, register, served, using
+from qbench.kernels.cpu import products as cpu
+from qbench.kernels.gpu import products as gpu
+from qbench.kernels.registry import (
+    Kernel,
+    Request,
+    choose,
+    explain,
+    named,
+    record,
+    register,
+    served,
+    using,
+)
 
 __all__ = ["describe", "explain", "linear", "request", "served", "using"]
 

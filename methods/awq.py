@@ -6,7 +6,7 @@ Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan and Han 2024, MLSys, arXiv:23
     min over r in {0, 1/20, ..., 19/20} of mean ( f(Q(W diag s); x / s) - f(W; x) )^2,    s = mean|x|^r,
 
 where f is the smallest module that holds the layers: the attention for queries, keys and values, the MLP for its gate
-and up projections, the layer itself where it is alone. 1/s goes into what makes x (`qbench.folding`).
+and up projections, the layer itself where it is alone. 1/s goes into what makes x (`qbench.calibration.folding`).
 
 Differences. Inputs are those of the quantized prefix, as at inference; the authors take the full-precision model's.
 Under grouped-query attention s is shared by the heads that share values; the authors leave o_proj out.
@@ -24,13 +24,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.blocks import as_kept, linears, read_weight
+from qbench.calibration.folding import Fold, excerpt, find_folds, moved
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.errors import ConfigError, MethodError
-from qbench.folding import Fold, excerpt, find_folds, moved
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 from qbench.methods.rtn import RTN, Grid, range_grid, round_to_grid, weight_range
+from qbench.models.blocks import as_kept, linears, read_weight
 
 CHUNK = 1 << 22  # partial products held at a time in the search of clips
 

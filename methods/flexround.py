@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
 from qbench.contracts import Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 from qbench.methods.rtn import RTN, TINY
-from qbench.reconstruction import Groups, Reconstruction, TrainedWeight
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Learnable weight clipping, equation 2, per group, with sigma the logistic functi
     w^ = s ( clip( round( w / s ) + z, 0, n ) - z ).
 
 Learnable equivalent transformation, equation 3, without its shift: W diag(s_c) is rounded instead of W, and 1/s_c goes
-into what comes before, at the places of `qbench.folding`. The authors use it for OPT and not for Llama's weights.
+into what comes before, at the places of `qbench.calibration.folding`. The authors use it for OPT and not for Llama's weights.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.blocks import as_kept, linears, read_weight
+from qbench.calibration.folding import Fold, find_folds, has_bias, moved
+from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, Scheme
-from qbench.folding import Fold, find_folds, has_bias, moved
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 from qbench.methods.flexround import chunks
 from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range
-from qbench.reconstruction import Groups, Reconstruction, TrainedWeight, reconstruct
+from qbench.models.blocks import as_kept, linears, read_weight
 
 START = 4.0  # of gamma and beta: sigma(4) = 0.982, nearly the whole range
 LARGEST = 6.0  # at the start: sigma(6) = 0.998; beyond it the gradient is lost

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
 from qbench.contracts import Scheme
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
@@ -24,7 +25,6 @@ from qbench.methods.alternating import Alternating, SortedGroups, alternate, lev
 from qbench.methods.flexround import chunks, divided
 from qbench.methods.greedy import greedy_planes
 from qbench.methods.rtn import RTN, TINY
-from qbench.reconstruction import Groups, Reconstruction, TrainedWeight
 
 Mapping = Literal["exact", "local", "full"]
 

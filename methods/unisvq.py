@@ -25,16 +25,30 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qbench.blocks import linears, read_weight
-from qbench.calibrate import InputStatistics
+from qbench.calibration.reconstruction import (
+    Groups,
+    Reconstruction,
+    TrainedWeight,
+    Weights,
+    reconstruct,
+)
+from qbench.calibration.walk import InputStatistics
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Lattice
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import decode, features_of
 from qbench.formats.packing import as_stored
-from qbench.methods.vector_rounding import Codebook, Curvature, RotatedGrid, SignMap, assign, gaussian_map, rotation
-from qbench.reconstruction import Groups, Reconstruction, TrainedWeight, Weights, reconstruct
+from qbench.methods.vector_rounding import (
+    Codebook,
+    Curvature,
+    RotatedGrid,
+    SignMap,
+    assign,
+    gaussian_map,
+    rotation,
+)
+from qbench.models.blocks import linears, read_weight
 
 CODEWORDS = 4096  # at most so many are searched
 WIDTHS = (1.0, 0.93, 0.86, 0.79)  # of rms(W~) / s_W, by what is best for Gaussian vectors rounded to nearest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qbench import checkpoint
+from qbench.checkpoint import folder as checkpoint
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq

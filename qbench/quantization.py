@@ -12,14 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench import checkpoint
-from qbench.blocks import linears, quantizable, read_weight, write_weight
-from qbench.calibrate import Progress, walk_blocks, walk_linears
-from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat, check_scheme, verb_of
+from qbench.calibration.walk import Progress, walk_blocks, walk_linears
+from qbench.checkpoint import folder as checkpoint
+from qbench.contracts import (
+    BlockInputs,
+    BlockResult,
+    LinearStats,
+    Scheme,
+    WeightFormat,
+    check_scheme,
+    verb_of,
+)
 from qbench.errors import ConfigError, MethodError, QbenchError
-from qbench.experts import unfuse_experts
 from qbench.formats import bits_per_weight
-from qbench.models import DTYPES, find_model, load_model
+from qbench.models.blocks import linears, quantizable, read_weight, write_weight
+from qbench.models.experts import unfuse_experts
+from qbench.models.source import DTYPES, find_model, load_model
 from qbench.registry import get_method, parameters
 
 

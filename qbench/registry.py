@@ -23,7 +23,7 @@ from qbench.contracts import verb_of
 from qbench.errors import ConfigError, unknown_name
 
 _DECLARED = ("name", "paper", "format", "bits", "symmetric")
-_BUILDS_ON = ("qbench.methods.", "qbench.reconstruction", "qbench.folding")
+_BUILDS_ON = ("qbench.methods.", "qbench.calibration.reconstruction", "qbench.calibration.folding")
 _plugins: dict[str, Any] = {}
 
 

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import qbench
-from qbench import Scheme, checkpoint
-from qbench.blocks import quantizable
+from qbench import Scheme
+from qbench.checkpoint import folder as checkpoint
 from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.export import export
 from qbench.kernels.dispatch import using
+from qbench.models.blocks import quantizable
 
 PROMPT = torch.arange(40).view(2, 20)
 

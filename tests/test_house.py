@@ -15,19 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"methods": "methods", "kernels": "kernels", "tasks": "tasks", "reports": "reports"}
 FOUNDATION = {"qbench.errors", "qbench.contracts", "qbench.records"}
 MAY_IMPORT = {  # what each room may import of ours, besides itself and the foundation
-    "methods": {"qbench.formats", "qbench.reconstruction", "qbench.folding", "qbench.calibrate", "qbench.blocks"},
-    "qbench.reconstruction": {"qbench.blocks"},
-    "qbench.folding": {"qbench.blocks"},
+    "methods": {"qbench.formats", "qbench.calibration.reconstruction", "qbench.calibration.folding", "qbench.calibration.walk", "qbench.models.blocks"},
+    "qbench.calibration.reconstruction": {"qbench.models.blocks"},
+    "qbench.calibration.folding": {"qbench.models.blocks"},
     "kernels": {"qbench.formats"},
     "tasks": set(),
     "reports": set(),
-    "qbench.exchange": {"qbench.formats", "qbench.shards"},
+    "qbench.exchange": {"qbench.formats", "qbench.files.shards"},
     "qbench.formats": set(),
     "qbench.contracts": set(),
     "qbench.errors": set(),
     "qbench.records": set(),
-    "qbench.blocks": set(),
-    "qbench.store": set(),
+    "qbench.models.blocks": set(),
+    "qbench.experiment.store": set(),
 }
 
 
@@ -58,8 +58,8 @@ def imported(path):
 @pytest.mark.parametrize("path, name", [pytest.param(p, r, id=str(p.relative_to(ROOT))) for p, r in sources()])
 def test_imports_point_one_way(path, name):
     ours = {module for module in imported(path) if module.startswith("qbench.")}
-    if name not in ("qbench.cli", "qbench.runner"):
-        assert not {m for m in ours if m in ("qbench.cli", "qbench.runner")}, "nothing imports the cli or the runner"
+    if name not in ("qbench.commands.main", "qbench.experiment.runner"):
+        assert not {m for m in ours if m in ("qbench.commands.main", "qbench.experiment.runner")}, "nothing imports the cli or the runner"
     if name not in MAY_IMPORT:
         return
     own = f"qbench.{name}" if name in ROOMS else name
@@ -68,7 +68,7 @@ def test_imports_point_one_way(path, name):
 
 
 def test_a_report_needs_no_torch():
-    code = "import sys, qbench.reports.page, qbench.reports.tables, qbench.store; assert 'torch' not in sys.modules"
+    code = "import sys, qbench.reports.page, qbench.reports.tables, qbench.experiment.store; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
@@ -96,6 +96,6 @@ def test_modules_stay_small():
 
 
 def test_the_readme_lists_every_method():
-    from qbench.listing import as_markdown, listing
+    from qbench.commands.listing import as_markdown, listing
 
     assert as_markdown(*listing("methods")) in (ROOT / "README.md").read_text(), "run `qbench list methods --markdown`"

@@ -9,10 +9,10 @@ import torch
 
 import qbench
 from qbench import Scheme
-from qbench.blocks import linears
-from qbench.checkpoint import bytes_on_disk
+from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import BlockResult
 from qbench.errors import ConfigError, MethodError
+from qbench.models.blocks import linears
 
 PROMPT = torch.arange(40).view(2, 20)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from qbench.errors import ModelError, StoreError
 from qbench.exchange.awq import from_awq
 from qbench.exchange.gptq import from_gptq
+from qbench.files.shards import Shards
 from qbench.formats import Uniform
-from qbench.shards import Shards
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform]

@@ -1,0 +1,150 @@
+"""Binary-coded, uniform and lattice weights on GPUs: what is launched when, in Triton kernels, which load when needed.
+
+float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what tuning found on
+this GPU model; float32 takes `_skinny`, without matrix units. `qbench.kernels.gpu.triton_binary` says what each rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.errors import ConfigError
+from qbench.kernels.gpu.triton_configs import Config, choose
+from qbench.kernels.gpu.triton_layout import LatticePlanes, Planes, derive
+from qbench.kernels.layouts import Layouts
+from qbench.kernels.registry import Kernel, Request
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+SIGNS = 0x80008000 - 2**32  # the sign bits of two 16-bit numbers, as an int32
+
+
+def product(
+    x: Tensor, planes: Planes, bias: Tensor | None = None, out: torch.dtype | None = None, config: Config | None = None
+) -> Tensor:
+    """x (m, in) float16, bfloat16 or float32, bias (out,) or None -> (m, out) of dtype `out`, or that of x.
+
+    `config` overrides the table. ConfigError where x does not fit, or has another dtype.
+    """
+    from qbench.kernels.gpu import triton_binary
+
+    (m, k), (n, columns) = x.shape, planes.shape
+    if k != columns or x.dtype not in DTYPES:
+        raise ConfigError(f"x {tuple(x.shape)} {x.dtype} does not fit; expected (any, {columns}), one of {DTYPES}")
+    config = config or choose(m, planes, x.dtype)
+    y = x.new_empty(m, n, dtype=out or x.dtype)
+    if m == 0:
+        return y
+    if config.kind == "dense":
+        return torch.nn.functional.linear(x, dense(planes, x.dtype), None if bias is None else bias.to(x.dtype)).to(
+            y.dtype
+        )
+    kernel, split = getattr(triton_binary, f"_{config.kind}"), config.split
+    parts = y if split == 1 else x.new_empty(split, m, n, dtype=torch.float32)
+    kernel[-(-n // config.block_n), -(-m // config.block_m), split](
+        x.contiguous(), *tensors(planes), bias if split == 1 else None, parts, m, n, SIGNS,
+        **meaning(planes, x.dtype), **launch(config, planes),
+    )  # fmt: skip
+    if split > 1:
+        triton_binary._reduce[(-(-m * n // 1024),)](parts, bias, y, m * n, n, SPLIT=split, BLOCK=1024)
+    return y
+
+
+def dense(planes: Planes, dtype: torch.dtype) -> Tensor:
+    """(out, in) float16 or bfloat16, computed as `_large` does."""
+    from qbench.kernels.gpu.triton_binary import _dense
+
+    n, k = planes.shape
+    weight = planes.words.new_empty(n, k, dtype=dtype)
+    grid = -(-n // 64), -(-k // 64)
+    _dense[grid](*tensors(planes), weight, n, SIGNS, **meaning(planes, dtype), BN=64, BK=64, enable_fp_fusion=True)
+    return weight
+
+
+def linear(x: Tensor, weight: Planes | LatticePlanes, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), bias (out,) or None -> (..., out) in the dtype of x."""
+    rows = x.reshape(-1, weight.shape[1])
+    if isinstance(weight, Planes):
+        y = product(rows, weight, bias)
+    else:
+        inputs, offset = weight.inputs(rows)
+        y = weight.outputs(product(inputs, weight.planes, out=torch.float32), offset)
+        y = (y if bias is None else y + bias).to(x.dtype)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def tensors(planes: Planes) -> tuple[Tensor, Tensor, Tensor | None]:
+    """In the kernels' order."""
+    return planes.words, planes.alpha, planes.shift
+
+
+def meaning(planes: Planes, dtype: torch.dtype) -> dict[str, Any]:
+    """The compile-time arguments that say what the tensors mean."""
+    import triton
+    import triton.language as tl
+
+    half = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+    wrong = dtype == torch.bfloat16 and triton.knobs.runtime.interpret  # the interpreter's arithmetic in bfloat16 is
+    return {
+        "K": planes.shape[1],
+        "GROUP": planes.group_size,
+        "P": planes.bits,
+        "UNIFORM": planes.uniform,
+        "DOT": tl.float32 if dtype == torch.float32 or wrong else half,
+        "HALF": half,
+    }
+
+
+def launch(config: Config, planes: Planes) -> dict[str, Any]:
+    """The compile-time arguments that say how. A step of `_skinny` has no more inputs than share a scale."""
+    group, k = planes.group_size, planes.shape[1]
+    fit = 1 << (k - 1).bit_length() if group == k or config.kind == "large" else group & -group
+    blocks = {"BN": config.block_n, "BM": config.block_m, "BK": min(config.block_k, fit), "SPLIT": config.split}
+    return blocks | {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+
+
+@cache
+def unavailable() -> str | None:
+    """Why the kernels cannot be used in this process, or None."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    return None if find_spec("triton") else "triton is not installed; install qbench's extra `gpu`"
+
+
+_layouts = Layouts(derive)
+
+
+def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any]) -> Tensor:
+    with torch.cuda.device_of(x):  # triton launches on the current device
+        return linear(x, _layouts.of(parts, stated), bias)
+
+
+def _refuses(request: Request) -> str | None:
+    columns = request.shape[1]
+    group = request.group_size or columns
+    if columns % 32 or group % 32:
+        return f"groups of {group} in {columns} inputs are not multiples of 32"
+    if request.dtype == torch.float32 and request.rows > 64:
+        return f"{request.rows} rows of float32 x; up to 64 are served"
+    return None
+
+
+KERNELS = (
+    Kernel(
+        "triton",
+        _run,
+        formats=("binary", "uniform", "lattice"),
+        bits=(1, 8),
+        devices=("cuda",),
+        dtypes=DTYPES,
+        automatic=False,
+        available=unavailable,
+        refuses=_refuses,
+        describe=lambda: "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only",
+    ),
+)

@@ -1,0 +1,100 @@
+"""How the Triton kernels are launched: defaults by shape, and what tuning found, one JSON file per GPU model.
+
+A tuned file is `tuned/<name of the GPU, spaces as underscores>.json` beside this module:
+
+    {"gpu": "NVIDIA H200", "triton": "3.6.0", "configs": {
+        "m16 n4096 k4096 binary b3 g128 bfloat16": {"kind": "skinny", "block_n": 64, "split": 8}}}
+
+with the fields of `Config`; m is the bucket of the batch. The defaults come from the instruction counts and registers
+of the compiled kernels (`benchmarks/aot.py`), not from timings.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from qbench.errors import ConfigError
+from qbench.kernels.gpu.triton_layout import Planes
+
+Kind = Literal["skinny", "large", "dense"]
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+TUNED = Path(__file__).resolve().parent / "tuned"
+PROCESSORS = 132  # where no GPU says otherwise
+
+
+@dataclass(frozen=True)
+class Config:
+    """One launch. Blocks count outputs (n), rows of x (m), inputs (k); `split` parts of the inputs are summed apart."""
+
+    kind: Kind
+    block_n: int = 128
+    block_m: int = 16
+    block_k: int = 64
+    split: int = 1
+    warps: int = 4
+    stages: int = 3
+
+
+DEFAULTS: tuple[tuple[int, Config], ...] = (  # the first whose batch is not exceeded; split is filled in by shape
+    (8, Config("skinny", block_m=8, block_k=128)),
+    (16, Config("skinny", block_m=16, block_k=128)),
+    (32, Config("large", block_n=64, block_m=32, block_k=128)),
+    (64, Config("large", block_n=64, block_m=64, block_k=128)),
+    (1024, Config("large", block_m=128, warps=8)),
+)
+DENSE = Config("dense")
+FLOAT32 = Config("skinny", block_n=64, block_k=32)  # no matrix units: larger blocks spill
+
+
+def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
+    """The launch for x of (m, in): the tuned one where this GPU has a file with this shape, else a default."""
+    device = planes.words.device
+    n, k = planes.shape
+    if device.type == "cuda":
+        found = _tuned(torch.cuda.get_device_name(device)).get(key(m, planes, dtype))
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return found or default(m, n, k, dtype, processors)
+    return default(m, n, k, dtype)
+
+
+@lru_cache(maxsize=4096)
+def default(m: int, n: int, k: int, dtype: torch.dtype, processors: int = PROCESSORS) -> Config:
+    """By shape alone. float32 takes the kernel that rounds nothing, whatever the batch."""
+    config = FLOAT32 if dtype == torch.float32 else next((config for limit, config in DEFAULTS if m <= limit), DENSE)
+    if config.kind == "dense":
+        return config
+    programs = -(-n // config.block_n) * -(-m // config.block_m)
+    split = 1
+    while programs * split < 2 * processors and k >= 8 * split * config.block_k and 2 * split * m <= 256:
+        split *= 2  # the sums are written and read again, so that many rows of x allow fewer parts
+    return Config(**(vars(config) | {"split": split}))
+
+
+def key(m: int, planes: Planes, dtype: torch.dtype) -> str:
+    """What a tuned configuration is found by."""
+    n, k = planes.shape
+    bucket = next((size for size in BUCKETS if m <= size), BUCKETS[-1])
+    kind = "uniform" if planes.uniform else "binary"
+    return f"m{bucket} n{n} k{k} {kind} b{planes.bits} g{planes.group_size} {str(dtype).removeprefix('torch.')}"
+
+
+def tuned_file(gpu: str) -> Path:
+    """Where the configurations of a GPU model are kept."""
+    return TUNED / f"{gpu.replace(' ', '_')}.json"
+
+
+@lru_cache
+def _tuned(gpu: str) -> dict[str, Config]:
+    path = tuned_file(gpu)
+    if not path.is_file():
+        return {}
+    try:
+        return {name: Config(**fields) for name, fields in json.loads(path.read_text())["configs"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a file of tuned configurations ({error}); tune again or delete it") from None

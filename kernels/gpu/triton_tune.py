@@ -1,0 +1,75 @@
+"""Times launches of the Triton kernels on the present GPU, and keeps the best by shape (see `triton_configs`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.errors import ConfigError
+from qbench.kernels.gpu import products as gpu
+from qbench.kernels.gpu import triton_configs
+from qbench.kernels.gpu.triton_configs import Config
+from qbench.kernels.gpu.triton_layout import Planes
+
+
+def tune(weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, path: Path | None = None) -> Path:
+    """Time all candidates for each weight and batch, and write the file of this GPU, or `path`; others' entries stay.
+
+    A candidate counts only if its products agree with those of the default. ConfigError where there is no GPU.
+    """
+    require_gpu()
+    import triton
+
+    name = torch.cuda.get_device_name()
+    path = path or triton_configs.tuned_file(name)
+    known: dict[str, Any] = json.loads(path.read_text())["configs"] if path.is_file() else {}
+    for weight, m in product(list(weights), batches):
+        x = torch.randn(m, weight.shape[1], device=weight.words.device, dtype=dtype)
+        known[triton_configs.key(m, weight, dtype)] = asdict(_best(x, weight))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"gpu": name, "triton": triton.__version__, "configs": known}, indent=1) + "\n")
+    triton_configs._tuned.cache_clear()
+    return path
+
+
+def require_gpu() -> None:
+    """ConfigError where there is none, or no triton."""
+    if (reason := gpu.unavailable()) is not None:
+        raise ConfigError(f"nothing can be tuned: {reason}; tune on the machine that will serve")
+
+
+def candidates(m: int) -> Iterator[Config]:
+    """Launches worth timing for m rows of x in half precision."""
+    if m <= 32:
+        rows = 8 if m <= 8 else 16
+        for n, k, split, stages in product((64, 128), (64, 128), (1, 4, 8, 16), (2, 4)):
+            yield Config("skinny", n, rows, k, split, 4, stages)
+    for n, rows, split, stages in product((64, 128), (16, 32, 64, 128), (1, 4), (2, 3)):
+        if m > 4 and rows < 2 * m:
+            yield Config("large", n, rows, 64, split, 8 if rows == 128 else 4, stages)
+    if m >= 256:
+        yield triton_configs.DENSE
+
+
+def _best(x: Tensor, weight: Planes) -> Config:
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    default = triton_configs.default(len(x), *weight.shape, x.dtype)
+    expected = gpu.product(x, weight, out=torch.float32, config=default)
+    times = {default: do_bench(lambda: gpu.product(x, weight, config=default), return_mode="median")}
+    for config in candidates(len(x)):
+        try:
+            found = gpu.product(x, weight, out=torch.float32, config=config)
+        except OutOfResources:  # more shared memory or registers than the GPU has
+            continue
+        if (found - expected).norm() <= 0.02 * expected.norm():
+            times[config] = do_bench(lambda chosen=config: gpu.product(x, weight, config=chosen), return_mode="median")
+    return min(times, key=lambda config: times[config])

@@ -1,0 +1,1 @@
+"""Calibration text through a model, block by block, and what is learned from it."""

@@ -1,0 +1,277 @@
+"""Block reconstruction: train what stands for a block's weights until its output is again what it was.
+
+The loop that FlexRound, UniQuanF and their relatives share (BRECQ, Li et al. 2021, arXiv:2102.05426), with inputs mixed
+element by element from both streams (QDrop, Wei et al. 2022, arXiv:2203.05740). A method brings the parameterization
+of one weight; here are the loss, the optimizer, the batches, and which state is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qbench.contracts import BlockInputs, BlockResult, Scheme, WeightFormat
+from qbench.errors import ConfigError, MethodError
+from qbench.models.blocks import as_kept, linears, read_weight
+
+Groups = list[dict[str, Any]]  # what an optimizer takes: [{"params": [...], "lr": ...}, ...]
+
+
+class TrainedWeight(nn.Module):
+    """One linear layer's weight in training: its parameters are float32 masters, rounded to storage in `export`."""
+
+    def forward(self) -> Tensor:
+        """(out, in) float32: the quantized weight, differentiable in the parameters."""
+        raise NotImplementedError
+
+    def export(self) -> WeightFormat:
+        """The present state as it is stored."""
+        raise NotImplementedError
+
+    def groups(self) -> Groups:
+        """Parameters with their learning rates."""
+        raise NotImplementedError
+
+
+class Trainable(Protocol):
+    """What stands for a whole block in training."""
+
+    def substitutes(self) -> dict[str, Tensor]:
+        """Values in place of the block's parameters, by their names, differentiable."""
+
+    def export(self) -> BlockResult:
+        """The present state as it is stored."""
+
+    def groups(self) -> Groups:
+        """Parameters with their learning rates."""
+
+
+class Weights:
+    """A block whose linear layers are trained weights, each on its own."""
+
+    def __init__(self, block: nn.Module, weights: Mapping[str, TrainedWeight]) -> None:
+        """weights: by the name of the layer within the block."""
+        self.layers, self.weights = linears(block), weights
+
+    def substitutes(self) -> dict[str, Tensor]:
+        """`<layer>.weight` of every layer, as the layer keeps it (Conv1D has it transposed)."""
+        return {f"{name}.weight": as_kept(self.layers[name], weight()) for name, weight in self.weights.items()}
+
+    def export(self) -> BlockResult:
+        """The quantized weights."""
+        return BlockResult({name: weight.export() for name, weight in self.weights.items()})
+
+    def groups(self) -> Groups:
+        """All of them."""
+        return [group for weight in self.weights.values() for group in weight.groups()]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What trained methods share; a method derives from it and gives `prepare`.
+
+    epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences per step. mixing:
+    probability with which an input element comes from the quantized prefix, else from the full-precision model. loss:
+    `mse`, or `damped` or `capped`, where tokens larger than the median count less (`block_loss`). holdout: share of the
+    batches that judge the states and are not trained on (with a single batch, it does both). patience: epochs without
+    improvement after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
+    """
+
+    epochs: int = 4
+    batch_size: int = 4
+    mixing: float = 1.0
+    loss: Literal["damped", "capped", "mse"] = "damped"
+    holdout: float = 0.125
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.refuse_below(0, "epochs", "patience", "mixing", "holdout")
+        self.refuse_below(1, "batch_size")
+        if self.mixing > 1 or self.holdout >= 1:
+            raise ConfigError(
+                f"mixing={self.mixing}, holdout={self.holdout}: give shares, mixing up to 1 and holdout below 1"
+            )
+
+    def refuse_below(self, least: int, *names: str) -> None:
+        """ConfigError naming the first of these parameters that is smaller."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small; give {least} or more")
+
+    def training_tokens(self, tokens: int) -> int:
+        """Tokens that pass forward and backward when `tokens` tokens calibrate: for estimates of time."""
+        return math.ceil(tokens * (1 - self.holdout) * self.epochs)
+
+    def prepare(self, weight: Tensor, scheme: Scheme) -> TrainedWeight:
+        """(out, in) -> its parameterization at the initialization. Must not change `weight`."""
+        raise NotImplementedError
+
+    def quantize_block(
+        self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
+    ) -> BlockResult:
+        """Initialize every linear layer, and train them together on the block's output."""
+        weights = {}
+        for name, layer in linears(block).items():
+            inputs.progress(0.0, f"initializing {name}")
+            weights[name] = self.prepare(read_weight(layer), scheme)
+        return reconstruct(block, Weights(block, weights), inputs, targets, self)
+
+
+def reconstruct(
+    block: nn.Module, state: Trainable, inputs: BlockInputs, targets: list[Tensor], recipe: Reconstruction
+) -> BlockResult:
+    """Train `state`, and return the best of its exported states, the initialization among them.
+
+    States are judged once per epoch by the loss that the *exported* block has on the held-out batches of the quantized
+    stream: what is returned is never worse there than the start. The block is left as it is. Training stops where the
+    loss is no longer finite. MethodError where the initialization's loss is not finite.
+    """
+    fixed = {name: value.detach() for name, value in block.named_parameters()}
+    training, judging = split(len(targets), recipe.holdout)
+    judge = partial(_judged, block, fixed, inputs, targets, judging, recipe.loss)
+    best = state.export()
+    history = _History([], [judge(best)])
+    if not math.isfinite(history.judged[0]):
+        raise MethodError(
+            "the block's loss is not finite before any training; check the model and the calibration text"
+        )
+    steps = Steps(state, recipe, len(training), targets[0].device)
+    for epoch in range(recipe.epochs):
+        for batch in steps.order(training):
+            inputs.progress(len(history.losses) / (recipe.epochs * len(training)), history.line(epoch, recipe.epochs))
+            history.losses.append(steps.take(block, fixed, inputs, targets[batch], batch))
+            if not math.isfinite(history.losses[-1]):
+                history.stopped = f"stopped at step {len(history.losses)}: the loss is {history.losses[-1]}"
+                return replace(best, log=history.log())
+        found = state.export()
+        history.judged.append(judge(found))
+        if history.best_epoch == epoch + 1:
+            best = found
+        elif recipe.patience and epoch + 1 - history.best_epoch >= recipe.patience:
+            history.stopped = f"stopped after epoch {epoch + 1}: no improvement for {recipe.patience}"
+            break
+    return replace(best, log=history.log())
+
+
+@dataclass
+class _History:
+    """losses: of every step. judged: of the start, and after every epoch. stopped: why training ended."""
+
+    losses: list[float]
+    judged: list[float]
+    stopped: str = "trained to the end"
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the lowest judged loss; 0 is the start. A loss that is not a number is never best."""
+        return min(range(len(self.judged)), key=lambda i: self.judged[i] if math.isfinite(self.judged[i]) else math.inf)
+
+    def line(self, epoch: int, epochs: int) -> str:
+        """For people."""
+        return f"epoch {epoch + 1}/{epochs}, loss {self.judged[-1] / (self.judged[0] or 1):.2f} of the start"
+
+    def log(self) -> dict[str, Any]:
+        """For the record."""
+        best = self.best_epoch
+        losses = {"judged": [*map(_short, self.judged)], "losses": [*map(_short, self.losses)]}
+        return {
+            "initial": _short(self.judged[0]),
+            "final": _short(self.judged[best]),
+            "best_epoch": best,
+            "stopped": self.stopped,
+            **losses,
+        }
+
+
+def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
+    """Indices of the batches that train and of those that judge; a single batch does both."""
+    kept = min(batches - 1, math.ceil(batches * holdout))
+    indices = list(range(batches))
+    return indices[: batches - kept], indices[batches - kept :] or indices
+
+
+def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Mean squared error of (batch, length, width), where a token of mean square r times the median's counts r^-p.
+
+    r is at least 1, and the larger of that in the output and in the target; the median is of the batch's targets. A few
+    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all later tokens attend
+    to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth block on). p = 1, `capped`: the norm that
+    follows sees them so, but as one token of hundreds they are forgotten, and with them what the others attend to (the
+    same model at 2 bits). p = 1/2, `damped`, lies between.
+    """
+    error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
+    if kind != "mse":
+        size, found = (x.detach().float().square().mean(-1) for x in (target, output))
+        ratio = (size.median() / torch.maximum(size, found).clamp_min(1e-30)).clamp_max(1)
+        error = error * (ratio.sqrt() if kind == "damped" else ratio)
+    return error.mean()
+
+
+@torch.no_grad()
+def _judged(
+    block: nn.Module,
+    fixed: Mapping[str, Tensor],
+    inputs: BlockInputs,
+    targets: list[Tensor],
+    batches: list[int],
+    kind: str,
+    result: BlockResult,
+) -> float:
+    """The loss of a quantized block on these batches of the quantized stream."""
+    layers = linears(block)
+    values = {**fixed, **result.parameters}
+    for name, weight in result.weights.items():
+        values[f"{name}.weight"] = as_kept(layers[name], weight.dequantize())
+    outputs = ((i, inputs.run(block, inputs.quantized[i], i, values)) for i in batches)
+    losses = [block_loss(output, targets[i], kind).item() for i, output in outputs]
+    return sum(losses) / len(losses)
+
+
+class Steps:
+    """Adam under a cosine schedule to zero, the order of the batches, and the mixing of the inputs."""
+
+    def __init__(self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device) -> None:
+        self.state, self.recipe = state, recipe
+        self.optimizer = torch.optim.Adam(state.groups(), fused=True)
+        total = max(1, recipe.epochs * batches)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=total)
+        self.shuffle = torch.Generator().manual_seed(recipe.seed)
+        self.noise = torch.Generator(device).manual_seed(recipe.seed)
+
+    def order(self, batches: list[int]) -> list[int]:
+        """The batches of one epoch."""
+        return [batches[i] for i in torch.randperm(len(batches), generator=self.shuffle).tolist()]
+
+    def mixed(self, inputs: BlockInputs, batch: int) -> Tensor:
+        """Hidden states whose elements come from the quantized prefix with probability `mixing`."""
+        quantized, full = inputs.quantized[batch], inputs.full[batch]
+        if self.recipe.mixing in (0.0, 1.0):
+            return quantized if self.recipe.mixing else full
+        drawn = torch.rand(full.shape, generator=self.noise, device=full.device)
+        return torch.where(drawn < self.recipe.mixing, quantized, full)
+
+    @torch.enable_grad()
+    def take(
+        self, block: nn.Module, fixed: Mapping[str, Tensor], inputs: BlockInputs, target: Tensor, batch: int
+    ) -> float:
+        """One step; returns its loss. Parameters do not move where that is not finite."""
+        output = inputs.run(block, self.mixed(inputs, batch), batch, {**fixed, **self.state.substitutes()})
+        loss = block_loss(output, target, self.recipe.loss)
+        if torch.isfinite(loss):
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)  # at once: nothing holds gradients while a state is judged
+            self.schedule.step()
+        return loss.item()
+
+
+def _short(value: float) -> float | str:
+    """Five digits; JSON has no word for what is not finite."""
+    return float(f"{value:.5g}") if math.isfinite(value) else str(value)

@@ -1,0 +1,238 @@
+"""The calibration walk: hidden states go through the model block by block while its linear layers are quantized.
+
+Memory is one block, the hidden-state stream of all calibration tokens, and what one block keeps alive between two of
+its linear layers. Inputs are truly sequential: each layer sees what the already quantized layers before it produce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from greenlet import greenlet
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from qbench.contracts import BlockInputs, LinearStats
+from qbench.errors import MethodError
+from qbench.models.blocks import decoder_blocks, linears
+
+Visit = Callable[[str, nn.Module, LinearStats], None]
+VisitBlock = Callable[[str, nn.Module, BlockInputs, list[Tensor]], None]
+Progress = Callable[[float, str], None]
+
+
+@dataclass
+class Stream:
+    """One batch on its way.
+
+    hidden: (batch, length, width). arguments: of each block's call, but for the hidden states.
+    """
+
+    hidden: Tensor
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@torch.no_grad()
+def walk_linears(
+    model: nn.Module,
+    tokens: Tensor,
+    visit: Visit,
+    device: torch.device,
+    progress: Progress,
+    batch_size: int,
+    dtype: torch.dtype,
+) -> None:
+    """Visit every linear layer of the decoder in the order of execution with the statistics of its inputs.
+
+    tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight: all that follows sees
+    it. A layer that no token reaches (an expert) is visited last, with count 0. dtype: of the matrix products.
+    Raises MethodError naming the layer whose inputs are no longer finite.
+    """
+    prefix, blocks = decoder_blocks(model)
+    streams = enter(model, blocks, tokens, batch_size, device)
+    for index, block in enumerate(blocks):
+        progress(index / len(blocks), f"block {index + 1}/{len(blocks)}")
+        home = next(block.parameters()).device
+        block.to(device)
+        names = {layer: f"{prefix}.{index}.{name}" for name, layer in linears(block).items()}
+        # No cache: it would hold on to the low-precision copies of weights that have been replaced.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            outputs = lock_step(block, index, streams, names, visit)
+        for stream, hidden in zip(streams, outputs, strict=True):
+            stream.hidden = hidden
+        block.to(home)
+
+
+@torch.no_grad()
+def walk_blocks(
+    model: nn.Module,
+    tokens: Tensor,
+    visit: VisitBlock,
+    device: torch.device,
+    progress: Progress,
+    batch_size: int,
+    dtype: torch.dtype,
+) -> None:
+    """Visit every block with both streams: what the quantized prefix gives, and what the full-precision model gives.
+
+    visit(name, block, inputs, targets) may replace the block's weights: the quantized stream then goes through it.
+    """
+    prefix, blocks = decoder_blocks(model)
+    streams = enter(model, blocks, tokens, batch_size, device)
+    full = [stream.hidden for stream in streams]
+    for index, block in enumerate(blocks):
+        place = f"block {index + 1}/{len(blocks)}"
+
+        def report(fraction: float, text: str, index: int = index, place: str = place) -> None:
+            progress((index + fraction) / len(blocks), f"{place} {text}")
+
+        report(0.0, "")
+        home = next(block.parameters()).device
+        block.to(device)
+        arguments = [stream.arguments[index] for stream in streams]
+        inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
+        targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
+        visit(f"{prefix}.{index}", block, inputs, targets)
+        for batch, stream in enumerate(streams):
+            stream.hidden = inputs.run(block, stream.hidden, batch)
+        full = targets
+        block.to(home)
+
+
+def enter(
+    model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int, device: torch.device
+) -> list[Stream]:
+    """Run everything before the first block, and record the arguments with which each block is called.
+
+    The blocks are passed over (they return their input), so this is cheap, and right for models whose blocks get
+    different masks or position embeddings.
+    """
+    streams = []
+    tuples = None
+    for batch in tokens.split(batch_size):
+        with _recorded(blocks, tuples) as (calls, probe), suppress(_AllRecorded):
+            model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
+        tuples = probe[0]
+        hidden = calls[0][0][0]
+        arguments = [(args[1:], kwargs) for args, kwargs in calls]
+        streams.append(
+            tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (hidden, arguments))
+        )
+    return [Stream(*stream) for stream in streams]
+
+
+class _AllRecorded(Exception):
+    """The last block has been called."""
+
+
+@contextmanager
+def _recorded(blocks: nn.ModuleList, tuples: bool | None) -> Iterator[tuple[list[Any], list[bool | None]]]:
+    """Blocks return their input as they would return their output: bare or in a tuple, found out on the first call."""
+    calls: list[Any] = []
+    probe = [tuples]
+    originals = [block.forward for block in blocks]
+
+    def passing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if "hidden_states" in kwargs:
+                args = (kwargs.pop("hidden_states"), *args)
+            if probe[0] is None:
+                probe[0] = isinstance(original(*args, **kwargs), tuple)
+            calls.append((args, kwargs))
+            if len(calls) == len(blocks):
+                raise _AllRecorded  # the head would be the dearest part of it all
+            return (args[0],) if probe[0] else args[0]
+
+        return forward
+
+    try:
+        for block, original in zip(blocks, originals, strict=True):
+            block.forward = passing(original)
+        yield calls, probe
+    finally:
+        for block in blocks:
+            del block.forward  # the instance attribute; the class's method shows again
+
+
+def lock_step(block: nn.Module, index: int, streams: list[Stream], names: dict[Any, str], visit: Visit) -> list[Tensor]:
+    """Run one block on every stream, pausing all of them at each linear layer until it has been visited.
+
+    Each stream's forward pass is a coroutine that stops before a linear layer; when all have arrived, the layer's
+    statistics are complete, it is visited, and they go on: truly sequential inputs in one pass over the block.
+    """
+    order = {layer: position for position, layer in enumerate(names)}
+    unvisited = dict.fromkeys(names)
+
+    def pause(layer: Any, args: tuple[Any, ...]) -> None:
+        if layer in unvisited:
+            greenlet.getcurrent().parent.switch((layer, args[0]))
+
+    hooks = [layer.register_forward_pre_hook(pause) for layer in names]
+    runs = [greenlet(lambda stream=stream: _forward(block, index, stream)) for stream in streams]
+    try:
+        states = [run.switch() for run in runs]
+        statistics = InputStatistics()
+        while not all(run.dead for run in runs):
+            layer = min(
+                (state[0] for state, run in zip(states, runs, strict=True) if not run.dead), key=lambda key: order[key]
+            )
+            here = [i for i, run in enumerate(runs) if not run.dead and states[i][0] is layer]
+            visit(names[layer], layer, statistics.of([states[i][1] for i in here], names[layer]))
+            del unvisited[layer]
+            for i in here:
+                states[i] = runs[i].switch()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in list(unvisited):
+        width = layer.weight.shape[1] if isinstance(layer, nn.Linear) else layer.weight.shape[0]
+        visit(names[layer], layer, LinearStats(torch.zeros(width, width, device=layer.weight.device), 0))
+    return states
+
+
+def _forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
+    args, kwargs = stream.arguments[index]
+    output = block(stream.hidden, *args, **kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+class InputStatistics:
+    """Second-order statistics of a layer's inputs; layers that share their inputs share the result."""
+
+    def __init__(self) -> None:
+        self._inputs: list[Tensor] = []
+        self._stats: LinearStats | None = None
+
+    def of(self, inputs: list[Tensor], name: str) -> LinearStats:
+        """inputs: one (batch, length, in) tensor per stream. MethodError naming the layer where they are not finite."""
+        same = len(inputs) == len(self._inputs) and all(a is b for a, b in zip(inputs, self._inputs, strict=True))
+        if self._stats is None or not same:
+            width = inputs[0].shape[-1]
+            hessian = torch.zeros(width, width, device=inputs[0].device)
+            count = 0
+            for x in inputs:
+                rows = x.reshape(-1, width).float()  # (tokens, in)
+                hessian += _gram(rows)
+                count += len(rows)
+            hessian *= 2 / max(count, 1)
+            if not torch.isfinite(hessian).all():
+                raise MethodError(
+                    f"the inputs of {name} are not finite on the calibration text; check the model in float32"
+                )
+            self._inputs, self._stats = inputs, LinearStats(hessian, count)
+        return self._stats
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """x^T x of (tokens, in). On the CPU numpy sees the symmetry and does half the work, where torch does not."""
+    if rows.device.type != "cpu":
+        with torch.autocast(rows.device.type, enabled=False):  # statistics stay float32
+            return rows.T @ rows
+    array = rows.contiguous().numpy()
+    with np.errstate(all="ignore"):  # what is not finite is reported by name, after all batches
+        return torch.from_numpy(array.T @ array)

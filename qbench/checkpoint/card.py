@@ -1,0 +1,96 @@
+"""The README.md of a saved model: what it is, its bits by part, how to load it, and its scores where it has any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from qbench.contracts import WeightFormat
+from qbench.files.shards import CARD
+from qbench.formats import bits_per_weight
+from qbench.records import Record
+
+_TEMPLATE = """---
+library_name: transformers
+tags: [qbench, quantized]
+---
+
+# {{ title }}
+
+Quantized by qbench {{ version }} (distribution `qbench-llm`) with `{{ method }}`, {{ scheme }}:
+**{{ "%.3f"|format(bits.total) }} bits per weight**, counted from the file{{ ":" if bits|length > 1 }}
+{%- for part, value in bits.items() if part != "total" %} {{ part }} {{ "%.3f"|format(value) }}\
+{{ "" if loop.last else "," }}{% endfor %}.
+{% if paper %}{{ paper }}.
+{% endif -%}
+{{ layers }} linear layers are quantized; embeddings, norms and {{ kept or "nothing else" }} are not.
+
+```python
+import qbench
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("this folder")  # `import qbench` must come first
+```
+
+`qbench inspect DIR` shows where the bits are, `qbench verify DIR` checks the files, `qbench eval DIR` scores them.
+
+{% if scores %}
+## Scores
+
+| task | metric | filter | value | standard error | items |
+|---|---|---|---|---|---|
+{% for score in scores -%}
+| {{ score.task }} | {{ score.metric }} | {{ score.filter }} | {{ "%.5g"|format(score.value) }} | \
+{{ "" if score.stderr is none else "%.2g"|format(score.stderr) }} | {{ score.n }} |
+{% endfor %}
+Record `{{ record.id }}`, reproduced by
+
+```
+{{ record.command }}
+```
+
+{% endif %}
+## How it was made
+
+```json
+{{ facts }}
+```
+"""
+
+
+def write_card(
+    folder: Path, entry: Mapping[str, Any], weights: Mapping[str, WeightFormat], record: Record | None = None
+) -> None:
+    """Write README.md. entry: the quantization_config. record: of its scores. OSError where the disk refuses."""
+    scheme = entry.get("scheme") or {}
+    group = scheme.get("group_size") or "one per channel"
+    text = (
+        Environment(keep_trailing_newline=True)
+        .from_string(_TEMPLATE)
+        .render(
+            title=_plain(record.cell.label if record else f"{entry.get('method')} {scheme.get('bits')} bits"),
+            version=version("qbench-llm"),
+            method=_plain(entry.get("method")),
+            paper=_plain(entry.get("paper", "")),
+            scheme=f"{scheme.get('bits')}-bit codes, groups: {group}",
+            bits=bits_per_weight(weights.values()) or {"total": 0.0},
+            layers=len(weights),
+            kept=", ".join(map(_plain, entry.get("modules_to_not_convert", [])[:3])),
+            facts=json.dumps(
+                {k: v for k, v in entry.items() if k not in ("groups", "modules_to_not_convert")}, indent=2
+            ),
+            scores=record.scores if record else (),
+            record=record,
+        )
+    )
+    (folder / CARD).write_text(text)
+
+
+def _plain(value: Any) -> str:
+    """Text from outside on one line, without what Markdown or HTML would act on."""
+    return "".join(c for c in str(value) if c.isprintable() and c not in "<>[]|`&")

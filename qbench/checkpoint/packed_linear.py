@@ -1,0 +1,81 @@
+"""Linear layers whose weights stay packed: their buffers are the tensors of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from qbench.checkpoint.config import stored
+from qbench.contracts import WeightFormat
+from qbench.errors import StoreError
+from qbench.formats import from_tensors
+from qbench.kernels.dispatch import describe
+from qbench.models.blocks import is_linear, read_weight
+
+
+class QuantLinear(nn.Module):
+    """y = x W^T + bias with W in any weight format, through the kernels.
+
+    Buffers: the parts of the weight, and the empty `weight` (see `qbench.checkpoint.config.stored`). Their dtypes never change:
+    `model.half()` or `.to(dtype)` reach the bias alone, since a rounded scale would be another weight.
+    """
+
+    def __init__(self, weight: WeightFormat, bias: Tensor | None) -> None:
+        """weight (out, in), possibly without data; bias (out,), or None."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.kind, self.spec = weight.format, weight.spec()
+        self.parts = tuple(weight.to_tensors())
+        self.call = describe(weight)
+        for part, tensor in stored(weight).items():
+            self.register_buffer(part, tensor)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts of the weight, by name."""
+        return {part: cast(Tensor, self._buffers[part]) for part in self.parts}
+
+    def quantized(self) -> WeightFormat:
+        """The weight; it shares the buffers."""
+        return from_tensors(self.kind, self.tensors(), self.spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) floating -> (..., out) in the dtype of x."""
+        return torch.ops.qbench.linear(x, list(self.tensors().values()), self.bias, self.call)
+
+    def extra_repr(self) -> str:
+        """For `print(model)`."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, format={self.kind}, {self.spec}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = {part: cast(Tensor, self._buffers.pop(part)) for part in tuple(self._buffers)}
+        super()._apply(fn, recurse)
+        for part, tensor in kept.items():
+            moved = fn(tensor)
+            self._buffers[part] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return self
+
+
+def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
+    """Put QuantLinear in the place of linear layers, by their full names. StoreError where a layer does not fit."""
+    for name, weight in weights.items():
+        home, _, child = name.rpartition(".")
+        try:
+            layer: Any = model.get_submodule(name)
+        except AttributeError:
+            layer = None
+        if layer is None or not is_linear(layer):
+            raise StoreError(f"quantized layer {name!r} is no linear layer of a {type(model).__name__}")
+        shape = tuple(read_weight(layer).shape)
+        if shape != tuple(weight.shape):
+            raise StoreError(f"layer {name!r} is {shape} in the model, but {tuple(weight.shape)} in the file")
+        bias = None if layer.bias is None else layer.bias.detach()
+        setattr(model.get_submodule(home), child, QuantLinear(weight, bias))
+
+
+def packed_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
+    """By full name."""
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLinear))

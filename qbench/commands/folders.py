@@ -1,0 +1,184 @@
+"""The commands about one model: `qbench quantize`, `export`, `eval`, `inspect`, `verify`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from qbench.commands.options import Data, Device, Model, Plugins, Sets, as_group, as_names, err, out
+
+if TYPE_CHECKING:
+    from qbench.inspection.report import Inspection
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`")
+def quantize(
+    method: Annotated[str, typer.Option(help="`qbench list methods`.")],
+    bits: Annotated[int, typer.Option(help="Bits per weight code.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    model: Model = "smollm2-135m",
+    group_size: Annotated[str, typer.Option(help="Inputs per group, or 'channel'.")] = "64",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Symmetric grids.")] = False,
+    sets: Sets = None,
+    plugin: Plugins = None,
+    data: Data = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")] = "auto",
+) -> None:
+    """Quantize one model and save it as a Hugging Face folder."""
+    from qbench.contracts import Scheme
+    from qbench.experiment.grid import parse_set
+    from qbench.experiment.single import CalibrationWindows, quantize_model
+
+    group = as_group(group_size)
+    with err.status(f"quantizing {model} with {method}") as status:
+        bits_per_weight = quantize_model(
+            model,
+            method,
+            Scheme(bits, None if group == "channel" else group, symmetric),
+            output,
+            settings=parse_set(sets or []).get(method, {}),
+            plugins=plugin or [],
+            data=data or "auto",
+            calibration=CalibrationWindows(samples, length, seed),
+            device=device or "auto",
+            dtype=dtype,
+            progress=lambda fraction, text: status.update(text),
+        )
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total")
+    out.print(f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: `qbench export smollm2-3b --to gptq -o gptq-3b`   `qbench export DIR --to gguf -o model.gguf`"
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or a GPTQ or AWQ one.")],
+    to: Annotated[str, typer.Option("--to", help="gptq, dense, gguf or qbench.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; for gguf a file.")],
+    dtype: Annotated[str, typer.Option(help="Of what is dense: auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Write a quantized model for other programs: the same numbers, or the reason why not."""
+    from qbench.export import export as export_folder
+
+    with err.status(f"writing {to}"):
+        path = export_folder(folder, to, output, dtype)
+    out.print(f"{path}", markup=False, soft_wrap=True)
+
+
+@app.command(name="eval", epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or any model.")],
+    tasks: Annotated[str, typer.Option(help="With commas; `qbench list tasks`.")] = "wikitext,arc_easy",
+    preset: Annotated[str, typer.Option(help="quick or paper: limits and shots.")] = "quick",
+    sets: Sets = None,
+    data: Data = None,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Evaluate a saved model; prints one line per score."""
+    from qbench.experiment.grid import parse_set, read_grid
+    from qbench.experiment.single import evaluate_model
+    from qbench.reports.headline import number
+
+    grid = read_grid(
+        None,
+        {
+            "tasks": as_names(tasks),
+            "preset": preset,
+            "set": parse_set(sets or []),
+            "data": data,
+            "device": device,
+            "dtype": dtype,
+        },
+    )
+    with err.status("loading") as status:
+        for score in evaluate_model(folder, grid, lambda fraction, text: status.update(text)):
+            value = number(score.value, score.stderr, score.metric)
+            out.print(
+                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False
+            )
+
+
+@app.command(epilog="Examples: `qbench inspect smollm2-gptq-3b`   `qbench inspect model-Q4_K_M.gguf --json`")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A folder of qbench, GPTQ, AWQ or compressed-tensors; or a GGUF file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show where the bits of a model are, measured from the headers of its files."""
+    from qbench.inspection.report import inspect as inspect_model
+
+    found = inspect_model(path)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    _print(_headline(found))
+    out.print(_item_table(found))
+    kinds = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in found.unquantized_layers)
+    for name, count in kinds.items():
+        _print(f"not quantized  {name}" + (f"  ({count} layers)" if count > 1 else ""))
+    for note in found.notes:
+        _print(f"note  {note}")
+    if found.parameters:
+        _print(f"stated  {_flat(found.parameters)}")
+
+
+@app.command(epilog="Example: `qbench verify smollm2-gptq-3b`")
+def verify(folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote.")]) -> None:
+    """Hold every file of a saved model against the hash in its index; exit code 1 where one differs."""
+    from qbench.files.shards import verify as verify_files
+
+    found = verify_files(folder)
+    for name, problem in sorted(found.items()):
+        _print(f"{'FAIL' if problem else 'ok':5} {name}{f'  {problem}' if problem else ''}")
+    raise typer.Exit(1 if any(found.values()) else 0)
+
+
+def _flat(parameters: Mapping[str, Any]) -> str:
+    """`bits=3 group_size=64`, nested ones too; the paper has a line in the model's card."""
+    inner = [_flat(value) for key, value in parameters.items() if isinstance(value, Mapping)]
+    own = [f"{key}={value}" for key, value in parameters.items() if not isinstance(value, Mapping) and key != "paper"]
+    return " ".join(own + inner)
+
+
+def _headline(found: Inspection) -> str:
+    """What it is, the bits of its quantized weights, stated and measured, and those of the whole."""
+    kind = " ".join(part for part in (found.source, found.format_version and f"({found.format_version})") if part)
+    made = f", {found.method}" if found.method not in (None, found.source) else ""
+    whole = f"{found.bits_per_parameter:.3f} bits per parameter of the whole, {found.nbytes / 1e6:.1f} MB"
+    if not found.quantized_weights:
+        return f"{found.path}  {kind}{made}: nothing is quantized; {whole}"
+    stated = "" if found.stated_bits is None else f" (stated: {found.stated_bits:g}-bit codes)"
+    return (
+        f"{found.path}  {kind}{made}: {found.bits_per_weight['total']:.3f} bits per weight{stated} over "
+        f"{found.quantized_weights:,} weights of {found.quantized_layers} layers; {whole}"
+    )
+
+
+def _item_table(found: Inspection) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("item", "tensors", "bytes", "share", "bits per weight"):
+        table.add_column(name, justify="left" if name == "item" else "right")
+    for item in found.items:
+        bits = found.bits_per_weight.get(item.name)
+        facts = (str(item.tensors), f"{item.nbytes:,}", f"{item.share:.1%}", "" if bits is None else f"{bits:.4f}")
+        table.add_row(Text(item.name.replace("_", " ")), *facts)
+    return table
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)

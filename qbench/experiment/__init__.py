@@ -1,0 +1,1 @@
+"""From a grid to records: the plan, the runner and what it leaves behind."""

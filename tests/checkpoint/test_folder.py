@@ -1,0 +1,299 @@
+"""Saved folders: packed, exact, whole or not at all, read by transformers, and refused where anything is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import qbench
+from qbench import Scheme
+from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.errors import ConfigError, StoreError
+from qbench.files.shards import INDEX, verify
+
+PROMPT = torch.arange(40).view(2, 20)
+FORMATS = {"uniform": "rtn", "binary": "alternating", "lattice": "unisvq", "dense": "none"}
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def made(request, tiny):
+    settings = {"epochs": 0} if request.param == "lattice" else {}
+    method = qbench.get_method(FORMATS[request.param], **settings)
+    tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
+    return qbench.quantize(tiny(attention_bias=True, tie_word_embeddings=True), method, Scheme(3, 16), tokens)
+
+
+@pytest.fixture(scope="module")
+def saved(made, tmp_path_factory):
+    return made.save(tmp_path_factory.mktemp("saved") / made.manifest["method"])
+
+
+def test_a_loaded_model_is_packed_and_computes_the_same(made, saved):
+    loaded = qbench.load(saved, "float32")
+    layer = loaded.model.model.layers[0].mlp.up_proj
+    assert isinstance(layer, QuantLinear) and layer.kind == made.weights["model.layers.0.mlp.up_proj"].format
+    assert torch.equal(loaded.model(PROMPT).logits, made.model(PROMPT).logits)
+    stored = {name for name in loaded.model.state_dict() if name != "lm_head.weight"}
+    assert stored == set(json.loads((saved / INDEX).read_text())["weight_map"]), "state dict = the file's tensors"
+    assert torch.equal(qbench.load(saved, packed=False).model(PROMPT).logits, made.model(PROMPT).logits)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path, packed):
+    assert files(qbench.load(saved, packed=packed).save(tmp_path / "again")) == files(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_transformers_loads_it_exactly(made, saved, tmp_path, dtype):
+    model = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+    weights = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
+    assert weights.keys() == made.weights.keys()
+    for name, layer in weights.items():
+        assert layer.tensors().keys() == made.weights[name].to_tensors().keys()
+        assert all(torch.equal(part, made.weights[name].to_tensors()[key]) for key, part in layer.tensors().items())
+        assert all(part.dtype == made.weights[name].to_tensors()[key].dtype for key, part in layer.tensors().items())
+    expected = qbench.load(saved, str(dtype).removeprefix("torch.")).model(PROMPT).logits
+    assert torch.equal(model(PROMPT).logits, expected)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(qbench.load(tmp_path / "again").model(PROMPT).logits, expected)
+
+
+def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
+    model, prompt = family(), torch.arange(20).view(1, 20)
+    made = qbench.quantize(model, "rtn", Scheme(4, 16))
+    made.save(tmp_path / "saved")
+    for found in (qbench.load(tmp_path / "saved", "float32"), qbench.load(tmp_path / "saved", "float32", packed=False)):
+        assert torch.equal(found.model(prompt).logits, made.model(prompt).logits)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert sum(isinstance(layer, QuantLinear) for layer in loaded.modules()) == len(made.weights)
+    assert torch.equal(loaded(prompt).logits, made.model(prompt).logits)
+
+
+def test_without_the_plug_in_transformers_refuses(saved):
+    if saved.name != "rtn":
+        pytest.skip("one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in")
+    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(saved)!r})"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode and "RuntimeError" in done.stderr, "random weights must never be loaded"
+
+
+def test_a_device_map_places_the_packed_layers(made, saved):
+    model = AutoModelForCausalLM.from_pretrained(saved, device_map={"": "cpu"})
+    assert torch.equal(model(PROMPT).logits, made.model(PROMPT).logits)
+
+
+def test_casting_a_model_leaves_the_parts_alone(made, saved):
+    loaded = qbench.load(saved).model.to(torch.bfloat16).half().to("cpu")
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, QuantLinear):
+            parts = made.weights[name].to_tensors()
+            assert all(torch.equal(part, parts[key]) for key, part in layer.tensors().items())
+            assert layer.bias is None or layer.bias.dtype == torch.float16
+    assert loaded(PROMPT).logits.dtype == torch.float16
+
+
+def test_compiled_without_a_graph_break(made, saved):
+    torch._dynamo.reset()
+    layer = qbench.load(saved).model.model.layers[0].mlp
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_the_operator_keeps_its_promises(made):
+    weight = made.weights["model.layers.0.mlp.up_proj"]
+    layer = QuantLinear(weight, torch.randn(64))
+    x = torch.randn(3, 32, requires_grad=True)
+    parts = list(layer.tensors().values())
+    torch.library.opcheck(torch.ops.qbench.linear.default, (x, parts, layer.bias, layer.call))
+    layer(x).sum().backward()
+    dense = nn.functional.linear(y := x.detach().requires_grad_(), weight.dequantize())
+    dense.sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    with pytest.raises(ConfigError, match=r"x \(3, 31\) torch.float32 does not fit a weight of shape \(64, 32\)"):
+        layer(torch.randn(3, 31))
+
+
+def test_large_models_are_sharded(tiny, tmp_path):
+    made = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
+    from qbench.checkpoint import folder as checkpoint
+
+    folder = checkpoint.save(tmp_path / "s", made.model, None, made.weights, made.manifest, {}, shard_bytes=10_000)
+    assert len(list(folder.glob("model-0*.safetensors"))) > 3 and set(verify(folder).values()) == {None}
+    assert torch.equal(qbench.load(folder).model(PROMPT).logits, made.model(PROMPT).logits)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model(PROMPT).logits, made.model(PROMPT).logits)
+
+
+def test_half_precision_only_where_it_loses_nothing(tiny, tmp_path):
+    model = tiny()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    model.model.norm.weight.data += 1e-4
+    qbench.quantize(model, "rtn", Scheme(4, 16)).save(tmp_path / "s")
+    loaded = qbench.load(tmp_path / "s", "float32")
+    assert torch.equal(loaded.model(PROMPT).logits, model(PROMPT).logits)
+    assert json.loads((tmp_path / "s" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert qbench.load(tmp_path / "s").model.dtype == torch.bfloat16
+
+
+def test_the_card_tells_what_it_is(tiny, tokenizer, tmp_path):
+    folder = qbench.quantize(tiny(), "gptq", Scheme(3, 16), torch.ones(2, 9, dtype=torch.long)).save(tmp_path / "s")
+    card = (folder / "README.md").read_text()
+    assert "`gptq`, 3-bit codes, groups: 16" in card and "bits per weight**, counted from the file: codes 3.000" in card
+    assert '"tokens": [\n      2,\n      9\n    ]' in card and "import qbench" in card
+
+
+# Damage
+
+
+def edit(folder, change, file="config.json"):
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+
+
+def config(change):
+    return lambda folder: edit(folder, lambda content: change(content["quantization_config"]))
+
+
+def index(change):
+    return lambda folder: edit(folder, lambda content: change(content["weight_map"]), INDEX)
+
+
+DAMAGE = {
+    "zeros for weights": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 20), "cannot be read"),
+    "half the weights": (lambda f: os.truncate(f / "model.safetensors", 9000), "cannot be read"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+    "half a config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+    "another config": (lambda f: (f / "config.json").write_text("{}"), "not the config of a model quantized by qbench"),
+    "a later version": (config(lambda c: c.update(version=99)), "format version 99; this qbench reads version 2"),
+    "no groups": (config(lambda c: c.update(groups=[])), "size mismatch for model.layers.0"),
+    "an unknown format": (config(lambda c: c["groups"][0].update(format="ternary")), "unknown weight format 'ternary'"),
+    "an unknown dtype": (
+        config(lambda c: c["groups"][0]["parts"]["codes"].update(dtype="int3")),
+        "states dtype 'int3'",
+    ),
+    "a huge shape": (
+        config(lambda c: c["groups"][0]["parts"]["codes"].update(shape=[2**40, 1])),
+        "less than 2147483648",
+    ),
+    "a wrong shape": (
+        config(lambda c: c["groups"][0]["parts"]["scale"].update(shape=[1, 1])),
+        "part 'scale' of a weight",
+    ),
+    "a wrong group size": (config(lambda c: c["groups"][0]["spec"].update(group_size=0)), "does not divide"),
+    "a strange entry": (config(lambda c: c["groups"][0].update(code="import os")), "Extra inputs are not permitted"),
+    "a layer twice": (config(lambda c: c["groups"][0]["modules"].append(c["groups"][0]["modules"][0])), "twice"),
+    "a layer that is not": (config(lambda c: c["groups"][0]["modules"].append("model.x")), "model.x.weight is missing"),
+    "a path upwards": (index(lambda m: m.update(a="../model.safetensors")), "names the file '../model.safetensors'"),
+    "an absolute path": (index(lambda m: m.update(a="/etc/model.safetensors")), "only NAME.safetensors in the folder"),
+    "a tensor too few": (index(lambda m: m.pop("model.norm.weight")), "'model.norm.weight' is missing, unexpected"),
+    "a tensor too many": (index(lambda m: m.update({"x.weight": "model.safetensors"})), "'x.weight' is missing"),
+    "too many layers": (lambda f: edit(f, lambda c: c.update(num_hidden_layers=10**9)), "num_hidden_layers=1000000000"),
+    "another width": (lambda f: edit(f, lambda c: c.update(hidden_size=48)), "in the model, but"),
+    "no model type": (lambda f: edit(f, lambda c: c.update(model_type="nothing")), "describes no model"),
+    "a negative size": (lambda f: edit(f, lambda c: c.update(vocab_size=-5)), "describes no model"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_refused(tiny, tmp_path, case):
+    damage, message = DAMAGE[case]
+    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "saved")
+    damage(folder)
+    with pytest.raises(StoreError, match=message):
+        qbench.load(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(tiny, tmp_path):
+    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "saved")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(StoreError, match="is a link out of its folder"):
+        qbench.load(folder)
+
+
+def test_scales_that_are_not_finite_are_refused(tiny, tmp_path):
+    made = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
+    made.weights["model.layers.1.mlp.up_proj"].scale[0, 0] = float("nan")
+    with pytest.raises(StoreError, match=r"model.layers.1.mlp.up_proj.scale is not finite"):
+        qbench.load(made.save(tmp_path / "saved"))
+
+
+def test_verify_finds_every_change(tiny, tokenizer, tmp_path):
+    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16), tokenizer=tokenizer).save(tmp_path / "saved")
+    assert set(verify(folder).values()) == {None} and "config.json" in verify(folder)
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    (folder / "tokenizer.json").unlink()
+    (folder / "other.safetensors").write_bytes(b"")
+    wrong = {name: problem for name, problem in verify(folder).items() if problem}
+    assert wrong.keys() == {"model.safetensors", "tokenizer.json", "other.safetensors"}
+    assert wrong["model.safetensors"] == "differs from the hash that the index states"
+
+
+# Atomic
+
+
+def test_saving_replaces_an_older_folder_and_leaves_nothing_beside(tiny, tmp_path):
+    for bits in (2, 4):
+        qbench.quantize(tiny(), "rtn", Scheme(bits, 16)).save(tmp_path / "saved")
+    assert qbench.load(tmp_path / "saved").manifest["scheme"]["bits"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_killed_while_saving_there_is_the_old_folder_or_the_new_one(tiny_folder, tmp_path):
+    code = (
+        "import sys, qbench\n"
+        "made = [qbench.quantize(sys.argv[1], 'rtn', qbench.Scheme(bits, 32)) for bits in (2, 4)]\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    for one in made: one.save(sys.argv[2])\n"
+    )
+    seen = set()
+    for wait in (0.03, 0.12):
+        command = [sys.executable, "-P", "-c", code, str(tiny_folder), str(tmp_path / "saved")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "ready\n"
+            while not (tmp_path / "saved").exists():
+                time.sleep(0.01)
+            time.sleep(wait)
+            process.send_signal(signal.SIGKILL)
+        assert set(verify(tmp_path / "saved").values()) == {None}
+        seen.add(qbench.load(tmp_path / "saved").manifest["scheme"]["bits"])
+    assert seen <= {2, 4}
+
+
+def test_what_others_have_written_is_never_replaced(tiny, tmp_path):
+    made = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
+    tiny().save_pretrained(tmp_path / "model")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "ideas.txt").write_text("keep me")
+    for name in ("model", "notes"):
+        before = files(tmp_path / name)
+        with pytest.raises(StoreError, match=f"{name} is there and was not written by qbench"):
+            made.save(tmp_path / name)
+        assert files(tmp_path / name) == before
+    (tmp_path / "empty").mkdir()
+    assert set(verify(made.save(tmp_path / "empty")).values()) == {None}
+
+
+def test_a_folder_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "file" / "saved")

@@ -1,0 +1,130 @@
+"""From what the user types to cells."""
+
+from __future__ import annotations
+
+import pytest
+
+from qbench.errors import ConfigError
+from qbench.experiment.grid import PRESETS, Grid, cell_command, expand, parse_set, read_grid
+from qbench.records import CalibrationSpec, TaskSpec
+from qbench.registry import get_method
+
+CALIBRATION = CalibrationSpec(data="c4", sha256="0", samples=2, length=8, dtype="float32")
+TASKS = (TaskSpec(name="arc_easy", data="d", sha256="1"),)
+
+
+def cells(**changes):
+    grid = Grid(**changes)
+    return expand(grid, dict.fromkeys(grid.model, "r"), TASKS, CALIBRATION, "float32")
+
+
+def test_the_default_grid():
+    found = cells()
+    assert [cell.method for cell in found[:4]] == ["none", "rtn", "rtn", "rtn"]
+    assert len(found) == 1 + 4 * 3 and len({cell.id for cell in found}) == 13
+    assert {cell.method for cell in found if cell.calibration} == {"gptq"}
+    assert found[0].scheme is None
+
+
+def test_sweeps_are_products_and_drop_what_equals_the_default():
+    found = cells(methods=("rtn",), bits=(3,), set={"rtn": {"clip": ("search", "none"), "zero_point": ("real",)}})
+    assert [cell.params for cell in found] == [{"zero_point": "real"}, {"clip": "none", "zero_point": "real"}]
+    assert len(cells(methods=("rtn",), bits=(3, 3), set={"rtn": {"ratios": ("16", "16")}})) == 1
+
+
+def test_the_command_makes_the_cell_again():
+    grid = Grid(
+        methods=("gptq",), bits=(2, 3), set={"gptq": {"damp": (0.1,)}, "wikitext": {"limit": (4,)}}, data="mini"
+    )
+    found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")[1]
+    command = cell_command(grid, found)
+    assert "--data 'my data'" in cell_command(grid.model_copy(update={"data": "my data"}), found)
+    for part in (
+        "--bits 3",
+        "--methods gptq",
+        "--set gptq.damp=0.1",
+        "--set wikitext.limit=4",
+        "--data mini",
+        "--seed 0",
+    ):
+        assert part in command
+
+
+def test_files_are_overridden_by_flags(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("model: smollm2-135m\nbits: [3]\nmethods: [rtn, gptq]\nset: {gptq: {damp: [0.01, 0.1]}}\n")
+    grid = read_grid(path, {"bits": (4,), "methods": None})
+    assert grid.bits == (4,) and grid.methods == ("rtn", "gptq") and grid.set["gptq"]["damp"] == (0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("bitz: [3]", "unknown grid key 'bitz'. Did you mean 'bits'"),
+        ("bits: [three]", "bits.0='three': Input should be a valid integer"),
+        ("- 3", "holds a list; it must map keys to values"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_wrong_files(tmp_path, text, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_grid(path, {})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"methods": ("gtpq",)}, "unknown method 'gtpq'. Did you mean 'gptq'"),
+        ({"methods": ("rtn",), "bits": (1,)}, "method 'rtn' supports 2 to 8 bits, not bits=1"),
+        ({"set": {"gtpq": {"damp": ("1",)}}}, "unknown name in --set 'gtpq'. Did you mean 'gptq'"),
+        ({"set": {"gptq": {"dmap": ("1",)}}}, "unknown parameter of method 'gptq' 'dmap'"),
+        ({"preset": "quik"}, "unknown preset 'quik'. Did you mean 'quick'"),
+    ],
+)
+def test_wrong_grids(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        cells(**changes)
+
+
+def test_settings_of_tasks_and_of_the_calibration():
+    grid = Grid(set=parse_set(["arc_easy.limit=7", "mmlu.limit=all", "calibration.samples=3"]))
+    assert grid.task_options("arc_easy")["limit"] == 7 and grid.task_options("mmlu")["limit"] is None
+    assert grid.calibration == {"samples": 3, "length": 512}
+    with pytest.raises(ConfigError, match="unknown setting of 'arc_easy' 'limits'. Did you mean 'limit'"):
+        Grid(set=parse_set(["arc_easy.limits=7"])).task_options("arc_easy")
+    with pytest.raises(ConfigError, match="'many' is not a whole number"):
+        Grid(set=parse_set(["arc_easy.limit=many"])).task_options("arc_easy")
+    with pytest.raises(ConfigError, match=r"--set 'gptq' is not NAME.PARAM=VALUE"):
+        parse_set(["gptq"])
+
+
+def test_a_sweep_is_a_list_of_variants():
+    found = cells(sweep="uniquanf-ablation", bits=(3,))
+    assert found[0].method == "none" and len(found) == 15 and len({cell.id for cell in found}) == 15
+    zero = {"initialization": "separate", "mapping": "full", "period": 1}
+    assert [cell.params for cell in found if cell.method == "uniquanf"][:2] == [{}, zero]
+    longer = cells(sweep="uniquanf-ablation", bits=(3,), set={"uniquanf": {"epochs": ("9",)}})
+    assert all(cell.params["epochs"] == 9 for cell in longer if cell.method == "uniquanf")
+    with pytest.raises(ConfigError, match="unknown sweep 'uniquanf-ablatoin'. Did you mean 'uniquanf-ablation'"):
+        cells(sweep="uniquanf-ablatoin")
+    with pytest.raises(ConfigError, match="--sweep uniquanf-ablation brings its own methods; leave out --methods rtn"):
+        cells(sweep="uniquanf-ablation", methods=("rtn",))
+
+
+def test_the_paper_preset_carries_the_settings_of_the_papers():
+    grid = Grid(preset="paper", methods=("rtn", "uniquanf"), bits=(3,), set={"uniquanf": {"lr": ("0.01",)}})
+    rtn, found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")
+    assert rtn.scheme.group_size == 128 and grid.calibration == {"samples": 128, "length": 2048}
+    made = get_method(found.method, **found.params)
+    assert (made.epochs, made.batch_size, made.lr, made.lr_alpha) == (20, 1, 0.01, 5e-4)
+    again = parse_set([part for part in cell_command(grid, found).split() if part.startswith("uniquanf.")])
+    assert cells(preset="paper", methods=("uniquanf",), bits=(3,), set=again)[0].params == found.params
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_settings_of_a_preset_are_parameters_of_methods(preset):
+    for name in PRESETS[preset].get("settings", {}):
+        methods = [name] if name != "trained" else ["flexround", "omniquant", "unisvq"]
+        assert cells(preset=preset, methods=tuple(methods), bits=(3,))

@@ -1,0 +1,313 @@
+"""The life of cells on a tiny local model, through the command line: run, resume, fail, interrupt, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from qbench import registry
+from qbench.commands import main
+from qbench.errors import MethodError
+from qbench.experiment.store import read_records
+
+TASKS = ["--tasks", "wikitext,divergence,arc_easy,gsm8k", "--data", "mini"]
+LIMITS = ["wikitext.limit=2", "wikitext.length=64", "divergence.limit=2", "divergence.length=64", "arc_easy.limit=4"]
+LIMITS += ["gsm8k.limit=2", "gsm8k.generate=1", "calibration.samples=4", "calibration.length=32"]
+COMMON = [*TASKS, *(part for limit in LIMITS for part in ("--set", limit)), "--dtype", "float32", "--group-size", "32"]
+
+
+@pytest.fixture(autouse=True)
+def wide_and_clean(monkeypatch):
+    monkeypatch.setattr(main, "out", Console(width=200, force_terminal=False))
+    monkeypatch.setattr(main, "err", Console(width=200, stderr=True, force_terminal=False))
+    monkeypatch.setattr(registry, "_plugins", {})
+
+
+def qbench(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    monkeypatch.setattr("sys.argv", ["qbench", *map(str, args)])
+    code = 0
+    try:
+        main.main()
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return lambda *args: qbench(monkeypatch, capsys, *args)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """One whole run: none, rtn, alternating, gptq at 2 and 4 bits."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    patch, streams = pytest.MonkeyPatch(), Streams()
+    patch.setattr(main, "out", Console(width=200, file=streams))
+    patch.setattr(main, "err", Console(width=200, file=streams))
+    patch.setattr("sys.argv", ["qbench", *run_args(tiny_folder, out)])
+    with pytest.raises(SystemExit) as leaving:
+        main.main()
+    patch.undo()
+    assert leaving.value.code == 0, streams.text
+    return out, streams.text
+
+
+class Streams:
+    """Collects what consoles write."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def run_args(model, out, methods="none,rtn,alternating,gptq", bits="2,4", extra: Sequence[object] = ()):
+    return ["run", "--model", model, "--methods", methods, "--bits", bits, "--out", out, *COMMON, *extra]
+
+
+def scores(record):
+    return {(s.task, s.metric, s.filter): s.value for s in record.scores}
+
+
+def test_a_run_ends_with_records_a_table_and_a_page(finished):
+    out, text = finished
+    records, complaints = read_records(out)
+    assert len(records) == 7 and not complaints and all(record.status == "ok" for record in records)
+    for file in ("leaderboard.md", "leaderboard.csv", "index.html", "quality.png"):
+        assert (out / file).stat().st_size > 500, file
+    assert "data  mini" in text and "plan  7 cells: 7 to run, 0 done" in text and "unquantized" in text
+    assert not (out / "reference").exists(), "the large files are gone"
+    table = pd.read_csv(out / "leaderboard.csv")
+    assert set(table.task) == {"mini-text", "mini-divergence", "mini-arc_easy", "mini-gsm8k"}
+
+
+def test_a_record_says_all_that_is_promised(finished):
+    out, _ = finished
+    body = json.loads(next((out / "records").glob("*.json")).read_text())
+    keys = "schema id cell status reason scores bits_per_weight bytes_on_disk quantize_seconds quantize_peak_bytes"
+    assert set(f"{keys} evaluate_seconds log environment command checksum".split()) == set(body)
+    assert body["scores"][0].keys() >= {
+        "task",
+        "metric",
+        "filter",
+        "value",
+        "stderr",
+        "n",
+        "higher_is_better",
+        "samples",
+    }
+    facts = {"git_commit", "packages", "python", "platform", "hardware", "data", "seed", "device", "protocol"}
+    assert facts <= body["environment"].keys()
+    for score in body["scores"]:
+        rows = [json.loads(line) for line in (out / score["samples"]).read_text().splitlines()]
+        assert rows and all("doc_hash" in row or "prompt_hash" in row for row in rows)
+
+
+def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
+    out, _ = finished
+    records = {(r.cell.method, r.cell.scheme.bits if r.cell.scheme else None): r for r in read_records(out)[0]}
+    kl = {key: scores(record)[("mini-divergence", "kl_mean", "none")] for key, record in records.items()}
+    assert abs(kl[("none", None)]) < 1e-5
+    for method in ("rtn", "alternating", "gptq"):
+        assert kl[(method, 2)] > kl[(method, 4)] > 0
+    gptq = records[("gptq", 4)]
+    assert gptq.bits_per_weight["codes"] == 4.0 and gptq.environment["calibration_tokens"]
+    assert gptq.bytes_on_disk and gptq.quantize_peak_bytes and gptq.quantize_seconds
+    cards = [path.read_text() for path in out.rglob("README.md")]
+    assert len(cards) == 6 and all("## Scores" in card and "| mini-divergence | kl_mean |" in card for card in cards)
+
+
+def test_a_second_run_does_nothing_and_a_third_adds_a_method(finished, tiny_folder, command, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    before = {path.name: path.read_bytes() for path in (out / "records").iterdir()}
+    code, text, _ = command(*run_args(tiny_folder, out))
+    assert code == 0 and "0 to run, 7 done" in text
+    code, text, _ = command(*run_args(tiny_folder, out, methods="none,greedy"))
+    assert code == 0 and "plan  3 cells: 2 to run, 1 done" in text
+    assert before.items() <= {path.name: path.read_bytes() for path in (out / "records").iterdir()}.items()
+
+
+def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command, tmp_path):
+    out = tmp_path / "again"
+    assert command(*run_args(tiny_folder, out))[0] == 0
+    first, second = ({r.id: r for r in read_records(folder)[0]} for folder in (finished[0], out))
+    assert first.keys() == second.keys()
+    timings = {"evaluate_seconds": None, "quantize_seconds": None, "quantize_peak_bytes": None, "bytes_on_disk": None}
+    for key in first:
+        assert first[key].model_copy(update=timings) == second[key].model_copy(update=timings)
+    for folder in (finished[0] / "artifacts").iterdir():
+        twin = out / "artifacts" / folder.name
+        assert (folder / "model.safetensors").read_bytes() == (twin / "model.safetensors").read_bytes()
+
+
+def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path, monkeypatch):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    monkeypatch.setattr("qbench.experiment.runner.quantize", lambda *args, **kwargs: pytest.fail("quantized again"))
+    extra = ["--set", "arc_easy.limit=6"]
+    code, text, _ = command(*run_args(tiny_folder, out, methods="rtn", bits="4", extra=extra))
+    assert code == 0 and "plan  1 cells: 1 to run" in text
+
+
+FAILING = """
+from dataclasses import dataclass
+from qbench.methods.rtn import RTN
+
+@dataclass(frozen=True)
+class Failing(RTN):
+    name = "failing"
+
+    def quantize_weight(self, weight, scheme):
+        if scheme.bits == 2:
+            raise ValueError("two bits are too few")
+        return super().quantize_weight(weight, scheme)
+"""
+
+
+def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_path):
+    plugin = tmp_path / "failing.py"
+    plugin.write_text(FAILING)
+    args = run_args(tiny_folder, tmp_path / "out", methods="failing", extra=["--plugin", plugin])
+    code, text, _ = command(*args)
+    assert code == 1
+    records = {r.cell.scheme.bits: r for r in read_records(tmp_path / "out")[0]}
+    assert (records[2].status, records[4].status) == ("failed", "ok")
+    assert records[2].reason == "layer model.layers.0.self_attn.q_proj: ValueError: two bits are too few"
+    assert "two bits are too few" in text and "two bits are too few" in (tmp_path / "out" / "index.html").read_text()
+    assert command(*args)[1].count("plan  2 cells: 1 to run, 1 done") == 1, "what failed is tried again"
+
+
+def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch):
+    from qbench.experiment import runner
+
+    real, calls = runner.quantize, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "quantize", interrupted)
+    args = run_args(tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4")
+    code, _, error = command(*args)
+    assert code == 130 and "interrupted; everything finished is kept" in error
+    assert not list((tmp_path / "out").rglob(".*")), "no partial file stays"
+    code, text, _ = command(*args)
+    assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_there(tiny_folder, command, tmp_path, monkeypatch):
+    from qbench.files import shards
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "save_file", full)
+    code, _, error = command(*run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4"))
+    assert code == 2 and "cannot be written" in error and "No space left" in error
+    assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]
+
+
+def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    path = next((out / "records").glob("*.json"))
+    path.write_text(path.read_text()[:100])
+    code, text, error = command(*run_args(tiny_folder, out))
+    assert code == 0 and f"record {path.name} is truncated" in error and "1 to run, 6 done" in text
+
+
+def test_report_needs_only_the_records(finished, command, tmp_path):
+    shutil.copytree(finished[0] / "records", tmp_path / "run" / "records")
+    code, text, _ = command("report", tmp_path / "run")
+    assert code == 0 and "unquantized" in text and (tmp_path / "run" / "index.html").is_file()
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(tiny_folder, command, tmp_path):
+    code, text, _ = command(*run_args(tiny_folder, tmp_path / "out", extra=["--dry-run"]))
+    assert code == 0 and "7 cells, about" in text and "gptq 2b g32" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
+    saved = tmp_path / "saved"
+    settings = ["--samples", 4, "--length", 32, "--data", "mini", "--group-size", "channel"]
+    code, text, _ = command("quantize", "--model", tiny_folder, "--method", "gptq", "--bits", 3, "-o", saved, *settings)
+    assert code == 0 and "bits/weight (codes 3.000" in text
+    limits = ["--set", "arc_easy.limit=3", "--dtype", "float32"]
+    code, text, _ = command("eval", saved, "--tasks", "arc_easy", "--data", "mini", *limits)
+    assert code == 0 and "mini-arc_easy  gold_logprob  none" in text
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["run", "--model", "lama3-8b"], "unknown model 'lama3-8b'. Did you mean 'llama3-8b'"),
+        (["run", "--methods", "gtpq"], "unknown method 'gtpq'. Did you mean 'gptq'"),
+        (["run", "--tasks", "arc_eazy"], "unknown task 'arc_eazy'. Did you mean 'arc_easy'"),
+        (["run", "--bits", "two"], "--bits 'two' is not a list of whole numbers"),
+        (["run", "--bits", "1", "--methods", "rtn"], "method 'rtn' supports 2 to 8 bits, not bits=1"),
+        (["run", "--group-size", "huge"], "--group-size 'huge' is neither a number of inputs nor 'channel'"),
+        (["run", "--data", "/no/such/folder"], "'/no/such/folder' is no folder"),
+        (["run", "--plugin", "/no/such.py"], "is not a file; give the path of a Python file"),
+        (["run", "--preset", "fast"], "unknown preset 'fast'"),
+        (["run", "--config", "/no/such.yaml"], "cannot be read"),
+        (["run", "--nonsense"], "No such option: --nonsense"),
+        (["report", "/no/such/run"], "holds no records"),
+        (["list", "kernals"], "unknown list 'kernals'"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_misuse_is_one_sentence_and_exit_code_two(command, tiny_folder, args, message):
+    model = [] if "--model" in args or args[0] != "run" else ["--model", tiny_folder]
+    code, text, error = command(*args, *model)
+    assert code == 2 and message in error and "Traceback" not in error + text
+    assert error.count("\n") == 1
+
+
+def test_groups_that_do_not_divide_are_refused_before_any_work(tiny_folder, command, tmp_path):
+    code, _, error = command(*run_args(tiny_folder, tmp_path / "out", methods="rtn", extra=["--group-size", "48"]))
+    assert code == 2 and "group_size=48 does not divide the 64 inputs of model.layers.0.self_attn.q_proj" in error
+    assert "choose one of 16, 32, 64 or 'channel'" in error
+
+
+def test_list_and_data(command):
+    for what, name in (("methods", "alternating"), ("tasks", "gsm8k"), ("models", "llama3-70b")):
+        code, text, _ = command("list", what)
+        assert code == 0 and name in text
+    code, text, _ = command("data", "list", "--data", "mini")
+    assert code == 0 and "gsm8k" in text and "PSF-2.0" in text
+
+
+def test_check_a_method_of_ones_own(command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FAILING.replace("scheme.bits == 2", "False"))
+    code, text, _ = command("check", path)
+    assert code == 0 and text.count("ok    failing") >= 9
+    path.write_text(FAILING.replace("scheme.bits == 2", "weight.zero_() is None").replace('"failing"', '"changing"'))
+    code, text, _ = command("check", path)
+    assert code == 1 and "was changed in place" in text
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["qbench", "--debug", "run", "--model", "no-such-model"])
+    with pytest.raises(Exception, match="unknown model"):
+        main.main()
+
+
+def test_method_errors_are_failures_and_not_misuse():
+    assert MethodError.exit_code == 1

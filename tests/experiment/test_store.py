@@ -1,0 +1,101 @@
+"""Records: atomic, checked, and never silently dropped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qbench.contracts import Scheme
+from qbench.errors import StoreError
+from qbench.experiment.store import Store, read_records, write_atomic
+from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+
+
+def cell(**changes):
+    fields = {
+        "model": "m",
+        "revision": "r",
+        "method": "rtn",
+        "params": {"clip": "none"},
+        "source": "0" * 12,
+        "scheme": Scheme(3, 64),
+        "calibration": CalibrationSpec(data="c4", sha256="0", samples=2, length=8, dtype="float32"),
+        "tasks": (TaskSpec(name="arc_easy", data="d", sha256="1", limit=5),),
+        "dtype": "float32",
+        "seed": 0,
+    }
+    return Cell(**(fields | changes))
+
+
+def record(**changes):
+    made = cell(**changes)
+    score = Score(task="arc_easy", metric="acc", value=0.5, stderr=0.1, n=5, higher_is_better=True)
+    return Record(id=made.id, cell=made, status="ok", scores=(score,), bits_per_weight={"total": 3.25})
+
+
+def test_a_record_survives_the_round_trip(tmp_path):
+    store = Store(tmp_path)
+    store.write_record(record())
+    assert store.read_records() == ([record()], [])
+    body = json.loads((tmp_path / "records" / f"{record().id}.json").read_text())
+    assert body["schema"] == 1 and body["cell"]["scheme"] == {"bits": 3, "group_size": 64, "symmetric": False}
+
+
+def test_the_id_is_the_content(tmp_path):
+    assert cell().id == cell().id and len(cell().id) == 12
+    assert cell().id != cell(seed=1).id != cell(source="1" * 12).id
+    judged_otherwise = cell(tasks=(), dtype="bfloat16")
+    assert judged_otherwise.id != cell().id and judged_otherwise.artifact == cell().artifact
+    assert cell(seed=1).artifact != cell().artifact
+    assert cell().label == "rtn 3b g64 clip=none"
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda text: text[: len(text) // 2], "is truncated or no JSON"),
+        (lambda text: text.replace("0.5", "0.9"), "was changed after it was written"),
+        (lambda text: text.replace('"schema": 1', '"schema": 2'), "is of schema 2, not 1"),
+        (lambda text: "[]", "is of schema None"),
+    ],
+)
+def test_a_record_that_cannot_be_trusted_goes_to_quarantine(tmp_path, damage, message):
+    store = Store(tmp_path)
+    store.write_record(record())
+    path = tmp_path / "records" / f"{record().id}.json"
+    path.write_text(damage(path.read_text()))
+    found, complaints = store.read_records()
+    assert found == [] and len(complaints) == 1
+    assert message in complaints[0] and "moved to" in complaints[0]
+    assert (tmp_path / "quarantine" / path.name).is_file() and not path.exists()
+    assert store.read_records() == ([], [])
+
+
+def test_a_record_under_another_name_is_not_trusted(tmp_path):
+    store = Store(tmp_path)
+    store.write_record(record())
+    path = tmp_path / "records" / f"{record().id}.json"
+    path.rename(path.with_name("000000000000.json"))
+    assert "is named" in store.read_records()[1][0]
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written .*; choose another with --out"):
+        Store(tmp_path / "file")
+    with pytest.raises(StoreError, match="holds no records"):
+        read_records(tmp_path)
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="cannot be written: No space left on device; free space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

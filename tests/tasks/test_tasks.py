@@ -1,0 +1,505 @@
+"""Scores against plain re-computations on a tiny model; prompts against the published ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from qbench.errors import ConfigError, DataError, MethodError, StoreError
+from qbench.tasks import lm, registry
+from qbench.tasks.contract import Context, Outcome, Task, mean_score
+from qbench.tasks.data import MiniSource
+from qbench.tasks.folder import FolderSource, write_parquet
+from qbench.tasks.harness import chosen_rows, read_task, stock_parts
+from qbench.tasks.registry import all_tasks, broken_tasks, get_task
+from qbench.tasks.text import ReferenceLogits, calibration_windows, windows
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there")
+MINI = MiniSource()
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny()
+
+
+def evaluate(task: str, model, tokenizer, *, reference=None, source=MINI, **protocol) -> Outcome:
+    found = get_task(task)
+    outcome = found.evaluate(
+        Context(model, tokenizer, source, batch_size=4, reference=reference), found.spec(source, **protocol)
+    )
+    json.dumps(outcome.samples, allow_nan=False)
+    return outcome
+
+
+def score(outcome: Outcome, metric: str, filter: str = "none", task: str | None = None):
+    (found,) = [s for s in outcome.scores if s.metric == metric and s.filter == filter and task in (None, s.task)]
+    return found
+
+
+def stderr(values) -> float:
+    return float(np.std(np.asarray(values), ddof=1) / math.sqrt(len(values)))
+
+
+# --- text
+
+
+def test_windows_are_the_joined_text_without_its_tail(tokenizer):
+    found = windows(["ab", "cde"], tokenizer, 3)
+    assert found.shape == (2, 3)
+    assert tokenizer.decode(found.flatten()) == "ab\n\ncd"
+    assert windows(["ab", "cde"], tokenizer, 3, limit=1).tolist() == found[:1].tolist()
+
+
+def test_too_little_text(tokenizer):
+    with pytest.raises(DataError, match="the text has 5 tokens and one window needs 64"):
+        windows(["abcde"], tokenizer, 64)
+    with pytest.raises(DataError, match="the text is empty"):
+        windows([" ", ""], tokenizer, 64)
+    with pytest.raises(ConfigError, match="length=1 is too small; give 2 or more"):
+        windows(["abcde"], tokenizer, 1)
+
+
+def test_calibration_windows_are_drawn_once_each_in_order(tokenizer):
+    text = [f"{index:04d}" for index in range(100)]
+    found = calibration_windows(text, tokenizer, 20, 6, seed=3)
+    starts = [int(tokenizer.decode(row)[:4]) for row in found]
+    assert starts == sorted(set(starts)) and len(starts) == 20
+    assert torch.equal(found, calibration_windows(text, tokenizer, 20, 6, seed=3))
+    assert not torch.equal(found, calibration_windows(text, tokenizer, 20, 6, seed=4))
+    assert calibration_windows(text, tokenizer, 99, 6, seed=3).shape == (99, 6)
+
+
+def test_too_little_calibration_text(tokenizer):
+    with pytest.raises(DataError, match="has 10 tokens, 2 windows of length 4; 3 are asked"):
+        calibration_windows(["0123456789"], tokenizer, 3, 4, seed=0)
+    with pytest.raises(DataError, match="the text is empty"):
+        calibration_windows([], tokenizer, 1, 4, seed=0)
+
+
+def test_perplexity_is_that_of_a_plain_fp64_computation(model, tokenizer):
+    outcome = evaluate("wikitext", model, tokenizer, limit=5, length=LENGTH)
+    inputs = windows(MINI.text("wikitext"), tokenizer, LENGTH, 5)
+    with torch.no_grad():
+        logits = copy.deepcopy(model).double()(input_ids=inputs).logits[:, :-1]
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), inputs[:, 1:], reduction="none").mean(1).numpy()
+    found = score(outcome, "perplexity", task="mini-text")
+    assert found.value == pytest.approx(math.exp(nll.mean()), rel=1e-5)
+    assert found.stderr == pytest.approx(math.exp(nll.mean()) * stderr(nll), rel=1e-4)
+    assert (found.n, found.higher_is_better) == (5, False)
+    assert score(outcome, "nll").value == pytest.approx(nll.mean(), rel=1e-5)
+    assert [row["nll"] for row in outcome.samples] == pytest.approx(nll, rel=1e-5)
+
+
+@pytest.fixture
+def reference(model, tokenizer, tmp_path):
+    seen: list[float] = []
+    inputs = windows(MINI.text("wikitext"), tokenizer, LENGTH, 5)
+    found = ReferenceLogits.write(
+        model, inputs, tmp_path / "reference.npy", lambda fraction, _: seen.append(fraction), batch_size=2
+    )
+    assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.npy"]
+    return found
+
+
+def test_a_model_does_not_diverge_from_itself(model, tokenizer, reference):
+    outcome = evaluate("divergence", model, tokenizer, reference=reference, limit=5, length=LENGTH)
+    assert abs(score(outcome, "kl_mean", task="mini-divergence").value) < 1e-5
+    assert abs(score(outcome, "kl_p99").value) < 1e-5
+    assert score(outcome, "top1_agreement").value == 1.0
+
+
+def test_divergence_is_that_of_a_plain_computation(model, tokenizer, reference, monkeypatch):
+    monkeypatch.setattr("qbench.tasks.text.POSITIONS", 10)  # windows in uneven parts
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight += 0.05
+    outcome = evaluate("divergence", other, tokenizer, reference=reference, limit=5, length=LENGTH)
+    inputs = windows(MINI.text("wikitext"), tokenizer, LENGTH, 5)
+    with torch.no_grad():
+        p, q = (copy.deepcopy(m).double()(input_ids=inputs).logits[:, :-1].log_softmax(-1) for m in (model, other))
+    kl = (p.exp() * (p - q)).sum(-1)
+    agree = (p.argmax(-1) == q.argmax(-1)).double().mean(1)
+    assert kl.mean() > 1e-3
+    assert score(outcome, "kl_mean").value == pytest.approx(float(kl.mean()), rel=1e-3)
+    assert score(outcome, "kl_mean").stderr == pytest.approx(stderr(kl.mean(1)), rel=1e-3)
+    assert score(outcome, "kl_p99").value == pytest.approx(float(kl.flatten().quantile(0.99)), rel=2e-3)
+    assert (score(outcome, "kl_p99").stderr, score(outcome, "kl_p99").n) == (None, 5 * (LENGTH - 1))
+    assert score(outcome, "top1_agreement").value == pytest.approx(float(agree.mean()), abs=1e-6)
+
+
+def test_both_text_tasks_share_one_pass(model, tokenizer, reference):
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    context = Context(model, tokenizer, MINI, batch_size=2, reference=reference)
+    for name in ("wikitext", "divergence"):
+        task = get_task(name)
+        task.evaluate(context, task.spec(MINI, limit=5, length=LENGTH))
+    handle.remove()
+    assert len(calls) == 3
+
+
+def test_divergence_needs_a_reference_that_fits(model, tokenizer, reference, tmp_path):
+    with pytest.raises(ConfigError, match="mini-divergence needs the log-probabilities of the unquantized model"):
+        evaluate("divergence", model, tokenizer, limit=5, length=LENGTH)
+    with pytest.raises(StoreError, match=r"holds .* \(5, 63, 259\) and the model gives \(3, 63, 259\)"):
+        evaluate("divergence", model, tokenizer, reference=reference, limit=3, length=LENGTH)
+    (tmp_path / "text.npy").write_text("no array")
+    with pytest.raises(StoreError, match="cannot be read as reference log-probabilities"):
+        ReferenceLogits.open(tmp_path / "text.npy")
+    np.save(tmp_path / "flat.npy", np.zeros(3))
+    with pytest.raises(StoreError, match=r"is float64 of shape \(3,\), not 3-d float16"):
+        ReferenceLogits.open(tmp_path / "flat.npy")
+
+
+def test_a_reference_that_does_not_fit_the_disk(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(StoreError, match=r"the reference log-probabilities need 0\.0 GB and .* GB free"):
+        ReferenceLogits.write(model, windows(MINI.text("wikitext"), tokenizer, LENGTH, 2), tmp_path / "r.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_windows_longer_than_the_models_context(tokenizer, tiny):
+    with pytest.raises(ConfigError, match="length=64 is more than the model's context of 32 tokens; choose at most 32"):
+        evaluate("wikitext", tiny(max_position_embeddings=32), tokenizer, limit=2, length=64)
+
+
+def test_a_model_that_gives_nan_fails_as_a_method(tokenizer, tiny):
+    broken = tiny()
+    broken.lm_head.weight.data[:] = float("nan")
+    with pytest.raises(
+        MethodError, match="mini-text: nll is not finite on 2 of 2 items; the quantized model gives NaN"
+    ):
+        evaluate("wikitext", broken, tokenizer, limit=2, length=LENGTH)
+    with pytest.raises(MethodError, match="mini-arc_easy: gold_logprob is not finite on 2 of 2 items"):
+        evaluate("arc_easy", broken, tokenizer, limit=2)
+
+
+def test_text_protocol_defaults():
+    spec = get_task("wikitext").spec(MINI, num_fewshot=5, generate=3)
+    assert (spec.length, spec.num_fewshot, spec.generate, spec.limit) == (2048, None, None, None)
+    with pytest.raises(ConfigError, match="limit=0 is too small; give 1 or more"):
+        get_task("wikitext").spec(MINI, limit=0)
+
+
+# --- lm-eval
+
+
+def test_multiple_choice_scores_follow_from_the_logged_likelihoods(model, tokenizer):
+    outcome = evaluate("arc_easy", model, tokenizer, limit=12)
+    rows = MINI.rows("arc_easy", "test")
+    gold, right = [], []
+    for row in outcome.samples:
+        item = rows[row["doc_id"]]
+        assert row["target"] == item["choices"]["label"].index(item["answerKey"])
+        logs = np.array(row["loglikelihoods"])
+        assert len(logs) == len(item["choices"]["text"])
+        gold.append(math.log(math.exp(logs[row["target"]]) / sum(math.exp(x) for x in logs)))
+        right.append(float(logs.argmax() == row["target"]))
+        assert row["acc"] == right[-1]
+    for metric, values in (("gold_logprob", gold), ("acc", right)):
+        found = score(outcome, metric, task="mini-arc_easy")
+        assert found.value == pytest.approx(np.mean(values), rel=1e-9)
+        assert found.stderr == pytest.approx(stderr(values), rel=1e-9)
+        assert (found.n, found.higher_is_better) == (12, True)
+    assert {s.metric for s in outcome.scores} == {"acc", "acc_norm", "gold_logprob"}
+
+
+def test_choice_likelihoods_are_those_of_the_model(model, tokenizer):
+    row = evaluate("arc_easy", model, tokenizer, limit=1).samples[0]
+    item = MINI.rows("arc_easy", "test")[row["doc_id"]]
+    prompt = f"Question: {item['question']}\nAnswer:"
+    for choice, found in zip(item["choices"]["text"], row["loglikelihoods"], strict=True):
+        assert found == pytest.approx(-plain_nll(model, tokenizer, prompt, f" {choice}")[0], rel=1e-4)
+
+
+def plain_nll(model, tokenizer, prompt: str, answer: str) -> tuple[float, int]:
+    tokens = torch.tensor([tokenizer(prompt + answer)["input_ids"]])
+    start = len(tokenizer(prompt)["input_ids"])
+    with torch.no_grad():
+        logs = copy.deepcopy(model).double()(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+    found = logs.gather(1, tokens[0, 1:, None])[start - 1 :, 0]
+    return float(-found.sum()), len(found)
+
+
+def test_a_limit_chooses_the_same_scattered_items_every_time():
+    assert chosen_rows(5, None, shuffled=True) == (0, 1, 2, 3, 4)
+    assert chosen_rows(5, 9, shuffled=True) == (0, 1, 2, 3, 4)
+    assert chosen_rows(100, 3, shuffled=False) == (0, 1, 2)
+    few, more = chosen_rows(100, 8, shuffled=True), chosen_rows(100, 20, shuffled=True)
+    assert few == chosen_rows(100, 8, shuffled=True) != tuple(range(8))
+    assert set(few) < set(more) and list(few) == sorted(few)
+
+
+def test_mmlu_counts_the_limit_per_subject_and_scores_categories(model, tokenizer):
+    outcome = evaluate("mmlu", model, tokenizer, limit=1)
+    subjects = [row["subject"] for row in outcome.samples]
+    assert len(subjects) == len(set(subjects)) == 57
+    assert score(outcome, "acc", task="mini-mmlu").n == 57
+    parts = {s.task: s for s in outcome.scores if s.metric == "gold_logprob"}
+    assert set(parts) == {"mini-mmlu"} | {f"mini-mmlu_{x}" for x in ("stem", "humanities", "social_sciences", "other")}
+    total = parts.pop("mini-mmlu")
+    assert sum(part.n for part in parts.values()) == 57
+    assert total.value == pytest.approx(sum(part.value * part.n for part in parts.values()) / 57)
+
+
+def test_gsm8k_gold_nll_is_that_of_a_plain_computation(model, tokenizer):
+    outcome = evaluate("gsm8k", model, tokenizer, limit=3, num_fewshot=1, generate=0)
+    items = lm.prompts(part_of("gsm8k", limit=3, num_fewshot=1).task)
+    nll = []
+    for (doc, prompt), row in zip(items, outcome.samples, strict=True):
+        total, tokens = plain_nll(model, tokenizer, prompt, f" {doc['answer']}")
+        assert row["tokens"] == tokens
+        nll.append(total / tokens)
+    found = score(outcome, "gold_nll", task="mini-gsm8k")
+    assert found.value == pytest.approx(np.mean(nll), rel=1e-5)
+    assert found.stderr == pytest.approx(stderr(nll), rel=1e-3)
+    assert (found.n, found.higher_is_better) == (3, False)
+    assert len(outcome.scores) == 1
+
+
+def test_gsm8k_both_filters(model, tokenizer, monkeypatch):
+    gold = [row["answer"].split("#### ")[1] for row in MINI.rows("gsm8k", "test").select(range(3))]
+    written = [f" so it is\n#### {gold[0]}", f" the answer is {gold[1]}.", " I do not know."]
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", lambda *_, **__: written)
+    outcome = evaluate("gsm8k", model, tokenizer, limit=4, num_fewshot=0, generate=3)
+    assert score(outcome, "exact_match", "strict-match").value == pytest.approx(1 / 3)
+    assert score(outcome, "exact_match", "flexible-extract").value == pytest.approx(2 / 3)
+    assert score(outcome, "exact_match", "flexible-extract").stderr == pytest.approx(stderr([1, 1, 0]))
+    assert (score(outcome, "exact_match", "strict-match").n, score(outcome, "gold_nll").n) == (3, 4)
+    answers = [row for row in outcome.samples if row["filter"] == "strict-match"]
+    assert [row["responses"] for row in answers] == [[[text]] for text in written]
+    asked = [row["prompt_hash"] for row in outcome.samples if row["filter"] == "none"]
+    assert [row["prompt_hash"] for row in answers] == asked[:3]
+
+
+def test_gsm8k_generates_with_the_same_prompts_as_it_scores(model, tokenizer, capfd):
+    fractions: list[float] = []
+    before = trace(model, tokenizer)
+    task = get_task("gsm8k")
+    context = Context(model, tokenizer, MINI, batch_size=4, progress=lambda fraction, _: fractions.append(fraction))
+    outcome = task.evaluate(context, task.spec(MINI, limit=2, num_fewshot=1, generate=1))
+    hashes = {name: [row["prompt_hash"] for row in outcome.samples if row["filter"] == name] for name in FILTERS}
+    assert hashes["strict-match"] == hashes["flexible-extract"] == hashes["none"][:1]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert trace(model, tokenizer) == before
+    assert capfd.readouterr() == ("", "")
+
+
+FILTERS = ("none", "strict-match", "flexible-extract")
+
+
+def trace(model, tokenizer) -> tuple[object, ...]:
+    """What an evaluation must leave as it was."""
+    drawn = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    return *drawn, model.training, tokenizer.padding_side, tokenizer.pad_token, model.dtype
+
+
+def test_evaluation_leaves_no_trace(model, tokenizer, capfd):
+    before = trace(model, tokenizer)
+    evaluate("arc_challenge", model, tokenizer, limit=2)
+    assert trace(model, tokenizer) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_prompts_that_do_not_fit_are_told(tokenizer, tiny):
+    small = tiny(max_position_embeddings=64)
+    with pytest.warns(
+        UserWarning, match=r"mini-arc_easy: \d prompts were longer than the model's context of 64 tokens"
+    ):
+        evaluate("arc_easy", small, tokenizer, limit=2)
+
+
+def part_of(name: str, source=MINI, index: int = 0, **protocol):
+    task = get_task(name)
+    with lm.quiet():
+        return stock_parts(task, source, task.spec(source, **protocol))[index]
+
+
+def requests_of(part) -> list[tuple[str, str]]:
+    with warnings.catch_warnings(), lm.quiet():
+        part.task.build_all_requests(limit=1)
+    return [instance.args for instance in part.task.instances]
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "arc_challenge"])
+def test_arc_prompt_is_the_stock_one(name):
+    part = part_of(name, limit=1)
+    item = MINI.rows(name, "test")[part.rows[0]]
+    expected = [(f"Question: {item['question']}\nAnswer:", f" {choice}") for choice in item["choices"]["text"]]
+    assert requests_of(part) == expected
+
+
+def test_mmlu_prompt_is_the_stock_one():
+    part = part_of("mmlu", limit=1)
+    assert (part.subject, part.category) == ("abstract_algebra", "mmlu_stem")
+    item = of_subject(MINI.rows("mmlu", "test"), part.subject)[0]
+    expected = "The following are multiple choice questions (with answers) about abstract algebra.\n\n" + asked(item)
+    assert requests_of(part) == [(expected, f" {letter}") for letter in "ABCD"]
+
+
+def of_subject(rows, subject: str):
+    return rows.select([index for index, value in enumerate(rows["subject"][:]) if value == subject])
+
+
+def asked(item) -> str:
+    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", item["choices"], strict=True))
+    return f"{item['question'].strip()}\n{choices}Answer:"
+
+
+def test_gsm8k_prompt_is_the_stock_one():
+    ((doc, prompt),) = lm.prompts(part_of("gsm8k", limit=1).task)
+    assert doc == MINI.rows("gsm8k", "test")[0]
+    *shots, last = prompt.split("Question: ")[1:]
+    assert last == f"{doc['question']}\nAnswer:"
+    known = {f"{row['question']}\nAnswer: {row['answer']}\n\n" for row in MINI.rows("gsm8k", "train")}
+    assert len(shots) == 5 and set(shots) <= known
+
+
+@real
+def test_real_mmlu_takes_the_first_five_development_questions():
+    source = FolderSource(REAL)
+    part = part_of("mmlu", source, index=1, limit=1)
+    assert part.subject == "anatomy"
+    dev = of_subject(source.rows("mmlu", "dev"), "anatomy")
+    shots = "".join(f"{asked(item)} {'ABCD'[item['answer']]}\n\n" for item in dev)
+    item = of_subject(source.rows("mmlu", "test"), "anatomy")[0]
+    head = "The following are multiple choice questions (with answers) about anatomy.\n\n"
+    assert requests_of(part)[0] == (head + shots + asked(item), " A")
+
+
+@real
+@pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
+def test_real_data_run(name, model, tokenizer):
+    outcome = evaluate(name, model, tokenizer, source=FolderSource(REAL), limit=3, num_fewshot=0, generate=0)
+    assert {s.task for s in outcome.scores} == {name} and all(s.n == 3 for s in outcome.scores)
+
+
+def test_shots_that_the_data_cannot_give():
+    assert get_task("mmlu").spec(MINI).num_fewshot == 0
+    assert get_task("gsm8k").spec(MINI).num_fewshot == 5
+    with pytest.raises(ConfigError, match="num_fewshot=5: mini has no dev split of mmlu to take examples from; use 0"):
+        get_task("mmlu").spec(MINI, num_fewshot=5)
+    with pytest.raises(ConfigError, match="num_fewshot=-1 is too small; give 0 or more"):
+        get_task("gsm8k").spec(MINI, num_fewshot=-1)
+
+
+def test_a_folder_without_the_questions(tmp_path):
+    write_parquet([{"question": "?", "answer": "#### 1"}], tmp_path / "gsm8k" / "train.parquet")
+    task, source = get_task("gsm8k"), FolderSource(tmp_path)
+    with pytest.raises(DataError, match=r"gsm8k.test\.parquet is missing: expected a parquet file"):
+        stock_parts(task, source, task.spec(source))
+
+
+# --- BOS, batches, scores
+
+
+@pytest.mark.parametrize(
+    ("model_type", "asks", "expected"),
+    [("llama", False, True), ("gemma3_text", False, True), ("qwen3", False, False), ("qwen3", True, True)],
+)
+def test_bos_where_the_family_wants_it(tokenizer, model_type, asks, expected):
+    given = copy.deepcopy(tokenizer)
+    given.add_special_tokens({"bos_token": "<s>"})
+    given._add_bos_token = asks
+    if asks and not getattr(given, "add_bos_token", False):
+        pytest.skip("this version of transformers has no such switch on a plain fast tokenizer")
+    own = lm.with_bos(given, model_type)
+    assert own("ab")["input_ids"] == ([own.bos_token_id] if expected else []) + tokenizer("ab")["input_ids"]
+    assert given("ab")["input_ids"] == tokenizer("ab")["input_ids"]
+    assert lm.with_bos(own, model_type)("ab") == own("ab")
+
+
+def test_bos_is_not_forced_on_other_tokens_or_against_the_tokenizers_word(tokenizer):
+    assert lm.with_bos(tokenizer, "llama")("ab") == tokenizer("ab")
+    given = copy.deepcopy(tokenizer)
+    given.add_special_tokens({"bos_token": "<s>"})
+    given.init_kwargs["add_bos_token"] = False
+    assert lm.with_bos(given, "llama")("ab") == tokenizer("ab")
+
+
+def test_batches_shrink_where_logits_would_not_fit(monkeypatch):
+    monkeypatch.setattr(lm, "LOGIT_BYTES", 10 * 100 * 64)
+    assert lm.batches([4, 8, 20, 64, 1000], 8, vocabulary=100) == [(1, [3, 4]), (2, [2]), (8, [0, 1])]
+
+
+def test_mean_score_of_one_item_has_no_standard_error():
+    assert mean_score("t", "m", [0.5], higher=True).stderr is None
+
+
+# --- registry
+
+
+def test_every_registered_task_keeps_the_contract():
+    assert set(all_tasks()) >= {"arc_challenge", "arc_easy", "divergence", "gsm8k", "mmlu", "wikitext"}
+    for name, task in all_tasks().items():
+        assert isinstance(task, Task) and task.name == name
+        assert task.kind in ("multiple_choice", "generation", "text") and "\n" not in task.describe()
+        spec = task.spec(MINI, limit=3)
+        assert spec.limit == 3 and spec.name.startswith("mini-") and spec.sha256
+
+
+def test_unknown_task():
+    with pytest.raises(ConfigError, match=r"unknown task 'arc_esay'. Did you mean 'arc_easy'\? Available: arc_chall"):
+        get_task("arc_esay")
+
+
+def test_plugins_load_or_say_why_not(monkeypatch):
+    def fail():
+        raise ImportError("no such module")
+
+    mine = SimpleNamespace(name="mine", kind="text", describe=str, spec=str, evaluate=str)
+    points = [
+        SimpleNamespace(name="mine", value="a:b", load=lambda: mine),
+        SimpleNamespace(name="lost", value="a:c", load=fail),
+        SimpleNamespace(name="odd", value="a:d", load=lambda: 3),
+        SimpleNamespace(name="double", value="a:e", load=lambda: get_task_again),
+    ]
+    get_task_again = get_task("mmlu")
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    registry._load.cache_clear()
+    try:
+        assert get_task("mine") is mine
+        assert set(broken_tasks()) == {"lost", "odd", "double"}
+        with pytest.raises(ConfigError, match="task 'lost' cannot be used: ImportError: no such module"):
+            get_task("lost")
+        assert "it needs name, kind, describe, spec and evaluate" in broken_tasks()["odd"]
+        assert "the name 'mmlu' is taken" in broken_tasks()["double"]
+    finally:
+        registry._load.cache_clear()
+
+
+def test_yaml_mistakes_name_the_file_and_the_key(tmp_path):
+    good = (Path(registry.__file__).parent / "arc_easy.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(good + "shots: 3\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml does not describe a task: shots: Extra inputs .* Its keys are"):
+        read_task(path)
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not readable YAML"):
+        read_task(path)
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"mine\.yaml does not describe a task: file: "):
+        read_task(path)
+
+
+def test_a_task_that_lm_eval_does_not_have(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        (Path(registry.__file__).parent / "arc_easy.yaml").read_text().replace("harness: arc_easy", "harness: arc")
+    )
+    task = read_task(path)
+    with pytest.raises(ConfigError, match=r"there is no 'arc' in lm-eval's folder 'arc'; it has arc_challenge, "):
+        stock_parts(task, MINI, task.spec(MINI))
