@@ -1,8 +1,9 @@
 """The Triton kernels compiled for GPUs that need not be there: `python benchmarks/aot.py [--json FILE] [--quick]`.
 
-Each kernel in its default configurations for sm_80, sm_90 and sm_100: registers, stack and spills (loads and stores of
-local memory in the machine code), shared memory, and the mix of instructions, in all and in the longest loop. Needs
-triton, whose wheel carries ptxas and cuobjdump, and no GPU: these are properties of the machine code, not speeds.
+Each kernel in its default configurations for sm_80, sm_90 and sm_100: registers, stack and spills
+(loads and stores of local memory in the machine code), shared memory, and the mix of instructions,
+in all and in the longest loop. Needs triton, whose wheel carries ptxas and cuobjdump, and no GPU:
+these are properties of the machine code, not speeds.
 """
 
 from __future__ import annotations
@@ -30,9 +31,16 @@ from qbench.kernels.gpu.triton_configs import DEFAULTS, Config, default
 from qbench.kernels.gpu.triton_layout import Planes
 
 ARCHITECTURES = (80, 90, 100)
-POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)(.*?);", re.MULTILINE)
+INSTRUCTION = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)(.*?);", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,10 @@ def cases(quick: bool = False) -> Iterator[Case]:
     """Every kernel, for the batches at which the defaults change; `quick`: the two main ones, one kind of weight."""
     batches = [limit for limit, _ in DEFAULTS]
     if quick:
-        yield from (Case("", arch, "bfloat16", "binary", 3, 128, m) for arch, m in product(ARCHITECTURES, (8, 64)))
+        yield from (
+            Case("", arch, "bfloat16", "binary", 3, 128, m)
+            for arch, m in product(ARCHITECTURES, (8, 64))
+        )
         return
     for arch, bits, coding in product(ARCHITECTURES, (2, 3, 4), ("binary", "uniform")):
         for dtype, m in product(("bfloat16", "float16") if arch == 90 else ("bfloat16",), batches):
@@ -72,7 +83,9 @@ def arguments(case: Case) -> tuple[str, dict[str, Any], dict[str, str]]:
     dtype = getattr(torch, case.dtype)
     groups, uniform = case.k // case.group_size, case.coding == "uniform"
     words = torch.empty(case.k // 32, case.bits, case.n, dtype=torch.int32, device="meta")
-    alpha = torch.empty(groups, 1 if uniform else case.bits, case.n, dtype=torch.float16, device="meta")
+    alpha = torch.empty(
+        groups, 1 if uniform else case.bits, case.n, dtype=torch.float16, device="meta"
+    )
     planes = Planes(words, alpha, alpha[:, 0], case.group_size, uniform)
     config = Config("large") if case.kernel == "_dense" else default(case.m, case.n, case.k, dtype)
     types = {"words": "*i32", "alpha": "*fp16", "shift": "*fp16", "N": "i32", "signs": "i32"}
@@ -80,7 +93,11 @@ def arguments(case: Case) -> tuple[str, dict[str, Any], dict[str, str]]:
         types = {"parts": "*fp32", "y": POINTERS[dtype], "size": "i32", "N": "i32"}
         return "_reduce", {"bias": None, "SPLIT": config.split, "BLOCK": 1024}, types
     if case.kernel == "_dense":
-        return "_dense", gpu.meaning(planes, dtype) | {"BN": 64, "BK": 64}, types | {"dense": POINTERS[dtype]}
+        return (
+            "_dense",
+            gpu.meaning(planes, dtype) | {"BN": 64, "BK": 64},
+            types | {"dense": POINTERS[dtype]},
+        )
     y = POINTERS[dtype if config.split == 1 else torch.float32]
     fixed = {"bias": None} | gpu.meaning(planes, dtype) | gpu.launch(config, planes)
     return f"_{config.kind}", fixed, types | {"x": POINTERS[dtype], "y": y, "M": "i32"}
@@ -90,13 +107,19 @@ def compiled(case: Case) -> dict[str, Any]:
     """The case, its configuration, and what the machine code needs and consists of."""
     name, fixed, types = arguments(case)
     kernel = getattr(triton_binary, name)
-    options = {option: fixed.pop(option) for option in ("num_warps", "num_stages") if option in fixed}
+    options = {
+        option: fixed.pop(option) for option in ("num_warps", "num_stages") if option in fixed
+    }
     options["enable_fp_fusion"] = fixed.pop("enable_fp_fusion", True)
     signature = {arg: types.get(arg, "constexpr") for arg in kernel.arg_names}
-    aligned = [i for i, arg in enumerate(kernel.arg_names) if arg != "M" and signature[arg] != "constexpr"]
+    aligned = [
+        i for i, arg in enumerate(kernel.arg_names) if arg != "M" and signature[arg] != "constexpr"
+    ]
     source = ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})
     found = triton.compile(source, target=GPUTarget("cuda", case.architecture, 32), options=options)
-    sizes = {key: value for key, value in fixed.items() if key in ("BN", "BM", "BK", "SPLIT", "BLOCK")}
+    sizes = {
+        key: value for key, value in fixed.items() if key in ("BN", "BM", "BK", "SPLIT", "BLOCK")
+    }
     facts = machine_code(found.asm["cubin"]) | {"shared_bytes": found.metadata.shared}
     return asdict(case) | {"kernel": name, "config": sizes | options} | facts
 
@@ -107,7 +130,9 @@ def machine_code(binary: bytes) -> dict[str, Any]:
         file.write(binary)
         file.flush()
         usage, code = (
-            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for option in ("--dump-resource-usage", "--dump-sass")
         )
     needs = re.search(r"REG:(\d+) STACK:(\d+)", usage)
@@ -152,13 +177,17 @@ def report(path: Path | None = None, quick: bool = False) -> list[dict[str, Any]
         entries.append(entry | {"loop_instructions_per_bit": per_bit(entry)})
         print(row(entries[-1]), flush=True)
     if path is not None:
-        path.write_text(json.dumps({"triton": triton.__version__, "cases": entries}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"triton": triton.__version__, "cases": entries}, indent=1) + "\n"
+        )
     return entries
 
 
 def row(entry: dict[str, Any]) -> str:
     """One line of the table."""
-    block = " ".join(f"{size}" for name, size in entry["config"].items() if name != "enable_fp_fusion")
+    block = " ".join(
+        f"{size}" for name, size in entry["config"].items() if name != "enable_fp_fusion"
+    )
     spills = entry["spill_loads"] + entry["spill_stores"]
     mix = " ".join(f"{opcode}:{count}" for opcode, count in list(entry["loop"].items())[:7])
     return (
@@ -171,11 +200,17 @@ def row(entry: dict[str, Any]) -> str:
 
 def main() -> int:
     """Print the table; exit 1 where a kernel spills."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--quick", action="store_true", help="two kernels, one kind of weight")
     options = parser.parse_args()
-    spilled = [entry for entry in report(options.json, options.quick) if entry["stack_bytes"] or entry["spill_loads"]]
+    spilled = [
+        entry
+        for entry in report(options.json, options.quick)
+        if entry["stack_bytes"] or entry["spill_loads"]
+    ]
     print(f"{len(spilled)} kernels spill registers")
     return 1 if spilled else 0
 

@@ -1,7 +1,8 @@
 """What loading a packed model costs: `python benchmarks/checkpoint.py [--billions 1.0] [--folder DIR] [--json FILE]`.
 
-Time against plainly reading the same files (both from the page cache, in turns), and peak memory beyond the process
-against the packed size. Without --folder a random Llama of that many parameters is written first.
+Time against plainly reading the same files (both from the page cache, in turns), and peak memory
+beyond the process against the packed size. Without --folder a random Llama of that many parameters
+is written first.
 """
 
 from __future__ import annotations
@@ -46,11 +47,19 @@ print(seconds, peak() - before)
 def random_folder(folder: Path, billions: float, bits: int) -> Path:
     """A Llama with random codes: what the numbers are does not matter here."""
     blocks = max(1, round((billions * 1e9 - 2 * 32000 * 2048) / 50e6))
-    shape = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16}
+    shape = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    }
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=blocks, vocab_size=32000))
-    weights = {name: _random_weight(*layer.weight.shape, bits) for name, layer in quantizable(model).items()}
+    weights = {
+        name: _random_weight(*layer.weight.shape, bits)
+        for name, layer in quantizable(model).items()
+    }
     for layer in quantizable(model).values():
         layer.weight = None  # it stays packed
     model = model.to_empty(device="cpu")
@@ -63,7 +72,9 @@ def random_folder(folder: Path, billions: float, bits: int) -> Path:
 def _random_weight(out: int, columns: int, bits: int) -> Uniform:
     codes = torch.randint(0, 256, (out, columns * bits // 8), dtype=torch.uint8)
     zero = torch.randint(0, 256, (out, packed_length(columns // 128, bits)), dtype=torch.uint8)
-    return Uniform(codes, torch.ones(out, columns // 128, dtype=torch.float16), zero, bits, columns, 128)
+    return Uniform(
+        codes, torch.ones(out, columns // 128, dtype=torch.float16), zero, bits, columns, 128
+    )
 
 
 def read_plainly(folder: Path) -> float:
@@ -86,11 +97,17 @@ def main() -> None:
         folder = args.folder or random_folder(Path(scratch) / "model", args.billions, args.bits)
         size = sum(path.stat().st_size for path in folder.iterdir())
         entries = Shards(folder).entries
-        largest = max(e.nbytes for name, e in entries.items() if e.dtype.is_floating_point and name.endswith(".weight"))
+        largest = max(
+            e.nbytes
+            for name, e in entries.items()
+            if e.dtype.is_floating_point and name.endswith(".weight")
+        )
         rows = []
         for _ in range(args.repeats):
             plain = read_plainly(folder)
-            done = subprocess.run([sys.executable, "-P", "-c", LOAD, str(folder)], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", LOAD, str(folder)], capture_output=True, text=True
+            )
             seconds, peak = map(float, done.stdout.split()[-2:])
             rows.append((plain, seconds, peak))
     ratios = sorted(seconds / plain for plain, seconds, _ in rows)
@@ -106,7 +123,9 @@ def main() -> None:
         "environment": environment(),
     }
     spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    print(f"{size / 1e9:.2f} GB; loading takes {statistics.median(r[1] for r in rows):.2f} s, {spread} x reading")
+    print(
+        f"{size / 1e9:.2f} GB; loading takes {statistics.median(r[1] for r in rows):.2f} s, {spread} x reading"
+    )
     print(
         f"peak {facts['peak_bytes'] / 1e9:.2f} GB: {beyond:+.0f} MB beyond packed size and largest unquantized tensor"
     )

@@ -1,8 +1,8 @@
 """`make speed` compares with stored runs by ratio: each benchmark takes turns with a yardstick that never changes.
 
-Before pytest-benchmark compares, a stored run's times are scaled by how much slower or faster the benchmark's own
-yardstick was then, so a machine that is slow today is not a regression. Both are processor times, which do not count
-while others run.
+Before pytest-benchmark compares, a stored run's times are scaled by how much slower or faster the
+benchmark's own yardstick was then, so a machine that is slow today is not a regression. Both are
+processor times, which do not count while others run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def in_turns(benchmark: Any) -> Callable[..., None]:
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Scale the stored runs, just before they are compared."""
     found = session.config._benchmarksession
-    now = {each.fullname: each.extra_info["yardstick"] for each in found.benchmarks if "yardstick" in each.extra_info}
+    now = {
+        each.fullname: each.extra_info["yardstick"]
+        for each in found.benchmarks
+        if "yardstick" in each.extra_info
+    }
     for stored in found.compared_mapping.values():
         for name, each in stored.items():
             if name in now and "yardstick" in each["extra_info"]:

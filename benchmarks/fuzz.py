@@ -1,9 +1,9 @@
 """Damaged checkpoints: `python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--json FILE]`.
 
-Bytes and JSON of real folders are flipped, cut, swapped and inflated. In every case `qbench.load` must either load the
-folder or raise one of the project's errors, within 2 s of processor time and 1 GB beyond what the process had; and
-`qbench verify` must find the change. Exit code 1 where a case did anything else; it is printed, and can be repeated
-from its number alone.
+Bytes and JSON of real folders are flipped, cut, swapped and inflated. In every case `qbench.load`
+must either load the folder or raise one of the project's errors, within 2 s of processor time and 1
+GB beyond what the process had; and `qbench verify` must find the change. Exit code 1 where a case
+did anything else; it is printed, and can be repeated from its number alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,12 @@ VALUES: list[Any] = [
 
 def originals(folder: Path) -> list[Path]:
     """Small folders in every format, whole and in several files, with a tokenizer."""
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     config = LlamaConfig(**shape, num_hidden_layers=2, vocab_size=64)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:64]
     bpe = BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
@@ -69,10 +74,14 @@ def originals(folder: Path) -> list[Path]:
     found = []
     for name, settings in METHODS.items():
         torch.manual_seed(0)
-        made = qbench.quantize(LlamaForCausalLM(config), qbench.get_method(name, **settings), Scheme(3, 16), tokens)
+        made = qbench.quantize(
+            LlamaForCausalLM(config), qbench.get_method(name, **settings), Scheme(3, 16), tokens
+        )
         for limit in (10**9, 20_000):
             path = folder / f"{name}-{limit}"
-            checkpoint.save(path, made.model, tokenizer, made.weights, made.manifest, {}, shard_bytes=limit)
+            checkpoint.save(
+                path, made.model, tokenizer, made.weights, made.manifest, {}, shard_bytes=limit
+            )
             found.append(path)
     return found
 
@@ -93,16 +102,23 @@ def swap(raw: bytearray, rng: random.Random) -> None:
     """Two pieces change places."""
     size = rng.randrange(1, max(2, min(256, len(raw) // 3)))
     one, other = (rng.randrange(max(1, len(raw) - size)) for _ in range(2))
-    raw[one : one + size], raw[other : other + size] = raw[other : other + size], raw[one : one + size]
+    raw[one : one + size], raw[other : other + size] = (
+        raw[other : other + size],
+        raw[one : one + size],
+    )
 
 
 def inflate(raw: bytearray, rng: random.Random) -> None:
     """Bytes are inserted, or a declared length grows."""
     if rng.random() < 0.3:
-        raw[:8] = rng.choice([2**63, 2**40, 10**8, len(raw) * 2, rng.randrange(1, 10**6)]).to_bytes(8, "little")
+        raw[:8] = rng.choice([2**63, 2**40, 10**8, len(raw) * 2, rng.randrange(1, 10**6)]).to_bytes(
+            8, "little"
+        )
     else:
         start = rng.randrange(_reach(raw, rng))
-        raw[start:start] = rng.choice([b"[" * 100_000, b"9" * 50, b'"' * 3, bytes(rng.randrange(1, 10_000))])
+        raw[start:start] = rng.choice(
+            [b"[" * 100_000, b"9" * 50, b'"' * 3, bytes(rng.randrange(1, 10_000))]
+        )
 
 
 def rewrite(raw: bytearray, rng: random.Random) -> None:
@@ -130,7 +146,14 @@ def rewrite(raw: bytearray, rng: random.Random) -> None:
     raw[:end] = (len(text).to_bytes(8, "little") if start else b"") + text
 
 
-CHANGES: list[Callable[[bytearray, random.Random], None]] = [flip, cut, swap, inflate, rewrite, rewrite]
+CHANGES: list[Callable[[bytearray, random.Random], None]] = [
+    flip,
+    cut,
+    swap,
+    inflate,
+    rewrite,
+    rewrite,
+]
 
 
 def _reach(raw: bytearray, rng: random.Random) -> int:
@@ -180,7 +203,9 @@ def one_case(number: int, seed: int, folders: list[Path], scratch: Path) -> tupl
     word, message = outcome(folder)
     seconds = time.process_time() - started
     shutil.rmtree(folder)
-    if word == "unnoticed" and (not done or "index.json" in done):  # nothing changed, or only what states the hashes
+    if word == "unnoticed" and (
+        not done or "index.json" in done
+    ):  # nothing changed, or only what states the hashes
         word = "loaded"
     if seconds > SECONDS and word != "crashed":
         word = "slow"
@@ -213,7 +238,13 @@ def main() -> int:
                 print(bad[-1], flush=True)
     print(f"{args.cases} cases: {dict(counts)}; slowest {slowest:.2f} s; {len(bad)} wrong")
     if args.json:
-        facts = {"cases": args.cases, "seed": args.seed, "outcomes": counts, "slowest_seconds": slowest, "wrong": bad}
+        facts = {
+            "cases": args.cases,
+            "seed": args.seed,
+            "outcomes": counts,
+            "slowest_seconds": slowest,
+            "wrong": bad,
+        }
         args.json.write_text(json.dumps(facts | {"environment": environment()}, indent=2) + "\n")
     return 1 if bad else 0
 

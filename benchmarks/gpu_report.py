@@ -3,7 +3,8 @@
 correctness  each kernel against the reference in float64, for all bits, groups and dtypes
 latency      what `qbench latency --device cuda` times, by batch
 
-Everything goes to one JSON file with the hardware's name, after each section. Exits 1 where a product is wrong.
+Everything goes to one JSON file with the hardware's name, after each section. Exits 1 where a
+product is wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ BATCHES = (1, 8, 16, 64, 256)
 BITS = (2, 3, 4)
 GROUP = 128
 REPETITIONS = 25
-TOLERANCE = {"skinny": 2e-6, "large": {"float16": 1e-3, "bfloat16": 8e-3}, "dense": {"float16": 2e-3, "bfloat16": 1e-2}}
+TOLERANCE = {
+    "skinny": 2e-6,
+    "large": {"float16": 1e-3, "bfloat16": 8e-3},
+    "dense": {"float16": 2e-3, "bfloat16": 1e-2},
+}
 LAUNCHES = (  # kernel and rows of x
     (Config("skinny", block_m=8, block_k=128, split=4), 5),
     (Config("skinny", split=1), 17),
@@ -55,7 +60,9 @@ class Check(NamedTuple):
     shape: tuple[int, int] = (328, 1152)  # neither is a multiple of the blocks
 
 
-def weight_of(coding: str, bits: int, group: int, shape: tuple[int, int], device: str = "cuda") -> Binary | Uniform:
+def weight_of(
+    coding: str, bits: int, group: int, shape: tuple[int, int], device: str = "cuda"
+) -> Binary | Uniform:
     """A random weight whose numbers are of a usual size."""
     out, columns = shape
     scale = (0.5 + torch.rand(out, columns // group, 1, device=device)) / columns**0.5
@@ -65,13 +72,18 @@ def weight_of(coding: str, bits: int, group: int, shape: tuple[int, int], device
         return Uniform.from_codes(codes, scale[..., 0].half(), zero, bits)
     alpha = scale * 0.5 ** torch.arange(bits, device=device)
     signs = torch.randint(0, 2, (bits, *shape), device=device, dtype=torch.int8)
-    return Binary.from_planes(signs, alpha.half(), (scale[..., 0] * torch.randn_like(scale[..., 0])).half())
+    return Binary.from_planes(
+        signs, alpha.half(), (scale[..., 0] * torch.randn_like(scale[..., 0])).half()
+    )
 
 
 def checks(quick: bool) -> list[Check]:
     """All bits, groups and dtypes, or a few."""
     bits, groups = ((3, 8), (64, 1152)) if quick else (range(1, 9), (32, 64, 128, 1152))
-    return [Check(*each) for each in product(("binary", "uniform"), bits, groups, ("float16", "bfloat16"))]
+    return [
+        Check(*each)
+        for each in product(("binary", "uniform"), bits, groups, ("float16", "bfloat16"))
+    ]
 
 
 def errors(check: Check) -> list[dict[str, Any]]:
@@ -89,7 +101,10 @@ def errors(check: Check) -> list[dict[str, Any]]:
         allowed = TOLERANCE[config.kind]
         limit = allowed[check.dtype] if isinstance(allowed, dict) else allowed
         right = error <= limit and torch.equal(first, again)
-        found.append(check._asdict() | {"kernel": config.kind, "m": m, "error": error, "limit": limit, "right": right})
+        found.append(
+            check._asdict()
+            | {"kernel": config.kind, "m": m, "error": error, "limit": limit, "right": right}
+        )
     return found
 
 
@@ -100,8 +115,13 @@ def correctness(quick: bool) -> list[dict[str, Any]]:
     for entry in found:
         if not entry["right"]:
             print(f"wrong: {entry}", flush=True)
-    worst = {kind: max(e["error"] for e in found if e["kernel"] == kind) for kind in ("skinny", "large", "dense")}
-    print(f"{sum(e['right'] for e in found)} of {len(found)} products are right; largest relative errors {worst}")
+    worst = {
+        kind: max(e["error"] for e in found if e["kernel"] == kind)
+        for kind in ("skinny", "large", "dense")
+    }
+    print(
+        f"{sum(e['right'] for e in found)} of {len(found)} products are right; largest relative errors {worst}"
+    )
     return found
 
 
@@ -110,14 +130,27 @@ def lattice_errors() -> list[dict[str, Any]]:
     found = []
     for features, bits, kind in product(("codes", "signs"), (2, 3), ("float16", "bfloat16")):
         g, dtype = torch.Generator().manual_seed(bits), getattr(torch, kind)
-        map, su, sv = torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g), *torch.ones(2, 1024)
+        map, su, sv = (
+            torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g),
+            *torch.ones(2, 1024),
+        )
         codes = torch.randint(0, 2**bits, (1024, 1024), generator=g)
-        weight = Lattice.from_codes(codes, map / 32, torch.randn(4, generator=g) / 32, su, sv, bits, features)
+        weight = Lattice.from_codes(
+            codes, map / 32, torch.randn(4, generator=g) / 32, su, sv, bits, features
+        )
         for m in (1, 16, 65):
             x = torch.randn(m, 1024, generator=g).to(dtype)
             expected = x.double() @ weight.dequantize().double().T
-            error = ((gpu.linear(x.cuda(), on_gpu(weight)).cpu() - expected).norm() / expected.norm()).item()
-            facts = {"coding": f"lattice {features}", "bits": bits, "dtype": kind, "kernel": "lattice", "m": m}
+            error = (
+                (gpu.linear(x.cuda(), on_gpu(weight)).cpu() - expected).norm() / expected.norm()
+            ).item()
+            facts = {
+                "coding": f"lattice {features}",
+                "bits": bits,
+                "dtype": kind,
+                "kernel": "lattice",
+                "m": m,
+            }
             found.append(facts | {"error": error, "limit": 2e-2, "right": error <= 2e-2})
     return found
 
@@ -133,22 +166,36 @@ def on_gpu(weight: Lattice) -> LatticePlanes:
 def latency(quick: bool) -> Iterator[list[dict[str, Any]]]:
     """For each shape, the timings in pytest-benchmark's layout."""
     asked = Request(
-        [Shape(*pair, m) for pair in (SHAPES[:1] if quick else SHAPES) for m in BATCHES], BITS, ["binary"], GROUP
+        [Shape(*pair, m) for pair in (SHAPES[:1] if quick else SHAPES) for m in BATCHES],
+        BITS,
+        ["binary"],
+        GROUP,
     )
     for shape in asked.shapes:
         rows, missing = time_shape(shape, asked, REPETITIONS, "cuda")
         for row in rows:
-            print(f"{shape}  {row.name}  {row.seconds * 1e6:.1f} us  {row.rate / 1e9:.0f} GB/s", flush=True)
-        print(*(f"not here  {name}: {reason}" for name, reason in missing.items()), sep="\n", flush=True)
+            print(
+                f"{shape}  {row.name}  {row.seconds * 1e6:.1f} us  {row.rate / 1e9:.0f} GB/s",
+                flush=True,
+            )
+        print(
+            *(f"not here  {name}: {reason}" for name, reason in missing.items()),
+            sep="\n",
+            flush=True,
+        )
         yield as_benchmarks(rows)["benchmarks"]
         torch.cuda.empty_cache()
 
 
 def main() -> int:
     """Run all sections."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a few checks, one shape")
-    parser.add_argument("--json", type=Path, help="the file to write; else one in benchmarks/results")
+    parser.add_argument(
+        "--json", type=Path, help="the file to write; else one in benchmarks/results"
+    )
     options = parser.parse_args()
     if (reason := gpu.unavailable()) is not None:
         print(f"gpu-report needs an NVIDIA GPU and triton: {reason}")

@@ -34,8 +34,18 @@ from qbench.methods.alternating import level_signs
 from qbench.methods.uniquanf import nearest
 from qbench.models.blocks import decoder_blocks, linears, read_weight
 
-SMALL = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
-LARGE = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "num_key_value_heads": 12}
+SMALL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+LARGE = {
+    "hidden_size": 1536,
+    "intermediate_size": 4096,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+}
 
 
 def published_mapping(y: Tensor, levels: Tensor) -> Tensor:
@@ -49,11 +59,15 @@ def llama(shape: dict[str, int], blocks: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=blocks, vocab_size=256)).eval()
 
 
-def first_block(shape: dict[str, int], batches: int, size: int, length: int, dtype: torch.dtype) -> Any:
+def first_block(
+    shape: dict[str, int], batches: int, size: int, length: int, dtype: torch.dtype
+) -> Any:
     """(block, inputs, targets) of the first block of a random model."""
     model = llama(shape, 1)
     _, blocks = decoder_blocks(model)
-    tokens = torch.randint(0, 256, (batches * size, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, 256, (batches * size, length), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         streams = enter(model, blocks, tokens, size, torch.device("cpu"))
         hidden = [stream.hidden for stream in streams]
@@ -78,7 +92,10 @@ def step_of(name: str, bits: int) -> Callable[[], float]:
     block, inputs, targets = first_block(SMALL, 1, 4, 512, torch.bfloat16)
     fixed = {parameter: value.detach() for parameter, value in block.named_parameters()}
     method = qbench.get_method(name)
-    weights = {layer: method.prepare(read_weight(found), Scheme(bits, 64)) for layer, found in linears(block).items()}
+    weights = {
+        layer: method.prepare(read_weight(found), Scheme(bits, 64))
+        for layer, found in linears(block).items()
+    }
     steps = Steps(Weights(block, weights), method, 1, torch.device("cpu"))
     return lambda: steps.take(block, fixed, inputs, targets[0], 0)
 
@@ -92,10 +109,18 @@ def step(bits: int) -> dict[str, Any]:
 def mapping(bits: int) -> dict[str, Any]:
     """Codes of a 1536 x 576 weight in groups of 64."""
     draw = torch.Generator().manual_seed(0)
-    alpha = 2.0 ** torch.arange(bits - 2, -2, -1) * (1 + 0.1 * torch.rand(13824, bits, generator=draw))
-    levels, y = alpha @ level_signs(bits, alpha.device).float().T, 2 * torch.randn(13824, 64, generator=draw)
+    alpha = 2.0 ** torch.arange(bits - 2, -2, -1) * (
+        1 + 0.1 * torch.rand(13824, bits, generator=draw)
+    )
+    levels, y = (
+        alpha @ level_signs(bits, alpha.device).float().T,
+        2 * torch.randn(13824, 64, generator=draw),
+    )
     differs = (nearest(y, levels) != published_mapping(y, levels)).float().mean().item()
-    work = {"bisection": lambda: nearest(y, levels), "published": lambda: published_mapping(y, levels)}
+    work = {
+        "bisection": lambda: nearest(y, levels),
+        "published": lambda: published_mapping(y, levels),
+    }
     return compared(in_turns(work, 8), "published", "bisection") | {"codes_that_differ": differs}
 
 
@@ -103,7 +128,11 @@ def compared(times: dict[str, list[float]], over: str, under: str) -> dict[str, 
     """Medians in milliseconds, and the ratio of each pair of turns: median, lowest, highest."""
     ratios = sorted(a / b for a, b in zip(times[over], times[under], strict=True))
     medians = {f"{name}_ms": 1e3 * statistics.median(found) for name, found in times.items()}
-    return medians | {f"{over}/{under}": statistics.median(ratios), "from": ratios[0], "to": ratios[-1]}
+    return medians | {
+        f"{over}/{under}": statistics.median(ratios),
+        "from": ratios[0],
+        "to": ratios[-1],
+    }
 
 
 def memory(name: str, dtype: str) -> dict[str, Any]:
@@ -123,7 +152,10 @@ def growth(name: str, blocks: int) -> dict[str, Any]:
     before = peak()
     tokens = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
     qbench.quantize(model, qbench.get_method(name, epochs=1), Scheme(4, 64), tokens)
-    return {"extra_MB": (peak() - before) / 1e6, "model_MB": sum(p.nbytes for p in model.parameters()) / 1e6}
+    return {
+        "extra_MB": (peak() - before) / 1e6,
+        "model_MB": sum(p.nbytes for p in model.parameters()) / 1e6,
+    }
 
 
 def peak() -> int:
@@ -131,18 +163,29 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-CASES: dict[str, Callable[..., dict[str, Any]]] = {"step": step, "mapping": mapping, "memory": memory, "growth": growth}
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "step": step,
+    "mapping": mapping,
+    "memory": memory,
+    "growth": growth,
+}
 PLAN: list[tuple[str, tuple[Any, ...]]] = [
     *(("step", (bits,)) for bits in (2, 3, 4)),
     *(("mapping", (bits,)) for bits in (2, 3, 4)),
-    *(("memory", (name, dtype)) for name in ("flexround", "uniquanf") for dtype in ("float32", "bfloat16")),
+    *(
+        ("memory", (name, dtype))
+        for name in ("flexround", "uniquanf")
+        for dtype in ("float32", "bfloat16")
+    ),
     *(("growth", ("uniquanf", blocks)) for blocks in (2, 4, 8)),
 ]
 
 
 def main() -> None:
     """Each case in a process of its own, so that peaks of memory do not mix."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=CASES, default=[*CASES])
     parser.add_argument("--json", type=Path)
@@ -157,15 +200,30 @@ def main() -> None:
     for name, arguments in PLAN:
         if name not in options.only:
             continue
-        command = [sys.executable, __file__, "--threads", str(options.threads), "--case", json.dumps([name, arguments])]
-        # What is freed goes back at once, so that the peak is what was in use and not the reserve of the allocator.
+        command = [
+            sys.executable,
+            __file__,
+            "--threads",
+            str(options.threads),
+            "--case",
+            json.dumps([name, arguments]),
+        ]
+        # What is freed goes back at once, so that the peak is what was in use and not the reserve
+        # of the allocator.
         quiet = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         quiet = quiet if name in ("memory", "growth") else dict(os.environ)
         result = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True, env=quiet).stdout.splitlines()[-1]
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, env=quiet
+            ).stdout.splitlines()[-1]
         )
         found.append({"case": name, "arguments": arguments, **result})
-        print(name, *arguments, " ".join(f"{key} {value:.4g}" for key, value in result.items()), flush=True)
+        print(
+            name,
+            *arguments,
+            " ".join(f"{key} {value:.4g}" for key, value in result.items()),
+            flush=True,
+        )
     if options.json:
         stated = {"environment": environment(), "threads": options.threads, "results": found}
         options.json.write_text(json.dumps(stated, indent=1) + "\n")

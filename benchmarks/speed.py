@@ -40,9 +40,14 @@ def read() -> Callable[[], object]:
 @pytest.mark.parametrize("kind", ["exact", "fast", "uniform"])
 def test_product(in_turns, read, kind, bits, rows):
     shape = Shape(4096, 4096, rows)
-    weight = random_uniform(shape, bits, 128) if kind == "uniform" else random_binary(shape, bits, 128)
+    weight = (
+        random_uniform(shape, bits, 128) if kind == "uniform" else random_binary(shape, bits, 128)
+    )
     x = torch.randn(rows, shape.columns, generator=torch.Generator().manual_seed(1)).bfloat16()
-    found, copies = table(weight, x, cpu.FAST if kind == "fast" else cpu.EXACT), iter(range(1 << 30))
+    found, copies = (
+        table(weight, x, cpu.FAST if kind == "fast" else cpu.EXACT),
+        iter(range(1 << 30)),
+    )
     in_turns(lambda: found.run(next(copies) % found.copies), read)
 
 

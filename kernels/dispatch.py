@@ -1,7 +1,8 @@
 """`torch.ops.qbench.linear`: one operator for all weight formats, which eager code, torch.compile and export can see.
 
-Which kernel serves is chosen at each call (see `qbench.kernels.registry`): `using` names one, `served` tells which did.
-A weight crosses the operator's border as its parts and a description, since an operator takes tensors and strings.
+Which kernel serves is chosen at each call (see `qbench.kernels.registry`): `using` names one,
+`served` tells which did. A weight crosses the operator's border as its parts and a description,
+since an operator takes tensors and strings.
 """
 
 from __future__ import annotations
@@ -61,10 +62,14 @@ def _request(x: Tensor, parts: list[Tensor], stated: dict[str, Any]) -> Request:
     spec, (out, columns) = stated["spec"], stated["shape"]
     bits = parts[0].shape[0] if stated["format"] == "binary" else spec.get("bits")
     rows = x.numel() // columns
-    return Request(stated["format"], bits, spec.get("group_size"), (out, columns), x.device.type, x.dtype, rows)
+    return Request(
+        stated["format"], bits, spec.get("group_size"), (out, columns), x.device.type, x.dtype, rows
+    )
 
 
-def _dequantized(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any]) -> Tensor:
+def _dequantized(
+    x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any]
+) -> Tensor:
     """The product with the weight dequantized and rounded to the dtype of x: what a dense layer holding it computes."""
     weight = _weight(parts, stated).dequantize().to(x.dtype)
     return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
@@ -83,7 +88,9 @@ def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) ->
             f"bias {tuple(bias.shape)} does not fit a weight of shape {(out, columns)}; expected ({out},)"
         )
     if x.device != parts[0].device:
-        raise ConfigError(f"x is on {x.device}, and its weight on {parts[0].device}; move one of them")
+        raise ConfigError(
+            f"x is on {x.device}, and its weight on {parts[0].device}; move one of them"
+        )
     kernel = choose(_request(x, parts, stated), named())
     record(kernel)
     return kernel.run(x, parts, bias, stated)
@@ -95,7 +102,9 @@ def _fake_linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: st
 
 def _dequantize(parts: list[Tensor], weight: str) -> Tensor:
     found = _weight(parts, _parsed(weight)).dequantize()
-    return found.clone() if any(found is part for part in parts) else found  # an operator may not return its input
+    return (
+        found.clone() if any(found is part for part in parts) else found
+    )  # an operator may not return its input
 
 
 def _fake_dequantize(parts: list[Tensor], weight: str) -> Tensor:
@@ -117,7 +126,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _weight(parts: list[Tensor], stated: Mapping[str, Any]) -> WeightFormat:
-    return from_tensors(stated["format"], dict(zip(stated["parts"], parts, strict=True)), stated["spec"])
+    return from_tensors(
+        stated["format"], dict(zip(stated["parts"], parts, strict=True)), stated["spec"]
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -125,7 +136,11 @@ def _parsed(weight: str) -> dict[str, Any]:
     return json.loads(weight)
 
 
-register(Kernel("dequantized", _dequantized, describe=lambda: "the weight dequantized, and a dense product"))
+register(
+    Kernel(
+        "dequantized", _dequantized, describe=lambda: "the weight dequantized, and a dense product"
+    )
+)
 for _kernel in (*gpu.KERNELS, *cpu.KERNELS):
     register(_kernel)
 
@@ -133,4 +148,6 @@ _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 torch.library.register_fake("qbench::linear", _fake_linear, lib=_LIBRARY)
 torch.library.register_fake("qbench::dequantize", _fake_dequantize, lib=_LIBRARY)
-torch.library.register_autograd("qbench::linear", _backward, setup_context=_setup_context, lib=_LIBRARY)
+torch.library.register_autograd(
+    "qbench::linear", _backward, setup_context=_setup_context, lib=_LIBRARY
+)

@@ -24,7 +24,9 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
     out, columns = weight.shape
     if x.shape[-1] != columns or (bias is not None and bias.shape != (out,)):
         shapes = f"x {tuple(x.shape)}, weight {(out, columns)}, bias {None if bias is None else tuple(bias.shape)}"
-        raise ConfigError(f"{shapes} do not fit; x must end in {columns}, and bias have {out} elements")
+        raise ConfigError(
+            f"{shapes} do not fit; x must end in {columns}, and bias have {out} elements"
+        )
     if isinstance(weight, Uniform):
         y = _uniform(x, weight)
     elif isinstance(weight, Binary):

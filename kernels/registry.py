@@ -35,10 +35,10 @@ Run = Callable[[Tensor, list[Tensor], Tensor | None, Mapping[str, Any]], Tensor]
 class Kernel:
     """What computes products, and for which it does. None: for all.
 
-    run: x (..., in) floating and as the request says, the weight's parts, bias (out,) or None, and the weight's
-    description -> (..., out) in the dtype of x. automatic: whether it may be taken without being named.
-    available: the reason why it cannot be used here at all, or None. refuses: the same for one request. describe: what
-    it is, on this machine.
+    run: x (..., in) floating and as the request says, the weight's parts, bias (out,) or None, and
+    the weight's description -> (..., out) in the dtype of x. automatic: whether it may be taken
+    without being named. available: the reason why it cannot be used here at all, or None. refuses:
+    the same for one request. describe: what it is, on this machine.
     """
 
     name: str
@@ -78,7 +78,9 @@ _named: ContextVar[str | None] = ContextVar("kernel", default=None)
 def register(kernel: Kernel) -> None:
     """Later ones are preferred by the automatic choice. ConfigError for a name that is taken."""
     if kernel.name in KERNELS:
-        raise ConfigError(f"kernel {kernel.name!r} is registered twice; give one of them another name")
+        raise ConfigError(
+            f"kernel {kernel.name!r} is registered twice; give one of them another name"
+        )
     KERNELS[kernel.name] = kernel
     choose.cache_clear()
 
@@ -90,11 +92,15 @@ def choose(request: Request, name: str | None = None) -> Kernel:
     ConfigError where the named one is unknown, or cannot serve: nothing else is put in its place.
     """
     if name is None:
-        return next(k for k in reversed(KERNELS.values()) if k.automatic and k.refusal(request) is None)
+        return next(
+            k for k in reversed(KERNELS.values()) if k.automatic and k.refusal(request) is None
+        )
     if name not in KERNELS:
         raise ConfigError(unknown_name("kernel", name, KERNELS))
     if (reason := KERNELS[name].refusal(request)) is not None:
-        raise ConfigError(f"kernel {name!r} cannot compute this: {reason}; `qbench list kernels` tells what each can")
+        raise ConfigError(
+            f"kernel {name!r} cannot compute this: {reason}; `qbench list kernels` tells what each can"
+        )
     return KERNELS[name]
 
 

@@ -1,10 +1,12 @@
 """Alternating binary coding, with a shift, several starts, and the best kept per group.
 
-Xu et al. 2018, Alternating Multi-bit Quantization for Recurrent Neural Networks, arXiv:1802.00150, algorithm 2:
-alternate between least squares for the scales and nearest levels for the codes. Both steps lower the squared error.
+Xu et al. 2018, Alternating Multi-bit Quantization for Recurrent Neural Networks, arXiv:1802.00150,
+algorithm 2: alternate between least squares for the scales and nearest levels for the codes. Both
+steps lower the squared error.
 
-Each group is sorted once. Then the weights nearest to one level are a run of the sorted group, and its count and sum
-come from prefix sums at L - 1 thresholds: a round costs O(L log g) per group, where visiting every weight costs O(g L).
+Each group is sorted once. Then the weights nearest to one level are a run of the sorted group, and
+its count and sum come from prefix sums at L - 1 thresholds: a round costs O(L log g) per group,
+where visiting every weight costs O(g L).
 """
 
 from __future__ import annotations
@@ -31,12 +33,15 @@ Coding = tuple[Tensor, Tensor]  # alpha (rows, bits) and shift (rows,)
 class Alternating:
     """Binary coding by alternating minimization.
 
-    rounds: at most so many least-squares steps from each start. shift: also fit an offset per group. The starts are
-    the clip-searched uniform grid, so that the squared error is never above that of `rtn`, and greedy coding.
+    rounds: at most so many least-squares steps from each start. shift: also fit an offset per
+    group. The starts are the clip-searched uniform grid, so that the squared error is never above
+    that of `rtn`, and greedy coding.
     """
 
     name: ClassVar[str] = "alternating"
-    paper: ClassVar[str] = "Xu et al., Alternating Multi-bit Quantization, ICLR 2018, arXiv:1802.00150"
+    paper: ClassVar[str] = (
+        "Xu et al., Alternating Multi-bit Quantization, ICLR 2018, arXiv:1802.00150"
+    )
     format: ClassVar[str] = "binary"
     bits: ClassVar[tuple[int, int]] = (1, 6)
     symmetric: ClassVar[bool] = False
@@ -53,7 +58,9 @@ class Alternating:
         shift = as_stored(torch.cat([shift for _, shift in fitted]))
         planes = nearest_planes(rows, alpha.float(), shift.float()).view(scheme.bits, *weight.shape)
         groups = (weight.shape[0], -1)
-        return Binary.from_planes(planes, alpha.view(*groups, scheme.bits), shift.view(groups) if self.shift else None)
+        return Binary.from_planes(
+            planes, alpha.view(*groups, scheme.bits), shift.view(groups) if self.shift else None
+        )
 
     def fit(self, W: Tensor, bits: int) -> Coding:
         """(rows, g) float32 -> the best coding found per row, alpha descending, float32."""
@@ -66,7 +73,10 @@ class Alternating:
         for start in starts[1:]:
             other = alternate(group, *start, trial, self.shift)
             better = other[0] < error
-            alpha, shift = torch.where(better[:, None], other[1], alpha), torch.where(better, other[2], shift)
+            alpha, shift = (
+                torch.where(better[:, None], other[1], alpha),
+                torch.where(better, other[2], shift),
+            )
         _, alpha, shift = alternate(group, alpha, shift, self.rounds - trial, self.shift)
         return alpha.abs().sort(1, descending=True).values.float(), shift.float()
 
@@ -79,11 +89,14 @@ class Alternating:
         error = torch.full_like(W[:, 0], torch.inf)
         scale = shift = torch.zeros_like(error)
         for method in (RTN(), RTN(zero_point="real")):
-            s, z = (parameter.float() for parameter in method.grid(W, scheme) if parameter is not None)
+            s, z = (
+                parameter.float() for parameter in method.grid(W, scheme) if parameter is not None
+            )
             now = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
             better = now < error
             error, scale, shift = (
-                torch.where(better, new, old) for new, old in ((now, error), (s, scale), (s * (h - z), shift))
+                torch.where(better, new, old)
+                for new, old in ((now, error), (s, scale), (s * (h - z), shift))
             )
         alpha = scale[:, None] * 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)
         return alpha, shift if self.shift else torch.zeros_like(shift)
@@ -94,15 +107,26 @@ class SortedGroups:
 
     def __init__(self, W: Tensor) -> None:
         """W: (rows, g) float32."""
-        # On the CPU numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
-        self.sorted = torch.from_numpy(np.sort(W.numpy(), axis=1)) if W.device.type == "cpu" else W.sort(1).values
-        self.prefix = torch.nn.functional.pad(self.sorted.double().cumsum(1), (1, 0))  # (rows, g + 1)
+        # On the CPU numpy's sort is vectorized, and ten times as fast as torch's for rows this
+        # short.
+        self.sorted = (
+            torch.from_numpy(np.sort(W.numpy(), axis=1))
+            if W.device.type == "cpu"
+            else W.sort(1).values
+        )
+        self.prefix = torch.nn.functional.pad(
+            self.sorted.double().cumsum(1), (1, 0)
+        )  # (rows, g + 1)
         self.energy = (W * W).sum(1, dtype=torch.float64)
 
     def take(self, rows: Tensor) -> SortedGroups:
         """Only these rows."""
         part = object.__new__(SortedGroups)
-        part.sorted, part.prefix, part.energy = self.sorted[rows], self.prefix[rows], self.energy[rows]
+        part.sorted, part.prefix, part.energy = (
+            self.sorted[rows],
+            self.prefix[rows],
+            self.energy[rows],
+        )
         return part
 
     def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,17 +143,25 @@ def alternate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Alternate from (alpha, shift); returns the squared error (rows,), alpha (rows, b) and shift (rows,), float64.
 
-    The last step fits the scales once more, so the returned coding with nearest levels is at least as good as the error
-    says. The error never rises with the rounds; converged rows are left out.
+    The last step fits the scales once more, so the returned coding with nearest levels is at least
+    as good as the error says. The error never rises with the rounds; converged rows are left out.
     """
     signs = level_signs(alpha.shape[1], alpha.device)
     alpha, shift = alpha.to(torch.float64, copy=True), shift.to(torch.float64, copy=True)
     error = torch.full_like(shift, torch.inf)
-    active, a, s, e, part = torch.arange(len(shift), device=alpha.device), alpha, shift, error, group
+    active, a, s, e, part = (
+        torch.arange(len(shift), device=alpha.device),
+        alpha,
+        shift,
+        error,
+        group,
+    )
     for _ in range(rounds + 1):
         levels, order = torch.addmm(s[:, None], a, signs.T).sort(1)  # (rows, L)
         count, total = part.cells(levels)
-        now = part.energy + (levels * (count * levels - 2 * total)).sum(1)  # sum w^2 - 2 v m + n v^2
+        now = part.energy + (levels * (count * levels - 2 * total)).sum(
+            1
+        )  # sum w^2 - 2 v m + n v^2
         moving = now < e * (1 - 1e-9)
         e = torch.minimum(now, e)
         if not moving.any():
@@ -156,7 +188,8 @@ def level_signs(bits: int, device: torch.device) -> Tensor:
 def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) -> Coding:
     """Scales and shift that fit the cells best: (rows, L) counts and sums -> alpha (rows, b), shift (rows,).
 
-    Normal equations C^T C theta = C^T w over the columns [1, c_1 .. c_b], whose entries are sums over cells.
+    Normal equations C^T C theta = C^T w over the columns [1, c_1 .. c_b], whose entries are sums
+    over cells.
     """
     columns = torch.cat([torch.ones_like(signs[:, :1]), signs], 1) if shifted else signs  # (L, k)
     k = columns.shape[1]
@@ -171,7 +204,9 @@ def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
     planes = torch.empty((bits, *W.shape), dtype=torch.bool, device=W.device)
     for start in range(0, len(W), max(1, CHUNK // W.shape[1])):
         part = slice(start, start + max(1, CHUNK // W.shape[1]))
-        levels, order = (shift[part, None] + alpha[part] @ level_signs(bits, W.device).float().T).sort(1)
+        levels, order = (
+            shift[part, None] + alpha[part] @ level_signs(bits, W.device).float().T
+        ).sort(1)
         middle = (levels[:, 1:] + levels[:, :-1]) / 2
         code = order.to(torch.uint8).gather(1, torch.searchsorted(middle, W[part].contiguous()))
         for i in range(bits):

@@ -1,15 +1,18 @@
 """AWQ, activation-aware weight quantization: scale up the input channels that matter before rounding, then clip.
 
-Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan and Han 2024, MLSys, arXiv:2306.00978; details from the authors' code
-(mit-han-lab/llm-awq). For linear layers that read the same input x, with Q rounding to nearest,
+Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan and Han 2024, MLSys, arXiv:2306.00978; details
+from the authors' code (mit-han-lab/llm-awq). For linear layers that read the same input x, with Q
+rounding to nearest,
 
     min over r in {0, 1/20, ..., 19/20} of mean ( f(Q(W diag s); x / s) - f(W; x) )^2,    s = mean|x|^r,
 
-where f is the smallest module that holds the layers: the attention for queries, keys and values, the MLP for its gate
-and up projections, the layer itself where it is alone. 1/s goes into what makes x (`qbench.calibration.folding`).
+where f is the smallest module that holds the layers: the attention for queries, keys and values,
+the MLP for its gate and up projections, the layer itself where it is alone. 1/s goes into what
+makes x (`qbench.calibration.folding`).
 
-Differences. Inputs are those of the quantized prefix, as at inference; the authors take the full-precision model's.
-Under grouped-query attention s is shared by the heads that share values; the authors leave o_proj out.
+Differences. Inputs are those of the quantized prefix, as at inference; the authors take the
+full-precision model's. Under grouped-query attention s is shared by the heads that share values;
+the authors leave o_proj out.
 """
 
 from __future__ import annotations
@@ -39,10 +42,11 @@ CHUNK = 1 << 22  # partial products held at a time in the search of clips
 class AWQ:
     """Activation-aware scales and clips, on the grid of `rtn`.
 
-    grid: steps of the ratio r; every other is tried, and then the neighbours of the best. clip: `awq` shrinks the range
-    of a group where that lowers the error of its part of the output; it tries 1 - i/clip_grid down to 1 - max_shrink.
-    zero_point: as in `rtn`. Of the calibration tokens, mean_tokens give mean|x|, in whole batches, scale_tokens judge
-    the scales, in whole sequences, and clip_tokens the clips: one is chosen for many, so that few tokens decide.
+    grid: steps of the ratio r; every other is tried, and then the neighbours of the best. clip:
+    `awq` shrinks the range of a group where that lowers the error of its part of the output; it
+    tries 1 - i/clip_grid down to 1 - max_shrink. zero_point: as in `rtn`. Of the calibration
+    tokens, mean_tokens give mean|x|, in whole batches, scale_tokens judge the scales, in whole
+    sequences, and clip_tokens the clips: one is chosen for many, so that few tokens decide.
     """
 
     name: ClassVar[str] = "awq"
@@ -73,7 +77,8 @@ class AWQ:
     ) -> BlockResult:
         """Search the scales of every fold, then the clips of its layers; fold and round.
 
-        On its own metric no site ends above plain rounding (r = 0, no clip). MethodError where an output is not finite.
+        On its own metric no site ends above plain rounding (r = 0, no clip). MethodError where an
+        output is not finite.
         """
         sites = observe(block, inputs, self.mean_tokens, self.scale_tokens, self.clip_tokens)
         log: dict[str, Any] = {}
@@ -114,19 +119,28 @@ class AWQ:
         def judge(steps: list[int]) -> int:
             for k in steps:
                 s = site.scale(k / self.grid)
-                errors[k] = site.error({name: self._dense(w * s, scheme) / s for name, w in W.items()})
+                errors[k] = site.error(
+                    {name: self._dense(w * s, scheme) / s for name, w in W.items()}
+                )
             return min(errors, key=lambda k: errors[k] if math.isfinite(errors[k]) else math.inf)
 
         best = judge([*range(2, self.grid, 2)])
         best = judge([k for k in (best - 1, best + 1) if 0 < k < self.grid])
-        entry = {"ratio": best / self.grid, "plain": _short(errors[0]), "scaled": _short(errors[best])}
+        entry = {
+            "ratio": best / self.grid,
+            "plain": _short(errors[0]),
+            "scaled": _short(errors[best]),
+        }
         return site.scale(best / self.grid) if best else None, entry
 
-    def _clips(self, site: Site, scheme: Scheme, scale: Tensor | None, entry: dict[str, Any]) -> dict[str, Tensor]:
+    def _clips(
+        self, site: Site, scheme: Scheme, scale: Tensor | None, entry: dict[str, Any]
+    ) -> dict[str, Tensor]:
         """Shrink ratios (out, groups) by layer, where they help.
 
-        The authors leave queries and keys unclipped, by name, as their outputs meet in a product that the search does
-        not see. Here f sees it: a layer's clips are kept only where they lower the error of f.
+        The authors leave queries and keys unclipped, by name, as their outputs meet in a product
+        that the search does not see. Here f sees it: a layer's clips are kept only where they lower
+        the error of f.
         """
         s = site.total.new_ones(()) if scale is None else scale
         W = {name: w * s for name, w in site.weights().items()}
@@ -192,7 +206,8 @@ class AWQ:
 class Site:
     """Linear layers that are searched together: those of a fold, or one alone.
 
-    total: (in,) sum of |x| over `count` tokens. sample: rows of x, for clips. calls: of the module f, with its outputs.
+    total: (in,) sum of |x| over `count` tokens. sample: rows of x, for clips. calls: of the module
+    f, with its outputs.
     """
 
     block: nn.Module
@@ -243,7 +258,9 @@ class Site:
         return total / max(1, size)
 
 
-def observe(block: nn.Module, inputs: BlockInputs, mean_tokens: int, scale_tokens: int, clip_tokens: int) -> list[Site]:
+def observe(
+    block: nn.Module, inputs: BlockInputs, mean_tokens: int, scale_tokens: int, clip_tokens: int
+) -> list[Site]:
     """All sites of a block, with what its full-precision run on the quantized prefix's hidden states shows."""
     layers = linears(block)
     folds = {fold.layers[0]: fold for fold in find_folds(block, inputs)}
@@ -259,7 +276,11 @@ def observe(block: nn.Module, inputs: BlockInputs, mean_tokens: int, scale_token
     per_batch = math.ceil(clip_tokens / len(some.quantized))
     _watch(block, some, [(site.layers[0], partial(_read, site, per_batch)) for site in sites])
     sequences = max(1, scale_tokens // length)
-    few = excerpt(block, inputs, sequences, length) if sequences < size else _every(inputs, sequences // size)
+    few = (
+        excerpt(block, inputs, sequences, length)
+        if sequences < size
+        else _every(inputs, sequences // size)
+    )
     _watch(block, few, [(site.module, partial(_keep, site)) for site in sites])
     return sites
 
@@ -269,26 +290,34 @@ def _every(inputs: BlockInputs, batches: int) -> BlockInputs:
     count = len(inputs.quantized)
     chosen = [i * count // min(batches, count) for i in range(min(batches, count))]
     return replace(
-        inputs, quantized=[inputs.quantized[i] for i in chosen], arguments=[inputs.arguments[i] for i in chosen]
+        inputs,
+        quantized=[inputs.quantized[i] for i in chosen],
+        arguments=[inputs.arguments[i] for i in chosen],
     )
 
 
 def _watch(block: nn.Module, inputs: BlockInputs, hooks: list[tuple[str, Any]]) -> None:
     with ExitStack() as stack:
         for name, hook in hooks:
-            stack.callback(block.get_submodule(name).register_forward_hook(hook, with_kwargs=True).remove)
+            stack.callback(
+                block.get_submodule(name).register_forward_hook(hook, with_kwargs=True).remove
+            )
         for batch, hidden in enumerate(inputs.quantized):
             inputs.run(block, hidden, batch)
 
 
-def _read(site: Site, tokens: int, module: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+def _read(
+    site: Site, tokens: int, module: Any, args: tuple[Any, ...], kwargs: Any, output: Any
+) -> None:
     rows = args[0].flatten(0, -2).float()
     site.total += rows.abs().sum(0)
     site.count += len(rows)
     site.sample.append(rows[:: max(1, len(rows) // tokens)][:tokens])
 
 
-def _keep(site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def _keep(
+    site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
     site.calls.append((args, kwargs, output[0] if isinstance(output, tuple) else output))
 
 

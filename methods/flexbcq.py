@@ -1,7 +1,8 @@
 """FlexBCQ: the forerunner of UniQuanF, by the same authors (ICLR 2025 submission 8982).
 
-The same composition of FlexRound and binary coding, with gradient filtering and a full mapping every p steps, and with
-an initialization that searches 50 clip ratios at 15 rounds of alternating each; no shift beyond the grid's.
+The same composition of FlexRound and binary coding, with gradient filtering and a full mapping
+every p steps, and with an initialization that searches 50 clip ratios at 15 rounds of alternating
+each; no shift beyond the grid's.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """FlexRound: learn where each weight is rounded to by dividing it, element by element, before rounding.
 
-Lee, Kim, Kwon and Lee 2023, ICML, arXiv:2306.00317, equation 2: with the grid s1, the element-wise factor S2 and the
-row factor s3, all positive and 1 at the start but for s1,
+Lee, Kim, Kwon and Lee 2023, ICML, arXiv:2306.00317, equation 2: with the grid s1, the element-wise
+factor S2 and the row factor s3, all positive and 1 at the start but for s1,
 
     w^ = s1 ( clip( round( w / (s1 S2 s3) + z ), 0, n ) - z ).
 
-Only s1, z and the codes are stored. Parameters are logarithms: d1 = log s1, d2 = log S2, d3 = log s3. As S2 is a
-divisor, the gradient in d2 is proportional to the weight: large weights move further (the reciprocal rule of the
-paper). With groups, s1 and s3 have one entry per group.
+Only s1, z and the codes are stored. Parameters are logarithms: d1 = log s1, d2 = log S2, d3 = log
+s3. As S2 is a divisor, the gradient in d2 is proportional to the weight: large weights move further
+(the reciprocal rule of the paper). With groups, s1 and s3 have one entry per group.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from qbench.methods.rtn import RTN, TINY
 class FlexRound(Reconstruction):
     """Learned rounding by element-wise division, on the output of a block.
 
-    lr: of the logarithms of s1, S2 and s3; None is 0.12 / 2^bits, for a weight must move in proportion to the grid's
-    step to change its code. clip, zero_point: of the grid at the start, as in `rtn`.
+    lr: of the logarithms of s1, S2 and s3; None is 0.12 / 2^bits, for a weight must move in
+    proportion to the grid's step to change its code. clip, zero_point: of the grid at the start, as
+    in `rtn`.
     """
 
     name: ClassVar[str] = "flexround"
@@ -46,7 +47,9 @@ class FlexRound(Reconstruction):
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> FlexRoundWeight:
         """(out, in) -> its parameters on the grid that `rtn` finds."""
-        W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
+        W = weight.float().unflatten(
+            1, (-1, scheme.group_length(weight.shape[1]))
+        )  # (out, groups, g)
         scale, zero = RTN(clip=self.clip, zero_point=self.zero_point).grid(W, scheme)
         lr = 0.12 / 2**scheme.bits if self.lr is None else self.lr
         return FlexRoundWeight(W, scale, zero, scheme.bits, lr)
@@ -60,7 +63,11 @@ class FlexRoundWeight(TrainedWeight):
         super().__init__()
         self.W, self.zero, self.bits, self.lr = W, zero, bits, lr
         rows = W.flatten(0, 1)
-        z = torch.full_like(scale, 2.0 ** (bits - 1), dtype=torch.float32) if zero is None else zero.float()
+        z = (
+            torch.full_like(scale, 2.0 ** (bits - 1), dtype=torch.float32)
+            if zero is None
+            else zero.float()
+        )
         self.X, self.z = rows, z.reshape(-1, 1)
         self.d1 = nn.Parameter(scale.float().clamp_min(TINY).log().reshape(-1, 1))
         self.d2 = nn.Parameter(torch.zeros_like(rows))
@@ -95,13 +102,17 @@ class _Rounded(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int) -> Tensor:
+    def forward(
+        ctx: Any, X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int
+    ) -> Tensor:
         ctx.save_for_backward(X, d1, d2, d3, z)
         ctx.n = n
         found = torch.empty_like(X)
         for part in chunks(X):
             v = divided(X[part], d1[part], d2[part], d3[part])
-            torch.mul(v.add_(z[part]).round_().clamp_(0, n).sub_(z[part]), d1[part].exp(), out=found[part])
+            torch.mul(
+                v.add_(z[part]).round_().clamp_(0, n).sub_(z[part]), d1[part].exp(), out=found[part]
+            )
         return found
 
     @staticmethod

@@ -1,9 +1,9 @@
 """GPTQ: round column by column, and spread each rounding error over the columns that are still to come.
 
-Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1. With H = 2/n sum x x^T and U the upper
-Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i to q leaves e = (w_i - q) / U_ii, and w_j -= e U_ij for j > i.
-Act-order processes the columns by decreasing H_ii; the grid of every group is fixed beforehand (static groups), so that
-the order needs not be stored.
+Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1. With H = 2/n sum x x^T
+and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i to q leaves e = (w_i - q)
+/ U_ii, and w_j -= e U_ij for j > i. Act-order processes the columns by decreasing H_ii; the grid of
+every group is fixed beforehand (static groups), so that the order needs not be stored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from qbench.methods.rtn import RTN
 class GPTQ:
     """Optimal-brain rounding with second-order statistics of the inputs.
 
-    damp: added to the diagonal, as a fraction of its mean; multiplied by 10 up to three times where the Cholesky
-    factorization fails. act_order: columns by decreasing curvature. block_size: columns between two large updates; the
-    result does not depend on it. clip, zero_point, norm: of the grid, as in `rtn`.
+    damp: added to the diagonal, as a fraction of its mean; multiplied by 10 up to three times where
+    the Cholesky factorization fails. act_order: columns by decreasing curvature. block_size:
+    columns between two large updates; the result does not depend on it. clip, zero_point, norm: of
+    the grid, as in `rtn`.
     """
 
     name: ClassVar[str] = "gptq"
@@ -55,7 +56,9 @@ class GPTQ:
             else torch.arange(columns, device=H.device)
         )
         U = inverse_cholesky(H[order][:, order], self.damp)
-        s = scale.float().repeat_interleave(group, 1)[:, order]  # (out, in): each column's scale, in processing order
+        s = scale.float().repeat_interleave(group, 1)[
+            :, order
+        ]  # (out, in): each column's scale, in processing order
         z = torch.full_like(s, 2.0 ** (scheme.bits - 1))
         if zero is not None:
             z = zero.float().repeat_interleave(group, 1)[:, order]
@@ -68,8 +71,8 @@ class GPTQ:
 def live_hessian(stats: LinearStats) -> Tensor:
     """The Hessian with curvature 1 for dead inputs, which are always zero: their weights are rounded to nearest.
 
-    The authors' code sets these weights to zero, which loses them for inputs that the calibration text did not show. A
-    layer that saw no token at all (an expert) has the identity.
+    The authors' code sets these weights to zero, which loses them for inputs that the calibration
+    text did not show. A layer that saw no token at all (an expert) has the identity.
     """
     H = stats.hessian.float().clone()
     H.diagonal()[H.diagonal() == 0] = 1
@@ -81,7 +84,9 @@ def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
     mean = H.diagonal().mean().item()
     for factor in (1, 10, 100, 1000):
         for dtype in (torch.float32, torch.float64):
-            damped = H.to(dtype) + torch.eye(len(H), dtype=dtype, device=H.device) * (damp * factor * mean)
+            damped = H.to(dtype) + torch.eye(len(H), dtype=dtype, device=H.device) * (
+                damp * factor * mean
+            )
             lower, failed = torch.linalg.cholesky_ex(damped)
             if failed:
                 continue
@@ -96,7 +101,11 @@ def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
 
 def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Tensor:
     """Codes (out, in) uint8 of W (out, in) on the grid s (q - z), q in 0..top, with error feedback through U."""
-    WT, sT, zT = W.T.contiguous(), s.T.contiguous(), z.T.contiguous()  # (in, out): a column is contiguous
+    WT, sT, zT = (
+        W.T.contiguous(),
+        s.T.contiguous(),
+        z.T.contiguous(),
+    )  # (in, out): a column is contiguous
     inverse = torch.where(sT > 0, 1 / sT, 0)
     codes = torch.empty_like(WT)
     n = len(WT)

@@ -1,8 +1,8 @@
 """Greedy binary coding.
 
-Guo, Yao, Zhao and Chen 2017, Network Sketching, arXiv:1706.02021: take the sign of the residual as the next plane, and
-its mean magnitude as the scale (algorithm 1), or fit all scales again (algorithm 2). Optimal for one plane, and a
-start for the alternating method.
+Guo, Yao, Zhao and Chen 2017, Network Sketching, arXiv:1706.02021: take the sign of the residual as
+the next plane, and its mean magnitude as the scale (algorithm 1), or fit all scales again
+(algorithm 2). Optimal for one plane, and a start for the alternating method.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from qbench.formats.packing import as_stored
 class Greedy:
     """Binary coding one plane after the other.
 
-    shift: subtract the group's mean first and store it. refine: fit all scales (and the shift) by least squares after
-    every new plane, algorithm 2 of the paper; without it each plane keeps its first scale, algorithm 1, and weights
-    beyond the sum of the scales are lost.
+    shift: subtract the group's mean first and store it. refine: fit all scales (and the shift) by
+    least squares after every new plane, algorithm 2 of the paper; without it each plane keeps its
+    first scale, algorithm 1, and weights beyond the sum of the scales are lost.
     """
 
     name: ClassVar[str] = "greedy"
@@ -38,12 +38,18 @@ class Greedy:
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
         """(out, in) -> Binary. The planes are the residuals' signs, not the nearest levels."""
-        W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
+        W = weight.float().unflatten(
+            1, (-1, scheme.group_length(weight.shape[1]))
+        )  # (out, groups, g)
         planes, alpha, shift = greedy_planes(W, scheme.bits, self.shift, self.refine)
-        return Binary.from_planes(planes.flatten(2), as_stored(alpha), as_stored(shift) if self.shift else None)
+        return Binary.from_planes(
+            planes.flatten(2), as_stored(alpha), as_stored(shift) if self.shift else None
+        )
 
 
-def greedy_planes(W: Tensor, bits: int, shifted: bool, refine: bool) -> tuple[Tensor, Tensor, Tensor]:
+def greedy_planes(
+    W: Tensor, bits: int, shifted: bool, refine: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """(..., g) -> planes bool (bits, ..., g), alpha (..., bits), shift (...). sign(0) is +1: every code is legal."""
     planes: list[Tensor] = []
     shift = W.mean(-1) if shifted else W.new_zeros(W.shape[:-1])
@@ -75,9 +81,9 @@ def fit_scales(W: Tensor, columns: Tensor, shifted: bool) -> tuple[Tensor, Tenso
 def solve_positive(A: Tensor, y: Tensor) -> Tensor:
     """Solve many small systems A x = y by Gaussian elimination; A (rows, k, k) positive semidefinite, y (rows, k).
 
-    A vanishing pivot means a column that depends on the earlier ones (two equal planes, an empty group of cells): its
-    unknown is set to zero, and the rest is still a least-squares solution. Vectorized over rows: LAPACK would be called
-    once per row.
+    A vanishing pivot means a column that depends on the earlier ones (two equal planes, an empty
+    group of cells): its unknown is set to zero, and the rest is still a least-squares solution.
+    Vectorized over rows: LAPACK would be called once per row.
     """
     k = y.shape[1]
     system = torch.cat([A, y[:, :, None]], 2).permute(1, 2, 0).contiguous()  # (k, k + 1, rows)

@@ -1,13 +1,15 @@
 """OmniQuant for weights: learn where each group is clipped (LWC), and scales between layers (LET), block by block.
 
-Shao, Chen, Zhang, Xu, Zhao, Li, Zhang, Gao, Qiao and Luo 2024, ICLR, arXiv:2308.13137; details from the authors' code.
-Learnable weight clipping, equation 2, per group, with sigma the logistic function, n = 2^b - 1:
+Shao, Chen, Zhang, Xu, Zhao, Li, Zhang, Gao, Qiao and Luo 2024, ICLR, arXiv:2308.13137; details from
+the authors' code. Learnable weight clipping, equation 2, per group, with sigma the logistic
+function, n = 2^b - 1:
 
     h = sigma(gamma) max(W),  l = sigma(beta) min(W),  s = (h - l) / n,  z = round(-l / s),
     w^ = s ( clip( round( w / s ) + z, 0, n ) - z ).
 
-Learnable equivalent transformation, equation 3, without its shift: W diag(s_c) is rounded instead of W, and 1/s_c goes
-into what comes before, at the places of `qbench.calibration.folding`. The authors use it for OPT and not for Llama's weights.
+Learnable equivalent transformation, equation 3, without its shift: W diag(s_c) is rounded instead
+of W, and 1/s_c goes into what comes before, at the places of `qbench.calibration.folding`. The
+authors use it for OPT and not for Llama's weights.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ SMALLEST = 1e-2  # below which a scale of LET is cut off, as in the authors' cod
 class OmniQuant(Reconstruction):
     """Learned clipping, and learned scales where the norms have a bias.
 
-    clip: `none` starts from the whole range, as the authors do, `search` from the one that `rtn` finds. let: `auto` is
-    on where the norm before a fold has a bias (LayerNorm models such as OPT), as in the authors' scripts. lr_lwc: of
-    gamma and beta; the authors' 0.01 is for 2560 steps, and hardly moves them in the tens of steps of a quick run.
-    lr_let: of the logarithms of the scales.
+    clip: `none` starts from the whole range, as the authors do, `search` from the one that `rtn`
+    finds. let: `auto` is on where the norm before a fold has a bias (LayerNorm models such as OPT),
+    as in the authors' scripts. lr_lwc: of gamma and beta; the authors' 0.01 is for 2560 steps, and
+    hardly moves them in the tens of steps of a quick run. lr_let: of the logarithms of the scales.
     """
 
     name: ClassVar[str] = "omniquant"
@@ -57,12 +59,20 @@ class OmniQuant(Reconstruction):
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> LearnedClip:
         """(out, in) -> its learned clipping at the start."""
-        W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
+        W = weight.float().unflatten(
+            1, (-1, scheme.group_length(weight.shape[1]))
+        )  # (out, groups, g)
         start = torch.full(W.shape[:2], START, device=W.device)
         if self.clip == "search":
             low, high = weight_range(W, scheme.symmetric, integer=True)
-            span = 2 * high / (2**scheme.bits - 2) if scheme.symmetric else (high - low) / (2**scheme.bits - 1)
-            start = torch.logit(RTN().grid(W, scheme)[0].float() / span.clamp_min(TINY), eps=1e-3).clamp_max(LARGEST)
+            span = (
+                2 * high / (2**scheme.bits - 2)
+                if scheme.symmetric
+                else (high - low) / (2**scheme.bits - 1)
+            )
+            start = torch.logit(
+                RTN().grid(W, scheme)[0].float() / span.clamp_min(TINY), eps=1e-3
+            ).clamp_max(LARGEST)
         return LearnedClip(W, start, scheme, self.lr_lwc)
 
     def quantize_block(
@@ -77,9 +87,13 @@ class OmniQuant(Reconstruction):
             return super().quantize_block(block, inputs, targets, scheme)
         largest = largest_inputs(block, inputs, folds)
         migrated = [migration(block, fold, x) for fold, x in zip(folds, largest, strict=True)]
-        states = [Transformed(block, self, scheme, folds, s) for s in (migrated, [torch.ones_like(x) for x in largest])]
+        states = [
+            Transformed(block, self, scheme, folds, s)
+            for s in (migrated, [torch.ones_like(x) for x in largest])
+        ]
         losses = [
-            reconstruct(block, state, inputs, targets, replace(self, epochs=0)).log["initial"] for state in states
+            reconstruct(block, state, inputs, targets, replace(self, epochs=0)).log["initial"]
+            for state in states
         ]
         return reconstruct(block, states[losses.index(min(losses))], inputs, targets, self)
 
@@ -104,7 +118,9 @@ class LearnedClip(TrainedWeight):
         """(out, in) float32. W: (out, in), a transformed weight in place of the own; gradients flow into it."""
         W = self.W if W is None else W.view_as(self.W)
         s, z = self.grid(W)
-        found: Tensor = _Rounded.apply(W.flatten(0, 1), s.view(-1, 1), z.view(-1, 1), 2**self.scheme.bits - 1)
+        found: Tensor = _Rounded.apply(
+            W.flatten(0, 1), s.view(-1, 1), z.view(-1, 1), 2**self.scheme.bits - 1
+        )
         return found.view(len(self.W), -1)
 
     def grid(self, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +185,12 @@ class Transformed:
     """A block with LET: the logarithms of the folds' scales, (channels of the source) each, and learned clips."""
 
     def __init__(
-        self, block: nn.Module, method: OmniQuant, scheme: Scheme, folds: list[Fold], scales: list[Tensor]
+        self,
+        block: nn.Module,
+        method: OmniQuant,
+        scheme: Scheme,
+        folds: list[Fold],
+        scales: list[Tensor],
     ) -> None:
         """scales: (in,) at the start, shared as the folds demand."""
         self.block, self.folds, self.lr = block, folds, method.lr_let
@@ -179,25 +200,40 @@ class Transformed:
             sources[fold.channels] = fold.shared(scale).log()
             self.logs.append(nn.Parameter(sources))
         values = self._values()
-        self.weights = {name: method.prepare(self._weight(name, values), scheme) for name in linears(block)}
+        self.weights = {
+            name: method.prepare(self._weight(name, values), scheme) for name in linears(block)
+        }
 
     def substitutes(self) -> dict[str, Tensor]:
         """Sources divided, and the rounding of all transformed weights."""
         values = self._values()
-        rounded = {name: weight(self._weight(name, values)) for name, weight in self.weights.items()}
-        return values | {f"{name}.weight": as_kept(self.block.get_submodule(name), W) for name, W in rounded.items()}
+        rounded = {
+            name: weight(self._weight(name, values)) for name, weight in self.weights.items()
+        }
+        return values | {
+            f"{name}.weight": as_kept(self.block.get_submodule(name), W)
+            for name, W in rounded.items()
+        }
 
     @torch.no_grad()
     def export(self) -> BlockResult:
         """The rounded weights, and what else the folds change."""
         values = self._values()
-        weights = {name: weight.export(self._weight(name, values)) for name, weight in self.weights.items()}
-        rest = {name: value for name, value in values.items() if name.removesuffix(".weight") not in weights}
+        weights = {
+            name: weight.export(self._weight(name, values)) for name, weight in self.weights.items()
+        }
+        rest = {
+            name: value
+            for name, value in values.items()
+            if name.removesuffix(".weight") not in weights
+        }
         return BlockResult(weights, rest)
 
     def groups(self) -> Groups:
         """Two rates."""
-        return [{"params": self.logs, "lr": self.lr}] + [g for weight in self.weights.values() for g in weight.groups()]
+        return [{"params": self.logs, "lr": self.lr}] + [
+            g for weight in self.weights.values() for g in weight.groups()
+        ]
 
     def _values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -225,7 +261,9 @@ def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> 
 
     with ExitStack() as stack:
         for i, fold in enumerate(folds):
-            stack.callback(block.get_submodule(fold.layers[0]).register_forward_pre_hook(hook(i)).remove)
+            stack.callback(
+                block.get_submodule(fold.layers[0]).register_forward_pre_hook(hook(i)).remove
+            )
         for batch, hidden in enumerate(inputs.quantized):
             inputs.run(block, hidden, batch)
     return found
@@ -233,5 +271,9 @@ def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> 
 
 def migration(block: nn.Module, fold: Fold, largest: Tensor) -> Tensor:
     """max|x|^0.5 / max|w|^0.5 per channel, (in,): the start of SmoothQuant, as the authors take it."""
-    weight = torch.stack([read_weight(block.get_submodule(name)).float().abs().amax(0) for name in fold.layers]).amax(0)
-    return fold.shared((largest.clamp_min(1e-5) / weight.clamp_min(1e-5)).sqrt().clamp_min(SMALLEST))
+    weight = torch.stack(
+        [read_weight(block.get_submodule(name)).float().abs().amax(0) for name in fold.layers]
+    ).amax(0)
+    return fold.shared(
+        (largest.clamp_min(1e-5) / weight.clamp_min(1e-5)).sqrt().clamp_min(SMALLEST)
+    )

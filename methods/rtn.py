@@ -1,7 +1,8 @@
 """Round-to-nearest (RTN), the baseline every paper compares with, with a clip search.
 
-Notation follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323), section 2: W weight, q codes, s scale, z zero point;
-the clip search is that of its code (`mse=True`): shrink the min-max range by a ratio r and keep the best per group.
+Notation follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323), section 2: W weight, q codes, s
+scale, z zero point; the clip search is that of its code (`mse=True`): shrink the min-max range by a
+ratio r and keep the best per group.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from qbench.contracts import Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 
-Grid = tuple[Tensor, Tensor | None]  # scale and zero point; None is the midpoint of a symmetric grid
+Grid = tuple[
+    Tensor, Tensor | None
+]  # scale and zero point; None is the midpoint of a symmetric grid
 CHUNK = 1 << 18  # weights searched at a time: their temporaries stay in the processor's cache
 TINY = 1e-12  # a group of zeros has a zero range
 
@@ -25,13 +28,16 @@ TINY = 1e-12  # a group of zeros has a zero range
 class RTN:
     """Round each weight to the nearest point of its group's grid.
 
-    clip: `search` shrinks the range where that lowers the mean |error|^norm, `none` keeps the minimum and maximum.
-    zero_point: `integer` (stored in `bits` bits) or `real` (float16). The search tries `ratios` shrink ratios evenly
-    from 1 down to min_ratio, and then, `refinements` times, both neighbours of the best at half the distance.
+    clip: `search` shrinks the range where that lowers the mean |error|^norm, `none` keeps the
+    minimum and maximum. zero_point: `integer` (stored in `bits` bits) or `real` (float16). The
+    search tries `ratios` shrink ratios evenly from 1 down to min_ratio, and then, `refinements`
+    times, both neighbours of the best at half the distance.
     """
 
     name: ClassVar[str] = "rtn"
-    paper: ClassVar[str] = "Round-to-nearest; grid and clip search of GPTQ, Frantar et al., ICLR 2023, arXiv:2210.17323"
+    paper: ClassVar[str] = (
+        "Round-to-nearest; grid and clip search of GPTQ, Frantar et al., ICLR 2023, arXiv:2210.17323"
+    )
     format: ClassVar[str] = "uniform"
     bits: ClassVar[tuple[int, int]] = (2, 8)
     symmetric: ClassVar[bool] = True
@@ -45,14 +51,18 @@ class RTN:
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
         """(out, in) -> Uniform; the codes are rounded against the grid as it is stored."""
-        W = weight.float().unflatten(1, (-1, scheme.group_length(weight.shape[1])))  # (out, groups, g)
+        W = weight.float().unflatten(
+            1, (-1, scheme.group_length(weight.shape[1]))
+        )  # (out, groups, g)
         s, z = self.grid(W, scheme)  # (out, groups) each
         return Uniform.from_codes(round_to_grid(W, s, z, scheme.bits).flatten(1), s, z, scheme.bits)
 
     def grid(self, W: Tensor, scheme: Scheme) -> Grid:
         """(..., g) float32 -> scale and zero point (...), in the dtypes they are stored in."""
         rows = W.reshape(-1, W.shape[-1])
-        found = [self._search(chunk, scheme) for chunk in rows.split(max(1, CHUNK // rows.shape[1]))]
+        found = [
+            self._search(chunk, scheme) for chunk in rows.split(max(1, CHUNK // rows.shape[1]))
+        ]
         s = torch.cat([scale for scale, _ in found]).view(W.shape[:-1])
         if scheme.symmetric:
             return as_stored(s), None
@@ -84,7 +94,8 @@ class RTN:
 def weight_range(W: Tensor, symmetric: bool, integer: bool) -> tuple[Tensor, Tensor]:
     """(rows, g) -> lowest and highest value to represent, (rows,) each.
 
-    Symmetric: -max|w| and max|w|. With an integer zero point the range holds zero, so that exact zeros stay exact.
+    Symmetric: -max|w| and max|w|. With an integer zero point the range holds zero, so that exact
+    zeros stay exact.
     """
     low, high = W.aminmax(dim=-1)
     if symmetric:
@@ -98,8 +109,8 @@ def range_grid(
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point (rows,), float32, of the grid over `ratio` times the range.
 
-    Symmetric: scale = max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero point shrinks the
-    range about its middle, an integer one about zero.
+    Symmetric: scale = max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero
+    point shrinks the range about its middle, an integer one about zero.
     """
     n = 2**scheme.bits - 1
     if scheme.symmetric:

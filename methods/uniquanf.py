@@ -1,12 +1,12 @@
 """UniQuanF: FlexRound's transformation, binary coding's mapping, uniform quantization's detransformation.
 
-Kim et al. 2025, ACL, arXiv:2506.03781. With h = (2^b - 1)/2, s = e^d1, the divisor e^(d1 + d2 + d3) of FlexRound, and
-the 2^b levels sum_i a_i c_i of binary coding,
+Kim et al. 2025, ACL, arXiv:2506.03781. With h = (2^b - 1)/2, s = e^d1, the divisor e^(d1 + d2 + d3)
+of FlexRound, and the 2^b levels sum_i a_i c_i of binary coding,
 
     T  x = w / e^(d1 + d2 + d3) + z - h        M  q = the level nearest to x - z_B        D  w^ = s (q + z_B + h - z).
 
-Theorem 1 (unification): D is affine per group, so w^ is plain binary coding with alpha_i = s a_i and shift
-s (z_B + h - z), the same codes and nothing else. That is what is stored.
+Theorem 1 (unification): D is affine per group, so w^ is plain binary coding with alpha_i = s a_i
+and shift s (z_B + h - z), the same codes and nothing else. That is what is stored.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ Mapping = Literal["exact", "local", "full"]
 class UniQuanF(Reconstruction):
     """Binary coding trained through FlexRound's transformation.
 
-    lr: of d1, d2 and d3; None is 0.08 / 2^bits, for a weight must move in proportion to the grid's step to change its
-    code. lr_alpha: of the scales (and of the shift). initialization: `unified` expresses one coding,
-    fitted to the weights, in both sets of parameters; `separate` fits each on its own. grid, rounds: of that fit:
-    grid 0 takes the starts of `alternating`, G > 0 tries G clip ratios as the authors do; then so many rounds of
-    alternating. shift: fit z_B. learn_shift: train it. mapping: of weights to levels: `exact` by the midpoints of the
-    sorted levels, `local` among the present level and its neighbours, `full` by the distance to each (slow, for
-    comparison). period: steps from one mapping to the next, 0 for never again. gradient_filtering: no gradient where a
-    weight lies further from its level than the group's smallest scale. faithful: as the published code does it: greedy
-    start, no shift, neighbours in the order of the sign patterns.
+    lr: of d1, d2 and d3; None is 0.08 / 2^bits, for a weight must move in proportion to the grid's
+    step to change its code. lr_alpha: of the scales (and of the shift). initialization: `unified`
+    expresses one coding, fitted to the weights, in both sets of parameters; `separate` fits each on
+    its own. grid, rounds: of that fit: grid 0 takes the starts of `alternating`, G > 0 tries G clip
+    ratios as the authors do; then so many rounds of alternating. shift: fit z_B. learn_shift: train
+    it. mapping: of weights to levels: `exact` by the midpoints of the sorted levels, `local` among
+    the present level and its neighbours, `full` by the distance to each (slow, for comparison).
+    period: steps from one mapping to the next, 0 for never again. gradient_filtering: no gradient
+    where a weight lies further from its level than the group's smallest scale. faithful: as the
+    published code does it: greedy start, no shift, neighbours in the order of the sign patterns.
     """
 
     name: ClassVar[str] = "uniquanf"
@@ -70,37 +71,47 @@ class UniQuanF(Reconstruction):
         """(out, in) -> its parameters at the initialization."""
         method = replace(self, lr=0.08 / 2**scheme.bits if self.lr is None else self.lr)
         if self.faithful:
-            method = replace(method, grid=self.grid or 1, shift=False, learn_shift=False, mapping="local")
+            method = replace(
+                method, grid=self.grid or 1, shift=False, learn_shift=False, mapping="local"
+            )
         group = scheme.group_length(weight.shape[1])
         rows = weight.float().reshape(-1, group)
-        parts = [method.start(chunk, scheme.bits) for chunk in rows.split(max(1, (1 << 20) // group))]
+        parts = [
+            method.start(chunk, scheme.bits) for chunk in rows.split(max(1, (1 << 20) // group))
+        ]
         s, z, a, zb = (torch.cat(column) for column in zip(*parts, strict=True))
         return UniQuanFWeight(rows, s, z, a, zb, weight.shape[0], method)
 
     def start(self, X: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(rows, g) float32 -> s (rows,), z (rows,), a (rows, b), z_B (rows,): the initialization of section 4.
 
-        The coding (alpha, shift) of the weights is a = alpha / s, z_B = shift / s - (h - z) in the frame of any grid
-        (s, z): with s x = w - s (h - z), both give the same levels.
+        The coding (alpha, shift) of the weights is a = alpha / s, z_B = shift / s - (h - z) in the
+        frame of any grid (s, z): with s x = w - s (h - z), both give the same levels.
         """
         h = (2**bits - 1) / 2
         if self.grid and self.initialization == "unified":
             s, z, alpha, shift = self._clip_grid(X, bits)
         else:
             scale, zero = RTN(zero_point="real").grid(X, Scheme(bits))
-            s, z = scale.float().clamp_min(TINY), X.new_zeros(len(X)) if zero is None else zero.float()
+            s, z = (
+                scale.float().clamp_min(TINY),
+                X.new_zeros(len(X)) if zero is None else zero.float(),
+            )
             centre, unified = s * (h - z), self.initialization == "unified"
             if unified and self.shift:
                 alpha, shift = Alternating(self.rounds).fit(X, bits)
             else:
-                alpha, _ = Alternating(self.rounds, shift=False).fit(X - centre[:, None] if unified else X, bits)
+                alpha, _ = Alternating(self.rounds, shift=False).fit(
+                    X - centre[:, None] if unified else X, bits
+                )
                 shift = centre
         return s, z, alpha / s[:, None], shift / s - (h - z)
 
     def _clip_grid(self, X: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The authors' search: for r = 1/G .. 1 keep the minimum and cut the top, fit the coding about the middle.
 
-        The coding depends on (s, z) only through the centre s (h - z) = low + r (high - low)/2. Kept by |error|^2.4.
+        The coding depends on (s, z) only through the centre s (h - z) = low + r (high - low)/2.
+        Kept by |error|^2.4.
         """
         n = 2**bits - 1
         low, high = X.aminmax(dim=1)
@@ -121,7 +132,8 @@ class UniQuanF(Reconstruction):
             best = torch.where(better, error, best)
             new = [s, z, alpha, shift]
             found = [
-                torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, found or new, strict=True)
+                torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)
+                for a, b in zip(new, found or new, strict=True)
             ]
         return found[0], found[1], found[2], found[3]
 
@@ -133,7 +145,14 @@ class UniQuanFWeight(TrainedWeight):
     """
 
     def __init__(
-        self, X: Tensor, s: Tensor, z: Tensor, a: Tensor, zb: Tensor, out_features: int, method: UniQuanF
+        self,
+        X: Tensor,
+        s: Tensor,
+        z: Tensor,
+        a: Tensor,
+        zb: Tensor,
+        out_features: int,
+        method: UniQuanF,
     ) -> None:
         """X (rows, g), s, z, zb (rows,), a (rows, b), as `UniQuanF.start` gives them."""
         super().__init__()
@@ -155,7 +174,18 @@ class UniQuanFWeight(TrainedWeight):
         self.calls += 1
         centre = (self.z - (2**self.bits - 1) / 2).detach()
         filtering = self.method.gradient_filtering
-        args = (self.X, self.d1, self.d2, self.d3, self.a, self.zb, centre, self.codes, self.signs, filtering)
+        args = (
+            self.X,
+            self.d1,
+            self.d2,
+            self.d3,
+            self.a,
+            self.zb,
+            centre,
+            self.codes,
+            self.signs,
+            filtering,
+        )
         found: Tensor = _Mapped.apply(*args)
         return found.view(self.out_features, -1)
 
@@ -167,7 +197,9 @@ class UniQuanFWeight(TrainedWeight):
         codes = torch.empty_like(self.X, dtype=torch.uint8) if self.codes is None else self.codes
         offset = self.z - (2**self.bits - 1) / 2 - self.zb
         for part in chunks(self.X):
-            y = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part]).add_(offset[part])
+            y = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part]).add_(
+                offset[part]
+            )
             if mapping == "exact":
                 codes[part] = nearest(y, levels[part])
             elif mapping == "full":
@@ -189,7 +221,10 @@ class UniQuanFWeight(TrainedWeight):
         alpha, shift = s * self.a, s * (self.zb + (2**self.bits - 1) / 2 - self.z)
         places = range(self.bits - 1, -1, -1)
         planes = torch.stack(
-            [((codes >> place) & 1).bool() ^ (alpha[:, i, None] < 0) for i, place in enumerate(places)]
+            [
+                ((codes >> place) & 1).bool() ^ (alpha[:, i, None] < 0)
+                for i, place in enumerate(places)
+            ]
         )
         return alpha.abs(), shift[:, 0], planes
 
@@ -200,7 +235,9 @@ class UniQuanFWeight(TrainedWeight):
         alpha, shift, planes = self.merged()
         groups = (self.out_features, -1)
         return Binary.from_planes(
-            planes.view(self.bits, *groups), as_stored(alpha.view(*groups, self.bits)), as_stored(shift.view(groups))
+            planes.view(self.bits, *groups),
+            as_stored(alpha.view(*groups, self.bits)),
+            as_stored(shift.view(groups)),
         )
 
     def groups(self) -> Groups:
@@ -238,7 +275,9 @@ class _Mapped(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(X, d1, d2, d3, a, zb, centre, signs)
         ctx.codes, ctx.filtering = codes, filtering
-        values = (a @ signs.T).add_(zb - centre).mul_(d1.exp())  # (rows, L): the weight that each code stands for
+        values = (
+            (a @ signs.T).add_(zb - centre).mul_(d1.exp())
+        )  # (rows, L): the weight that each code stands for
         found = torch.empty_like(X)
         for part in chunks(X):
             torch.gather(values[part], 1, codes[part].long(), out=found[part])
@@ -249,7 +288,12 @@ class _Mapped(torch.autograd.Function):
         X, d1, d2, d3, a, zb, centre, signs = ctx.saved_tensors
         G, s, levels = grads[0], d1.exp(), a @ signs.T
         reach = a.abs().amin(1, keepdim=True)
-        g1, g2, g3, gb = torch.empty_like(d1), torch.empty_like(d2), torch.empty_like(d3), torch.empty_like(zb)
+        g1, g2, g3, gb = (
+            torch.empty_like(d1),
+            torch.empty_like(d2),
+            torch.empty_like(d3),
+            torch.empty_like(zb),
+        )
         by_level = torch.zeros_like(levels)  # sum of m G s over the weights of each level
         for part in chunks(X):
             code = ctx.codes[part].long()
@@ -286,10 +330,15 @@ def nearest(y: Tensor, levels: Tensor) -> Tensor:
 def nearest_neighbour(y: Tensor, levels: Tensor, codes: Tensor, by_pattern: bool) -> Tensor:
     """Of the present level and its two neighbours the nearest: (rows, n) y, (rows, L), (rows, n) uint8 -> int64.
 
-    Neighbours in the order of the values; `by_pattern`, as in the published code, in the order of the sign patterns,
-    which is another one wherever a scale is smaller than the sum of the later ones.
+    Neighbours in the order of the values; `by_pattern`, as in the published code, in the order of
+    the sign patterns, which is another one wherever a scale is smaller than the sum of the later
+    ones.
     """
-    order = torch.arange(levels.shape[1], device=y.device).expand_as(levels) if by_pattern else levels.argsort(1)
+    order = (
+        torch.arange(levels.shape[1], device=y.device).expand_as(levels)
+        if by_pattern
+        else levels.argsort(1)
+    )
     rank = order.argsort(1).gather(1, codes.long())
     best = torch.full_like(y, torch.inf)
     chosen = codes.long()

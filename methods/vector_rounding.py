@@ -1,7 +1,8 @@
 """Rounding vectors of weights to codewords: exact search, BlockLDLQ, and coordinate descent.
 
-BlockLDLQ is from QuIP# (Tseng et al. 2024, arXiv:2402.04396), the sweeps are from UniSVQ (arXiv:2606.10520). Weights
-come transposed, (in, out): a vector is d entries of a column, so that one coordinate of all vectors is contiguous.
+BlockLDLQ is from QuIP# (Tseng et al. 2024, arXiv:2402.04396), the sweeps are from UniSVQ
+(arXiv:2606.10520). Weights come transposed, (in, out): a vector is d entries of a column, so that
+one coordinate of all vectors is contiguous.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from torch import Tensor
 from qbench.errors import MethodError
 from qbench.formats.lattice import Features, features_of
 
-GAUSSIAN_STEP = {2: 0.9957, 3: 0.5860}  # of the best uniform grid for N(0, 1), by bits: Max 1960, table II
+GAUSSIAN_STEP = {
+    2: 0.9957,
+    3: 0.5860,
+}  # of the best uniform grid for N(0, 1), by bits: Max 1960, table II
 BUFFER = 128  # columns between two large updates
 
 
@@ -36,8 +40,8 @@ class Codebook(Protocol):
 class RotatedGrid:
     """A z + b with A = G / sigma, G a rotation: zero mean and unit variance when codes are drawn evenly.
 
-    sigma^2 = (4^B - 1) / 12 is the variance of an even code. As A^T A is a multiple of the identity, rounding
-    A^-1 (t - b) finds the nearest codeword; for any other A it would not.
+    sigma^2 = (4^B - 1) / 12 is the variance of an even code. As A^T A is a multiple of the
+    identity, rounding A^-1 (t - b) finds the nearest codeword; for any other A it would not.
     """
 
     features: Features = "codes"
@@ -67,10 +71,16 @@ class SignMap:
     def __init__(self, M: Tensor, bits: int) -> None:
         """M: (d, d * bits) float32."""
         self.map = M
-        codes = torch.cartesian_prod(*[torch.arange(2**bits, dtype=torch.uint8)] * len(M)).view(-1, len(M))
-        self.signs = features_of(codes, len(M), bits, "signs")[:, 0].to(M.device)  # (codewords, d * bits)
+        codes = torch.cartesian_prod(*[torch.arange(2**bits, dtype=torch.uint8)] * len(M)).view(
+            -1, len(M)
+        )
+        self.signs = features_of(codes, len(M), bits, "signs")[:, 0].to(
+            M.device
+        )  # (codewords, d * bits)
         self.codes = codes.T.contiguous().to(M.device)
-        self.values = M @ self.signs.T  # (d, codewords); the k-th and the k-th from the end are opposite
+        self.values = (
+            M @ self.signs.T
+        )  # (d, codewords); the k-th and the k-th from the end are opposite
         self._half = self.values[:, : len(codes) // 2].contiguous()
         self._energy = self._half.square().sum(0) / 2
 
@@ -81,7 +91,9 @@ class SignMap:
 
     def index(self, T: Tensor) -> Tensor:
         """(d, rows) -> number (rows,) of the codeword with the largest t.c - |c|^2 / 2, opposite ones tried at once."""
-        scores = 1 << 20 if T.device.type == "cpu" else 1 << 26  # at a time: on a CPU they stay in its cache
+        scores = (
+            1 << 20 if T.device.type == "cpu" else 1 << 26
+        )  # at a time: on a CPU they stay in its cache
         found = []
         for part in T.split(max(1, scores // self._half.shape[1]), 1):
             best = largest((part.T @ self._half).abs_().sub_(self._energy))
@@ -92,7 +104,11 @@ class SignMap:
 
 def largest(scores: Tensor) -> Tensor:
     """Index (rows,) of the largest of each row. On the CPU numpy's search is vectorized, and torch's is not."""
-    return torch.from_numpy(scores.numpy().argmax(1)) if scores.device.type == "cpu" else scores.argmax(1)
+    return (
+        torch.from_numpy(scores.numpy().argmax(1))
+        if scores.device.type == "cpu"
+        else scores.argmax(1)
+    )
 
 
 def rotation(d: int, generator: torch.Generator) -> Tensor:
@@ -117,8 +133,9 @@ def gaussian_map(d: int, bits: int, seed: int) -> Tensor:
 def _fit(d: int, bits: int, rounds: int, generator: torch.Generator, samples: int = 1024) -> Tensor:
     """Alternate between nearest codewords and least squares, M = E[x s^T] E[s s^T]^-1, from a disturbed rotated grid.
 
-    Each round sees fresh samples, and the expectations are running means. Noise on M, which falls to zero within the
-    first 70 % of the rounds, leads out of poor optima (stochastic relaxation, Zeger, Vaisey and Gersho 1992).
+    Each round sees fresh samples, and the expectations are running means. Noise on M, which falls
+    to zero within the first 70 % of the rounds, leads out of poor optima (stochastic relaxation,
+    Zeger, Vaisey and Gersho 1992).
     """
     step, G = GAUSSIAN_STEP[bits], rotation(d, generator)
     M = torch.cat([step * 2.0 ** (bits - 2 - p) * G for p in range(bits)], 1)
@@ -139,8 +156,8 @@ def _fit(d: int, bits: int, rounds: int, generator: torch.Generator, samples: in
 class Curvature:
     """A Hessian (in, in) for vectors of d weights, float32.
 
-    H: regularized. L: unit block lower triangular, H = L D L^T with blocks of d. inverse: (in/d, d, d), of the diagonal
-    blocks of H.
+    H: regularized. L: unit block lower triangular, H = L D L^T with blocks of d. inverse: (in/d, d,
+    d), of the diagonal blocks of H.
     """
 
     H: Tensor
@@ -156,13 +173,15 @@ class Curvature:
     def factor(cls, H: Tensor, d: int, regularization: float) -> Curvature:
         """With the Cholesky factor H = C C^T, L = C blockdiag(C_kk)^-1.
 
-        Where there is none, 10, 100 and 1000 times the regularization is added, in float32 and then in float64;
-        MethodError where that does not help.
+        Where there is none, 10, 100 and 1000 times the regularization is added, in float32 and then
+        in float64; MethodError where that does not help.
         """
         n = len(H)
         for dtype in (torch.float32, torch.float64):
             for times in (0, 10, 100, 1000):
-                G = H.to(dtype) + torch.eye(n, dtype=dtype, device=H.device) * (times * regularization)
+                G = H.to(dtype) + torch.eye(n, dtype=dtype, device=H.device) * (
+                    times * regularization
+                )
                 C, failed = torch.linalg.cholesky_ex(G)
                 if failed or not torch.isfinite(C).all():
                     continue
@@ -180,7 +199,9 @@ def diagonal(G: Tensor, d: int) -> Tensor:
     return G.reshape(len(G) // d, d, -1, d).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
-def assign(W: Tensor, curvature: Curvature, codebook: Codebook, sweeps: int) -> tuple[Tensor, Tensor]:
+def assign(
+    W: Tensor, curvature: Curvature, codebook: Codebook, sweeps: int
+) -> tuple[Tensor, Tensor]:
     """Codes (in, out) uint8 of W (in, out), and the error E = W - W^: BlockLDLQ, then at most so many sweeps."""
     codes, E = block_ldlq(W, curvature, codebook)
     for _ in range(sweeps):
@@ -192,8 +213,8 @@ def assign(W: Tensor, curvature: Curvature, codebook: Codebook, sweeps: int) -> 
 def block_ldlq(W: Tensor, curvature: Curvature, codebook: Codebook) -> tuple[Tensor, Tensor]:
     """Codes (in, out) uint8 of W (in, out), and the error E = W - W^ (in, out).
 
-    From the last vector to the first, t_k = W_k + sum over j > k of L_jk^T E_j goes to the nearest codeword. That
-    leaves tr(E^T H E) = sum_k |C_kk^T (t_k - W^_k)|^2.
+    From the last vector to the first, t_k = W_k + sum over j > k of L_jk^T E_j goes to the nearest
+    codeword. That leaves tr(E^T H E) = sum_k |C_kk^T (t_k - W^_k)|^2.
     """
     L, d, n = curvature.L, curvature.d, len(W)
     E, codes = torch.zeros_like(W), torch.empty_like(W, dtype=torch.uint8)
@@ -212,8 +233,9 @@ def block_ldlq(W: Tensor, curvature: Curvature, codebook: Codebook) -> tuple[Ten
 def sweep(W: Tensor, E: Tensor, codes: Tensor, curvature: Curvature, codebook: Codebook) -> int:
     """Coordinate descent on e^T H e of every column e of E, vector by vector; E and codes in place. Number of steps.
 
-    t_k = W^_k + H_kk^-1 (H E)_k would be the best values if there were no grid. A column goes to its nearest codeword
-    where the change x of W^_k lowers the error: x^T H_kk x - 2 x^T (H E)_k < 0.
+    t_k = W^_k + H_kk^-1 (H E)_k would be the best values if there were no grid. A column goes to
+    its nearest codeword where the change x of W^_k lowers the error: x^T H_kk x - 2 x^T (H E)_k <
+    0.
     """
     H, d, n = curvature.H, curvature.d, len(W)
     width = max(d, BUFFER // d * d)

@@ -32,5 +32,7 @@ def __getattr__(name: str) -> Any:  # lazy, so that reports and `qbench --help` 
 
 
 @when_imported("transformers.quantizers")
-def _register(_: Any) -> None:  # so that `import qbench` does not import transformers, and yet from_pretrained knows us
+def _register(
+    _: Any,
+) -> None:  # so that `import qbench` does not import transformers, and yet from_pretrained knows us
     import_module("qbench.checkpoint.huggingface")

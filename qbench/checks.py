@@ -1,7 +1,7 @@
 """The promises that every method keeps: run by our tests over all methods, and by `qbench check` over anyone's.
 
-A check takes a method and returns nothing, or raises `Broke` with one sentence. Weights are heavy-tailed, with rows of
-very different size, a dead input and a group of zeros.
+A check takes a method and returns nothing, or raises `Broke` with one sentence. Weights are
+heavy-tailed, with rows of very different size, a dead input and a group of zeros.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def check_shape_and_format(method: Any) -> None:
                 f"{bits} bits: format {found.format!r}, shape {tuple(found.shape)}, not {method.format!r} {(OUT, IN)}"
             )
         dense = found.dequantize()
-        if dense.shape != (OUT, IN) or dense.dtype != torch.float32 or not torch.isfinite(dense).all():
+        if (
+            dense.shape != (OUT, IN)
+            or dense.dtype != torch.float32
+            or not torch.isfinite(dense).all()
+        ):
             raise Broke(
                 f"{bits} bits: dequantize gives {dense.dtype} {tuple(dense.shape)}, or values that are not finite"
             )
@@ -128,13 +132,18 @@ def check_outliers(method: Any) -> None:
     weight = sample_weight()
     weight[3, 5] = 1e4
     scheme = Scheme(_bits(method)[-1], GROUP)
-    found, usual = quantize(method, scheme, weight).dequantize(), quantize(method, scheme).dequantize()
+    found, usual = (
+        quantize(method, scheme, weight).dequantize(),
+        quantize(method, scheme).dequantize(),
+    )
     if not torch.isfinite(found).all():
         raise Broke("values are not finite")
     other = torch.arange(OUT) != 3
     before, after = ((part - weight)[other].square().sum() for part in (usual, found))
     if after > 2 * before:
-        raise Broke(f"an outlier in one row makes the error of the other rows {after / before:.3g} times as large")
+        raise Broke(
+            f"an outlier in one row makes the error of the other rows {after / before:.3g} times as large"
+        )
 
 
 def check_stored_exactly(method: Any) -> None:
@@ -151,7 +160,10 @@ def check_stored_exactly(method: Any) -> None:
 
 def check_refuses_bad_schemes(method: Any) -> None:
     """Bits out of range and groups that do not divide are refused in one sentence."""
-    for scheme in (Scheme(method.bits[1] + 1, GROUP) if method.bits[1] < 16 else None, Scheme(_bits(method)[0], 100)):
+    for scheme in (
+        Scheme(method.bits[1] + 1, GROUP) if method.bits[1] < 16 else None,
+        Scheme(_bits(method)[0], 100),
+    ):
         if scheme is None or method.format == "dense":
             continue
         try:
@@ -211,7 +223,9 @@ def sample_inputs() -> Tensor:
     """(1024, IN) float32, correlated; input 11 is always zero."""
     generator = torch.Generator().manual_seed(1)
     mixing = torch.randn(24, IN, generator=generator)
-    inputs = torch.randn(1024, 24, generator=generator) @ mixing + torch.randn(1024, IN, generator=generator)
+    inputs = torch.randn(1024, 24, generator=generator) @ mixing + torch.randn(
+        1024, IN, generator=generator
+    )
     inputs[:, 11] = 0
     return inputs
 

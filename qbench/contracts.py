@@ -38,9 +38,13 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16:
-            raise ConfigError(f"bits={self.bits} is outside 1..16; choose the bits per weight code, such as 2, 3 or 4")
+            raise ConfigError(
+                f"bits={self.bits} is outside 1..16; choose the bits per weight code, such as 2, 3 or 4"
+            )
         if self.group_size is not None and self.group_size < 1:
-            raise ConfigError(f"group_size={self.group_size} is not positive; choose 32, 64, 128 or 'channel'")
+            raise ConfigError(
+                f"group_size={self.group_size} is not positive; choose 32, 64, 128 or 'channel'"
+            )
 
     def group_length(self, in_features: int, layer: str = "this layer") -> int:
         """Weights per group for a layer of `in_features` inputs; ConfigError where the size does not divide."""
@@ -63,8 +67,8 @@ class Scheme:
 class LinearStats:
     """Second-order statistics of a linear layer's input over the calibration tokens.
 
-    hessian: (in, in) float32, 2/count * sum over tokens of x x^T, the Hessian of the layer's mean squared output
-    error with respect to any one row of its weight. count: number of tokens.
+    hessian: (in, in) float32, 2/count * sum over tokens of x x^T, the Hessian of the layer's mean
+    squared output error with respect to any one row of its weight. count: number of tokens.
     """
 
     hessian: Tensor
@@ -98,9 +102,10 @@ class WeightFormat(Protocol):
 class Method(Protocol):
     """What every method declares. A method is a frozen dataclass whose fields are its hyper-parameters.
 
-    name: what the user types. paper: title, venue and arXiv id. format: the weight format it returns. bits: the
-    supported bits, inclusive. symmetric: whether it honours `Scheme(symmetric=True)`. A method may also declare
-    `exceptions`: contract checks that it does not keep by its nature, name of the check -> why.
+    name: what the user types. paper: title, venue and arXiv id. format: the weight format it
+    returns. bits: the supported bits, inclusive. symmetric: whether it honours
+    `Scheme(symmetric=True)`. A method may also declare `exceptions`: contract checks that it does
+    not keep by its nature, name of the check -> why.
     """
 
     name: ClassVar[str]
@@ -128,10 +133,10 @@ class LinearMethod(Method, Protocol):
 class BlockInputs:
     """What one transformer block is called with on the calibration text, an entry per batch.
 
-    quantized: hidden states (batch, length, width) that the quantized blocks before it give. full: those that the
-    full-precision blocks give. arguments: positional and keyword arguments of its call, beside the hidden states.
-    dtype: in which matrix products are computed. progress: a long method calls it with the part that is done, 0..1,
-    and a word.
+    quantized: hidden states (batch, length, width) that the quantized blocks before it give. full:
+    those that the full-precision blocks give. arguments: positional and keyword arguments of its
+    call, beside the hidden states. dtype: in which matrix products are computed. progress: a long
+    method calls it with the part that is done, 0..1, and a word.
     """
 
     quantized: list[Tensor]
@@ -140,7 +145,13 @@ class BlockInputs:
     dtype: Any = None
     progress: Callable[[float, str], None] = lambda fraction, text: None
 
-    def run(self, block: Module, hidden: Tensor, batch: int, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    def run(
+        self,
+        block: Module,
+        hidden: Tensor,
+        batch: int,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """The block's output (batch, length, width) for hidden states of this batch.
 
         parameters: values to use in place of the block's own, by name; gradients flow into them.
@@ -154,7 +165,9 @@ class BlockInputs:
             if parameters is None:
                 output = block(hidden, *args, **kwargs)
             else:
-                output = torch.func.functional_call(block, dict(parameters), (hidden, *args), kwargs)
+                output = torch.func.functional_call(
+                    block, dict(parameters), (hidden, *args), kwargs
+                )
         return output[0] if isinstance(output, tuple) else output
 
 
@@ -162,8 +175,8 @@ class BlockInputs:
 class BlockResult:
     """A quantized block: weights for all of its linear layers, and what else changed, by name within the block.
 
-    parameters: full-precision parameters that take new values, such as a norm into which a scale was folded. log: how
-    it went, JSON-able, kept in the record.
+    parameters: full-precision parameters that take new values, such as a norm into which a scale
+    was folded. log: how it went, JSON-able, kept in the record.
     """
 
     weights: Mapping[str, WeightFormat]
@@ -174,7 +187,9 @@ class BlockResult:
 class BlockMethod(Method, Protocol):
     """A method that reconstructs a transformer block."""
 
-    def quantize_block(self, block: Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme) -> BlockResult:
+    def quantize_block(
+        self, block: Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
+    ) -> BlockResult:
         """targets: the full-precision block's outputs for `inputs.full`. Must leave the block as it is."""
 
 
@@ -193,6 +208,10 @@ def check_scheme(method: Any, scheme: Scheme) -> None:
     """ConfigError if the method does not support this scheme."""
     low, high = method.bits
     if not low <= scheme.bits <= high:
-        raise ConfigError(f"method {method.name!r} supports {low} to {high} bits, not bits={scheme.bits}")
+        raise ConfigError(
+            f"method {method.name!r} supports {low} to {high} bits, not bits={scheme.bits}"
+        )
     if scheme.symmetric and not method.symmetric:
-        raise ConfigError(f"method {method.name!r} has no symmetric form; leave out --symmetric or choose rtn or gptq")
+        raise ConfigError(
+            f"method {method.name!r} has no symmetric form; leave out --symmetric or choose rtn or gptq"
+        )

@@ -15,7 +15,16 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("qbench-llm", "torch", "transformers", "lm_eval", "datasets", "safetensors", "tokenizers", "numpy")
+PACKAGES = (
+    "qbench-llm",
+    "torch",
+    "transformers",
+    "lm_eval",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -49,7 +58,9 @@ def git_commit() -> str | None:
         return None
     try:
         commit, status = (
-            subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+            ).stdout.strip()
             for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
     except (OSError, subprocess.CalledProcessError):
@@ -79,7 +90,9 @@ def reset_peak_memory(device: str) -> None:
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is not part of this peak
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark to the present size
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: sets the high-water mark to the present size
 
 
 def peak_memory(device: str) -> int:

@@ -55,3 +55,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}"
+
+
+def require_at_least(name: str, value: int | None, least: int = 1) -> None:
+    """ConfigError unless `value` is None or at least `least`."""
+    if value is not None and value < least:
+        raise ConfigError(
+            f"{name}={value} is too small; give {least} or more, or leave it out for all"
+        )

@@ -18,9 +18,9 @@ from qbench.formats import Uniform
 def export(folder: Path, target: str, output: Path, dtype: str = "auto") -> Path:
     """Write a saved model, or a GPTQ or AWQ one, to `output`: a folder, or for gguf a file.
 
-    target: gptq, dense, gguf or qbench. dtype: of dense weights and of what is not quantized; auto is the folder's own.
-    ConfigError where the target cannot hold the same numbers, StoreError where the folder is damaged or `output` exists
-    as something else than such a folder.
+    target: gptq, dense, gguf or qbench. dtype: of dense weights and of what is not quantized; auto
+    is the folder's own. ConfigError where the target cannot hold the same numbers, StoreError where
+    the folder is damaged or `output` exists as something else than such a folder.
     """
     if target not in TARGETS:
         raise ConfigError(unknown_name("export format", target, TARGETS))
@@ -33,20 +33,26 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
     uniform: dict[str, Uniform] = {}
     for name, weight in weights.items():
         if not isinstance(weight, Uniform):
-            raise ConfigError(f"layer {name} has format {weight.format!r}, and GPTQ holds uniform ones; use --to dense")
+            raise ConfigError(
+                f"layer {name} has format {weight.format!r}, and GPTQ holds uniform ones; use --to dense"
+            )
         uniform[name] = weight
     settings = {
         (weight.bits, -1 if weight.group_size == weight.in_features else weight.group_size)
         for weight in uniform.values()
     }
     if len(settings) != 1:
-        raise ConfigError(f"layers differ in (bits, group_size): {sorted(settings)}; a GPTQ folder has one for all")
+        raise ConfigError(
+            f"layers differ in (bits, group_size): {sorted(settings)}; a GPTQ folder has one for all"
+        )
     bits, group_size = settings.pop()
     layout = checkpoint_format(uniform.values())
     tensors: dict[str, Tensor] = {}
     for name, weight in uniform.items():
         try:
-            tensors |= {f"{name}.{part}": tensor for part, tensor in to_gptq(weight, layout).items()}
+            tensors |= {
+                f"{name}.{part}": tensor for part, tensor in to_gptq(weight, layout).items()
+            }
         except QbenchError as error:
             raise ConfigError(f"layer {name}: {error}") from None
     entry = {
@@ -61,14 +67,18 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
         "meta": {"quantizer": [f"qbench:{version('qbench-llm')}"]},
     }
     tensors |= checkpoint.unquantized(model, uniform)
-    return checkpoint.write_folder(output, model.config, tokenizer, tensors, entry, model.generation_config)
+    return checkpoint.write_folder(
+        output, model.config, tokenizer, tensors, entry, model.generation_config
+    )
 
 
 def _to_dense(folder: Path, output: Path, dtype: str) -> Path:
     """Every weight dequantized: for any program, at the size of the unquantized model."""
     model, tokenizer, _, _ = checkpoint.load(folder, dtype, packed=False)
     tensors = checkpoint.unquantized(model, {})
-    return checkpoint.write_folder(output, model.config, tokenizer, tensors, None, model.generation_config)
+    return checkpoint.write_folder(
+        output, model.config, tokenizer, tensors, None, model.generation_config
+    )
 
 
 def _to_gguf(folder: Path, output: Path, dtype: str) -> Path:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
+from qbench.calibration.windows import windows
 from qbench.checkpoint import folder as checkpoint
 from qbench.contracts import (
     BlockInputs,
@@ -35,8 +36,8 @@ from qbench.registry import get_method, parameters
 class QuantizedModel:
     """A model whose linear layers hold dequantized weights or are packed, with the quantized weights beside it.
 
-    model: a transformers model, ready to run. weights: quantized weight by the full name of its layer.
-    manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
+    model: a transformers model, ready to run. weights: quantized weight by the full name of its
+    layer. manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
     """
 
     model: Any
@@ -52,15 +53,18 @@ class QuantizedModel:
 
     def save(self, folder: str | Path) -> Path:
         """Write a Hugging Face directory with packed weights, whole or not at all. StoreError where it cannot."""
-        return checkpoint.save(Path(folder), self.model, self.tokenizer, self.weights, self.manifest, self.log)
+        return checkpoint.save(
+            Path(folder), self.model, self.tokenizer, self.weights, self.manifest, self.log
+        )
 
 
 def load(folder: str | Path, dtype: str = "auto", packed: bool = True) -> QuantizedModel:
     """Read what `save` wrote; nothing in the folder is executed.
 
-    dtype: of everything that is not quantized; `auto` is what the folder states. packed: linear layers stay packed and
-    take the memory that they take on the disk; False dequantizes them once, which computes faster without a kernel.
-    StoreError where the directory is damaged, and by name where a tensor is missing or unexpected.
+    dtype: of everything that is not quantized; `auto` is what the folder states. packed: linear
+    layers stay packed and take the memory that they take on the disk; False dequantizes them once,
+    which computes faster without a kernel. StoreError where the directory is damaged, and by name
+    where a tensor is missing or unexpected.
     """
     model, tokenizer, weights, manifest = checkpoint.load(Path(folder), dtype, packed)
     return QuantizedModel(model, tokenizer, weights, manifest, checkpoint.read_log(Path(folder)))
@@ -80,11 +84,11 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize every linear layer inside the decoder's blocks.
 
-    model: a name, hub id or folder, or a transformers model, which is changed in place. method: a name or a method
-    object. calibration: token ids (samples, length), or texts, where the method needs them. device: where the work is
-    done, block by block. dtype: of the matrix products of the calibration walk, a speed-up where the hardware computes
-    in bfloat16. Raises ConfigError before any work where the scheme does not fit, MethodError naming the layer
-    where the method fails.
+    model: a name, hub id or folder, or a transformers model, which is changed in place. method: a
+    name or a method object. calibration: token ids (samples, length), or texts, where the method
+    needs them. device: where the work is done, block by block. dtype: of the matrix products of the
+    calibration walk, a speed-up where the hardware computes in bfloat16. Raises ConfigError before
+    any work where the scheme does not fit, MethodError naming the layer where the method fails.
     """
     method = get_method(method) if isinstance(method, str) else method
     if isinstance(model, str):
@@ -100,10 +104,18 @@ def quantize(
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
         calibrated = {"calibration": {"tokens": list(tokens.shape), "sha256": digest}}
-        size = getattr(method, "batch_size", batch_size)  # a method that trains says how large its steps are
-        where: dict[str, Any] = {"device": torch.device(device), "batch_size": size, "dtype": DTYPES[dtype]}
+        size = getattr(
+            method, "batch_size", batch_size
+        )  # a method that trains says how large its steps are
+        where: dict[str, Any] = {
+            "device": torch.device(device),
+            "batch_size": size,
+            "dtype": DTYPES[dtype],
+        }
         if verb == "quantize_linear":
-            weights = _by_linear(partial(walk_linears, model, tokens, progress=progress, **where), method, scheme)
+            weights = _by_linear(
+                partial(walk_linears, model, tokens, progress=progress, **where), method, scheme
+            )
         else:
             walk = partial(walk_blocks, model, tokens, progress=progress, **where)
             weights, log = _by_block(walk, method, scheme)
@@ -111,7 +123,11 @@ def quantize(
         "method": method.name,
         "paper": method.paper,
         "params": parameters(method),
-        "scheme": {"bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric},
+        "scheme": {
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "symmetric": scheme.symmetric,
+        },
     }
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
@@ -136,7 +152,9 @@ def _by_weight(
     layers = quantizable(model)
     for i, (name, layer) in enumerate(layers.items()):
         progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
-        found = _attempt(name, partial(method.quantize_weight, read_weight(layer).to(device), scheme))
+        found = _attempt(
+            name, partial(method.quantize_weight, read_weight(layer).to(device), scheme)
+        )
         weights[name] = _finite(name, found)
         write_weight(layer, weights[name].dequantize())
     return weights
@@ -147,7 +165,9 @@ def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[s
 
     def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
         with torch.autocast(stats.hessian.device.type, enabled=False):
-            found = _attempt(name, partial(method.quantize_linear, read_weight(layer), stats, scheme))
+            found = _attempt(
+                name, partial(method.quantize_linear, read_weight(layer), stats, scheme)
+            )
             weights[name] = _finite(name, found)
             write_weight(layer, weights[name].dequantize())
 
@@ -155,16 +175,22 @@ def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[s
     return weights
 
 
-def _by_block(walk: Callable[..., None], method: Any, scheme: Scheme) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
+def _by_block(
+    walk: Callable[..., None], method: Any, scheme: Scheme
+) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     weights: dict[str, WeightFormat] = {}
     log: dict[str, Any] = {}
 
     def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
-        result: BlockResult = _attempt(name, partial(method.quantize_block, block, inputs, targets, scheme))
+        result: BlockResult = _attempt(
+            name, partial(method.quantize_block, block, inputs, targets, scheme)
+        )
         layers = linears(block)
         if result.weights.keys() != layers.keys():
             odd = sorted(result.weights.keys() ^ layers.keys())
-            raise MethodError(f"block {name}: the method returned other layers than it has; they differ in {odd}")
+            raise MethodError(
+                f"block {name}: the method returned other layers than it has; they differ in {odd}"
+            )
         for layer, weight in result.weights.items():
             weights[f"{name}.{layer}"] = _finite(f"{name}.{layer}", weight)
             write_weight(layers[layer], weight.dequantize())
@@ -182,7 +208,11 @@ def _attempt(name: str, work: Callable[[], Any]) -> Any:
         return work()
     except QbenchError as error:
         raise MethodError(f"layer {name}: {error}") from error
-    except (RuntimeError, ValueError, ArithmeticError) as error:  # what torch raises from inside a method
+    except (
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # what torch raises from inside a method
         raise MethodError(f"layer {name}: {type(error).__name__}: {error}") from error
 
 
@@ -194,9 +224,9 @@ def _finite(name: str, weight: WeightFormat) -> WeightFormat:
 
 def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:
     if calibration is None:
-        raise ConfigError(f"method {method.name!r} needs calibration: give token ids (samples, length), or texts")
+        raise ConfigError(
+            f"method {method.name!r} needs calibration: give token ids (samples, length), or texts"
+        )
     if isinstance(calibration, Tensor):
         return calibration
-    from qbench.tasks.text import windows
-
     return windows(calibration, tokenizer, length=512, limit=64)

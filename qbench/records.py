@@ -1,6 +1,7 @@
 """Cells, scores and records: the JSON that a run leaves behind, and the identity of each cell.
 
-All models are frozen, refuse unknown keys, and survive a JSON round trip. `schema` is the version of the file.
+All models are frozen, refuse unknown keys, and survive a JSON round trip. `schema` is the version
+of the file.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ Scalar = bool | int | float | str | None
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True
+    )
 
 
 class CalibrationSpec(_Frozen):
     """Which text calibrates: the data's name and content hash, `samples` windows of `length` tokens.
 
-    dtype: in which the matrix products of the walk are computed; weights and statistics are float32 throughout.
+    dtype: in which the matrix products of the walk are computed; weights and statistics are float32
+    throughout.
     """
 
     data: str
@@ -37,8 +41,9 @@ class CalibrationSpec(_Frozen):
 class TaskSpec(_Frozen):
     """One evaluation: the task, its data's name and content hash, and the protocol.
 
-    limit: items (windows for text tasks; per subject for mmlu), None for all. num_fewshot: None where it has no
-    meaning. length: tokens per window, for text tasks. generate: items that are generated (gsm8k), None for all.
+    limit: items (windows for text tasks; per subject for mmlu), None for all. num_fewshot: None
+    where it has no meaning. length: tokens per window, for text tasks. generate: items that are
+    generated (gsm8k), None for all.
     """
 
     name: str
@@ -120,5 +125,7 @@ class Record(_Frozen):
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,6 +1,7 @@
 """Name -> method: the folder `methods/`, entry points of installed packages, and plug-in files.
 
-A broken plug-in is kept with its reason, so that `qbench list methods` shows it and the others still work.
+A broken plug-in is kept with its reason, so that `qbench list methods` shows it and the others
+still work.
 """
 
 from __future__ import annotations
@@ -44,11 +45,15 @@ def methods() -> dict[str, Any]:
         found |= {cls.name: cls for cls in _methods_in(module)}
     for point in entry_points(group="qbench.methods"):
         if isinstance(found.get(point.name), type):
-            found[f"{point.name} ({point.value})"] = Broken(point.value, f"the name {point.name!r} is already taken")
+            found[f"{point.name} ({point.value})"] = Broken(
+                point.value, f"the name {point.name!r} is already taken"
+            )
             continue
         try:
             found[point.name] = _checked(point.load())
-        except Exception as error:  # a third party's import may raise anything; it is shown, not swallowed
+        except (
+            Exception
+        ) as error:  # a third party's import may raise anything; it is shown, not swallowed
             found[point.name] = Broken(point.value, f"{type(error).__name__}: {error}")
     return found | _plugins
 
@@ -60,7 +65,11 @@ def method_class(name: str) -> Any:
     if isinstance(found, Broken):
         raise ConfigError(f"method {name!r} from {found.origin} cannot be used: {found.reason}")
     if found is None:
-        raise ConfigError(unknown_name("method", name, [key for key, cls in known.items() if isinstance(cls, type)]))
+        raise ConfigError(
+            unknown_name(
+                "method", name, [key for key, cls in known.items() if isinstance(cls, type)]
+            )
+        )
     return found
 
 
@@ -86,11 +95,16 @@ def get_method(name: str, **params: Any) -> Any:
 def load_plugin(path: Path) -> list[str]:
     """Import a Python file and register the methods it defines; returns their names.
 
-    Raises ConfigError naming the file where it is absent, raises, defines no method, or takes a name that exists.
+    Raises ConfigError naming the file where it is absent, raises, defines no method, or takes a
+    name that exists.
     """
     if not path.is_file():
-        raise ConfigError(f"plug-in {str(path)!r} is not a file; give the path of a Python file that defines a method")
-    module_name = f"qbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+        raise ConfigError(
+            f"plug-in {str(path)!r} is not a file; give the path of a Python file that defines a method"
+        )
+    module_name = (
+        f"qbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    )
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
@@ -99,14 +113,20 @@ def load_plugin(path: Path) -> list[str]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}") from error
+        raise ConfigError(
+            f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
+        ) from error
     found = [_checked(cls) for cls in _methods_in(module)]
     if not found:
-        raise ConfigError(f"plug-in {str(path)!r} defines no method: a dataclass that declares {', '.join(_DECLARED)}")
+        raise ConfigError(
+            f"plug-in {str(path)!r} defines no method: a dataclass that declares {', '.join(_DECLARED)}"
+        )
     for cls in found:
         taken = methods().get(cls.name)
         if taken is not None and getattr(taken, "__module__", None) != module_name:
-            raise ConfigError(f"plug-in {str(path)!r} defines method {cls.name!r}, which exists; choose another name")
+            raise ConfigError(
+                f"plug-in {str(path)!r} defines method {cls.name!r}, which exists; choose another name"
+            )
         _plugins[cls.name] = cls
     return [cls.name for cls in found]
 
@@ -125,22 +145,31 @@ def source_hash(cls: type) -> str:
         name = waiting.pop()
         if name not in seen and (name == cls.__module__ or name.startswith(_BUILDS_ON)):
             seen.add(name)
-            waiting += [getattr(value, "__module__", None) or "" for value in vars(sys.modules[name]).values()]
+            waiting += [
+                getattr(value, "__module__", None) or ""
+                for value in vars(sys.modules[name]).values()
+            ]
     files = [inspect.getsourcefile(sys.modules[name]) for name in sorted(seen)]
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()[
+        :12
+    ]
 
 
 def _methods_in(module: ModuleType) -> list[Any]:
     return [
         cls
         for cls in vars(module).values()
-        if isinstance(cls, type) and cls.__module__ == module.__name__ and all(hasattr(cls, key) for key in _DECLARED)
+        if isinstance(cls, type)
+        and cls.__module__ == module.__name__
+        and all(hasattr(cls, key) for key in _DECLARED)
     ]
 
 
 def _checked(cls: Any) -> Any:
     missing = [key for key in _DECLARED if not hasattr(cls, key)]
     if missing or not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise ConfigError(f"{cls!r} is not a method: a frozen dataclass that declares {', '.join(_DECLARED)}")
+        raise ConfigError(
+            f"{cls!r} is not a method: a frozen dataclass that declares {', '.join(_DECLARED)}"
+        )
     verb_of(cls)
     return cls

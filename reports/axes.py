@@ -28,7 +28,11 @@ COLOURS = {  # after Okabe and Ito, legible on white; beside each what a dark pa
 }
 MARKERS = "osD^vPXph<>"  # 11, coprime with the 8 colours: 88 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
-COLLAPSE = {"perplexity": 30.0, "gold_logprob": 2.0, "gold_nll": 2.0}  # times, nats: worse is drawn at the edge
+COLLAPSE = {
+    "perplexity": 30.0,
+    "gold_logprob": 2.0,
+    "gold_nll": 2.0,
+}  # times, nats: worse is drawn at the edge
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
 Look = dict[str, Any]
@@ -48,11 +52,23 @@ class Point:
 def looks(records: Sequence[Record]) -> dict[str, Look]:
     """Colour, marker and dashes of every line by its name, the same in all pictures of these records."""
     called = names(records)
-    labels = dict.fromkeys(called[record.id] for record in ordered(records) if not unquantized(record))
+    labels = dict.fromkeys(
+        called[record.id] for record in ordered(records) if not unquantized(record)
+    )
     colours = list(COLOURS)
-    hollow = {"markerfacecolor": "none", "markeredgewidth": 1.5, "markersize": 6.5, "linewidth": 1.6}
+    hollow = {
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.5,
+        "markersize": 6.5,
+        "linewidth": 1.6,
+    }
     return {
-        label: {"color": colours[k % 8], "marker": MARKERS[k % 11], "linestyle": DASHES[k // 8 % 4], **hollow}
+        label: {
+            "color": colours[k % 8],
+            "marker": MARKERS[k % 11],
+            "linestyle": DASHES[k // 8 % 4],
+            **hollow,
+        }
         for k, label in enumerate(labels)
     }
 
@@ -62,12 +78,18 @@ def unbroken(label: str) -> str:
     return label.replace(" ", "\u00a0")
 
 
-def panel(axes: Any, mine: Sequence[Record], headline: Headline, styles: dict[str, Look], notes: list[str]) -> set[str]:
+def panel(
+    axes: Any, mine: Sequence[Record], headline: Headline, styles: dict[str, Look], notes: list[str]
+) -> set[str]:
     """Draws one score of one model; returns the names of its lines, and notes what it could not draw."""
     log = headline.metric.endswith("perplexity") or headline.metric.startswith("kl_")
     lines = _points(mine, headline, log, notes)
     base = [points[0] for points in lines.values() if points[0].baseline]
-    lines = {name: sorted(points, key=lambda p: p.x) for name, points in lines.items() if not points[0].baseline}
+    lines = {
+        name: sorted(points, key=lambda p: p.x)
+        for name, points in lines.items()
+        if not points[0].baseline
+    }
     if log:
         axes.set_yscale("log", nonpositive="clip")
     _frame(axes, headline)
@@ -83,7 +105,9 @@ def panel(axes: Any, mine: Sequence[Record], headline: Headline, styles: dict[st
         notes.append("Points of equal bits are set side by side.")
     if edge is not None:
         _off_scale(axes, lines, styles, edge, sign)
-        notes.append(f"Points marked {'↑' if sign > 0 else '↓'} are off the scale, with their value beside them.")
+        notes.append(
+            f"Points marked {'↑' if sign > 0 else '↓'} are off the scale, with their value beside them."
+        )
     if base:
         _baseline(axes, base[0], -sign)
     if lines:
@@ -95,7 +119,9 @@ def panel(axes: Any, mine: Sequence[Record], headline: Headline, styles: dict[st
     return set(lines)
 
 
-def _points(mine: Sequence[Record], headline: Headline, log: bool, notes: list[str]) -> dict[str, list[Point]]:
+def _points(
+    mine: Sequence[Record], headline: Headline, log: bool, notes: list[str]
+) -> dict[str, list[Point]]:
     scored = [(record, score) for record in mine if (score := headline.of(record))]
     usual = Counter(protocol(record, headline.task) for record, _ in scored).most_common(1)
     scale, called = 100.0 if headline.metric in PERCENT else 1.0, names(mine)
@@ -104,7 +130,9 @@ def _points(mine: Sequence[Record], headline: Headline, log: bool, notes: list[s
         y, error, scheme = score.value * scale, (score.stderr or 0.0) * scale, record.cell.scheme
         x = 0.0 if unquantized(record) else record.bits_per_weight.get("total")
         if protocol(record, headline.task) != usual[0][0]:
-            notes.append(f"Not drawn, since {headline.task} was run otherwise: {unbroken(record.cell.label)}.")
+            notes.append(
+                f"Not drawn, since {headline.task} was run otherwise: {unbroken(record.cell.label)}."
+            )
         elif unquantized(record) and headline.metric.startswith("kl_"):
             continue  # the divergence of the unquantized model from itself is rounding, and would stretch the axis
         elif x is None or not math.isfinite(y) or (log and y <= 0):
@@ -133,7 +161,9 @@ def _beyond(y: float, edge: float | None, sign: int) -> bool:
 def _frame(axes: Any, headline: Headline) -> None:
     better = "higher is better ↑" if headline.higher_is_better else "lower is better ↓"
     axes.set_title(headline.title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylabel(f"{headline.metric}{' %' if headline.metric in PERCENT else ''}, {better}", labelpad=7)
+    axes.set_ylabel(
+        f"{headline.metric}{' %' if headline.metric in PERCENT else ''}, {better}", labelpad=7
+    )
     axes.set_xlabel("measured bits per weight")
     axes.margins(0.08, 0.1)
     axes.grid(False, axis="x")
@@ -143,7 +173,9 @@ def _line(axes: Any, points: Sequence[Point], look: Look, edge: float | None, si
     log, beyond = axes.get_yscale() == "log", [_beyond(point.y, edge, sign) for point in points]
     y = [edge if out else point.y for out, point in zip(beyond, points, strict=True)]
     high = [0.0 if out else point.error for out, point in zip(beyond, points, strict=True)]
-    low = [min(bar, point.y * 0.999) if log else bar for bar, point in zip(high, points, strict=True)]
+    low = [
+        min(bar, point.y * 0.999) if log else bar for bar, point in zip(high, points, strict=True)
+    ]
     x = [point.x for point in points]
     return axes.errorbar(x, y, yerr=[low, high], capsize=2.5, elinewidth=1.1, zorder=3, **look)
 
@@ -160,7 +192,9 @@ def _shifts(lines: dict[str, list[Point]]) -> dict[str, float]:
     }
 
 
-def _off_scale(axes: Any, lines: dict[str, list[Point]], styles: dict[str, Look], edge: float, sign: int) -> None:
+def _off_scale(
+    axes: Any, lines: dict[str, list[Point]], styles: dict[str, Look], edge: float, sign: int
+) -> None:
     """The values of the points at the edge, one after the other where they share a place."""
     taken: Counter[float] = Counter()
     for name, points in lines.items():
@@ -169,23 +203,40 @@ def _off_scale(axes: Any, lines: dict[str, list[Point]], styles: dict[str, Look]
                 rows = -12 * sign * taken[round(point.x, 1)]
                 place = {"xytext": (8, rows), "textcoords": "offset points", "va": "center"}
                 text = f"{'↑' if sign > 0 else '↓'} {_brief(point.y)}"
-                _label(axes, text, (point.x, edge), color=styles[name]["color"], fontsize=8.5, **place)
+                _label(
+                    axes, text, (point.x, edge), color=styles[name]["color"], fontsize=8.5, **place
+                )
                 taken[round(point.x, 1)] += 1
 
 
 def _baseline(axes: Any, base: Point, sign: int) -> None:
-    axes.axhline(base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label="unquantized")
+    axes.axhline(
+        base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label="unquantized"
+    )
     low = min(base.error, abs(base.y) * 0.999) if axes.get_yscale() == "log" else base.error
     axes.axhspan(base.y - low, base.y + base.error, color=INK, alpha=0.12, linewidth=0, zorder=1)
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 4 * sign), "textcoords": "offset points"}
-    _label(axes, "unquantized", (0, base.y), va="bottom" if sign > 0 else "top", fontsize=9, **place)
+    place = {
+        "xycoords": ("axes fraction", "data"),
+        "xytext": (4, 4 * sign),
+        "textcoords": "offset points",
+    }
+    _label(
+        axes, "unquantized", (0, base.y), va="bottom" if sign > 0 else "top", fontsize=9, **place
+    )
 
 
 def _nominal(axes: Any, lines: Sequence[Sequence[Point]], edge: float | None, sign: int) -> None:
     """The nominal bits beside the points of one of the longest lines, the worst one: there is room on its far side."""
     longest = max(len(points) for points in lines)
-    chosen = max((points for points in lines if len(points) == longest), key=lambda points: sign * points[0].y)
-    place = {"xytext": (7, 6 * sign), "textcoords": "offset points", "va": "bottom" if sign > 0 else "top"}
+    chosen = max(
+        (points for points in lines if len(points) == longest),
+        key=lambda points: sign * points[0].y,
+    )
+    place = {
+        "xytext": (7, 6 * sign),
+        "textcoords": "offset points",
+        "va": "bottom" if sign > 0 else "top",
+    }
     for point in (point for point in chosen if point.bits):
         y = edge if edge is not None and _beyond(point.y, edge, sign) else point.y
         _label(axes, f"{point.bits}-bit", (point.x, y), color=MUTED, fontsize=8, **place)
@@ -200,7 +251,9 @@ def _log_ticks(axes: Any) -> None:
     if high / low < 5:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     else:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=9))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=9)
+        )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value)))
 

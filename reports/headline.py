@@ -13,7 +13,11 @@ PERCENT = frozenset({"acc", "acc_norm", "exact_match", "top1_agreement"})
 HEADLINES: tuple[tuple[str, str, str], ...] = (  # task without its `mini-`, metric, filter
     *(("wikitext", "perplexity", "none"), ("text", "perplexity", "none")),
     *(("divergence", "kl_mean", "none"), ("divergence", "top1_agreement", "none")),
-    *((task, metric, "none") for task in ("arc_easy", "arc_challenge", "mmlu") for metric in ("acc", "gold_logprob")),
+    *(
+        (task, metric, "none")
+        for task in ("arc_easy", "arc_challenge", "mmlu")
+        for metric in ("acc", "gold_logprob")
+    ),
     *(("gsm8k", "exact_match", "strict-match"), ("gsm8k", "exact_match", "flexible-extract")),
     ("gsm8k", "gold_nll", "none"),
 )
@@ -41,7 +45,9 @@ class Headline:
     def title(self) -> str:
         """`arc_easy acc %` or `gsm8k exact_match % (strict-match)`."""
         unit = " %" if self.metric in PERCENT else ""
-        return f"{self.task} {self.metric}{unit}" + (f" ({self.filter})" if self.filter != "none" else "")
+        return f"{self.task} {self.metric}{unit}" + (
+            f" ({self.filter})" if self.filter != "none" else ""
+        )
 
     @property
     def heading(self) -> str:
@@ -56,7 +62,9 @@ class Headline:
     @property
     def short(self) -> str | None:
         """Its name on the screen, on three short lines; None where it is only in the files."""
-        prefix, task = ("mini-", self.task[5:]) if self.task.startswith("mini-") else ("", self.task)
+        prefix, task = (
+            ("mini-", self.task[5:]) if self.task.startswith("mini-") else ("", self.task)
+        )
         name = SCREEN.get(f"{task} {self.metric}") or SCREEN.get(self.metric)
         return name and f"{prefix}\n{task}\n{name} {self.arrow}"
 
@@ -64,13 +72,17 @@ class Headline:
         """This score of a finished cell."""
         wanted = (self.task, self.metric, self.filter)
         scores = record.scores if record.status == "ok" else ()
-        return next((score for score in scores if (score.task, score.metric, score.filter) == wanted), None)
+        return next(
+            (score for score in scores if (score.task, score.metric, score.filter) == wanted), None
+        )
 
 
 def require(records: Sequence[Record]) -> None:
     """DataError where there is nothing to report."""
     if not records:
-        raise DataError("there are no records to report; give a run's folder that holds at least one finished cell")
+        raise DataError(
+            "there are no records to report; give a run's folder that holds at least one finished cell"
+        )
 
 
 def unquantized(record: Record) -> bool:
@@ -89,7 +101,15 @@ def ordered(records: Iterable[Record]) -> list[Record]:
     def key(record: Record) -> tuple[object, ...]:
         cell, scheme = record.cell, record.cell.scheme
         bits, group = (scheme.bits, scheme.group_size or 1 << 30) if scheme else (-1, 0)
-        return cell.model, bits, cell.method != "none", cell.method, params_text(cell), group, record.id
+        return (
+            cell.model,
+            bits,
+            cell.method != "none",
+            cell.method,
+            params_text(cell),
+            group,
+            record.id,
+        )
 
     return sorted(records, key=key)
 
@@ -102,12 +122,20 @@ def headlines(records: Sequence[Record]) -> list[Headline]:
         if record.status == "ok"
         for score in record.scores
     }
-    wanted = [(prefix + task, metric, kind) for task, metric, kind in HEADLINES for prefix in ("", "mini-")]
+    wanted = [
+        (prefix + task, metric, kind)
+        for task, metric, kind in HEADLINES
+        for prefix in ("", "mini-")
+    ]
     keys = [key for key in wanted if key in found]
     known = {task for task, *_ in HEADLINES}
     for key in found:
         task = key[0].removeprefix("mini-")
-        if task not in known and not task.startswith("mmlu_") and key[0] not in {other[0] for other in keys}:
+        if (
+            task not in known
+            and not task.startswith("mmlu_")
+            and key[0] not in {other[0] for other in keys}
+        ):
             keys.append(key)
     return [Headline(*key, found[key]) for key in keys]
 
@@ -126,9 +154,15 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     result = {}
     for record in records:
         varied = seen[_family(record.cell)]
-        extra = [v for k, v in _traits(record.cell).items() if len(varied[k]) > 1 and (group or k != "group")]
+        extra = [
+            v
+            for k, v in _traits(record.cell).items()
+            if len(varied[k]) > 1 and (group or k != "group")
+        ]
         method = "unquantized" if unquantized(record) else record.cell.method
-        result[record.id] = " ".join(part for part in (method, params_text(record.cell), *extra) if part)
+        result[record.id] = " ".join(
+            part for part in (method, params_text(record.cell), *extra) if part
+        )
     return result
 
 
@@ -141,7 +175,9 @@ def _traits(cell: Cell) -> dict[str, str]:
     return {
         "group": f"g{scheme.group_size}" if scheme and scheme.group_size else "channel",
         "symmetric": "sym" if scheme and scheme.symmetric else "",
-        "calibration": f"{calibration.data}:{calibration.samples}x{calibration.length}" if calibration else "",
+        "calibration": f"{calibration.data}:{calibration.samples}x{calibration.length}"
+        if calibration
+        else "",
         "seed": f"seed={cell.seed}",
         "dtype": cell.dtype,
         "source": f"source={cell.source}",
@@ -159,7 +195,9 @@ def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap
     if scale == 1.0 and abs(value) < 1e-5 and error < 1e-5:
         return "0"  # the divergence of the unquantized model from itself
     if abs(value) >= 1e5:
-        texts = [f"{x:.{n}e}".replace("e+0", "e").replace("e+", "e") for x, n in ((value, 1), (error, 0))]
+        texts = [
+            f"{x:.{n}e}".replace("e+0", "e").replace("e+", "e") for x, n in ((value, 1), (error, 0))
+        ]
     else:
         smallest = error or abs(value) / 100 or 1.0
         places = 1 if scale > 1 else min(5, max(0, digits - 1 - math.floor(math.log10(smallest))))

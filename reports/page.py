@@ -11,14 +11,17 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from qbench.files.atomic import write_text
 from qbench.records import Record, TaskSpec
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.headline import MINI_NOTICE, Headline, headlines, ordered, require, unquantized
-from qbench.reports.plots import leading, models, quality_figure, save, svg, write_quality
+from qbench.reports.plots import leading, models, quality_figure, svg, write_quality
 from qbench.reports.tables import CAPTION, failures, grid, long_table, markdown
 
 TEMPLATE = Path(__file__).with_name("page.html")
-INKS = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {colour: f"c{colour[1:]}" for colour in COLOURS}
+INKS = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
+    colour: f"c{colour[1:]}" for colour in COLOURS
+}
 
 
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -26,10 +29,15 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     require(records)
     folder = Path(folder)
     return [
-        save(folder / "leaderboard.md", markdown(records).encode()),
-        save(folder / "leaderboard.csv", long_table(records).to_csv(index=False, lineterminator="\n").encode()),
-        *(write_quality(records, folder, model, first=k == 0) for k, model in enumerate(models(records))),
-        save(folder / "index.html", html(records).encode()),
+        write_text(folder / "leaderboard.md", markdown(records)),
+        write_text(
+            folder / "leaderboard.csv", long_table(records).to_csv(index=False, lineterminator="\n")
+        ),
+        *(
+            write_quality(records, folder, model, first=k == 0)
+            for k, model in enumerate(models(records))
+        ),
+        write_text(folder / "index.html", html(records)),
     ]
 
 
@@ -39,14 +47,16 @@ def html(records: Sequence[Record]) -> str:
     found = headlines(records)
     columns, rows = grid(records)
     arrows = {headline.title: headline.heading for headline in found}
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         models=models(records),
         colours=[(light[1:], dark[1:]) for light, dark in COLOURS.items()],
         lead=_lead(records),
-        mini=MINI_NOTICE if any(spec.name.startswith("mini-") for r in records for spec in r.cell.tasks) else "",
+        mini=MINI_NOTICE
+        if any(spec.name.startswith("mini-") for r in records for spec in r.cell.tasks)
+        else "",
         pictures=_pictures(records),
         caption=CAPTION,
         columns=[arrows.get(column, column) for column in columns],
@@ -55,7 +65,9 @@ def html(records: Sequence[Record]) -> str:
         failures=[(f"{_label(r)} ({r.status})", reason) for r, reason in failures(records)],
         protocols=_protocols(records),
         environment=_environment(records),
-        commands=[(f"{_label(r)}, cell {r.id}", r.command or "not recorded") for r in ordered(records)],
+        commands=[
+            (f"{_label(r)}, cell {r.id}", r.command or "not recorded") for r in ordered(records)
+        ],
     )
 
 
@@ -68,11 +80,17 @@ def _lead(records: Sequence[Record]) -> str:
     methods = list(dict.fromkeys(r.cell.method for r in ordered(records) if not unquantized(r)))
     data = [(spec.data, spec.sha256) for record in ordered(records) for spec in record.cell.tasks]
     data += [(c.data, c.sha256) for record in ordered(records) if (c := record.cell.calibration)]
-    hardware = dict.fromkeys(_text(r.environment["hardware"]) for r in records if r.environment.get("hardware"))
+    hardware = dict.fromkeys(
+        _text(r.environment["hardware"]) for r in records if r.environment.get("hardware")
+    )
     parts = [f"{len(records)} cell{'s' * (len(records) != 1)} of {', '.join(models(records))}"]
     parts[0] += f" ({lost} without scores)" if lost else ""
     parts += [f"methods: {', '.join(methods)}"] if methods else []
-    parts += [f"data (sha256): {', '.join(f'{n} ({d[:8]})' for n, d in dict.fromkeys(data))}"] if data else []
+    parts += (
+        [f"data (sha256): {', '.join(f'{n} ({d[:8]})' for n, d in dict.fromkeys(data))}"]
+        if data
+        else []
+    )
     parts += [f"hardware: {' | '.join(hardware)}"] if hardware else []
     return "; ".join(parts) + "."
 
@@ -88,9 +106,13 @@ def _pictures(records: Sequence[Record]) -> list[dict[str, Any]]:
     return result
 
 
-def _picture(records: Sequence[Record], headline: Headline, model: str, prefix: str) -> dict[str, Any]:
+def _picture(
+    records: Sequence[Record], headline: Headline, model: str, prefix: str
+) -> dict[str, Any]:
     """The figure as inline SVG whose colours follow the page's, with names of its own for its parts."""
-    text = svg(quality_figure(records, headline.task, headline.metric, filter=headline.filter, model=model))
+    text = svg(
+        quality_figure(records, headline.task, headline.metric, filter=headline.filter, model=model)
+    )
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
     for colour, name in INKS.items():
         text = text.replace(f": {colour}", f": var(--{name})")
@@ -103,7 +125,10 @@ def _protocols(records: Sequence[Record]) -> list[tuple[str, str]]:
     rows = [(spec.name, _protocol(spec)) for spec in specs]
     calibrations = dict.fromkeys(c for record in ordered(records) if (c := record.cell.calibration))
     rows += [
-        ("calibration", f"{c.samples} windows of {c.length} tokens of {c.data}, sha256 {c.sha256[:12]}")
+        (
+            "calibration",
+            f"{c.samples} windows of {c.length} tokens of {c.data}, sha256 {c.sha256[:12]}",
+        )
         for c in calibrations
     ]
     return rows
@@ -128,7 +153,12 @@ def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
             counts = seen.setdefault(key, {})
             counts[value] = counts.get(value, 0) + 1
     return [
-        (key, next(iter(v)) if len(v) == 1 else "; ".join(f"{text} ({n} cells)" for text, n in v.items()))
+        (
+            key,
+            next(iter(v))
+            if len(v) == 1
+            else "; ".join(f"{text} ({n} cells)" for text, n in v.items()),
+        )
         for key, v in seen.items()
     ]
 
@@ -136,7 +166,11 @@ def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     result: dict[str, str] = {}
     for key, item in value.items():
-        result |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": _text(item)}
+        result |= (
+            _flat(item, f"{prefix}{key}.")
+            if isinstance(item, Mapping)
+            else {f"{prefix}{key}": _text(item)}
+        )
     return result
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,30 +14,61 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from qbench.errors import DataError, StoreError
+from qbench.errors import DataError
+from qbench.files.atomic import write_bytes, write_text
 from qbench.records import Record, Score
 from qbench.reports.axes import INK, MUTED, PAPER, RULE, looks, panel, unbroken
 from qbench.reports.headline import Headline, headlines, ordered, require
 
 STYLE: dict[str, Any] = {
-    **{"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.axisbelow": True},
-    **{"xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK},
+    **{
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.axisbelow": True,
+    },
+    **{
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+    },
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": RULE},
-    **{"figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "text.parse_math": False},
+    **{
+        "figure.facecolor": PAPER,
+        "axes.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "text.parse_math": False,
+    },
     **{"svg.fonttype": "path", "svg.hashsalt": "qbench", "font.family": ["DejaVu Sans"]},
 }
 
 
 def quality_figure(
-    records: Sequence[Record], task: str, metric: str, *, filter: str | None = None, model: str | None = None
+    records: Sequence[Record],
+    task: str,
+    metric: str,
+    *,
+    filter: str | None = None,
+    model: str | None = None,
 ) -> Figure:
     """One score of one model (the first one, unless named) against measured bits per weight."""
     require(records)
-    known = [Headline(s.task, s.metric, s.filter, s.higher_is_better) for r in records for s in _scores(r)]
+    known = [
+        Headline(s.task, s.metric, s.filter, s.higher_is_better)
+        for r in records
+        for s in _scores(r)
+    ]
     fits = [h for h in known if (h.task, h.metric) == (task, metric) and filter in (None, h.filter)]
     if not fits:
-        there = ", ".join(sorted({h.title for h in known})) or "none, every cell failed or was skipped"
-        raise DataError(f"no record has the score {task} {metric} {filter or ''}".rstrip() + f"; there are: {there}")
+        there = (
+            ", ".join(sorted({h.title for h in known})) or "none, every cell failed or was skipped"
+        )
+        raise DataError(
+            f"no record has the score {task} {metric} {filter or ''}".rstrip()
+            + f"; there are: {there}"
+        )
     return _figure(records, fits[:1], model or ordered(records)[0].cell.model)
 
 
@@ -51,7 +80,9 @@ def first_figure(records: Sequence[Record], model: str) -> Figure:
 def leading(records: Sequence[Record]) -> list[Headline]:
     """Perplexity and mean divergence if both are there, otherwise the first headline score if there is any."""
     found = headlines(records)
-    pair = [next((h for h in found if h.metric == metric), None) for metric in ("perplexity", "kl_mean")]
+    pair = [
+        next((h for h in found if h.metric == metric), None) for metric in ("perplexity", "kl_mean")
+    ]
     return [h for h in pair if h] if all(pair) else found[:1]
 
 
@@ -62,9 +93,15 @@ def write_pictures(records: Sequence[Record], folder: Path) -> list[Path]:
     for k, model in enumerate(models(records)):
         paths.append(write_quality(records, folder, model, first=k == 0))
         for headline in headlines([record for record in records if record.cell.model == model]):
-            parts = [headline.task, headline.metric, *([headline.filter] if headline.filter != "none" else [])]
+            parts = [
+                headline.task,
+                headline.metric,
+                *([headline.filter] if headline.filter != "none" else []),
+            ]
             name = slug("-".join(parts + [model] * (k > 0)))
-            paths.append(save(folder / f"{name}.svg", svg(_figure(records, [headline], model)).encode()))
+            paths.append(
+                write_text(folder / f"{name}.svg", svg(_figure(records, [headline], model)))
+            )
     return paths
 
 
@@ -72,8 +109,12 @@ def write_quality(records: Sequence[Record], folder: Path, model: str, first: bo
     """`quality.png`, or `quality-MODEL.png` where this is not the first model."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
-        first_figure(records, model).savefig(buffer, format="png", dpi=180, metadata={"Software": "qbench"})
-    return save(folder / ("quality.png" if first else f"quality-{slug(model)}.png"), buffer.getvalue())
+        first_figure(records, model).savefig(
+            buffer, format="png", dpi=180, metadata={"Software": "qbench"}
+        )
+    return write_bytes(
+        folder / ("quality.png" if first else f"quality-{slug(model)}.png"), buffer.getvalue()
+    )
 
 
 def models(records: Sequence[Record]) -> list[str]:
@@ -90,30 +131,11 @@ def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element without time stamps or foreign addresses; same records, same text."""
     buffer = io.StringIO()
     with rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     text = buffer.getvalue()
     return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-
-
-def save(path: Path, data: bytes) -> Path:
-    """Writes beside the target, then replaces it: a reader sees the old file or the new one, never a part."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise StoreError(f"cannot write {path} ({reason}); choose a folder that you can write to") from error
-    return path
 
 
 def _scores(record: Record) -> tuple[Score, ...]:
@@ -126,16 +148,30 @@ def _figure(records: Sequence[Record], panels: Sequence[Headline], model: str) -
         width = 6.2 if len(panels) < 2 else 10.6
         figure = Figure(figsize=(width, 5.0), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
         if not panels:
-            figure.text(0.5, 0.5, f"{model}\nno scores: every cell failed or was skipped", ha="center", va="center")
+            figure.text(
+                0.5,
+                0.5,
+                f"{model}\nno scores: every cell failed or was skipped",
+                ha="center",
+                va="center",
+            )
             return figure
         styles, drawn = looks(records), set[str]()
         notes = [f"{model}. Bars and band: ± 1 standard error."]
-        for axes, headline in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for axes, headline in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
             drawn |= panel(axes, mine, headline, styles, notes)
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
         notes += [f"Failed or skipped: {', '.join(lost)}."] if lost else []
-        _legend(figure, [Line2D([], [], label=name, **styles[name]) for name in styles if name in drawn], len(panels))
-        text = textwrap.fill(" ".join(dict.fromkeys(notes)), 90 * len(panels), max_lines=5, placeholder=" ...")
+        _legend(
+            figure,
+            [Line2D([], [], label=name, **styles[name]) for name in styles if name in drawn],
+            len(panels),
+        )
+        text = textwrap.fill(
+            " ".join(dict.fromkeys(notes)), 90 * len(panels), max_lines=5, placeholder=" ..."
+        )
         figure.supxlabel(text, fontsize=8, color=MUTED, ha="left", x=0.012)
     return figure
 

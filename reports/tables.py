@@ -28,10 +28,31 @@ from qbench.reports.headline import (
 )
 
 COLUMNS = (
-    *("model", "method", "params", "bits", "group_size", "bits_per_weight", "task", "metric", "filter"),
+    *(
+        "model",
+        "method",
+        "params",
+        "bits",
+        "group_size",
+        "bits_per_weight",
+        "task",
+        "metric",
+        "filter",
+    ),
     *("value", "stderr", "n", "status", "reason", "cell"),
 )
-WORDS = ("model", "method", "params", "group_size", "task", "metric", "filter", "status", "reason", "cell")
+WORDS = (
+    "model",
+    "method",
+    "params",
+    "group_size",
+    "task",
+    "metric",
+    "filter",
+    "status",
+    "reason",
+    "cell",
+)
 CAPTION = (
     "Values are shown with one standard error. Bold: the best value among the cells of one model and one number of "
     "nominal bits, where it is better than the next one at all; this is no claim of significance, and cells of equal "
@@ -55,7 +76,9 @@ def best(records: Sequence[Record], headline: Headline) -> set[str]:
         score, scheme = headline.of(record), record.cell.scheme
         if score and scheme and math.isfinite(score.value):
             key = (record.cell.model, scheme.bits, protocol(record, headline.task))
-            rivals.setdefault(key, []).append((score.value * (-1 if headline.higher_is_better else 1), record.id))
+            rivals.setdefault(key, []).append(
+                (score.value * (-1 if headline.higher_is_better else 1), record.id)
+            )
     ranked = [sorted(group) for group in rivals.values() if len(group) > 1]
     return {first[1] for first, second, *_ in ranked if first[0] < second[0]}
 
@@ -81,7 +104,10 @@ def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
             row.append(Entry("" if loss is None else f"{loss:.4g}", loss))
         rows.append(row)
     first = ["model"] * many + ["method", "bits", "group", "bits/weight (measured)"]
-    last = ["quantize seconds", "peak memory MB"] + ["block loss at the start", "block loss"] * trained
+    last = ["quantize seconds", "peak memory MB"] + [
+        "block loss at the start",
+        "block loss",
+    ] * trained
     return [*first, *(h.title for h in columns), *last], rows
 
 
@@ -117,13 +143,20 @@ def long_table(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         cell, scheme = record.cell, record.cell.scheme
         start: dict[str, object] = dict.fromkeys(WORDS, "")
-        start |= {"model": cell.model, "method": cell.method, "params": params_text(cell), "cell": record.id}
+        start |= {
+            "model": cell.model,
+            "method": cell.method,
+            "params": params_text(cell),
+            "cell": record.id,
+        }
         start |= {"status": record.status, "reason": record.reason or ""}
         start |= {"bits_per_weight": record.bits_per_weight.get("total")}
         if scheme:
             start |= {"bits": scheme.bits, "group_size": str(scheme.group_size or "channel")}
         scores = record.scores if record.status == "ok" else ()
-        ranked = sorted(scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter))
+        ranked = sorted(
+            scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
+        )
         kept = ("task", "metric", "filter", "value", "stderr", "n")
         rows += [start | {key: getattr(score, key) for key in kept} for score in ranked] or [start]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -134,7 +167,9 @@ def long_table(records: Sequence[Record]) -> pd.DataFrame:
 def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
     """The cells that have no scores, each with its label and reason in one line."""
     lost = [record for record in ordered(records) if record.status != "ok"]
-    return [(record, " ".join((record.reason or "no reason was recorded").split())) for record in lost]
+    return [
+        (record, " ".join((record.reason or "no reason was recorded").split())) for record in lost
+    ]
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -145,11 +180,18 @@ def markdown(records: Sequence[Record]) -> str:
     head = [_plain(arrows.get(column, column)) for column in columns]
     rule = ["---" if k <= columns.index("method") else "---:" for k in range(len(columns))]
     body = [[f"**{_plain(e.text)}**" if e.best else _plain(e.text) for e in row] for row in rows]
-    parts = ["# qbench leaderboard", "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body]), CAPTION]
+    parts = [
+        "# qbench leaderboard",
+        "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body]),
+        CAPTION,
+    ]
     if any(h.task.startswith("mini-") for h in headlines(records)):
         parts.insert(1, f"Note: {MINI_NOTICE}.")
     if lost := failures(records):
-        items = [f"- {_plain(r.cell.model)} {_plain(r.cell.label)} ({r.status}): {_plain(why)}" for r, why in lost]
+        items = [
+            f"- {_plain(r.cell.model)} {_plain(r.cell.label)} ({r.status}): {_plain(why)}"
+            for r, why in lost
+        ]
         parts += ["## Cells without scores", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
 
@@ -180,7 +222,9 @@ def _width(table: Table, console: Console) -> int:
 
 
 def _screen_table(records: Sequence[Record], chosen: Sequence[Headline], gap: int) -> Table:
-    table = Table(title=Text(records[0].cell.model), box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
+    table = Table(
+        title=Text(records[0].cell.model), box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False
+    )
     table.title_justify = "left"
     table.add_column("method", overflow="fold", max_width=16, vertical="bottom")
     for name in ("bits", "bits /\nweight", *(h.short or "" for h in chosen)):
@@ -189,6 +233,13 @@ def _screen_table(records: Sequence[Record], chosen: Sequence[Headline], gap: in
     for record in records:
         if record.status == "ok":
             scores = [h.of(record) for h in chosen]
-            values = [number(s.value, s.stderr, s.metric, digits=1, gap="") if s else "" for s in scores]
-            table.add_row(*map(Text, (called[record.id], *[e.text for e in _identity(record, "")[1::2]], *values)))
+            values = [
+                number(s.value, s.stderr, s.metric, digits=1, gap="") if s else "" for s in scores
+            ]
+            table.add_row(
+                *map(
+                    Text,
+                    (called[record.id], *[e.text for e in _identity(record, "")[1::2]], *values),
+                )
+            )
     return table

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from qbench.errors import ConfigError, MethodError
+from qbench.errors import MethodError
 from qbench.records import Score, TaskSpec
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def _silent(fraction: float, text: str) -> None:
 class Context:
     """One model under test.
 
-    model, tokenizer: of transformers. reference: log-probabilities of the unquantized model, for divergence.
-    progress: called with the fraction done (0..1) and a text. cache: what tasks of one cell share.
+    model, tokenizer: of transformers. reference: log-probabilities of the unquantized model, for
+    divergence. progress: called with the fraction done (0..1) and a text. cache: what tasks of one
+    cell share.
     """
 
     model: Any
@@ -78,13 +79,9 @@ class Task(Protocol):
         """Judge the model. Leaves the model, the tokenizer and the global random state as they were."""
 
 
-def positive(name: str, value: int | None, least: int = 1) -> None:
-    """ConfigError unless `value` is None or at least `least`."""
-    if value is not None and value < least:
-        raise ConfigError(f"{name}={value} is too small; give {least} or more, or leave it out for all")
-
-
-def mean_score(task: str, metric: str, values: Sequence[float], *, higher: bool, filter: str = "none") -> Score:
+def mean_score(
+    task: str, metric: str, values: Sequence[float], *, higher: bool, filter: str = "none"
+) -> Score:
     """The mean with its standard error sqrt(variance / n); MethodError where the model gave no finite number."""
     if not all(map(math.isfinite, values)):
         bad = sum(not math.isfinite(value) for value in values)
@@ -93,5 +90,17 @@ def mean_score(task: str, metric: str, values: Sequence[float], *, higher: bool,
         )
     n = len(values)
     mean = math.fsum(values) / n
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else None
-    return Score(task=task, metric=metric, filter=filter, value=mean, stderr=spread, n=n, higher_is_better=higher)
+    spread = (
+        math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+        if n > 1
+        else None
+    )
+    return Score(
+        task=task,
+        metric=metric,
+        filter=filter,
+        value=mean,
+        stderr=spread,
+        n=n,
+        higher_is_better=higher,
+    )

@@ -50,13 +50,27 @@ class Table:
 _QUESTION = ("question", "choices", "answerKey")
 _THREE = ("train", "validation", "test")
 TABLES = {
-    "gsm8k": Table("gsm8k", ("train", "test"), ("question", "answer"), "openai/gsm8k", "main", "MIT"),
-    "arc_easy": Table("ai2_arc/ARC-Easy", _THREE, _QUESTION, "allenai/ai2_arc", "ARC-Easy", "CC BY-SA 4.0"),
+    "gsm8k": Table(
+        "gsm8k", ("train", "test"), ("question", "answer"), "openai/gsm8k", "main", "MIT"
+    ),
+    "arc_easy": Table(
+        "ai2_arc/ARC-Easy", _THREE, _QUESTION, "allenai/ai2_arc", "ARC-Easy", "CC BY-SA 4.0"
+    ),
     "arc_challenge": Table(
-        "ai2_arc/ARC-Challenge", _THREE, _QUESTION, "allenai/ai2_arc", "ARC-Challenge", "CC BY-SA 4.0"
+        "ai2_arc/ARC-Challenge",
+        _THREE,
+        _QUESTION,
+        "allenai/ai2_arc",
+        "ARC-Challenge",
+        "CC BY-SA 4.0",
     ),
     "mmlu": Table(
-        "mmlu", ("dev", "validation", "test"), ("question", "subject", "choices", "answer"), "cais/mmlu", "all", "MIT"
+        "mmlu",
+        ("dev", "validation", "test"),
+        ("question", "subject", "choices", "answer"),
+        "cais/mmlu",
+        "all",
+        "MIT",
     ),
     "wikitext": Table(
         "wikitext2/raw_v1",
@@ -184,7 +198,9 @@ class MiniSource:
 
     def licence(self, table_name: str) -> str:
         """The project's own but for MMLU's development questions and Python's documentation."""
-        return {"mmlu": "MIT", "wikitext": "PSF-2.0", "calibration": "PSF-2.0"}.get(table_name, "Apache-2.0")
+        return {"mmlu": "MIT", "wikitext": "PSF-2.0", "calibration": "PSF-2.0"}.get(
+            table_name, "Apache-2.0"
+        )
 
     def _rows(self, table_name: str, split: str) -> list[dict[str, Any]]:
         from qbench.tasks import mini
@@ -198,9 +214,12 @@ class MiniSource:
         return [dict(row) for row in mini.rows(name)]
 
 
-def fetch(folder: Path, source: Source | None = None, progress: Callable[[str], None] | None = None) -> None:
+def fetch(
+    folder: Path, source: Source | None = None, progress: Callable[[str], None] | None = None
+) -> None:
     """Write a folder of the layout above from the hub, file by file, with `sources.json` saying what it is."""
-    from qbench.tasks.folder import replace, write_parquet
+    from qbench.files.atomic import write_text
+    from qbench.tasks.folder import write_parquet
 
     source = source or open_source("hub")
     origins = {}
@@ -211,8 +230,12 @@ def fetch(folder: Path, source: Source | None = None, progress: Callable[[str], 
             write_parquet(rows, path)
             if progress:
                 progress(f"{path}  {len(rows)} rows")
-        origins[name] = {"data": source.table_name(name), "sha256": source.sha256(name), "licence": declared.licence}
-    replace(folder / "sources.json", lambda path: path.write_text(json.dumps(origins, indent=2) + "\n"))
+        origins[name] = {
+            "data": source.table_name(name),
+            "sha256": source.sha256(name),
+            "licence": declared.licence,
+        }
+    write_text(folder / "sources.json", json.dumps(origins, indent=2) + "\n")
 
 
 def inventory(source: Source) -> list[dict[str, Any]]:
@@ -223,7 +246,13 @@ def inventory(source: Source) -> list[dict[str, Any]]:
         content = source.sha256(name)[:12] if there else ""
         for split in there or declared.splits:
             count = len(_rows(source, name, split)) if there else None
-            row = {"table": name, "split": split, "rows": count, "sha256": content, "licence": source.licence(name)}
+            row = {
+                "table": name,
+                "split": split,
+                "rows": count,
+                "sha256": content,
+                "licence": source.licence(name),
+            }
             found.append(row)
     return found
 
@@ -232,12 +261,16 @@ def _rows(source: Source, name: str, split: str) -> list[dict[str, Any]]:
     """The rows of a table of questions, or a text as rows of one column."""
     if not table(name).is_text:
         return source.rows(name, split).to_list()
-    return [{"text": text} for text in source.text("wikitext" if name == "wikitext" else "calibration")]
+    return [
+        {"text": text} for text in source.text("wikitext" if name == "wikitext" else "calibration")
+    ]
 
 
 def digest(value: Any) -> str:
     """sha256 of the canonical JSON, 64 hex digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError, DataError, unknown_name
+from qbench.files.atomic import write_whole
 from qbench.tasks.data import TABLES, TextName, dataset, digest, table
 
 if TYPE_CHECKING:
@@ -34,7 +33,9 @@ class FolderSource:
 
     def splits(self, table_name: str) -> tuple[str, ...]:
         """The splits whose file exists."""
-        return tuple(split for split in table(table_name).splits if self._path(table_name, split).is_file())
+        return tuple(
+            split for split in table(table_name).splits if self._path(table_name, split).is_file()
+        )
 
     def rows(self, table_name: str, split: str) -> Dataset:
         """All rows of one file; DataError naming the file where it is missing or malformed."""
@@ -49,7 +50,9 @@ class FolderSource:
         splits = self.splits(table_name)
         if not splits:
             self._columns(table_name, table(table_name).splits[0])  # says what is missing
-        return digest({split: _file_digest(*_stamp(self._path(table_name, split))) for split in splits})
+        return digest(
+            {split: _file_digest(*_stamp(self._path(table_name, split))) for split in splits}
+        )
 
     def task_name(self, task: str) -> str:
         """Unchanged: the data is the real thing."""
@@ -78,7 +81,9 @@ class FolderSource:
             )
         columns = _read(*_stamp(path))
         if absent := [column for column in declared.columns if column not in columns]:
-            raise DataError(f"{path} lacks the column {', '.join(absent)}; it has {', '.join(columns) or 'none'}")
+            raise DataError(
+                f"{path} lacks the column {', '.join(absent)}; it has {', '.join(columns) or 'none'}"
+            )
         if not next(iter(columns.values())):
             raise DataError(f"{path} has no rows")
         return columns
@@ -90,18 +95,7 @@ def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow.parquet as pq
 
     data = pa.Table.from_pylist(rows)
-    replace(path, lambda temporary: pq.write_table(data, temporary, compression="zstd"))
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `path` and rename, so that no half file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda part: pq.write_table(data, part, compression="zstd"))
 
 
 def _stamp(path: Path) -> tuple[Path, int, int]:
@@ -121,4 +115,6 @@ def _read(path: Path, _modified: int, _size: int) -> dict[str, list[Any]]:
     try:
         return pq.read_table(path).to_pydict()
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise DataError(f"{path} is not a readable parquet file ({error}); fetch it again") from error
+        raise DataError(
+            f"{path} is not a readable parquet file ({error}); fetch it again"
+        ) from error

@@ -1,7 +1,7 @@
 """Tasks of lm-eval, run by lm-eval's own code on our data: the prompts, filters and metrics are the stock ones.
 
-A task is a YAML file beside this one. From the logged answers come the stock metrics with standard errors, and a
-continuous companion that still moves where accuracy is at the floor:
+A task is a YAML file beside this one. From the logged answers come the stock metrics with standard
+errors, and a continuous companion that still moves where accuracy is at the floor:
 
     gold_logprob   mean over items of ln( p(gold) / sum over choices p(choice) ), higher is better
     gold_nll       mean over items of -ln p(gold solution | few-shot prompt) per token, lower is better
@@ -20,9 +20,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qbench.errors import ConfigError, DataError
+from qbench.errors import ConfigError, DataError, require_at_least
 from qbench.records import Score, TaskSpec
-from qbench.tasks.contract import Context, Outcome, mean_score, positive
+from qbench.tasks.contract import Context, Outcome, mean_score
 from qbench.tasks.data import Source
 
 SCORED = 0.1  # share of the time that the likelihoods of gsm8k take, the rest is generation
@@ -32,9 +32,9 @@ SEED = 1234  # of the fixed choice of items
 class HarnessTask(BaseModel):
     """One YAML file.
 
-    harness: the stock task's name, or a pattern of subject tasks; harness_path: its folder inside lm-eval's tasks.
-    splits: what is handed over of `table`; the last is the one that is asked. subject_column: where each stock task
-    asks one subject of the table.
+    harness: the stock task's name, or a pattern of subject tasks; harness_path: its folder inside
+    lm-eval's tasks. splits: what is handed over of `table`; the last is the one that is asked.
+    subject_column: where each stock task asks one subject of the table.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,9 +65,9 @@ class HarnessTask(BaseModel):
         generate: int | None = None,
     ) -> TaskSpec:
         """The protocol on this data; where there are no examples for prompts, 0-shot."""
-        positive("limit", limit)
-        positive("num_fewshot", num_fewshot, least=0)
-        positive("generate", generate, least=0)
+        require_at_least("limit", limit)
+        require_at_least("num_fewshot", num_fewshot, least=0)
+        require_at_least("generate", generate, least=0)
         examples = self.fewshot_split in source.splits(self.table)
         if num_fewshot and not examples:
             raise ConfigError(
@@ -116,9 +116,13 @@ def read_task(path: Path) -> HarnessTask:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not readable YAML: {error}") from error
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        said = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()
+        )
         fields = ", ".join(HarnessTask.model_fields)
-        raise ConfigError(f"{path.name} does not describe a task: {said}. Its keys are {fields}") from error
+        raise ConfigError(
+            f"{path.name} does not describe a task: {said}. Its keys are {fields}"
+        ) from error
 
 
 def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[Part]:
@@ -129,7 +133,9 @@ def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[P
     chosen = [name for name in configs if fnmatchcase(name, declared.harness)]
     if not chosen:
         place = f"{declared.harness!r} in lm-eval's folder {declared.harness_path!r}"
-        raise ConfigError(f"task {declared.name}: there is no {place}; it has {', '.join(configs) or 'none'}")
+        raise ConfigError(
+            f"task {declared.name}: there is no {place}; it has {', '.join(configs) or 'none'}"
+        )
     *others, asked = declared.splits
     there = [split for split in others if split in source.splits(declared.table)] + [asked]
     data = {split: source.rows(declared.table, split) for split in there}
@@ -143,7 +149,9 @@ def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[P
         if len(own[configs[name]["test_split"]]):
             parts.append(_part(declared, spec, source.task_name(name), configs[name], own, subject))
     if not parts:
-        raise DataError(f"{spec.data} has no row of any subject of {declared.name}; see its {declared.subject_column}")
+        raise DataError(
+            f"{spec.data} has no row of any subject of {declared.name}; see its {declared.subject_column}"
+        )
     return parts
 
 
@@ -164,7 +172,9 @@ def _part(
         if config.get(key) not in data:
             config[key] = None
     test = config["test_split"]
-    rows = chosen_rows(len(data[test]), spec.limit, shuffled=declared.kind == "multiple_choice" and subject is None)
+    rows = chosen_rows(
+        len(data[test]), spec.limit, shuffled=declared.kind == "multiple_choice" and subject is None
+    )
     task = stock_task(config, DatasetDict(data | {test: data[test].select(rows)}))
     tag = stock.get("tag")
     category = tag.removesuffix("_tasks") if isinstance(tag, str) and subject else None
@@ -187,13 +197,17 @@ def _places(subjects: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def _multiple_choice(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source) -> Outcome:
+def _multiple_choice(
+    declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source
+) -> Outcome:
     rows = [row | _choice_values(row, declared.companion) for row in _answers(lm, parts)]
     higher = parts[0].task.higher_is_better() | {"gold_logprob": True}
     scores = _scores(spec.name, rows, higher)
     for category in dict.fromkeys(part.category for part in parts if part.category):
         members = {part.subject for part in parts if part.category == category}
-        scores += _scores(source.task_name(category), [row for row in rows if row["subject"] in members], higher)
+        scores += _scores(
+            source.task_name(category), [row for row in rows if row["subject"] in members], higher
+        )
     return Outcome(tuple(scores), rows)
 
 
@@ -204,11 +218,15 @@ def _choice_values(row: dict[str, Any], companion: str | None) -> dict[str, Any]
     values: dict[str, Any] = {"loglikelihoods": logs}
     if companion == "gold_logprob":
         top = max(logs)
-        values["gold_logprob"] = logs[row["target"]] - top - math.log(math.fsum(math.exp(x - top) for x in logs))
+        values["gold_logprob"] = (
+            logs[row["target"]] - top - math.log(math.fsum(math.exp(x - top) for x in logs))
+        )
     return values
 
 
-def _generation(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source) -> Outcome:
+def _generation(
+    declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source
+) -> Outcome:
     """The likelihood of every item's gold solution, and the first `generate` solutions written and filtered."""
     from qbench.tasks.lm import loglikelihoods, prompts
 
@@ -247,7 +265,9 @@ def _answers(lm: Any, parts: list[Part], limit: int | None = None) -> list[dict[
     rows = []
     for part in parts:
         for sample in samples[part.name]:
-            row: dict[str, Any] = {"doc_id": part.rows[sample["doc_id"]]} | {key: sample[key] for key in kept}
+            row: dict[str, Any] = {"doc_id": part.rows[sample["doc_id"]]} | {
+                key: sample[key] for key in kept
+            }
             row |= {"subject": part.subject} if part.subject else {}
             row |= {"responses": sample["resps"], "filtered": sample["filtered_resps"]}
             rows.append(row | {metric: float(sample[metric]) for metric in sample["metrics"]})
@@ -262,7 +282,8 @@ def _scores(task: str, rows: list[dict[str, Any]], higher: dict[str, bool]) -> l
             if metric in row:
                 found.setdefault((metric, row["filter"]), []).append(row[metric])
     return [
-        mean_score(task, metric, values, higher=higher[metric], filter=name) for (metric, name), values in found.items()
+        mean_score(task, metric, values, higher=higher[metric], filter=name)
+        for (metric, name), values in found.items()
     ]
 
 

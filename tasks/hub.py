@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, pinned to a commit: the only part of the tasks that goes to the network.
 
-The commit is resolved once per process; without a network, the one that the local cache knows is used.
+The commit is resolved once per process; without a network, the one that the local cache knows is
+used.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class HubSource:
 
     def describe(self) -> str:
         """Which repositories."""
-        return f"hub ({', '.join(dict.fromkeys(declared.repository for declared in TABLES.values()))})"
+        return (
+            f"hub ({', '.join(dict.fromkeys(declared.repository for declared in TABLES.values()))})"
+        )
 
     def splits(self, table_name: str) -> tuple[str, ...]:
         """All that are declared."""
@@ -88,7 +91,11 @@ def _c4_texts(repository: str) -> tuple[str, ...]:
 
     try:
         shard: Iterable[dict[str, Any]] = load_dataset(
-            repository, data_files={"train": C4_SHARD}, split="train", streaming=True, revision=commit
+            repository,
+            data_files={"train": C4_SHARD},
+            split="train",
+            streaming=True,
+            revision=commit,
         )
         return tuple(row["text"] for row in islice(shard, C4_TEXTS))
     except Exception as error:

@@ -1,6 +1,7 @@
 """lm-eval's model and evaluator, made quiet: progress goes to our callback, not to bars and logs.
 
-Importing lm-eval takes seconds, so this module is imported where it is needed, and lm-eval inside its functions.
+Importing lm-eval takes seconds, so this module is imported where it is needed, and lm-eval inside
+its functions.
 """
 
 from __future__ import annotations
@@ -78,13 +79,17 @@ def language_model(context: Context, name: str) -> Any:
             self.set_cache_hook(_Progress(context, name, len(requests), self.span))
             return super().generate_until(requests, disable_tqdm=True)
 
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **options: Any) -> Any:
+        def _loglikelihood_tokens(
+            self, requests: Any, disable_tqdm: bool = True, **options: Any
+        ) -> Any:
             lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
             self.cut += sum(length > self.max_length + 1 for length in lengths)
             found: list[Any] = [None] * len(requests)
             for size, members in batches(lengths, context.batch_size, self.model.config.vocab_size):
                 self.batch_size_per_gpu = size
-                some = super()._loglikelihood_tokens([requests[i] for i in members], disable_tqdm=True, **options)
+                some = super()._loglikelihood_tokens(
+                    [requests[i] for i in members], disable_tqdm=True, **options
+                )
                 for index, answer in zip(members, some, strict=True):
                     found[index] = answer
             self.batch_size_per_gpu = context.batch_size
@@ -97,15 +102,22 @@ def language_model(context: Context, name: str) -> Any:
 
     tokenizer = with_bos(context.tokenizer, getattr(context.model.config, "model_type", ""))
     return QuietModel(
-        pretrained=context.model, tokenizer=tokenizer, batch_size=context.batch_size, softmax_dtype="float32"
+        pretrained=context.model,
+        tokenizer=tokenizer,
+        batch_size=context.batch_size,
+        softmax_dtype="float32",
     )
 
 
-def batches(lengths: Sequence[int], batch_size: int, vocabulary: int) -> list[tuple[int, list[int]]]:
+def batches(
+    lengths: Sequence[int], batch_size: int, vocabulary: int
+) -> list[tuple[int, list[int]]]:
     """Requests by the batch size at which their logits fit LOGIT_BYTES: lm-eval holds those of every position."""
     grouped: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
-        room = max(1, LOGIT_BYTES // (10 * vocabulary * max(length, 1)))  # bf16, its fp32 copy and the log-softmax
+        room = max(
+            1, LOGIT_BYTES // (10 * vocabulary * max(length, 1))
+        )  # bf16, its fp32 copy and the log-softmax
         size = batch_size if room >= batch_size else 2 ** (room.bit_length() - 1)
         grouped.setdefault(size, []).append(index)
     return sorted(grouped.items())
@@ -124,8 +136,9 @@ def warn_of_cut_prompts(lm: Any, name: str) -> None:
 def with_bos(tokenizer: Any, model_type: str) -> Any:
     """A copy of the tokenizer that starts a text with BOS where the model was trained so.
 
-    That is where the tokenizer asks for it, and for Llama, Mistral and Gemma with their own BOS tokens unless the
-    tokenizer says no: without it a quantized model of these families collapses. Others are unchanged.
+    That is where the tokenizer asks for it, and for Llama, Mistral and Gemma with their own BOS
+    tokens unless the tokenizer says no: without it a quantized model of these families collapses.
+    Others are unchanged.
     """
     own = deepcopy(tokenizer)
     bos = own.bos_token
@@ -141,7 +154,9 @@ def with_bos(tokenizer: Any, model_type: str) -> Any:
             f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; use a fast tokenizer"
         )
     own.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, own.bos_token_id)]
+        single=f"{bos}:0 $A:0",
+        pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+        special_tokens=[(bos, own.bos_token_id)],
     )
     return own
 
@@ -156,7 +171,9 @@ def stock_configs(folder: str) -> dict[str, dict[str, Any]]:
     path = Path(lm_eval.__file__).parent / "tasks" / folder
     index = TaskManager(include_path=str(path), include_defaults=False).task_index
     return {
-        name: load_yaml(e.yaml_path, resolve_func=True) for name, e in sorted(index.items()) if e.kind.name == "TASK"
+        name: load_yaml(e.yaml_path, resolve_func=True)
+        for name, e in sorted(index.items())
+        if e.kind.name == "TASK"
     }
 
 
@@ -177,10 +194,13 @@ def stock_task(config: dict[str, Any], given: Any) -> Any:
     return task
 
 
-def answers(lm: Any, tasks: Sequence[Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
+def answers(
+    lm: Any, tasks: Sequence[Any], limit: int | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """lm-eval's samples by task name.
 
-    `evaluate` and not `simple_evaluate`, which would also seed the process and inspect the machine on each call.
+    `evaluate` and not `simple_evaluate`, which would also seed the process and inspect the machine
+    on each call.
     """
     from lm_eval.evaluator import evaluate
 
@@ -207,4 +227,7 @@ def loglikelihoods(lm: Any, name: str, pairs: Sequence[tuple[str, str]]) -> list
         for index, pair in enumerate(pairs)
     ]
     lengths = [len(lm._encode_pair(*pair)[1]) for pair in pairs]
-    return [(float(answer[0]), length) for answer, length in zip(lm.loglikelihood(requests), lengths, strict=True)]
+    return [
+        (float(answer[0]), length)
+        for answer, length in zip(lm.loglikelihood(requests), lengths, strict=True)
+    ]

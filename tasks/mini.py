@@ -6,7 +6,8 @@
 - arc_easy, arc_challenge: science questions in ARC's form, written for this project (`mini_arc.json`);
 - text: the language reference that every CPython carries (`pydoc_data.topics`).
 
-The columns are those of the hub's data sets. A score on these is not a score on the data sets whose form they have.
+The columns are those of the hub's data sets. A score on these is not a score on the data sets whose
+form they have.
 """
 
 from __future__ import annotations
@@ -30,8 +31,34 @@ _LETTERS = "ABCD"
 _SHORTEST_TOPIC = 200
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
-_SHE = ("Maya", "Elena", "Priya", "Nora", "Aisha", "Lucy", "Hannah", "Mei", "Sofia", "Grace", "Ruth", "Tara")
-_HE = ("Omar", "Daniel", "Ravi", "Felix", "Hugo", "Samuel", "Kenji", "Peter", "Mateo", "Adam", "Jonas", "Leon")
+_SHE = (
+    "Maya",
+    "Elena",
+    "Priya",
+    "Nora",
+    "Aisha",
+    "Lucy",
+    "Hannah",
+    "Mei",
+    "Sofia",
+    "Grace",
+    "Ruth",
+    "Tara",
+)
+_HE = (
+    "Omar",
+    "Daniel",
+    "Ravi",
+    "Felix",
+    "Hugo",
+    "Samuel",
+    "Kenji",
+    "Peter",
+    "Mateo",
+    "Adam",
+    "Jonas",
+    "Leon",
+)
 _PEOPLE = [(name, "she", "her") for name in _SHE] + [(name, "he", "his") for name in _HE]
 _SMALL = ("marbles", "stickers", "buttons", "beads", "stamps")
 _GOODS = ("jackets", "lamps", "chairs", "clocks")
@@ -40,8 +67,8 @@ _GOODS = ("jackets", "lamps", "chairs", "clocks")
 class _Template(NamedTuple):
     """A family of problems. draw: name -> the values it is drawn from; `[t=a*b]` in a solution is a step that sets t.
 
-    The expression of a step is worked out from left to right, so it mixes no `+ -` with `* /`. Each sentence of a
-    solution becomes a line.
+    The expression of a step is worked out from left to right, so it mixes no `+ -` with `* /`. Each
+    sentence of a solution becomes a line.
     """
 
     draw: Mapping[str, Sequence[int | str]]
@@ -57,7 +84,12 @@ _TEMPLATES = (
         "{name} buys [t=a*b] {x}. After the gift, {he} has [r=t-c] {x} left. Each bag holds [e=r/d] {x}.",
     ),
     _Template(
-        {"a": range(6, 16), "b": range(8, 25), "c": range(11, 50), "x": ("muffins", "rolls", "cookies", "bagels")},
+        {
+            "a": range(6, 16),
+            "b": range(8, 25),
+            "c": range(11, 50),
+            "x": ("muffins", "rolls", "cookies", "bagels"),
+        },
         "A bakery bakes {a} trays of {x} with {b} {x} on each tray. It sells {c} {x} in the morning and twice as many "
         "in the afternoon. How many {x} are left at the end of the day?",
         "The bakery bakes [t=a*b] {x}. In the afternoon it sells [p=c*2] {x}. In the whole day it sells [s=c+p] {x}. "
@@ -76,7 +108,13 @@ _TEMPLATES = (
         "{name} earns $[p=a*b] a day. In a week {he} earns $[w=p*c]. After buying the {x}, {he} has $[z=w-d] left.",
     ),
     _Template(
-        {"a": range(180, 420, 5), "b": range(12, 30), "c": range(3, 7), "d": range(20, 50), "e": range(3, 9)},
+        {
+            "a": range(180, 420, 5),
+            "b": range(12, 30),
+            "c": range(3, 7),
+            "d": range(20, 50),
+            "e": range(3, 9),
+        },
         "{name} is reading a book of {a} pages. {He} read {b} pages a day for {c} days and then another {d} pages on "
         "Saturday. {He} wants to read the rest in {e} days, the same number of pages each day. How many pages should "
         "{he} read a day?",
@@ -90,26 +128,50 @@ _TEMPLATES = (
         "The price of each falls by $[d=a*p/100]. So each now costs $[q=a-d]. For {n} {x}, {name} pays $[t=n*q].",
     ),
     _Template(
-        {"a": range(3, 10), "b": range(8, 19), "c": range(2, 6), "d": range(4, 13), "x": ("tomatoes", "peppers")},
+        {
+            "a": range(3, 10),
+            "b": range(8, 19),
+            "c": range(2, 6),
+            "d": range(4, 13),
+            "x": ("tomatoes", "peppers"),
+        },
         "{name} grows {x} in {a} rows of {b} plants. In each row, {c} of the plants die. Each plant that lives bears "
         "{d} {x}. How many {x} does {name} harvest?",
         "In each row, [s=b-c] plants live. In all the rows together, [t=a*s] plants live. {name} harvests [h=t*d] {x}.",
     ),
     _Template(
-        {"a": range(40, 66), "b": range(2, 5), "c": range(30, 61), "d": range(2, 6), "e": range(20, 36)},
+        {
+            "a": range(40, 66),
+            "b": range(2, 5),
+            "c": range(30, 61),
+            "d": range(2, 6),
+            "e": range(20, 36),
+        },
         "{name} drives for {b} hours at {a} miles an hour and then for {d} hours at {c} miles an hour. {His} car needs "
         "one gallon of gas for every {e} miles. How many gallons of gas does the car need for the whole trip?",
         "At first {name} drives [s=a*b] miles. Then {he} drives another [t=c*d] miles. The whole trip is [z=s+t] miles "
         "long. The car needs [g=z/e] gallons of gas.",
     ),
     _Template(
-        {"a": range(9, 16), "k": (4, 5), "b": range(2, 13), "c": range(3, 16), "x": ("aunt", "uncle", "coach")},
+        {
+            "a": range(9, 16),
+            "k": (4, 5),
+            "b": range(2, 13),
+            "c": range(3, 16),
+            "x": ("aunt", "uncle", "coach"),
+        },
         "{name} is {a} years old. {His} {x} is {k} times as old as {name}. The school doctor is {b} years younger than "
         "the {x}. How old will the doctor be in {c} years?",
         "The {x} is [u=a*k] years old. The doctor is [t=u-b] years old. In {c} years the doctor will be [f=t+c].",
     ),
     _Template(
-        {"a": range(3, 15), "b": range(14, 31), "c": range(3, 13), "d": range(8, 31), "x": ("vans", "boats", "wagons")},
+        {
+            "a": range(3, 15),
+            "b": range(14, 31),
+            "c": range(3, 13),
+            "d": range(8, 31),
+            "x": ("vans", "boats", "wagons"),
+        },
         "A school has {a} classes of {b} students. All the students and {c} teachers go on a trip in {x} that hold {d} "
         "people each, and every place is taken. How many {x} are there?",
         "The school has [s=a*b] students. With the teachers, [p=s+c] people go. There are [n=p/d] {x}.",
@@ -121,7 +183,13 @@ _TEMPLATES = (
         "{other} has [y=a*k] {x}. {third} has [z=y-b] {x}. Together they have [t=a+y+z] {x}.",
     ),
     _Template(
-        {"a": range(11, 25), "b": range(5, 11), "c": range(2, 6), "d": range(2, 9), "f": (100, 150, 200)},
+        {
+            "a": range(11, 25),
+            "b": range(5, 11),
+            "c": range(2, 6),
+            "d": range(2, 9),
+            "f": (100, 150, 200),
+        },
         "Tickets for a concert cost ${a} for adults and ${b} for children. {name} buys tickets for {c} adults and {d} "
         "children and pays with ${f}. How many dollars does {he} get back?",
         "The tickets for the adults cost $[s=a*c]. The tickets for the children cost $[t=b*d]. All the tickets cost "
@@ -169,11 +237,15 @@ def _topics() -> list[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise DataError("this Python has no pydoc_data.topics; install its full library or use --data") from error
+        raise DataError(
+            "this Python has no pydoc_data.topics; install its full library or use --data"
+        ) from error
     seen: set[str] = set()
     found = []
     for _, topic in sorted(topics.items()):
-        body = re.sub(r"^[ *=\-~^\"+|]{3,}$\n?", "\n", topic, flags=re.M)  # underlines and rules of tables
+        body = re.sub(
+            r"^[ *=\-~^\"+|]{3,}$\n?", "\n", topic, flags=re.M
+        )  # underlines and rules of tables
         fresh = []
         for paragraph in re.split(r"\n\s*\n", body):
             words = " ".join(paragraph.split())
@@ -204,7 +276,9 @@ def _problems() -> list[dict[str, Any]]:
     return problems
 
 
-def _problem(template: _Template, values: dict[str, Any], people: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+def _problem(
+    template: _Template, values: dict[str, Any], people: Sequence[tuple[str, str, str]]
+) -> dict[str, Any]:
     """One problem with its worked solution; ArithmeticError where a step does not give a whole number above 1."""
     (name, he, his), (other, *_), (third, *_) = people
     words = {"name": name, "other": other, "third": third, "he": he, "his": his}
@@ -240,17 +314,21 @@ def _arc(table: str) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} is missing or damaged ({error}); install qbench again") from error
     return [
-        {"id": name, "question": question, "choices": {"text": texts, "label": list(_LETTERS)}, "answerKey": key}
+        {
+            "id": name,
+            "question": question,
+            "choices": {"text": texts, "label": list(_LETTERS)},
+            "answerKey": key,
+        }
         for name, question, texts, key in stored
     ]
 
 
 # The carried file has the end of one worked answer in front of the question that follows it.
-_DEBRIS = (
-    "The symmetric group $S_n$ has $\nactorial{n}$ elements, hence it is not true that $S_{10}$ has 10 elements.\n"
-)
+_DEBRIS = "The symmetric group $S_n$ has $\nactorial{n}$ elements, hence it is not true that $S_{10}$ has 10 elements.\n"
 _QUESTION = re.compile(
-    r"(.+?)\n\(A\) (.+?)\s\(B\) (.+?)\s\(C\) (.+?)\s\(D\) (.+?)(\s\(E\) .+?)?\nA: .*The answer is \(([A-E])\)\.", re.S
+    r"(.+?)\n\(A\) (.+?)\s\(B\) (.+?)\s\(C\) (.+?)\s\(D\) (.+?)(\s\(E\) .+?)?\nA: .*The answer is \(([A-E])\)\.",
+    re.S,
 )
 
 
@@ -263,7 +341,9 @@ def _mmlu() -> list[dict[str, Any]]:
         prompts = json.loads(path.read_text(encoding="utf-8"))
         if len(prompts) != _SUBJECTS:
             raise ValueError(f"{len(prompts)} subjects instead of {_SUBJECTS}")
-        found = [row for subject, prompt in sorted(prompts.items()) for row in _subject(subject, prompt)]
+        found = [
+            row for subject, prompt in sorted(prompts.items()) for row in _subject(subject, prompt)
+        ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"no MMLU questions in {path} ({error}); install lm_eval>=0.4.13,<0.5 or name a folder with --data"
@@ -273,7 +353,10 @@ def _mmlu() -> list[dict[str, Any]]:
 
 def _subject(subject: str, prompt: str) -> list[dict[str, Any]]:
     head, *blocks = re.split(r"\n\nQ: ", prompt.strip())
-    if not head.startswith("The following are multiple choice questions") or len(blocks) not in (4, 5):
+    if not head.startswith("The following are multiple choice questions") or len(blocks) not in (
+        4,
+        5,
+    ):
         raise ValueError(f"{subject} is not a prompt with 4 or 5 questions")
     found: list[dict[str, Any]] = []
     for number, block in enumerate(blocks, 1):

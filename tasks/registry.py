@@ -45,7 +45,9 @@ def _load() -> tuple[dict[str, Task], dict[str, str]]:
         try:
             task = point.load()
             if not isinstance(task, Task):
-                raise TypeError(f"{point.value} is no task: it needs name, kind, describe, spec and evaluate")
+                raise TypeError(
+                    f"{point.value} is no task: it needs name, kind, describe, spec and evaluate"
+                )
             if task.name in tasks:
                 raise ValueError(f"the name {task.name!r} is taken")
         except Exception as error:  # whatever a plug-in raises, the others still work

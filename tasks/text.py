@@ -1,21 +1,21 @@
 """Perplexity, and divergence from the unquantized model, on the same windows in one pass over the model.
 
-Perplexity follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323): the texts joined by blank lines, tokenised once (BOS
-only where the tokenizer puts it, at the start), cut into non-overlapping windows of `length` tokens, the tail dropped;
-exp of the mean over windows of the mean negative log-likelihood of their length - 1 predictions. It is a number per
-token: compare it only at the same tokenizer, `length` and text.
+Perplexity follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323): the texts joined by blank lines,
+tokenised once (BOS only where the tokenizer puts it, at the start), cut into non-overlapping
+windows of `length` tokens, the tail dropped; exp of the mean over windows of the mean negative
+log-likelihood of their length - 1 predictions. It is a number per token: compare it only at the
+same tokenizer, `length` and text.
 
-Divergence is KL(P || Q) in nats, P of the unquantized and Q of the quantized model, over the whole vocabulary at the
-same length - 1 positions of every window.
+Divergence is KL(P || Q) in nats, P of the unquantized and Q of the quantized model, over the whole
+vocabulary at the same length - 1 positions of every window.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,52 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
-from torch import LongTensor, Tensor
+from torch import Tensor
 
-from qbench.errors import ConfigError, DataError, MethodError, StoreError
+from qbench.calibration.windows import windows
+from qbench.errors import ConfigError, MethodError, StoreError, require_at_least
+from qbench.files.atomic import write_whole
 from qbench.records import Score, TaskSpec
-from qbench.tasks.contract import Context, Outcome, mean_score, positive
+from qbench.tasks.contract import Context, Outcome, mean_score
 from qbench.tasks.data import Source
 
 LENGTH = 2048
 POSITIONS = 256  # rows of the vocabulary that are in fp32 at a time
 LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
-
-
-def windows(texts: Sequence[str], tokenizer: Any, length: int, limit: int | None = None) -> LongTensor:
-    """(n, length): the first `limit` windows of the joined texts, or all; DataError where not even one is full."""
-    positive("length", length, least=2)
-    positive("limit", limit)
-    tokens = _tokens(texts, tokenizer)
-    count = len(tokens) // length
-    if not count:
-        raise DataError(
-            f"the text has {len(tokens)} tokens and one window needs {length}; give more text or a smaller length"
-        )
-    return tokens[: count * length].view(count, length)[:limit]  # type: ignore[return-value]
-
-
-def calibration_windows(texts: Sequence[str], tokenizer: Any, samples: int, length: int, seed: int) -> LongTensor:
-    """(samples, length): windows of the joined texts, drawn without repetition under `seed`, in the text's order."""
-    positive("samples", samples)
-    positive("length", length, least=2)
-    tokens = _tokens(texts, tokenizer)
-    count = len(tokens) // length
-    if count < samples:
-        raise DataError(
-            f"the calibration text has {len(tokens)} tokens, {count} windows of length {length}; {samples} are asked: "
-            "give more text, or fewer or shorter samples"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(count, generator=generator)[:samples].sort().values
-    return tokens[: count * length].view(count, length)[chosen]  # type: ignore[return-value]
-
-
-def _tokens(texts: Sequence[str], tokenizer: Any) -> Tensor:
-    joined = "\n\n".join(texts)
-    if not joined.strip():
-        raise DataError("the text is empty; give a data source with text")
-    return torch.tensor(tokenizer(joined, verbose=False)["input_ids"], dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -84,9 +50,13 @@ class ReferenceLogits:
         try:
             stored = open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read as reference log-probabilities ({error}); remove it") from error
+            raise StoreError(
+                f"{path} cannot be read as reference log-probabilities ({error}); remove it"
+            ) from error
         if stored.ndim != 3 or stored.dtype != np.float16:
-            raise StoreError(f"{path} is {stored.dtype} of shape {stored.shape}, not 3-d float16; remove it")
+            raise StoreError(
+                f"{path} is {stored.dtype} of shape {stored.shape}, not 3-d float16; remove it"
+            )
         return cls(Path(path), stored.shape)
 
     @classmethod
@@ -99,28 +69,27 @@ class ReferenceLogits:
         batch_size: int = 1,
     ) -> ReferenceLogits:
         """Run the unquantized model over the windows; the file appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stored: np.memmap[Any, Any] | None = None
-        try:
+
+        def fill(part: Path) -> None:
+            stored: np.memmap[Any, Any] | None = None
             for index, logits in _logits(model, windows, batch_size):
                 if stored is None:
                     shape = (len(windows), *logits.shape)
-                    _check_room(path.parent, 2 * math.prod(shape))
-                    stored = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+                    _check_room(part.parent, 2 * math.prod(shape))
+                    stored = open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
                 for start in range(0, len(logits), POSITIONS):
-                    part = logits[start : start + POSITIONS].float().log_softmax(-1).clamp_(min=LOWEST)
-                    stored[index, start : start + POSITIONS] = part.half().cpu().numpy()
+                    rows = (
+                        logits[start : start + POSITIONS].float().log_softmax(-1).clamp_(min=LOWEST)
+                    )
+                    stored[index, start : start + POSITIONS] = rows.half().cpu().numpy()
                 if progress:
-                    progress((index + 1) / len(windows), f"reference  {index + 1}/{len(windows)} windows")
+                    progress(
+                        (index + 1) / len(windows), f"reference  {index + 1}/{len(windows)} windows"
+                    )
             if stored is not None:
                 stored.flush()
-            os.replace(temporary, path)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        write_whole(path, fill)
         return cls.open(path)
 
     def window(self, index: int) -> Iterator[tuple[slice, Tensor]]:
@@ -146,10 +115,14 @@ def _logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple[int, 
     length = inputs.shape[1]
     room = getattr(model.config, "max_position_embeddings", None)
     if room is not None and room < length:
-        raise ConfigError(f"length={length} is more than the model's context of {room} tokens; choose at most {room}")
+        raise ConfigError(
+            f"length={length} is more than the model's context of {room} tokens; choose at most {room}"
+        )
     device = model.get_input_embeddings().weight.device
     for start in range(0, len(inputs), batch_size):
-        found = model(input_ids=inputs[start : start + batch_size].to(device), use_cache=False).logits[:, :-1]
+        found = model(
+            input_ids=inputs[start : start + batch_size].to(device), use_cache=False
+        ).logits[:, :-1]
         for offset, logits in enumerate(found):
             yield start + offset, logits
 
@@ -177,7 +150,9 @@ def _measure(context: Context, spec: TaskSpec) -> list[_Window]:
         for index, logits in _logits(context.model, inputs, context.batch_size):
             _check_reference(context.reference, len(inputs), logits)
             found.append(_window(logits, inputs[index], context.reference, index))
-            context.progress((index + 1) / len(inputs), f"{spec.name}  {index + 1}/{len(inputs)} windows")
+            context.progress(
+                (index + 1) / len(inputs), f"{spec.name}  {index + 1}/{len(inputs)} windows"
+            )
         context.cache[key] = found
     return context.cache[key]
 
@@ -191,7 +166,9 @@ def _check_reference(reference: ReferenceLogits | None, count: int, logits: Tens
         )
 
 
-def _window(logits: Tensor, tokens: Tensor, reference: ReferenceLogits | None, index: int) -> _Window:
+def _window(
+    logits: Tensor, tokens: Tensor, reference: ReferenceLogits | None, index: int
+) -> _Window:
     targets = tokens[1:].to(logits.device)
     parts = reference.window(index) if reference else _plain_parts(len(logits))
     nll, kl, agree = 0.0, [], []
@@ -201,14 +178,20 @@ def _window(logits: Tensor, tokens: Tensor, reference: ReferenceLogits | None, i
         if stored is None:
             continue
         stored = stored.to(q.device)
-        p = stored.float().log_softmax(-1)  # rounding to float16 is no longer a distribution: make it one again
+        p = stored.float().log_softmax(
+            -1
+        )  # rounding to float16 is no longer a distribution: make it one again
         weight = p.exp()
         kl.append(torch.where(weight > 0, weight * (p - q), 0.0).sum(-1).cpu().numpy())
         best = stored.gather(1, q.argmax(-1, keepdim=True))[:, 0]
-        agree.append((best >= stored.amax(-1)).cpu().numpy())  # a tie after rounding is an agreement
+        agree.append(
+            (best >= stored.amax(-1)).cpu().numpy()
+        )  # a tie after rounding is an agreement
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     empty = np.zeros(0, dtype=np.float32)
-    return _Window(digest, nll / len(targets), np.concatenate([empty, *kl]), np.concatenate([empty, *agree]))
+    return _Window(
+        digest, nll / len(targets), np.concatenate([empty, *kl]), np.concatenate([empty, *agree])
+    )
 
 
 def _plain_parts(positions: int) -> Iterator[tuple[slice, None]]:
@@ -229,8 +212,8 @@ class _TextTask:
         generate: int | None = None,
     ) -> TaskSpec:
         """The first `limit` windows of `length` tokens of the source's text (2048 where not said)."""
-        positive("limit", limit)
-        positive("length", length, least=2)
+        require_at_least("limit", limit)
+        require_at_least("length", length, least=2)
         return TaskSpec(
             name=source.task_name(self.name),  # type: ignore[attr-defined]
             data=source.table_name("wikitext"),
@@ -260,8 +243,13 @@ class Perplexity(_TextTask):
             )
         value = math.exp(nll.value)
         stderr = None if nll.stderr is None else value * nll.stderr  # d exp(m) = exp(m) dm
-        perplexity = nll.model_copy(update={"metric": "perplexity", "value": value, "stderr": stderr})
-        return Outcome((perplexity, nll), [_row(i, window) | {"nll": window.nll} for i, window in enumerate(found)])
+        perplexity = nll.model_copy(
+            update={"metric": "perplexity", "value": value, "stderr": stderr}
+        )
+        return Outcome(
+            (perplexity, nll),
+            [_row(i, window) | {"nll": window.nll} for i, window in enumerate(found)],
+        )
 
 
 @dataclass(frozen=True)
@@ -285,10 +273,15 @@ class Divergence(_TextTask):
         tokens = []
         for index, window in enumerate(_measure(context, spec)):
             tokens.append(window.kl)
-            values = {"kl_mean": float(window.kl.mean(dtype=np.float64)), "top1_agreement": float(window.agree.mean())}
+            values = {
+                "kl_mean": float(window.kl.mean(dtype=np.float64)),
+                "top1_agreement": float(window.agree.mean()),
+            }
             rows.append(_row(index, window) | values)
         mean = mean_score(spec.name, "kl_mean", [row["kl_mean"] for row in rows], higher=False)
-        top = mean_score(spec.name, "top1_agreement", [row["top1_agreement"] for row in rows], higher=True)
+        top = mean_score(
+            spec.name, "top1_agreement", [row["top1_agreement"] for row in rows], higher=True
+        )
         every = np.concatenate(tokens)
         tail = Score(
             task=spec.name,

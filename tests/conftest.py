@@ -16,8 +16,19 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE = COMMON | {"intermediate_size": 64, "num_key_value_heads": 1}
-MIXED = {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+MIXED = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 FAMILIES = {  # the class of the config and its values, of tiny decoders that differ in what their blocks are made of
     "llama": ("LlamaConfig", WIDE | {"tie_word_embeddings": True}),
     "mistral": ("MistralConfig", WIDE | {"sliding_window": 8}),
@@ -53,9 +64,20 @@ def tiny():
     """Makes random Llama models of two blocks; keywords change the config."""
 
     def make(seed: int = 0, **changes) -> LlamaForCausalLM:
-        shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-        shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
-        config = LlamaConfig(**(shape | changes), bos_token_id=256, eos_token_id=257, pad_token_id=258)
+        shape = {
+            "vocab_size": 259,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+        }
+        shape |= {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 4096,
+        }
+        config = LlamaConfig(
+            **(shape | changes), bos_token_id=256, eos_token_id=257, pad_token_id=258
+        )
         return randomized(LlamaForCausalLM, config, seed)
 
     return make
@@ -100,6 +122,8 @@ def family(request):
     config, values = FAMILIES[request.param]
 
     def make():
-        return randomized(transformers.AutoModelForCausalLM.from_config, getattr(transformers, config)(**values))
+        return randomized(
+            transformers.AutoModelForCausalLM.from_config, getattr(transformers, config)(**values)
+        )
 
     return make

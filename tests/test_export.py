@@ -46,7 +46,10 @@ def test_a_gptq_folder_says_the_same(saved, tmp_path, bits, group_size, symmetri
     made = export(folder, "gptq", tmp_path / "gptq")
     entry = json.loads((made / "config.json").read_text())["quantization_config"]
     assert (entry["bits"], entry["group_size"]) == (bits, group_size or -1)
-    assert entry["checkpoint_format"] == ("gptq" if symmetric else "gptq_v2") and entry["sym"] is symmetric
+    assert (
+        entry["checkpoint_format"] == ("gptq" if symmetric else "gptq_v2")
+        and entry["sym"] is symmetric
+    )
     # per channel, layers have groups of different lengths, which -1 says for all
     assert torch.equal(logits(made), logits(folder))
     again = export(made, "qbench", tmp_path / "again")
@@ -65,7 +68,9 @@ def test_a_dense_folder_needs_nothing_of_ours(saved, tmp_path, method):
 
 
 def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path):
-    with pytest.raises(ConfigError, match="has format 'binary', and GPTQ holds uniform ones; use --to dense"):
+    with pytest.raises(
+        ConfigError, match="has format 'binary', and GPTQ holds uniform ones; use --to dense"
+    ):
         export(saved(method="alternating"), "gptq", tmp_path / "out")
     with pytest.raises(ConfigError, match="layer .*GPTQ has no codes of 5 bits"):
         export(saved(bits=5), "gptq", tmp_path / "out")
@@ -111,7 +116,13 @@ def test_an_awq_folder_is_read(tiny, tmp_path):
         words = {"qweight": codes, "qzeros": zero}
         tensors |= {f"{name}.{part}": awq_words(values) for part, values in words.items()}
         tensors[f"{name}.scales"] = scales
-    entry = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    entry = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 32,
+        "version": "gemm",
+        "zero_point": True,
+    }
     folder = checkpoint.write_folder(tmp_path / "awq", model.config, None, tensors, entry)
     assert torch.equal(logits(folder), model(PROMPT).logits)
     assert qbench.load(folder).manifest["method"] == "awq"
@@ -120,9 +131,13 @@ def test_an_awq_folder_is_read(tiny, tmp_path):
 def awq_words(values):
     """(n, out) codes -> (n, out/8) int32: nibble i of a word is output 0 2 4 6 1 3 5 7 of its eight."""
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
-    return (values.unflatten(1, (-1, 8))[..., order] << (4 * torch.arange(8))).sum(-1).to(torch.int32)
+    return (
+        (values.unflatten(1, (-1, 8))[..., order] << (4 * torch.arange(8))).sum(-1).to(torch.int32)
+    )
 
 
 def test_a_gguf_file_of_the_model(saved, tmp_path):
-    with pytest.raises(ConfigError, match="tokenizer"):  # the tests' tokenizer has no merges to write
+    with pytest.raises(
+        ConfigError, match="tokenizer"
+    ):  # the tests' tokenizer has no merges to write
         export(saved(symmetric=True), "gguf", tmp_path / "model.gguf")

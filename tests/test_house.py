@@ -12,59 +12,106 @@ import pytest
 import qbench
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"methods": "methods", "kernels": "kernels", "tasks": "tasks", "reports": "reports"}
-FOUNDATION = {"qbench.errors", "qbench.contracts", "qbench.records"}
-MAY_IMPORT = {  # what each room may import of ours, besides itself and the foundation
-    "methods": {"qbench.formats", "qbench.calibration.reconstruction", "qbench.calibration.folding", "qbench.calibration.walk", "qbench.models.blocks"},
-    "qbench.calibration.reconstruction": {"qbench.models.blocks"},
-    "qbench.calibration.folding": {"qbench.models.blocks"},
-    "kernels": {"qbench.formats"},
-    "tasks": set(),
-    "reports": set(),
-    "qbench.exchange": {"qbench.formats", "qbench.files.shards"},
-    "qbench.formats": set(),
-    "qbench.contracts": set(),
-    "qbench.errors": set(),
-    "qbench.records": set(),
-    "qbench.models.blocks": set(),
-    "qbench.experiment.store": set(),
-}
+TOP = ("methods", "kernels", "tasks", "reports")  # folders of the root that are packages of qbench
+ARROWS = {  # what each room may import of ours: a folder is a room, and so is a module of qbench's root
+    "errors": set(),
+    "contracts": {"errors"},
+    "records": {"contracts"},
+    "environment": set(),
+    "files": {"errors"},
+    "formats": {"contracts", "errors"},
+    "models": {"errors"},
+    "calibration": {"contracts", "errors", "models"},
+    "registry": {"contracts", "errors"},
+    "checks": {"contracts", "errors", "formats", "registry"},
+    "exchange": {"contracts", "errors", "files", "formats"},
+    "checkpoint": {
+        "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "records",
+    },
+    "quantization": {
+        "calibration", "checkpoint", "contracts", "errors", "formats", "models", "registry",
+    },
+    "export": {"checkpoint", "errors", "exchange", "formats"},
+    "inspection": {"checkpoint", "errors", "files"},
+    "methods": {"calibration", "contracts", "errors", "formats", "models"},
+    "kernels": {"contracts", "errors", "formats", "kernels.cpu", "kernels.gpu"},
+    "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
+    "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
+    "tasks": {"calibration", "errors", "files", "records"},
+    "reports": {"errors", "files", "records"},
+    "latency": {
+        "contracts", "environment", "errors", "formats", "kernels", "kernels.cpu", "kernels.gpu",
+        "quantization",
+    },
+    "experiment": {
+        "calibration", "checkpoint", "contracts", "environment", "errors", "files", "models",
+        "quantization", "records", "registry", "tasks",
+    },
+    "commands": {
+        "calibration", "checks", "contracts", "environment", "errors", "experiment", "export",
+        "files", "inspection", "kernels", "kernels.gpu", "latency", "models", "records", "registry",
+        "reports", "tasks",
+    },
+    "qbench": {"contracts", "quantization", "registry"},
+}  # fmt: skip
 
 
-def sources():
-    for path in sorted(ROOT.glob("*/**/*.py")):
-        part = path.relative_to(ROOT).parts
-        if part[0] in ("qbench", *ROOMS) and not path.name.startswith("."):
-            yield path, room(path)
+def modules():
+    """Every module of ours by its dotted name."""
+    paths = sorted(path for top in ("qbench", *TOP) for path in (ROOT / top).rglob("*.py"))
+    return {dotted(path): path for path in paths}
 
 
-def room(path):
-    part = path.relative_to(ROOT).with_suffix("").parts
-    if part[0] in ROOMS:
-        return part[0]
-    return ".".join(part[:2])
+def dotted(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "qbench" else ("qbench", *parts)
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
-            if node.module == "qbench":
-                yield from (f"qbench.{alias.name}" for alias in node.names)
+MODULES = modules()
+
+
+def room(module):
+    """The folder that a module stands in; a module of the root is its own room."""
+    folder = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    return (module if folder == "qbench" else folder).removeprefix("qbench.")
+
+
+def imported(module):
+    """The modules of ours that a module imports, anywhere in its text."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            source = absolute(module, node)
+            names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
+        yield from (name for name in names if name in MODULES and name != "qbench")
 
 
-@pytest.mark.parametrize("path, name", [pytest.param(p, r, id=str(p.relative_to(ROOT))) for p, r in sources()])
-def test_imports_point_one_way(path, name):
-    ours = {module for module in imported(path) if module.startswith("qbench.")}
-    if name not in ("qbench.commands.main", "qbench.experiment.runner"):
-        assert not {m for m in ours if m in ("qbench.commands.main", "qbench.experiment.runner")}, "nothing imports the cli or the runner"
-    if name not in MAY_IMPORT:
-        return
-    own = f"qbench.{name}" if name in ROOMS else name
-    allowed = MAY_IMPORT[name] | FOUNDATION | {own}
-    assert not {m for m in ours if not any(m == a or m.startswith(f"{a}.") for a in allowed)}
+def absolute(module, node):
+    """What `from X import ...` means by X, also where X begins with dots."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for _ in range(node.level - 1):
+        package = package.rpartition(".")[0]
+    return ".".join(part for part in (package if node.level else "", node.module or "") if part)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    own = room(module)
+    others = {room(name) for name in imported(module)} - {own}
+    assert others <= ARROWS[own], f"{own} may not import {sorted(others - ARROWS[own])}"
+
+
+def test_no_arrow_runs_in_a_circle():
+    def reach(name, on_the_way):
+        assert name not in on_the_way, f"a circle: {' -> '.join([*on_the_way, name])}"
+        for other in ARROWS[name] - {"kernels"}:
+            reach(other, [*on_the_way, name])
+
+    for name in ARROWS:
+        reach(name, [])
 
 
 def test_a_report_needs_no_torch():
@@ -74,14 +121,16 @@ def test_a_report_needs_no_torch():
 
 def test_every_folder_with_code_is_packaged():
     text = (ROOT / "pyproject.toml").read_text()
-    for folder in {path.parent for path, _ in sources()}:
-        name = ".".join(folder.relative_to(ROOT).parts)
-        assert f'"{name if name.startswith("qbench") else f"qbench.{name}"}"' in text, f"{name} is not in packages"
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert not [name for name in packages if f'"{name}"' not in text]
+    assert {name.rpartition(".")[0] for name in MODULES} - {""} <= packages
 
 
 def test_the_repository_root_is_not_importable():
     code = "import methods"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={"PATH": ""})
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={"PATH": ""}
+    )
     assert "this folder is the package qbench.methods" in found.stderr
 
 
@@ -92,10 +141,13 @@ def test_public_names():
 
 
 def test_modules_stay_small():
-    assert {str(p): n for p, _ in sources() if (n := len(p.read_text().splitlines())) > 350} == {}
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 def test_the_readme_lists_every_method():
     from qbench.commands.listing import as_markdown, listing
 
-    assert as_markdown(*listing("methods")) in (ROOT / "README.md").read_text(), "run `qbench list methods --markdown`"
+    assert as_markdown(*listing("methods")) in (ROOT / "README.md").read_text(), (
+        "run `qbench list methods --markdown`"
+    )

@@ -34,7 +34,9 @@ def test_a_saved_model_comes_back_bit_for_bit(tiny, tokenizer, tmp_path, method,
     assert again.tokenizer("hello")["input_ids"] == tokenizer("hello")["input_ids"]
     second = again.save(tmp_path / "again")
     files = ("model.safetensors",)
-    assert all((second / file).read_bytes() == (tmp_path / "saved" / file).read_bytes() for file in files)
+    assert all(
+        (second / file).read_bytes() == (tmp_path / "saved" / file).read_bytes() for file in files
+    )
 
 
 @pytest.mark.parametrize("method", ["rtn", "greedy", "alternating", "gptq"])
@@ -42,7 +44,9 @@ def test_two_runs_give_the_same_bytes(tiny, tmp_path, method):
     folders = []
     for run in ("a", "b"):
         torch.manual_seed(hash(run) % 1000)
-        folders.append(qbench.quantize(tiny(), method, Scheme(2, 16), tokens()).save(tmp_path / run))
+        folders.append(
+            qbench.quantize(tiny(), method, Scheme(2, 16), tokens()).save(tmp_path / run)
+        )
     first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert first == second
 
@@ -55,7 +59,9 @@ def test_the_bits_are_those_of_the_file(tiny, tmp_path):
     weights = sum(weight.shape[0] * weight.shape[1] for weight in made.weights.values())
     saved = plain.bits_per_weight["total"] - made.bits_per_weight["total"]
     assert plain.bits_per_weight["total"] == 32.0
-    assert sizes[1] - sizes[0] == pytest.approx(weights * saved / 8, rel=0.1)  # headers differ a little
+    assert sizes[1] - sizes[0] == pytest.approx(
+        weights * saved / 8, rel=0.1
+    )  # headers differ a little
     assert bytes_on_disk(folders[0]) > sizes[0]
 
 
@@ -71,7 +77,8 @@ def test_wrong_requests_are_refused_before_any_work(tiny, tokenizer):
     with pytest.raises(ConfigError, match="method 'rtn' supports 2 to 8 bits, not bits=1"):
         qbench.quantize(model, "rtn", Scheme(1, 16))
     with pytest.raises(
-        ConfigError, match="group_size=48 does not divide the 32 inputs of model.layers.0.self_attn.q_proj"
+        ConfigError,
+        match="group_size=48 does not divide the 32 inputs of model.layers.0.self_attn.q_proj",
     ):
         qbench.quantize(model, "rtn", Scheme(4, 48))
     with pytest.raises(ConfigError, match="method 'greedy' has no symmetric form"):
@@ -85,7 +92,9 @@ def test_wrong_requests_are_refused_before_any_work(tiny, tokenizer):
 def test_weights_that_are_not_finite_name_the_layer(tiny, value):
     model = tiny()
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
-    with pytest.raises(MethodError, match="1 of the 2048 weights of model.layers.1.mlp.up_proj are NaN or infinite"):
+    with pytest.raises(
+        MethodError, match="1 of the 2048 weights of model.layers.1.mlp.up_proj are NaN or infinite"
+    ):
         qbench.quantize(model, "rtn", Scheme(4, 16))
 
 
@@ -96,7 +105,9 @@ def test_a_method_that_fails_names_the_layer(tiny):
         def quantize_weight(self, weight, scheme):
             raise ValueError("no grid fits")
 
-    with pytest.raises(MethodError, match=r"layer model.layers.0.self_attn.q_proj: ValueError: no grid fits"):
+    with pytest.raises(
+        MethodError, match=r"layer model.layers.0.self_attn.q_proj: ValueError: no grid fits"
+    ):
         qbench.quantize(tiny(), Broken(), Scheme(4, 16))
 
 
@@ -109,15 +120,22 @@ class Folding:
     def quantize_block(self, block, inputs, targets, scheme):
         assert torch.equal(inputs.run(block, inputs.full[0], 0), targets[0])
         layers, rtn = linears(block), qbench.get_method("rtn")
-        factor = {name: 2.0 if name[-6:] in ("q_proj", "k_proj", "v_proj") else 1.0 for name in layers}
-        weights = {name: rtn.quantize_weight(layer.weight * factor[name], scheme) for name, layer in layers.items()}
+        factor = {
+            name: 2.0 if name[-6:] in ("q_proj", "k_proj", "v_proj") else 1.0 for name in layers
+        }
+        weights = {
+            name: rtn.quantize_weight(layer.weight * factor[name], scheme)
+            for name, layer in layers.items()
+        }
         return BlockResult(weights, {"input_layernorm.weight": block.input_layernorm.weight / 2})
 
 
 def test_a_block_method_sees_both_streams_and_may_fold_into_norms(tiny, tmp_path):
     made = qbench.quantize(tiny(), Folding(), Scheme(4, 16), tokens())
     plain = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
-    torch.testing.assert_close(made.model(PROMPT).logits, plain.model(PROMPT).logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        made.model(PROMPT).logits, plain.model(PROMPT).logits, rtol=1e-3, atol=1e-3
+    )
     again = qbench.load(made.save(tmp_path / "saved"))
     assert torch.equal(again.model(PROMPT).logits, made.model(PROMPT).logits)
 
@@ -127,5 +145,7 @@ def test_a_block_method_that_leaves_a_layer_out(tiny):
         def quantize_block(self, block, inputs, targets, scheme):
             return BlockResult({}, {})
 
-    with pytest.raises(MethodError, match="block model.layers.0: the method returned other layers than it has"):
+    with pytest.raises(
+        MethodError, match="block model.layers.0: the method returned other layers than it has"
+    ):
         qbench.quantize(tiny(), Lazy(), Scheme(4, 16), tokens())

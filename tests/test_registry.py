@@ -48,7 +48,10 @@ def test_a_plugin_file_is_a_method(tmp_path):
     [
         ("raise RuntimeError('no GPU')", "raised RuntimeError on import: no GPU"),
         ("def f(: pass", "raised SyntaxError on import"),
-        ("x = 1", "defines no method: a dataclass that declares name, paper, format, bits, symmetric"),
+        (
+            "x = 1",
+            "defines no method: a dataclass that declares name, paper, format, bits, symmetric",
+        ),
         (VARIANT.format(name="rtn"), "defines method 'rtn', which exists; choose another name"),
     ],
 )
@@ -73,7 +76,10 @@ def test_broken_entry_points_are_listed_and_the_others_work(monkeypatch):
     assert "ModuleNotFoundError" in found["absent"].reason
     assert found["rtn (qbench.methods.rtn:RTN)"].reason == "the name 'rtn' is already taken"
     assert found["mine"] is found["rtn"]
-    with pytest.raises(ConfigError, match="method 'absent' from no_such_module:X cannot be used: ModuleNotFoundError"):
+    with pytest.raises(
+        ConfigError,
+        match="method 'absent' from no_such_module:X cannot be used: ModuleNotFoundError",
+    ):
         qbench.get_method("absent")
 
 

@@ -1,14 +1,15 @@
 """Binary-coded and uniform weights on the CPU: table products of few rows of x, tiles and dense products of many.
 
-exact (`cpu-binary`) and fast (`cpu-binary-fast`) are the same sums of integers, with about 26 and 16 bits to an entry
-of a table; `kernels/bcq_kernel.h` has the derivation. With L_g = sum |x| over a group and alpha_gi its scales (of a
-uniform weight scale * 2^(bits-2-i)), the error of a product is at most ERROR * sum_g L_g sum_i |alpha_gi|, beside the
-float32 rounding of the last sum over groups. Measured on random weights, the relative error is 2e-7 and 4e-4. An x
-that is not finite makes its whole row NaN. More rows than WORK allows take the weight dequantized to their dtype,
-some rows of it at a time: what the dense layer computes.
+exact (`cpu-binary`) and fast (`cpu-binary-fast`) are the same sums of integers, with about 26 and
+16 bits to an entry of a table; `kernels/bcq_kernel.h` has the derivation. With L_g = sum |x| over a
+group and alpha_gi its scales (of a uniform weight scale * 2^(bits-2-i)), the error of a product is
+at most ERROR * sum_g L_g sum_i |alpha_gi|, beside the float32 rounding of the last sum over groups.
+Measured on random weights, the relative error is 2e-7 and 4e-4. An x that is not finite makes its
+whole row NaN. More rows than WORK allows take the weight dequantized to their dtype, some rows of
+it at a time: what the dense layer computes.
 
-The kernels are a shared library with a plain C interface, so one build serves every version of torch. torch is imported
-first, and so is its OpenMP runtime, which the library then shares.
+The kernels are a shared library with a plain C interface, so one build serves every version of
+torch. torch is imported first, and so is its OpenMP runtime, which the library then shares.
 """
 
 from __future__ import annotations
@@ -32,17 +33,25 @@ from qbench.formats.packing import unpack
 from qbench.kernels.layouts import Layouts
 from qbench.kernels.registry import Kernel, Request
 
-# Rows of x times planes up to which tables are faster than dense products, which are slower in float32. On a Zen 4 core
-# at 4096 x 4096, a row and plane of a table product took 0.1 ms, a row of a float32 dense one 0.43 ms, of bfloat16 0.2.
+# Rows of x times planes up to which tables are faster than dense products, which are slower in
+# float32. On a Zen 4 core at 4096 x 4096, a row and plane of a table product took 0.1 ms, a row of
+# a float32 dense one 0.43 ms, of bfloat16 0.2.
 WORK = {torch.float32: 512, torch.bfloat16: 64}
 TILE_BYTES = 1 << 22  # of dequantized weight between two dense products: they read it from a cache
 HUGE_PAGE = 1 << 21
 ISAS = ("portable", "avx2", "avx512")
 EXACT, FAST = 0, 1
-EXACT_ERROR, FAST_ERROR = 2.5e-6, 5e-4  # at most, in units of sum over the groups of sum |x| sum_i |alpha_i|
+EXACT_ERROR, FAST_ERROR = (
+    2.5e-6,
+    5e-4,
+)  # at most, in units of sum over the groups of sum |x| sum_i |alpha_i|
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_TYPE = 3
-_FAILURES = {1: "its arguments do not fit each other", 2: "memory is short", 3: "the processor lacks the instructions"}
+_FAILURES = {
+    1: "its arguments do not fit each other",
+    2: "memory is short",
+    3: "the processor lacks the instructions",
+}
 
 
 class _Weight(ctypes.Structure):
@@ -86,7 +95,20 @@ def library() -> Any:
     for name, result, *arguments in (
         ("size", i64, pointer),
         ("pack", ctypes.c_int, pointer, pointer, pointer, pointer, pointer),
-        ("product", ctypes.c_int, pointer, pointer, pointer, i32, i64, pointer, pointer, i32, i32, i32),
+        (
+            "product",
+            ctypes.c_int,
+            pointer,
+            pointer,
+            pointer,
+            i32,
+            i64,
+            pointer,
+            pointer,
+            i32,
+            i32,
+            i32,
+        ),
         ("dequantize", ctypes.c_int, pointer, pointer, i64, i64, pointer, i32, i32, i32),
         ("read", ctypes.c_uint64, pointer, i64, i32, i32),
         ("prefer_huge_pages", None, pointer, i64),
@@ -114,7 +136,9 @@ def _memory(nbytes: int) -> Tensor:
     if nbytes < HUGE_PAGE:
         return torch.empty(nbytes, dtype=torch.uint8)
     private = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages = torch.frombuffer(private, dtype=torch.uint8)  # those that are never touched take no memory
+    pages = torch.frombuffer(
+        private, dtype=torch.uint8
+    )  # those that are never touched take no memory
     first = -pages.data_ptr() % HUGE_PAGE
     return pages[first : first + nbytes]
 
@@ -168,7 +192,10 @@ class Derived:
         out, columns = self.shape
         y = x.new_empty((*x.shape[:-1], out))
         rows, kind, threads = x.numel() // columns, _TYPES[x.dtype], torch.get_num_threads()
-        offset, chosen = None if bias is None else bias.data_ptr(), best_isa() if isa is None else isa
+        offset, chosen = (
+            None if bias is None else bias.data_ptr(),
+            best_isa() if isa is None else isa,
+        )
         pointers = self.about, self.data, x.data_ptr()
         _check(self.multiply(*pointers, kind, rows, offset, y.data_ptr(), mode, chosen, threads))
         return y
@@ -177,7 +204,11 @@ class Derived:
         """Rows first..last-1, `first` a multiple of 32, in the first rows of `out` (.., in) float32 or bfloat16."""
         chosen = best_isa() if isa is None else isa
         kind, threads = _TYPES[out.dtype], torch.get_num_threads()
-        _check(library().bcq_dequantize(self.about, self.data, first, last, out.data_ptr(), kind, chosen, threads))
+        _check(
+            library().bcq_dequantize(
+                self.about, self.data, first, last, out.data_ptr(), kind, chosen, threads
+            )
+        )
         return out[: last - first]
 
     def dense_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -185,12 +216,16 @@ class Derived:
         (out, columns), rows = self.shape, x.shape[0]
         step = max(32, TILE_BYTES // (columns * x.element_size()) // 32 * 32)
         tile = _tile(min(step, out), columns, x.dtype)
-        # bfloat16 products of whole vectors of rows are faster with the weight on the left: 12.9 for 13.7 ms at 64 rows
+        # bfloat16 products of whole vectors of rows are faster with the weight on the left: 12.9
+        # for 13.7 ms at 64 rows
         left = x.dtype == torch.bfloat16 and rows >= 48 and rows % 16 == 0
         y = x.new_empty((out, rows) if left else (rows, out))
         for first in range(0, out, step):
             part = slice(first, min(first + step, out))
-            weight, constant = self.dequantize(first, part.stop, tile), None if bias is None else bias[part]
+            weight, constant = (
+                self.dequantize(first, part.stop, tile),
+                None if bias is None else bias[part],
+            )
             if not left:
                 y[:, part] = torch.nn.functional.linear(x, weight, constant)
             elif constant is None:
@@ -219,7 +254,9 @@ def _derive(weight: WeightFormat) -> Derived:
 _layouts = Layouts(_derive)
 
 
-def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any], mode: int) -> Tensor:
+def _run(
+    x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any], mode: int
+) -> Tensor:
     return _layouts.of(parts, stated).linear(x.contiguous(), bias, mode)
 
 

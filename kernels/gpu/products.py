@@ -1,7 +1,8 @@
 """Binary-coded, uniform and lattice weights on GPUs: what is launched when, in Triton kernels, which load when needed.
 
-float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what tuning found on
-this GPU model; float32 takes `_skinny`, without matrix units. `qbench.kernels.gpu.triton_binary` says what each rounds.
+float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what
+tuning found on this GPU model; float32 takes `_skinny`, without matrix units.
+`qbench.kernels.gpu.triton_binary` says what each rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ SIGNS = 0x80008000 - 2**32  # the sign bits of two 16-bit numbers, as an int32
 
 
 def product(
-    x: Tensor, planes: Planes, bias: Tensor | None = None, out: torch.dtype | None = None, config: Config | None = None
+    x: Tensor,
+    planes: Planes,
+    bias: Tensor | None = None,
+    out: torch.dtype | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """x (m, in) float16, bfloat16 or float32, bias (out,) or None -> (m, out) of dtype `out`, or that of x.
 
@@ -35,15 +40,17 @@ def product(
 
     (m, k), (n, columns) = x.shape, planes.shape
     if k != columns or x.dtype not in DTYPES:
-        raise ConfigError(f"x {tuple(x.shape)} {x.dtype} does not fit; expected (any, {columns}), one of {DTYPES}")
+        raise ConfigError(
+            f"x {tuple(x.shape)} {x.dtype} does not fit; expected (any, {columns}), one of {DTYPES}"
+        )
     config = config or choose(m, planes, x.dtype)
     y = x.new_empty(m, n, dtype=out or x.dtype)
     if m == 0:
         return y
     if config.kind == "dense":
-        return torch.nn.functional.linear(x, dense(planes, x.dtype), None if bias is None else bias.to(x.dtype)).to(
-            y.dtype
-        )
+        return torch.nn.functional.linear(
+            x, dense(planes, x.dtype), None if bias is None else bias.to(x.dtype)
+        ).to(y.dtype)
     kernel, split = getattr(triton_binary, f"_{config.kind}"), config.split
     parts = y if split == 1 else x.new_empty(split, m, n, dtype=torch.float32)
     kernel[-(-n // config.block_n), -(-m // config.block_m), split](
@@ -51,7 +58,9 @@ def product(
         **meaning(planes, x.dtype), **launch(config, planes),
     )  # fmt: skip
     if split > 1:
-        triton_binary._reduce[(-(-m * n // 1024),)](parts, bias, y, m * n, n, SPLIT=split, BLOCK=1024)
+        triton_binary._reduce[(-(-m * n // 1024),)](
+            parts, bias, y, m * n, n, SPLIT=split, BLOCK=1024
+        )
     return y
 
 
@@ -62,7 +71,16 @@ def dense(planes: Planes, dtype: torch.dtype) -> Tensor:
     n, k = planes.shape
     weight = planes.words.new_empty(n, k, dtype=dtype)
     grid = -(-n // 64), -(-k // 64)
-    _dense[grid](*tensors(planes), weight, n, SIGNS, **meaning(planes, dtype), BN=64, BK=64, enable_fp_fusion=True)
+    _dense[grid](
+        *tensors(planes),
+        weight,
+        n,
+        SIGNS,
+        **meaning(planes, dtype),
+        BN=64,
+        BK=64,
+        enable_fp_fusion=True,
+    )
     return weight
 
 
@@ -89,7 +107,9 @@ def meaning(planes: Planes, dtype: torch.dtype) -> dict[str, Any]:
     import triton.language as tl
 
     half = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
-    wrong = dtype == torch.bfloat16 and triton.knobs.runtime.interpret  # the interpreter's arithmetic in bfloat16 is
+    wrong = (
+        dtype == torch.bfloat16 and triton.knobs.runtime.interpret
+    )  # the interpreter's arithmetic in bfloat16 is
     return {
         "K": planes.shape[1],
         "GROUP": planes.group_size,
@@ -104,8 +124,17 @@ def launch(config: Config, planes: Planes) -> dict[str, Any]:
     """The compile-time arguments that say how. A step of `_skinny` has no more inputs than share a scale."""
     group, k = planes.group_size, planes.shape[1]
     fit = 1 << (k - 1).bit_length() if group == k or config.kind == "large" else group & -group
-    blocks = {"BN": config.block_n, "BM": config.block_m, "BK": min(config.block_k, fit), "SPLIT": config.split}
-    return blocks | {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+    blocks = {
+        "BN": config.block_n,
+        "BM": config.block_m,
+        "BK": min(config.block_k, fit),
+        "SPLIT": config.split,
+    }
+    return blocks | {
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+        "enable_fp_fusion": True,
+    }
 
 
 @cache
@@ -145,6 +174,8 @@ KERNELS = (
         automatic=False,
         available=unavailable,
         refuses=_refuses,
-        describe=lambda: "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only",
+        describe=lambda: (
+            "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only"
+        ),
     ),
 )

@@ -9,8 +9,9 @@ _large   more rows. The weights are dequantized in registers in the dtype of x, 
 _dense   writes these weights out, for batches so large that a dense product is worth the traffic.
 _reduce  sums the parts of the inputs (split-K) in a fixed order and adds the bias: no atomics, no varying results.
 
-W is the first operand of each product (Y^T = W X^T), since on Hopper only that one may come from registers. No program
-waits for another, none allocates, and the workspace's size depends on shapes alone, so that CUDA graphs can capture it.
+W is the first operand of each product (Y^T = W X^T), since on Hopper only that one may come from
+registers. No program waits for another, none allocates, and the workspace's size depends on shapes
+alone, so that CUDA graphs can capture it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def _bits(words, block, p: tl.constexpr, n, N, K: tl.constexpr, P: tl.constexpr)
     """Plane p of rows n, words `block` -> (BN, KB, 16) int32: bits s and 16 + s at the signs of two 16-bit numbers."""
     live = (n < N)[:, None] & (block < K // 32)[None, :]
     found = tl.load(words + (block[None, :] * P + p) * N + n[:, None], live, 0)
-    # 2^(15 - s) by way of a float's exponent, which no compiler turns into a shift: multiplication has another pipe
+    # 2^(15 - s) by way of a float's exponent, which no compiler turns into a shift: multiplication
+    # has another pipe
     power = ((142 - tl.arange(0, 16)) << 23).to(tl.float32, bitcast=True).to(tl.int32)
     return found[:, :, None] * power[None, None, :]
 
@@ -40,8 +42,8 @@ def _halves(pairs, HALF: tl.constexpr):
 def _signs(bits, signs, exponent: tl.constexpr, HALF: tl.constexpr):
     """(BN, KB, 16) int32 -> (BN, 32 KB): 2^exponent where the bit is set, else its negative.
 
-    The mask `signs`, 0x80008000, is an argument of the kernels: as a constant beside the pattern, another one, it
-    costs a move for each logical instruction.
+    The mask `signs`, 0x80008000, is an argument of the kernels: as a constant beside the pattern,
+    another one, it costs a move for each logical instruction.
     """
     biased: tl.constexpr = (exponent + 127) << 7 if HALF is tl.bfloat16 else (exponent + 15) << 10
     negative: tl.constexpr = 0x8000 | biased
@@ -69,7 +71,9 @@ def _weights(
 ):  # fmt: skip
     """Rows n, inputs chunk * BK .. -> the weights (BN, BK), of type DOT and computed in it."""
     KB: tl.constexpr = BK // 32
-    GROUPS: tl.constexpr = 1 if GROUP % BK == 0 or GROUP == K else KB  # one scale for the chunk, or one for each word
+    GROUPS: tl.constexpr = (
+        1 if GROUP % BK == 0 or GROUP == K else KB
+    )  # one scale for the chunk, or one for each word
     block = chunk * KB + tl.arange(0, KB)
     group = (chunk * BK + tl.arange(0, GROUPS) * 32) // GROUP
     live = (n < N)[:, None] & (group < K // GROUP)[None, :]
@@ -95,7 +99,9 @@ def _weights(
 def _inputs(x, chunk, m, M, K: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr):
     """(BK, BM): inputs chunk * BK .. of the rows m, zero beyond either."""
     k = chunk * BK + tl.arange(0, BK)
-    return tl.load(x + m[None, :] * K + k[:, None], (k < K)[:, None] & (m < M)[None, :], 0.0).to(DOT)
+    return tl.load(x + m[None, :] * K + k[:, None], (k < K)[:, None] & (m < M)[None, :], 0.0).to(
+        DOT
+    )
 
 
 @triton.jit
@@ -134,7 +140,9 @@ def _skinny(
     acc = tl.zeros((BN, BM), tl.float32)
     scales = _scales(alpha, shift, first * BK // GROUP, n, N, K, GROUP, A)
     for chunk in range(first, tl.minimum(first + each, triton.cdiv(K, BK))):
-        following = _scales(alpha, shift, (chunk + 1) * BK // GROUP, n, N, K, GROUP, A)  # arrives during the products
+        following = _scales(
+            alpha, shift, (chunk + 1) * BK // GROUP, n, N, K, GROUP, A
+        )  # arrives during the products
         X = _inputs(x, chunk, m, M, K, BK, DOT)
         dots = tl.zeros((BN, BM), tl.float32)
         for p in tl.static_range(P):
@@ -183,8 +191,14 @@ def _dense(
     """-> dense (N, K)."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
-    W = _weights(words, alpha, shift, signs, tl.program_id(1), n, N, K, GROUP, P, UNIFORM, DOT, HALF, BK)
-    tl.store(dense + n.to(tl.int64)[:, None] * K + k[None, :], W.to(HALF), (n < N)[:, None] & (k < K)[None, :])
+    W = _weights(
+        words, alpha, shift, signs, tl.program_id(1), n, N, K, GROUP, P, UNIFORM, DOT, HALF, BK
+    )
+    tl.store(
+        dense + n.to(tl.int64)[:, None] * K + k[None, :],
+        W.to(HALF),
+        (n < N)[:, None] & (k < K)[None, :],
+    )
 
 
 @triton.jit

@@ -5,8 +5,8 @@ A tuned file is `tuned/<name of the GPU, spaces as underscores>.json` beside thi
     {"gpu": "NVIDIA H200", "triton": "3.6.0", "configs": {
         "m16 n4096 k4096 binary b3 g128 bfloat16": {"kind": "skinny", "block_n": 64, "split": 8}}}
 
-with the fields of `Config`; m is the bucket of the batch. The defaults come from the instruction counts and registers
-of the compiled kernels (`benchmarks/aot.py`), not from timings.
+with the fields of `Config`; m is the bucket of the batch. The defaults come from the instruction
+counts and registers of the compiled kernels (`benchmarks/aot.py`), not from timings.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Config:
     stages: int = 3
 
 
-DEFAULTS: tuple[tuple[int, Config], ...] = (  # the first whose batch is not exceeded; split is filled in by shape
+DEFAULTS: tuple[
+    tuple[int, Config], ...
+] = (  # the first whose batch is not exceeded; split is filled in by shape
     (8, Config("skinny", block_m=8, block_k=128)),
     (16, Config("skinny", block_m=16, block_k=128)),
     (32, Config("large", block_n=64, block_m=32, block_k=128)),
@@ -66,12 +68,20 @@ def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
 @lru_cache(maxsize=4096)
 def default(m: int, n: int, k: int, dtype: torch.dtype, processors: int = PROCESSORS) -> Config:
     """By shape alone. float32 takes the kernel that rounds nothing, whatever the batch."""
-    config = FLOAT32 if dtype == torch.float32 else next((config for limit, config in DEFAULTS if m <= limit), DENSE)
+    config = (
+        FLOAT32
+        if dtype == torch.float32
+        else next((config for limit, config in DEFAULTS if m <= limit), DENSE)
+    )
     if config.kind == "dense":
         return config
     programs = -(-n // config.block_n) * -(-m // config.block_m)
     split = 1
-    while programs * split < 2 * processors and k >= 8 * split * config.block_k and 2 * split * m <= 256:
+    while (
+        programs * split < 2 * processors
+        and k >= 8 * split * config.block_k
+        and 2 * split * m <= 256
+    ):
         split *= 2  # the sums are written and read again, so that many rows of x allow fewer parts
     return Config(**(vars(config) | {"split": split}))
 
@@ -95,6 +105,11 @@ def _tuned(gpu: str) -> dict[str, Config]:
     if not path.is_file():
         return {}
     try:
-        return {name: Config(**fields) for name, fields in json.loads(path.read_text())["configs"].items()}
+        return {
+            name: Config(**fields)
+            for name, fields in json.loads(path.read_text())["configs"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a file of tuned configurations ({error}); tune again or delete it") from None
+        raise ConfigError(
+            f"{path} is not a file of tuned configurations ({error}); tune again or delete it"
+        ) from None

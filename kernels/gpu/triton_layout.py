@@ -1,14 +1,16 @@
 """What the GPU kernels read: bit planes in 32-bit words with the outputs fastest, derived once from the stored format.
 
-words int32 (in/32, P, out): bit s of a word is input 2s of its 32, bit 16 + s is input 2s + 1. So one shift and one
-mask bring the bits of two neighbouring inputs to the sign bits of two 16-bit numbers in a register. The P planes of 32
-inputs lie together, and neighbouring threads read neighbouring words.
+words int32 (in/32, P, out): bit s of a word is input 2s of its 32, bit 16 + s is input 2s + 1. So
+one shift and one mask bring the bits of two neighbouring inputs to the sign bits of two 16-bit
+numbers in a register. The P planes of 32 inputs lie together, and neighbouring threads read
+neighbouring words.
 
 binary   w = shift_g + sum_p alpha_gp c_p              alpha (groups, P, out), shift (groups, out) or None
 uniform  w = alpha_g (shift_g + sum_p 2^(P-2-p) c_p)   alpha (groups, 1, out) the scale, shift (2^P - 1)/2 - zero point
 
-with c in {-1, +1}, plane 0 of uniform codes the most significant bit. Both hold the numbers of the stored format: the
-products on the right are exact in float32 for integer zero points. Groups are multiples of 32 inputs.
+with c in {-1, +1}, plane 0 of uniform codes the most significant bit. Both hold the numbers of the
+stored format: the products on the right are exact in float32 for integer zero points. Groups are
+multiples of 32 inputs.
 """
 
 from __future__ import annotations
@@ -62,10 +64,11 @@ class Planes:
 class LatticePlanes:
     """A lattice weight as a product of transformed inputs with plain codes.
 
-    W = diag(sv) T_out W~ T_in diag(su), and a vector of W~ is map f(z) + offset. So with v = T_in diag(su) x,
-    W~ v = sum_j f(z_j) . (map^T v_j) + offset . sum_j v_j: the map goes to the inputs, and the codes stay integers.
-    planes: the features f, uniform with scale 1 for `codes`; for `signs` one plane of bits * in inputs, bit by bit.
-    map (d, k), offset (d,) or None, su (in,), sv (out,): float32. blocks: orders of the Hadamard blocks, out and in.
+    W = diag(sv) T_out W~ T_in diag(su), and a vector of W~ is map f(z) + offset. So with v = T_in
+    diag(su) x, W~ v = sum_j f(z_j) . (map^T v_j) + offset . sum_j v_j: the map goes to the inputs,
+    and the codes stay integers. planes: the features f, uniform with scale 1 for `codes`; for
+    `signs` one plane of bits * in inputs, bit by bit. map (d, k), offset (d,) or None, su (in,), sv
+    (out,): float32. blocks: orders of the Hadamard blocks, out and in.
     """
 
     planes: Planes
@@ -106,7 +109,13 @@ def derive(weight: WeightFormat) -> Planes | LatticePlanes:
         codes, _, zero = weight.unpacked()
         center = _halved((2**weight.bits - 1) / 2 - zero).T.contiguous()
         scale = weight.scale.T.unsqueeze(1).contiguous()
-        return Planes(_words(_bitmaps(codes.flatten(1), weight.bits)), scale, center, weight.group_size, uniform=True)
+        return Planes(
+            _words(_bitmaps(codes.flatten(1), weight.bits)),
+            scale,
+            center,
+            weight.group_size,
+            uniform=True,
+        )
     if isinstance(weight, Lattice):
         return _lattice(weight)
     raise ConfigError(f"format {weight.format!r} has no planes")
@@ -131,10 +140,14 @@ def _lattice(weight: Lattice) -> LatticePlanes:
         center = torch.full_like(ones[0], (2**weight.bits - 1) / 2)
         planes = Planes(_words(bitmaps), ones, center, weight.shape[1], uniform=True)
     else:
-        words = _words(bitmaps).transpose(0, 1).reshape(-1, 1, len(weight.sv))  # one plane after the other as inputs
+        words = (
+            _words(bitmaps).transpose(0, 1).reshape(-1, 1, len(weight.sv))
+        )  # one plane after the other as inputs
         planes = Planes(words, ones, None, WORD * len(words), uniform=False)
     offset = None if weight.offset is None else weight.offset.float()
-    return LatticePlanes(planes, weight.map.float(), offset, weight.su.float(), weight.sv.float(), weight.blocks)
+    return LatticePlanes(
+        planes, weight.map.float(), offset, weight.su.float(), weight.sv.float(), weight.blocks
+    )
 
 
 def _bitmaps(codes: Tensor, bits: int) -> Tensor:
@@ -145,7 +158,12 @@ def _bitmaps(codes: Tensor, bits: int) -> Tensor:
 def _words(bitmaps: Tensor) -> Tensor:
     """(P, out, in/8) uint8 -> (in/32, P, out) int32: the even inputs of a word in its low half, the odd in its high."""
     words = bitmaps.clone().view(torch.int32).long()  # a little-endian stream; the copy is aligned
-    return (_even_bits(words) | _even_bits(words >> 1) << 16).to(torch.int32).permute(2, 0, 1).contiguous()
+    return (
+        (_even_bits(words) | _even_bits(words >> 1) << 16)
+        .to(torch.int32)
+        .permute(2, 0, 1)
+        .contiguous()
+    )
 
 
 def _even_bits(words: Tensor) -> Tensor:

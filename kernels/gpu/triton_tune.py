@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
+from qbench.files.atomic import write_text
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_configs
 from qbench.kernels.gpu.triton_configs import Config
 from qbench.kernels.gpu.triton_layout import Planes
 
 
-def tune(weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, path: Path | None = None) -> Path:
+def tune(
+    weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, path: Path | None = None
+) -> Path:
     """Time all candidates for each weight and batch, and write the file of this GPU, or `path`; others' entries stay.
 
-    A candidate counts only if its products agree with those of the default. ConfigError where there is no GPU.
+    A candidate counts only if its products agree with those of the default. ConfigError where there
+    is no GPU.
     """
     require_gpu()
     import triton
@@ -33,8 +37,8 @@ def tune(weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, 
     for weight, m in product(list(weights), batches):
         x = torch.randn(m, weight.shape[1], device=weight.words.device, dtype=dtype)
         known[triton_configs.key(m, weight, dtype)] = asdict(_best(x, weight))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"gpu": name, "triton": triton.__version__, "configs": known}, indent=1) + "\n")
+        stored = {"gpu": name, "triton": triton.__version__, "configs": known}
+        write_text(path, json.dumps(stored, indent=1) + "\n")
     triton_configs._tuned.cache_clear()
     return path
 
@@ -64,12 +68,16 @@ def _best(x: Tensor, weight: Planes) -> Config:
 
     default = triton_configs.default(len(x), *weight.shape, x.dtype)
     expected = gpu.product(x, weight, out=torch.float32, config=default)
-    times = {default: do_bench(lambda: gpu.product(x, weight, config=default), return_mode="median")}
+    times = {
+        default: do_bench(lambda: gpu.product(x, weight, config=default), return_mode="median")
+    }
     for config in candidates(len(x)):
         try:
             found = gpu.product(x, weight, out=torch.float32, config=config)
         except OutOfResources:  # more shared memory or registers than the GPU has
             continue
         if (found - expected).norm() <= 0.02 * expected.norm():
-            times[config] = do_bench(lambda chosen=config: gpu.product(x, weight, config=chosen), return_mode="median")
+            times[config] = do_bench(
+                lambda chosen=config: gpu.product(x, weight, config=chosen), return_mode="median"
+            )
     return min(times, key=lambda config: times[config])

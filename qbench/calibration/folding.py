@@ -1,10 +1,11 @@
 """Where a scale per channel can be moved from one operation into the linear layers that follow, found by probing.
 
-Dividing the channels of a norm's (or of a linear layer's) output by s, and multiplying the columns of the layers that
-read it by s, changes nothing in full precision, but changes what rounding does: the equivalent transformations of
-SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), AWQ (arXiv:2306.00978) and OmniQuant (arXiv:2308.13137). Their code
-lists the places by model family. Here a block is run on a few tokens, candidates are read off its reactions, and a
-candidate is kept only if the block's output stays the same when random scales are folded there.
+Dividing the channels of a norm's (or of a linear layer's) output by s, and multiplying the columns
+of the layers that read it by s, changes nothing in full precision, but changes what rounding does:
+the equivalent transformations of SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), AWQ
+(arXiv:2306.00978) and OmniQuant (arXiv:2308.13137). Their code lists the places by model family.
+Here a block is run on a few tokens, candidates are read off its reactions, and a candidate is kept
+only if the block's output stays the same when random scales are folded there.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ TOLERANCE = 1e-3  # of the verification, relative to what the block adds to its 
 class Fold:
     """A place for a scale per channel, by names within the block.
 
-    layers: the linear layers that read the same input. source: the norm or linear layer that makes it. channels: (in,)
-    int64, the output channel of the source that feeds each input channel; under grouped-query attention one feeds
-    several, in a fused projection some feed none. offset: the a of a norm f(x) (a + weight); None for a linear layer.
+    layers: the linear layers that read the same input. source: the norm or linear layer that makes
+    it. channels: (in,) int64, the output channel of the source that feeds each input channel; under
+    grouped-query attention one feeds several, in a fused projection some feed none. offset: the a
+    of a norm f(x) (a + weight); None for a linear layer.
     """
 
     layers: tuple[str, ...]
@@ -44,7 +46,9 @@ class Fold:
     def shared(self, scale: Tensor) -> Tensor:
         """(in,) positive -> (in,): the geometric mean over the input channels that one channel of the source feeds."""
         rows = int(self.channels.max()) + 1
-        mean = scale.new_zeros(rows).scatter_reduce(0, self.channels, scale.log(), "mean", include_self=False)
+        mean = scale.new_zeros(rows).scatter_reduce(
+            0, self.channels, scale.log(), "mean", include_self=False
+        )
         return mean[self.channels].exp()
 
 
@@ -53,7 +57,8 @@ def folded(
 ) -> dict[str, Tensor]:
     """The source's parameters, by name, that divide its output by `scale`, (in,), equal where `Fold.shared` says so.
 
-    values: parameters that stand in place of the block's own. Differentiable in both; the block stays as it is.
+    values: parameters that stand in place of the block's own. Differentiable in both; the block
+    stays as it is.
     """
     module, own = block.get_submodule(fold.source), _lookup(block, values)
     weight, bias = own(f"{fold.source}.weight"), getattr(module, "bias", None)
@@ -64,10 +69,16 @@ def folded(
     else:
         weight = weight / divisor if isinstance(module, Conv1D) else weight / divisor[:, None]
     found = {f"{fold.source}.weight": weight}
-    return found if bias is None else found | {f"{fold.source}.bias": own(f"{fold.source}.bias") / divisor}
+    return (
+        found
+        if bias is None
+        else found | {f"{fold.source}.bias": own(f"{fold.source}.bias") / divisor}
+    )
 
 
-def moved(block: nn.Module, fold: Fold, scale: Tensor, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def moved(
+    block: nn.Module, fold: Fold, scale: Tensor, values: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """`folded`, and the weights of the layers with their columns multiplied: together they change nothing."""
     own, found = _lookup(block, values), folded(block, fold, scale, values)
     for name in fold.layers:
@@ -94,7 +105,11 @@ def excerpt(block: nn.Module, inputs: BlockInputs, sequences: int, length: int) 
         cut = _cut(inputs, (min(keep[0], whole[0]), min(keep[1], whole[1])))
         try:
             cut.run(block, cut.quantized[0], 0)
-        except (RuntimeError, ValueError, IndexError):  # an argument whose sizes mean something else
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ):  # an argument whose sizes mean something else
             continue
         return cut
     return _cut(inputs, (whole[0], whole[1]))
@@ -102,7 +117,10 @@ def excerpt(block: nn.Module, inputs: BlockInputs, sequences: int, length: int) 
 
 def has_bias(block: nn.Module, fold: Fold) -> bool:
     """Whether the source is a norm with a bias."""
-    return fold.offset is not None and getattr(block.get_submodule(fold.source), "bias", None) is not None
+    return (
+        fold.offset is not None
+        and getattr(block.get_submodule(fold.source), "bias", None) is not None
+    )
 
 
 def _cut(inputs: BlockInputs, keep: tuple[int, int]) -> BlockInputs:
@@ -117,7 +135,12 @@ def _cut(inputs: BlockInputs, keep: tuple[int, int]) -> BlockInputs:
         return leaf
 
     hidden = [[stream[0][: keep[0], : keep[1]]] for stream in (inputs.quantized, inputs.full)]
-    return replace(inputs, quantized=hidden[0], full=hidden[1], arguments=[tree_map(shorter, inputs.arguments[0])])
+    return replace(
+        inputs,
+        quantized=hidden[0],
+        full=hidden[1],
+        arguments=[tree_map(shorter, inputs.arguments[0])],
+    )
 
 
 def _lookup(block: nn.Module, values: Mapping[str, Tensor] | None) -> Any:
@@ -149,13 +172,17 @@ class _Probe:
         self.block = block
         self.values = {name: value.detach().float() for name, value in block.named_parameters()}
         self.generator = torch.Generator().manual_seed(0)
-        self.modules = {name: module for name, module in block.named_modules() if name and _width(module)}
+        self.modules = {
+            name: module for name, module in block.named_modules() if name and _width(module)
+        }
         self.calls, self.output = self.run()
         self.order = {name: i for i, name in enumerate(self.calls)}
         self.groups = self._groups()
 
     def run(
-        self, values: Mapping[str, Tensor] | None = None, outputs: Mapping[str, Tensor] | None = None
+        self,
+        values: Mapping[str, Tensor] | None = None,
+        outputs: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, _Call], Tensor]:
         """First calls of the modules in the order of execution, and the block's output.
 
@@ -191,10 +218,18 @@ class _Probe:
         read = self.calls[group[0]].args[0]
         for name, module in self.modules.items():
             call = self.calls.get(name)
-            if call is None or not isinstance(call.output, Tensor) or call.output.data_ptr() != read.data_ptr():
+            if (
+                call is None
+                or not isinstance(call.output, Tensor)
+                or call.output.data_ptr() != read.data_ptr()
+            ):
                 continue
             weight, bias = self.values[f"{name}.weight"], self.values.get(f"{name}.bias")
-            if weight.dim() != 1 or len(weight) != read.shape[-1] or call.output.shape[-1] != len(weight):
+            if (
+                weight.dim() != 1
+                or len(weight) != read.shape[-1]
+                or call.output.shape[-1] != len(weight)
+            ):
                 continue
             own = {} if bias is None else {"bias": bias}
             zero, one = (
@@ -206,27 +241,41 @@ class _Probe:
             f = one - zero
             centred = zero if bias is None else zero - bias
             offset = float((centred * f).sum() / f.square().sum().clamp_min(1e-30))
-            return Fold(group, name, torch.arange(len(weight), device=weight.device), float(round(offset, 3)))
+            return Fold(
+                group,
+                name,
+                torch.arange(len(weight), device=weight.device),
+                float(round(offset, 3)),
+            )
         return None
 
     def sources(self, groups: list[tuple[str, ...]]) -> Iterator[Fold]:
         """Linear layers whose output reaches a group's input channel by channel.
 
-        The source's output is replaced by noise, and then by noise with a distinct factor for each of its channels.
+        The source's output is replaced by noise, and then by noise with a distinct factor for each
+        of its channels.
         """
         left = list(groups)
         layers = linears(self.block)
         for source in [name for name in self.order if name in layers]:
-            later = [group for group in left if self.order[group[0]] > self.order[source] and source not in group]
+            later = [
+                group
+                for group in left
+                if self.order[group[0]] > self.order[source] and source not in group
+            ]
             output = self.calls[source].output
             width = output.shape[-1]
             noise = torch.randn(output.shape, generator=self.generator).to(output.device)
             before = self.run(outputs={source: noise})[0] if later else {}
             # In a fused gate and up projection only one half reaches the next layer linearly.
             for rows in (slice(None), slice(width // 2, None), slice(0, width // 2)):
-                fits = [group for group in later if group in left and self._fits(group, rows, width)]
+                fits = [
+                    group for group in later if group in left and self._fits(group, rows, width)
+                ]
                 factors = noise.new_ones(width)
-                factors[rows] = torch.logspace(1, 3, len(factors[rows]), base=2, device=noise.device)
+                factors[rows] = torch.logspace(
+                    1, 3, len(factors[rows]), base=2, device=noise.device
+                )
                 after = self.run(outputs={source: noise * factors})[0] if fits else {}
                 for group in fits:
                     channels = _match(before.get(group[0]), after.get(group[0]), factors)
@@ -249,7 +298,9 @@ class _Probe:
 def _width(module: nn.Module) -> bool:
     """Whether it is a linear layer, or what may be a norm: one weight per channel."""
     weight = getattr(module, "weight", None)
-    return isinstance(module, (nn.Linear, Conv1D)) or (isinstance(weight, nn.Parameter) and weight.dim() == 1)
+    return isinstance(module, (nn.Linear, Conv1D)) or (
+        isinstance(weight, nn.Parameter) and weight.dim() == 1
+    )
 
 
 def _single(leaf: Any) -> Any:
@@ -259,8 +310,9 @@ def _single(leaf: Any) -> Any:
 def _match(before: _Call | None, after: _Call | None, factors: Tensor) -> Tensor | None:
     """(in,) which of the factors, 2 to 8, each input channel was multiplied by; None unless all were by one of them.
 
-    Looked for in all tokens, and then in the first alone: as it can attend to nothing but itself, it sees the values
-    of an attention even where its queries and keys were multiplied as well, as in a fused projection.
+    Looked for in all tokens, and then in the first alone: as it can attend to nothing but itself,
+    it sees the values of an attention even where its queries and keys were multiplied as well, as
+    in a fused projection.
     """
     if before is None or after is None or before.rows.shape != after.rows.shape:
         return None

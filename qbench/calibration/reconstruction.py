@@ -1,8 +1,9 @@
 """Block reconstruction: train what stands for a block's weights until its output is again what it was.
 
-The loop that FlexRound, UniQuanF and their relatives share (BRECQ, Li et al. 2021, arXiv:2102.05426), with inputs mixed
-element by element from both streams (QDrop, Wei et al. 2022, arXiv:2203.05740). A method brings the parameterization
-of one weight; here are the loss, the optimizer, the batches, and which state is kept.
+The loop that FlexRound, UniQuanF and their relatives share (BRECQ, Li et al. 2021,
+arXiv:2102.05426), with inputs mixed element by element from both streams (QDrop, Wei et al. 2022,
+arXiv:2203.05740). A method brings the parameterization of one weight; here are the loss, the
+optimizer, the batches, and which state is kept.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Weights:
 
     def substitutes(self) -> dict[str, Tensor]:
         """`<layer>.weight` of every layer, as the layer keeps it (Conv1D has it transposed)."""
-        return {f"{name}.weight": as_kept(self.layers[name], weight()) for name, weight in self.weights.items()}
+        return {
+            f"{name}.weight": as_kept(self.layers[name], weight())
+            for name, weight in self.weights.items()
+        }
 
     def export(self) -> BlockResult:
         """The quantized weights."""
@@ -76,11 +80,12 @@ class Weights:
 class Reconstruction:
     """What trained methods share; a method derives from it and gives `prepare`.
 
-    epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences per step. mixing:
-    probability with which an input element comes from the quantized prefix, else from the full-precision model. loss:
-    `mse`, or `damped` or `capped`, where tokens larger than the median count less (`block_loss`). holdout: share of the
-    batches that judge the states and are not trained on (with a single batch, it does both). patience: epochs without
-    improvement after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
+    epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences
+    per step. mixing: probability with which an input element comes from the quantized prefix, else
+    from the full-precision model. loss: `mse`, or `damped` or `capped`, where tokens larger than
+    the median count less (`block_loss`). holdout: share of the batches that judge the states and
+    are not trained on (with a single batch, it does both). patience: epochs without improvement
+    after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
     """
 
     epochs: int = 4
@@ -103,7 +108,9 @@ class Reconstruction:
         """ConfigError naming the first of these parameters that is smaller."""
         for name in names:
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)} is too small; give {least} or more")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is too small; give {least} or more"
+                )
 
     def training_tokens(self, tokens: int) -> int:
         """Tokens that pass forward and backward when `tokens` tokens calibrate: for estimates of time."""
@@ -125,13 +132,18 @@ class Reconstruction:
 
 
 def reconstruct(
-    block: nn.Module, state: Trainable, inputs: BlockInputs, targets: list[Tensor], recipe: Reconstruction
+    block: nn.Module,
+    state: Trainable,
+    inputs: BlockInputs,
+    targets: list[Tensor],
+    recipe: Reconstruction,
 ) -> BlockResult:
     """Train `state`, and return the best of its exported states, the initialization among them.
 
-    States are judged once per epoch by the loss that the *exported* block has on the held-out batches of the quantized
-    stream: what is returned is never worse there than the start. The block is left as it is. Training stops where the
-    loss is no longer finite. MethodError where the initialization's loss is not finite.
+    States are judged once per epoch by the loss that the *exported* block has on the held-out
+    batches of the quantized stream: what is returned is never worse there than the start. The block
+    is left as it is. Training stops where the loss is no longer finite. MethodError where the
+    initialization's loss is not finite.
     """
     fixed = {name: value.detach() for name, value in block.named_parameters()}
     training, judging = split(len(targets), recipe.holdout)
@@ -145,17 +157,24 @@ def reconstruct(
     steps = Steps(state, recipe, len(training), targets[0].device)
     for epoch in range(recipe.epochs):
         for batch in steps.order(training):
-            inputs.progress(len(history.losses) / (recipe.epochs * len(training)), history.line(epoch, recipe.epochs))
+            inputs.progress(
+                len(history.losses) / (recipe.epochs * len(training)),
+                history.line(epoch, recipe.epochs),
+            )
             history.losses.append(steps.take(block, fixed, inputs, targets[batch], batch))
             if not math.isfinite(history.losses[-1]):
-                history.stopped = f"stopped at step {len(history.losses)}: the loss is {history.losses[-1]}"
+                history.stopped = (
+                    f"stopped at step {len(history.losses)}: the loss is {history.losses[-1]}"
+                )
                 return replace(best, log=history.log())
         found = state.export()
         history.judged.append(judge(found))
         if history.best_epoch == epoch + 1:
             best = found
         elif recipe.patience and epoch + 1 - history.best_epoch >= recipe.patience:
-            history.stopped = f"stopped after epoch {epoch + 1}: no improvement for {recipe.patience}"
+            history.stopped = (
+                f"stopped after epoch {epoch + 1}: no improvement for {recipe.patience}"
+            )
             break
     return replace(best, log=history.log())
 
@@ -171,7 +190,10 @@ class _History:
     @property
     def best_epoch(self) -> int:
         """The first epoch with the lowest judged loss; 0 is the start. A loss that is not a number is never best."""
-        return min(range(len(self.judged)), key=lambda i: self.judged[i] if math.isfinite(self.judged[i]) else math.inf)
+        return min(
+            range(len(self.judged)),
+            key=lambda i: self.judged[i] if math.isfinite(self.judged[i]) else math.inf,
+        )
 
     def line(self, epoch: int, epochs: int) -> str:
         """For people."""
@@ -200,10 +222,11 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
     """Mean squared error of (batch, length, width), where a token of mean square r times the median's counts r^-p.
 
-    r is at least 1, and the larger of that in the output and in the target; the median is of the batch's targets. A few
-    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all later tokens attend
-    to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth block on). p = 1, `capped`: the norm that
-    follows sees them so, but as one token of hundreds they are forgotten, and with them what the others attend to (the
+    r is at least 1, and the larger of that in the output and in the target; the median is of the
+    batch's targets. A few tokens of a decoder, often only the first, carry activations hundreds of
+    times larger, which all later tokens attend to. p = 0, `mse`: they drown all others (on
+    SmolLM2-135M from the twelfth block on). p = 1, `capped`: the norm that follows sees them so,
+    but as one token of hundreds they are forgotten, and with them what the others attend to (the
     same model at 2 bits). p = 1/2, `damped`, lies between.
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
@@ -237,7 +260,9 @@ def _judged(
 class Steps:
     """Adam under a cosine schedule to zero, the order of the batches, and the mixing of the inputs."""
 
-    def __init__(self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device) -> None:
+    def __init__(
+        self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device
+    ) -> None:
         self.state, self.recipe = state, recipe
         self.optimizer = torch.optim.Adam(state.groups(), fused=True)
         total = max(1, recipe.epochs * batches)
@@ -259,15 +284,24 @@ class Steps:
 
     @torch.enable_grad()
     def take(
-        self, block: nn.Module, fixed: Mapping[str, Tensor], inputs: BlockInputs, target: Tensor, batch: int
+        self,
+        block: nn.Module,
+        fixed: Mapping[str, Tensor],
+        inputs: BlockInputs,
+        target: Tensor,
+        batch: int,
     ) -> float:
         """One step; returns its loss. Parameters do not move where that is not finite."""
-        output = inputs.run(block, self.mixed(inputs, batch), batch, {**fixed, **self.state.substitutes()})
+        output = inputs.run(
+            block, self.mixed(inputs, batch), batch, {**fixed, **self.state.substitutes()}
+        )
         loss = block_loss(output, target, self.recipe.loss)
         if torch.isfinite(loss):
             loss.backward()
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)  # at once: nothing holds gradients while a state is judged
+            self.optimizer.zero_grad(
+                set_to_none=True
+            )  # at once: nothing holds gradients while a state is judged
             self.schedule.step()
         return loss.item()
 

@@ -1,7 +1,8 @@
 """The calibration walk: hidden states go through the model block by block while its linear layers are quantized.
 
-Memory is one block, the hidden-state stream of all calibration tokens, and what one block keeps alive between two of
-its linear layers. Inputs are truly sequential: each layer sees what the already quantized layers before it produce.
+Memory is one block, the hidden-state stream of all calibration tokens, and what one block keeps
+alive between two of its linear layers. Inputs are truly sequential: each layer sees what the
+already quantized layers before it produce.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def walk_linears(
 ) -> None:
     """Visit every linear layer of the decoder in the order of execution with the statistics of its inputs.
 
-    tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight: all that follows sees
-    it. A layer that no token reaches (an expert) is visited last, with count 0. dtype: of the matrix products.
-    Raises MethodError naming the layer whose inputs are no longer finite.
+    tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight:
+    all that follows sees it. A layer that no token reaches (an expert) is visited last, with count
+    0. dtype: of the matrix products. Raises MethodError naming the layer whose inputs are no longer
+    finite.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device)
@@ -61,7 +63,9 @@ def walk_linears(
         block.to(device)
         names = {layer: f"{prefix}.{index}.{name}" for name, layer in linears(block).items()}
         # No cache: it would hold on to the low-precision copies of weights that have been replaced.
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+        with torch.autocast(
+            device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
+        ):
             outputs = lock_step(block, index, streams, names, visit)
         for stream, hidden in zip(streams, outputs, strict=True):
             stream.hidden = hidden
@@ -80,7 +84,8 @@ def walk_blocks(
 ) -> None:
     """Visit every block with both streams: what the quantized prefix gives, and what the full-precision model gives.
 
-    visit(name, block, inputs, targets) may replace the block's weights: the quantized stream then goes through it.
+    visit(name, block, inputs, targets) may replace the block's weights: the quantized stream then
+    goes through it.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device)
@@ -109,8 +114,8 @@ def enter(
 ) -> list[Stream]:
     """Run everything before the first block, and record the arguments with which each block is called.
 
-    The blocks are passed over (they return their input), so this is cheap, and right for models whose blocks get
-    different masks or position embeddings.
+    The blocks are passed over (they return their input), so this is cheap, and right for models
+    whose blocks get different masks or position embeddings.
     """
     streams = []
     tuples = None
@@ -121,7 +126,10 @@ def enter(
         hidden = calls[0][0][0]
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
         streams.append(
-            tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (hidden, arguments))
+            tree_map(
+                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
+                (hidden, arguments),
+            )
         )
     return [Stream(*stream) for stream in streams]
 
@@ -131,7 +139,9 @@ class _AllRecorded(Exception):
 
 
 @contextmanager
-def _recorded(blocks: nn.ModuleList, tuples: bool | None) -> Iterator[tuple[list[Any], list[bool | None]]]:
+def _recorded(
+    blocks: nn.ModuleList, tuples: bool | None
+) -> Iterator[tuple[list[Any], list[bool | None]]]:
     """Blocks return their input as they would return their output: bare or in a tuple, found out on the first call."""
     calls: list[Any] = []
     probe = [tuples]
@@ -159,11 +169,14 @@ def _recorded(blocks: nn.ModuleList, tuples: bool | None) -> Iterator[tuple[list
             del block.forward  # the instance attribute; the class's method shows again
 
 
-def lock_step(block: nn.Module, index: int, streams: list[Stream], names: dict[Any, str], visit: Visit) -> list[Tensor]:
+def lock_step(
+    block: nn.Module, index: int, streams: list[Stream], names: dict[Any, str], visit: Visit
+) -> list[Tensor]:
     """Run one block on every stream, pausing all of them at each linear layer until it has been visited.
 
-    Each stream's forward pass is a coroutine that stops before a linear layer; when all have arrived, the layer's
-    statistics are complete, it is visited, and they go on: truly sequential inputs in one pass over the block.
+    Each stream's forward pass is a coroutine that stops before a linear layer; when all have
+    arrived, the layer's statistics are complete, it is visited, and they go on: truly sequential
+    inputs in one pass over the block.
     """
     order = {layer: position for position, layer in enumerate(names)}
     unvisited = dict.fromkeys(names)
@@ -179,7 +192,8 @@ def lock_step(block: nn.Module, index: int, streams: list[Stream], names: dict[A
         statistics = InputStatistics()
         while not all(run.dead for run in runs):
             layer = min(
-                (state[0] for state, run in zip(states, runs, strict=True) if not run.dead), key=lambda key: order[key]
+                (state[0] for state, run in zip(states, runs, strict=True) if not run.dead),
+                key=lambda key: order[key],
             )
             here = [i for i, run in enumerate(runs) if not run.dead and states[i][0] is layer]
             visit(names[layer], layer, statistics.of([states[i][1] for i in here], names[layer]))
@@ -191,7 +205,11 @@ def lock_step(block: nn.Module, index: int, streams: list[Stream], names: dict[A
             hook.remove()
     for layer in list(unvisited):
         width = layer.weight.shape[1] if isinstance(layer, nn.Linear) else layer.weight.shape[0]
-        visit(names[layer], layer, LinearStats(torch.zeros(width, width, device=layer.weight.device), 0))
+        visit(
+            names[layer],
+            layer,
+            LinearStats(torch.zeros(width, width, device=layer.weight.device), 0),
+        )
     return states
 
 
@@ -210,7 +228,9 @@ class InputStatistics:
 
     def of(self, inputs: list[Tensor], name: str) -> LinearStats:
         """inputs: one (batch, length, in) tensor per stream. MethodError naming the layer where they are not finite."""
-        same = len(inputs) == len(self._inputs) and all(a is b for a, b in zip(inputs, self._inputs, strict=True))
+        same = len(inputs) == len(self._inputs) and all(
+            a is b for a, b in zip(inputs, self._inputs, strict=True)
+        )
         if self._stats is None or not same:
             width = inputs[0].shape[-1]
             hessian = torch.zeros(width, width, device=inputs[0].device)

@@ -64,7 +64,10 @@ Record `{{ record.id }}`, reproduced by
 
 
 def write_card(
-    folder: Path, entry: Mapping[str, Any], weights: Mapping[str, WeightFormat], record: Record | None = None
+    folder: Path,
+    entry: Mapping[str, Any],
+    weights: Mapping[str, WeightFormat],
+    record: Record | None = None,
 ) -> None:
     """Write README.md. entry: the quantization_config. record: of its scores. OSError where the disk refuses."""
     scheme = entry.get("scheme") or {}
@@ -73,7 +76,9 @@ def write_card(
         Environment(keep_trailing_newline=True)
         .from_string(_TEMPLATE)
         .render(
-            title=_plain(record.cell.label if record else f"{entry.get('method')} {scheme.get('bits')} bits"),
+            title=_plain(
+                record.cell.label if record else f"{entry.get('method')} {scheme.get('bits')} bits"
+            ),
             version=version("qbench-llm"),
             method=_plain(entry.get("method")),
             paper=_plain(entry.get("paper", "")),
@@ -82,7 +87,8 @@ def write_card(
             layers=len(weights),
             kept=", ".join(map(_plain, entry.get("modules_to_not_convert", [])[:3])),
             facts=json.dumps(
-                {k: v for k, v in entry.items() if k not in ("groups", "modules_to_not_convert")}, indent=2
+                {k: v for k, v in entry.items() if k not in ("groups", "modules_to_not_convert")},
+                indent=2,
             ),
             scores=record.scores if record else (),
             record=record,

@@ -1,7 +1,7 @@
 """`quantization_config` of a saved model: which layer is stored in which format, and what its tensors must look like.
 
-Layers that agree in everything stand in one group. Every tensor's dtype and shape are stated, so that a file can be
-held against its own config, and a model be built, before a byte of data is read.
+Layers that agree in everything stand in one group. Every tensor's dtype and shape are stated, so
+that a file can be held against its own config, and a model be built, before a byte of data is read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Group(BaseModel):
     def weight(self, tensors: Mapping[str, Tensor] | None = None) -> WeightFormat:
         """The weight of one of the layers, from its parts or without data. StoreError where they do not fit."""
         return from_tensors(
-            self.format, tensors or {name: part.empty() for name, part in self.parts.items()}, self.spec
+            self.format,
+            tensors or {name: part.empty() for name, part in self.parts.items()},
+            self.spec,
         )
 
 
@@ -71,10 +73,14 @@ class QuantizationConfig(BaseModel):
 
     def facts(self) -> dict[str, Any]:
         """What the method said about itself."""
-        return self.model_dump(exclude={"quant_method", "version", "groups", "modules_to_not_convert"})
+        return self.model_dump(
+            exclude={"quant_method", "version", "groups", "modules_to_not_convert"}
+        )
 
 
-def state(weights: Mapping[str, WeightFormat], unquantized: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+def state(
+    weights: Mapping[str, WeightFormat], unquantized: list[str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """The entry for these weights, JSON-able."""
     groups: dict[str, dict[str, Any]] = {}
     for name, weight in weights.items():
@@ -85,14 +91,18 @@ def state(weights: Mapping[str, WeightFormat], unquantized: list[str], facts: Ma
         alike = {"format": weight.format, "spec": weight.spec(), "parts": parts}
         groups.setdefault(repr(alike), alike | {"modules": []})["modules"].append(name)
     head = {"quant_method": "qbench", "version": VERSION}
-    return head | dict(facts) | {"modules_to_not_convert": unquantized, "groups": list(groups.values())}
+    return (
+        head
+        | dict(facts)
+        | {"modules_to_not_convert": unquantized, "groups": list(groups.values())}
+    )
 
 
 def stored(weight: WeightFormat) -> dict[str, Tensor]:
     """The parts of a weight as they are in the file, the sentinel among them.
 
-    An empty `<layer>.weight` makes every loader that does not know the format stop at the wrong shape. Without it
-    transformers finds the weight missing, warns, and goes on with random numbers.
+    An empty `<layer>.weight` makes every loader that does not know the format stop at the wrong
+    shape. Without it transformers finds the weight missing, warns, and goes on with random numbers.
     """
     return {SENTINEL: torch.empty(0, dtype=torch.uint8)} | weight.to_tensors()
 
@@ -102,7 +112,9 @@ def read_layout(config: Mapping[str, Any], where: object) -> QuantizationConfig:
     entry = config.get("quantization_config")
     if not isinstance(entry, Mapping) or entry.get("quant_method") != "qbench":
         stated = entry.get("quant_method") if isinstance(entry, Mapping) else entry
-        raise StoreError(f"{where} is not the config of a model quantized by qbench: quant_method is {stated!r}")
+        raise StoreError(
+            f"{where} is not the config of a model quantized by qbench: quant_method is {stated!r}"
+        )
     if entry.get("version") != VERSION:
         raise StoreError(
             f"{where} has format version {entry.get('version')!r}; this qbench reads version {VERSION}: "
@@ -113,11 +125,15 @@ def read_layout(config: Mapping[str, Any], where: object) -> QuantizationConfig:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{where}: quantization_config.{place}: {first['msg']}; quantize again") from None
+        raise StoreError(
+            f"{where}: quantization_config.{place}: {first['msg']}; quantize again"
+        ) from None
     for group in found.groups:
         unknown = [part.dtype for part in group.parts.values() if part.dtype not in _DTYPE_NAMES]
         if unknown:
-            raise StoreError(f"{where} states dtype {unknown[0]!r}; known are {', '.join(_DTYPE_NAMES)}")
+            raise StoreError(
+                f"{where} states dtype {unknown[0]!r}; known are {', '.join(_DTYPE_NAMES)}"
+            )
         group.weight()
     return found
 
@@ -129,7 +145,9 @@ def compare(layout: QuantizationConfig, shards: Shards) -> dict[str, Group]:
         for part, stated in group.parts.items():
             entry = shards.entries.get(f"{name}.{part}")
             if entry is None:
-                raise StoreError(f"{shards.folder}: tensor {name}.{part} is missing; copy or quantize again")
+                raise StoreError(
+                    f"{shards.folder}: tensor {name}.{part} is missing; copy or quantize again"
+                )
             if (entry.dtype, list(entry.shape)) != (_DTYPE_NAMES[stated.dtype], stated.shape):
                 raise StoreError(
                     f"{entry.file}: tensor {name}.{part} is {entry.dtype} {entry.shape}, its config says "
@@ -146,17 +164,25 @@ def plausible(config: Mapping[str, Any], tensors: int, where: object) -> None:
         )
         limit = tensors if counts_layers else 2**31
         if not -(2**63) <= value <= limit:
-            raise StoreError(f"{where}: {key}={value} cannot be; at most {limit} fits this folder; copy it again")
+            raise StoreError(
+                f"{where}: {key}={value} cannot be; at most {limit} fits this folder; copy it again"
+            )
     widths = [value for key, value in _numbers(config) if key in _BUFFERED and value > 0]
     if prod(widths) > 2**40:
-        raise StoreError(f"{where}: {', '.join(_BUFFERED)} are too large together; copy the folder again")
+        raise StoreError(
+            f"{where}: {', '.join(_BUFFERED)} are too large together; copy the folder again"
+        )
 
 
 _BUFFERED = ("head_dim", "hidden_size", "n_embd", "num_attention_heads")
 
 
 def _numbers(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    own = [(key, value) for key, value in config.items() if isinstance(value, int) and not isinstance(value, bool)]
+    own = [
+        (key, value)
+        for key, value in config.items()
+        if isinstance(value, int) and not isinstance(value, bool)
+    ]
     inner = [
         pair
         for key, value in config.items()

@@ -1,7 +1,7 @@
 """Saved models: an ordinary Hugging Face directory whose quantized layers are stored packed.
 
-`config.json` carries `quantization_config` (`qbench.checkpoint.config`); the safetensors files carry `<layer>.<part>` for
-quantized layers and everything else as it was (`qbench.files.shards`).
+`config.json` carries `quantization_config` (`qbench.checkpoint.config`); the safetensors files
+carry `<layer>.<part>` for quantized layers and everything else as it was (`qbench.files.shards`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from qbench.models.experts import unfuse_experts
 from qbench.records import Record
 
 LOG = "quantize_log.json"
-_NOT_STORED = ("torch_dtype", "_name_or_path", "quantization_config")  # an older name of dtype; a path of this machine
+_NOT_STORED = (
+    "torch_dtype",
+    "_name_or_path",
+    "quantization_config",
+)  # an older name of dtype; a path of this machine
 
 
 def save(
@@ -42,11 +46,17 @@ def save(
 ) -> Path:
     """Write the directory beside its place and put it there in one step: whole or not at all. An older one goes.
 
-    log: what the method has to tell, if anything, goes into a file of its own. Unquantized tensors are stored in half
-    precision where that loses nothing. StoreError where the disk refuses.
+    log: what the method has to tell, if anything, goes into a file of its own. Unquantized tensors
+    are stored in half precision where that loses nothing. StoreError where the disk refuses.
     """
-    dense = [name for name, layer in model.named_modules() if is_linear(layer) and name not in weights]
-    tensors = {f"{name}.{part}": t for name, weight in weights.items() for part, t in stored(weight).items()}
+    dense = [
+        name for name, layer in model.named_modules() if is_linear(layer) and name not in weights
+    ]
+    tensors = {
+        f"{name}.{part}": t
+        for name, weight in weights.items()
+        for part, t in stored(weight).items()
+    }
     tensors |= unquantized(model, weights)
     entry = state(weights, dense, manifest)
 
@@ -56,7 +66,9 @@ def save(
             (part / LOG).write_text(json.dumps(log) + "\n")
 
     generation = getattr(model, "generation_config", None)
-    return write_folder(folder, model.config, tokenizer, tensors, entry, generation, finish, shard_bytes)
+    return write_folder(
+        folder, model.config, tokenizer, tensors, entry, generation, finish, shard_bytes
+    )
 
 
 def write_folder(
@@ -71,8 +83,8 @@ def write_folder(
 ) -> Path:
     """A Hugging Face directory of these tensors, written beside its place and put there in one step.
 
-    entry: its quantization_config, if any. finish: writes further files. StoreError where the disk refuses, and where
-    something is there that qbench has not written.
+    entry: its quantization_config, if any. finish: writes further files. StoreError where the disk
+    refuses, and where something is there that qbench has not written.
     """
     if not is_ours(folder):
         raise StoreError(
@@ -104,11 +116,13 @@ def write_folder(
     return folder
 
 
-def load(folder: Path, dtype: str, packed: bool) -> tuple[Any, Any, dict[str, WeightFormat], dict[str, Any]]:
+def load(
+    folder: Path, dtype: str, packed: bool
+) -> tuple[Any, Any, dict[str, WeightFormat], dict[str, Any]]:
     """(model, tokenizer, quantized weights, what the method stated).
 
-    packed: linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder is executed, every
-    tensor of the files is used, and none may be missing: StoreError.
+    packed: linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder
+    is executed, every tensor of the files is used, and none may be missing: StoreError.
     """
     config, shards = read_json(folder / "config.json"), Shards(folder)
     plausible(config, len(shards.entries), folder / "config.json")
@@ -129,8 +143,13 @@ def _read_weights(
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     """The quantized layers, and what the method stated; of our own folders, and of those that `exchange` reads."""
     entry = config.get("quantization_config")
-    if isinstance(entry, dict) and entry.get("quant_method") in list(READERS):  # it may be anything, even a list
-        return dict(read_foreign(entry, shards)), {"method": entry["quant_method"], "foreign": entry}
+    if isinstance(entry, dict) and entry.get("quant_method") in list(
+        READERS
+    ):  # it may be anything, even a list
+        return dict(read_foreign(entry, shards)), {
+            "method": entry["quant_method"],
+            "foreign": entry,
+        }
     layout = read_layout(config, folder / "config.json")
     weights = {}
     for name, group in compare(layout, shards).items():
@@ -142,7 +161,9 @@ def _read_weights(
 def unpack(model: nn.Module, kind: torch.dtype) -> None:
     """Every packed layer becomes a linear layer whose weight is dequantized into `kind`."""
     for name, layer in list(packed_layers(model)):
-        dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        dense = nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
         dense.weight = nn.Parameter(layer.quantized().dequantize().to(kind), requires_grad=False)
         dense.register_parameter("bias", layer.bias)
         home, _, child = name.rpartition(".")
@@ -152,11 +173,16 @@ def unpack(model: nn.Module, kind: torch.dtype) -> None:
 def add_scores(folder: Path, record: Record) -> None:
     """Write the model card again, with the scores of a record. StoreError where the folder is damaged or read-only."""
     config = read_json(folder / "config.json")
-    weights = {name: group.weight() for name, group in read_layout(config, folder / "config.json").modules().items()}
+    weights = {
+        name: group.weight()
+        for name, group in read_layout(config, folder / "config.json").modules().items()
+    }
     try:
         write_card(folder, config["quantization_config"], weights, record)
     except OSError as error:
-        raise StoreError(f"the model card in {folder} cannot be written: {error}; free space") from None
+        raise StoreError(
+            f"the model card in {folder} cannot be written: {error}; free space"
+        ) from None
 
 
 def read_log(folder: Path) -> dict[str, Any]:
@@ -179,7 +205,11 @@ def is_quantized(folder: Path) -> bool:
 
 def is_readable(folder: Path) -> bool:
     """Whether `load` reads this directory: one of ours, or one that `exchange` reads."""
-    entry = read_json(folder / "config.json").get("quantization_config") if (folder / "config.json").is_file() else None
+    entry = (
+        read_json(folder / "config.json").get("quantization_config")
+        if (folder / "config.json").is_file()
+        else None
+    )
     return isinstance(entry, dict) and entry.get("quant_method") in ["qbench", *READERS]
 
 
@@ -274,8 +304,12 @@ def _fill(model: Any, found: dict[str, Tensor], folder: Path) -> None:
     try:
         unexpected = model.load_state_dict(found, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:
-        raise StoreError(f"{folder}: {' '.join(str(error).split())[:300]}; copy or quantize again") from None
+        raise StoreError(
+            f"{folder}: {' '.join(str(error).split())[:300]}; copy or quantize again"
+        ) from None
     model.tie_weights()
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if missing or unexpected:
-        raise StoreError(f"{folder}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}")
+        raise StoreError(
+            f"{folder}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
+        )

@@ -1,6 +1,7 @@
 """`AutoModelForCausalLM.from_pretrained` on a folder of ours: the quantizer that `import qbench` registers.
 
-Only what transformers 4.57 and 5 share is overridden. Everything heavy is imported when a model is loaded.
+Only what transformers 4.57 and 5 share is overridden. Everything heavy is imported when a model is
+loaded.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ class QbenchQuantizer(HfQuantizer):
         from qbench.models.experts import unfuse_experts
 
         where = model.config.name_or_path
-        layout = read_layout({"quantization_config": self.quantization_config.to_dict()}, f"{where}/config.json")
+        layout = read_layout(
+            {"quantization_config": self.quantization_config.to_dict()}, f"{where}/config.json"
+        )
         self.shards = Shards(_folder(model.config))
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
-        for module in model.modules():  # without parameters there is nothing to initialize, as in experts taken apart
+        for module in (
+            model.modules()
+        ):  # without parameters there is nothing to initialize, as in experts taken apart
             if not (module._parameters or module._buffers):
                 module._is_hf_initialized = True
         return model
@@ -79,4 +84,6 @@ def _folder(config: Any) -> Path:
     where = config.name_or_path
     if Path(where).is_dir():
         return Path(where)
-    return Path(cached_file(where, "config.json", revision=getattr(config, "_commit_hash", None))).parent
+    return Path(
+        cached_file(where, "config.json", revision=getattr(config, "_commit_hash", None))
+    ).parent

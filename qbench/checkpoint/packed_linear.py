@@ -19,8 +19,9 @@ from qbench.models.blocks import is_linear, read_weight
 class QuantLinear(nn.Module):
     """y = x W^T + bias with W in any weight format, through the kernels.
 
-    Buffers: the parts of the weight, and the empty `weight` (see `qbench.checkpoint.config.stored`). Their dtypes never change:
-    `model.half()` or `.to(dtype)` reach the bias alone, since a rounded scale would be another weight.
+    Buffers: the parts of the weight, and the empty `weight` (see
+    `qbench.checkpoint.config.stored`). Their dtypes never change: `model.half()` or `.to(dtype)`
+    reach the bias alone, since a rounded scale would be another weight.
     """
 
     def __init__(self, weight: WeightFormat, bias: Tensor | None) -> None:
@@ -68,14 +69,20 @@ def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
         except AttributeError:
             layer = None
         if layer is None or not is_linear(layer):
-            raise StoreError(f"quantized layer {name!r} is no linear layer of a {type(model).__name__}")
+            raise StoreError(
+                f"quantized layer {name!r} is no linear layer of a {type(model).__name__}"
+            )
         shape = tuple(read_weight(layer).shape)
         if shape != tuple(weight.shape):
-            raise StoreError(f"layer {name!r} is {shape} in the model, but {tuple(weight.shape)} in the file")
+            raise StoreError(
+                f"layer {name!r} is {shape} in the model, but {tuple(weight.shape)} in the file"
+            )
         bias = None if layer.bias is None else layer.bias.detach()
         setattr(model.get_submodule(home), child, QuantLinear(weight, bias))
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
     """By full name."""
-    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLinear))
+    return (
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLinear)
+    )

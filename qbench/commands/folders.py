@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`")
+@app.command(
+    epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`"
+)
 def quantize(
     method: Annotated[str, typer.Option(help="`qbench list methods`.")],
     bits: Annotated[int, typer.Option(help="Bits per weight code.")],
@@ -37,7 +39,9 @@ def quantize(
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")
+    ] = "auto",
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme
@@ -59,18 +63,30 @@ def quantize(
             dtype=dtype,
             progress=lambda fraction, text: status.update(text),
         )
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total")
-    out.print(f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})", markup=False, soft_wrap=True)
+    parts = ", ".join(
+        f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total"
+    )
+    out.print(
+        f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command(
     epilog="Examples: `qbench export smollm2-3b --to gptq -o gptq-3b`   `qbench export DIR --to gguf -o model.gguf`"
 )
 def export(
-    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or a GPTQ or AWQ one.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that `qbench quantize` wrote, or a GPTQ or AWQ one.")
+    ],
     to: Annotated[str, typer.Option("--to", help="gptq, dense, gguf or qbench.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; for gguf a file.")],
-    dtype: Annotated[str, typer.Option(help="Of what is dense: auto, float32, bfloat16, float16.")] = "auto",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to write; for gguf a file.")
+    ],
+    dtype: Annotated[
+        str, typer.Option(help="Of what is dense: auto, float32, bfloat16, float16.")
+    ] = "auto",
 ) -> None:
     """Write a quantized model for other programs: the same numbers, or the reason why not."""
     from qbench.export import export as export_folder
@@ -80,10 +96,17 @@ def export(
     out.print(f"{path}", markup=False, soft_wrap=True)
 
 
-@app.command(name="eval", epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`")
+@app.command(
+    name="eval",
+    epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`",
+)
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote, or any model.")],
-    tasks: Annotated[str, typer.Option(help="With commas; `qbench list tasks`.")] = "wikitext,arc_easy",
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that `qbench quantize` wrote, or any model.")
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="With commas; `qbench list tasks`.")
+    ] = "wikitext,arc_easy",
     preset: Annotated[str, typer.Option(help="quick or paper: limits and shots.")] = "quick",
     sets: Sets = None,
     data: Data = None,
@@ -110,13 +133,20 @@ def evaluate(
         for score in evaluate_model(folder, grid, lambda fraction, text: status.update(text)):
             value = number(score.value, score.stderr, score.metric)
             out.print(
-                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}", markup=False, highlight=False
+                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}",
+                markup=False,
+                highlight=False,
             )
 
 
-@app.command(epilog="Examples: `qbench inspect smollm2-gptq-3b`   `qbench inspect model-Q4_K_M.gguf --json`")
+@app.command(
+    epilog="Examples: `qbench inspect smollm2-gptq-3b`   `qbench inspect model-Q4_K_M.gguf --json`"
+)
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A folder of qbench, GPTQ, AWQ or compressed-tensors; or a GGUF file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A folder of qbench, GPTQ, AWQ or compressed-tensors; or a GGUF file."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Show where the bits of a model are, measured from the headers of its files."""
@@ -138,7 +168,9 @@ def inspect(
 
 
 @app.command(epilog="Example: `qbench verify smollm2-gptq-3b`")
-def verify(folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote.")],
+) -> None:
     """Hold every file of a saved model against the hash in its index; exit code 1 where one differs."""
     from qbench.files.shards import verify as verify_files
 
@@ -151,13 +183,21 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder that `qbench qu
 def _flat(parameters: Mapping[str, Any]) -> str:
     """`bits=3 group_size=64`, nested ones too; the paper has a line in the model's card."""
     inner = [_flat(value) for key, value in parameters.items() if isinstance(value, Mapping)]
-    own = [f"{key}={value}" for key, value in parameters.items() if not isinstance(value, Mapping) and key != "paper"]
+    own = [
+        f"{key}={value}"
+        for key, value in parameters.items()
+        if not isinstance(value, Mapping) and key != "paper"
+    ]
     return " ".join(own + inner)
 
 
 def _headline(found: Inspection) -> str:
     """What it is, the bits of its quantized weights, stated and measured, and those of the whole."""
-    kind = " ".join(part for part in (found.source, found.format_version and f"({found.format_version})") if part)
+    kind = " ".join(
+        part
+        for part in (found.source, found.format_version and f"({found.format_version})")
+        if part
+    )
     made = f", {found.method}" if found.method not in (None, found.source) else ""
     whole = f"{found.bits_per_parameter:.3f} bits per parameter of the whole, {found.nbytes / 1e6:.1f} MB"
     if not found.quantized_weights:
@@ -175,7 +215,12 @@ def _item_table(found: Inspection) -> Table:
         table.add_column(name, justify="left" if name == "item" else "right")
     for item in found.items:
         bits = found.bits_per_weight.get(item.name)
-        facts = (str(item.tensors), f"{item.nbytes:,}", f"{item.share:.1%}", "" if bits is None else f"{bits:.4f}")
+        facts = (
+            str(item.tensors),
+            f"{item.nbytes:,}",
+            f"{item.share:.1%}",
+            "" if bits is None else f"{bits:.4f}",
+        )
         table.add_row(Text(item.name.replace("_", " ")), *facts)
     return table
 

@@ -47,10 +47,14 @@ def doctor() -> None:
     "   `qbench latency --end-to-end smollm2-bcq-3b`"
 )
 def latency(
-    shapes: Annotated[str | None, typer.Option(help="llama3-8b, llama3-70b, qwen3-8b or OUTxIN; with commas.")] = None,
+    shapes: Annotated[
+        str | None, typer.Option(help="llama3-8b, llama3-70b, qwen3-8b or OUTxIN; with commas.")
+    ] = None,
     bits: Annotated[str, typer.Option(help="Bits per weight code, with commas.")] = "2,3,4",
     batch: Annotated[str, typer.Option(help="Rows of x, with commas.")] = "1",
-    formats: Annotated[str, typer.Option("--format", help="binary, uniform; with commas.")] = "binary",
+    formats: Annotated[
+        str, typer.Option("--format", help="binary, uniform; with commas.")
+    ] = "binary",
     group_size: Annotated[int, typer.Option(help="Inputs per group.")] = 128,
     rounds: Annotated[int, typer.Option(help="Timed rounds of all candidates.")] = 30,
     end_to_end: Annotated[
@@ -62,20 +66,30 @@ def latency(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write; of products, in pytest-benchmark's layout.")
+        Path | None,
+        typer.Option("--json", help="File to write; of products, in pytest-benchmark's layout."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG to write: a roofline of the products.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG to write: a roofline of the products.")
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Find the GPU kernels' launches for these shapes first.")
     ] = False,
 ) -> None:
     """Time products with packed weights against dense ones, cold and in turns; or a whole model, on the CPU."""
-    least = {"--rounds": (rounds, 2), "--prompt": (prompt, 1), "--tokens": (tokens, 2), "--repeats": (repeats, 1)}
+    least = {
+        "--rounds": (rounds, 2),
+        "--prompt": (prompt, 1),
+        "--tokens": (tokens, 2),
+        "--repeats": (repeats, 1),
+    }
     for flag, (value, low) in (least | {"--threads": (threads, 1)}).items():
         if value < low:
             raise ConfigError(f"{flag} {value} is too small; give {low} or more")
     if (shapes is None) == (end_to_end is None):
-        raise ConfigError("give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model")
+        raise ConfigError(
+            "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model"
+        )
     if end_to_end is not None:
         if plot is not None or tune or device not in ("auto", "cpu"):
             raise ConfigError(
@@ -89,13 +103,17 @@ def latency(
             _tune(request)
         stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
-        from qbench.reports.plots import save
+        from qbench.files.atomic import write_text
 
-        save(json_file, (json.dumps(stored, indent=2) + "\n").encode())
+        write_text(json_file, json.dumps(stored, indent=2) + "\n")
 
 
 def _requested(
-    names: Sequence[str], bits: Sequence[int], batch: Sequence[int], formats: Sequence[str], group_size: int
+    names: Sequence[str],
+    bits: Sequence[int],
+    batch: Sequence[int],
+    formats: Sequence[str],
+    group_size: int,
 ) -> Request:
     from qbench.latency.request import Request, check_request, shapes_of
 
@@ -104,7 +122,9 @@ def _requested(
     return request
 
 
-def _products(request: Request, rounds: int, device: str, threads: int, plot: Path | None) -> dict[str, Any]:
+def _products(
+    request: Request, rounds: int, device: str, threads: int, plot: Path | None
+) -> dict[str, Any]:
     from qbench.latency.pytest_benchmark import as_benchmarks
     from qbench.latency.request import time_shape
     from qbench.reports.roofline import write_roofline
@@ -120,7 +140,9 @@ def _products(request: Request, rounds: int, device: str, threads: int, plot: Pa
         out.print(f"not here  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     stored = as_benchmarks(found)
     if plot is not None:
-        out.print(f"plot  {write_roofline(stored, plot)}", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"plot  {write_roofline(stored, plot)}", markup=False, highlight=False, soft_wrap=True
+        )
     return stored
 
 
@@ -143,7 +165,10 @@ def _tune(request: Request) -> None:
 def _product_table(rows: list[Row]) -> Table:
     """Median with tenth and ninetieth percentile, and what it is of the memory's rate and of the dense products."""
     rate, seconds = rows[0].rate, {row.name: row.seconds for row in rows}
-    speeds = {row.name.removeprefix("multiply "): f"{row.operations / row.seconds / 1e9:.0f}" for row in rows[1:3]}
+    speeds = {
+        row.name.removeprefix("multiply "): f"{row.operations / row.seconds / 1e9:.0f}"
+        for row in rows[1:3]
+    }
     title = f"{rows[0].shape}, {rows[0].device}, {len(rows[0].times)} times each; memory reads {rate / 1e9:.1f}"
     title += f" GB/s, matrices multiply {speeds['bf16']} (bf16) and {speeds['fp32']} (fp32) GFLOP/s"
     columns = ("kernel", "bits", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
@@ -153,12 +178,19 @@ def _product_table(rows: list[Row]) -> Table:
     for row in rows[3:]:
         spread = "-".join(f"{second * 1e6:.0f}" for second in row.spread)
         ratios = [f"{seconds[dense] / row.seconds:.2f}" for dense in ("dense fp32", "dense bf16")]
-        facts = (f"{row.rate / 1e9:.1f}", f"{100 * row.rate / rate:.0f} %", *ratios, f"{row.error:.1g}")
+        facts = (
+            f"{row.rate / 1e9:.1f}",
+            f"{100 * row.rate / rate:.0f} %",
+            *ratios,
+            f"{row.error:.1g}",
+        )
         table.add_row(row.name, f"{row.bits:.2f}", f"{row.seconds * 1e6:.0f}", spread, *facts)
     return table
 
 
-def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: int) -> dict[str, Any]:
+def _end_to_end(
+    folder: Path, prompt: int, tokens: int, repeats: int, threads: int
+) -> dict[str, Any]:
     from qbench.environment import environment
     from qbench.latency.end_to_end import compare
 
@@ -167,11 +199,22 @@ def _end_to_end(folder: Path, prompt: int, tokens: int, repeats: int, threads: i
     columns = ("model", "prefill tok/s", "decode tok/s", "first token ms", "peak MB", "kernels")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        spreads = [f"{middle:.1f} ({low:.1f}-{high:.1f})" for middle, low, high in (row.prefill, row.decode)]
+        spreads = [
+            f"{middle:.1f} ({low:.1f}-{high:.1f})"
+            for middle, low, high in (row.prefill, row.decode)
+        ]
         served = ", ".join(f"{name} {count}" for name, count in row.kernels.items()) or "torch"
-        table.add_row(row.name, *spreads, f"{1000 * row.first_token:.0f}", f"{row.peak_bytes / 1e6:.0f}", Text(served))
+        table.add_row(
+            row.name,
+            *spreads,
+            f"{1000 * row.first_token:.0f}",
+            f"{row.peak_bytes / 1e6:.0f}",
+            Text(served),
+        )
     Console(width=max(out.width, 110)).print(table)
     found = {row.name: row.decode[0] for row in rows}
     ratio = found["packed bfloat16"] / found["dense bfloat16"]
-    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False)
+    out.print(
+        f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False
+    )
     return {"rows": [asdict(row) for row in rows]} | environment()

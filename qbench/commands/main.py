@@ -1,6 +1,7 @@
 """The command line: `qbench run`, `report`, `list`, `check`, `data`; others are in `folders` and `machine`.
 
-Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse, 130 interrupted.
+Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from qbench.commands.options import (
 )
 from qbench.errors import QbenchError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
 app.add_typer(folders.app)
 app.add_typer(machine.app)
@@ -50,7 +56,9 @@ def run(
     model: Model = "smollm2-135m",
     bits: Annotated[str | None, typer.Option(help="Bits per weight code, with commas.")] = None,
     methods: Annotated[str | None, typer.Option(help="With commas; `qbench list methods`.")] = None,
-    sweep: Annotated[str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="With commas; `qbench list tasks`.")] = None,
     preset: Annotated[str | None, typer.Option(help="quick or paper.")] = None,
     group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
@@ -60,9 +68,12 @@ def run(
     data: Data = None,
     seed: Annotated[int | None, typer.Option(help="Of the calibration sample.")] = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")
+    ] = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Records, artifacts and report; default runs/MODEL.")
+        Path | None,
+        typer.Option("--out", help="Records, artifacts and report; default runs/MODEL."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
@@ -132,10 +143,16 @@ def _run(grid: Any, dry_run: bool) -> int:
 def _show_plan(plan: Any) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("cell", "model", "method", "quantize", "evaluate", "peak memory"):
-        table.add_column(name, justify="right" if name in ("quantize", "evaluate", "peak memory") else "left")
+        table.add_column(
+            name, justify="right" if name in ("quantize", "evaluate", "peak memory") else "left"
+        )
     for cell in plan.cells:
         cost = plan.estimates[cell.id]
-        facts = (f"{cost.quantize:.0f} s", f"{sum(cost.tasks.values()):.0f} s", f"{cost.peak_bytes / 1e9:.1f} GB")
+        facts = (
+            f"{cost.quantize:.0f} s",
+            f"{sum(cost.tasks.values()):.0f} s",
+            f"{cost.peak_bytes / 1e9:.1f} GB",
+        )
         table.add_row(cell.id, Text(cell.model), Text(cell.label), *facts)
     out.print(table)
     total = sum(plan.estimates[cell.id].seconds for cell in plan.cells)
@@ -155,7 +172,11 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
     for complaint in complaints:
         err.print(f"warning: {complaint}", markup=False)
     screen(records, out)
-    out.print("report  " + "  ".join(str(path) for path in write_report(records, folder)), markup=False, soft_wrap=True)
+    out.print(
+        "report  " + "  ".join(str(path) for path in write_report(records, folder)),
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
@@ -183,7 +204,9 @@ def list_(
 
 @app.command(epilog="Examples: `qbench check rtn`   `qbench check my_variant.py`")
 def check(
-    target: Annotated[str, typer.Argument(help="A method's name, or a Python file that defines methods.")],
+    target: Annotated[
+        str, typer.Argument(help="A method's name, or a Python file that defines methods.")
+    ],
 ) -> None:
     """Run the contract checks over a method; exit code 1 where one fails."""
     from qbench.checks import run_checks
@@ -215,7 +238,9 @@ def data_list(data: Data = None) -> None:
     out.print(table)
 
 
-@data_app.command("fetch", epilog="Example: `qbench data fetch data` and then `export QBENCH_DATA=data`")
+@data_app.command(
+    "fetch", epilog="Example: `qbench data fetch data` and then `export QBENCH_DATA=data`"
+)
 def data_fetch(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
     """Download the data sets from the hub into a folder, for machines without a network."""
     from qbench.tasks.data import fetch
@@ -244,7 +269,9 @@ def main() -> None:
         _complain(error.format_message())
         raise SystemExit(2) from None
     if code == 130:
-        _complain("interrupted; everything finished is kept, and the same command goes on from here")
+        _complain(
+            "interrupted; everything finished is kept, and the same command goes on from here"
+        )
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

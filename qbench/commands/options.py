@@ -12,16 +12,24 @@ from qbench.errors import ConfigError
 
 out, err = Console(), Console(stderr=True)
 
-Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")
+]
 Data = Annotated[
-    str | None, typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`).")
+    str | None,
+    typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`)."),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated."),
+    typer.Option(
+        "--set",
+        help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated.",
+    ),
 ]
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that defines a method.")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A Python file that defines a method.")
+]
 
 
 def as_names(text: str | None) -> tuple[str, ...] | None:
@@ -36,7 +44,9 @@ def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4") from None
+        raise ConfigError(
+            f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4"
+        ) from None
 
 
 def as_group(text: str | None) -> Any:
@@ -46,4 +56,6 @@ def as_group(text: str | None) -> Any:
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"--group-size {text!r} is neither a number of inputs nor 'channel'") from None
+        raise ConfigError(
+            f"--group-size {text!r} is neither a number of inputs nor 'channel'"
+        ) from None

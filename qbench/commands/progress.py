@@ -52,7 +52,10 @@ class LiveView:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Takes it away."""
         self._bar.stop()
@@ -74,12 +77,18 @@ class LiveView:
             self._spoke = now
             total = sum(self.seconds.values())
             pace = (now - self.started) / at if at > total / 20 else 1.0  # at first, as estimated
-            self.err.print(f"{title}, about {(total - at) * pace / 60:.0f} min left", markup=False, soft_wrap=True)
+            self.err.print(
+                f"{title}, about {(total - at) * pace / 60:.0f} min left",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
         """One line per task."""
         shown = ", ".join(
-            f"{_named(s)} {number(s.value, s.stderr, s.metric)}" for s in scores if s.task == scores[0].task
+            f"{_named(s)} {number(s.value, s.stderr, s.metric)}"
+            for s in scores
+            if s.task == scores[0].task
         )
         self._line(f"       {scores[0].task}: {shown}")
 
@@ -89,12 +98,20 @@ class LiveView:
             self.done += self.seconds.get(self.cell.id, 0.0)
         bits = record.bits_per_weight.get("total")
         facts = [f"{bits:.2f} bits/weight" if bits is not None else ""]
-        facts += [f"quantized in {record.quantize_seconds:.1f} s" if record.quantize_seconds else ""]
-        facts += [f"evaluated in {record.evaluate_seconds:.1f} s" if record.evaluate_seconds else ""]
+        facts += [
+            f"quantized in {record.quantize_seconds:.1f} s" if record.quantize_seconds else ""
+        ]
+        facts += [
+            f"evaluated in {record.evaluate_seconds:.1f} s" if record.evaluate_seconds else ""
+        ]
         outcome = (
-            "  ".join(fact for fact in facts if fact) if record.status == "ok" else f"{record.status}: {record.reason}"
+            "  ".join(fact for fact in facts if fact)
+            if record.status == "ok"
+            else f"{record.status}: {record.reason}"
         )
-        self._line(f"{self.position:>6} {record.cell.model}  {record.cell.label}  {outcome}  {record.id}")
+        self._line(
+            f"{self.position:>6} {record.cell.model}  {record.cell.label}  {outcome}  {record.id}"
+        )
 
     def _line(self, text: str) -> None:
         self.out.print(text, markup=False, highlight=False, soft_wrap=True)

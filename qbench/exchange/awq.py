@@ -27,11 +27,14 @@ NIBBLE = [ORDER.index(output) for output in range(8)]  # the nibble of each outp
 def from_awq(tensors: Mapping[str, Tensor], bits: int = 4, group_size: int = 128) -> Uniform:
     """The weight (out, in) of qweight, qzeros and scales in the layout above; zero points are always integers.
 
-    group_size: inputs per group, -1 for one group per output. ConfigError for bits other than 4. ModelError where the
-    tensors do not fit each other, as those of the other layouts (GEMV, Marlin) do not.
+    group_size: inputs per group, -1 for one group per output. ConfigError for bits other than 4.
+    ModelError where the tensors do not fit each other, as those of the other layouts (GEMV, Marlin)
+    do not.
     """
     if bits != 4:
-        raise ConfigError(f"AWQ's GEMM layout has no codes of {bits} bits; allowed is 4; correct bits in the request")
+        raise ConfigError(
+            f"AWQ's GEMM layout has no codes of {bits} bits; allowed is 4; correct bits in the request"
+        )
     _check_tensors(tensors, group_size)
     scale = tensors["scales"].T.contiguous()  # (out, groups)
     return Uniform.from_codes(
@@ -68,7 +71,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], group_size: int) -> None:
         "scales": (in_features // group, 8 * words),
     }
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape or (name != "scales" and tensors[name].dtype != torch.int32):
+        if tuple(tensors[name].shape) != shape or (
+            name != "scales" and tensors[name].dtype != torch.int32
+        ):
             raise ModelError(
                 f"{name} of an AWQ layer has shape {tuple(tensors[name].shape)} and {tensors[name].dtype}; the GEMM "
                 f"layout in groups of {group_size} wants {shape}{'' if name == 'scales' else ' in int32'}; check "

@@ -28,7 +28,12 @@ def half_scale(weight: Uniform, target: str) -> Tensor:
 def integer_zero(weight: Uniform, target: str) -> Tensor:
     """int32 (out, groups), equal to the zero point. ConfigError where it is not an integer; `target` says who asks."""
     if weight.zero_point is None:
-        return torch.full(weight.scale.shape, 2 ** (weight.bits - 1), dtype=torch.int32, device=weight.scale.device)
+        return torch.full(
+            weight.scale.shape,
+            2 ** (weight.bits - 1),
+            dtype=torch.int32,
+            device=weight.scale.device,
+        )
     if weight.zero_point.dtype == torch.uint8:
         return unpack(weight.zero_point, weight.bits, weight.scale.shape[1]).int()
     fractional = weight.zero_point != weight.zero_point.round()

@@ -4,8 +4,9 @@
     Q5_0  22 bytes  d, 4 bytes: bit j is bit 4 of q[j] + 16, then 16 bytes as in Q4_0
     Q8_0  34 bytes  d, 32 bytes: q
 
-Source: llama.cpp, gguf-py/gguf/quants.py, `dequantize_blocks` of each type. A uniform weight is scale * (code - zero),
-so with integer zero points its blocks hold q = code - zero and d = scale, and mean the same float32 numbers.
+Source: llama.cpp, gguf-py/gguf/quants.py, `dequantize_blocks` of each type. A uniform weight is
+scale * (code - zero), so with integer zero points its blocks hold q = code - zero and d = scale,
+and mean the same float32 numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from qbench.formats import Uniform
 from qbench.formats.packing import pack
 
 BLOCK = 32
-# The integers a type holds, smallest type first. Programs that quantize to Q8_0 leave -128 out; readers take it.
+# The integers a type holds, smallest type first. Programs that quantize to Q8_0 leave -128 out;
+# readers take it.
 RANGES = {
     GGMLQuantizationType.Q4_0: (-8, 7),
     GGMLQuantizationType.Q5_0: (-16, 15),
@@ -35,8 +37,8 @@ RANGES = {
 def blocks(weight: Uniform) -> tuple[Any, NDArray[np.uint8]]:
     """The smallest type of GGUF that holds a weight (out, in) exactly, and its bytes, uint8 (out, in/32 * block bytes).
 
-    ConfigError where none does: groups that are no multiple of 32 inputs, scales that are not float16, zero points that
-    are not integers, and code - zero outside -128..127.
+    ConfigError where none does: groups that are no multiple of 32 inputs, scales that are not
+    float16, zero points that are not integers, and code - zero outside -128..127.
     """
     if weight.group_size % BLOCK:
         raise ConfigError(
@@ -44,8 +46,12 @@ def blocks(weight: Uniform) -> tuple[Any, NDArray[np.uint8]]:
             f"mix scales; {ADVICE}"
         )
     codes, _, _ = weight.unpacked()  # (out, groups, group_size)
-    scale = half_scale(weight, "GGUF").repeat_interleave(weight.group_size // BLOCK, 1)  # (out, blocks)
-    integers = (codes.int() - integer_zero(weight, "GGUF")[..., None]).flatten(1).unflatten(1, (-1, BLOCK))
+    scale = half_scale(weight, "GGUF").repeat_interleave(
+        weight.group_size // BLOCK, 1
+    )  # (out, blocks)
+    integers = (
+        (codes.int() - integer_zero(weight, "GGUF")[..., None]).flatten(1).unflatten(1, (-1, BLOCK))
+    )
     kind = _smallest_type(integers)
     parts = [scale.contiguous().view(torch.uint8).unflatten(1, (-1, 2)), *_packed(integers, kind)]
     return kind, torch.cat(parts, -1).flatten(1).cpu().numpy()

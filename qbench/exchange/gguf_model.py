@@ -1,12 +1,11 @@
 """A whole model as one GGUF file of the architecture `llama`, for llama.cpp, and for transformers' `gguf_file`.
 
-Source: llama.cpp, convert_hf_to_gguf.py, `LlamaModel` (metadata, names, the order of the rows of q and k).
+Source: llama.cpp, convert_hf_to_gguf.py, `LlamaModel` (metadata, names, the order of the rows of q
+and k).
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,18 +26,31 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from qbench.contracts import WeightFormat
-from qbench.errors import ConfigError, StoreError
+from qbench.errors import ConfigError
 from qbench.exchange.gguf import blocks
 from qbench.exchange.gguf_tokenizer import add_tokenizer
+from qbench.files.atomic import write_whole
 from qbench.formats import Dense, Uniform
 
-Encoded = tuple[Any, NDArray[Any]]  # the type of GGUF, and the rows: numbers, or uint8 where numpy lacks the type
+Encoded = tuple[
+    Any, NDArray[Any]
+]  # the type of GGUF, and the rows: numbers, or uint8 where numpy lacks the type
 KINDS = {
     torch.float32: GGMLQuantizationType.F32,
     torch.float16: GGMLQuantizationType.F16,
     torch.bfloat16: GGMLQuantizationType.BF16,
 }
-LAYERS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm")
+LAYERS = (
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "attn_norm",
+    "ffn_norm",
+)
 
 
 def export_model_gguf(
@@ -50,11 +62,12 @@ def export_model_gguf(
 ) -> Path:
     """Write a Llama, or a Mistral without a window, as the GGUF file `path`: whole or not at all.
 
-    config, tokenizer: those of transformers; the tokenizer a byte-level BPE. quantized: layer name -> weight; uniform
-    weights as the smallest type of GGUF that holds them exactly, dense ones as they are. others: (name, tensor) of the
-    rest of the state dict, in float32, float16 or bfloat16, kept so; vectors become float32, which llama.cpp wants.
-    Llama 3's stretched rope is written as llama.cpp reads it; transformers' reader takes it for a plain one.
-    ConfigError, naming the layer, where GGUF or the architecture cannot say the same; StoreError where it cannot be
+    config, tokenizer: those of transformers; the tokenizer a byte-level BPE. quantized: layer name
+    -> weight; uniform weights as the smallest type of GGUF that holds them exactly, dense ones as
+    they are. others: (name, tensor) of the rest of the state dict, in float32, float16 or bfloat16,
+    kept so; vectors become float32, which llama.cpp wants. Llama 3's stretched rope is written as
+    llama.cpp reads it; transformers' reader takes it for a plain one. ConfigError, naming the
+    layer, where GGUF or the architecture cannot say the same; StoreError where it cannot be
     written. Everything is held in memory once.
     """
     _check_architecture(config)
@@ -68,7 +81,7 @@ def export_model_gguf(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     for name, (kind, rows) in tensors.items():
         writer.add_tensor(name, rows, raw_dtype=kind)
-    _write(writer, path)
+    write_whole(path, lambda part: _write(writer, part))
     return path
 
 
@@ -76,10 +89,17 @@ def _check_architecture(config: Any) -> None:
     """ConfigError where the model is no Llama, or where metadata of `llama` cannot describe it."""
     rope = _rope(config)
     found = {
-        f"model_type={config.model_type!r} (llama or mistral)": config.model_type not in ("llama", "mistral"),
-        f"sliding_window={getattr(config, 'sliding_window', None)} (none)": getattr(config, "sliding_window", None),
-        f"rope_type={rope['rope_type']!r} (default or llama3)": rope["rope_type"] not in ("default", "llama3"),
-        f"hidden_act={getattr(config, 'hidden_act', None)!r} (silu)": getattr(config, "hidden_act", None) != "silu",
+        f"model_type={config.model_type!r} (llama or mistral)": config.model_type
+        not in ("llama", "mistral"),
+        f"sliding_window={getattr(config, 'sliding_window', None)} (none)": getattr(
+            config, "sliding_window", None
+        ),
+        f"rope_type={rope['rope_type']!r} (default or llama3)": rope["rope_type"]
+        not in ("default", "llama3"),
+        f"hidden_act={getattr(config, 'hidden_act', None)!r} (silu)": getattr(
+            config, "hidden_act", None
+        )
+        != "silu",
     }
     wrong = [what for what, is_wrong in found.items() if is_wrong]
     if wrong:
@@ -93,11 +113,16 @@ def _rope(config: Any) -> dict[str, Any]:
     """rope_type and rope_theta: in `rope_parameters`, or before transformers 5 in `rope_scaling` and `rope_theta`."""
     stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     theta = stated.get("rope_theta") or getattr(config, "rope_theta", 10000.0)
-    return {"rope_type": stated.get("rope_type", stated.get("type", "default")), "rope_theta": theta}
+    return {
+        "rope_type": stated.get("rope_type", stated.get("type", "default")),
+        "rope_theta": theta,
+    }
 
 
 def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _rope_divisors(config: Any) -> dict[str, Encoded]:
@@ -134,7 +159,9 @@ def _encoded_tensors(
     """(name in GGUF, encoded tensor) of everything; a head that is tied to the embedding is left out."""
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    encoded = [(f"{layer}.weight", _encode_weight(layer, weight)) for layer, weight in quantized.items()]
+    encoded = [
+        (f"{layer}.weight", _encode_weight(layer, weight)) for layer, weight in quantized.items()
+    ]
     plain = (
         (name, _encode(name, tensor))
         for name, tensor in others
@@ -144,7 +171,9 @@ def _encoded_tensors(
         for name, (kind, rows) in source:
             target = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if target is None:
-                raise ConfigError(f"the tensor {name!r} has no name in GGUF's architecture 'llama'; {_ELSEWHERE}")
+                raise ConfigError(
+                    f"the tensor {name!r} has no name in GGUF's architecture 'llama'; {_ELSEWHERE}"
+                )
             count = heads.get(target.split(".")[-2])
             yield target, (kind, rows if count is None else _halves_to_pairs(rows, count))
 
@@ -184,10 +213,15 @@ def _halves_to_pairs(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def _check_names(config: Any, tensors: Mapping[str, Encoded]) -> None:
     """ConfigError unless the tensors are those of a Llama: readers fill in missing ones and drop unknown ones."""
-    expected = {f"blk.{i}.{layer}.weight" for i in range(config.num_hidden_layers) for layer in LAYERS}
+    expected = {
+        f"blk.{i}.{layer}.weight" for i in range(config.num_hidden_layers) for layer in LAYERS
+    }
     expected |= {"token_embd.weight", "output_norm.weight"}
     expected |= set() if config.tie_word_embeddings else {"output.weight"}
-    missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected - {"output.weight"})
+    missing, unknown = (
+        sorted(expected - tensors.keys()),
+        sorted(tensors.keys() - expected - {"output.weight"}),
+    )
     if missing or unknown:
         raise ConfigError(
             f"GGUF's architecture 'llama' lacks {unknown[:3] or 'nothing'} of this model, and the model lacks "
@@ -208,21 +242,9 @@ def _file_type(tensors: Mapping[str, Encoded]) -> Any:
 
 
 def _write(writer: GGUFWriter, path: Path) -> None:
-    """To a temporary file beside `path`, flushed to the disk, and renamed."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            part = Path(scratch) / path.name
-            try:
-                writer.write_header_to_file(part)
-                writer.write_kv_data_to_file()
-                writer.write_tensors_to_file()
-            finally:
-                writer.close()
-            with part.open("rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(part, path)
-    except OSError as error:
-        raise StoreError(
-            f"the GGUF file {path} cannot be written: {error}; free space or choose another place"
-        ) from error
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()

@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer in GGUF metadata: tokenizer model `gpt2`, as GPT-2, SmolLM and Llama 3 use it.
 
-Source: llama.cpp, convert_hf_to_gguf.py, `get_vocab_base`, and src/llama-vocab.cpp, where the names of the
-pre-tokenizers stand for regular expressions.
+Source: llama.cpp, convert_hf_to_gguf.py, `get_vocab_base`, and src/llama-vocab.cpp, where the names
+of the pre-tokenizers stand for regular expressions.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PRE = {  # how a text is split before the merges -> llama.cpp's name for it
 def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     """Add a fast tokenizer's metadata to a file. vocab_size: rows of the embedding; rows without a token are unused.
 
-    ConfigError where the tokenizer is not a byte-level BPE, splits text as no name of llama.cpp does, or has tokens
-    beyond the embedding.
+    ConfigError where the tokenizer is not a byte-level BPE, splits text as no name of llama.cpp
+    does, or has tokens beyond the embedding.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     writer.add_tokenizer_model("gpt2")
@@ -43,13 +43,17 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     tokens, types = _tokens(tokenizer, vocab_size)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]])
+    writer.add_token_merges(
+        [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]]
+    )
     _add_special(writer, tokenizer)
     template = tokenizer.chat_template
     if template:
         named = isinstance(template, Mapping)
         writer.add_chat_template(
-            [{"name": name, "template": text} for name, text in template.items()] if named else template
+            [{"name": name, "template": text} for name, text in template.items()]
+            if named
+            else template
         )
 
 

@@ -5,9 +5,10 @@
     scales  float16 (groups, out)        w = scale * (code - zero)
     g_idx   int32 (in,)                  the group of each input
 
-Source: gptqmodel, nn_modules/qlinear/__init__.py, `PackableQuantLinear.pack_block` and `dequantize_weight`. The words
-of a column are a little-endian bit stream, also at 3 bits, where codes 10 and 21 of 32 straddle two words: the very
-stream of `qbench.formats.packing`, transposed. So codes are moved and never unpacked.
+Source: gptqmodel, nn_modules/qlinear/__init__.py, `PackableQuantLinear.pack_block` and
+`dequantize_weight`. The words of a column are a little-endian bit stream, also at 3 bits, where
+codes 10 and 21 of 32 straddle two words: the very stream of `qbench.formats.packing`, transposed.
+So codes are moved and never unpacked.
 """
 
 from __future__ import annotations
@@ -30,19 +31,22 @@ FORMATS = ("gptq", "gptq_v2")
 def checkpoint_format(weights: Iterable[Uniform]) -> str:
     """The `checkpoint_format` for a model: `gptq` where all zero points are 2^(bits-1), that is `sym`, else `gptq_v2`.
 
-    Every reader knows `gptq`, but 0 wraps around in it, and gptqmodel refuses it where `sym` is false. vLLM reads
-    `gptq_v2` since its pull request 26092. ConfigError where a zero point is not an integer.
+    Every reader knows `gptq`, but 0 wraps around in it, and gptqmodel refuses it where `sym` is
+    false. vLLM reads `gptq_v2` since its pull request 26092. ConfigError where a zero point is not
+    an integer.
     """
-    symmetric = all((integer_zero(weight, "GPTQ") == 2 ** (weight.bits - 1)).all() for weight in weights)
+    symmetric = all(
+        (integer_zero(weight, "GPTQ") == 2 ** (weight.bits - 1)).all() for weight in weights
+    )
     return "gptq" if symmetric else "gptq_v2"
 
 
 def to_gptq(weight: Uniform, checkpoint_format: str = "gptq") -> dict[str, Tensor]:
     """qweight, qzeros, scales and g_idx of a weight (out, in), the same numbers in the layout above.
 
-    A symmetric weight writes the zero point 2^(bits-1). ConfigError where GPTQ cannot hold the weight: bits other than
-    2, 3, 4 and 8, codes that do not fill 32-bit words, scales that are not float16, zero points that are not integers
-    of `bits` bits, and 0 in the format `gptq`.
+    A symmetric weight writes the zero point 2^(bits-1). ConfigError where GPTQ cannot hold the
+    weight: bits other than 2, 3, 4 and 8, codes that do not fill 32-bit words, scales that are not
+    float16, zero points that are not integers of `bits` bits, and 0 in the format `gptq`.
     """
     _check_request(weight.bits, checkpoint_format)
     out_features, in_features = weight.shape
@@ -63,14 +67,19 @@ def to_gptq(weight: Uniform, checkpoint_format: str = "gptq") -> dict[str, Tenso
 
 
 def from_gptq(
-    tensors: Mapping[str, Tensor], bits: int, group_size: int, checkpoint_format: str = "gptq", sym: bool = False
+    tensors: Mapping[str, Tensor],
+    bits: int,
+    group_size: int,
+    checkpoint_format: str = "gptq",
+    sym: bool = False,
 ) -> Uniform:
     """The weight (out, in) of qweight, qzeros, scales and, if there, g_idx, in the layout above.
 
-    group_size: inputs per group, -1 for one group per output. sym: what the checkpoint says of itself; where its zero
-    points are all 2^(bits-1), the weight is then symmetric (zero_point None), otherwise they are kept as they are.
-    ConfigError for bits or a format that do not exist. ModelError where the tensors do not fit each other, where the
-    inputs are reordered (act-order), and where a `gptq` zero point wrapped around.
+    group_size: inputs per group, -1 for one group per output. sym: what the checkpoint says of
+    itself; where its zero points are all 2^(bits-1), the weight is then symmetric (zero_point
+    None), otherwise they are kept as they are. ConfigError for bits or a format that do not exist.
+    ModelError where the tensors do not fit each other, where the inputs are reordered (act-order),
+    and where a `gptq` zero point wrapped around.
     """
     _check_request(bits, checkpoint_format)
     in_features, group = _check_tensors(tensors, bits, group_size)
@@ -117,9 +126,13 @@ def _unpacked_zeros(qzeros: Tensor, bits: int, checkpoint_format: str, out_featu
 
 def _check_request(bits: int, checkpoint_format: str) -> None:
     if bits not in BITS:
-        raise ConfigError(f"GPTQ has no codes of {bits} bits; allowed are {', '.join(map(str, BITS))}; {ADVICE}")
+        raise ConfigError(
+            f"GPTQ has no codes of {bits} bits; allowed are {', '.join(map(str, BITS))}; {ADVICE}"
+        )
     if checkpoint_format not in FORMATS:
-        raise ConfigError(f"unknown checkpoint format {checkpoint_format!r} of GPTQ; choose one of {list(FORMATS)}")
+        raise ConfigError(
+            f"unknown checkpoint format {checkpoint_format!r} of GPTQ; choose one of {list(FORMATS)}"
+        )
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], bits: int, group_size: int) -> tuple[int, int]:
@@ -143,7 +156,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], bits: int, group_size: int) ->
         "scales": (in_features // group, out_features),
     }
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape or (name != "scales" and tensors[name].dtype != torch.int32):
+        if tuple(tensors[name].shape) != shape or (
+            name != "scales" and tensors[name].dtype != torch.int32
+        ):
             raise ModelError(
                 f"{name} of a GPTQ layer has shape {tuple(tensors[name].shape)} and {tensors[name].dtype}; {bits} bits "
                 f"in groups of {group_size} want {shape}{'' if name == 'scales' else ' in int32'}; check bits and "

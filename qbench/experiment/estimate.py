@@ -1,7 +1,7 @@
 """What a cell will cost, before it runs: from the model's shape and a matrix rate measured on this machine.
 
-The constants are counts of multiply-adds, not fits; the result is right within a factor of about two, and is only used
-for `--dry-run` and for the time left.
+The constants are counts of multiply-adds, not fits; the result is right within a factor of about
+two, and is only used for `--dry-run` and for the time left.
 """
 
 from __future__ import annotations
@@ -20,9 +20,21 @@ from qbench.models.source import DTYPES
 from qbench.records import Cell, TaskSpec
 from qbench.registry import get_method
 
-ITEM_TOKENS = {"arc_easy": 130, "arc_challenge": 150, "mmlu": 120, "gsm8k": 150}  # all choices of one item, 0-shot
+ITEM_TOKENS = {
+    "arc_easy": 130,
+    "arc_challenge": 150,
+    "mmlu": 120,
+    "gsm8k": 150,
+}  # all choices of one item, 0-shot
 SHOT_TOKENS = {"arc_easy": 40, "arc_challenge": 50, "mmlu": 110, "gsm8k": 160}
-ITEMS = {"arc_easy": 2376, "arc_challenge": 1172, "mmlu": 14042, "gsm8k": 1319, "wikitext": 140, "divergence": 140}
+ITEMS = {
+    "arc_easy": 2376,
+    "arc_challenge": 1172,
+    "mmlu": 14042,
+    "gsm8k": 1319,
+    "wikitext": 140,
+    "divergence": 140,
+}
 WRITTEN = 200  # tokens of one generated solution
 SUBJECTS = 57
 
@@ -93,11 +105,21 @@ def estimate(cell: Cell, rates: Rates) -> Estimate:
     method = get_method(cell.method, **cell.params)
     if verb_of(method) == "quantize_block":
         trained = method.training_tokens(tokens) if hasattr(method, "training_tokens") else tokens
-        passes = 2 * 2 * tokens + 6 * trained  # both streams forward; training is a forward and two backward products
+        passes = (
+            2 * 2 * tokens + 6 * trained
+        )  # both streams forward; training is a forward and two backward products
         block = 32 * rates.block_weights // max(1, rates.blocks)
-        return Estimate(passes * rates.block_weights / rates.training, tasks, weights + 2 * streams + block + (1 << 29))
-    hessians = 2 * tokens * rates.block_weights * 0.5  # x x^T of each distinct input: about half a forward pass
-    seconds = (2 * tokens * rates.block_weights + hessians) / rates.walk + rates.block_weights * 5e-7
+        return Estimate(
+            passes * rates.block_weights / rates.training,
+            tasks,
+            weights + 2 * streams + block + (1 << 29),
+        )
+    hessians = (
+        2 * tokens * rates.block_weights * 0.5
+    )  # x x^T of each distinct input: about half a forward pass
+    seconds = (
+        2 * tokens * rates.block_weights + hessians
+    ) / rates.walk + rates.block_weights * 5e-7
     return Estimate(seconds, tasks, weights + streams + (1 << 29))
 
 
@@ -107,14 +129,22 @@ def _task_seconds(spec: TaskSpec, rates: Rates) -> float:
     if spec.length is not None:
         share = 0.5 if name in ("wikitext", "divergence") else 1.0  # the two share one pass
         return (spec.limit or ITEMS.get(name, 140)) * spec.length * per_token * share * 1.3
-    items = (spec.limit or ITEMS.get(name, 1000)) * (SUBJECTS if name == "mmlu" and spec.limit else 1)
+    items = (spec.limit or ITEMS.get(name, 1000)) * (
+        SUBJECTS if name == "mmlu" and spec.limit else 1
+    )
     prompt = ITEM_TOKENS.get(name, 150) + (spec.num_fewshot or 0) * SHOT_TOKENS.get(name, 100)
-    written = (items if spec.generate is None else spec.generate) * WRITTEN if name == "gsm8k" else 0
-    return items * prompt * per_token + written * per_token * 4 + 2  # one token at a time is memory bound
+    written = (
+        (items if spec.generate is None else spec.generate) * WRITTEN if name == "gsm8k" else 0
+    )
+    return (
+        items * prompt * per_token + written * per_token * 4 + 2
+    )  # one token at a time is memory bound
 
 
 def _logits_bytes(cell: Cell, rates: Rates) -> int:
-    return max((4 * (spec.length or 0) * rates.vocabulary * 3 for spec in cell.tasks), default=0) + (1 << 29)
+    return max(
+        (4 * (spec.length or 0) * rates.vocabulary * 3 for spec in cell.tasks), default=0
+    ) + (1 << 29)
 
 
 def _matrix_rate(device: str, dtype: str) -> float:

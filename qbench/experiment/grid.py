@@ -16,18 +16,22 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.records import CalibrationSpec, Cell, Scalar, TaskSpec
 from qbench.registry import get_method, method_class, parameters, source_hash
 
-PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text())
-SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text())
+PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("presets.yaml").read_text()
+)
+SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
+    Path(__file__).with_name("sweeps.yaml").read_text()
+)
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate")
 
 
 class Grid(BaseModel):
     """What the user asks for: `--config` files have these keys, and flags override them.
 
-    group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task: {limit: [n]}}` or
-    `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the preset. sweep: a named list of
-    variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the hardware computes in
-    it, else float32.
+    group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task:
+    {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
+    preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
+    `auto` takes bfloat16 where the hardware computes in it, else float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +63,8 @@ class Grid(BaseModel):
     def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters) of every variant, `none` first: the sweep's, or every combination of what is set.
 
-        Parameters are those that differ from the method's defaults. ConfigError for an unknown sweep.
+        Parameters are those that differ from the method's defaults. ConfigError for an unknown
+        sweep.
         """
         if self.sweep is not None and self.sweep not in SWEEPS:
             raise ConfigError(unknown_name("sweep", self.sweep, SWEEPS))
@@ -70,17 +75,23 @@ class Grid(BaseModel):
         stated = self.methods if self.methods is not None else self.defaults["methods"]
         names = sorted(dict.fromkeys(stated), key=lambda name: name != "none")
         listed = (
-            [{"method": name} for name in names] if self.sweep is None else [{"method": "none"}, *SWEEPS[self.sweep]]
+            [{"method": name} for name in names]
+            if self.sweep is None
+            else [{"method": "none"}, *SWEEPS[self.sweep]]
         )
         found: list[tuple[str, dict[str, Scalar]]] = []
         for entry in listed:
             fixed = {key: value for key, value in entry.items() if key != "method"}
-            found += [(entry["method"], params) for params in self._combinations(entry["method"], fixed)]
+            found += [
+                (entry["method"], params) for params in self._combinations(entry["method"], fixed)
+            ]
         return [variant for i, variant in enumerate(found) if variant not in found[:i]]
 
     def _combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
         """Every combination of the values set for a method, over what the preset and the sweep fix."""
-        settings: dict[str, tuple[Scalar, ...]] = {key: (value,) for key, value in self.method_settings(method).items()}
+        settings: dict[str, tuple[Scalar, ...]] = {
+            key: (value,) for key, value in self.method_settings(method).items()
+        }
         settings |= {key: (value,) for key, value in fixed.items()} | self.set.get(method, {})
         defaults = parameters(method_class(method))
         sweep = []
@@ -108,7 +119,9 @@ class Grid(BaseModel):
 
     def task_options(self, task: str) -> dict[str, Any]:
         """limit, num_fewshot, length and generate of a task: the preset's, overridden by `set`."""
-        return dict(self.defaults["tasks"].get(task, {})) | _single(task, self.set.get(task, {}), TASK_KEYS)
+        return dict(self.defaults["tasks"].get(task, {})) | _single(
+            task, self.set.get(task, {}), TASK_KEYS
+        )
 
     @property
     def calibration(self) -> dict[str, int]:
@@ -127,13 +140,18 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"grid file {str(config)!r} cannot be read: {error}") from None
         if not isinstance(stated, dict):
-            raise ConfigError(f"grid file {str(config)!r} holds a {type(stated).__name__}; it must map keys to values")
+            raise ConfigError(
+                f"grid file {str(config)!r} holds a {type(stated).__name__}; it must map keys to values"
+            )
         lists = ("model", "bits", "methods", "tasks", "plugin")
         stated = {
-            key: [value] if key in lists and not isinstance(value, list) else value for key, value in stated.items()
+            key: [value] if key in lists and not isinstance(value, list) else value
+            for key, value in stated.items()
         }
     try:
-        return Grid.model_validate(stated | {key: value for key, value in flags.items() if value is not None})
+        return Grid.model_validate(
+            stated | {key: value for key, value in flags.items() if value is not None}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -165,7 +183,8 @@ def expand(
 ) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first; ConfigError before any work where something does not fit.
 
-    revisions: of each model. `none` is one cell per model, whatever the bits; bits out of its range are refused.
+    revisions: of each model. `none` is one cell per model, whatever the bits; bits out of its range
+    are refused.
     """
     variants = grid.variants
     _check_owners(grid, [name for name, _ in variants])
@@ -199,33 +218,58 @@ def cell_command(grid: Grid, cell: Cell) -> str:
     """The command line that makes this one cell again."""
     defaults = parameters(method_class(cell.method))
     stated = {key: defaults[key] for key in grid.method_settings(cell.method)} | cell.params
-    owners: dict[str, dict[str, tuple[Scalar, ...]]] = {cell.method: {k: (v,) for k, v in stated.items()}}
-    owners |= {owner: values for owner, values in grid.set.items() if owner in (*grid.task_names, "calibration")}
+    owners: dict[str, dict[str, tuple[Scalar, ...]]] = {
+        cell.method: {k: (v,) for k, v in stated.items()}
+    }
+    owners |= {
+        owner: values
+        for owner, values in grid.set.items()
+        if owner in (*grid.task_names, "calibration")
+    }
     parts = ["qbench run", f"--model {cell.model}", f"--methods {cell.method}"]
     if cell.scheme:
-        parts += [f"--bits {cell.scheme.bits}", f"--group-size {cell.scheme.group_size or 'channel'}"]
+        parts += [
+            f"--bits {cell.scheme.bits}",
+            f"--group-size {cell.scheme.group_size or 'channel'}",
+        ]
         parts += ["--symmetric"] if cell.scheme.symmetric else []
-    parts += [f"--tasks {','.join(grid.task_names)}", f"--preset {grid.preset}", f"--data {grid.data}"]
+    parts += [
+        f"--tasks {','.join(grid.task_names)}",
+        f"--preset {grid.preset}",
+        f"--data {grid.data}",
+    ]
     parts += [f"--dtype {cell.dtype}", f"--seed {cell.seed}"]
     parts += [
-        f"--set {owner}.{key}={','.join(map(str, v))}" for owner, pairs in owners.items() for key, v in pairs.items()
+        f"--set {owner}.{key}={','.join(map(str, v))}"
+        for owner, pairs in owners.items()
+        for key, v in pairs.items()
     ]
     parts += [f"--plugin {path}" for path in grid.plugin]
-    return " ".join(shlex.quote(word) for part in parts for word in part.split(" ", 1 if part.startswith("--") else -1))
+    return " ".join(
+        shlex.quote(word)
+        for part in parts
+        for word in part.split(" ", 1 if part.startswith("--") else -1)
+    )
 
 
-def _single(owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Sequence[str]) -> dict[str, Any]:
+def _single(
+    owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Sequence[str]
+) -> dict[str, Any]:
     """`--set` values of a task or of the calibration: one integer each, or `all`."""
     found: dict[str, int | None] = {}
     for key, values in settings.items():
         if key not in allowed:
             raise ConfigError(unknown_name(f"setting of {owner!r}", key, allowed))
         if len(values) != 1:
-            raise ConfigError(f"--set {owner}.{key} has {len(values)} values; only method parameters can be swept")
+            raise ConfigError(
+                f"--set {owner}.{key} has {len(values)} values; only method parameters can be swept"
+            )
         try:
             found[key] = None if values[0] == "all" else int(str(values[0]))
         except ValueError:
-            raise ConfigError(f"--set {owner}.{key}={values[0]!r} is not a whole number; give one, or 'all'") from None
+            raise ConfigError(
+                f"--set {owner}.{key}={values[0]!r} is not a whole number; give one, or 'all'"
+            ) from None
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from qbench.calibration.windows import calibration_windows, windows
 from qbench.checkpoint import folder as checkpoint
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import environment, peak_memory, pick_device, pick_dtype, reset_peak_memory
@@ -32,7 +33,7 @@ from qbench.registry import get_method, load_plugin, method_class
 from qbench.tasks.contract import Context, Task
 from qbench.tasks.data import Source, chosen, open_source
 from qbench.tasks.registry import get_task
-from qbench.tasks.text import ReferenceLogits, calibration_windows, windows
+from qbench.tasks.text import ReferenceLogits
 
 
 class View(Protocol):
@@ -72,7 +73,9 @@ def make_plan(grid: Grid) -> Plan:
     for path in grid.plugin:
         load_plugin(path)
     source = open_source(grid.data)
-    grid = grid.model_copy(update={"data": chosen(grid.data)})  # so that the recorded command says it
+    grid = grid.model_copy(
+        update={"data": chosen(grid.data)}
+    )  # so that the recorded command says it
     tasks = [get_task(name) for name in grid.task_names]
     specs = [task.spec(source, **grid.task_options(task.name)) for task in tasks]
     for name, _ in grid.variants:
@@ -95,7 +98,10 @@ def make_plan(grid: Grid) -> Plan:
     named = {spec.name: task for spec, task in zip(specs, tasks, strict=True)}
     plan = Plan(grid, cells, sources, source, named, device)
     skeletons = {name: load_skeleton(found) for name, found in sources.items()}
-    rates = {name: measure_rates(skeleton, device, cells[0].dtype) for name, skeleton in skeletons.items()}
+    rates = {
+        name: measure_rates(skeleton, device, cells[0].dtype)
+        for name, skeleton in skeletons.items()
+    }
     for cell in cells:
         if cell.scheme is not None:
             check_layers(skeletons[cell.model], get_method(cell.method, **cell.params), cell.scheme)
@@ -106,7 +112,8 @@ def make_plan(grid: Grid) -> Plan:
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
     """Work through the cells that have no `ok` record yet. A failing cell is recorded and the grid goes on.
 
-    Raises StoreError where results can no longer be written; what was written stays, and the same call resumes.
+    Raises StoreError where results can no longer be written; what was written stays, and the same
+    call resumes.
     """
     done = {record.id: record for record in store.read_records()[0] if record.status == "ok"}
     found = environment()
@@ -146,7 +153,15 @@ class _Worker:
             raise
         except QbenchError as error:
             status, reason = "failed", str(error)
-        except (RuntimeError, ValueError, ArithmeticError, KeyError, TypeError, IndexError, OSError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            ArithmeticError,
+            KeyError,
+            TypeError,
+            IndexError,
+            OSError,
+        ) as error:
             status, reason = "failed", f"{type(error).__name__}: {error}"
         protocol = [spec.model_dump(mode="json") for spec in self.cell.tasks]
         record = Record(
@@ -171,15 +186,24 @@ class _Worker:
         if cell.scheme is None:
             model, tokenizer = load_model(source, cell.dtype)
             stored = _stored_bits(source, cell.dtype)
-            self.facts |= {"bits_per_weight": {"total": stored, "weight": stored}, "quantize_seconds": 0.0}
+            self.facts |= {
+                "bits_per_weight": {"total": stored, "weight": stored},
+                "quantize_seconds": 0.0,
+            }
             return QuantizedModel(model, tokenizer, {}, {})
         folder = self.store.artifact(cell)
         if not checkpoint.is_quantized(folder):
             self._quantize(source, cell.scheme)
         quantized = load(folder, cell.dtype, packed=False)
-        self.facts |= {"bits_per_weight": quantized.bits_per_weight, "bytes_on_disk": checkpoint.bytes_on_disk(folder)}
+        self.facts |= {
+            "bits_per_weight": quantized.bits_per_weight,
+            "bytes_on_disk": checkpoint.bytes_on_disk(folder),
+        }
         costs = quantized.manifest["costs"]
-        self.facts |= {"quantize_seconds": costs["seconds"], "quantize_peak_bytes": costs["peak_bytes"]}
+        self.facts |= {
+            "quantize_seconds": costs["seconds"],
+            "quantize_peak_bytes": costs["peak_bytes"],
+        }
         self.facts |= {"log": quantized.log}
         if "calibration" in quantized.manifest:
             self.tokens |= {"calibration_tokens": quantized.manifest["calibration"]["sha256"]}
@@ -192,7 +216,9 @@ class _Worker:
         tokens: Tensor | None = None
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
             texts = self.plan.source.text("calibration")
-            tokens = calibration_windows(texts, tokenizer, cell.calibration.samples, cell.calibration.length, cell.seed)
+            tokens = calibration_windows(
+                texts, tokenizer, cell.calibration.samples, cell.calibration.length, cell.seed
+            )
         reset_peak_memory(device)
         started = time.perf_counter()
         quantized = quantize(
@@ -212,9 +238,13 @@ class _Worker:
     def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:
         model.to(self.plan.device)
         torch.manual_seed(self.cell.seed)
-        context = Context(model, tokenizer, self.plan.source, batch_size=self.plan.grid.defaults["batch_size"])
+        context = Context(
+            model, tokenizer, self.plan.source, batch_size=self.plan.grid.defaults["batch_size"]
+        )
         scores: list[Score] = []
-        weights = [self.plan.estimates[self.cell.id].tasks.get(spec.name, 1.0) for spec in self.cell.tasks]
+        weights = [
+            self.plan.estimates[self.cell.id].tasks.get(spec.name, 1.0) for spec in self.cell.tasks
+        ]
         begin = self.plan.estimates[self.cell.id].quantize_share
         for i, spec in enumerate(self.cell.tasks):
             task = self.plan.tasks[spec.name]
@@ -235,7 +265,9 @@ class _Worker:
     def _reference(self, context: Context, spec: TaskSpec) -> ReferenceLogits | None:
         """The unquantized model's log-probabilities on the windows of `spec`, where the cell asks for divergence."""
         wanted = [other for other in self.cell.tasks if other.name.endswith("divergence")]
-        same = [other for other in wanted if (other.limit, other.length) == (spec.limit, spec.length)]
+        same = [
+            other for other in wanted if (other.limit, other.length) == (spec.limit, spec.length)
+        ]
         if not same:
             return None
         path = self.store.reference(self.cell, same[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qbench.calibration.walk import Progress
+from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint import folder as checkpoint
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
@@ -18,7 +19,6 @@ from qbench.registry import get_method, load_plugin
 from qbench.tasks.contract import Context
 from qbench.tasks.data import open_source
 from qbench.tasks.registry import get_task
-from qbench.tasks.text import calibration_windows
 
 
 class CalibrationWindows(NamedTuple):
@@ -59,7 +59,16 @@ def quantize_model(
     if verb_of(made) != "quantize_weight":
         tokens = calibration_windows(open_source(data).text("calibration"), tokenizer, *calibration)
     walk = pick_dtype("auto", chosen)
-    result = quantize(loaded, made, scheme, tokens, tokenizer=tokenizer, device=chosen, dtype=walk, progress=progress)
+    result = quantize(
+        loaded,
+        made,
+        scheme,
+        tokens,
+        tokenizer=tokenizer,
+        device=chosen,
+        dtype=walk,
+        progress=progress,
+    )
     result.save(output)
     return result.bits_per_weight
 
@@ -67,7 +76,10 @@ def quantize_model(
 def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Score]:
     """Scores of a saved model, task by task, under the protocol of a grid."""
     source, device = open_source(grid.data), pick_device(grid.device)
-    wanted = [(get_task(name), get_task(name).spec(source, **grid.task_options(name))) for name in grid.task_names]
+    wanted = [
+        (get_task(name), get_task(name).spec(source, **grid.task_options(name)))
+        for name in grid.task_names
+    ]
     dtype = pick_dtype(grid.dtype, device)
     if checkpoint.is_readable(folder):
         quantized = load(folder, dtype, packed=False)
@@ -77,4 +89,6 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
     model.to(device)
     for task, spec in wanted:
         size = 1 if task.kind == "text" else grid.defaults["batch_size"]
-        yield from task.evaluate(Context(model, tokenizer, source, size, progress=progress), spec).scores
+        yield from task.evaluate(
+            Context(model, tokenizer, source, size, progress=progress), spec
+        ).scores

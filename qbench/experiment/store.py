@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qbench.errors import StoreError
+from qbench.files.atomic import write_text
 from qbench.records import SCHEMA, Cell, Record, TaskSpec
 
 
@@ -45,7 +46,9 @@ class Store:
 
     def reference(self, cell: Cell, spec: TaskSpec) -> Path:
         """Where the unquantized model's log-probabilities on a text lie."""
-        key = json.dumps([cell.model, cell.revision, cell.dtype, spec.model_dump(mode="json")], sort_keys=True)
+        key = json.dumps(
+            [cell.model, cell.revision, cell.dtype, spec.model_dump(mode="json")], sort_keys=True
+        )
         return self.folder / "reference" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
 
     def drop_references(self) -> None:
@@ -56,12 +59,12 @@ class Store:
         """Atomic: the old file or the new one, whole."""
         body = record.model_dump(mode="json")
         text = json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False)
-        write_atomic(self.folder / "records" / f"{record.id}.json", text + "\n")
+        write_text(self.folder / "records" / f"{record.id}.json", text + "\n")
 
     def write_samples(self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]) -> str:
         """One JSON line per item; returns the path relative to the folder."""
         path = Path("samples") / cell.id / f"{task}.jsonl"
-        write_atomic(self.folder / path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+        write_text(self.folder / path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
         return str(path)
 
     def read_records(self) -> tuple[list[Record], list[str]]:
@@ -85,21 +88,6 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     return Store(folder).read_records()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename. StoreError where that fails; no partial file stays."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror}; free space or choose another --out") from None
-
-
 def _trusted(path: Path) -> Record:
     try:
         body = json.loads(path.read_text())
@@ -110,15 +98,23 @@ def _trusted(path: Path) -> Record:
             f"record {path.name} is of schema {body.get('schema') if isinstance(body, dict) else None}, not {SCHEMA}"
         )
     if body.pop("checksum", None) != _checksum(body):
-        raise StoreError(f"record {path.name} was changed after it was written (its checksum does not fit)")
+        raise StoreError(
+            f"record {path.name} was changed after it was written (its checksum does not fit)"
+        )
     try:
         record = Record.model_validate(body)
     except ValidationError as error:
-        raise StoreError(f"record {path.name} does not fit the schema: {error.errors()[0]['msg']}") from None
+        raise StoreError(
+            f"record {path.name} does not fit the schema: {error.errors()[0]['msg']}"
+        ) from None
     if not record.id == record.cell.id == path.stem:
-        raise StoreError(f"record {path.name} is named {record.id} and describes cell {record.cell.id}")
+        raise StoreError(
+            f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
+        )
     return record
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()[
+        :16
+    ]

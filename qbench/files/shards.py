@@ -1,7 +1,7 @@
 """Safetensors files of a folder: written shard by shard with their hashes, and read with every claim checked first.
 
-The index, `model.safetensors.index.json`, is the one of the Hugging Face hub; its metadata also carry the SHA-256 of
-each file, which `verify` checks.
+The index, `model.safetensors.index.json`, is the one of the Hugging Face hub; its metadata also
+carry the SHA-256 of each file, which `verify` checks.
 """
 
 from __future__ import annotations
@@ -70,9 +70,13 @@ class Shards:
         for file, expected in _files(folder).items():
             self._handle(file)
             found = dict(_headers(file))
-            odd = sorted(found.keys() & self.entries.keys()) or sorted((expected or found.keys()) ^ found.keys())
+            odd = sorted(found.keys() & self.entries.keys()) or sorted(
+                (expected or found.keys()) ^ found.keys()
+            )
             if odd:
-                raise StoreError(f"{file}: tensor {odd[0]!r} is missing, unexpected or there twice; {_AGAIN}")
+                raise StoreError(
+                    f"{file}: tensor {odd[0]!r} is missing, unexpected or there twice; {_AGAIN}"
+                )
             self.entries |= found
 
     def tensor(self, name: str) -> Tensor:
@@ -82,7 +86,9 @@ class Shards:
         try:
             return self._handle(self.entries[name].file).get_tensor(name)
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            raise StoreError(f"{self.entries[name].file}: tensor {name!r} cannot be read: {error}; {_AGAIN}") from None
+            raise StoreError(
+                f"{self.entries[name].file}: tensor {name!r} cannot be read: {error}; {_AGAIN}"
+            ) from None
 
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
@@ -116,8 +122,15 @@ def seal(folder: Path) -> None:
         for name, entry in _headers(file):
             weight_map[name] = file.name
             total += entry.nbytes
-    hashes = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name not in (INDEX, CARD)}
-    index = {"metadata": {"total_size": total, "sha256": hashes}, "weight_map": dict(sorted(weight_map.items()))}
+    hashes = {
+        file.name: sha256(file)
+        for file in sorted(folder.iterdir())
+        if file.name not in (INDEX, CARD)
+    }
+    index = {
+        "metadata": {"total_size": total, "sha256": hashes},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
@@ -142,7 +155,8 @@ def is_ours(folder: Path) -> bool:
 def swap(new: Path, folder: Path) -> None:
     """Put the directory `new` in the place of `folder` in one step; what was there is then in `new`, if anything.
 
-    Linux exchanges two names at once (renameat2, since 3.15); elsewhere the old one steps aside first.
+    Linux exchanges two names at once (renameat2, since 3.15); elsewhere the old one steps aside
+    first.
     """
     if not folder.exists():
         new.rename(folder)
@@ -155,8 +169,14 @@ def swap(new: Path, folder: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     here, swap_names = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), swap_names) == 0
+    call = (
+        getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if sys.platform == "linux"
+        else None
+    )
+    return (
+        call is not None and call(here, os.fsencode(one), here, os.fsencode(other), swap_names) == 0
+    )
 
 
 def verify(folder: Path) -> dict[str, str | None]:
@@ -165,14 +185,24 @@ def verify(folder: Path) -> dict[str, str | None]:
     StoreError where there are no hashes to compare with.
     """
     index = read_json(folder / INDEX)
-    hashes = index.get("metadata", {}).get("sha256") if isinstance(index.get("metadata"), dict) else None
+    hashes = (
+        index.get("metadata", {}).get("sha256") if isinstance(index.get("metadata"), dict) else None
+    )
     if not isinstance(hashes, dict) or not hashes:
-        raise StoreError(f"{folder / INDEX} states no hashes; only folders that qbench has written can be verified")
+        raise StoreError(
+            f"{folder / INDEX} states no hashes; only folders that qbench has written can be verified"
+        )
     present = {path.name: path for path in folder.iterdir() if path.is_file()}
     found: dict[str, str | None] = {name: "is missing" for name in hashes if name not in present}
     for name in sorted(hashes.keys() & present.keys()):
-        found[name] = None if sha256(present[name]) == hashes[name] else "differs from the hash that the index states"
-    return found | {name: "is not in the index" for name in present.keys() - hashes.keys() - {INDEX, CARD}}
+        found[name] = (
+            None
+            if sha256(present[name]) == hashes[name]
+            else "differs from the hash that the index states"
+        )
+    return found | {
+        name: "is not in the index" for name in present.keys() - hashes.keys() - {INDEX, CARD}
+    }
 
 
 def sha256(path: Path) -> str:
@@ -193,7 +223,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not an object")
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}; give the folder of a saved model") from None
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror}; give the folder of a saved model"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}; {_AGAIN}") from None
     return found
@@ -226,7 +258,9 @@ def _inside(folder: Path, name: Any) -> Path:
     if home.parent.name == "snapshots":  # the hub's cache: links from snapshots/REVISION into blobs
         home = home.parent.parent
     if not path.resolve().is_relative_to(home):
-        raise StoreError(f"{path} is a link out of its folder, to {path.resolve()}; replace it by the file itself")
+        raise StoreError(
+            f"{path} is a link out of its folder, to {path.resolve()}; replace it by the file itself"
+        )
     return path
 
 
@@ -237,5 +271,7 @@ def _headers(path: Path) -> Iterator[tuple[str, Entry]]:
     header.pop("__metadata__", None)
     for name, stated in header.items():
         if stated["dtype"] not in DTYPES:
-            raise StoreError(f"{path}: tensor {name!r} has dtype {stated['dtype']}; read are {', '.join(DTYPES)}")
+            raise StoreError(
+                f"{path}: tensor {name!r} has dtype {stated['dtype']}; read are {', '.join(DTYPES)}"
+            )
         yield name, Entry(path, DTYPES[stated["dtype"]], tuple(stated["shape"]))

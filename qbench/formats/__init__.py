@@ -16,7 +16,9 @@ from qbench.formats.uniform import Uniform
 
 __all__ = ["FORMATS", "Binary", "Dense", "Lattice", "Uniform", "bits_per_weight", "from_tensors"]
 
-FORMATS: dict[str, type[WeightFormat]] = {kind.format: kind for kind in (Uniform, Binary, Lattice, Dense)}
+FORMATS: dict[str, type[WeightFormat]] = {
+    kind.format: kind for kind in (Uniform, Binary, Lattice, Dense)
+}
 
 
 def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
@@ -41,4 +43,6 @@ def bits_per_weight(weights: Iterable[WeightFormat]) -> dict[str, float]:
             parts[part] = parts.get(part, 0) + 8 * tensor.nbytes
     if not count:
         return {}
-    return {"total": sum(parts.values()) / count} | {part: bits / count for part, bits in sorted(parts.items())}
+    return {"total": sum(parts.values()) / count} | {
+        part: bits / count for part, bits in sorted(parts.items())
+    }

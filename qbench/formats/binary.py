@@ -17,8 +17,8 @@ from qbench.formats.uniform import Uniform
 class Binary:
     """A binary-coded weight of shape (out, in), groups of `group_size` inputs. StoreError where parts do not fit.
 
-    planes: uint8 (bits, out, ceil(in/8)), bitmaps, a set bit is +1. alpha: float16 or float32 (out, groups, bits).
-    shift: float16 or float32 (out, groups), or None for zero.
+    planes: uint8 (bits, out, ceil(in/8)), bitmaps, a set bit is +1. alpha: float16 or float32 (out,
+    groups, bits). shift: float16 or float32 (out, groups), or None for zero.
     """
 
     format: ClassVar[str] = "binary"
@@ -47,8 +47,9 @@ class Binary:
     def from_uniform(cls, weight: Uniform) -> Binary:
         """The same weight in binary coding, in float32.
 
-        code = sum_i 2^(b-i) (1 + c_i)/2 gives scale*(code - zero) = sum_i (scale*2^(b-1-i)) c_i + scale*(h - zero) with
-        h = (2^b - 1)/2, i = 1 the most significant bit. Exact for integer zero points: all products fit float32.
+        code = sum_i 2^(b-i) (1 + c_i)/2 gives scale*(code - zero) = sum_i (scale*2^(b-1-i)) c_i +
+        scale*(h - zero) with h = (2^b - 1)/2, i = 1 the most significant bit. Exact for integer
+        zero points: all products fit float32.
         """
         codes, scale, zero = weight.unpacked()
         places = range(weight.bits - 1, -1, -1)  # place value of plane i is 2^(b-i)

@@ -1,7 +1,8 @@
 """Block-diagonal Hadamard transforms: orthonormal, symmetric, and hence their own inverse.
 
-The matrix of order 2^k is Sylvester's, H_1 = [1], H_2n = [[H_n, H_n], [H_n, -H_n]] / sqrt(2). As H_ab = H_a (x) H_b, a
-large block is transformed by one matrix product per factor of at most 128, in n log n / log 128 time.
+The matrix of order 2^k is Sylvester's, H_1 = [1], H_2n = [[H_n, H_n], [H_n, -H_n]] / sqrt(2). As
+H_ab = H_a (x) H_b, a large block is transformed by one matrix product per factor of at most 128, in
+n log n / log 128 time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ def hadamard(x: Tensor, block: int, dim: int) -> Tensor:
         rest //= factor
         matrix = sylvester(factor, x.dtype, x.device)
         stride = rest * inner  # values between two that this factor mixes
-        x = x.reshape(-1, factor) @ matrix if stride == 1 else matrix @ x.reshape(-1, factor, stride)
+        x = (
+            x.reshape(-1, factor) @ matrix
+            if stride == 1
+            else matrix @ x.reshape(-1, factor, stride)
+        )
     return x.reshape(shape)
 
 

@@ -2,10 +2,11 @@
 
     W = diag(sv) T_out W~ T_in diag(su),    W~[r, jd : jd + d] = map f(z[r, jd : jd + d]) + offset
 
-with T orthonormal block-diagonal Hadamard matrices, z integer codes, and one map (d, k) for the whole matrix. The
-features f(z) are the d codes themselves, or the d * bits signs in {-1, +1} of their bits, all of the most significant
-bit first. As z = (2^b - 1) / 2 + sum_p 2^(b-1-p) s_p, p = 1 the most significant, a map A of the codes is the map
-[2^(b-2) A, .., A, A / 2] of the signs, with another offset.
+with T orthonormal block-diagonal Hadamard matrices, z integer codes, and one map (d, k) for the
+whole matrix. The features f(z) are the d codes themselves, or the d * bits signs in {-1, +1} of
+their bits, all of the most significant bit first. As z = (2^b - 1) / 2 + sum_p 2^(b-1-p) s_p, p = 1
+the most significant, a map A of the codes is the map [2^(b-2) A, .., A, A / 2] of the signs, with
+another offset.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ Features = Literal["codes", "signs"]
 class Lattice:
     """A weight of shape (out, in) on an affine image of an integer lattice, d consecutive inputs at a time.
 
-    codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. map: float16 or float32 (d, k), k = d for features
-    `codes`, d * bits for `signs`. offset: (d,), or None for zero. su: (in,), sv: (out,): scales with signs. blocks:
-    orders of the Hadamard blocks along the outputs and the inputs.
+    codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. map: float16 or float32 (d,
+    k), k = d for features `codes`, d * bits for `signs`. offset: (d,), or None for zero. su: (in,),
+    sv: (out,): scales with signs. blocks: orders of the Hadamard blocks along the outputs and the
+    inputs.
     """
 
     format: ClassVar[str] = "lattice"
@@ -54,7 +56,9 @@ class Lattice:
         if self.offset is not None:
             expect("offset", self.offset, (d,))
         if self.blocks != (block_length(out), block_length(columns)):
-            raise StoreError(f"Hadamard blocks {self.blocks} do not fit a lattice weight of shape {(out, columns)}")
+            raise StoreError(
+                f"Hadamard blocks {self.blocks} do not fit a lattice weight of shape {(out, columns)}"
+            )
         if not d or k != d * (self.bits if self.features == "signs" else 1) or columns % d:
             raise StoreError(
                 f"a lattice map of shape {(d, k)} does not fit features={self.features!r} of {self.bits} bits and "
@@ -63,7 +67,14 @@ class Lattice:
 
     @classmethod
     def from_codes(
-        cls, codes: Tensor, map: Tensor, offset: Tensor | None, su: Tensor, sv: Tensor, bits: int, features: Features
+        cls,
+        codes: Tensor,
+        map: Tensor,
+        offset: Tensor | None,
+        su: Tensor,
+        sv: Tensor,
+        bits: int,
+        features: Features,
     ) -> Lattice:
         """codes (out, in) integers; the rest as it is stored; blocks as large as the shape allows."""
         blocks = block_length(codes.shape[0]), block_length(codes.shape[1])
@@ -93,7 +104,13 @@ class Lattice:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Lattice:
         """The inverse of `to_tensors` and `spec`."""
-        parts = (tensors["codes"], tensors["map"], tensors.get("offset"), tensors["su"], tensors["sv"])
+        parts = (
+            tensors["codes"],
+            tensors["map"],
+            tensors.get("offset"),
+            tensors["su"],
+            tensors["sv"],
+        )
         return cls(*parts, **(dict(spec) | {"blocks": tuple(spec["blocks"])}))
 
 
@@ -107,7 +124,12 @@ def features_of(codes: Tensor, d: int, bits: int, kind: Features) -> Tensor:
 
 
 def decode(
-    features: Tensor, map: Tensor, offset: Tensor | None, su: Tensor, sv: Tensor, blocks: tuple[int, int]
+    features: Tensor,
+    map: Tensor,
+    offset: Tensor | None,
+    su: Tensor,
+    sv: Tensor,
+    blocks: tuple[int, int],
 ) -> Tensor:
     """(out, in/d, k) features -> the weight (out, in), differentiable in all parameters; float32."""
     W = features @ map.T

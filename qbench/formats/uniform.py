@@ -16,9 +16,10 @@ from qbench.formats.packing import expect, group_count, pack, packed_length, unp
 class Uniform:
     """A uniformly quantized weight of shape (out, in), groups of `group_size` inputs.
 
-    codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. scale: float16 or float32 (out, groups).
-    zero_point: uint8 (out, ceil(groups*bits/8)), packed integers of `bits` bits; or floating (out, groups), real;
-    or None, the midpoint 2^(bits-1) of a symmetric grid. StoreError where parts do not fit.
+    codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. scale: float16 or float32
+    (out, groups). zero_point: uint8 (out, ceil(groups*bits/8)), packed integers of `bits` bits; or
+    floating (out, groups), real; or None, the midpoint 2^(bits-1) of a symmetric grid. StoreError
+    where parts do not fit.
     """
 
     format: ClassVar[str] = "uniform"
@@ -36,15 +37,21 @@ class Uniform:
         expect("codes", self.codes, (out, packed_length(self.in_features, self.bits)), torch.uint8)
         expect("scale", self.scale, (out, groups))
         if self.zero_point is not None and self.zero_point.dtype == torch.uint8:
-            expect("zero_point", self.zero_point, (out, packed_length(groups, self.bits)), torch.uint8)
+            expect(
+                "zero_point", self.zero_point, (out, packed_length(groups, self.bits)), torch.uint8
+            )
         elif self.zero_point is not None:
             expect("zero_point", self.zero_point, (out, groups))
 
     @classmethod
-    def from_codes(cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Uniform:
+    def from_codes(
+        cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int
+    ) -> Uniform:
         """codes (out, in) integers, scale (out, groups), zero_point (out, groups): integers where uint8, else real."""
         packed_zero = (
-            pack(zero_point, bits) if zero_point is not None and zero_point.dtype == torch.uint8 else zero_point
+            pack(zero_point, bits)
+            if zero_point is not None and zero_point.dtype == torch.uint8
+            else zero_point
         )
         group_size = codes.shape[1] // scale.shape[1]
         return cls(pack(codes, bits), scale, packed_zero, bits, codes.shape[1], group_size)

@@ -23,7 +23,12 @@ from qbench.files.shards import Entry, Shards
 from qbench.inspection.pieces import Piece, Reading, Source, dense_layers, dense_piece, part_piece
 
 Count = Callable[[str], int]
-_INTEGER = {"qweight": "codes", "qzeros": "zero_points", "scales": "scales", "g_idx": "permutations"}
+_INTEGER = {
+    "qweight": "codes",
+    "qzeros": "zero_points",
+    "scales": "scales",
+    "g_idx": "permutations",
+}
 _COMPRESSED = {
     "weight_packed": "codes",
     "weight": "codes",
@@ -32,8 +37,21 @@ _COMPRESSED = {
     "weight_g_idx": "permutations",
     "weight_shape": "other",
 }
-_ACTIVATIONS = {"input_scale", "input_zero_point", "output_scale", "output_zero_point", "k_scale", "v_scale"}
-_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
+_ACTIVATIONS = {
+    "input_scale",
+    "input_zero_point",
+    "output_scale",
+    "output_zero_point",
+    "k_scale",
+    "v_scale",
+}
+_FORMATS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "mixed-precision",
+)
 _LISTS = ("ignore", "modules_to_not_convert", "quant_method", "version", "bits")
 _AGAIN = "copy the folder again, or inspect one that is whole"
 CODES = ("qweight", "weight_packed")
@@ -48,8 +66,14 @@ def read_gptq(entry: Mapping[str, Any], shards: Shards) -> Reading:
         order = shards.entries.get(f"{layer}.g_idx")
         room = codes.shape[0] * 8 * codes.dtype.itemsize
         inputs = order.shape[0] if order and order.shape[:1] > (0,) else room // bits
-        if codes.shape[1] != scales.shape[1] or not inputs <= room <= 8 * inputs or (not order and room % bits):
-            raise _misfit(f"{layer}.qweight", codes, f"{bits}-bit codes of GPTQ with scales {scales.shape}")
+        if (
+            codes.shape[1] != scales.shape[1]
+            or not inputs <= room <= 8 * inputs
+            or (not order and room % bits)
+        ):
+            raise _misfit(
+                f"{layer}.qweight", codes, f"{bits}-bit codes of GPTQ with scales {scales.shape}"
+            )
         return inputs * codes.shape[1]
 
     return _integer("gptq", entry, shards, count, bits, entry.get("checkpoint_format"))
@@ -66,7 +90,9 @@ def read_awq(entry: Mapping[str, Any], shards: Shards) -> Reading:
             return codes.nbytes * 8 // bits
         room, outputs = codes.shape[1] * 8 * codes.dtype.itemsize, scales.shape[1]
         if not outputs <= room <= 8 * outputs:
-            raise _misfit(f"{layer}.qweight", codes, f"{bits}-bit codes of AWQ with scales {scales.shape}")
+            raise _misfit(
+                f"{layer}.qweight", codes, f"{bits}-bit codes of AWQ with scales {scales.shape}"
+            )
         return codes.shape[0] * outputs
 
     return _integer("awq", entry, shards, count, bits, layout)
@@ -76,9 +102,13 @@ def read_compressed(entry: Mapping[str, Any], shards: Shards) -> Reading:
     """entry: the quantization_config. StoreError where the tensors or the format are not those that are known."""
     form, schemes = entry.get("format"), _schemes(entry, shards)
     if form not in _FORMATS:
-        raise StoreError(f"{shards.folder}: compressed-tensors format {form!r} is not known; {', '.join(_FORMATS)} are")
+        raise StoreError(
+            f"{shards.folder}: compressed-tensors format {form!r} is not known; {', '.join(_FORMATS)} are"
+        )
     words = _layers(shards, "weight_packed")
-    plain = {layer for layer in _layers(shards, "weight_scale") if f"{layer}.weight" in shards.entries} - words
+    plain = {
+        layer for layer in _layers(shards, "weight_scale") if f"{layer}.weight" in shards.entries
+    } - words
     if not words | plain:
         raise _none(shards, "weight_packed or .weight_scale")
     counts, padded = {layer: _elements(shards, layer) for layer in plain}, 0
@@ -86,7 +116,11 @@ def read_compressed(entry: Mapping[str, Any], shards: Shards) -> Reading:
         counts[layer], padding = _packed_count(shards, layer, _scheme_of(layer, schemes, shards))
         padded += padding
     notes = (
-        [f"layers that state no number of inputs ({padded}): padding of their rows counts as weights"] if padded else []
+        [
+            f"layers that state no number of inputs ({padded}): padding of their rows counts as weights"
+        ]
+        if padded
+        else []
     )
     bits = {scheme.bits for scheme in schemes}
     return Reading(
@@ -118,9 +152,13 @@ def _schemes(entry: Mapping[str, Any], shards: Shards) -> list[_Scheme]:
             grouped = weights.get("strategy") == "group"
             size = _whole(weights, "group_size", shards, range(1, 2**31)) if grouped else None
             targets = group.get("targets")
-            found.append(_Scheme(tuple(map(str, targets if isinstance(targets, list) else ())), bits, size))
+            found.append(
+                _Scheme(tuple(map(str, targets if isinstance(targets, list) else ())), bits, size)
+            )
     if not found:
-        raise StoreError(f"{shards.folder}: config_groups of the quantization_config state no weights; {_AGAIN}")
+        raise StoreError(
+            f"{shards.folder}: config_groups of the quantization_config state no weights; {_AGAIN}"
+        )
     return found
 
 
@@ -130,22 +168,33 @@ def _scheme_of(layer: str, schemes: list[_Scheme], shards: Shards) -> _Scheme:
         return schemes[0]
     try:
         for scheme in schemes:
-            if any(layer == t or (t.startswith("re:") and re.match(t[3:], layer)) for t in scheme.targets):
+            if any(
+                layer == t or (t.startswith("re:") and re.match(t[3:], layer))
+                for t in scheme.targets
+            ):
                 return scheme
     except re.error as error:
-        raise StoreError(f"{shards.folder}: a target of config_groups is no pattern: {error}; {_AGAIN}") from None
+        raise StoreError(
+            f"{shards.folder}: a target of config_groups is no pattern: {error}; {_AGAIN}"
+        ) from None
     classes = [scheme for scheme in schemes if any(t.isidentifier() for t in scheme.targets)]
     if len(classes) != 1:
-        raise StoreError(f"{shards.folder}: config_groups do not tell to which group {layer} belongs; {_AGAIN}")
+        raise StoreError(
+            f"{shards.folder}: config_groups do not tell to which group {layer} belongs; {_AGAIN}"
+        )
     return classes[0]
 
 
 def _packed_count(shards: Shards, layer: str, scheme: _Scheme) -> tuple[int, bool]:
     """Weights behind the words of a row, and whether padding may be among them.
 
-    A word holds 32 // bits codes; newer files of 3, 5, 6 or 7 bits let codes cross words, which groups tell.
+    A word holds 32 // bits codes; newer files of 3, 5, 6 or 7 bits let codes cross words, which
+    groups tell.
     """
-    codes, scales = _matrix(shards, f"{layer}.weight_packed"), shards.entries.get(f"{layer}.weight_scale")
+    codes, scales = (
+        _matrix(shards, f"{layer}.weight_packed"),
+        shards.entries.get(f"{layer}.weight_scale"),
+    )
     out, row = codes.shape[0], codes.shape[1] * 8 * codes.dtype.itemsize
     order = shards.entries.get(f"{layer}.weight_g_idx")
     if order and order.shape[:1] > (0,):
@@ -154,9 +203,15 @@ def _packed_count(shards: Shards, layer: str, scheme: _Scheme) -> tuple[int, boo
         inputs, padding = min(scales.shape[1] * scheme.group_size, row // scheme.bits), False
     else:
         inputs, padding = row // 32 * (32 // scheme.bits), True
-    if not scales or scales.shape[:1] not in ((out,), (1,), ()) or not 0 < inputs * scheme.bits <= row:
+    if (
+        not scales
+        or scales.shape[:1] not in ((out,), (1,), ())
+        or not 0 < inputs * scheme.bits <= row
+    ):
         stated = scales.shape if scales else "missing"
-        raise _misfit(f"{layer}.weight_packed", codes, f"{scheme.bits}-bit codes with weight_scale {stated}")
+        raise _misfit(
+            f"{layer}.weight_packed", codes, f"{scheme.bits}-bit codes with weight_scale {stated}"
+        )
     return out * inputs, padding
 
 
@@ -168,7 +223,9 @@ def _integer(
         raise _none(shards, "qweight")
     pieces = list(_pieces(shards, _INTEGER, {layer: count(layer) for layer in layers}))
     version = None if version is None else str(version)
-    return Reading(source, pieces, dense_layers(pieces), version, source, _parameters(entry), float(bits))
+    return Reading(
+        source, pieces, dense_layers(pieces), version, source, _parameters(entry), float(bits)
+    )
 
 
 def _pieces(shards: Shards, items: Mapping[str, str], counts: Mapping[str, int]) -> Iterator[Piece]:
@@ -177,7 +234,9 @@ def _pieces(shards: Shards, items: Mapping[str, str], counts: Mapping[str, int])
         layer, _, leaf = name.rpartition(".")
         if layer in counts and leaf in items:
             item = items[leaf]
-            yield part_piece(name, layer, item, entry.nbytes, counts[layer] if item == "codes" else 0)
+            yield part_piece(
+                name, layer, item, entry.nbytes, counts[layer] if item == "codes" else 0
+            )
         elif leaf in _ACTIVATIONS:
             yield Piece(name, "other", entry.nbytes)
         else:
@@ -196,7 +255,9 @@ def _elements(shards: Shards, layer: str) -> int:
 def _matrix(shards: Shards, name: str) -> Entry:
     entry = shards.entries.get(name)
     if entry is None or len(entry.shape) != 2 or 0 in entry.shape:
-        raise StoreError(f"{shards.folder}: {name} is {entry.shape if entry else 'missing'}, not a matrix; {_AGAIN}")
+        raise StoreError(
+            f"{shards.folder}: {name} is {entry.shape if entry else 'missing'}, not a matrix; {_AGAIN}"
+        )
     return entry
 
 
@@ -215,8 +276,12 @@ def _parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _misfit(name: str, entry: Entry, expected: str) -> StoreError:
-    return StoreError(f"{entry.file}: {name} {entry.dtype} {entry.shape} does not hold {expected}; {_AGAIN}")
+    return StoreError(
+        f"{entry.file}: {name} {entry.dtype} {entry.shape} does not hold {expected}; {_AGAIN}"
+    )
 
 
 def _none(shards: Shards, leaf: str) -> StoreError:
-    return StoreError(f"{shards.folder}: no tensor ends in .{leaf}, as its quantization_config says; {_AGAIN}")
+    return StoreError(
+        f"{shards.folder}: no tensor ends in .{leaf}, as its quantization_config says; {_AGAIN}"
+    )

@@ -1,7 +1,7 @@
 """Headers of GGUF files: every tensor's name, type and shape, and what a block of its type is made of.
 
-The reader of the gguf package makes an array of every word of the vocabulary, which takes many seconds; here they are
-skipped, and lengths are held against the file's.
+The reader of the gguf package makes an array of every word of the vocabulary, which takes many
+seconds; here they are skipped, and lengths are held against the file's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from qbench.errors import StoreError
 from qbench.inspection.pieces import Piece, Reading, dense_layers, dense_piece, part_piece
 
 MAGIC = b"GGUF"
-BLOCKS: dict[str, tuple[int, int, int]] = {  # bytes of a block: codes, scales, and zero points (GGML's mins)
+BLOCKS: dict[
+    str, tuple[int, int, int]
+] = {  # bytes of a block: codes, scales, and zero points (GGML's mins)
     "Q1_0": (16, 2, 0),
     "Q4_0": (16, 2, 0),  # a scale d in float16 per 32 codes
     "Q4_1": (16, 2, 2),  # d and the minimum m
@@ -40,7 +42,19 @@ BLOCKS: dict[str, tuple[int, int, int]] = {  # bytes of a block: codes, scales, 
     "MXFP4": (16, 1, 0),  # a scale of 8 bits, a power of two
     "NVFP4": (32, 4, 0),  # 4 scales of 8 bits
 }
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 
 
@@ -73,8 +87,12 @@ def read_gguf(path: Path) -> Reading:
     parts = header.metadata.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
         notes.append(f"this file is one of {parts} that make up the model")
-    stated = {"tensor_types": dict(types)} | {key.removeprefix("general."): header.metadata[key] for key in _STATED}
-    return Reading("gguf", pieces, dense_layers(pieces), str(header.version), None, stated, None, notes)
+    stated = {"tensor_types": dict(types)} | {
+        key.removeprefix("general."): header.metadata[key] for key in _STATED
+    }
+    return Reading(
+        "gguf", pieces, dense_layers(pieces), str(header.version), None, stated, None, notes
+    )
 
 
 _STATED = ("general.architecture", "general.file_type", "general.quantization_version")
@@ -89,7 +107,9 @@ class _Header:
             raise ValueError(f"it begins with {data[:4]!r}, not {MAGIC!r}")
         self.version = self._number("I")
         if self.version not in (2, 3):
-            raise ValueError(f"it has version {self.version}; 2 and 3 in little-endian order are read")
+            raise ValueError(
+                f"it has version {self.version}; 2 and 3 in little-endian order are read"
+            )
         self._count, keys = self._number("Q"), self._number("Q")
         self.metadata = dict[str, Any].fromkeys(_STATED)
         for _ in range(keys):
@@ -97,7 +117,9 @@ class _Header:
             if key.startswith(("general.", "split.")) and value is not None:
                 self.metadata[key] = value
         kind = self.metadata["general.file_type"]
-        self.metadata["general.file_type"] = next((t.name for t in LlamaFileType if t == kind), kind)
+        self.metadata["general.file_type"] = next(
+            (t.name for t in LlamaFileType if t == kind), kind
+        )
 
     def tensors(self) -> Iterator[BlockTensor]:
         """In the order of the file. ValueError where one is not as its type says, or ends after the file."""
@@ -117,7 +139,9 @@ class _Header:
             block, size = GGML_QUANT_SIZES[kind]
             nbytes = prod(shape) // block * size
             if not shape or shape[0] % block or start + offset + nbytes > len(self._data):
-                raise ValueError(f"tensor {name!r} of type {kind.name} and shape {shape} is not in it as a whole")
+                raise ValueError(
+                    f"tensor {name!r} of type {kind.name} and shape {shape} is not in it as a whole"
+                )
             yield BlockTensor(name, kind.name, shape, nbytes, start + offset)
 
     def _number(self, code: str) -> Any:

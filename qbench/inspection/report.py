@@ -1,7 +1,7 @@
 """Where the bits of a model are, measured from the headers of its files: ours, of other programs, GGUF, unquantized.
 
-No tensor's data are read, so a folder of any size takes a second. `qbench.foreign` has the rules for the folders of
-other programs, `qbench.inspection.gguf_header` those for GGUF files.
+No tensor's data are read, so a folder of any size takes a second. `qbench.foreign` has the rules
+for the folders of other programs, `qbench.inspection.gguf_header` those for GGUF files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class Item:
 class Inspection:
     """What a model's files hold; JSON-able.
 
-    quantized_weights: of the layers that were quantized, counted dense, out * in; a layer that our method left dense is
-    one of them. bits_per_weight: stored bits of their weights over that count: `total`, and by item; empty where
-    nothing is quantized. stated_bits: of a code, as the config says. parameters: of the method, as stated.
-    model_parameters: of the whole model. unquantized_layers: linear layers in full precision.
+    quantized_weights: of the layers that were quantized, counted dense, out * in; a layer that our
+    method left dense is one of them. bits_per_weight: stored bits of their weights over that count:
+    `total`, and by item; empty where nothing is quantized. stated_bits: of a code, as the config
+    says. parameters: of the method, as stated. model_parameters: of the whole model.
+    unquantized_layers: linear layers in full precision.
     """
 
     path: str
@@ -62,7 +63,9 @@ def inspect(path: Path) -> Inspection:
 
         return _summary(path, read_gguf(path))
     if not (path / "config.json").is_file():
-        raise StoreError(f"{path} is no model: give a GGUF file, or a Hugging Face folder with a config.json")
+        raise StoreError(
+            f"{path} is no model: give a GGUF file, or a Hugging Face folder with a config.json"
+        )
     return _summary(path, _read_folder(path))
 
 
@@ -76,7 +79,9 @@ def _read_folder(folder: Path) -> Reading:
     if kind == "qbench":
         return _untied(config, _read_ours(config, shards))
     if not isinstance(kind, str) or kind not in _FOREIGN:
-        raise StoreError(f"{folder}: {unknown_name('quant_method', str(kind), ['qbench', *_FOREIGN])}")
+        raise StoreError(
+            f"{folder}: {unknown_name('quant_method', str(kind), ['qbench', *_FOREIGN])}"
+        )
     return _untied(config, _FOREIGN[kind](entry, shards))
 
 
@@ -109,12 +114,18 @@ def _read_ours(config: Mapping[str, Any], shards: Shards) -> Reading:
         for part in group.parts:
             name = f"{layer}.{part}"
             of_layers.add(name)
-            pieces.append(Piece(name, _PARTS.get(part, "other"), shards.entries[name].nbytes, parameters, layer))
+            pieces.append(
+                Piece(
+                    name, _PARTS.get(part, "other"), shards.entries[name].nbytes, parameters, layer
+                )
+            )
             parameters = 0  # counted once
         if group.format == "dense":
             dense.append(layer)
     rest = [
-        dense_piece(name, entry.shape, entry.nbytes) for name, entry in shards.entries.items() if name not in of_layers
+        dense_piece(name, entry.shape, entry.nbytes)
+        for name, entry in shards.entries.items()
+        if name not in of_layers
     ]
     facts = layout.facts()
     method, scheme = facts.get("method"), facts.get("scheme")
@@ -137,7 +148,9 @@ def _read_unquantized(shards: Shards) -> Reading:
             f"{shards.folder} holds {odd[0]}, but its config.json has no quantization_config; "
             "put what the program that quantized it has written there"
         )
-    pieces = [dense_piece(name, entry.shape, entry.nbytes) for name, entry in shards.entries.items()]
+    pieces = [
+        dense_piece(name, entry.shape, entry.nbytes) for name, entry in shards.entries.items()
+    ]
     return Reading("unquantized", pieces, dense_layers(pieces))
 
 
@@ -147,7 +160,8 @@ def _untied(config: Mapping[str, Any], reading: Reading) -> Reading:
     if config.get("tie_word_embeddings") is not True or not {"head", "embeddings"} <= found:
         return reading
     pieces = [
-        Piece(piece.tensor, piece.item, piece.nbytes) if piece.item == "head" else piece for piece in reading.pieces
+        Piece(piece.tensor, piece.item, piece.nbytes) if piece.item == "head" else piece
+        for piece in reading.pieces
     ]
     note = "the head is tied to the embeddings, and stored all the same: its parameters are counted once"
     return replace(reading, pieces=pieces, notes=[*reading.notes, note])
@@ -161,8 +175,14 @@ def _summary(path: Path, reading: Reading) -> Inspection:
     bits = {name: 8 * sum(p.nbytes for p in of_weights if p.item == name) for name in ITEMS}
     per_weight = {name: value / weights for name, value in bits.items() if value} if weights else {}
     notes, codes = list(reading.notes), per_weight.get("codes")
-    if reading.stated_bits is not None and codes is not None and abs(codes - reading.stated_bits) > 1e-6:
-        notes.append(f"the config states {reading.stated_bits:g}-bit codes, they take {codes:.4g} bits in the file")
+    if (
+        reading.stated_bits is not None
+        and codes is not None
+        and abs(codes - reading.stated_bits) > 1e-6
+    ):
+        notes.append(
+            f"the config states {reading.stated_bits:g}-bit codes, they take {codes:.4g} bits in the file"
+        )
     return Inspection(
         str(path),
         reading.source,

@@ -25,9 +25,9 @@ VARIANTS = [(packed, dtype) for dtype in ("bfloat16", "float32") for packed in (
 class Speed:
     """One model's medians, with the smallest and the largest of the repetitions.
 
-    prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token. peak_bytes: of a
-    process that loads the model and does the same once, beyond what the process had before. kernels: how many
-    products each kernel served.
+    prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token.
+    peak_bytes: of a process that loads the model and does the same once, beyond what the process
+    had before. kernels: how many products each kernel served.
     """
 
     name: str
@@ -39,11 +39,17 @@ class Speed:
 
 
 def compare(
-    folder: Path, prompt: int, tokens: int, repeats: int, threads: int | None, progress: Callable[[str], None]
+    folder: Path,
+    prompt: int,
+    tokens: int,
+    repeats: int,
+    threads: int | None,
+    progress: Callable[[str], None],
 ) -> list[Speed]:
     """A folder that `load` reads, packed and dense, in bfloat16 and float32: batch 1, greedy, on the CPU.
 
-    Each model in turn, `repeats` times after one round that warms up. StoreError where the folder cannot be read.
+    Each model in turn, `repeats` times after one round that warms up. StoreError where the folder
+    cannot be read.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -57,7 +63,9 @@ def compare(
             found = once(model, prompt, tokens)
             kernels[name] = served(clear=True)
             times[name] += [found] * bool(turn)
-    return [_speed(folder, packed, dtype, prompt, tokens, times, kernels) for packed, dtype in VARIANTS]
+    return [
+        _speed(folder, packed, dtype, prompt, tokens, times, kernels) for packed, dtype in VARIANTS
+    ]
 
 
 @torch.inference_mode()
@@ -69,18 +77,28 @@ def once(model: Any, prompt: int, tokens: int) -> tuple[float, float]:
     first = time.perf_counter()
     for _ in range(tokens - 1):
         ids = output.logits[:, -1:].argmax(-1)
-        output = model(ids, use_cache=True, past_key_values=output.past_key_values, logits_to_keep=1)
+        output = model(
+            ids, use_cache=True, past_key_values=output.past_key_values, logits_to_keep=1
+        )
     return first - started, time.perf_counter() - first
 
 
 def _speed(
-    folder: Path, packed: bool, dtype: str, prompt: int, tokens: int, times: Any, kernels: dict[str, dict[str, int]]
+    folder: Path,
+    packed: bool,
+    dtype: str,
+    prompt: int,
+    tokens: int,
+    times: Any,
+    kernels: dict[str, dict[str, int]],
 ) -> Speed:
     name = _name(packed, dtype)
     prefill = _spread([prompt / first for first, _ in times[name]])
     decode = _spread([(tokens - 1) / rest for _, rest in times[name]])
     first = statistics.median(first for first, _ in times[name])
-    return Speed(name, prefill, decode, first, _peak(folder, packed, dtype, prompt, tokens), kernels[name])
+    return Speed(
+        name, prefill, decode, first, _peak(folder, packed, dtype, prompt, tokens), kernels[name]
+    )
 
 
 def _peak(folder: Path, packed: bool, dtype: str, prompt: int, tokens: int) -> int:
@@ -89,7 +107,9 @@ def _peak(folder: Path, packed: bool, dtype: str, prompt: int, tokens: int) -> i
     command = [sys.executable, "-P", "-m", "qbench.latency.end_to_end", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise QbenchError(f"the peak memory of {folder} could not be measured: {done.stderr.strip()[-300:]}")
+        raise QbenchError(
+            f"the peak memory of {folder} could not be measured: {done.stderr.strip()[-300:]}"
+        )
     return int(done.stdout.split()[-1])
 
 

@@ -1,7 +1,7 @@
 """What `qbench.latency.timing` times on a GPU. A candidate's time is that of a CUDA graph over all copies of its weight.
 
-The copies are four times the L2 cache together, and the time is divided by their number, so that neither a warm cache
-nor what Python needs to launch a kernel is part of it.
+The copies are four times the L2 cache together, and the time is divided by their number, so that
+neither a warm cache nor what Python needs to launch a kernel is part of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu.triton_layout import Planes, derive
 from qbench.latency.timing import GIB, MAKERS, Candidate, Shape, collect
 
-Made = tuple[Callable[[Tensor], Tensor], int]  # a product with one copy of a weight, and the bytes of that copy
+Made = tuple[
+    Callable[[Tensor], Tensor], int
+]  # a product with one copy of a weight, and the bytes of that copy
 
 
 def require_gpu() -> None:
@@ -60,10 +62,15 @@ def probes() -> list[Candidate]:
         return done
 
     found = [Candidate("copy", 8, 2 * source.nbytes, 1, copy, done, 0.0)]
-    for name, dtype, order, limit in (("bf16", torch.bfloat16, 8192, 1e-2), ("fp32", torch.float32, 4096, 1e-4)):
+    for name, dtype, order, limit in (
+        ("bf16", torch.bfloat16, 8192, 1e-2),
+        ("fp32", torch.float32, 4096, 1e-4),
+    ):
         x = torch.randn(order, order, device="cuda", dtype=dtype)
         multiply, expected = partial(lambda x, i: x @ x, x), x.double() @ x.double()
-        found.append(Candidate(f"multiply {name}", 0, x.nbytes, 1, multiply, expected, limit, 2 * order**3))
+        found.append(
+            Candidate(f"multiply {name}", 0, x.nbytes, 1, multiply, expected, limit, 2 * order**3)
+        )
     return found
 
 
@@ -89,9 +96,14 @@ def candidates(
 
 def peers(shape: Shape) -> tuple[list[Candidate], dict[str, str]]:
     """torch's int4, gemlite's and bitsandbytes' products, bfloat16, groups of 128 (NF4: blocks of 64); or why not."""
-    x, plain = _random(shape.rows, shape.columns, 1).bfloat16(), _random(shape.out, shape.columns, 2)
+    x, plain = (
+        _random(shape.rows, shape.columns, 1).bfloat16(),
+        _random(shape.out, shape.columns, 2),
+    )
 
-    def one(name: str, quantized: Callable[[Tensor], tuple[Callable[[], Made], Tensor]]) -> Iterator[Candidate]:
+    def one(
+        name: str, quantized: Callable[[Tensor], tuple[Callable[[], Made], Tensor]]
+    ) -> Iterator[Candidate]:
         make, meant = quantized(plain)
         found = _candidate(f"{name} bf16", make, x, meant, 3e-2)
         graph_clock(found)(0)  # what no graph can capture is not timed
@@ -102,10 +114,14 @@ def peers(shape: Shape) -> tuple[list[Candidate], dict[str, str]]:
 
 
 def _random(rows: int, columns: int, seed: int) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator("cuda").manual_seed(seed), device="cuda")
+    return torch.randn(
+        rows, columns, generator=torch.Generator("cuda").manual_seed(seed), device="cuda"
+    )
 
 
-def _candidate(name: str, make: Callable[[], Made], x: Tensor, weight: Tensor, limit: float) -> Candidate:
+def _candidate(
+    name: str, make: Callable[[], Made], x: Tensor, weight: Tensor, limit: float
+) -> Candidate:
     """With as many copies as four times the L2 cache holds, 2 to 64; weight (out, in) float64 is what it stands for."""
     products: list[Callable[[Tensor], Tensor]] = []
     size = 0
@@ -114,7 +130,9 @@ def _candidate(name: str, make: Callable[[], Made], x: Tensor, weight: Tensor, l
         product, size = make()
         products.append(product)
     run = lambda i: products[i](x)  # noqa: E731
-    return Candidate(name, 8 * size / weight.numel(), size, len(products), run, x.double() @ weight.T, limit)
+    return Candidate(
+        name, 8 * size / weight.numel(), size, len(products), run, x.double() @ weight.T, limit
+    )
 
 
 def _dense(weight: Tensor) -> Made:

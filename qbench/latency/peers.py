@@ -26,7 +26,9 @@ _GGML_TYPES = {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12}
 def peers(shape: Shape) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates, and for each peer that is not among them the reason."""
     x = torch.randn(shape.rows, shape.columns, generator=torch.Generator().manual_seed(1))
-    weight = torch.randn(shape.out, shape.columns, generator=torch.Generator().manual_seed(2)).div_(shape.columns**0.5)
+    weight = torch.randn(shape.out, shape.columns, generator=torch.Generator().manual_seed(2)).div_(
+        shape.columns**0.5
+    )
     kinds: dict[str, Callable[[Tensor, Tensor], Iterator[Candidate]]] = {
         "torch int4": _torch_int4,
         "bitsandbytes": _bitsandbytes,
@@ -39,7 +41,9 @@ def _torch_int4(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
     groups = weight.unflatten(1, (-1, 128))
     low = groups.amin(-1)
     scale = ((groups.amax(-1) - low) / 15).bfloat16()
-    codes = ((groups - low[..., None]) / scale[..., None].float()).round().clamp(0, 15).to(torch.int32)
+    codes = (
+        ((groups - low[..., None]) / scale[..., None].float()).round().clamp(0, 15).to(torch.int32)
+    )
     zero = (low + 8 * scale.float()).bfloat16()  # w = (code - 8) * scale + zero
     plain = ((codes.float() - 8) * scale.float()[..., None] + zero.float()[..., None]).flatten(1)
     packed = torch._convert_weight_to_int4pack_for_cpu(codes.flatten(1), 1)
@@ -51,7 +55,9 @@ def _torch_int4(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
         return torch._weight_int4pack_mm_for_cpu(given, weights[i][0], 128, weights[i][1])
 
     expected = given.double() @ plain.double().T
-    yield Candidate("torch int4 bf16", 8 * nbytes / weight.numel(), nbytes, len(weights), run, expected, 1e-2)
+    yield Candidate(
+        "torch int4 bf16", 8 * nbytes / weight.numel(), nbytes, len(weights), run, expected, 1e-2
+    )
 
 
 def _bitsandbytes(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
@@ -75,7 +81,15 @@ def _bitsandbytes(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
             return layers[i](given)
 
     expected = given.double() @ plain.double().T
-    yield Candidate("bitsandbytes nf4 bf16", 8 * nbytes / weight.numel(), nbytes, len(layers), run, expected, 3e-2)
+    yield Candidate(
+        "bitsandbytes nf4 bf16",
+        8 * nbytes / weight.numel(),
+        nbytes,
+        len(layers),
+        run,
+        expected,
+        3e-2,
+    )
 
 
 class _Init(ctypes.Structure):
@@ -86,7 +100,9 @@ def _ggml_library() -> Any:
     package = find_spec("xllamacpp")
     if package is None or not package.submodule_search_locations:
         raise ImportError("xllamacpp is not installed")
-    library = ctypes.CDLL(str(next(Path(package.submodule_search_locations[0]).glob("xllamacpp*.so"))))
+    library = ctypes.CDLL(
+        str(next(Path(package.submodule_search_locations[0]).glob("xllamacpp*.so")))
+    )
     pointer, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
     for name, result, *arguments in (
         ("init", pointer, _Init),
@@ -114,11 +130,17 @@ def _ggml(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
     for name, kind in _GGML_TYPES.items():
         nbytes = library.ggml_row_size(kind, columns) * out
         codes = torch.empty(nbytes, dtype=torch.uint8)
-        library.ggml_quantize_chunk(kind, weight.data_ptr(), codes.data_ptr(), 0, out, columns, None)
-        plain = torch.from_numpy(dequantize(codes.view(out, -1).numpy(), GGMLQuantizationType(kind)))
+        library.ggml_quantize_chunk(
+            kind, weight.data_ptr(), codes.data_ptr(), 0, out, columns, None
+        )
+        plain = torch.from_numpy(
+            dequantize(codes.view(out, -1).numpy(), GGMLQuantizationType(kind))
+        )
         graphs = []
         for _ in range(copies_of(nbytes)):
-            context = library.ggml_init(_Init(nbytes + x.nbytes + 4 * rows * out + (64 << 20), None, False))
+            context = library.ggml_init(
+                _Init(nbytes + x.nbytes + 4 * rows * out + (64 << 20), None, False)
+            )
             a = library.ggml_new_tensor_2d(context, kind, columns, out)
             b = library.ggml_new_tensor_2d(context, 0, columns, rows)
             ctypes.memmove(library.ggml_get_data(a), codes.data_ptr(), nbytes)
@@ -135,4 +157,12 @@ def _ggml(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
             return y
 
         expected = x.double() @ plain.double().T
-        yield Candidate(f"ggml {name} fp32", 8 * nbytes / weight.numel(), nbytes, len(graphs), run, expected, 2e-2)
+        yield Candidate(
+            f"ggml {name} fp32",
+            8 * nbytes / weight.numel(),
+            nbytes,
+            len(graphs),
+            run,
+            expected,
+            2e-2,
+        )

@@ -26,10 +26,21 @@ def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
 def _benchmark(row: Row) -> dict[str, Any]:
     group = f"{row.shape}, {row.device}"
     extra = {
-        **{"shape": [*row.shape], "device": row.device, "bits": row.bits, "weight_bytes": row.nbytes},
+        **{
+            "shape": [*row.shape],
+            "device": row.device,
+            "bits": row.bits,
+            "weight_bytes": row.nbytes,
+        },
         **{"operations": row.operations, "relative_error": row.error, "bytes_per_second": row.rate},
     }
-    named = {"group": group, "name": row.name, "fullname": f"{group}: {row.name}", "params": None, "param": None}
+    named = {
+        "group": group,
+        "name": row.name,
+        "fullname": f"{group}: {row.name}",
+        "params": None,
+        "param": None,
+    }
     return named | {"extra_info": extra, "options": {}, "stats": _stats(row.times)}
 
 
@@ -40,8 +51,21 @@ def _stats(times: Sequence[float]) -> dict[str, Any]:
     high = max(t for t in times if t <= q3 + 1.5 * iqr)
     far = sum(abs(t - mean) > deviation for t in times), sum(not low <= t <= high for t in times)
     return {
-        **{"min": min(times), "max": max(times), "mean": mean, "stddev": deviation, "rounds": len(times)},
-        **{"median": median, "iqr": iqr, "q1": q1, "q3": q3, "iqr_outliers": far[1], "stddev_outliers": far[0]},
+        **{
+            "min": min(times),
+            "max": max(times),
+            "mean": mean,
+            "stddev": deviation,
+            "rounds": len(times),
+        },
+        **{
+            "median": median,
+            "iqr": iqr,
+            "q1": q1,
+            "q3": q3,
+            "iqr_outliers": far[1],
+            "stddev_outliers": far[0],
+        },
         **{"outliers": f"{far[0]};{far[1]}", "ld15iqr": low, "hd15iqr": high, "ops": 1 / mean},
         **{"total": sum(times), "data": [*times], "iterations": 1},
     }

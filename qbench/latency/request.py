@@ -26,7 +26,9 @@ def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
     for name in names:
         pair = re.fullmatch(r"(\d+)x(\d+)", name)
         if pair is None and name not in SHAPES:
-            raise ConfigError(unknown_name("shape", name, SHAPES) + "; or give OUTxIN, such as 4096x4096")
+            raise ConfigError(
+                unknown_name("shape", name, SHAPES) + "; or give OUTxIN, such as 4096x4096"
+            )
         found += SHAPES[name] if pair is None else [(int(pair[1]), int(pair[2]))]
     rows = list(batch)
     if not found or not rows or min(rows) < 1 or min(min(pair) for pair in found) < 1:
@@ -66,7 +68,8 @@ def time_shape(
 ) -> tuple[list[Row], dict[str, str]]:
     """Rows of the probes, the dense products, ours and other programs'; and which programs are not here, and why.
 
-    device: `cpu`, on so many threads, `cuda`, or `auto`. ConfigError for another, or where it is not here.
+    device: `cpu`, on so many threads, `cuda`, or `auto`. ConfigError for another, or where it is
+    not here.
     """
     if (found := pick_device(device)) not in ("cpu", "cuda"):
         raise ConfigError(unknown_name("device", device, ("auto", "cpu", "cuda")))

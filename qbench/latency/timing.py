@@ -46,8 +46,8 @@ class Shape(NamedTuple):
 class Candidate:
     """One way to compute the product. run(i): with the i-th copy of the weight, -> (rows, out).
 
-    nbytes: of the weight as this candidate reads it. expected: (rows, out) float64; limit: of the relative error.
-    operations: additions and multiplications of the product that it stands for.
+    nbytes: of the weight as this candidate reads it. expected: (rows, out) float64; limit: of the
+    relative error. operations: additions and multiplications of the product that it stands for.
     """
 
     name: str
@@ -63,11 +63,15 @@ class Candidate:
         """Relative to float64. QbenchError where it exceeds the limit."""
         found = ((self.run(0).double() - self.expected).norm() / self.expected.norm()).item()
         if not found <= self.limit:
-            raise QbenchError(f"{self.name} is wrong: relative error {found:.2g}, at most {self.limit:g} was expected")
+            raise QbenchError(
+                f"{self.name} is wrong: relative error {found:.2g}, at most {self.limit:g} was expected"
+            )
         return found
 
 
-Clock = Callable[[Candidate], Callable[[int], float]]  # -> seconds of the product with the i-th copy
+Clock = Callable[
+    [Candidate], Callable[[int], float]
+]  # -> seconds of the product with the i-th copy
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,20 @@ def threads(count: int) -> Iterator[None]:
 
 def cache_bytes() -> int:
     """Of the last-level cache; 64 MiB where the system does not tell."""
-    sizes = [path.read_text() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    found = [int(m[1]) << {"K": 10, "M": 20}[m[2]] for size in sizes if (m := re.match(r"(\d+)([KM])", size))]
+    sizes = [
+        path.read_text() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    found = [
+        int(m[1]) << {"K": 10, "M": 20}[m[2]]
+        for size in sizes
+        if (m := re.match(r"(\d+)([KM])", size))
+    ]
     return max(found, default=64 << 20)
 
 
-def collect(kinds: Mapping[str, Callable[[], Iterable[Candidate]]]) -> tuple[list[Candidate], dict[str, str]]:
+def collect(
+    kinds: Mapping[str, Callable[[], Iterable[Candidate]]],
+) -> tuple[list[Candidate], dict[str, str]]:
     """Other programs' candidates, and for each program that is not here, or computes something else, the reason."""
     found: list[Candidate] = []
     missing: dict[str, str] = {}
@@ -155,7 +167,10 @@ def reader(nbytes: int = GIB // 4) -> Candidate:
 
 def multiplier(dtype: torch.dtype, order: int = 1024) -> Candidate:
     """torch's product of two square matrices that the cache holds: its rate is the matrix rate."""
-    x, weight = (torch.randn(order, order, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (1, 2))
+    x, weight = (
+        torch.randn(order, order, generator=torch.Generator().manual_seed(i)).to(dtype)
+        for i in (1, 2)
+    )
     name, limit = ("multiply fp32", 1e-5) if dtype == torch.float32 else ("multiply bf16", 1e-2)
     expected = x.double() @ weight.double()
     return Candidate(name, 0, weight.nbytes, 1, lambda i: x @ weight, expected, limit, 2 * order**3)
@@ -196,8 +211,14 @@ def random_binary(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Bi
     """A binary-coded weight of random codes with a shift, as alternating coding stores them: float16 scales."""
     generator = torch.Generator().manual_seed(seed)
     groups = shape.columns // group_size
-    planes = torch.randint(0, 256, (bits, shape.out, shape.columns // 8), generator=generator, dtype=torch.uint8)
-    alpha = (torch.rand(shape.out, groups, bits, generator=generator) + 0.1).div_(shape.columns**0.5).half()
+    planes = torch.randint(
+        0, 256, (bits, shape.out, shape.columns // 8), generator=generator, dtype=torch.uint8
+    )
+    alpha = (
+        (torch.rand(shape.out, groups, bits, generator=generator) + 0.1)
+        .div_(shape.columns**0.5)
+        .half()
+    )
     shift = torch.randn(shape.out, groups, generator=generator).div_(shape.columns**0.5).half()
     return Binary(planes, alpha, shift, shape.columns, group_size)
 
@@ -205,8 +226,14 @@ def random_binary(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Bi
 def random_uniform(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Uniform:
     """A uniform weight of random codes with packed zero points, float16 scales."""
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2**bits, (shape.out, shape.columns), generator=generator, dtype=torch.uint8)
-    scale = (torch.rand(shape.out, shape.columns // group_size, generator=generator) + 0.1).div_(shape.columns).half()
+    codes = torch.randint(
+        0, 2**bits, (shape.out, shape.columns), generator=generator, dtype=torch.uint8
+    )
+    scale = (
+        (torch.rand(shape.out, shape.columns // group_size, generator=generator) + 0.1)
+        .div_(shape.columns)
+        .half()
+    )
     zero = torch.randint(0, 2**bits, scale.shape, generator=generator, dtype=torch.uint8)
     return Uniform.from_codes(codes, scale, zero, bits)
 
@@ -225,7 +252,11 @@ def candidates(
     for width in bits:
         for kind in formats:
             weight = MAKERS[kind](shape, width, group_size)
-            found += [table(weight, x, cpu.EXACT), table(weight, x, cpu.FAST), table(weight, x.bfloat16(), cpu.EXACT)]
+            found += [
+                table(weight, x, cpu.EXACT),
+                table(weight, x, cpu.FAST),
+                table(weight, x.bfloat16(), cpu.EXACT),
+            ]
     return found
 
 
@@ -241,7 +272,12 @@ def wall_clock(candidate: Candidate) -> Callable[[int], float]:
 
 
 def time_interleaved(
-    shape: Shape, found: Sequence[Candidate], rounds: int, burst: int = 4, clock: Clock = wall_clock, device: str = ""
+    shape: Shape,
+    found: Sequence[Candidate],
+    rounds: int,
+    burst: int = 4,
+    clock: Clock = wall_clock,
+    device: str = "",
 ) -> list[Row]:
     """Check every candidate; then each round runs it once untimed and `burst` times timed, on another copy each."""
     errors = {one.name: one.error() for one in found}
@@ -253,6 +289,19 @@ def time_interleaved(
             times[one.name] += [clocks[one.name](copy) for copy in copies][1:]
     rows = []
     for one in found:
-        facts = (one.name, one.bits, one.nbytes, one.operations or 2 * math.prod(shape), errors[one.name])
-        rows.append(Row(shape, device or f"{torch.get_num_threads()} threads", *facts, tuple(times[one.name])))
+        facts = (
+            one.name,
+            one.bits,
+            one.nbytes,
+            one.operations or 2 * math.prod(shape),
+            errors[one.name],
+        )
+        rows.append(
+            Row(
+                shape,
+                device or f"{torch.get_num_threads()} threads",
+                *facts,
+                tuple(times[one.name]),
+            )
+        )
     return rows

@@ -15,11 +15,22 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
     ModelError where there is none.
     """
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    sizes = {name: sum(layer.weight.numel() for layer in linears(module).values()) for name, module in outer.items()}
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    }
+    outer = {
+        name: module
+        for name, module in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+    }
+    sizes = {
+        name: sum(layer.weight.numel() for layer in linears(module).values())
+        for name, module in outer.items()
+    }
     if not any(sizes.values()):
-        raise ModelError(f"{type(model).__name__} has no list of blocks with linear layers; qbench quantizes decoders")
+        raise ModelError(
+            f"{type(model).__name__} has no list of blocks with linear layers; qbench quantizes decoders"
+        )
     name = max(sizes, key=lambda key: sizes[key])
     return name, outer[name]
 
@@ -27,10 +38,15 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def linears(block: nn.Module) -> dict[str, Any]:
     """Linear layers by name within the block, in the order of their registration; GPT-2's Conv1D is one of them.
 
-    Routers of experts are not: they stay in full precision, as a wrong choice of expert costs more than their bits.
+    Routers of experts are not: they stay in full precision, as a wrong choice of expert costs more
+    than their bits.
     """
     routers = _routers(block)
-    return {name: module for name, module in block.named_modules() if is_linear(module) and module not in routers}
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if is_linear(module) and module not in routers
+    }
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -45,7 +61,11 @@ def _routers(block: nn.Module) -> set[nn.Linear]:
         lengths = {len(child) for child in home.children() if isinstance(child, nn.ModuleList)}
         for child in home.children() if lengths else ():
             layers = [module for module in child.modules() if isinstance(module, nn.Linear)]
-            if len(layers) == 1 and not isinstance(child, nn.ModuleList) and layers[0].out_features in {1, *lengths}:
+            if (
+                len(layers) == 1
+                and not isinstance(child, nn.ModuleList)
+                and layers[0].out_features in {1, *lengths}
+            ):
                 found.add(layers[0])
     return found
 

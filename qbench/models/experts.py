@@ -1,8 +1,9 @@
 """Mixture-of-experts models: experts that transformers keeps as stacks of matrices become linear layers.
 
-transformers 5 holds all experts of a layer in one parameter (experts, out, in), where nothing that works on linear
-layers sees them. What the stacks mean is declared on the module by its decorator `use_experts_implementation`, with
-which transformers itself computes experts of any family in its own ways; the same declaration is read here.
+transformers 5 holds all experts of a layer in one parameter (experts, out, in), where nothing that
+works on linear layers sees them. What the stacks mean is declared on the module by its decorator
+`use_experts_implementation`, with which transformers itself computes experts of any family in its
+own ways; the same declaration is read here.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from qbench.models.blocks import decoder_blocks, linears
 class Expert(nn.Module):
     """One expert: gate_proj (absent where experts have no gate), up_proj and down_proj, named as checkpoints do.
 
-    shared: the emptied module of transformers, one for all experts: it knows the activation, and may have a norm.
-    interleaved: whether the activation takes outputs of gate and up in turns, or one after the other.
+    shared: the emptied module of transformers, one for all experts: it knows the activation, and
+    may have a norm. interleaved: whether the activation takes outputs of gate and up in turns, or
+    one after the other.
     """
 
     gate_proj: nn.Linear
@@ -41,12 +43,20 @@ class Expert(nn.Module):
         shared: Any = self.shared
         if hasattr(self, "gate_proj"):
             gate, up = self.gate_proj(hidden), self.up_proj(hidden)
-            both = torch.stack((gate, up), -1).flatten(-2) if self.interleaved else torch.cat((gate, up), -1)
+            both = (
+                torch.stack((gate, up), -1).flatten(-2)
+                if self.interleaved
+                else torch.cat((gate, up), -1)
+            )
             activated = shared._apply_gate(both)
         else:
             activated = shared.act_fn(self.up_proj(hidden))
         output: Tensor = self.down_proj(activated)
-        return shared.post_expert_norm(output) if getattr(shared, "has_post_expert_norm", False) else output
+        return (
+            shared.post_expert_norm(output)
+            if getattr(shared, "has_post_expert_norm", False)
+            else output
+        )
 
 
 class Experts(nn.ModuleList):
@@ -55,11 +65,14 @@ class Experts(nn.ModuleList):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(tokens, width), the experts of each token (tokens, k) and their weights -> the weighted sum.
 
-        An expert that no token chose is not run. An index past the last expert stands for no expert.
+        An expert that no token chose is not run. An index past the last expert stands for no
+        expert.
         """
         chosen = top_k_index.flatten()
         order = chosen.argsort(stable=True)
-        counts = torch.bincount(chosen, minlength=len(self) + 1).tolist()  # one wait for the device, not one per expert
+        counts = torch.bincount(
+            chosen, minlength=len(self) + 1
+        ).tolist()  # one wait for the device, not one per expert
         factors = top_k_weights.flatten()
         result = torch.zeros_like(hidden_states)
         for expert, places in zip(self, order.split(counts), strict=False):
@@ -73,8 +86,9 @@ class Experts(nn.ModuleList):
 def unfuse_experts(model: nn.Module, refuse: bool = True) -> int:
     """Replace every stack of experts by `Experts`, whose weights are views of it; returns how many were replaced.
 
-    Works on the meta device, and a second time does nothing. refuse: ModelError naming the first module of a block
-    that still holds weights outside its linear layers, which would silently stay in full precision.
+    Works on the meta device, and a second time does nothing. refuse: ModelError naming the first
+    module of a block that still holds weights outside its linear layers, which would silently stay
+    in full precision.
     """
     found = 0
     for parent in list(model.modules()):
@@ -97,8 +111,14 @@ def _declared(module: Any) -> dict[str, Tensor] | None:
     own = dict(module.named_parameters(recurse=False))
     if own.keys() != {*names, *(f"{name}_bias" for name in names if module.has_bias)}:
         return None
-    up, down = (own[name].transpose(-2, -1) if module.is_transposed else own[name] for name in names)
-    if not (up.dim() == down.dim() == 3 and len(up) == len(down) and up.shape[1] == (1 + gated) * down.shape[2]):
+    up, down = (
+        own[name].transpose(-2, -1) if module.is_transposed else own[name] for name in names
+    )
+    if not (
+        up.dim() == down.dim() == 3
+        and len(up) == len(down)
+        and up.shape[1] == (1 + gated) * down.shape[2]
+    ):
         return None
     return own | dict(zip(names, (up, down), strict=True))
 
@@ -115,16 +135,25 @@ def _unfused(module: Any, stacks: dict[str, Tensor]) -> Experts:
         half = stack.shape[1] // 2
         parts: dict[str, slice] = {name: slice(None)}
         if name == "gate_up_proj":
-            rows = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, half), slice(half, None))
+            rows = (
+                (slice(0, None, 2), slice(1, None, 2))
+                if interleaved
+                else (slice(0, half), slice(half, None))
+            )
             parts = dict(zip(("gate_proj", "up_proj"), rows, strict=True))
         for part, some in parts.items():
             biases = [None] * len(stack) if bias is None else bias[:, some]
-            layers[part] = [_linear(weight, b, trains) for weight, b in zip(stack[:, some], biases, strict=True)]
+            layers[part] = [
+                _linear(weight, b, trains) for weight, b in zip(stack[:, some], biases, strict=True)
+            ]
     for name in list(module._parameters):
         delattr(module, name)
     count = len(layers["down_proj"])
     return Experts(
-        [Expert({name: made[i] for name, made in layers.items()}, module, interleaved) for i in range(count)]
+        [
+            Expert({name: made[i] for name, made in layers.items()}, module, interleaved)
+            for i in range(count)
+        ]
     )
 
 

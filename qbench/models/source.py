@@ -57,7 +57,8 @@ def find_model(name: str) -> ModelSource:
     if base in ALIASES or (base.count("/") == 1 and not base.startswith((".", "/", "~"))):
         return ModelSource(name, ALIASES.get(base, base), revision or None, False)
     raise ModelError(
-        unknown_name("model", name, known_models()) + "; or give a local folder, or a hub id such as 'Qwen/Qwen3-8B'"
+        unknown_name("model", name, known_models())
+        + "; or give a local folder, or a hub id such as 'Qwen/Qwen3-8B'"
     )
 
 
@@ -65,7 +66,9 @@ def load_config(source: ModelSource) -> Any:
     """The transformers configuration; ModelError saying what to do where it cannot be had."""
     from transformers import AutoConfig
 
-    return _from_hub(source, lambda: AutoConfig.from_pretrained(source.location, revision=source.revision))
+    return _from_hub(
+        source, lambda: AutoConfig.from_pretrained(source.location, revision=source.revision)
+    )
 
 
 def load_skeleton(source: ModelSource) -> Any:
@@ -92,9 +95,13 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
 
     model = _from_hub(
         source,
-        lambda: AutoModelForCausalLM.from_pretrained(source.location, revision=source.revision, dtype=DTYPES[dtype]),
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source.location, revision=source.revision, dtype=DTYPES[dtype]
+        ),
     )
-    unfuse_experts(model, refuse=False)  # the unquantized model runs the same operations as the quantized one
+    unfuse_experts(
+        model, refuse=False
+    )  # the unquantized model runs the same operations as the quantized one
     return model.eval(), load_tokenizer(source)
 
 
@@ -102,7 +109,9 @@ def load_tokenizer(source: ModelSource) -> Any:
     """The tokenizer; ModelError saying what to do if it cannot be had."""
     from transformers import AutoTokenizer
 
-    return _from_hub(source, lambda: AutoTokenizer.from_pretrained(source.location, revision=source.revision))
+    return _from_hub(
+        source, lambda: AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    )
 
 
 def resolved_revision(source: ModelSource) -> str:
@@ -136,9 +145,14 @@ def _advice(source: ModelSource, error: Exception) -> str:
         return f"{what} cannot be loaded: {first}; the folder needs config.json, safetensors and a tokenizer"
     if "gated" in text or "401" in text or "403" in text:
         return f"{what} is gated; accept its licence on its page at the hub, then run `hf auth login`, or set HF_TOKEN"
-    if any(word in text for word in ("offline", "connect", "connection", "resolve", "timed out", "internet")):
+    if any(
+        word in text
+        for word in ("offline", "connect", "connection", "resolve", "timed out", "internet")
+    ):
         return (
             f"{what} is not in the local cache and the hub cannot be reached; connect, or download it elsewhere with "
             f"`hf download {source.location}` and give --model that folder; `--model smollm2-135m` needs no network"
         )
-    return f"{what} cannot be loaded: {first}; check the name and the revision, or give a local folder"
+    return (
+        f"{what} cannot be loaded: {first}; check the name and the revision, or give a local folder"
+    )

@@ -30,14 +30,26 @@ def compare(tmp_path):
     (tmp_path / "speed.py").write_text(BENCHMARK)
 
     def run(work, yardstick, *options):
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "speed.py", "--benchmark-storage=stored"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            "-q",
+            "speed.py",
+            "--benchmark-storage=stored",
+        ]
         command += ["--benchmark-timer=time.process_time", *options]
         named = {"WORK": str(work), "YARDSTICK": str(yardstick)}
-        return subprocess.run(command, cwd=tmp_path, env=os.environ | named, capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | named, capture_output=True, text=True
+        )
 
     assert run(0.01, 0.01, "--benchmark-save=first").returncode == 0
     return lambda work, yardstick: (
-        run(work, yardstick, "--benchmark-compare=0001", "--benchmark-compare-fail=min:30%").returncode
+        run(
+            work, yardstick, "--benchmark-compare=0001", "--benchmark-compare-fail=min:30%"
+        ).returncode
     )
 
 

@@ -20,7 +20,9 @@ IDS = {"bos_token_id": 0, "eos_token_id": 0}
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj")
-VALUES = [*range(8)] * 2 + [*range(8, 16)] * 2  # two value heads of 8 channels, read by two query heads each
+VALUES = [*range(8)] * 2 + [
+    *range(8, 16)
+] * 2  # two value heads of 8 channels, read by two query heads each
 
 
 def gated(offset=0.0, before_mlp="post_attention_layernorm", values=VALUES):
@@ -42,7 +44,11 @@ FAMILIES = {
     "llama": (hf.LlamaForCausalLM, lambda: hf.LlamaConfig(**WIDE), gated()),
     "mistral": (hf.MistralForCausalLM, lambda: hf.MistralConfig(**WIDE, sliding_window=8), gated()),
     "qwen2-biases": (hf.Qwen2ForCausalLM, lambda: hf.Qwen2Config(**WIDE), gated()),
-    "qwen3-norms-of-queries": (hf.Qwen3ForCausalLM, lambda: hf.Qwen3Config(**WIDE, head_dim=8), gated()),
+    "qwen3-norms-of-queries": (
+        hf.Qwen3ForCausalLM,
+        lambda: hf.Qwen3Config(**WIDE, head_dim=8),
+        gated(),
+    ),
     "gemma3-one-plus-weight": (
         hf.Gemma3ForCausalLM,
         lambda: hf.Gemma3TextConfig(**WIDE, head_dim=8, layer_types=["full_attention"] * 2),
@@ -71,7 +77,9 @@ FAMILIES = {
     ),
     "opt-norms-after": (  # as in OPT-350m: what the norm gives is also the residual
         hf.OPTForCausalLM,
-        lambda: hf.OPTConfig(**COMMON, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False),
+        lambda: hf.OPTConfig(
+            **COMMON, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False
+        ),
         [
             ("self_attn.v_proj", ("self_attn.out_proj",), None, [*range(32)]),
             ("fc1", ("fc2",), None, [*range(64)]),
@@ -119,7 +127,9 @@ def first_block(model):
     def visit(name, block, inputs, targets):
         found.append((block, inputs))
 
-    walk_blocks(model, tokens, visit, torch.device("cpu"), lambda fraction, text: None, 2, torch.float32)
+    walk_blocks(
+        model, tokens, visit, torch.device("cpu"), lambda fraction, text: None, 2, torch.float32
+    )
     return found[1]
 
 
@@ -145,7 +155,9 @@ def test_places_are_those_of_the_family_and_folding_there_changes_nothing(family
     for fold in folds:
         scale = fold.shared(torch.randn(len(fold.channels), generator=generator).exp())
         alone = moved(block, fold, scale)
-        assert set(folded(block, fold, scale)) == set(alone) - {f"{name}.weight" for name in fold.layers}
+        assert set(folded(block, fold, scale)) == set(alone) - {
+            f"{name}.weight" for name in fold.layers
+        }
         values |= moved(block, fold, scale, values)
         for changed in (alone, values):
             for i, hidden in enumerate(inputs.full):
@@ -157,7 +169,9 @@ def test_places_are_those_of_the_family_and_folding_there_changes_nothing(family
 
 def test_experts(random_model):
     """Experts see some of the tokens each: what is inside them is found, and nothing before them."""
-    model = random_model(hf.MixtralForCausalLM, hf.MixtralConfig(**WIDE, num_local_experts=4, **IDS))
+    model = random_model(
+        hf.MixtralForCausalLM, hf.MixtralConfig(**WIDE, num_local_experts=4, **IDS)
+    )
     unfuse_experts(model)
     block, inputs = first_block(model)
     folds = find_folds(block, inputs)
@@ -168,7 +182,9 @@ def test_experts(random_model):
 def test_a_block_in_bfloat16_is_probed_in_float32(random_model):
     kind, config, expected = FAMILIES["llama"]
     block, inputs = first_block(random_model(kind, config()).bfloat16())
-    assert [(f.source, f.layers, f.offset, f.channels.tolist()) for f in find_folds(block, inputs)] == expected
+    assert [
+        (f.source, f.layers, f.offset, f.channels.tolist()) for f in find_folds(block, inputs)
+    ] == expected
 
 
 def test_norms_with_a_bias():
@@ -183,7 +199,9 @@ def test_norms_with_a_bias():
 
 def test_a_scale_is_shared_by_its_geometric_mean():
     fold = Fold(("o",), "v", torch.tensor([3, 1, 3, 1]))
-    torch.testing.assert_close(fold.shared(torch.tensor([1.0, 2.0, 4.0, 8.0])), torch.tensor([2.0, 4.0, 2.0, 4.0]))
+    torch.testing.assert_close(
+        fold.shared(torch.tensor([1.0, 2.0, 4.0, 8.0])), torch.tensor([2.0, 4.0, 2.0, 4.0])
+    )
 
 
 def test_gradients_reach_a_shared_scale_once_for_every_use():
@@ -193,7 +211,9 @@ def test_gradients_reach_a_shared_scale_once_for_every_use():
     log = torch.zeros(2, requires_grad=True)
 
     def loss(log):
-        return sum(value.square().sum() for value in moved(block, fold, log[fold.channels].exp()).values())
+        return sum(
+            value.square().sum() for value in moved(block, fold, log[fold.channels].exp()).values()
+        )
 
     loss(log).backward()
     step = 1e-2
@@ -212,8 +232,14 @@ def test_an_excerpt_is_cut_where_the_arguments_allow():
     mask, positions = torch.ones(4, 10, 1), torch.ones(2, 10, 1)
     inputs = BlockInputs([hidden], [hidden], [((mask,), {"per_position": positions})])
     cut = excerpt(Block(), inputs, 1, 3)
-    assert cut.quantized[0].shape == (1, 3, 6) and cut.arguments[0][1]["per_position"].shape == (2, 3, 1)
+    assert cut.quantized[0].shape == (1, 3, 6) and cut.arguments[0][1]["per_position"].shape == (
+        2,
+        3,
+        1,
+    )
     assert excerpt(Block(), inputs, 99, 99).quantized[0].shape == (4, 10, 6)
-    square = torch.randn(4, 10, 10)  # as many channels as tokens: a row of factors would be cut like a mask
+    square = torch.randn(
+        4, 10, 10
+    )  # as many channels as tokens: a row of factors would be cut like a mask
     clash = BlockInputs([square], [square], [((mask,), {"per_position": torch.ones(2, 10)})])
     assert excerpt(Block(), clash, 1, 3).quantized[0].shape == (1, 10, 10)

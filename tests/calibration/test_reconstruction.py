@@ -49,7 +49,9 @@ def make_case(batches=4, spoil=0.02):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block = Residual()
-    low_rank = torch.randn(6, 32, generator=generator)  # with independent inputs there is little to reconstruct
+    low_rank = torch.randn(
+        6, 32, generator=generator
+    )  # with independent inputs there is little to reconstruct
     full = [torch.randn(2, 24, 6, generator=generator) @ low_rank for _ in range(batches)]
     full = [x + 0.1 * torch.randn(x.shape, generator=generator) for x in full]
     quantized = [x + spoil * torch.randn(x.shape, generator=generator) for x in full]
@@ -68,7 +70,10 @@ def loss_of(case, result, batches):
     block, inputs, targets = case
     values = {f"{name}.weight": weight.dequantize() for name, weight in result.weights.items()}
     with torch.no_grad():
-        found = [block_loss(inputs.run(block, inputs.quantized[i], i, values), targets[i], "damped") for i in batches]
+        found = [
+            block_loss(inputs.run(block, inputs.quantized[i], i, values), targets[i], "damped")
+            for i in batches
+        ]
     return sum(loss.item() for loss in found) / len(found)
 
 
@@ -77,19 +82,25 @@ def test_training_lowers_the_loss_and_the_log_says_the_truth(case, name):
     start, found = trained(case, name, epochs=0), trained(case, name, epochs=10, lr=1e-2)
     assert loss_of(case, found, [3]) == pytest.approx(found.log["final"], rel=1e-4)
     assert loss_of(case, start, [3]) == pytest.approx(found.log["initial"], rel=1e-4)
-    assert found.log["final"] < 0.96 * found.log["initial"] and found.log["final"] == min(found.log["judged"])
+    assert found.log["final"] < 0.96 * found.log["initial"] and found.log["final"] == min(
+        found.log["judged"]
+    )
     assert len(found.log["losses"]) == 30 and len(found.log["judged"]) == 11
     assert json.loads(json.dumps(found.log)) == found.log
 
 
-@pytest.mark.parametrize("name, at_3_bits", [("flexround", 0.015), ("uniquanf", 0.01), ("flexbcq", 0.01)])
+@pytest.mark.parametrize(
+    "name, at_3_bits", [("flexround", 0.015), ("uniquanf", 0.01), ("flexbcq", 0.01)]
+)
 def test_the_learning_rate_follows_the_step_of_the_grid_unless_it_is_given(name, at_3_bits):
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
 
     def rates(bits, **params):
         return qbench.get_method(name, **params).prepare(weight, Scheme(bits, 32)).groups()[0]["lr"]
 
-    assert [rates(bits) for bits in (2, 3, 4)] == pytest.approx([2 * at_3_bits, at_3_bits, at_3_bits / 2])
+    assert [rates(bits) for bits in (2, 3, 4)] == pytest.approx(
+        [2 * at_3_bits, at_3_bits, at_3_bits / 2]
+    )
     assert rates(2, lr=0.005) == rates(4, lr=0.005) == 0.005
 
 
@@ -104,7 +115,10 @@ def test_a_diverging_learning_rate_gives_the_start_back(case, name, lr):
 
 def test_a_loss_that_is_not_finite_stops_and_is_recorded(case):
     found = trained(case, "flexround", epochs=4, lr=1e38)
-    assert found.log["stopped"].startswith("stopped at step 2: the loss is") and len(found.log["losses"]) == 2
+    assert (
+        found.log["stopped"].startswith("stopped at step 2: the loss is")
+        and len(found.log["losses"]) == 2
+    )
     assert isinstance(found.log["losses"][1], str)
 
 
@@ -116,13 +130,19 @@ def test_inputs_that_are_not_finite_are_an_error(case):
 
 def test_training_stops_without_improvement(case):
     found = trained(case, "flexround", epochs=50, lr=3.0, patience=2)
-    assert found.log["stopped"] == "stopped after epoch 2: no improvement for 2" and len(found.log["judged"]) == 3
+    assert (
+        found.log["stopped"] == "stopped after epoch 2: no improvement for 2"
+        and len(found.log["judged"]) == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["flexround", "uniquanf"])
 def test_one_batch_trains_and_judges(name):
     case = make_case(batches=1)
-    assert trained(case, name, epochs=8, lr=1e-2).log["final"] < trained(case, name, epochs=0).log["initial"]
+    assert (
+        trained(case, name, epochs=8, lr=1e-2).log["final"]
+        < trained(case, name, epochs=0).log["initial"]
+    )
 
 
 def test_the_block_is_left_alone_and_the_result_is_deterministic(case):
@@ -143,7 +163,9 @@ def test_low_precision_products_change_little(case):
     block, inputs, targets = case
     low = BlockInputs(inputs.quantized, inputs.full, inputs.arguments, torch.bfloat16)
     found = trained((block, low, targets), "flexround", epochs=6, lr=1e-2)
-    assert found.log["final"] == pytest.approx(trained(case, epochs=6, lr=1e-2).log["final"], rel=0.2)
+    assert found.log["final"] == pytest.approx(
+        trained(case, epochs=6, lr=1e-2).log["final"], rel=0.2
+    )
 
 
 @dataclass(frozen=True)
@@ -169,7 +191,9 @@ class FreeWeight(TrainedWeight):
 def test_the_engine_equals_a_plain_loop(case):
     block, inputs, targets = case
     recipe = Free(epochs=3, mixing=1.0, holdout=0.25, loss="mse")
-    weights = {name: FreeWeight(block.get_parameter(f"{name}.weight").detach()) for name in ("up", "down")}
+    weights = {
+        name: FreeWeight(block.get_parameter(f"{name}.weight").detach()) for name in ("up", "down")
+    }
     with torch.no_grad():
         found = reconstruct(block, Weights(block, weights), inputs, targets, recipe)
     plain = make_case()[0].double()
@@ -190,7 +214,9 @@ def test_the_engine_equals_a_plain_loop(case):
         states += [plain.up.weight.detach().clone()] if step % 3 == 2 else []
     assert found.log["losses"] == pytest.approx(losses, rel=1e-4) and found.log["best_epoch"] > 0
     best = states[found.log["best_epoch"]]
-    torch.testing.assert_close(found.weights["up"].dequantize().double(), best, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.weights["up"].dequantize().double(), best, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_inputs_are_mixed_element_by_element(case):
@@ -216,11 +242,15 @@ def test_one_token_of_a_thousandfold_size():
     for kind in ("damped", "capped"):
         assert block_loss(target * 0.9, target, kind) == pytest.approx(plain, rel=0.2)
     target[0, 4] *= 1000
-    losses = {kind: block_loss(target * 0.9, target, kind).item() for kind in ("mse", "damped", "capped")}
+    losses = {
+        kind: block_loss(target * 0.9, target, kind).item() for kind in ("mse", "damped", "capped")
+    }
     assert losses["mse"] > 1000 and 0.1 < losses["damped"] < 10 and losses["capped"] < 0.02
 
 
-@pytest.mark.parametrize("params", [{"epochs": -1}, {"batch_size": 0}, {"mixing": 1.5}, {"holdout": 1.0}])
+@pytest.mark.parametrize(
+    "params", [{"epochs": -1}, {"batch_size": 0}, {"mixing": 1.5}, {"holdout": 1.0}]
+)
 def test_settings_out_of_range_are_refused(params):
     with pytest.raises(ConfigError, match=next(iter(params))):
         qbench.get_method("flexround", **params)
@@ -229,7 +259,10 @@ def test_settings_out_of_range_are_refused(params):
 def test_the_log_reaches_the_model_and_the_folder(tiny, tmp_path):
     tokens = torch.randint(0, 259, (4, 12), generator=torch.Generator().manual_seed(0))
     model = qbench.quantize(tiny(), "flexround", Scheme(3, 16), tokens)
-    assert list(model.log) == ["model.layers.0", "model.layers.1"] and model.log["model.layers.0"]["losses"]
+    assert (
+        list(model.log) == ["model.layers.0", "model.layers.1"]
+        and model.log["model.layers.0"]["losses"]
+    )
     assert qbench.load(model.save(tmp_path / "saved")).log == model.log
     (tmp_path / "saved" / "quantize_log.json").write_text("{")
     with pytest.raises(qbench.errors.StoreError, match="quantize_log.json cannot be read"):

@@ -42,14 +42,19 @@ def by_forward_passes(model, change):
     """The plain reference: one pass over the whole model for every layer, in the order of execution."""
     order = []
     layers = quantizable(model)
-    hooks = [layer.register_forward_hook(lambda *_, name=name: order.append(name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, layer in layers.items()
+    ]
     model(tokens())
     for hook in hooks:
         hook.remove()
     found = {}
     for name in order:
         inputs = []
-        hook = layers[name].register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+        hook = layers[name].register_forward_pre_hook(
+            lambda _, args, inputs=inputs: inputs.append(args[0])
+        )
         model(tokens())
         hook.remove()
         rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
@@ -73,7 +78,9 @@ def test_statistics_are_those_of_the_quantized_prefix(model):
     walk(model, visit)
     assert list(visited) == list(expected)
     for name, (hessian, count) in expected.items():
-        torch.testing.assert_close(visited[name][0], hessian, rtol=2e-3, atol=2e-4 * hessian.abs().max().item())
+        torch.testing.assert_close(
+            visited[name][0], hessian, rtol=2e-3, atol=2e-4 * hessian.abs().max().item()
+        )
         assert visited[name][1] == count
 
 
@@ -105,7 +112,9 @@ def test_a_layer_that_no_token_reaches_is_visited_with_count_zero(tiny):
 def test_inputs_that_are_not_finite_name_the_layer(tiny):
     model = tiny()
     model.model.layers[1].input_layernorm.weight.data[0] = float("inf")
-    with pytest.raises(MethodError, match="the inputs of model.layers.1.self_attn.q_proj are not finite"):
+    with pytest.raises(
+        MethodError, match="the inputs of model.layers.1.self_attn.q_proj are not finite"
+    ):
         walk(model, lambda name, layer, stats: None)
 
 

@@ -33,7 +33,9 @@ def made(request, tiny):
     settings = {"epochs": 0} if request.param == "lattice" else {}
     method = qbench.get_method(FORMATS[request.param], **settings)
     tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
-    return qbench.quantize(tiny(attention_bias=True, tie_word_embeddings=True), method, Scheme(3, 16), tokens)
+    return qbench.quantize(
+        tiny(attention_bias=True, tie_word_embeddings=True), method, Scheme(3, 16), tokens
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,18 @@ def saved(made, tmp_path_factory):
 def test_a_loaded_model_is_packed_and_computes_the_same(made, saved):
     loaded = qbench.load(saved, "float32")
     layer = loaded.model.model.layers[0].mlp.up_proj
-    assert isinstance(layer, QuantLinear) and layer.kind == made.weights["model.layers.0.mlp.up_proj"].format
+    assert (
+        isinstance(layer, QuantLinear)
+        and layer.kind == made.weights["model.layers.0.mlp.up_proj"].format
+    )
     assert torch.equal(loaded.model(PROMPT).logits, made.model(PROMPT).logits)
     stored = {name for name in loaded.model.state_dict() if name != "lm_head.weight"}
-    assert stored == set(json.loads((saved / INDEX).read_text())["weight_map"]), "state dict = the file's tensors"
-    assert torch.equal(qbench.load(saved, packed=False).model(PROMPT).logits, made.model(PROMPT).logits)
+    assert stored == set(json.loads((saved / INDEX).read_text())["weight_map"]), (
+        "state dict = the file's tensors"
+    )
+    assert torch.equal(
+        qbench.load(saved, packed=False).model(PROMPT).logits, made.model(PROMPT).logits
+    )
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -59,12 +68,20 @@ def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path, packed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_transformers_loads_it_exactly(made, saved, tmp_path, dtype):
     model = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
-    weights = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
+    weights = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLinear)
+    }
     assert weights.keys() == made.weights.keys()
     for name, layer in weights.items():
         assert layer.tensors().keys() == made.weights[name].to_tensors().keys()
-        assert all(torch.equal(part, made.weights[name].to_tensors()[key]) for key, part in layer.tensors().items())
-        assert all(part.dtype == made.weights[name].to_tensors()[key].dtype for key, part in layer.tensors().items())
+        assert all(
+            torch.equal(part, made.weights[name].to_tensors()[key])
+            for key, part in layer.tensors().items()
+        )
+        assert all(
+            part.dtype == made.weights[name].to_tensors()[key].dtype
+            for key, part in layer.tensors().items()
+        )
     expected = qbench.load(saved, str(dtype).removeprefix("torch.")).model(PROMPT).logits
     assert torch.equal(model(PROMPT).logits, expected)
     model.save_pretrained(tmp_path / "again")
@@ -75,7 +92,10 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
     model, prompt = family(), torch.arange(20).view(1, 20)
     made = qbench.quantize(model, "rtn", Scheme(4, 16))
     made.save(tmp_path / "saved")
-    for found in (qbench.load(tmp_path / "saved", "float32"), qbench.load(tmp_path / "saved", "float32", packed=False)):
+    for found in (
+        qbench.load(tmp_path / "saved", "float32"),
+        qbench.load(tmp_path / "saved", "float32", packed=False),
+    ):
         assert torch.equal(found.model(prompt).logits, made.model(prompt).logits)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     assert sum(isinstance(layer, QuantLinear) for layer in loaded.modules()) == len(made.weights)
@@ -84,7 +104,9 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
 
 def test_without_the_plug_in_transformers_refuses(saved):
     if saved.name != "rtn":
-        pytest.skip("one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in")
+        pytest.skip(
+            "one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in"
+        )
     code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(saved)!r})"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode and "RuntimeError" in done.stderr, "random weights must never be loaded"
@@ -123,7 +145,9 @@ def test_the_operator_keeps_its_promises(made):
     dense = nn.functional.linear(y := x.detach().requires_grad_(), weight.dequantize())
     dense.sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
-    with pytest.raises(ConfigError, match=r"x \(3, 31\) torch.float32 does not fit a weight of shape \(64, 32\)"):
+    with pytest.raises(
+        ConfigError, match=r"x \(3, 31\) torch.float32 does not fit a weight of shape \(64, 32\)"
+    ):
         layer(torch.randn(3, 31))
 
 
@@ -131,8 +155,12 @@ def test_large_models_are_sharded(tiny, tmp_path):
     made = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
     from qbench.checkpoint import folder as checkpoint
 
-    folder = checkpoint.save(tmp_path / "s", made.model, None, made.weights, made.manifest, {}, shard_bytes=10_000)
-    assert len(list(folder.glob("model-0*.safetensors"))) > 3 and set(verify(folder).values()) == {None}
+    folder = checkpoint.save(
+        tmp_path / "s", made.model, None, made.weights, made.manifest, {}, shard_bytes=10_000
+    )
+    assert len(list(folder.glob("model-0*.safetensors"))) > 3 and set(verify(folder).values()) == {
+        None
+    }
     assert torch.equal(qbench.load(folder).model(PROMPT).logits, made.model(PROMPT).logits)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(model(PROMPT).logits, made.model(PROMPT).logits)
@@ -151,9 +179,14 @@ def test_half_precision_only_where_it_loses_nothing(tiny, tmp_path):
 
 
 def test_the_card_tells_what_it_is(tiny, tokenizer, tmp_path):
-    folder = qbench.quantize(tiny(), "gptq", Scheme(3, 16), torch.ones(2, 9, dtype=torch.long)).save(tmp_path / "s")
+    folder = qbench.quantize(
+        tiny(), "gptq", Scheme(3, 16), torch.ones(2, 9, dtype=torch.long)
+    ).save(tmp_path / "s")
     card = (folder / "README.md").read_text()
-    assert "`gptq`, 3-bit codes, groups: 16" in card and "bits per weight**, counted from the file: codes 3.000" in card
+    assert (
+        "`gptq`, 3-bit codes, groups: 16" in card
+        and "bits per weight**, counted from the file: codes 3.000" in card
+    )
     assert '"tokens": [\n      2,\n      9\n    ]' in card and "import qbench" in card
 
 
@@ -175,14 +208,29 @@ def index(change):
 
 
 DAMAGE = {
-    "zeros for weights": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 20), "cannot be read"),
+    "zeros for weights": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\0" * 20),
+        "cannot be read",
+    ),
     "half the weights": (lambda f: os.truncate(f / "model.safetensors", 9000), "cannot be read"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "model.safetensors cannot be read",
+    ),
     "half a config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
-    "another config": (lambda f: (f / "config.json").write_text("{}"), "not the config of a model quantized by qbench"),
-    "a later version": (config(lambda c: c.update(version=99)), "format version 99; this qbench reads version 2"),
+    "another config": (
+        lambda f: (f / "config.json").write_text("{}"),
+        "not the config of a model quantized by qbench",
+    ),
+    "a later version": (
+        config(lambda c: c.update(version=99)),
+        "format version 99; this qbench reads version 2",
+    ),
     "no groups": (config(lambda c: c.update(groups=[])), "size mismatch for model.layers.0"),
-    "an unknown format": (config(lambda c: c["groups"][0].update(format="ternary")), "unknown weight format 'ternary'"),
+    "an unknown format": (
+        config(lambda c: c["groups"][0].update(format="ternary")),
+        "unknown weight format 'ternary'",
+    ),
     "an unknown dtype": (
         config(lambda c: c["groups"][0]["parts"]["codes"].update(dtype="int3")),
         "states dtype 'int3'",
@@ -195,17 +243,47 @@ DAMAGE = {
         config(lambda c: c["groups"][0]["parts"]["scale"].update(shape=[1, 1])),
         "part 'scale' of a weight",
     ),
-    "a wrong group size": (config(lambda c: c["groups"][0]["spec"].update(group_size=0)), "does not divide"),
-    "a strange entry": (config(lambda c: c["groups"][0].update(code="import os")), "Extra inputs are not permitted"),
-    "a layer twice": (config(lambda c: c["groups"][0]["modules"].append(c["groups"][0]["modules"][0])), "twice"),
-    "a layer that is not": (config(lambda c: c["groups"][0]["modules"].append("model.x")), "model.x.weight is missing"),
-    "a path upwards": (index(lambda m: m.update(a="../model.safetensors")), "names the file '../model.safetensors'"),
-    "an absolute path": (index(lambda m: m.update(a="/etc/model.safetensors")), "only NAME.safetensors in the folder"),
-    "a tensor too few": (index(lambda m: m.pop("model.norm.weight")), "'model.norm.weight' is missing, unexpected"),
-    "a tensor too many": (index(lambda m: m.update({"x.weight": "model.safetensors"})), "'x.weight' is missing"),
-    "too many layers": (lambda f: edit(f, lambda c: c.update(num_hidden_layers=10**9)), "num_hidden_layers=1000000000"),
+    "a wrong group size": (
+        config(lambda c: c["groups"][0]["spec"].update(group_size=0)),
+        "does not divide",
+    ),
+    "a strange entry": (
+        config(lambda c: c["groups"][0].update(code="import os")),
+        "Extra inputs are not permitted",
+    ),
+    "a layer twice": (
+        config(lambda c: c["groups"][0]["modules"].append(c["groups"][0]["modules"][0])),
+        "twice",
+    ),
+    "a layer that is not": (
+        config(lambda c: c["groups"][0]["modules"].append("model.x")),
+        "model.x.weight is missing",
+    ),
+    "a path upwards": (
+        index(lambda m: m.update(a="../model.safetensors")),
+        "names the file '../model.safetensors'",
+    ),
+    "an absolute path": (
+        index(lambda m: m.update(a="/etc/model.safetensors")),
+        "only NAME.safetensors in the folder",
+    ),
+    "a tensor too few": (
+        index(lambda m: m.pop("model.norm.weight")),
+        "'model.norm.weight' is missing, unexpected",
+    ),
+    "a tensor too many": (
+        index(lambda m: m.update({"x.weight": "model.safetensors"})),
+        "'x.weight' is missing",
+    ),
+    "too many layers": (
+        lambda f: edit(f, lambda c: c.update(num_hidden_layers=10**9)),
+        "num_hidden_layers=1000000000",
+    ),
     "another width": (lambda f: edit(f, lambda c: c.update(hidden_size=48)), "in the model, but"),
-    "no model type": (lambda f: edit(f, lambda c: c.update(model_type="nothing")), "describes no model"),
+    "no model type": (
+        lambda f: edit(f, lambda c: c.update(model_type="nothing")),
+        "describes no model",
+    ),
     "a negative size": (lambda f: edit(f, lambda c: c.update(vocab_size=-5)), "describes no model"),
 }
 
@@ -235,7 +313,9 @@ def test_scales_that_are_not_finite_are_refused(tiny, tmp_path):
 
 
 def test_verify_finds_every_change(tiny, tokenizer, tmp_path):
-    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16), tokenizer=tokenizer).save(tmp_path / "saved")
+    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16), tokenizer=tokenizer).save(
+        tmp_path / "saved"
+    )
     assert set(verify(folder).values()) == {None} and "config.json" in verify(folder)
     raw = bytearray((folder / "model.safetensors").read_bytes())
     raw[-1] ^= 1

@@ -15,7 +15,9 @@ ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def integers(shape, seed=0):
-    return torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 16, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def words(values):
@@ -33,12 +35,19 @@ def words(values):
 def layer(out, inputs, groups, seed=0):
     """codes (in, out), zero points (groups, out), and the tensors of a checkpoint."""
     codes, zero = integers((inputs, out), seed), integers((groups, out), seed + 1)
-    scales = (torch.rand((groups, out), generator=torch.Generator().manual_seed(seed)) + 0.01).half()
+    scales = (
+        torch.rand((groups, out), generator=torch.Generator().manual_seed(seed)) + 0.01
+    ).half()
     return codes, zero, {"qweight": words(codes), "qzeros": words(zero), "scales": scales}
 
 
 @settings(deadline=None, max_examples=60)
-@given(out=st.integers(1, 6), group=st.integers(1, 20), groups=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    out=st.integers(1, 6),
+    group=st.integers(1, 20),
+    groups=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_what_the_definition_packs_is_read_exactly(out, group, groups, seed):
     codes, zero, tensors = layer(8 * out, group * groups, groups, seed)
     weight = from_awq(tensors, 4, group if groups > 1 else -1)
@@ -52,7 +61,9 @@ def test_what_the_definition_packs_is_read_exactly(out, group, groups, seed):
 
 
 def test_a_word_holds_its_outputs_in_the_published_order():
-    word = torch.tensor([[0x75316420]], dtype=torch.int32)  # nibbles from the lowest: 0 2 4 6 1 3 5 7
+    word = torch.tensor(
+        [[0x75316420]], dtype=torch.int32
+    )  # nibbles from the lowest: 0 2 4 6 1 3 5 7
     tensors = {"qweight": word, "qzeros": torch.zeros_like(word), "scales": torch.ones(1, 8).half()}
     assert from_awq(tensors, 4, -1).dequantize().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
@@ -70,7 +81,10 @@ def test_other_layouts_are_refused():
         "qzeros": tensors["qzeros"],
         "scales": tensors["scales"].T,
     }
-    with pytest.raises(ModelError, match=r"qzeros of an AWQ layer has shape \(2, 2\) .* check group_size and version"):
+    with pytest.raises(
+        ModelError,
+        match=r"qzeros of an AWQ layer has shape \(2, 2\) .* check group_size and version",
+    ):
         from_awq(gemv, 4, 16)
     with pytest.raises(ModelError, match=r"qweight of an AWQ layer .* torch.int16; .* in int32"):
         from_awq(tensors | {"qweight": tensors["qweight"].to(torch.int16)}, 4, 16)

@@ -44,7 +44,9 @@ def dequantize(data, kind):
                 integers = [halves[j % 16] >> (4 * (j // 16)) & 15 for j in range(32)]
                 if kind == Q5_0:
                     (fifth,) = struct.unpack("<I", block[2:6].tobytes())
-                    integers = [integer | (fifth >> j & 1) << 4 for j, integer in enumerate(integers)]
+                    integers = [
+                        integer | (fifth >> j & 1) << 4 for j, integer in enumerate(integers)
+                    ]
                 integers = [int(integer) - (8 if kind == Q4_0 else 16) for integer in integers]
             line += [np.float32(scale) * np.float32(integer) for integer in integers]
         rows.append(line)
@@ -67,7 +69,9 @@ def test_blocks_are_the_weight_bit_for_bit(bits, out, blocks_per_group, groups, 
     kind, data = blocks(weight)
     expected = weight.dequantize().numpy()
     read = quants.dequantize(data, kind)
-    assert read.shape == expected.shape and np.array_equal(read.view(np.int32), expected.view(np.int32))
+    assert read.shape == expected.shape and np.array_equal(
+        read.view(np.int32), expected.view(np.int32)
+    )
 
 
 @pytest.mark.parametrize("bits, kind", [(4, Q4_0), (5, Q5_0), (8, Q8_0)])
@@ -96,28 +100,39 @@ def test_the_smallest_type_that_holds_all_integers_is_taken(low, high, kind):
     zero = torch.full((2, 1), -low, dtype=torch.uint8)
     weight = Uniform.from_codes(codes, torch.ones(2, 1).half(), zero, 8)
     found, data = blocks(weight)
-    assert found == kind and np.array_equal(quants.dequantize(data, kind), weight.dequantize().numpy())
+    assert found == kind and np.array_equal(
+        quants.dequantize(data, kind), weight.dequantize().numpy()
+    )
 
 
-@pytest.mark.parametrize("bits, kind", [(2, Q4_0), (3, Q4_0), (4, Q5_0), (5, Q8_0), (6, Q8_0), (7, Q8_0)])
+@pytest.mark.parametrize(
+    "bits, kind", [(2, Q4_0), (3, Q4_0), (4, Q5_0), (5, Q8_0), (6, Q8_0), (7, Q8_0)]
+)
 def test_any_integer_zero_point_finds_a_type_up_to_seven_bits(bits, kind):
     assert blocks(uniform(bits, (64, 64), 2, zero=(0, 2**bits)))[0] == kind
 
 
 def test_what_no_type_holds_is_refused():
-    with pytest.raises(ConfigError, match=r"group_size=16 is not a multiple of 32, the block of GGUF's types"):
+    with pytest.raises(
+        ConfigError, match=r"group_size=16 is not a multiple of 32, the block of GGUF's types"
+    ):
         blocks(uniform(4, (4, 64), 4))
     with pytest.raises(ConfigError, match="group_size=48 is not a multiple of 32"):
         blocks(uniform(4, (4, 48), 1))
-    with pytest.raises(ConfigError, match=r"code - zero point reaches 0\.\.255, .* Q8_0, holds -128\.\.127"):
+    with pytest.raises(
+        ConfigError, match=r"code - zero point reaches 0\.\.255, .* Q8_0, holds -128\.\.127"
+    ):
         blocks(uniform(8, (64, 64), 1, zero=(0, 1)))
     weight = uniform(4, (4, 64), 2, zero=(0, 16))
     scale = weight.scale.float()
     scale[1, 1] = 0.1
     with pytest.raises(
-        ConfigError, match=r"the scale 0\.100000001 \(output 1, group 1\) .* GGUF stores scales in float16"
+        ConfigError,
+        match=r"the scale 0\.100000001 \(output 1, group 1\) .* GGUF stores scales in float16",
     ):
         blocks(dataclasses.replace(weight, scale=scale))
     zero = weight.unpacked()[2] + 0.5
-    with pytest.raises(ConfigError, match=r"the zero point .* \(output 0, group 0\) is not an integer, and GGUF"):
+    with pytest.raises(
+        ConfigError, match=r"the zero point .* \(output 0, group 0\) is not an integer, and GGUF"
+    ):
         blocks(dataclasses.replace(weight, zero_point=zero))

@@ -16,7 +16,9 @@ from qbench.formats import Uniform
 
 
 def integers(shape, low, high, seed=0):
-    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        low, high, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def scales(shape, seed=0):
@@ -35,7 +37,9 @@ def weights(draw, least_zero=1):
     step = 32 // gcd(32, bits)
     out, inputs = step * draw(st.integers(1, 5)), step * draw(st.integers(1, 7))
     groups = draw(st.sampled_from([n for n in range(1, inputs + 1) if inputs % n == 0]))
-    return uniform(bits, (out, inputs), groups, draw(st.integers(0, 99)), least_zero, draw(st.booleans()))
+    return uniform(
+        bits, (out, inputs), groups, draw(st.integers(0, 99)), least_zero, draw(st.booleans())
+    )
 
 
 def words(rows, bits):
@@ -49,10 +53,17 @@ def words(rows, bits):
 
 
 def same(left, right):
-    assert (left.bits, left.in_features, left.group_size) == (right.bits, right.in_features, right.group_size)
+    assert (left.bits, left.in_features, left.group_size) == (
+        right.bits,
+        right.in_features,
+        right.group_size,
+    )
     assert left.to_tensors().keys() == right.to_tensors().keys()
     for name, tensor in left.to_tensors().items():
-        assert torch.equal(tensor, right.to_tensors()[name]) and tensor.dtype == right.to_tensors()[name].dtype
+        assert (
+            torch.equal(tensor, right.to_tensors()[name])
+            and tensor.dtype == right.to_tensors()[name].dtype
+        )
 
 
 @settings(deadline=None, max_examples=80)
@@ -67,7 +78,12 @@ def test_there_and_back_is_the_identity(weight, kind):
 @given(weight=weights(least_zero=0))
 def test_the_format_of_a_model_holds_all_its_zero_points(weight):
     kind = checkpoint_format([weight])
-    same(from_gptq(to_gptq(weight, kind), weight.bits, weight.group_size, kind, weight.zero_point is None), weight)
+    same(
+        from_gptq(
+            to_gptq(weight, kind), weight.bits, weight.group_size, kind, weight.zero_point is None
+        ),
+        weight,
+    )
     assert (kind == "gptq") == bool((weight.unpacked()[2] == 2 ** (weight.bits - 1)).all())
 
 
@@ -79,8 +95,13 @@ def test_the_layout_is_the_definition(bits, kind, offset):
     tensors = to_gptq(weight, kind)
     assert torch.equal(tensors["qweight"], words(codes.flatten(1), bits).T)
     assert torch.equal(tensors["qzeros"], words(zero.T.long() - offset, bits))
-    assert torch.equal(tensors["scales"], weight.scale.T) and tensors["scales"].dtype == torch.float16
-    assert tensors["g_idx"].tolist() == [i // 32 for i in range(96)] and tensors["g_idx"].dtype == torch.int32
+    assert (
+        torch.equal(tensors["scales"], weight.scale.T) and tensors["scales"].dtype == torch.float16
+    )
+    assert (
+        tensors["g_idx"].tolist() == [i // 32 for i in range(96)]
+        and tensors["g_idx"].dtype == torch.int32
+    )
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
         "qweight": (96 * bits // 32, 64),
         "qzeros": (3, 64 * bits // 32),
@@ -92,7 +113,9 @@ def test_the_layout_is_the_definition(bits, kind, offset):
 def test_three_bits_straddle_words_as_gptqmodel_packs_them():
     codes = integers((32, 32), 0, 8)
     weight = Uniform.from_codes(codes, scales((32, 1)), None, 3)
-    x = codes.T.long()  # (in, out), in the words of gptqmodel: 10 codes, 1 cut, 10 codes, 1 cut, 10 codes
+    x = (
+        codes.T.long()
+    )  # (in, out), in the words of gptqmodel: 10 codes, 1 cut, 10 codes, 1 cut, 10 codes
     first = sum(x[i] << (3 * i) for i in range(10)) | (x[10] & 3) << 30
     second = x[10] >> 2 | sum(x[11 + i] << (3 * i + 1) for i in range(10)) | (x[21] & 1) << 31
     third = x[21] >> 1 | sum(x[22 + i] << (3 * i + 2) for i in range(10))
@@ -133,8 +156,14 @@ def test_float32_parameters_are_taken_where_float16_and_integers_say_the_same():
     "change, message",
     [
         ({"bits": 5}, "GPTQ has no codes of 5 bits; allowed are 2, 3, 4, 8; keep this model"),
-        ({"shape": (32, 12)}, "in_features=12 at 4 bits does not fill 32-bit words; GPTQ needs a multiple of 8"),
-        ({"shape": (36, 16)}, "out_features=36 at 4 bits does not fill 32-bit words; GPTQ needs a multiple of 8"),
+        (
+            {"shape": (32, 12)},
+            "in_features=12 at 4 bits does not fill 32-bit words; GPTQ needs a multiple of 8",
+        ),
+        (
+            {"shape": (36, 16)},
+            "out_features=36 at 4 bits does not fill 32-bit words; GPTQ needs a multiple of 8",
+        ),
         ({"bits": 3, "shape": (32, 48)}, "in_features=48 at 3 bits .* needs a multiple of 32"),
     ],
 )
@@ -148,23 +177,29 @@ def test_parameters_that_gptq_lacks_are_refused():
     weight = uniform(4, (8, 16), 2)
     scale = weight.scale.float()
     scale[3, 1] = 0.1
-    with pytest.raises(ConfigError, match=r"the scale 0\.100000001 \(output 3, group 1\) is not a float16 number"):
+    with pytest.raises(
+        ConfigError, match=r"the scale 0\.100000001 \(output 3, group 1\) is not a float16 number"
+    ):
         to_gptq(dataclasses.replace(weight, scale=scale))
     zero = weight.unpacked()[2].half()
     zero[2, 0] = 7.25
     real = dataclasses.replace(weight, zero_point=zero)
     for refuse in (to_gptq, lambda weight: checkpoint_format([weight])):
         with pytest.raises(
-            ConfigError, match=r"the zero point 7\.25 \(output 2, group 0\) is not an integer, and GPTQ"
+            ConfigError,
+            match=r"the zero point 7\.25 \(output 2, group 0\) is not an integer, and GPTQ",
         ):
             refuse(real)
     zero[2, 0] = 16
     with pytest.raises(
-        ConfigError, match=r"zero point 16 cannot be stored in .* 'gptq', which holds 1\.\.15 at 4 bits"
+        ConfigError,
+        match=r"zero point 16 cannot be stored in .* 'gptq', which holds 1\.\.15 at 4 bits",
     ):
         to_gptq(real)
     zero[2, 0] = 0
-    with pytest.raises(ConfigError, match="zero point 0 cannot be stored in .* for 0 use 'gptq_v2'"):
+    with pytest.raises(
+        ConfigError, match="zero point 0 cannot be stored in .* for 0 use 'gptq_v2'"
+    ):
         to_gptq(real)
     with pytest.raises(ConfigError, match="unknown checkpoint format 'marlin' of GPTQ"):
         to_gptq(weight, "marlin")
@@ -175,7 +210,10 @@ def test_act_order_is_refused_unless_it_changes_nothing():
     tensors = to_gptq(weight)
     for trivial in (torch.zeros(0, dtype=torch.int32), tensors["g_idx"].long()):
         same(from_gptq(tensors | {"g_idx": trivial}, 4, 16), weight)
-    same(from_gptq({name: tensor for name, tensor in tensors.items() if name != "g_idx"}, 4, 16), weight)
+    same(
+        from_gptq({name: tensor for name, tensor in tensors.items() if name != "g_idx"}, 4, 16),
+        weight,
+    )
     with pytest.raises(ModelError, match="act-order"):
         from_gptq(tensors | {"g_idx": tensors["g_idx"].flip(0)}, 4, 16)
 
@@ -186,9 +224,13 @@ def test_tensors_that_do_not_fit_are_refused():
         from_gptq({"qweight": tensors["qweight"]}, 4, 16)
     with pytest.raises(ModelError, match="group_size=24 does not divide the 32 inputs"):
         from_gptq(tensors, 4, 24)
-    with pytest.raises(ModelError, match=r"qzeros of a GPTQ layer has shape \(2, 1\) .* want \(4, 1\) in int32"):
+    with pytest.raises(
+        ModelError, match=r"qzeros of a GPTQ layer has shape \(2, 1\) .* want \(4, 1\) in int32"
+    ):
         from_gptq(tensors, 4, 8)
-    with pytest.raises(ModelError, match=r"qweight of a GPTQ layer .* torch.int64; 4 bits .* in int32"):
+    with pytest.raises(
+        ModelError, match=r"qweight of a GPTQ layer .* torch.int64; 4 bits .* in int32"
+    ):
         from_gptq(tensors | {"qweight": tensors["qweight"].long()}, 4, 16)
     with pytest.raises(ConfigError, match="no codes of 6 bits"):
         from_gptq(tensors, 6, 16)
@@ -201,4 +243,6 @@ def test_tensors_that_do_not_fit_are_refused():
 def test_scales_in_bfloat16_become_float32():
     tensors = to_gptq(uniform(4, (8, 32), 2))
     read = from_gptq(tensors | {"scales": tensors["scales"].bfloat16()}, 4, 16)
-    assert read.scale.dtype == torch.float32 and torch.equal(read.scale, tensors["scales"].bfloat16().float().T)
+    assert read.scale.dtype == torch.float32 and torch.equal(
+        read.scale, tensors["scales"].bfloat16().float().T
+    )

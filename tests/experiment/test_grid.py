@@ -27,14 +27,24 @@ def test_the_default_grid():
 
 
 def test_sweeps_are_products_and_drop_what_equals_the_default():
-    found = cells(methods=("rtn",), bits=(3,), set={"rtn": {"clip": ("search", "none"), "zero_point": ("real",)}})
-    assert [cell.params for cell in found] == [{"zero_point": "real"}, {"clip": "none", "zero_point": "real"}]
+    found = cells(
+        methods=("rtn",),
+        bits=(3,),
+        set={"rtn": {"clip": ("search", "none"), "zero_point": ("real",)}},
+    )
+    assert [cell.params for cell in found] == [
+        {"zero_point": "real"},
+        {"clip": "none", "zero_point": "real"},
+    ]
     assert len(cells(methods=("rtn",), bits=(3, 3), set={"rtn": {"ratios": ("16", "16")}})) == 1
 
 
 def test_the_command_makes_the_cell_again():
     grid = Grid(
-        methods=("gptq",), bits=(2, 3), set={"gptq": {"damp": (0.1,)}, "wikitext": {"limit": (4,)}}, data="mini"
+        methods=("gptq",),
+        bits=(2, 3),
+        set={"gptq": {"damp": (0.1,)}, "wikitext": {"limit": (4,)}},
+        data="mini",
     )
     found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")[1]
     command = cell_command(grid, found)
@@ -52,9 +62,15 @@ def test_the_command_makes_the_cell_again():
 
 def test_files_are_overridden_by_flags(tmp_path):
     path = tmp_path / "grid.yaml"
-    path.write_text("model: smollm2-135m\nbits: [3]\nmethods: [rtn, gptq]\nset: {gptq: {damp: [0.01, 0.1]}}\n")
+    path.write_text(
+        "model: smollm2-135m\nbits: [3]\nmethods: [rtn, gptq]\nset: {gptq: {damp: [0.01, 0.1]}}\n"
+    )
     grid = read_grid(path, {"bits": (4,), "methods": None})
-    assert grid.bits == (4,) and grid.methods == ("rtn", "gptq") and grid.set["gptq"]["damp"] == (0.01, 0.1)
+    assert (
+        grid.bits == (4,)
+        and grid.methods == ("rtn", "gptq")
+        and grid.set["gptq"]["damp"] == (0.01, 0.1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,9 +106,13 @@ def test_wrong_grids(changes, message):
 
 def test_settings_of_tasks_and_of_the_calibration():
     grid = Grid(set=parse_set(["arc_easy.limit=7", "mmlu.limit=all", "calibration.samples=3"]))
-    assert grid.task_options("arc_easy")["limit"] == 7 and grid.task_options("mmlu")["limit"] is None
+    assert (
+        grid.task_options("arc_easy")["limit"] == 7 and grid.task_options("mmlu")["limit"] is None
+    )
     assert grid.calibration == {"samples": 3, "length": 512}
-    with pytest.raises(ConfigError, match="unknown setting of 'arc_easy' 'limits'. Did you mean 'limit'"):
+    with pytest.raises(
+        ConfigError, match="unknown setting of 'arc_easy' 'limits'. Did you mean 'limit'"
+    ):
         Grid(set=parse_set(["arc_easy.limits=7"])).task_options("arc_easy")
     with pytest.raises(ConfigError, match="'many' is not a whole number"):
         Grid(set=parse_set(["arc_easy.limit=many"])).task_options("arc_easy")
@@ -107,20 +127,31 @@ def test_a_sweep_is_a_list_of_variants():
     assert [cell.params for cell in found if cell.method == "uniquanf"][:2] == [{}, zero]
     longer = cells(sweep="uniquanf-ablation", bits=(3,), set={"uniquanf": {"epochs": ("9",)}})
     assert all(cell.params["epochs"] == 9 for cell in longer if cell.method == "uniquanf")
-    with pytest.raises(ConfigError, match="unknown sweep 'uniquanf-ablatoin'. Did you mean 'uniquanf-ablation'"):
+    with pytest.raises(
+        ConfigError, match="unknown sweep 'uniquanf-ablatoin'. Did you mean 'uniquanf-ablation'"
+    ):
         cells(sweep="uniquanf-ablatoin")
-    with pytest.raises(ConfigError, match="--sweep uniquanf-ablation brings its own methods; leave out --methods rtn"):
+    with pytest.raises(
+        ConfigError,
+        match="--sweep uniquanf-ablation brings its own methods; leave out --methods rtn",
+    ):
         cells(sweep="uniquanf-ablation", methods=("rtn",))
 
 
 def test_the_paper_preset_carries_the_settings_of_the_papers():
-    grid = Grid(preset="paper", methods=("rtn", "uniquanf"), bits=(3,), set={"uniquanf": {"lr": ("0.01",)}})
+    grid = Grid(
+        preset="paper", methods=("rtn", "uniquanf"), bits=(3,), set={"uniquanf": {"lr": ("0.01",)}}
+    )
     rtn, found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")
     assert rtn.scheme.group_size == 128 and grid.calibration == {"samples": 128, "length": 2048}
     made = get_method(found.method, **found.params)
     assert (made.epochs, made.batch_size, made.lr, made.lr_alpha) == (20, 1, 0.01, 5e-4)
-    again = parse_set([part for part in cell_command(grid, found).split() if part.startswith("uniquanf.")])
-    assert cells(preset="paper", methods=("uniquanf",), bits=(3,), set=again)[0].params == found.params
+    again = parse_set(
+        [part for part in cell_command(grid, found).split() if part.startswith("uniquanf.")]
+    )
+    assert (
+        cells(preset="paper", methods=("uniquanf",), bits=(3,), set=again)[0].params == found.params
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -16,9 +16,22 @@ from qbench.errors import MethodError
 from qbench.experiment.store import read_records
 
 TASKS = ["--tasks", "wikitext,divergence,arc_easy,gsm8k", "--data", "mini"]
-LIMITS = ["wikitext.limit=2", "wikitext.length=64", "divergence.limit=2", "divergence.length=64", "arc_easy.limit=4"]
+LIMITS = [
+    "wikitext.limit=2",
+    "wikitext.length=64",
+    "divergence.limit=2",
+    "divergence.length=64",
+    "arc_easy.limit=4",
+]
 LIMITS += ["gsm8k.limit=2", "gsm8k.generate=1", "calibration.samples=4", "calibration.length=32"]
-COMMON = [*TASKS, *(part for limit in LIMITS for part in ("--set", limit)), "--dtype", "float32", "--group-size", "32"]
+COMMON = [
+    *TASKS,
+    *(part for limit in LIMITS for part in ("--set", limit)),
+    "--dtype",
+    "float32",
+    "--group-size",
+    "32",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +86,22 @@ class Streams:
         pass
 
 
-def run_args(model, out, methods="none,rtn,alternating,gptq", bits="2,4", extra: Sequence[object] = ()):
-    return ["run", "--model", model, "--methods", methods, "--bits", bits, "--out", out, *COMMON, *extra]
+def run_args(
+    model, out, methods="none,rtn,alternating,gptq", bits="2,4", extra: Sequence[object] = ()
+):
+    return [
+        "run",
+        "--model",
+        model,
+        "--methods",
+        methods,
+        "--bits",
+        bits,
+        "--out",
+        out,
+        *COMMON,
+        *extra,
+    ]
 
 
 def scores(record):
@@ -87,7 +114,9 @@ def test_a_run_ends_with_records_a_table_and_a_page(finished):
     assert len(records) == 7 and not complaints and all(record.status == "ok" for record in records)
     for file in ("leaderboard.md", "leaderboard.csv", "index.html", "quality.png"):
         assert (out / file).stat().st_size > 500, file
-    assert "data  mini" in text and "plan  7 cells: 7 to run, 0 done" in text and "unquantized" in text
+    assert (
+        "data  mini" in text and "plan  7 cells: 7 to run, 0 done" in text and "unquantized" in text
+    )
     assert not (out / "reference").exists(), "the large files are gone"
     table = pd.read_csv(out / "leaderboard.csv")
     assert set(table.task) == {"mini-text", "mini-divergence", "mini-arc_easy", "mini-gsm8k"}
@@ -108,7 +137,17 @@ def test_a_record_says_all_that_is_promised(finished):
         "higher_is_better",
         "samples",
     }
-    facts = {"git_commit", "packages", "python", "platform", "hardware", "data", "seed", "device", "protocol"}
+    facts = {
+        "git_commit",
+        "packages",
+        "python",
+        "platform",
+        "hardware",
+        "data",
+        "seed",
+        "device",
+        "protocol",
+    }
     assert facts <= body["environment"].keys()
     for score in body["scores"]:
         rows = [json.loads(line) for line in (out / score["samples"]).read_text().splitlines()]
@@ -117,8 +156,14 @@ def test_a_record_says_all_that_is_promised(finished):
 
 def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     out, _ = finished
-    records = {(r.cell.method, r.cell.scheme.bits if r.cell.scheme else None): r for r in read_records(out)[0]}
-    kl = {key: scores(record)[("mini-divergence", "kl_mean", "none")] for key, record in records.items()}
+    records = {
+        (r.cell.method, r.cell.scheme.bits if r.cell.scheme else None): r
+        for r in read_records(out)[0]
+    }
+    kl = {
+        key: scores(record)[("mini-divergence", "kl_mean", "none")]
+        for key, record in records.items()
+    }
     assert abs(kl[("none", None)]) < 1e-5
     for method in ("rtn", "alternating", "gptq"):
         assert kl[(method, 2)] > kl[(method, 4)] > 0
@@ -126,10 +171,14 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     assert gptq.bits_per_weight["codes"] == 4.0 and gptq.environment["calibration_tokens"]
     assert gptq.bytes_on_disk and gptq.quantize_peak_bytes and gptq.quantize_seconds
     cards = [path.read_text() for path in out.rglob("README.md")]
-    assert len(cards) == 6 and all("## Scores" in card and "| mini-divergence | kl_mean |" in card for card in cards)
+    assert len(cards) == 6 and all(
+        "## Scores" in card and "| mini-divergence | kl_mean |" in card for card in cards
+    )
 
 
-def test_a_second_run_does_nothing_and_a_third_adds_a_method(finished, tiny_folder, command, tmp_path):
+def test_a_second_run_does_nothing_and_a_third_adds_a_method(
+    finished, tiny_folder, command, tmp_path
+):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
     before = {path.name: path.read_bytes() for path in (out / "records").iterdir()}
@@ -137,7 +186,10 @@ def test_a_second_run_does_nothing_and_a_third_adds_a_method(finished, tiny_fold
     assert code == 0 and "0 to run, 7 done" in text
     code, text, _ = command(*run_args(tiny_folder, out, methods="none,greedy"))
     assert code == 0 and "plan  3 cells: 2 to run, 1 done" in text
-    assert before.items() <= {path.name: path.read_bytes() for path in (out / "records").iterdir()}.items()
+    assert (
+        before.items()
+        <= {path.name: path.read_bytes() for path in (out / "records").iterdir()}.items()
+    )
 
 
 def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command, tmp_path):
@@ -145,18 +197,27 @@ def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command,
     assert command(*run_args(tiny_folder, out))[0] == 0
     first, second = ({r.id: r for r in read_records(folder)[0]} for folder in (finished[0], out))
     assert first.keys() == second.keys()
-    timings = {"evaluate_seconds": None, "quantize_seconds": None, "quantize_peak_bytes": None, "bytes_on_disk": None}
+    timings = {
+        "evaluate_seconds": None,
+        "quantize_seconds": None,
+        "quantize_peak_bytes": None,
+        "bytes_on_disk": None,
+    }
     for key in first:
         assert first[key].model_copy(update=timings) == second[key].model_copy(update=timings)
     for folder in (finished[0] / "artifacts").iterdir():
         twin = out / "artifacts" / folder.name
-        assert (folder / "model.safetensors").read_bytes() == (twin / "model.safetensors").read_bytes()
+        assert (folder / "model.safetensors").read_bytes() == (
+            twin / "model.safetensors"
+        ).read_bytes()
 
 
 def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
-    monkeypatch.setattr("qbench.experiment.runner.quantize", lambda *args, **kwargs: pytest.fail("quantized again"))
+    monkeypatch.setattr(
+        "qbench.experiment.runner.quantize", lambda *args, **kwargs: pytest.fail("quantized again")
+    )
     extra = ["--set", "arc_easy.limit=6"]
     code, text, _ = command(*run_args(tiny_folder, out, methods="rtn", bits="4", extra=extra))
     assert code == 0 and "plan  1 cells: 1 to run" in text
@@ -185,9 +246,17 @@ def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_pa
     assert code == 1
     records = {r.cell.scheme.bits: r for r in read_records(tmp_path / "out")[0]}
     assert (records[2].status, records[4].status) == ("failed", "ok")
-    assert records[2].reason == "layer model.layers.0.self_attn.q_proj: ValueError: two bits are too few"
-    assert "two bits are too few" in text and "two bits are too few" in (tmp_path / "out" / "index.html").read_text()
-    assert command(*args)[1].count("plan  2 cells: 1 to run, 1 done") == 1, "what failed is tried again"
+    assert (
+        records[2].reason
+        == "layer model.layers.0.self_attn.q_proj: ValueError: two bits are too few"
+    )
+    assert (
+        "two bits are too few" in text
+        and "two bits are too few" in (tmp_path / "out" / "index.html").read_text()
+    )
+    assert command(*args)[1].count("plan  2 cells: 1 to run, 1 done") == 1, (
+        "what failed is tried again"
+    )
 
 
 def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch):
@@ -210,7 +279,9 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
     assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_is_there(tiny_folder, command, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
+    tiny_folder, command, tmp_path, monkeypatch
+):
     from qbench.files import shards
 
     def full(*args, **kwargs):
@@ -246,7 +317,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tiny_folder, command, tmp_pat
 def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
     saved = tmp_path / "saved"
     settings = ["--samples", 4, "--length", 32, "--data", "mini", "--group-size", "channel"]
-    code, text, _ = command("quantize", "--model", tiny_folder, "--method", "gptq", "--bits", 3, "-o", saved, *settings)
+    code, text, _ = command(
+        "quantize", "--model", tiny_folder, "--method", "gptq", "--bits", 3, "-o", saved, *settings
+    )
     assert code == 0 and "bits/weight (codes 3.000" in text
     limits = ["--set", "arc_easy.limit=3", "--dtype", "float32"]
     code, text, _ = command("eval", saved, "--tasks", "arc_easy", "--data", "mini", *limits)
@@ -260,8 +333,14 @@ def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
         (["run", "--methods", "gtpq"], "unknown method 'gtpq'. Did you mean 'gptq'"),
         (["run", "--tasks", "arc_eazy"], "unknown task 'arc_eazy'. Did you mean 'arc_easy'"),
         (["run", "--bits", "two"], "--bits 'two' is not a list of whole numbers"),
-        (["run", "--bits", "1", "--methods", "rtn"], "method 'rtn' supports 2 to 8 bits, not bits=1"),
-        (["run", "--group-size", "huge"], "--group-size 'huge' is neither a number of inputs nor 'channel'"),
+        (
+            ["run", "--bits", "1", "--methods", "rtn"],
+            "method 'rtn' supports 2 to 8 bits, not bits=1",
+        ),
+        (
+            ["run", "--group-size", "huge"],
+            "--group-size 'huge' is neither a number of inputs nor 'channel'",
+        ),
         (["run", "--data", "/no/such/folder"], "'/no/such/folder' is no folder"),
         (["run", "--plugin", "/no/such.py"], "is not a file; give the path of a Python file"),
         (["run", "--preset", "fast"], "unknown preset 'fast'"),
@@ -280,8 +359,14 @@ def test_misuse_is_one_sentence_and_exit_code_two(command, tiny_folder, args, me
 
 
 def test_groups_that_do_not_divide_are_refused_before_any_work(tiny_folder, command, tmp_path):
-    code, _, error = command(*run_args(tiny_folder, tmp_path / "out", methods="rtn", extra=["--group-size", "48"]))
-    assert code == 2 and "group_size=48 does not divide the 64 inputs of model.layers.0.self_attn.q_proj" in error
+    code, _, error = command(
+        *run_args(tiny_folder, tmp_path / "out", methods="rtn", extra=["--group-size", "48"])
+    )
+    assert (
+        code == 2
+        and "group_size=48 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"
+        in error
+    )
     assert "choose one of 16, 32, 64 or 'channel'" in error
 
 
@@ -298,7 +383,11 @@ def test_check_a_method_of_ones_own(command, tmp_path):
     path.write_text(FAILING.replace("scheme.bits == 2", "False"))
     code, text, _ = command("check", path)
     assert code == 0 and text.count("ok    failing") >= 9
-    path.write_text(FAILING.replace("scheme.bits == 2", "weight.zero_() is None").replace('"failing"', '"changing"'))
+    path.write_text(
+        FAILING.replace("scheme.bits == 2", "weight.zero_() is None").replace(
+            '"failing"', '"changing"'
+        )
+    )
     code, text, _ = command("check", path)
     assert code == 1 and "was changed in place" in text
 

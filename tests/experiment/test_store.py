@@ -8,7 +8,8 @@ import pytest
 
 from qbench.contracts import Scheme
 from qbench.errors import StoreError
-from qbench.experiment.store import Store, read_records, write_atomic
+from qbench.experiment.store import Store, read_records
+from qbench.files.atomic import write_text
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
 
 
@@ -31,7 +32,9 @@ def cell(**changes):
 def record(**changes):
     made = cell(**changes)
     score = Score(task="arc_easy", metric="acc", value=0.5, stderr=0.1, n=5, higher_is_better=True)
-    return Record(id=made.id, cell=made, status="ok", scores=(score,), bits_per_weight={"total": 3.25})
+    return Record(
+        id=made.id, cell=made, status="ok", scores=(score,), bits_per_weight={"total": 3.25}
+    )
 
 
 def test_a_record_survives_the_round_trip(tmp_path):
@@ -39,7 +42,11 @@ def test_a_record_survives_the_round_trip(tmp_path):
     store.write_record(record())
     assert store.read_records() == ([record()], [])
     body = json.loads((tmp_path / "records" / f"{record().id}.json").read_text())
-    assert body["schema"] == 1 and body["cell"]["scheme"] == {"bits": 3, "group_size": 64, "symmetric": False}
+    assert body["schema"] == 1 and body["cell"]["scheme"] == {
+        "bits": 3,
+        "group_size": 64,
+        "symmetric": False,
+    }
 
 
 def test_the_id_is_the_content(tmp_path):
@@ -90,12 +97,14 @@ def test_folders_that_cannot_be_written(tmp_path):
 
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    write_atomic(path, "old")
+    write_text(path, "old")
 
     def full(fd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StoreError, match="cannot be written: No space left on device; free space"):
-        write_atomic(path, "new")
+    with pytest.raises(
+        StoreError, match="cannot be written \(No space left on device\); free space"
+    ):
+        write_text(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

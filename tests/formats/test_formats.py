@@ -13,7 +13,9 @@ from qbench.formats.packing import as_stored, pack, packed_length, unpack
 
 
 def integers(shape, bits, seed=0):
-    return torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 2**bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def floats(shape, seed=0):
@@ -21,7 +23,9 @@ def floats(shape, seed=0):
 
 
 @settings(deadline=None, max_examples=60)
-@given(bits=st.integers(1, 8), rows=st.integers(1, 5), n=st.integers(1, 70), seed=st.integers(0, 1000))
+@given(
+    bits=st.integers(1, 8), rows=st.integers(1, 5), n=st.integers(1, 70), seed=st.integers(0, 1000)
+)
 def test_pack_unpack_is_the_identity_and_takes_the_bits_it_says(bits, rows, n, seed):
     codes = integers((rows, n), bits, seed)
     stream = pack(codes, bits)
@@ -35,11 +39,15 @@ def test_eight_codes_take_as_many_bytes_as_bits(bits):
 
 
 def test_the_layout_is_a_little_endian_bit_stream():
-    assert pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]], dtype=torch.uint8), 3).tolist() == [[0xD1, 0x58, 0x1F]]
+    assert pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]], dtype=torch.uint8), 3).tolist() == [
+        [0xD1, 0x58, 0x1F]
+    ]
 
 
 def test_a_stream_of_the_wrong_length_is_refused():
-    with pytest.raises(StoreError, match="do not hold 9 codes of 3 bits a row; expected uint8 with 4 bytes a row"):
+    with pytest.raises(
+        StoreError, match="do not hold 9 codes of 3 bits a row; expected uint8 with 4 bytes a row"
+    ):
         unpack(torch.zeros(2, 3, dtype=torch.uint8), 3, 9)
 
 
@@ -51,9 +59,13 @@ def test_uniform_is_scale_times_code_minus_zero(bits, zero):
     weight = Uniform.from_codes(codes, scale, kinds[zero], bits)
     z = torch.full((6, 3), 2.0 ** (bits - 1)) if kinds[zero] is None else kinds[zero].float()
     expected = (codes.view(6, 3, 16).double() - z.double()[..., None]) * scale.double()[..., None]
-    torch.testing.assert_close(weight.dequantize().double(), expected.view(6, 48), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        weight.dequantize().double(), expected.view(6, 48), rtol=1e-6, atol=0
+    )
     stored = (
-        6 * packed_length(48, bits) + 2 * 18 + {"integer": 6 * packed_length(3, bits), "real": 36, "middle": 0}[zero]
+        6 * packed_length(48, bits)
+        + 2 * 18
+        + {"integer": 6 * packed_length(3, bits), "real": 36, "middle": 0}[zero]
     )
     assert bits_per_weight([weight])["total"] == pytest.approx(8 * stored / (6 * 48))
 
@@ -63,16 +75,20 @@ def test_binary_is_shift_plus_signed_alphas(bits):
     signs = integers((bits, 5, 40), 1).double() * 2 - 1
     alpha, shift = floats((5, 5, bits)), floats((5, 5), 1) - 0.5
     weight = Binary.from_planes(signs, alpha, shift)
-    expected = (signs.view(bits, 5, 5, 8) * alpha.double().permute(2, 0, 1)[..., None]).sum(0) + shift.double()[
-        ..., None
-    ]
-    torch.testing.assert_close(weight.dequantize().double(), expected.view(5, 40), rtol=1e-5, atol=1e-6)
+    expected = (signs.view(bits, 5, 5, 8) * alpha.double().permute(2, 0, 1)[..., None]).sum(
+        0
+    ) + shift.double()[..., None]
+    torch.testing.assert_close(
+        weight.dequantize().double(), expected.view(5, 40), rtol=1e-5, atol=1e-6
+    )
     assert weight.planes.numel() == bits * 5 * 5 and weight.bits == bits
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_uniform_becomes_binary_exactly(bits):
-    uniform = Uniform.from_codes(integers((7, 60), bits), floats((7, 5)).half(), integers((7, 5), bits, 3), bits)
+    uniform = Uniform.from_codes(
+        integers((7, 60), bits), floats((7, 5)).half(), integers((7, 5), bits, 3), bits
+    )
     assert torch.equal(Binary.from_uniform(uniform).dequantize(), uniform.dequantize())
 
 
@@ -93,7 +109,9 @@ def test_tensors_and_spec_rebuild_the_weight(weight):
 def test_unknown_formats_and_missing_parts_are_refused():
     with pytest.raises(StoreError, match="unknown weight format 'unifrom'. Did you mean 'uniform'"):
         from_tensors("unifrom", {}, {})
-    with pytest.raises(StoreError, match=r"a 'uniform' weight cannot be built from parts \['codes'\]"):
+    with pytest.raises(
+        StoreError, match=r"a 'uniform' weight cannot be built from parts \['codes'\]"
+    ):
         from_tensors("uniform", {"codes": torch.zeros(1, 1)}, {"bits": 3})
 
 

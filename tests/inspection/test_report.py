@@ -62,7 +62,9 @@ def ours(request, tiny, tokenizer, tmp_path_factory):
     settings = {"epochs": 0} if request.param == "lattice" else {}
     method = qbench.get_method(FORMATS[request.param], **settings)
     tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
-    made = qbench.quantize(tiny(attention_bias=True), method, Scheme(3, 16), tokens, tokenizer=tokenizer)
+    made = qbench.quantize(
+        tiny(attention_bias=True), method, Scheme(3, 16), tokens, tokenizer=tokenizer
+    )
     return request.param, made, made.save(tmp_path_factory.mktemp("saved") / request.param)
 
 
@@ -118,15 +120,25 @@ def test_linear_layers_of_all_families_are_known(family, tmp_path):
     linear = sum(layer.weight.numel() for layer in linears(model).values())
     if model.config.tie_word_embeddings:
         linear -= model.lm_head.weight.numel()
-    routers = sum(p.numel() for name, p in model.named_parameters() if name.endswith("mlp.gate.weight"))
+    routers = sum(
+        p.numel() for name, p in model.named_parameters() if name.endswith("mlp.gate.weight")
+    )
     unfuse_experts(model)
-    experts = sum(layer.weight.numel() for name, layer in linears(model).items() if ".experts." in name)
+    experts = sum(
+        layer.weight.numel() for name, layer in linears(model).items() if ".experts." in name
+    )
     known = items(found).get("dense_weights", 0) + items(found).get("head", 0)
-    assert known == 4 * (linear + experts + routers), Counter(item_of(n, 2) for n in found.unquantized_layers)
+    assert known == 4 * (linear + experts + routers), Counter(
+        item_of(n, 2) for n in found.unquantized_layers
+    )
 
 
 def test_a_head_that_is_stored_though_tied_adds_no_parameters(tmp_path):
-    tensors = {"model.embed_tokens.weight": (64, 8), "lm_head.weight": (64, 8), "model.norm.weight": (8,)}
+    tensors = {
+        "model.embed_tokens.weight": (64, 8),
+        "lm_head.weight": (64, 8),
+        "model.norm.weight": (8,),
+    }
     tensors = {name: torch.zeros(shape, dtype=F16) for name, shape in tensors.items()}
     found = inspect(write(tmp_path / "m", None, tensors, tie_word_embeddings=True))
     assert found.model_parameters == 64 * 8 + 8 and found.nbytes == 2 * (2 * 64 * 8 + 8)
@@ -164,7 +176,10 @@ def test_what_a_tensor_is_by_its_name(name, axes, item):
 def write(folder, entry, tensors, **config):
     """A Hugging Face folder: one file, and the config's quantization_config."""
     folder.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
     config |= {"model_type": "llama"} | ({} if entry is None else {"quantization_config": entry})
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -183,30 +198,55 @@ def rest(inputs=96, out=64):
 
 
 def layer(**parts):
-    return {f"model.layers.0.q.{name}": torch.zeros(shape, dtype=dtype) for name, (dtype, *shape) in parts.items()}
+    return {
+        f"model.layers.0.q.{name}": torch.zeros(shape, dtype=dtype)
+        for name, (dtype, *shape) in parts.items()
+    }
 
 
 def gptq(bits, inputs=96, out=64, groups=3, order=True, rows=None):
     rows = inputs * bits // 32 if rows is None else rows
-    parts = {"qweight": (I32, rows, out), "qzeros": (I32, groups, out * bits // 32), "scales": (F16, groups, out)}
+    parts = {
+        "qweight": (I32, rows, out),
+        "qzeros": (I32, groups, out * bits // 32),
+        "scales": (F16, groups, out),
+    }
     return layer(**parts | ({"g_idx": (I32, inputs)} if order else {}))
 
 
 @pytest.mark.parametrize("order", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq(tmp_path, bits, order):
-    entry = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": order, "checkpoint_format": "gptq"}
+    entry = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": 32,
+        "desc_act": order,
+        "checkpoint_format": "gptq",
+    }
     tensors = gptq(bits, order=order) | rest()
     found = inspect(write(tmp_path / "m", entry, tensors))
     weights = 96 * 64
     expected = {"codes": bits, "scales": 16 * 3 / 96, "zero_points": bits * 3 / 96}
     expected |= {"permutations": 32 / 64} if order else {}
     assert found.bits_per_weight == pytest.approx(expected | {"total": sum(expected.values())})
-    assert (found.source, found.method, found.format_version, found.stated_bits) == ("gptq", "gptq", "gptq", bits)
-    assert found.quantized_weights == weights and found.model_parameters == weights + 2 * 9600 + 96 + 64
+    assert (found.source, found.method, found.format_version, found.stated_bits) == (
+        "gptq",
+        "gptq",
+        "gptq",
+        bits,
+    )
+    assert (
+        found.quantized_weights == weights
+        and found.model_parameters == weights + 2 * 9600 + 96 + 64
+    )
     assert found.parameters == {"group_size": 32, "desc_act": order, "checkpoint_format": "gptq"}
     assert found.nbytes == sum(items(found).values()) == sum(t.nbytes for t in tensors.values())
-    assert items(found)["biases"] == 128 and found.unquantized_layers == ("lm_head",) and found.notes == ()
+    assert (
+        items(found)["biases"] == 128
+        and found.unquantized_layers == ("lm_head",)
+        and found.notes == ()
+    )
 
 
 def test_measured_bits_stand_beside_the_stated_ones(tmp_path):
@@ -219,19 +259,44 @@ def test_measured_bits_stand_beside_the_stated_ones(tmp_path):
 def test_awq(tmp_path, layout):
     inputs, out, groups = 128, 64, 4
     shape = (inputs, out // 8) if layout == "gemm" else (out, inputs // 8)
-    parts = {"qweight": (I32, *shape), "qzeros": (I32, groups, out // 8), "scales": (F16, groups, out)}
-    entry = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": layout}
+    parts = {
+        "qweight": (I32, *shape),
+        "qzeros": (I32, groups, out // 8),
+        "scales": (F16, groups, out),
+    }
+    entry = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 32,
+        "zero_point": True,
+        "version": layout,
+    }
     tensors = layer(**parts) | rest(inputs)
     found = inspect(write(tmp_path / "m", entry, tensors))
     assert found.quantized_weights == inputs * out and found.format_version == layout
-    assert found.bits_per_weight == {"total": 4.625, "codes": 4, "scales": 0.5, "zero_points": 0.125}
+    assert found.bits_per_weight == {
+        "total": 4.625,
+        "codes": 4,
+        "scales": 0.5,
+        "zero_points": 0.125,
+    }
     assert found.nbytes == sum(items(found).values()) == sum(t.nbytes for t in tensors.values())
 
 
 def compressed(bits=4, group_size=32, form="pack-quantized", **weights):
-    weights = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": group_size} | weights
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "strategy": "group",
+        "group_size": group_size,
+    } | weights
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    entry = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"], "version": "0.12.0"}
+    entry = {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "ignore": ["lm_head"],
+        "version": "0.12.0",
+    }
     return entry | {"config_groups": groups}
 
 
@@ -246,7 +311,14 @@ def packed(words, groups, out=64, **more):
         (4, 96, 12, 3, {}, 0),
         (4, 96, 12, 3, {"weight_zero_point": (I32, 64 // 8, 3)}, 0),
         (8, 96, 24, 3, {}, 0),
-        (3, 96, 10, 3, {}, 0.3333),  # ten codes of 3 bits in a word: a word of which six codes' room is free
+        (
+            3,
+            96,
+            10,
+            3,
+            {},
+            0.3333,
+        ),  # ten codes of 3 bits in a word: a word of which six codes' room is free
         (3, 96, 9, 3, {}, 0),  # newer files let codes cross words
         (4, 90, 12, 3, {"weight_g_idx": (I32, 90)}, 0.2667),
     ],
@@ -255,7 +327,11 @@ def packed(words, groups, out=64, **more):
 def test_compressed_tensors_packed(tmp_path, bits, inputs, words, groups, more, padding):
     tensors = packed(words, groups, **more) | rest(inputs)
     found = inspect(write(tmp_path / "m", compressed(bits), tensors))
-    assert found.quantized_weights == inputs * 64 and found.source == "compressed-tensors" and found.method is None
+    assert (
+        found.quantized_weights == inputs * 64
+        and found.source == "compressed-tensors"
+        and found.method is None
+    )
     assert found.bits_per_weight["codes"] == pytest.approx(bits + padding, abs=1e-4)
     assert found.bits_per_weight["scales"] == pytest.approx(16 * groups / inputs)
     assert found.bits_per_weight["other"] * inputs * 64 == 128, "weight_shape"
@@ -268,15 +344,23 @@ def test_padding_that_no_header_tells_is_noted(tmp_path):
     entry = compressed(4, None, strategy="channel")
     found = inspect(write(tmp_path / "m", entry, packed(12, 1) | rest(90)))
     assert found.quantized_weights == 96 * 64
-    assert found.notes == ("layers that state no number of inputs (1): padding of their rows counts as weights",)
+    assert found.notes == (
+        "layers that state no number of inputs (1): padding of their rows counts as weights",
+    )
 
 
 @pytest.mark.parametrize("form, dtype", [("int-quantized", I8), ("float-quantized", F8)])
 def test_compressed_tensors_plain(tmp_path, form, dtype):
-    tensors = layer(weight=(dtype, 64, 96), weight_scale=(torch.bfloat16, 64, 1), input_scale=(torch.bfloat16, 1))
+    tensors = layer(
+        weight=(dtype, 64, 96),
+        weight_scale=(torch.bfloat16, 64, 1),
+        input_scale=(torch.bfloat16, 1),
+    )
     entry = compressed(8, None, form, strategy="channel", type=form.partition("-")[0])
     found = inspect(write(tmp_path / "m", entry, tensors | rest()))
-    assert found.bits_per_weight == pytest.approx({"total": 8 + 16 / 96, "codes": 8, "scales": 16 / 96})
+    assert found.bits_per_weight == pytest.approx(
+        {"total": 8 + 16 / 96, "codes": 8, "scales": 16 / 96}
+    )
     assert items(found)["other"] == 2 and found.notes == ()
 
 
@@ -296,7 +380,11 @@ def test_each_group_of_compressed_tensors_has_its_bits(tmp_path):
 
 
 REFUSED = {
-    "an unknown method": ({"quant_method": "aqlm"}, gptq(4), "unknown quant_method 'aqlm'.*awq, compressed-tensors"),
+    "an unknown method": (
+        {"quant_method": "aqlm"},
+        gptq(4),
+        "unknown quant_method 'aqlm'.*awq, compressed-tensors",
+    ),
     "no method": ({"bits": 4}, gptq(4), "unknown quant_method 'None'"),
     "an entry that is no object": ([4], gptq(4), "unknown quant_method 'None'"),
     "an entry that is a name": ("gptq", gptq(4), "unknown quant_method 'None'"),
@@ -308,7 +396,11 @@ REFUSED = {
     "no codes": ({"quant_method": "gptq", "bits": 4}, {}, "no tensor ends in .qweight"),
     "no bits": ({"quant_method": "gptq"}, gptq(4), "states bits=None; 1 to 8 can be"),
     "bits as a text": ({"quant_method": "awq", "bits": "4"}, gptq(4), "states bits='4'"),
-    "too few rows": ({"quant_method": "gptq", "bits": 4}, gptq(4, rows=1), "does not hold 4-bit codes"),
+    "too few rows": (
+        {"quant_method": "gptq", "bits": 4},
+        gptq(4, rows=1),
+        "does not hold 4-bit codes",
+    ),
     "no scales": (
         {"quant_method": "gptq", "bits": 4},
         layer(qweight=(I32, 12, 64)),
@@ -319,12 +411,24 @@ REFUSED = {
         layer(qweight=(I32, 12, 64), scales=(F16, 3, 8)),
         "does not hold 4-bit codes of AWQ with scales",
     ),
-    "an unknown format": (compressed(form="marlin-24"), packed(12, 3), "format 'marlin-24' is not known; pack-quant"),
+    "an unknown format": (
+        compressed(form="marlin-24"),
+        packed(12, 3),
+        "format 'marlin-24' is not known; pack-quant",
+    ),
     "no groups": (compressed() | {"config_groups": {}}, packed(12, 3), "state no weights"),
     "no packed codes": (compressed(), {}, "no tensor ends in .weight_packed"),
     "no scale": (compressed(), layer(weight_packed=(I32, 64, 12)), "weight_scale missing"),
-    "another number of rows": (compressed(), packed(12, 3) | layer(weight_scale=(F16, 7, 3)), "weight_scale .7, 3."),
-    "ours, of another version": ({"quant_method": "qbench", "version": 1}, {}, "has format version 1"),
+    "another number of rows": (
+        compressed(),
+        packed(12, 3) | layer(weight_scale=(F16, 7, 3)),
+        "weight_scale .7, 3.",
+    ),
+    "ours, of another version": (
+        {"quant_method": "qbench", "version": 1},
+        {},
+        "has format version 1",
+    ),
 }
 
 
@@ -362,7 +466,9 @@ def write_gguf(path, tensors, **more):
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         dtype = PLAIN.get(kind, np.uint8)
         row = shape[-1] // block * size // np.dtype(dtype).itemsize
-        writer.add_tensor(name, np.zeros((*shape[:-1], row), dtype=dtype), raw_dtype=GGMLQuantizationType[kind])
+        writer.add_tensor(
+            name, np.zeros((*shape[:-1], row), dtype=dtype), raw_dtype=GGMLQuantizationType[kind]
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -400,7 +506,10 @@ def test_gguf(tmp_path):
     assert found.unquantized_layers == ("blk.0.ffn_gate_inp", "blk.1.attn_v", "output")
     assert found.notes == ("tensors of type IQ2_XXS (1): their scales are among the codes",)
     assert (found.source, found.format_version, found.stated_bits) == ("gguf", "3", None)
-    assert found.parameters["file_type"] == "MOSTLY_Q4_K_M" and found.parameters["tensor_types"]["F32"] == 3
+    assert (
+        found.parameters["file_type"] == "MOSTLY_Q4_K_M"
+        and found.parameters["tensor_types"]["F32"] == 3
+    )
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -425,14 +534,19 @@ def test_a_part_of_a_split_gguf_says_so(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     found = inspect(tmp_path / "m.gguf")
-    assert found.notes == ("this file is one of 3 that make up the model",) and found.bits_per_weight == {}
+    assert (
+        found.notes == ("this file is one of 3 that make up the model",)
+        and found.bits_per_weight == {}
+    )
 
 
 def test_a_damaged_gguf_is_refused_at_once(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", TENSORS)
     whole = path.read_bytes()
     start = gguf.GGUFReader(path).data_offset
-    words = whole.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8  # where its length is
+    words = (
+        whole.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8
+    )  # where its length is
     damaged = {
         "not b'GGUF'": b"GGML" + whole[4:],
         "cannot mmap": b"",
@@ -475,20 +589,35 @@ def test_the_command_prints_a_headline_and_the_table(command, tiny, tmp_path):
     folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "s")
     code, text, _ = command("inspect", folder)
     headline, columns, *lines = text.splitlines()
-    assert code == 0 and "qbench (2), rtn: 5.250 bits per weight (stated: 4-bit codes) over 18,432 weights" in headline
+    assert (
+        code == 0
+        and "qbench (2), rtn: 5.250 bits per weight (stated: 4-bit codes) over 18,432 weights"
+        in headline
+    )
     assert columns.split() == ["item", "tensors", "bytes", "share", "bits", "per", "weight"]
-    assert lines[0].split() == ["codes", "14", "9,216", *lines[0].split()[3:]] and lines[0].endswith("4.0000  ")
-    assert "not quantized  lm_head" in lines and lines[-1].startswith("stated  method=rtn clip=search")
+    assert lines[0].split() == ["codes", "14", "9,216", *lines[0].split()[3:]] and lines[
+        0
+    ].endswith("4.0000  ")
+    assert "not quantized  lm_head" in lines and lines[-1].startswith(
+        "stated  method=rtn clip=search"
+    )
     assert "bits=4 group_size=16" in lines[-1]
     code, text, _ = command("inspect", folder, "--json")
     found = json.loads(text)
-    assert code == 0 and found["bits_per_weight"]["total"] == 5.25 and found["items"][0]["name"] == "codes"
+    assert (
+        code == 0
+        and found["bits_per_weight"]["total"] == 5.25
+        and found["items"][0]["name"] == "codes"
+    )
 
 
 def test_alike_layers_that_are_not_quantized_are_one_line(command, tiny, tmp_path):
     tiny().save_pretrained(tmp_path / "m")
     code, text, _ = command("inspect", tmp_path / "m")
-    assert code == 0 and "unquantized: nothing is quantized; 32.000 bits per parameter of the whole" in text
+    assert (
+        code == 0
+        and "unquantized: nothing is quantized; 32.000 bits per parameter of the whole" in text
+    )
     assert "not quantized  model.layers.*.mlp.up_proj  (2 layers)" in text.splitlines()
 
 
@@ -503,7 +632,10 @@ def test_verify_names_every_file_and_what_is_wrong(command, tiny, tmp_path):
     assert code == 0 and "ok    config.json" in text.splitlines() and "FAIL" not in text
     (folder / "config.json").write_text("{}")
     code, text, _ = command("verify", folder)
-    assert code == 1 and "FAIL  config.json  differs from the hash that the index states" in text.splitlines()
+    assert (
+        code == 1
+        and "FAIL  config.json  differs from the hash that the index states" in text.splitlines()
+    )
     assert "ok    model.safetensors" in text.splitlines()
     (folder / INDEX).unlink()
     code, _, error = command("verify", folder)

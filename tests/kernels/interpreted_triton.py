@@ -17,7 +17,10 @@ from qbench.kernels.gpu.triton_configs import Config
 from qbench.kernels.gpu.triton_layout import derive
 
 EXACT = 2e-6  # relative, in norm: sums of exact products in float32
-ROUNDED = {torch.float16: 1e-3, torch.bfloat16: 1e-2}  # a few roundings of each weight to the dtype of x
+ROUNDED = {
+    torch.float16: 1e-3,
+    torch.bfloat16: 1e-2,
+}  # a few roundings of each weight to the dtype of x
 SKINNY = Config("skinny", block_n=32, block_m=16, block_k=64, split=2)
 LARGE = Config("large", block_n=32, block_m=16, block_k=64, split=2)
 
@@ -32,9 +35,14 @@ def binary(bits, out, columns, group, shift=True, dtype=torch.float16):
 def uniform(bits, out, columns, group, zero="integer"):
     g = torch.Generator().manual_seed(bits)
     scale = torch.rand(out, columns // group, generator=g).half()
-    points = {"integer": torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), "none": None}
+    points = {
+        "integer": torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8),
+        "none": None,
+    }
     points["real"] = 2**bits * torch.rand(scale.shape, generator=g)
-    return Uniform.from_codes(torch.randint(0, 2**bits, (out, columns), generator=g), scale, points[zero], bits)
+    return Uniform.from_codes(
+        torch.randint(0, 2**bits, (out, columns), generator=g), scale, points[zero], bits
+    )
 
 
 def error(weight, m=5, dtype=torch.float16, config=SKINNY, bias=False):
@@ -55,7 +63,8 @@ def test_bits(make, bits):
 
 
 @pytest.mark.parametrize(
-    "out, columns, group", [(33, 192, 64), (70, 256, 128), (40, 160, 160), (33, 288, 96), (1, 32, 32)]
+    "out, columns, group",
+    [(33, 192, 64), (70, 256, 128), (40, 160, 160), (33, 288, 96), (1, 32, 32)],
 )
 @pytest.mark.parametrize("make", [binary, uniform])
 def test_groups_and_tails(make, out, columns, group):
@@ -97,7 +106,9 @@ def test_scales_and_shifts(weight):
 
 def test_the_parts_of_the_inputs_are_summed_the_same_way_every_time():
     planes, x = derive(binary(3, 40, 512, 64)), torch.randn(3, 512).half()
-    first, *others = (gpu.product(x, planes, config=Config("skinny", block_m=8, split=4)) for _ in range(3))
+    first, *others = (
+        gpu.product(x, planes, config=Config("skinny", block_m=8, split=4)) for _ in range(3)
+    )
     assert all(torch.equal(first, other) for other in others)
     alone = gpu.product(x, planes, config=Config("skinny", block_m=8, split=1))
     torch.testing.assert_close(first, alone, rtol=2e-3, atol=2e-2)
@@ -111,7 +122,9 @@ def test_dense_is_the_weight_in_half_precision(make, group):
     )
 
 
-@pytest.mark.parametrize("features, bits, offset", [("codes", 3, True), ("signs", 2, False), ("signs", 4, True)])
+@pytest.mark.parametrize(
+    "features, bits, offset", [("codes", 3, True), ("signs", 2, False), ("signs", 4, True)]
+)
 def test_lattice(features, bits, offset):
     g = torch.Generator().manual_seed(0)
     d, out, columns = 4, 48, 96
@@ -123,7 +136,10 @@ def test_lattice(features, bits, offset):
     x = torch.randn(2, 3, columns, generator=g)
     expected = reference.linear(x.double(), weight)
     torch.testing.assert_close(
-        gpu.linear(x, derive(weight)).double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max()
+        gpu.linear(x, derive(weight)).double(),
+        expected,
+        rtol=1e-4,
+        atol=1e-4 * expected.abs().max(),
     )
 
 
@@ -138,10 +154,15 @@ def test_leading_axes_and_the_empty_batch():
 
 def test_the_registered_kernel_keeps_one_layout_for_a_weight():
     weight = binary(2, 8, 64, 32)
-    parts, stated = list(weight.to_tensors().values()), {"format": "binary", "parts": list(weight.to_tensors())}
+    parts, stated = (
+        list(weight.to_tensors().values()),
+        {"format": "binary", "parts": list(weight.to_tensors())},
+    )
     stated["spec"] = weight.spec()
     x = torch.randn(3, 64)
-    torch.testing.assert_close(gpu._run(x, parts, None, stated), reference.linear(x, weight), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        gpu._run(x, parts, None, stated), reference.linear(x, weight), rtol=1e-4, atol=1e-4
+    )
     kept = gpu._layouts.of(parts, stated)
     assert gpu._layouts.of([part.view_as(part) for part in parts], stated) is kept
     parts[1].zero_()

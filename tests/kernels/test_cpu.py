@@ -17,9 +17,17 @@ from qbench.formats import Binary, Uniform
 from qbench.kernels import dispatch
 from qbench.kernels.cpu import products as cpu
 
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu-binary: {cpu.unavailable()}")
+pytestmark = pytest.mark.skipif(
+    cpu.unavailable() is not None, reason=f"cpu-binary: {cpu.unavailable()}"
+)
 ISAS = [isa for isa in range(len(cpu.ISAS)) if cpu.unavailable() is None and isa <= cpu.best_isa()]
-SHAPES = [(5, 64, 32), (33, 192, 64), (40, 288, 96), (70, 384, 128), (31, 544, 544)]  # out, in, group size
+SHAPES = [
+    (5, 64, 32),
+    (33, 192, 64),
+    (40, 288, 96),
+    (70, 384, 128),
+    (31, 544, 544),
+]  # out, in, group size
 
 
 def binary(out, columns, bits, group, shift=True, dtype=torch.float16, seed=0):
@@ -27,7 +35,9 @@ def binary(out, columns, bits, group, shift=True, dtype=torch.float16, seed=0):
     groups = columns // group
     planes = torch.randint(0, 2, (bits, out, columns), generator=generator)
     alpha = (torch.rand(out, groups, bits, generator=generator) + 0.1).to(dtype)
-    return Binary.from_planes(planes, alpha, torch.randn(out, groups, generator=generator).to(dtype) if shift else None)
+    return Binary.from_planes(
+        planes, alpha, torch.randn(out, groups, generator=generator).to(dtype) if shift else None
+    )
 
 
 def uniform(out, columns, bits, group, zero="integer", dtype=torch.float16, seed=0):
@@ -65,8 +75,16 @@ def far(y, expected):
 
 def stated_bound(x, weight, part):
     """part * sum over groups of |x|_1 sum_i |alpha_i|, (rows, out)."""
-    sizes = Binary.from_uniform(weight).alpha.abs() if isinstance(weight, Uniform) else weight.alpha.float().abs()
-    return part * x.double().abs().unflatten(1, (-1, weight.group_size)).sum(-1) @ sizes.double().sum(-1).T
+    sizes = (
+        Binary.from_uniform(weight).alpha.abs()
+        if isinstance(weight, Uniform)
+        else weight.alpha.float().abs()
+    )
+    return (
+        part
+        * x.double().abs().unflatten(1, (-1, weight.group_size)).sum(-1)
+        @ sizes.double().sum(-1).T
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: cpu.ISAS[isa])
@@ -83,10 +101,14 @@ def test_products_against_float64(kind, bits, isa):
             y = packed.product(x, bias, cpu.EXACT, isa)
             assert far(y, expected) < 1e-6
             assert (
-                (y - expected).abs() <= stated_bound(x, weight, cpu.EXACT_ERROR) + 1e-6 * expected.abs().max()
+                (y - expected).abs()
+                <= stated_bound(x, weight, cpu.EXACT_ERROR) + 1e-6 * expected.abs().max()
             ).all()
             y = packed.product(x, bias, cpu.FAST, isa)
-            assert ((y - expected).abs() <= stated_bound(x, weight, cpu.FAST_ERROR) + 1e-6 * expected.abs().max()).all()
+            assert (
+                (y - expected).abs()
+                <= stated_bound(x, weight, cpu.FAST_ERROR) + 1e-6 * expected.abs().max()
+            ).all()
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: cpu.ISAS[isa])
@@ -97,7 +119,9 @@ def test_dequantized_tiles_are_the_weight(kind, bits, isa):
         weight = made(kind, out, columns, bits, group)
         for dtype in (torch.float32, torch.bfloat16):
             first = 32 if out > 32 else 0
-            found = cpu.Derived(weight).dequantize(first, out, torch.empty(out, columns, dtype=dtype), isa)
+            found = cpu.Derived(weight).dequantize(
+                first, out, torch.empty(out, columns, dtype=dtype), isa
+            )
             assert torch.equal(found, weight.dequantize()[first:].to(dtype))
 
 
@@ -136,7 +160,12 @@ def test_layers_of_every_batch_and_dtype(kind, dtype, rows):
 def test_any_strides_of_x(rows):
     layer = QuantLinear(binary(70, 384, 3, 128), None)
     x = activations(rows, 768)
-    for view in (x[:, ::2], x[:, 384:], activations(384, 60).T[:rows], x[:, :384].expand(2, -1, -1)):
+    for view in (
+        x[:, ::2],
+        x[:, 384:],
+        activations(384, 60).T[:rows],
+        x[:, :384].expand(2, -1, -1),
+    ):
         assert torch.equal(layer(view), layer(view.contiguous()))
     assert layer(x[:0, :384]).shape == (0, 70) and layer(x[0, :384]).shape == (70,)
 
@@ -149,7 +178,9 @@ def test_numbers_at_the_ends_of_their_range(mode, isa):
     assert not packed.product(torch.zeros(1, 256), None, mode, isa).any()
     for scale in (1e-20, 1e30):
         x = activations(1, 256) * scale
-        assert far(packed.product(x, None, mode, isa), exactly(x, weight)) < (1e-6 if mode == cpu.EXACT else 1e-2)
+        assert far(packed.product(x, None, mode, isa), exactly(x, weight)) < (
+            1e-6 if mode == cpu.EXACT else 1e-2
+        )
     for value in (float("inf"), float("nan")):
         x = activations(2, 256)
         x[0, 200] = value
@@ -158,7 +189,10 @@ def test_numbers_at_the_ends_of_their_range(mode, isa):
 
 
 def test_what_changes_is_packed_again():
-    layer, other = QuantLinear(binary(40, 64, 3, 32), None), QuantLinear(binary(40, 64, 3, 32, seed=5), None)
+    layer, other = (
+        QuantLinear(binary(40, 64, 3, 32), None),
+        QuantLinear(binary(40, 64, 3, 32, seed=5), None),
+    )
     x = activations(2, 64)
     first = layer(x)
     layer.load_state_dict(other.state_dict())
@@ -184,10 +218,14 @@ def test_a_layout_lives_as_long_as_its_weight():
     assert len(cpu._layouts._known) == before
 
 
-@pytest.mark.parametrize("kind, parts", [("binary", ("planes", "alpha", "shift")), ("uniform", ("codes", "scale"))])
+@pytest.mark.parametrize(
+    "kind, parts", [("binary", ("planes", "alpha", "shift")), ("uniform", ("codes", "scale"))]
+)
 def test_a_layout_takes_no_more_memory_than_the_weight(kind, parts):
     weight = binary(64, 512, 3, 128) if kind == "binary" else uniform(64, 512, 3, 128, "middle")
-    assert cpu.Derived(weight).memory.nbytes == sum(weight.to_tensors()[part].nbytes for part in parts)
+    assert cpu.Derived(weight).memory.nbytes == sum(
+        weight.to_tensors()[part].nbytes for part in parts
+    )
 
 
 def test_compiled_and_checked():
@@ -206,20 +244,29 @@ def test_compiled_and_checked():
 
 def test_what_does_not_fit():
     layer = QuantLinear(binary(40, 64, 3, 32), None)
-    with pytest.raises(ConfigError, match=r"x \(2, 63\) torch.float32 does not fit a weight of shape \(40, 64\)"):
+    with pytest.raises(
+        ConfigError, match=r"x \(2, 63\) torch.float32 does not fit a weight of shape \(40, 64\)"
+    ):
         layer(torch.zeros(2, 63))
     with pytest.raises(ConfigError, match=r"x \(2, 64\) torch.int64 does not fit"):
         layer(torch.zeros(2, 64, dtype=torch.int64))
-    with pytest.raises(ConfigError, match=r"bias \(39,\) does not fit a weight of shape \(40, 64\); expected \(40,\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"bias \(39,\) does not fit a weight of shape \(40, 64\); expected \(40,\)",
+    ):
         dispatch.linear(torch.zeros(2, 64), layer.quantized(), torch.zeros(39))
     with pytest.raises(ConfigError, match="x is on meta, and its weight on cpu"):
-        dispatch._linear(torch.zeros(2, 64, device="meta"), list(layer.tensors().values()), None, layer.call)
+        dispatch._linear(
+            torch.zeros(2, 64, device="meta"), list(layer.tensors().values()), None, layer.call
+        )
 
 
 def test_the_c_kernels_under_the_sanitizers():
     if not (shutil.which("cc") and shutil.which("make")):
         pytest.skip("no C compiler and make")
-    done = subprocess.run(["make", "sanitize"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "sanitize"], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     if "cannot find" in done.stderr and "san" in done.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert done.returncode == 0, done.stdout + done.stderr

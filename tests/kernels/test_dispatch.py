@@ -34,24 +34,38 @@ def test_a_named_kernel_serves_or_raises(weight):
     x = torch.randn(2, 64)
     dispatch.served(clear=True)
     with dispatch.using("dequantized"):
-        assert torch.equal(dispatch.linear(x, weight), torch.nn.functional.linear(x, weight.dequantize()))
+        assert torch.equal(
+            dispatch.linear(x, weight), torch.nn.functional.linear(x, weight.dequantize())
+        )
         with dispatch.using(None):
             dispatch.linear(x.double(), weight)
     assert dispatch.served() == {"dequantized": 2}
-    with dispatch.using("cpu-binary"), pytest.raises(ConfigError, match="'cpu-binary' cannot compute this: dtype"):
+    with (
+        dispatch.using("cpu-binary"),
+        pytest.raises(ConfigError, match="'cpu-binary' cannot compute this: dtype"),
+    ):
         dispatch.linear(x.double(), weight)
-    with pytest.raises(ConfigError, match="unknown kernel 'cpu-binery'. Did you mean"), dispatch.using("cpu-binery"):
+    with (
+        pytest.raises(ConfigError, match="unknown kernel 'cpu-binery'. Did you mean"),
+        dispatch.using("cpu-binery"),
+    ):
         pass
 
 
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"dtype": torch.float16}, "dtype torch.float16 is not one of torch.float32, torch.bfloat16"),
+        (
+            {"dtype": torch.float16},
+            "dtype torch.float16 is not one of torch.float32, torch.bfloat16",
+        ),
         ({"format": "lattice"}, "format lattice is not one of binary, uniform"),
         ({"device": "cuda"}, "device cuda is not one of cpu"),
         ({"bits": 9}, r"bits=9 is not in 1..8"),
-        ({"group_size": 48, "shape": (40, 96)}, "groups of 48 in 96 inputs are not multiples of 32"),
+        (
+            {"group_size": 48, "shape": (40, 96)},
+            "groups of 48 in 96 inputs are not multiples of 32",
+        ),
     ],
 )
 def test_what_the_cpu_kernel_does_not_take_is_dequantized_and_said(change, reason):
@@ -59,7 +73,10 @@ def test_what_the_cpu_kernel_does_not_take_is_dequantized_and_said(change, reaso
     assert choose(request).name == "dequantized"
     with pytest.raises(ConfigError, match=f"kernel 'cpu-binary' cannot compute this: {reason}"):
         choose(request, "cpu-binary")
-    assert dispatch.explain(request)["dequantized"] == "" and list(dispatch.explain(request))[-1] == "dequantized"
+    assert (
+        dispatch.explain(request)["dequantized"] == ""
+        and list(dispatch.explain(request))[-1] == "dequantized"
+    )
 
 
 def test_without_the_library(monkeypatch):
@@ -70,7 +87,8 @@ def test_without_the_library(monkeypatch):
         assert choose(REQUEST).name == "dequantized"
         assert "its C library was not built" in dispatch.explain(REQUEST)["cpu-binary"]
         with pytest.raises(
-            ConfigError, match="its C library was not built; install qbench again where a C compiler is"
+            ConfigError,
+            match="its C library was not built; install qbench again where a C compiler is",
         ):
             choose(REQUEST, "cpu-binary")
     finally:
@@ -83,7 +101,9 @@ def test_later_registrations_are_preferred(alone):
     run = registry.KERNELS["dequantized"].run
     register(Kernel("narrow", run, batch=(1, 4)))
     register(Kernel("by name", run, automatic=False))
-    assert choose(REQUEST).name == "narrow" and choose(REQUEST._replace(rows=5)).name == "dequantized"
+    assert (
+        choose(REQUEST).name == "narrow" and choose(REQUEST._replace(rows=5)).name == "dequantized"
+    )
     assert choose(REQUEST, "by name").name == "by name"
     with pytest.raises(ConfigError, match=r"5 rows of x are not in 1..4"):
         choose(REQUEST._replace(rows=5), "narrow")

@@ -24,7 +24,8 @@ from qbench.kernels.registry import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install 'qbench-llm[gpu]')"
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed (pip install 'qbench-llm[gpu]')",
 )
 
 
@@ -33,7 +34,9 @@ def meant(planes):
     word = planes.words.permute(2, 1, 0)[..., None]  # (out, P, in/32, 1)
     at = torch.arange(32)
     signs = 2.0 * ((word >> (at // 2 + 16 * (at % 2))) & 1) - 1
-    grouped = signs.flatten(2).unflatten(2, (-1, planes.group_size)).permute(0, 2, 3, 1)  # (out, groups, g, P)
+    grouped = (
+        signs.flatten(2).unflatten(2, (-1, planes.group_size)).permute(0, 2, 3, 1)
+    )  # (out, groups, g, P)
     alpha = planes.alpha.float().permute(2, 0, 1)[:, :, None]  # (out, groups, 1, P or 1)
     shift = 0 if planes.shift is None else planes.shift.float().T[..., None]
     if planes.uniform:
@@ -45,8 +48,13 @@ def meant(planes):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_the_derived_layout_means_the_same_weight(bits):
     g = torch.Generator().manual_seed(bits)
-    codes, scale = torch.randint(0, 2**bits, (6, 96), generator=g), torch.rand(6, 3, generator=g).half()
-    uniform = Uniform.from_codes(codes, scale, torch.randint(0, 2**bits, (6, 3), generator=g).to(torch.uint8), bits)
+    codes, scale = (
+        torch.randint(0, 2**bits, (6, 96), generator=g),
+        torch.rand(6, 3, generator=g).half(),
+    )
+    uniform = Uniform.from_codes(
+        codes, scale, torch.randint(0, 2**bits, (6, 3), generator=g).to(torch.uint8), bits
+    )
     assert torch.equal(meant(derive(uniform)), uniform.dequantize())
     signs, alpha = torch.randn(bits, 6, 96, generator=g), torch.rand(6, 3, bits, generator=g)
     for shift in (None, torch.randn(6, 3, generator=g).half()):
@@ -56,19 +64,33 @@ def test_the_derived_layout_means_the_same_weight(bits):
 
 def test_the_derived_layout_is_as_small_as_the_stored_one():
     g = torch.Generator().manual_seed(0)
-    codes, scale = torch.randint(0, 8, (64, 256), generator=g), torch.rand(64, 2, generator=g).half()
-    binary = Binary.from_planes(torch.randn(3, 64, 256), torch.rand(64, 2, 3).half(), torch.rand(64, 2).half())
+    codes, scale = (
+        torch.randint(0, 8, (64, 256), generator=g),
+        torch.rand(64, 2, generator=g).half(),
+    )
+    binary = Binary.from_planes(
+        torch.randn(3, 64, 256), torch.rand(64, 2, 3).half(), torch.rand(64, 2).half()
+    )
     assert derive(binary).nbytes == sum(part.nbytes for part in binary.to_tensors().values())
-    uniform = Uniform.from_codes(codes, scale, torch.randint(0, 8, (64, 2), generator=g).to(torch.uint8), 3)
-    assert derive(uniform).nbytes == 64 * 256 * 3 // 8 + 2 * 64 * 2 * 2  # zero points in 16 bits, not in packed codes
+    uniform = Uniform.from_codes(
+        codes, scale, torch.randint(0, 8, (64, 2), generator=g).to(torch.uint8), 3
+    )
+    assert (
+        derive(uniform).nbytes == 64 * 256 * 3 // 8 + 2 * 64 * 2 * 2
+    )  # zero points in 16 bits, not in packed codes
 
 
 @pytest.mark.parametrize("features, bits", [("codes", 3), ("signs", 2)])
 def test_a_lattice_weight_is_a_product_of_transformed_inputs(features, bits):
     g = torch.Generator().manual_seed(0)
-    map, offset = torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g), torch.randn(4, generator=g)
+    map, offset = (
+        torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g),
+        torch.randn(4, generator=g),
+    )
     su, sv = torch.randn(96, generator=g), torch.randn(48, generator=g)
-    weight = Lattice.from_codes(torch.randint(0, 2**bits, (48, 96), generator=g), map, offset, su, sv, bits, features)
+    weight = Lattice.from_codes(
+        torch.randint(0, 2**bits, (48, 96), generator=g), map, offset, su, sv, bits, features
+    )
     x, planes = torch.randn(5, 96, generator=g), derive(weight)
     inputs, shift = planes.inputs(x)
     found = planes.outputs(inputs @ meant(planes.planes).T, shift)
@@ -77,7 +99,8 @@ def test_a_lattice_weight_is_a_product_of_transformed_inputs(features, bits):
 
 def test_weights_that_are_not_served():
     with pytest.raises(
-        ConfigError, match="no GPU kernels for the format 'dense'; multiply with the dequantized weight"
+        ConfigError,
+        match="no GPU kernels for the format 'dense'; multiply with the dequantized weight",
     ):
         derive(Dense(torch.ones(2, 32)))
     weight = Binary.from_planes(torch.ones(2, 4, 96), torch.ones(4, 6, 2).half(), None)
@@ -88,7 +111,9 @@ def test_weights_that_are_not_served():
     assert "up to 64" in gpu._refuses(request._replace(group_size=32, dtype=torch.float32, rows=65))
     if not torch.cuda.is_available():
         assert gpu.KERNELS[0].refusal(request) == "there is no GPU"
-    assert "dtype torch.float64 is not one of" in gpu.KERNELS[0].refusal(request._replace(dtype=torch.float64))
+    assert "dtype torch.float64 is not one of" in gpu.KERNELS[0].refusal(
+        request._replace(dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("m", [1, 8, 9, 16, 17, 64, 256, 1024, 1025, 4096])
@@ -97,7 +122,9 @@ def test_the_default_launch_covers_every_batch(m):
     assert config.kind == ("skinny" if m <= 16 else "large" if m <= 1024 else "dense")
     assert triton_configs.default(m, 4096, 4096, torch.float32).kind == "skinny"
     assert 4096 % (config.split * config.block_k) == 0, "no program without work"
-    assert triton_configs.default(m, 576, 64, torch.bfloat16).split == 1, "short inputs are not split"
+    assert triton_configs.default(m, 576, 64, torch.bfloat16).split == 1, (
+        "short inputs are not split"
+    )
 
 
 def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
@@ -109,7 +136,9 @@ def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
     assert key == "m16 n64 k128 binary b2 g32 bfloat16"
     path = triton_configs.tuned_file("NVIDIA X")
     assert path == tmp_path / "NVIDIA_X.json"
-    path.write_text(json.dumps({"gpu": "NVIDIA X", "configs": {key: {"kind": "skinny", "block_n": 64}}}))
+    path.write_text(
+        json.dumps({"gpu": "NVIDIA X", "configs": {key: {"kind": "skinny", "block_n": 64}}})
+    )
     triton_configs._tuned.cache_clear()
     assert triton_configs._tuned("NVIDIA X") == {key: triton_configs.Config("skinny", block_n=64)}
     path.write_text("{}")
@@ -134,8 +163,12 @@ def test_products_under_the_interpreter():
         "--noconftest",
         str(ROOT / "tests" / "kernels" / "interpreted_triton.py"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"}
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, (
+        done.stdout[-3000:] + done.stderr[-3000:]
+    )
 
 
 @needs_triton
@@ -148,7 +181,9 @@ def test_compiled_ahead_without_spills(tmp_path):
         "--json",
         str(tmp_path / "aot.json"),
     ]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path)
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "aot.json").read_text())["cases"]
@@ -156,5 +191,12 @@ def test_compiled_ahead_without_spills(tmp_path):
         (kernel, architecture) for kernel in ("_skinny", "_large") for architecture in (80, 90, 100)
     }
     for case in found:
-        assert case["spill_loads"] == case["spill_stores"] == case["stack_bytes"] == 0 < case["registers"] <= 255
+        assert (
+            case["spill_loads"]
+            == case["spill_stores"]
+            == case["stack_bytes"]
+            == 0
+            < case["registers"]
+            <= 255
+        )
         assert any("MMA" in opcode for opcode in case["loop"]), "the products run on matrix units"

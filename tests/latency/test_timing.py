@@ -19,7 +19,9 @@ from qbench.latency.request import shapes_of
 from qbench.latency.timing import Candidate, Shape, collect
 from qbench.reports.roofline import roofline
 
-needs_library = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"CPU kernels: {cpu.unavailable()}")
+needs_library = pytest.mark.skipif(
+    cpu.unavailable() is not None, reason=f"CPU kernels: {cpu.unavailable()}"
+)
 
 
 @pytest.fixture
@@ -38,42 +40,86 @@ def command(monkeypatch, capsys):
 @needs_library
 def test_products_are_timed_against_dense_ones(command, tmp_path):
     options = ["--bits", "2,3", "--format", "binary,uniform", "--group-size", "32", "--rounds", "2"]
-    code, text = command("latency", "--shapes", "64x128", *options, "--json", str(tmp_path / "rows.json"))
+    code, text = command(
+        "latency", "--shapes", "64x128", *options, "--json", str(tmp_path / "rows.json")
+    )
     assert code == 0, text
     stored = json.loads((tmp_path / "rows.json").read_text())
     names = {row["name"] for row in stored["benchmarks"]}
-    assert {"read", "multiply bf16", "dense fp32", "binary exact 2b fp32", "uniform fast 3b fp32"} <= names
+    assert {
+        "read",
+        "multiply bf16",
+        "dense fp32",
+        "binary exact 2b fp32",
+        "uniform fast 3b fp32",
+    } <= names
     for row in stored["benchmarks"]:
         stats, facts = row["stats"], row["extra_info"]
         assert 0 < stats["min"] <= stats["q1"] <= stats["median"] <= stats["q3"] <= stats["max"]
         assert stats["rounds"] == len(stats["data"]) == 8 and facts["relative_error"] < 1e-2
-    product = next(row for row in stored["benchmarks"] if row["name"] == "binary exact 2b fp32")["extra_info"]
+    product = next(row for row in stored["benchmarks"] if row["name"] == "binary exact 2b fp32")[
+        "extra_info"
+    ]
     assert product["operations"] == 2 * 64 * 128 and product["shape"] == [64, 128, 1]
-    assert all(name in text for name in names if "binary" in name or "uniform" in name or "dense" in name)
+    assert all(
+        name in text for name in names if "binary" in name or "uniform" in name or "dense" in name
+    )
 
 
 @needs_library
 def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
     file, picture = tmp_path / "0001_timings.json", tmp_path / "roof.png"
-    shapes = ["--shapes", "64x128,32x256", "--batch", "1,4", "--bits", "3", "--group-size", "64", "--rounds", "2"]
+    shapes = [
+        "--shapes",
+        "64x128,32x256",
+        "--batch",
+        "1,4",
+        "--bits",
+        "3",
+        "--group-size",
+        "64",
+        "--rounds",
+        "2",
+    ]
     code, text = command("latency", *shapes, "--json", str(file), "--plot", str(picture))
     assert code == 0 and picture.read_bytes().startswith(b"\x89PNG"), text
     panels = roofline(json.loads(file.read_text())).axes
     assert [axes.get_title(loc="left") for axes in panels] == ["64 x 128", "32 x 256"]
     drawn = {line.get_label(): line for line in panels[0].get_lines()}
-    stored = [row for row in json.loads(file.read_text())["benchmarks"] if row["name"] == "binary exact 3b fp32"]
-    expected = [row["extra_info"]["operations"] / row["stats"]["median"] / 1e9 for row in stored[:2]]
+    stored = [
+        row
+        for row in json.loads(file.read_text())["benchmarks"]
+        if row["name"] == "binary exact 3b fp32"
+    ]
+    expected = [
+        row["extra_info"]["operations"] / row["stats"]["median"] / 1e9 for row in stored[:2]
+    ]
     assert drawn["binary exact 3b fp32"].get_ydata() == pytest.approx(expected)
     compared = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest_benchmark", "compare", str(file)], capture_output=True, text=True
+        [sys.executable, "-P", "-m", "pytest_benchmark", "compare", str(file)],
+        capture_output=True,
+        text=True,
     )
     assert compared.returncode == 0 and "binary exact 3b fp32" in compared.stdout, compared.stderr
 
 
 @pytest.mark.skipif(gpu.unavailable() is not None, reason=f"GPU kernels: {gpu.unavailable()}")
 def test_a_gpu_is_timed_by_graphs(command, tmp_path):
-    shapes = ["--shapes", "256x512", "--bits", "3", "--batch", "1,64", "--rounds", "3", "--device", "cuda"]
-    code, text = command("latency", *shapes, "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "a.png"))
+    shapes = [
+        "--shapes",
+        "256x512",
+        "--bits",
+        "3",
+        "--batch",
+        "1,64",
+        "--rounds",
+        "3",
+        "--device",
+        "cuda",
+    ]
+    code, text = command(
+        "latency", *shapes, "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "a.png")
+    )
     assert code == 0, text
     stored = {row["name"] for row in json.loads((tmp_path / "rows.json").read_text())["benchmarks"]}
     assert {"copy", "multiply bf16", "dense bf16", "binary 3b bf16", "torch int4 bf16"} <= stored
@@ -91,7 +137,11 @@ def test_another_programs_failure_is_a_reason():
 
     wrong = Candidate("wrong", 4, 8, 1, lambda i: torch.ones(2), torch.zeros(2).double() + 2, 0.1)
     found, missing = collect({"broken": fails, "other": lambda: [wrong]})
-    assert not found and missing["broken"] == "no such kernel" and missing["other"].startswith("wrong is wrong:")
+    assert (
+        not found
+        and missing["broken"] == "no such kernel"
+        and missing["other"].startswith("wrong is wrong:")
+    )
 
 
 def test_there_must_be_timings_to_draw():
@@ -101,7 +151,16 @@ def test_there_must_be_timings_to_draw():
 
 def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
     qbench.quantize(tiny(), "rtn", Scheme(3, 32)).save(tmp_path / "saved")
-    options = ["--prompt", "4", "--tokens", "3", "--repeats", "1", "--json", str(tmp_path / "rows.json")]
+    options = [
+        "--prompt",
+        "4",
+        "--tokens",
+        "3",
+        "--repeats",
+        "1",
+        "--json",
+        str(tmp_path / "rows.json"),
+    ]
     code, text = command("latency", "--end-to-end", str(tmp_path / "saved"), *options)
     assert code == 0 and "x dense in bfloat16" in text
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -115,15 +174,30 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         ([], "give either --shapes"),
         (["--shapes", "lama3-8b"], "unknown shape 'lama3-8b'. Did you mean 'llama3-8b'"),
         (["--shapes", "64x65", "--group-size", "65"], "must be multiples of 32"),
-        (["--shapes", "64x96", "--group-size", "64"], "group_size=64 does not divide the 96 inputs"),
+        (
+            ["--shapes", "64x96", "--group-size", "64"],
+            "group_size=64 does not divide the 96 inputs",
+        ),
         (["--shapes", "64x64", "--group-size", "32", "--bits", "9"], "--bits 9 is outside 1..8"),
         (["--shapes", "64x64", "--batch", "0"], "there is nothing to time"),
         (["--shapes", "64x64", "--format", "ternary"], "unknown format 'ternary'"),
         (["--shapes", "64x64", "--rounds", "1"], "--rounds 1 is too small; give 2 or more"),
-        (["--shapes", "64x64", "--group-size", "32", "--tune"], "nothing can be tuned: there is no GPU"),
-        (["--end-to-end", "nowhere", "--plot", "a.png"], "--plot, --tune and --device are about products"),
-        (["--shapes", "64x64", "--group-size", "32", "--device", "cud"], "unknown device 'cud'. Did you mean 'cuda'"),
-        (["--end-to-end", "nowhere", "--device", "tpu"], "give them with --shapes (--device is 'tpu')"),
+        (
+            ["--shapes", "64x64", "--group-size", "32", "--tune"],
+            "nothing can be tuned: there is no GPU",
+        ),
+        (
+            ["--end-to-end", "nowhere", "--plot", "a.png"],
+            "--plot, --tune and --device are about products",
+        ),
+        (
+            ["--shapes", "64x64", "--group-size", "32", "--device", "cud"],
+            "unknown device 'cud'. Did you mean 'cuda'",
+        ),
+        (
+            ["--end-to-end", "nowhere", "--device", "tpu"],
+            "give them with --shapes (--device is 'tpu')",
+        ),
         (["--end-to-end", "nowhere"], "nowhere/config.json cannot be read"),
     ],
 )

@@ -100,7 +100,9 @@ def test_the_logged_error_is_that_of_what_is_returned(tiny):
     hook.remove()
     x = torch.cat([part.flatten(0, -2) for part in seen])
     up, folded = block.mlp.up_proj.weight, result.weights["mlp.up_proj"].dequantize()
-    scale = (up * up).sum(1) / (up * (folded / scale_of_norm(block, result))).sum(1)  # 1/s is in the rows of up
+    scale = (up * up).sum(1) / (up * (folded / scale_of_norm(block, result))).sum(
+        1
+    )  # 1/s is in the rows of up
     found = result.weights["mlp.down_proj"].dequantize() / scale
     error = (x @ (found - block.mlp.down_proj.weight).T).square().mean().item()
     entry = result.log["mlp.down_proj"]
@@ -109,7 +111,9 @@ def test_the_logged_error_is_that_of_what_is_returned(tiny):
 
 
 def scale_of_norm(block, result):
-    return block.post_attention_layernorm.weight / result.parameters["post_attention_layernorm.weight"]
+    return (
+        block.post_attention_layernorm.weight / result.parameters["post_attention_layernorm.weight"]
+    )
 
 
 @torch.no_grad()
@@ -126,20 +130,25 @@ def test_some_large_activations(bits):
     scheme = Scheme(bits, 32)
     found = AWQ().quantize_block(block, inputs, [target], scheme)
     plain = qbench.get_method("rtn").quantize_weight(block[1].weight, scheme)
-    errors = [change(block, inputs, [target], result) for result in (found, BlockResult({"1": plain}))]
+    errors = [
+        change(block, inputs, [target], result) for result in (found, BlockResult({"1": plain}))
+    ]
     assert errors[0] < 0.3 * errors[1]
     assert found.log["1"]["ratio"] > 0.2 and set(found.parameters) == {"0.weight"}
 
 
 @torch.no_grad()
 def test_at_many_bits_the_folds_are_exact_under_grouped_queries(tiny):
-    block, inputs, targets = walked(tiny(hidden_size=64, num_attention_heads=4, num_key_value_heads=2))
+    block, inputs, targets = walked(
+        tiny(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+    )
     result = AWQ().quantize_block(block, inputs, targets, Scheme(8, 16))
     assert result.log["self_attn.o_proj"]["ratio"] > 0 and result.log["mlp.down_proj"]["ratio"] > 0
     assert set(result.parameters) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
     outputs = [inputs.run(block, hidden, i) for i, hidden in enumerate(inputs.quantized)]
     size = sum(
-        (output - hidden).square().mean().item() for output, hidden in zip(outputs, inputs.quantized, strict=True)
+        (output - hidden).square().mean().item()
+        for output, hidden in zip(outputs, inputs.quantized, strict=True)
     )
     assert change(block, inputs, outputs, result) < 1e-4 * size
 
@@ -148,8 +157,16 @@ def test_at_many_bits_the_folds_are_exact_under_grouped_queries(tiny):
 def test_scale_and_metric_of_a_site_by_hand(tiny):
     block, inputs, _ = walked(tiny())
     site = next(s for s in observe(block, inputs, 80, 32, 512) if s.layers[0] == "mlp.gate_proj")
-    assert site.layers == ("mlp.gate_proj", "mlp.up_proj") and site.module == "mlp" and site.count == 80
-    assert len(site.calls) == 1 and site.calls[0][2].shape == (2, 16, 32)  # two sequences, 32 tokens
+    assert (
+        site.layers == ("mlp.gate_proj", "mlp.up_proj")
+        and site.module == "mlp"
+        and site.count == 80
+    )
+    assert len(site.calls) == 1 and site.calls[0][2].shape == (
+        2,
+        16,
+        32,
+    )  # two sequences, 32 tokens
     mean = site.rows().abs().mean(0)  # fewer tokens than clip_tokens: all of them
     s = mean**0.35
     torch.testing.assert_close(site.scale(0.35), s / (s.max() * s.min()).sqrt())
@@ -157,11 +174,15 @@ def test_scale_and_metric_of_a_site_by_hand(tiny):
     (args, _, output), copied = site.calls[0], copy.deepcopy(block.mlp)
     copied.gate_proj.weight *= 0.9
     copied.up_proj.weight *= 0.9
-    assert site.error(weights) == pytest.approx((copied(*args) - output).square().mean().item(), rel=1e-5)
+    assert site.error(weights) == pytest.approx(
+        (copied(*args) - output).square().mean().item(), rel=1e-5
+    )
     assert site.error(site.weights()) == 0
 
 
-@pytest.mark.parametrize("symmetric, zero_point", [(False, "integer"), (False, "real"), (True, "integer")])
+@pytest.mark.parametrize(
+    "symmetric, zero_point", [(False, "integer"), (False, "real"), (True, "integer")]
+)
 def test_clips_equal_a_search_group_by_group(symmetric, zero_point):
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(5, 24, generator=generator) ** 3
@@ -179,7 +200,9 @@ def test_clips_equal_a_search_group_by_group(symmetric, zero_point):
                 limit = (1 - i / 20) * w.abs().max()
                 s, z = rtn.grid(w.clamp(-limit, limit)[None], scheme)
                 zero = None if z is None else z[:, None]
-                rounded = Uniform.from_codes(round_to_grid(w[None, None], s[None], z, 3)[0], s[:, None], zero, 3)
+                rounded = Uniform.from_codes(
+                    round_to_grid(w[None, None], s[None], z, 3)[0], s[:, None], zero, 3
+                )
                 errors.append((x @ (rounded.dequantize()[0] - w)).square().mean())
             chosen = round((1 - found[row, group].item()) * 20)
             assert errors[chosen] <= min(errors) * 1.01
@@ -220,7 +243,9 @@ def test_a_layer_that_no_token_reaches_is_rounded_by_its_weight(tiny):
     model.model.layers[1].mlp.expert = nn.Linear(32, 32)
     weight = read_weight(model.model.layers[1].mlp.expert).clone()
     found = qbench.quantize(model, "awq", SCHEME, tokens()).weights["model.layers.1.mlp.expert"]
-    assert torch.equal(found.dequantize(), qbench.get_method("rtn").quantize_weight(weight, SCHEME).dequantize())
+    assert torch.equal(
+        found.dequantize(), qbench.get_method("rtn").quantize_weight(weight, SCHEME).dequantize()
+    )
 
 
 @torch.no_grad()
@@ -237,7 +262,9 @@ def test_bad_requests(tiny):
         AWQ(max_shrink=1.0)
     hidden = torch.full((1, 4, 16), torch.inf)
     with pytest.raises(MethodError, match="the outputs of 0 are not finite"), torch.no_grad():
-        AWQ().quantize_block(nn.Sequential(nn.Linear(16, 8)), BlockInputs([hidden], [hidden], [((), {})]), [], SCHEME)
+        AWQ().quantize_block(
+            nn.Sequential(nn.Linear(16, 8)), BlockInputs([hidden], [hidden], [((), {})]), [], SCHEME
+        )
 
 
 def test_progress_is_told(tiny):
@@ -245,6 +272,11 @@ def test_progress_is_told(tiny):
     seen = []
     with torch.no_grad():
         AWQ().quantize_block(
-            block, replace(inputs, progress=lambda fraction, text: seen.append((fraction, text))), targets, SCHEME
+            block,
+            replace(inputs, progress=lambda fraction, text: seen.append((fraction, text))),
+            targets,
+            SCHEME,
         )
-    assert seen[0] == (0.0, "searching self_attn.q_proj") and [part for part, _ in seen] == sorted(p for p, _ in seen)
+    assert seen[0] == (0.0, "searching self_attn.q_proj") and [part for part, _ in seen] == sorted(
+        p for p, _ in seen
+    )

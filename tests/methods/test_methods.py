@@ -34,7 +34,9 @@ def group_errors(found, weight, group=128):
     return (found - weight).double().square().view(-1, group).mean(1)
 
 
-@pytest.mark.parametrize("name, check", [pytest.param(n, c, id=f"{n}-{c.__name__}") for n in NAMES for c in CHECKS])
+@pytest.mark.parametrize(
+    "name, check", [pytest.param(n, c, id=f"{n}-{c.__name__}") for n in NAMES for c in CHECKS]
+)
 def test_method_keeps_its_promises(name, check):
     method = qbench.get_method(name)
     if check.__name__ in getattr(method, "exceptions", {}):
@@ -47,7 +49,13 @@ def test_method_keeps_its_promises(name, check):
 
 @pytest.mark.parametrize(
     "bits, zero_point, expected",
-    [(2, "real", 0.253), (3, "real", 0.0460), (4, "real", 0.0100), (2, "integer", 0.2546), (3, "integer", 0.0468)],
+    [
+        (2, "real", 0.253),
+        (3, "real", 0.0460),
+        (4, "real", 0.0100),
+        (2, "integer", 0.2546),
+        (3, "integer", 0.0468),
+    ],
 )
 def test_rtn_minmax_error_on_gaussian_weights(gauss, bits, zero_point, expected):
     found = quantized("rtn", gauss, bits, clip="none", zero_point=zero_point)
@@ -67,7 +75,9 @@ def test_rtn_minmax_is_within_half_a_step(gauss, bits):
     found = quantized("rtn", weight, bits, clip="none", zero_point="real")
     step = (weight.view(64, -1, 128).amax(-1) - weight.view(64, -1, 128).amin(-1)) / (2**bits - 1)
     error = (found - weight).abs().view(64, -1, 128).amax(-1)
-    assert (error <= step * (0.5 + 2**bits * 2.0**-10)).all()  # the scale and the zero point are rounded to float16
+    assert (
+        error <= step * (0.5 + 2**bits * 2.0**-10)
+    ).all()  # the scale and the zero point are rounded to float16
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -75,7 +85,9 @@ def test_rtn_keeps_exact_zeros(gauss, symmetric):
     weight = gauss[:8].clone()
     weight[:, ::3] = 0
     scheme = Scheme(4, 64, symmetric)
-    assert (qbench.get_method("rtn").quantize_weight(weight, scheme).dequantize()[:, ::3] == 0).all()
+    assert (
+        qbench.get_method("rtn").quantize_weight(weight, scheme).dequantize()[:, ::3] == 0
+    ).all()
 
 
 def test_the_bare_tensor_interface():
@@ -109,7 +121,9 @@ def test_greedy_by_hand(weight, bits, alpha, error):
 def test_alternating_error_on_gaussian_weights(gauss, bits, ceiling):
     errors = group_errors(quantized("alternating", gauss, bits), gauss)
     assert errors.mean().item() <= ceiling
-    assert (errors <= group_errors(quantized("rtn", gauss, bits), gauss)).all(), "above rtn in some group"
+    assert (errors <= group_errors(quantized("rtn", gauss, bits), gauss)).all(), (
+        "above rtn in some group"
+    )
 
 
 def test_one_binary_plane_is_at_its_optimum(gauss):
@@ -137,7 +151,11 @@ def plain_alternating(rows, alpha, shift, rounds, shifted):
             codes = signs[(w[:, None] - s - signs @ a).abs().argmin(1)]
             error = (w - s - codes @ a).square().sum()
             if step < rounds:
-                columns = torch.cat([torch.ones(len(w), 1, dtype=torch.float64), codes], 1) if shifted else codes
+                columns = (
+                    torch.cat([torch.ones(len(w), 1, dtype=torch.float64), codes], 1)
+                    if shifted
+                    else codes
+                )
                 theta = torch.linalg.lstsq(columns, w[:, None]).solution[:, 0]
                 s, a = (theta[0], theta[1:]) if shifted else (s, theta)
         errors.append(error)
@@ -191,7 +209,11 @@ def test_gptq_equals_a_plain_reference_in_float64():
     weight, stats, scheme = sample_weight()[:, :96], sample_stats(), Scheme(3, 32)
     hessian = stats.hessian[:96, :96].contiguous()
     method = qbench.get_method("gptq", act_order=False, block_size=32)
-    found = method.quantize_linear(weight, LinearStats(hessian, stats.count), scheme).dequantize().double()
+    found = (
+        method.quantize_linear(weight, LinearStats(hessian, stats.count), scheme)
+        .dequantize()
+        .double()
+    )
     differs = (found - plain_gptq(weight, hessian, scheme)).abs() > 1e-5
     assert differs.double().mean() < 0.002  # a tie in float32 may fall to the other side
 
@@ -199,7 +221,9 @@ def test_gptq_equals_a_plain_reference_in_float64():
 def test_gptq_block_size_does_not_matter():
     stats, scheme = sample_stats(), Scheme(3, 32)
     small, large = (
-        qbench.get_method("gptq", block_size=size).quantize_linear(sample_weight(), stats, scheme).dequantize()
+        qbench.get_method("gptq", block_size=size)
+        .quantize_linear(sample_weight(), stats, scheme)
+        .dequantize()
         for size in (16, 192)
     )
     assert (small != large).double().mean() < 0.01
@@ -213,7 +237,9 @@ def test_gptq_without_tokens_is_rounding():
 
 def test_gptq_with_fewer_tokens_than_inputs():
     x = torch.randn(20, 192, generator=torch.Generator().manual_seed(0))
-    found = qbench.get_method("gptq").quantize_linear(sample_weight(), LinearStats(x.T @ x / 10, 20), Scheme(3, 32))
+    found = qbench.get_method("gptq").quantize_linear(
+        sample_weight(), LinearStats(x.T @ x / 10, 20), Scheme(3, 32)
+    )
     assert torch.isfinite(found.dequantize()).all()
 
 
@@ -230,7 +256,8 @@ def test_damping_is_raised_until_the_hessian_is_definite():
 
 def test_a_group_that_does_not_divide_lists_those_that_do():
     with pytest.raises(
-        ConfigError, match=r"group_size=100 does not divide the 576 inputs of this layer; choose one of 16, 32"
+        ConfigError,
+        match=r"group_size=100 does not divide the 576 inputs of this layer; choose one of 16, 32",
     ):
         qbench.get_method("rtn").quantize_weight(torch.zeros(2, 576), Scheme(3, 100))
 
@@ -238,7 +265,9 @@ def test_a_group_that_does_not_divide_lists_those_that_do():
 def test_unknown_names_and_parameters_are_corrected():
     with pytest.raises(ConfigError, match="unknown method 'gtpq'. Did you mean 'gptq'"):
         qbench.get_method("gtpq")
-    with pytest.raises(ConfigError, match="unknown parameter of method 'gptq' 'dmap'. Did you mean 'damp'"):
+    with pytest.raises(
+        ConfigError, match="unknown parameter of method 'gptq' 'dmap'. Did you mean 'damp'"
+    ):
         qbench.get_method("gptq", dmap=1)
     with pytest.raises(ConfigError, match="rtn.clip='serach': Input should be 'search' or 'none'"):
         qbench.get_method("rtn", clip="serach")

@@ -22,7 +22,14 @@ OPT = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attenti
     "ffn_dim": 64,
     "word_embed_proj_dim": 32,
 }
-GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 SCHEME = Scheme(3, 16)
 
 
@@ -77,7 +84,9 @@ def test_the_start_is_the_range_cut_by_sigmoid_4(symmetric):
     torch.testing.assert_close(found().view_as(W), plain)
     stored = found.export().dequantize().view_as(W)
     differs = (stored - plain).abs() > 1e-3 * plain.abs()
-    assert differs.double().mean() < 1e-3  # a tie falls to the other side where the scale is rounded to float16
+    assert (
+        differs.double().mean() < 1e-3
+    )  # a tie falls to the other side where the scale is rounded to float16
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -109,7 +118,9 @@ def test_gradients_equal_those_of_the_plain_equation(symmetric):
         z = (-low / s).detach().round().clamp(0, 3)
     v = W / s[..., None]
     q = (v + (v.round() - v).detach() + z[..., None]).clamp(0, 3)
-    second = torch.autograd.grad(((q - z[..., None]) * s[..., None] * G.view_as(W)).sum(), [plain, *found.parameters()])
+    second = torch.autograd.grad(
+        ((q - z[..., None]) * s[..., None] * G.view_as(W)).sum(), [plain, *found.parameters()]
+    )
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -131,10 +142,15 @@ def test_transformations_help_where_a_few_channels_are_large(random_model):
         OmniQuant(epochs=5, let=let, holdout=0).quantize_block(block, inputs, targets, SCHEME)
         for let in ("off", "auto")
     )
-    assert transformed.log["initial"] < plain.log["initial"] and transformed.log["final"] < plain.log["final"]
+    assert (
+        transformed.log["initial"] < plain.log["initial"]
+        and transformed.log["final"] < plain.log["final"]
+    )
     assert not plain.parameters
     assert set(transformed.parameters) == {
-        f"{name}.{part}" for name in ("self_attn_layer_norm", "final_layer_norm") for part in ("weight", "bias")
+        f"{name}.{part}"
+        for name in ("self_attn_layer_norm", "final_layer_norm")
+        for part in ("weight", "bias")
     } | {"self_attn.v_proj.bias", "fc1.bias"}
     assert transformed.log["final"] <= transformed.log["initial"]
     assert all(torch.equal(value, state[name]) for name, value in block.state_dict().items())
@@ -143,7 +159,8 @@ def test_transformations_help_where_a_few_channels_are_large(random_model):
 def test_auto_is_off_for_norms_without_a_bias(tiny):
     block, inputs, targets = second_block(tiny())
     auto, off, on = (
-        OmniQuant(epochs=1, let=let).quantize_block(block, inputs, targets, SCHEME) for let in ("auto", "off", "on")
+        OmniQuant(epochs=1, let=let).quantize_block(block, inputs, targets, SCHEME)
+        for let in ("auto", "off", "on")
     )
     assert not auto.parameters and auto.log == off.log
     assert set(on.parameters) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
@@ -165,24 +182,33 @@ def test_what_is_stored_is_what_was_trained(kind, random_model, tiny):
     values, result = state.substitutes(), state.export()
     assert values.keys() == {f"{name}.weight" for name in result.weights} | result.parameters.keys()
     for name, layer in linears(block).items():
-        dense = values[f"{name}.weight"].T if isinstance(layer, Conv1D) else values[f"{name}.weight"]
+        dense = (
+            values[f"{name}.weight"].T if isinstance(layer, Conv1D) else values[f"{name}.weight"]
+        )
         step = result.weights[name].unpacked()[1].amax()
         assert (result.weights[name].dequantize() - dense).abs().max() <= 1.01 * step
     output = inputs.run(block, inputs.full[0], 0, values)
     exact = inputs.run(block, inputs.full[0], 0)
-    assert (output - exact).norm() < 0.05 * (exact - inputs.full[0]).norm()  # 8 bits: the transformation is exact
+    assert (output - exact).norm() < 0.05 * (
+        exact - inputs.full[0]
+    ).norm()  # 8 bits: the transformation is exact
 
 
 def test_gradients_reach_scales_and_clips(random_model):
     block, inputs, targets = second_block(opt_with_large_channels(random_model))
     folds = find_folds(block, inputs)
-    state = Transformed(block, OmniQuant(), SCHEME, folds, [torch.ones(len(f.channels)) for f in folds])
+    state = Transformed(
+        block, OmniQuant(), SCHEME, folds, [torch.ones(len(f.channels)) for f in folds]
+    )
     output = inputs.run(block, inputs.full[0], 0, state.substitutes())
     (output - targets[0]).square().mean().backward()
     rates = {group["lr"] for group in state.groups()}
     assert rates == {OmniQuant().lr_let, OmniQuant().lr_lwc}
     for group in state.groups():
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in group["params"])
+        assert all(
+            p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any()
+            for p in group["params"]
+        )
 
 
 def test_largest_inputs(tiny):
@@ -212,6 +238,8 @@ def test_a_weight_of_zeros_and_a_dead_channel(tiny, let):
     block = model.model.layers[1]
     block.mlp.up_proj.weight.data.zero_()
     block.input_layernorm.weight.data[5] = 0
-    found = qbench.quantize(model, qbench.get_method("omniquant", epochs=1, let=let), SCHEME, tokens())
+    found = qbench.quantize(
+        model, qbench.get_method("omniquant", epochs=1, let=let), SCHEME, tokens()
+    )
     assert not found.weights["model.layers.1.mlp.up_proj"].dequantize().any()
     assert torch.isfinite(model(tokens()).logits).all()

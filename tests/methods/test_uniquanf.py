@@ -28,7 +28,13 @@ def random_state(bits, dtype=torch.float64, spread=0.05, **params):
     s, z, a, zb = (part.to(dtype) for part in method.start(X.float(), bits))
     state = UniQuanFWeight(X, s, z, a, zb, 24, method)
     draw = generator(1)
-    for name, size in (("d1", spread), ("d2", 4 * spread), ("d3", spread), ("a", spread / 2), ("zb", 2 * spread)):
+    for name, size in (
+        ("d1", spread),
+        ("d2", 4 * spread),
+        ("d3", spread),
+        ("a", spread / 2),
+        ("zb", 2 * spread),
+    ):
         parameter = getattr(state, name)
         parameter.data += size * torch.randn(parameter.shape, generator=draw, dtype=dtype)
     return state
@@ -46,14 +52,19 @@ def plain_flexround(X, d1, d2, d3, z, n):
 def test_flexround_gradients_are_those_of_the_equation():
     X, z, n = gauss(6, 16, torch.float64), torch.full((6, 1), 3.0, dtype=torch.float64), 7
     draw = generator(2)
-    moved = [0.1 * torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((6, 1), (6, 16), (6, 1))]
+    moved = [
+        0.1 * torch.randn(shape, generator=draw, dtype=torch.float64)
+        for shape in ((6, 1), (6, 16), (6, 1))
+    ]
     moved[0] -= 1.2  # a step of 0.3: some weights clip
     ours, plain = ([part.clone().requires_grad_() for part in moved] for _ in range(2))
     found, expected = _Rounded.apply(X, *ours, z, n), plain_flexround(X, *plain, z, n)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     G = torch.randn(X.shape, generator=draw, dtype=torch.float64)
     found.backward(G), expected.backward(G)
-    assert ((X / moved[0].exp() + z).abs() > n + 1).any(), "nothing clips: the test shows too little"
+    assert ((X / moved[0].exp() + z).abs() > n + 1).any(), (
+        "nothing clips: the test shows too little"
+    )
     for ours_, plain_ in zip(ours, plain, strict=True):
         torch.testing.assert_close(ours_.grad, plain_.grad, rtol=1e-10, atol=1e-12)
 
@@ -63,7 +74,11 @@ def plain_uniquanf(state, filtering):
     h, signs = (2**state.bits - 1) / 2, state.signs
     x = state.X / (state.d1 + state.d2 + state.d3).exp() + state.z
     q = (state.a @ signs.T).gather(1, state.codes.long())
-    far = (x - state.zb - h - q).abs() > state.a.abs().amin(1, keepdim=True) if filtering else torch.zeros_like(q) > 0
+    far = (
+        (x - state.zb - h - q).abs() > state.a.abs().amin(1, keepdim=True)
+        if filtering
+        else torch.zeros_like(q) > 0
+    )
     q, u = torch.where(far, q.detach(), q), torch.where(far, x.detach(), x)
     return state.d1.exp() * (q + state.zb + h + (u - u.detach()) - state.z), far
 
@@ -78,11 +93,15 @@ def test_uniquanf_gradients_are_those_of_the_paper(bits, filtering):
     G = torch.randn(state.X.shape, generator=generator(3), dtype=torch.float64)
     names = ("d1", "d2", "d3", "a", "zb")
     ours = torch.autograd.grad(found, [getattr(state, name) for name in names], G)
-    plain = torch.autograd.grad(expected, [getattr(state, name) for name in names], G, allow_unused=True)
+    plain = torch.autograd.grad(
+        expected, [getattr(state, name) for name in names], G, allow_unused=True
+    )
     for name, mine, theirs in zip(names, ours, plain, strict=True):
         if name == "zb":  # the paper's x does not depend on z_B, the level does
             theirs = (G * state.d1.exp()).sum(1, keepdim=True)
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine, theirs, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
     if filtering:
         assert far.any() and (ours[1][far] == 0).all(), "a filtered weight has no gradient in d2"
 
@@ -120,7 +139,10 @@ def test_what_is_stored_is_plain_binary_coding_of_the_same_size(bits):
         found, trained = state.export(), state()
     assert (found.dequantize() - trained).abs().max() <= 2e-3 * weight.abs().max()  # float16 scales
     plain = qbench.get_method("alternating").quantize_weight(weight, scheme)
-    sizes = [{part: (t.shape, t.dtype) for part, t in format.to_tensors().items()} for format in (found, plain)]
+    sizes = [
+        {part: (t.shape, t.dtype) for part, t in format.to_tensors().items()}
+        for format in (found, plain)
+    ]
     assert sizes[0] == sizes[1]
 
 
@@ -134,7 +156,11 @@ def test_the_unified_start_is_never_above_rtn(bits):
     with torch.no_grad():
         errors = (state() - weight).double().square().view(-1, 64).sum(1)
     for zero_point in ("integer", "real"):
-        rtn = qbench.get_method("rtn", zero_point=zero_point).quantize_weight(weight, scheme).dequantize()
+        rtn = (
+            qbench.get_method("rtn", zero_point=zero_point)
+            .quantize_weight(weight, scheme)
+            .dequantize()
+        )
         assert (errors <= (rtn - weight).double().square().view(-1, 64).sum(1) * (1 + 1e-5)).all()
 
 
@@ -180,7 +206,9 @@ def test_at_the_grid_of_uniform_levels_it_is_rounding():
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
 def test_bisection_finds_the_nearest_of_any_levels(bits):
     draw = generator(bits)
-    levels = torch.randn(40, bits, generator=draw) @ level_signs(bits, torch.device("cpu")).float().T
+    levels = (
+        torch.randn(40, bits, generator=draw) @ level_signs(bits, torch.device("cpu")).float().T
+    )
     y = 2 * torch.randn(40, 64, generator=draw)
     found = levels.gather(1, nearest(y, levels))
     best = (y[..., None] - levels[:, None]).abs().amin(-1)
@@ -198,7 +226,9 @@ def test_the_full_mapping_gives_the_same_codes(mapping):
 
 def test_neighbours_in_sorted_order_are_right_and_in_pattern_order_they_are_not():
     draw = generator(5)
-    levels = (torch.rand(500, 4, generator=draw) + 0.2) @ level_signs(4, torch.device("cpu")).float().T
+    levels = (torch.rand(500, 4, generator=draw) + 0.2) @ level_signs(
+        4, torch.device("cpu")
+    ).float().T
     y = torch.randn(500, 32, generator=draw)
     codes = nearest(y, levels)
     y = y + 0.3 * torch.randn(y.shape, generator=draw)
@@ -206,10 +236,14 @@ def test_neighbours_in_sorted_order_are_right_and_in_pattern_order_they_are_not(
     wrong = {}
     for by_pattern in (False, True):
         found = nearest_neighbour(y, levels, codes.to(torch.uint8), by_pattern)
-        wrong[by_pattern] = ((y - levels.gather(1, found)).abs() > best + 1e-6).float().mean().item()
+        wrong[by_pattern] = (
+            ((y - levels.gather(1, found)).abs() > best + 1e-6).float().mean().item()
+        )
     assert wrong[False] < 0.5 * wrong[True]
     near = (codes.long() >= 0) & ((levels.gather(1, codes) - y).abs() < 1e-3)
-    assert torch.equal(nearest_neighbour(y, levels, codes.to(torch.uint8), False)[near], codes[near])
+    assert torch.equal(
+        nearest_neighbour(y, levels, codes.to(torch.uint8), False)[near], codes[near]
+    )
 
 
 @pytest.mark.parametrize("period, expected", [(1, 6), (2, 3), (4, 2), (0, 1)])
@@ -241,7 +275,9 @@ def test_between_mappings_codes_stay_and_levels_move():
 def test_training_keeps_one_byte_per_weight():
     state = random_state(4)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         state()
     own = {state.X.data_ptr(), state.d2.data_ptr()}
     assert all(tensor.numel() < state.X.numel() or tensor.data_ptr() in own for tensor in saved)

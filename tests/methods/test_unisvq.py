@@ -65,7 +65,9 @@ def all_codewords(book, d, bits):
 # --- the transform
 
 
-@pytest.mark.parametrize("n, block", [(1, 1), (7, 1), (64, 64), (96, 32), (576, 64), (1536, 128), (256, 256)])
+@pytest.mark.parametrize(
+    "n, block", [(1, 1), (7, 1), (64, 64), (96, 32), (576, 64), (1536, 128), (256, 256)]
+)
 def test_the_transform_is_blocks_of_sylvester_matrices_and_its_own_inverse(n, block):
     assert block_length(n) == block
     X = normal(n, 3, dtype=torch.float64)
@@ -89,16 +91,22 @@ def test_a_large_transform_is_orthonormal_and_does_not_change_its_input():
 
 
 def lattice(kind, bits, d=4, shape=(6, 24), dtype=torch.float16):
-    codes = torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    codes = torch.randint(
+        0, 2**bits, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     map = normal(d, d * (bits if kind == "signs" else 1), seed=2)
-    parts = [part.to(dtype) for part in (map, normal(d, seed=3), normal(shape[1], seed=4), normal(shape[0], seed=5))]
+    parts = [
+        part.to(dtype)
+        for part in (map, normal(d, seed=3), normal(shape[1], seed=4), normal(shape[0], seed=5))
+    ]
     offset = parts[1] if kind == "codes" else None
     return codes, Lattice.from_codes(codes, parts[0], offset, parts[2], parts[3], bits, kind)
 
 
 @pytest.mark.parametrize("kind", ["codes", "signs"])
 @pytest.mark.parametrize(
-    "bits, d, shape", [(2, 4, (6, 24)), (3, 4, (16, 40)), (2, 1, (5, 7)), (3, 3, (1, 9)), (1, 2, (2, 6))]
+    "bits, d, shape",
+    [(2, 4, (6, 24)), (3, 4, (16, 40)), (2, 1, (5, 7)), (3, 3, (1, 9)), (1, 2, (2, 6))],
 )
 def test_a_lattice_weight_is_what_the_matrices_say(kind, bits, d, shape):
     codes, weight = lattice(kind, bits, d, shape)
@@ -106,7 +114,9 @@ def test_a_lattice_weight_is_what_the_matrices_say(kind, bits, d, shape):
     for row in codes.tolist():
         vectors = [row[i : i + d] for i in range(0, len(row), d)]
         if kind == "signs":
-            vectors = [[((z >> p) & 1) * 2 - 1 for p in reversed(range(bits)) for z in v] for v in vectors]
+            vectors = [
+                [((z >> p) & 1) * 2 - 1 for p in reversed(range(bits)) for z in v] for v in vectors
+            ]
         rows.append(torch.tensor(vectors, dtype=torch.float64) @ weight.map.double().T)
     W = torch.stack(rows)
     W = (W if weight.offset is None else W + weight.offset.double()).flatten(1)
@@ -121,7 +131,10 @@ def test_a_lattice_weight_is_what_the_matrices_say(kind, bits, d, shape):
 def test_what_is_read_is_what_was_written(kind, dtype):
     _, weight = lattice(kind, 3, dtype=dtype)
     again = from_tensors("lattice", weight.to_tensors(), weight.spec())
-    assert dataclasses.asdict(again).keys() == dataclasses.asdict(weight).keys() and again.blocks == weight.blocks
+    assert (
+        dataclasses.asdict(again).keys() == dataclasses.asdict(weight).keys()
+        and again.blocks == weight.blocks
+    )
     assert again.shape == (6, 24) and torch.equal(again.dequantize(), weight.dequantize())
     numbers = 4 * (4 if kind == "codes" else 12) + (4 if kind == "codes" else 0) + 6 + 24
     stored = 6 * 9 * 8 + numbers * 8 * dtype.itemsize
@@ -138,7 +151,9 @@ def test_tied_codes_are_a_special_case_of_free_signs():
 
 def test_a_map_that_does_not_fit_is_refused():
     _, weight = lattice("codes", 2)
-    with pytest.raises(StoreError, match=r"a lattice map of shape \(4, 4\) does not fit features='signs' of 2 bits"):
+    with pytest.raises(
+        StoreError, match=r"a lattice map of shape \(4, 4\) does not fit features='signs' of 2 bits"
+    ):
         from_tensors("lattice", weight.to_tensors(), weight.spec() | {"features": "signs"})
     with pytest.raises(StoreError, match="cannot be built from parts"):
         from_tensors("lattice", {"codes": weight.codes}, weight.spec())
@@ -156,7 +171,9 @@ def test_the_nearest_codeword_is_that_of_full_search(kind, d, bits):
     distances = torch.cdist(T.T.double(), words)
     z, values = book.nearest(T)
     assert z.dtype == torch.uint8 and z.shape == values.shape == T.shape
-    torch.testing.assert_close((T - values).norm(dim=0).double(), distances.amin(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        (T - values).norm(dim=0).double(), distances.amin(1), rtol=1e-5, atol=1e-5
+    )
     assert (codes[distances.argmin(1)] == z.T).all(1).double().mean() > 0.99  # but for ties
     f = features_of(z.T.contiguous(), d, bits, kind)[:, 0]
     offset = 0 if book.offset is None else book.offset
@@ -168,7 +185,9 @@ def test_4096_codewords_are_searched_in_parts():
     T = normal(4, 1200, seed=7)
     words, _ = all_codewords(book, 4, 3)
     best = torch.cdist(T.T.double(), words).amin(1)
-    torch.testing.assert_close((T - book.nearest(T)[1]).norm(dim=0).double(), best, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        (T - book.nearest(T)[1]).norm(dim=0).double(), best, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,8 +235,8 @@ def problem(n, rows, d, seed=0):
 def plain_block_ldlq(W, H, words, d):
     """Row by row, vector by vector: solve for what the earlier vectors should be given the later errors; float64.
 
-    With the later errors fixed, E_k = -S_kk^-1 S_k,>k E_>k is best, S the Schur complement of the vectors before, which
-    are still free to adapt.
+    With the later errors fixed, E_k = -S_kk^-1 S_k,>k E_>k is best, S the Schur complement of the
+    vectors before, which are still free to adapt.
     """
     n = len(W)
     found = torch.empty_like(W)
@@ -243,9 +262,13 @@ def test_block_ldlq_equals_a_plain_reference_in_float64(kind, n, d):
     words, _ = all_codewords(book, d, 2)
     plain = plain_block_ldlq(W.double(), curvature.H.double(), words, d)
     differs = ((W - E).double() - plain).abs() > 1e-4
-    assert differs.any(0).double().mean() <= 0.2  # a tie in float32 changes all that follows in its row
+    assert (
+        differs.any(0).double().mean() <= 0.2
+    )  # a tie in float32 changes all that follows in its row
     f = features_of(codes.T.contiguous(), d, 2, kind) @ book.map.T
-    torch.testing.assert_close((f if book.offset is None else f + book.offset).flatten(1).T, W - E, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        (f if book.offset is None else f + book.offset).flatten(1).T, W - E, rtol=0, atol=1e-4
+    )
 
 
 def test_the_factor_is_unit_block_lower_triangular():
@@ -259,7 +282,9 @@ def test_the_factor_is_unit_block_lower_triangular():
     mask = torch.block_diag(*[torch.ones(4, 4)] * 6) == 0
     assert D[mask].abs().max() < 1e-4 and L.triu(4).abs().max() < 1e-5
     kk = curvature.H[8:12, 8:12].double()
-    torch.testing.assert_close(curvature.inverse[2].double() @ kk, torch.eye(4).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        curvature.inverse[2].double() @ kk, torch.eye(4).double(), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["codes", "signs"])
@@ -285,7 +310,9 @@ def test_a_hessian_that_is_not_definite_gets_more_regularization_or_a_sentence()
     nearly = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.05]))
     found = Curvature.factor(nearly, 2, 1e-2)
     torch.testing.assert_close(found.H, nearly + 0.1 * torch.eye(4))
-    with pytest.raises(MethodError, match="not positive definite with 10 of its mean diagonal added; give more"):
+    with pytest.raises(
+        MethodError, match="not positive definite with 10 of its mean diagonal added; give more"
+    ):
         Curvature.factor(torch.diag(torch.tensor([1.0, -100.0])), 1, 1e-2)
 
 
@@ -338,8 +365,14 @@ def test_zero_weights_stay_zero_and_zero_inputs_are_as_none(name):
     weight = normal(8, 12)
     weight[3] = 0
     found = [
-        method.prepare(weight, Scheme(2), method.curvature(weight, Scheme(2), stats)).export().dequantize()
-        for stats in (None, LinearStats(torch.zeros(12, 12), 0), LinearStats(torch.zeros(12, 12), 9))
+        method.prepare(weight, Scheme(2), method.curvature(weight, Scheme(2), stats))
+        .export()
+        .dequantize()
+        for stats in (
+            None,
+            LinearStats(torch.zeros(12, 12), 0),
+            LinearStats(torch.zeros(12, 12), 9),
+        )
     ]
     assert not found[0][3].any() and torch.isfinite(found[0]).all()
     assert all(torch.equal(found[0], other) for other in found[1:])
@@ -350,7 +383,10 @@ def test_the_metric_survives_the_transform():
     weight, stats = sample_weight(), sample_stats()
     method = qbench.get_method("unisvq", regularization=1e-3)
     curvature = method.curvature(weight, Scheme(2), stats)
-    su, H = random_signs(192, 0, weight), stats.hessian / stats.hessian.diagonal().mean() + 1e-3 * torch.eye(192)
+    su, H = (
+        random_signs(192, 0, weight),
+        stats.hessian / stats.hessian.diagonal().mean() + 1e-3 * torch.eye(192),
+    )
     E = two_sided(weight * random_signs(48, 1, weight)[:, None] * su)
     before, after = ((weight @ H) * weight).sum(), ((E @ curvature.H) * E).sum()
     torch.testing.assert_close(after, before, rtol=1e-4, atol=0)
@@ -368,18 +404,26 @@ def test_the_trained_weight_is_what_is_stored_and_all_parameters_have_gradients(
     with torch.no_grad():
         for p in parameters:
             p.mul_(1.5)
-    assert torch.equal(found.dequantize(), found.dequantize()) and not torch.equal(found.map, state.export().map)
+    assert torch.equal(found.dequantize(), found.dequantize()) and not torch.equal(
+        found.map, state.export().map
+    )
 
 
 def test_the_gradient_is_that_of_finite_differences():
     state = qbench.get_method("unisvq", dimension=2).prepare(normal(4, 8), Scheme(2)).double()
-    state.su, state.sv, probe = state.su.double(), state.sv.double(), normal(4, 8, seed=9, dtype=torch.float64)
+    state.su, state.sv, probe = (
+        state.su.double(),
+        state.sv.double(),
+        normal(4, 8, seed=9, dtype=torch.float64),
+    )
     from qbench.formats.lattice import decode
 
     f = features_of(state.codes, 2, 2, "codes").double()
 
     def weight(map, offset, u, v):
-        return (decode(f, map, offset, state.su * u, state.sv * v, state.start.blocks) * probe).sum()
+        return (
+            decode(f, map, offset, state.su * u, state.sv * v, state.start.blocks) * probe
+        ).sum()
 
     assert torch.autograd.gradcheck(weight, (state.map, state.offset, state.u, state.v))
 
@@ -395,7 +439,9 @@ def test_statistics_are_those_of_the_quantized_stream_and_are_shared(tiny):
     rows = torch.cat(quantized).flatten(0, 1).double()
     assert found["gate_proj"] is found["up_proj"] and found["down_proj"].hessian.shape == (64, 64)
     assert found["up_proj"].count == 32 and found["down_proj"].count == 32
-    torch.testing.assert_close(found["up_proj"].hessian.double(), 2 / 32 * rows.T @ rows, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found["up_proj"].hessian.double(), 2 / 32 * rows.T @ rows, rtol=1e-4, atol=1e-5
+    )
     assert all(not layer._forward_pre_hooks for layer in linears(block).values())
     with pytest.raises(MethodError, match="the inputs of gate_proj are not finite"):
         input_statistics(block, BlockInputs([quantized[0] * torch.inf], full, [((), {})]))
@@ -406,7 +452,9 @@ def test_a_layer_that_no_token_reaches_has_the_identity():
     class Routed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.used, self.unused = (nn.utils.skip_init(nn.Linear, 8, 8, bias=False) for _ in range(2))
+            self.used, self.unused = (
+                nn.utils.skip_init(nn.Linear, 8, 8, bias=False) for _ in range(2)
+            )
             for layer in (self.used, self.unused):
                 layer.weight.data.copy_(normal(8, 8))
 
@@ -419,11 +467,16 @@ def test_a_layer_that_no_token_reaches_has_the_identity():
     with torch.no_grad():
         result = method.quantize_block(block, inputs, [block(hidden)], Scheme(3))
     expected = method.prepare(normal(8, 8), Scheme(3)).export()
-    assert torch.equal(result.weights["unused"].codes, expected.codes) and result.weights["used"].shape == (8, 8)
+    assert torch.equal(result.weights["unused"].codes, expected.codes) and result.weights[
+        "used"
+    ].shape == (8, 8)
 
 
 def test_training_lowers_the_error_of_the_block():
-    hidden, layer = sample_inputs().view(8, -1, 192), nn.utils.skip_init(nn.Linear, 192, 48, bias=False)
+    hidden, layer = (
+        sample_inputs().view(8, -1, 192),
+        nn.utils.skip_init(nn.Linear, 192, 48, bias=False),
+    )
     layer.weight.data.copy_(sample_weight())
     block = nn.Sequential(layer)
     streams = list(hidden.split(2))
@@ -435,13 +488,20 @@ def test_training_lowers_the_error_of_the_block():
     assert log["final"] < 0.97 * log["initial"] and torch.equal(layer.weight, sample_weight())
 
 
-@pytest.mark.parametrize("name, scales", [("unisvq", (0.5, 0.71, 0.83, 1.2)), ("unisvq-untied", (0.5, 0.79, 1.0, 1.3))])
+@pytest.mark.parametrize(
+    "name, scales", [("unisvq", (0.5, 0.71, 0.83, 1.2)), ("unisvq-untied", (0.5, 0.79, 1.0, 1.3))]
+)
 def test_the_searched_scale_is_nearly_as_good_as_any(name, scales):
     weight, stats = sample_weight() ** 3, sample_stats()
 
     def error(scale):
         method = qbench.get_method(name, scale=scale)
-        E = method.prepare(weight, Scheme(2), method.curvature(weight, Scheme(2), stats)).export().dequantize() - weight
+        E = (
+            method.prepare(weight, Scheme(2), method.curvature(weight, Scheme(2), stats))
+            .export()
+            .dequantize()
+            - weight
+        )
         return ((E @ stats.hessian) * E).sum().item()
 
     fixed = [error(scale) for scale in scales]
@@ -474,6 +534,8 @@ def test_a_model_end_to_end_is_deterministic_and_comes_back_bit_for_bit(tiny, tm
         assert torch.equal(weight.dequantize(), made[1].weights[layer].dequantize())
         assert torch.equal(weight.dequantize(), again.weights[layer].dequantize())
         assert torch.equal(weight.dequantize(), made[0].model.get_submodule(layer).weight)
-    assert again.bits_per_weight == made[0].bits_per_weight and again.bits_per_weight["codes"] == 2.0
+    assert (
+        again.bits_per_weight == made[0].bits_per_weight and again.bits_per_weight["codes"] == 2.0
+    )
     assert torch.equal(again.model(tokens).logits, made[0].model(tokens).logits)
     assert all(block["final"] <= block["initial"] for block in made[0].log.values())

@@ -19,11 +19,28 @@ from qbench.models.source import find_model, load_model, load_skeleton
 
 TOKENS = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-SHAPE |= {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16, "num_experts_per_tok": 2}
+SHAPE |= {
+    "intermediate_size": 64,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "num_experts_per_tok": 2,
+}
 LOCAL = SHAPE | {"num_local_experts": 4}
 MANY = SHAPE | {"num_experts": 4, "moe_intermediate_size": 48}
-GROUPED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "moe_intermediate_size": 48}
-LATENT = {"kv_lora_rank": 16, "q_lora_rank": None, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+GROUPED = {
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 48,
+}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
 KINDS = {
     "mixtral": ("MixtralConfig", LOCAL),
     "qwen2-shared-expert": ("Qwen2MoeConfig", MANY | {"shared_expert_intermediate_size": 64}),
@@ -36,8 +53,13 @@ KINDS = {
 }
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 if FIVE:  # in version 4 these are what is refused
-    KINDS["gpt-oss-transposed-in-turns-biases"] = ("GptOssConfig", LOCAL | {"layer_types": ["full_attention"] * 2})
-stacked = pytest.mark.skipif(not FIVE, reason="transformers 4 has linear layers for experts, or what is refused")
+    KINDS["gpt-oss-transposed-in-turns-biases"] = (
+        "GptOssConfig",
+        LOCAL | {"layer_types": ["full_attention"] * 2},
+    )
+stacked = pytest.mark.skipif(
+    not FIVE, reason="transformers 4 has linear layers for experts, or what is refused"
+)
 
 
 @pytest.fixture
@@ -45,7 +67,8 @@ def make(random_model):
     def made(kind="qwen3", **changes):
         config, values = KINDS[kind]
         return random_model(
-            transformers.AutoModelForCausalLM.from_config, getattr(transformers, config)(**(values | changes))
+            transformers.AutoModelForCausalLM.from_config,
+            getattr(transformers, config)(**(values | changes)),
         )
 
     return made
@@ -86,7 +109,9 @@ def test_the_function_the_parameters_and_the_memory_stay(model):
     found = unfuse_experts(model)
     assert found == len([module for module in model.modules() if isinstance(module, Experts)])
     assert (found > 0) == FIVE and not stacks(model)
-    torch.testing.assert_close(model(TOKENS).logits, before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
+    torch.testing.assert_close(
+        model(TOKENS).logits, before, rtol=1e-4, atol=1e-4 * before.abs().max().item()
+    )
     assert numbers(model) == count and memory(model) == held
     assert unfuse_experts(model) == 0
 
@@ -97,8 +122,12 @@ def test_all_linear_layers_of_experts_are_quantizable_and_no_router_is(model):
     assert {f"experts.{i}" for i in range(4)} == {
         f"experts.{n.split('.experts.')[1][0]}" for n in names if ".experts." in n
     }
-    assert not {name for name in names if name.endswith((".gate", ".router", ".shared_expert_gate"))}
-    inside = sum(value.numel() for value in decoder_blocks(model)[1].parameters() if value.dim() > 1)
+    assert not {
+        name for name in names if name.endswith((".gate", ".router", ".shared_expert_gate"))
+    }
+    inside = sum(
+        value.numel() for value in decoder_blocks(model)[1].parameters() if value.dim() > 1
+    )
     routers = inside - sum(layer.weight.numel() for layer in quantizable(model).values())
     assert routers <= 2 * 5 * 32  # of two blocks: four experts and a gate
 
@@ -107,11 +136,18 @@ def test_all_linear_layers_of_experts_are_quantizable_and_no_router_is(model):
 def test_only_a_layer_on_its_own_beside_experts_is_a_router(gate):
     block = nn.Module()
     block.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
-    block.attention = nn.ModuleDict({"k": nn.Linear(8, 4), "v": nn.Linear(8, 4)})  # as wide as there are experts
+    block.attention = nn.ModuleDict(
+        {"k": nn.Linear(8, 4), "v": nn.Linear(8, 4)}
+    )  # as wide as there are experts
     block.up = nn.Linear(8, 16)
     block.add_module(gate, nn.Linear(8, 1))
     block.router = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
-    assert set(linears(block)) == {*(f"experts.{i}" for i in range(4)), "attention.k", "attention.v", "up"}
+    assert set(linears(block)) == {
+        *(f"experts.{i}" for i in range(4)),
+        "attention.k",
+        "attention.v",
+        "up",
+    }
 
 
 @stacked
@@ -142,7 +178,11 @@ def test_experts_without_a_gate_and_with_a_norm_after_them():
 
     config = transformers.LlamaConfig(experts_implementation="batched_mm")
     owner = nn.ModuleDict({"experts": Plain(config)})
-    hidden, index, weights = torch.randn(5, 8), torch.tensor([[0, 2], [1, 0], [2, 1], [2, 0], [1, 2]]), torch.rand(5, 2)
+    hidden, index, weights = (
+        torch.randn(5, 8),
+        torch.tensor([[0, 2], [1, 0], [2, 1], [2, 0], [1, 2]]),
+        torch.rand(5, 2),
+    )
     with torch.no_grad():
         expected = owner["experts"](hidden, index, weights)
         assert unfuse_experts(owner, refuse=False) == 1
@@ -160,7 +200,10 @@ def test_a_skeleton_has_the_layers_of_the_model(model, tmp_path):
     skeleton = load_skeleton(find_model(str(tmp_path / "plain")))
     assert all(value.is_meta for value in skeleton.parameters())
     unfuse_experts(model)
-    shapes = [{name: layer.weight.shape for name, layer in quantizable(m).items()} for m in (skeleton, model)]
+    shapes = [
+        {name: layer.weight.shape for name, layer in quantizable(m).items()}
+        for m in (skeleton, model)
+    ]
     assert shapes[0] == shapes[1] and numbers(skeleton) == numbers(model)
 
 
@@ -176,7 +219,9 @@ def test_a_loaded_folder_and_a_saved_quantized_model_are_the_same_model(model, t
     assert any(".experts.3." in name for name in result.weights)
     loaded = qbench.load(result.save(tmp_path / "saved"))
     assert set(loaded.weights) == set(result.weights)
-    torch.testing.assert_close(loaded.model(TOKENS).logits, model(TOKENS).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        loaded.model(TOKENS).logits, model(TOKENS).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -188,7 +233,9 @@ def test_each_expert_is_visited_with_its_own_tokens(make):
     expected = {name: 0 for name in quantizable(model)}
     hooks = [
         layer.register_forward_pre_hook(
-            lambda _, args, name=name: expected.update({name: args[0].reshape(-1, args[0].shape[-1]).shape[0]})
+            lambda _, args, name=name: expected.update(
+                {name: args[0].reshape(-1, args[0].shape[-1]).shape[0]}
+            )
         )
         for name, layer in quantizable(model).items()
     ]
@@ -215,7 +262,9 @@ def test_each_expert_is_visited_with_its_own_tokens(make):
 def test_experts_that_no_token_reaches_are_quantized_too(make, method):
     model = make(num_experts=16)
     params = {"epochs": 1, "batch_size": 2} if method == "flexround" else {}
-    result = qbench.quantize(model, qbench.get_method(method, **params), Scheme(3, 16), TOKENS[:, :3])
+    result = qbench.quantize(
+        model, qbench.get_method(method, **params), Scheme(3, 16), TOKENS[:, :3]
+    )
     assert len([name for name in result.weights if ".experts." in name]) == 2 * 16 * 3
     assert torch.isfinite(model(TOKENS).logits).all()
 
@@ -225,7 +274,10 @@ def test_weights_outside_linear_layers_are_refused_by_name(tiny, shape):
     """A stack of matrices, or one matrix that is larger than all linear layers of the decoder."""
     model = tiny()
     model.model.layers[1].mlp.experts = Opaque(*shape)
-    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.experts \(Opaque\) keeps w1 of shape \(.*cannot be"):
+    with pytest.raises(
+        ModelError,
+        match=r"model\.layers\.1\.mlp\.experts \(Opaque\) keeps w1 of shape \(.*cannot be",
+    ):
         qbench.quantize(model, "rtn", Scheme(4, 16))
 
 
@@ -234,7 +286,9 @@ def test_a_declaration_that_does_not_fit_its_parameters_is_refused(make):
     model = make()
     experts = model.model.layers[0].mlp.experts
     experts.scale = nn.Parameter(torch.ones(4))
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.experts \(Qwen3MoeExperts\) keeps gate_up_proj"):
+    with pytest.raises(
+        ModelError, match=r"model\.layers\.0\.mlp\.experts \(Qwen3MoeExperts\) keeps gate_up_proj"
+    ):
         unfuse_experts(model)
 
 

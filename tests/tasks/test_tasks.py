@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from qbench.calibration.windows import calibration_windows, windows
 from qbench.errors import ConfigError, DataError, MethodError, StoreError
 from qbench.tasks import lm, registry
 from qbench.tasks.contract import Context, Outcome, Task, mean_score
@@ -21,10 +22,12 @@ from qbench.tasks.data import MiniSource
 from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
-from qbench.tasks.text import ReferenceLogits, calibration_windows, windows
+from qbench.tasks.text import ReferenceLogits
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-real = pytest.mark.skipif(not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there")
+real = pytest.mark.skipif(
+    not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there"
+)
 MINI = MiniSource()
 LENGTH = 64
 
@@ -37,14 +40,19 @@ def model(tiny):
 def evaluate(task: str, model, tokenizer, *, reference=None, source=MINI, **protocol) -> Outcome:
     found = get_task(task)
     outcome = found.evaluate(
-        Context(model, tokenizer, source, batch_size=4, reference=reference), found.spec(source, **protocol)
+        Context(model, tokenizer, source, batch_size=4, reference=reference),
+        found.spec(source, **protocol),
     )
     json.dumps(outcome.samples, allow_nan=False)
     return outcome
 
 
 def score(outcome: Outcome, metric: str, filter: str = "none", task: str | None = None):
-    (found,) = [s for s in outcome.scores if s.metric == metric and s.filter == filter and task in (None, s.task)]
+    (found,) = [
+        s
+        for s in outcome.scores
+        if s.metric == metric and s.filter == filter and task in (None, s.task)
+    ]
     return found
 
 
@@ -93,7 +101,11 @@ def test_perplexity_is_that_of_a_plain_fp64_computation(model, tokenizer):
     inputs = windows(MINI.text("wikitext"), tokenizer, LENGTH, 5)
     with torch.no_grad():
         logits = copy.deepcopy(model).double()(input_ids=inputs).logits[:, :-1]
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), inputs[:, 1:], reduction="none").mean(1).numpy()
+    nll = (
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), inputs[:, 1:], reduction="none")
+        .mean(1)
+        .numpy()
+    )
     found = score(outcome, "perplexity", task="mini-text")
     assert found.value == pytest.approx(math.exp(nll.mean()), rel=1e-5)
     assert found.stderr == pytest.approx(math.exp(nll.mean()) * stderr(nll), rel=1e-4)
@@ -107,7 +119,11 @@ def reference(model, tokenizer, tmp_path):
     seen: list[float] = []
     inputs = windows(MINI.text("wikitext"), tokenizer, LENGTH, 5)
     found = ReferenceLogits.write(
-        model, inputs, tmp_path / "reference.npy", lambda fraction, _: seen.append(fraction), batch_size=2
+        model,
+        inputs,
+        tmp_path / "reference.npy",
+        lambda fraction, _: seen.append(fraction),
+        batch_size=2,
     )
     assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert [path.name for path in tmp_path.iterdir()] == ["reference.npy"]
@@ -129,13 +145,18 @@ def test_divergence_is_that_of_a_plain_computation(model, tokenizer, reference, 
     outcome = evaluate("divergence", other, tokenizer, reference=reference, limit=5, length=LENGTH)
     inputs = windows(MINI.text("wikitext"), tokenizer, LENGTH, 5)
     with torch.no_grad():
-        p, q = (copy.deepcopy(m).double()(input_ids=inputs).logits[:, :-1].log_softmax(-1) for m in (model, other))
+        p, q = (
+            copy.deepcopy(m).double()(input_ids=inputs).logits[:, :-1].log_softmax(-1)
+            for m in (model, other)
+        )
     kl = (p.exp() * (p - q)).sum(-1)
     agree = (p.argmax(-1) == q.argmax(-1)).double().mean(1)
     assert kl.mean() > 1e-3
     assert score(outcome, "kl_mean").value == pytest.approx(float(kl.mean()), rel=1e-3)
     assert score(outcome, "kl_mean").stderr == pytest.approx(stderr(kl.mean(1)), rel=1e-3)
-    assert score(outcome, "kl_p99").value == pytest.approx(float(kl.flatten().quantile(0.99)), rel=2e-3)
+    assert score(outcome, "kl_p99").value == pytest.approx(
+        float(kl.flatten().quantile(0.99)), rel=2e-3
+    )
     assert (score(outcome, "kl_p99").stderr, score(outcome, "kl_p99").n) == (None, 5 * (LENGTH - 1))
     assert score(outcome, "top1_agreement").value == pytest.approx(float(agree.mean()), abs=1e-6)
 
@@ -152,9 +173,13 @@ def test_both_text_tasks_share_one_pass(model, tokenizer, reference):
 
 
 def test_divergence_needs_a_reference_that_fits(model, tokenizer, reference, tmp_path):
-    with pytest.raises(ConfigError, match="mini-divergence needs the log-probabilities of the unquantized model"):
+    with pytest.raises(
+        ConfigError, match="mini-divergence needs the log-probabilities of the unquantized model"
+    ):
         evaluate("divergence", model, tokenizer, limit=5, length=LENGTH)
-    with pytest.raises(StoreError, match=r"holds .* \(5, 63, 259\) and the model gives \(3, 63, 259\)"):
+    with pytest.raises(
+        StoreError, match=r"holds .* \(5, 63, 259\) and the model gives \(3, 63, 259\)"
+    ):
         evaluate("divergence", model, tokenizer, reference=reference, limit=3, length=LENGTH)
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(StoreError, match="cannot be read as reference log-probabilities"):
@@ -166,13 +191,20 @@ def test_divergence_needs_a_reference_that_fits(model, tokenizer, reference, tmp
 
 def test_a_reference_that_does_not_fit_the_disk(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(StoreError, match=r"the reference log-probabilities need 0\.0 GB and .* GB free"):
-        ReferenceLogits.write(model, windows(MINI.text("wikitext"), tokenizer, LENGTH, 2), tmp_path / "r.npy")
+    with pytest.raises(
+        StoreError, match=r"the reference log-probabilities need 0\.0 GB and .* GB free"
+    ):
+        ReferenceLogits.write(
+            model, windows(MINI.text("wikitext"), tokenizer, LENGTH, 2), tmp_path / "r.npy"
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_windows_longer_than_the_models_context(tokenizer, tiny):
-    with pytest.raises(ConfigError, match="length=64 is more than the model's context of 32 tokens; choose at most 32"):
+    with pytest.raises(
+        ConfigError,
+        match="length=64 is more than the model's context of 32 tokens; choose at most 32",
+    ):
         evaluate("wikitext", tiny(max_position_embeddings=32), tokenizer, limit=2, length=64)
 
 
@@ -180,10 +212,13 @@ def test_a_model_that_gives_nan_fails_as_a_method(tokenizer, tiny):
     broken = tiny()
     broken.lm_head.weight.data[:] = float("nan")
     with pytest.raises(
-        MethodError, match="mini-text: nll is not finite on 2 of 2 items; the quantized model gives NaN"
+        MethodError,
+        match="mini-text: nll is not finite on 2 of 2 items; the quantized model gives NaN",
     ):
         evaluate("wikitext", broken, tokenizer, limit=2, length=LENGTH)
-    with pytest.raises(MethodError, match="mini-arc_easy: gold_logprob is not finite on 2 of 2 items"):
+    with pytest.raises(
+        MethodError, match="mini-arc_easy: gold_logprob is not finite on 2 of 2 items"
+    ):
         evaluate("arc_easy", broken, tokenizer, limit=2)
 
 
@@ -222,7 +257,9 @@ def test_choice_likelihoods_are_those_of_the_model(model, tokenizer):
     item = MINI.rows("arc_easy", "test")[row["doc_id"]]
     prompt = f"Question: {item['question']}\nAnswer:"
     for choice, found in zip(item["choices"]["text"], row["loglikelihoods"], strict=True):
-        assert found == pytest.approx(-plain_nll(model, tokenizer, prompt, f" {choice}")[0], rel=1e-4)
+        assert found == pytest.approx(
+            -plain_nll(model, tokenizer, prompt, f" {choice}")[0], rel=1e-4
+        )
 
 
 def plain_nll(model, tokenizer, prompt: str, answer: str) -> tuple[float, int]:
@@ -249,7 +286,9 @@ def test_mmlu_counts_the_limit_per_subject_and_scores_categories(model, tokenize
     assert len(subjects) == len(set(subjects)) == 57
     assert score(outcome, "acc", task="mini-mmlu").n == 57
     parts = {s.task: s for s in outcome.scores if s.metric == "gold_logprob"}
-    assert set(parts) == {"mini-mmlu"} | {f"mini-mmlu_{x}" for x in ("stem", "humanities", "social_sciences", "other")}
+    assert set(parts) == {"mini-mmlu"} | {
+        f"mini-mmlu_{x}" for x in ("stem", "humanities", "social_sciences", "other")
+    }
     total = parts.pop("mini-mmlu")
     assert sum(part.n for part in parts.values()) == 57
     assert total.value == pytest.approx(sum(part.value * part.n for part in parts.values()) / 57)
@@ -277,7 +316,9 @@ def test_gsm8k_both_filters(model, tokenizer, monkeypatch):
     outcome = evaluate("gsm8k", model, tokenizer, limit=4, num_fewshot=0, generate=3)
     assert score(outcome, "exact_match", "strict-match").value == pytest.approx(1 / 3)
     assert score(outcome, "exact_match", "flexible-extract").value == pytest.approx(2 / 3)
-    assert score(outcome, "exact_match", "flexible-extract").stderr == pytest.approx(stderr([1, 1, 0]))
+    assert score(outcome, "exact_match", "flexible-extract").stderr == pytest.approx(
+        stderr([1, 1, 0])
+    )
     assert (score(outcome, "exact_match", "strict-match").n, score(outcome, "gold_nll").n) == (3, 4)
     answers = [row for row in outcome.samples if row["filter"] == "strict-match"]
     assert [row["responses"] for row in answers] == [[[text]] for text in written]
@@ -289,9 +330,18 @@ def test_gsm8k_generates_with_the_same_prompts_as_it_scores(model, tokenizer, ca
     fractions: list[float] = []
     before = trace(model, tokenizer)
     task = get_task("gsm8k")
-    context = Context(model, tokenizer, MINI, batch_size=4, progress=lambda fraction, _: fractions.append(fraction))
+    context = Context(
+        model,
+        tokenizer,
+        MINI,
+        batch_size=4,
+        progress=lambda fraction, _: fractions.append(fraction),
+    )
     outcome = task.evaluate(context, task.spec(MINI, limit=2, num_fewshot=1, generate=1))
-    hashes = {name: [row["prompt_hash"] for row in outcome.samples if row["filter"] == name] for name in FILTERS}
+    hashes = {
+        name: [row["prompt_hash"] for row in outcome.samples if row["filter"] == name]
+        for name in FILTERS
+    }
     assert hashes["strict-match"] == hashes["flexible-extract"] == hashes["none"][:1]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert trace(model, tokenizer) == before
@@ -317,7 +367,8 @@ def test_evaluation_leaves_no_trace(model, tokenizer, capfd):
 def test_prompts_that_do_not_fit_are_told(tokenizer, tiny):
     small = tiny(max_position_embeddings=64)
     with pytest.warns(
-        UserWarning, match=r"mini-arc_easy: \d prompts were longer than the model's context of 64 tokens"
+        UserWarning,
+        match=r"mini-arc_easy: \d prompts were longer than the model's context of 64 tokens",
     ):
         evaluate("arc_easy", small, tokenizer, limit=2)
 
@@ -338,7 +389,10 @@ def requests_of(part) -> list[tuple[str, str]]:
 def test_arc_prompt_is_the_stock_one(name):
     part = part_of(name, limit=1)
     item = MINI.rows(name, "test")[part.rows[0]]
-    expected = [(f"Question: {item['question']}\nAnswer:", f" {choice}") for choice in item["choices"]["text"]]
+    expected = [
+        (f"Question: {item['question']}\nAnswer:", f" {choice}")
+        for choice in item["choices"]["text"]
+    ]
     assert requests_of(part) == expected
 
 
@@ -346,16 +400,23 @@ def test_mmlu_prompt_is_the_stock_one():
     part = part_of("mmlu", limit=1)
     assert (part.subject, part.category) == ("abstract_algebra", "mmlu_stem")
     item = of_subject(MINI.rows("mmlu", "test"), part.subject)[0]
-    expected = "The following are multiple choice questions (with answers) about abstract algebra.\n\n" + asked(item)
+    expected = (
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        + asked(item)
+    )
     assert requests_of(part) == [(expected, f" {letter}") for letter in "ABCD"]
 
 
 def of_subject(rows, subject: str):
-    return rows.select([index for index, value in enumerate(rows["subject"][:]) if value == subject])
+    return rows.select(
+        [index for index, value in enumerate(rows["subject"][:]) if value == subject]
+    )
 
 
 def asked(item) -> str:
-    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", item["choices"], strict=True))
+    choices = "".join(
+        f"{letter}. {choice}\n" for letter, choice in zip("ABCD", item["choices"], strict=True)
+    )
     return f"{item['question'].strip()}\n{choices}Answer:"
 
 
@@ -364,7 +425,9 @@ def test_gsm8k_prompt_is_the_stock_one():
     assert doc == MINI.rows("gsm8k", "test")[0]
     *shots, last = prompt.split("Question: ")[1:]
     assert last == f"{doc['question']}\nAnswer:"
-    known = {f"{row['question']}\nAnswer: {row['answer']}\n\n" for row in MINI.rows("gsm8k", "train")}
+    known = {
+        f"{row['question']}\nAnswer: {row['answer']}\n\n" for row in MINI.rows("gsm8k", "train")
+    }
     assert len(shots) == 5 and set(shots) <= known
 
 
@@ -383,14 +446,19 @@ def test_real_mmlu_takes_the_first_five_development_questions():
 @real
 @pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
 def test_real_data_run(name, model, tokenizer):
-    outcome = evaluate(name, model, tokenizer, source=FolderSource(REAL), limit=3, num_fewshot=0, generate=0)
+    outcome = evaluate(
+        name, model, tokenizer, source=FolderSource(REAL), limit=3, num_fewshot=0, generate=0
+    )
     assert {s.task for s in outcome.scores} == {name} and all(s.n == 3 for s in outcome.scores)
 
 
 def test_shots_that_the_data_cannot_give():
     assert get_task("mmlu").spec(MINI).num_fewshot == 0
     assert get_task("gsm8k").spec(MINI).num_fewshot == 5
-    with pytest.raises(ConfigError, match="num_fewshot=5: mini has no dev split of mmlu to take examples from; use 0"):
+    with pytest.raises(
+        ConfigError,
+        match="num_fewshot=5: mini has no dev split of mmlu to take examples from; use 0",
+    ):
         get_task("mmlu").spec(MINI, num_fewshot=5)
     with pytest.raises(ConfigError, match="num_fewshot=-1 is too small; give 0 or more"):
         get_task("gsm8k").spec(MINI, num_fewshot=-1)
@@ -408,7 +476,12 @@ def test_a_folder_without_the_questions(tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "asks", "expected"),
-    [("llama", False, True), ("gemma3_text", False, True), ("qwen3", False, False), ("qwen3", True, True)],
+    [
+        ("llama", False, True),
+        ("gemma3_text", False, True),
+        ("qwen3", False, False),
+        ("qwen3", True, True),
+    ],
 )
 def test_bos_where_the_family_wants_it(tokenizer, model_type, asks, expected):
     given = copy.deepcopy(tokenizer)
@@ -417,7 +490,10 @@ def test_bos_where_the_family_wants_it(tokenizer, model_type, asks, expected):
     if asks and not getattr(given, "add_bos_token", False):
         pytest.skip("this version of transformers has no such switch on a plain fast tokenizer")
     own = lm.with_bos(given, model_type)
-    assert own("ab")["input_ids"] == ([own.bos_token_id] if expected else []) + tokenizer("ab")["input_ids"]
+    assert (
+        own("ab")["input_ids"]
+        == ([own.bos_token_id] if expected else []) + tokenizer("ab")["input_ids"]
+    )
     assert given("ab")["input_ids"] == tokenizer("ab")["input_ids"]
     assert lm.with_bos(own, model_type)("ab") == own("ab")
 
@@ -432,7 +508,11 @@ def test_bos_is_not_forced_on_other_tokens_or_against_the_tokenizers_word(tokeni
 
 def test_batches_shrink_where_logits_would_not_fit(monkeypatch):
     monkeypatch.setattr(lm, "LOGIT_BYTES", 10 * 100 * 64)
-    assert lm.batches([4, 8, 20, 64, 1000], 8, vocabulary=100) == [(1, [3, 4]), (2, [2]), (8, [0, 1])]
+    assert lm.batches([4, 8, 20, 64, 1000], 8, vocabulary=100) == [
+        (1, [3, 4]),
+        (2, [2]),
+        (8, [0, 1]),
+    ]
 
 
 def test_mean_score_of_one_item_has_no_standard_error():
@@ -443,16 +523,28 @@ def test_mean_score_of_one_item_has_no_standard_error():
 
 
 def test_every_registered_task_keeps_the_contract():
-    assert set(all_tasks()) >= {"arc_challenge", "arc_easy", "divergence", "gsm8k", "mmlu", "wikitext"}
+    assert set(all_tasks()) >= {
+        "arc_challenge",
+        "arc_easy",
+        "divergence",
+        "gsm8k",
+        "mmlu",
+        "wikitext",
+    }
     for name, task in all_tasks().items():
         assert isinstance(task, Task) and task.name == name
-        assert task.kind in ("multiple_choice", "generation", "text") and "\n" not in task.describe()
+        assert (
+            task.kind in ("multiple_choice", "generation", "text") and "\n" not in task.describe()
+        )
         spec = task.spec(MINI, limit=3)
         assert spec.limit == 3 and spec.name.startswith("mini-") and spec.sha256
 
 
 def test_unknown_task():
-    with pytest.raises(ConfigError, match=r"unknown task 'arc_esay'. Did you mean 'arc_easy'\? Available: arc_chall"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown task 'arc_esay'. Did you mean 'arc_easy'\? Available: arc_chall",
+    ):
         get_task("arc_esay")
 
 
@@ -473,7 +565,9 @@ def test_plugins_load_or_say_why_not(monkeypatch):
     try:
         assert get_task("mine") is mine
         assert set(broken_tasks()) == {"lost", "odd", "double"}
-        with pytest.raises(ConfigError, match="task 'lost' cannot be used: ImportError: no such module"):
+        with pytest.raises(
+            ConfigError, match="task 'lost' cannot be used: ImportError: no such module"
+        ):
             get_task("lost")
         assert "it needs name, kind, describe, spec and evaluate" in broken_tasks()["odd"]
         assert "the name 'mmlu' is taken" in broken_tasks()["double"]
@@ -485,7 +579,10 @@ def test_yaml_mistakes_name_the_file_and_the_key(tmp_path):
     good = (Path(registry.__file__).parent / "arc_easy.yaml").read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(good + "shots: 3\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml does not describe a task: shots: Extra inputs .* Its keys are"):
+    with pytest.raises(
+        ConfigError,
+        match=r"mine\.yaml does not describe a task: shots: Extra inputs .* Its keys are",
+    ):
         read_task(path)
     path.write_text("a: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml is not readable YAML"):
@@ -498,8 +595,12 @@ def test_yaml_mistakes_name_the_file_and_the_key(tmp_path):
 def test_a_task_that_lm_eval_does_not_have(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        (Path(registry.__file__).parent / "arc_easy.yaml").read_text().replace("harness: arc_easy", "harness: arc")
+        (Path(registry.__file__).parent / "arc_easy.yaml")
+        .read_text()
+        .replace("harness: arc_easy", "harness: arc")
     )
     task = read_task(path)
-    with pytest.raises(ConfigError, match=r"there is no 'arc' in lm-eval's folder 'arc'; it has arc_challenge, "):
+    with pytest.raises(
+        ConfigError, match=r"there is no 'arc' in lm-eval's folder 'arc'; it has arc_challenge, "
+    ):
         stock_parts(task, MINI, task.spec(MINI))
