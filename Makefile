@@ -10,7 +10,7 @@ THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test test-triton test-transformers4 check sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report test test-quick test-triton test-transformers4 check house table sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -42,6 +42,12 @@ test-transformers4: ## checkpoints and families under transformers 4.57, in an e
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt torch
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt 'transformers==4.57.6' --editable '.[dev]'
 	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/test_checkpoint.py tests/test_export.py tests/test_exchange_gguf_model.py tests/test_families.py
+
+house: $(READY) ## tests/house.svg, the picture of the rooms in ARCHITECTURE.md, from the imports (needs Graphviz)
+	$(RUN)python -P tests/house.py
+
+table: $(READY) ## the README's table of methods, from what the methods declare
+	$(RUN)python -P -m qbench.commands.listing README.md
 
 check: $(READY) links ## lint, types, import directions
 	$(RUN)ruff format --check .
