@@ -53,9 +53,9 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
         "quant_method": "gptq",
         "bits": bits,
         "group_size": group_size,
-        "desc_act": False,
-        "sym": layout == "gptq",
-        "lm_head": False,
+        "desc_act": False,  # a group is a run of inputs
+        "sym": layout == "gptq",  # gptqmodel reads this layout only where sym is true
+        "lm_head": False,  # the head is not quantized
         "checkpoint_format": layout,
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"qbench:{version('qbench-llm')}"]},

@@ -49,9 +49,10 @@ class QuantizedModel:
     """A quantized model, ready to run, with its quantized weights beside it.
 
     model: a transformers model whose linear layers hold dequantized weights, or are packed.
-    tokenizer: its tokenizer, or None. weights: quantized weight by the full name of its layer.
-    manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`. log: what a
-    method that trains has to tell, by block, JSON-able.
+    tokenizer: its tokenizer, or None.
+    weights: quantized weight by the full name of its layer.
+    manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
+    log: what a method that trains has to tell, by block, JSON-able; saved beside the weights.
     """
 
     model: Any
@@ -78,10 +79,11 @@ class QuantizedModel:
 def load(folder: str | Path, dtype: str = "auto", packed: bool = True) -> QuantizedModel:
     """Read what `save` wrote, or a GPTQ or AWQ folder; nothing in the folder is executed.
 
-    dtype: of everything that is not quantized; `auto` is what the folder states. packed: linear
-    layers stay packed and take the memory that they take on the disk; False dequantizes them once,
-    which computes faster without a kernel. StoreError where the directory is damaged, and by name
-    where a tensor is missing or unexpected.
+    dtype: of what is not quantized, such as "bfloat16"; "auto" is what the folder states.
+    packed: linear layers stay packed and take the memory that they take on the disk; False
+    dequantizes them once, which computes faster without a kernel.
+
+    StoreError where the directory is damaged, and by name where a tensor is missing or unexpected.
     """
     checkpoint = load_checkpoint(Path(folder), dtype, packed)
     return QuantizedModel(
@@ -107,25 +109,31 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize every linear layer inside the decoder's blocks.
 
-    model: a name, hub id or folder, or a transformers model, which is changed in place. method: a
-    name or a method object. scheme: bits, group size and symmetry. calibration: token ids (int64,
-    (samples, length)), or texts, which `tokenizer` cuts into at most 64 windows of 512 tokens;
-    needed by methods that look at inputs. device: where the work is done, block by block. dtype: of
-    the matrix products of the calibration walk, a speed-up where the hardware computes in bfloat16.
-    batch_size: samples that walk together, unless the method declares its own. progress: called
-    with the part that is done, 0..1, and a word. Raises ConfigError before any work where the
-    scheme does not fit, MethodError naming the layer where the method fails.
+    model: a name, hub id or folder, or a transformers model, which is changed in place.
+    method: a name (`qbench list methods`), or a method object.
+    scheme: bits per code, group size, and whether the grid is symmetric.
+    calibration: token ids (int64, (samples, length)), or texts, from which `tokenizer` makes at
+    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it.
+    tokenizer: saved with the model; that of a model given by name is loaded.
+    device: where the work is done, block by block.
+    dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
+    computes in it. Weights and statistics are float32.
+    batch_size: samples that walk together, unless the method declares its own.
+    progress: called with the part that is done, 0..1, and a word.
+
+    ConfigError before any work where the scheme does not fit the method or a layer, MethodError
+    naming the layer where the method fails.
     """
     if isinstance(method, str):
         method = get_method(method)
     if isinstance(model, str):
         model, tokenizer = load_model(find_model(model), "float32")
-    unfuse_experts(model)
+    unfuse_experts(model)  # before layers are looked for: experts in stacks are none
     check_layers(model, method, scheme)
 
-    verb = verb_of(method)
     manifest: dict[str, Any] = {}
     log: dict[str, Any] = {}
+    verb = verb_of(method)
     if verb == "quantize_weight":
         weights = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
@@ -145,16 +153,7 @@ def quantize(
         else:
             walk = partial(walk_blocks, model, tokens, **settings)
             weights, log = _by_block(walk, method, scheme)
-    manifest |= {
-        "method": method.name,
-        "paper": method.paper,
-        "params": parameters(method),
-        "scheme": {
-            "bits": scheme.bits,
-            "group_size": scheme.group_size,
-            "symmetric": scheme.symmetric,
-        },
-    }
+    manifest |= _facts(method, scheme)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 
@@ -174,6 +173,20 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
                 f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
                 "repair the checkpoint"
             )
+
+
+def _facts(method: Any, scheme: Scheme) -> dict[str, Any]:
+    """What `quantization_config` says of a method and a scheme; JSON-able."""
+    return {
+        "method": method.name,
+        "paper": method.paper,
+        "params": parameters(method),
+        "scheme": {
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "symmetric": scheme.symmetric,
+        },
+    }
 
 
 def _by_weight(
@@ -232,6 +245,7 @@ def _by_block(
         for layer, weight in result.weights.items():
             _put(f"{name}.{layer}", layers[layer], weight)
             weights[f"{name}.{layer}"] = weight
+        # such as a norm into which the method has folded a scale
         for key, value in result.parameters.items():
             block.get_parameter(key).data.copy_(value)
         if result.log:

@@ -27,7 +27,7 @@ from qbench.files.shards import DTYPE_NAMES, Shards
 from qbench.formats import from_tensors
 
 VERSION: Literal[2] = 2
-SENTINEL = "weight"
+SENTINEL = "weight"  # see `stored_tensors`
 Size = Annotated[int, Field(ge=0, lt=2**31)]
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES.values()}
 _COUNTS = (  # of things that have tensors of their own: no file holds fewer tensors than these say
@@ -115,6 +115,7 @@ def quantization_entry(
         for part, tensor in stored_tensors(weight).items():
             dtype = str(tensor.dtype).removeprefix("torch.")
             parts[part] = {"dtype": dtype, "shape": list(tensor.shape)}
+        # Layers whose format, settings and tensors are described by the same text are stored alike.
         alike = {"format": weight.format, "spec": weight.spec(), "parts": parts}
         group = groups.setdefault(repr(alike), alike | {"modules": []})
         group["modules"].append(name)
@@ -204,6 +205,7 @@ def refuse_implausible(config: Mapping[str, Any], tensors: int, where: object) -
             raise StoreError(
                 f"{where}: {key}={value} cannot be; at most {limit} fits this folder; copy it again"
             )
+    # transformers makes buffers, such as tables of angles, as large as the config says at once.
     widths = [value for key, value in numbers if key in _WIDTHS and value > 0]
     if prod(widths) > 2**40:
         raise StoreError(

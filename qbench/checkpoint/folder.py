@@ -154,10 +154,11 @@ def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
     config = read_json(folder / "config.json")
     shards = Shards(folder)
     refuse_implausible(config, len(shards.entries), folder / "config.json")
+    # Weights first: a folder whose files and config do not fit is refused before a model is built.
     weights, manifest = _read_weights(folder, config, shards)
     model = read_skeleton(folder)
     kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
-    if not isinstance(kind, torch.dtype):
+    if not isinstance(kind, torch.dtype):  # a config may state none
         kind = torch.float32
     pack(model, weights)
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"  # people edit it: it is not hashed
-SHARD_BYTES = 2_000_000_000
-JSON_BYTES = 100_000_000
+SHARD_BYTES = 2_000_000_000  # one file at a time is in memory while a model is written
+JSON_BYTES = 100_000_000  # more than any index has: a damaged file must not fill the memory
 DTYPE_NAMES = {  # of safetensors -> of torch
     "F64": "float64",
     "F32": "float32",
@@ -177,6 +177,7 @@ def verify(folder: Path) -> dict[str, str | None]:
     for name in sorted(hashes.keys() & present.keys()):
         intact = sha256(present[name]) == hashes[name]
         problems[name] = None if intact else "differs from the hash that the index states"
+    # a file that was added may be a shard, which would be read
     for name in present.keys() - hashes.keys() - {INDEX, CARD}:
         problems[name] = "is not in the index"
     return problems

@@ -90,6 +90,7 @@ class Binary:
     def dequantize(self) -> Tensor:
         """The weight, (out, in) float32."""
         alpha = self.alpha.float()
+        # Plane by plane and in place, so that no tensor of all planes is held.
         weight = self.signs(0).mul_(alpha[:, :, 0, None])  # (out, groups, group_size)
         for i in range(1, self.bits):
             weight.addcmul_(self.signs(i), alpha[:, :, i, None])

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-FACTOR = 128
+FACTOR = 128  # order of the largest matrix that is multiplied with
 
 
 def block_length(n: int) -> int:

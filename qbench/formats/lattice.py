@@ -160,6 +160,6 @@ def decode(
     if offset is not None:
         W = W + offset
     along_outputs, along_inputs = blocks
-    W = hadamard(W.flatten(1), along_inputs, 1)  # (out, in)
-    W = hadamard(W, along_outputs, 0)
+    W = hadamard(W.flatten(1), along_inputs, 1)  # W~ T_in, (out, in)
+    W = hadamard(W, along_outputs, 0)  # T_out W~ T_in
     return W * sv[:, None] * su
