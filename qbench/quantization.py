@@ -1,11 +1,11 @@
 """The public interface: `quantize` makes a `QuantizedModel`, its `save` writes it, `load` reads it.
 
-import qbench
+Round-to-nearest needs no calibration:
 
-quantized = qbench.quantize("smollm2-135m", "rtn", qbench.Scheme(bits=4, group_size=64))
-quantized.bits_per_weight["total"]  # 4.31, measured from the stored tensors
-quantized.save("smollm2-rtn")
-model = qbench.load("smollm2-rtn").model  # a transformers model, packed
+    quantized = qbench.quantize("smollm2-135m", "rtn", qbench.Scheme(bits=4, group_size=64))
+    quantized.bits_per_weight["total"]  # 4.32, measured from the stored tensors
+    quantized.save("smollm2-rtn")
+    model = qbench.load("smollm2-rtn").model  # a transformers model, packed
 """
 
 from __future__ import annotations
