@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import save_checkpoint
 from qbench.environment import environment
 from qbench.files.shards import Shards
 from qbench.formats import Uniform
@@ -30,7 +30,6 @@ LOAD = """
 import re, sys, time
 from pathlib import Path
 import qbench, torch, transformers
-from qbench.checkpoint import folder as checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 def peak():  # of this process alone: ru_maxrss would begin with the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -66,7 +65,7 @@ def random_folder(folder: Path, billions: float, bits: int) -> Path:
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
     torch.set_default_dtype(torch.float32)
-    return checkpoint.save(folder, model, None, weights, {"method": "random"}, {})
+    return save_checkpoint(folder, model, None, weights, {"method": "random"}, {})
 
 
 def _random_weight(out: int, columns: int, bits: int) -> Uniform:

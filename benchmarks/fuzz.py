@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 import qbench
 from qbench import Scheme
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import save_checkpoint
 from qbench.environment import environment
 from qbench.errors import QbenchError
 from qbench.files.shards import CARD, verify
@@ -79,7 +79,7 @@ def originals(folder: Path) -> list[Path]:
         )
         for limit in (10**9, 20_000):
             path = folder / f"{name}-{limit}"
-            checkpoint.save(
+            save_checkpoint(
                 path, made.model, tokenizer, made.weights, made.manifest, {}, shard_bytes=limit
             )
             found.append(path)

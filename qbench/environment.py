@@ -1,4 +1,4 @@
-"""Where a number comes from: code, packages, hardware; and what it cost in memory."""
+"""Where a number comes from: code, packages and hardware; and what it cost in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 PACKAGES = (
     "qbench-llm",
@@ -28,7 +27,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """git commit of qbench, package versions, Python, operating system and hardware."""
+    """git commit of qbench, package versions, Python, operating system and hardware; JSON-able."""
     return {
         "git_commit": git_commit(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -39,71 +38,90 @@ def environment() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, threads, memory, and the GPU where there is one."""
-    found: dict[str, Any] = {
-        "cpu": _cpu_name(),
+    """Processor, cores, threads of torch, memory in GB, and the GPU where there is one."""
+    import torch
+
+    machine: dict[str, Any] = {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that qbench runs from, with `+changes` where it is not clean; None if it is none."""
+    """The commit of the checkout that qbench runs from, with `+changes` where it is not clean.
+
+    None where qbench does not run from a checkout, or git is not there.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     try:
-        commit, status = (
-            subprocess.run(
-                ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+changes" if status else "")
+    return f"{commit}+changes" if changes else commit
 
 
 def pick_device(device: str) -> str:
-    """`auto` is the first GPU, else the CPU."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """`auto` is the first GPU, else the CPU; any other name stays."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pick_dtype(dtype: str, device: str) -> str:
     """`auto` is bfloat16 on a GPU and on processors that compute in it, else float32."""
     if dtype != "auto":
         return dtype
-    native = device != "cpu" or {"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split())
+    if device != "cpu":
+        return "bfloat16"
+    instructions = _cpuinfo("flags").split()
+    native = "avx512_bf16" in instructions or "amx_bf16" in instructions
     return "bfloat16" if native else "float32"
 
 
 def reset_peak_memory(device: str) -> None:
     """Begin to measure: the peak of the GPU's allocations, or of this process's resident memory."""
     if device != "cpu":
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
         return
     gc.collect()
+    # What earlier work has freed goes back to the system, as it is no part of this peak.
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is not part of this peak
+        ctypes.CDLL(None).malloc_trim(0)
+    # Linux sets the high-water mark to the present size when it is told 5 (proc_pid_clear_refs(5)).
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # Linux: sets the high-water mark to the present size
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: str) -> int:
     """Bytes at the peak since `reset_peak_memory`; where that is unknown, the present size."""
     if device != "cpu":
+        import torch
+
         return torch.cuda.max_memory_allocated()
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return int(psutil.Process().memory_info().rss)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):  # such as `VmHWM:   12345 kB`
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
+
+
+def _git(root: Path, *command: str) -> str:
+    answer = subprocess.run(
+        ["git", "-C", str(root), *command], capture_output=True, text=True, check=True
+    )
+    return answer.stdout.strip()
 
 
 def _version(name: str) -> str | None:
@@ -113,13 +131,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
 def _cpuinfo(key: str) -> str:
+    """The value in the first line of /proc/cpuinfo that begins with `key`, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+    for line in lines:
+        if line.startswith(key):
+            return line.partition(":")[2].strip()
+    return ""

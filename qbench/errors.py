@@ -1,11 +1,11 @@
 """The errors a user can meet.
 
     QbenchError
-    |-- ConfigError    the request is wrong: unknown name, bits out of range, unreadable grid      (exit code 2)
-    |-- ModelError     a model cannot be found, read or quantized at all                           (exit code 2)
-    |-- DataError      a data set or calibration text is missing, empty or malformed               (exit code 2)
-    |-- MethodError    a method failed on a layer: the cell fails, the grid goes on                (exit code 1)
-    `-- StoreError     a file of ours cannot be read or written                                    (exit code 2)
+    |-- ConfigError    exit code 2   the request is wrong: unknown name, bits out of range, bad grid
+    |-- ModelError     exit code 2   a model cannot be found, read or quantized at all
+    |-- DataError      exit code 2   a data set or calibration text is missing, empty or malformed
+    |-- MethodError    exit code 1   a method failed on a layer: the cell fails, the grid goes on
+    `-- StoreError     exit code 2   a file of ours cannot be read or written
 
 Every message says what was wrong (with its value and place), what is allowed, and what to do.
 """
@@ -17,14 +17,19 @@ from difflib import get_close_matches
 
 
 class QbenchError(Exception):
-    """Root of all errors that qbench raises on purpose; `exit_code` is what the command line returns."""
+    """Root of all errors that qbench raises on purpose.
+
+    exit_code: what the command line returns when it ends with this error.
+    """
 
     exit_code = 2
 
     def __str__(self) -> str:
-        """The message; what a damaged file put into it is cut."""
+        """The message; cut in the middle where a damaged file made it longer than one reads."""
         text = super().__str__()
-        return text if len(text) <= 1000 else f"{text[:600]} [...] {text[-300:]}"
+        if len(text) <= 1000:
+            return text
+        return f"{text[:600]} [...] {text[-300:]}"
 
 
 class ConfigError(QbenchError):
@@ -32,7 +37,7 @@ class ConfigError(QbenchError):
 
 
 class ModelError(QbenchError):
-    """A model cannot be found or read."""
+    """A model cannot be found, read or quantized."""
 
 
 class DataError(QbenchError):
@@ -52,8 +57,8 @@ class StoreError(QbenchError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence for an unknown name: the name, the nearest known one, and all that exist."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    nearest = get_close_matches(name, names, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}"
 
 

@@ -1,14 +1,21 @@
-"""`qbench export`: a quantized folder for other programs, the same numbers or a refusal with its reason."""
+"""`qbench export`: a quantized folder for other programs, the same numbers or a refusal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import (
+    load_checkpoint,
+    save_checkpoint,
+    unquantized_tensors,
+    write_model_folder,
+)
+from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
@@ -28,70 +35,61 @@ def export(folder: Path, target: str, output: Path, dtype: str = "auto") -> Path
 
 
 def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
-    """The layout that gptqmodel, transformers and vLLM read; one bits and group size for the whole model."""
-    model, tokenizer, weights, _ = checkpoint.load(folder, dtype, packed=True)
-    uniform: dict[str, Uniform] = {}
-    for name, weight in weights.items():
-        if not isinstance(weight, Uniform):
-            raise ConfigError(
-                f"layer {name} has format {weight.format!r}, and GPTQ holds uniform ones; use --to dense"
-            )
-        uniform[name] = weight
-    settings = {
-        (weight.bits, -1 if weight.group_size == weight.in_features else weight.group_size)
-        for weight in uniform.values()
-    }
-    if len(settings) != 1:
-        raise ConfigError(
-            f"layers differ in (bits, group_size): {sorted(settings)}; a GPTQ folder has one for all"
-        )
-    bits, group_size = settings.pop()
-    layout = checkpoint_format(uniform.values())
+    """The layout that gptqmodel, transformers and vLLM read."""
+    checkpoint = load_checkpoint(folder, dtype, packed=True)
+    weights = _uniform(checkpoint.weights)
+    bits, group_size = _common_settings(weights)
+    layout = checkpoint_format(weights.values())
     tensors: dict[str, Tensor] = {}
-    for name, weight in uniform.items():
+    for name, weight in weights.items():
         try:
-            tensors |= {
-                f"{name}.{part}": tensor for part, tensor in to_gptq(weight, layout).items()
-            }
+            parts = to_gptq(weight, layout)
         except QbenchError as error:
             raise ConfigError(f"layer {name}: {error}") from None
+        for part, tensor in parts.items():
+            tensors[f"{name}.{part}"] = tensor
+    tensors |= unquantized_tensors(checkpoint.model, weights)
     entry = {
         "quant_method": "gptq",
         "bits": bits,
         "group_size": group_size,
-        "desc_act": False,
-        "sym": layout == "gptq",
-        "lm_head": False,
+        "desc_act": False,  # a group is a run of inputs
+        "sym": layout == "gptq",  # gptqmodel reads this layout only where sym is true
+        "lm_head": False,  # the head is not quantized
         "checkpoint_format": layout,
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"qbench:{version('qbench-llm')}"]},
     }
-    tensors |= checkpoint.unquantized(model, uniform)
-    return checkpoint.write_folder(
-        output, model.config, tokenizer, tensors, entry, model.generation_config
-    )
+    return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, entry)
 
 
 def _to_dense(folder: Path, output: Path, dtype: str) -> Path:
     """Every weight dequantized: for any program, at the size of the unquantized model."""
-    model, tokenizer, _, _ = checkpoint.load(folder, dtype, packed=False)
-    tensors = checkpoint.unquantized(model, {})
-    return checkpoint.write_folder(
-        output, model.config, tokenizer, tensors, None, model.generation_config
-    )
+    checkpoint = load_checkpoint(folder, dtype, packed=False)
+    tensors = unquantized_tensors(checkpoint.model, {})
+    return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, None)
 
 
 def _to_gguf(folder: Path, output: Path, dtype: str) -> Path:
     """One file for llama.cpp, in the smallest types that hold the weights exactly."""
-    model, tokenizer, weights, _ = checkpoint.load(folder, dtype, packed=True)
-    others = checkpoint.unquantized(model, weights)
-    return export_model_gguf(model.config, tokenizer, weights, others.items(), output)
+    checkpoint = load_checkpoint(folder, dtype, packed=True)
+    others = unquantized_tensors(checkpoint.model, checkpoint.weights)
+    return export_model_gguf(
+        checkpoint.model.config, checkpoint.tokenizer, checkpoint.weights, others.items(), output
+    )
 
 
 def _to_qbench(folder: Path, output: Path, dtype: str) -> Path:
     """A foreign folder in our own format."""
-    model, tokenizer, weights, facts = checkpoint.load(folder, dtype, packed=True)
-    return checkpoint.save(output, model, tokenizer, weights, facts, {})
+    checkpoint = load_checkpoint(folder, dtype, packed=True)
+    return save_checkpoint(
+        output,
+        checkpoint.model,
+        checkpoint.tokenizer,
+        checkpoint.weights,
+        checkpoint.manifest,
+        log={},
+    )
 
 
 TARGETS: dict[str, Callable[[Path, Path, str], Path]] = {
@@ -100,3 +98,46 @@ TARGETS: dict[str, Callable[[Path, Path, str], Path]] = {
     "gguf": _to_gguf,
     "qbench": _to_qbench,
 }
+
+
+def _uniform(weights: Mapping[str, WeightFormat]) -> dict[str, Uniform]:
+    """The same weights; ConfigError naming the first that is not uniform."""
+    uniform: dict[str, Uniform] = {}
+    for name, weight in weights.items():
+        if not isinstance(weight, Uniform):
+            raise ConfigError(
+                f"layer {name} has format {weight.format!r}, and GPTQ holds uniform ones; "
+                "use --to dense"
+            )
+        uniform[name] = weight
+    return uniform
+
+
+def _common_settings(weights: Mapping[str, Uniform]) -> tuple[int, int]:
+    """(bits, group size) of all weights; ConfigError where they differ.
+
+    A group size of -1 stands for one group per output, which has another length in each layer.
+    """
+    settings: set[tuple[int, int]] = set()
+    for weight in weights.values():
+        per_channel = weight.group_size == weight.in_features
+        settings.add((weight.bits, -1 if per_channel else weight.group_size))
+    if len(settings) != 1:
+        raise ConfigError(
+            f"layers differ in (bits, group_size): {sorted(settings)}; "
+            "a GPTQ folder has one for all"
+        )
+    return settings.pop()
+
+
+def _write(
+    output: Path,
+    model: Any,
+    tokenizer: Any,
+    tensors: Mapping[str, Tensor],
+    entry: Mapping[str, Any] | None,
+) -> Path:
+    """A folder of these tensors with the config of the model; entry: its quantization_config."""
+    return write_model_folder(
+        output, model.config, tokenizer, tensors, entry, model.generation_config
+    )

@@ -1,9 +1,18 @@
-"""The common interface: `quantize(model, method, scheme, calibration)` gives a `QuantizedModel`; `.save`, `load`."""
+"""The public interface: `quantize` makes a `QuantizedModel`, its `save` writes it, `load` reads it.
+
+Round-to-nearest needs no calibration:
+
+    quantized = qbench.quantize("smollm2-135m", "rtn", qbench.Scheme(bits=4, group_size=64))
+    quantized.bits_per_weight["total"]  # 4.32, measured from the stored tensors
+    quantized.save("smollm2-rtn")
+    model = qbench.load("smollm2-rtn").model  # a transformers model, packed
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +23,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
     BlockInputs,
     BlockResult,
@@ -28,16 +37,22 @@ from qbench.errors import ConfigError, MethodError, QbenchError
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
-from qbench.models.source import DTYPES, find_model, load_model
+from qbench.models.source import find_model, load_model, torch_dtype
 from qbench.registry import get_method, parameters
+
+_TEXT_WINDOWS = 64  # taken from texts that calibrate
+_TEXT_LENGTH = 512  # tokens in each of them
 
 
 @dataclass
 class QuantizedModel:
-    """A model whose linear layers hold dequantized weights or are packed, with the quantized weights beside it.
+    """A quantized model, ready to run, with its quantized weights beside it.
 
-    model: a transformers model, ready to run. weights: quantized weight by the full name of its
-    layer. manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
+    model: a transformers model whose linear layers hold dequantized weights, or are packed.
+    tokenizer: its tokenizer, or None.
+    weights: quantized weight by the full name of its layer.
+    manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
+    log: what a method that trains has to tell, by block, JSON-able; saved beside the weights.
     """
 
     model: Any
@@ -48,26 +63,36 @@ class QuantizedModel:
 
     @property
     def bits_per_weight(self) -> dict[str, float]:
-        """Measured bits per quantized weight: `total`, and by part."""
+        """Bits per quantized weight, measured from the stored tensors: `total`, and by part."""
         return bits_per_weight(self.weights.values())
 
     def save(self, folder: str | Path) -> Path:
-        """Write a Hugging Face directory with packed weights, whole or not at all. StoreError where it cannot."""
-        return checkpoint.save(
+        """Write a Hugging Face directory with packed weights, whole or not at all.
+
+        StoreError where the disk refuses, or something is there that qbench has not written.
+        """
+        return save_checkpoint(
             Path(folder), self.model, self.tokenizer, self.weights, self.manifest, self.log
         )
 
 
 def load(folder: str | Path, dtype: str = "auto", packed: bool = True) -> QuantizedModel:
-    """Read what `save` wrote; nothing in the folder is executed.
+    """Read what `save` wrote, or a GPTQ or AWQ folder; nothing in the folder is executed.
 
-    dtype: of everything that is not quantized; `auto` is what the folder states. packed: linear
-    layers stay packed and take the memory that they take on the disk; False dequantizes them once,
-    which computes faster without a kernel. StoreError where the directory is damaged, and by name
-    where a tensor is missing or unexpected.
+    dtype: of what is not quantized, such as "bfloat16"; "auto" is what the folder states.
+    packed: linear layers stay packed and take the memory that they take on the disk; False
+    dequantizes them once, which computes faster without a kernel.
+
+    StoreError where the directory is damaged, and by name where a tensor is missing or unexpected.
     """
-    model, tokenizer, weights, manifest = checkpoint.load(Path(folder), dtype, packed)
-    return QuantizedModel(model, tokenizer, weights, manifest, checkpoint.read_log(Path(folder)))
+    checkpoint = load_checkpoint(Path(folder), dtype, packed)
+    return QuantizedModel(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        checkpoint.weights,
+        checkpoint.manifest,
+        read_log(Path(folder)),
+    )
 
 
 def quantize(
@@ -84,42 +109,75 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize every linear layer inside the decoder's blocks.
 
-    model: a name, hub id or folder, or a transformers model, which is changed in place. method: a
-    name or a method object. calibration: token ids (samples, length), or texts, where the method
-    needs them. device: where the work is done, block by block. dtype: of the matrix products of the
-    calibration walk, a speed-up where the hardware computes in bfloat16. Raises ConfigError before
-    any work where the scheme does not fit, MethodError naming the layer where the method fails.
+    model: a name, hub id or folder, or a transformers model, which is changed in place.
+    method: a name (`qbench list methods`), or a method object.
+    scheme: bits per code, group size, and whether the grid is symmetric.
+    calibration: token ids (int64, (samples, length)), or texts, from which `tokenizer` makes at
+    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it.
+    tokenizer: saved with the model; that of a model given by name is loaded.
+    device: where the work is done, block by block.
+    dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
+    computes in it. Weights and statistics are float32.
+    batch_size: samples that walk together, unless the method declares its own.
+    progress: called with the part that is done, 0..1, and a word.
+
+    ConfigError before any work where the scheme does not fit the method or a layer, MethodError
+    naming the layer where the method fails.
     """
-    method = get_method(method) if isinstance(method, str) else method
+    if isinstance(method, str):
+        method = get_method(method)
     if isinstance(model, str):
         model, tokenizer = load_model(find_model(model), "float32")
-    unfuse_experts(model)
+    unfuse_experts(model)  # before layers are looked for: experts in stacks are none
     check_layers(model, method, scheme)
-    verb = verb_of(method)
+
+    manifest: dict[str, Any] = {}
     log: dict[str, Any] = {}
-    calibrated: dict[str, Any] = {}
+    verb = verb_of(method)
     if verb == "quantize_weight":
         weights = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
-        calibrated = {"calibration": {"tokens": list(tokens.shape), "sha256": digest}}
-        size = getattr(
-            method, "batch_size", batch_size
-        )  # a method that trains says how large its steps are
-        where: dict[str, Any] = {
+        manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
+        settings: dict[str, Any] = {
             "device": torch.device(device),
-            "batch_size": size,
-            "dtype": DTYPES[dtype],
+            "progress": progress,
+            # a method that trains says how large its steps are
+            "batch_size": getattr(method, "batch_size", batch_size),
+            "dtype": torch_dtype(dtype),
         }
         if verb == "quantize_linear":
-            weights = _by_linear(
-                partial(walk_linears, model, tokens, progress=progress, **where), method, scheme
-            )
+            walk = partial(walk_linears, model, tokens, **settings)
+            weights = _by_linear(walk, method, scheme)
         else:
-            walk = partial(walk_blocks, model, tokens, progress=progress, **where)
+            walk = partial(walk_blocks, model, tokens, **settings)
             weights, log = _by_block(walk, method, scheme)
-    manifest = calibrated | {
+    manifest |= _facts(method, scheme)
+    return QuantizedModel(model, tokenizer, weights, manifest, log)
+
+
+def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
+    """Refuse, before any work, what cannot be quantized.
+
+    ConfigError where the scheme does not fit the method or a layer; MethodError where weights are
+    not finite.
+    """
+    check_scheme(method, scheme)
+    for name, layer in quantizable(model).items():
+        weight = read_weight(layer)
+        scheme.group_length(weight.shape[1], name)
+        if not weight.is_meta and not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise MethodError(
+                f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
+                "repair the checkpoint"
+            )
+
+
+def _facts(method: Any, scheme: Scheme) -> dict[str, Any]:
+    """What `quantization_config` says of a method and a scheme; JSON-able."""
+    return {
         "method": method.name,
         "paper": method.paper,
         "params": parameters(method),
@@ -129,47 +187,37 @@ def quantize(
             "symmetric": scheme.symmetric,
         },
     }
-    return QuantizedModel(model, tokenizer, weights, manifest, log)
-
-
-def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
-    """ConfigError where the scheme does not fit the method or a layer; MethodError where weights are not finite."""
-    check_scheme(method, scheme)
-    for name, layer in quantizable(model).items():
-        weight = read_weight(layer)
-        scheme.group_length(weight.shape[1], name)
-        if not weight.is_meta and not torch.isfinite(weight).all():
-            bad = int((~torch.isfinite(weight)).sum())
-            raise MethodError(
-                f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; repair the checkpoint"
-            )
 
 
 def _by_weight(
     model: nn.Module, method: Any, scheme: Scheme, device: torch.device, progress: Progress
 ) -> dict[str, WeightFormat]:
+    """The quantized weights by full name, of a method that looks at the weights alone."""
     weights: dict[str, WeightFormat] = {}
     layers = quantizable(model)
     for i, (name, layer) in enumerate(layers.items()):
         progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
-        found = _attempt(
-            name, partial(method.quantize_weight, read_weight(layer).to(device), scheme)
-        )
-        weights[name] = _finite(name, found)
-        write_weight(layer, weights[name].dequantize())
+        with _errors_name(name):
+            weight = method.quantize_weight(read_weight(layer).to(device), scheme)
+        _put(name, layer, weight)
+        weights[name] = weight
     return weights
 
 
 def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[str, WeightFormat]:
+    """The quantized weights by full name, of a method that also looks at each layer's inputs.
+
+    walk: `walk_linears` with all of its arguments but `visit`.
+    """
     weights: dict[str, WeightFormat] = {}
 
     def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
+        # Of the walk, only the products of activations may be computed in a lower precision.
         with torch.autocast(stats.hessian.device.type, enabled=False):
-            found = _attempt(
-                name, partial(method.quantize_linear, read_weight(layer), stats, scheme)
-            )
-            weights[name] = _finite(name, found)
-            write_weight(layer, weights[name].dequantize())
+            with _errors_name(name):
+                weight = method.quantize_linear(read_weight(layer), stats, scheme)
+            _put(name, layer, weight)
+        weights[name] = weight
 
     walk(visit=visit)
     return weights
@@ -178,13 +226,16 @@ def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[s
 def _by_block(
     walk: Callable[..., None], method: Any, scheme: Scheme
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
+    """The quantized weights by full name, and the log by block, of a method that sees blocks.
+
+    walk: `walk_blocks` with all of its arguments but `visit`.
+    """
     weights: dict[str, WeightFormat] = {}
     log: dict[str, Any] = {}
 
     def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
-        result: BlockResult = _attempt(
-            name, partial(method.quantize_block, block, inputs, targets, scheme)
-        )
+        with _errors_name(name):
+            result: BlockResult = method.quantize_block(block, inputs, targets, scheme)
         layers = linears(block)
         if result.weights.keys() != layers.keys():
             odd = sorted(result.weights.keys() ^ layers.keys())
@@ -192,8 +243,9 @@ def _by_block(
                 f"block {name}: the method returned other layers than it has; they differ in {odd}"
             )
         for layer, weight in result.weights.items():
-            weights[f"{name}.{layer}"] = _finite(f"{name}.{layer}", weight)
-            write_weight(layers[layer], weight.dequantize())
+            _put(f"{name}.{layer}", layers[layer], weight)
+            weights[f"{name}.{layer}"] = weight
+        # such as a norm into which the method has folded a scale
         for key, value in result.parameters.items():
             block.get_parameter(key).data.copy_(value)
         if result.log:
@@ -203,30 +255,31 @@ def _by_block(
     return weights, log
 
 
-def _attempt(name: str, work: Callable[[], Any]) -> Any:
+@contextmanager
+def _errors_name(layer: str) -> Iterator[None]:
+    """What a method raises becomes a MethodError that names the layer or block."""
     try:
-        return work()
+        yield
     except QbenchError as error:
-        raise MethodError(f"layer {name}: {error}") from error
-    except (
-        RuntimeError,
-        ValueError,
-        ArithmeticError,
-    ) as error:  # what torch raises from inside a method
-        raise MethodError(f"layer {name}: {type(error).__name__}: {error}") from error
+        raise MethodError(f"layer {layer}: {error}") from error
+    except (RuntimeError, ValueError, ArithmeticError) as error:  # such as torch raises
+        raise MethodError(f"layer {layer}: {type(error).__name__}: {error}") from error
 
 
-def _finite(name: str, weight: WeightFormat) -> WeightFormat:
-    if not all(torch.isfinite(part).all() for part in weight.to_tensors().values()):
-        raise MethodError(f"layer {name}: the quantized weight is not finite")
-    return weight
+def _put(name: str, layer: Any, weight: WeightFormat) -> None:
+    """Let a layer compute with its quantized weight; MethodError where that is not finite."""
+    for part in weight.to_tensors().values():
+        if not torch.isfinite(part).all():
+            raise MethodError(f"layer {name}: the quantized weight is not finite")
+    write_weight(layer, weight.dequantize())
 
 
 def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:
+    """Token ids (samples, length); ConfigError where there is no calibration."""
     if calibration is None:
         raise ConfigError(
             f"method {method.name!r} needs calibration: give token ids (samples, length), or texts"
         )
     if isinstance(calibration, Tensor):
         return calibration
-    return windows(calibration, tokenizer, length=512, limit=64)
+    return windows(calibration, tokenizer, length=_TEXT_LENGTH, limit=_TEXT_WINDOWS)

@@ -1,6 +1,6 @@
 """Cells, scores and records: the JSON that a run leaves behind, and the identity of each cell.
 
-All models are frozen, refuse unknown keys, and survive a JSON round trip. `schema` is the version
+All of them are frozen, refuse unknown keys, and survive a JSON round trip. `schema` is the version
 of the file.
 """
 
@@ -25,10 +25,10 @@ class _Frozen(BaseModel):
 
 
 class CalibrationSpec(_Frozen):
-    """Which text calibrates: the data's name and content hash, `samples` windows of `length` tokens.
+    """Which text calibrates a method: `samples` windows of `length` tokens.
 
-    dtype: in which the matrix products of the walk are computed; weights and statistics are float32
-    throughout.
+    data, sha256: the data set's name and the hash of its content. dtype: in which the matrix
+    products of the walk are computed; weights and statistics are float32 throughout.
     """
 
     data: str
@@ -39,11 +39,12 @@ class CalibrationSpec(_Frozen):
 
 
 class TaskSpec(_Frozen):
-    """One evaluation: the task, its data's name and content hash, and the protocol.
+    """One evaluation: a task, its data and its protocol.
 
-    limit: items (windows for text tasks; per subject for mmlu), None for all. num_fewshot: None
-    where it has no meaning. length: tokens per window, for text tasks. generate: items that are
-    generated (gsm8k), None for all.
+    data, sha256: the data set's name and the hash of its content. limit: items (windows for text
+    tasks; per subject for mmlu), None for all. num_fewshot: examples in the prompt, None where that
+    has no meaning. length: tokens per window, for text tasks. generate: items that are generated
+    (gsm8k), None for all.
     """
 
     name: str
@@ -58,7 +59,10 @@ class TaskSpec(_Frozen):
 class Cell(_Frozen):
     """One point of the grid: a model, a method with its parameters, a scheme, and how it is judged.
 
-    source: a hash of the method's source files, so that an edited method is another cell.
+    model, revision: the name as typed, and what exactly is loaded (a commit, or a hash of the
+    files). source: a hash of the method's source files, so that an edited method is another cell.
+    scheme: None for the unquantized model. calibration: None where the method needs none. dtype: in
+    which the model is evaluated. seed: of the calibration windows and of a method's own draws.
     """
 
     model: str
@@ -74,23 +78,31 @@ class Cell(_Frozen):
 
     @property
     def id(self) -> str:
-        """12 hex digits of the sha256 of the canonical JSON: the name of every file about this cell."""
+        """12 hex digits of the canonical JSON's SHA-256, which name every file about this cell."""
         return _digest(self.model_dump(mode="json"))
 
     @property
     def artifact(self) -> str:
-        """The same without what only concerns evaluation: quantized once, evaluated many times."""
+        """The id of the quantized model: cells that differ in their evaluation alone share it."""
         return _digest(self.model_dump(mode="json", exclude={"tasks", "dtype"}))
 
     @property
     def label(self) -> str:
         """`gptq 3b g64` or `rtn 3b g64 clip=none`, for people."""
-        params = " ".join(f"{key}={value}" for key, value in sorted(self.params.items()))
-        return " ".join(part for part in (self.method, str(self.scheme or ""), params) if part)
+        words = [self.method]
+        if self.scheme is not None:
+            words.append(str(self.scheme))
+        for key, value in sorted(self.params.items()):
+            words.append(f"{key}={value}")
+        return " ".join(words)
 
 
 class Score(_Frozen):
-    """One number with its standard error. samples: the per-sample file, relative to the run's folder."""
+    """One metric of one task.
+
+    filter: of lm-eval, by which answers are extracted. value, stderr: in the metric's own unit. n:
+    items behind it. samples: the file with a row for each item, relative to the run's folder.
+    """
 
     task: str
     metric: str
@@ -105,7 +117,10 @@ class Score(_Frozen):
 class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
-    log: by block, what a method that trains has to tell, such as its loss on the way.
+    bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
+    saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
+    block, what a method that trains has to tell, such as its loss on the way. environment: see
+    `qbench.environment`. command: what reproduces this cell alone.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -125,6 +140,7 @@ class Record(_Frozen):
 
 
 def _digest(value: Any) -> str:
+    """12 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )

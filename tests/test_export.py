@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import qbench
 from qbench import Scheme
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import unquantized_tensors, write_model_folder
 from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.export import export
 from qbench.kernels.dispatch import using
@@ -105,7 +105,7 @@ def test_a_foreign_folder_that_cannot_be_read(saved, tmp_path, changes, error, m
 def test_an_awq_folder_is_read(tiny, tmp_path):
     """Codes, zero points and scales of a random checkpoint in the GEMM layout, against the products by definition."""
     model, draw = tiny(hidden_size=64), torch.Generator().manual_seed(0)
-    tensors = checkpoint.unquantized(model, layers := {name: None for name in quantizable(model)})
+    tensors = unquantized_tensors(model, layers := {name: None for name in quantizable(model)})
     for name in layers:
         out, inputs = model.get_submodule(name).weight.shape
         codes = torch.randint(0, 16, (inputs, out), generator=draw)
@@ -123,7 +123,7 @@ def test_an_awq_folder_is_read(tiny, tmp_path):
         "version": "gemm",
         "zero_point": True,
     }
-    folder = checkpoint.write_folder(tmp_path / "awq", model.config, None, tensors, entry)
+    folder = write_model_folder(tmp_path / "awq", model.config, None, tensors, entry)
     assert torch.equal(logits(folder), model(PROMPT).logits)
     assert qbench.load(folder).manifest["method"] == "awq"
 

@@ -20,7 +20,7 @@ ARROWS = {
     "environment": set(),
     "files": {"errors"},
     "formats": {"contracts", "errors"},
-    "models": {"errors"},
+    "models": {"errors", "files"},
     "calibration": {"contracts", "errors", "models"},
     "registry": {"contracts", "errors"},
     "checks": {"contracts", "errors", "formats", "registry"},
@@ -31,7 +31,7 @@ ARROWS = {
     "quantization": {
         "calibration", "checkpoint", "contracts", "errors", "formats", "models", "registry",
     },
-    "export": {"checkpoint", "errors", "exchange", "formats"},
+    "export": {"checkpoint", "contracts", "errors", "exchange", "formats"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "formats", "kernels.cpu", "kernels.gpu"},

@@ -1,4 +1,4 @@
-"""The README.md of a saved model: what it is, its bits by part, how to load it, and its scores where it has any."""
+"""The README.md of a saved model: what it is, its bits by part, how to load it, and its scores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment
 
 from qbench.contracts import WeightFormat
+from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
 from qbench.formats import bits_per_weight
 from qbench.records import Record
@@ -23,12 +24,14 @@ tags: [qbench, quantized]
 # {{ title }}
 
 Quantized by qbench {{ version }} (distribution `qbench-llm`) with `{{ method }}`, {{ scheme }}:
-**{{ "%.3f"|format(bits.total) }} bits per weight**, counted from the file{{ ":" if bits|length > 1 }}
+**{{ "%.3f"|format(bits.total) }} bits per weight**, counted from the file\
+{{ ":" if bits|length > 1 }}
 {%- for part, value in bits.items() if part != "total" %} {{ part }} {{ "%.3f"|format(value) }}\
 {{ "" if loop.last else "," }}{% endfor %}.
 {% if paper %}{{ paper }}.
 {% endif -%}
-{{ layers }} linear layers are quantized; embeddings, norms and {{ kept or "nothing else" }} are not.
+{{ layers }} linear layers are quantized; embeddings, norms and \
+{{ kept or "nothing else" }} are not.
 
 ```python
 import qbench
@@ -37,7 +40,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")  # `import qbench` must come first
 ```
 
-`qbench inspect DIR` shows where the bits are, `qbench verify DIR` checks the files, `qbench eval DIR` scores them.
+`qbench inspect DIR` shows where the bits are, `qbench verify DIR` checks the files, \
+`qbench eval DIR` scores them.
 
 {% if scores %}
 ## Scores
@@ -69,32 +73,33 @@ def write_card(
     weights: Mapping[str, WeightFormat],
     record: Record | None = None,
 ) -> None:
-    """Write README.md. entry: the quantization_config. record: of its scores. OSError where the disk refuses."""
+    """Write README.md, whole or not at all; StoreError where the disk refuses.
+
+    entry: the quantization_config. weights: of the quantized layers, from which the bits are
+    counted. record: of the model's scores, if there are any.
+    """
     scheme = entry.get("scheme") or {}
-    group = scheme.get("group_size") or "one per channel"
-    text = (
-        Environment(keep_trailing_newline=True)
-        .from_string(_TEMPLATE)
-        .render(
-            title=_plain(
-                record.cell.label if record else f"{entry.get('method')} {scheme.get('bits')} bits"
-            ),
-            version=version("qbench-llm"),
-            method=_plain(entry.get("method")),
-            paper=_plain(entry.get("paper", "")),
-            scheme=f"{scheme.get('bits')}-bit codes, groups: {group}",
-            bits=bits_per_weight(weights.values()) or {"total": 0.0},
-            layers=len(weights),
-            kept=", ".join(map(_plain, entry.get("modules_to_not_convert", [])[:3])),
-            facts=json.dumps(
-                {k: v for k, v in entry.items() if k not in ("groups", "modules_to_not_convert")},
-                indent=2,
-            ),
-            scores=record.scores if record else (),
-            record=record,
-        )
+    bits = scheme.get("bits")
+    group_size = scheme.get("group_size") or "one per channel"
+    title = record.cell.label if record else f"{entry.get('method')} {bits} bits"
+    not_converted = entry.get("modules_to_not_convert", [])
+    listed_elsewhere = ("groups", "modules_to_not_convert")
+    facts = {key: value for key, value in entry.items() if key not in listed_elsewhere}
+    template = Environment(keep_trailing_newline=True).from_string(_TEMPLATE)
+    text = template.render(
+        title=_plain(title),
+        version=version("qbench-llm"),
+        method=_plain(entry.get("method")),
+        paper=_plain(entry.get("paper", "")),
+        scheme=f"{bits}-bit codes, groups: {group_size}",
+        bits=bits_per_weight(weights.values()) or {"total": 0.0},
+        layers=len(weights),
+        kept=", ".join(_plain(name) for name in not_converted[:3]),
+        facts=json.dumps(facts, indent=2),
+        scores=record.scores if record else (),
+        record=record,
     )
-    (folder / CARD).write_text(text)
+    write_text(folder / CARD, text)
 
 
 def _plain(value: Any) -> str:

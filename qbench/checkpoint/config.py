@@ -1,12 +1,19 @@
-"""`quantization_config` of a saved model: which layer is stored in which format, and what its tensors must look like.
+"""`quantization_config` of a saved model: how each layer is stored, and what its tensors are.
 
 Layers that agree in everything stand in one group. Every tensor's dtype and shape are stated, so
-that a file can be held against its own config, and a model be built, before a byte of data is read.
+that a file can be held against its own config, and a model be built, before a byte of data is read:
+
+    {"quant_method": "qbench", "version": 2, "method": "rtn", ...,
+     "modules_to_not_convert": ["lm_head"],
+     "groups": [{"format": "uniform",
+                 "spec": {"bits": 4, "in_features": 64, "group_size": 32},
+                 "parts": {"codes": {"dtype": "uint8", "shape": [64, 32]}, ...},
+                 "modules": ["model.layers.0.self_attn.q_proj", ...]}, ...]}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -16,29 +23,41 @@ from torch import Tensor
 
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
-from qbench.files.shards import DTYPES, Shards
+from qbench.files.shards import DTYPE_NAMES, Shards
 from qbench.formats import from_tensors
 
 VERSION: Literal[2] = 2
-SENTINEL = "weight"
-_DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+SENTINEL = "weight"  # see `stored_tensors`
 Size = Annotated[int, Field(ge=0, lt=2**31)]
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES.values()}
+_COUNTS = (  # of things that have tensors of their own: no file holds fewer tensors than these say
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "num_local_experts",
+    "num_experts",
+)
+_WIDTHS = ("head_dim", "hidden_size", "n_embd", "num_attention_heads")  # of buffers
 
 
 class Part(BaseModel):
-    """One tensor of a layer."""
+    """One tensor of a layer: the dtype by torch's name, and the shape."""
 
     model_config = ConfigDict(extra="forbid")
     dtype: str
     shape: Annotated[list[Size], Field(max_length=4)]
 
     def empty(self) -> Tensor:
-        """It, without data."""
-        return torch.empty(self.shape, dtype=_DTYPE_NAMES[self.dtype], device="meta")
+        """A tensor of this dtype and shape on the meta device."""
+        return torch.empty(self.shape, dtype=_DTYPES[self.dtype], device="meta")
 
 
 class Group(BaseModel):
-    """Layers that are stored alike. spec: what the format needs beside the tensors."""
+    """Layers that are stored alike.
+
+    format, spec: the weight format, and what it needs beside the tensors. parts: the tensors of
+    each layer. modules: the layers' full names.
+    """
 
     model_config = ConfigDict(extra="forbid")
     format: str
@@ -47,16 +66,17 @@ class Group(BaseModel):
     modules: Annotated[list[str], Field(min_length=1)]
 
     def weight(self, tensors: Mapping[str, Tensor] | None = None) -> WeightFormat:
-        """The weight of one of the layers, from its parts or without data. StoreError where they do not fit."""
-        return from_tensors(
-            self.format,
-            tensors or {name: part.empty() for name, part in self.parts.items()},
-            self.spec,
-        )
+        """The weight of one of the layers. StoreError where the parts do not fit.
+
+        tensors: the layer's parts by name; without them the weight is on the meta device.
+        """
+        if not tensors:
+            tensors = {name: part.empty() for name, part in self.parts.items()}
+        return from_tensors(self.format, tensors, self.spec)
 
 
 class QuantizationConfig(BaseModel):
-    """The whole entry; the method's own facts are kept as they are."""
+    """The whole entry. What the method says about itself stands beside these fields."""
 
     model_config = ConfigDict(extra="allow")
     quant_method: Literal["qbench"] = "qbench"
@@ -65,128 +85,139 @@ class QuantizationConfig(BaseModel):
     groups: list[Group]
 
     def modules(self) -> dict[str, Group]:
-        """The group of each layer. StoreError where one is named twice."""
-        found = {name: group for group in self.groups for name in group.modules}
-        if len(found) < sum(len(group.modules) for group in self.groups):
-            raise StoreError("quantization_config names a module twice; quantize again")
-        return found
+        """The group of each layer, by its full name. StoreError where one is named twice."""
+        groups: dict[str, Group] = {}
+        for group in self.groups:
+            for name in group.modules:
+                if name in groups:
+                    raise StoreError("quantization_config names a module twice; quantize again")
+                groups[name] = group
+        return groups
 
     def facts(self) -> dict[str, Any]:
-        """What the method said about itself."""
+        """What the method said about itself: name, paper, parameters, scheme, costs."""
         return self.model_dump(
             exclude={"quant_method", "version", "groups", "modules_to_not_convert"}
         )
 
 
-def state(
+def quantization_entry(
     weights: Mapping[str, WeightFormat], unquantized: list[str], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The entry for these weights, JSON-able."""
+    """The `quantization_config` for these weights, JSON-able.
+
+    weights: by the full names of their layers. unquantized: linear layers that stay as they are.
+    facts: what the method says about itself.
+    """
     groups: dict[str, dict[str, Any]] = {}
     for name, weight in weights.items():
-        parts = {
-            part: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-            for part, tensor in stored(weight).items()
-        }
+        parts = {}
+        for part, tensor in stored_tensors(weight).items():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            parts[part] = {"dtype": dtype, "shape": list(tensor.shape)}
+        # Layers whose format, settings and tensors are described by the same text are stored alike.
         alike = {"format": weight.format, "spec": weight.spec(), "parts": parts}
-        groups.setdefault(repr(alike), alike | {"modules": []})["modules"].append(name)
-    head = {"quant_method": "qbench", "version": VERSION}
-    return (
-        head
-        | dict(facts)
-        | {"modules_to_not_convert": unquantized, "groups": list(groups.values())}
-    )
+        group = groups.setdefault(repr(alike), alike | {"modules": []})
+        group["modules"].append(name)
+    entry: dict[str, Any] = {"quant_method": "qbench", "version": VERSION}
+    entry |= facts
+    entry |= {"modules_to_not_convert": unquantized, "groups": list(groups.values())}
+    return entry
 
 
-def stored(weight: WeightFormat) -> dict[str, Tensor]:
+def stored_tensors(weight: WeightFormat) -> dict[str, Tensor]:
     """The parts of a weight as they are in the file, the sentinel among them.
 
     An empty `<layer>.weight` makes every loader that does not know the format stop at the wrong
     shape. Without it transformers finds the weight missing, warns, and goes on with random numbers.
     """
-    return {SENTINEL: torch.empty(0, dtype=torch.uint8)} | weight.to_tensors()
+    sentinel = torch.empty(0, dtype=torch.uint8)
+    return {SENTINEL: sentinel} | weight.to_tensors()
 
 
 def read_layout(config: Mapping[str, Any], where: object) -> QuantizationConfig:
-    """From the content of config.json. StoreError naming the field where it is not one that this qbench reads."""
+    """The entry in the content of a config.json, whose place `where` messages name.
+
+    StoreError naming the field where it is not one that this qbench reads.
+    """
     entry = config.get("quantization_config")
     if not isinstance(entry, Mapping) or entry.get("quant_method") != "qbench":
-        stated = entry.get("quant_method") if isinstance(entry, Mapping) else entry
+        quant_method = entry.get("quant_method") if isinstance(entry, Mapping) else entry
         raise StoreError(
-            f"{where} is not the config of a model quantized by qbench: quant_method is {stated!r}"
+            f"{where} is not the config of a model quantized by qbench: "
+            f"quant_method is {quant_method!r}"
         )
     if entry.get("version") != VERSION:
         raise StoreError(
-            f"{where} has format version {entry.get('version')!r}; this qbench reads version {VERSION}: "
-            "quantize again, or use the qbench that wrote it"
+            f"{where} has format version {entry.get('version')!r}; this qbench reads version "
+            f"{VERSION}: quantize again, or use the qbench that wrote it"
         )
     try:
-        found = QuantizationConfig.model_validate(entry)
+        layout = QuantizationConfig.model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
         raise StoreError(
-            f"{where}: quantization_config.{place}: {first['msg']}; quantize again"
+            f"{where}: quantization_config.{field}: {problem['msg']}; quantize again"
         ) from None
-    for group in found.groups:
-        unknown = [part.dtype for part in group.parts.values() if part.dtype not in _DTYPE_NAMES]
-        if unknown:
-            raise StoreError(
-                f"{where} states dtype {unknown[0]!r}; known are {', '.join(_DTYPE_NAMES)}"
-            )
-        group.weight()
-    return found
+    for group in layout.groups:
+        for part in group.parts.values():
+            if part.dtype not in _DTYPES:
+                raise StoreError(
+                    f"{where} states dtype {part.dtype!r}; known are {', '.join(_DTYPES)}"
+                )
+        group.weight()  # raises where the parts do not fit each other
+    return layout
 
 
 def compare(layout: QuantizationConfig, shards: Shards) -> dict[str, Group]:
-    """The group of each layer; StoreError naming the first tensor that is missing or other than its config says."""
+    """The group of each layer, by its full name, once the files hold what the config says.
+
+    StoreError naming the first tensor that is missing, or has another dtype or shape.
+    """
     modules = layout.modules()
     for name, group in modules.items():
-        for part, stated in group.parts.items():
-            entry = shards.entries.get(f"{name}.{part}")
+        for part_name, part in group.parts.items():
+            tensor = f"{name}.{part_name}"
+            entry = shards.entries.get(tensor)
             if entry is None:
                 raise StoreError(
-                    f"{shards.folder}: tensor {name}.{part} is missing; copy or quantize again"
+                    f"{shards.folder}: tensor {tensor} is missing; copy or quantize again"
                 )
-            if (entry.dtype, list(entry.shape)) != (_DTYPE_NAMES[stated.dtype], stated.shape):
+            if entry.dtype != _DTYPES[part.dtype] or list(entry.shape) != part.shape:
                 raise StoreError(
-                    f"{entry.file}: tensor {name}.{part} is {entry.dtype} {entry.shape}, its config says "
-                    f"{stated.dtype} {tuple(stated.shape)}; copy or quantize again"
+                    f"{entry.file}: tensor {tensor} is {entry.dtype} {entry.shape}, its config "
+                    f"says {part.dtype} {tuple(part.shape)}; copy or quantize again"
                 )
     return modules
 
 
-def plausible(config: Mapping[str, Any], tensors: int, where: object) -> None:
-    """StoreError where config.json declares a model that its file cannot hold: it is refused before it is built."""
-    for key, value in _numbers(config):
-        counts_layers = key.startswith(
-            ("num_hidden_layers", "num_layers", "n_layer", "num_local_experts", "num_experts")
-        )
-        limit = tensors if counts_layers else 2**31
+def refuse_implausible(config: Mapping[str, Any], tensors: int, where: object) -> None:
+    """StoreError where a config.json declares a model that its files cannot hold.
+
+    config: its content. tensors: how many the files hold. where: its place, for the message. Held
+    against before the model is built, as a damaged number could take all memory.
+    """
+    numbers = list(_integers(config))
+    for key, value in numbers:
+        limit = tensors if key.startswith(_COUNTS) else 2**31
         if not -(2**63) <= value <= limit:
             raise StoreError(
                 f"{where}: {key}={value} cannot be; at most {limit} fits this folder; copy it again"
             )
-    widths = [value for key, value in _numbers(config) if key in _BUFFERED and value > 0]
+    # transformers makes buffers, such as tables of angles, as large as the config says at once.
+    widths = [value for key, value in numbers if key in _WIDTHS and value > 0]
     if prod(widths) > 2**40:
         raise StoreError(
-            f"{where}: {', '.join(_BUFFERED)} are too large together; copy the folder again"
+            f"{where}: {', '.join(_WIDTHS)} are too large together; copy the folder again"
         )
 
 
-_BUFFERED = ("head_dim", "hidden_size", "n_embd", "num_attention_heads")
-
-
-def _numbers(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    own = [
-        (key, value)
-        for key, value in config.items()
-        if isinstance(value, int) and not isinstance(value, bool)
-    ]
-    inner = [
-        pair
-        for key, value in config.items()
-        if isinstance(value, Mapping) and key != "quantization_config"
-        for pair in _numbers(value)
-    ]
-    return own + inner
+def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The integers of a config, then those of the configs in it, as of a text model in a larger."""
+    for key, value in config.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield key, value
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key != "quantization_config":
+            yield from _integers(value)

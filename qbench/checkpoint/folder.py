@@ -1,41 +1,67 @@
 """Saved models: an ordinary Hugging Face directory whose quantized layers are stored packed.
 
-`config.json` carries `quantization_config` (`qbench.checkpoint.config`); the safetensors files
-carry `<layer>.<part>` for quantized layers and everything else as it was (`qbench.files.shards`).
+`config.json` carries `quantization_config` (`qbench.checkpoint.config`). The safetensors files
+(`qbench.files.shards`) carry `<layer>.<part>` for quantized layers, and all else as it was.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qbench.checkpoint.card import write_card
-from qbench.checkpoint.config import compare, plausible, read_layout, state, stored
-from qbench.checkpoint.packed_linear import pack, packed_layers
+from qbench.checkpoint.config import (
+    compare,
+    quantization_entry,
+    read_layout,
+    refuse_implausible,
+    stored_tensors,
+)
+from qbench.checkpoint.packed_linear import pack, unpack
+from qbench.checkpoint.skeleton import fill, read_skeleton, read_tokenizer
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
-from qbench.files.shards import SHARD_BYTES, Shards, is_ours, read_json, seal, swap, write_shards
+from qbench.files.atomic import write_whole_folder
+from qbench.files.shards import (
+    SHARD_BYTES,
+    Shards,
+    may_be_replaced,
+    read_json,
+    write_index,
+    write_shards,
+)
 from qbench.models.blocks import is_linear
-from qbench.models.experts import unfuse_experts
 from qbench.records import Record
 
 LOG = "quantize_log.json"
 _NOT_STORED = (
-    "torch_dtype",
-    "_name_or_path",
-    "quantization_config",
-)  # an older name of dtype; a path of this machine
+    "torch_dtype",  # an older name of dtype
+    "_name_or_path",  # a path of this machine
+    "quantization_config",  # that of the model before; ours is added
+)
 
 
-def save(
+class Checkpoint(NamedTuple):
+    """What a saved model consists of.
+
+    model: a transformers model. tokenizer: None where the folder has none. weights: quantized
+    weight by the full name of its layer. manifest: what the method said about itself.
+    """
+
+    model: Any
+    tokenizer: Any
+    weights: dict[str, WeightFormat]
+    manifest: dict[str, Any]
+
+
+def save_checkpoint(
     folder: Path,
     model: Any,
     tokenizer: Any,
@@ -44,21 +70,23 @@ def save(
     log: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write the directory beside its place and put it there in one step: whole or not at all. An older one goes.
+    """Write a quantized model to `folder`, whole or not at all. An older one of ours goes.
 
     log: what the method has to tell, if anything, goes into a file of its own. Unquantized tensors
-    are stored in half precision where that loses nothing. StoreError where the disk refuses.
+    are stored in half precision where that loses nothing. StoreError where the disk refuses, and
+    where something is there that qbench has not written.
     """
-    dense = [
-        name for name, layer in model.named_modules() if is_linear(layer) and name not in weights
-    ]
-    tensors = {
-        f"{name}.{part}": t
-        for name, weight in weights.items()
-        for part, t in stored(weight).items()
-    }
-    tensors |= unquantized(model, weights)
-    entry = state(weights, dense, manifest)
+    tensors: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        for part, tensor in stored_tensors(weight).items():
+            tensors[f"{name}.{part}"] = tensor
+    tensors |= unquantized_tensors(model, weights)
+
+    dense = []
+    for name, layer in model.named_modules():
+        if is_linear(layer) and name not in weights:
+            dense.append(name)
+    entry = quantization_entry(weights, dense, manifest)
 
     def finish(part: Path) -> None:
         write_card(part, entry, weights)
@@ -66,12 +94,12 @@ def save(
             (part / LOG).write_text(json.dumps(log) + "\n")
 
     generation = getattr(model, "generation_config", None)
-    return write_folder(
+    return write_model_folder(
         folder, model.config, tokenizer, tensors, entry, generation, finish, shard_bytes
     )
 
 
-def write_folder(
+def write_model_folder(
     folder: Path,
     config: Any,
     tokenizer: Any,
@@ -81,156 +109,160 @@ def write_folder(
     finish: Callable[[Path], None] = lambda part: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """A Hugging Face directory of these tensors, written beside its place and put there in one step.
+    """A Hugging Face directory of these tensors, written whole or not at all.
 
-    entry: its quantization_config, if any. finish: writes further files. StoreError where the disk
-    refuses, and where something is there that qbench has not written.
+    entry: its quantization_config, if any. finish: writes further files into the folder that it is
+    called with. StoreError where the disk refuses, and where something is there that qbench has not
+    written.
     """
-    if not is_ours(folder):
+    if not may_be_replaced(folder):
         raise StoreError(
-            f"{folder} is there and was not written by qbench, or is damaged; choose another folder, or remove it first"
+            f"{folder} is there and was not written by qbench, or is damaged; "
+            "choose another folder, or remove it first"
         )
-    stated = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
-    stated["dtype"] = _main_dtype(tensors)
+    content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
+    content["dtype"] = _main_dtype(tensors)
     if entry is not None:
-        stated["quantization_config"] = entry
+        content["quantization_config"] = entry
+
+    def write(part: Path) -> None:
+        write_shards(part, tensors, shard_bytes)
+        (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+        if generation_config is not None:
+            # not save_pretrained, which refuses what some published models carry
+            generation_config.to_json_file(part / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        finish(part)
+        write_index(part)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            part = Path(scratch) / folder.name
-            part.mkdir()
-            write_shards(part, tensors, shard_bytes)
-            (part / "config.json").write_text(json.dumps(stated, indent=2, default=str) + "\n")
-            if generation_config is not None:
-                # not save_pretrained, which refuses what some published models carry
-                generation_config.to_json_file(part / "generation_config.json")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(part)
-            finish(part)
-            seal(part)
-            swap(part, folder)
-    except (OSError, SafetensorError) as error:
+        return write_whole_folder(folder, write)
+    except SafetensorError as error:
         raise StoreError(
-            f"the quantized model cannot be written to {folder}: {error}; free space or choose another folder"
+            f"{folder} cannot be written ({error}); free space, or choose another folder"
         ) from error
-    return folder
 
 
-def load(
-    folder: Path, dtype: str, packed: bool
-) -> tuple[Any, Any, dict[str, WeightFormat], dict[str, Any]]:
-    """(model, tokenizer, quantized weights, what the method stated).
+def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
+    """Read a folder of ours, or one that `qbench.exchange` reads.
 
-    packed: linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder
-    is executed, every tensor of the files is used, and none may be missing: StoreError.
+    dtype: of what is not quantized, as torch calls it; `auto` is what the folder states. packed:
+    linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder is
+    executed, every tensor of the files is used, and none may be missing: StoreError.
     """
-    config, shards = read_json(folder / "config.json"), Shards(folder)
-    plausible(config, len(shards.entries), folder / "config.json")
-    weights, facts = _read_weights(folder, config, shards)
-    model = _skeleton(folder)
+    config = read_json(folder / "config.json")
+    shards = Shards(folder)
+    refuse_implausible(config, len(shards.entries), folder / "config.json")
+    # Weights first: a folder whose files and config do not fit is refused before a model is built.
+    weights, manifest = _read_weights(folder, config, shards)
+    model = read_skeleton(folder)
     kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
-    kind = kind if isinstance(kind, torch.dtype) else torch.float32
+    if not isinstance(kind, torch.dtype):  # a config may state none
+        kind = torch.float32
     pack(model, weights)
-    rest = sorted(name for name in shards.entries if not _quantized_part(name, weights))
-    _fill(model, {name: _cast(shards.tensor(name), kind) for name in rest}, folder)
+
+    unquantized: dict[str, Tensor] = {}
+    for name in sorted(shards.entries):
+        if _is_quantized_part(name, weights):
+            continue
+        tensor = shards.tensor(name)
+        unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
+    fill(model, unquantized, folder)
     if not packed:
         unpack(model, kind)
-    return model.eval(), _tokenizer(folder), weights, facts
+    return Checkpoint(model.eval(), read_tokenizer(folder), weights, manifest)
+
+
+def add_scores(folder: Path, record: Record) -> None:
+    """Write the model card again, with the scores of a record.
+
+    StoreError where the folder is damaged or read-only.
+    """
+    config = read_json(folder / "config.json")
+    modules = read_layout(config, folder / "config.json").modules()
+    weights = {name: group.weight() for name, group in modules.items()}
+    write_card(folder, config["quantization_config"], weights, record)
+
+
+def read_log(folder: Path) -> dict[str, Any]:
+    """What the method told, by block; empty where it told nothing.
+
+    StoreError where the file is damaged.
+    """
+    return read_json(folder / LOG) if (folder / LOG).is_file() else {}
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Bytes of all files in the folder together."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder was written by `save_checkpoint`."""
+    try:
+        read_layout(read_json(folder / "config.json"), folder)
+    except StoreError:
+        return False
+    return True
+
+
+def is_loadable(folder: Path) -> bool:
+    """Whether `load_checkpoint` reads this folder.
+
+    It does where it is one of ours, or one that `qbench.exchange` reads. StoreError where its
+    config.json is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        return False
+    entry = read_json(folder / "config.json").get("quantization_config")
+    return isinstance(entry, dict) and entry.get("quant_method") in ["qbench", *READERS]
+
+
+def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict[str, Tensor]:
+    """Everything that no quantized layer holds, by name; biases are among them.
+
+    Tied tensors, which share storage, are there once. In half precision where that loses nothing.
+    weights: its keys are the quantized layers.
+    """
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if _is_quantized_part(name, weights) or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        tensors[name] = _narrowed(tensor.detach())
+    return tensors
 
 
 def _read_weights(
     folder: Path, config: dict[str, Any], shards: Shards
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
-    """The quantized layers, and what the method stated; of our own folders, and of those that `exchange` reads."""
+    """The quantized weights by layer, and what the method said about itself."""
     entry = config.get("quantization_config")
-    if isinstance(entry, dict) and entry.get("quant_method") in list(
-        READERS
-    ):  # it may be anything, even a list
-        return dict(read_foreign(entry, shards)), {
-            "method": entry["quant_method"],
-            "foreign": entry,
-        }
+    # `in` a list, as a damaged entry may be anything, even something that cannot be hashed
+    if isinstance(entry, dict) and entry.get("quant_method") in list(READERS):
+        weights: dict[str, WeightFormat] = dict(read_foreign(entry, shards))
+        return weights, {"method": entry["quant_method"], "foreign": entry}
     layout = read_layout(config, folder / "config.json")
     weights = {}
     for name, group in compare(layout, shards).items():
-        weight = group.weight({part: shards.tensor(f"{name}.{part}") for part in group.parts})
-        weights[name] = _finite(name, weight, folder)
+        tensors = {part: shards.tensor(f"{name}.{part}") for part in group.parts}
+        weights[name] = group.weight(tensors)
+        _require_finite(name, weights[name], folder)
     return weights, layout.facts()
 
 
-def unpack(model: nn.Module, kind: torch.dtype) -> None:
-    """Every packed layer becomes a linear layer whose weight is dequantized into `kind`."""
-    for name, layer in list(packed_layers(model)):
-        dense = nn.Linear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-        dense.weight = nn.Parameter(layer.quantized().dequantize().to(kind), requires_grad=False)
-        dense.register_parameter("bias", layer.bias)
-        home, _, child = name.rpartition(".")
-        setattr(model.get_submodule(home), child, dense)
+def _require_finite(name: str, weight: WeightFormat, folder: Path) -> None:
+    for part, tensor in weight.to_tensors().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise StoreError(f"{folder}: {name}.{part} is not finite; copy or quantize again")
 
 
-def add_scores(folder: Path, record: Record) -> None:
-    """Write the model card again, with the scores of a record. StoreError where the folder is damaged or read-only."""
-    config = read_json(folder / "config.json")
-    weights = {
-        name: group.weight()
-        for name, group in read_layout(config, folder / "config.json").modules().items()
-    }
-    try:
-        write_card(folder, config["quantization_config"], weights, record)
-    except OSError as error:
-        raise StoreError(
-            f"the model card in {folder} cannot be written: {error}; free space"
-        ) from None
-
-
-def read_log(folder: Path) -> dict[str, Any]:
-    """What the method told, by block; empty where it told nothing. StoreError where the file is damaged."""
-    return read_json(folder / LOG) if (folder / LOG).is_file() else {}
-
-
-def bytes_on_disk(folder: Path) -> int:
-    """Size of all files in the directory."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-
-
-def is_quantized(folder: Path) -> bool:
-    """Whether a directory was written by `save`."""
-    try:
-        return bool(read_layout(read_json(folder / "config.json"), folder))
-    except StoreError:
-        return False
-
-
-def is_readable(folder: Path) -> bool:
-    """Whether `load` reads this directory: one of ours, or one that `exchange` reads."""
-    entry = (
-        read_json(folder / "config.json").get("quantization_config")
-        if (folder / "config.json").is_file()
-        else None
-    )
-    return isinstance(entry, dict) and entry.get("quant_method") in ["qbench", *READERS]
-
-
-def unquantized(model: nn.Module, weights: Mapping[str, WeightFormat]) -> dict[str, Tensor]:
-    """Everything that no quantized layer holds, once each (tied tensors share storage); biases are among them.
-
-    In half precision where that loses nothing.
-    """
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in model.state_dict().items():
-        if _quantized_part(name, weights) or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        found[name] = _narrowed(tensor.detach())
-    return found
-
-
-def _quantized_part(name: str, weights: Mapping[str, WeightFormat]) -> bool:
-    home, _, child = name.rpartition(".")
-    return home in weights and child != "bias"
+def _is_quantized_part(name: str, weights: Mapping[str, object]) -> bool:
+    """Whether a tensor belongs to a quantized weight; the bias of such a layer does not."""
+    layer, _, part = name.rpartition(".")
+    return layer in weights and part != "bias"
 
 
 def _narrowed(tensor: Tensor) -> Tensor:
@@ -243,73 +275,13 @@ def _narrowed(tensor: Tensor) -> Tensor:
 
 
 def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
-    """The dtype of most bytes in `<module>.weight`, so that scales do not count: what the model should compute in."""
+    """The dtype that the model should compute in: that of most bytes in `<module>.weight`.
+
+    Scales have other names, and so do not count.
+    """
     sizes: dict[str, int] = {}
     for name, tensor in tensors.items():
         if name.endswith(".weight") and tensor.is_floating_point():
-            key = str(tensor.dtype).removeprefix("torch.")
-            sizes[key] = sizes.get(key, 0) + tensor.nbytes
-    return max(sizes, key=lambda key: sizes[key], default="float32")
-
-
-def _skeleton(folder: Path) -> Any:
-    """The model of config.json without data. Whatever transformers makes of a wrong entry becomes a StoreError."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:  # transformers 4
-        from transformers.modeling_utils import no_init_weights
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with no_init_weights(), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)
-        unfuse_experts(model, refuse=False)
-    except Exception as error:  # a wrong entry makes transformers raise nearly anything
-        raise StoreError(
-            f"{folder / 'config.json'} describes no model: {type(error).__name__}: {str(error)[:200]}; copy it again"
-        ) from None
-    return model
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # see _skeleton
-        raise StoreError(
-            f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {str(error)[:200]}; copy it again"
-        ) from None
-
-
-def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    return tensor.to(kind) if tensor.is_floating_point() else tensor
-
-
-def _finite(name: str, weight: WeightFormat, folder: Path) -> WeightFormat:
-    for part, tensor in weight.to_tensors().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise StoreError(f"{folder}: {name}.{part} is not finite; copy or quantize again")
-    return weight
-
-
-def _fill(model: Any, found: dict[str, Tensor], folder: Path) -> None:
-    """Assign what is not quantized. StoreError by name where a tensor is missing, unexpected or of another shape."""
-    try:
-        unexpected = model.load_state_dict(found, strict=False, assign=True).unexpected_keys
-    except RuntimeError as error:
-        raise StoreError(
-            f"{folder}: {' '.join(str(error).split())[:300]}; copy or quantize again"
-        ) from None
-    model.tie_weights()
-    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if missing or unexpected:
-        raise StoreError(
-            f"{folder}: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}"
-        )
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default="float32")

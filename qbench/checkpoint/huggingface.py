@@ -1,7 +1,7 @@
-"""`AutoModelForCausalLM.from_pretrained` on a folder of ours: the quantizer that `import qbench` registers.
+"""`AutoModelForCausalLM.from_pretrained` on a folder of ours: the quantizer of transformers for it.
 
-Only what transformers 4.57 and 5 share is overridden. Everything heavy is imported when a model is
-loaded.
+`import qbench` registers it. Only what transformers 4.57 and 5 share is overridden. Everything
+heavy is imported when a model is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 @register_quantization_config("qbench")
 class QbenchConfig(QuantizationConfigMixin):
-    """`quantization_config` as it is in config.json; `qbench.checkpoint.config` gives it its meaning."""
+    """`quantization_config` as it is in config.json.
+
+    `qbench.checkpoint.config` gives it its meaning.
+    """
 
     def __init__(self, **entry: Any) -> None:
         self.quant_method = "qbench"
@@ -25,7 +28,7 @@ class QbenchConfig(QuantizationConfigMixin):
 
 @register_quantizer("qbench")
 class QbenchQuantizer(HfQuantizer):
-    """Puts packed layers into the skeleton before the weights are read, and checks what was read."""
+    """Puts packed layers into the model before its weights are read, and checks what was read."""
 
     requires_calibration = True
 
@@ -35,45 +38,44 @@ class QbenchQuantizer(HfQuantizer):
         from qbench.files.shards import Shards
         from qbench.models.experts import unfuse_experts
 
-        where = model.config.name_or_path
-        layout = read_layout(
-            {"quantization_config": self.quantization_config.to_dict()}, f"{where}/config.json"
-        )
+        config = {"quantization_config": self.quantization_config.to_dict()}
+        layout = read_layout(config, f"{model.config.name_or_path}/config.json")
         self.shards = Shards(_folder(model.config))
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
-        for module in (
-            model.modules()
-        ):  # without parameters there is nothing to initialize, as in experts taken apart
+        # Without parameters there is nothing to initialize. transformers would try, and miss the
+        # stacks of which the modules of experts have been emptied.
+        for module in model.modules():
             if not (module._parameters or module._buffers):
                 module._is_hf_initialized = True
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        """transformers 4 rounds every floating tensor to the model's dtype: those of packed layers are read again."""
         from qbench.checkpoint.packed_linear import packed_layers
 
+        # transformers 4 rounds every floating tensor to the model's dtype, and a rounded scale is
+        # another weight: such parts of packed layers are read again.
         for name, layer in packed_layers(model):
             for part in layer.parts:
-                stated = self.shards.entries[f"{name}.{part}"].dtype
-                if layer.get_buffer(part).dtype != stated:
-                    device = layer.get_buffer(part).device
-                    layer.register_buffer(part, self.shards.tensor(f"{name}.{part}").to(device))
+                loaded = layer.get_buffer(part)
+                if loaded.dtype != self.shards.entries[f"{name}.{part}"].dtype:
+                    exact = self.shards.tensor(f"{name}.{part}")
+                    layer.register_buffer(part, exact.to(loaded.device))
         return model
 
     def is_serializable(self, safe_serialization: Any = None) -> bool:
-        """`save_pretrained` writes the packed tensors."""
+        """Yes: `save_pretrained` writes the packed tensors."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Gradients reach the inputs, so adapters can be trained; the quantized weights cannot."""
+        """No: gradients reach the inputs, for adapters, but not the quantized weights."""
         return False
 
     @property
     def is_compileable(self) -> bool:
-        """`torch.ops.qbench.linear` is an operator with a fake implementation."""
+        """Yes: `torch.ops.qbench.linear` is an operator with a fake implementation."""
         return True
 
 
@@ -81,9 +83,8 @@ def _folder(config: Any) -> Path:
     """Where the files are: the folder itself, or the snapshot in the hub's cache."""
     from transformers.utils import cached_file
 
-    where = config.name_or_path
-    if Path(where).is_dir():
-        return Path(where)
-    return Path(
-        cached_file(where, "config.json", revision=getattr(config, "_commit_hash", None))
-    ).parent
+    name = config.name_or_path
+    if Path(name).is_dir():
+        return Path(name)
+    revision = getattr(config, "_commit_hash", None)
+    return Path(cached_file(name, "config.json", revision=revision)).parent

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qbench.checkpoint.config import stored
+from qbench.checkpoint.config import stored_tensors
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.formats import from_tensors
@@ -20,18 +20,19 @@ class QuantLinear(nn.Module):
     """y = x W^T + bias with W in any weight format, through the kernels.
 
     Buffers: the parts of the weight, and the empty `weight` (see
-    `qbench.checkpoint.config.stored`). Their dtypes never change: `model.half()` or `.to(dtype)`
-    reach the bias alone, since a rounded scale would be another weight.
+    `qbench.checkpoint.config.stored_tensors`). Their dtypes never change: `model.half()` or
+    `.to(dtype)` reach the bias alone, since a rounded scale would be another weight.
     """
 
     def __init__(self, weight: WeightFormat, bias: Tensor | None) -> None:
-        """weight (out, in), possibly without data; bias (out,), or None."""
+        """weight (out, in), possibly on the meta device; bias (out,), or None."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.kind, self.spec = weight.format, weight.spec()
+        self.kind = weight.format
+        self.spec = weight.spec()
         self.parts = tuple(weight.to_tensors())
         self.call = describe(weight)
-        for part, tensor in stored(weight).items():
+        for part, tensor in stored_tensors(weight).items():
             self.register_buffer(part, tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -48,22 +49,29 @@ class QuantLinear(nn.Module):
         return torch.ops.qbench.linear(x, list(self.tensors().values()), self.bias, self.call)
 
     def extra_repr(self) -> str:
-        """For `print(model)`."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, format={self.kind}, {self.spec}"
+        """What `print(model)` says of this layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"format={self.kind}, {self.spec}"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        kept = {part: cast(Tensor, self._buffers.pop(part)) for part in tuple(self._buffers)}
+        # The buffers step aside, so that nn.Module does not cast them, and then only move.
+        buffers = cast("dict[str, Tensor]", dict(self._buffers))
+        self._buffers.clear()
         super()._apply(fn, recurse)
-        for part, tensor in kept.items():
+        for part, tensor in buffers.items():
             moved = fn(tensor)
             self._buffers[part] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
         return self
 
 
 def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
-    """Put QuantLinear in the place of linear layers, by their full names. StoreError where a layer does not fit."""
+    """Put QuantLinear in the place of linear layers.
+
+    weights: by the layers' full names. StoreError where a layer is not there or does not fit.
+    """
     for name, weight in weights.items():
-        home, _, child = name.rpartition(".")
         try:
             layer: Any = model.get_submodule(name)
         except AttributeError:
@@ -78,11 +86,27 @@ def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
                 f"layer {name!r} is {shape} in the model, but {tuple(weight.shape)} in the file"
             )
         bias = None if layer.bias is None else layer.bias.detach()
-        setattr(model.get_submodule(home), child, QuantLinear(weight, bias))
+        _replace(model, name, QuantLinear(weight, bias))
+
+
+def unpack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put a linear layer in the place of every QuantLinear, its weight dequantized into `dtype`."""
+    for name, layer in list(packed_layers(model)):
+        dense = nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
+        dense.weight = nn.Parameter(layer.quantized().dequantize().to(dtype), requires_grad=False)
+        dense.register_parameter("bias", layer.bias)
+        _replace(model, name, dense)
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
-    """By full name."""
-    return (
-        (name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLinear)
-    )
+    """Every QuantLinear of a model, with its full name."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLinear):
+            yield name, layer
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

@@ -16,7 +16,7 @@ import torch
 from qbench.contracts import verb_of
 from qbench.environment import pick_dtype
 from qbench.models.blocks import decoder_blocks, quantizable
-from qbench.models.source import DTYPES
+from qbench.models.source import torch_dtype
 from qbench.records import Cell, TaskSpec
 from qbench.registry import get_method
 
@@ -88,7 +88,7 @@ def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
         widest=max(max(layer.weight.shape) for layer in layers.values()),
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
-        itemsize=DTYPES[dtype].itemsize,
+        itemsize=torch_dtype(dtype).itemsize,
     )
 
 
@@ -149,7 +149,7 @@ def _logits_bytes(cell: Cell, rates: Rates) -> int:
 
 def _matrix_rate(device: str, dtype: str) -> float:
     """Multiply-adds times two per second of a 1024-square product."""
-    a = torch.ones(1024, 1024, dtype=DTYPES[dtype], device=device)
+    a = torch.ones(1024, 1024, dtype=torch_dtype(dtype), device=device)
     best = math.inf
     deadline = time.perf_counter() + 0.2
     while time.perf_counter() < deadline or best == math.inf:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qbench.calibration.windows import calibration_windows, windows
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import add_scores, bytes_on_disk, is_checkpoint
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import environment, peak_memory, pick_device, pick_dtype, reset_peak_memory
 from qbench.errors import QbenchError, StoreError
@@ -177,7 +177,7 @@ class _Worker:
             **self.facts,
         )
         if status == "ok" and self.cell.scheme is not None:
-            checkpoint.add_scores(self.store.artifact(self.cell), record)
+            add_scores(self.store.artifact(self.cell), record)
         return record
 
     def _quantized(self) -> QuantizedModel:
@@ -192,12 +192,12 @@ class _Worker:
             }
             return QuantizedModel(model, tokenizer, {}, {})
         folder = self.store.artifact(cell)
-        if not checkpoint.is_quantized(folder):
+        if not is_checkpoint(folder):
             self._quantize(source, cell.scheme)
         quantized = load(folder, cell.dtype, packed=False)
         self.facts |= {
             "bits_per_weight": quantized.bits_per_weight,
-            "bytes_on_disk": checkpoint.bytes_on_disk(folder),
+            "bytes_on_disk": bytes_on_disk(folder),
         }
         costs = quantized.manifest["costs"]
         self.facts |= {

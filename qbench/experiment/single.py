@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import is_loadable
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
 from qbench.experiment.grid import Grid
-from qbench.models.source import DTYPES, find_model, load_model
+from qbench.models.source import find_model, load_model, torch_dtype
 from qbench.quantization import load, quantize
 from qbench.records import Score
 from qbench.registry import get_method, load_plugin
@@ -54,7 +54,7 @@ def quantize_model(
     loaded, tokenizer = load_model(find_model(model), "float32")
     if dtype != "auto":
         for parameter in loaded.parameters():
-            parameter.data = parameter.data.to(DTYPES[pick_dtype(dtype, chosen)]).float()
+            parameter.data = parameter.data.to(torch_dtype(pick_dtype(dtype, chosen))).float()
     tokens = None
     if verb_of(made) != "quantize_weight":
         tokens = calibration_windows(open_source(data).text("calibration"), tokenizer, *calibration)
@@ -81,7 +81,7 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
         for name in grid.task_names
     ]
     dtype = pick_dtype(grid.dtype, device)
-    if checkpoint.is_readable(folder):
+    if is_loadable(folder):
         quantized = load(folder, dtype, packed=False)
         model, tokenizer = quantized.model, quantized.tokenizer
     else:

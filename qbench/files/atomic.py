@@ -1,34 +1,35 @@
-"""Files that are replaced whole or not at all: written beside their place, flushed to the disk, and renamed."""
+"""Files and folders that are replaced whole or not at all.
+
+Whatever is written is first made in a scratch directory beside its place, flushed to the disk, and
+then renamed. So a reader, or a process that is killed, sees the old one or the new one.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qbench.errors import StoreError
+
+_AT_FDCWD = -100  # paths count from the working directory (linux/fcntl.h)
+_RENAME_EXCHANGE = 2  # (linux/fs.h)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` make a file at the path that it is called with, and put that file at `path`.
 
-    A reader sees the old file or the new one, never a part. Whatever `write` raises, nothing stays
-    behind. StoreError where the disk refuses.
+    Returns `path`. Whatever `write` raises, nothing stays behind. StoreError where the disk
+    refuses.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            part = Path(scratch) / path.name
-            write(part)
-            with part.open("rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise StoreError(
-            f"{path} cannot be written ({reason}); free space, or choose a place that you can write to"
-        ) from error
+    with _beside(path) as part:
+        write(part)
+        _flush(part)
+        os.replace(part, path)
     return path
 
 
@@ -40,3 +41,69 @@ def write_bytes(path: Path, data: bytes) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Put `text` at `path` as UTF-8, whole or not at all; StoreError where the disk refuses."""
     return write_bytes(path, text.encode())
+
+
+def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill the empty folder that it is called with, and put that folder at `folder`.
+
+    Returns `folder`. A folder that was there before is removed, once the new one is in its place.
+    Whatever `write` raises, nothing stays behind. StoreError where the disk refuses.
+    """
+    with _beside(folder) as part:
+        part.mkdir()
+        write(part)
+        for file in part.iterdir():
+            _flush(file)
+        _flush(part)
+        _swap(part, folder)
+    return folder
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A place of the same name in a scratch directory on the same disk, which goes in the end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            yield Path(scratch) / path.name
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(
+            f"{path} cannot be written ({reason}); "
+            "free space, or choose a place that you can write to"
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the list of names that a folder is, has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder`; one that was there then stands beside `new`.
+
+    On Linux this is one step. Elsewhere the old folder steps aside first.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    if not _exchange(new, folder):
+        folder.rename(new.with_name(f"{new.name}.old"))
+        new.rename(folder)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step, and say whether that was possible (renameat2, Linux 3.15)."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    status: int = libc.renameat2(
+        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+    )
+    return status == 0

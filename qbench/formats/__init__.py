@@ -1,4 +1,8 @@
-"""Weight formats: how a quantized weight is stored, what it means, and how many bits it really takes."""
+"""Weight formats: how a quantized weight is stored, what it means, and how many bits it takes.
+
+Each format is a frozen dataclass that fulfils `qbench.contracts.WeightFormat`: its tensors are what
+is stored, `dequantize` says what they mean, and `spec` is the rest that reading needs.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +26,38 @@ FORMATS: dict[str, type[WeightFormat]] = {
 
 
 def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
-    """A weight of format `name` from its stored parts. StoreError where the name or the parts do not fit."""
+    """A weight of format `name` from its stored parts.
+
+    tensors, spec: what `to_tensors` and `spec` of such a weight gave. StoreError where the name, or
+    the parts, do not fit.
+    """
     if name not in FORMATS:
         raise StoreError(unknown_name("weight format", name, FORMATS))
     try:
         return FORMATS[name].from_tensors(tensors, spec)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: {error}"
+            f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: "
+            f"{error}"
         ) from None
 
 
 def bits_per_weight(weights: Iterable[WeightFormat]) -> dict[str, float]:
-    """Stored bits per quantized weight, measured from the tensors' bytes: `total`, and one entry per part."""
-    parts: dict[str, int] = {}
+    """Stored bits per quantized weight, over all `weights` together.
+
+    Measured from the tensors' bytes: `total`, and one entry per part in alphabetical order. Empty
+    where there are no weights.
+    """
+    bits: dict[str, int] = {}
     count = 0
     for weight in weights:
-        count += weight.shape[0] * weight.shape[1]
+        out, columns = weight.shape
+        count += out * columns
         for part, tensor in weight.to_tensors().items():
-            parts[part] = parts.get(part, 0) + 8 * tensor.nbytes
+            bits[part] = bits.get(part, 0) + 8 * tensor.nbytes
     if not count:
         return {}
-    return {"total": sum(parts.values()) / count} | {
-        part: bits / count for part, bits in sorted(parts.items())
-    }
+    per_weight = {"total": sum(bits.values()) / count}
+    for part in sorted(bits):
+        per_weight[part] = bits[part] / count
+    return per_weight

@@ -1,4 +1,7 @@
-"""Binary-coded (BCQ) weights: w = shift + sum_i alpha_i * c_i with c_i in {-1, +1}, per group of consecutive inputs."""
+"""Binary-coded (BCQ) weights: w = shift + sum_i alpha_i * c_i with c_i in {-1, +1}.
+
+One alpha per plane i and one shift serve a group of consecutive inputs of one output.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,14 @@ from qbench.formats.uniform import Uniform
 
 @dataclass(frozen=True, eq=False)
 class Binary:
-    """A binary-coded weight of shape (out, in), groups of `group_size` inputs. StoreError where parts do not fit.
+    """A binary-coded weight of shape (out, in), groups = in / group_size.
 
-    planes: uint8 (bits, out, ceil(in/8)), bitmaps, a set bit is +1. alpha: float16 or float32 (out,
-    groups, bits). shift: float16 or float32 (out, groups), or None for zero.
+    planes (uint8, (bits, out, ceil(in/8))): a bitmap for each plane, in which bit k of byte j of a
+    row is input 8j + k. A set bit is +1, the others are -1.
+    alpha (float16 or float32, (out, groups, bits)): the scale of each plane.
+    shift (float16 or float32, (out, groups)): the middle of the levels; or None: zero.
+
+    StoreError where parts do not fit.
     """
 
     format: ClassVar[str] = "binary"
@@ -31,7 +38,9 @@ class Binary:
 
     def __post_init__(self) -> None:
         groups = group_count(self.in_features, self.group_size)
-        bits, out = self.planes.shape[:2] if self.planes.ndim == 3 else (-1, -1)
+        bits, out = (-1, -1)  # what any tensor of another rank is refused with
+        if self.planes.ndim == 3:
+            bits, out = self.planes.shape[:2]
         expect("planes", self.planes, (bits, out, packed_length(self.in_features, 1)), torch.uint8)
         expect("alpha", self.alpha, (out, groups, bits))
         if self.shift is not None:
@@ -39,9 +48,15 @@ class Binary:
 
     @classmethod
     def from_planes(cls, planes: Tensor, alpha: Tensor, shift: Tensor | None) -> Binary:
-        """planes (bits, out, in), positive where the code is +1; alpha (out, groups, bits); shift (out, groups)."""
-        bitmaps = torch.stack([pack((plane > 0).to(torch.uint8), 1) for plane in planes])
-        return cls(bitmaps, alpha, shift, planes.shape[2], planes.shape[2] // alpha.shape[1])
+        """Pack a weight's planes.
+
+        planes (any number type, (bits, out, in)): positive where the code is +1. alpha (floating,
+        (out, groups, bits)). shift (floating, (out, groups)), or None.
+        """
+        bitmaps = [pack((plane > 0).to(torch.uint8), 1) for plane in planes]
+        in_features = planes.shape[2]
+        group_size = in_features // alpha.shape[1]
+        return cls(torch.stack(bitmaps), alpha, shift, in_features, group_size)
 
     @classmethod
     def from_uniform(cls, weight: Uniform) -> Binary:
@@ -68,13 +83,14 @@ class Binary:
         return self.planes.shape[1], self.in_features
 
     def signs(self, plane: int) -> Tensor:
-        """(out, groups, group_size) float32 in {-1, +1}."""
-        bitmap = unpack(self.planes[plane], 1, self.in_features)
+        """The codes of one plane, (out, groups, group_size) float32 in {-1, +1}."""
+        bitmap = unpack(self.planes[plane], 1, self.in_features)  # (out, in) in {0, 1}
         return bitmap.float().mul_(2).sub_(1).unflatten(1, (-1, self.group_size))
 
     def dequantize(self) -> Tensor:
-        """(out, in) float32."""
+        """The weight, (out, in) float32."""
         alpha = self.alpha.float()
+        # Plane by plane and in place, so that no tensor of all planes is held.
         weight = self.signs(0).mul_(alpha[:, :, 0, None])  # (out, groups, group_size)
         for i in range(1, self.bits):
             weight.addcmul_(self.signs(i), alpha[:, :, i, None])
@@ -83,12 +99,14 @@ class Binary:
         return weight.flatten(1)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """planes, alpha and, where there is one, shift."""
+        """What is stored: planes, alpha and, unless it is None, shift."""
         tensors = {"planes": self.planes, "alpha": self.alpha}
-        return tensors if self.shift is None else tensors | {"shift": self.shift}
+        if self.shift is not None:
+            tensors["shift"] = self.shift
+        return tensors
 
     def spec(self) -> dict[str, Any]:
-        """in_features, group_size."""
+        """What reading needs beside the tensors: in_features, group_size."""
         return {"in_features": self.in_features, "group_size": self.group_size}
 
     @classmethod

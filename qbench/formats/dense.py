@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A weight in full precision. weight: floating (out, in)."""
+    """A weight of shape (out, in) in full precision.
+
+    weight (floating, (out, in)): as it is, in the dtype that it came in.
+    """
 
     format: ClassVar[str] = "dense"
 
@@ -23,15 +26,15 @@ class Dense:
         return self.weight.shape[0], self.weight.shape[1]
 
     def dequantize(self) -> Tensor:
-        """(out, in) float32."""
+        """The weight, (out, in) float32."""
         return self.weight.float()
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """weight."""
+        """What is stored: the weight itself."""
         return {"weight": self.weight}
 
     def spec(self) -> dict[str, Any]:
-        """Nothing beside the tensor."""
+        """Empty: reading needs nothing beside the tensor."""
         return {}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Lattice weights: an affine map from integer codes to short vectors of weights, between two Hadamard transforms.
+"""Lattice weights: an affine map of integer codes to short vectors, between Hadamard transforms.
 
     W = diag(sv) T_out W~ T_in diag(su),    W~[r, jd : jd + d] = map f(z[r, jd : jd + d]) + offset
 
@@ -27,12 +27,17 @@ Features = Literal["codes", "signs"]
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """A weight of shape (out, in) on an affine image of an integer lattice, d consecutive inputs at a time.
+    """A weight of shape (out, in) on an affine image of an integer lattice, d inputs at a time.
 
-    codes: uint8 (out, ceil(in*bits/8)), packed codes in 0..2^bits-1. map: float16 or float32 (d,
-    k), k = d for features `codes`, d * bits for `signs`. offset: (d,), or None for zero. su: (in,),
-    sv: (out,): scales with signs. blocks: orders of the Hadamard blocks along the outputs and the
-    inputs.
+    codes (uint8, (out, ceil(in*bits/8))): codes in 0..2^bits-1, packed along the inputs (see
+    `qbench.formats.packing`).
+    map (float16 or float32, (d, k)): from features to weights, k = d for the features `codes`,
+    d * bits for `signs`.
+    offset (float16 or float32, (d,)): added to each vector; or None: zero.
+    su (float16 or float32, (in,)), sv (float16 or float32, (out,)): scales with signs.
+    blocks: orders of the Hadamard blocks along the outputs and along the inputs.
+
+    StoreError where parts do not fit.
     """
 
     format: ClassVar[str] = "lattice"
@@ -47,8 +52,11 @@ class Lattice:
     blocks: tuple[int, int]
 
     def __post_init__(self) -> None:
-        d, k = self.map.shape if self.map.ndim == 2 else (0, 0)
-        out, columns = len(self.sv), len(self.su)
+        d, k = (0, 0)  # what a map of another rank is refused with
+        if self.map.ndim == 2:
+            d, k = self.map.shape
+        out = len(self.sv)
+        columns = len(self.su)
         expect("codes", self.codes, (out, packed_length(columns, self.bits)), torch.uint8)
         expect("map", self.map, (d, k))
         expect("su", self.su, (columns,))
@@ -57,12 +65,15 @@ class Lattice:
             expect("offset", self.offset, (d,))
         if self.blocks != (block_length(out), block_length(columns)):
             raise StoreError(
-                f"Hadamard blocks {self.blocks} do not fit a lattice weight of shape {(out, columns)}"
+                f"Hadamard blocks {self.blocks} do not fit a lattice weight of shape "
+                f"{(out, columns)}"
             )
-        if not d or k != d * (self.bits if self.features == "signs" else 1) or columns % d:
+        features_per_code = self.bits if self.features == "signs" else 1
+        if not d or k != d * features_per_code or columns % d:
             raise StoreError(
-                f"a lattice map of shape {(d, k)} does not fit features={self.features!r} of {self.bits} bits and "
-                f"{columns} inputs; expected (d, d) for codes, (d, {self.bits}d) for signs, d dividing the inputs"
+                f"a lattice map of shape {(d, k)} does not fit features={self.features!r} of "
+                f"{self.bits} bits and {columns} inputs; expected (d, d) for codes, "
+                f"(d, {self.bits}d) for signs, d dividing the inputs"
             )
 
     @classmethod
@@ -76,8 +87,12 @@ class Lattice:
         bits: int,
         features: Features,
     ) -> Lattice:
-        """codes (out, in) integers; the rest as it is stored; blocks as large as the shape allows."""
-        blocks = block_length(codes.shape[0]), block_length(codes.shape[1])
+        """Pack a weight's codes, and choose blocks as large as the shape allows.
+
+        codes (integer, (out, in)): in 0..2^bits-1. The rest is as it is stored.
+        """
+        out, columns = codes.shape
+        blocks = (block_length(out), block_length(columns))
         return cls(pack(codes, bits), map, offset, su, sv, bits, features, blocks)
 
     @property
@@ -86,41 +101,47 @@ class Lattice:
         return len(self.sv), len(self.su)
 
     def dequantize(self) -> Tensor:
-        """(out, in) float32."""
+        """The weight, (out, in) float32."""
         codes = unpack(self.codes, self.bits, len(self.su))
-        f = features_of(codes, len(self.map), self.bits, self.features)
+        features = features_of(codes, len(self.map), self.bits, self.features)
         offset = None if self.offset is None else self.offset.float()
-        return decode(f, self.map.float(), offset, self.su.float(), self.sv.float(), self.blocks)
+        return decode(
+            features, self.map.float(), offset, self.su.float(), self.sv.float(), self.blocks
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """codes, map, su, sv and, where there is one, offset."""
+        """What is stored: codes, map, su, sv and, unless it is None, offset."""
         tensors = {"codes": self.codes, "map": self.map, "su": self.su, "sv": self.sv}
-        return tensors if self.offset is None else tensors | {"offset": self.offset}
+        if self.offset is not None:
+            tensors["offset"] = self.offset
+        return tensors
 
     def spec(self) -> dict[str, Any]:
-        """bits, features, blocks."""
+        """What reading needs beside the tensors: bits, features, blocks."""
         return {"bits": self.bits, "features": self.features, "blocks": list(self.blocks)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Lattice:
         """The inverse of `to_tensors` and `spec`."""
-        parts = (
-            tensors["codes"],
-            tensors["map"],
-            tensors.get("offset"),
-            tensors["su"],
-            tensors["sv"],
+        settings = dict(spec)
+        settings["blocks"] = tuple(spec["blocks"])  # JSON made a list of it
+        return cls(
+            codes=tensors["codes"],
+            map=tensors["map"],
+            offset=tensors.get("offset"),
+            su=tensors["su"],
+            sv=tensors["sv"],
+            **settings,
         )
-        return cls(*parts, **(dict(spec) | {"blocks": tuple(spec["blocks"])}))
 
 
 def features_of(codes: Tensor, d: int, bits: int, kind: Features) -> Tensor:
-    """(out, in) uint8 -> (out, in/d, k) float32, what the map is applied to."""
-    vectors = codes.unflatten(-1, (-1, d))
+    """What the map is applied to: (out, in/d, k) float32, of codes (uint8, (out, in))."""
+    vectors = codes.unflatten(-1, (-1, d))  # (out, in/d, d)
     if kind == "codes":
         return vectors.float()
-    planes = [(vectors >> p) & 1 for p in range(bits - 1, -1, -1)]
-    return torch.cat(planes, -1).float().mul_(2).sub_(1)
+    planes = [(vectors >> place) & 1 for place in range(bits - 1, -1, -1)]
+    return torch.cat(planes, -1).float().mul_(2).sub_(1)  # {0, 1} -> {-1, +1}
 
 
 def decode(
@@ -131,9 +152,14 @@ def decode(
     sv: Tensor,
     blocks: tuple[int, int],
 ) -> Tensor:
-    """(out, in/d, k) features -> the weight (out, in), differentiable in all parameters; float32."""
-    W = features @ map.T
+    """The weight (float32, (out, in)), differentiable in all parameters.
+
+    features (float32, (out, in/d, k)): see `features_of`. The rest is as in `Lattice`, in float32.
+    """
+    W = features @ map.T  # (out, in/d, d)
     if offset is not None:
         W = W + offset
-    W = hadamard(hadamard(W.flatten(1), blocks[1], 1), blocks[0], 0)
+    along_outputs, along_inputs = blocks
+    W = hadamard(W.flatten(1), along_inputs, 1)  # W~ T_in, (out, in)
+    W = hadamard(W, along_outputs, 0)  # T_out W~ T_in
     return W * sv[:, None] * su

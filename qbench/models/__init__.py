@@ -1,1 +1,1 @@
-"""Models as they come: where they are found, how they are loaded, and what their blocks consist of."""
+"""Models as they come: where they are found, how they are loaded, what their blocks are made of."""

@@ -1,4 +1,4 @@
-"""Where the weights of a transformers decoder are: its blocks, and the linear layers inside them."""
+"""Where the weights of a transformers decoder are: its blocks, and the linear layers in them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,30 @@ from qbench.errors import ModelError
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the decoder's blocks: the outermost ModuleList with the most linear weights.
+    """The full name of the list of the decoder's blocks, and the list.
 
-    ModelError where there is none.
+    It is the outermost ModuleList with the most linear weights. ModelError where there is none.
     """
-    lists = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
-    }
-    outer = {
-        name: module
-        for name, module in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    }
-    sizes = {
-        name: sum(layer.weight.numel() for layer in linears(module).values())
-        for name, module in outer.items()
-    }
-    if not any(sizes.values()):
+    largest = 0
+    decoder: tuple[str, nn.ModuleList] | None = None
+    for name, blocks in _outermost_lists(model).items():
+        size = sum(layer.weight.numel() for layer in linears(blocks).values())
+        if size > largest:
+            largest = size
+            decoder = name, blocks
+    if decoder is None:
         raise ModelError(
-            f"{type(model).__name__} has no list of blocks with linear layers; qbench quantizes decoders"
+            f"{type(model).__name__} has no list of blocks with linear layers; "
+            "qbench quantizes decoders"
         )
-    name = max(sizes, key=lambda key: sizes[key])
-    return name, outer[name]
+    return decoder
 
 
 def linears(block: nn.Module) -> dict[str, Any]:
-    """Linear layers by name within the block, in the order of their registration; GPT-2's Conv1D is one of them.
+    """Linear layers by name within the block, in the order of their registration.
 
-    Routers of experts are not: they stay in full precision, as a wrong choice of expert costs more
-    than their bits.
+    GPT-2's Conv1D is one of them. Routers of experts are not: they stay in full precision, as a
+    wrong choice of expert costs more than their bits.
     """
     routers = _routers(block)
     return {
@@ -50,42 +45,60 @@ def linears(block: nn.Module) -> dict[str, Any]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear, or GPT-2's Conv1D."""
+    """Whether a module is nn.Linear, or GPT-2's Conv1D."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-def _routers(block: nn.Module) -> set[nn.Linear]:
-    """Linear layers, each on its own beside a list of experts, with one output for every expert or a single one."""
-    found = set()
-    for home in block.modules():
-        lengths = {len(child) for child in home.children() if isinstance(child, nn.ModuleList)}
-        for child in home.children() if lengths else ():
-            layers = [module for module in child.modules() if isinstance(module, nn.Linear)]
-            if (
-                len(layers) == 1
-                and not isinstance(child, nn.ModuleList)
-                and layers[0].out_features in {1, *lengths}
-            ):
-                found.add(layers[0])
-    return found
-
-
 def quantizable(model: nn.Module) -> dict[str, Any]:
-    """All linear layers inside the decoder's blocks by full name; embeddings and the head stay in full precision."""
+    """All linear layers inside the decoder's blocks by full name.
+
+    Embeddings and the head stay in full precision.
+    """
     prefix, blocks = decoder_blocks(model)
-    return {f"{prefix}.{name}": module for name, module in linears(blocks).items()}
+    return {f"{prefix}.{name}": layer for name, layer in linears(blocks).items()}
 
 
 def read_weight(layer: Any) -> Tensor:
-    """The weight as (out, in); Conv1D stores (in, out)."""
+    """The weight as (out, in), a view without gradient; Conv1D stores (in, out)."""
     return as_kept(layer, layer.weight.detach())
 
 
 def as_kept(layer: Any, weight: Tensor) -> Tensor:
-    """(out, in) as the layer keeps it: Conv1D has it transposed. Its own inverse."""
+    """A weight (out, in) as the layer keeps it: Conv1D has it transposed. Its own inverse."""
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def write_weight(layer: Any, weight: Tensor) -> None:
-    """Replace the weight by (out, in), in the layer's own dtype and device."""
+    """Replace the layer's weight by `weight` (out, in), in the layer's own dtype and device."""
     layer.weight.data.copy_(as_kept(layer, weight))
+
+
+def _outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Every ModuleList that is in no other one, by full name."""
+    outermost: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():  # a module comes before what is in it
+        inside = any(name.startswith(f"{other}.") for other in outermost)
+        if isinstance(module, nn.ModuleList) and not inside:
+            outermost[name] = module
+    return outermost
+
+
+def _routers(block: nn.Module) -> set[nn.Linear]:
+    """The linear layers that choose experts, or weigh them.
+
+    Such a layer is the only one in a child beside a list of experts, and has one output for every
+    expert, or a single one.
+    """
+    routers: set[nn.Linear] = set()
+    for home in block.modules():
+        children = list(home.children())
+        counts = {len(child) for child in children if isinstance(child, nn.ModuleList)}
+        if not counts:
+            continue
+        for child in children:
+            if isinstance(child, nn.ModuleList):
+                continue
+            layers = [module for module in child.modules() if isinstance(module, nn.Linear)]
+            if len(layers) == 1 and layers[0].out_features in {1, *counts}:
+                routers.add(layers[0])
+    return routers

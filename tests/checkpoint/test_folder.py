@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import qbench
 from qbench import Scheme
+from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.errors import ConfigError, StoreError
 from qbench.files.shards import INDEX, verify
@@ -153,9 +154,7 @@ def test_the_operator_keeps_its_promises(made):
 
 def test_large_models_are_sharded(tiny, tmp_path):
     made = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
-    from qbench.checkpoint import folder as checkpoint
-
-    folder = checkpoint.save(
+    folder = save_checkpoint(
         tmp_path / "s", made.model, None, made.weights, made.manifest, {}, shard_bytes=10_000
     )
     assert len(list(folder.glob("model-0*.safetensors"))) > 3 and set(verify(folder).values()) == {

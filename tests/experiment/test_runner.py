@@ -282,12 +282,10 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     tiny_folder, command, tmp_path, monkeypatch
 ):
-    from qbench.files import shards
-
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     code, _, error = command(*run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4"))
     assert code == 2 and "cannot be written" in error and "No space left" in error
     assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]

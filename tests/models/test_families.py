@@ -10,7 +10,7 @@ import torch
 import qbench
 from qbench import Scheme
 from qbench.calibration.walk import enter
-from qbench.checkpoint import folder as checkpoint
+from qbench.checkpoint.folder import is_checkpoint
 from qbench.contracts import BlockInputs
 from qbench.models.blocks import decoder_blocks, quantizable, read_weight
 from qbench.models.experts import unfuse_experts
@@ -48,9 +48,7 @@ def test_a_saved_model_is_the_same_model(family, tmp_path):
     result = qbench.quantize(model, *quick("rtn"))
     loaded = qbench.load(result.save(tmp_path / "saved"))
     assert loaded.bits_per_weight == result.bits_per_weight
-    assert checkpoint.is_quantized(tmp_path / "saved") and set(loaded.weights) == set(
-        result.weights
-    )
+    assert is_checkpoint(tmp_path / "saved") and set(loaded.weights) == set(result.weights)
     torch.testing.assert_close(
         loaded.model(TOKENS).logits, model(TOKENS).logits, rtol=1e-5, atol=1e-5
     )

@@ -1,0 +1,79 @@
+"""The model that a folder's config.json describes: built without data, and filled from the files.
+
+A damaged entry makes transformers raise nearly anything; all of it becomes a StoreError here.
+Nothing of a folder is executed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qbench.errors import StoreError
+from qbench.models.experts import unfuse_experts
+
+
+def read_skeleton(folder: Path) -> Any:
+    """The model with its parameters on the meta device and experts as linear layers.
+
+    StoreError where config.json describes no model.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # transformers 4
+        from transformers.modeling_utils import no_init_weights
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with no_init_weights(), init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config)
+        unfuse_experts(model, refuse=False)
+    except Exception as error:
+        raise StoreError(
+            f"{folder / 'config.json'} describes no model: {_short(error)}; copy it again"
+        ) from None
+    return model
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer; None where the folder has none, StoreError where it is damaged."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise StoreError(
+            f"the tokenizer in {folder} cannot be read: {_short(error)}; copy it again"
+        ) from None
+
+
+def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Assign `tensors` to a skeleton, whose quantized layers have been packed before.
+
+    StoreError by name where a tensor is missing, unexpected or of another shape.
+    """
+    try:
+        unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:
+        raise StoreError(
+            f"{folder}: {' '.join(str(error).split())[:300]}; copy or quantize again"
+        ) from None
+    model.tie_weights()
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if missing or unexpected:
+        raise StoreError(
+            f"{folder}: missing {missing[:3] or 'nothing'}, "
+            f"unexpected {unexpected[:3] or 'nothing'}"
+        )
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"

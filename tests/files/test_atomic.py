@@ -1,0 +1,66 @@
+"""Files and folders are replaced whole or not at all, and nothing stays behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from qbench.errors import StoreError
+from qbench.files import atomic
+from qbench.files.atomic import write_text, write_whole, write_whole_folder
+
+
+def contents(folder):
+    """Every file below a folder, by its path, hidden ones too."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+def test_a_file_and_the_folders_above_it(tmp_path):
+    assert write_text(tmp_path / "a" / "b.txt", "é") == tmp_path / "a" / "b.txt"
+    write_text(tmp_path / "a" / "b.txt", "new")
+    assert contents(tmp_path) == {"a/b.txt": "new"}
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, in_one_step):
+    if not in_one_step:  # as where the system cannot exchange two names
+        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+    write_whole_folder(tmp_path / "model", lambda part: (part / "old").write_text("old"))
+    write_whole_folder(tmp_path / "model", lambda part: (part / "new").write_text("new"))
+    assert contents(tmp_path) == {"model/new": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("write_place", [write_whole, write_whole_folder])
+def test_what_was_there_stays_where_writing_fails(tmp_path, write_place):
+    target = tmp_path / "target"
+    write_whole_folder(target, lambda part: (part / "file").write_text("old"))
+    place = target if write_place is write_whole_folder else target / "file"
+
+    def interrupted(part):
+        if part.is_dir():
+            (part / "file").write_text("half")
+        raise KeyboardInterrupt
+
+    def full(part):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(KeyboardInterrupt):
+        write_place(place, interrupted)
+    with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\)"):
+        write_place(place, full)
+    assert contents(tmp_path) == {"target/file": "old"}
+
+
+@pytest.mark.parametrize(
+    "module", ["errors", "records", "environment", "files.atomic", "files.shards", "models.source"]
+)
+def test_what_every_command_imports_needs_no_torch(module):
+    code = (
+        f"import sys, qbench.{module}\n"
+        "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
