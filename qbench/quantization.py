@@ -22,6 +22,7 @@ from qbench.contracts import (
     Scheme,
     WeightFormat,
     check_scheme,
+    trains,
     verb_of,
 )
 from qbench.errors import ConfigError, MethodError, QbenchError
@@ -104,9 +105,8 @@ def quantize(
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
         calibrated = {"calibration": {"tokens": list(tokens.shape), "sha256": digest}}
-        size = getattr(
-            method, "batch_size", batch_size
-        )  # a method that trains says how large its steps are
+        # A method that trains says how large its steps are.
+        size = method.batch_size if trains(method) else batch_size
         where: dict[str, Any] = {
             "device": torch.device(device),
             "batch_size": size,
