@@ -22,7 +22,9 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
     "formats": {"contracts", "errors"},
     "models": {"errors"},
     "calibration": {"contracts", "errors", "models"},
-    "registry": {"contracts", "errors"},
+    "declarations": {"contracts", "errors"},
+    "method_source": {"contracts", "declarations"},
+    "registry": {"contracts", "declarations", "errors", "method_source"},
     "checks": {"contracts", "errors", "formats", "registry"},
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
