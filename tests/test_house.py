@@ -51,8 +51,8 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
     },
     "commands": {
         "calibration", "checks", "contracts", "environment", "errors", "experiment", "export",
-        "files", "inspection", "kernels", "kernels.gpu", "latency", "models", "records", "registry",
-        "reports", "tasks",
+        "files", "inspection", "kernels", "kernels.gpu", "latency", "method_source", "models",
+        "records", "registry", "reports", "tasks",
     },
     "qbench": {"contracts", "quantization", "registry"},
 }  # fmt: skip

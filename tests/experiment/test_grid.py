@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qbench.errors import ConfigError
-from qbench.experiment.grid import PRESETS, Grid, cell_command, expand, parse_set, read_grid
+from qbench.experiment.cells import cell_command, expand
+from qbench.experiment.grid import PRESETS, Grid, parse_set, read_grid
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -102,6 +103,33 @@ def test_wrong_files(tmp_path, text, message):
 def test_wrong_grids(changes, message):
     with pytest.raises(ConfigError, match=message):
         cells(**changes)
+    with pytest.raises(ConfigError, match=message):
+        Grid(**changes).check_request()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sweep": "uniquanf"}, "unknown sweep 'uniquanf'. Did you mean 'uniquanf-ablation'"),
+        ({"tasks": ("wikitxt",)}, "unknown task 'wikitxt'. Did you mean 'wikitext'"),
+        ({"bits": (0,)}, "bits=0 is outside 1..16"),
+        ({"methods": ("greedy",), "symmetric": True}, "method 'greedy' has no symmetric form"),
+        ({"set": {"arc_easy": {"limits": ("3",)}}}, "unknown setting of 'arc_easy' 'limits'"),
+    ],
+)
+def test_requests_that_are_refused_before_any_plan(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Grid(**changes).check_request()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_and_sweep_is_a_fine_request(preset):
+    Grid(preset=preset).check_request()
+    Grid(preset=preset, sweep="uniquanf-ablation").check_request()
+
+
+def test_no_bits_are_no_cells():
+    assert [cell.method for cell in cells(bits=(), methods=("none", "rtn"))] == ["none"]
 
 
 def test_settings_of_tasks_and_of_the_calibration():
