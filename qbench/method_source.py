@@ -78,6 +78,7 @@ class _ClassSource:
 
     plain: it is decorated as a dataclass, and nothing of it is hidden. constants: class variables.
     parameters: fields of the dataclass, None where there is no default. functions: its methods.
+    hidden_base: it derives from a class that is not in one of our files.
     """
 
     plain: bool
@@ -109,6 +110,7 @@ class _ClassSource:
         """
         verbs = [verb for verb in VERBS if verb in self.functions]
         declared = all(key in self.constants for key in DECLARED)
+        # An assigned verb, or a field and a class variable of one name: only Python can tell.
         confused = self.constants.keys() & {*VERBS, *self.parameters}
         if not (self.plain and declared and len(verbs) == 1) or confused:
             raise Unreadable(class_name)
@@ -129,9 +131,10 @@ class _ClassSource:
 
 def _read_class(node: ast.ClassDef, tree: ast.Module) -> _ClassSource:
     """A class of a parsed module, after the classes that it derives from."""
-    decorated = [_is_dataclass(decorator) for decorator in node.decorator_list] == [True]
-    source = _ClassSource(plain=decorated and len(node.bases) <= 1 and not node.keywords)
-    source.decorated = decorated
+    decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+    is_dataclass = decorators in (["dataclass"], ["dataclass(frozen=True)"])
+    source = _ClassSource(plain=is_dataclass and len(node.bases) <= 1 and not node.keywords)
+    source.decorated = bool(decorators)  # any decorator could make a dataclass
     for base in node.bases:
         inherited = _read_base(base, tree)
         if inherited is None:
@@ -151,10 +154,13 @@ def _read_statement(statement: ast.stmt, source: _ClassSource) -> None:
     elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
         name = statement.target.id
         if not _is_classvar(statement.annotation):
-            source.parameters[name] = statement.value
+            source.parameters[name] = (
+                statement.value
+            )  # a field keeps the place of its first mention
         elif statement.value is not None:
             source.constants[name] = statement.value
     elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        # Without an annotation it is no field: `name = "mine"` in a class derived from another.
         source.constants[statement.targets[0].id] = statement.value
     elif not _is_text(statement):
         source.plain = False
@@ -181,7 +187,11 @@ def _read_base(base: ast.expr, tree: ast.Module) -> _ClassSource | None:
 
 
 def _require_plain(tree: ast.Module) -> None:
-    """Unreadable unless importing the module does no more than import what exists, and define."""
+    """Unreadable unless importing the module does no more than import what exists, and define.
+
+    A file that would raise when it is imported must not be listed as if it worked: a missing
+    package, a name that one of our modules does not have, or a `raise` is found by importing it.
+    """
     definitions = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     for statement in tree.body:
         if isinstance(statement, ast.Import):
@@ -232,10 +242,6 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _is_dataclass(decorator: ast.expr) -> bool:
-    return ast.unparse(decorator) in ("dataclass", "dataclass(frozen=True)")
-
-
 def _is_classvar(annotation: ast.expr) -> bool:
     return ast.unparse(annotation).partition("[")[0] in ("ClassVar", "typing.ClassVar")
 
@@ -248,7 +254,7 @@ def _parsed(path: Path) -> ast.Module:
     return _parse(path.read_text(encoding="utf-8"), path.name)
 
 
-@cache
+@cache  # keyed by the text, so that an edited file is parsed again
 def _parse(text: str, name: str) -> ast.Module:
     return ast.parse(text, filename=name)
 

@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch):
     before = set(sys.modules)
     yield folder
     for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", "").startswith(str(folder)):
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(folder)):
             del sys.modules[name]
 
 
