@@ -13,7 +13,8 @@ import qbench
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = ("methods", "kernels", "tasks", "reports")  # folders of the root that are packages of qbench
-ARROWS = {  # what each room may import of ours: a folder is a room, and so is a module of qbench's root
+# What each room may import of ours: a folder is a room, and so is a module of qbench's root.
+ARROWS = {
     "errors": set(),
     "contracts": {"errors"},
     "records": {"contracts"},
@@ -50,7 +51,7 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
         "quantization", "records", "registry", "tasks",
     },
     "commands": {
-        "calibration", "checks", "contracts", "environment", "errors", "experiment", "export",
+        "checks", "contracts", "environment", "errors", "experiment", "export",
         "files", "inspection", "kernels", "kernels.gpu", "latency", "method_source", "models",
         "records", "registry", "reports", "tasks",
     },
@@ -117,7 +118,8 @@ def test_no_arrow_runs_in_a_circle():
 
 
 def test_a_report_needs_no_torch():
-    code = "import sys, qbench.reports.page, qbench.reports.tables, qbench.experiment.store; assert 'torch' not in sys.modules"
+    modules = "qbench.reports.page, qbench.reports.tables, qbench.experiment.store"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
@@ -151,5 +153,5 @@ def test_the_readme_lists_every_method():
     from qbench.commands.listing import as_markdown, listing
 
     assert as_markdown(*listing("methods")) in (ROOT / "README.md").read_text(), (
-        "run `qbench list methods --markdown`"
+        "run `python -P -m qbench.commands.listing README.md`"
     )
