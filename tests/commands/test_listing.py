@@ -53,7 +53,6 @@ def test_the_module_writes_the_file(tmp_path):
     [
         (["--help"], 0, ""),
         (["list", "methods"], 0, ""),
-        (["list", "models"], 0, ""),
         (["list", "sweeps"], 0, ""),
         (["run", "--methods", "gtpq"], 2, "unknown method 'gtpq'. Did you mean 'gptq'?"),
         (["run", "--sweep", "uniquanf"], 2, "unknown sweep 'uniquanf'. Did you mean"),
