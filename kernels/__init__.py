@@ -1,7 +1,12 @@
-"""Matrix products with quantized weights: one kernel, one file; the plain reference is the oracle for all."""
+"""Matrix products with quantized weights: one kernel, one file.
+
+The plain reference is the oracle for all.
+"""
 
 if __name__ != "qbench.kernels":
-    raise ImportError(
-        "this folder is the package qbench.kernels; the repository root is on sys.path "
-        "(run `qbench`, `pytest` or `python -P`)"
-    )
+    # The repository's root is on sys.path, and somebody imports a package `kernels`: transformers
+    # does, which then asks for its version, and a program may import transformers before qbench. An
+    # error would be theirs; a package without a file and without a path is what they take for
+    # absent, and none of our modules can be imported from it a second time.
+    __path__ = []
+    del __file__

@@ -1,7 +1,8 @@
 """Quantization methods: one paper, one file."""
 
 if __name__ != "qbench.methods":
-    raise ImportError(
+    raise ModuleNotFoundError(
         "this folder is the package qbench.methods; the repository root is on sys.path "
-        "(run `qbench`, `pytest` or `python -P`)"
+        "(import qbench first, which takes it off, or run `qbench`, `pytest` or `python -P`)",
+        name=__name__,
     )

@@ -1,8 +1,11 @@
-"""qbench: which quantization method, at how many real bits, is better, and is the difference real?"""
+"""qbench: which quantization method, at how many real bits, is better, and is it a difference?"""
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
@@ -23,6 +26,8 @@ _HOME = {
     "load": "quantization",
     "quantize": "quantization",
 }
+_ROOT = Path(__file__).resolve().parents[1]
+_FOLDERS = ("kernels", "methods", "reports", "tasks")  # packages of qbench that stand in the root
 
 
 def __getattr__(name: str) -> Any:  # lazy, so that reports and `qbench --help` never import torch
@@ -31,8 +36,33 @@ def __getattr__(name: str) -> Any:  # lazy, so that reports and `qbench --help` 
     return getattr(import_module(f"qbench.{_HOME[name]}"), name)
 
 
+def _leave_the_root() -> None:
+    """Take the repository's root off `sys.path`, where Python started in it.
+
+    Else its folders would be importable as `methods` beside `qbench.methods`, each class twice, and
+    transformers would take `kernels` for the package of that name. An installed qbench has no such
+    root.
+    """
+    if not all((_ROOT / folder / "__init__.py").is_file() for folder in _FOLDERS):
+        return
+    sys.path[:] = [entry for entry in sys.path if not _is_the_root(entry)]
+    for folder in _FOLDERS:
+        origin = getattr(getattr(sys.modules.get(folder), "__spec__", None), "origin", None)
+        if origin is not None and Path(origin).resolve().parent == _ROOT / folder:
+            del sys.modules[folder]  # imported before us, by its guard as an empty package
+
+
+def _is_the_root(entry: str) -> bool:
+    try:
+        return os.path.samefile(entry or os.curdir, _ROOT)  # "" is the working directory
+    except OSError:
+        return False
+
+
 @when_imported("transformers.quantizers")
-def _register(
-    _: Any,
-) -> None:  # so that `import qbench` does not import transformers, and yet from_pretrained knows us
+def _register(_: Any) -> None:
+    """So that `import qbench` does not import transformers, and yet from_pretrained knows us."""
     import_module("qbench.checkpoint.huggingface")
+
+
+_leave_the_root()

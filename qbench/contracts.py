@@ -1,9 +1,12 @@
-"""The contracts between methods, formats, kernels, tasks and the runner. No torch at run time, no I/O.
+"""The contracts between methods, formats, kernels, tasks and the runner.
+
+Importing this module imports no torch, and nothing here reads or writes files.
 
 A method implements exactly one of three verbs, by what it needs to see:
 
 - `quantize_weight(weight, scheme)`: the weight alone (RTN, binary coding);
-- `quantize_linear(weight, stats, scheme)`: also second-order statistics of the layer's input (GPTQ);
+- `quantize_linear(weight, stats, scheme)`: also second-order statistics of the layer's input
+  (GPTQ);
 - `quantize_block(block, inputs, targets, scheme)`: a whole transformer block with its inputs and
   full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF).
 """
@@ -23,13 +26,16 @@ if TYPE_CHECKING:
 
 Verb = Literal["quantize_weight", "quantize_linear", "quantize_block"]
 VERBS: tuple[Verb, ...] = ("quantize_weight", "quantize_linear", "quantize_block")
+DECLARED = ("name", "paper", "format", "bits", "symmetric")  # ClassVars that every method has
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is asked of a method: bits per code, weights per group along the inputs, symmetric grid or not.
+    """What is asked of a method.
 
-    `group_size=None` means one group per output channel.
+    bits: per weight code, 1..16. group_size: weights per group along the inputs; None is one group
+    per output channel. symmetric: grids without a zero point. Raises ConfigError for bits or a
+    group size out of range.
     """
 
     bits: int
@@ -39,7 +45,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16:
             raise ConfigError(
-                f"bits={self.bits} is outside 1..16; choose the bits per weight code, such as 2, 3 or 4"
+                f"bits={self.bits} is outside 1..16; "
+                "choose the bits per weight code, such as 2, 3 or 4"
             )
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(
@@ -47,13 +54,17 @@ class Scheme:
             )
 
     def group_length(self, in_features: int, layer: str = "this layer") -> int:
-        """Weights per group for a layer of `in_features` inputs; ConfigError where the size does not divide."""
+        """Weights per group for a layer of `in_features` inputs.
+
+        layer: its name, for the message. Raises ConfigError where the group size does not divide.
+        """
         group = in_features if self.group_size is None else self.group_size
         if in_features % group:
-            fit = [size for size in (16, 32, 64, 96, 128, 192, 256, 512) if in_features % size == 0]
+            usual = (16, 32, 64, 96, 128, 192, 256, 512)
+            fitting = [str(size) for size in usual if in_features % size == 0]
             raise ConfigError(
                 f"group_size={group} does not divide the {in_features} inputs of {layer}; "
-                f"choose one of {', '.join(map(str, fit)) or in_features} or 'channel'"
+                f"choose one of {', '.join(fitting) or in_features} or 'channel'"
             )
         return group
 
@@ -100,12 +111,14 @@ class WeightFormat(Protocol):
 
 
 class Method(Protocol):
-    """What every method declares. A method is a frozen dataclass whose fields are its hyper-parameters.
+    """What every method declares; it is a frozen dataclass whose fields are its hyper-parameters.
 
     name: what the user types. paper: title, venue and arXiv id. format: the weight format it
     returns. bits: the supported bits, inclusive. symmetric: whether it honours
-    `Scheme(symmetric=True)`. A method may also declare `exceptions`: contract checks that it does
-    not keep by its nature, name of the check -> why.
+    `Scheme(symmetric=True)`. These are ClassVars; without that word they would be hyper-parameters.
+
+    A method may also declare, as ClassVars: `exceptions`, contract checks that it does not keep by
+    its nature, name of the check -> why; and `trains = True`, which makes it a `TrainedMethod`.
     """
 
     name: ClassVar[str]
@@ -173,10 +186,11 @@ class BlockInputs:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """A quantized block: weights for all of its linear layers, and what else changed, by name within the block.
+    """A quantized block.
 
-    parameters: full-precision parameters that take new values, such as a norm into which a scale
-    was folded. log: how it went, JSON-able, kept in the record.
+    weights: of all of its linear layers, by their names within the block. parameters:
+    full-precision parameters that take new values, such as a norm into which a scale was folded.
+    log: how it went, JSON-able, kept in the record.
     """
 
     weights: Mapping[str, WeightFormat]
@@ -190,22 +204,53 @@ class BlockMethod(Method, Protocol):
     def quantize_block(
         self, block: Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """targets: the full-precision block's outputs for `inputs.full`. Must leave the block as it is."""
+        """Quantize all linear layers of `block`, and leave the block itself as it is.
+
+        targets: an entry per batch, the full-precision block's output (batch, length, width) for
+        `inputs.full`.
+        """
+
+
+class TrainedMethod(BlockMethod, Protocol):
+    """A block method that trains: it declares `trains`, and has these hyper-parameters.
+
+    epochs: passes over the calibration batches. batch_size: sequences per step, and so of the
+    batches that `quantize_block` is given. The settings `trained` of a preset are for all such
+    methods; `qbench.calibration.reconstruction.Reconstruction` is one to derive from.
+    """
+
+    trains: ClassVar[Literal[True]]
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the calibration batches."""
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per step."""
+
+    def training_tokens(self, tokens: int) -> int:
+        """Tokens that pass forward and backward when `tokens` tokens calibrate."""
+
+
+def trains(method: Any) -> bool:
+    """Whether a method (class, instance or declaration) is a `TrainedMethod`."""
+    return bool(getattr(method, "trains", False))
 
 
 def verb_of(method: Any) -> Verb:
     """Which of the three verbs a method implements; ConfigError unless exactly one."""
-    found = [verb for verb in VERBS if callable(getattr(method, verb, None))]
-    if len(found) != 1:
+    verbs = [verb for verb in VERBS if callable(getattr(method, verb, None))]
+    if len(verbs) != 1:
         raise ConfigError(
-            f"method {getattr(method, 'name', method)!r} implements {', '.join(found) or 'none'} of "
-            f"{', '.join(VERBS)}; a method implements exactly one"
+            f"method {getattr(method, 'name', method)!r} implements {', '.join(verbs) or 'none'} "
+            f"of {', '.join(VERBS)}; a method implements exactly one"
         )
-    return found[0]
+    return verbs[0]
 
 
 def check_scheme(method: Any, scheme: Scheme) -> None:
-    """ConfigError if the method does not support this scheme."""
+    """ConfigError if the method (class, instance or declaration) does not support this scheme."""
     low, high = method.bits
     if not low <= scheme.bits <= high:
         raise ConfigError(
@@ -213,5 +258,6 @@ def check_scheme(method: Any, scheme: Scheme) -> None:
         )
     if scheme.symmetric and not method.symmetric:
         raise ConfigError(
-            f"method {method.name!r} has no symmetric form; leave out --symmetric or choose rtn or gptq"
+            f"method {method.name!r} has no symmetric form; "
+            "leave out --symmetric or choose rtn or gptq"
         )

@@ -31,6 +31,7 @@ from qbench.contracts import (
     Scheme,
     WeightFormat,
     check_scheme,
+    trains,
     verb_of,
 )
 from qbench.errors import ConfigError, MethodError, QbenchError
@@ -144,7 +145,7 @@ def quantize(
             "device": torch.device(device),
             "progress": progress,
             # a method that trains says how large its steps are
-            "batch_size": getattr(method, "batch_size", batch_size),
+            "batch_size": method.batch_size if trains(method) else batch_size,
             "dtype": torch_dtype(dtype),
         }
         if verb == "quantize_linear":

@@ -1,7 +1,7 @@
 """Name -> method: the folder `methods/`, entry points of installed packages, and plug-in files.
 
-A broken plug-in is kept with its reason, so that `qbench list methods` shows it and the others
-still work.
+What cannot be used is kept with its reason, so that `qbench list methods` shows it and the others
+still work. The folder and the entry points are read once in a process.
 """
 
 from __future__ import annotations
@@ -13,78 +13,94 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from qbench.contracts import verb_of
-from qbench.errors import ConfigError, unknown_name
+from qbench.contracts import DECLARED
+from qbench.declarations import Declaration, declaration_of, methods_in
+from qbench.errors import ConfigError, QbenchError, unknown_name
+from qbench.method_source import Unreadable, file_label, module_file, read_declarations
 
-_DECLARED = ("name", "paper", "format", "bits", "symmetric")
+PACKAGE = "qbench.methods"
+GROUP = "qbench.methods"  # of entry points
 _BUILDS_ON = ("qbench.methods.", "qbench.calibration.reconstruction", "qbench.calibration.folding")
-_plugins: dict[str, Any] = {}
+_plugins: dict[str, Declaration] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """A plug-in that could not be used. origin: its entry point. reason: one sentence."""
+    """A file or a plug-in that could not be used. origin: where it is. reason: one sentence."""
 
     origin: str
     reason: str
 
 
+def declarations() -> dict[str, Declaration | Broken]:
+    """What every method declares, by name; our own files are read without importing them."""
+    return _installed() | _plugins
+
+
+def read_anew() -> None:
+    """Forget what the folder and the entry points held; the next question reads them again."""
+    _installed.cache_clear()
+
+
 def methods() -> dict[str, Any]:
-    """All methods by name, classes or `Broken`: our own, entry points of group `qbench.methods`, plug-in files."""
-    package = importlib.import_module("qbench.methods")
-    found: dict[str, Any] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        found |= {cls.name: cls for cls in _methods_in(module)}
-    for point in entry_points(group="qbench.methods"):
-        if isinstance(found.get(point.name), type):
-            found[f"{point.name} ({point.value})"] = Broken(
-                point.value, f"the name {point.name!r} is already taken"
-            )
+    """Every method by name, imported: its class, or `Broken`."""
+    classes: dict[str, Any] = {}
+    for name, entry in declarations().items():
+        if isinstance(entry, Broken):
+            classes[name] = entry
             continue
         try:
-            found[point.name] = _checked(point.load())
-        except (
-            Exception
-        ) as error:  # a third party's import may raise anything; it is shown, not swallowed
-            found[point.name] = Broken(point.value, f"{type(error).__name__}: {error}")
-    return found | _plugins
+            classes[name] = entry.load()
+        except Exception as error:  # whatever a file raises on import, the others still work
+            classes[name] = Broken(entry.file, _reason(error))
+    return classes
+
+
+def declared(name: str) -> Declaration:
+    """What the method called `name` declares, without importing it where it is our own.
+
+    Raises ConfigError with the nearest name, or with why the method is broken.
+    """
+    known = declarations()
+    entry = known.get(name)
+    if isinstance(entry, Declaration):
+        return entry
+    if isinstance(entry, Broken):
+        raise ConfigError(f"method {name!r} from {entry.origin} cannot be used: {entry.reason}")
+    usable = [key for key, other in known.items() if isinstance(other, Declaration)]
+    raise ConfigError(unknown_name("method", name, usable))
 
 
 def method_class(name: str) -> Any:
-    """The class of the method called `name`; ConfigError with the nearest name, or with why it is broken."""
-    known = methods()
-    found = known.get(name)
-    if isinstance(found, Broken):
-        raise ConfigError(f"method {name!r} from {found.origin} cannot be used: {found.reason}")
-    if found is None:
+    """The class of the method called `name`; ConfigError as for `declared`, or where it fails."""
+    declaration = declared(name)
+    try:
+        return declaration.load()
+    except Exception as error:  # a file of ours that does not import is its author's to see
         raise ConfigError(
-            unknown_name(
-                "method", name, [key for key, cls in known.items() if isinstance(cls, type)]
-            )
-        )
-    return found
+            f"method {name!r} from {declaration.file} cannot be used: {_reason(error)}"
+        ) from error
 
 
 def get_method(name: str, **params: Any) -> Any:
-    """The method called `name` with its hyper-parameters, converted to the declared types (`period="4"` becomes 4).
+    """The method called `name` with its hyper-parameters.
 
-    Raises ConfigError for an unknown name or parameter, or a value that does not fit.
+    params: converted to the declared types, so that `period="4"` becomes 4. Raises ConfigError for
+    an unknown name or parameter, or a value that does not fit.
     """
     cls = method_class(name)
     hints = get_type_hints(cls)
-    fields = [field.name for field in dataclasses.fields(cls)]
     values = {}
     for key, value in params.items():
-        if key not in fields:
-            raise ConfigError(unknown_name(f"parameter of method {name!r}", key, fields))
+        check_parameter(name, key, parameters(cls))
         try:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
@@ -92,43 +108,10 @@ def get_method(name: str, **params: Any) -> Any:
     return cls(**values)
 
 
-def load_plugin(path: Path) -> list[str]:
-    """Import a Python file and register the methods it defines; returns their names.
-
-    Raises ConfigError naming the file where it is absent, raises, defines no method, or takes a
-    name that exists.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"plug-in {str(path)!r} is not a file; give the path of a Python file that defines a method"
-        )
-    module_name = (
-        f"qbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    )
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up here
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(
-            f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
-        ) from error
-    found = [_checked(cls) for cls in _methods_in(module)]
-    if not found:
-        raise ConfigError(
-            f"plug-in {str(path)!r} defines no method: a dataclass that declares {', '.join(_DECLARED)}"
-        )
-    for cls in found:
-        taken = methods().get(cls.name)
-        if taken is not None and getattr(taken, "__module__", None) != module_name:
-            raise ConfigError(
-                f"plug-in {str(path)!r} defines method {cls.name!r}, which exists; choose another name"
-            )
-        _plugins[cls.name] = cls
-    return [cls.name for cls in found]
+def check_parameter(method: str, key: str, known: dict[str, Any]) -> None:
+    """ConfigError with the nearest name where `key` is none of a method's known parameters."""
+    if key not in known:
+        raise ConfigError(unknown_name(f"parameter of method {method!r}", key, known))
 
 
 def parameters(method: Any) -> dict[str, Any]:
@@ -138,38 +121,143 @@ def parameters(method: Any) -> dict[str, Any]:
     return dataclasses.asdict(method)
 
 
+def load_plugin(path: Path) -> list[str]:
+    """Import a Python file and register the methods it defines; returns their names.
+
+    Raises ConfigError naming the file where it is absent, raises, defines no method or a wrong
+    one, or takes a name that exists.
+    """
+    module = _import_plugin(path)
+    loaded = [declaration_of(cls, str(path)) for cls in methods_in(module)]
+    if not loaded:
+        raise ConfigError(
+            f"plug-in {str(path)!r} defines no method: "
+            f"a dataclass that declares {', '.join(DECLARED)}"
+        )
+    names = [declaration.name for declaration in loaded]
+    for declaration in loaded:
+        other = declarations().get(declaration.name)
+        again = isinstance(other, Declaration) and other.module == module.__name__
+        if other is not None and not again:
+            place = other.file if isinstance(other, Declaration) else other.origin
+            raise ConfigError(
+                f"plug-in {str(path)!r} defines method {declaration.name!r}, which exists; "
+                f"choose another name than that of {place}"
+            )
+        if names.count(declaration.name) > 1:
+            raise ConfigError(
+                f"plug-in {str(path)!r} defines method {declaration.name!r} twice; "
+                "give each class a name of its own"
+            )
+    for declaration in loaded:
+        _plugins[declaration.name] = declaration
+    return names
+
+
+def _import_plugin(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(
+            f"plug-in {str(path)!r} is not a file; "
+            "give the path of a Python file that defines a method"
+        )
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"qbench_plugin_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
+        ) from error
+    return module
+
+
 def source_hash(cls: type) -> str:
-    """12 hex digits of the sha256 of the file that defines the method, and of the files it builds on."""
-    seen, waiting = set[str](), [cls.__module__]
+    """12 hex digits of the sha256 of the file that defines a method and of those it builds on."""
+    seen: set[str] = set()
+    waiting = [cls.__module__]
     while waiting:
         name = waiting.pop()
-        if name not in seen and (name == cls.__module__ or name.startswith(_BUILDS_ON)):
-            seen.add(name)
-            waiting += [
-                getattr(value, "__module__", None) or ""
-                for value in vars(sys.modules[name]).values()
-            ]
-    files = [inspect.getsourcefile(sys.modules[name]) for name in sorted(seen)]
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()[
-        :12
-    ]
+        if name in seen or not (name == cls.__module__ or name.startswith(_BUILDS_ON)):
+            continue
+        seen.add(name)
+        for value in vars(sys.modules[name]).values():
+            waiting.append(getattr(value, "__module__", None) or "")
+    digest = hashlib.sha256()
+    for name in sorted(seen):
+        file = inspect.getsourcefile(sys.modules[name])
+        if file:
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def _methods_in(module: ModuleType) -> list[Any]:
-    return [
-        cls
-        for cls in vars(module).values()
-        if isinstance(cls, type)
-        and cls.__module__ == module.__name__
-        and all(hasattr(cls, key) for key in _DECLARED)
-    ]
+@cache
+def _installed() -> dict[str, Declaration | Broken]:
+    """Our own methods, and those of installed packages."""
+    usable: dict[str, Declaration] = {}
+    broken: list[tuple[str, Broken]] = []
+    package = importlib.import_module(PACKAGE)
+    for info in pkgutil.iter_modules(package.__path__):
+        _add_own(info.name, usable, broken)
+    for point in entry_points(group=GROUP):
+        _add_entry_point(point, usable, broken)
+    registered: dict[str, Declaration | Broken] = dict(usable)
+    for name, entry in broken:
+        key = f"{name} ({entry.origin})" if name in registered else name
+        registered[key] = entry
+    return registered
 
 
-def _checked(cls: Any) -> Any:
-    missing = [key for key in _DECLARED if not hasattr(cls, key)]
-    if missing or not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise ConfigError(
-            f"{cls!r} is not a method: a frozen dataclass that declares {', '.join(_DECLARED)}"
-        )
-    verb_of(cls)
-    return cls
+def _add_own(stem: str, usable: dict[str, Declaration], broken: list[tuple[str, Broken]]) -> None:
+    """The methods in one file of the folder; a file without methods is a part of others."""
+    path = module_file(f"{PACKAGE}.{stem}")
+    file = stem if path is None else file_label(path)
+    try:
+        own = _read_own(f"{PACKAGE}.{stem}", file)
+    except Exception as error:  # whatever is wrong with one file, the others still work
+        broken.append((stem, Broken(file, _reason(error))))
+        return
+    for declaration in own:
+        other = usable.get(declaration.name)
+        if other is None:
+            usable[declaration.name] = declaration
+        else:
+            broken.append((declaration.name, _taken(file, declaration.name, other)))
+
+
+def _read_own(module: str, file: str) -> list[Declaration]:
+    try:
+        return read_declarations(module)
+    except Unreadable:
+        classes = methods_in(importlib.import_module(module))
+        return [declaration_of(cls, file) for cls in classes]
+
+
+def _add_entry_point(
+    point: EntryPoint, usable: dict[str, Declaration], broken: list[tuple[str, Broken]]
+) -> None:
+    other = usable.get(point.name)
+    if other is not None:
+        broken.append((point.name, _taken(point.value, point.name, other)))
+        return
+    try:
+        usable[point.name] = declaration_of(point.load(), point.value)
+    except Exception as error:  # a third party's import may raise anything; it is shown
+        broken.append((point.name, Broken(point.value, _reason(error))))
+
+
+def _taken(origin: str, name: str, other: Declaration) -> Broken:
+    return Broken(
+        origin,
+        f"{origin} defines method {name!r}, which {other.file} defines already; "
+        "choose another name",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; those of ours are sentences already."""
+    return str(error) if isinstance(error, QbenchError) else f"{type(error).__name__}: {error}"

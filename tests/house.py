@@ -15,6 +15,7 @@ import subprocess
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import TopologicalSorter
 from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
@@ -87,18 +88,13 @@ def arrows() -> dict[str, set[str]]:
 
 
 def reduced(rooms: Arrows) -> dict[str, set[str]]:
-    """The arrows that do not follow from others."""
-
-    def reachable(room: str) -> set[str]:
-        below = set(rooms[room])
-        for other in rooms[room]:
-            below |= reachable(other)
-        return below
-
-    kept = {}
-    for room, others in rooms.items():
-        implied = set[str]().union(*(reachable(other) for other in others))
-        kept[room] = others - implied
+    """The arrows that do not follow from others. graphlib.CycleError where rooms form a circle."""
+    below: dict[str, set[str]] = {}
+    kept: dict[str, set[str]] = {}
+    for room in TopologicalSorter(rooms).static_order():
+        implied = set[str]().union(*(below[other] for other in rooms[room]))
+        below[room] = rooms[room] | implied
+        kept[room] = rooms[room] - implied
     return kept
 
 

@@ -22,7 +22,9 @@ ARROWS = {
     "formats": {"contracts", "errors"},
     "models": {"errors", "files"},
     "calibration": {"contracts", "errors", "models"},
-    "registry": {"contracts", "errors"},
+    "declarations": {"contracts", "errors"},
+    "method_source": {"contracts", "declarations"},
+    "registry": {"contracts", "declarations", "errors", "method_source"},
     "checks": {"contracts", "errors", "formats", "registry"},
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
@@ -48,9 +50,9 @@ ARROWS = {
         "quantization", "records", "registry", "tasks",
     },
     "commands": {
-        "calibration", "checks", "contracts", "environment", "errors", "experiment", "export",
-        "files", "inspection", "kernels", "kernels.gpu", "latency", "models", "records", "registry",
-        "reports", "tasks",
+        "checks", "contracts", "environment", "errors", "experiment", "export",
+        "files", "inspection", "kernels", "kernels.gpu", "latency", "method_source", "models",
+        "records", "registry", "reports", "tasks",
     },
 }  # fmt: skip
 
@@ -77,7 +79,8 @@ def test_the_picture_shows_the_house_as_it_is():
 
 
 def test_a_report_needs_no_torch():
-    code = "import sys, qbench.reports.page, qbench.experiment.store; assert 'torch' not in sys.modules"
+    modules = "qbench.reports.page, qbench.reports.tables, qbench.experiment.store"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
@@ -111,5 +114,5 @@ def test_the_readme_lists_every_method():
     from qbench.commands.listing import as_markdown, listing
 
     assert as_markdown(*listing("methods")) in (ROOT / "README.md").read_text(), (
-        "run `qbench list methods --markdown`"
+        "run `python -P -m qbench.commands.listing README.md`"
     )

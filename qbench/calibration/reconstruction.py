@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ class Reconstruction:
     are not trained on (with a single batch, it does both). patience: epochs without improvement
     after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
     """
+
+    trains: ClassVar[Literal[True]] = True
 
     epochs: int = 4
     batch_size: int = 4

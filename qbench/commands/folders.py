@@ -44,16 +44,21 @@ def quantize(
     ] = "auto",
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
-    from qbench.contracts import Scheme
+    from qbench.contracts import Scheme, check_scheme
     from qbench.experiment.grid import parse_set
-    from qbench.experiment.single import CalibrationWindows, quantize_model
+    from qbench.registry import declared
 
     group = as_group(group_size)
+    scheme = Scheme(bits, None if group == "channel" else group, symmetric)
+    if not plugin:  # else the method may stand in a plug-in, which is imported below
+        check_scheme(declared(method), scheme)
+    from qbench.experiment.single import CalibrationWindows, quantize_model  # imports torch
+
     with err.status(f"quantizing {model} with {method}") as status:
         bits_per_weight = quantize_model(
             model,
             method,
-            Scheme(bits, None if group == "channel" else group, symmetric),
+            scheme,
             output,
             settings=parse_set(sets or []).get(method, {}),
             plugins=plugin or [],
@@ -63,18 +68,18 @@ def quantize(
             dtype=dtype,
             progress=lambda fraction, text: status.update(text),
         )
-    parts = ", ".join(
-        f"{part} {value:.3f}" for part, value in bits_per_weight.items() if part != "total"
-    )
+    total = bits_per_weight.pop("total")
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items())
     out.print(
-        f"{output}  {bits_per_weight['total']:.3f} bits/weight ({parts})",
+        f"{output}  {total:.3f} bits/weight ({parts})",
         markup=False,
         soft_wrap=True,
     )
 
 
 @app.command(
-    epilog="Examples: `qbench export smollm2-3b --to gptq -o gptq-3b`   `qbench export DIR --to gguf -o model.gguf`"
+    epilog="Examples: `qbench export smollm2-3b --to gptq -o gptq-3b`   "
+    "`qbench export DIR --to gguf -o model.gguf`"
 )
 def export(
     folder: Annotated[
@@ -152,76 +157,95 @@ def inspect(
     """Show where the bits of a model are, measured from the headers of its files."""
     from qbench.inspection.report import inspect as inspect_model
 
-    found = inspect_model(path)
+    inspection = inspect_model(path)
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(asdict(inspection), indent=2))
         return
-    _print(_headline(found))
-    out.print(_item_table(found))
-    kinds = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in found.unquantized_layers)
-    for name, count in kinds.items():
-        _print(f"not quantized  {name}" + (f"  ({count} layers)" if count > 1 else ""))
-    for note in found.notes:
+    _print(_headline(inspection))
+    out.print(_item_table(inspection))
+    # `model.layers.0.mlp` and `model.layers.1.mlp` are one line, `model.layers.*.mlp`.
+    patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in inspection.unquantized_layers]
+    for pattern, count in Counter(patterns).items():
+        layers = f"  ({count} layers)" if count > 1 else ""
+        _print(f"not quantized  {pattern}{layers}")
+    for note in inspection.notes:
         _print(f"note  {note}")
-    if found.parameters:
-        _print(f"stated  {_flat(found.parameters)}")
+    if inspection.parameters:
+        _print(f"stated  {_flat(inspection.parameters)}")
 
 
 @app.command(epilog="Example: `qbench verify smollm2-gptq-3b`")
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that `qbench quantize` wrote.")],
 ) -> None:
-    """Hold every file of a saved model against the hash in its index; exit code 1 where one differs."""
+    """Hold every file of a saved model against the hash in its index; exit code 1 where one
+    differs.
+    """
     from qbench.files.shards import verify as verify_files
 
-    found = verify_files(folder)
-    for name, problem in sorted(found.items()):
-        _print(f"{'FAIL' if problem else 'ok':5} {name}{f'  {problem}' if problem else ''}")
-    raise typer.Exit(1 if any(found.values()) else 0)
+    problems = verify_files(folder)
+    for name, problem in sorted(problems.items()):
+        _print(f"FAIL  {name}  {problem}" if problem else f"ok    {name}")
+    raise typer.Exit(1 if any(problems.values()) else 0)
 
 
 def _flat(parameters: Mapping[str, Any]) -> str:
-    """`bits=3 group_size=64`, nested ones too; the paper has a line in the model's card."""
-    inner = [_flat(value) for key, value in parameters.items() if isinstance(value, Mapping)]
-    own = [
-        f"{key}={value}"
-        for key, value in parameters.items()
-        if not isinstance(value, Mapping) and key != "paper"
-    ]
-    return " ".join(own + inner)
+    """`bits=3 group_size=64`, nested ones after them.
+
+    The paper is left out; it has a line of its own in the model's card.
+    """
+    own = []
+    nested = []
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            nested.append(_flat(value))
+        elif key != "paper":
+            own.append(f"{key}={value}")
+    return " ".join(own + nested)
 
 
-def _headline(found: Inspection) -> str:
-    """What it is, the bits of its quantized weights, stated and measured, and those of the whole."""
-    kind = " ".join(
-        part
-        for part in (found.source, found.format_version and f"({found.format_version})")
-        if part
+def _headline(inspection: Inspection) -> str:
+    """What it is, the bits of its quantized weights, in its config and measured, and of all."""
+    subject = f"{inspection.path}  {_origin(inspection)}"
+    whole = (
+        f"{inspection.bits_per_parameter:.3f} bits per parameter of the whole, "
+        f"{inspection.nbytes / 1e6:.1f} MB"
     )
-    made = f", {found.method}" if found.method not in (None, found.source) else ""
-    whole = f"{found.bits_per_parameter:.3f} bits per parameter of the whole, {found.nbytes / 1e6:.1f} MB"
-    if not found.quantized_weights:
-        return f"{found.path}  {kind}{made}: nothing is quantized; {whole}"
-    stated = "" if found.stated_bits is None else f" (stated: {found.stated_bits:g}-bit codes)"
+    if not inspection.quantized_weights:
+        return f"{subject}: nothing is quantized; {whole}"
+    config = ""
+    if inspection.stated_bits is not None:
+        config = f" (stated: {inspection.stated_bits:g}-bit codes)"
     return (
-        f"{found.path}  {kind}{made}: {found.bits_per_weight['total']:.3f} bits per weight{stated} over "
-        f"{found.quantized_weights:,} weights of {found.quantized_layers} layers; {whole}"
+        f"{subject}: {inspection.bits_per_weight['total']:.3f} bits per weight{config} over "
+        f"{inspection.quantized_weights:,} weights of {inspection.quantized_layers} layers; {whole}"
     )
 
 
-def _item_table(found: Inspection) -> Table:
+def _origin(inspection: Inspection) -> str:
+    """The program, the version of its format, and the method where that is another word."""
+    origin: str = inspection.source
+    if inspection.format_version:
+        origin += f" ({inspection.format_version})"
+    if inspection.method in (None, inspection.source):
+        return origin
+    return f"{origin}, {inspection.method}"
+
+
+def _item_table(inspection: Inspection) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("item", "tensors", "bytes", "share", "bits per weight"):
-        table.add_column(name, justify="left" if name == "item" else "right")
-    for item in found.items:
-        bits = found.bits_per_weight.get(item.name)
-        facts = (
+    table.add_column("item")
+    for name in ("tensors", "bytes", "share", "bits per weight"):
+        table.add_column(name, justify="right")
+    for item in inspection.items:
+        bits = inspection.bits_per_weight.get(item.name)
+        table.add_row(
+            Text(item.name.replace("_", " ")),
             str(item.tensors),
             f"{item.nbytes:,}",
             f"{item.share:.1%}",
             "" if bits is None else f"{bits:.4f}",
         )
-        table.add_row(Text(item.name.replace("_", " ")), *facts)
     return table
 
 

@@ -1,15 +1,19 @@
-"""The tables behind `qbench list` and the README."""
+"""The tables behind `qbench list`, and the table of methods in the README.
+
+`python -P -m qbench.commands.listing README.md` writes that table into the file, in place.
+"""
 
 from __future__ import annotations
 
-from qbench.calibration.reconstruction import Reconstruction
-from qbench.contracts import verb_of
-from qbench.errors import ConfigError, unknown_name
-from qbench.experiment.grid import SWEEPS
-from qbench.models.source import known_models
-from qbench.registry import Broken, methods, parameters
-from qbench.tasks.registry import all_tasks, broken_tasks
+import sys
+from pathlib import Path
 
+from qbench.errors import ConfigError, unknown_name
+from qbench.files.atomic import write_text
+from qbench.method_source import read_parameters
+from qbench.registry import Broken, declarations
+
+Columns = tuple[str, ...]
 Rows = list[tuple[str, ...]]
 NEEDS = {
     "quantize_weight": "weights",
@@ -18,7 +22,7 @@ NEEDS = {
 }
 
 
-def listing(what: str) -> tuple[tuple[str, ...], Rows]:
+def listing(what: str) -> tuple[Columns, Rows]:
     """Column names and rows for `methods`, `tasks`, `models`, `sweeps` or `kernels`."""
     kinds = {
         "methods": _methods,
@@ -32,73 +36,98 @@ def listing(what: str) -> tuple[tuple[str, ...], Rows]:
     return kinds[what]()
 
 
-def as_markdown(columns: tuple[str, ...], rows: Rows) -> str:
-    """A Markdown table."""
-    lines = [columns, ("---",) * len(columns), *rows]
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
+def as_markdown(columns: Columns, rows: Rows) -> str:
+    """A Markdown table, a row per line."""
+    lines = [_markdown_row(columns), _markdown_row(("---",) * len(columns))]
+    lines += [_markdown_row(row) for row in rows]
+    return "".join(lines)
 
 
-def _methods() -> tuple[tuple[str, ...], Rows]:
+def with_methods_table(readme: str) -> str:
+    """The text of the README with its table of methods, wherever it stands, as it is now.
+
+    Raises ConfigError where no table begins with the columns of `qbench list methods`.
+    """
+    columns, rows = listing("methods")
+    header = _markdown_row(columns)
+    before, separator, rest = readme.partition(header)
+    if not separator:
+        raise ConfigError(f"no table of methods: no line is {header.strip()!r}; add it")
+    lines = rest.splitlines(keepends=True)
+    while lines and lines[0].startswith("|"):
+        lines.pop(0)
+    return before + as_markdown(columns, rows) + "".join(lines)
+
+
+def _markdown_row(cells: Columns) -> str:
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |\n"
+
+
+def _methods() -> tuple[Columns, Rows]:
+    training = read_parameters("qbench.calibration.reconstruction", "Reconstruction")
     rows: Rows = []
-    for name, cls in sorted(methods().items()):
-        if isinstance(cls, Broken):
-            rows.append((name, "broken", "", "", "", f"{cls.origin}: {cls.reason}"))
+    for name, entry in sorted(declarations().items()):
+        if isinstance(entry, Broken):
+            rows.append((name, "broken", "", "", "", f"{entry.origin}: {entry.reason}"))
             continue
-        low, high = cls.bits
-        shared = parameters(Reconstruction) if issubclass(cls, Reconstruction) else {}
-        own = [
-            f"{key}={value}"
-            for key, value in parameters(cls).items()
-            if (key, value) not in shared.items()
-        ]
-        needs, params = (
-            NEEDS[verb_of(cls)],
-            " ".join(own + ["and those of training"] * bool(shared)),
-        )
-        rows.append((name, cls.format, f"{low}-{high}", needs, params, cls.paper))
+        low, high = entry.bits
+        parameters = dict(entry.parameters)
+        shares_training = entry.trains and training.keys() <= parameters.keys()
+        if shares_training:  # these stand once, below the table
+            for key, value in training.items():
+                if parameters[key] == value:
+                    del parameters[key]
+        words = [f"{key}={value}" for key, value in parameters.items()]
+        if shares_training:
+            words.append("and those of training")
+        needs = NEEDS[entry.verb]
+        rows.append((name, entry.format, f"{low}-{high}", needs, " ".join(words), entry.paper))
     return ("method", "format", "bits", "needs", "parameters", "paper"), rows
 
 
-def _tasks() -> tuple[tuple[str, ...], Rows]:
+def _tasks() -> tuple[Columns, Rows]:
+    from qbench.tasks.registry import all_tasks, broken_tasks
+
     rows: Rows = [(name, task.kind, task.describe()) for name, task in all_tasks().items()]
-    return ("task", "kind", "what"), rows + [
-        (name, "broken", reason) for name, reason in broken_tasks().items()
-    ]
+    rows += [(name, "broken", reason) for name, reason in broken_tasks().items()]
+    return ("task", "kind", "what"), rows
 
 
-def _sweeps() -> tuple[tuple[str, ...], Rows]:
-    variants = [(name, variant) for name, variants in SWEEPS.items() for variant in variants]
-    rows: Rows = [
-        (
-            name,
-            entry["method"],
-            " ".join(f"{key}={value}" for key, value in entry.items() if key != "method"),
-        )
-        for name, entry in variants
-    ]
+def _sweeps() -> tuple[Columns, Rows]:
+    from qbench.experiment.grid import SWEEPS
+
+    rows: Rows = []
+    for name, variants in SWEEPS.items():
+        for variant in variants:
+            settings = [f"{key}={value}" for key, value in variant.items() if key != "method"]
+            rows.append((name, variant["method"], " ".join(settings)))
     return ("sweep", "method", "parameters"), rows
 
 
-def _models() -> tuple[tuple[str, ...], Rows]:
+def _models() -> tuple[Columns, Rows]:
+    from qbench.models.source import known_models
+
     return ("model", "what"), list(known_models().items())
 
 
-def _kernels() -> tuple[tuple[str, ...], Rows]:
+def _kernels() -> tuple[Columns, Rows]:
     import qbench.kernels.dispatch  # noqa: F401  (registers them)
     from qbench.kernels.registry import KERNELS
 
     rows: Rows = []
     for name, kernel in reversed(KERNELS.items()):
-        formats, bits = (
-            ",".join(kernel.formats or ["all"]),
-            "-".join(map(str, kernel.bits or ["all"])),
-        )
-        where = ",".join(kernel.devices or ["all"])
-        dtypes = (
-            ",".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes or ()) or "all"
-        )
-        state = kernel.available() or ("automatic" if kernel.automatic else "by name")
-        rows.append((name, formats, bits, where, dtypes, f"{state}: {kernel.describe()}"))
+        formats = ",".join(kernel.formats or ["all"])
+        bits = "-".join(map(str, kernel.bits or ["all"]))
+        devices = ",".join(kernel.devices or ["all"])
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in kernel.dtypes or ()]
+        chosen = "automatic" if kernel.automatic else "by name"
+        state = kernel.available() or chosen
+        what = f"{state}: {kernel.describe()}"
+        rows.append((name, formats, bits, devices, ",".join(dtypes) or "all", what))
     return ("kernel", "formats", "bits", "devices", "dtypes of x", "chosen"), rows
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    write_text(file, with_methods_table(file.read_text()))

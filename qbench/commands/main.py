@@ -1,7 +1,8 @@
-"""The command line: `qbench run`, `report`, `list`, `check`, `data`; others are in `folders` and `machine`.
+"""The command line: `qbench run`, `report`, `list`, `check` and `data`, and its entry point.
 
-Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse,
-130 interrupted.
+The commands about one model are in `folders`, those about this machine in `machine`. Results go to
+stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse, 130
+interrupted. What a command needs is imported in it, so that help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -30,6 +31,14 @@ from qbench.commands.options import (
 )
 from qbench.errors import QbenchError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from qbench.experiment.grid import Grid
+    from qbench.experiment.runner import Plan
+    from qbench.experiment.store import Store
+    from qbench.records import Record
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -49,8 +58,9 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
 
 
 @app.command(
-    epilog="Examples: `qbench run --bits 2,3,4`   `qbench run --model ./llama --methods rtn,gptq --group-size channel`"
-    "   `qbench run --methods gptq --set gptq.damp=0.01,0.1 --dry-run`"
+    epilog="Examples: `qbench run --bits 2,3,4`   "
+    "`qbench run --model ./llama --methods rtn,gptq --group-size channel`   "
+    "`qbench run --methods gptq --set gptq.damp=0.01,0.1 --dry-run`"
 )
 def run(
     model: Model = "smollm2-135m",
@@ -78,7 +88,9 @@ def run(
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
 ) -> None:
-    """Quantize and evaluate a grid of methods and bits, and end with a leaderboard. Run it again to resume."""
+    """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
+    Run it again to resume.
+    """
     from qbench.experiment.grid import parse_set, read_grid
 
     explicit_model = model if config is None or model != "smollm2-135m" else None
@@ -102,62 +114,75 @@ def run(
             "out": out_folder,
         },
     )
+    grid.check_request()  # before `_run` imports torch
     raise typer.Exit(_run(grid, dry_run))
 
 
-def _run(grid: Any, dry_run: bool) -> int:
-    from qbench.commands.progress import LiveView
+def _run(grid: Grid, dry_run: bool) -> int:
+    """Plan the grid, and run it unless this is a dry run; returns the exit code."""
     from qbench.experiment.runner import make_plan
-    from qbench.experiment.runner import run as run_plan
     from qbench.experiment.store import Store
     from qbench.reports.page import write_report
-    from qbench.reports.tables import screen
 
     plan = make_plan(grid)
-    folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     out.print(f"data  {plan.source.describe()}", markup=False, soft_wrap=True)
     if dry_run:
         _show_plan(plan)
         return 0
+    folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
+    records = _run_plan(plan, store)
+    _print_leaderboard(records)
+    written = write_report(store.read_records()[0], folder)
+    _print_paths("report", written)
+    return 0 if all(record.status == "ok" for record in records) else 1
+
+
+def _run_plan(plan: Plan, store: Store) -> list[Record]:
+    """Run the cells that are not done, under a live view; the records of all cells of the plan."""
+    from qbench.commands.progress import LiveView
+    from qbench.experiment.runner import run as run_plan
+
     records, complaints = store.read_records()
-    for complaint in complaints:
-        err.print(f"warning: {complaint}", markup=False)
+    _print_warnings(complaints)
     done = {record.id for record in records if record.status == "ok"}
-    todo = {cell.id: plan.estimates[cell.id].seconds for cell in plan.cells if cell.id not in done}
-    minutes = sum(todo.values()) / 60
+    seconds = {}
+    for cell in plan.cells:
+        if cell.id not in done:
+            seconds[cell.id] = plan.estimates[cell.id].seconds
     out.print(
-        f"plan  {len(plan.cells)} cells: {len(todo)} to run, {len(plan.cells) - len(todo)} done ({folder}); "
-        f"about {minutes:.0f} min, {plan.cells[0].dtype} on {plan.device}",
+        f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
+        f"{len(plan.cells) - len(seconds)} done ({store.folder}); "
+        f"about {sum(seconds.values()) / 60:.0f} min, {plan.cells[0].dtype} on {plan.device}",
         markup=False,
         soft_wrap=True,
     )
-    with LiveView(out, err, todo) as view:
-        found = run_plan(plan, store, view)
-    screen(found, out)
-    written = write_report(store.read_records()[0], folder)
-    out.print("report  " + "  ".join(str(path) for path in written), markup=False, soft_wrap=True)
-    return 0 if all(record.status == "ok" for record in found) else 1
+    with LiveView(out, err, seconds) as view:
+        return run_plan(plan, store, view)
 
 
-def _show_plan(plan: Any) -> None:
+def _show_plan(plan: Plan) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("cell", "model", "method", "quantize", "evaluate", "peak memory"):
-        table.add_column(
-            name, justify="right" if name in ("quantize", "evaluate", "peak memory") else "left"
-        )
+    for name in ("cell", "model", "method"):
+        table.add_column(name)
+    for name in ("quantize", "evaluate", "peak memory"):
+        table.add_column(name, justify="right")
+    total = 0.0
     for cell in plan.cells:
         cost = plan.estimates[cell.id]
-        facts = (
+        total += cost.seconds
+        table.add_row(
+            cell.id,
+            Text(cell.model),
+            Text(cell.label),
             f"{cost.quantize:.0f} s",
             f"{sum(cost.tasks.values()):.0f} s",
             f"{cost.peak_bytes / 1e9:.1f} GB",
         )
-        table.add_row(cell.id, Text(cell.model), Text(cell.label), *facts)
     out.print(table)
-    total = sum(plan.estimates[cell.id].seconds for cell in plan.cells)
     out.print(
-        f"{len(plan.cells)} cells, about {total / 60:.0f} min (estimated from a matrix product timed on this machine)"
+        f"{len(plan.cells)} cells, about {total / 60:.0f} min "
+        "(estimated from a matrix product timed on this machine)"
     )
 
 
@@ -166,17 +191,11 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
     """Write the tables, pictures and the page again, from the records alone."""
     from qbench.experiment.store import read_records
     from qbench.reports.page import write_report
-    from qbench.reports.tables import screen
 
     records, complaints = read_records(folder)
-    for complaint in complaints:
-        err.print(f"warning: {complaint}", markup=False)
-    screen(records, out)
-    out.print(
-        "report  " + "  ".join(str(path) for path in write_report(records, folder)),
-        markup=False,
-        soft_wrap=True,
-    )
+    _print_warnings(complaints)
+    _print_leaderboard(records)
+    _print_paths("report", write_report(records, folder))
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
@@ -185,12 +204,11 @@ def list_(
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
-    """What there is, by name; broken plug-ins with their reason."""
+    """What there is, by name; what is broken with its reason."""
     from qbench.commands.listing import as_markdown, listing
+    from qbench.registry import load_plugin
 
     for path in plugin or []:
-        from qbench.registry import load_plugin
-
         load_plugin(path)
     columns, rows = listing(what)
     if markdown:
@@ -234,7 +252,8 @@ def data_list(data: Data = None) -> None:
     out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
     table = Table("table", "split", "rows", "sha256", "licence", box=None, padding=(0, 2, 0, 0))
     for row in inventory(source):
-        table.add_row(*(Text("missing" if value is None else str(value)) for value in row.values()))
+        cells = ["missing" if value is None else str(value) for value in row.values()]
+        table.add_row(*map(Text, cells))
     out.print(table)
 
 
@@ -273,6 +292,22 @@ def main() -> None:
             "interrupted; everything finished is kept, and the same command goes on from here"
         )
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _print_leaderboard(records: Sequence[Record]) -> None:
+    from qbench.reports.tables import screen
+
+    screen(records, out)
+
+
+def _print_paths(title: str, paths: Iterable[Path]) -> None:
+    line = "  ".join(map(str, paths))
+    out.print(f"{title}  {line}", markup=False, soft_wrap=True)
+
+
+def _print_warnings(complaints: Iterable[str]) -> None:
+    for complaint in complaints:
+        err.print(f"warning: {complaint}", markup=False)
 
 
 def _complain(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, the options that several have, and how their values are read."""
+"""What the commands share: where they print, common options, and how their values are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from qbench.errors import ConfigError
 
-out, err = Console(), Console(stderr=True)
+out = Console()
+err = Console(stderr=True)
 
 Model = Annotated[
     str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")
@@ -33,12 +34,15 @@ Plugins = Annotated[
 
 
 def as_names(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a list with commas."""
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+    """The parts of a list with commas, without empty ones; None where the option is left out."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(part for part in parts if part)
 
 
 def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
-    """Whole numbers with commas. ConfigError naming the flag where they are not."""
+    """Whole numbers with commas; ConfigError naming the flag for anything else."""
     if text is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: lines on stdout that can be searched, and time left on stderr."""
+"""What a person sees while a grid runs: a line per result on stdout, the time left on stderr."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ QUIET_SECONDS = 20.0  # between two lines in a log
 
 
 class LiveView:
-    """A bar on a terminal; in a log, one line per cell and task, and now and then one of progress."""
+    """One line per cell and task on `out`; on `err` a bar, or in a log a line now and then.
+
+    It is the `View` of `qbench.experiment.runner`.
+    """
 
     def __init__(self, out: Console, err: Console, seconds: dict[str, float]) -> None:
         """seconds: the estimate for each cell that is to be run, by id."""
-        self.out, self.err, self.seconds = out, err, seconds
+        self.out = out
+        self.err = err
+        self.seconds = seconds
         self.started = time.perf_counter()
-        self.done = 0.0
+        self.done = 0.0  # estimated seconds of the cells that are finished
         self.cell: Cell | None = None
         self.position = ""
-        self._spoke = 0.0
+        self._last_line = 0.0
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -47,7 +52,7 @@ class LiveView:
         self._task = self._bar.add_task("", total=max(sum(seconds.values()), 1e-9))
 
     def __enter__(self) -> LiveView:
-        """Shows the bar."""
+        """Show the bar, where there is a terminal."""
         self._bar.start()
         return self
 
@@ -57,65 +62,75 @@ class LiveView:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Takes it away."""
+        """Take the bar away, however the run ended."""
         self._bar.stop()
 
     def begin(self, cell: Cell, position: int, cells: int) -> None:
-        """Name the cell."""
-        self.cell, self.position = cell, f"{position}/{cells}"
+        """A cell starts, the `position`-th of `cells`."""
+        self.cell = cell
+        self.position = f"{position}/{cells}"
         self.progress(0.0, "loading")
 
     def progress(self, fraction: float, text: str) -> None:
-        """Move the bar; in a log, say it every now and then."""
+        """The present cell is done to `fraction`, 0..1; in a log, a line at most every 20 s."""
         if self.cell is None:
             return
-        at = self.done + fraction * self.seconds.get(self.cell.id, 0.0)
+        done = self.done + fraction * self.seconds.get(self.cell.id, 0.0)
         title = f"{self.position} {self.cell.model} {self.cell.label}: {text}"
-        self._bar.update(self._task, completed=at, description=title)
+        self._bar.update(self._task, completed=done, description=title)
         now = time.perf_counter()
-        if not self.err.is_terminal and now - self._spoke > QUIET_SECONDS:
-            self._spoke = now
-            total = sum(self.seconds.values())
-            pace = (now - self.started) / at if at > total / 20 else 1.0  # at first, as estimated
-            self.err.print(
-                f"{title}, about {(total - at) * pace / 60:.0f} min left",
-                markup=False,
-                soft_wrap=True,
-            )
+        if self.err.is_terminal or now - self._last_line <= QUIET_SECONDS:
+            return
+        self._last_line = now
+        self.err.print(
+            f"{title}, about {self._seconds_left(done, now) / 60:.0f} min left",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def _seconds_left(self, done: float, now: float) -> float:
+        """From the estimate, corrected by the pace so far once a twentieth is done."""
+        total = sum(self.seconds.values())
+        pace = 1.0
+        if done > total / 20:
+            pace = (now - self.started) / done
+        return (total - done) * pace
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
-        """One line per task."""
-        shown = ", ".join(
-            f"{_named(s)} {number(s.value, s.stderr, s.metric)}"
-            for s in scores
-            if s.task == scores[0].task
-        )
-        self._line(f"       {scores[0].task}: {shown}")
+        """A task of the present cell is done: one line with its scores."""
+        task = scores[0].task
+        words = []
+        for score in scores:
+            if score.task == task:
+                value = number(score.value, score.stderr, score.metric)
+                words.append(f"{_metric(score)} {value}")
+        self._line(f"       {task}: {', '.join(words)}")
 
     def finish(self, record: Record) -> None:
-        """One line per cell."""
+        """A cell is done, and its record written: one line with its bits and times."""
         if self.cell is not None:
             self.done += self.seconds.get(self.cell.id, 0.0)
-        bits = record.bits_per_weight.get("total")
-        facts = [f"{bits:.2f} bits/weight" if bits is not None else ""]
-        facts += [
-            f"quantized in {record.quantize_seconds:.1f} s" if record.quantize_seconds else ""
-        ]
-        facts += [
-            f"evaluated in {record.evaluate_seconds:.1f} s" if record.evaluate_seconds else ""
-        ]
-        outcome = (
-            "  ".join(fact for fact in facts if fact)
-            if record.status == "ok"
-            else f"{record.status}: {record.reason}"
-        )
-        self._line(
-            f"{self.position:>6} {record.cell.model}  {record.cell.label}  {outcome}  {record.id}"
-        )
+        outcome = f"{record.status}: {record.reason}"
+        if record.status == "ok":
+            outcome = _costs(record)
+        cell = record.cell
+        self._line(f"{self.position:>6} {cell.model}  {cell.label}  {outcome}  {record.id}")
 
     def _line(self, text: str) -> None:
         self.out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _named(score: Score) -> str:
+def _costs(record: Record) -> str:
+    costs = []
+    bits = record.bits_per_weight.get("total")
+    if bits is not None:
+        costs.append(f"{bits:.2f} bits/weight")
+    if record.quantize_seconds:
+        costs.append(f"quantized in {record.quantize_seconds:.1f} s")
+    if record.evaluate_seconds:
+        costs.append(f"evaluated in {record.evaluate_seconds:.1f} s")
+    return "  ".join(costs)
+
+
+def _metric(score: Score) -> str:
     return score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"

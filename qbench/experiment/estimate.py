@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qbench.contracts import verb_of
+from qbench.contracts import trains, verb_of
 from qbench.environment import pick_dtype
 from qbench.models.blocks import decoder_blocks, quantizable
 from qbench.models.source import torch_dtype
@@ -104,7 +104,7 @@ def estimate(cell: Cell, rates: Rates) -> Estimate:
     streams = 4 * tokens * (2 * rates.hidden + rates.widest)
     method = get_method(cell.method, **cell.params)
     if verb_of(method) == "quantize_block":
-        trained = method.training_tokens(tokens) if hasattr(method, "training_tokens") else tokens
+        trained = method.training_tokens(tokens) if trains(method) else tokens
         passes = (
             2 * 2 * tokens + 6 * trained
         )  # both streams forward; training is a forward and two backward products

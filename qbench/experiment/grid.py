@@ -1,9 +1,8 @@
-"""From flags and YAML to a grid, and from a grid to the cells of a plan."""
+"""From flags and YAML to a grid: which methods, with which parameters, at how many bits."""
 
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +10,22 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qbench.contracts import Scheme, check_scheme, verb_of
+from qbench.contracts import Scheme, check_scheme, trains
 from qbench.errors import ConfigError, unknown_name
-from qbench.records import CalibrationSpec, Cell, Scalar, TaskSpec
-from qbench.registry import get_method, method_class, parameters, source_hash
+from qbench.records import Scalar
+from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
+Values = tuple[Scalar, ...]  # of one parameter: a cell for each
+Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("presets.yaml").read_text()
 )
 SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("sweeps.yaml").read_text()
 )
+CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
+CALIBRATION_KEYS = ("samples", "length")
+LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate")
 
 
@@ -44,7 +48,7 @@ class Grid(BaseModel):
     preset: str = "quick"
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
-    set: dict[str, dict[str, tuple[Scalar, ...]]] = {}
+    set: Settings = {}
     plugin: tuple[Path, ...] = ()
     data: str = "auto"
     seed: int = 0
@@ -61,50 +65,60 @@ class Grid(BaseModel):
 
     @property
     def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
-        """(method, parameters) of every variant, `none` first: the sweep's, or every combination of what is set.
+        """(method, parameters) of every variant, `none` first, each once.
 
-        Parameters are those that differ from the method's defaults. ConfigError for an unknown
-        sweep.
+        They are those of the sweep, or of the methods, in every combination of the values that are
+        set. Parameters are those that differ from the method's defaults. Raises ConfigError for an
+        unknown sweep, method or parameter, or a value that does not fit.
         """
-        if self.sweep is not None and self.sweep not in SWEEPS:
+        variants: list[tuple[str, dict[str, Scalar]]] = []
+        for method, fixed in self._entries():
+            for params in self._combinations(method, fixed):
+                if (method, params) not in variants:
+                    variants.append((method, params))
+        return variants
+
+    def _entries(self) -> list[tuple[str, dict[str, Scalar]]]:
+        """(method, parameters that are fixed) before anything is swept, `none` first."""
+        if self.sweep is None:
+            names = self.defaults["methods"] if self.methods is None else self.methods
+            return [(name, {}) for name in sorted(names, key=_unquantized_first)]
+        if self.sweep not in SWEEPS:
             raise ConfigError(unknown_name("sweep", self.sweep, SWEEPS))
-        if self.sweep is not None and self.methods is not None:
+        if self.methods is not None:
             raise ConfigError(
-                f"--sweep {self.sweep} brings its own methods; leave out --methods {','.join(self.methods)}"
+                f"--sweep {self.sweep} brings its own methods; "
+                f"leave out --methods {','.join(self.methods)}"
             )
-        stated = self.methods if self.methods is not None else self.defaults["methods"]
-        names = sorted(dict.fromkeys(stated), key=lambda name: name != "none")
-        listed = (
-            [{"method": name} for name in names]
-            if self.sweep is None
-            else [{"method": "none"}, *SWEEPS[self.sweep]]
-        )
-        found: list[tuple[str, dict[str, Scalar]]] = []
-        for entry in listed:
-            fixed = {key: value for key, value in entry.items() if key != "method"}
-            found += [
-                (entry["method"], params) for params in self._combinations(entry["method"], fixed)
-            ]
-        return [variant for i, variant in enumerate(found) if variant not in found[:i]]
+        entries: list[tuple[str, dict[str, Scalar]]] = [("none", {})]
+        for variant in SWEEPS[self.sweep]:
+            fixed = {key: value for key, value in variant.items() if key != "method"}
+            entries.append((variant["method"], fixed))
+        return entries
 
     def _combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
-        """Every combination of the values set for a method, over what the preset and the sweep fix."""
-        settings: dict[str, tuple[Scalar, ...]] = {
-            key: (value,) for key, value in self.method_settings(method).items()
-        }
-        settings |= {key: (value,) for key, value in fixed.items()} | self.set.get(method, {})
+        """Every combination of the values set for a method, over what preset and sweep fix."""
+        values = self._values(method, fixed)
         defaults = parameters(method_class(method))
-        sweep = []
-        for values in itertools.product(*settings.values()):
-            made = parameters(get_method(method, **dict(zip(settings, values, strict=True))))
-            sweep.append({key: value for key, value in made.items() if value != defaults[key]})
-        return sweep
+        combinations = []
+        for choice in itertools.product(*values.values()):
+            params = dict(zip(values, choice, strict=True))
+            converted = parameters(get_method(method, **params))
+            changed = {key: value for key, value in converted.items() if value != defaults[key]}
+            combinations.append(changed)
+        return combinations
+
+    def _values(self, method: str, fixed: Mapping[str, Scalar]) -> dict[str, Values]:
+        """The values of each parameter; --set overrides the sweep, and the sweep the preset."""
+        single = {**self.method_settings(method), **fixed}
+        values: dict[str, Values] = {key: (value,) for key, value in single.items()}
+        return values | self.set.get(method, {})
 
     def method_settings(self, method: str) -> dict[str, Scalar]:
         """What the preset fixes for a method: for every method that trains, and for this one."""
-        stated = self.defaults.get("settings", {})
-        trained = stated.get("trained", {}) if "epochs" in parameters(method_class(method)) else {}
-        return {**trained, **stated.get(method, {})}
+        settings = self.defaults.get("settings", {})
+        trained = settings.get("trained", {}) if trains(declared(method)) else {}
+        return {**trained, **settings.get(method, {})}
 
     @property
     def group(self) -> int | None:
@@ -118,40 +132,69 @@ class Grid(BaseModel):
         return self.tasks if self.tasks is not None else tuple(self.defaults["tasks"])
 
     def task_options(self, task: str) -> dict[str, Any]:
-        """limit, num_fewshot, length and generate of a task: the preset's, overridden by `set`."""
-        return dict(self.defaults["tasks"].get(task, {})) | _single(
-            task, self.set.get(task, {}), TASK_KEYS
-        )
+        """limit, num_fewshot, length and generate: the preset's, overridden by `set`."""
+        preset = self.defaults["tasks"].get(task, {})
+        return {**preset, **_single_values(task, self.set.get(task, {}), TASK_KEYS)}
 
     @property
     def calibration(self) -> dict[str, int]:
         """samples and length: the preset's, overridden by `set`."""
-        return self.defaults["calibration"] | _single(
-            "calibration", self.set.get("calibration", {}), ("samples", "length")
-        )
+        settings = self.set.get(CALIBRATION, {})
+        overrides = _single_values(CALIBRATION, settings, CALIBRATION_KEYS)
+        return self.defaults["calibration"] | overrides
+
+    def schemes(self, method: str) -> list[Scheme | None]:
+        """The schemes that a method is asked for; the unquantized model has the only one, None."""
+        if method == "none":
+            return [None]
+        return [Scheme(bits, self.group, self.symmetric) for bits in sorted(set(self.bits))]
+
+    def check_owners(self, methods: Sequence[str]) -> None:
+        """ConfigError where `set` names what is neither one of these methods nor a task."""
+        owners = (*dict.fromkeys(methods), *self.task_names, CALIBRATION)
+        for owner in self.set:
+            if owner not in owners:
+                raise ConfigError(unknown_name("name in --set", owner, owners))
+
+    def check_request(self) -> None:
+        """ConfigError where a name or a number can be refused before torch is imported.
+
+        Methods are asked what they declare, and are not imported. Values of parameters, models and
+        data are the plan's to check, and so is a grid with plug-ins, which the plan imports.
+        """
+        if self.plugin:
+            return
+        entries = self._entries()
+        self.check_owners([method for method, _ in entries])
+        for method, fixed in entries:
+            declaration = declared(method)
+            for key in self._values(method, fixed):
+                check_parameter(method, key, declaration.parameters)
+            for scheme in self.schemes(method):
+                if scheme is not None:
+                    check_scheme(declaration, scheme)
+        from qbench.tasks.registry import get_task
+
+        for task in self.task_names:
+            get_task(task)
+            self.task_options(task)
+
+
+def _unquantized_first(method: str) -> bool:
+    return method != "none"
 
 
 def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
-    """A grid from a YAML file and flags (those that are not None override). ConfigError names the file and the key."""
-    stated: dict[str, Any] = {}
-    if config is not None:
-        try:
-            stated = yaml.safe_load(config.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"grid file {str(config)!r} cannot be read: {error}") from None
-        if not isinstance(stated, dict):
-            raise ConfigError(
-                f"grid file {str(config)!r} holds a {type(stated).__name__}; it must map keys to values"
-            )
-        lists = ("model", "bits", "methods", "tasks", "plugin")
-        stated = {
-            key: [value] if key in lists and not isinstance(value, list) else value
-            for key, value in stated.items()
-        }
+    """A grid from a YAML file and flags; a flag that is not None overrides the file.
+
+    Raises ConfigError that names the file where it cannot be read, and the key that is wrong.
+    """
+    settings = {} if config is None else _read_config(config)
+    for key, value in flags.items():
+        if value is not None:
+            settings[key] = value
     try:
-        return Grid.model_validate(
-            stated | {key: value for key, value in flags.items() if value is not None}
-        )
+        return Grid.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -160,103 +203,46 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
         raise ConfigError(f"{place}={first['input']!r}: {first['msg']}") from None
 
 
-def parse_set(settings: Sequence[str]) -> dict[str, dict[str, tuple[Scalar, ...]]]:
-    """`["gptq.damp=0.01,0.1", "arc_easy.limit=100"]` -> `{"gptq": {"damp": ("0.01", "0.1")}, ...}`."""
-    found: dict[str, dict[str, tuple[Scalar, ...]]] = {}
+def _read_config(config: Path) -> dict[str, Any]:
+    """The keys of a grid file; a single value stands for a list of one."""
+    try:
+        settings = yaml.safe_load(config.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"grid file {str(config)!r} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"grid file {str(config)!r} holds a {type(settings).__name__}; "
+            "it must map keys to values"
+        )
+    for key in LISTS:
+        if key in settings and not isinstance(settings[key], list):
+            settings[key] = [settings[key]]
+    return settings
+
+
+def parse_set(settings: Sequence[str]) -> Settings:
+    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`."""
+    parsed: Settings = {}
     for setting in settings:
         target, equals, values = setting.partition("=")
         owner, dot, key = target.partition(".")
         if not (equals and dot and owner and key and values):
             raise ConfigError(
-                f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; for example --set gptq.act_order=false"
+                f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; "
+                "for example --set gptq.act_order=false"
             )
-        found.setdefault(owner, {})[key] = tuple(values.split(","))
-    return found
+        parsed.setdefault(owner, {})[key] = tuple(values.split(","))
+    return parsed
 
 
-def expand(
-    grid: Grid,
-    revisions: Mapping[str, str],
-    tasks: Sequence[TaskSpec],
-    calibration: CalibrationSpec,
-    dtype: str,
-) -> tuple[Cell, ...]:
-    """All cells of the grid, the unquantized model first; ConfigError before any work where something does not fit.
-
-    revisions: of each model. `none` is one cell per model, whatever the bits; bits out of its range
-    are refused.
-    """
-    variants = grid.variants
-    _check_owners(grid, [name for name, _ in variants])
-    cells = []
-    for model in grid.model:
-        for name, params in variants:
-            cls = method_class(name)
-            for bits in [None] if name == "none" else sorted(set(grid.bits)):
-                scheme = None
-                if bits is not None:
-                    scheme = Scheme(bits, grid.group, grid.symmetric)
-                    check_scheme(cls, scheme)
-                cells.append(
-                    Cell(
-                        model=model,
-                        revision=revisions[model],
-                        method=name,
-                        params=params,
-                        source=source_hash(cls),
-                        scheme=scheme,
-                        calibration=None if verb_of(cls) == "quantize_weight" else calibration,
-                        tasks=tuple(tasks),
-                        dtype=dtype,
-                        seed=grid.seed,
-                    )
-                )
-    return tuple(cells)
-
-
-def cell_command(grid: Grid, cell: Cell) -> str:
-    """The command line that makes this one cell again."""
-    defaults = parameters(method_class(cell.method))
-    stated = {key: defaults[key] for key in grid.method_settings(cell.method)} | cell.params
-    owners: dict[str, dict[str, tuple[Scalar, ...]]] = {
-        cell.method: {k: (v,) for k, v in stated.items()}
-    }
-    owners |= {
-        owner: values
-        for owner, values in grid.set.items()
-        if owner in (*grid.task_names, "calibration")
-    }
-    parts = ["qbench run", f"--model {cell.model}", f"--methods {cell.method}"]
-    if cell.scheme:
-        parts += [
-            f"--bits {cell.scheme.bits}",
-            f"--group-size {cell.scheme.group_size or 'channel'}",
-        ]
-        parts += ["--symmetric"] if cell.scheme.symmetric else []
-    parts += [
-        f"--tasks {','.join(grid.task_names)}",
-        f"--preset {grid.preset}",
-        f"--data {grid.data}",
-    ]
-    parts += [f"--dtype {cell.dtype}", f"--seed {cell.seed}"]
-    parts += [
-        f"--set {owner}.{key}={','.join(map(str, v))}"
-        for owner, pairs in owners.items()
-        for key, v in pairs.items()
-    ]
-    parts += [f"--plugin {path}" for path in grid.plugin]
-    return " ".join(
-        shlex.quote(word)
-        for part in parts
-        for word in part.split(" ", 1 if part.startswith("--") else -1)
-    )
-
-
-def _single(
-    owner: str, settings: Mapping[str, tuple[Scalar, ...]], allowed: Sequence[str]
+def _single_values(
+    owner: str, settings: Mapping[str, Values], allowed: Sequence[str]
 ) -> dict[str, Any]:
-    """`--set` values of a task or of the calibration: one integer each, or `all`."""
-    found: dict[str, int | None] = {}
+    """Settings of a task or of the calibration: one whole number each, or `all`, which is None.
+
+    Raises ConfigError for a key that is not allowed, several values, or another kind of value.
+    """
+    numbers: dict[str, int | None] = {}
     for key, values in settings.items():
         if key not in allowed:
             raise ConfigError(unknown_name(f"setting of {owner!r}", key, allowed))
@@ -264,17 +250,11 @@ def _single(
             raise ConfigError(
                 f"--set {owner}.{key} has {len(values)} values; only method parameters can be swept"
             )
+        value = values[0]
         try:
-            found[key] = None if values[0] == "all" else int(str(values[0]))
+            numbers[key] = None if value == "all" else int(str(value))
         except ValueError:
             raise ConfigError(
-                f"--set {owner}.{key}={values[0]!r} is not a whole number; give one, or 'all'"
+                f"--set {owner}.{key}={value!r} is not a whole number; give one, or 'all'"
             ) from None
-    return found
-
-
-def _check_owners(grid: Grid, methods: Sequence[str]) -> None:
-    owners = (*dict.fromkeys(methods), *grid.task_names, "calibration")
-    for owner in grid.set:
-        if owner not in owners:
-            raise ConfigError(unknown_name("name in --set", owner, owners))
+    return numbers

@@ -16,8 +16,9 @@ from qbench.checkpoint.folder import add_scores, bytes_on_disk, is_checkpoint
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import environment, peak_memory, pick_device, pick_dtype, reset_peak_memory
 from qbench.errors import QbenchError, StoreError
+from qbench.experiment.cells import cell_command, expand
 from qbench.experiment.estimate import Estimate, estimate, measure_rates
-from qbench.experiment.grid import Grid, cell_command, expand
+from qbench.experiment.grid import Grid
 from qbench.experiment.store import Store
 from qbench.models.source import (
     ModelSource,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from qbench import registry
 from qbench.errors import ConfigError
-from qbench.experiment.grid import PRESETS, Grid, cell_command, expand, parse_set, read_grid
+from qbench.experiment.cells import cell_command, expand
+from qbench.experiment.grid import PRESETS, Grid, parse_set, read_grid
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -102,6 +104,33 @@ def test_wrong_files(tmp_path, text, message):
 def test_wrong_grids(changes, message):
     with pytest.raises(ConfigError, match=message):
         cells(**changes)
+    with pytest.raises(ConfigError, match=message):
+        Grid(**changes).check_request()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sweep": "uniquanf"}, "unknown sweep 'uniquanf'. Did you mean 'uniquanf-ablation'"),
+        ({"tasks": ("wikitxt",)}, "unknown task 'wikitxt'. Did you mean 'wikitext'"),
+        ({"bits": (0,)}, "bits=0 is outside 1..16"),
+        ({"methods": ("greedy",), "symmetric": True}, "method 'greedy' has no symmetric form"),
+        ({"set": {"arc_easy": {"limits": ("3",)}}}, "unknown setting of 'arc_easy' 'limits'"),
+    ],
+)
+def test_requests_that_are_refused_before_any_plan(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Grid(**changes).check_request()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_and_sweep_is_a_fine_request(preset):
+    Grid(preset=preset).check_request()
+    Grid(preset=preset, sweep="uniquanf-ablation").check_request()
+
+
+def test_no_bits_are_no_cells():
+    assert [cell.method for cell in cells(bits=(), methods=("none", "rtn"))] == ["none"]
 
 
 def test_settings_of_tasks_and_of_the_calibration():
@@ -159,3 +188,43 @@ def test_the_settings_of_a_preset_are_parameters_of_methods(preset):
     for name in PRESETS[preset].get("settings", {}):
         methods = [name] if name != "trained" else ["flexround", "omniquant", "unisvq"]
         assert cells(preset=preset, methods=tuple(methods), bits=(3,))
+
+
+TRAINED = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Mine:
+    name: ClassVar[str] = "mine"
+    paper: ClassVar[str] = "ours"
+    format: ClassVar[str] = "uniform"
+    bits: ClassVar[tuple[int, int]] = (2, 8)
+    symmetric: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    epochs: int = 1
+    batch_size: int = 4
+    loss: str = "mse"
+    mixing: float = 1.0
+
+    def training_tokens(self, tokens):
+        return tokens * self.epochs
+
+    def quantize_block(self, block, inputs, targets, scheme):
+        raise NotImplementedError
+"""
+
+
+def test_a_method_that_says_it_trains_gets_what_a_preset_fixes_for_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_plugins", {})
+    path = tmp_path / "mine.py"
+    path.write_text(TRAINED)
+    registry.load_plugin(path)
+    trained = PRESETS["paper"]["settings"]["trained"]
+    assert Grid(preset="paper").method_settings("mine") == trained
+    assert Grid(preset="paper").method_settings("gptq") == {}
+    [cell] = cells(preset="paper", methods=("mine",), bits=(3,))
+    assert cell.params == {"epochs": 20, "batch_size": 1, "mixing": 0.5}
+    path.write_text(TRAINED.replace("trains: ClassVar[bool] = True", ""))
+    registry.load_plugin(path)
+    assert Grid(preset="paper").method_settings("mine") == {}

@@ -1,0 +1,80 @@
+"""From a grid to the cells of a plan, and from a cell to the command line that makes it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from qbench.contracts import check_scheme
+from qbench.experiment.grid import CALIBRATION, Grid, Settings
+from qbench.records import CalibrationSpec, Cell, TaskSpec
+from qbench.registry import declared, method_class, source_hash
+
+
+def expand(
+    grid: Grid,
+    revisions: Mapping[str, str],
+    tasks: Sequence[TaskSpec],
+    calibration: CalibrationSpec,
+    dtype: str,
+) -> tuple[Cell, ...]:
+    """All cells of the grid, the unquantized model first.
+
+    revisions: of each model. `none` is one cell per model, whatever the bits. Raises ConfigError
+    before any work where something does not fit, such as bits that a method does not support.
+    """
+    variants = grid.variants
+    grid.check_owners([method for method, _ in variants])
+    cells = []
+    for model in grid.model:
+        for method, params in variants:
+            declaration = declared(method)
+            calibrated = declaration.verb != "quantize_weight"
+            source = source_hash(method_class(method))
+            for scheme in grid.schemes(method):
+                if scheme is not None:
+                    check_scheme(declaration, scheme)
+                cell = Cell(
+                    model=model,
+                    revision=revisions[model],
+                    method=method,
+                    params=params,
+                    source=source,
+                    scheme=scheme,
+                    calibration=calibration if calibrated else None,
+                    tasks=tuple(tasks),
+                    dtype=dtype,
+                    seed=grid.seed,
+                )
+                cells.append(cell)
+    return tuple(cells)
+
+
+def cell_command(grid: Grid, cell: Cell) -> str:
+    """The command line that makes this one cell again."""
+    words = ["qbench", "run", "--model", cell.model, "--methods", cell.method]
+    if cell.scheme is not None:
+        group = cell.scheme.group_size or "channel"
+        words += ["--bits", str(cell.scheme.bits), "--group-size", str(group)]
+        if cell.scheme.symmetric:
+            words.append("--symmetric")
+    words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset, "--data", grid.data]
+    words += ["--dtype", cell.dtype, "--seed", str(cell.seed)]
+    for owner, settings in _settings_of(grid, cell).items():
+        for key, values in settings.items():
+            words += ["--set", f"{owner}.{key}={','.join(map(str, values))}"]
+    for path in grid.plugin:
+        words += ["--plugin", str(path)]
+    return " ".join(map(shlex.quote, words))
+
+
+def _settings_of(grid: Grid, cell: Cell) -> Settings:
+    """What `--set` has to say for this one cell: of its method, its tasks and the calibration."""
+    defaults = declared(cell.method).parameters
+    # The preset would set these again, also where the cell has the method's default.
+    params = {key: defaults[key] for key in grid.method_settings(cell.method)} | cell.params
+    settings: Settings = {cell.method: {key: (value,) for key, value in params.items()}}
+    for owner, values in grid.set.items():
+        if owner in (*grid.task_names, CALIBRATION):
+            settings[owner] = values
+    return settings
