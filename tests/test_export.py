@@ -15,8 +15,7 @@ from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.export import export
 from qbench.kernels.dispatch import using
 from qbench.models.blocks import quantizable
-
-PROMPT = torch.arange(40).view(2, 20)
+from samples import PROMPT
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import qbench
+from fresh_python import run_python
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TOP = ("methods", "kernels", "tasks", "reports")  # folders of the root that are packages of qbench
 ARROWS = {  # what each room may import of ours: a folder is a room, and so is a module of qbench's root
     "errors": set(),
@@ -116,7 +116,8 @@ def test_no_arrow_runs_in_a_circle():
 
 def test_a_report_needs_no_torch():
     code = "import sys, qbench.reports.page, qbench.reports.tables, qbench.experiment.store; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_folder_with_code_is_packaged():

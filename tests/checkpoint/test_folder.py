@@ -15,24 +15,22 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import qbench
+from fresh_python import run_python
+from methods_of_formats import METHOD_OF_FORMAT, method_of_format
 from qbench import Scheme
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.errors import ConfigError, StoreError
 from qbench.files.shards import INDEX, verify
-
-PROMPT = torch.arange(40).view(2, 20)
-FORMATS = {"uniform": "rtn", "binary": "alternating", "lattice": "unisvq", "dense": "none"}
+from samples import PROMPT, normal, token_ids
 
 
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=METHOD_OF_FORMAT)
 def made(request, tiny):
-    settings = {"epochs": 0} if request.param == "lattice" else {}
-    method = qbench.get_method(FORMATS[request.param], **settings)
-    tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
+    method, tokens = method_of_format(request.param), token_ids(2, 32, vocabulary=256)
     return qbench.quantize(
         tiny(attention_bias=True, tie_word_embeddings=True), method, Scheme(3, 16), tokens
     )
@@ -108,7 +106,7 @@ def test_without_the_plug_in_transformers_refuses(saved):
             "one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in"
         )
     code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(saved)!r})"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.returncode and "RuntimeError" in done.stderr, "random weights must never be loaded"
 
 
@@ -130,7 +128,7 @@ def test_casting_a_model_leaves_the_parts_alone(made, saved):
 def test_compiled_without_a_graph_break(made, saved):
     torch._dynamo.reset()
     layer = qbench.load(saved).model.model.layers[0].mlp
-    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    x = normal(2, 3, 32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))
 

@@ -13,22 +13,13 @@ from hypothesis import strategies as st
 from qbench.errors import ConfigError, ModelError
 from qbench.exchange.gptq import BITS, checkpoint_format, from_gptq, to_gptq
 from qbench.formats import Uniform
-
-
-def integers(shape, low, high, seed=0):
-    return torch.randint(
-        low, high, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
-
-
-def scales(shape, seed=0):
-    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.01).half()
+from samples import integers, scales
 
 
 def uniform(bits, shape, groups, seed=0, least_zero=1, symmetric=False):
     codes = integers(shape, 0, 2**bits, seed)
     zero = None if symmetric else integers((shape[0], groups), least_zero, 2**bits, seed + 1)
-    return Uniform.from_codes(codes, scales((shape[0], groups), seed), zero, bits)
+    return Uniform.from_codes(codes, scales((shape[0], groups), seed).half(), zero, bits)
 
 
 @st.composite

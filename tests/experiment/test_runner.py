@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from qbench import registry
 from qbench.commands import main
@@ -35,55 +34,17 @@ COMMON = [
 
 
 @pytest.fixture(autouse=True)
-def wide_and_clean(monkeypatch):
-    monkeypatch.setattr(main, "out", Console(width=200, force_terminal=False))
-    monkeypatch.setattr(main, "err", Console(width=200, stderr=True, force_terminal=False))
+def no_plugins_left(monkeypatch):
     monkeypatch.setattr(registry, "_plugins", {})
 
 
-def qbench(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    monkeypatch.setattr("sys.argv", ["qbench", *map(str, args)])
-    code = 0
-    try:
-        main.main()
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    found = capsys.readouterr()
-    return code, found.out, found.err
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return lambda *args: qbench(monkeypatch, capsys, *args)
-
-
 @pytest.fixture(scope="module")
-def finished(tiny_folder, tmp_path_factory):
+def finished(tiny_folder, tmp_path_factory, command):
     """One whole run: none, rtn, alternating, gptq at 2 and 4 bits."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    patch, streams = pytest.MonkeyPatch(), Streams()
-    patch.setattr(main, "out", Console(width=200, file=streams))
-    patch.setattr(main, "err", Console(width=200, file=streams))
-    patch.setattr("sys.argv", ["qbench", *run_args(tiny_folder, out)])
-    with pytest.raises(SystemExit) as leaving:
-        main.main()
-    patch.undo()
-    assert leaving.value.code == 0, streams.text
-    return out, streams.text
-
-
-class Streams:
-    """Collects what consoles write."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> None:
-        self.text += text
-
-    def flush(self) -> None:
-        pass
+    code, text, error = command(*run_args(tiny_folder, out))
+    assert code == 0, text + error
+    return out, text + error
 
 
 def run_args(

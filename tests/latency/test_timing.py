@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import qbench
+from fresh_python import run_python
 from qbench import Scheme
-from qbench.commands import main
 from qbench.errors import ConfigError, DataError
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.gpu import products as gpu
@@ -25,14 +23,12 @@ needs_library = pytest.mark.skipif(
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(command):
+    """The exit code, and stdout and stderr as one text."""
+
     def run(*args):
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr("sys.argv", ["qbench", *args])
-        with pytest.raises(SystemExit) as leaving:
-            main.main()
-        captured = capsys.readouterr()
-        return leaving.value.code, captured.out + captured.err
+        code, out, err = command(*args)
+        return code, out + err
 
     return run
 
@@ -95,11 +91,7 @@ def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
         row["extra_info"]["operations"] / row["stats"]["median"] / 1e9 for row in stored[:2]
     ]
     assert drawn["binary exact 3b fp32"].get_ydata() == pytest.approx(expected)
-    compared = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest_benchmark", "compare", str(file)],
-        capture_output=True,
-        text=True,
-    )
+    compared = run_python("-m", "pytest_benchmark", "compare", file)
     assert compared.returncode == 0 and "binary exact 3b fp32" in compared.stdout, compared.stderr
 
 

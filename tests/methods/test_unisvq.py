@@ -28,12 +28,9 @@ from qbench.methods.vector_rounding import (
     sweep,
 )
 from qbench.models.blocks import linears
+from samples import integers, normal, seeded, token_ids
 
 PAIR = ["unisvq", "unisvq-untied"]
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def sylvester(n):
@@ -49,7 +46,7 @@ def transform_matrix(n):
 
 def codebook(kind, d, bits):
     if kind == "codes":
-        return RotatedGrid(rotation(d, torch.Generator().manual_seed(3)), bits)
+        return RotatedGrid(rotation(d, seeded(3)), bits)
     return SignMap(normal(d, d * bits, seed=4) * 0.5, bits)
 
 
@@ -91,9 +88,7 @@ def test_a_large_transform_is_orthonormal_and_does_not_change_its_input():
 
 
 def lattice(kind, bits, d=4, shape=(6, 24), dtype=torch.float16):
-    codes = torch.randint(
-        0, 2**bits, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
+    codes = integers(shape, 0, 2**bits, seed=1)
     map = normal(d, d * (bits if kind == "signs" else 1), seed=2)
     parts = [
         part.to(dtype)
@@ -521,7 +516,7 @@ def test_wrong_parameters_are_one_sentence():
 
 @pytest.mark.parametrize("name", PAIR)
 def test_a_model_end_to_end_is_deterministic_and_comes_back_bit_for_bit(tiny, tmp_path, name):
-    tokens = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
+    tokens = token_ids(6, 24, vocabulary=256)
     method = qbench.get_method(name, epochs=2, batch_size=2, dimension=2)
     made = []
     for seed in (1, 2):

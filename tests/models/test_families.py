@@ -15,8 +15,9 @@ from qbench.contracts import BlockInputs
 from qbench.models.blocks import decoder_blocks, quantizable, read_weight
 from qbench.models.experts import unfuse_experts
 from qbench.registry import methods
+from samples import token_ids
 
-TOKENS = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
+TOKENS = token_ids(6)
 SMALL = {"epochs": 1, "batch_size": 2, "grid": 2}
 METHODS = [name for name, found in methods().items() if isinstance(found, type) and name != "none"]
 

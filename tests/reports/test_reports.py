@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from fresh_python import run_python
 from qbench.contracts import Scheme
 from qbench.errors import DataError, StoreError
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
@@ -378,7 +377,5 @@ def test_a_failed_write_keeps_the_old_file(
 
 def test_reports_do_not_import_torch() -> None:
     code = "import qbench.reports.page, sys; assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
