@@ -335,25 +335,37 @@ def test_saving_replaces_an_older_folder_and_leaves_nothing_beside(tiny, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
+SAVING = """
+import os, sys, qbench
+models = [qbench.quantize(sys.argv[1], 'rtn', qbench.Scheme(bits, 32)) for bits in (2, 4)]
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        while True:
+            for model in models:
+                model.save(sys.argv[2])
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print('dead', flush=True)
+"""
+
+
 def test_killed_while_saving_there_is_the_old_folder_or_the_new_one(tiny_folder, tmp_path):
-    code = (
-        "import sys, qbench\n"
-        "made = [qbench.quantize(sys.argv[1], 'rtn', qbench.Scheme(bits, 32)) for bits in (2, 4)]\n"
-        "print('ready', flush=True)\n"
-        "while True:\n"
-        "    for one in made: one.save(sys.argv[2])\n"
-    )
-    seen = set()
-    for wait in (0.03, 0.12):
-        command = [sys.executable, "-P", "-c", code, str(tiny_folder), str(tmp_path / "saved")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "ready\n"
-            while not (tmp_path / "saved").exists():
+    seen, saved = set(), tmp_path / "saved"
+    command = [sys.executable, "-P", "-c", SAVING, str(tiny_folder), str(saved)]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # threads do not survive a fork
+    with subprocess.Popen(command, **streams, env=one_thread) as process:
+        for wait in (0.03, 0.12):
+            print("save", file=process.stdin, flush=True)
+            child = int(process.stdout.readline())
+            while not saved.exists():
                 time.sleep(0.01)
             time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-        assert set(verify(tmp_path / "saved").values()) == {None}
-        seen.add(qbench.load(tmp_path / "saved").manifest["scheme"]["bits"])
+            os.kill(child, signal.SIGKILL)
+            assert process.stdout.readline() == "dead\n"
+            assert set(verify(saved).values()) == {None}
+            seen.add(qbench.load(saved).manifest["scheme"]["bits"])
     assert seen <= {2, 4}
 
 

@@ -38,6 +38,16 @@ def no_plugins_left(monkeypatch):
     monkeypatch.setattr(registry, "_plugins", {})
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Pages with empty pictures: drawing them takes longer than running a tiny model."""
+
+    def empty(figure, file, format, **options):
+        file.write("<svg/>" if format == "svg" else b"")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty)
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_folder, tmp_path_factory, command):
     """One whole run: none, rtn, alternating, gptq at 2 and 4 bits."""
@@ -137,6 +147,7 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     )
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_second_run_does_nothing_and_a_third_adds_a_method(
     finished, tiny_folder, command, tmp_path
 ):
@@ -153,6 +164,7 @@ def test_a_second_run_does_nothing_and_a_third_adds_a_method(
     )
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "again"
     assert command(*run_args(tiny_folder, out))[0] == 0
@@ -173,6 +185,7 @@ def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command,
         ).read_bytes()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
@@ -199,6 +212,7 @@ class Failing(RTN):
 """
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_path):
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)
@@ -220,6 +234,7 @@ def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_pa
     )
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch):
     from qbench.experiment import runner
 
@@ -240,6 +255,7 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
     assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     tiny_folder, command, tmp_path, monkeypatch
 ):
@@ -254,6 +270,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)

@@ -18,7 +18,7 @@ from qbench.registry import methods
 from samples import token_ids
 
 TOKENS = token_ids(6)
-SMALL = {"epochs": 1, "batch_size": 2, "grid": 2}
+SMALL = {"epochs": 1, "batch_size": 2, "grid": 2, "rounds": 3, "sweeps": 1, "scale": 0.8}
 METHODS = [name for name, found in methods().items() if isinstance(found, type) and name != "none"]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 
+import gguf
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import qbench
 from qbench import Scheme
 from qbench.errors import ConfigError, ModelError
-from qbench.models.embedded import rescale_channels, smollm2_135m
+from qbench.models.embedded import _gguf, rescale_channels, smollm2_135m
 from qbench.models.source import (
     find_model,
     known_models,
@@ -25,14 +28,15 @@ TEXT = "The water in a lake freezes from the top, because ice is lighter than wa
 @pytest.fixture(scope="module")
 def gguf_model():
     """The model as the package carries it, before the rescale."""
-    from transformers import AutoModelForCausalLM
-
-    from qbench.models.embedded import _gguf
-
     file = _gguf()
-    return AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    ).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers reads the file twice, and makes the table of names anew for every module
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
