@@ -79,9 +79,15 @@ def random_model():
     return randomized
 
 
-@pytest.fixture(params=FAMILIES)
+def quick_or_slow(name):
+    """The name of a family as a parameter: linear layers and Conv1D are quick, what is like them slow."""
+    marks = () if name in ("llama", "gpt2-conv1d") else pytest.mark.slow
+    return pytest.param(name, marks=marks, id=name)
+
+
+@pytest.fixture(params=map(quick_or_slow, FAMILIES))
 def family(request):
-    """Makes random models of one family, the same every time; a test that asks for it runs for all families."""
+    """Makes random models of one family, the same every time; who asks for it runs for all."""
     return lambda: family_model(*FAMILIES[request.param])
 
 

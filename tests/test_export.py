@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -20,8 +21,9 @@ from samples import PROMPT
 
 @pytest.fixture(scope="module")
 def saved(tiny, tokenizer, tmp_path_factory):
-    """`saved(bits, group_size, symmetric, method)`: a folder of a tiny model."""
+    """`saved(bits, group_size, symmetric, method)`: a folder of a tiny model, made once."""
 
+    @functools.cache
     def make(bits=4, group_size=32, symmetric=False, method="rtn"):
         folder = tmp_path_factory.mktemp("saved") / "model"
         model = tiny(hidden_size=64, tie_word_embeddings=True)

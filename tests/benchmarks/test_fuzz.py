@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fresh_python import run_python
 from places import ROOT
 
 
+@pytest.mark.slow
 def test_three_hundred_damaged_checkpoints():
     done = run_python(ROOT / "benchmarks" / "fuzz.py", "--cases", 300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -31,11 +31,12 @@ def compare(tmp_path):
 
     def run(work, yardstick, *options):
         named = {"WORK": str(work), "YARDSTICK": str(yardstick)}
+        alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_benchmark.plugin"}
         timer = ("--benchmark-storage=stored", "--benchmark-timer=time.process_time")
         return run_python(
             *("-m", "pytest", "-q", "speed.py", *timer, *options),
             cwd=tmp_path,
-            env=os.environ | named,
+            env=os.environ | named | alone,
         )
 
     assert run(0.01, 0.01, "--benchmark-save=first").returncode == 0

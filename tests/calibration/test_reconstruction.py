@@ -91,7 +91,12 @@ def test_training_lowers_the_loss_and_the_log_says_the_truth(case, name):
 
 
 @pytest.mark.parametrize(
-    "name, at_3_bits", [("flexround", 0.015), ("uniquanf", 0.01), ("flexbcq", 0.01)]
+    "name, at_3_bits",
+    [
+        ("flexround", 0.015),
+        ("uniquanf", 0.01),
+        pytest.param("flexbcq", 0.01, marks=pytest.mark.slow),
+    ],
 )
 def test_the_learning_rate_follows_the_step_of_the_grid_unless_it_is_given(name, at_3_bits):
     weight = normal(8, 32)

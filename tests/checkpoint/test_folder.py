@@ -100,6 +100,7 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
     assert torch.equal(loaded(prompt).logits, made.model(prompt).logits)
 
 
+@pytest.mark.slow
 def test_without_the_plug_in_transformers_refuses(saved):
     if saved.name != "rtn":
         pytest.skip(
@@ -350,6 +351,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving_there_is_the_old_folder_or_the_new_one(tiny_folder, tmp_path):
     seen, saved = set(), tmp_path / "saved"
     command = [sys.executable, "-P", "-c", SAVING, str(tiny_folder), str(saved)]

@@ -103,7 +103,7 @@ def test_the_layout_is_the_definition(bits, kind, offset):
 
 def test_three_bits_straddle_words_as_gptqmodel_packs_them():
     codes = integers((32, 32), 0, 8)
-    weight = Uniform.from_codes(codes, scales((32, 1)), None, 3)
+    weight = Uniform.from_codes(codes, scales((32, 1)).half(), None, 3)
     x = (
         codes.T.long()
     )  # (in, out), in the words of gptqmodel: 10 codes, 1 cut, 10 codes, 1 cut, 10 codes

@@ -79,6 +79,7 @@ def scores(record):
     return {(s.task, s.metric, s.filter): s.value for s in record.scores}
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_records_a_table_and_a_page(finished):
     out, text = finished
     records, complaints = read_records(out)
@@ -93,6 +94,7 @@ def test_a_run_ends_with_records_a_table_and_a_page(finished):
     assert set(table.task) == {"mini-text", "mini-divergence", "mini-arc_easy", "mini-gsm8k"}
 
 
+@pytest.mark.slow
 def test_a_record_says_all_that_is_promised(finished):
     out, _ = finished
     body = json.loads(next((out / "records").glob("*.json")).read_text())
@@ -125,6 +127,7 @@ def test_a_record_says_all_that_is_promised(finished):
         assert rows and all("doc_hash" in row or "prompt_hash" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     out, _ = finished
     records = {
@@ -147,6 +150,7 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_a_second_run_does_nothing_and_a_third_adds_a_method(
     finished, tiny_folder, command, tmp_path
@@ -164,6 +168,7 @@ def test_a_second_run_does_nothing_and_a_third_adds_a_method(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "again"
@@ -185,6 +190,7 @@ def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command,
         ).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path, monkeypatch):
     out = tmp_path / "copy"
@@ -234,6 +240,7 @@ def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch):
     from qbench.experiment import runner
@@ -255,6 +262,7 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
     assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     tiny_folder, command, tmp_path, monkeypatch
@@ -270,6 +278,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "copy"
@@ -280,6 +289,7 @@ def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, 
     assert code == 0 and f"record {path.name} is truncated" in error and "1 to run, 6 done" in text
 
 
+@pytest.mark.slow
 def test_report_needs_only_the_records(finished, command, tmp_path):
     shutil.copytree(finished[0] / "records", tmp_path / "run" / "records")
     code, text, _ = command("report", tmp_path / "run")

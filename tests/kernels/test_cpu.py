@@ -244,6 +244,7 @@ def test_what_does_not_fit():
         )
 
 
+@pytest.mark.slow
 def test_the_c_kernels_under_the_sanitizers():
     if not (shutil.which("cc") and shutil.which("make")):
         pytest.skip("no C compiler and make")

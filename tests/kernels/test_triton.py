@@ -147,6 +147,7 @@ def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
         triton_configs._tuned("NVIDIA X")
 
 
+@pytest.mark.slow
 def test_triton_loads_only_with_a_product():
     code = "import sys, qbench, qbench.kernels.dispatch, qbench.kernels.gpu.products; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)

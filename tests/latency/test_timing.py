@@ -49,6 +49,7 @@ def peak_memory_once(monkeypatch):
     monkeypatch.setattr(subprocess, "run", once)
 
 
+@pytest.mark.slow
 @needs_library
 def test_products_are_timed_against_dense_ones(command, tmp_path):
     options = ["--bits", "2,3", "--format", "binary,uniform", "--group-size", "32", "--rounds", "2"]
@@ -78,6 +79,7 @@ def test_products_are_timed_against_dense_ones(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 @needs_library
 def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path, monkeypatch, capsys):
     file, picture = tmp_path / "0001_timings.json", tmp_path / "roof.png"
@@ -158,6 +160,7 @@ def test_there_must_be_timings_to_draw():
         roofline({"benchmarks": []})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("peak_memory_once")
 def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
     qbench.quantize(tiny(), "rtn", Scheme(3, 32)).save(tmp_path / "saved")

@@ -19,6 +19,7 @@ from qbench.registry import methods
 from samples import normal
 
 NAMES = sorted(name for name, cls in methods().items() if isinstance(cls, type))
+SEARCHING = ("flexbcq", "unisvq-untied")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,16 @@ def group_errors(found, weight, group=128):
     return (found - weight).double().square().view(-1, group).mean(1)
 
 
-@pytest.mark.parametrize(
-    "name, check", [pytest.param(n, c, id=f"{n}-{c.__name__}") for n in NAMES for c in CHECKS]
-)
+def promises():
+    """Every check of every method; of methods that search long, all but one in the slow tier."""
+    for name in NAMES:
+        for check in CHECKS:
+            slow = name in SEARCHING and check.__name__ != "check_inputs_untouched"
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(name, check, id=f"{name}-{check.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize("name, check", promises())
 def test_method_keeps_its_promises(name, check):
     method = qbench.get_method(name)
     if check.__name__ in getattr(method, "exceptions", {}):

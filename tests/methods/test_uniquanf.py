@@ -170,6 +170,7 @@ def test_the_published_start(bits, expected):
         assert (state() - weight).square().mean().item() == pytest.approx(expected, rel=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, expected", [(2, 0.112479), (3, 0.031533)])
 def test_the_start_of_flexbcq(bits, expected):
     weight = gauss(256, 1024)

@@ -185,6 +185,7 @@ def test_4096_codewords_are_searched_in_parts():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, d, bits, expected",
     [
@@ -205,6 +206,7 @@ def test_only_the_untied_form_has_a_coding_gain_on_gaussian_weights(name, d, bit
     assert (X - values).square().mean().item() == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_fitted_map_is_kept_and_training_does_not_change_it():
     M = gaussian_map(2, 2, 0)
     before = M.clone()
@@ -330,6 +332,7 @@ def test_at_two_bits_it_is_far_better_than_rounding(name):
     assert bits_per_weight([found])["codes"] == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIR)
 @pytest.mark.parametrize("shape", [(24, 36), (10, 18), (7, 15), (1, 13), (5, 1)])
 @pytest.mark.parametrize("bits", [2, 3])
@@ -514,6 +517,7 @@ def test_wrong_parameters_are_one_sentence():
         qbench.get_method("unisvq").prepare(sample_weight(), Scheme(2, 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIR)
 def test_a_model_end_to_end_is_deterministic_and_comes_back_bit_for_bit(tiny, tmp_path, name):
     tokens = token_ids(6, 24, vocabulary=256)

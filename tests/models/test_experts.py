@@ -250,6 +250,7 @@ def test_each_expert_is_visited_with_its_own_tokens(make):
     assert sum(experts) == 2 * 12 * 2 and 0 in experts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "flexround"])
 def test_experts_that_no_token_reaches_are_quantized_too(make, method):
     model = make(num_experts=16)

@@ -44,6 +44,7 @@ def embedded():
     return load_model(find_model("smollm2-135m"), "float32")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_rescale_keeps_the_function(gguf_model, embedded):
     model, tokenizer = embedded
@@ -53,6 +54,7 @@ def test_the_rescale_keeps_the_function(gguf_model, embedded):
     assert (before - after).abs().max() < 5e-4
 
 
+@pytest.mark.slow
 def test_the_rescale_removes_the_trace_of_four_bits(gguf_model, embedded):
     """Errors at 4 bits: flattered on the grids of the file, and after the rescale those of dithered weights."""
 
