@@ -146,6 +146,27 @@ def test_modules_stay_small():
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
+TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+TEST_FOLDERS = sorted({path.parent.name for path in TEST_FILES} - {"tests"})
+
+
+def test_the_folders_of_tests_are_the_rooms():
+    assert set(TEST_FOLDERS) <= ARROWS.keys() | {"benchmarks"}
+
+
+@pytest.mark.parametrize("folder", TEST_FOLDERS)
+def test_the_quick_tier_visits_every_folder_of_tests(folder):
+    quick = []
+    for path in TEST_FILES:
+        if path.parent.name != folder:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = {ast.unparse(decorator) for decorator in node.decorator_list}
+                quick += [] if "pytest.mark.slow" in marks else [node.name]
+    assert quick, f"every test in tests/{folder} is marked slow, and make test-quick visits none"
+
+
 def test_the_readme_lists_every_method():
     from qbench.commands.listing import as_markdown, listing
 

@@ -14,7 +14,7 @@ from qbench import LinearStats, Scheme
 from qbench.checks import sample_inputs, sample_stats, sample_weight
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError, StoreError
-from qbench.formats import Lattice, bits_per_weight, from_tensors
+from qbench.formats import bits_per_weight, from_tensors
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import features_of
 from qbench.methods.unisvq import input_statistics, random_signs, two_sided
@@ -28,7 +28,7 @@ from qbench.methods.vector_rounding import (
     sweep,
 )
 from qbench.models.blocks import linears
-from samples import integers, normal, seeded, token_ids
+from samples import integers, lattice_weight, normal, seeded, token_ids
 
 PAIR = ["unisvq", "unisvq-untied"]
 
@@ -88,14 +88,9 @@ def test_a_large_transform_is_orthonormal_and_does_not_change_its_input():
 
 
 def lattice(kind, bits, d=4, shape=(6, 24), dtype=torch.float16):
+    """The codes of a random weight, and the weight."""
     codes = integers(shape, 0, 2**bits, seed=1)
-    map = normal(d, d * (bits if kind == "signs" else 1), seed=2)
-    parts = [
-        part.to(dtype)
-        for part in (map, normal(d, seed=3), normal(shape[1], seed=4), normal(shape[0], seed=5))
-    ]
-    offset = parts[1] if kind == "codes" else None
-    return codes, Lattice.from_codes(codes, parts[0], offset, parts[2], parts[3], bits, kind)
+    return codes, lattice_weight(*shape, bits, d, kind, offset=kind == "codes", dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", ["codes", "signs"])
