@@ -14,23 +14,19 @@ from qbench.commands import main
 from qbench.errors import MethodError
 from qbench.experiment.store import read_records
 
-TASKS = ["--tasks", "wikitext,divergence,arc_easy,gsm8k", "--data", "mini"]
-LIMITS = [
+TASKS = ("wikitext", "divergence", "arc_easy", "gsm8k")
+LIMITS = (
     "wikitext.limit=2",
     "wikitext.length=64",
     "divergence.limit=2",
     "divergence.length=64",
     "arc_easy.limit=4",
-]
-LIMITS += ["gsm8k.limit=2", "gsm8k.generate=1", "calibration.samples=4", "calibration.length=32"]
-COMMON = [
-    *TASKS,
-    *(part for limit in LIMITS for part in ("--set", limit)),
-    "--dtype",
-    "float32",
-    "--group-size",
-    "32",
-]
+    "gsm8k.limit=2",
+    "gsm8k.generate=1",
+    "calibration.samples=4",
+    "calibration.length=32",
+)
+COMMON = ["--data", "mini", "--dtype", "float32", "--group-size", "32"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,21 +54,20 @@ def finished(tiny_folder, tmp_path_factory, command):
 
 
 def run_args(
-    model, out, methods="none,rtn,alternating,gptq", bits="2,4", extra: Sequence[object] = ()
+    model,
+    out,
+    methods="none,rtn,alternating,gptq",
+    bits="2,4",
+    extra: Sequence[object] = (),
+    tasks=TASKS,
 ):
-    return [
-        "run",
-        "--model",
-        model,
-        "--methods",
-        methods,
-        "--bits",
-        bits,
-        "--out",
-        out,
-        *COMMON,
-        *extra,
-    ]
+    """A run of the grid `methods` x `bits` on the first few items of the tasks."""
+    args = ["run", "--model", model, "--methods", methods, "--bits", bits, "--out", out, *COMMON]
+    args += ["--tasks", ",".join(tasks)]
+    for limit in LIMITS:
+        if limit.startswith((*tasks, "calibration")):
+            args += ["--set", limit]
+    return [*args, *extra]
 
 
 def scores(record):
@@ -222,7 +217,13 @@ class Failing(RTN):
 def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_path):
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)
-    args = run_args(tiny_folder, tmp_path / "out", methods="failing", extra=["--plugin", plugin])
+    args = run_args(
+        tiny_folder,
+        tmp_path / "out",
+        methods="failing",
+        extra=["--plugin", plugin],
+        tasks=["arc_easy"],
+    )
     code, text, _ = command(*args)
     assert code == 1
     records = {r.cell.scheme.bits: r for r in read_records(tmp_path / "out")[0]}
@@ -254,7 +255,9 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(runner, "quantize", interrupted)
-    args = run_args(tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4")
+    args = run_args(
+        tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4", tasks=["arc_easy"]
+    )
     code, _, error = command(*args)
     assert code == 130 and "interrupted; everything finished is kept" in error
     assert not list((tmp_path / "out").rglob(".*")), "no partial file stays"
@@ -273,7 +276,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards, "save_file", full)
-    code, _, error = command(*run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4"))
+    code, _, error = command(
+        *run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4", tasks=["arc_easy"])
+    )
     assert code == 2 and "cannot be written" in error and "No space left" in error
     assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]
 

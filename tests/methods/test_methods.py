@@ -37,11 +37,10 @@ def group_errors(found, weight, group=128):
 
 
 def promises():
-    """Every check of every method; of methods that search long, all but one in the slow tier."""
+    """Every check of every method; of methods that search long, in the slow tier."""
     for name in NAMES:
         for check in CHECKS:
-            slow = name in SEARCHING and check.__name__ != "check_inputs_untouched"
-            marks = [pytest.mark.slow] if slow else []
+            marks = [pytest.mark.slow] if name in SEARCHING else []
             yield pytest.param(name, check, id=f"{name}-{check.__name__}", marks=marks)
 
 
