@@ -80,7 +80,7 @@ def random_model():
 
 
 def quick_or_slow(name):
-    """The name of a family as a parameter: linear layers and Conv1D are quick, what is like them slow."""
+    """The name of a family as a parameter: one with Linear and one with Conv1D are quick."""
     marks = () if name in ("llama", "gpt2-conv1d") else pytest.mark.slow
     return pytest.param(name, marks=marks, id=name)
 

@@ -1,4 +1,4 @@
-"""Folders for other programs: exported and read back, the same numbers, or a refusal with its reason."""
+"""Folders for other programs: exported and read back the same, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def logits(folder):
         return qbench.load(folder, "float32").model(PROMPT).logits
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    "bits", [pytest.param(2, marks=pytest.mark.slow), 3, 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("group_size", [32, None])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_gptq_folder_says_the_same(saved, tmp_path, bits, group_size, symmetric):
@@ -104,7 +106,7 @@ def test_a_foreign_folder_that_cannot_be_read(saved, tmp_path, changes, error, m
 
 
 def test_an_awq_folder_is_read(tiny, tmp_path):
-    """Codes, zero points and scales of a random checkpoint in the GEMM layout, against the products by definition."""
+    """A random checkpoint in the GEMM layout, against the products by definition."""
     model, draw = tiny(hidden_size=64), torch.Generator().manual_seed(0)
     tensors = checkpoint.unquantized(model, layers := {name: None for name in quantizable(model)})
     for name in layers:
@@ -130,7 +132,7 @@ def test_an_awq_folder_is_read(tiny, tmp_path):
 
 
 def awq_words(values):
-    """(n, out) codes -> (n, out/8) int32: nibble i of a word is output 0 2 4 6 1 3 5 7 of its eight."""
+    """(n, out) codes -> (n, out/8) int32: nibbles are outputs 0 2 4 6 1 3 5 7 of eight."""
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
     return (
         (values.unflatten(1, (-1, 8))[..., order] << (4 * torch.arange(8))).sum(-1).to(torch.int32)

@@ -108,7 +108,7 @@ def test_a_method_that_fails_names_the_layer(tiny):
 
 @dataclass(frozen=True)
 class Folding:
-    """Rounds every layer of a block; halves the first norm and doubles the layers that follow it."""
+    """Rounds every layer; halves the first norm of a block and doubles the layers after it."""
 
     name, paper, format, bits, symmetric = "folding", "", "uniform", (2, 8), True
 

@@ -1,4 +1,7 @@
-"""A sample of `benchmarks/fuzz.py`: damaged checkpoints load or are refused by name, in bounded time and memory."""
+"""A sample of `benchmarks/fuzz.py`: damaged checkpoints load or are refused by name.
+
+Both in bounded time and memory.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ VALUES = [*range(8)] * 2 + [
 
 
 def gated(offset=0.0, before_mlp="post_attention_layernorm", values=VALUES):
-    """The places of Llama and its relatives: what makes the input, who reads it, the offset, the channels."""
+    """The places of Llama and its relatives: source of the input, readers, offset, channels."""
     return [
         ("input_layernorm", ATTENTION, offset, [*range(32)]),
         ("self_attn.v_proj", ("self_attn.o_proj",), None, values),
@@ -157,7 +157,7 @@ def test_places_are_those_of_the_family_and_folding_there_changes_nothing(family
 
 
 def test_experts(random_model):
-    """Experts see some of the tokens each: what is inside them is found, and nothing before them."""
+    """Experts see some tokens each: what is inside them is found, and nothing before them."""
     model = random_model(
         hf.MixtralForCausalLM, hf.MixtralConfig(**WIDE, num_local_experts=4, **IDS)
     )

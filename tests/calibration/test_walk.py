@@ -1,4 +1,4 @@
-"""The walk visits every layer with the statistics of truly sequential inputs, in any decoder of transformers."""
+"""The walk visits every layer of any decoder with the statistics of truly sequential inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(family):
 
 
 def by_forward_passes(model, change):
-    """The plain reference: one pass over the whole model for every layer, in the order of execution."""
+    """The plain reference: one pass over the whole model for every layer, in their order."""
     order = []
     layers = quantizable(model)
     hooks = [

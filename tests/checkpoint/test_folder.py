@@ -1,4 +1,4 @@
-"""Saved folders: packed, exact, whole or not at all, read by transformers, and refused where anything is wrong."""
+"""Saved folders: packed, exact, whole or not at all, read by transformers, or refused as wrong."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
 def test_without_the_plug_in_transformers_refuses(saved):
     if saved.name != "rtn":
         pytest.skip(
-            "one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in"
+            "one format is enough: all have the same sentinel, and a dense folder needs no plug-in"
         )
     code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(saved)!r})"
     done = run_python("-c", code)

@@ -16,7 +16,7 @@ ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def words(values):
-    """The definition: (n, out) codes -> (n, out/8) int32, nibble i of a word is output ORDER[i] of its eight."""
+    """By definition: (n, out) codes -> (n, out/8) int32, nibble i is output ORDER[i] of its eight."""
     lines = []
     for row in values.tolist():
         line = []

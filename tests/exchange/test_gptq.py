@@ -1,4 +1,4 @@
-"""GPTQ's layout: held against its definition, exact both ways, and refused where it cannot say the same."""
+"""GPTQ's layout: as it is defined, exact both ways, and refused where it cannot say the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def weights(draw, least_zero=1):
 
 
 def words(rows, bits):
-    """The definition: the codes of a row one after the other, lowest bit first, cut into words of 32 bits."""
+    """By definition: the codes of a row one after the other, lowest bit first, in 32-bit words."""
     lines = []
     for row in rows.tolist():
         stream = sum(code << (bits * k) for k, code in enumerate(row))

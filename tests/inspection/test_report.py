@@ -1,4 +1,4 @@
-"""`qbench inspect` and `qbench verify`: every byte has its item, and every weight is counted once."""
+"""`qbench inspect` and `qbench verify`: every byte has its item, each weight is counted once."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_padding_at_the_end_of_rows_is_told(tiny, tmp_path):
     found = inspect(folder)
     assert found.bits_per_weight["codes"] > 3
     assert found.notes == (
-        f"the config states 3-bit codes, they take {found.bits_per_weight['codes']:.4g} bits in the file",
+        "the config states 3-bit codes, "
+        f"they take {found.bits_per_weight['codes']:.4g} bits in the file",
     )
 
 

@@ -1,4 +1,4 @@
-"""OmniQuant: the start, gradients against a plain reference, training, transformations, every family."""
+"""OmniQuant: start, gradients against a plain reference, training, transformations, families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FlexRound, UniQuanF and FlexBCQ: gradients, the unification theorem, the initialization, the mapping."""
+"""FlexRound, UniQuanF, FlexBCQ: gradients, the unification theorem, initialization, mapping."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_flexround_gradients_are_those_of_the_equation():
 
 
 def plain_uniquanf(state, filtering):
-    """Equations of the paper with autograd: values and straight-through estimates as they are written."""
+    """The paper's equations with autograd: values and straight-through estimates as written."""
     h, signs = (2**state.bits - 1) / 2, state.signs
     x = state.X / (state.d1 + state.d2 + state.d3).exp() + state.z
     q = (state.a @ signs.T).gather(1, state.codes.long())
@@ -163,7 +163,7 @@ def test_the_unified_start_is_never_above_rtn(bits):
 
 @pytest.mark.parametrize("bits, expected", [(2, 0.116316), (3, 0.033628), (4, 0.009427)])
 def test_the_published_start(bits, expected):
-    """Figures of the published code; its conjugate gradients stop early where ours solves (1.2 % at 4 bits)."""
+    """Figures of the published code, whose conjugate gradients stop early (1.2 % at 4 bits)."""
     weight = gauss(256, 1024)
     with torch.no_grad():
         state = qbench.get_method("uniquanf", faithful=True).prepare(weight, Scheme(bits, 128))

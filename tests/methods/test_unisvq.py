@@ -1,4 +1,4 @@
-"""UniSVQ and its lattice format: against explicit matrices, plain references in float64, and known errors."""
+"""UniSVQ and its lattice format: against explicit matrices, float64 references, known errors."""
 
 from __future__ import annotations
 

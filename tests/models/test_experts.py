@@ -1,4 +1,4 @@
-"""Experts that transformers keeps in stacks become linear layers: same function, same memory, nothing missed."""
+"""Experts in stacks become linear layers: same function, same memory, nothing missed."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_saved_model_is_the_same_model(family, tmp_path):
 
 
 def test_blocks_take_their_recorded_arguments_and_replaced_parameters(family):
-    """The engine's call of a block is the model's own, with the block's parameters or with others in their place."""
+    """The engine calls a block as the model does, with its parameters or others in their place."""
     model = family()
     unfuse_experts(model)
     _, blocks = decoder_blocks(model)

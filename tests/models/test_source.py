@@ -1,4 +1,4 @@
-"""Models by name, and the embedded one: the rescale keeps the function and removes the trace of its 4-bit origin."""
+"""Models by name; the embedded one keeps its function and loses the trace of its 4 bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from qbench.models.source import (
     resolved_revision,
 )
 
-TEXT = "The water in a lake freezes from the top, because ice is lighter than water. Fish survive below it."
+TEXT = (
+    "The water in a lake freezes from the top, because ice is lighter than water. "
+    "Fish survive below it."
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_the_rescale_keeps_the_function(gguf_model, embedded):
 
 @pytest.mark.slow
 def test_the_rescale_removes_the_trace_of_four_bits(gguf_model, embedded):
-    """Errors at 4 bits: flattered on the grids of the file, and after the rescale those of dithered weights."""
+    """Errors at 4 bits: flattered on the file's grids, after the rescale as of dithered weights."""
 
     def relative_error(model, method, **params):
         found = []

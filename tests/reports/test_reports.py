@@ -386,6 +386,9 @@ def test_a_failed_write_keeps_the_old_file(
 
 @pytest.mark.slow
 def test_reports_do_not_import_torch() -> None:
-    code = "import qbench.reports.page, sys; assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
+    code = (
+        "import qbench.reports.page, sys; "
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
+    )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Random tokens, numbers and quantized weights, the same for the same arguments in every process."""
+"""Random tokens, numbers and quantized weights, the same for the same arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def uniform_weight(
     dtype: torch.dtype = torch.float16,
     seed: int = 0,
 ) -> Uniform:
-    """A weight (out, inputs); `zero`: its zero points are "integer", "real" or all in the "middle"."""
+    """A weight (out, inputs); `zero`: "integer", "real" or "middle" zero points."""
     generator = seeded(seed)
     groups = inputs // group_size
     codes = torch.randint(0, 2**bits, (out, inputs), generator=generator)
