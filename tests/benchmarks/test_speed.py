@@ -1,4 +1,4 @@
-"""`make speed` compares by ratio to the yardstick: slow work is a regression, a slow machine not."""
+"""`make speed` compares by a yardstick: slow work is a regression, not a slow machine."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def words(values):
-    """By definition: (n, out) codes -> (n, out/8) int32, nibble i is output ORDER[i] of its eight."""
+    """(n, out) codes -> (n, out/8) int32, by definition: nibble i is output ORDER[i] of eight."""
     lines = []
     for row in values.tolist():
         line = []

@@ -225,7 +225,7 @@ def problem(n, rows, d, seed=0):
 
 
 def plain_block_ldlq(W, H, words, d):
-    """Row by row, vector by vector: solve for what the earlier vectors should be given the later errors; float64.
+    """Row by row, vector by vector: solve for the earlier vectors, given the later errors; float64.
 
     With the later errors fixed, E_k = -S_kk^-1 S_k,>k E_>k is best, S the Schur complement of the
     vectors before, which are still free to adapt.
