@@ -29,22 +29,25 @@ bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (
 report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(OUT)
 
-test: $(READY) ## the test suite
+test: $(READY) ## the test suite, all of it: about five minutes
 	$(RUN)pytest -q
+
+test-quick: $(READY) ## the tests that take little time, of every room: about a minute
+	$(RUN)pytest -q -m "not slow"
 
 test-triton: $(READY) ## the GPU kernels without a GPU: under Triton's interpreter, and compiled ahead
 	test -d build/triton || .venv/bin/python -m pip install --quiet --no-deps --target build/triton triton==3.9.0
-	PYTHONPATH=build/triton $(RUN)pytest -q tests/test_kernels_triton.py
+	PYTHONPATH=build/triton $(RUN)pytest -q tests/kernels/test_triton.py
 
 test-transformers4: ## checkpoints and families under transformers 4.57, in an environment of its own
 	test -x .venv4/bin/python || $(PYTHON) -m venv .venv4
 	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > .venv4/constraints.txt
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt torch
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt 'transformers==4.57.6' --editable '.[dev]'
-	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/test_checkpoint.py tests/test_export.py tests/test_exchange_gguf_model.py tests/test_families.py
+	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/checkpoint tests/test_export.py tests/exchange/test_gguf_model.py tests/models/test_families.py
 
 house: $(READY) ## tests/house.svg, the picture of the rooms in ARCHITECTURE.md, from the imports (needs Graphviz)
-	$(RUN)python -P tests/house.py
+	$(RUN)python -P tests/shared/house.py
 
 table: $(READY) ## the README's table of methods, from what the methods declare
 	$(RUN)python -P -m qbench.commands.listing README.md

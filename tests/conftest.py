@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
-import torch
-import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from command_line import run_command
+from families import FAMILIES, family_model, randomized
+from places import NO_REAL_DATA, REAL_DATA
+
 os.environ.setdefault("TQDM_DISABLE", "1")
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
-COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-WIDE = COMMON | {"intermediate_size": 64, "num_key_value_heads": 1}
-MIXED = {
-    "head_dim": 16,
-    "sliding_window": 8,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
-GPT2 = {
-    "vocab_size": 64,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-FAMILIES = {  # the class of the config and its values, of tiny decoders that differ in what their blocks are made of
-    "llama": ("LlamaConfig", WIDE | {"tie_word_embeddings": True}),
-    "mistral": ("MistralConfig", WIDE | {"sliding_window": 8}),
-    "qwen2-biases": ("Qwen2Config", WIDE),
-    "qwen3": ("Qwen3Config", WIDE | {"head_dim": 16}),
-    "gemma": ("GemmaConfig", WIDE | {"head_dim": 16}),
-    "gemma3-mixed-masks": ("Gemma3TextConfig", WIDE | MIXED),
-    "phi3-fused": ("Phi3Config", WIDE | {"pad_token_id": 0}),
-    "opt": ("OPTConfig", COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "gpt2-conv1d": ("GPT2Config", GPT2),
-    "mixtral-experts": ("MixtralConfig", WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
-}
 
 
 @pytest.fixture(scope="session")
@@ -95,19 +68,9 @@ def tiny_folder(tiny, tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def real_data():
     """The folder with the real data sets; skips where it is not there."""
-    if not REAL.is_dir():
-        pytest.skip("the folder ../shared/data with the real data sets is not there")
-    return REAL
-
-
-def randomized(kind, config, seed: int = 0):
-    """A model of a transformers class with random weights, sharper than the initialization, so that scores differ."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = kind(config)
-        for parameter in model.parameters():
-            parameter.data *= 4
-    return model.eval()
+    if not REAL_DATA.is_dir():
+        pytest.skip(NO_REAL_DATA)
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")
@@ -116,14 +79,19 @@ def random_model():
     return randomized
 
 
-@pytest.fixture(params=FAMILIES)
+def quick_or_slow(name):
+    """The name of a family as a parameter: one with Linear and one with Conv1D are quick."""
+    marks = () if name in ("llama", "gpt2-conv1d") else pytest.mark.slow
+    return pytest.param(name, marks=marks, id=name)
+
+
+@pytest.fixture(params=map(quick_or_slow, FAMILIES))
 def family(request):
-    """Makes random models of one family, the same every time; a test that asks for it runs for all families."""
-    config, values = FAMILIES[request.param]
+    """Makes random models of one family, the same every time; who asks for it runs for all."""
+    return lambda: family_model(*FAMILIES[request.param])
 
-    def make():
-        return randomized(
-            transformers.AutoModelForCausalLM.from_config, getattr(transformers, config)(**values)
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def command():
+    """`command(*arguments)`: the exit code, stdout and stderr of `qbench ARGUMENTS`."""
+    return run_command

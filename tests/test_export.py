@@ -1,7 +1,8 @@
-"""Folders for other programs: exported and read back, the same numbers, or a refusal with its reason."""
+"""Folders for other programs: exported and read back the same, or refused with the reason."""
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -15,14 +16,14 @@ from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.export import export
 from qbench.kernels.dispatch import using
 from qbench.models.blocks import quantizable
-
-PROMPT = torch.arange(40).view(2, 20)
+from samples import PROMPT
 
 
 @pytest.fixture(scope="module")
 def saved(tiny, tokenizer, tmp_path_factory):
-    """`saved(bits, group_size, symmetric, method)`: a folder of a tiny model."""
+    """`saved(bits, group_size, symmetric, method)`: a folder of a tiny model, made once."""
 
+    @functools.cache
     def make(bits=4, group_size=32, symmetric=False, method="rtn"):
         folder = tmp_path_factory.mktemp("saved") / "model"
         model = tiny(hidden_size=64, tie_word_embeddings=True)
@@ -38,7 +39,9 @@ def logits(folder):
         return qbench.load(folder, "float32").model(PROMPT).logits
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    "bits", [pytest.param(2, marks=pytest.mark.slow), 3, 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("group_size", [32, None])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_gptq_folder_says_the_same(saved, tmp_path, bits, group_size, symmetric):
@@ -103,7 +106,7 @@ def test_a_foreign_folder_that_cannot_be_read(saved, tmp_path, changes, error, m
 
 
 def test_an_awq_folder_is_read(tiny, tmp_path):
-    """Codes, zero points and scales of a random checkpoint in the GEMM layout, against the products by definition."""
+    """A random checkpoint in the GEMM layout, against the products by definition."""
     model, draw = tiny(hidden_size=64), torch.Generator().manual_seed(0)
     tensors = unquantized_tensors(model, layers := {name: None for name in quantizable(model)})
     for name in layers:
@@ -129,7 +132,7 @@ def test_an_awq_folder_is_read(tiny, tmp_path):
 
 
 def awq_words(values):
-    """(n, out) codes -> (n, out/8) int32: nibble i of a word is output 0 2 4 6 1 3 5 7 of its eight."""
+    """(n, out) codes -> (n, out/8) int32: nibbles are outputs 0 2 4 6 1 3 5 7 of eight."""
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
     return (
         (values.unflatten(1, (-1, 8))[..., order] << (4 * torch.arange(8))).sum(-1).to(torch.int32)

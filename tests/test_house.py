@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 
-import house
 import pytest
-from house import ROOT
 
+import house
 import qbench
+from fresh_python import run_python
+from places import ROOT
 
 # What each room may import of ours: a folder is a room, and so is a module of qbench's root.
 ARROWS = {
@@ -81,7 +83,8 @@ def test_the_picture_shows_the_house_as_it_is():
 def test_a_report_needs_no_torch():
     modules = "qbench.reports.page, qbench.reports.tables, qbench.experiment.store"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_folder_with_code_is_packaged():
@@ -108,6 +111,27 @@ def test_public_names():
 def test_modules_stay_small():
     lengths = {name: len(path.read_text().splitlines()) for name, path in house.modules().items()}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+TEST_FOLDERS = sorted({path.parent.name for path in TEST_FILES} - {"tests"})
+
+
+def test_the_folders_of_tests_are_the_rooms():
+    assert set(TEST_FOLDERS) <= ARROWS.keys() | {"benchmarks"}
+
+
+@pytest.mark.parametrize("folder", TEST_FOLDERS)
+def test_the_quick_tier_visits_every_folder_of_tests(folder):
+    quick = []
+    for path in TEST_FILES:
+        if path.parent.name != folder:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = {ast.unparse(decorator) for decorator in node.decorator_list}
+                quick += [] if "pytest.mark.slow" in marks else [node.name]
+    assert quick, f"every test in tests/{folder} is marked slow, and make test-quick visits none"
 
 
 def test_the_readme_lists_every_method():

@@ -13,12 +13,9 @@ from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import BlockResult
 from qbench.errors import ConfigError, MethodError
 from qbench.models.blocks import linears
+from samples import PROMPT, token_ids
 
-PROMPT = torch.arange(40).view(2, 20)
-
-
-def tokens():
-    return torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
+TOKENS = token_ids(4, 32, vocabulary=256)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -26,7 +23,7 @@ def tokens():
 def test_a_saved_model_comes_back_bit_for_bit(tiny, tokenizer, tmp_path, method, tied):
     model = tiny(tie_word_embeddings=tied, attention_bias=True)
     before = model.model.embed_tokens.weight.clone()
-    made = qbench.quantize(model, method, Scheme(3, 16), tokens(), tokenizer=tokenizer)
+    made = qbench.quantize(model, method, Scheme(3, 16), TOKENS, tokenizer=tokenizer)
     assert torch.equal(model.model.embed_tokens.weight, before), "embeddings stay in full precision"
     again = qbench.load(made.save(tmp_path / "saved"))
     assert torch.equal(again.model(PROMPT).logits, made.model(PROMPT).logits)
@@ -44,9 +41,7 @@ def test_two_runs_give_the_same_bytes(tiny, tmp_path, method):
     folders = []
     for run in ("a", "b"):
         torch.manual_seed(hash(run) % 1000)
-        folders.append(
-            qbench.quantize(tiny(), method, Scheme(2, 16), tokens()).save(tmp_path / run)
-        )
+        folders.append(qbench.quantize(tiny(), method, Scheme(2, 16), TOKENS).save(tmp_path / run))
     first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert first == second
 
@@ -113,7 +108,7 @@ def test_a_method_that_fails_names_the_layer(tiny):
 
 @dataclass(frozen=True)
 class Folding:
-    """Rounds every layer of a block; halves the first norm and doubles the layers that follow it."""
+    """Rounds every layer; halves the first norm of a block and doubles the layers after it."""
 
     name, paper, format, bits, symmetric = "folding", "", "uniform", (2, 8), True
 
@@ -131,7 +126,7 @@ class Folding:
 
 
 def test_a_block_method_sees_both_streams_and_may_fold_into_norms(tiny, tmp_path):
-    made = qbench.quantize(tiny(), Folding(), Scheme(4, 16), tokens())
+    made = qbench.quantize(tiny(), Folding(), Scheme(4, 16), TOKENS)
     plain = qbench.quantize(tiny(), "rtn", Scheme(4, 16))
     torch.testing.assert_close(
         made.model(PROMPT).logits, plain.model(PROMPT).logits, rtol=1e-3, atol=1e-3
@@ -148,4 +143,4 @@ def test_a_block_method_that_leaves_a_layer_out(tiny):
     with pytest.raises(
         MethodError, match="block model.layers.0: the method returned other layers than it has"
     ):
-        qbench.quantize(tiny(), Lazy(), Scheme(4, 16), tokens())
+        qbench.quantize(tiny(), Lazy(), Scheme(4, 16), TOKENS)

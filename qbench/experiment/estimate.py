@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -147,8 +148,9 @@ def _logits_bytes(cell: Cell, rates: Rates) -> int:
     ) + (1 << 29)
 
 
+@cache
 def _matrix_rate(device: str, dtype: str) -> float:
-    """Multiply-adds times two per second of a 1024-square product."""
+    """Multiply-adds times two per second of a 1024-square product, measured once in a process."""
     a = torch.ones(1024, 1024, dtype=torch_dtype(dtype), device=device)
     best = math.inf
     deadline = time.perf_counter() + 0.2

@@ -1,15 +1,15 @@
-"""`make speed` compares by ratio to the yardstick: a slow machine is no regression, slow work is one."""
+"""`make speed` compares by a yardstick: slow work is a regression, not a slow machine."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).resolve().parents[2] / "benchmarks" / "conftest.py"
+from fresh_python import run_python
+from places import ROOT
+
+CONFTEST = ROOT / "benchmarks" / "conftest.py"
 BENCHMARK = """
 import os, time
 
@@ -30,19 +30,13 @@ def compare(tmp_path):
     (tmp_path / "speed.py").write_text(BENCHMARK)
 
     def run(work, yardstick, *options):
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pytest",
-            "-q",
-            "speed.py",
-            "--benchmark-storage=stored",
-        ]
-        command += ["--benchmark-timer=time.process_time", *options]
         named = {"WORK": str(work), "YARDSTICK": str(yardstick)}
-        return subprocess.run(
-            command, cwd=tmp_path, env=os.environ | named, capture_output=True, text=True
+        alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_benchmark.plugin"}
+        timer = ("--benchmark-storage=stored", "--benchmark-timer=time.process_time")
+        return run_python(
+            *("-m", "pytest", "-q", "speed.py", *timer, *options),
+            cwd=tmp_path,
+            env=os.environ | named | alone,
         )
 
     assert run(0.01, 0.01, "--benchmark-save=first").returncode == 0

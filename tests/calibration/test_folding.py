@@ -10,10 +10,12 @@ import transformers as hf
 from torch import nn
 
 from qbench.calibration.folding import Fold, excerpt, find_folds, folded, has_bias, moved
-from qbench.calibration.walk import walk_blocks
 from qbench.contracts import BlockInputs
 from qbench.models.experts import unfuse_experts
+from samples import normal, token_ids
+from walks import walked_block
 
+TOKENS = token_ids(3)
 COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = COMMON | {"intermediate_size": 64, "num_key_value_heads": 2}
 IDS = {"bos_token_id": 0, "eos_token_id": 0}
@@ -26,7 +28,7 @@ VALUES = [*range(8)] * 2 + [
 
 
 def gated(offset=0.0, before_mlp="post_attention_layernorm", values=VALUES):
-    """The places of Llama and its relatives: what makes the input, who reads it, the offset, the channels."""
+    """The places of Llama and its relatives: source of the input, readers, offset, channels."""
     return [
         ("input_layernorm", ATTENTION, offset, [*range(32)]),
         ("self_attn.v_proj", ("self_attn.o_proj",), None, values),
@@ -119,20 +121,6 @@ FAMILIES = {
 }
 
 
-def first_block(model):
-    """The second block of the model, with the inputs that the walk gives it."""
-    found = []
-    tokens = torch.randint(0, 64, (3, 16), generator=torch.Generator().manual_seed(0))
-
-    def visit(name, block, inputs, targets):
-        found.append((block, inputs))
-
-    walk_blocks(
-        model, tokens, visit, torch.device("cpu"), lambda fraction, text: None, 2, torch.float32
-    )
-    return found[1]
-
-
 @pytest.fixture(params=FAMILIES)
 def family(request, random_model):
     kind, config, expected = FAMILIES[request.param]
@@ -140,7 +128,8 @@ def family(request, random_model):
     for i, parameter in enumerate(model.parameters()):  # no two norms alike, no bias zero
         generator = torch.Generator().manual_seed(i)
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return *first_block(model), expected
+    block, inputs, _ = walked_block(model, TOKENS)
+    return block, inputs, expected
 
 
 @torch.no_grad()
@@ -168,12 +157,12 @@ def test_places_are_those_of_the_family_and_folding_there_changes_nothing(family
 
 
 def test_experts(random_model):
-    """Experts see some of the tokens each: what is inside them is found, and nothing before them."""
+    """Experts see some tokens each: what is inside them is found, and nothing before them."""
     model = random_model(
         hf.MixtralForCausalLM, hf.MixtralConfig(**WIDE, num_local_experts=4, **IDS)
     )
     unfuse_experts(model)
-    block, inputs = first_block(model)
+    block, inputs, _ = walked_block(model, TOKENS)
     folds = find_folds(block, inputs)
     assert [(f.source, f.layers, f.offset, f.channels.tolist()) for f in folds[:2]] == gated()[:2]
     assert {f.source for f in folds[2:]} == {f"mlp.experts.{i}.up_proj" for i in range(4)}
@@ -181,7 +170,7 @@ def test_experts(random_model):
 
 def test_a_block_in_bfloat16_is_probed_in_float32(random_model):
     kind, config, expected = FAMILIES["llama"]
-    block, inputs = first_block(random_model(kind, config()).bfloat16())
+    block, inputs, _ = walked_block(random_model(kind, config()).bfloat16(), TOKENS)
     assert [
         (f.source, f.layers, f.offset, f.channels.tolist()) for f in find_folds(block, inputs)
     ] == expected
@@ -189,7 +178,7 @@ def test_a_block_in_bfloat16_is_probed_in_float32(random_model):
 
 def test_norms_with_a_bias():
     block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4, bias=False))
-    hidden = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    hidden = normal(2, 5, 8)
     (fold,) = find_folds(block, BlockInputs([hidden], [hidden], [((), {})]))
     assert (fold.source, fold.layers) == ("0", ("1",)) and has_bias(block, fold)
     block[0] = nn.LayerNorm(8, bias=False)

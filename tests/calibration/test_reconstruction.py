@@ -23,6 +23,7 @@ from qbench.calibration.reconstruction import (
 )
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError
+from samples import normal, token_ids
 
 SCHEME = Scheme(3, 16)
 
@@ -90,10 +91,15 @@ def test_training_lowers_the_loss_and_the_log_says_the_truth(case, name):
 
 
 @pytest.mark.parametrize(
-    "name, at_3_bits", [("flexround", 0.015), ("uniquanf", 0.01), ("flexbcq", 0.01)]
+    "name, at_3_bits",
+    [
+        ("flexround", 0.015),
+        ("uniquanf", 0.01),
+        pytest.param("flexbcq", 0.01, marks=pytest.mark.slow),
+    ],
 )
 def test_the_learning_rate_follows_the_step_of_the_grid_unless_it_is_given(name, at_3_bits):
-    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    weight = normal(8, 32)
 
     def rates(bits, **params):
         return qbench.get_method(name, **params).prepare(weight, Scheme(bits, 32)).groups()[0]["lr"]
@@ -237,7 +243,7 @@ def test_the_last_batches_judge():
 
 
 def test_one_token_of_a_thousandfold_size():
-    target = torch.randn(1, 9, 16, generator=torch.Generator().manual_seed(0))
+    target = normal(1, 9, 16)
     plain = block_loss(target * 0.9, target, "mse").item()
     for kind in ("damped", "capped"):
         assert block_loss(target * 0.9, target, kind) == pytest.approx(plain, rel=0.2)
@@ -257,7 +263,7 @@ def test_settings_out_of_range_are_refused(params):
 
 
 def test_the_log_reaches_the_model_and_the_folder(tiny, tmp_path):
-    tokens = torch.randint(0, 259, (4, 12), generator=torch.Generator().manual_seed(0))
+    tokens = token_ids(4, 12, vocabulary=259)
     model = qbench.quantize(tiny(), "flexround", Scheme(3, 16), tokens)
     assert (
         list(model.log) == ["model.layers.0", "model.layers.1"]

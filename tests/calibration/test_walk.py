@@ -1,4 +1,4 @@
-"""The walk visits every layer with the statistics of truly sequential inputs, in any decoder of transformers."""
+"""The walk visits every layer of any decoder with the statistics of truly sequential inputs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 
 import qbench
 from qbench import Scheme
-from qbench.calibration.walk import walk_linears
 from qbench.errors import MethodError, ModelError
 from qbench.models.blocks import decoder_blocks, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
+from samples import token_ids
+from walks import visit_layers
+
+TOKENS = token_ids()
 
 
 @pytest.fixture
@@ -22,31 +25,15 @@ def model(family):
     return model
 
 
-def tokens(samples=5, length=16):
-    return torch.randint(0, 64, (samples, length), generator=torch.Generator().manual_seed(0))
-
-
-def walk(model, visit, samples=None, batch_size=2):
-    walk_linears(
-        model,
-        tokens() if samples is None else samples,
-        visit,
-        device=torch.device("cpu"),
-        progress=lambda fraction, text: None,
-        batch_size=batch_size,
-        dtype=torch.float32,
-    )
-
-
 def by_forward_passes(model, change):
-    """The plain reference: one pass over the whole model for every layer, in the order of execution."""
+    """The plain reference: one pass over the whole model for every layer, in their order."""
     order = []
     layers = quantizable(model)
     hooks = [
         layer.register_forward_hook(lambda *_, name=name: order.append(name))
         for name, layer in layers.items()
     ]
-    model(tokens())
+    model(TOKENS)
     for hook in hooks:
         hook.remove()
     found = {}
@@ -55,7 +42,7 @@ def by_forward_passes(model, change):
         hook = layers[name].register_forward_pre_hook(
             lambda _, args, inputs=inputs: inputs.append(args[0])
         )
-        model(tokens())
+        model(TOKENS)
         hook.remove()
         rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
         found[name] = 2 / len(rows) * rows.T @ rows, len(rows)
@@ -75,7 +62,7 @@ def test_statistics_are_those_of_the_quantized_prefix(model):
         visited[name] = stats.hessian.double(), stats.count
         halve(layer)
 
-    walk(model, visit)
+    visit_layers(model, TOKENS, visit)
     assert list(visited) == list(expected)
     for name, (hessian, count) in expected.items():
         torch.testing.assert_close(
@@ -85,17 +72,17 @@ def test_statistics_are_those_of_the_quantized_prefix(model):
 
 
 def test_the_model_is_whole_after_the_walk(model):
-    before = model(tokens()).logits
-    walk(model, lambda name, layer, stats: None)
-    assert torch.equal(model(tokens()).logits, before)
+    before = model(TOKENS).logits
+    visit_layers(model, TOKENS, lambda name, layer, stats: None)
+    assert torch.equal(model(TOKENS).logits, before)
 
 
 def test_the_batch_size_changes_nothing_but_rounding(tiny):
     found = []
     for batch_size in (1, 5):
         model = tiny()
-        qbench.quantize(model, "gptq", Scheme(3, 16), tokens(), batch_size=batch_size)
-        found.append(model(tokens()).logits)
+        qbench.quantize(model, "gptq", Scheme(3, 16), TOKENS, batch_size=batch_size)
+        found.append(model(TOKENS).logits)
     assert (found[0] - found[1]).abs().mean() < 0.1 * found[0].std()
 
 
@@ -104,9 +91,9 @@ def test_a_layer_that_no_token_reaches_is_visited_with_count_zero(tiny):
     mlp = model.model.layers[1].mlp
     mlp.expert = torch.nn.Linear(32, 32)
     counts = {}
-    walk(model, lambda name, layer, stats: counts.update({name: stats.count}))
+    visit_layers(model, TOKENS, lambda name, layer, stats: counts.update({name: stats.count}))
     assert counts.pop("model.layers.1.mlp.expert") == 0
-    assert set(counts.values()) == {tokens().numel()}
+    assert set(counts.values()) == {TOKENS.numel()}
 
 
 def test_inputs_that_are_not_finite_name_the_layer(tiny):
@@ -115,7 +102,7 @@ def test_inputs_that_are_not_finite_name_the_layer(tiny):
     with pytest.raises(
         MethodError, match="the inputs of model.layers.1.self_attn.q_proj are not finite"
     ):
-        walk(model, lambda name, layer, stats: None)
+        visit_layers(model, TOKENS, lambda name, layer, stats: None)
 
 
 def test_a_failing_visit_leaves_no_hooks(tiny):
@@ -125,9 +112,9 @@ def test_a_failing_visit_leaves_no_hooks(tiny):
         raise MethodError("no")
 
     with pytest.raises(MethodError):
-        walk(model, fail)
+        visit_layers(model, TOKENS, fail)
     assert not any(layer._forward_pre_hooks for layer in quantizable(model).values())
-    assert model(tokens()).logits.shape == (5, 16, 259)
+    assert model(TOKENS).logits.shape == (5, 16, 259)
 
 
 def test_a_model_without_blocks_is_refused():

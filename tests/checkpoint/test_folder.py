@@ -1,4 +1,4 @@
-"""Saved folders: packed, exact, whole or not at all, read by transformers, and refused where anything is wrong."""
+"""Saved folders: packed, exact, whole or not at all, read by transformers, or refused as wrong."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import qbench
+from fresh_python import run_python
+from methods_of_formats import METHOD_OF_FORMAT, method_of_format
 from qbench import Scheme
 from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.errors import ConfigError, StoreError
 from qbench.files.shards import INDEX, verify
-
-PROMPT = torch.arange(40).view(2, 20)
-FORMATS = {"uniform": "rtn", "binary": "alternating", "lattice": "unisvq", "dense": "none"}
+from samples import PROMPT, normal, token_ids
 
 
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=METHOD_OF_FORMAT)
 def made(request, tiny):
-    settings = {"epochs": 0} if request.param == "lattice" else {}
-    method = qbench.get_method(FORMATS[request.param], **settings)
-    tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
+    method, tokens = method_of_format(request.param), token_ids(2, 32, vocabulary=256)
     return qbench.quantize(
         tiny(attention_bias=True, tie_word_embeddings=True), method, Scheme(3, 16), tokens
     )
@@ -103,13 +101,14 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
     assert torch.equal(loaded(prompt).logits, made.model(prompt).logits)
 
 
+@pytest.mark.slow
 def test_without_the_plug_in_transformers_refuses(saved):
     if saved.name != "rtn":
         pytest.skip(
-            "one format is enough, as the sentinel is the same for all; and a dense folder needs no plug-in"
+            "one format is enough: all have the same sentinel, and a dense folder needs no plug-in"
         )
     code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(saved)!r})"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.returncode and "RuntimeError" in done.stderr, "random weights must never be loaded"
 
 
@@ -131,7 +130,7 @@ def test_casting_a_model_leaves_the_parts_alone(made, saved):
 def test_compiled_without_a_graph_break(made, saved):
     torch._dynamo.reset()
     layer = qbench.load(saved).model.model.layers[0].mlp
-    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    x = normal(2, 3, 32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))
 
@@ -336,25 +335,38 @@ def test_saving_replaces_an_older_folder_and_leaves_nothing_beside(tiny, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
+SAVING = """
+import os, sys, qbench
+models = [qbench.quantize(sys.argv[1], 'rtn', qbench.Scheme(bits, 32)) for bits in (2, 4)]
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        while True:
+            for model in models:
+                model.save(sys.argv[2])
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print('dead', flush=True)
+"""
+
+
+@pytest.mark.slow
 def test_killed_while_saving_there_is_the_old_folder_or_the_new_one(tiny_folder, tmp_path):
-    code = (
-        "import sys, qbench\n"
-        "made = [qbench.quantize(sys.argv[1], 'rtn', qbench.Scheme(bits, 32)) for bits in (2, 4)]\n"
-        "print('ready', flush=True)\n"
-        "while True:\n"
-        "    for one in made: one.save(sys.argv[2])\n"
-    )
-    seen = set()
-    for wait in (0.03, 0.12):
-        command = [sys.executable, "-P", "-c", code, str(tiny_folder), str(tmp_path / "saved")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "ready\n"
-            while not (tmp_path / "saved").exists():
+    seen, saved = set(), tmp_path / "saved"
+    command = [sys.executable, "-P", "-c", SAVING, str(tiny_folder), str(saved)]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # threads do not survive a fork
+    with subprocess.Popen(command, **streams, env=one_thread) as process:
+        for wait in (0.03, 0.12):
+            print("save", file=process.stdin, flush=True)
+            child = int(process.stdout.readline())
+            while not saved.exists():
                 time.sleep(0.01)
             time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-        assert set(verify(tmp_path / "saved").values()) == {None}
-        seen.add(qbench.load(tmp_path / "saved").manifest["scheme"]["bits"])
+            os.kill(child, signal.SIGKILL)
+            assert process.stdout.readline() == "dead\n"
+            assert set(verify(saved).values()) == {None}
+            seen.add(qbench.load(saved).manifest["scheme"]["bits"])
     assert seen <= {2, 4}
 
 

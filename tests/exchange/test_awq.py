@@ -10,18 +10,13 @@ from hypothesis import strategies as st
 from qbench.errors import ConfigError, ModelError
 from qbench.exchange.awq import from_awq
 from qbench.formats.packing import unpack
+from samples import integers, scales
 
 ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
-def integers(shape, seed=0):
-    return torch.randint(
-        0, 16, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
-
-
 def words(values):
-    """The definition: (n, out) codes -> (n, out/8) int32, nibble i of a word is output ORDER[i] of its eight."""
+    """(n, out) codes -> (n, out/8) int32, by definition: nibble i is output ORDER[i] of eight."""
     lines = []
     for row in values.tolist():
         line = []
@@ -34,11 +29,10 @@ def words(values):
 
 def layer(out, inputs, groups, seed=0):
     """codes (in, out), zero points (groups, out), and the tensors of a checkpoint."""
-    codes, zero = integers((inputs, out), seed), integers((groups, out), seed + 1)
-    scales = (
-        torch.rand((groups, out), generator=torch.Generator().manual_seed(seed)) + 0.01
-    ).half()
-    return codes, zero, {"qweight": words(codes), "qzeros": words(zero), "scales": scales}
+    codes = integers((inputs, out), 0, 16, seed)
+    zero = integers((groups, out), 0, 16, seed + 1)
+    scale = scales((groups, out), seed).half()
+    return codes, zero, {"qweight": words(codes), "qzeros": words(zero), "scales": scale}
 
 
 @settings(deadline=None, max_examples=60)

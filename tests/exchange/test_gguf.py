@@ -1,4 +1,4 @@
-"""GGUF blocks say bit for bit what the weight says, to gguf's own dequantizer and to the definition."""
+"""GGUF blocks say bit for bit what the weight says, to gguf's dequantizer and by definition."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from qbench.errors import ConfigError
 from qbench.exchange.gguf import blocks
 from qbench.formats import Uniform
+from samples import seeded
 
 Q4_0, Q5_0, Q8_0 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0
 
 
 def uniform(bits, shape, groups, seed=0, zero=None):
-    """A weight with signed scales; zero: (low, high) of integer zero points, None for a symmetric one."""
-    generator = torch.Generator().manual_seed(seed)
+    """A weight with signed scales; zero: (low, high) of integer zero points, None if symmetric."""
+    generator = seeded(seed)
     codes = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
     scale = torch.randn((shape[0], groups), generator=generator).half()
     if zero is not None:

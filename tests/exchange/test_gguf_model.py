@@ -1,4 +1,4 @@
-"""A model written as GGUF is the same model to transformers' reader; what GGUF cannot say is refused."""
+"""A model written as GGUF is the same to transformers' reader; what GGUF cannot say is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def split(regex):
 
 
 def quantize(model, bits=4, groups=2, symmetric=False):
-    """Random codes in all linear layers of the blocks; the model gets their values. Returns the weights by name."""
+    """The weights by name: random codes in all linear layers of the blocks.
+
+    The model gets their values.
+    """
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, layer in linears(model).items():

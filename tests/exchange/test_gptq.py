@@ -1,4 +1,4 @@
-"""GPTQ's layout: held against its definition, exact both ways, and refused where it cannot say the same."""
+"""GPTQ's layout: as it is defined, exact both ways, and refused where it cannot say the same."""
 
 from __future__ import annotations
 
@@ -13,22 +13,13 @@ from hypothesis import strategies as st
 from qbench.errors import ConfigError, ModelError
 from qbench.exchange.gptq import BITS, checkpoint_format, from_gptq, to_gptq
 from qbench.formats import Uniform
-
-
-def integers(shape, low, high, seed=0):
-    return torch.randint(
-        low, high, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
-
-
-def scales(shape, seed=0):
-    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.01).half()
+from samples import integers, scales
 
 
 def uniform(bits, shape, groups, seed=0, least_zero=1, symmetric=False):
     codes = integers(shape, 0, 2**bits, seed)
     zero = None if symmetric else integers((shape[0], groups), least_zero, 2**bits, seed + 1)
-    return Uniform.from_codes(codes, scales((shape[0], groups), seed), zero, bits)
+    return Uniform.from_codes(codes, scales((shape[0], groups), seed).half(), zero, bits)
 
 
 @st.composite
@@ -43,7 +34,7 @@ def weights(draw, least_zero=1):
 
 
 def words(rows, bits):
-    """The definition: the codes of a row one after the other, lowest bit first, cut into words of 32 bits."""
+    """By definition: the codes of a row one after the other, lowest bit first, in 32-bit words."""
     lines = []
     for row in rows.tolist():
         stream = sum(code << (bits * k) for k, code in enumerate(row))
@@ -112,7 +103,7 @@ def test_the_layout_is_the_definition(bits, kind, offset):
 
 def test_three_bits_straddle_words_as_gptqmodel_packs_them():
     codes = integers((32, 32), 0, 8)
-    weight = Uniform.from_codes(codes, scales((32, 1)), None, 3)
+    weight = Uniform.from_codes(codes, scales((32, 1)).half(), None, 3)
     x = (
         codes.T.long()
     )  # (in, out), in the words of gptqmodel: 10 codes, 1 cut, 10 codes, 1 cut, 10 codes

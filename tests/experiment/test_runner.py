@@ -8,106 +8,73 @@ from collections.abc import Sequence
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from qbench import registry
 from qbench.commands import main
 from qbench.errors import MethodError
 from qbench.experiment.store import read_records
 
-TASKS = ["--tasks", "wikitext,divergence,arc_easy,gsm8k", "--data", "mini"]
-LIMITS = [
+TASKS = ("wikitext", "divergence", "arc_easy", "gsm8k")
+LIMITS = (
     "wikitext.limit=2",
     "wikitext.length=64",
     "divergence.limit=2",
     "divergence.length=64",
     "arc_easy.limit=4",
-]
-LIMITS += ["gsm8k.limit=2", "gsm8k.generate=1", "calibration.samples=4", "calibration.length=32"]
-COMMON = [
-    *TASKS,
-    *(part for limit in LIMITS for part in ("--set", limit)),
-    "--dtype",
-    "float32",
-    "--group-size",
-    "32",
-]
+    "gsm8k.limit=2",
+    "gsm8k.generate=1",
+    "calibration.samples=4",
+    "calibration.length=32",
+)
+COMMON = ["--data", "mini", "--dtype", "float32", "--group-size", "32"]
 
 
 @pytest.fixture(autouse=True)
-def wide_and_clean(monkeypatch):
-    monkeypatch.setattr(main, "out", Console(width=200, force_terminal=False))
-    monkeypatch.setattr(main, "err", Console(width=200, stderr=True, force_terminal=False))
+def no_plugins_left(monkeypatch):
     monkeypatch.setattr(registry, "_plugins", {})
 
 
-def qbench(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    monkeypatch.setattr("sys.argv", ["qbench", *map(str, args)])
-    code = 0
-    try:
-        main.main()
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    found = capsys.readouterr()
-    return code, found.out, found.err
-
-
 @pytest.fixture
-def command(monkeypatch, capsys):
-    return lambda *args: qbench(monkeypatch, capsys, *args)
+def without_pictures(monkeypatch):
+    """Pages with empty pictures: drawing them takes longer than running a tiny model."""
+
+    def empty(figure, file, format, **options):
+        file.write("<svg/>" if format == "svg" else b"")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty)
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_folder, tmp_path_factory):
+def finished(tiny_folder, tmp_path_factory, command):
     """One whole run: none, rtn, alternating, gptq at 2 and 4 bits."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    patch, streams = pytest.MonkeyPatch(), Streams()
-    patch.setattr(main, "out", Console(width=200, file=streams))
-    patch.setattr(main, "err", Console(width=200, file=streams))
-    patch.setattr("sys.argv", ["qbench", *run_args(tiny_folder, out)])
-    with pytest.raises(SystemExit) as leaving:
-        main.main()
-    patch.undo()
-    assert leaving.value.code == 0, streams.text
-    return out, streams.text
-
-
-class Streams:
-    """Collects what consoles write."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> None:
-        self.text += text
-
-    def flush(self) -> None:
-        pass
+    code, text, error = command(*run_args(tiny_folder, out))
+    assert code == 0, text + error
+    return out, text + error
 
 
 def run_args(
-    model, out, methods="none,rtn,alternating,gptq", bits="2,4", extra: Sequence[object] = ()
+    model,
+    out,
+    methods="none,rtn,alternating,gptq",
+    bits="2,4",
+    extra: Sequence[object] = (),
+    tasks=TASKS,
 ):
-    return [
-        "run",
-        "--model",
-        model,
-        "--methods",
-        methods,
-        "--bits",
-        bits,
-        "--out",
-        out,
-        *COMMON,
-        *extra,
-    ]
+    """A run of the grid `methods` x `bits` on the first few items of the tasks."""
+    args = ["run", "--model", model, "--methods", methods, "--bits", bits, "--out", out, *COMMON]
+    args += ["--tasks", ",".join(tasks)]
+    for limit in LIMITS:
+        if limit.startswith((*tasks, "calibration")):
+            args += ["--set", limit]
+    return [*args, *extra]
 
 
 def scores(record):
     return {(s.task, s.metric, s.filter): s.value for s in record.scores}
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_records_a_table_and_a_page(finished):
     out, text = finished
     records, complaints = read_records(out)
@@ -122,6 +89,7 @@ def test_a_run_ends_with_records_a_table_and_a_page(finished):
     assert set(table.task) == {"mini-text", "mini-divergence", "mini-arc_easy", "mini-gsm8k"}
 
 
+@pytest.mark.slow
 def test_a_record_says_all_that_is_promised(finished):
     out, _ = finished
     body = json.loads(next((out / "records").glob("*.json")).read_text())
@@ -154,6 +122,7 @@ def test_a_record_says_all_that_is_promised(finished):
         assert rows and all("doc_hash" in row or "prompt_hash" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     out, _ = finished
     records = {
@@ -176,6 +145,8 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_second_run_does_nothing_and_a_third_adds_a_method(
     finished, tiny_folder, command, tmp_path
 ):
@@ -192,6 +163,8 @@ def test_a_second_run_does_nothing_and_a_third_adds_a_method(
     )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "again"
     assert command(*run_args(tiny_folder, out))[0] == 0
@@ -212,6 +185,8 @@ def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command,
         ).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
@@ -238,10 +213,17 @@ class Failing(RTN):
 """
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_path):
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)
-    args = run_args(tiny_folder, tmp_path / "out", methods="failing", extra=["--plugin", plugin])
+    args = run_args(
+        tiny_folder,
+        tmp_path / "out",
+        methods="failing",
+        extra=["--plugin", plugin],
+        tasks=["arc_easy"],
+    )
     code, text, _ = command(*args)
     assert code == 1
     records = {r.cell.scheme.bits: r for r in read_records(tmp_path / "out")[0]}
@@ -259,6 +241,8 @@ def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_pa
     )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch):
     from qbench.experiment import runner
 
@@ -271,7 +255,9 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(runner, "quantize", interrupted)
-    args = run_args(tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4")
+    args = run_args(
+        tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4", tasks=["arc_easy"]
+    )
     code, _, error = command(*args)
     assert code == 130 and "interrupted; everything finished is kept" in error
     assert not list((tmp_path / "out").rglob(".*")), "no partial file stays"
@@ -279,6 +265,8 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
     assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     tiny_folder, command, tmp_path, monkeypatch
 ):
@@ -286,11 +274,15 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    code, _, error = command(*run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4"))
+    code, _, error = command(
+        *run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4", tasks=["arc_easy"])
+    )
     assert code == 2 and "cannot be written" in error and "No space left" in error
     assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
@@ -300,6 +292,7 @@ def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, 
     assert code == 0 and f"record {path.name} is truncated" in error and "1 to run, 6 done" in text
 
 
+@pytest.mark.slow
 def test_report_needs_only_the_records(finished, command, tmp_path):
     shutil.copytree(finished[0] / "records", tmp_path / "run" / "records")
     code, text, _ = command("report", tmp_path / "run")

@@ -10,16 +10,7 @@ from hypothesis import strategies as st
 from qbench.errors import StoreError
 from qbench.formats import Binary, Dense, Uniform, bits_per_weight, from_tensors
 from qbench.formats.packing import as_stored, pack, packed_length, unpack
-
-
-def integers(shape, bits, seed=0):
-    return torch.randint(
-        0, 2**bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
-
-
-def floats(shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.01
+from samples import integers, scales
 
 
 @settings(deadline=None, max_examples=60)
@@ -27,7 +18,7 @@ def floats(shape, seed=0):
     bits=st.integers(1, 8), rows=st.integers(1, 5), n=st.integers(1, 70), seed=st.integers(0, 1000)
 )
 def test_pack_unpack_is_the_identity_and_takes_the_bits_it_says(bits, rows, n, seed):
-    codes = integers((rows, n), bits, seed)
+    codes = integers((rows, n), 0, 2**bits, seed)
     stream = pack(codes, bits)
     assert stream.shape == (rows, packed_length(n, bits)) and stream.dtype == torch.uint8
     assert torch.equal(unpack(stream, bits, n), codes)
@@ -35,7 +26,7 @@ def test_pack_unpack_is_the_identity_and_takes_the_bits_it_says(bits, rows, n, s
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_eight_codes_take_as_many_bytes_as_bits(bits):
-    assert pack(integers((3, 64), bits), bits).numel() == 3 * 8 * bits
+    assert pack(integers((3, 64), 0, 2**bits), bits).numel() == 3 * 8 * bits
 
 
 def test_the_layout_is_a_little_endian_bit_stream():
@@ -54,8 +45,12 @@ def test_a_stream_of_the_wrong_length_is_refused():
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("zero", ["integer", "real", "middle"])
 def test_uniform_is_scale_times_code_minus_zero(bits, zero):
-    codes, scale = integers((6, 48), bits), floats((6, 3)).half()
-    kinds = {"integer": integers((6, 3), bits, 1), "real": floats((6, 3), 2).half(), "middle": None}
+    codes, scale = integers((6, 48), 0, 2**bits), scales((6, 3)).half()
+    kinds = {
+        "integer": integers((6, 3), 0, 2**bits, 1),
+        "real": scales((6, 3), 2).half(),
+        "middle": None,
+    }
     weight = Uniform.from_codes(codes, scale, kinds[zero], bits)
     z = torch.full((6, 3), 2.0 ** (bits - 1)) if kinds[zero] is None else kinds[zero].float()
     expected = (codes.view(6, 3, 16).double() - z.double()[..., None]) * scale.double()[..., None]
@@ -72,8 +67,8 @@ def test_uniform_is_scale_times_code_minus_zero(bits, zero):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_binary_is_shift_plus_signed_alphas(bits):
-    signs = integers((bits, 5, 40), 1).double() * 2 - 1
-    alpha, shift = floats((5, 5, bits)), floats((5, 5), 1) - 0.5
+    signs = integers((bits, 5, 40), 0, 2).double() * 2 - 1
+    alpha, shift = scales((5, 5, bits)), scales((5, 5), 1) - 0.5
     weight = Binary.from_planes(signs, alpha, shift)
     expected = (signs.view(bits, 5, 5, 8) * alpha.double().permute(2, 0, 1)[..., None]).sum(
         0
@@ -87,7 +82,7 @@ def test_binary_is_shift_plus_signed_alphas(bits):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_uniform_becomes_binary_exactly(bits):
     uniform = Uniform.from_codes(
-        integers((7, 60), bits), floats((7, 5)).half(), integers((7, 5), bits, 3), bits
+        integers((7, 60), 0, 2**bits), scales((7, 5)).half(), integers((7, 5), 0, 2**bits, 3), bits
     )
     assert torch.equal(Binary.from_uniform(uniform).dequantize(), uniform.dequantize())
 
@@ -95,9 +90,11 @@ def test_uniform_becomes_binary_exactly(bits):
 @pytest.mark.parametrize(
     "weight",
     [
-        Uniform.from_codes(integers((4, 33), 3), floats((4, 1)).half(), integers((4, 1), 3), 3),
-        Binary.from_planes(integers((2, 4, 33), 1), floats((4, 1, 2)), None),
-        Dense(floats((4, 33))),
+        Uniform.from_codes(
+            integers((4, 33), 0, 8), scales((4, 1)).half(), integers((4, 1), 0, 8), 3
+        ),
+        Binary.from_planes(integers((2, 4, 33), 0, 2), scales((4, 1, 2)), None),
+        Dense(scales((4, 33))),
     ],
     ids=lambda weight: weight.format,
 )

@@ -1,4 +1,4 @@
-"""`qbench inspect` and `qbench verify`: every byte has its item, and every weight is counted once."""
+"""`qbench inspect` and `qbench verify`: every byte has its item, each weight is counted once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from rich.console import Console
 from safetensors.torch import save_file
 
 import qbench
+from methods_of_formats import METHOD_OF_FORMAT, method_of_format
 from qbench import Scheme
-from qbench.commands import folders, main
 from qbench.errors import StoreError
 from qbench.files.shards import INDEX, Shards
 from qbench.inspection.gguf_header import BLOCKS, read_gguf
@@ -25,8 +24,8 @@ from qbench.inspection.pieces import item_of
 from qbench.inspection.report import inspect
 from qbench.models.blocks import linears
 from qbench.models.experts import unfuse_experts
+from samples import token_ids
 
-FORMATS = {"uniform": "rtn", "binary": "alternating", "lattice": "unisvq", "dense": "none"}
 PARTS = {
     "uniform": {"codes": "codes", "scales": "scale", "zero_points": "zero_point"},
     "binary": {"codes": "planes", "scales": "alpha", "shifts": "shift"},
@@ -57,11 +56,10 @@ def shares(found):
 # Ours
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=METHOD_OF_FORMAT)
 def ours(request, tiny, tokenizer, tmp_path_factory):
-    settings = {"epochs": 0} if request.param == "lattice" else {}
-    method = qbench.get_method(FORMATS[request.param], **settings)
-    tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
+    method = method_of_format(request.param)
+    tokens = token_ids(2, 32, vocabulary=256)
     made = qbench.quantize(
         tiny(attention_bias=True), method, Scheme(3, 16), tokens, tokenizer=tokenizer
     )
@@ -78,7 +76,11 @@ def test_our_folders_agree_with_the_quantized_model(ours):
         assert found.bits_per_weight["codebooks"] == expected["map"] + expected.get("offset", 0)
     assert found.quantized_weights == sum(w.shape[0] * w.shape[1] for w in made.weights.values())
     assert found.quantized_layers == len(made.weights) == 14
-    assert (found.source, found.format_version, found.method) == ("qbench", "2", FORMATS[kind])
+    assert (found.source, found.format_version, found.method) == (
+        "qbench",
+        "2",
+        METHOD_OF_FORMAT[kind],
+    )
     assert found.stated_bits == 3 and found.parameters["scheme"]["group_size"] == 16
 
 
@@ -103,7 +105,8 @@ def test_padding_at_the_end_of_rows_is_told(tiny, tmp_path):
     found = inspect(folder)
     assert found.bits_per_weight["codes"] > 3
     assert found.notes == (
-        f"the config states 3-bit codes, they take {found.bits_per_weight['codes']:.4g} bits in the file",
+        "the config states 3-bit codes, "
+        f"they take {found.bits_per_weight['codes']:.4g} bits in the file",
     )
 
 
@@ -570,19 +573,6 @@ def test_a_damaged_gguf_is_refused_at_once(tmp_path):
 
 
 # The commands
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["qbench", *map(str, args)])
-        monkeypatch.setattr(folders, "out", Console(width=200, force_terminal=False))
-        with pytest.raises(SystemExit) as leaving:
-            main.main()
-        found = capsys.readouterr()
-        return leaving.value.code, found.out, found.err
-
-    return run
 
 
 def test_the_command_prints_a_headline_and_the_table(command, tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference, run by Triton's interpreter; `test_kernels_triton.py` runs this file."""
+"""The Triton kernels against the reference, run by Triton's interpreter; `test_triton.py` runs this file."""
 
 from __future__ import annotations
 

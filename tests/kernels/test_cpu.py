@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from places import ROOT
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
 from qbench.kernels import dispatch
 from qbench.kernels.cpu import products as cpu
+from samples import binary_weight as binary
+from samples import normal
+from samples import uniform_weight as uniform
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"cpu-binary: {cpu.unavailable()}"
@@ -30,26 +33,6 @@ SHAPES = [
 ]  # out, in, group size
 
 
-def binary(out, columns, bits, group, shift=True, dtype=torch.float16, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    groups = columns // group
-    planes = torch.randint(0, 2, (bits, out, columns), generator=generator)
-    alpha = (torch.rand(out, groups, bits, generator=generator) + 0.1).to(dtype)
-    return Binary.from_planes(
-        planes, alpha, torch.randn(out, groups, generator=generator).to(dtype) if shift else None
-    )
-
-
-def uniform(out, columns, bits, group, zero="integer", dtype=torch.float16, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    groups = columns // group
-    codes = torch.randint(0, 2**bits, (out, columns), generator=generator)
-    scale = (torch.rand(out, groups, generator=generator) + 0.1).to(dtype)
-    point = torch.randint(0, 2**bits, (out, groups), generator=generator).to(torch.uint8)
-    zeros = {"integer": point, "real": point.to(dtype) + 0.25, "middle": None}
-    return Uniform.from_codes(codes, scale, zeros[zero], bits)
-
-
 def made(kind, out, columns, bits, group):
     """One of the forms that a weight of this kind can have, each of which some width gets."""
     dtype = (torch.float16, torch.float32)[bits % 2]
@@ -59,7 +42,7 @@ def made(kind, out, columns, bits, group):
 
 
 def activations(rows, columns, dtype=torch.float32, seed=1):
-    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    x = normal(rows, columns, seed=seed)
     x[:, 3] *= 100  # an outlier channel, as models have them
     return x.to(dtype)
 
@@ -94,7 +77,7 @@ def test_products_against_float64(kind, bits, isa):
     for number, (out, columns, group) in enumerate(SHAPES):
         weight = made(kind, out, columns, bits, group)
         packed = cpu.Derived(weight)
-        bias = torch.randn(out, generator=torch.Generator().manual_seed(2)) if number % 2 else None
+        bias = normal(out, seed=2) if number % 2 else None
         for rows in (1, 2, 3, 4, 7, 8)[number % 2 :: 2]:
             x = activations(rows, columns)
             expected = exactly(x, weight, bias)
@@ -146,7 +129,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_batch(mode):
 @pytest.mark.parametrize("kind", ["binary", "uniform"])
 def test_layers_of_every_batch_and_dtype(kind, dtype, rows):
     weight = made(kind, 70, 384, 3, 128)
-    bias = torch.randn(70, generator=torch.Generator().manual_seed(2)).to(dtype)
+    bias = normal(70, seed=2).to(dtype)
     layer, x = QuantLinear(weight, bias), activations(rows, 384, dtype)
     dispatch.served(clear=True)
     y = layer(x)
@@ -261,12 +244,11 @@ def test_what_does_not_fit():
         )
 
 
+@pytest.mark.slow
 def test_the_c_kernels_under_the_sanitizers():
     if not (shutil.which("cc") and shutil.which("make")):
         pytest.skip("no C compiler and make")
-    done = subprocess.run(
-        ["make", "sanitize"], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
+    done = subprocess.run(["make", "sanitize"], cwd=ROOT, capture_output=True, text=True)
     if "cannot find" in done.stderr and "san" in done.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,19 +10,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from places import ROOT
 from qbench.errors import ConfigError
-from qbench.formats import Binary, Dense, Lattice, Uniform
+from qbench.formats import Binary, Dense
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_configs
 from qbench.kernels.gpu.triton_layout import derive
 from qbench.kernels.registry import Request
+from samples import binary_weight, lattice_weight, normal, uniform_weight
 
-ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="triton is not installed (pip install 'qbench-llm[gpu]')",
@@ -47,34 +47,17 @@ def meant(planes):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_the_derived_layout_means_the_same_weight(bits):
-    g = torch.Generator().manual_seed(bits)
-    codes, scale = (
-        torch.randint(0, 2**bits, (6, 96), generator=g),
-        torch.rand(6, 3, generator=g).half(),
-    )
-    uniform = Uniform.from_codes(
-        codes, scale, torch.randint(0, 2**bits, (6, 3), generator=g).to(torch.uint8), bits
-    )
+    uniform = uniform_weight(6, 96, bits, 32, seed=bits)
     assert torch.equal(meant(derive(uniform)), uniform.dequantize())
-    signs, alpha = torch.randn(bits, 6, 96, generator=g), torch.rand(6, 3, bits, generator=g)
-    for shift in (None, torch.randn(6, 3, generator=g).half()):
-        binary = Binary.from_planes(signs, alpha.half(), shift)
+    for shift in (False, True):
+        binary = binary_weight(6, 96, bits, 32, shift, seed=bits)
         torch.testing.assert_close(meant(derive(binary)), binary.dequantize(), rtol=1e-6, atol=1e-6)
 
 
 def test_the_derived_layout_is_as_small_as_the_stored_one():
-    g = torch.Generator().manual_seed(0)
-    codes, scale = (
-        torch.randint(0, 8, (64, 256), generator=g),
-        torch.rand(64, 2, generator=g).half(),
-    )
-    binary = Binary.from_planes(
-        torch.randn(3, 64, 256), torch.rand(64, 2, 3).half(), torch.rand(64, 2).half()
-    )
+    binary = binary_weight(64, 256, 3, 128)
     assert derive(binary).nbytes == sum(part.nbytes for part in binary.to_tensors().values())
-    uniform = Uniform.from_codes(
-        codes, scale, torch.randint(0, 8, (64, 2), generator=g).to(torch.uint8), 3
-    )
+    uniform = uniform_weight(64, 256, 3, 128)
     assert (
         derive(uniform).nbytes == 64 * 256 * 3 // 8 + 2 * 64 * 2 * 2
     )  # zero points in 16 bits, not in packed codes
@@ -82,16 +65,8 @@ def test_the_derived_layout_is_as_small_as_the_stored_one():
 
 @pytest.mark.parametrize("features, bits", [("codes", 3), ("signs", 2)])
 def test_a_lattice_weight_is_a_product_of_transformed_inputs(features, bits):
-    g = torch.Generator().manual_seed(0)
-    map, offset = (
-        torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g),
-        torch.randn(4, generator=g),
-    )
-    su, sv = torch.randn(96, generator=g), torch.randn(48, generator=g)
-    weight = Lattice.from_codes(
-        torch.randint(0, 2**bits, (48, 96), generator=g), map, offset, su, sv, bits, features
-    )
-    x, planes = torch.randn(5, 96, generator=g), derive(weight)
+    weight = lattice_weight(48, 96, bits, features=features)
+    x, planes = normal(5, 96), derive(weight)
     inputs, shift = planes.inputs(x)
     found = planes.outputs(inputs @ meant(planes.planes).T, shift)
     torch.testing.assert_close(found, x @ weight.dequantize().T, rtol=1e-4, atol=1e-3)
@@ -147,6 +122,7 @@ def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
         triton_configs._tuned("NVIDIA X")
 
 
+@pytest.mark.slow
 def test_triton_loads_only_with_a_product():
     code = "import sys, qbench, qbench.kernels.dispatch, qbench.kernels.gpu.products; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
+from pytest_benchmark.cli import main as pytest_benchmark
 
 import qbench
 from qbench import Scheme
-from qbench.commands import main
 from qbench.errors import ConfigError, DataError
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.gpu import products as gpu
@@ -25,18 +24,32 @@ needs_library = pytest.mark.skipif(
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(command):
+    """The exit code, and stdout and stderr as one text."""
+
     def run(*args):
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr("sys.argv", ["qbench", *args])
-        with pytest.raises(SystemExit) as leaving:
-            main.main()
-        captured = capsys.readouterr()
-        return leaving.value.code, captured.out + captured.err
+        code, out, err = command(*args)
+        return code, out + err
 
     return run
 
 
+@pytest.fixture
+def peak_memory_once(monkeypatch):
+    """Peak memory is measured by a process for each variant, five seconds long: one is enough here."""
+    run, results = subprocess.run, []
+
+    def once(command, **options):
+        if "qbench.latency.end_to_end" not in command:
+            return run(command, **options)
+        if not results:
+            results.append(run(command, **options))
+        return results[0]
+
+    monkeypatch.setattr(subprocess, "run", once)
+
+
+@pytest.mark.slow
 @needs_library
 def test_products_are_timed_against_dense_ones(command, tmp_path):
     options = ["--bits", "2,3", "--format", "binary,uniform", "--group-size", "32", "--rounds", "2"]
@@ -66,8 +79,9 @@ def test_products_are_timed_against_dense_ones(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 @needs_library
-def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
+def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path, monkeypatch, capsys):
     file, picture = tmp_path / "0001_timings.json", tmp_path / "roof.png"
     shapes = [
         "--shapes",
@@ -95,12 +109,9 @@ def test_timings_are_drawn_and_read_by_pytest_benchmark(command, tmp_path):
         row["extra_info"]["operations"] / row["stats"]["median"] / 1e9 for row in stored[:2]
     ]
     assert drawn["binary exact 3b fp32"].get_ydata() == pytest.approx(expected)
-    compared = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest_benchmark", "compare", str(file)],
-        capture_output=True,
-        text=True,
-    )
-    assert compared.returncode == 0 and "binary exact 3b fp32" in compared.stdout, compared.stderr
+    monkeypatch.setattr("sys.argv", ["pytest-benchmark", "compare", str(file)])
+    pytest_benchmark()
+    assert "binary exact 3b fp32" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(gpu.unavailable() is not None, reason=f"GPU kernels: {gpu.unavailable()}")
@@ -149,6 +160,8 @@ def test_there_must_be_timings_to_draw():
         roofline({"benchmarks": []})
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("peak_memory_once")
 def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
     qbench.quantize(tiny(), "rtn", Scheme(3, 32)).save(tmp_path / "saved")
     options = [

@@ -11,34 +11,17 @@ from torch import nn
 
 import qbench
 from qbench import Scheme
-from qbench.calibration.walk import walk_blocks
 from qbench.contracts import BlockInputs, BlockResult
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
 from qbench.methods.awq import AWQ, observe
 from qbench.methods.rtn import round_to_grid
 from qbench.models.blocks import linears, quantizable, read_weight
+from samples import token_ids
+from walks import walked_block
 
 SCHEME = Scheme(3, 16)
-
-
-def tokens(samples=5, length=16):
-    return torch.randint(0, 64, (samples, length), generator=torch.Generator().manual_seed(0))
-
-
-def walked(model, index=1, samples=5):
-    """One block with the inputs that the walk gives it, and its targets."""
-    found = []
-    walk_blocks(
-        model,
-        tokens(samples),
-        lambda name, *rest: found.append(rest),
-        torch.device("cpu"),
-        lambda fraction, text: None,
-        2,
-        torch.float32,
-    )
-    return found[index]
+TOKENS = token_ids()
 
 
 def applied(block, result):
@@ -64,19 +47,19 @@ def change(block, inputs, targets, result):
 
 def test_every_family_end_to_end(family):
     model = family()
-    before = model(tokens()).logits
+    before = model(TOKENS).logits
     errors = []
     for method in ("rtn", "awq"):
         found = copy.deepcopy(model)
-        result = qbench.quantize(found, method, Scheme(4, 16), tokens())
+        result = qbench.quantize(found, method, Scheme(4, 16), TOKENS)
         assert set(result.weights) == set(quantizable(found))
-        errors.append((found(tokens()).logits - before).square().mean().item())
+        errors.append((found(TOKENS).logits - before).square().mean().item())
     assert errors[1] < before.var().item() and errors[1] < 2 * errors[0]
 
 
 @torch.no_grad()
 def test_no_site_ends_above_plain_rounding_and_the_log_says_so(tiny):
-    block, inputs, targets = walked(tiny())
+    block, inputs, targets = walked_block(tiny(), TOKENS)
     state = copy.deepcopy(block.state_dict())
     for symmetric in (False, True):
         result = AWQ().quantize_block(block, inputs, targets, Scheme(3, 16, symmetric))
@@ -91,7 +74,7 @@ def test_no_site_ends_above_plain_rounding_and_the_log_says_so(tiny):
 @torch.no_grad()
 def test_the_logged_error_is_that_of_what_is_returned(tiny):
     """The last site alone, the down projection: its output error with the scales folded into up."""
-    block, inputs, targets = walked(tiny())
+    block, inputs, targets = walked_block(tiny(), TOKENS)
     result = AWQ().quantize_block(block, inputs, targets, SCHEME)
     seen = []
     hook = block.mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -119,7 +102,7 @@ def scale_of_norm(block, result):
 @torch.no_grad()
 @pytest.mark.parametrize("bits", [3, 4])
 def test_some_large_activations(bits):
-    """Where a few channels are a hundred times as large, scaling is far better than rounding, clipped or not."""
+    """Where a few channels are a hundred times as large, scaling is far better than rounding."""
     generator = torch.Generator().manual_seed(0)
     block = nn.Sequential(nn.RMSNorm(64), nn.Linear(64, 48, bias=False))
     block[0].weight[[3, 17, 40]] *= 100
@@ -139,8 +122,8 @@ def test_some_large_activations(bits):
 
 @torch.no_grad()
 def test_at_many_bits_the_folds_are_exact_under_grouped_queries(tiny):
-    block, inputs, targets = walked(
-        tiny(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+    block, inputs, targets = walked_block(
+        tiny(hidden_size=64, num_attention_heads=4, num_key_value_heads=2), TOKENS
     )
     result = AWQ().quantize_block(block, inputs, targets, Scheme(8, 16))
     assert result.log["self_attn.o_proj"]["ratio"] > 0 and result.log["mlp.down_proj"]["ratio"] > 0
@@ -155,7 +138,7 @@ def test_at_many_bits_the_folds_are_exact_under_grouped_queries(tiny):
 
 @torch.no_grad()
 def test_scale_and_metric_of_a_site_by_hand(tiny):
-    block, inputs, _ = walked(tiny())
+    block, inputs, _ = walked_block(tiny(), TOKENS)
     site = next(s for s in observe(block, inputs, 80, 32, 512) if s.layers[0] == "mlp.gate_proj")
     assert (
         site.layers == ("mlp.gate_proj", "mlp.up_proj")
@@ -209,7 +192,7 @@ def test_clips_equal_a_search_group_by_group(symmetric, zero_point):
 
 
 def test_without_folds_and_clips_it_is_rounding(tiny):
-    block, inputs, targets = walked(tiny())
+    block, inputs, targets = walked_block(tiny(), TOKENS)
     plain = qbench.get_method("rtn", clip="none")
     with torch.no_grad():
         found = AWQ(grid=1, clip="none").quantize_block(block, inputs, targets, SCHEME)
@@ -223,8 +206,8 @@ def test_deterministic_on_one_sample(tiny):
     found = []
     for _ in range(2):
         model = tiny()
-        qbench.quantize(model, "awq", SCHEME, tokens(1, 4))
-        found.append(model(tokens()).logits)
+        qbench.quantize(model, "awq", SCHEME, token_ids(1, 4))
+        found.append(model(TOKENS).logits)
     assert torch.equal(*found) and torch.isfinite(found[0]).all()
 
 
@@ -233,16 +216,16 @@ def test_a_weight_of_zeros_and_a_dead_channel(tiny):
     block = model.model.layers[1]
     block.mlp.up_proj.weight.data.zero_()
     block.input_layernorm.weight.data[5] = 0
-    found = qbench.quantize(model, "awq", SCHEME, tokens())
+    found = qbench.quantize(model, "awq", SCHEME, TOKENS)
     assert not found.weights["model.layers.1.mlp.up_proj"].dequantize().any()
-    assert torch.isfinite(model(tokens()).logits).all()
+    assert torch.isfinite(model(TOKENS).logits).all()
 
 
 def test_a_layer_that_no_token_reaches_is_rounded_by_its_weight(tiny):
     model = tiny()
     model.model.layers[1].mlp.expert = nn.Linear(32, 32)
     weight = read_weight(model.model.layers[1].mlp.expert).clone()
-    found = qbench.quantize(model, "awq", SCHEME, tokens()).weights["model.layers.1.mlp.expert"]
+    found = qbench.quantize(model, "awq", SCHEME, TOKENS).weights["model.layers.1.mlp.expert"]
     assert torch.equal(
         found.dequantize(), qbench.get_method("rtn").quantize_weight(weight, SCHEME).dequantize()
     )
@@ -250,7 +233,7 @@ def test_a_layer_that_no_token_reaches_is_rounded_by_its_weight(tiny):
 
 @torch.no_grad()
 def test_few_tokens_are_spread_over_the_batches(tiny):
-    block, inputs, _ = walked(tiny(), samples=8)  # four batches of 32 tokens
+    block, inputs, _ = walked_block(tiny(), token_ids(8))  # four batches of 32 tokens
     site = observe(block, inputs, 64, 64, 6)[0]
     assert site.count == 64 and len(site.calls) == 2 and site.rows().shape == (6, 32)
     for (_, kwargs, _), i in zip(site.calls, (0, 2), strict=True):
@@ -268,7 +251,7 @@ def test_bad_requests(tiny):
 
 
 def test_progress_is_told(tiny):
-    block, inputs, targets = walked(tiny())
+    block, inputs, targets = walked_block(tiny(), TOKENS)
     seen = []
     with torch.no_grad():
         AWQ().quantize_block(

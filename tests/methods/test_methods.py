@@ -16,13 +16,15 @@ from qbench.methods.alternating import SortedGroups, alternate
 from qbench.methods.gptq import inverse_cholesky
 from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.registry import methods
+from samples import normal
 
 NAMES = sorted(name for name, cls in methods().items() if isinstance(cls, type))
+SEARCHING = ("flexbcq", "unisvq-untied")
 
 
 @pytest.fixture(scope="module")
 def gauss():
-    return torch.randn(256, 1024, generator=torch.Generator().manual_seed(0))
+    return normal(256, 1024)
 
 
 def quantized(name, weight, bits, group=128, **params):
@@ -34,9 +36,15 @@ def group_errors(found, weight, group=128):
     return (found - weight).double().square().view(-1, group).mean(1)
 
 
-@pytest.mark.parametrize(
-    "name, check", [pytest.param(n, c, id=f"{n}-{c.__name__}") for n in NAMES for c in CHECKS]
-)
+def promises():
+    """Every check of every method; of methods that search long, in the slow tier."""
+    for name in NAMES:
+        for check in CHECKS:
+            marks = [pytest.mark.slow] if name in SEARCHING else []
+            yield pytest.param(name, check, id=f"{name}-{check.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize("name, check", promises())
 def test_method_keeps_its_promises(name, check):
     method = qbench.get_method(name)
     if check.__name__ in getattr(method, "exceptions", {}):
@@ -91,7 +99,7 @@ def test_rtn_keeps_exact_zeros(gauss, symmetric):
 
 
 def test_the_bare_tensor_interface():
-    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    weight = normal(64, 256, seed=1)
     found = qbench.get_method("rtn").quantize_weight(weight, Scheme(bits=3, group_size=128))
     assert found.dequantize().shape == (64, 256) and found.codes.numel() == 64 * 256 * 3 // 8
 
@@ -236,7 +244,7 @@ def test_gptq_without_tokens_is_rounding():
 
 
 def test_gptq_with_fewer_tokens_than_inputs():
-    x = torch.randn(20, 192, generator=torch.Generator().manual_seed(0))
+    x = normal(20, 192)
     found = qbench.get_method("gptq").quantize_linear(
         sample_weight(), LinearStats(x.T @ x / 10, 20), Scheme(3, 32)
     )

@@ -1,4 +1,4 @@
-"""OmniQuant: the start, gradients against a plain reference, training, transformations, every family."""
+"""OmniQuant: start, gradients against a plain reference, training, transformations, families."""
 
 from __future__ import annotations
 
@@ -10,46 +10,18 @@ import transformers as hf
 from transformers.pytorch_utils import Conv1D
 
 import qbench
+from families import GPT2, OPT
 from qbench import Scheme
 from qbench.calibration.folding import find_folds
-from qbench.calibration.walk import walk_blocks
 from qbench.checks import sample_weight
 from qbench.methods.omniquant import OmniQuant, Transformed, largest_inputs, migration
 from qbench.methods.rtn import range_grid, round_to_grid, weight_range
 from qbench.models.blocks import linears, quantizable
+from samples import normal, token_ids
+from walks import walked_block
 
-OPT = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2} | {
-    "ffn_dim": 64,
-    "word_embed_proj_dim": 32,
-}
-GPT2 = {
-    "vocab_size": 64,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
 SCHEME = Scheme(3, 16)
-
-
-def tokens(samples=6, length=16):
-    return torch.randint(0, 64, (samples, length), generator=torch.Generator().manual_seed(0))
-
-
-def second_block(model):
-    """(block, inputs, targets) as the walk gives them."""
-    found = []
-    walk_blocks(
-        model,
-        tokens(),
-        lambda name, *rest: found.append(rest),
-        torch.device("cpu"),
-        lambda fraction, text: None,
-        2,
-        torch.float32,
-    )
-    return found[1]
+TOKENS = token_ids(6)
 
 
 def opt_with_large_channels(random_model):
@@ -58,18 +30,18 @@ def opt_with_large_channels(random_model):
     for layer in model.model.decoder.layers:
         for norm in (layer.self_attn_layer_norm, layer.final_layer_norm):
             norm.weight.data[[3, 17]] *= 20
-            norm.bias.data += 0.3 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+            norm.bias.data += 0.3 * normal(32)
     return model
 
 
 @pytest.mark.parametrize("let", ["auto", "on"])
 def test_every_family_end_to_end(family, let):
     model = family()
-    before = model(tokens()).logits
+    before = model(TOKENS).logits
     method = qbench.get_method("omniquant", epochs=1, let=let)
-    result = qbench.quantize(model, method, Scheme(4, 16), tokens())
+    result = qbench.quantize(model, method, Scheme(4, 16), TOKENS)
     assert set(result.weights) == set(quantizable(model))
-    after = model(tokens()).logits
+    after = model(TOKENS).logits
     assert torch.isfinite(after).all() and (after - before).square().mean() < before.var()
 
 
@@ -126,7 +98,7 @@ def test_gradients_equal_those_of_the_plain_equation(symmetric):
 
 
 def test_training_lowers_the_loss_of_a_block(tiny):
-    block, inputs, targets = second_block(tiny())
+    block, inputs, targets = walked_block(tiny(), TOKENS)
     state = copy.deepcopy(block.state_dict())
     for clip in ("search", "none"):
         method = OmniQuant(epochs=10, lr_lwc=0.05, clip=clip, holdout=0)
@@ -136,7 +108,7 @@ def test_training_lowers_the_loss_of_a_block(tiny):
 
 
 def test_transformations_help_where_a_few_channels_are_large(random_model):
-    block, inputs, targets = second_block(opt_with_large_channels(random_model))
+    block, inputs, targets = walked_block(opt_with_large_channels(random_model), TOKENS)
     state = copy.deepcopy(block.state_dict())
     plain, transformed = (
         OmniQuant(epochs=5, let=let, holdout=0).quantize_block(block, inputs, targets, SCHEME)
@@ -157,7 +129,7 @@ def test_transformations_help_where_a_few_channels_are_large(random_model):
 
 
 def test_auto_is_off_for_norms_without_a_bias(tiny):
-    block, inputs, targets = second_block(tiny())
+    block, inputs, targets = walked_block(tiny(), TOKENS)
     auto, off, on = (
         OmniQuant(epochs=1, let=let).quantize_block(block, inputs, targets, SCHEME)
         for let in ("auto", "off", "on")
@@ -174,7 +146,7 @@ def test_what_is_stored_is_what_was_trained(kind, random_model, tiny):
         model = opt_with_large_channels(random_model)
     else:
         model = random_model(hf.GPT2LMHeadModel, hf.GPT2Config(**GPT2))
-    block, inputs, _ = second_block(model)
+    block, inputs, _ = walked_block(model, TOKENS)
     folds = find_folds(block, inputs)
     largest = largest_inputs(block, inputs, folds)
     scales = [migration(block, fold, x) for fold, x in zip(folds, largest, strict=True)]
@@ -195,7 +167,7 @@ def test_what_is_stored_is_what_was_trained(kind, random_model, tiny):
 
 
 def test_gradients_reach_scales_and_clips(random_model):
-    block, inputs, targets = second_block(opt_with_large_channels(random_model))
+    block, inputs, targets = walked_block(opt_with_large_channels(random_model), TOKENS)
     folds = find_folds(block, inputs)
     state = Transformed(
         block, OmniQuant(), SCHEME, folds, [torch.ones(len(f.channels)) for f in folds]
@@ -212,7 +184,7 @@ def test_gradients_reach_scales_and_clips(random_model):
 
 
 def test_largest_inputs(tiny):
-    block, inputs, _ = second_block(tiny())
+    block, inputs, _ = walked_block(tiny(), TOKENS)
     folds = find_folds(block, inputs)
     seen = []
     hook = block.mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -227,8 +199,8 @@ def test_deterministic_on_one_sample(tiny):
     found = []
     for _ in range(2):
         model = tiny()
-        qbench.quantize(model, qbench.get_method("omniquant", epochs=2), SCHEME, tokens(1, 4))
-        found.append(model(tokens()).logits)
+        qbench.quantize(model, qbench.get_method("omniquant", epochs=2), SCHEME, token_ids(1, 4))
+        found.append(model(TOKENS).logits)
     assert torch.equal(*found) and torch.isfinite(found[0]).all()
 
 
@@ -239,7 +211,7 @@ def test_a_weight_of_zeros_and_a_dead_channel(tiny, let):
     block.mlp.up_proj.weight.data.zero_()
     block.input_layernorm.weight.data[5] = 0
     found = qbench.quantize(
-        model, qbench.get_method("omniquant", epochs=1, let=let), SCHEME, tokens()
+        model, qbench.get_method("omniquant", epochs=1, let=let), SCHEME, TOKENS
     )
     assert not found.weights["model.layers.1.mlp.up_proj"].dequantize().any()
-    assert torch.isfinite(model(tokens()).logits).all()
+    assert torch.isfinite(model(TOKENS).logits).all()

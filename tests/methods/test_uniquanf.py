@@ -1,4 +1,4 @@
-"""FlexRound, UniQuanF and FlexBCQ: gradients, the unification theorem, the initialization, the mapping."""
+"""FlexRound, UniQuanF, FlexBCQ: gradients, the unification theorem, initialization, mapping."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from qbench import Scheme
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import _Rounded
 from qbench.methods.uniquanf import UniQuanF, UniQuanFWeight, nearest, nearest_neighbour
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from samples import normal, seeded
 
 
 def gauss(rows=64, columns=256, dtype=torch.float32):
-    return torch.randn(rows, columns, generator=generator()).to(dtype)
+    return normal(rows, columns).to(dtype)
 
 
 def random_state(bits, dtype=torch.float64, spread=0.05, **params):
@@ -27,7 +24,7 @@ def random_state(bits, dtype=torch.float64, spread=0.05, **params):
     method = UniQuanF(**params)
     s, z, a, zb = (part.to(dtype) for part in method.start(X.float(), bits))
     state = UniQuanFWeight(X, s, z, a, zb, 24, method)
-    draw = generator(1)
+    draw = seeded(1)
     for name, size in (
         ("d1", spread),
         ("d2", 4 * spread),
@@ -51,7 +48,7 @@ def plain_flexround(X, d1, d2, d3, z, n):
 
 def test_flexround_gradients_are_those_of_the_equation():
     X, z, n = gauss(6, 16, torch.float64), torch.full((6, 1), 3.0, dtype=torch.float64), 7
-    draw = generator(2)
+    draw = seeded(2)
     moved = [
         0.1 * torch.randn(shape, generator=draw, dtype=torch.float64)
         for shape in ((6, 1), (6, 16), (6, 1))
@@ -70,7 +67,7 @@ def test_flexround_gradients_are_those_of_the_equation():
 
 
 def plain_uniquanf(state, filtering):
-    """Equations of the paper with autograd: values and straight-through estimates as they are written."""
+    """The paper's equations with autograd: values and straight-through estimates as written."""
     h, signs = (2**state.bits - 1) / 2, state.signs
     x = state.X / (state.d1 + state.d2 + state.d3).exp() + state.z
     q = (state.a @ signs.T).gather(1, state.codes.long())
@@ -90,7 +87,7 @@ def test_uniquanf_gradients_are_those_of_the_paper(bits, filtering):
     found = state().view_as(state.X)
     expected, far = plain_uniquanf(state, filtering)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    G = torch.randn(state.X.shape, generator=generator(3), dtype=torch.float64)
+    G = torch.randn(state.X.shape, generator=seeded(3), dtype=torch.float64)
     names = ("d1", "d2", "d3", "a", "zb")
     ours = torch.autograd.grad(found, [getattr(state, name) for name in names], G)
     plain = torch.autograd.grad(
@@ -166,13 +163,14 @@ def test_the_unified_start_is_never_above_rtn(bits):
 
 @pytest.mark.parametrize("bits, expected", [(2, 0.116316), (3, 0.033628), (4, 0.009427)])
 def test_the_published_start(bits, expected):
-    """Figures of the published code; its conjugate gradients stop early where ours solves (1.2 % at 4 bits)."""
+    """Figures of the published code, whose conjugate gradients stop early (1.2 % at 4 bits)."""
     weight = gauss(256, 1024)
     with torch.no_grad():
         state = qbench.get_method("uniquanf", faithful=True).prepare(weight, Scheme(bits, 128))
         assert (state() - weight).square().mean().item() == pytest.approx(expected, rel=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, expected", [(2, 0.112479), (3, 0.031533)])
 def test_the_start_of_flexbcq(bits, expected):
     weight = gauss(256, 1024)
@@ -205,7 +203,7 @@ def test_at_the_grid_of_uniform_levels_it_is_rounding():
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
 def test_bisection_finds_the_nearest_of_any_levels(bits):
-    draw = generator(bits)
+    draw = seeded(bits)
     levels = (
         torch.randn(40, bits, generator=draw) @ level_signs(bits, torch.device("cpu")).float().T
     )
@@ -225,7 +223,7 @@ def test_the_full_mapping_gives_the_same_codes(mapping):
 
 
 def test_neighbours_in_sorted_order_are_right_and_in_pattern_order_they_are_not():
-    draw = generator(5)
+    draw = seeded(5)
     levels = (torch.rand(500, 4, generator=draw) + 0.2) @ level_signs(
         4, torch.device("cpu")
     ).float().T

@@ -1,4 +1,4 @@
-"""UniSVQ and its lattice format: against explicit matrices, plain references in float64, and known errors."""
+"""UniSVQ and its lattice format: against explicit matrices, float64 references, known errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qbench import LinearStats, Scheme
 from qbench.checks import sample_inputs, sample_stats, sample_weight
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError, StoreError
-from qbench.formats import Lattice, bits_per_weight, from_tensors
+from qbench.formats import bits_per_weight, from_tensors
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import features_of
 from qbench.methods.unisvq import input_statistics, random_signs, two_sided
@@ -28,12 +28,9 @@ from qbench.methods.vector_rounding import (
     sweep,
 )
 from qbench.models.blocks import linears
+from samples import integers, lattice_weight, normal, seeded, token_ids
 
 PAIR = ["unisvq", "unisvq-untied"]
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def sylvester(n):
@@ -49,7 +46,7 @@ def transform_matrix(n):
 
 def codebook(kind, d, bits):
     if kind == "codes":
-        return RotatedGrid(rotation(d, torch.Generator().manual_seed(3)), bits)
+        return RotatedGrid(rotation(d, seeded(3)), bits)
     return SignMap(normal(d, d * bits, seed=4) * 0.5, bits)
 
 
@@ -91,16 +88,9 @@ def test_a_large_transform_is_orthonormal_and_does_not_change_its_input():
 
 
 def lattice(kind, bits, d=4, shape=(6, 24), dtype=torch.float16):
-    codes = torch.randint(
-        0, 2**bits, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
-    map = normal(d, d * (bits if kind == "signs" else 1), seed=2)
-    parts = [
-        part.to(dtype)
-        for part in (map, normal(d, seed=3), normal(shape[1], seed=4), normal(shape[0], seed=5))
-    ]
-    offset = parts[1] if kind == "codes" else None
-    return codes, Lattice.from_codes(codes, parts[0], offset, parts[2], parts[3], bits, kind)
+    """The codes of a random weight, and the weight."""
+    codes = integers(shape, 0, 2**bits, seed=1)
+    return codes, lattice_weight(*shape, bits, d, kind, offset=kind == "codes", dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", ["codes", "signs"])
@@ -190,6 +180,7 @@ def test_4096_codewords_are_searched_in_parts():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, d, bits, expected",
     [
@@ -210,6 +201,7 @@ def test_only_the_untied_form_has_a_coding_gain_on_gaussian_weights(name, d, bit
     assert (X - values).square().mean().item() == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_fitted_map_is_kept_and_training_does_not_change_it():
     M = gaussian_map(2, 2, 0)
     before = M.clone()
@@ -233,7 +225,7 @@ def problem(n, rows, d, seed=0):
 
 
 def plain_block_ldlq(W, H, words, d):
-    """Row by row, vector by vector: solve for what the earlier vectors should be given the later errors; float64.
+    """Row by row, vector by vector: solve for the earlier vectors, given the later errors; float64.
 
     With the later errors fixed, E_k = -S_kk^-1 S_k,>k E_>k is best, S the Schur complement of the
     vectors before, which are still free to adapt.
@@ -335,6 +327,7 @@ def test_at_two_bits_it_is_far_better_than_rounding(name):
     assert bits_per_weight([found])["codes"] == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIR)
 @pytest.mark.parametrize("shape", [(24, 36), (10, 18), (7, 15), (1, 13), (5, 1)])
 @pytest.mark.parametrize("bits", [2, 3])
@@ -519,9 +512,10 @@ def test_wrong_parameters_are_one_sentence():
         qbench.get_method("unisvq").prepare(sample_weight(), Scheme(2, 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIR)
 def test_a_model_end_to_end_is_deterministic_and_comes_back_bit_for_bit(tiny, tmp_path, name):
-    tokens = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
+    tokens = token_ids(6, 24, vocabulary=256)
     method = qbench.get_method(name, epochs=2, batch_size=2, dimension=2)
     made = []
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""Experts that transformers keeps in stacks become linear layers: same function, same memory, nothing missed."""
+"""Experts in stacks become linear layers: same function, same memory, nothing missed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import transformers
 from torch import nn
 
 import qbench
+from families import COMMON, family_model
 from qbench import Scheme
-from qbench.calibration.walk import walk_linears
 from qbench.errors import ModelError
 from qbench.models.blocks import decoder_blocks, linears, quantizable
 from qbench.models.experts import Experts, unfuse_experts
 from qbench.models.source import find_model, load_model, load_skeleton
+from samples import token_ids
+from walks import visit_layers
 
-TOKENS = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-SHAPE |= {
+TOKENS = token_ids(4)
+SHAPE = COMMON | {
     "intermediate_size": 64,
     "num_key_value_heads": 1,
     "head_dim": 16,
@@ -63,13 +64,10 @@ stacked = pytest.mark.skipif(
 
 
 @pytest.fixture
-def make(random_model):
+def make():
     def made(kind="qwen3", **changes):
         config, values = KINDS[kind]
-        return random_model(
-            transformers.AutoModelForCausalLM.from_config,
-            getattr(transformers, config)(**(values | changes)),
-        )
+        return family_model(config, values | changes)
 
     return made
 
@@ -243,14 +241,8 @@ def test_each_expert_is_visited_with_its_own_tokens(make):
     for hook in hooks:
         hook.remove()
     counts = {}
-    walk_linears(
-        model,
-        few,
-        lambda name, layer, stats: counts.update({name: stats.count}),
-        device=torch.device("cpu"),
-        progress=lambda fraction, text: None,
-        batch_size=1,
-        dtype=torch.float32,
+    visit_layers(
+        model, few, lambda name, layer, stats: counts.update({name: stats.count}), batch_size=1
     )
     assert counts == expected
     assert {counts[name] for name in counts if ".experts." not in name} == {12}
@@ -258,6 +250,7 @@ def test_each_expert_is_visited_with_its_own_tokens(make):
     assert sum(experts) == 2 * 12 * 2 and 0 in experts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "flexround"])
 def test_experts_that_no_token_reaches_are_quantized_too(make, method):
     model = make(num_experts=16)

@@ -15,9 +15,10 @@ from qbench.contracts import BlockInputs
 from qbench.models.blocks import decoder_blocks, quantizable, read_weight
 from qbench.models.experts import unfuse_experts
 from qbench.registry import methods
+from samples import token_ids
 
-TOKENS = torch.randint(0, 64, (6, 16), generator=torch.Generator().manual_seed(0))
-SMALL = {"epochs": 1, "batch_size": 2, "grid": 2}
+TOKENS = token_ids(6)
+SMALL = {"epochs": 1, "batch_size": 2, "grid": 2, "rounds": 3, "sweeps": 1, "scale": 0.8}
 METHODS = [name for name, found in methods().items() if isinstance(found, type) and name != "none"]
 
 
@@ -55,7 +56,7 @@ def test_a_saved_model_is_the_same_model(family, tmp_path):
 
 
 def test_blocks_take_their_recorded_arguments_and_replaced_parameters(family):
-    """The engine's call of a block is the model's own, with the block's parameters or with others in their place."""
+    """The engine calls a block as the model does, with its parameters or others in their place."""
     model = family()
     unfuse_experts(model)
     _, blocks = decoder_blocks(model)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from fresh_python import run_python
 from qbench.contracts import Scheme
 from qbench.errors import DataError, StoreError
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
@@ -110,6 +109,12 @@ def records() -> list[Record]:
     return found
 
 
+@pytest.fixture(scope="module")
+def report(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of a report of all records, in a folder of their own."""
+    return write_report(records, tmp_path_factory.mktemp("report"))
+
+
 def lines_of(figure: Figure) -> list[Sequence[float]]:
     (axes,) = figure.axes
     return [list(container.lines[0].get_ydata()) for container in axes.containers]
@@ -134,13 +139,12 @@ def test_long_table_does_not_depend_on_the_order_of_the_records(records: list[Re
     pd.testing.assert_frame_equal(long_table(records), long_table(records[::-1]))
 
 
-def test_csv_survives_a_round_trip(records: list[Record], tmp_path: Path) -> None:
-    write_report(records, tmp_path)
+def test_csv_survives_a_round_trip(records: list[Record], report: list[Path]) -> None:
     types = {
         name: "string"
         for name in ("params", "group_size", "task", "metric", "filter", "reason", "cell")
     }
-    back = pd.read_csv(tmp_path / "leaderboard.csv", dtype=types)
+    back = pd.read_csv(report[0].parent / "leaderboard.csv", dtype=types)
     assert tuple(back.columns) == COLUMNS
     table = long_table(records)
     assert list(back.value.dropna()) == list(table.value.dropna())
@@ -285,6 +289,7 @@ def test_an_unknown_score_is_refused_with_what_there_is(records: list[Record]) -
         quality_figure(records, "wikitext", "perplexity")
 
 
+@pytest.mark.slow
 def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
     paths = write_pictures(
         [record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")], tmp_path
@@ -296,6 +301,7 @@ def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
     some = [record("none", None), record("rtn", 3, 0.3)]
     first, second = (write_pictures(some, tmp_path / name) for name in "ab")
@@ -305,18 +311,20 @@ def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
 # ---- page
 
 
-def test_page_is_whole_escaped_and_asks_for_nothing(records: list[Record], tmp_path: Path) -> None:
-    paths = write_report(records, tmp_path)
-    assert [path.name for path in paths] == [
+def test_page_is_whole_escaped_and_asks_for_nothing(
+    records: list[Record], report: list[Path]
+) -> None:
+    folder = report[0].parent
+    assert [path.name for path in report] == [
         "leaderboard.md",
         "leaderboard.csv",
         "quality.png",
         "index.html",
     ]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        path.name for path in paths
+    assert {path.name for path in folder.iterdir()} == {
+        path.name for path in report
     }  # no temporary file stays
-    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    text = (folder / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "Xeon &amp; co" in text
@@ -376,9 +384,11 @@ def test_a_failed_write_keeps_the_old_file(
     ]
 
 
+@pytest.mark.slow
 def test_reports_do_not_import_torch() -> None:
-    code = "import qbench.reports.page, sys; assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False
+    code = (
+        "import qbench.reports.page, sys; "
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
     )
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr

@@ -7,15 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from places import REAL_DATA, needs_real_data
 from qbench.errors import ConfigError, DataError
 from qbench.tasks import hub
 from qbench.tasks.data import TABLES, MiniSource, Source, fetch, inventory, open_source
 from qbench.tasks.folder import FolderSource, write_parquet
-
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-real = pytest.mark.skipif(
-    not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there"
-)
 
 ROWS = {
     "gsm8k": {"question": "1 + 1?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
@@ -176,7 +172,9 @@ def test_mini_has_no_examples_for_mmlu():
 
 
 @pytest.mark.parametrize(
-    "source", [MiniSource(), pytest.param(FolderSource(REAL), marks=real)], ids=["mini", "real"]
+    "source",
+    [MiniSource(), pytest.param(FolderSource(REAL_DATA), marks=needs_real_data)],
+    ids=["mini", "real"],
 )
 def test_inventory_lists_every_table(source: Source):
     rows = inventory(source)
@@ -258,9 +256,9 @@ def test_hub_data_are_read_at_the_resolved_commit(monkeypatch):
         cached.cache_clear()
 
 
-@real
+@needs_real_data
 def test_real_data_has_the_published_sizes():
-    source = FolderSource(REAL)
+    source = FolderSource(REAL_DATA)
     sizes = {
         name: len(source.rows(name, "test"))
         for name in ("gsm8k", "arc_easy", "arc_challenge", "mmlu")

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from places import REAL_DATA
 from qbench.errors import ConfigError, DataError
 from qbench.tasks import mini
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 ROWS = {
     "gsm8k_train": 64,
     "gsm8k_test": 200,
@@ -55,7 +55,7 @@ def without_space(text: str) -> str:
 
 
 def hub(table: str) -> list[dict]:
-    path = DATA / f"{table}.parquet"
+    path = REAL_DATA / f"{table}.parquet"
     if not path.is_file():
         pytest.skip(f"no task data at {path}")
     return pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()

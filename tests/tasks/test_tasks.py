@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from places import REAL_DATA, needs_real_data
 from qbench.calibration.windows import calibration_windows, windows
 from qbench.errors import ConfigError, DataError, MethodError, StoreError
 from qbench.tasks import lm, registry
@@ -24,10 +25,6 @@ from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
 from qbench.tasks.text import ReferenceLogits
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-real = pytest.mark.skipif(
-    not REAL.is_dir(), reason="the folder ../shared/data with the real data sets is not there"
-)
 MINI = MiniSource()
 LENGTH = 64
 
@@ -431,9 +428,9 @@ def test_gsm8k_prompt_is_the_stock_one():
     assert len(shots) == 5 and set(shots) <= known
 
 
-@real
+@needs_real_data
 def test_real_mmlu_takes_the_first_five_development_questions():
-    source = FolderSource(REAL)
+    source = FolderSource(REAL_DATA)
     part = part_of("mmlu", source, index=1, limit=1)
     assert part.subject == "anatomy"
     dev = of_subject(source.rows("mmlu", "dev"), "anatomy")
@@ -443,11 +440,11 @@ def test_real_mmlu_takes_the_first_five_development_questions():
     assert requests_of(part)[0] == (head + shots + asked(item), " A")
 
 
-@real
+@needs_real_data
 @pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
 def test_real_data_run(name, model, tokenizer):
     outcome = evaluate(
-        name, model, tokenizer, source=FolderSource(REAL), limit=3, num_fewshot=0, generate=0
+        name, model, tokenizer, source=FolderSource(REAL_DATA), limit=3, num_fewshot=0, generate=0
     )
     assert {s.task for s in outcome.scores} == {name} and all(s.n == 3 for s in outcome.scores)
 

@@ -20,7 +20,8 @@ from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
+
 PICTURE = ROOT / "tests" / "house.svg"
 TOP = ("methods", "kernels", "tasks", "reports")  # folders of the root that are packages of qbench
 Arrows = Mapping[str, set[str]]
