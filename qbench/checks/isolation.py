@@ -1,0 +1,123 @@
+"""Checks of a method in a process of their own, so that a hang, a crash or an exit is a verdict like any other."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from qbench.checks.verdict import Verdict
+from qbench.errors import ConfigError
+
+TIME_LIMIT = 60.0  # seconds for one check
+LOADING = 120.0  # seconds for imports and the target's own, before the first check
+LOST = 3  # checks that may end the process; the rest is then not run
+POLL = 0.02  # seconds between two looks at the results
+
+
+def check_isolated(
+    target: str, time_limit: float = TIME_LIMIT, only: tuple[str, ...] = ()
+) -> Iterator[Verdict]:
+    """The verdicts over a method, or over all methods that a file defines, one by one.
+
+    target: a method's name or the path of a Python file. time_limit: seconds for one check; the
+    first that reads the tour also pays for it. only: names of checks, empty for all. The process is
+    started again after a check that ended it. ConfigError where the target cannot be loaded.
+    """
+    if target.endswith(".py"):
+        target = str(Path(target).resolve())
+    with tempfile.TemporaryDirectory(prefix="qbench-check-") as folder:
+        results = Path(folder) / "results.jsonl"
+        first, lost = 0, 0
+        while True:
+            results.write_text("")
+            worker = _Worker(target, results, first, only)
+            try:
+                plan = worker.plan()
+                for number in range(first, len(plan)):
+                    verdict, reason = worker.verdict(number, time_limit)
+                    if verdict is None:
+                        break
+                    yield verdict
+                else:
+                    return
+            finally:
+                worker.end()
+            lost += 1
+            yield Verdict(*plan[number], "FAIL", reason)
+            first = number + 1
+            if lost == LOST:
+                why = f"not run: {LOST} checks before it ended the process or ran out of time"
+                for subject, check in plan[first:]:
+                    yield Verdict(subject, check, "FAIL", why)
+                return
+
+
+class _Worker:
+    """A running `qbench.checks.worker` and the events that it has written so far."""
+
+    def __init__(self, target: str, results: Path, first: int, only: tuple[str, ...]) -> None:
+        from qbench.checks import worker
+
+        self.target = target
+        self.results = results
+        self.process = _context().Process(
+            target=worker.run, args=(target, str(results), first, only)
+        )
+        self.process.start()
+
+    def plan(self) -> list[tuple[str, str]]:
+        """(method, check) for all checks. ConfigError where the target cannot be loaded."""
+        event, reason = self._event(0, LOADING)
+        if event is None:
+            raise ConfigError(f"{self.target!r} cannot be loaded: its import {reason}")
+        if "error" in event:
+            raise ConfigError(event["error"])
+        return [(name, check) for name, check in event["plan"]]
+
+    def verdict(self, number: int, time_limit: float) -> tuple[Verdict | None, str]:
+        """The verdict of a check, or None and why there is none."""
+        event, reason = self._event(number, time_limit, "number")
+        return (None, reason) if event is None else (Verdict(**event["verdict"]), "")
+
+    def _event(
+        self, number: int, time_limit: float, key: str | None = None
+    ) -> tuple[dict[str, Any] | None, str]:
+        """The first event, or the one whose `key` is `number`; None and the reason where it does not come."""
+        deadline = time.monotonic() + time_limit
+        while True:
+            alive = self.process.is_alive()  # looked at before the file: its last words count
+            for line in self.results.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    event = json.loads(line)
+                    if key is None or event.get(key) == number:
+                        return event, ""
+            if not alive:
+                return None, f"ended the process with exit code {self.process.exitcode}"
+            if time.monotonic() > deadline:
+                return None, f"gave no answer within {time_limit:g} s"
+            time.sleep(POLL)
+
+    def end(self) -> None:
+        """End the process and all that it left behind."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+
+
+def _context() -> Any:
+    """A server that has imported torch once and forks a fresh process for every start, where there are forks."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["qbench.checks.worker"])
+    return context
