@@ -23,7 +23,9 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
     "models": {"errors"},
     "calibration": {"contracts", "errors", "models"},
     "registry": {"contracts", "errors"},
-    "checks": {"contracts", "errors", "formats", "registry"},
+    "checks": {
+        "calibration", "contracts", "errors", "formats", "models", "quantization", "registry",
+    },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
         "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "records",

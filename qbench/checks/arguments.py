@@ -1,4 +1,7 @@
-"""The arguments of a method's verb before and after a call: nothing of them may change, or be part of the result."""
+"""The arguments of a method's verb before and after a call.
+
+Nothing of them may change, and nothing of them may be part of the result.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class Arguments:
         return cls(tensors, copies, flags, modules)
 
     def changes(self, arguments: tuple[Any, ...]) -> dict[str, str]:
-        """`inputs`: a value was changed in place. `block`: a flag, a hook or a module is another."""
+        """`inputs`: a value was changed in place. `block`: a flag, a hook or a module changed."""
         later = Arguments.of(arguments)
         sentences: dict[str, str] = {}
         if later.tensors.keys() != self.tensors.keys():
@@ -73,7 +76,7 @@ class Arguments:
             if later.modules.get(name) != state:
                 sentences.setdefault(
                     "block",
-                    f"module {name or 'block'!r} has another training mode, a hook or an attribute more",
+                    f"module {name or 'block'!r} has another training mode, hook or attribute",
                 )
         return sentences
 
@@ -106,7 +109,7 @@ def _flags(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _state(module: nn.Module) -> tuple[Any, ...]:
-    """Identity, training mode, number of hooks, and names of attributes: what a method could leave behind."""
+    """Identity, training mode, number of hooks, and names of attributes."""
     hooks = 0
     for name, value in vars(module).items():
         if name.endswith("_hooks") and isinstance(value, dict):

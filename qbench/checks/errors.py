@@ -1,4 +1,4 @@
-"""Promises about the size of the error, against plain rounding and against the method's own start."""
+"""Promises about the size of the error: against plain rounding, and the method's own start."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_beats_rounding_where_it_calibrates(method: Any) -> None:
 
 
 def check_block_loss_on_held_out_inputs(method: Any) -> None:
-    """A block's output on inputs that the method did not see is no worse than by rounding or at its own start.
+    """On inputs that the method did not see a block is no worse than by rounding or at its start.
 
     The start is the method with no training at all, where it has `epochs`; 15 % are allowed, as the
     state that is kept was chosen on other tokens.

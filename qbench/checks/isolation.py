@@ -1,4 +1,4 @@
-"""Checks of a method in a process of their own, so that a hang, a crash or an exit is a verdict like any other."""
+"""Checks of a method in a process of their own: a hang, a crash or an exit is a verdict too."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _Worker:
     def _event(
         self, number: int, time_limit: float, key: str | None = None
     ) -> tuple[dict[str, Any] | None, str]:
-        """The first event, or the one whose `key` is `number`; None and the reason where it does not come."""
+        """The first event, or that whose `key` is `number`; None and why where it does not come."""
         deadline = time.monotonic() + time_limit
         while True:
             alive = self.process.is_alive()  # looked at before the file: its last words count
@@ -115,7 +115,7 @@ class _Worker:
 
 
 def _context() -> Any:
-    """A server that has imported torch once and forks a fresh process for every start, where there are forks."""
+    """A server that imports torch once and forks a fresh process each time, where there are forks."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""The promises that every method keeps: run by our tests over all methods, and by `qbench check` over anyone's.
+"""The promises that every method keeps: our tests run them over all, `qbench check` over anyone's.
 
 One promise is one function `check_*`: it takes a method and returns, or raises `Broke` with one
 sentence, or `NotApplicable`. A method may declare `exceptions`: name of the check -> why.
@@ -97,7 +97,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def run_check(name: str, check: Check) -> Verdict:
-    """One check of the method called `name`, in this process. Whatever the method raises is a verdict."""
+    """One check of the method called `name`, in this process. Whatever it raises is a verdict."""
     title = check.__name__
     try:
         method = get_method(name)

@@ -1,4 +1,4 @@
-"""Promises about repetition: the same weight gives the same bits, whatever came before and wherever it runs."""
+"""Promises about repetition: one weight gives the same bits, whatever came before, wherever."""
 
 from __future__ import annotations
 

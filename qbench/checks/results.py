@@ -1,4 +1,4 @@
-"""Promises about what comes back: a weight of the declared format, shape and size, for every call of the tour."""
+"""Promises about what comes back, at every call: the declared format, the shape, the size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qbench.checks.samples import (
     sample_weight,
     white_inputs,
 )
-from qbench.checks.tour import Call, tour
+from qbench.checks.tour import Call, answered, tour
 from qbench.checks.verdict import Broke, NotApplicable
 from qbench.contracts import BlockResult, Scheme, verb_of
 from qbench.errors import QbenchError
@@ -33,9 +33,7 @@ def check_answers_every_call(method: Any) -> None:
 
 def check_shape_and_format(method: Any) -> None:
     """The result has the weight's shape, the declared format, and finite values."""
-    for call in tour(method):
-        if call.error is not None:
-            continue
+    for call in answered(method):
         if verb_of(method) == "quantize_block":
             _expect_block_result(call)
         for layer, weight in call.weights().items():
@@ -107,7 +105,7 @@ def allowed_bits(weight: Uniform | Binary | Lattice, scheme: Scheme) -> float:
 
 
 def _width(part: Tensor) -> int:
-    """Bits per number of a part as it should be stored; a packed zero point takes less than the 16 granted."""
+    """Bits per number of a part as it should be stored; a packed zero point is granted 16."""
     if not part.is_floating_point():
         return 16
     return 8 * as_stored(part.float()).element_size()
@@ -150,7 +148,7 @@ def check_symmetric_honoured(method: Any) -> None:
 
 def check_stored_exactly(method: Any) -> None:
     """to_tensors and from_tensors are exact, and the bits are those of the bytes."""
-    for call in tour(method):
+    for call in answered(method):
         for layer, weight in call.weights().items():
             place = f"{call.where}{' ' * bool(layer)}{layer}"
             again = from_tensors(weight.format, weight.to_tensors(), weight.spec())
@@ -163,7 +161,7 @@ def check_stored_exactly(method: Any) -> None:
 
 
 def check_refuses_bad_schemes(method: Any) -> None:
-    """Groups that do not divide the inputs, or are longer than them, are refused in one sentence."""
+    """Groups that do not divide the inputs, or are longer, are refused in one sentence."""
     if method.format == "dense":
         raise NotApplicable("an unquantized weight has no groups")
     for group_size in (100, 2 * IN):
@@ -209,6 +207,6 @@ def _coded(method: Any) -> Iterator[tuple[Call, str, Any]]:
     """Every quantized weight of the tour with its call and its place."""
     if method.format == "dense":
         raise NotApplicable("an unquantized weight has neither codes nor groups")
-    for call in tour(method):
+    for call in answered(method):
         for layer, weight in call.weights().items():
             yield call, f"{call.where}{' ' * bool(layer)}{layer}", weight

@@ -1,4 +1,4 @@
-"""Weights, inputs and schemes on which methods are checked, and one call of whichever verb a method has.
+"""Weights and inputs on which methods are checked, and one call of whichever verb a method has.
 
 Weights are heavy-tailed, with rows of very different size and a group of zeros; inputs are
 correlated, and one of them is always zero.
@@ -22,13 +22,15 @@ BATCHES = 8  # of the inputs of a block that is a single linear layer
 
 @dataclass(frozen=True)
 class Case:
-    """A weight of shape (out, in_features) and the group size of its scheme; None is one group per row."""
+    """A weight (out, in_features) and the group size of its scheme; None is one group per row."""
 
     out: int
     in_features: int
     group_size: int | None
 
     def __str__(self) -> str:
+        """Shape and group size, for people."""
+        """Shape and group size, for people."""
         return f"{self.out}x{self.in_features}, group_size={self.group_size}"
 
 
@@ -41,7 +43,7 @@ CASES = (
 
 
 def sample_weight(out: int = OUT, in_features: int = IN) -> Tensor:
-    """(out, in_features) float32, heavy-tailed, rows of sizes 0.01 to 1; row 7 begins with zeros."""
+    """(out, in_features) float32, heavy-tailed, rows of size 0.01 to 1; row 7 begins with zeros."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.logspace(-2, 0, out)
     weight = torch.randn(out, in_features, generator=generator) * sizes[:, None]
@@ -102,7 +104,7 @@ def sample_arguments(
 def quantize_sample(
     method: Any, scheme: Scheme, weight: Tensor | None = None, inputs: Tensor | None = None
 ) -> WeightFormat:
-    """One weight by whichever verb the method implements, with sample tensors where none are given."""
+    """One weight by whichever verb the method has, with sample tensors where none are given."""
     weight = sample_weight() if weight is None else weight
     inputs = sample_inputs(weight.shape[1]) if inputs is None else inputs
     arguments = sample_arguments(method, scheme, weight, inputs)

@@ -1,4 +1,4 @@
-"""Promises about what a call leaves behind: nothing but its result. All are read off the same tour."""
+"""Promises about what a call leaves behind: nothing but its result. All read the same tour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_inputs_untouched(method: Any) -> None:
 
 
 def check_block_untouched(method: Any) -> None:
-    """Parameters keep requires_grad and identity, modules their training mode, hooks and attributes."""
+    """Parameters keep requires_grad and identity, modules their mode, hooks and attributes."""
     if verb_of(method) != "quantize_block":
         raise NotApplicable("the method sees no block")
     _none_seen(method, "block")

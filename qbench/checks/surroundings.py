@@ -1,4 +1,4 @@
-"""The state of a process that a method must leave as it finds it, and what is different after a call."""
+"""The state of a process that a method must leave as it finds it, and what a call has changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Surroundings:
         return cls(random_states(), settings(), process(), attributes())
 
     def changes(self, later: Surroundings) -> dict[str, str]:
-        """One sentence per part that is different later: `random_state`, `settings`, `process`, `attributes`."""
+        """A sentence for each part that is different later, by the name of the part."""
         sentences: dict[str, str] = {}
         for part in ("random_state", "settings", "process"):
             before = getattr(self, part)
@@ -62,7 +62,7 @@ class Surroundings:
                     f"{' and '.join(names)} was used or set; take a torch.Generator with a seed"
                 )
             elif names:
-                texts = [f"{name} from {before[name]} to {after[name]}" for name in names]
+                texts = [f"{name} {_from_to(before[name], after[name])}" for name in names]
                 sentences[part] = f"changed {'; '.join(texts)}"
         patched = _replaced(self.attributes, later.attributes)
         if patched:
@@ -70,12 +70,28 @@ class Surroundings:
         return sentences
 
 
+def _from_to(before: Any, after: Any) -> str:
+    """Both values; of a mapping the keys that differ, as an environment may be private."""
+    if isinstance(before, dict):
+        keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+        return ", ".join(sorted(keys))
+    return f"from {before} to {after}"
+
+
+def _from_to(before: Any, after: Any) -> str:
+    """Both values; of a mapping the keys that differ, as an environment may be private."""
+    if isinstance(before, dict):
+        keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+        return ", ".join(sorted(keys))
+    return f"from {before} to {after}"
+
+
 def random_states() -> dict[str, Any]:
     """The states of the global random generators of torch, numpy and Python."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch's global random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's global random state": (name, keys.tobytes(), *rest),
+        "numpy's global random state": (name, np.asarray(keys).tobytes(), *rest),
         "Python's global random state": random.getstate(),
     }
 
@@ -103,7 +119,7 @@ def settings() -> dict[str, Any]:
 
 
 def process() -> dict[str, Any]:
-    """What belongs to the process itself: folder, environment, descriptors, children, threads, signals."""
+    """What belongs to the process: folder, environment, descriptors, children, threads, signals."""
     return {
         "the working directory": _working_directory(),
         "environment variables": dict(os.environ),
@@ -139,7 +155,7 @@ def attributes() -> dict[str, dict[str, Any]]:
 def _replaced(
     before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Attributes bound to another object than before; new ones count for classes, as modules import late."""
+    """Attributes bound to another object; new ones count in classes alone: modules import late."""
     names = []
     missing = object()
     for owner, bound in before.items():
@@ -169,7 +185,7 @@ def _descriptor(number: int) -> str:
 
 @contextmanager
 def stay_in_own_process() -> Iterator[None]:
-    """A method that forks returns twice: the copy of the checks ends here, and writes no verdicts."""
+    """A method that forks returns twice: the copy of the checks ends here, without verdicts."""
     own = os.getpid()
     try:
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,14 +118,14 @@ class _FirstBlock(Exception):
 
 
 def tiny_block(family: str) -> TinyBlock:
-    """The first block of a family with 12 batches of 4 sequences to calibrate on, and 4 held out."""
+    """The first block of a family: 12 batches of 4 sequences to calibrate on, and 4 held out."""
     seen: list[TinyBlock] = []
 
     def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
         seen.append(TinyBlock(block, inputs, targets, calibrating=12))
         raise _FirstBlock
 
-    try:
+    with suppress(_FirstBlock):
         walk_blocks(
             tiny_model(family),
             tokens(64, 16),
@@ -133,6 +135,4 @@ def tiny_block(family: str) -> TinyBlock:
             batch_size=4,
             dtype=torch.float32,
         )
-    except _FirstBlock:
-        pass
     return seen[0]

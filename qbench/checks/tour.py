@@ -6,8 +6,10 @@ The checks of side effects and of results all read the same tour, so that it is 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from qbench.checks.samples import (
 )
 from qbench.checks.surroundings import Surroundings, stay_in_own_process
 from qbench.checks.tiny_models import FAMILIES, GROUP_SIZE, WHAT, tiny_model, tokens
+from qbench.checks.verdict import Broke
+from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of
 from qbench.models.blocks import linears, read_weight
 from qbench.quantization import quantize
@@ -48,7 +52,7 @@ class Call:
 
     def weights(self) -> dict[str, Any]:
         """The quantized weights by layer; empty where the call failed or gave no such thing."""
-        if self.result is None:
+        if self.error is not None:
             return {}
         if "" in self.shapes:
             return {"": self.result}
@@ -73,20 +77,36 @@ _last: dict[
 ] = {}  # by class, not by value: one that is not hashable is checked too
 
 
+def answered(method: Any) -> list[Call]:
+    """The calls of the tour that gave a result. Broke where none did: there is nothing to judge."""
+    calls = [call for call in tour(method) if call.error is None]
+    if not calls:
+        raise Broke("no call gave a result")
+    return calls
+
+
 def _take(method: Any) -> list[Call]:
+    """The tour ends early after three errors, each of which may have cost much time or memory."""
     calls: list[Call] = []
+    for stop in _stops(method):
+        stop(calls)
+        if sum(call.error is not None for call in calls) >= 3:
+            break
+    return calls
+
+
+def _stops(method: Any) -> Iterator[Callable[[list[Call]], None]]:
     widths = bits_of(method)
     for case in CASES:
         for bits in dict.fromkeys((widths[0], widths[len(widths) // 2])):
             scheme = Scheme(bits, case.group_size)
-            _bare_call(method, scheme, (case.out, case.in_features), calls)
+            yield partial(_bare_call, method, scheme, (case.out, case.in_features))
     if method.symmetric:
         case = CASES[0]
         scheme = Scheme(widths[-1], case.group_size, symmetric=True)
-        _bare_call(method, scheme, (case.out, case.in_features), calls)
+        yield partial(_bare_call, method, scheme, (case.out, case.in_features))
     for family in FAMILIES:
-        _whole_model(method, Scheme(widths[0], GROUP_SIZE), family, calls)
-    return calls
+        yield partial(_whole_model, method, Scheme(widths[0], GROUP_SIZE), family)
 
 
 def _bare_call(method: Any, scheme: Scheme, shape: tuple[int, int], calls: list[Call]) -> None:
@@ -116,7 +136,7 @@ def _not_seen(error: BaseException, where: str, scheme: Scheme, calls: list[Call
 
 
 def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
-    """The same method with a verb that is watched: an instance of a subclass, as it must stay a dataclass."""
+    """The same method with a verb that is watched: of a subclass, as it must stay a dataclass."""
     kind = type(method)
     verb = verb_of(method)
 
@@ -136,7 +156,7 @@ def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
 def watched(
     verb: Callable[..., Any], arguments: tuple[Any, ...], where: str, calls: list[Call]
 ) -> Any:
-    """Call the verb, append what is seen of it to `calls`, and return its result or raise its error."""
+    """Call the verb, append what is seen to `calls`, and return its result or raise its error."""
     scheme = arguments[-1]
     shapes = _shapes(arguments)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()

@@ -1,4 +1,4 @@
-"""What a contract check says: the outcome, and the two ways in which a check ends early. No torch."""
+"""What a contract check says: the outcome, and two ways in which a check ends early. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that the checks of a method run in: it plans, checks, and appends one line of JSON per event to a file.
+"""The process that a method's checks run in: one line of JSON per event is appended to a file.
 
 A file that it opens by its absolute path for every line: what a method prints, closes or where it
 changes to makes no difference.
@@ -14,20 +14,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import torch
+
 from qbench.checks.methods import CHECKS, run_check
 from qbench.errors import QbenchError
 from qbench.registry import load_plugin, method_class
 
-ROOM = 4 << 30  # bytes of address space that the checks may take on top of the imports
+ROOM = 3 << 30  # bytes of address space that the checks may take on top of the imports
 
 
 def run(target: str, results: str, first: int, only: tuple[str, ...]) -> None:
-    """Run the planned checks from number `first` on. Lines: `error`, or `plan`, then `number` and a verdict.
+    """Run the planned checks from number `first` on.
 
-    target: a method's name, or a Python file that defines methods. results: the file, absolute.
-    only: names of checks; empty for all.
+    Events: `error`; or `plan`, then a `number` and its `verdict` for every check. target: a method's
+    name, or a Python file that defines methods. results: the file, absolute. only: names of checks;
+    empty for all.
     """
     os.setsid()  # a group of its own, so that everything it leaves behind can be ended with it
+    # One thread: the stacks and heaps of many would take the address space that is left.
+    torch.set_num_threads(1)
+    # One thread: the stacks and heaps of many would take the address space that is left.
+    torch.set_num_threads(1)
     _limit_memory()
     _silence()
     own = os.getpid()

@@ -1,10 +1,10 @@
-"""The command `qbench check`: contract checks of a method, of the methods in a file, or of a kernel."""
+"""The command `qbench check`: contract checks of a method, the methods in a file, or a kernel."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,9 +46,14 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.registry import methods
 
     if not target.endswith(".py") and target not in methods():
-        # Absent in an installation without kernels.
-        if importlib.util.find_spec("qbench.checks.kernels") is not None:
-            kernels = importlib.import_module("qbench.checks.kernels")
-            if target in kernels.kernel_names():
-                return kernels.check_kernel(target)  # type: ignore[no-any-return]
+        kernels = _kernel_checks()
+        if kernels is not None and target in kernels.kernel_names():
+            verdicts: Iterator[Verdict] = kernels.check_kernel(target)
+            return verdicts
     return check_isolated(target, time_limit)
+
+
+def _kernel_checks() -> Any:
+    """The module of the kernels' checks, or None where there is none."""
+    name = "qbench.checks.kernels"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None

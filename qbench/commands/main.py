@@ -1,4 +1,4 @@
-"""The command line: `qbench run`, `report`, `list`, `data`; others are in `check`, `folders` and `machine`.
+"""The command line: `run`, `report`, `list`, `data`; more in `check`, `folders` and `machine`.
 
 Results on stdout, progress on stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse,
 130 interrupted.
