@@ -115,7 +115,7 @@ class _Worker:
 
 
 def _context() -> Any:
-    """A server that imports torch once and forks a fresh process each time, where there are forks."""
+    """A server that imports torch once and forks a fresh process each time, if there are forks."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

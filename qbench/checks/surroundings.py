@@ -78,14 +78,6 @@ def _from_to(before: Any, after: Any) -> str:
     return f"from {before} to {after}"
 
 
-def _from_to(before: Any, after: Any) -> str:
-    """Both values; of a mapping the keys that differ, as an environment may be private."""
-    if isinstance(before, dict):
-        keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
-        return ", ".join(sorted(keys))
-    return f"from {before} to {after}"
-
-
 def random_states() -> dict[str, Any]:
     """The states of the global random generators of torch, numpy and Python."""
     name, keys, *rest = np.random.get_state(legacy=True)

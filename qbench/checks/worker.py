@@ -28,9 +28,10 @@ ROOM = 3 << 30  # bytes of address space that the checks may take on top of the 
 def run(target: str, results: str, first: int, only: tuple[str, ...]) -> None:
     """Run the planned checks from number `first` on.
 
-    Events: `error`; or `plan`, then a `number` and its `verdict` for every check. target: a method's
-    name, or a Python file that defines methods. results: the file, absolute. only: names of checks;
-    empty for all.
+    Events: `error`; or `plan`, then a `number` and its `verdict` for every check.
+
+    target: a method's name, or a Python file that defines methods. results: the file, absolute.
+    only: names of checks; empty for all.
     """
     os.setsid()  # a group of its own, so that everything it leaves behind can be ended with it
     # One thread: the stacks and heaps of many would take the address space that is left.

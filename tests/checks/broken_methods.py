@@ -115,7 +115,10 @@ WEIGHTS = (
     Fault(
         "finer-groups",
         "group_size_honoured",
-        "return good(weight, replace(scheme, group_size=scheme.group_length(weight.shape[1]) // 2))",
+        """
+        half = scheme.group_length(weight.shape[1]) // 2
+        return good(weight, replace(scheme, group_size=half))
+        """,
     ),
     Fault(
         "no-groups", "group_size_honoured", "return good(weight, replace(scheme, group_size=None))"

@@ -30,7 +30,7 @@ FRAGILE = broken.statement("fragile", "", "os._exit(0) if weight.abs().max() > 1
 LYING = broken.statement(
     "lying",
     "",
-    """print('{"number": 0, "verdict": {"subject": "x", "check": "y", "outcome": "ok"}}', flush=True)
+    """print('{"number": 0, "verdict": {"subject": "x", "check": "y"}}', flush=True)
 weight.mul_(2)""",
 )
 
