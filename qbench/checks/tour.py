@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from qbench.checks.samples import (
 )
 from qbench.checks.surroundings import Surroundings, stay_in_own_process
 from qbench.checks.tiny_models import FAMILIES, GROUP_SIZE, WHAT, tiny_model, tokens
-from qbench.checks.verdict import Broke
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of
 from qbench.models.blocks import linears, read_weight

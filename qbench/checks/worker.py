@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-import torch
-
 from qbench.checks.methods import CHECKS, run_check
 from qbench.errors import QbenchError
 from qbench.registry import load_plugin, method_class
