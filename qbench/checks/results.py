@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,7 +152,11 @@ def check_stored_exactly(method: Any) -> None:
     for call in answered(method):
         for layer, weight in call.weights().items():
             place = f"{call.where}{' ' * bool(layer)}{layer}"
-            again = from_tensors(weight.format, weight.to_tensors(), weight.spec())
+            try:
+                spec = json.loads(json.dumps(weight.spec()))
+            except TypeError as error:
+                raise Broke(f"{place}: its spec is not JSON-able: {error}") from None
+            again = from_tensors(weight.format, weight.to_tensors(), spec)
             if not (equal(weight, again) and torch.equal(weight.dequantize(), again.dequantize())):
                 raise Broke(f"{place}: what is read differs from what was written")
             out, columns = call.shapes[layer]

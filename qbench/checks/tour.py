@@ -70,9 +70,8 @@ def tour(method: Any) -> list[Call]:
     return _last[kind]
 
 
-_last: dict[
-    type, list[Call]
-] = {}  # by class, not by value: one that is not hashable is checked too
+# By class, not by value: a method that is not hashable is checked too.
+_last: dict[type, list[Call]] = {}
 
 
 def answered(method: Any) -> list[Call]:

@@ -34,8 +34,6 @@ def run(target: str, results: str, first: int, only: tuple[str, ...]) -> None:
     os.setsid()  # a group of its own, so that everything it leaves behind can be ended with it
     # One thread: the stacks and heaps of many would take the address space that is left.
     torch.set_num_threads(1)
-    # One thread: the stacks and heaps of many would take the address space that is left.
-    torch.set_num_threads(1)
     _limit_memory()
     _silence()
     own = os.getpid()

@@ -1,7 +1,7 @@
 """Methods that are broken in one way each, and the check that is meant to catch it.
 
-Every one is plain rounding (`good`), or gptq for methods that see a Hessian, with one fault. The
-bodies see `weight`, `stats` or `block, inputs, targets`, and `scheme`.
+Every one is plain rounding (`good`), or gptq where it sees a Hessian, or awq where it sees a block,
+with one fault. The bodies see `weight`, `stats` or `block, inputs, targets`, and `scheme`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from qbench.contracts import BlockResult, LinearStats, Scheme
 from qbench.formats import Binary, Dense, Uniform
 from qbench.formats.packing import as_stored
+from qbench.methods.awq import AWQ
 from qbench.methods.gptq import GPTQ
 from qbench.methods.rtn import RTN, range_grid, round_to_grid, weight_range
 from qbench.models.blocks import linears, read_weight
@@ -37,9 +38,7 @@ def on_grid(weight, scheme, ratio):
     return Uniform.from_codes(round_to_grid(W, s, z, scheme.bits).flatten(1), s, z, scheme.bits)
 
 
-def good_block(block, scheme):
-    layers = linears(block).items()
-    return BlockResult({name: good(read_weight(layer), scheme) for name, layer in layers})
+good_block = AWQ().quantize_block
 
 """
 CLASS = """
@@ -93,7 +92,7 @@ def statement(name: str, check: str, line: str) -> Fault:
 
 def block_statement(name: str, check: str, line: str) -> Fault:
     """A correctly rounded block after one statement that does harm."""
-    return Fault(name, check, f"{line}\nreturn good_block(block, scheme)", "block")
+    return Fault(name, check, f"{line}\nreturn good_block(block, inputs, targets, scheme)", "block")
 
 
 WEIGHTS = (
@@ -253,6 +252,14 @@ WEIGHTS = (
         "needs-contiguous",
         "strided_weights",
         "return good(weight.view(-1).view(weight.shape), scheme)",
+    ),
+    Fault(
+        "numbers-of-numpy",
+        "stored_exactly",
+        """
+        result = good(weight, scheme)
+        return replace(result, group_size=np.int64(result.group_size))
+        """,
     ),
     Fault("not-frozen", "is_a_value", "return good(weight, scheme)", frozen=False),
     Fault("the-weight-itself", "results_own_their_memory", "return Dense(weight)", format="dense"),
@@ -425,6 +432,18 @@ LINEARS = (
         "linear",
     ),
     Fault(
+        "changes-the-hessian-later",
+        "inputs_untouched",
+        """
+        Broken.calls = getattr(Broken, "calls", 0) + 1
+        result = GPTQ().quantize_linear(weight, stats, scheme)
+        if Broken.calls == 9:
+            stats.hessian.diagonal().add_(0.01)
+        return result
+        """,
+        "linear",
+    ),
+    Fault(
         "inverts-the-hessian",
         "answers_every_call",
         """
@@ -440,7 +459,7 @@ BLOCKS = (
         "answers_every_call",
         """
         ((name, layer),) = linears(block).items()
-        return BlockResult({name: good(read_weight(layer), scheme)})
+        return good_block(block, inputs, targets, scheme)
         """,
         "block",
     ),
@@ -448,8 +467,9 @@ BLOCKS = (
         "no-conv1d",
         "answers_every_call",
         """
-        layers = [(n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-        return BlockResult({name: good(layer.weight.detach(), scheme) for name, layer in layers})
+        result = good_block(block, inputs, targets, scheme)
+        layers = [name for name, module in block.named_modules() if type(module) is nn.Linear]
+        return replace(result, weights={name: result.weights[name] for name in layers})
         """,
         "block",
     ),
@@ -457,7 +477,7 @@ BLOCKS = (
         "forgets-a-layer",
         "shape_and_format",
         """
-        weights = dict(good_block(block, scheme).weights)
+        weights = dict(good_block(block, inputs, targets, scheme).weights)
         if len(weights) > 1:
             del weights[next(iter(weights))]
         return BlockResult(weights)
@@ -465,9 +485,28 @@ BLOCKS = (
         "block",
     ),
     Fault(
+        "no-experts",
+        "answers_every_call",
+        """
+        if any("experts" in name for name in linears(block)):
+            raise NotImplementedError("experts")
+        return good_block(block, inputs, targets, scheme)
+        """,
+        "block",
+    ),
+    Fault(
+        "no-biases",
+        "answers_every_call",
+        """
+        assert all(layer.bias is None for layer in linears(block).values())
+        return good_block(block, inputs, targets, scheme)
+        """,
+        "block",
+    ),
+    Fault(
         "no-block-result",
         "shape_and_format",
-        "return dict(good_block(block, scheme).weights)",
+        "return dict(good_block(block, inputs, targets, scheme).weights)",
         "block",
     ),
     Fault(
@@ -494,7 +533,7 @@ BLOCKS = (
         "swaps-experts",
         "block_loss_on_held_out_inputs",
         """
-        weights = dict(good_block(block, scheme).weights)
+        weights = dict(good_block(block, inputs, targets, scheme).weights)
         same = [n for n in weights if weights[n].shape == next(iter(weights.values())).shape]
         if len(same) > 1:
             weights[same[0]], weights[same[-1]] = weights[same[-1]], weights[same[0]]
@@ -534,7 +573,7 @@ BLOCKS = (
         parameters = {n: p * 1.0 for n, p in block.named_parameters() if n.endswith("norm.weight")}
         with torch.enable_grad():
             parameters = {n: p * nn.Parameter(torch.ones(())) for n, p in parameters.items()}
-        return replace(good_block(block, scheme), parameters=parameters)
+        return replace(good_block(block, inputs, targets, scheme), parameters=parameters)
         """,
         "block",
     ),
@@ -543,7 +582,7 @@ BLOCKS = (
         "results_own_their_memory",
         """
         parameters = {n: p.detach() for n, p in block.named_parameters() if "norm" in n}
-        return replace(good_block(block, scheme), parameters=parameters)
+        return replace(good_block(block, inputs, targets, scheme), parameters=parameters)
         """,
         "block",
     ),
