@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from qbench.errors import ConfigError
 
 TIME_LIMIT = 60.0  # seconds for one check
 LOADING = 120.0  # seconds for imports and the target's own, before the first check
-LOST = 3  # checks that may end the process; the rest is then not run
+LOST = 3  # checks of a method that may end the process; the rest is then not run
 POLL = 0.02  # seconds between two looks at the results
 
 
@@ -35,41 +36,68 @@ def check_isolated(
         target = str(Path(target).resolve())
     with tempfile.TemporaryDirectory(prefix="qbench-check-") as folder:
         results = Path(folder) / "results.jsonl"
-        first, lost = 0, 0
+        decided: dict[int, Verdict] = {}
+        lost: Counter[str] = Counter()
+        number = 0
         while True:
             results.write_text("")
-            worker = _Worker(target, results, first, only)
+            worker = _Worker(target, results, frozenset({*decided, *range(number)}), only)
             try:
                 plan = worker.plan()
-                for number in range(first, len(plan)):
-                    verdict, reason = worker.verdict(number, time_limit)
+                while number < len(plan):
+                    verdict = decided.get(number)
+                    if verdict is None:
+                        verdict, reason = worker.verdict(number, time_limit)
                     if verdict is None:
                         break
                     yield verdict
+                    number += 1
                 else:
                     return
             finally:
                 worker.end()
-            lost += 1
-            yield Verdict(*plan[number], "FAIL", reason)
-            first = number + 1
-            if lost == LOST:
-                why = f"not run: {LOST} checks before it ended the process or ran out of time"
-                for subject, check in plan[first:]:
-                    yield Verdict(subject, check, "FAIL", why)
-                return
+            subject = plan[number][0]
+            lost[subject] += 1
+            decided.update(_after_a_loss(plan, number, reason, last=lost[subject] == LOST))
+
+
+def _after_a_loss(
+    plan: list[tuple[str, str]], number: int, reason: str, last: bool
+) -> dict[int, Verdict]:
+    """What is decided once check `number` has ended the process: it, and what would end it again.
+
+    last: whether the method has had its last try.
+    """
+    from qbench.checks.methods import TOUR_CHECKS
+
+    on_tour = {check.__name__ for check in TOUR_CHECKS}
+    subject, check = plan[number]
+    decided = {number: Verdict(subject, check, "FAIL", reason)}
+    for later in range(number + 1, len(plan)):
+        if plan[later][0] != subject:
+            break
+        if last:
+            why = f"not run: {LOST} checks before it ended the process or ran out of time"
+        elif check in on_tour and plan[later][1] in on_tour:
+            why = f"not run: {check}, which makes the same calls, {reason}"
+        else:
+            continue
+        decided[later] = Verdict(*plan[later], "FAIL", why)
+    return decided
 
 
 class _Worker:
     """A running `qbench.checks.worker` and the events that it has written so far."""
 
-    def __init__(self, target: str, results: Path, first: int, only: tuple[str, ...]) -> None:
+    def __init__(
+        self, target: str, results: Path, decided: frozenset[int], only: tuple[str, ...]
+    ) -> None:
         from qbench.checks import worker
 
         self.target = target
         self.results = results
         self.process = _context().Process(
-            target=worker.run, args=(target, str(results), first, only)
+            target=worker.run, args=(target, str(results), decided, only)
         )
         self.process.start()
 
@@ -108,7 +136,7 @@ class _Worker:
     def end(self) -> None:
         """End the process and all that it left behind."""
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self.process.close()

@@ -23,8 +23,8 @@ from qbench.registry import load_plugin, method_class
 ROOM = 3 << 30  # bytes of address space that the checks may take on top of the imports
 
 
-def run(target: str, results: str, first: int, only: tuple[str, ...]) -> None:
-    """Run the planned checks from number `first` on.
+def run(target: str, results: str, decided: frozenset[int], only: tuple[str, ...]) -> None:
+    """Run the planned checks, but for those whose numbers are decided already.
 
     Events: `error`; or `plan`, then a `number` and its `verdict` for every check.
 
@@ -49,7 +49,7 @@ def run(target: str, results: str, first: int, only: tuple[str, ...]) -> None:
     ]
     _write(results, own, {"plan": [(name, check.__name__) for name, check in plan]})
     for number, (name, check) in enumerate(plan):
-        if number >= first:
+        if number not in decided:
             verdict = run_check(name, check)
             _write(results, own, {"number": number, "verdict": asdict(verdict)})
     os._exit(0)  # at once: exit handlers and threads of a method would have the last word

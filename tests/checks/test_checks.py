@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qbench.checks.isolation import check_isolated
-from qbench.checks.methods import CHECKS
+from qbench.checks.methods import CHECKS, TOUR_CHECKS
 from qbench.checks.verdict import Verdict
 from qbench.commands import main
 from qbench.errors import ConfigError
@@ -86,14 +86,33 @@ def test_the_other_checks_go_on_after_one_that_ended_the_process(tmp_path):
     assert verdicts[1].reason == "ended the process with exit code 0"
 
 
-def test_after_three_lost_processes_the_rest_is_not_run(tmp_path):
+def test_what_ends_the_process_every_time_is_not_tried_for_ever(tmp_path):
     exits = broken.statement("always-exits", "", "os._exit(3)")
-    only = tuple(check.__name__ for check in CHECKS if "half" not in check.__name__)[1:7]
-    verdicts = list(check_isolated(write(tmp_path, exits), 120, only))
-    assert [verdict.outcome for verdict in verdicts] == ["FAIL"] * 6
-    assert {verdict.reason for verdict in verdicts[3:]} == {
+    verdicts = list(check_isolated(write(tmp_path, exits), 120))
+    ended = "ended the process with exit code 3"
+    reasons = {verdict.check: verdict.reason for verdict in verdicts if verdict.outcome == "FAIL"}
+    assert len(verdicts) == len(CHECKS)
+    assert [check for check, reason in reasons.items() if reason == ended] == [
+        "check_answers_every_call",
+        "check_deterministic",
+        "check_keeps_no_state",
+    ]
+    assert reasons["check_inputs_untouched"] == (
+        f"not run: check_answers_every_call, which makes the same calls, {ended}"
+    )
+    assert reasons["check_outliers"] == (
         "not run: 3 checks before it ended the process or ran out of time"
+    )
+
+
+def test_a_method_that_ends_the_process_in_a_model_is_still_judged_elsewhere(tmp_path):
+    in_models = broken.statement("in-models", "", "os._exit(0) if len(weight) == 128 else None")
+    verdicts = list(check_isolated(write(tmp_path, in_models), 120))
+    outcomes = {verdict.check: verdict.outcome for verdict in verdicts}
+    assert {check.__name__ for check in TOUR_CHECKS} >= {
+        check for check, outcome in outcomes.items() if outcome == "FAIL"
     }
+    assert outcomes["check_answers_every_call"] == "FAIL" and outcomes["check_outliers"] == "ok"
 
 
 def test_what_a_method_prints_is_no_verdict(tmp_path, capfd):
