@@ -58,7 +58,7 @@ class Call:
 
 
 def tour(method: Any) -> list[Call]:
-    """Every case with two bit-widths, a symmetric grid where there is one, and every tiny model.
+    """Every case at two bit-widths, the ends of the range, a symmetric grid, and every tiny model.
 
     Taken once per class: methods are checked with their default parameters.
     """
@@ -98,8 +98,12 @@ def _stops(method: Any) -> Iterator[Callable[[list[Call]], None]]:
         for bits in dict.fromkeys((widths[0], widths[len(widths) // 2])):
             scheme = Scheme(bits, case.group_size)
             yield partial(_bare_call, method, scheme, (case.out, case.in_features))
+    case = CASES[0]
+    for bits in sorted({*method.bits} - {*widths}):  # the ends of the declared range
+        yield partial(
+            _bare_call, method, Scheme(bits, case.group_size), (case.out, case.in_features)
+        )
     if method.symmetric:
-        case = CASES[0]
         scheme = Scheme(widths[-1], case.group_size, symmetric=True)
         yield partial(_bare_call, method, scheme, (case.out, case.in_features))
     for family in FAMILIES:
@@ -108,28 +112,26 @@ def _stops(method: Any) -> Iterator[Callable[[list[Call]], None]]:
 
 def _bare_call(method: Any, scheme: Scheme, shape: tuple[int, int], calls: list[Call]) -> None:
     where = f"{shape[0]}x{shape[1]} at {scheme}"
+    start = len(calls)
     try:
         weight = sample_weight(*shape)
         arguments = sample_arguments(method, scheme, weight, sample_inputs(shape[1]))
         with torch.no_grad():
             watched(getattr(method, verb_of(method)), arguments, where, calls)
     except BaseException as error:
-        _not_seen(error, where, scheme, calls)
+        if not any(call.error for call in calls[start:]):  # raised between two calls
+            calls.append(Call(where, scheme, error=f"{type(error).__name__}: {error}"))
 
 
 def _whole_model(method: Any, scheme: Scheme, family: str, calls: list[Call]) -> None:
     """Through `qbench.quantization.quantize`, as every user does."""
     where = f"{WHAT[family]} at {scheme}"
+    start = len(calls)
     try:
         quantize(tiny_model(family), spied_on(method, where, calls), scheme, tokens(8, 12))
     except BaseException as error:
-        _not_seen(error, where, scheme, calls)
-
-
-def _not_seen(error: BaseException, where: str, scheme: Scheme, calls: list[Call]) -> None:
-    """An error between two calls is a call of its own; one inside a call is already there."""
-    if not calls or calls[-1].error is None:
-        calls.append(Call(where, scheme, error=f"{type(error).__name__}: {error}"))
+        if not any(call.error for call in calls[start:]):  # raised between two calls
+            calls.append(Call(where, scheme, error=f"{type(error).__name__}: {error}"))
 
 
 def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
