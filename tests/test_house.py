@@ -27,7 +27,9 @@ ARROWS = {
     "declarations": {"contracts", "errors"},
     "method_source": {"contracts", "declarations"},
     "registry": {"contracts", "declarations", "errors", "method_source"},
-    "checks": {"contracts", "errors", "formats", "registry"},
+    "checks": {
+        "calibration", "contracts", "errors", "formats", "models", "quantization", "registry",
+    },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
         "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "records",

@@ -1,8 +1,9 @@
-"""The command line: `qbench run`, `report`, `list`, `check` and `data`, and its entry point.
+"""The command line: `qbench run`, `report`, `list` and `data`, and its entry point.
 
-The commands about one model are in `folders`, those about this machine in `machine`. Results go to
-stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell, check or file, 2 misuse, 130
-interrupted. What a command needs is imported in it, so that help, lists and typing errors are fast.
+The commands about one model are in `folders`, those about this machine in `machine`, and `check` in
+a module of its own. Results go to stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell,
+check or file, 2 misuse, 130 interrupted. What a command needs is imported in it, so that help,
+lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import folders, machine
+from qbench.commands import check, folders, machine
 from qbench.commands.options import (
     Data,
     Device,
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
+app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
 app.add_typer(data_app, name="data")
@@ -218,29 +220,6 @@ def list_(
     for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
-
-
-@app.command(epilog="Examples: `qbench check rtn`   `qbench check my_variant.py`")
-def check(
-    target: Annotated[
-        str, typer.Argument(help="A method's name, or a Python file that defines methods.")
-    ],
-) -> None:
-    """Run the contract checks over a method; exit code 1 where one fails."""
-    from qbench.checks import run_checks
-    from qbench.registry import load_plugin
-
-    names = load_plugin(Path(target)) if target.endswith(".py") else [target]
-    failed = 0
-    for name in names:
-        for title, problem in run_checks(name):
-            failed += problem is not None
-            out.print(
-                f"{'FAIL' if problem else 'ok':5} {name}  {title}{f': {problem}' if problem else ''}",
-                markup=False,
-                soft_wrap=True,
-            )
-    raise typer.Exit(1 if failed else 0)
 
 
 @data_app.command("list")

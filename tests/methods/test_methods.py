@@ -10,7 +10,8 @@ import torch
 
 import qbench
 from qbench import LinearStats, Scheme
-from qbench.checks import CHECKS, sample_stats, sample_weight
+from qbench.checks.methods import CHECKS, run_check
+from qbench.checks.samples import sample_stats, sample_weight
 from qbench.errors import ConfigError, MethodError
 from qbench.methods.alternating import SortedGroups, alternate
 from qbench.methods.gptq import inverse_cholesky
@@ -37,19 +38,20 @@ def group_errors(found, weight, group=128):
 
 
 def promises():
-    """Every check of every method; of methods that search long, in the slow tier."""
+    """Every check of every method; what searches long or needs another interpreter is slow."""
     for name in NAMES:
         for check in CHECKS:
-            marks = [pytest.mark.slow] if name in SEARCHING else []
+            slow = name in SEARCHING or check.__name__ == "check_same_in_every_process"
+            marks = [pytest.mark.slow] if slow else []
             yield pytest.param(name, check, id=f"{name}-{check.__name__}", marks=marks)
 
 
 @pytest.mark.parametrize("name, check", promises())
 def test_method_keeps_its_promises(name, check):
-    method = qbench.get_method(name)
-    if check.__name__ in getattr(method, "exceptions", {}):
-        pytest.skip(method.exceptions[check.__name__])
-    check(method)
+    verdict = run_check(name, check)
+    if verdict.outcome == "n/a":
+        pytest.skip(verdict.reason)
+    assert verdict.outcome == "ok", verdict.reason
 
 
 # --- rtn: known mean squared errors on N(0, 1), groups of 128

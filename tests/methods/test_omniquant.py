@@ -13,7 +13,7 @@ import qbench
 from families import GPT2, OPT
 from qbench import Scheme
 from qbench.calibration.folding import find_folds
-from qbench.checks import sample_weight
+from qbench.checks.samples import sample_weight
 from qbench.methods.omniquant import OmniQuant, Transformed, largest_inputs, migration
 from qbench.methods.rtn import range_grid, round_to_grid, weight_range
 from qbench.models.blocks import linears, quantizable

@@ -11,7 +11,7 @@ from torch import nn
 
 import qbench
 from qbench import LinearStats, Scheme
-from qbench.checks import sample_inputs, sample_stats, sample_weight
+from qbench.checks.samples import sample_inputs, sample_stats, sample_weight
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError, StoreError
 from qbench.formats import bits_per_weight, from_tensors

@@ -1,0 +1,100 @@
+"""Promises about repetition: one weight gives the same bits, whatever came before, wherever."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qbench.checks.samples import (
+    GROUP,
+    IN,
+    OUT,
+    bits_of,
+    equal,
+    hyper_parameters,
+    quantize_sample,
+    sample_weight,
+)
+from qbench.checks.verdict import Broke
+from qbench.contracts import Scheme
+from qbench.registry import get_method, load_plugin
+
+
+def check_deterministic(method: Any) -> None:
+    """The same input gives the same bits, whatever the global random state."""
+    scheme = Scheme(bits_of(method)[0], GROUP)
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        results.append(quantize_sample(method, scheme))
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    if not equal(*results):
+        raise Broke("two runs differ")
+
+
+def check_keeps_no_state(method: Any) -> None:
+    """What was quantized before makes no difference, for the same object and for a new one."""
+    scheme = Scheme(bits_of(method)[0], GROUP)
+    first = quantize_sample(method, scheme)
+    other_weight = sample_weight().flip(0) * 1.5
+    other = quantize_sample(method, scheme, other_weight)
+    if torch.equal(other.dequantize(), first.dequantize()) and method.format != "lattice":
+        raise Broke("two weights of one shape give the same result")
+    quantize_sample(method, Scheme(bits_of(method)[-1], None), sample_weight(OUT // 2, IN))
+    if not equal(quantize_sample(method, scheme), first):
+        raise Broke("the result depends on what was quantized before")
+    new = type(method)(**hyper_parameters(method))
+    if not equal(quantize_sample(new, scheme), first):
+        raise Broke("another object with the same parameters gives another result")
+
+
+def check_same_in_every_process(method: Any) -> None:
+    """A fresh interpreter, with other hashes of strings, gives the same bits."""
+    origin = method.name
+    module = sys.modules[type(method).__module__]
+    if module.__name__.startswith("qbench_plugin_"):
+        origin = str(Path(str(module.__file__)).resolve())
+    command = [sys.executable, "-P", "-m", __name__, origin, method.name]
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise Broke(f"a fresh process ended with code {done.returncode}: {done.stderr[-300:]}")
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    if theirs != fingerprint(method):
+        raise Broke("a fresh process gives another result")
+
+
+def fingerprint(method: Any) -> str:
+    """sha256 over the parts of a sample weight and of a model's weights."""
+    digest = hashlib.sha256()
+    for bits in bits_of(method)[:2]:
+        for name, part in quantize_sample(method, Scheme(bits, GROUP)).to_tensors().items():
+            digest.update(name.encode())
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main(origin: str, name: str) -> None:
+    """Print the fingerprint of a method as the last line."""
+    if origin.endswith(".py"):
+        load_plugin(Path(origin))
+    text = fingerprint(get_method(name))
+    print(f"\n{json.dumps(text)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,186 @@
+"""The state of a process that a method must leave as it finds it, and what a call has changed."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import math
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.nn.modules import module as module_hooks
+from transformers.pytorch_utils import Conv1D
+
+from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
+from qbench.formats import FORMATS
+
+MODULES = (
+    torch, torch.nn, torch.nn.functional, torch.linalg, torch.autograd, torch.random, torch.optim,
+    torch.optim.lr_scheduler, builtins, math, np, np.linalg, np.random, os, random,
+)  # fmt: skip
+CLASSES = (
+    torch.Tensor, torch.Generator, torch.nn.Module, torch.nn.Linear, torch.nn.Parameter,
+    torch.optim.Adam, torch.optim.Optimizer, torch.autograd.Function, Conv1D, Scheme, LinearStats,
+    BlockInputs, BlockResult, *FORMATS.values(),
+)  # fmt: skip
+torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one wraps the class's own `step`
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """One moment of the process. Each part maps what a reader calls it to its value."""
+
+    random_state: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    process: Mapping[str, Any]
+    attributes: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def now(cls) -> Surroundings:
+        """The present moment."""
+        return cls(random_states(), settings(), process(), attributes())
+
+    def changes(self, later: Surroundings) -> dict[str, str]:
+        """A sentence for each part that is different later, by the name of the part."""
+        sentences: dict[str, str] = {}
+        for part in ("random_state", "settings", "process"):
+            before = getattr(self, part)
+            after = getattr(later, part)
+            names = [name for name in before if before[name] != after[name]]
+            if part == "random_state" and names:
+                sentences[part] = (
+                    f"{' and '.join(names)} was used or set; take a torch.Generator with a seed"
+                )
+            elif names:
+                texts = [f"{name} {_from_to(before[name], after[name])}" for name in names]
+                sentences[part] = f"changed {'; '.join(texts)}"
+        patched = _replaced(self.attributes, later.attributes)
+        if patched:
+            sentences["attributes"] = f"{', '.join(patched[:5])} replaced"
+        return sentences
+
+
+def _from_to(before: Any, after: Any) -> str:
+    """Both values; of a mapping the keys that differ, as an environment may be private."""
+    if isinstance(before, dict):
+        keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+        return ", ".join(sorted(keys))
+    return f"from {before} to {after}"
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the global random generators of torch, numpy and Python."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch's global random state": torch.get_rng_state().numpy().tobytes(),
+        "numpy's global random state": (name, np.asarray(keys).tobytes(), *rest),
+        "Python's global random state": random.getstate(),
+    }
+
+
+def settings() -> dict[str, Any]:
+    """What torch and numpy are told to do, for the whole process or thread."""
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": str(torch.get_default_device()),
+        "the number of threads": torch.get_num_threads(),
+        "the grad mode": torch.is_grad_enabled(),
+        "the inference mode": torch.is_inference_mode_enabled(),
+        "the anomaly mode": torch.is_anomaly_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn's determinism": torch.backends.cudnn.deterministic,
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "the precision of float32 products": torch.get_float32_matmul_precision(),
+        "the flushing of denormal numbers": sys.float_info.min / 4 == 0.0,
+        "the modes of torch functions": torch._C._len_torch_function_stack(),
+        "the modes of torch operators": torch._C._len_torch_dispatch_stack(),
+        "the hooks of all modules": len(module_hooks._global_forward_hooks)
+        + len(module_hooks._global_forward_pre_hooks),
+        "numpy's handling of errors": np.geterr(),
+    }
+
+
+def process() -> dict[str, Any]:
+    """What belongs to the process: folder, environment, descriptors, children, threads, signals."""
+    return {
+        "the working directory": _working_directory(),
+        "environment variables": dict(os.environ),
+        "the standard descriptors": [_descriptor(number) for number in (0, 1, 2)],
+        "child processes": [child.pid for child in psutil.Process().children(recursive=True)],
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "signal handlers": {
+            number.name: str(signal.getsignal(number))
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGABRT)
+        },
+        "sys.path": list(sys.path),
+        "the standard streams": [id(sys.stdin), id(sys.stdout), id(sys.stderr)],
+        "sys.excepthook": sys.excepthook,
+        "the limit of recursion": sys.getrecursionlimit(),
+        "garbage collection": gc.isenabled(),
+    }
+
+
+def attributes() -> dict[str, dict[str, Any]]:
+    """The attributes of modules and classes that everybody shares, as they are bound now."""
+    owners: dict[str, dict[str, Any]] = {}
+    for owner in MODULES:
+        owners[owner.__name__] = dict(vars(owner))
+    for kind in CLASSES:
+        owners[f"class {kind.__qualname__}"] = dict(vars(kind))
+    for name, module in list(sys.modules.items()):
+        # A module of methods may keep what it likes to itself.
+        if name.startswith("qbench.") and not name.startswith("qbench.methods"):
+            owners[name] = dict(vars(module))
+    return owners
+
+
+def _replaced(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Attributes bound to another object; new ones count in classes alone: modules import late."""
+    names = []
+    missing = object()
+    for owner, bound in before.items():
+        for name, value in bound.items():
+            if after[owner].get(name, missing) is not value:
+                names.append(f"{owner}.{name}")
+        if owner.startswith("class "):
+            names += [f"{owner}.{name}" for name in after[owner] if name not in bound]
+    return names
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        return str(error)
+
+
+def _descriptor(number: int) -> str:
+    """The file behind a descriptor, by device and inode."""
+    try:
+        status = os.fstat(number)
+    except OSError:
+        return "closed"
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+@contextmanager
+def stay_in_own_process() -> Iterator[None]:
+    """A method that forks returns twice: the copy of the checks ends here, without verdicts."""
+    own = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != own:
+            os._exit(0)

@@ -1,0 +1,59 @@
+"""The command `qbench check`: contract checks of a method, the methods in a file, or a kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qbench.commands.options import out
+
+if TYPE_CHECKING:
+    from qbench.checks.verdict import Verdict
+
+app = typer.Typer()
+
+
+@app.command(epilog="Examples: `qbench check rtn`   `qbench check my_variant.py`")
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(help="A method's or kernel's name, or a Python file that defines methods."),
+    ],
+    time_limit: Annotated[float, typer.Option(help="Seconds for one check of a method.")] = 60.0,
+) -> None:
+    """Run the contract checks over a method or a kernel; exit code 1 where one fails.
+
+    Methods are checked in a process of their own. `n/a` is a promise that does not concern them.
+    """
+    failed = False
+    for verdict in _verdicts(target, time_limit):
+        failed |= verdict.outcome == "FAIL"
+        reason = f": {verdict.reason}" if verdict.reason else ""
+        out.print(
+            f"{verdict.outcome:5} {verdict.subject}  {verdict.check}{reason}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    raise typer.Exit(1 if failed else 0)
+
+
+def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
+    from qbench.checks.isolation import check_isolated
+    from qbench.registry import methods
+
+    if not target.endswith(".py") and target not in methods():
+        kernels = _kernel_checks()
+        if kernels is not None and target in kernels.kernel_names():
+            verdicts: Iterator[Verdict] = kernels.check_kernel(target)
+            return verdicts
+    return check_isolated(target, time_limit)
+
+
+def _kernel_checks() -> Any:
+    """The module of the kernels' checks, or None where there is none."""
+    name = "qbench.checks.kernels"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
