@@ -83,6 +83,12 @@ class LatticePlanes:
         """(out, in)."""
         return len(self.sv), len(self.su)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product with one row reads."""
+        parts = (self.map, self.offset, self.su, self.sv)
+        return self.planes.nbytes + sum(part.nbytes for part in parts if part is not None)
+
     def inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (m, in) -> what `planes` multiplies, (m, in) or (m, bits * in) in the dtype of x; the offset's (m, 1)."""
         d, k = self.map.shape
