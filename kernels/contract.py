@@ -1,4 +1,4 @@
-"""What a kernel is: a function that multiplies with a packed weight, and what it declares of itself.
+"""What a kernel is: a function that multiplies with a packed weight, and what it declares.
 
 A kernel lives in one file of this folder, or in a package of it whose `__init__` names its kernels;
 `dequantized.py` is the model to follow. `qbench.kernels.registry` finds it, and
@@ -77,8 +77,8 @@ class Kernel:
     priority: of the automatic kernels that serve a request, the one with the highest is taken, and
         of equals the first by name. This holds for kernels of every origin.
     error: bound of |y - y64| / |y64| in norm over all of y, with normally distributed x in float32;
-        y64 is the product in float64. roundings: how many machine epsilons (`torch.finfo(dtype).eps`)
-        of the dtype of x come on top. One suffices where weight and result are rounded once each.
+        y64 is the product in float64. roundings: how many machine epsilons of the dtype of x
+        (`torch.finfo(dtype).eps`) come on top; one, where weight and result are rounded once each.
     available: the reason why it cannot be used in this process at all, or None. refuses: the
         reason why it does not serve a request that it declares to serve, or None.
     describe: what it is on this machine, for `qbench list kernels`.

@@ -1,4 +1,4 @@
-"""A weight across the border of an operator, which takes tensors and strings: its parts, and JSON."""
+"""A weight across the border of an operator, which takes tensors and strings: parts, and JSON."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ def request_of(x: Tensor, parts: Sequence[Tensor], description: Description) -> 
     """The product of x (..., in) with this weight, as the choice of a kernel sees it."""
     out, columns = description["shape"]
     spec = description["spec"]
+    bits = spec.get("bits")
     if description["format"] == "binary":
         bits = parts[0].shape[0]  # planes (bits, out, in/8)
-    else:
-        bits = spec.get("bits")
     rows = x.numel() // columns
     return Request(
         description["format"],
@@ -61,7 +60,7 @@ def request_of(x: Tensor, parts: Sequence[Tensor], description: Description) -> 
 
 
 def prepare(kernel: Kernel, weight: WeightFormat) -> Prepared:
-    """The weight as this kernel reads it: what it declares, or a copy of the parts for its `run`."""
+    """The weight as this kernel reads it: by its own `prepare`, or a copy of the parts for `run`."""
     if kernel.prepare is not None:
         return kernel.prepare(weight)
     parts = [part.clone() for part in weight.to_tensors().values()]

@@ -82,7 +82,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """grad (..., out) -> gradients of x (..., in) and of the bias (out,); the weight is constant."""
+    """grad (..., out) -> gradients of x (..., in) and of the bias (out,); weights are constant."""
     parts = list(ctx.saved_tensors)
     weight = torch.ops.qbench.dequantize(parts, ctx.weight)
     bias = grad.flatten(0, -2).sum(0) if ctx.has_bias else None

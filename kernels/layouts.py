@@ -33,7 +33,7 @@ class Layouts(Generic[T]):
 
     def of(self, parts: list[Tensor], description: Description) -> T:
         """The layout of the weight that has these parts; derived anew after a write to one."""
-        # (data pointer, number of writes in place) of every part; inline, as this runs at each product
+        # (data pointer, number of writes) of every part; inline, since this runs at each product
         written = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
         stamp = (written, description["spec"])
         layouts = self._known.setdefault(parts[0].untyped_storage(), {})
@@ -44,4 +44,3 @@ class Layouts(Generic[T]):
         layout = self._derive(weight_from(parts, description))
         layouts[key] = (stamp, layout)
         return layout
-

@@ -175,7 +175,7 @@ def _stored(scale: Tensor) -> Tensor:
 
 
 def _memory(nbytes: int) -> Tensor:
-    """uint8 (nbytes,); where it is large, from a multiple of 2 MiB on, so that it can be huge pages."""
+    """uint8 (nbytes,); a large one begins at a multiple of 2 MiB, so that it can be huge pages."""
     if nbytes < HUGE_PAGE:
         return torch.empty(nbytes, dtype=torch.uint8)
     private = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -55,7 +55,7 @@ def product(
 
 
 def _launch(x: Tensor, planes: Planes, bias: Tensor | None, y: Tensor, config: Config) -> None:
-    """x (m, in) -> y (m, out), written; in one launch, or in `split` parts of the inputs and a sum."""
+    """Write the product of x (m, in) to y (m, out): one launch, or parts of the inputs and a sum."""
     from qbench.kernels.gpu import triton_binary
 
     m, n = y.shape
@@ -148,10 +148,9 @@ def launch(config: Config, planes: Planes) -> dict[str, Any]:
     """
     group = planes.group_size
     k = planes.shape[1]
+    longest = group & -group  # the largest power of two that divides the group
     if group == k or config.kind == "large":
         longest = 1 << (k - 1).bit_length()  # k, rounded up to a power of two
-    else:
-        longest = group & -group  # the largest power of two that divides the group
     return {
         "BN": config.block_n,
         "BM": config.block_m,

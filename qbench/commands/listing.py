@@ -86,11 +86,10 @@ def _models() -> tuple[tuple[str, ...], Rows]:
 
 
 def _kernels() -> tuple[tuple[str, ...], Rows]:
-    import qbench.kernels.dispatch  # noqa: F401  (registers them)
-    from qbench.kernels.registry import KERNELS
+    from qbench.kernels.registry import all_kernels, broken_kernels
 
     rows: Rows = []
-    for name, kernel in reversed(KERNELS.items()):
+    for name, kernel in all_kernels().items():
         formats, bits = (
             ",".join(kernel.formats or ["all"]),
             "-".join(map(str, kernel.bits or ["all"])),
@@ -101,4 +100,5 @@ def _kernels() -> tuple[tuple[str, ...], Rows]:
         )
         state = kernel.available() or ("automatic" if kernel.automatic else "by name")
         rows.append((name, formats, bits, where, dtypes, f"{state}: {kernel.describe()}"))
+    rows += [(origin, "broken", "", "", "", reason) for origin, reason in broken_kernels().items()]
     return ("kernel", "formats", "bits", "devices", "dtypes of x", "chosen"), rows

@@ -35,6 +35,7 @@ def test_the_automatic_choice_over_all_requests():
     wrong = [
         (request, choose(request).name)
         for request in requests
-        if choose(request).name != (expected(request) if cpu.unavailable() is None else "dequantized")
+        if choose(request).name
+        != (expected(request) if cpu.unavailable() is None else "dequantized")
     ]
     assert len(requests) == 67_200 and not wrong, wrong[:3]
