@@ -17,10 +17,10 @@ import torch
 
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Dense, Lattice, Uniform
+from qbench.kernels.contract import Request
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_configs
 from qbench.kernels.gpu.triton_layout import derive
-from qbench.kernels.registry import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(
