@@ -93,8 +93,8 @@ def random_dense(
     return Dense(torch.randn(shape, generator=generator).div_(shape[1] ** 0.5))
 
 
-# format -> (shape, bits, group_size) -> weight
-MAKERS: dict[str, Callable[[tuple[int, int], int, int], WeightFormat]] = {
+# format -> a function of shape (out, in), bits, group_size and seed
+MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
     "binary": random_binary,
     "uniform": random_uniform,
     "lattice": random_lattice,

@@ -22,6 +22,7 @@ from qbench.kernels.samples import MAKERS
 from qbench.latency.timing import Candidate, Shape, copies_of
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}  # of x, that are timed
+SEED = 0  # of the weights
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DENSE_LIMITS = {  # of the relative error; on GPUs float32 products may be rounded to TF32's sums
     "cpu": {torch.float32: 1e-5, torch.bfloat16: 1e-2},
@@ -62,7 +63,7 @@ def kernel_candidates(
     refusals: dict[str, str] = {}
     for width in bits:
         for kind in formats:
-            weight = _moved(MAKERS[kind](shape.weight, width, group_size), device)
+            weight = _moved(MAKERS[kind](shape.weight, width, group_size, SEED), device)
             for dtype in DTYPES[device]:
                 for kernel in kernels:
                     refusal = kernel.refusal(request(x.to(dtype), weight))

@@ -85,7 +85,7 @@ def tune(request: Request) -> Path:
         for shape in request.shapes:
             for kind in request.formats:
                 for bits in request.bits:
-                    planes = derive(MAKERS[kind](shape.weight, bits, request.group_size))
+                    planes = derive(MAKERS[kind](shape.weight, bits, request.group_size, 0))
                     assert isinstance(planes, Planes)  # what the formats that can be timed have
                     path = triton_tune.tune([planes.to("cuda")], [shape.rows], dtype)
     return path
