@@ -1,4 +1,6 @@
-"""The CPU kernels and the quantizers, timed by pytest-benchmark: `make speed`, and `make speed COMPARE=0001`.
+"""The CPU kernels and the quantizers, timed by pytest-benchmark.
+
+    make speed, and then make speed COMPARE=0001
 
 Kernels take turns with reading 64 MiB of memory, everything else with a dense float32 product.
 """

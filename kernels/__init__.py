@@ -1,4 +1,4 @@
-"""Matrix products with quantized weights: one kernel, one file; `reference` is the oracle for all."""
+"""Matrix products with quantized weights: one kernel, one file; `reference` defines them all."""
 
 if __name__ != "qbench.kernels":
     raise ImportError(

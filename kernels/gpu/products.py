@@ -55,7 +55,7 @@ def product(
 
 
 def _launch(x: Tensor, planes: Planes, bias: Tensor | None, y: Tensor, config: Config) -> None:
-    """Write the product of x (m, in) to y (m, out): one launch, or parts of the inputs and a sum."""
+    """Write the product of x (m, in) to y (m, out): one launch, or `split` parts and a sum."""
     from qbench.kernels.gpu import triton_binary
 
     m, n = y.shape

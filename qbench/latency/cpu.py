@@ -1,4 +1,4 @@
-"""What a processor can do, to be timed among the candidates: reading memory, and matrix products."""
+"""What a processor can do, timed among the candidates: reading memory, and matrix products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MULTIPLY_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def probes() -> list[Candidate]:
-    """Reading memory, and products in bfloat16 and in float32. QbenchError without the C library."""
+    """Reading memory, products in bfloat16, in float32. QbenchError without the C library."""
     return [reader(), multiplier(torch.bfloat16), multiplier(torch.float32)]
 
 

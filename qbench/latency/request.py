@@ -1,4 +1,4 @@
-"""What `qbench latency` is asked for: matrices by the name of a model or by size, checked and timed."""
+"""What `qbench latency` is asked for: matrices, by size or by the name of a model."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def check_request(request: Request) -> None:
 def time_shape(
     shape: Shape, request: Request, rounds: int, device: str = "auto", threads: int = 1
 ) -> tuple[list[Row], dict[str, str]]:
-    """Rows of three probes, the dense products, the kernels and other programs; and what is missing.
+    """Rows of the probes, the dense products, the kernels and other programs; and what is missing.
 
-    The probes are memory, products in bfloat16 and products in float32. What is missing: names of
-    kernels and programs that were not timed, and why. device: `cpu`, on so many threads, `cuda`, or
-    `auto`. ConfigError for another, or where it is not here.
+    The three probes are memory, products in bfloat16 and products in float32. What is missing:
+    names of kernels and programs that were not timed, and why. device: `cpu`, on so many threads,
+    `cuda`, or `auto`. ConfigError for another, or where it is not here.
     """
     place = pick_device(device)
     if place not in DEVICES:

@@ -1,4 +1,4 @@
-"""What a product with a quantized weight costs: cold, interleaved, checked, and as a share of memory.
+"""What a product with a quantized weight costs: cold, interleaved, checked, a share of memory.
 
 cold         every candidate has copies of its weight, more bytes than the last-level cache, and
              takes them in turn
