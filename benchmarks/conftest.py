@@ -21,7 +21,7 @@ TIMES = (
 
 @pytest.fixture
 def in_turns(benchmark: Any) -> Callable[..., None]:
-    """in_turns(work, yardstick, rounds): benchmark `work`, with the yardstick before every round."""
+    """in_turns(work, yardstick, rounds): benchmark `work`, with the yardstick before each round."""
 
     def run(work: Callable[[], object], yardstick: Callable[[], object], rounds: int = 20) -> None:
         times: list[float] = []

@@ -1,4 +1,4 @@
-"""`make speed` compares by ratio to the yardstick: a slow machine is no regression, slow work is one."""
+"""`make speed` compares by ratio to a yardstick: slow work is a regression, a slow machine not."""
 
 from __future__ import annotations
 

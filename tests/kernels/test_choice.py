@@ -1,4 +1,4 @@
-"""The automatic choice over a grid of requests: by declared properties, whatever the order of the files."""
+"""The automatic choice over a grid of requests: by what kernels declare, whatever their order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = (0, 1, 8, 64, 100_000)
 
 
 def expected(request):
-    """The rule in words: tables of the CPU for binary and uniform weights that fit, else the plain product."""
+    """Tables of the CPU for binary and uniform weights that fit, else the plain product."""
     kept = request.format in ("binary", "uniform") and request.device == "cpu"
     fits = (request.group_size or 0) % 32 == 0 and request.shape[1] % 32 == 0
     widths = 1 <= (request.bits or 0) <= 8

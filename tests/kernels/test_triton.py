@@ -1,4 +1,4 @@
-"""The GPU kernels without a GPU: layouts, the choice of a launch, Triton's interpreter, and compilation ahead of time.
+"""The GPU kernels without a GPU: layouts, launches, Triton's interpreter, and compilation ahead.
 
 What needs triton (the extra `gpu`) is skipped where it is not installed.
 """
@@ -148,7 +148,8 @@ def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
 
 
 def test_triton_loads_only_with_a_product():
-    code = "import sys, qbench, qbench.kernels.dispatch, qbench.kernels.gpu.products; assert 'triton' not in sys.modules"
+    code = "import sys, qbench, qbench.kernels.dispatch, qbench.kernels.gpu.products"
+    code += "; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 

@@ -1,4 +1,4 @@
-"""`qbench latency` and `qbench doctor`: every candidate is checked and timed, and a wrong request is one sentence."""
+"""`qbench latency`, `qbench doctor`: candidates are checked, and a wrong request is a sentence."""
 
 from __future__ import annotations
 
