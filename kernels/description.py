@@ -40,6 +40,12 @@ def weight_from(parts: Sequence[Tensor], description: Description) -> WeightForm
     return from_tensors(description["format"], tensors, description["spec"])
 
 
+def moved(weight: WeightFormat, device: str) -> WeightFormat:
+    """The same weight on a device, without a copy where it is there."""
+    tensors = {part: tensor.to(device) for part, tensor in weight.to_tensors().items()}
+    return from_tensors(weight.format, tensors, weight.spec())
+
+
 def request_of(x: Tensor, parts: Sequence[Tensor], description: Description) -> Request:
     """The product of x (..., in) with this weight, as the choice of a kernel sees it."""
     out, columns = description["shape"]

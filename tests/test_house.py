@@ -24,6 +24,8 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
     "calibration": {"contracts", "errors", "models"},
     "registry": {"contracts", "errors"},
     "checks": {"contracts", "errors", "formats", "registry"},
+    "kernel_trial": {"contracts", "formats", "kernels"},
+    "kernel_checks": {"contracts", "formats", "kernel_trial", "kernels"},
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
         "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "records",

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from qbench.contracts import WeightFormat
 from qbench.errors import QbenchError
-from qbench.formats import from_tensors
 from qbench.kernels.contract import Kernel, Prepared
-from qbench.kernels.description import prepare
+from qbench.kernels.description import moved, prepare
 from qbench.kernels.dispatch import request
 from qbench.kernels.registry import all_kernels, get_kernel
 from qbench.kernels.samples import MAKERS
@@ -63,7 +62,7 @@ def kernel_candidates(
     refusals: dict[str, str] = {}
     for width in bits:
         for kind in formats:
-            weight = _moved(MAKERS[kind](shape.weight, width, group_size, SEED), device)
+            weight = moved(MAKERS[kind](shape.weight, width, group_size, SEED), device)
             for dtype in DTYPES[device]:
                 for kernel in kernels:
                     refusal = kernel.refusal(request(x.to(dtype), weight))
@@ -118,11 +117,6 @@ def _timed(device: str) -> list[Kernel]:
         if kernel.timed and (kernel.devices is None or device in kernel.devices):
             kernels.append(kernel)
     return kernels
-
-
-def _moved(weight: WeightFormat, device: str) -> WeightFormat:
-    tensors = {part: tensor.to(device) for part, tensor in weight.to_tensors().items()}
-    return from_tensors(weight.format, tensors, weight.spec())
 
 
 def _try(kernel: Kernel, weight: WeightFormat, x: Tensor) -> None:
