@@ -42,7 +42,7 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
     "tasks": {"calibration", "errors", "files", "records"},
     "reports": {"errors", "files", "records"},
     "latency": {
-        "contracts", "environment", "errors", "formats", "kernels", "kernels.cpu", "kernels.gpu",
+        "contracts", "environment", "errors", "kernels", "kernels.cpu", "kernels.gpu",
         "quantization",
     },
     "experiment": {
