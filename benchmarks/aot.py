@@ -1,4 +1,6 @@
-"""The Triton kernels compiled for GPUs that need not be there: `python benchmarks/aot.py [--json FILE] [--quick]`.
+"""The Triton kernels compiled for GPUs that need not be there.
+
+    python benchmarks/aot.py [--json FILE] [--quick]
 
 Each kernel in its default configurations for sm_80, sm_90 and sm_100: registers, stack and spills
 (loads and stores of local memory in the machine code), shared memory, and the mix of instructions,
@@ -37,9 +39,16 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.int32: "*i32",
 }
+SIZES = ("BN", "BM", "BK", "SPLIT", "BLOCK")  # compile-time arguments that say how it is launched
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 INSTRUCTION = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)(.*?);", re.MULTILINE
+)
+
+
+HEADER = (
+    "kernel   sm   dtype     coding   b     g    m | blocks, warps, stages  | "
+    "regs stack spills shared | loop, mix"
 )
 
 
@@ -59,16 +68,18 @@ class Case:
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
-    """Every kernel, for the batches at which the defaults change; `quick`: the two main ones, one kind of weight."""
+    """Every kernel, for the batches at which the defaults change.
+
+    quick: the two main kernels, with one kind of weight.
+    """
     batches = [limit for limit, _ in DEFAULTS]
     if quick:
-        yield from (
-            Case("", arch, "bfloat16", "binary", 3, 128, m)
-            for arch, m in product(ARCHITECTURES, (8, 64))
-        )
+        for arch, m in product(ARCHITECTURES, (8, 64)):
+            yield Case("", arch, "bfloat16", "binary", 3, 128, m)
         return
     for arch, bits, coding in product(ARCHITECTURES, (2, 3, 4), ("binary", "uniform")):
-        for dtype, m in product(("bfloat16", "float16") if arch == 90 else ("bfloat16",), batches):
+        dtypes = ("bfloat16", "float16") if arch == 90 else ("bfloat16",)
+        for dtype, m in product(dtypes, batches):
             yield Case("", arch, dtype, coding, bits, 128, m)
         yield Case("_dense", arch, "bfloat16", coding, bits, 128, 4096)
     for arch, group, m in product(ARCHITECTURES, (32, 64, 4096), (8, 64)):
@@ -81,12 +92,7 @@ def cases(quick: bool = False) -> Iterator[Case]:
 def arguments(case: Case) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The kernel's name, its compile-time arguments and options, and the types of all others."""
     dtype = getattr(torch, case.dtype)
-    groups, uniform = case.k // case.group_size, case.coding == "uniform"
-    words = torch.empty(case.k // 32, case.bits, case.n, dtype=torch.int32, device="meta")
-    alpha = torch.empty(
-        groups, 1 if uniform else case.bits, case.n, dtype=torch.float16, device="meta"
-    )
-    planes = Planes(words, alpha, alpha[:, 0], case.group_size, uniform)
+    planes = planes_of(case)
     config = Config("large") if case.kernel == "_dense" else default(case.m, case.n, case.k, dtype)
     types = {"words": "*i32", "alpha": "*fp16", "shift": "*fp16", "N": "i32", "signs": "i32"}
     if case.kernel == "_reduce":
@@ -103,24 +109,35 @@ def arguments(case: Case) -> tuple[str, dict[str, Any], dict[str, str]]:
     return f"_{config.kind}", fixed, types | {"x": POINTERS[dtype], "y": y, "M": "i32"}
 
 
+def planes_of(case: Case) -> Planes:
+    """A weight of the case, without data."""
+    groups = case.k // case.group_size
+    uniform = case.coding == "uniform"
+    scales = 1 if uniform else case.bits
+    words = torch.empty(case.k // 32, case.bits, case.n, dtype=torch.int32, device="meta")
+    alpha = torch.empty(groups, scales, case.n, dtype=torch.float16, device="meta")
+    return Planes(words, alpha, alpha[:, 0], case.group_size, uniform)
+
+
 def compiled(case: Case) -> dict[str, Any]:
     """The case, its configuration, and what the machine code needs and consists of."""
     name, fixed, types = arguments(case)
     kernel = getattr(triton_binary, name)
-    options = {
-        option: fixed.pop(option) for option in ("num_warps", "num_stages") if option in fixed
-    }
+    options = {}
+    for option in ("num_warps", "num_stages"):
+        if option in fixed:
+            options[option] = fixed.pop(option)
     options["enable_fp_fusion"] = fixed.pop("enable_fp_fusion", True)
     signature = {arg: types.get(arg, "constexpr") for arg in kernel.arg_names}
-    aligned = [
-        i for i, arg in enumerate(kernel.arg_names) if arg != "M" and signature[arg] != "constexpr"
-    ]
-    source = ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    found = triton.compile(source, target=GPUTarget("cuda", case.architecture, 32), options=options)
-    sizes = {
-        key: value for key, value in fixed.items() if key in ("BN", "BM", "BK", "SPLIT", "BLOCK")
-    }
-    facts = machine_code(found.asm["cubin"]) | {"shared_bytes": found.metadata.shared}
+    attributes = {}
+    for index, arg in enumerate(kernel.arg_names):
+        if arg != "M" and signature[arg] != "constexpr":
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, fixed, attributes)
+    target = GPUTarget("cuda", case.architecture, 32)
+    binary = triton.compile(source, target=target, options=options)
+    sizes = {name: fixed[name] for name in SIZES if name in fixed}
+    facts = machine_code(binary.asm["cubin"]) | {"shared_bytes": binary.metadata.shared}
     return asdict(case) | {"kernel": name, "config": sizes | options} | facts
 
 
@@ -129,12 +146,8 @@ def machine_code(binary: bytes) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
+        usage = cuobjdump("--dump-resource-usage", file.name)
+        code = cuobjdump("--dump-sass", file.name)
     needs = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     listing = [(int(at, 16), opcode, rest) for at, opcode, _, rest in INSTRUCTION.findall(code)]
     if needs is None or not listing:
@@ -147,8 +160,14 @@ def machine_code(binary: bytes) -> dict[str, Any]:
     return {"registers": int(needs[1]), "stack_bytes": int(needs[2])} | spills | counts
 
 
+def cuobjdump(option: str, file: str) -> str:
+    """What the program prints."""
+    command = [CUOBJDUMP, option, file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def longest_loop(listing: list[tuple[int, str, str]]) -> tuple[int, int]:
-    """First and last address between a backward branch and its target; (1, 0) where there is none."""
+    """First and last address between a backward branch and its target; (1, 0): there is none."""
     loops = [(1, 0)]
     for at, opcode, rest in listing:
         target = re.search(r"0x([0-9a-f]+)", rest)
@@ -167,11 +186,9 @@ def per_bit(entry: dict[str, Any]) -> float | None:
 
 
 def report(path: Path | None = None, quick: bool = False) -> list[dict[str, Any]]:
-    """All cases compiled; printed as they come, and written to `path` with the versions where there is one."""
+    """All cases compiled, printed as they come; and written with the version to `path`, if any."""
     entries = []
-    print(
-        "kernel   sm   dtype     coding   b     g    m | blocks, warps, stages  | regs stack spills shared | loop, mix"
-    )
+    print(HEADER)
     for case in cases(quick):
         entry = compiled(case)
         entries.append(entry | {"loop_instructions_per_bit": per_bit(entry)})
@@ -185,13 +202,14 @@ def report(path: Path | None = None, quick: bool = False) -> list[dict[str, Any]
 
 def row(entry: dict[str, Any]) -> str:
     """One line of the table."""
-    block = " ".join(
-        f"{size}" for name, size in entry["config"].items() if name != "enable_fp_fusion"
-    )
+    sizes = [str(size) for name, size in entry["config"].items() if name != "enable_fp_fusion"]
+    block = " ".join(sizes)
     spills = entry["spill_loads"] + entry["spill_stores"]
-    mix = " ".join(f"{opcode}:{count}" for opcode, count in list(entry["loop"].items())[:7])
+    most_frequent = list(entry["loop"].items())[:7]
+    mix = " ".join(f"{opcode}:{count}" for opcode, count in most_frequent)
     return (
-        f"{entry['kernel']:8} {entry['architecture']:3}  {entry['dtype']:9} {entry['coding']:7} {entry['bits']:2} "
+        f"{entry['kernel']:8} {entry['architecture']:3}  {entry['dtype']:9} "
+        f"{entry['coding']:7} {entry['bits']:2} "
         f"{entry['group_size']:5} {entry['m']:4} | {block:22} | "
         f"{entry['registers']:4} {entry['stack_bytes']:5} {spills:6} {entry['shared_bytes']:6} | "
         f"{sum(entry['loop'].values()):4} {entry['loop_instructions_per_bit'] or '':>6}  {mix}"
@@ -206,12 +224,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--quick", action="store_true", help="two kernels, one kind of weight")
     options = parser.parse_args()
-    spilled = [
-        entry
-        for entry in report(options.json, options.quick)
-        if entry["stack_bytes"] or entry["spill_loads"]
-    ]
-    print(f"{len(spilled)} kernels spill registers")
+    entries = report(options.json, options.quick)
+    spilled = sum(bool(entry["stack_bytes"] or entry["spill_loads"]) for entry in entries)
+    print(f"{spilled} kernels spill registers")
     return 1 if spilled else 0
 
 

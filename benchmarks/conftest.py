@@ -1,8 +1,9 @@
-"""`make speed` compares with stored runs by ratio: each benchmark takes turns with a yardstick that never changes.
+"""`make speed` compares with stored runs by ratio to a yardstick that never changes.
 
-Before pytest-benchmark compares, a stored run's times are scaled by how much slower or faster the
-benchmark's own yardstick was then, so a machine that is slow today is not a regression. Both are
-processor times, which do not count while others run.
+Each benchmark takes turns with its yardstick. Before pytest-benchmark compares, a stored run's
+times are scaled by how much slower or faster the benchmark's own yardstick was then, so a machine
+that is slow today is not a regression. Both are processor times, which do not count while others
+run.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
-TIMES = ("min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ld15iqr", "hd15iqr", "total")
+TIMES = (
+    "min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ld15iqr", "hd15iqr", "total",
+)  # fmt: skip
 
 
 @pytest.fixture
 def in_turns(benchmark: Any) -> Callable[..., None]:
-    """in_turns(work, yardstick, rounds): benchmark `work`, with the yardstick before every round."""
+    """in_turns(work, yardstick, rounds): benchmark `work`, with the yardstick before each round."""
 
     def run(work: Callable[[], object], yardstick: Callable[[], object], rounds: int = 20) -> None:
         times: list[float] = []
@@ -37,16 +40,17 @@ def in_turns(benchmark: Any) -> Callable[..., None]:
 @pytest.hookimpl(tryfirst=True, hookwrapper=True)  # the comparison is in a wrapper, too
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Scale the stored runs, just before they are compared."""
-    found = session.config._benchmarksession
-    now = {
-        each.fullname: each.extra_info["yardstick"]
-        for each in found.benchmarks
-        if "yardstick" in each.extra_info
-    }
-    for stored in found.compared_mapping.values():
-        for name, each in stored.items():
-            if name in now and "yardstick" in each["extra_info"]:
-                factor = now[name] / each["extra_info"]["yardstick"]
-                each["stats"] |= {key: each["stats"][key] * factor for key in TIMES}
-                each["stats"]["ops"] /= factor
+    benchmarks = session.config._benchmarksession
+    yardsticks = {}
+    for benchmark in benchmarks.benchmarks:
+        if "yardstick" in benchmark.extra_info:
+            yardsticks[benchmark.fullname] = benchmark.extra_info["yardstick"]
+    for stored in benchmarks.compared_mapping.values():
+        for name, earlier in stored.items():
+            if name in yardsticks and "yardstick" in earlier["extra_info"]:
+                factor = yardsticks[name] / earlier["extra_info"]["yardstick"]
+                stats = earlier["stats"]
+                for key in TIMES:
+                    stats[key] *= factor
+                stats["ops"] /= factor
     yield

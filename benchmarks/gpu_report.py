@@ -1,4 +1,6 @@
-"""What the GPU kernels compute and cost on this machine: `make gpu-report`, or `python benchmarks/gpu_report.py`.
+"""What the GPU kernels compute and cost on this machine.
+
+    make gpu-report, or python benchmarks/gpu_report.py
 
 correctness  each kernel against the reference in float64, for all bits, groups and dtypes
 latency      what `qbench latency --device cuda` times, by batch
@@ -14,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ import torch
 
 from qbench.environment import environment
 from qbench.formats import Binary, Lattice, Uniform
+from qbench.formats.lattice import Features
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu.triton_configs import Config
 from qbench.kernels.gpu.triton_layout import LatticePlanes, Planes, derive
@@ -34,7 +37,7 @@ from qbench.latency.timing import Shape
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = ((4096, 4096), (14336, 4096), (8192, 28672))  # (out, in)
 BATCHES = (1, 8, 16, 64, 256)
-BITS = (2, 3, 4)
+BITS = (2, 3, 4)  # that are timed
 GROUP = 128
 REPETITIONS = 25
 TOLERANCE = {
@@ -42,6 +45,7 @@ TOLERANCE = {
     "large": {"float16": 1e-3, "bfloat16": 8e-3},
     "dense": {"float16": 2e-3, "bfloat16": 1e-2},
 }
+LATTICE_TOLERANCE = 2e-2  # as bfloat16 and float16 round the transformed inputs
 LAUNCHES = (  # kernel and rows of x
     (Config("skinny", block_m=8, block_k=128, split=4), 5),
     (Config("skinny", split=1), 17),
@@ -65,98 +69,100 @@ def weight_of(
 ) -> Binary | Uniform:
     """A random weight whose numbers are of a usual size."""
     out, columns = shape
-    scale = (0.5 + torch.rand(out, columns // group, 1, device=device)) / columns**0.5
+    groups = columns // group
+    scale = (0.5 + torch.rand(out, groups, 1, device=device)) / columns**0.5
     if coding == "uniform":
         codes = torch.randint(0, 2**bits, shape, device=device, dtype=torch.uint8)
-        zero = torch.randint(0, 2**bits, (out, columns // group), device=device, dtype=torch.uint8)
+        zero = torch.randint(0, 2**bits, (out, groups), device=device, dtype=torch.uint8)
         return Uniform.from_codes(codes, scale[..., 0].half(), zero, bits)
     alpha = scale * 0.5 ** torch.arange(bits, device=device)
     signs = torch.randint(0, 2, (bits, *shape), device=device, dtype=torch.int8)
-    return Binary.from_planes(
-        signs, alpha.half(), (scale[..., 0] * torch.randn_like(scale[..., 0])).half()
-    )
+    shift = scale[..., 0] * torch.randn_like(scale[..., 0])
+    return Binary.from_planes(signs, alpha.half(), shift.half())
 
 
 def checks(quick: bool) -> list[Check]:
     """All bits, groups and dtypes, or a few."""
     bits, groups = ((3, 8), (64, 1152)) if quick else (range(1, 9), (32, 64, 128, 1152))
-    return [
-        Check(*each)
-        for each in product(("binary", "uniform"), bits, groups, ("float16", "bfloat16"))
-    ]
+    grid = product(("binary", "uniform"), bits, groups, ("float16", "bfloat16"))
+    return [Check(*point) for point in grid]
 
 
 def errors(check: Check) -> list[dict[str, Any]]:
     """The relative error of every kernel, in norm; two runs must agree bit for bit."""
     torch.manual_seed(0)
     weight = weight_of(check.coding, check.bits, check.group_size, check.shape)
-    planes, dtype = derive(weight), getattr(torch, check.dtype)
+    planes = derive(weight)
     assert isinstance(planes, Planes)
-    bias, found = torch.randn(check.shape[0], device="cuda"), []
+    dtype = getattr(torch, check.dtype)
+    bias = torch.randn(check.shape[0], device="cuda")
+    entries = []
     for config, m in LAUNCHES:
         x = torch.randn(m, check.shape[1], device="cuda").to(dtype)
         expected = linear(x.double(), weight, bias)
-        first, again = (gpu.product(x, planes, bias, torch.float32, config) for _ in range(2))
+        first = gpu.product(x, planes, bias, torch.float32, config)
+        again = gpu.product(x, planes, bias, torch.float32, config)
         error = ((first - expected).norm() / expected.norm()).item()
-        allowed = TOLERANCE[config.kind]
-        limit = allowed[check.dtype] if isinstance(allowed, dict) else allowed
+        limit = TOLERANCE[config.kind]
+        if isinstance(limit, dict):
+            limit = limit[check.dtype]
         right = error <= limit and torch.equal(first, again)
-        found.append(
-            check._asdict()
-            | {"kernel": config.kind, "m": m, "error": error, "limit": limit, "right": right}
-        )
-    return found
+        facts = {"kernel": config.kind, "m": m, "error": error, "limit": limit, "right": right}
+        entries.append(check._asdict() | facts)
+    return entries
 
 
 def correctness(quick: bool) -> list[dict[str, Any]]:
     """All checks, in several processes, since most of the time goes into compiling."""
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        found = [entry for entries in pool.map(errors, checks(quick)) for entry in entries]
-    for entry in found:
+        entries = list(chain.from_iterable(pool.map(errors, checks(quick))))
+    worst = dict.fromkeys(TOLERANCE, 0.0)
+    for entry in entries:
+        worst[entry["kernel"]] = max(worst[entry["kernel"]], entry["error"])
         if not entry["right"]:
             print(f"wrong: {entry}", flush=True)
-    worst = {
-        kind: max(e["error"] for e in found if e["kernel"] == kind)
-        for kind in ("skinny", "large", "dense")
-    }
-    print(
-        f"{sum(e['right'] for e in found)} of {len(found)} products are right; largest relative errors {worst}"
-    )
-    return found
+    right = sum(entry["right"] for entry in entries)
+    print(f"{right} of {len(entries)} products are right; largest relative errors {worst}")
+    return entries
 
 
 def lattice_errors() -> list[dict[str, Any]]:
-    """Relative errors of lattice weights, whose inputs are transformed first; limits as bfloat16 and float16 round."""
-    found = []
+    """The relative error of lattice weights in norm; their inputs are transformed first."""
+    entries = []
     for features, bits, kind in product(("codes", "signs"), (2, 3), ("float16", "bfloat16")):
-        g, dtype = torch.Generator().manual_seed(bits), getattr(torch, kind)
-        map, su, sv = (
-            torch.randn(4, 4 if features == "codes" else 4 * bits, generator=g),
-            *torch.ones(2, 1024),
-        )
-        codes = torch.randint(0, 2**bits, (1024, 1024), generator=g)
-        weight = Lattice.from_codes(
-            codes, map / 32, torch.randn(4, generator=g) / 32, su, sv, bits, features
-        )
+        generator = torch.Generator().manual_seed(bits)
+        weight = lattice_of(features, bits, generator)
         for m in (1, 16, 65):
-            x = torch.randn(m, 1024, generator=g).to(dtype)
+            x = torch.randn(m, 1024, generator=generator).to(getattr(torch, kind))
             expected = x.double() @ weight.dequantize().double().T
-            error = (
-                (gpu.linear(x.cuda(), on_gpu(weight)).cpu() - expected).norm() / expected.norm()
-            ).item()
-            facts = {
+            y = gpu.linear(x.cuda(), on_gpu(weight)).cpu()
+            error = ((y - expected).norm() / expected.norm()).item()
+            entry = {
                 "coding": f"lattice {features}",
                 "bits": bits,
                 "dtype": kind,
                 "kernel": "lattice",
                 "m": m,
+                "error": error,
+                "limit": LATTICE_TOLERANCE,
+                "right": error <= LATTICE_TOLERANCE,
             }
-            found.append(facts | {"error": error, "limit": 2e-2, "right": error <= 2e-2})
-    return found
+            entries.append(entry)
+    return entries
+
+
+def lattice_of(features: Features, bits: int, generator: torch.Generator) -> Lattice:
+    """A random lattice weight (1024, 1024) of vectors of 4 inputs."""
+    k = 4 if features == "codes" else 4 * bits
+    mapping = torch.randn(4, k, generator=generator) / 32
+    codes = torch.randint(0, 2**bits, (1024, 1024), generator=generator)
+    offset = torch.randn(4, generator=generator) / 32
+    ones = torch.ones(1024)
+    return Lattice.from_codes(codes, mapping, offset, ones, ones, bits, features)
 
 
 def on_gpu(weight: Lattice) -> LatticePlanes:
-    """Its derived layout there."""
+    """The derived layout of this weight on the GPU."""
     tensors = {name: part.cuda() for name, part in weight.to_tensors().items()}
     planes = derive(Lattice.from_tensors(tensors, weight.spec()))
     assert isinstance(planes, LatticePlanes)
@@ -165,30 +171,22 @@ def on_gpu(weight: Lattice) -> LatticePlanes:
 
 def latency(quick: bool) -> Iterator[list[dict[str, Any]]]:
     """For each shape, the timings in pytest-benchmark's layout."""
-    asked = Request(
-        [Shape(*pair, m) for pair in (SHAPES[:1] if quick else SHAPES) for m in BATCHES],
-        BITS,
-        ["binary"],
-        GROUP,
-    )
-    for shape in asked.shapes:
-        rows, missing = time_shape(shape, asked, REPETITIONS, "cuda")
+    matrices = SHAPES[:1] if quick else SHAPES
+    shapes = [Shape(*matrix, rows) for matrix, rows in product(matrices, BATCHES)]
+    request = Request(shapes, BITS, ["binary"], GROUP)
+    for shape in shapes:
+        rows, missing = time_shape(shape, request, REPETITIONS, "cuda")
         for row in rows:
-            print(
-                f"{shape}  {row.name}  {row.seconds * 1e6:.1f} us  {row.rate / 1e9:.0f} GB/s",
-                flush=True,
-            )
-        print(
-            *(f"not here  {name}: {reason}" for name, reason in missing.items()),
-            sep="\n",
-            flush=True,
-        )
+            speed = f"{row.seconds * 1e6:.1f} us  {row.rate / 1e9:.0f} GB/s"
+            print(f"{shape}  {row.name}  {speed}", flush=True)
+        for name, reason in missing.items():
+            print(f"not here  {name}: {reason}", flush=True)
         yield as_benchmarks(rows)["benchmarks"]
         torch.cuda.empty_cache()
 
 
 def main() -> int:
-    """Run all sections."""
+    """Run all sections; 0 where every product is right, 1 where one is not, 2 without a GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -197,7 +195,8 @@ def main() -> int:
         "--json", type=Path, help="the file to write; else one in benchmarks/results"
     )
     options = parser.parse_args()
-    if (reason := gpu.unavailable()) is not None:
+    reason = gpu.unavailable()
+    if reason is not None:
         print(f"gpu-report needs an NVIDIA GPU and triton: {reason}")
         return 2
     name = torch.cuda.get_device_name()

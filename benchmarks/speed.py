@@ -1,10 +1,13 @@
-"""The CPU kernels and the quantizers, timed by pytest-benchmark: `make speed`, and `make speed COMPARE=0001`.
+"""The CPU kernels and the quantizers, timed by pytest-benchmark.
+
+    make speed, and then make speed COMPARE=0001
 
 Kernels take turns with reading 64 MiB of memory, everything else with a dense float32 product.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +18,10 @@ import qbench
 from qbench import Scheme
 from qbench.contracts import LinearStats
 from qbench.kernels.cpu import products as cpu
-from qbench.latency.timing import Shape, random_binary, random_uniform, reader, table
+from qbench.kernels.registry import get_kernel
+from qbench.kernels.samples import random_binary, random_uniform
+from qbench.latency.candidates import kernel_candidate
+from qbench.latency.cpu import reader
 from qbench.methods.uniquanf import nearest
 
 torch.set_num_threads(1)
@@ -39,16 +45,13 @@ def read() -> Callable[[], object]:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["exact", "fast", "uniform"])
 def test_product(in_turns, read, kind, bits, rows):
-    shape = Shape(4096, 4096, rows)
-    weight = (
-        random_uniform(shape, bits, 128) if kind == "uniform" else random_binary(shape, bits, 128)
-    )
-    x = torch.randn(rows, shape.columns, generator=torch.Generator().manual_seed(1)).bfloat16()
-    found, copies = (
-        table(weight, x, cpu.FAST if kind == "fast" else cpu.EXACT),
-        iter(range(1 << 30)),
-    )
-    in_turns(lambda: found.run(next(copies) % found.copies), read)
+    make = random_uniform if kind == "uniform" else random_binary
+    weight = make((4096, 4096), bits, 128)
+    kernel = get_kernel("cpu-binary-fast" if kind == "fast" else "cpu-binary")
+    x = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(1)).bfloat16()
+    candidate = kernel_candidate(kernel, weight, x, bits)
+    copies = itertools.cycle(range(candidate.copies))
+    in_turns(lambda: candidate.run(next(copies)), read)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -1,7 +1,4 @@
-"""Matrix products with quantized weights: one kernel, one file.
-
-The plain reference is the oracle for all.
-"""
+"""Matrix products with quantized weights: one kernel, one file; `reference` defines them all."""
 
 if __name__ != "qbench.kernels":
     # The repository's root is on sys.path, and somebody imports a package `kernels`: transformers

@@ -1,45 +1,46 @@
-"""What a kernel derives from a weight, made once and kept as long as the weight.
+"""Layouts that a kernel derives from a weight: derived once, and kept as long as the weight's data.
 
-By the storage of the weight's first part and its address therein. A storage lives exactly as long
-as some tensor has the data, whichever Python object that is: `.to()` and
-`load_state_dict(assign=True)` bring another one, and torch.compile may pass aliases of the same.
-What was written in place is told by the tensors' versions; inference tensors have none and are
-taken to be constant.
+Keyed by the storage and data pointer of the weight's first part, and valid for one stamp: the data
+pointers and versions of all parts, so that a weight written in place is derived again. A storage
+lives exactly as long as some tensor has its data, whichever Python object that is; `.to()` and
+`load_state_dict(assign=True)` bring another storage, and the aliases that torch.compile passes have
+the same one. Tensors made in inference mode have no version, and are taken to be constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from qbench.contracts import WeightFormat
-from qbench.formats import from_tensors
+from qbench.kernels.contract import Description
+from qbench.kernels.description import weight_from
 
 T = TypeVar("T")
 
 
 class Layouts(Generic[T]):
-    """Derived layouts of one kind."""
+    """The layouts of one kind, each derived when a product first needs it."""
 
     def __init__(self, derive: Callable[[WeightFormat], T]) -> None:
+        """derive: weight -> its layout, on the weight's device."""
         self._derive = derive
+        # storage of the first part -> its data pointer -> (stamp, layout)
         self._known: WeakKeyDictionary[Any, dict[int, tuple[Any, T]]] = WeakKeyDictionary()
 
-    def of(self, parts: list[Tensor], stated: Mapping[str, Any]) -> T:
-        """That of the weight that `parts` are, derived again where one was written to."""
-        stamp = (
-            [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts],
-            stated["spec"],
-        )
-        found = self._known.setdefault(parts[0].untyped_storage(), {})
+    def of(self, parts: list[Tensor], description: Description) -> T:
+        """The layout of the weight that has these parts; derived anew after a write to one."""
+        # (data pointer, number of writes) of every part; inline, since this runs at each product
+        written = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
+        stamp = (written, description["spec"])
+        layouts = self._known.setdefault(parts[0].untyped_storage(), {})
         key = parts[0].data_ptr()
-        if key not in found or found[key][0] != stamp:
-            tensors = dict(zip(stated["parts"], parts, strict=True))
-            found[key] = (
-                stamp,
-                self._derive(from_tensors(stated["format"], tensors, stated["spec"])),
-            )
-        return found[key][1]
+        known = layouts.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        layout = self._derive(weight_from(parts, description))
+        layouts[key] = (stamp, layout)
+        return layout

@@ -23,7 +23,8 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
     """
     out, columns = weight.shape
     if x.shape[-1] != columns or (bias is not None and bias.shape != (out,)):
-        shapes = f"x {tuple(x.shape)}, weight {(out, columns)}, bias {None if bias is None else tuple(bias.shape)}"
+        size = None if bias is None else tuple(bias.shape)
+        shapes = f"x {tuple(x.shape)}, weight {(out, columns)}, bias {size}"
         raise ConfigError(
             f"{shapes} do not fit; x must end in {columns}, and bias have {out} elements"
         )
@@ -41,13 +42,16 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
 def _uniform(x: Tensor, weight: Uniform) -> Tensor:
     codes, scale, zero = (part.to(x.dtype) for part in weight.unpacked())
     grouped = x.unflatten(-1, (-1, weight.group_size))  # (..., groups, g)
-    dots = torch.einsum("...gk,ogk->...og", grouped, codes) - zero * grouped.sum(-1).unsqueeze(-2)
-    return (dots * scale).sum(-1)
+    dots = torch.einsum("...gk,ogk->...og", grouped, codes)  # (..., out, groups)
+    centred = dots - zero * grouped.sum(-1).unsqueeze(-2)
+    return (centred * scale).sum(-1)
 
 
 def _binary(x: Tensor, weight: Binary) -> Tensor:
-    grouped = x.unflatten(-1, (-1, weight.group_size))
+    grouped = x.unflatten(-1, (-1, weight.group_size))  # (..., groups, g)
     signs = torch.stack([weight.signs(plane) for plane in range(weight.bits)]).to(x.dtype)
     dots = torch.einsum("...gk,bogk->...ogb", grouped, signs)  # (..., out, groups, bits)
     y = (dots * weight.alpha.to(x.dtype)).sum((-1, -2))
-    return y if weight.shift is None else y + grouped.sum(-1) @ weight.shift.to(x.dtype).T
+    if weight.shift is None:
+        return y
+    return y + grouped.sum(-1) @ weight.shift.to(x.dtype).T

@@ -1,114 +1,193 @@
-"""Which kernel serves a product: declared properties, a choice that can be asked, and a count of what served."""
+"""Name -> kernel: where kernels are found, which one serves a product, and which ones have served.
+
+Kernels come from three places:
+
+    this folder       a module that defines a `Kernel`, or a tuple `KERNELS`, at its top level; or a
+                      package whose `__init__` does. Modules inside a package are not looked into.
+    installed         entry points of the group `qbench.kernels`: a `Kernel`, a tuple of kernels, or
+                      a module like those above
+    plug-in files     a module like those above, by `load_plugin`
+
+They are looked for once, when a kernel is first asked for. A module that needs a package that may
+be absent, such as triton, imports it inside the function that launches the kernel. A module that
+raises is kept with its reason (`broken_kernels`), and all others work.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from importlib.metadata import entry_points
+from pathlib import Path
+from threading import RLock
+from types import ModuleType
+from typing import Any
 
 from qbench.errors import ConfigError, unknown_name
+from qbench.kernels.contract import Kernel, Request
 
+GROUP = "qbench.kernels"  # of entry points, and the package that is searched
 
-class Request(NamedTuple):
-    """A product as the choice sees it. bits: None where a format counts none; rows: of x, all axes but the last."""
-
-    format: str
-    bits: int | None
-    group_size: int | None
-    shape: tuple[int, int]
-    device: str
-    dtype: torch.dtype
-    rows: int
-
-
-Run = Callable[[Tensor, list[Tensor], Tensor | None, Mapping[str, Any]], Tensor]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What computes products, and for which it does. None: for all.
-
-    run: x (..., in) floating and as the request says, the weight's parts, bias (out,) or None, and
-    the weight's description -> (..., out) in the dtype of x. automatic: whether it may be taken
-    without being named. available: the reason why it cannot be used here at all, or None. refuses:
-    the same for one request. describe: what it is, on this machine.
-    """
-
-    name: str
-    run: Run
-    formats: tuple[str, ...] | None = None
-    bits: tuple[int, int] | None = None
-    devices: tuple[str, ...] | None = None
-    dtypes: tuple[torch.dtype, ...] | None = None
-    batch: tuple[int, int | None] = (0, None)
-    automatic: bool = True
-    available: Callable[[], str | None] = lambda: None
-    refuses: Callable[[Request], str | None] = lambda request: None
-    describe: Callable[[], str] = lambda: ""
-
-    def refusal(self, request: Request) -> str | None:
-        """Why it does not serve this request, or None."""
-        for what, value, allowed in (
-            ("format", request.format, self.formats),
-            ("device", request.device, self.devices),
-            ("dtype", request.dtype, self.dtypes),
-        ):
-            if allowed is not None and value not in allowed:
-                return f"{what} {value} is not one of {', '.join(map(str, allowed))}"
-        if self.bits is not None and not self.bits[0] <= (request.bits or 0) <= self.bits[1]:
-            return f"bits={request.bits} is not in {self.bits[0]}..{self.bits[1]}"
-        low, high = self.batch
-        if request.rows < low or (high is not None and request.rows > high):
-            return f"{request.rows} rows of x are not in {low}..{'any' if high is None else high}"
-        return self.available() or self.refuses(request)
-
-
-KERNELS: dict[str, Kernel] = {}
+_lock = RLock()
+_known: dict[str, Kernel] | None = None  # None: nobody has looked yet
+_origins: dict[str, str] = {}  # name of a kernel -> plug-in file it came from
+_broken: dict[str, str] = {}
 _served: Counter[str] = Counter()
 _named: ContextVar[str | None] = ContextVar("kernel", default=None)
 
 
+def all_kernels() -> dict[str, Kernel]:
+    """All kernels that can be imported, by name: the highest priority first, equals by name."""
+    known = _discovered()
+    ranked = sorted(known.values(), key=lambda kernel: (-kernel.priority, kernel.name))
+    return {kernel.name: kernel for kernel in ranked}
+
+
+def broken_kernels() -> dict[str, str]:
+    """Files and entry points that give no kernel: origin -> reason, one sentence."""
+    _discovered()
+    return dict(_broken)
+
+
+def get_kernel(name: str) -> Kernel:
+    """The kernel of this name. ConfigError with the nearest name where there is none."""
+    known = _discovered()
+    if name not in known:
+        raise ConfigError(unknown_name("kernel", name, known))
+    return known[name]
+
+
 def register(kernel: Kernel) -> None:
-    """Later ones are preferred by the automatic choice. ConfigError for a name that is taken."""
-    if kernel.name in KERNELS:
+    """Add a kernel to those that were found. ConfigError for a name that is taken."""
+    known = _discovered()
+    if kernel.name in known:
         raise ConfigError(
             f"kernel {kernel.name!r} is registered twice; give one of them another name"
         )
-    KERNELS[kernel.name] = kernel
+    known[kernel.name] = kernel
     choose.cache_clear()
+
+
+def load_plugin(path: Path) -> list[str]:
+    """Import a Python file and register the kernels that it defines; returns their names.
+
+    The same file may be loaded again. ConfigError naming the file where it is absent, raises,
+    defines no kernel, or takes a name that exists.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"plug-in {str(path)!r} is not a file; give the path of a Python file that defines a "
+            f"kernel"
+        )
+    origin = str(path.resolve())
+    name = f"qbench_kernel_{path.stem}_{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
+        ) from error
+    names = register_module(module, origin)
+    if not names:
+        raise ConfigError(
+            f"plug-in {str(path)!r} defines no kernel: a module-level `Kernel` of "
+            f"qbench.kernels.contract"
+        )
+    return names
+
+
+def register_module(module: ModuleType, origin: str) -> list[str]:
+    """Register the kernels of a module that has been imported already; returns their names.
+
+    origin: the file that it came from, whose earlier kernels are replaced. ConfigError for a name
+    that another origin has taken.
+    """
+    kernels = kernels_in(module)
+    known = _discovered()
+    for kernel in kernels:
+        if kernel.name in known and _origins.get(kernel.name) != origin:
+            raise ConfigError(
+                f"plug-in {origin!r} defines kernel {kernel.name!r}, which exists; "
+                f"choose another name"
+            )
+    for kernel in kernels:
+        known[kernel.name] = kernel
+        _origins[kernel.name] = origin
+    choose.cache_clear()
+    return [kernel.name for kernel in kernels]
+
+
+def kernels_in(value: Any) -> list[Kernel]:
+    """The kernels of a module, of a tuple or list, or the one that `value` itself is."""
+    if isinstance(value, Kernel):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [kernel for kernel in value if isinstance(kernel, Kernel)]
+    kernels: list[Kernel] = []
+    for member in (*getattr(value, "KERNELS", ()), *vars(value).values()):
+        if isinstance(member, Kernel) and not any(member is kernel for kernel in kernels):
+            kernels.append(member)
+    return kernels
 
 
 @lru_cache(maxsize=4096)
 def choose(request: Request, name: str | None = None) -> Kernel:
-    """The kernel of that name, or the automatic choice: the last registered that does not refuse.
+    """The kernel of that name; without one, the automatic kernel of highest priority that serves.
 
     ConfigError where the named one is unknown, or cannot serve: nothing else is put in its place.
     """
     if name is None:
-        return next(
-            k for k in reversed(KERNELS.values()) if k.automatic and k.refusal(request) is None
-        )
-    if name not in KERNELS:
-        raise ConfigError(unknown_name("kernel", name, KERNELS))
-    if (reason := KERNELS[name].refusal(request)) is not None:
+        for kernel in all_kernels().values():
+            if kernel.automatic and kernel.refusal(request) is None:
+                return kernel
+        raise ConfigError(f"no kernel serves {request}; `qbench list kernels` tells what each can")
+    kernel = get_kernel(name)
+    reason = kernel.refusal(request)
+    if reason is not None:
         raise ConfigError(
-            f"kernel {name!r} cannot compute this: {reason}; `qbench list kernels` tells what each can"
+            f"kernel {name!r} cannot compute this: {reason}; `qbench list kernels` tells what each "
+            f"can"
         )
-    return KERNELS[name]
+    return kernel
+
+
+def explain(request: Request) -> dict[str, str]:
+    """Kernels by priority down to the automatic choice, each with the reason why it is not that.
+
+    The choice stands last, with an empty reason.
+    """
+    reasons: dict[str, str] = {}
+    for kernel in all_kernels().values():
+        reason = kernel.refusal(request)
+        if reason is None and not kernel.automatic:
+            reason = "it is only taken by name"
+        reasons[kernel.name] = reason or ""
+        if reason is None:
+            break
+    return reasons
 
 
 @contextmanager
 def using(name: str | None) -> Iterator[None]:
-    """Products inside are computed by this kernel, or end in a ConfigError; None: by the automatic choice."""
-    if name is not None and name not in KERNELS:
-        raise ConfigError(unknown_name("kernel", name, KERNELS))
+    """Products inside are computed by the kernel of this name, or end in a ConfigError.
+
+    None: by the automatic choice, also inside another `using`.
+    """
+    if name is not None:
+        get_kernel(name)
     token = _named.set(name)
     try:
         yield
@@ -117,29 +196,55 @@ def using(name: str | None) -> Iterator[None]:
 
 
 def named() -> str | None:
-    """What `using` asks for here."""
+    """The name that the innermost `using` asks for, or None."""
     return _named.get()
 
 
 def record(kernel: Kernel) -> None:
-    """Count a product."""
+    """Count one product of this kernel."""
     _served[kernel.name] += 1
 
 
 def served(clear: bool = False) -> dict[str, int]:
-    """How many products each kernel has computed since the process began, or since they were last cleared."""
+    """Products of each kernel since the process began, or since the counts were last cleared."""
     counts = dict(_served)
     if clear:
         _served.clear()
     return counts
 
 
-def explain(request: Request) -> dict[str, str]:
-    """For each kernel, why it is not the automatic choice; the one that is stands last, with an empty reason."""
-    reasons: dict[str, str] = {}
-    for kernel in reversed(KERNELS.values()):
-        reason = kernel.refusal(request)
-        reasons[kernel.name] = reason or ("" if kernel.automatic else "it is only taken by name")
-        if not reasons[kernel.name]:
-            break
-    return reasons
+def _discovered() -> dict[str, Kernel]:
+    global _known
+    if _known is None:
+        with _lock:
+            if _known is None:  # another thread may have looked meanwhile
+                _known = _discover()
+    return _known
+
+
+def _discover() -> dict[str, Kernel]:
+    known: dict[str, Kernel] = {}
+    package = importlib.import_module(GROUP)
+    for info in pkgutil.iter_modules(package.__path__):
+        module = f"{GROUP}.{info.name}"
+        _add(known, module, lambda module=module: importlib.import_module(module))
+    for point in entry_points(group=GROUP):
+        _add(known, f"{point.name} ({point.value})", point.load, expected=True)
+    return known
+
+
+def _add(known: dict[str, Kernel], origin: str, load: Any, expected: bool = False) -> None:
+    """Add the kernels of what `load` returns; where it raises, the reason.
+
+    expected: it has to give a kernel. A module of this folder may be something else.
+    """
+    try:
+        kernels = kernels_in(load())
+    except Exception as error:  # an import may raise anything; it is shown, and the others work
+        _broken[origin] = f"{type(error).__name__}: {error}"
+        return
+    if expected and not kernels:
+        _broken[origin] = "it is no kernel: a `Kernel` of qbench.kernels.contract, or a tuple"
+    for kernel in kernels:
+        if known.setdefault(kernel.name, kernel) is not kernel:
+            _broken[origin] = f"the name {kernel.name!r} is already taken"

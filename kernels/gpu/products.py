@@ -1,13 +1,12 @@
-"""Binary-coded, uniform and lattice weights on GPUs: what is launched when, in Triton kernels, which load when needed.
+"""Binary-coded, uniform and lattice weights on GPUs: which Triton kernel is launched when, and how.
 
 float16 and bfloat16 take `_skinny` up to 16 rows of x, `_large` to 1024 and `_dense` above, or what
-tuning found on this GPU model; float32 takes `_skinny`, without matrix units.
-`qbench.kernels.gpu.triton_binary` says what each rounds.
+tuning has chosen on this GPU model; float32 takes `_skinny`, without matrix units. Triton is
+imported with the first product. `qbench.kernels.gpu.triton_binary` says what each kernel rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
+from qbench.kernels.contract import Description, Kernel, Prepared, Request
 from qbench.kernels.gpu.triton_configs import Config, choose
 from qbench.kernels.gpu.triton_layout import LatticePlanes, Planes, derive
 from qbench.kernels.layouts import Layouts
-from qbench.kernels.registry import Kernel, Request
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SIGNS = 0x80008000 - 2**32  # the sign bits of two 16-bit numbers, as an int32
@@ -32,40 +32,62 @@ def product(
     out: torch.dtype | None = None,
     config: Config | None = None,
 ) -> Tensor:
-    """x (m, in) float16, bfloat16 or float32, bias (out,) or None -> (m, out) of dtype `out`, or that of x.
+    """x (m, in) float16, bfloat16 or float32, bias (out,) or None -> (m, out).
 
-    `config` overrides the table. ConfigError where x does not fit, or has another dtype.
+    out: dtype of the result, by default that of x. config: how to launch, by default what the table
+    says. ConfigError where x does not fit, or has another dtype.
     """
-    from qbench.kernels.gpu import triton_binary
-
-    (m, k), (n, columns) = x.shape, planes.shape
-    if k != columns or x.dtype not in DTYPES:
+    m, columns = x.shape
+    n, k = planes.shape
+    if columns != k or x.dtype not in DTYPES:
         raise ConfigError(
-            f"x {tuple(x.shape)} {x.dtype} does not fit; expected (any, {columns}), one of {DTYPES}"
+            f"x {tuple(x.shape)} {x.dtype} does not fit; expected (any, {k}), one of {DTYPES}"
         )
     config = config or choose(m, planes, x.dtype)
     y = x.new_empty(m, n, dtype=out or x.dtype)
     if m == 0:
         return y
     if config.kind == "dense":
-        return torch.nn.functional.linear(
-            x, dense(planes, x.dtype), None if bias is None else bias.to(x.dtype)
-        ).to(y.dtype)
-    kernel, split = getattr(triton_binary, f"_{config.kind}"), config.split
-    parts = y if split == 1 else x.new_empty(split, m, n, dtype=torch.float32)
-    kernel[-(-n // config.block_n), -(-m // config.block_m), split](
-        x.contiguous(), *tensors(planes), bias if split == 1 else None, parts, m, n, SIGNS,
-        **meaning(planes, x.dtype), **launch(config, planes),
-    )  # fmt: skip
-    if split > 1:
-        triton_binary._reduce[(-(-m * n // 1024),)](
-            parts, bias, y, m * n, n, SPLIT=split, BLOCK=1024
-        )
+        constant = None if bias is None else bias.to(x.dtype)
+        return torch.nn.functional.linear(x, dense(planes, x.dtype), constant).to(y.dtype)
+    _launch(x.contiguous(), planes, bias, y, config)
     return y
 
 
+def _launch(x: Tensor, planes: Planes, bias: Tensor | None, y: Tensor, config: Config) -> None:
+    """Write the product of x (m, in) to y (m, out): one launch, or `split` parts and a sum."""
+    from qbench.kernels.gpu import triton_binary
+
+    m, n = y.shape
+    split = config.split
+    if split == 1:
+        target = y
+        first_bias = bias
+    else:
+        target = x.new_empty(split, m, n, dtype=torch.float32)
+        first_bias = None  # `_reduce` adds it
+    grid = (-(-n // config.block_n), -(-m // config.block_m), split)
+    kernel = getattr(triton_binary, f"_{config.kind}")
+    kernel[grid](
+        x,
+        *tensors(planes),
+        first_bias,
+        target,
+        m,
+        n,
+        SIGNS,
+        **meaning(planes, x.dtype),
+        **launch(config, planes),
+    )
+    if split > 1:
+        block = 1024
+        triton_binary._reduce[(-(-m * n // block),)](
+            target, bias, y, m * n, n, SPLIT=split, BLOCK=block
+        )
+
+
 def dense(planes: Planes, dtype: torch.dtype) -> Tensor:
-    """(out, in) float16 or bfloat16, computed as `_large` does."""
+    """The weight (out, in) in float16 or bfloat16, rounded as `_large` rounds it."""
     from qbench.kernels.gpu.triton_binary import _dense
 
     n, k = planes.shape
@@ -97,40 +119,43 @@ def linear(x: Tensor, weight: Planes | LatticePlanes, bias: Tensor | None = None
 
 
 def tensors(planes: Planes) -> tuple[Tensor, Tensor, Tensor | None]:
-    """In the kernels' order."""
+    """words, alpha, shift: the order of the kernels' arguments."""
     return planes.words, planes.alpha, planes.shift
 
 
 def meaning(planes: Planes, dtype: torch.dtype) -> dict[str, Any]:
-    """The compile-time arguments that say what the tensors mean."""
+    """The compile-time arguments that say what the tensors mean, for x of this dtype."""
     import triton
     import triton.language as tl
 
     half = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
-    wrong = (
-        dtype == torch.bfloat16 and triton.knobs.runtime.interpret
-    )  # the interpreter's arithmetic in bfloat16 is
+    # The interpreter's arithmetic in bfloat16 is wrong.
+    interpreted = dtype == torch.bfloat16 and triton.knobs.runtime.interpret
     return {
         "K": planes.shape[1],
         "GROUP": planes.group_size,
         "P": planes.bits,
         "UNIFORM": planes.uniform,
-        "DOT": tl.float32 if dtype == torch.float32 or wrong else half,
+        "DOT": tl.float32 if dtype == torch.float32 or interpreted else half,
         "HALF": half,
     }
 
 
 def launch(config: Config, planes: Planes) -> dict[str, Any]:
-    """The compile-time arguments that say how. A step of `_skinny` has no more inputs than share a scale."""
-    group, k = planes.group_size, planes.shape[1]
-    fit = 1 << (k - 1).bit_length() if group == k or config.kind == "large" else group & -group
-    blocks = {
+    """The compile-time arguments and options that say how a kernel runs.
+
+    A step of `_skinny` has no more inputs than share a scale.
+    """
+    group = planes.group_size
+    k = planes.shape[1]
+    longest = group & -group  # the largest power of two that divides the group
+    if group == k or config.kind == "large":
+        longest = 1 << (k - 1).bit_length()  # k, rounded up to a power of two
+    return {
         "BN": config.block_n,
         "BM": config.block_m,
-        "BK": min(config.block_k, fit),
+        "BK": min(config.block_k, longest),
         "SPLIT": config.split,
-    }
-    return blocks | {
         "num_warps": config.warps,
         "num_stages": config.stages,
         "enable_fp_fusion": True,
@@ -148,9 +173,18 @@ def unavailable() -> str | None:
 _layouts = Layouts(derive)
 
 
-def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, stated: Mapping[str, Any]) -> Tensor:
+def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, description: Description) -> Tensor:
     with torch.cuda.device_of(x):  # triton launches on the current device
-        return linear(x, _layouts.of(parts, stated), bias)
+        return linear(x, _layouts.of(parts, description), bias)
+
+
+def _prepare(weight: WeightFormat) -> Prepared:
+    layout = derive(weight)
+
+    def run(x: Tensor) -> Tensor:
+        return linear(x, layout)
+
+    return Prepared(run, layout.nbytes)
 
 
 def _refuses(request: Request) -> str | None:
@@ -163,6 +197,12 @@ def _refuses(request: Request) -> str | None:
     return None
 
 
+def _describe() -> str:
+    return (
+        "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only"
+    )
+
+
 KERNELS = (
     Kernel(
         "triton",
@@ -172,10 +212,12 @@ KERNELS = (
         devices=("cuda",),
         dtypes=DTYPES,
         automatic=False,
+        error=1e-5,
+        roundings=2.0,  # `_large` rounds every scale and partial sum of a weight
         available=unavailable,
         refuses=_refuses,
-        describe=lambda: (
-            "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only"
-        ),
+        describe=_describe,
+        prepare=_prepare,
+        label="",
     ),
 )

@@ -1,13 +1,16 @@
-"""Y = X W^T for binary-coded and uniform W on GPUs, in Triton; the layouts are those of `triton_layout`.
+"""Y = X W^T for binary-coded and uniform W on GPUs, in Triton, with the layouts of `triton_layout`.
 
-_skinny  few rows of X. Per group and plane one matrix product of the signs, which are made of bits by one
-         multiplication and one logical instruction for two weights, and one multiplication of the sum by the scale:
+_skinny  Few rows of X. Per group and plane one matrix product of the signs, which are made of bits
+         by one multiplication and one logical instruction for two weights, and one multiplication
+         of the sum by the scale:
            y = sum_g [ sum_p alpha_gp (c_gp . x_g) + shift_g (1 . x_g) ]
          Signs are exact in 16 bits and sums are float32, so nothing is rounded but y.
-_large   more rows. The weights are dequantized in registers in the dtype of x, two at a time: every scale and partial
-         sum is rounded to it, where a dense layer in that dtype rounds the weight once. Sums of products are float32.
-_dense   writes these weights out, for batches so large that a dense product is worth the traffic.
-_reduce  sums the parts of the inputs (split-K) in a fixed order and adds the bias: no atomics, no varying results.
+_large   More rows. The weights are dequantized in registers in the dtype of x, two at a time: every
+         scale and partial sum is rounded to it, where a dense layer in that dtype rounds the weight
+         once. Sums of products are float32.
+_dense   Writes these weights out, for batches so large that a dense product is worth the traffic.
+_reduce  Sums the parts of the inputs (split-K) in a fixed order and adds the bias. There are no
+         atomics, so that results do not vary.
 
 W is the first operand of each product (Y^T = W X^T), since on Hopper only that one may come from
 registers. No program waits for another, none allocates, and the workspace's size depends on shapes
@@ -22,13 +25,16 @@ import triton.language as tl
 
 @triton.jit
 def _bits(words, block, p: tl.constexpr, n, N, K: tl.constexpr, P: tl.constexpr):
-    """Plane p of rows n, words `block` -> (BN, KB, 16) int32: bits s and 16 + s at the signs of two 16-bit numbers."""
+    """Plane p of rows n, words `block` -> (BN, KB, 16) int32.
+
+    Bits s and 16 + s of a word come to the signs of two 16-bit numbers.
+    """
     live = (n < N)[:, None] & (block < K // 32)[None, :]
-    found = tl.load(words + (block[None, :] * P + p) * N + n[:, None], live, 0)
+    word = tl.load(words + (block[None, :] * P + p) * N + n[:, None], live, 0)  # (BN, KB)
     # 2^(15 - s) by way of a float's exponent, which no compiler turns into a shift: multiplication
     # has another pipe
     power = ((142 - tl.arange(0, 16)) << 23).to(tl.float32, bitcast=True).to(tl.int32)
-    return found[:, :, None] * power[None, None, :]
+    return word[:, :, None] * power[None, None, :]
 
 
 @triton.jit
@@ -106,14 +112,14 @@ def _inputs(x, chunk, m, M, K: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr
 
 @triton.jit
 def _scales(alpha, shift, group, n, N, K: tl.constexpr, GROUP: tl.constexpr, A: tl.constexpr):
-    """The scales of one group for the rows n: A times alpha and, where there is one, the shift, (BN,) each."""
+    """The scales of one group for the rows n, (BN,) each: A times alpha, and the shift if any."""
     live = n < tl.where(group < K // GROUP, N, 0)
-    found = ()
+    scales = ()
     for p in tl.static_range(A):
-        found = found + (tl.load(alpha + (group * A + p) * N + n, live, 0.0),)  # noqa: RUF005
+        scales = scales + (tl.load(alpha + (group * A + p) * N + n, live, 0.0),)  # noqa: RUF005
     if shift is not None:
-        found = found + (tl.load(shift + group * N + n, live, 0.0),)  # noqa: RUF005
-    return found
+        scales = scales + (tl.load(shift + group * N + n, live, 0.0),)  # noqa: RUF005
+    return scales
 
 
 @triton.jit
@@ -128,7 +134,8 @@ def _store(y, bias, acc, n, m, M, N):
 @triton.jit(do_not_specialize=["M"])
 def _skinny(
     x, words, alpha, shift, bias, y, M, N, signs,
-    K: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, UNIFORM: tl.constexpr, DOT: tl.constexpr, HALF: tl.constexpr,
+    K: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, UNIFORM: tl.constexpr,
+    DOT: tl.constexpr, HALF: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """x (M, K) -> y (SPLIT, M, N); BK divides GROUP, or there is one group."""
@@ -167,7 +174,8 @@ def _skinny(
 @triton.jit(do_not_specialize=["M"])
 def _large(
     x, words, alpha, shift, bias, y, M, N, signs,
-    K: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, UNIFORM: tl.constexpr, DOT: tl.constexpr, HALF: tl.constexpr,
+    K: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, UNIFORM: tl.constexpr,
+    DOT: tl.constexpr, HALF: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """x (M, K) -> y (SPLIT, M, N)."""
@@ -186,7 +194,8 @@ def _large(
 @triton.jit
 def _dense(
     words, alpha, shift, dense, N, signs, K: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr,
-    UNIFORM: tl.constexpr, DOT: tl.constexpr, HALF: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    UNIFORM: tl.constexpr, DOT: tl.constexpr, HALF: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """-> dense (N, K)."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)

@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: defaults by shape, and what tuning found, one JSON file per GPU model.
+"""How the Triton kernels are launched: defaults by shape, and one file of tuned ones per GPU model.
 
 A tuned file is `tuned/<name of the GPU, spaces as underscores>.json` beside this module:
 
@@ -12,7 +12,7 @@ counts and registers of the compiled kernels (`benchmarks/aot.py`), not from tim
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,12 @@ PROCESSORS = 132  # where no GPU says otherwise
 
 @dataclass(frozen=True)
 class Config:
-    """One launch. Blocks count outputs (n), rows of x (m), inputs (k); `split` parts of the inputs are summed apart."""
+    """One launch.
+
+    kind: the kernel. block_n, block_m, block_k: outputs, rows of x and inputs of a block. split:
+    into how many parts the inputs are cut, whose sums are added afterwards. warps, stages: Triton's
+    options.
+    """
 
     kind: Kind
     block_n: int = 128
@@ -41,9 +46,8 @@ class Config:
     stages: int = 3
 
 
-DEFAULTS: tuple[
-    tuple[int, Config], ...
-] = (  # the first whose batch is not exceeded; split is filled in by shape
+# (rows of x at most, launch): the first that fits; `split` is filled in by shape
+DEFAULTS: tuple[tuple[int, Config], ...] = (
     (8, Config("skinny", block_m=8, block_k=128)),
     (16, Config("skinny", block_m=16, block_k=128)),
     (32, Config("large", block_n=64, block_m=32, block_k=128)),
@@ -55,47 +59,55 @@ FLOAT32 = Config("skinny", block_n=64, block_k=32)  # no matrix units: larger bl
 
 
 def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
-    """The launch for x of (m, in): the tuned one where this GPU has a file with this shape, else a default."""
+    """The launch for x of (m, in): what this GPU's file says of this shape, else a default."""
     device = planes.words.device
     n, k = planes.shape
-    if device.type == "cuda":
-        found = _tuned(torch.cuda.get_device_name(device)).get(key(m, planes, dtype))
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        return found or default(m, n, k, dtype, processors)
-    return default(m, n, k, dtype)
+    if device.type != "cuda":
+        return default(m, n, k, dtype)
+    tuned = _tuned(torch.cuda.get_device_name(device)).get(key(m, planes, dtype))
+    if tuned is not None:
+        return tuned
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return default(m, n, k, dtype, processors)
 
 
 @lru_cache(maxsize=4096)
 def default(m: int, n: int, k: int, dtype: torch.dtype, processors: int = PROCESSORS) -> Config:
     """By shape alone. float32 takes the kernel that rounds nothing, whatever the batch."""
-    config = (
-        FLOAT32
-        if dtype == torch.float32
-        else next((config for limit, config in DEFAULTS if m <= limit), DENSE)
-    )
+    config = FLOAT32 if dtype == torch.float32 else _half_precision(m)
     if config.kind == "dense":
         return config
     programs = -(-n // config.block_n) * -(-m // config.block_m)
     split = 1
+    # Twice as many parts while processors idle, a part keeps 4 steps, and the sums stay small: they
+    # are written and read again, so that many rows of x allow fewer parts.
     while (
         programs * split < 2 * processors
         and k >= 8 * split * config.block_k
         and 2 * split * m <= 256
     ):
-        split *= 2  # the sums are written and read again, so that many rows of x allow fewer parts
-    return Config(**(vars(config) | {"split": split}))
+        split *= 2
+    return replace(config, split=split)
+
+
+def _half_precision(m: int) -> Config:
+    for limit, config in DEFAULTS:
+        if m <= limit:
+            return config
+    return DENSE
 
 
 def key(m: int, planes: Planes, dtype: torch.dtype) -> str:
-    """What a tuned configuration is found by."""
+    """The name of a tuned launch; m is rounded up to a bucket."""
     n, k = planes.shape
-    bucket = next((size for size in BUCKETS if m <= size), BUCKETS[-1])
+    bucket = min([size for size in BUCKETS if m <= size], default=BUCKETS[-1])
     kind = "uniform" if planes.uniform else "binary"
-    return f"m{bucket} n{n} k{k} {kind} b{planes.bits} g{planes.group_size} {str(dtype).removeprefix('torch.')}"
+    name = str(dtype).removeprefix("torch.")
+    return f"m{bucket} n{n} k{k} {kind} b{planes.bits} g{planes.group_size} {name}"
 
 
 def tuned_file(gpu: str) -> Path:
-    """Where the configurations of a GPU model are kept."""
+    """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
     return TUNED / f"{gpu.replace(' ', '_')}.json"
 
 
@@ -105,10 +117,8 @@ def _tuned(gpu: str) -> dict[str, Config]:
     if not path.is_file():
         return {}
     try:
-        return {
-            name: Config(**fields)
-            for name, fields in json.loads(path.read_text())["configs"].items()
-        }
+        stored = json.loads(path.read_text())["configs"]
+        return {name: Config(**fields) for name, fields in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not a file of tuned configurations ({error}); tune again or delete it"

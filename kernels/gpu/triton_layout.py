@@ -1,12 +1,14 @@
-"""What the GPU kernels read: bit planes in 32-bit words with the outputs fastest, derived once from the stored format.
+"""What the GPU kernels read: bit planes in 32-bit words, derived once from the stored format.
 
 words int32 (in/32, P, out): bit s of a word is input 2s of its 32, bit 16 + s is input 2s + 1. So
 one shift and one mask bring the bits of two neighbouring inputs to the sign bits of two 16-bit
 numbers in a register. The P planes of 32 inputs lie together, and neighbouring threads read
-neighbouring words.
+neighbouring words: the outputs are the fastest axis.
 
-binary   w = shift_g + sum_p alpha_gp c_p              alpha (groups, P, out), shift (groups, out) or None
-uniform  w = alpha_g (shift_g + sum_p 2^(P-2-p) c_p)   alpha (groups, 1, out) the scale, shift (2^P - 1)/2 - zero point
+binary   w = shift_g + sum_p alpha_gp c_p
+         alpha (groups, P, out), shift (groups, out) or None
+uniform  w = alpha_g (shift_g + sum_p 2^(P-2-p) c_p)
+         alpha (groups, 1, out) the scale, shift (groups, out) = (2^P - 1)/2 - zero point
 
 with c in {-1, +1}, plane 0 of uniform codes the most significant bit. Both hold the numbers of the
 stored format: the products on the right are exact in float32 for integer zero points. Groups are
@@ -31,7 +33,11 @@ WORD = 32
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """Derived parts of one binary or uniform weight of shape (out, in); the module's docstring has their meaning."""
+    """A binary or uniform weight (out, in) as its derived parts.
+
+    words int32 (in/32, P, out); alpha floating (groups, P or 1, out); shift floating (groups, out)
+    or None; uniform: which of the two meanings above they have.
+    """
 
     words: Tensor
     alpha: Tensor
@@ -55,7 +61,7 @@ class Planes:
         return sum(part.nbytes for part in (self.words, self.alpha, self.shift) if part is not None)
 
     def to(self, device: str) -> Planes:
-        """The same there."""
+        """The same weight on a device."""
         shift = None if self.shift is None else self.shift.to(device)
         return replace(self, words=self.words.to(device), alpha=self.alpha.to(device), shift=shift)
 
@@ -83,8 +89,17 @@ class LatticePlanes:
         """(out, in)."""
         return len(self.sv), len(self.su)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product with one row reads."""
+        parts = (self.map, self.offset, self.su, self.sv)
+        return self.planes.nbytes + sum(part.nbytes for part in parts if part is not None)
+
     def inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x (m, in) -> what `planes` multiplies, (m, in) or (m, bits * in) in the dtype of x; the offset's (m, 1)."""
+        """x (m, in) -> what `planes` multiplies, (m, in) or (m, bits * in), in the dtype of x.
+
+        And the product with the offset, (m, 1) float32, or None.
+        """
         d, k = self.map.shape
         v = hadamard(x.float() * self.su, self.blocks[1], 1).unflatten(1, (-1, d))  # (m, in/d, d)
         mapped = (v @ self.map).unflatten(2, (k // d, d)).transpose(1, 2)  # (m, k/d, in/d, d)
@@ -97,25 +112,20 @@ class LatticePlanes:
 
 
 def derive(weight: WeightFormat) -> Planes | LatticePlanes:
-    """The derived layout on the device of the weight. ConfigError for weights that the GPU kernels do not take."""
+    """The derived layout, on the device of the weight. ConfigError where it is not served."""
     refused = not_served(weight)
-    if refused:
+    if refused is not None:
         raise ConfigError(f"{refused}; multiply with the dequantized weight instead")
     if isinstance(weight, Binary):
-        alpha = weight.alpha.permute(1, 2, 0).contiguous()
+        alpha = weight.alpha.permute(1, 2, 0).contiguous()  # (groups, P, out)
         shift = None if weight.shift is None else weight.shift.T.contiguous()
         return Planes(_words(weight.planes), alpha, shift, weight.group_size, uniform=False)
     if isinstance(weight, Uniform):
         codes, _, zero = weight.unpacked()
-        center = _halved((2**weight.bits - 1) / 2 - zero).T.contiguous()
-        scale = weight.scale.T.unsqueeze(1).contiguous()
-        return Planes(
-            _words(_bitmaps(codes.flatten(1), weight.bits)),
-            scale,
-            center,
-            weight.group_size,
-            uniform=True,
-        )
+        words = _words(_bitmaps(codes.flatten(1), weight.bits))
+        scale = weight.scale.T.unsqueeze(1).contiguous()  # (groups, 1, out)
+        center = _halved((2**weight.bits - 1) / 2 - zero).T.contiguous()  # (groups, out)
+        return Planes(words, scale, center, weight.group_size, uniform=True)
     if isinstance(weight, Lattice):
         return _lattice(weight)
     raise ConfigError(f"format {weight.format!r} has no planes")
@@ -140,9 +150,8 @@ def _lattice(weight: Lattice) -> LatticePlanes:
         center = torch.full_like(ones[0], (2**weight.bits - 1) / 2)
         planes = Planes(_words(bitmaps), ones, center, weight.shape[1], uniform=True)
     else:
-        words = (
-            _words(bitmaps).transpose(0, 1).reshape(-1, 1, len(weight.sv))
-        )  # one plane after the other as inputs
+        # One plane of bits * in inputs: the planes of the codes, one after the other.
+        words = _words(bitmaps).transpose(0, 1).reshape(-1, 1, len(weight.sv))
         planes = Planes(words, ones, None, WORD * len(words), uniform=False)
     offset = None if weight.offset is None else weight.offset.float()
     return LatticePlanes(
@@ -156,14 +165,10 @@ def _bitmaps(codes: Tensor, bits: int) -> Tensor:
 
 
 def _words(bitmaps: Tensor) -> Tensor:
-    """(P, out, in/8) uint8 -> (in/32, P, out) int32: the even inputs of a word in its low half, the odd in its high."""
+    """(P, out, in/8) uint8 -> (in/32, P, out) int32: even inputs in the low half, odd above."""
     words = bitmaps.clone().view(torch.int32).long()  # a little-endian stream; the copy is aligned
-    return (
-        (_even_bits(words) | _even_bits(words >> 1) << 16)
-        .to(torch.int32)
-        .permute(2, 0, 1)
-        .contiguous()
-    )
+    halves = _even_bits(words) | _even_bits(words >> 1) << 16  # (P, out, in/32)
+    return halves.to(torch.int32).permute(2, 0, 1).contiguous()
 
 
 def _even_bits(words: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Times launches of the Triton kernels on the present GPU, and keeps the best by shape (see `triton_configs`)."""
+"""Times launches of the Triton kernels on the present GPU, and keeps the best by shape.
+
+`triton_configs` describes the file.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,16 @@ from qbench.kernels.gpu import triton_configs
 from qbench.kernels.gpu.triton_configs import Config
 from qbench.kernels.gpu.triton_layout import Planes
 
+AGREEMENT = 0.02  # how far a launch's product may be from the default's, relative, in norm
+
 
 def tune(
     weights: Iterable[Planes], batches: Iterable[int], dtype: torch.dtype, path: Path | None = None
 ) -> Path:
-    """Time all candidates for each weight and batch, and write the file of this GPU, or `path`; others' entries stay.
+    """Time all candidates for each weight and batch, and write the file of this GPU, or `path`.
 
-    A candidate counts only if its products agree with those of the default. ConfigError where there
-    is no GPU.
+    Entries of other shapes stay. A candidate counts only if its products agree with those of the
+    default. Returns the file. ConfigError where there is no GPU.
     """
     require_gpu()
     import triton
@@ -45,7 +50,8 @@ def tune(
 
 def require_gpu() -> None:
     """ConfigError where there is none, or no triton."""
-    if (reason := gpu.unavailable()) is not None:
+    reason = gpu.unavailable()
+    if reason is not None:
         raise ConfigError(f"nothing can be tuned: {reason}; tune on the machine that will serve")
 
 
@@ -68,16 +74,16 @@ def _best(x: Tensor, weight: Planes) -> Config:
 
     default = triton_configs.default(len(x), *weight.shape, x.dtype)
     expected = gpu.product(x, weight, out=torch.float32, config=default)
-    times = {
-        default: do_bench(lambda: gpu.product(x, weight, config=default), return_mode="median")
-    }
+
+    def milliseconds(config: Config) -> float:
+        return do_bench(lambda: gpu.product(x, weight, config=config), return_mode="median")
+
+    times = {default: milliseconds(default)}
     for config in candidates(len(x)):
         try:
-            found = gpu.product(x, weight, out=torch.float32, config=config)
+            y = gpu.product(x, weight, out=torch.float32, config=config)
         except OutOfResources:  # more shared memory or registers than the GPU has
             continue
-        if (found - expected).norm() <= 0.02 * expected.norm():
-            times[config] = do_bench(
-                lambda chosen=config: gpu.product(x, weight, config=chosen), return_mode="median"
-            )
+        if (y - expected).norm() <= AGREEMENT * expected.norm():
+            times[config] = milliseconds(config)
     return min(times, key=lambda config: times[config])

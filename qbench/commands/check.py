@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,17 +42,9 @@ def check(
 
 def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.checks.isolation import check_isolated
+    from qbench.checks.kernels import check_kernel, kernel_names
     from qbench.registry import methods
 
-    if not target.endswith(".py") and target not in methods():
-        kernels = _kernel_checks()
-        if kernels is not None and target in kernels.kernel_names():
-            verdicts: Iterator[Verdict] = kernels.check_kernel(target)
-            return verdicts
+    if target not in methods() and target in kernel_names():
+        return check_kernel(target)
     return check_isolated(target, time_limit)
-
-
-def _kernel_checks() -> Any:
-    """The module of the kernels' checks, or None where there is none."""
-    name = "qbench.checks.kernels"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None

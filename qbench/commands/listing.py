@@ -112,11 +112,10 @@ def _models() -> tuple[Columns, Rows]:
 
 
 def _kernels() -> tuple[Columns, Rows]:
-    import qbench.kernels.dispatch  # noqa: F401  (registers them)
-    from qbench.kernels.registry import KERNELS
+    from qbench.kernels.registry import all_kernels, broken_kernels
 
     rows: Rows = []
-    for name, kernel in reversed(KERNELS.items()):
+    for name, kernel in all_kernels().items():
         formats = ",".join(kernel.formats or ["all"])
         bits = "-".join(map(str, kernel.bits or ["all"]))
         devices = ",".join(kernel.devices or ["all"])
@@ -125,6 +124,8 @@ def _kernels() -> tuple[Columns, Rows]:
         state = kernel.available() or chosen
         what = f"{state}: {kernel.describe()}"
         rows.append((name, formats, bits, devices, ",".join(dtypes) or "all", what))
+    for origin, reason in broken_kernels().items():
+        rows.append((origin, "broken", "", "", "", reason))
     return ("kernel", "formats", "bits", "devices", "dtypes of x", "chosen"), rows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,14 @@ if TYPE_CHECKING:
     from qbench.latency.request import Request
     from qbench.latency.timing import Row
 
+WIDTH = 110  # of a terminal, at least: the tables of timings do not wrap
+PRODUCT_COLUMNS = (
+    "kernel", "bits", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error",
+)  # fmt: skip
+MODEL_COLUMNS = (
+    "model", "prefill tok/s", "decode tok/s", "first token ms", "peak MB", "kernels",
+)  # fmt: skip
+
 app = typer.Typer()
 
 
@@ -33,8 +40,8 @@ def doctor() -> None:
 
     facts = environment()
     for title in ("hardware", "packages"):
-        stated = "  ".join(f"{key}={value}" for key, value in facts[title].items())
-        out.print(f"{title}  {stated}", markup=False, highlight=False, soft_wrap=True)
+        values = "  ".join(f"{key}={value}" for key, value in facts[title].items())
+        _print(f"{title}  {values}")
     columns, rows = listing("kernels")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
@@ -43,8 +50,8 @@ def doctor() -> None:
 
 
 @app.command(
-    epilog="Examples: `qbench latency --shapes llama3-8b --bits 3 --batch 1,8`   `qbench latency --shapes 4096x14336`"
-    "   `qbench latency --end-to-end smollm2-bcq-3b`"
+    epilog="Examples: `qbench latency --shapes llama3-8b --bits 3 --batch 1,8`   "
+    "`qbench latency --shapes 4096x14336`   `qbench latency --end-to-end smollm2-bcq-3b`"
 )
 def latency(
     shapes: Annotated[
@@ -56,6 +63,14 @@ def latency(
         str, typer.Option("--format", help="binary, uniform; with commas.")
     ] = "binary",
     group_size: Annotated[int, typer.Option(help="Inputs per group.")] = 128,
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="Names, with commas; without, all that serve (`qbench list kernels`)."),
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", help="A Python file that defines a kernel. May be repeated."),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds of all candidates.")] = 30,
     end_to_end: Annotated[
         Path | None, typer.Option("--end-to-end", help="A saved model, packed against dense.")
@@ -76,31 +91,43 @@ def latency(
         bool, typer.Option("--tune", help="Find the GPU kernels' launches for these shapes first.")
     ] = False,
 ) -> None:
-    """Time products with packed weights against dense ones, cold and in turns; or a whole model, on the CPU."""
+    """Time products with packed weights against dense ones, cold and in turns; or a whole model."""
     least = {
         "--rounds": (rounds, 2),
         "--prompt": (prompt, 1),
         "--tokens": (tokens, 2),
         "--repeats": (repeats, 1),
+        "--threads": (threads, 1),
     }
-    for flag, (value, low) in (least | {"--threads": (threads, 1)}).items():
+    for flag, (value, low) in least.items():
         if value < low:
             raise ConfigError(f"{flag} {value} is too small; give {low} or more")
     if (shapes is None) == (end_to_end is None):
         raise ConfigError(
-            "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved model"
+            "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved "
+            "model"
         )
+    _load_plugins(plugin or ())
     if end_to_end is not None:
         if plot is not None or tune or device not in ("auto", "cpu"):
             raise ConfigError(
-                f"--plot, --tune and --device are about products; give them with --shapes (--device is {device!r})"
+                f"--plot, --tune and --device are about products; give them with --shapes "
+                f"(--device is {device!r})"
             )
         stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
     else:
-        numbers = as_numbers("--bits", bits) or (), as_numbers("--batch", batch) or ()
-        request = _requested(as_names(shapes) or (), *numbers, as_names(formats) or (), group_size)
+        request = _requested(
+            as_names(shapes) or (),
+            as_numbers("--batch", batch) or (),
+            as_numbers("--bits", bits) or (),
+            as_names(formats) or (),
+            group_size,
+            as_names(kernels) or (),
+        )
         if tune:
-            _tune(request)
+            from qbench.latency.gpu import tune as tune_launches
+
+            _print(f"tuned  {tune_launches(request)}")
         stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
         from qbench.files.atomic import write_text
@@ -108,16 +135,25 @@ def latency(
         write_text(json_file, json.dumps(stored, indent=2) + "\n")
 
 
+def _load_plugins(paths: Sequence[Path]) -> None:
+    if paths:
+        from qbench.kernels.registry import load_plugin
+
+        for path in paths:
+            load_plugin(path)
+
+
 def _requested(
     names: Sequence[str],
-    bits: Sequence[int],
     batch: Sequence[int],
+    bits: Sequence[int],
     formats: Sequence[str],
     group_size: int,
+    kernels: Sequence[str],
 ) -> Request:
     from qbench.latency.request import Request, check_request, shapes_of
 
-    request = Request(shapes_of(names, batch), bits, formats, group_size)
+    request = Request(shapes_of(names, batch), bits, formats, group_size, kernels)
     check_request(request)
     return request
 
@@ -125,96 +161,97 @@ def _requested(
 def _products(
     request: Request, rounds: int, device: str, threads: int, plot: Path | None
 ) -> dict[str, Any]:
+    """Time and print every shape; what `--json` stores."""
     from qbench.latency.pytest_benchmark import as_benchmarks
     from qbench.latency.request import time_shape
     from qbench.reports.roofline import write_roofline
 
-    found: list[Row] = []
+    timed: list[Row] = []
     missing: dict[str, str] = {}
     for shape in request.shapes:
         with err.status(f"timing {shape}"):
             rows, missing = time_shape(shape, request, rounds, device, threads)
-        Console(width=max(out.width, 110)).print(_product_table(rows))
-        found += rows
+        Console(width=max(out.width, WIDTH)).print(_product_table(rows))
+        timed += rows
     for name, reason in missing.items():
-        out.print(f"not here  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    stored = as_benchmarks(found)
+        _print(f"not here  {name}: {reason}")
+    stored = as_benchmarks(timed)
     if plot is not None:
-        out.print(
-            f"plot  {write_roofline(stored, plot)}", markup=False, highlight=False, soft_wrap=True
-        )
+        _print(f"plot  {write_roofline(stored, plot)}")
     return stored
 
 
-def _tune(request: Request) -> None:
-    from qbench.kernels.gpu import products as gpu
-    from qbench.kernels.gpu import triton_tune
-    from qbench.kernels.gpu.triton_layout import Planes, derive
-    from qbench.latency.timing import MAKERS
+def _product_table(rows: Sequence[Row]) -> Table:
+    """The rows of one shape: three probes, which make the title, and the products.
 
-    triton_tune.require_gpu()
-    for dtype in gpu.DTYPES[:2]:
-        for shape in request.shapes:
-            for kind, bits in product(request.formats, request.bits):
-                weight = derive(MAKERS[kind](shape, bits, request.group_size))
-                assert isinstance(weight, Planes)
-                path = triton_tune.tune([weight.to("cuda")], [shape.rows], dtype)
-    out.print(f"tuned  {path}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _product_table(rows: list[Row]) -> Table:
-    """Median with tenth and ninetieth percentile, and what it is of the memory's rate and of the dense products."""
-    rate, seconds = rows[0].rate, {row.name: row.seconds for row in rows}
-    speeds = {
-        row.name.removeprefix("multiply "): f"{row.operations / row.seconds / 1e9:.0f}"
-        for row in rows[1:3]
-    }
-    title = f"{rows[0].shape}, {rows[0].device}, {len(rows[0].times)} times each; memory reads {rate / 1e9:.1f}"
-    title += f" GB/s, matrices multiply {speeds['bf16']} (bf16) and {speeds['fp32']} (fp32) GFLOP/s"
-    columns = ("kernel", "bits", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error")
+    us: median of the times, with the tenth and ninetieth percentile. of memory: its rate as a part
+    of the memory's. x fp32, x bf16: how many times as fast as the dense product.
+    """
+    memory, bf16, fp32 = rows[:3]
+    products = rows[3:]
+    title = (
+        f"{memory.shape}, {memory.device}, {len(memory.times)} times each; "
+        f"memory reads {memory.rate / 1e9:.1f} GB/s, matrices multiply {_gflops(bf16)} (bf16) "
+        f"and {_gflops(fp32)} (fp32) GFLOP/s"
+    )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in columns:
+    for column in PRODUCT_COLUMNS:
         table.add_column(column, no_wrap=True)
-    for row in rows[3:]:
-        spread = "-".join(f"{second * 1e6:.0f}" for second in row.spread)
-        ratios = [f"{seconds[dense] / row.seconds:.2f}" for dense in ("dense fp32", "dense bf16")]
-        facts = (
+    dense = {row.name: row.seconds for row in products}
+    for row in products:
+        low, high = row.spread
+        table.add_row(
+            row.name,
+            f"{row.bits:.2f}",
+            f"{row.seconds * 1e6:.0f}",
+            f"{low * 1e6:.0f}-{high * 1e6:.0f}",
             f"{row.rate / 1e9:.1f}",
-            f"{100 * row.rate / rate:.0f} %",
-            *ratios,
+            f"{100 * row.rate / memory.rate:.0f} %",
+            f"{dense['dense fp32'] / row.seconds:.2f}",
+            f"{dense['dense bf16'] / row.seconds:.2f}",
             f"{row.error:.1g}",
         )
-        table.add_row(row.name, f"{row.bits:.2f}", f"{row.seconds * 1e6:.0f}", spread, *facts)
     return table
+
+
+def _gflops(row: Row) -> str:
+    return f"{row.operations / row.seconds / 1e9:.0f}"
 
 
 def _end_to_end(
     folder: Path, prompt: int, tokens: int, repeats: int, threads: int
 ) -> dict[str, Any]:
+    """Time and print a saved model; what `--json` stores."""
     from qbench.environment import environment
     from qbench.latency.end_to_end import compare
 
     with err.status("loading") as status:
         rows = compare(folder, prompt, tokens, repeats, threads, lambda text: status.update(text))
-    columns = ("model", "prefill tok/s", "decode tok/s", "first token ms", "peak MB", "kernels")
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = Table(*MODEL_COLUMNS, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        spreads = [
-            f"{middle:.1f} ({low:.1f}-{high:.1f})"
-            for middle, low, high in (row.prefill, row.decode)
-        ]
-        served = ", ".join(f"{name} {count}" for name, count in row.kernels.items()) or "torch"
+        kernels = ", ".join(f"{name} {count}" for name, count in row.kernels.items())
         table.add_row(
             row.name,
-            *spreads,
+            _with_range(row.prefill),
+            _with_range(row.decode),
             f"{1000 * row.first_token:.0f}",
             f"{row.peak_bytes / 1e6:.0f}",
-            Text(served),
+            Text(kernels or "torch"),
         )
-    Console(width=max(out.width, 110)).print(table)
-    found = {row.name: row.decode[0] for row in rows}
-    ratio = found["packed bfloat16"] / found["dense bfloat16"]
+    Console(width=max(out.width, WIDTH)).print(table)
+    decode = {row.name: row.decode[0] for row in rows}
+    ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
     out.print(
         f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False
     )
     return {"rows": [asdict(row) for row in rows]} | environment()
+
+
+def _with_range(spread: tuple[float, float, float]) -> str:
+    """(median, least, most) as `median (least-most)`."""
+    median, least, most = spread
+    return f"{median:.1f} ({least:.1f}-{most:.1f})"
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)

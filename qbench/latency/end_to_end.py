@@ -1,4 +1,4 @@
-"""How fast a saved model reads and writes, packed and dense, in turns; and how much memory each takes at its peak."""
+"""How fast a saved model reads and writes, packed and dense, in turns; and its peak of memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +18,27 @@ from qbench.errors import QbenchError
 from qbench.kernels.dispatch import served
 from qbench.quantization import load
 
-VARIANTS = [(packed, dtype) for dtype in ("bfloat16", "float32") for packed in (True, False)]
+PEAK_TOKENS = 4  # written where the peak of memory is measured: more add next to nothing
+
+
+class Variant(NamedTuple):
+    """A way to load the model: with packed weights or dense ones, computing in a dtype."""
+
+    packed: bool
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """Such as `packed bfloat16`."""
+        return f"{'packed' if self.packed else 'dense'} {self.dtype}"
+
+
+VARIANTS = (
+    Variant(True, "bfloat16"),
+    Variant(False, "bfloat16"),
+    Variant(True, "float32"),
+    Variant(False, "float32"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,64 +66,66 @@ def compare(
     threads: int | None,
     progress: Callable[[str], None],
 ) -> list[Speed]:
-    """A folder that `load` reads, packed and dense, in bfloat16 and float32: batch 1, greedy, on the CPU.
+    """A folder that `load` reads, in all VARIANTS: batch 1, greedy, on the CPU.
 
-    Each model in turn, `repeats` times after one round that warms up. StoreError where the folder
-    cannot be read.
+    prompt, tokens: how many are read and written. Each model takes its turn, `repeats` times after
+    one round that warms up. StoreError where the folder cannot be read.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    models = {_name(*variant): load(folder, variant[1], variant[0]).model for variant in VARIANTS}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    kernels: dict[str, dict[str, int]] = {}
+    models = {}
+    for variant in VARIANTS:
+        models[variant] = load(folder, variant.dtype, variant.packed).model
+    times: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+    kernels: dict[Variant, dict[str, int]] = {}
     for turn in range(repeats + 1):
-        for name, model in models.items():
-            progress(f"round {turn + 1}/{repeats + 1}, {name}")
+        for variant, model in models.items():
+            progress(f"round {turn + 1}/{repeats + 1}, {variant.name}")
             served(clear=True)
-            found = once(model, prompt, tokens)
-            kernels[name] = served(clear=True)
-            times[name] += [found] * bool(turn)
-    return [
-        _speed(folder, packed, dtype, prompt, tokens, times, kernels) for packed, dtype in VARIANTS
-    ]
+            seconds = once(model, prompt, tokens)
+            kernels[variant] = served(clear=True)
+            if turn > 0:
+                times[variant].append(seconds)
+    speeds = []
+    for variant in VARIANTS:
+        first = [first for first, _ in times[variant]]
+        others = [others for _, others in times[variant]]
+        speed = Speed(
+            variant.name,
+            _spread([prompt / seconds for seconds in first]),
+            _spread([(tokens - 1) / seconds for seconds in others]),
+            statistics.median(first),
+            _peak(folder, variant, prompt, tokens),
+            kernels[variant],
+        )
+        speeds.append(speed)
+    return speeds
 
 
 @torch.inference_mode()
 def once(model: Any, prompt: int, tokens: int) -> tuple[float, float]:
-    """(seconds to the first token, seconds of the others)."""
-    ids = (torch.arange(prompt)[None] * 7 + 1) % model.config.vocab_size
+    """Seconds from the prompt to the first new token, and seconds of the `tokens` - 1 others."""
+    ids = (torch.arange(prompt)[None] * 7 + 1) % model.config.vocab_size  # (1, prompt)
     started = time.perf_counter()
     output = model(ids, use_cache=True, logits_to_keep=1)
     first = time.perf_counter()
     for _ in range(tokens - 1):
-        ids = output.logits[:, -1:].argmax(-1)
+        ids = output.logits[:, -1:].argmax(-1)  # (1, 1)
         output = model(
             ids, use_cache=True, past_key_values=output.past_key_values, logits_to_keep=1
         )
     return first - started, time.perf_counter() - first
 
 
-def _speed(
-    folder: Path,
-    packed: bool,
-    dtype: str,
-    prompt: int,
-    tokens: int,
-    times: Any,
-    kernels: dict[str, dict[str, int]],
-) -> Speed:
-    name = _name(packed, dtype)
-    prefill = _spread([prompt / first for first, _ in times[name]])
-    decode = _spread([(tokens - 1) / rest for _, rest in times[name]])
-    first = statistics.median(first for first, _ in times[name])
-    return Speed(
-        name, prefill, decode, first, _peak(folder, packed, dtype, prompt, tokens), kernels[name]
-    )
-
-
-def _peak(folder: Path, packed: bool, dtype: str, prompt: int, tokens: int) -> int:
-    """Measured in a process of its own."""
-    arguments = [str(folder), str(int(packed)), dtype, str(prompt), str(min(tokens, 4))]
+def _peak(folder: Path, variant: Variant, prompt: int, tokens: int) -> int:
+    """`Speed.peak_bytes`, measured in a process of its own. QbenchError where that fails."""
+    arguments = [
+        str(folder),
+        str(int(variant.packed)),
+        variant.dtype,
+        str(prompt),
+        str(min(tokens, PEAK_TOKENS)),
+    ]
     command = [sys.executable, "-P", "-m", "qbench.latency.end_to_end", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -113,27 +135,28 @@ def _peak(folder: Path, packed: bool, dtype: str, prompt: int, tokens: int) -> i
     return int(done.stdout.split()[-1])
 
 
-def _name(packed: bool, dtype: str) -> str:
-    return f"{'packed' if packed else 'dense'} {dtype}"
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, least, most)."""
     return statistics.median(values), min(values), max(values)
 
 
 def _resident_peak() -> int:
+    """Most bytes that this process has had in memory; 0 where the system does not tell."""
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.is_file() else None
-    return int(found[1]) * 1024 if found else 0
+    if not status.is_file():
+        return 0
+    line = re.search(r"VmHWM:\s+(\d+)", status.read_text())
+    return int(line[1]) * 1024 if line else 0
 
 
 def main() -> None:
-    """What `_peak` runs."""
+    """Print the peak of memory for the arguments that `_peak` gives."""
     import transformers.models.auto  # noqa: F401 -- paid before it is measured
 
     folder, packed, dtype, prompt, tokens = sys.argv[1:]
     before = _resident_peak()
-    once(load(folder, dtype, bool(int(packed))).model, int(prompt), int(tokens))
+    model = load(folder, dtype, bool(int(packed))).model
+    once(model, int(prompt), int(tokens))
     print(_resident_peak() - before)
 
 

@@ -12,11 +12,14 @@ from qbench.latency.timing import Row
 
 
 def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows of any shapes. Beside pytest-benchmark's fields, `extra_info` has what a rate is computed from."""
-    stated = environment()
+    """Rows of any shapes, as the content of one file.
+
+    Beside pytest-benchmark's fields, `extra_info` has what a rate is computed from.
+    """
+    facts = environment()
     return {
-        "machine_info": stated | {"node": stated["hardware"]["cpu"]},
-        "commit_info": {"id": stated["git_commit"]},
+        "machine_info": facts | {"node": facts["hardware"]["cpu"]},
+        "commit_info": {"id": facts["git_commit"]},
         "benchmarks": [_benchmark(row) for row in rows],
         "datetime": datetime.now(timezone.utc).isoformat(),
         "version": "qbench",
@@ -26,46 +29,57 @@ def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
 def _benchmark(row: Row) -> dict[str, Any]:
     group = f"{row.shape}, {row.device}"
     extra = {
-        **{
-            "shape": [*row.shape],
-            "device": row.device,
-            "bits": row.bits,
-            "weight_bytes": row.nbytes,
-        },
-        **{"operations": row.operations, "relative_error": row.error, "bytes_per_second": row.rate},
+        "shape": [*row.shape],
+        "device": row.device,
+        "bits": row.bits,
+        "weight_bytes": row.nbytes,
+        "operations": row.operations,
+        "relative_error": row.error,
+        "bytes_per_second": row.rate,
     }
-    named = {
+    return {
         "group": group,
         "name": row.name,
         "fullname": f"{group}: {row.name}",
         "params": None,
         "param": None,
+        "extra_info": extra,
+        "options": {},
+        "stats": _stats(row.times),
     }
-    return named | {"extra_info": extra, "options": {}, "stats": _stats(row.times)}
 
 
 def _stats(times: Sequence[float]) -> dict[str, Any]:
+    """pytest-benchmark's statistics of times in seconds.
+
+    Outliers are counted in both of its ways: further from the mean than the standard deviation, and
+    outside the whiskers of a box plot, 1.5 interquartile ranges beyond the quartiles.
+    """
     q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-    mean, deviation, iqr = statistics.fmean(times), statistics.stdev(times), q3 - q1
-    low = min(t for t in times if t >= q1 - 1.5 * iqr)
-    high = max(t for t in times if t <= q3 + 1.5 * iqr)
-    far = sum(abs(t - mean) > deviation for t in times), sum(not low <= t <= high for t in times)
+    mean = statistics.fmean(times)
+    deviation = statistics.stdev(times)
+    iqr = q3 - q1
+    low = min(time for time in times if time >= q1 - 1.5 * iqr)
+    high = max(time for time in times if time <= q3 + 1.5 * iqr)
+    beyond_deviation = sum(abs(time - mean) > deviation for time in times)
+    beyond_whiskers = sum(not low <= time <= high for time in times)
     return {
-        **{
-            "min": min(times),
-            "max": max(times),
-            "mean": mean,
-            "stddev": deviation,
-            "rounds": len(times),
-        },
-        **{
-            "median": median,
-            "iqr": iqr,
-            "q1": q1,
-            "q3": q3,
-            "iqr_outliers": far[1],
-            "stddev_outliers": far[0],
-        },
-        **{"outliers": f"{far[0]};{far[1]}", "ld15iqr": low, "hd15iqr": high, "ops": 1 / mean},
-        **{"total": sum(times), "data": [*times], "iterations": 1},
+        "min": min(times),
+        "max": max(times),
+        "mean": mean,
+        "stddev": deviation,
+        "rounds": len(times),
+        "median": median,
+        "iqr": iqr,
+        "q1": q1,
+        "q3": q3,
+        "iqr_outliers": beyond_whiskers,
+        "stddev_outliers": beyond_deviation,
+        "outliers": f"{beyond_deviation};{beyond_whiskers}",
+        "ld15iqr": low,
+        "hd15iqr": high,
+        "ops": 1 / mean,
+        "total": sum(times),
+        "data": [*times],
+        "iterations": 1,
     }

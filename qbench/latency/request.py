@@ -1,4 +1,4 @@
-"""What `qbench latency` is asked for: matrices by the name of a model or by size, checked, and timed."""
+"""What `qbench latency` is asked for: matrices, by size or by the name of a model."""
 
 from __future__ import annotations
 
@@ -9,45 +9,63 @@ from dataclasses import dataclass
 from qbench.contracts import Scheme
 from qbench.environment import pick_device
 from qbench.errors import ConfigError, unknown_name
+from qbench.kernels.registry import get_kernel
 from qbench.latency import timing
 from qbench.latency.timing import Row, Shape
 
-SHAPES = {  # (out, in) of each kind of linear layer in a block: attention's q and o, k and v; the MLP's up and down
+# (out, in) of each kind of linear layer in a block: attention's q and o, k and v; the MLP's up and
+# gate, down.
+SHAPES = {
     "llama3-8b": [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)],
     "llama3-70b": [(8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672)],
     "qwen3-8b": [(4096, 4096), (1024, 4096), (12288, 4096), (4096, 12288)],
 }
-FORMATS = {"binary": (1, 8), "uniform": (1, 8)}  # bits, inclusive
-
-
-def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
-    """Shapes of `llama3-8b` and the like, or of `OUTxIN`, for every batch. ConfigError for anything else."""
-    found = []
-    for name in names:
-        pair = re.fullmatch(r"(\d+)x(\d+)", name)
-        if pair is None and name not in SHAPES:
-            raise ConfigError(
-                unknown_name("shape", name, SHAPES) + "; or give OUTxIN, such as 4096x4096"
-            )
-        found += SHAPES[name] if pair is None else [(int(pair[1]), int(pair[2]))]
-    rows = list(batch)
-    if not found or not rows or min(rows) < 1 or min(min(pair) for pair in found) < 1:
-        raise ConfigError("there is nothing to time: give shapes and batches of at least 1")
-    return [Shape(out, columns, count) for out, columns in found for count in rows]
+FORMATS = {"binary": (1, 8), "uniform": (1, 8)}  # that can be timed: the least and the most bits
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be timed: every shape with every width in every format."""
+    """What is to be timed: every shape with every width in every format.
+
+    bits: per weight code. group_size: inputs that share a scale. kernels: names; empty: all that
+    serve the request and want to be timed.
+    """
 
     shapes: Sequence[Shape]
     bits: Sequence[int]
     formats: Sequence[str]
     group_size: int
+    kernels: Sequence[str] = ()
+
+
+def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
+    """Shapes of `llama3-8b` and the like, or of `OUTxIN`, for every batch.
+
+    ConfigError for another name, and where nothing is left to time.
+    """
+    matrices: list[tuple[int, int]] = []
+    for name in names:
+        size = re.fullmatch(r"(\d+)x(\d+)", name)
+        if size is not None:
+            matrices.append((int(size[1]), int(size[2])))
+        elif name in SHAPES:
+            matrices += SHAPES[name]
+        else:
+            raise ConfigError(
+                unknown_name("shape", name, SHAPES) + "; or give OUTxIN, such as 4096x4096"
+            )
+    shapes = []
+    batches = list(batch)
+    for out, columns in matrices:
+        shapes += [Shape(out, columns, rows) for rows in batches]
+    if not shapes or min(min(shape) for shape in shapes) < 1:
+        raise ConfigError("there is nothing to time: give shapes and batches of at least 1")
+    return shapes
 
 
 def check_request(request: Request) -> None:
-    """ConfigError where a format, its bits or the groups cannot be timed, before anything is."""
+    """ConfigError where a format, its bits, the groups or a kernel cannot be timed."""
     for name in request.formats:
         if name not in FORMATS:
             raise ConfigError(unknown_name("format", name, FORMATS))
@@ -58,35 +76,58 @@ def check_request(request: Request) -> None:
     for shape in request.shapes:
         if shape.columns % 32 or request.group_size % 32:
             raise ConfigError(
-                f"{shape}: inputs and groups must be multiples of 32; the groups are {request.group_size}"
+                f"{shape}: inputs and groups must be multiples of 32; the groups are "
+                f"{request.group_size}"
             )
         Scheme(4, request.group_size).group_length(shape.columns, str(shape))
+    for name in request.kernels:
+        get_kernel(name)
 
 
 def time_shape(
     shape: Shape, request: Request, rounds: int, device: str = "auto", threads: int = 1
 ) -> tuple[list[Row], dict[str, str]]:
-    """Rows of the probes, the dense products, ours and other programs'; and which programs are not here, and why.
+    """Rows of the probes, the dense products, the kernels and other programs; and what is missing.
 
-    device: `cpu`, on so many threads, `cuda`, or `auto`. ConfigError for another, or where it is
-    not here.
+    The three probes are memory, products in bfloat16 and products in float32. What is missing:
+    names of kernels and programs that were not timed, and why. device: `cpu`, on so many threads,
+    `cuda`, or `auto`. ConfigError for another, or where it is not here.
     """
-    if (found := pick_device(device)) not in ("cpu", "cuda"):
-        raise ConfigError(unknown_name("device", device, ("auto", "cpu", "cuda")))
-    asked = shape, request.bits, request.group_size, request.formats
-    if found == "cuda":
-        import torch
+    place = pick_device(device)
+    if place not in DEVICES:
+        raise ConfigError(unknown_name("device", device, ("auto", *DEVICES)))
+    if place == "cuda":
+        return _on_gpu(shape, request, rounds)
+    with timing.threads(threads):
+        return _on_cpu(shape, request, rounds)
 
-        from qbench.latency import gpu
 
-        gpu.require_gpu()
-        others, missing = gpu.peers(shape)
-        ours = [*gpu.probes(), *gpu.candidates(*asked), *others]
-        where = torch.cuda.get_device_name()
-        return timing.time_interleaved(shape, ours, rounds, 1, gpu.graph_clock, where), missing
+def _on_cpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:
+    from qbench.latency.candidates import dense_candidates, kernel_candidates
+    from qbench.latency.cpu import probes
     from qbench.latency.peers import peers
 
-    with timing.threads(threads):
-        others, missing = peers(shape)
-        ours = [*timing.probes(), *timing.candidates(*asked), *others]
-        return timing.time_interleaved(shape, ours, rounds), missing
+    others, missing = peers(shape)
+    kernels, refused = kernel_candidates(
+        shape, request.bits, request.group_size, request.formats, "cpu", request.kernels
+    )
+    candidates = [*probes(), *dense_candidates(shape), *kernels, *others]
+    return timing.time_interleaved(shape, candidates, rounds), refused | missing
+
+
+def _on_gpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:
+    import torch
+
+    from qbench.latency.candidates import dense_candidates, kernel_candidates
+    from qbench.latency.gpu import graph_clock, probes, require_gpu
+    from qbench.latency.gpu_peers import peers
+
+    require_gpu()
+    others, missing = peers(shape)
+    kernels, refused = kernel_candidates(
+        shape, request.bits, request.group_size, request.formats, "cuda", request.kernels
+    )
+    candidates = [*probes(), *dense_candidates(shape, "cuda"), *kernels, *others]
+    name = torch.cuda.get_device_name()
+    rows = timing.time_interleaved(shape, candidates, rounds, 1, graph_clock, name)
+    return rows, refused | missing

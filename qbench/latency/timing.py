@@ -1,10 +1,12 @@
-"""What a product with a quantized weight costs: cold, interleaved, checked, and as a share of what the memory delivers.
+"""What a product with a quantized weight costs: cold, interleaved, checked, a share of memory.
 
-cold         every candidate has copies of its weight, more bytes than the last-level cache, and takes them in turn
-interleaved  each round runs every candidate, so that a slow minute of the machine is everybody's: once untimed, then
-             some copies in a row, as the layers of a model follow each other
+cold         every candidate has copies of its weight, more bytes than the last-level cache, and
+             takes them in turn
+interleaved  each round runs every candidate, so that a slow minute of the machine is everybody's:
+             once untimed, then some copies in a row, as the layers of a model follow each other
 checked      a candidate is held against float64 before it is timed
-share        bytes of the packed weight per second, in parts of the read bandwidth measured in the same rounds
+share        bytes of the packed weight per second, in parts of the read bandwidth measured in the
+             same rounds
 
 Nothing of torch's global state is changed but the number of threads, inside `threads`.
 """
@@ -25,18 +27,19 @@ import torch
 from torch import Tensor
 
 from qbench.errors import QbenchError
-from qbench.formats import Binary, Uniform
-from qbench.kernels.cpu import products as cpu
-
-GIB = 1 << 30
 
 
 class Shape(NamedTuple):
-    """A weight (out, columns) and the rows of x it is multiplied with."""
+    """A weight (out, columns) and the number of rows of x that it is multiplied with."""
 
     out: int
     columns: int
     rows: int = 1
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.out, self.columns
 
     def __str__(self) -> str:
         return f"{self.out}x{self.columns}, batch {self.rows}"
@@ -44,10 +47,12 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute the product. run(i): with the i-th copy of the weight, -> (rows, out).
+    """One way to compute a product.
 
-    nbytes: of the weight as this candidate reads it. expected: (rows, out) float64; limit: of the
-    relative error. operations: additions and multiplications of the product that it stands for.
+    name: of its row. bits: per weight, as it is read. nbytes: of the weight, as it is read. copies:
+    of the weight. run: index of a copy -> (rows, out). expected (rows, out) float64: the product.
+    limit: of the relative error in norm. operations: additions and multiplications that the product
+    stands for; 0: two for each weight and row.
     """
 
     name: str
@@ -60,23 +65,28 @@ class Candidate:
     operations: int = 0
 
     def error(self) -> float:
-        """Relative to float64. QbenchError where it exceeds the limit."""
-        found = ((self.run(0).double() - self.expected).norm() / self.expected.norm()).item()
-        if not found <= self.limit:
+        """The relative error of the product in norm. QbenchError where it exceeds the limit."""
+        difference = self.run(0).double() - self.expected
+        relative = (difference.norm() / self.expected.norm()).item()
+        if not relative <= self.limit:
             raise QbenchError(
-                f"{self.name} is wrong: relative error {found:.2g}, at most {self.limit:g} was expected"
+                f"{self.name} is wrong: relative error {relative:.2g}, at most {self.limit:g} was "
+                f"expected"
             )
-        return found
+        return relative
 
 
-Clock = Callable[
-    [Candidate], Callable[[int], float]
-]  # -> seconds of the product with the i-th copy
+# candidate -> a function that takes the index of a copy, and returns the seconds of its product
+Clock = Callable[[Candidate], Callable[[int], float]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate's times, in seconds, as they came: `burst` of every round. device: the GPU, or `2 threads`."""
+    """One candidate's times in seconds, in the order of the rounds.
+
+    device: name of the GPU, or such as `2 threads`. The other fields are those of `Candidate`;
+    error: as measured.
+    """
 
     shape: Shape
     device: str
@@ -94,7 +104,7 @@ class Row:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The tenth and the ninetieth percentile."""
+        """The tenth and the ninetieth percentile, in seconds."""
         deciles = statistics.quantiles(self.times, n=10, method="inclusive")
         return deciles[0], deciles[-1]
 
@@ -116,152 +126,53 @@ def threads(count: int) -> Iterator[None]:
 
 
 def cache_bytes() -> int:
-    """Of the last-level cache; 64 MiB where the system does not tell."""
-    sizes = [
-        path.read_text() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    ]
-    found = [
-        int(m[1]) << {"K": 10, "M": 20}[m[2]]
-        for size in sizes
-        if (m := re.match(r"(\d+)([KM])", size))
-    ]
-    return max(found, default=64 << 20)
+    """Size of the processor's last-level cache; 64 MiB where the system does not tell."""
+    largest = 0
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        size = re.match(r"(\d+)([KM])", file.read_text())
+        if size is not None:
+            unit = {"K": 1 << 10, "M": 1 << 20}[size[2]]
+            largest = max(largest, int(size[1]) * unit)
+    return largest or 64 << 20
+
+
+def copies_of(nbytes: int, device: str = "cpu") -> int:
+    """How many copies of a weight of so many bytes are more than a cache keeps.
+
+    On the CPU twice the last-level cache, and 1024 at most, so that the smallest weights are not
+    cold; on a GPU four times its L2 cache, and 64 at most. At least 2.
+    """
+    if device == "cuda":
+        wanted = 4 * torch.cuda.get_device_properties(0).L2_cache_size
+        most = 64
+    else:
+        wanted = 2 * cache_bytes()
+        most = 1024
+    return min(max(2, -(-wanted // nbytes)), most)
 
 
 def collect(
-    kinds: Mapping[str, Callable[[], Iterable[Candidate]]],
+    programs: Mapping[str, Callable[[], Iterable[Candidate]]],
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Other programs' candidates, and for each program that is not here, or computes something else, the reason."""
-    found: list[Candidate] = []
+    """Other programs' candidates.
+
+    And for each program that is not here, or computes something else, the reason in one line.
+    """
+    candidates: list[Candidate] = []
     missing: dict[str, str] = {}
-    for name, make in kinds.items():
+    for name, make in programs.items():
         try:
-            made = list(make())
-            for one in made:
-                one.error()
-            found += made
+            theirs = list(make())
+            for candidate in theirs:
+                candidate.error()
+            candidates += theirs
         except Exception as error:  # whatever other programs raise, the rest is timed
             missing[name] = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return found, missing
-
-
-def copies_of(nbytes: int) -> int:
-    """How many copies of a weight are twice the last-level cache together; 2..1024, so the smallest are not cold."""
-    return min(max(2, -(-2 * cache_bytes() // nbytes)), 1024)
-
-
-def reader(nbytes: int = GIB // 4) -> Candidate:
-    """Reads memory and computes nothing to speak of: its rate is the bandwidth. QbenchError without the C library."""
-    library = cpu.library()
-    memory = torch.empty(nbytes, dtype=torch.uint8)
-    library.bcq_prefer_huge_pages(memory.data_ptr(), nbytes)
-    memory.fill_(1)
-    done = torch.ones(1, dtype=torch.float64)
-
-    def run(copy: int) -> Tensor:
-        library.bcq_read(memory.data_ptr(), nbytes, cpu.best_isa(), torch.get_num_threads())
-        return done
-
-    return Candidate("read", 8, nbytes, 1, run, done, 0.0)
-
-
-def multiplier(dtype: torch.dtype, order: int = 1024) -> Candidate:
-    """torch's product of two square matrices that the cache holds: its rate is the matrix rate."""
-    x, weight = (
-        torch.randn(order, order, generator=torch.Generator().manual_seed(i)).to(dtype)
-        for i in (1, 2)
-    )
-    name, limit = ("multiply fp32", 1e-5) if dtype == torch.float32 else ("multiply bf16", 1e-2)
-    expected = x.double() @ weight.double()
-    return Candidate(name, 0, weight.nbytes, 1, lambda i: x @ weight, expected, limit, 2 * order**3)
-
-
-def probes() -> list[Candidate]:
-    """What the machine can do, to be timed among the candidates: reading memory, and matrix products."""
-    return [reader(), multiplier(torch.bfloat16), multiplier(torch.float32)]
-
-
-def dense(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Candidate:
-    """torch's own product in this dtype; weight (out, in) float32, x (rows, in)."""
-    stored, given = weight.to(dtype), x.to(dtype)
-    expected = given.double() @ stored.double().T
-    weights = [stored] + [stored.clone() for _ in range(copies_of(stored.nbytes) - 1)]
-    limit, name = (1e-5, "dense fp32") if dtype == torch.float32 else (1e-2, "dense bf16")
-    bits = 8.0 * stored.element_size()
-    run = lambda i: torch.nn.functional.linear(given, weights[i])  # noqa: E731
-    return Candidate(name, bits, stored.nbytes, len(weights), run, expected, limit)
-
-
-def table(weight: Binary | Uniform, x: Tensor, mode: int) -> Candidate:
-    """The product by `qbench.kernels.cpu.products`, in the dtype of x, as the layer computes it for so many rows."""
-    packed = cpu.Derived(weight)
-    weights = [packed] + [cpu.Derived(weight) for _ in range(copies_of(packed.memory.nbytes) - 1)]
-    small = packed.by_tables(x)
-    label = f"{weight.format} {('exact', 'fast')[mode]} {weight.bits}b"
-    rounded = weight.dequantize() if small else weight.dequantize().to(x.dtype)
-    limits = {torch.bfloat16: 1e-2, torch.float32: 1e-5 if mode == cpu.EXACT or not small else 5e-3}
-    bits = 8 * packed.memory.nbytes / weight.shape[0] / weight.shape[1]
-    name = f"{label} {'bf16' if x.dtype == torch.bfloat16 else 'fp32'}"
-    expected = x.double() @ rounded.double().T
-    run = lambda i: weights[i].linear(x, None, mode)  # noqa: E731
-    return Candidate(name, bits, packed.memory.nbytes, len(weights), run, expected, limits[x.dtype])
-
-
-def random_binary(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Binary:
-    """A binary-coded weight of random codes with a shift, as alternating coding stores them: float16 scales."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = shape.columns // group_size
-    planes = torch.randint(
-        0, 256, (bits, shape.out, shape.columns // 8), generator=generator, dtype=torch.uint8
-    )
-    alpha = (
-        (torch.rand(shape.out, groups, bits, generator=generator) + 0.1)
-        .div_(shape.columns**0.5)
-        .half()
-    )
-    shift = torch.randn(shape.out, groups, generator=generator).div_(shape.columns**0.5).half()
-    return Binary(planes, alpha, shift, shape.columns, group_size)
-
-
-def random_uniform(shape: Shape, bits: int, group_size: int, seed: int = 0) -> Uniform:
-    """A uniform weight of random codes with packed zero points, float16 scales."""
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(
-        0, 2**bits, (shape.out, shape.columns), generator=generator, dtype=torch.uint8
-    )
-    scale = (
-        (torch.rand(shape.out, shape.columns // group_size, generator=generator) + 0.1)
-        .div_(shape.columns)
-        .half()
-    )
-    zero = torch.randint(0, 2**bits, scale.shape, generator=generator, dtype=torch.uint8)
-    return Uniform.from_codes(codes, scale, zero, bits)
-
-
-MAKERS: Mapping[str, Callable[[Shape, int, int], Binary | Uniform]]
-MAKERS = {"binary": random_binary, "uniform": random_uniform}
-
-
-def candidates(
-    shape: Shape, bits: Iterable[int], group_size: int, formats: Sequence[str] = ("binary",)
-) -> list[Candidate]:
-    """Dense products in both dtypes, and ours in both modes, for every width; the peers are in `qbench.latency.peers`."""
-    x = torch.randn(shape.rows, shape.columns, generator=torch.Generator().manual_seed(1))
-    plain = torch.randn(shape.out, shape.columns, generator=torch.Generator().manual_seed(2))
-    found = [dense(plain, x, torch.float32), dense(plain, x, torch.bfloat16)]
-    for width in bits:
-        for kind in formats:
-            weight = MAKERS[kind](shape, width, group_size)
-            found += [
-                table(weight, x, cpu.EXACT),
-                table(weight, x, cpu.FAST),
-                table(weight, x.bfloat16(), cpu.EXACT),
-            ]
-    return found
+    return candidates, missing
 
 
 def wall_clock(candidate: Candidate) -> Callable[[int], float]:
-    """Seconds of the product with the i-th copy, by the processor's clock."""
+    """Seconds of a product with one copy of the weight, by the processor's clock."""
 
     def elapsed(copy: int) -> float:
         started = time.perf_counter()
@@ -273,35 +184,37 @@ def wall_clock(candidate: Candidate) -> Callable[[int], float]:
 
 def time_interleaved(
     shape: Shape,
-    found: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     rounds: int,
     burst: int = 4,
     clock: Clock = wall_clock,
     device: str = "",
 ) -> list[Row]:
-    """Check every candidate; then each round runs it once untimed and `burst` times timed, on another copy each."""
-    errors = {one.name: one.error() for one in found}
-    clocks = {one.name: clock(one) for one in found}
-    times: Mapping[str, list[float]] = {one.name: [] for one in found}
+    """A row for every candidate, in their order.
+
+    Each is checked; then each round runs it once untimed and `burst` times timed, every time on
+    another copy. QbenchError where a product is wrong.
+    """
+    errors = [candidate.error() for candidate in candidates]
+    clocks = [clock(candidate) for candidate in candidates]
+    times: list[list[float]] = [[] for _ in candidates]
     for turn in range(rounds):
-        for one in found:
-            copies = [(turn * (burst + 1) + i) % one.copies for i in range(burst + 1)]
-            times[one.name] += [clocks[one.name](copy) for copy in copies][1:]
+        for index, candidate in enumerate(candidates):
+            first = turn * (burst + 1)
+            clocks[index](first % candidate.copies)  # untimed
+            for copy in range(first + 1, first + burst + 1):
+                times[index].append(clocks[index](copy % candidate.copies))
     rows = []
-    for one in found:
-        facts = (
-            one.name,
-            one.bits,
-            one.nbytes,
-            one.operations or 2 * math.prod(shape),
-            errors[one.name],
+    for index, candidate in enumerate(candidates):
+        row = Row(
+            shape,
+            device or f"{torch.get_num_threads()} threads",
+            candidate.name,
+            candidate.bits,
+            candidate.nbytes,
+            candidate.operations or 2 * math.prod(shape),
+            errors[index],
+            tuple(times[index]),
         )
-        rows.append(
-            Row(
-                shape,
-                device or f"{torch.get_num_threads()} threads",
-                *facts,
-                tuple(times[one.name]),
-            )
-        )
+        rows.append(row)
     return rows

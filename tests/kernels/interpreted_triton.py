@@ -1,7 +1,8 @@
-"""The Triton kernels against the reference, run by Triton's interpreter; `test_triton.py` runs this file."""
+"""The Triton kernels against the reference, in Triton's interpreter; `test_triton.py` runs this."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before Triton is imported", allow_module_level=True)
 
+from qbench.checks import kernels as kernel_checks
 from qbench.formats import Binary, Lattice, Uniform
-from qbench.kernels import reference
+from qbench.kernels import reference, registry
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu.triton_configs import Config
 from qbench.kernels.gpu.triton_layout import derive
@@ -167,3 +169,29 @@ def test_the_registered_kernel_keeps_one_layout_for_a_weight():
     assert gpu._layouts.of([part.view_as(part) for part in parts], stated) is kept
     parts[1].zero_()
     assert gpu._layouts.of(parts, stated) is not kept
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        kernel_checks.check_zero_rows,
+        kernel_checks.check_range,
+        kernel_checks.check_untouched,
+        kernel_checks.check_written_weight,
+        kernel_checks.check_prepared,
+    ],
+)
+def test_promises_of_every_kernel(check, monkeypatch):
+    """The others hold as well under the interpreter, and take minutes."""
+    kernel = dataclasses.replace(
+        gpu.KERNELS[0],
+        name="interpreted",
+        devices=("cpu",),
+        dtypes=(torch.float16, torch.float32),
+        available=lambda: None,
+    )
+    monkeypatch.setattr(registry, "_known", dict(registry.all_kernels()))
+    registry.register(kernel)
+    trial = kernel_checks.Trial(kernel)
+    check(trial)
+    assert trial.served

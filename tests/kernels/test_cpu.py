@@ -1,4 +1,4 @@
-"""Products on the CPU: every instruction set, width and mode against float64, and nothing that depends on chance."""
+"""Products on the CPU: every instruction set, width and mode against float64; nothing by chance."""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ import qbench
 from qbench import Scheme
 from qbench.errors import ConfigError
 from qbench.kernels import dispatch, registry
-from qbench.kernels.cpu import products as cpu
-from qbench.kernels.registry import Kernel, Request, choose, register
+from qbench.kernels.contract import Kernel, Request
+from qbench.kernels.cpu import library
+from qbench.kernels.registry import choose, register
 
 REQUEST = Request("binary", 3, 32, (40, 64), "cpu", torch.float32, 1)
 
@@ -23,7 +24,7 @@ def weight():
 @pytest.fixture
 def alone(monkeypatch):
     """A registry with the fallback alone."""
-    monkeypatch.setattr(registry, "KERNELS", {"dequantized": registry.KERNELS["dequantized"]})
+    monkeypatch.setattr(registry, "_known", {"dequantized": registry.get_kernel("dequantized")})
     choose.cache_clear()
     yield
     monkeypatch.undo()
@@ -80,8 +81,8 @@ def test_what_the_cpu_kernel_does_not_take_is_dequantized_and_said(change, reaso
 
 
 def test_without_the_library(monkeypatch):
-    monkeypatch.setattr(cpu, "_found", lambda: None)
-    cpu.unavailable.cache_clear()
+    monkeypatch.setattr(library, "library_path", lambda: None)
+    library.unavailable.cache_clear()
     choose.cache_clear()
     try:
         assert choose(REQUEST).name == "dequantized"
@@ -93,18 +94,19 @@ def test_without_the_library(monkeypatch):
             choose(REQUEST, "cpu-binary")
     finally:
         monkeypatch.undo()
-        cpu.unavailable.cache_clear()
+        library.unavailable.cache_clear()
         choose.cache_clear()
 
 
-def test_later_registrations_are_preferred(alone):
-    run = registry.KERNELS["dequantized"].run
-    register(Kernel("narrow", run, batch=(1, 4)))
-    register(Kernel("by name", run, automatic=False))
-    assert (
-        choose(REQUEST).name == "narrow" and choose(REQUEST._replace(rows=5)).name == "dequantized"
-    )
+def test_the_highest_priority_is_preferred_whatever_the_order(alone):
+    run = registry.get_kernel("dequantized").run
+    register(Kernel("narrow", run, batch=(1, 4), automatic=True))
+    register(Kernel("by name", run, priority=99))
+    register(Kernel("lower", run, automatic=True, priority=9))
+    assert choose(REQUEST).name == "narrow"
+    assert choose(REQUEST._replace(rows=5)).name == "lower"
     assert choose(REQUEST, "by name").name == "by name"
+    assert dispatch.explain(REQUEST) == {"by name": "it is only taken by name", "narrow": ""}
     with pytest.raises(ConfigError, match=r"5 rows of x are not in 1..4"):
         choose(REQUEST._replace(rows=5), "narrow")
     with pytest.raises(ConfigError, match="registered twice"):

@@ -1,4 +1,4 @@
-"""The GPU kernels without a GPU: layouts, the choice of a launch, Triton's interpreter, and compilation ahead of time.
+"""The GPU kernels without a GPU: layouts, launches, Triton's interpreter, and compilation ahead.
 
 What needs triton (the extra `gpu`) is skipped where it is not installed.
 """
@@ -17,10 +17,10 @@ import torch
 from places import ROOT
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Dense
+from qbench.kernels.contract import Request
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_configs
 from qbench.kernels.gpu.triton_layout import derive
-from qbench.kernels.registry import Request
 from samples import binary_weight, lattice_weight, normal, uniform_weight
 
 needs_triton = pytest.mark.skipif(
@@ -124,7 +124,8 @@ def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_triton_loads_only_with_a_product():
-    code = "import sys, qbench, qbench.kernels.dispatch, qbench.kernels.gpu.products; assert 'triton' not in sys.modules"
+    code = "import sys, qbench, qbench.kernels.dispatch, qbench.kernels.gpu.products"
+    code += "; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 

@@ -1,4 +1,4 @@
-"""`qbench latency` and `qbench doctor`: every candidate is checked and timed, and a wrong request is one sentence."""
+"""`qbench latency`, `qbench doctor`: candidates are checked, and a wrong request is a sentence."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from pytest_benchmark.cli import main as pytest_benchmark
 
 import qbench
 from qbench import Scheme
-from qbench.errors import ConfigError, DataError
+from qbench.errors import ConfigError, DataError, QbenchError
+from qbench.kernels import registry
+from qbench.kernels.contract import Kernel
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.gpu import products as gpu
+from qbench.kernels.samples import random_binary
+from qbench.latency.candidates import kernel_candidate
 from qbench.latency.request import shapes_of
 from qbench.latency.timing import Candidate, Shape, collect
 from qbench.reports.roofline import roofline
@@ -21,6 +25,17 @@ from qbench.reports.roofline import roofline
 needs_library = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"CPU kernels: {cpu.unavailable()}"
 )
+
+PLUGIN = """
+import torch
+from qbench.kernels.contract import Kernel
+from qbench.kernels.description import weight_from
+
+def run(x, parts, bias, description):
+    return x @ weight_from(parts, description).dequantize().T
+
+KERNEL = Kernel("mine", run, dtypes=(torch.float32,))
+"""
 
 
 @pytest.fixture
@@ -77,6 +92,39 @@ def test_products_are_timed_against_dense_ones(command, tmp_path):
     assert all(
         name in text for name in names if "binary" in name or "uniform" in name or "dense" in name
     )
+
+
+@needs_library
+def test_a_plugin_kernel_is_timed_without_an_edit(command, tmp_path, monkeypatch):
+    known = dict(registry.all_kernels())
+    monkeypatch.setattr(registry, "_known", known)
+    plugin, file = tmp_path / "mine.py", tmp_path / "rows.json"
+    plugin.write_text(PLUGIN)
+    options = ["--bits", "3", "--group-size", "32", "--rounds", "2", "--plugin", str(plugin)]
+    code, text = command("latency", "--shapes", "64x128", *options, "--json", str(file))
+    assert code == 0, text
+    facts = {row["name"]: row["extra_info"] for row in json.loads(file.read_text())["benchmarks"]}
+    assert {"binary mine 3b fp32", "binary exact 3b bf16", "binary fast 3b fp32"} <= facts.keys()
+    assert "binary mine 3b bf16" not in facts and "binary dequantized 3b fp32" not in facts
+    # planes 64 x 128 x 3 bits, and 4 float16 scales and shifts for each of 64 x 4 groups
+    assert facts["binary mine 3b fp32"]["weight_bytes"] == 64 * 128 * 3 // 8 + 64 * 4 * 4 * 2
+    options += ["--kernels", "dequantized,triton", "--format", "uniform"]
+    code, text = command("latency", "--shapes", "64x128", *options)
+    assert code == 0 and "uniform dequantized 3b bf16" in text and "exact" not in text, text
+    assert "not here  triton: device cpu is not one of cuda" in text
+
+
+@needs_library
+def test_a_kernel_that_raises_or_is_wrong_is_named(monkeypatch):
+    def raises(x, parts, bias, description):
+        raise RuntimeError("no")
+
+    weight, x = random_binary((64, 128), 3, 32), torch.randn(2, 128)
+    with pytest.raises(QbenchError, match="kernel 'mine' raised RuntimeError: no; `qbench check"):
+        kernel_candidate(Kernel("mine", raises), weight, x, 3)
+    zeros = Kernel("mine", lambda x, parts, bias, description: x.new_zeros(2, 64))
+    with pytest.raises(QbenchError, match="binary mine 3b fp32 is wrong: relative error 1"):
+        kernel_candidate(zeros, weight, x, 3).error()
 
 
 @pytest.mark.slow
@@ -211,6 +259,8 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
             ["--end-to-end", "nowhere", "--device", "tpu"],
             "give them with --shapes (--device is 'tpu')",
         ),
+        (["--shapes", "64x64", "--group-size", "32", "--kernels", "x"], "unknown kernel 'x'"),
+        (["--shapes", "64x64", "--plugin", "nowhere.py"], "'nowhere.py' is not a file"),
         (["--end-to-end", "nowhere"], "nowhere/config.json cannot be read"),
     ],
 )

@@ -1,0 +1,133 @@
+"""What a kernel is: a function that multiplies with a packed weight, and what it declares.
+
+A kernel lives in one file of this folder, or in a package of it whose `__init__` names its kernels;
+`dequantized.py` is the model to follow. `qbench.kernels.registry` finds it, and
+`qbench check NAME` holds it against `qbench.kernels.reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+
+
+class Description(TypedDict):
+    """What a weight is beside its tensors.
+
+    format: name of the weight format. parts: names of its tensors, in the order in which they are
+    passed. spec: the JSON-able rest, as the format's `spec()` gives it. shape: [out, in].
+    """
+
+    format: str
+    parts: list[str]
+    spec: dict[str, Any]
+    shape: list[int]
+
+
+class Request(NamedTuple):
+    """A product as the choice of a kernel sees it.
+
+    format: name of the weight format. bits: per code, or None where the format counts none.
+    group_size: inputs that share a scale, or None. shape: (out, in) of the weight. device: type of
+    the device, such as `cpu` or `cuda`. dtype: of x. rows: of x, the product of all axes but the
+    last.
+    """
+
+    format: str
+    bits: int | None
+    group_size: int | None
+    shape: tuple[int, int]
+    device: str
+    dtype: torch.dtype
+    rows: int
+
+
+class Prepared(NamedTuple):
+    """A weight as one kernel reads it, for products that follow each other.
+
+    run: x (rows, in), contiguous and on the weight's device -> (rows, out). nbytes: bytes of the
+    weight that a product reads.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    nbytes: int
+
+
+Run = Callable[[Tensor, list[Tensor], Tensor | None, Description], Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute products, and for which requests. None in a declaration: for all.
+
+    name: what `--kernel`, `using` and `qbench check` are told.
+    run(x, parts, bias, description): x (..., in) floating, any strides; parts, the weight's
+        tensors; bias (out,) floating or None -> (..., out), new, in the dtype of x. It changes
+        none of its arguments, and repeats its result bit for bit.
+    formats, devices, dtypes (of x): names or dtypes that are served. bits, batch: the least and the
+        most that are served, inclusive; a batch may have no end. The batch counts the rows of x.
+    automatic: whether it may be taken without being named. A kernel has to declare this, so that
+        a package that is installed changes no product by its presence alone.
+    priority: of the automatic kernels that serve a request, the one with the highest is taken, and
+        of equals the first by name. This holds for kernels of every origin.
+    error: bound of |y - y64| / |y64| in norm over all of y, with normally distributed x in float32;
+        y64 is the product in float64. roundings: how many machine epsilons of the dtype of x
+        (`torch.finfo(dtype).eps`) come on top; one, where weight and result are rounded once each.
+    available: the reason why it cannot be used in this process at all, or None. refuses: the
+        reason why it does not serve a request that it declares to serve, or None.
+    describe: what it is on this machine, for `qbench list kernels`.
+    prepare: weight -> `Prepared`, for a kernel that reads a layout of its own; by default the
+        weight's parts are copied and passed to `run`.
+    label: its word in the rows of `qbench latency`; None: its name. timed: whether `qbench latency`
+        times it without being asked to.
+    """
+
+    name: str
+    run: Run
+    formats: tuple[str, ...] | None = None
+    bits: tuple[int, int] | None = None
+    devices: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+    batch: tuple[int, int | None] = (0, None)
+    automatic: bool = False
+    priority: int = 10
+    error: float = 1e-5
+    roundings: float = 1.0
+    available: Callable[[], str | None] = lambda: None
+    refuses: Callable[[Request], str | None] = lambda request: None
+    describe: Callable[[], str] = lambda: ""
+    prepare: Callable[[WeightFormat], Prepared] | None = None
+    label: str | None = None
+    timed: bool = True
+
+    def bound(self, dtype: torch.dtype) -> float:
+        """The relative error that is allowed with x of this dtype."""
+        return self.error + self.roundings * torch.finfo(dtype).eps
+
+    def refusal(self, request: Request) -> str | None:
+        """Why it does not serve this request, or None."""
+        for what, value, allowed in (
+            ("format", request.format, self.formats),
+            ("device", request.device, self.devices),
+            ("dtype", request.dtype, self.dtypes),
+        ):
+            if allowed is not None and value not in allowed:
+                return f"{what} {value} is not one of {', '.join(map(str, allowed))}"
+        if self.bits is not None:
+            least, most = self.bits
+            if not least <= (request.bits or 0) <= most:
+                return f"bits={request.bits} is not in {least}..{most}"
+        fewest, limit = self.batch
+        if request.rows < fewest or (limit is not None and request.rows > limit):
+            end = "any" if limit is None else limit
+            return f"{request.rows} rows of x are not in {fewest}..{end}"
+        try:
+            return self.available() or self.refuses(request)
+        except Exception as error:  # of a foreign kernel, which must not stop the others
+            return f"it raised {type(error).__name__}: {error}"

@@ -1,0 +1,106 @@
+"""Random weights of every format, for checks and timings: the same for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+from qbench.formats import Binary, Dense, Lattice, Uniform
+from qbench.formats.lattice import Features
+
+ZeroPoints = Literal["integer", "real", "middle"]
+OFFSET = 0.1  # the least size of a scale, so that none vanishes
+
+
+def random_binary(
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int,
+    seed: int = 0,
+    shift: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> Binary:
+    """A binary-coded weight (out, in) of random codes, as alternating coding stores it.
+
+    shift: whether groups have one. dtype: of the scales and shifts.
+    """
+    out, columns = shape
+    generator = torch.Generator().manual_seed(seed)
+    groups = columns // group_size
+    planes = _integers(256, (bits, out, columns // 8), generator)
+    alpha = torch.rand(out, groups, bits, generator=generator) + OFFSET
+    alpha = alpha.div_(columns**0.5).to(dtype)
+    shifts = torch.randn(out, groups, generator=generator).div_(columns**0.5).to(dtype)
+    return Binary(planes, alpha, shifts if shift else None, columns, group_size)
+
+
+def random_uniform(
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int,
+    seed: int = 0,
+    zero_points: ZeroPoints = "integer",
+    dtype: torch.dtype = torch.float16,
+) -> Uniform:
+    """A uniform weight (out, in) of random codes.
+
+    zero_points: packed integers, real numbers, or none, which means the middle of the grid. dtype:
+    of the scales and real zero points.
+    """
+    out, columns = shape
+    generator = torch.Generator().manual_seed(seed)
+    codes = _integers(2**bits, (out, columns), generator)
+    scale = torch.rand(out, columns // group_size, generator=generator) + OFFSET
+    scale = scale.div_(columns).to(dtype)
+    integers = _integers(2**bits, tuple(scale.shape), generator)
+    zero: dict[ZeroPoints, Tensor | None] = {
+        "integer": integers,
+        "real": integers.to(dtype) + 0.25,
+        "middle": None,
+    }
+    return Uniform.from_codes(codes, scale, zero[zero_points], bits)
+
+
+def random_lattice(
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int = 0,
+    seed: int = 0,
+    features: Features = "codes",
+) -> Lattice:
+    """A lattice weight (out, in) of vectors of 4 inputs. It has no groups: they are ignored."""
+    out, columns = shape
+    d = 4
+    generator = torch.Generator().manual_seed(seed)
+    codes = _integers(2**bits, (out, columns), generator)
+    k = d if features == "codes" else d * bits
+    mapping = torch.randn(d, k, generator=generator).div_(columns**0.5)
+    offset = torch.randn(d, generator=generator).div_(columns**0.5)
+    su = torch.randn(columns, generator=generator)
+    sv = torch.randn(out, generator=generator)
+    return Lattice.from_codes(codes, mapping, offset, su, sv, bits, features)
+
+
+def random_dense(
+    shape: tuple[int, int], bits: int = 0, group_size: int = 0, seed: int = 0
+) -> Dense:
+    """A weight (out, in) in float32. It has neither bits nor groups: they are ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    return Dense(torch.randn(shape, generator=generator).div_(shape[1] ** 0.5))
+
+
+# format -> a function of shape (out, in), bits, group_size and seed
+MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
+    "binary": random_binary,
+    "uniform": random_uniform,
+    "lattice": random_lattice,
+    "dense": random_dense,
+}
+
+
+def _integers(end: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randint(0, end, shape, generator=generator, dtype=torch.uint8)

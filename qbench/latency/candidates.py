@@ -1,0 +1,147 @@
+"""What is timed on every device: dense products, and all registered kernels that serve the request.
+
+A kernel appears here because it is registered; nothing is listed by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+from qbench.errors import QbenchError
+from qbench.kernels.contract import Kernel, Prepared
+from qbench.kernels.description import moved, prepare
+from qbench.kernels.dispatch import request
+from qbench.kernels.registry import all_kernels, get_kernel
+from qbench.kernels.samples import MAKERS
+from qbench.latency.timing import Candidate, Shape, copies_of
+
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}  # of x, that are timed
+SEED = 0  # of the weights
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DENSE_LIMITS = {  # of the relative error; on GPUs float32 products may be rounded to TF32's sums
+    "cpu": {torch.float32: 1e-5, torch.bfloat16: 1e-2},
+    "cuda": {torch.float32: 1e-4, torch.bfloat16: 1e-2},
+}
+
+
+def random_matrix(rows: int, columns: int, seed: int, device: str = "cpu") -> Tensor:
+    """(rows, columns) float32, normally distributed, the same for the same seed and device."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator, device=device)
+
+
+def dense_candidates(shape: Shape, device: str = "cpu") -> list[Candidate]:
+    """torch's own product with a dense weight, in float32 and in bfloat16."""
+    x = random_matrix(shape.rows, shape.columns, 1, device)
+    weight = random_matrix(shape.out, shape.columns, 2, device)
+    return [_dense(weight, x, dtype) for dtype in (torch.float32, torch.bfloat16)]
+
+
+def kernel_candidates(
+    shape: Shape,
+    bits: Iterable[int],
+    group_size: int,
+    formats: Sequence[str],
+    device: str = "cpu",
+    names: Sequence[str] = (),
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The kernels' products for every width, format and dtype of x, and why a kernel has none.
+
+    names: the kernels to time; by default those for this type of device that want to be timed.
+    ConfigError for an unknown name.
+    """
+    kernels = [get_kernel(name) for name in names] or _timed(device)
+    x = random_matrix(shape.rows, shape.columns, 1, device)
+    candidates: list[Candidate] = []
+    serving: set[str] = set()
+    refusals: dict[str, str] = {}
+    for width in bits:
+        for kind in formats:
+            weight = moved(MAKERS[kind](shape.weight, width, group_size, SEED), device)
+            for dtype in DTYPES[device]:
+                for kernel in kernels:
+                    refusal = kernel.refusal(request(x.to(dtype), weight))
+                    if refusal is not None:
+                        refusals[kernel.name] = refusal
+                        continue
+                    serving.add(kernel.name)
+                    candidates.append(kernel_candidate(kernel, weight, x.to(dtype), width))
+    missing = {name: reason for name, reason in refusals.items() if name not in serving}
+    return candidates, missing
+
+
+def kernel_candidate(kernel: Kernel, weight: WeightFormat, x: Tensor, bits: int) -> Candidate:
+    """The product of this kernel with x (rows, in), on copies of the weight as the kernel reads it.
+
+    bits: of the codes, for the name. QbenchError where the kernel raises.
+    """
+    label = kernel.name if kernel.label is None else kernel.label
+    words = (weight.format, label, f"{bits}b", SHORT[x.dtype])
+    name = " ".join(word for word in words if word)
+    _try(kernel, weight, x)
+    meaning = weight.dequantize().double()
+    return repeated(name, partial(prepare, kernel, weight), x, meaning, kernel.bound(x.dtype))
+
+
+def repeated(
+    name: str,
+    make: Callable[[], Prepared],
+    x: Tensor,
+    weight: Tensor,
+    limit: float,
+) -> Candidate:
+    """The product of x (rows, in) with a weight, on more copies of it than the cache holds.
+
+    make: gives one copy. weight (out, in) float64: what each of them stands for.
+    """
+    copies = [make()]
+    nbytes = copies[0].nbytes
+    while len(copies) < copies_of(nbytes, x.device.type):
+        copies.append(make())
+
+    def run(copy: int) -> Tensor:
+        return copies[copy].run(x)
+
+    bits = 8 * nbytes / weight.numel()
+    return Candidate(name, bits, nbytes, len(copies), run, x.double() @ weight.T, limit)
+
+
+def _timed(device: str) -> list[Kernel]:
+    kernels = []
+    for kernel in all_kernels().values():
+        if kernel.timed and (kernel.devices is None or device in kernel.devices):
+            kernels.append(kernel)
+    return kernels
+
+
+def _try(kernel: Kernel, weight: WeightFormat, x: Tensor) -> None:
+    """One product. QbenchError that names the kernel where it raises."""
+    try:
+        prepare(kernel, weight).run(x)
+    except QbenchError:
+        raise
+    except Exception as error:
+        raise QbenchError(
+            f"kernel {kernel.name!r} raised {type(error).__name__}: {error}; "
+            f"`qbench check {kernel.name}` tells what it does not compute"
+        ) from error
+
+
+def _dense(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Candidate:
+    stored = weight.to(dtype)
+
+    def make() -> Prepared:
+        copy = stored.clone()
+
+        def run(x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, copy)
+
+        return Prepared(run, copy.nbytes)
+
+    limit = DENSE_LIMITS[x.device.type][dtype]
+    return repeated(f"dense {SHORT[dtype]}", make, x.to(dtype), stored.double(), limit)

@@ -1,0 +1,57 @@
+"""What a processor can do, timed among the candidates: reading memory, and matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qbench.kernels.cpu.library import best_isa, library
+from qbench.latency.candidates import SHORT, random_matrix
+from qbench.latency.timing import Candidate
+
+READ_BYTES = 1 << 28  # far more than a cache holds
+ORDER = 1024  # of square matrices that the cache holds
+MULTIPLY_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def probes() -> list[Candidate]:
+    """Reading memory, products in bfloat16, in float32. QbenchError without the C library."""
+    return [reader(), multiplier(torch.bfloat16), multiplier(torch.float32)]
+
+
+def reader(nbytes: int = READ_BYTES) -> Candidate:
+    """Reads memory and computes nothing to speak of: its rate is the bandwidth.
+
+    QbenchError without the C library.
+    """
+    functions = library()
+    memory = torch.empty(nbytes, dtype=torch.uint8)
+    functions.bcq_prefer_huge_pages(memory.data_ptr(), nbytes)
+    memory.fill_(1)
+    done = torch.ones(1, dtype=torch.float64)
+
+    def run(copy: int) -> Tensor:
+        functions.bcq_read(memory.data_ptr(), nbytes, best_isa(), torch.get_num_threads())
+        return done
+
+    return Candidate("read", 8, nbytes, 1, run, done, 0.0)
+
+
+def multiplier(dtype: torch.dtype, order: int = ORDER) -> Candidate:
+    """torch's product of two square matrices in the cache: its rate is the matrix rate."""
+    x = random_matrix(order, order, 1).to(dtype)
+    weight = random_matrix(order, order, 2).to(dtype)
+
+    def run(copy: int) -> Tensor:
+        return x @ weight
+
+    return Candidate(
+        f"multiply {SHORT[dtype]}",
+        0,
+        weight.nbytes,
+        1,
+        run,
+        x.double() @ weight.double(),
+        MULTIPLY_LIMITS[dtype],
+        2 * order**3,
+    )
