@@ -47,7 +47,7 @@ test-transformers4: ## checkpoints and families under transformers 4.57, in an e
 	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/checkpoint tests/test_export.py tests/exchange/test_gguf_model.py tests/models/test_families.py
 
 house: $(READY) ## tests/house.svg, the picture of the rooms in ARCHITECTURE.md, from the imports (needs Graphviz)
-	$(RUN)python -P tests/shared/house.py
+	PYTHONPATH=tests/shared $(RUN)python tests/shared/house.py
 
 table: $(READY) ## the README's table of methods, from what the methods declare
 	$(RUN)python -P -m qbench.commands.listing README.md
