@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from qbench.tasks.data import Source
-    from qbench.tasks.text import ReferenceLogits
+    from qbench.tasks.window_pass import ReferenceLogits
 
 
 class Outcome(NamedTuple):

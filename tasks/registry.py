@@ -35,7 +35,7 @@ def broken_tasks() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[dict[str, Task], dict[str, str]]:
-    from qbench.tasks.text import Divergence, Perplexity
+    from qbench.tasks.window_pass import Divergence, Perplexity
 
     own: list[Task] = [Perplexity(), Divergence()]
     own += [read_task(path) for path in sorted(Path(__file__).parent.glob("*.yaml"))]

@@ -33,7 +33,7 @@ from qbench.registry import get_method, load_plugin, method_class
 from qbench.tasks.contract import Context, Task
 from qbench.tasks.data import Source, chosen, open_source
 from qbench.tasks.registry import get_task
-from qbench.tasks.text import ReferenceLogits
+from qbench.tasks.window_pass import ReferenceLogits
 
 
 class View(Protocol):

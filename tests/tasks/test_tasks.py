@@ -22,7 +22,7 @@ from qbench.tasks.data import MiniSource
 from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
-from qbench.tasks.text import ReferenceLogits
+from qbench.tasks.window_pass import ReferenceLogits
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 real = pytest.mark.skipif(
@@ -138,7 +138,7 @@ def test_a_model_does_not_diverge_from_itself(model, tokenizer, reference):
 
 
 def test_divergence_is_that_of_a_plain_computation(model, tokenizer, reference, monkeypatch):
-    monkeypatch.setattr("qbench.tasks.text.POSITIONS", 10)  # windows in uneven parts
+    monkeypatch.setattr("qbench.tasks.window_pass.POSITIONS", 10)  # windows in uneven parts
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.model.layers[1].mlp.down_proj.weight += 0.05
