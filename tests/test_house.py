@@ -38,7 +38,7 @@ ARROWS = {  # what each room may import of ours: a folder is a room, and so is a
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "records"},
-    "reports": {"errors", "files", "records"},
+    "reports": {"errors", "files", "records", "tasks"},
     "latency": {
         "contracts", "environment", "errors", "formats", "kernels", "kernels.cpu", "kernels.gpu",
         "quantization",

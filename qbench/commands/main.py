@@ -107,7 +107,7 @@ def run(
 
 def _run(grid: Any, dry_run: bool) -> int:
     from qbench.commands.progress import LiveView
-    from qbench.experiment.runner import make_plan
+    from qbench.experiment.plan import make_plan
     from qbench.experiment.runner import run as run_plan
     from qbench.experiment.store import Store
     from qbench.reports.page import write_report
