@@ -121,14 +121,20 @@ def table(name: str) -> Table:
 def fetch(
     folder: Path, source: Source | None = None, progress: Callable[[str], None] | None = None
 ) -> None:
-    """Write a data folder from the hub, file by file, with `sources.json` saying what it is."""
+    """Write a data folder from the hub, file by file, with `sources.json` saying what it is.
+
+    Tables that the source does not have are left out.
+    """
     from qbench.files.atomic import write_text
     from qbench.tasks.folder import write_parquet
 
     source = source or open_source("hub")
     origins = {}
     for name, declared in tables().items():
-        for split in source.splits(name):
+        splits = source.splits(name)
+        if not splits:
+            continue
+        for split in splits:
             path = folder / declared.folder / f"{split}.parquet"
             rows = _rows(source, name, split)
             write_parquet(rows, path)
