@@ -246,7 +246,10 @@ def offline(monkeypatch, tmp_path):
 
 
 def test_hub_without_a_network_says_what_to_do(offline):
-    said = r"'openai/gsm8k' cannot be had from the hub \(ConnectionError: no route\); .* use --data mini, .* data fetch"
+    said = (
+        r"'openai/gsm8k' cannot be had from the hub \(ConnectionError: no route\); "
+        ".* use --data mini, .* data fetch"
+    )
     with pytest.raises(DataError, match=said):
         hub.HubSource().rows("gsm8k", "test")
     with pytest.raises(DataError, match="'allenai/c4' cannot be had"):
