@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qbench.errors import DataError
 from qbench.records import Cell, Record, Score, TaskSpec
@@ -24,16 +24,19 @@ ScoreKey = tuple[str, str, str]  # task, metric, filter
 class Headline:
     """One score that people look at first: a column of the wide table, and a picture.
 
-    unit: `%` for a share, else nothing. screen: its short name on the screen, None where it is only
-    in the files.
+    screen: its short name on the screen, None where it is only in the files.
     """
 
     task: str
     metric: str
     filter: str
     higher_is_better: bool
-    unit: str = ""
-    screen: str | None = None
+    screen: str | None = field(default=None, compare=False)
+
+    @property
+    def unit(self) -> str:
+        """`%` for a share, else nothing."""
+        return unit_of(self.metric)
 
     @property
     def title(self) -> str:
@@ -138,7 +141,7 @@ def _declared(directions: dict[ScoreKey, bool]) -> list[Headline]:
             for name in record_names(task.name):
                 key = (name, score.metric, score.filter)
                 if key in directions:
-                    columns.append(Headline(*key, directions[key], score.unit, score.screen))
+                    columns.append(Headline(*key, directions[key], score.screen))
     return columns
 
 
@@ -153,10 +156,10 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
             prefixes += [f"{name}_" for name in names]
     columns = []
     for key, higher in directions.items():
-        name, metric, _ = key
+        name = key[0]
         if name not in known and not name.startswith(tuple(prefixes)):
             known.add(name)
-            columns.append(Headline(*key, higher, unit_of(metric)))
+            columns.append(Headline(*key, higher))
     return columns
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qbench.errors import ConfigError
-from qbench.reports.headline import headlines
+from qbench.reports.headline import Headline, headlines
 from qbench.tasks import registry
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import fetch, inventory, table
@@ -117,6 +117,11 @@ def test_a_task_judges_a_tiny_model(name, source, tiny, tokenizer, tmp_path):
         assert score.higher_is_better == declared[key]
     parts = {score.task for score in outcome.scores} - {name}
     assert all(task.has_subjects and part.startswith(f"{name}_") for part in parts)
+
+
+def test_a_share_is_a_percentage_in_every_report():
+    assert Headline("anything", "acc", "none", True).title == "anything acc %"
+    assert Headline("anything", "gold_nll", "none", False).heading == "anything gold_nll ↓"
 
 
 def test_no_other_file_names_a_task():
