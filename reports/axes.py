@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import ScaledTranslation
 
 from qbench.records import Record
-from qbench.reports.headline import PERCENT, Headline, names, ordered, protocol, unquantized
+from qbench.reports.headline import Headline, names, ordered, protocol, unquantized
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 COLOURS = {  # after Okabe and Ito, legible on white; beside each what a dark page puts instead
@@ -124,7 +124,7 @@ def _points(
 ) -> dict[str, list[Point]]:
     scored = [(record, score) for record in mine if (score := headline.of(record))]
     usual = Counter(protocol(record, headline.task) for record, _ in scored).most_common(1)
-    scale, called = 100.0 if headline.metric in PERCENT else 1.0, names(mine)
+    scale, called = 100.0 if headline.unit == "%" else 1.0, names(mine)
     lines: dict[str, list[Point]] = {}
     for record, score in scored:
         y, error, scheme = score.value * scale, (score.stderr or 0.0) * scale, record.cell.scheme
@@ -162,7 +162,7 @@ def _frame(axes: Any, headline: Headline) -> None:
     better = "higher is better ↑" if headline.higher_is_better else "lower is better ↓"
     axes.set_title(headline.title, loc="left", fontsize=11, fontweight="bold")
     axes.set_ylabel(
-        f"{headline.metric}{' %' if headline.metric in PERCENT else ''}, {better}", labelpad=7
+        f"{headline.metric}{' %' if headline.unit == '%' else ''}, {better}", labelpad=7
     )
     axes.set_xlabel("measured bits per weight")
     axes.margins(0.08, 0.1)

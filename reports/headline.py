@@ -1,53 +1,52 @@
-"""Which scores come first, what cells and scores are called, and how a number is written: shared by all reports."""
+"""Which scores come first, what cells and scores are called, how a number is written.
+
+What a task's scores are, in which order, unit and direction, its own file declares.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qbench.errors import DataError
 from qbench.records import Cell, Record, Score, TaskSpec
+from qbench.tasks.mini_source import record_names, split_name
+from qbench.tasks.registry import ordered_tasks, unit_of
 
-PERCENT = frozenset({"acc", "acc_norm", "exact_match", "top1_agreement"})
-HEADLINES: tuple[tuple[str, str, str], ...] = (  # task without its `mini-`, metric, filter
-    *(("wikitext", "perplexity", "none"), ("text", "perplexity", "none")),
-    *(("divergence", "kl_mean", "none"), ("divergence", "top1_agreement", "none")),
-    *(
-        (task, metric, "none")
-        for task in ("arc_easy", "arc_challenge", "mmlu")
-        for metric in ("acc", "gold_logprob")
-    ),
-    *(("gsm8k", "exact_match", "strict-match"), ("gsm8k", "exact_match", "flexible-extract")),
-    ("gsm8k", "gold_nll", "none"),
-)
-SCREEN = {  # what of these goes on the screen, and its short name; where it is crowded the last ones go first
-    "perplexity": "ppl",
-    "kl_mean": "KL",
-    "top1_agreement": "top-1 %",
-    "arc_easy acc": "acc %",
-    "arc_easy gold_logprob": "logprob",
-    "gsm8k gold_nll": "nll",
-}
 MINI_NOTICE = "mini tasks are stand-ins shipped with qbench: not comparable with published scores"
+
+
+ScoreKey = tuple[str, str, str]  # task, metric, filter
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One score that people look at first: a column of the wide table, and a picture."""
+    """One score that people look at first: a column of the wide table, and a picture.
+
+    screen: its short name on the screen, None where it is only in the files.
+    """
 
     task: str
     metric: str
     filter: str
     higher_is_better: bool
+    screen: str | None = field(default=None, compare=False)
+
+    @property
+    def unit(self) -> str:
+        """`%` for a share, else nothing."""
+        return unit_of(self.metric)
 
     @property
     def title(self) -> str:
         """`arc_easy acc %` or `gsm8k exact_match % (strict-match)`."""
-        unit = " %" if self.metric in PERCENT else ""
-        return f"{self.task} {self.metric}{unit}" + (
-            f" ({self.filter})" if self.filter != "none" else ""
-        )
+        words = [self.task, self.metric]
+        if self.unit:
+            words.append(self.unit)
+        if self.filter != "none":
+            words.append(f"({self.filter})")
+        return " ".join(words)
 
     @property
     def heading(self) -> str:
@@ -62,11 +61,10 @@ class Headline:
     @property
     def short(self) -> str | None:
         """Its name on the screen, on three short lines; None where it is only in the files."""
-        prefix, task = (
-            ("mini-", self.task[5:]) if self.task.startswith("mini-") else ("", self.task)
-        )
-        name = SCREEN.get(f"{task} {self.metric}") or SCREEN.get(self.metric)
-        return name and f"{prefix}\n{task}\n{name} {self.arrow}"
+        if self.screen is None:
+            return None
+        prefix, task = split_name(self.task)
+        return f"{prefix}\n{task}\n{self.screen} {self.arrow}"
 
     def of(self, record: Record) -> Score | None:
         """This score of a finished cell."""
@@ -81,7 +79,8 @@ def require(records: Sequence[Record]) -> None:
     """DataError where there is nothing to report."""
     if not records:
         raise DataError(
-            "there are no records to report; give a run's folder that holds at least one finished cell"
+            "there are no records to report; "
+            "give a run's folder that holds at least one finished cell"
         )
 
 
@@ -99,8 +98,12 @@ def ordered(records: Iterable[Record]) -> list[Record]:
     """By model, bits (the unquantized model first), method, parameters, group size."""
 
     def key(record: Record) -> tuple[object, ...]:
-        cell, scheme = record.cell, record.cell.scheme
-        bits, group = (scheme.bits, scheme.group_size or 1 << 30) if scheme else (-1, 0)
+        cell = record.cell
+        bits = -1
+        group = 0
+        if cell.scheme:
+            bits = cell.scheme.bits
+            group = cell.scheme.group_size or 1 << 30  # one group per channel comes last
         return (
             cell.model,
             bits,
@@ -115,54 +118,75 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def headlines(records: Sequence[Record]) -> list[Headline]:
-    """The headline scores that these records have, in order; of a task we do not know, its first score."""
-    found = {
-        (score.task, score.metric, score.filter): score.higher_is_better
-        for record in ordered(records)
-        if record.status == "ok"
-        for score in record.scores
-    }
-    wanted = [
-        (prefix + task, metric, kind)
-        for task, metric, kind in HEADLINES
-        for prefix in ("", "mini-")
-    ]
-    keys = [key for key in wanted if key in found]
-    known = {task for task, *_ in HEADLINES}
-    for key in found:
-        task = key[0].removeprefix("mini-")
-        if (
-            task not in known
-            and not task.startswith("mmlu_")
-            and key[0] not in {other[0] for other in keys}
-        ):
-            keys.append(key)
-    return [Headline(*key, found[key]) for key in keys]
+    """The headline scores that these records have, in the order that their tasks declare.
+
+    Of a task that is not registered, its first score.
+    """
+    directions: dict[ScoreKey, bool] = {}
+    for record in ordered(records):
+        if record.status == "ok":
+            for score in record.scores:
+                key = (score.task, score.metric, score.filter)
+                directions[key] = score.higher_is_better
+    return _declared(directions) + _first_of_unknown(directions)
+
+
+def _declared(directions: dict[ScoreKey, bool]) -> list[Headline]:
+    """The headline scores of registered tasks, on real and on embedded data."""
+    columns = []
+    for task in ordered_tasks():
+        for score in task.scores:
+            if not score.headline:
+                continue
+            for name in record_names(task.name):
+                key = (name, score.metric, score.filter)
+                if key in directions:
+                    columns.append(Headline(*key, directions[key], score.screen))
+    return columns
+
+
+def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
+    """One score of every task that is neither registered nor a part of a registered one."""
+    known: set[str] = set()
+    prefixes: list[str] = []
+    for task in ordered_tasks():
+        names = record_names(task.name)
+        known.update(names)
+        if task.has_subjects:
+            prefixes += [f"{name}_" for name in names]
+    columns = []
+    for key, higher in directions.items():
+        name = key[0]
+        if name not in known and not name.startswith(tuple(prefixes)):
+            known.add(name)
+            columns.append(Headline(*key, higher))
+    return columns
 
 
 def protocol(record: Record, task: str) -> TaskSpec | None:
-    """How this cell was asked to run that task: scores of different protocols are not comparable."""
+    """How this cell was asked to run that task; other protocols are not comparable."""
     return next((spec for spec in record.cell.tasks if spec.name == task), None)
 
 
 def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
-    """Each cell's name by its id: method, parameters, and what else tells it from its siblings, but not the bits."""
+    """Each cell's name by its id: method, parameters, and what else tells it from its siblings.
+
+    The bits are not part of it, nor is the group size where `group` is False.
+    """
     seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
     for record in records:
+        traits = seen.setdefault(_family(record.cell), {})
         for key, value in _traits(record.cell).items():
-            seen.setdefault(_family(record.cell), {}).setdefault(key, set()).add(value)
+            traits.setdefault(key, set()).add(value)
     result = {}
     for record in records:
         varied = seen[_family(record.cell)]
-        extra = [
-            v
-            for k, v in _traits(record.cell).items()
-            if len(varied[k]) > 1 and (group or k != "group")
-        ]
-        method = "unquantized" if unquantized(record) else record.cell.method
-        result[record.id] = " ".join(
-            part for part in (method, params_text(record.cell), *extra) if part
-        )
+        words = ["unquantized" if unquantized(record) else record.cell.method]
+        words.append(params_text(record.cell))
+        for key, value in _traits(record.cell).items():
+            if len(varied[key]) > 1 and (group or key != "group"):
+                words.append(value)
+        result[record.id] = " ".join(word for word in words if word)
     return result
 
 
@@ -171,13 +195,19 @@ def _family(cell: Cell) -> tuple[str, ...]:
 
 
 def _traits(cell: Cell) -> dict[str, str]:
-    scheme, calibration = cell.scheme, cell.calibration
+    """What may tell two cells of one method apart, as it is written in names."""
+    scheme = cell.scheme
+    group = "channel"
+    if scheme and scheme.group_size:
+        group = f"g{scheme.group_size}"
+    calibration = ""
+    if cell.calibration:
+        windows = f"{cell.calibration.samples}x{cell.calibration.length}"
+        calibration = f"{cell.calibration.data}:{windows}"
     return {
-        "group": f"g{scheme.group_size}" if scheme and scheme.group_size else "channel",
+        "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
-        "calibration": f"{calibration.data}:{calibration.samples}x{calibration.length}"
-        if calibration
-        else "",
+        "calibration": calibration,
         "seed": f"seed={cell.seed}",
         "dtype": cell.dtype,
         "source": f"source={cell.source}",
@@ -186,20 +216,32 @@ def _traits(cell: Cell) -> dict[str, str]:
 
 
 def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:
-    """`35.0 ± 0.8`: percent for shares, else as many places as give the error `digits` significant digits."""
-    scale = 100.0 if metric in PERCENT else 1.0
-    value, error = value * scale, (stderr or 0.0) * scale
+    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits."""
+    is_share = unit_of(metric) == "%"
+    scale = 100.0 if is_share else 1.0
+    value = value * scale
+    error = (stderr or 0.0) * scale
     if not math.isfinite(value):
         return str(value)
-    error = error if math.isfinite(error) else 0.0
-    if scale == 1.0 and abs(value) < 1e-5 and error < 1e-5:
+    if not math.isfinite(error):
+        error = 0.0
+    if not is_share and abs(value) < 1e-5 and error < 1e-5:
         return "0"  # the divergence of the unquantized model from itself
     if abs(value) >= 1e5:
-        texts = [
-            f"{x:.{n}e}".replace("e+0", "e").replace("e+", "e") for x, n in ((value, 1), (error, 0))
-        ]
+        shown, shown_error = _exponential(value, 1), _exponential(error, 0)
     else:
-        smallest = error or abs(value) / 100 or 1.0
-        places = 1 if scale > 1 else min(5, max(0, digits - 1 - math.floor(math.log10(smallest))))
-        texts = [f"{x:.{places}f}" for x in (value, error)]
-    return texts[0] if not error else f"{texts[0]}{gap}±{gap}{texts[1]}"
+        places = 1 if is_share else _places(error or abs(value) / 100 or 1.0, digits)
+        shown, shown_error = f"{value:.{places}f}", f"{error:.{places}f}"
+    if not error:
+        return shown
+    return f"{shown}{gap}±{gap}{shown_error}"
+
+
+def _exponential(value: float, places: int) -> str:
+    """`1.1e6`, without a plus or a leading zero in the exponent."""
+    return f"{value:.{places}e}".replace("e+0", "e").replace("e+", "e")
+
+
+def _places(smallest: float, digits: int) -> int:
+    """After how many decimal places `smallest` has `digits` significant digits, 5 at most."""
+    return min(5, max(0, digits - 1 - math.floor(math.log10(smallest))))

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, pinned to a commit: the only part of the tasks that goes to the network.
+"""Data sets of the Hugging Face hub, pinned to a commit: the only part that goes to the network.
 
 The commit is resolved once per process; without a network, the one that the local cache knows is
 used.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import DataError
-from qbench.tasks.data import TABLES, TextName, table
+from qbench.tasks.data import CALIBRATION, table, tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ C4_TEXTS = 2000  # about 0.9 M tokens
 
 @dataclass(frozen=True)
 class HubSource:
-    """The data sets on the Hugging Face hub, each at the commit that is current when it is first asked for."""
+    """The data sets on the hub, each at the commit that is current when it is first asked for."""
 
     @property
     def label(self) -> str:
@@ -35,9 +35,8 @@ class HubSource:
 
     def describe(self) -> str:
         """Which repositories."""
-        return (
-            f"hub ({', '.join(dict.fromkeys(declared.repository for declared in TABLES.values()))})"
-        )
+        repositories = dict.fromkeys(declared.repository for declared in tables().values())
+        return f"hub ({', '.join(repositories)})"
 
     def splits(self, table_name: str) -> tuple[str, ...]:
         """All that are declared."""
@@ -48,11 +47,12 @@ class HubSource:
         declared = table(table_name)
         return _rows(declared.repository, declared.config, split)
 
-    def text(self, name: TextName) -> list[str]:
-        """WikiText-2's test split, or the first texts of one C4 shard."""
-        if name == "calibration":
-            return list(_c4_texts(table(name).repository))
-        return list(self.rows(name, "test")["text"])
+    def text(self, table_name: str) -> list[str]:
+        """The first split's column `text`; to calibrate on, the first texts of one C4 shard."""
+        declared = table(table_name)
+        if table_name == CALIBRATION:
+            return list(_c4_texts(declared.repository))
+        return list(self.rows(table_name, declared.splits[0])["text"])
 
     def sha256(self, table_name: str) -> str:
         """The commit of the data set's repository."""
@@ -123,6 +123,7 @@ def revision(repository: str) -> str:
 def _unreachable(repository: str, error: Exception) -> DataError:
     reason = (str(error).strip().splitlines() or ["no message"])[0]
     return DataError(
-        f"the data set {repository!r} cannot be had from the hub ({type(error).__name__}: {reason}); without a network "
-        "use --data mini, or --data DIR with a folder that `qbench data fetch DIR` made where there is one"
+        f"the data set {repository!r} cannot be had from the hub ({type(error).__name__}: "
+        f"{reason}); without a network use --data mini, or --data DIR with a folder that "
+        "`qbench data fetch DIR` made where there is one"
     )

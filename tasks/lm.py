@@ -30,7 +30,10 @@ BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and log lines of lm-eval and of generation, nor its draws from `random`; errors show."""
+    """Without warnings and log lines of lm-eval and of generation, nor its draws from `random`.
+
+    Errors show.
+    """
     loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
     levels = [logger.level for logger in loggers]
     drawn = random.getstate()
@@ -47,10 +50,14 @@ def quiet() -> Iterator[None]:
 
 
 class _Progress:
-    """Stands where lm-eval offers a cache hook, and counts the answers over its span of the task."""
+    """Stands where lm-eval offers a cache hook, and counts answers over its span of the task."""
 
     def __init__(self, context: Context, name: str, total: int, span: tuple[float, float]) -> None:
-        self.context, self.name, self.total, self.span, self.done = context, name, total, span, 0
+        self.context = context
+        self.name = name
+        self.total = total
+        self.span = span
+        self.done = 0
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
         """One more answer."""
@@ -62,11 +69,15 @@ class _Progress:
 
 
 def language_model(context: Context, name: str) -> Any:
-    """lm-eval's Hugging Face model around ours: fp32 softmax, BOS as the family wants it, own progress."""
+    """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress."""
     from lm_eval.models.huggingface import HFLM
 
     class QuietModel(HFLM):
-        """cut: how many prompts lm-eval cut from the left. span: of the task's progress, what the next call fills."""
+        """HFLM without its bars.
+
+        cut: how many prompts lm-eval cut from the left. span: what the next call fills of the
+        task's progress.
+        """
 
         cut = 0
         span = (0.0, 1.0)
@@ -84,16 +95,17 @@ def language_model(context: Context, name: str) -> Any:
         ) -> Any:
             lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
             self.cut += sum(length > self.max_length + 1 for length in lengths)
-            found: list[Any] = [None] * len(requests)
-            for size, members in batches(lengths, context.batch_size, self.model.config.vocab_size):
+            likelihoods: list[Any] = [None] * len(requests)
+            vocabulary = self.model.config.vocab_size
+            for size, members in batches(lengths, context.batch_size, vocabulary):
                 self.batch_size_per_gpu = size
-                some = super()._loglikelihood_tokens(
+                of_members = super()._loglikelihood_tokens(
                     [requests[i] for i in members], disable_tqdm=True, **options
                 )
-                for index, answer in zip(members, some, strict=True):
-                    found[index] = answer
+                for index, likelihood in zip(members, of_members, strict=True):
+                    likelihoods[index] = likelihood
             self.batch_size_per_gpu = context.batch_size
-            return found
+            return likelihoods
 
         def tok_batch_encode(self, strings: Any, *args: Any, **options: Any) -> Any:
             room = options.get("left_truncate_len") or float("inf")
@@ -112,13 +124,17 @@ def language_model(context: Context, name: str) -> Any:
 def batches(
     lengths: Sequence[int], batch_size: int, vocabulary: int
 ) -> list[tuple[int, list[int]]]:
-    """Requests by the batch size at which their logits fit LOGIT_BYTES: lm-eval holds those of every position."""
+    """(batch size, indices of requests): the size at which the logits fit LOGIT_BYTES.
+
+    lengths: of the requests, in tokens. lm-eval holds the logits of every position.
+    """
     grouped: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
-        room = max(
-            1, LOGIT_BYTES // (10 * vocabulary * max(length, 1))
-        )  # bf16, its fp32 copy and the log-softmax
-        size = batch_size if room >= batch_size else 2 ** (room.bit_length() - 1)
+        # 10 bytes a logit: bf16, its fp32 copy and the log-softmax
+        room = max(1, LOGIT_BYTES // (10 * vocabulary * max(length, 1)))
+        size = batch_size
+        if room < batch_size:
+            size = 2 ** (room.bit_length() - 1)
         grouped.setdefault(size, []).append(index)
     return sorted(grouped.items())
 
@@ -127,8 +143,8 @@ def warn_of_cut_prompts(lm: Any, name: str) -> None:
     """A cut prompt is another question: say so."""
     if lm.cut:
         warnings.warn(
-            f"{name}: {lm.cut} prompts were longer than the model's context of {lm.max_length} tokens and were cut "
-            "from the left, as lm-eval does; fewer shots avoid that",
+            f"{name}: {lm.cut} prompts were longer than the model's context of {lm.max_length} "
+            "tokens and were cut from the left, as lm-eval does; fewer shots avoid that",
             stacklevel=3,
         )
 
@@ -151,7 +167,8 @@ def with_bos(tokenizer: Any, model_type: str) -> Any:
 
     if getattr(own, "backend_tokenizer", None) is None:
         raise ConfigError(
-            f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; use a fast tokenizer"
+            f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; "
+            "use a fast tokenizer"
         )
     own.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos}:0 $A:0",
@@ -163,22 +180,22 @@ def with_bos(tokenizer: Any, model_type: str) -> Any:
 
 @lru_cache(maxsize=8)
 def stock_configs(folder: str) -> dict[str, dict[str, Any]]:
-    """The tasks in one of lm-eval's folders: name -> configuration, functions and includes resolved."""
+    """The tasks in one of lm-eval's folders: name -> configuration, with functions resolved."""
     import lm_eval
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
     path = Path(lm_eval.__file__).parent / "tasks" / folder
     index = TaskManager(include_path=str(path), include_defaults=False).task_index
-    return {
-        name: load_yaml(e.yaml_path, resolve_func=True)
-        for name, e in sorted(index.items())
-        if e.kind.name == "TASK"
-    }
+    configs = {}
+    for name, entry in sorted(index.items()):
+        if entry.kind.name == "TASK":
+            configs[name] = load_yaml(entry.yaml_path, resolve_func=True)
+    return configs
 
 
-def stock_task(config: dict[str, Any], given: Any) -> Any:
-    """lm-eval's task object of a configuration, on the given DatasetDict instead of the hub's."""
+def stock_task(config: dict[str, Any], data: Any) -> Any:
+    """lm-eval's task object of a configuration, on a DatasetDict of ours instead of the hub's."""
     from lm_eval.api.task import ConfigurableTask
 
     class QuietTask(ConfigurableTask):
@@ -188,7 +205,7 @@ def stock_task(config: dict[str, Any], given: Any) -> Any:
             with contextlib.redirect_stderr(io.StringIO()):
                 super().build_all_requests(**options)
 
-    here = {"dataset_path": None, "dataset_name": None, "custom_dataset": lambda **_: given}
+    here = {"dataset_path": None, "dataset_name": None, "custom_dataset": lambda **_: data}
     task = QuietTask(config=deepcopy(config) | here)
     task.set_fewshot_seed(SEED)
     return task
@@ -207,8 +224,20 @@ def answers(
     for task in tasks:
         task.set_fewshot_seed(SEED)
     by_name = {task.task_name: task for task in tasks}
-    found = evaluate(lm, {"tasks": by_name}, limit=limit, bootstrap_iters=0, log_samples=True)
-    return found["samples"]
+    results = evaluate(lm, {"tasks": by_name}, limit=limit, bootstrap_iters=0, log_samples=True)
+    return results["samples"]
+
+
+def gold_choice(task: Any, doc: dict[str, Any]) -> int:
+    """The index of the right choice, where lm-eval's scoring takes it from.
+
+    A task whose choices are contexts (Winogrande) gives the index as its text; others give it, or
+    the right choice itself, as their target.
+    """
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str):
+        return task.doc_to_choice(doc).index(gold)
+    return gold
 
 
 def prompts(task: Any) -> list[tuple[dict[str, Any], str]]:
@@ -219,15 +248,16 @@ def prompts(task: Any) -> list[tuple[dict[str, Any], str]]:
 
 
 def loglikelihoods(lm: Any, name: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-    """(context, continuation) -> natural log of the continuation's probability, and its number of tokens."""
+    """Of every (context, continuation): ln p(continuation), and the continuation's tokens."""
     from lm_eval.api.instance import Instance
 
-    requests = [
-        Instance("loglikelihood", doc={}, arguments=pair, idx=0, metadata=(name, index, 1))
-        for index, pair in enumerate(pairs)
-    ]
-    lengths = [len(lm._encode_pair(*pair)[1]) for pair in pairs]
-    return [
-        (float(answer[0]), length)
-        for answer, length in zip(lm.loglikelihood(requests), lengths, strict=True)
-    ]
+    requests = []
+    for index, pair in enumerate(pairs):
+        metadata = (name, index, 1)
+        requests.append(Instance("loglikelihood", doc={}, arguments=pair, idx=0, metadata=metadata))
+    likelihoods = lm.loglikelihood(requests)
+    scored = []
+    for (log, _greedy), pair in zip(likelihoods, pairs, strict=True):
+        tokens = len(lm._encode_pair(*pair)[1])
+        scored.append((float(log), tokens))
+    return scored

@@ -1,4 +1,7 @@
-"""All tasks by name: the YAML files of this folder, the text tasks, and entry points of the group `qbench.tasks`."""
+"""All tasks by name: the files of this folder, entry points of `qbench.tasks`, and files loaded.
+
+Needs neither torch nor lm-eval, so that a report and a plan can ask what a task declares.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +11,90 @@ from pathlib import Path
 
 from qbench.errors import ConfigError, unknown_name
 from qbench.tasks.contract import Task
+from qbench.tasks.declaration import Table
 from qbench.tasks.harness import read_task
 
 GROUP = "qbench.tasks"
+_loaded: dict[Path, Task] = {}  # what `load_task_file` has added
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; ConfigError with the nearest known name, or with why a plug-in is broken."""
-    tasks, broken = _load()
+    """The task of that name; ConfigError with the nearest known one, or why a plug-in is broken."""
+    tasks = all_tasks()
     if name in tasks:
         return tasks[name]
+    broken = broken_tasks()
     if name in broken:
         raise ConfigError(f"task {name!r} cannot be used: {broken[name]}")
     raise ConfigError(unknown_name("task", name, tasks))
 
 
 def all_tasks() -> dict[str, Task]:
-    """Every usable task by name."""
-    return dict(_load()[0])
+    """Every usable task by name, sorted."""
+    tasks = dict(_installed()[0])
+    for task in _loaded.values():
+        tasks[task.name] = task
+    return dict(sorted(tasks.items()))
 
 
 def broken_tasks() -> dict[str, str]:
     """Plug-ins that cannot be used: entry point name -> reason."""
-    return dict(_load()[1])
+    return dict(_installed()[1])
+
+
+def ordered_tasks() -> list[Task]:
+    """Every usable task, in the order of reports."""
+    return sorted(all_tasks().values(), key=lambda task: (task.order, task.name))
+
+
+def task_tables() -> dict[str, Table]:
+    """The data sets that tasks declare, by the task's name, in the order of reports."""
+    tables = {}
+    for task in ordered_tasks():
+        if isinstance(task.table, Table):
+            tables[task.name] = task.table
+    return tables
+
+
+def unit_of(metric: str) -> str:
+    """`%` where some task declares the metric as a share, else nothing."""
+    for task in all_tasks().values():
+        for score in task.scores:
+            if score.metric == metric and score.unit:
+                return score.unit
+    return ""
+
+
+def load_task_file(path: Path) -> str:
+    """Register the task of a YAML file; returns its name. Loading a file again reads it again.
+
+    Raises ConfigError where the file is absent or describes no task, or where its name is taken.
+    """
+    if not path.is_file():
+        raise ConfigError(f"task file {str(path)!r} is not a file; give a YAML file with a task")
+    task = read_task(path)
+    place = path.resolve()
+    others = _installed()[0] | {t.name: t for other, t in _loaded.items() if other != place}
+    if task.name in others:
+        raise ConfigError(
+            f"task file {str(path)!r} defines task {task.name!r}, which exists; choose another name"
+        )
+    _loaded[place] = task
+    return task.name
 
 
 @lru_cache(maxsize=1)
-def _load() -> tuple[dict[str, Task], dict[str, str]]:
-    from qbench.tasks.text import Divergence, Perplexity
-
-    own: list[Task] = [Perplexity(), Divergence()]
-    own += [read_task(path) for path in sorted(Path(__file__).parent.glob("*.yaml"))]
-    tasks = {task.name: task for task in own}
+def _installed() -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks of this folder and of entry points by name, and why others cannot be used."""
+    tasks = {task.name: task for task in _own_tasks()}
     broken: dict[str, str] = {}
     for point in entry_points(group=GROUP):
         try:
             task = point.load()
             if not isinstance(task, Task):
                 raise TypeError(
-                    f"{point.value} is no task: it needs name, kind, describe, spec and evaluate"
+                    f"{point.value} is no task: it needs name, kind, describe, spec and evaluate, "
+                    "and the other facts of qbench.tasks.contract.Task"
                 )
             if task.name in tasks:
                 raise ValueError(f"the name {task.name!r} is taken")
@@ -54,4 +102,14 @@ def _load() -> tuple[dict[str, Task], dict[str, str]]:
             broken[point.name] = f"{type(error).__name__}: {error}"
         else:
             tasks[task.name] = task
-    return dict(sorted(tasks.items())), broken
+    return tasks, broken
+
+
+def _own_tasks() -> list[Task]:
+    from qbench.tasks.divergence import Divergence
+    from qbench.tasks.perplexity import Perplexity
+
+    own: list[Task] = [Perplexity(), Divergence()]
+    for path in sorted(Path(__file__).parent.glob("*.yaml")):
+        own.append(read_task(path))
+    return own

@@ -45,7 +45,7 @@ ARROWS = {
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "records"},
-    "reports": {"errors", "files", "records"},
+    "reports": {"errors", "files", "records", "tasks"},
     "latency": {
         "contracts", "environment", "errors", "kernels", "kernels.cpu", "kernels.gpu",
         "quantization",

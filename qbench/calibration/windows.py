@@ -1,7 +1,7 @@
 """Texts cut into windows of tokens, for calibration and for evaluation.
 
-The texts are joined by blank lines and tokenised once (BOS only where the tokenizer puts it, at the start), then cut
-into non-overlapping windows; the tail is dropped.
+The texts are joined by blank lines and tokenised once (BOS only where the tokenizer puts it, at the
+start), then cut into non-overlapping windows; the tail is dropped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from qbench.errors import DataError, require_at_least
 def windows(
     texts: Sequence[str], tokenizer: Any, length: int, limit: int | None = None
 ) -> LongTensor:
-    """(n, length): the first `limit` windows of the joined texts, or all; DataError where not even one is full."""
+    """(n, length) int64: the first `limit` windows of the joined texts, or all.
+
+    Raises DataError where not even one is full.
+    """
     require_at_least("length", length, least=2)
     require_at_least("limit", limit)
     tokens = _tokens(texts, tokenizer)
     count = len(tokens) // length
     if not count:
         raise DataError(
-            f"the text has {len(tokens)} tokens and one window needs {length}; give more text or a smaller length"
+            f"the text has {len(tokens)} tokens and one window needs {length}; "
+            "give more text or a smaller length"
         )
     return tokens[: count * length].view(count, length)[:limit]  # type: ignore[return-value]
 
@@ -33,15 +37,18 @@ def windows(
 def calibration_windows(
     texts: Sequence[str], tokenizer: Any, samples: int, length: int, seed: int
 ) -> LongTensor:
-    """(samples, length): windows of the joined texts, drawn without repetition under `seed`, in the text's order."""
+    """(samples, length) int64: windows drawn without repetition under `seed`, in the text's order.
+
+    Raises DataError where the texts have fewer.
+    """
     require_at_least("samples", samples)
     require_at_least("length", length, least=2)
     tokens = _tokens(texts, tokenizer)
     count = len(tokens) // length
     if count < samples:
         raise DataError(
-            f"the calibration text has {len(tokens)} tokens, {count} windows of length {length}; {samples} are asked: "
-            "give more text, or fewer or shorter samples"
+            f"the calibration text has {len(tokens)} tokens, {count} windows of length {length}; "
+            f"{samples} are asked: give more text, or fewer or shorter samples"
         )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(count, generator=generator)[:samples].sort().values
@@ -49,6 +56,7 @@ def calibration_windows(
 
 
 def _tokens(texts: Sequence[str], tokenizer: Any) -> Tensor:
+    """(tokens,) int64 of the joined texts; DataError where these are empty."""
     joined = "\n\n".join(texts)
     if not joined.strip():
         raise DataError("the text is empty; give a data source with text")

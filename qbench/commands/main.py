@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qbench.experiment.grid import Grid
-    from qbench.experiment.runner import Plan
+    from qbench.experiment.plan import Plan
     from qbench.experiment.store import Store
     from qbench.records import Record
 
@@ -122,7 +122,7 @@ def run(
 
 def _run(grid: Grid, dry_run: bool) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
-    from qbench.experiment.runner import make_plan
+    from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
     from qbench.reports.page import write_report
 

@@ -1,13 +1,15 @@
-"""What a cell will cost, before it runs: from the model's shape and a matrix rate measured on this machine.
+"""What a cell will cost, before it runs: from the model's shape and a measured matrix rate.
 
 The constants are counts of multiply-adds, not fits; the result is right within a factor of about
-two, and is only used for `--dry-run` and for the time left.
+two, and is only used for `--dry-run` and for the time left. What an item costs is declared by its
+task.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,29 +22,20 @@ from qbench.models.blocks import decoder_blocks, quantizable
 from qbench.models.source import torch_dtype
 from qbench.records import Cell, TaskSpec
 from qbench.registry import get_method
+from qbench.tasks.declaration import Cost
 
-ITEM_TOKENS = {
-    "arc_easy": 130,
-    "arc_challenge": 150,
-    "mmlu": 120,
-    "gsm8k": 150,
-}  # all choices of one item, 0-shot
-SHOT_TOKENS = {"arc_easy": 40, "arc_challenge": 50, "mmlu": 110, "gsm8k": 160}
-ITEMS = {
-    "arc_easy": 2376,
-    "arc_challenge": 1172,
-    "mmlu": 14042,
-    "gsm8k": 1319,
-    "wikitext": 140,
-    "divergence": 140,
-}
-WRITTEN = 200  # tokens of one generated solution
-SUBJECTS = 57
+RESERVE = 1 << 29  # bytes for what is not counted
+SLOW_WRITING = 4  # a token that is written costs as much as four that are read: memory bound
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The machine and the model. evaluation, walk, training: flops per second in the dtypes in which each computes."""
+    """The machine and the model.
+
+    evaluation, walk, training: flops per second in the dtypes in which each computes. parameters,
+    block_weights: how many, of the model and of the layers to be quantized. widest: the largest
+    dimension of these layers. itemsize: bytes of a parameter in evaluation.
+    """
 
     evaluation: float
     walk: float
@@ -66,7 +59,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Quantizing and all tasks."""
         return self.quantize + sum(self.tasks.values())
 
     @property
@@ -76,7 +69,7 @@ class Estimate:
 
 
 def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
-    """The shape of a model without weights, and the rate of matrix products (0.2 s of measuring)."""
+    """The shape of a model without weights, and the rate of matrix products (0.2 s each)."""
     layers = quantizable(skeleton)
     text = skeleton.config.get_text_config()
     return Rates(
@@ -93,59 +86,47 @@ def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
     )
 
 
-def estimate(cell: Cell, rates: Rates) -> Estimate:
-    """Time and memory of one cell."""
-    tasks = {spec.name: _task_seconds(spec, rates) for spec in cell.tasks}
-    weights = 4 * rates.parameters
+def estimate(cell: Cell, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
+    """Time and memory of one cell. costs: of an item of each task, by its name in the cell."""
+    tasks = {spec.name: _task_seconds(spec, costs[spec.name], rates) for spec in cell.tasks}
     if cell.method == "none":
         return Estimate(0.0, tasks, rates.itemsize * rates.parameters + _logits_bytes(cell, rates))
+    weights = 4 * rates.parameters  # in float32
     if cell.calibration is None:
-        return Estimate(rates.block_weights * 2e-7 + 3, tasks, weights + (1 << 29))
+        seconds = rates.block_weights * 2e-7 + 3
+        return Estimate(seconds, tasks, weights + RESERVE)
     tokens = cell.calibration.samples * cell.calibration.length
     streams = 4 * tokens * (2 * rates.hidden + rates.widest)
     method = get_method(cell.method, **cell.params)
     if verb_of(method) == "quantize_block":
         trained = method.training_tokens(tokens) if trains(method) else tokens
-        passes = (
-            2 * 2 * tokens + 6 * trained
-        )  # both streams forward; training is a forward and two backward products
+        # Both streams go forward; training is a forward and two backward products.
+        passes = 2 * 2 * tokens + 6 * trained
         block = 32 * rates.block_weights // max(1, rates.blocks)
-        return Estimate(
-            passes * rates.block_weights / rates.training,
-            tasks,
-            weights + 2 * streams + block + (1 << 29),
-        )
-    hessians = (
-        2 * tokens * rates.block_weights * 0.5
-    )  # x x^T of each distinct input: about half a forward pass
-    seconds = (
-        2 * tokens * rates.block_weights + hessians
-    ) / rates.walk + rates.block_weights * 5e-7
-    return Estimate(seconds, tasks, weights + streams + (1 << 29))
+        seconds = passes * rates.block_weights / rates.training
+        return Estimate(seconds, tasks, weights + 2 * streams + block + RESERVE)
+    # x x^T of each distinct input costs about half a forward pass.
+    forward = 2 * tokens * rates.block_weights
+    hessians = 2 * tokens * rates.block_weights * 0.5
+    seconds = (forward + hessians) / rates.walk + rates.block_weights * 5e-7
+    return Estimate(seconds, tasks, weights + streams + RESERVE)
 
 
-def _task_seconds(spec: TaskSpec, rates: Rates) -> float:
-    name = "wikitext" if spec.name == "mini-text" else spec.name.removeprefix("mini-")
+def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:
     per_token = 2 * rates.parameters / rates.evaluation
+    items = cost.asked(spec.limit)
     if spec.length is not None:
-        share = 0.5 if name in ("wikitext", "divergence") else 1.0  # the two share one pass
-        return (spec.limit or ITEMS.get(name, 140)) * spec.length * per_token * share * 1.3
-    items = (spec.limit or ITEMS.get(name, 1000)) * (
-        SUBJECTS if name == "mmlu" and spec.limit else 1
-    )
-    prompt = ITEM_TOKENS.get(name, 150) + (spec.num_fewshot or 0) * SHOT_TOKENS.get(name, 100)
-    written = (
-        (items if spec.generate is None else spec.generate) * WRITTEN if name == "gsm8k" else 0
-    )
-    return (
-        items * prompt * per_token + written * per_token * 4 + 2
-    )  # one token at a time is memory bound
+        return items * spec.length * per_token * cost.pass_share * 1.3
+    prompt = cost.tokens + (spec.num_fewshot or 0) * cost.tokens_per_shot
+    solutions = items if spec.generate is None else spec.generate
+    written = solutions * cost.written
+    return items * prompt * per_token + written * per_token * SLOW_WRITING + 2
 
 
 def _logits_bytes(cell: Cell, rates: Rates) -> int:
-    return max(
-        (4 * (spec.length or 0) * rates.vocabulary * 3 for spec in cell.tasks), default=0
-    ) + (1 << 29)
+    """The logits of the longest window in float32, three times over."""
+    longest = max((spec.length or 0 for spec in cell.tasks), default=0)
+    return 4 * longest * rates.vocabulary * 3 + RESERVE
 
 
 @cache

@@ -1,40 +1,36 @@
-"""From a plan to records: quantize each artifact once, evaluate each cell, write one record at a time."""
+"""From a plan to records: quantize each artifact once, evaluate each cell, one record at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from qbench.calibration.windows import calibration_windows, windows
+from qbench.calibration.walk import Progress
+from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.folder import add_scores, bytes_on_disk, is_checkpoint
 from qbench.contracts import Scheme, verb_of
-from qbench.environment import environment, peak_memory, pick_device, pick_dtype, reset_peak_memory
+from qbench.environment import environment, peak_memory, reset_peak_memory
 from qbench.errors import QbenchError, StoreError
-from qbench.experiment.cells import cell_command, expand
-from qbench.experiment.estimate import Estimate, estimate, measure_rates
-from qbench.experiment.grid import Grid
+from qbench.experiment.cells import cell_command
+from qbench.experiment.plan import Plan
 from qbench.experiment.store import Store
 from qbench.models.source import (
     ModelSource,
-    find_model,
     load_config,
     load_model,
-    load_skeleton,
-    resolved_revision,
 )
-from qbench.quantization import QuantizedModel, check_layers, load, quantize
-from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
-from qbench.registry import get_method, load_plugin, method_class
-from qbench.tasks.contract import Context, Task
-from qbench.tasks.data import Source, chosen, open_source
-from qbench.tasks.registry import get_task
-from qbench.tasks.text import ReferenceLogits
+from qbench.quantization import QuantizedModel, load, quantize
+from qbench.records import Cell, Record, Score, TaskSpec
+from qbench.registry import get_method
+from qbench.tasks.contract import Context, Task, Unquantized
+from qbench.tasks.data import CALIBRATION
 
 
 class View(Protocol):
@@ -53,76 +49,19 @@ class View(Protocol):
         """A cell is done, and its record written."""
 
 
-@dataclass
-class Plan:
-    """All that is fixed before any work: the cells, where their models and data are, and what they will cost."""
-
-    grid: Grid
-    cells: tuple[Cell, ...]
-    sources: dict[str, ModelSource]
-    source: Source
-    tasks: dict[str, Task]
-    device: str
-    estimates: dict[str, Estimate] = field(default_factory=dict)
-
-
-def make_plan(grid: Grid) -> Plan:
-    """Resolve models, data and tasks, and check every cell, before any work.
-
-    Raises ConfigError, ModelError or DataError.
-    """
-    for path in grid.plugin:
-        load_plugin(path)
-    source = open_source(grid.data)
-    grid = grid.model_copy(
-        update={"data": chosen(grid.data)}
-    )  # so that the recorded command says it
-    tasks = [get_task(name) for name in grid.task_names]
-    specs = [task.spec(source, **grid.task_options(task.name)) for task in tasks]
-    for name, _ in grid.variants:
-        method_class(name)
-    sources = {name: find_model(name) for name in grid.model}
-    device = pick_device(grid.device)
-    calibration = CalibrationSpec(
-        data=source.table_name("calibration"),
-        sha256=source.sha256("calibration"),
-        dtype=pick_dtype("auto", device),
-        **grid.calibration,
-    )
-    cells = expand(
-        grid,
-        {name: resolved_revision(found) for name, found in sources.items()},
-        specs,
-        calibration,
-        pick_dtype(grid.dtype, device),
-    )
-    named = {spec.name: task for spec, task in zip(specs, tasks, strict=True)}
-    plan = Plan(grid, cells, sources, source, named, device)
-    skeletons = {name: load_skeleton(found) for name, found in sources.items()}
-    rates = {
-        name: measure_rates(skeleton, device, cells[0].dtype)
-        for name, skeleton in skeletons.items()
-    }
-    for cell in cells:
-        if cell.scheme is not None:
-            check_layers(skeletons[cell.model], get_method(cell.method, **cell.params), cell.scheme)
-        plan.estimates[cell.id] = estimate(cell, rates[cell.model])
-    return plan
-
-
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
-    """Work through the cells that have no `ok` record yet. A failing cell is recorded and the grid goes on.
+    """Work through the cells without an `ok` record. A failing cell is recorded, and others go on.
 
     Raises StoreError where results can no longer be written; what was written stays, and the same
     call resumes.
     """
     done = {record.id: record for record in store.read_records()[0] if record.status == "ok"}
-    found = environment()
+    machine = environment()
     for position, cell in enumerate(plan.cells, 1):
         if cell.id in done:
             continue
         view.begin(cell, position, len(plan.cells))
-        record = _Worker(plan, store, view, cell).record(found)
+        record = _Worker(plan, store, view, cell).record(machine)
         store.write_record(record)
         done[cell.id] = record
         view.finish(record)
@@ -130,9 +69,16 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     return [done[cell.id] for cell in plan.cells]
 
 
+# What a model, a method or a task raises where it fails; the cell is recorded as failed.
+FAILURES = (RuntimeError, ValueError, ArithmeticError, KeyError, TypeError, IndexError, OSError)
+
+
 @dataclass
 class _Worker:
-    """One cell at work."""
+    """One cell at work.
+
+    facts: fields of its record, as they become known. tokens: which tokens calibrated.
+    """
 
     plan: Plan
     store: Store
@@ -141,39 +87,29 @@ class _Worker:
     facts: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
 
-    def record(self, found: dict[str, Any]) -> Record:
-        """Quantize, evaluate, and say what happened; only StoreError and interruption pass through."""
+    def record(self, machine: dict[str, Any]) -> Record:
+        """Quantize, evaluate, say what happened; only StoreError and interruption pass through."""
         status: Literal["ok", "failed"] = "ok"
         reason: str | None = None
         try:
             quantized = self._quantized()
             started = time.perf_counter()
-            scores = self._evaluate(quantized.model, quantized.tokenizer)
-            self.facts |= {"scores": scores, "evaluate_seconds": time.perf_counter() - started}
+            self.facts["scores"] = self._evaluate(quantized.model, quantized.tokenizer)
+            self.facts["evaluate_seconds"] = time.perf_counter() - started
         except StoreError:
             raise
         except QbenchError as error:
-            status, reason = "failed", str(error)
-        except (
-            RuntimeError,
-            ValueError,
-            ArithmeticError,
-            KeyError,
-            TypeError,
-            IndexError,
-            OSError,
-        ) as error:
-            status, reason = "failed", f"{type(error).__name__}: {error}"
-        protocol = [spec.model_dump(mode="json") for spec in self.cell.tasks]
+            status = "failed"
+            reason = str(error)
+        except FAILURES as error:
+            status = "failed"
+            reason = f"{type(error).__name__}: {error}"
         record = Record(
             id=self.cell.id,
             cell=self.cell,
             status=status,
             reason=reason,
-            environment=found
-            | {"data": self.plan.source.label, "seed": self.cell.seed, "device": self.plan.device}
-            | {"protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12]}
-            | self.tokens,
+            environment=self._environment(machine),
             command=cell_command(self.plan.grid, self.cell),
             **self.facts,
         )
@@ -181,42 +117,50 @@ class _Worker:
             add_scores(self.store.artifact(self.cell), record)
         return record
 
+    def _environment(self, machine: dict[str, Any]) -> dict[str, Any]:
+        """The machine, and what of the run is not in the cell."""
+        protocol = [spec.model_dump(mode="json") for spec in self.cell.tasks]
+        of_run = {
+            "data": self.plan.source.label,
+            "seed": self.cell.seed,
+            "device": self.plan.device,
+            "protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12],
+        }
+        return machine | of_run | self.tokens
+
     def _quantized(self) -> QuantizedModel:
-        """The model to evaluate, always as read back from disk; quantized first where that has not been done."""
-        cell, source = self.cell, self.plan.sources[self.cell.model]
+        """The model to evaluate, always as read back from disk; quantized first where need be."""
+        cell = self.cell
+        source = self.plan.sources[cell.model]
         if cell.scheme is None:
             model, tokenizer = load_model(source, cell.dtype)
             stored = _stored_bits(source, cell.dtype)
-            self.facts |= {
-                "bits_per_weight": {"total": stored, "weight": stored},
-                "quantize_seconds": 0.0,
-            }
+            self.facts["bits_per_weight"] = {"total": stored, "weight": stored}
+            self.facts["quantize_seconds"] = 0.0
             return QuantizedModel(model, tokenizer, {}, {})
         folder = self.store.artifact(cell)
         if not is_checkpoint(folder):
             self._quantize(source, cell.scheme)
         quantized = load(folder, cell.dtype, packed=False)
-        self.facts |= {
-            "bits_per_weight": quantized.bits_per_weight,
-            "bytes_on_disk": bytes_on_disk(folder),
-        }
         costs = quantized.manifest["costs"]
-        self.facts |= {
-            "quantize_seconds": costs["seconds"],
-            "quantize_peak_bytes": costs["peak_bytes"],
-        }
-        self.facts |= {"log": quantized.log}
+        self.facts["bits_per_weight"] = quantized.bits_per_weight
+        self.facts["bytes_on_disk"] = bytes_on_disk(folder)
+        self.facts["quantize_seconds"] = costs["seconds"]
+        self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
+        self.facts["log"] = quantized.log
         if "calibration" in quantized.manifest:
-            self.tokens |= {"calibration_tokens": quantized.manifest["calibration"]["sha256"]}
+            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
         return quantized
 
     def _quantize(self, source: ModelSource, scheme: Scheme) -> None:
-        cell, device = self.cell, self.plan.device
+        """Quantize the model and save the artifact."""
+        cell = self.cell
+        device = self.plan.device
         method = get_method(cell.method, **cell.params)
         model, tokenizer = load_model(source, "float32" if device == "cpu" else cell.dtype)
         tokens: Tensor | None = None
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
-            texts = self.plan.source.text("calibration")
+            texts = self.plan.source.text(CALIBRATION)
             tokens = calibration_windows(
                 texts, tokenizer, cell.calibration.samples, cell.calibration.length, cell.seed
             )
@@ -230,58 +174,65 @@ class _Worker:
             tokenizer=tokenizer,
             device=device,
             dtype=cell.calibration.dtype if cell.calibration else "float32",
-            progress=self._part(0.0, self.plan.estimates[cell.id].quantize_share, "quantizing"),
+            progress=self._span(0.0, self.plan.estimates[cell.id].quantize_share, "quantizing"),
         )
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
         quantized.save(self.store.artifact(cell))
 
     def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:
+        """Scores of every task; the samples are written on the way.
+
+        What tasks need of the unquantized model they prepare first, so that tasks that share a pass
+        over the model under test find it, whichever of them is evaluated first.
+        """
         model.to(self.plan.device)
         torch.manual_seed(self.cell.seed)
-        context = Context(
-            model, tokenizer, self.plan.source, batch_size=self.plan.grid.defaults["batch_size"]
+        context = Context(model, tokenizer, self.plan.source)
+        context.unquantized = Unquantized(
+            load=partial(self._unquantized, model, tokenizer),
+            file=partial(self.store.reference, self.cell),
         )
-        scores: list[Score] = []
-        weights = [
-            self.plan.estimates[self.cell.id].tasks.get(spec.name, 1.0) for spec in self.cell.tasks
-        ]
-        begin = self.plan.estimates[self.cell.id].quantize_share
-        for i, spec in enumerate(self.cell.tasks):
+        specs = self.cell.tasks
+        preparing = [spec for spec in specs if self.plan.tasks[spec.name].needs_unquantized]
+        spans = self._spans([*preparing, *specs])
+        for spec in preparing:
             task = self.plan.tasks[spec.name]
-            low = begin + (1 - begin) * sum(weights[:i]) / sum(weights)
-            high = low + (1 - begin) * weights[i] / sum(weights)
-            if task.kind == "text":
-                context.progress = self._part(low, (low + high) / 2, spec.name)
-                context.batch_size, context.reference = 1, self._reference(context, spec)
-                low = (low + high) / 2
-            context.progress = self._part(low, high, spec.name)
-            outcome = task.evaluate(context, spec)
-            context.batch_size = self.plan.grid.defaults["batch_size"]
+            task.prepare(self._for_task(context, task, next(spans)), spec)
+        scores: list[Score] = []
+        for spec in specs:
+            task = self.plan.tasks[spec.name]
+            outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
             path = self.store.write_samples(self.cell, spec.name, outcome.samples)
             scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
             self.view.scored(self.cell, outcome.scores)
         return tuple(scores)
 
-    def _reference(self, context: Context, spec: TaskSpec) -> ReferenceLogits | None:
-        """The unquantized model's log-probabilities on the windows of `spec`, where the cell asks for divergence."""
-        wanted = [other for other in self.cell.tasks if other.name.endswith("divergence")]
-        same = [
-            other for other in wanted if (other.limit, other.length) == (spec.limit, spec.length)
-        ]
-        if not same:
-            return None
-        path = self.store.reference(self.cell, same[0])
-        if path.is_file():
-            return ReferenceLogits.open(path)
-        model, tokenizer = context.model, context.tokenizer
-        if self.cell.method != "none":
-            model, tokenizer = load_model(self.plan.sources[self.cell.model], self.cell.dtype)
-            model.to(self.plan.device)
-        inputs = windows(context.source.text("wikitext"), tokenizer, spec.length or 0, spec.limit)
-        return ReferenceLogits.write(model, inputs, path, context.progress, batch_size=1)
+    def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
+        """The cell's context with a task's own batch size and progress; the cache is shared."""
+        batch_size = task.batch_size or self.plan.grid.defaults["batch_size"]
+        return replace(context, batch_size=batch_size, progress=progress)
 
-    def _part(self, low: float, high: float, name: str) -> Callable[[float, str], None]:
+    def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """The model before quantization: the one under test where it is not quantized."""
+        if self.cell.method == "none":
+            return model, tokenizer
+        model, tokenizer = load_model(self.plan.sources[self.cell.model], self.cell.dtype)
+        return model.to(self.plan.device), tokenizer
+
+    def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
+        """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
+        estimated = self.plan.estimates[self.cell.id]
+        seconds = [estimated.tasks[spec.name] for spec in specs]
+        low = estimated.quantize_share
+        for spec, own in zip(specs, seconds, strict=True):
+            high = low + (1 - estimated.quantize_share) * own / sum(seconds)
+            yield self._span(low, high, spec.name)
+            low = high
+
+    def _span(self, low: float, high: float, name: str) -> Progress:
+        """A callback for a part of the work, whose fraction 0..1 is `low`..`high` of the cell's."""
+
         def report(fraction: float, text: str) -> None:
             self.view.progress(low + (high - low) * fraction, text or name)
 
@@ -290,6 +241,7 @@ class _Worker:
 
 def _stored_bits(source: ModelSource, dtype: str) -> float:
     """Bits per weight of the unquantized model: those of its own dtype."""
-    kind = getattr(load_config(source), "dtype", None) or getattr(torch, dtype)
-    kind = getattr(torch, kind) if isinstance(kind, str) else kind
-    return float(torch.finfo(kind).bits)
+    stored = getattr(load_config(source), "dtype", None) or dtype
+    if isinstance(stored, str):
+        stored = getattr(torch, stored)
+    return float(torch.finfo(stored).bits)

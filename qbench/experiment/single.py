@@ -12,12 +12,13 @@ from qbench.checkpoint.folder import is_loadable
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
 from qbench.experiment.grid import Grid
+from qbench.experiment.plugins import load_plugins
 from qbench.models.source import find_model, load_model, torch_dtype
 from qbench.quantization import load, quantize
 from qbench.records import Score
-from qbench.registry import get_method, load_plugin
+from qbench.registry import get_method
 from qbench.tasks.contract import Context
-from qbench.tasks.data import open_source
+from qbench.tasks.data import CALIBRATION, open_source
 from qbench.tasks.registry import get_task
 
 
@@ -47,39 +48,44 @@ def quantize_model(
 
     dtype: what its parameters are rounded to beforehand; `auto` leaves them as they are.
     """
-    for path in plugins:
-        load_plugin(path)
-    made = get_method(method, **{key: values[0] for key, values in settings.items()})
-    chosen = pick_device(device)
-    loaded, tokenizer = load_model(find_model(model), "float32")
+    load_plugins(plugins)
+    quantizer = get_method(method, **{key: values[0] for key, values in settings.items()})
+    machine = pick_device(device)
+    unquantized, tokenizer = load_model(find_model(model), "float32")
     if dtype != "auto":
-        for parameter in loaded.parameters():
-            parameter.data = parameter.data.to(torch_dtype(pick_dtype(dtype, chosen))).float()
+        stored = torch_dtype(pick_dtype(dtype, machine))
+        for parameter in unquantized.parameters():
+            parameter.data = parameter.data.to(stored).float()
     tokens = None
-    if verb_of(made) != "quantize_weight":
-        tokens = calibration_windows(open_source(data).text("calibration"), tokenizer, *calibration)
-    walk = pick_dtype("auto", chosen)
-    result = quantize(
-        loaded,
-        made,
+    if verb_of(quantizer) != "quantize_weight":
+        texts = open_source(data).text(CALIBRATION)
+        tokens = calibration_windows(texts, tokenizer, *calibration)
+    quantized = quantize(
+        unquantized,
+        quantizer,
         scheme,
         tokens,
         tokenizer=tokenizer,
-        device=chosen,
-        dtype=walk,
+        device=machine,
+        dtype=pick_dtype("auto", machine),
         progress=progress,
     )
-    result.save(output)
-    return result.bits_per_weight
+    quantized.save(output)
+    return quantized.bits_per_weight
 
 
 def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Score]:
-    """Scores of a saved model, task by task, under the protocol of a grid."""
-    source, device = open_source(grid.data), pick_device(grid.device)
-    wanted = [
-        (get_task(name), get_task(name).spec(source, **grid.task_options(name)))
-        for name in grid.task_names
-    ]
+    """Scores of a saved model, task by task, under the protocol of a grid.
+
+    Raises ConfigError for a task that compares with the unquantized model: here is none.
+    """
+    load_plugins(grid.plugin)
+    source = open_source(grid.data)
+    device = pick_device(grid.device)
+    tasks = []
+    for name in grid.task_names:
+        task = get_task(name)
+        tasks.append((task, task.spec(source, **grid.task_options(name))))
     dtype = pick_dtype(grid.dtype, device)
     if is_loadable(folder):
         quantized = load(folder, dtype, packed=False)
@@ -87,8 +93,7 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
     else:
         model, tokenizer = load_model(find_model(str(folder)), dtype)
     model.to(device)
-    for task, spec in wanted:
-        size = 1 if task.kind == "text" else grid.defaults["batch_size"]
-        yield from task.evaluate(
-            Context(model, tokenizer, source, size, progress=progress), spec
-        ).scores
+    for task, spec in tasks:
+        batch_size = task.batch_size or grid.defaults["batch_size"]
+        context = Context(model, tokenizer, source, batch_size, progress=progress)
+        yield from task.evaluate(context, spec).scores

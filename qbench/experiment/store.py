@@ -29,7 +29,7 @@ class Store:
     """One output folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder if need be, and makes sure that it can be written before any work is done."""
+        """Make the folder if need be; StoreError where it cannot be written."""
         self.folder = folder
         try:
             (folder / "records").mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,8 @@ class Store:
                 pass
         except OSError as error:
             raise StoreError(
-                f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
+                f"output folder {folder} cannot be written ({error.strerror}); "
+                "choose another with --out"
             ) from None
 
     def artifact(self, cell: Cell) -> Path:
@@ -45,11 +46,14 @@ class Store:
         return self.folder / "artifacts" / cell.artifact
 
     def reference(self, cell: Cell, spec: TaskSpec) -> Path:
-        """Where the unquantized model's log-probabilities on a text lie."""
-        key = json.dumps(
-            [cell.model, cell.revision, cell.dtype, spec.model_dump(mode="json")], sort_keys=True
-        )
-        return self.folder / "reference" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+        """Where a task keeps what it computed from the unquantized model, until the run ends.
+
+        The same for all cells of that model, revision and dtype.
+        """
+        identity = [cell.model, cell.revision, cell.dtype, spec.model_dump(mode="json")]
+        text = json.dumps(identity, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.folder / "reference" / f"{key}.npy"
 
     def drop_references(self) -> None:
         """Remove them: they are large, and made again when needed."""
@@ -64,12 +68,14 @@ class Store:
     def write_samples(self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]) -> str:
         """One JSON line per item; returns the path relative to the folder."""
         path = Path("samples") / cell.id / f"{task}.jsonl"
-        write_text(self.folder / path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+        lines = [json.dumps(row, default=str) + "\n" for row in rows]
+        write_text(self.folder / path, "".join(lines))
         return str(path)
 
     def read_records(self) -> tuple[list[Record], list[str]]:
-        """All trusted records, and a sentence for each that had to be put into quarantine."""
-        records, complaints = [], []
+        """All trusted records, and a sentence for each that was put into quarantine."""
+        records = []
+        complaints = []
         for path in sorted((self.folder / "records").glob("*.json")):
             try:
                 records.append(_trusted(path))
@@ -93,10 +99,9 @@ def _trusted(path: Path) -> Record:
         body = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-        raise StoreError(
-            f"record {path.name} is of schema {body.get('schema') if isinstance(body, dict) else None}, not {SCHEMA}"
-        )
+    schema = body.get("schema") if isinstance(body, dict) else None
+    if schema != SCHEMA:
+        raise StoreError(f"record {path.name} is of schema {schema}, not {SCHEMA}")
     if body.pop("checksum", None) != _checksum(body):
         raise StoreError(
             f"record {path.name} was changed after it was written (its checksum does not fit)"
@@ -115,6 +120,5 @@ def _trusted(path: Path) -> Record:
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()[
-        :16
-    ]
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

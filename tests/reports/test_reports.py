@@ -235,12 +235,12 @@ def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
 
 def test_a_task_we_do_not_know_gives_its_first_score() -> None:
     new = [
-        Score(task="piqa", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True)
+        Score(task="hellaswag", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True)
         for m in ("acc", "acc_norm")
     ]
     found = headlines([record("rtn", 3, scores=(*new, *scores(0.1, 3)))])
-    assert [h.title for h in found if h.task == "piqa"] == ["piqa acc %"]
-    assert found[-1].task == "piqa"
+    assert [h.title for h in found if h.task == "hellaswag"] == ["hellaswag acc %"]
+    assert found[-1].task == "hellaswag"
 
 
 # ---- pictures

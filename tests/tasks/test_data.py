@@ -10,8 +10,9 @@ import pytest
 from places import REAL_DATA, needs_real_data
 from qbench.errors import ConfigError, DataError
 from qbench.tasks import hub
-from qbench.tasks.data import TABLES, MiniSource, Source, fetch, inventory, open_source
+from qbench.tasks.data import Source, fetch, inventory, open_source, tables
 from qbench.tasks.folder import FolderSource, write_parquet
+from qbench.tasks.mini_source import EMBEDDED, MiniSource
 
 ROWS = {
     "gsm8k": {"question": "1 + 1?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
@@ -33,12 +34,33 @@ ROWS = {
     },
     "wikitext": {"text": " = A title = \n"},
     "calibration": {"text": "Some text."},
+    "piqa": {"goal": "Cool it", "sol1": "ice", "sol2": "fire", "label": 0},
+    "winogrande": {
+        "sentence": "Ann thanked Eve because _ had helped.",
+        "option1": "Ann",
+        "option2": "Eve",
+        "answer": "2",
+    },
+    "boolq": {"passage": "The sea is wet.", "question": "is the sea wet", "label": 1},
+    "openbookqa": {
+        "question_stem": "Frogs eat",
+        "choices": {"text": ["flies", "iron"], "label": ["A", "B"]},
+        "answerKey": "A",
+    },
+    "copa": {
+        "premise": "It rained.",
+        "question": "effect",
+        "choice1": "The street was wet.",
+        "choice2": "The street was dry.",
+        "label": 0,
+    },
+    "lambada_openai": {"text": "The king sat on his throne"},
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> FolderSource:
-    for name, declared in TABLES.items():
+    for name, declared in tables().items():
         for split in declared.splits:
             write_parquet([ROWS[name]] * 2, tmp_path / "set" / declared.folder / f"{split}.parquet")
     return FolderSource(tmp_path / "set")
@@ -78,7 +100,10 @@ def test_folder_rows_keep_the_hubs_columns(folder):
 
 def test_folder_names(folder):
     assert folder.label == "dir:set"
-    assert "gsm8k, arc_easy, arc_challenge, mmlu, wikitext, calibration" in folder.describe()
+    assert (
+        "(wikitext, arc_easy, arc_challenge, mmlu, gsm8k, piqa, winogrande, boolq, openbookqa, "
+        "copa, lambada_openai, calibration)" in folder.describe()
+    )
     assert folder.task_name("wikitext") == "wikitext"
     assert [folder.table_name(name) for name in ("calibration", "wikitext", "mmlu")] == [
         "c4_sample",
@@ -154,7 +179,7 @@ def test_mini_rows_have_the_hubs_columns(name):
     mini = MiniSource()
     for split in mini.splits(name):
         rows = mini.rows(name, split)
-        assert len(rows) and set(TABLES[name].columns) <= set(rows.column_names)
+        assert len(rows) and set(tables()[name].columns) <= set(rows.column_names)
     assert len(mini.sha256(name)) == 64
 
 
@@ -178,9 +203,13 @@ def test_mini_has_no_examples_for_mmlu():
 )
 def test_inventory_lists_every_table(source: Source):
     rows = inventory(source)
-    assert {row["table"] for row in rows} == set(TABLES)
+    assert {row["table"] for row in rows} == set(tables())
+    expected = set(EMBEDDED) if source == MiniSource() else set(tables())
+    assert {row["table"] for row in rows if row["rows"] is not None} == expected
     for row in rows:
-        assert row["rows"] > 0 and len(row["sha256"]) == 12 and row["licence"]
+        assert row["licence"]
+        if row["table"] in expected:
+            assert row["rows"] > 0 and len(row["sha256"]) == 12
 
 
 def test_inventory_says_what_is_missing(tmp_path):
@@ -193,8 +222,8 @@ def test_fetch_writes_a_folder_that_reads_back(folder, tmp_path):
     lines: list[str] = []
     fetch(tmp_path / "copy", source=folder, progress=lines.append)
     copy = FolderSource(tmp_path / "copy")
-    assert len(lines) == sum(len(declared.splits) for declared in TABLES.values())
-    for name, declared in TABLES.items():
+    assert len(lines) == sum(len(declared.splits) for declared in tables().values())
+    for name, declared in tables().items():
         assert copy.splits(name) == declared.splits
         assert copy.sha256(name) == folder.sha256(name)
     assert copy.rows("arc_easy", "train").to_list() == folder.rows("arc_easy", "train").to_list()
@@ -215,7 +244,10 @@ def offline(monkeypatch, tmp_path):
 
 
 def test_hub_without_a_network_says_what_to_do(offline):
-    said = r"'openai/gsm8k' cannot be had from the hub \(ConnectionError: no route\); .* use --data mini, .* data fetch"
+    said = (
+        r"'openai/gsm8k' cannot be had from the hub \(ConnectionError: no route\); "
+        ".* use --data mini, .* data fetch"
+    )
     with pytest.raises(DataError, match=said):
         hub.HubSource().rows("gsm8k", "test")
     with pytest.raises(DataError, match="'allenai/c4' cannot be had"):

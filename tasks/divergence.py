@@ -1,0 +1,100 @@
+"""Divergence from the unquantized model, on the windows of wikitext and in the same pass.
+
+KL(P || Q) in nats, P of the unquantized and Q of the quantized model, over the whole vocabulary at
+the length - 1 positions of every window.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qbench.errors import ConfigError
+from qbench.records import Score
+from qbench.tasks.contract import Context, Outcome, mean_score
+from qbench.tasks.declaration import Cost, DeclaredScore, Table
+from qbench.tasks.text import TextTask, window_row
+
+if TYPE_CHECKING:
+    from qbench.records import TaskSpec
+
+
+class Divergence(TextTask):
+    """How far the quantized model's predictions are from the unquantized model's."""
+
+    name: str = "divergence"
+    about: str = (
+        "KL divergence and top-1 agreement with the unquantized model, on the windows of wikitext"
+    )
+    table: Table | str = "wikitext"
+    cost: Cost = Cost(items=140, pass_share=0.5)
+    scores: tuple[DeclaredScore, ...] = (
+        DeclaredScore(metric="kl_mean", better="lower", headline=True, screen="KL"),
+        DeclaredScore(
+            metric="top1_agreement", unit="%", better="higher", headline=True, screen="top-1 %"
+        ),
+        DeclaredScore(metric="kl_p99", better="lower"),
+    )
+    order: int = 20
+    needs_unquantized: bool = True
+
+    def prepare(self, context: Context, spec: TaskSpec) -> None:
+        """Have the unquantized model's log-probabilities, from its file or by a pass of that model.
+
+        They go into the cell's cache, where the pass that judges the model finds them, whichever
+        task on the same windows is evaluated first.
+        """
+        from qbench.calibration.windows import windows
+        from qbench.tasks.reference import ReferenceLogits, reference_key
+
+        unquantized = context.unquantized
+        if unquantized is None:
+            raise _no_reference(spec)
+        path = unquantized.file(spec)
+        if path.is_file():
+            reference = ReferenceLogits.open(path)
+        else:
+            model, tokenizer = unquantized.load()
+            texts = context.source.text(self.table_name)
+            inputs = windows(texts, tokenizer, spec.length or 0, spec.limit)
+            reference = ReferenceLogits.write(
+                model, inputs, path, context.progress, context.batch_size
+            )
+        context.cache[reference_key(spec)] = reference
+
+    def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
+        """Scores `kl_mean`, `kl_p99` (over tokens) and `top1_agreement`; one row per window."""
+        from qbench.tasks.reference import reference_key
+        from qbench.tasks.window_pass import measure
+
+        if reference_key(spec) not in context.cache:
+            raise _no_reference(spec)
+        losses = measure(context, spec, self.table_name)
+        rows: list[dict[str, Any]] = []
+        for index, window in enumerate(losses):
+            kl_mean = float(window.kl.mean(dtype=np.float64))
+            agreement = float(window.agree.mean())
+            values = {"kl_mean": kl_mean, "top1_agreement": agreement}
+            rows.append(window_row(index, window) | values)
+        mean = mean_score(spec.name, "kl_mean", [row["kl_mean"] for row in rows], higher=False)
+        top = mean_score(
+            spec.name, "top1_agreement", [row["top1_agreement"] for row in rows], higher=True
+        )
+        every_token = np.concatenate([window.kl for window in losses])
+        tail = Score(
+            task=spec.name,
+            metric="kl_p99",
+            value=float(np.quantile(every_token, 0.99)),
+            stderr=None,
+            n=len(every_token),
+            higher_is_better=False,
+        )
+        return Outcome((mean, tail, top), rows)
+
+
+def _no_reference(spec: TaskSpec) -> ConfigError:
+    return ConfigError(
+        f"{spec.name} needs the log-probabilities of the unquantized model; "
+        "run it through `qbench run`, which writes them, or leave it out of --tasks"
+    )

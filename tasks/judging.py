@@ -1,0 +1,186 @@
+"""From lm-eval's logged answers to scores, by what a task asks of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any
+
+from qbench.errors import ConfigError
+from qbench.records import Score, TaskSpec
+from qbench.tasks.contract import Outcome, mean_score, perplexity_score
+from qbench.tasks.lm import answers, gold_choice, loglikelihoods, prompts
+
+if TYPE_CHECKING:
+    from qbench.tasks.data import Source
+    from qbench.tasks.harness import HarnessTask, Part
+
+SCORED = 0.1  # share of the time that the likelihoods of a generation task take
+COMPANIONS = {"gold_logprob": True, "gold_nll": False}  # whether higher is better
+Row = dict[str, Any]
+
+
+def check_scores(declared: HarnessTask, parts: list[Part]) -> None:
+    """ConfigError where a declared score is none of the stock task's, or points the other way."""
+    known = _directions(declared, parts[0])
+    for score in declared.scores:
+        if score.metric not in known:
+            raise ConfigError(
+                f"task {declared.name} declares the score {score.metric!r}, which it does not "
+                f"give; it gives {', '.join(known)}"
+            )
+        if score.higher_is_better != known[score.metric]:
+            raise ConfigError(
+                f"task {declared.name} declares that a {score.better} {score.metric} is better; "
+                "lm-eval says the contrary"
+            )
+
+
+def judge(
+    declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source
+) -> Outcome:
+    """Ask the model, and score what it answers."""
+    if declared.kind == "generation":
+        return _generation(declared, lm, parts, spec)
+    if declared.kind == "loglikelihood":
+        return _loglikelihood(declared, lm, parts, spec)
+    return _multiple_choice(declared, lm, parts, spec, source)
+
+
+def _directions(declared: HarnessTask, part: Part) -> dict[str, bool]:
+    """Every metric of a task -> whether higher is better."""
+    directions = dict(part.task.higher_is_better())
+    if declared.companion is not None:
+        directions[declared.companion] = COMPANIONS[declared.companion]
+    return directions
+
+
+def _multiple_choice(
+    declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec, source: Source
+) -> Outcome:
+    rows = []
+    for row in _answers(lm, parts):
+        rows.append(row | _choice_values(row, declared.companion))
+    directions = _directions(declared, parts[0])
+    scores = _scores(spec.name, rows, directions)
+    categories = dict.fromkeys(part.category for part in parts if part.category)
+    for category in categories:
+        members = {part.subject for part in parts if part.category == category}
+        own = [row for row in rows if row["subject"] in members]
+        scores += _scores(source.task_name(category), own, directions)
+    return Outcome(tuple(scores), rows)
+
+
+def _choice_values(row: Row, companion: str | None) -> Row:
+    """The choices' log-likelihoods, and the share of the gold one among them."""
+    logs = [float(answer[0]) for answer in row.pop("filtered")]
+    row.pop("responses")
+    values: Row = {"loglikelihoods": logs}
+    if companion == "gold_logprob":
+        top = max(logs)
+        log_sum = math.log(math.fsum(math.exp(x - top) for x in logs))
+        values["gold_logprob"] = logs[row["target"]] - top - log_sum
+    return values
+
+
+def _loglikelihood(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec) -> Outcome:
+    """The likelihood of one continuation: whether it is the most likely one, and its perplexity.
+
+    lm-eval's perplexity of such a task is that of the whole continuation, not of a token. The row
+    of an item holds its log-likelihood, and lm-eval's value under `perplexity` is just that.
+    """
+    rows = []
+    for row in _answers(lm, parts):
+        ((log, _greedy),) = row.pop("filtered")
+        row.pop("responses")
+        row.pop("perplexity", None)
+        rows.append(row | {"loglikelihood": float(log)})
+    directions = _directions(declared, parts[0])
+    scores = _scores(spec.name, rows, directions)
+    if "perplexity" in directions:
+        losses = [-row["loglikelihood"] for row in rows]
+        scores.append(perplexity_score(mean_score(spec.name, "nll", losses, higher=False)))
+    return Outcome(tuple(scores), rows)
+
+
+def _generation(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec) -> Outcome:
+    """The likelihood of every gold solution, and the first `generate` solutions as written."""
+    (part,) = parts
+    writes = spec.generate != 0
+    scores: list[Score] = []
+    rows: list[Row] = []
+    if declared.companion == "gold_nll":
+        lm.span = (0.0, SCORED if writes else 1.0)
+        rows = _gold_rows(lm, part)
+        scores = _scores(spec.name, rows, {"gold_nll": False})
+    if writes:
+        lm.span = (SCORED if rows else 0.0, 1.0)
+        written = _answers(lm, parts, spec.generate)
+        scores += _scores(spec.name, written, part.task.higher_is_better())
+        rows += written
+    return Outcome(tuple(scores), rows)
+
+
+def _gold_rows(lm: Any, part: Part) -> list[Row]:
+    """How likely each item's gold solution is, after the prompt that generation starts from."""
+    between = part.task.config.target_delimiter
+    pairs = []
+    for doc, prompt in prompts(part.task):
+        pairs.append((prompt, f"{between}{part.task.doc_to_target(doc)}"))
+    likelihoods = loglikelihoods(lm, part.name, pairs)
+    rows = []
+    for doc_id, (log, tokens), (prompt, gold) in zip(part.rows, likelihoods, pairs, strict=True):
+        row = {
+            "doc_id": doc_id,
+            "filter": "none",
+            "prompt_hash": _hash(prompt),
+            "target_hash": _hash(gold),
+            "loglikelihood": log,
+            "tokens": tokens,
+            "gold_nll": -log / tokens,
+        }
+        rows.append(row)
+    return rows
+
+
+def _answers(lm: Any, parts: list[Part], limit: int | None = None) -> list[Row]:
+    """One row per item and filter: which item, what was answered, and lm-eval's metrics."""
+    samples = answers(lm, [part.task for part in parts], limit)
+    rows = []
+    for part in parts:
+        for sample in samples[part.name]:
+            rows.append(_answer_row(part, sample))
+    return rows
+
+
+def _answer_row(part: Part, sample: dict[str, Any]) -> Row:
+    row: Row = {"doc_id": part.rows[sample["doc_id"]]}
+    for key in ("filter", "doc_hash", "prompt_hash", "target_hash", "target"):
+        row[key] = sample[key]
+    if part.task.OUTPUT_TYPE == "multiple_choice":
+        row["target"] = gold_choice(part.task, sample["doc"])
+    if part.subject:
+        row["subject"] = part.subject
+    row["responses"] = sample["resps"]
+    row["filtered"] = sample["filtered_resps"]
+    for metric in sample["metrics"]:
+        row[metric] = float(sample[metric])
+    return row
+
+
+def _scores(task: str, rows: list[Row], directions: dict[str, bool]) -> list[Score]:
+    """Every metric under every filter, in the order in which they first appear."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        for metric in directions:
+            if metric in row:
+                values.setdefault((metric, row["filter"]), []).append(row[metric])
+    scores = []
+    for (metric, name), of_items in values.items():
+        higher = directions[metric]
+        scores.append(mean_score(task, metric, of_items, higher=higher, filter=name))
+    return scores
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

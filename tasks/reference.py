@@ -1,0 +1,133 @@
+"""The unquantized model's log-probabilities in a file, and the pass over windows that gives them.
+
+Log-probabilities and not logits: float16 is then precise where it matters, near 0.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from qbench.errors import ConfigError, StoreError
+from qbench.files.atomic import write_whole
+from qbench.records import TaskSpec
+
+POSITIONS = 256  # rows of the vocabulary that are in fp32 at a time
+LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
+
+
+def reference_key(spec: TaskSpec) -> tuple[Any, ...]:
+    """Where a cell's cache holds the reference of the windows of `spec`, whatever the task."""
+    return ("reference", spec.sha256, spec.length, spec.limit)
+
+
+@dataclass(frozen=True)
+class ReferenceLogits:
+    """A .npy file: (windows, length - 1, vocabulary) float16."""
+
+    path: Path
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def open(cls, path: Path) -> ReferenceLogits:
+        """A file that `write` made; StoreError for anything else."""
+        try:
+            stored = open_memmap(path, mode="r")
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} cannot be read as reference log-probabilities ({error}); remove it"
+            ) from error
+        if stored.ndim != 3 or stored.dtype != np.float16:
+            raise StoreError(
+                f"{path} is {stored.dtype} of shape {stored.shape}, not 3-d float16; remove it"
+            )
+        return cls(Path(path), stored.shape)
+
+    @classmethod
+    def write(
+        cls,
+        model: Any,
+        windows: Tensor,
+        path: Path,
+        progress: Callable[[float, str], None] | None = None,
+        batch_size: int = 1,
+    ) -> ReferenceLogits:
+        """Run the unquantized model over the windows (n, length); the file appears whole or not.
+
+        Raises StoreError where it would not fit the disk, ConfigError where the windows do not fit
+        the model's context.
+        """
+        count = len(windows)
+
+        def fill(part: Path) -> None:
+            stored: np.memmap[Any, Any] | None = None
+            for index, logits in window_logits(model, windows, batch_size):
+                if stored is None:
+                    shape = (count, *logits.shape)  # (windows, length - 1, vocabulary)
+                    _check_room(part.parent, 2 * math.prod(shape))
+                    stored = open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+                _store_window(stored, index, logits)
+                if progress:
+                    progress((index + 1) / count, f"reference  {index + 1}/{count} windows")
+            if stored is not None:
+                stored.flush()
+
+        write_whole(path, fill)
+        return cls.open(path)
+
+    def read(self, index: int, part: slice) -> Tensor:
+        """Some positions of one window, (positions, vocabulary) float16."""
+        stored = open_memmap(self.path, mode="r")
+        return torch.from_numpy(np.array(stored[index, part]))
+
+
+def parts_of(positions: int) -> Iterator[slice]:
+    """The positions of a window in parts, whose float32 copies fit the memory."""
+    for start in range(0, positions, POSITIONS):
+        yield slice(start, start + POSITIONS)
+
+
+@torch.no_grad()
+def window_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """The model's logits by window, (length - 1, vocabulary), in its dtype and on its device.
+
+    inputs: (n, length) tokens. Raises ConfigError where the model's context is shorter.
+    """
+    length = inputs.shape[1]
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and room < length:
+        raise ConfigError(
+            f"length={length} is more than the model's context of {room} tokens; "
+            f"choose at most {room}"
+        )
+    device = model.get_input_embeddings().weight.device
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size].to(device)
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # (batch, length - 1, V)
+        for offset, of_window in enumerate(logits):
+            yield start + offset, of_window
+
+
+def _store_window(stored: np.memmap[Any, Any], index: int, logits: Tensor) -> None:
+    """logits: (length - 1, vocabulary), turned into log-probabilities part by part."""
+    for part in parts_of(len(logits)):
+        log_probabilities = logits[part].float().log_softmax(-1).clamp_(min=LOWEST)
+        stored[index, part] = log_probabilities.half().cpu().numpy()
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"the reference log-probabilities need {needed / 1e9:.1f} GB and {folder} has "
+            f"{free / 1e9:.1f} GB free; ask fewer or shorter windows, or another --out"
+        )
