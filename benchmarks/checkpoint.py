@@ -1,8 +1,8 @@
-"""What loading a packed model costs: `python benchmarks/checkpoint.py [--billions 1.0] [--folder DIR] [--json FILE]`.
+"""What loading a packed model costs: `python benchmarks/checkpoint.py [--json FILE]`.
 
 Time against plainly reading the same files (both from the page cache, in turns), and peak memory
-beyond the process against the packed size. Without --folder a random Llama of that many parameters
-is written first.
+beyond the process against the packed size. The model is that of --folder DIR; without it, a random
+Llama of --billions 1.0 parameters at --bits 3 is written first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -26,6 +27,8 @@ from qbench.formats import Uniform
 from qbench.formats.packing import packed_length
 from qbench.models.blocks import quantizable
 
+GROUP_SIZE = 128
+# Run in a process of its own, whose peak of memory is that of loading.
 LOAD = """
 import re, sys, time
 from pathlib import Path
@@ -45,6 +48,7 @@ print(seconds, peak() - before)
 
 def random_folder(folder: Path, billions: float, bits: int) -> Path:
     """A Llama with random codes: what the numbers are does not matter here."""
+    # 50 million parameters a block of this shape, beside the embedding and the head
     blocks = max(1, round((billions * 1e9 - 2 * 32000 * 2048) / 50e6))
     shape = {
         "hidden_size": 2048,
@@ -55,11 +59,10 @@ def random_folder(folder: Path, billions: float, bits: int) -> Path:
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=blocks, vocab_size=32000))
-    weights = {
-        name: _random_weight(*layer.weight.shape, bits)
-        for name, layer in quantizable(model).items()
-    }
-    for layer in quantizable(model).values():
+    weights = {}
+    for name, layer in quantizable(model).items():
+        out, columns = layer.weight.shape
+        weights[name] = _random_weight(out, columns, bits)
         layer.weight = None  # it stays packed
     model = model.to_empty(device="cpu")
     for parameter in model.parameters():
@@ -69,18 +72,64 @@ def random_folder(folder: Path, billions: float, bits: int) -> Path:
 
 
 def _random_weight(out: int, columns: int, bits: int) -> Uniform:
-    codes = torch.randint(0, 256, (out, columns * bits // 8), dtype=torch.uint8)
-    zero = torch.randint(0, 256, (out, packed_length(columns // 128, bits)), dtype=torch.uint8)
+    groups = columns // GROUP_SIZE
     return Uniform(
-        codes, torch.ones(out, columns // 128, dtype=torch.float16), zero, bits, columns, 128
+        codes=torch.randint(0, 256, (out, columns * bits // 8), dtype=torch.uint8),
+        scale=torch.ones(out, groups, dtype=torch.float16),
+        zero_point=torch.randint(0, 256, (out, packed_length(groups, bits)), dtype=torch.uint8),
+        bits=bits,
+        in_features=columns,
+        group_size=GROUP_SIZE,
     )
 
 
 def read_plainly(folder: Path) -> float:
     """Seconds to read all files into memory."""
     started = time.perf_counter()
-    kept = [path.read_bytes() for path in folder.iterdir()]
-    return time.perf_counter() - started if kept else 0.0
+    contents = [path.read_bytes() for path in folder.iterdir()]  # all of them stay in memory
+    seconds = time.perf_counter() - started
+    return seconds if contents else 0.0
+
+
+def load(folder: Path) -> tuple[float, float]:
+    """(seconds, peak bytes) of `qbench.load` in a process of its own."""
+    command = [sys.executable, "-P", "-c", LOAD, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds, peak = map(float, done.stdout.split()[-2:])
+    return seconds, peak
+
+
+def quotients(numerators: list[float], denominators: list[float]) -> list[float]:
+    """Pair by pair."""
+    return [above / below for above, below in zip(numerators, denominators, strict=True)]
+
+
+def measure(folder: Path, repeats: int) -> dict[str, Any]:
+    """Read and load in turns; the facts, in bytes, seconds and megabytes."""
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    largest = max(
+        tensor.nbytes
+        for name, tensor in Shards(folder).entries.items()
+        if tensor.dtype.is_floating_point and name.endswith(".weight")
+    )
+    read_seconds = []
+    load_seconds = []
+    peaks = []
+    for _ in range(repeats):
+        read_seconds.append(read_plainly(folder))
+        seconds, peak = load(folder)
+        load_seconds.append(seconds)
+        peaks.append(peak)
+    return {
+        "bytes": size,
+        "largest_unquantized_bytes": largest,
+        "load_seconds": load_seconds,
+        "read_seconds": read_seconds,
+        "load_over_read": statistics.median(quotients(load_seconds, read_seconds)),
+        "peak_bytes": max(peaks),
+        "peak_beyond_packed_and_largest_mb": (max(peaks) - size - largest) / 1e6,
+        "environment": environment(),
+    }
 
 
 def main() -> None:
@@ -94,39 +143,17 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or random_folder(Path(scratch) / "model", args.billions, args.bits)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        entries = Shards(folder).entries
-        largest = max(
-            e.nbytes
-            for name, e in entries.items()
-            if e.dtype.is_floating_point and name.endswith(".weight")
-        )
-        rows = []
-        for _ in range(args.repeats):
-            plain = read_plainly(folder)
-            done = subprocess.run(
-                [sys.executable, "-P", "-c", LOAD, str(folder)], capture_output=True, text=True
-            )
-            seconds, peak = map(float, done.stdout.split()[-2:])
-            rows.append((plain, seconds, peak))
-    ratios = sorted(seconds / plain for plain, seconds, _ in rows)
-    beyond = (max(peak for *_, peak in rows) - size - largest) / 1e6
-    facts = {
-        "bytes": size,
-        "largest_unquantized_bytes": largest,
-        "load_seconds": [seconds for _, seconds, _ in rows],
-        "read_seconds": [plain for plain, *_ in rows],
-        "load_over_read": statistics.median(ratios),
-        "peak_bytes": max(peak for *_, peak in rows),
-        "peak_beyond_packed_and_largest_mb": beyond,
-        "environment": environment(),
-    }
-    spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        facts = measure(folder, args.repeats)
+    ratios = quotients(facts["load_seconds"], facts["read_seconds"])
+    spread = f"{facts['load_over_read']:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
     print(
-        f"{size / 1e9:.2f} GB; loading takes {statistics.median(r[1] for r in rows):.2f} s, {spread} x reading"
+        f"{facts['bytes'] / 1e9:.2f} GB; "
+        f"loading takes {statistics.median(facts['load_seconds']):.2f} s, {spread} x reading"
     )
     print(
-        f"peak {facts['peak_bytes'] / 1e9:.2f} GB: {beyond:+.0f} MB beyond packed size and largest unquantized tensor"
+        f"peak {facts['peak_bytes'] / 1e9:.2f} GB: "
+        f"{facts['peak_beyond_packed_and_largest_mb']:+.0f} MB beyond packed size and "
+        "largest unquantized tensor"
     )
     if args.json:
         args.json.write_text(json.dumps(facts, indent=2) + "\n")

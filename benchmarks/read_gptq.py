@@ -1,10 +1,11 @@
-"""What gptqmodel reads from a GPTQ folder: `python benchmarks/read_gptq.py GPTQ_FOLDER DENSE_FOLDER [--transformers]`.
+"""What gptqmodel reads from a GPTQ folder: `python benchmarks/read_gptq.py GPTQ DENSE`.
 
-Both folders are read on the CPU in float16, the dense one by transformers, the packed one by
-gptqmodel, or by transformers on top of gptqmodel and optimum. Printed are the largest differences
-of the weights that gptqmodel dequantizes, and of the logits of 64 fixed tokens, beside what float16
-alone costs the dense model's logits. Needs an environment with gptqmodel, and nothing of qbench. On
-few cores: `GPTQMODEL_CPU_WORKERS=2`; `TORCH_COMPILE_DISABLE=1` is faster for small models.
+GPTQ and DENSE are folders of the same model. Both are read on the CPU in float16, the dense one by
+transformers, the packed one by gptqmodel, or with --transformers by transformers on top of
+gptqmodel and optimum. Printed are the largest differences of the weights that gptqmodel
+dequantizes, and of the logits of 64 fixed tokens, beside what float16 alone costs the dense model's
+logits. Needs an environment with gptqmodel, and nothing of qbench. On few cores:
+`GPTQMODEL_CPU_WORKERS=2`; `TORCH_COMPILE_DISABLE=1` is faster for small models.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from transformers import AutoModelForCausalLM, GPTQConfig
 
 
 def packed_model(folder: str, through_transformers: bool) -> Any:
-    """The model with packed layers."""
+    """The model with packed layers, on the CPU in float16."""
     if through_transformers:
-        plain = GPTQConfig(
-            bits=4, backend="gptq_torch"
-        )  # of these only the backend counts; the folder states the rest
+        # of these settings only the backend counts; the folder states the rest
+        settings = GPTQConfig(bits=4, backend="gptq_torch")
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float16, device_map="cpu", quantization_config=plain
+            folder, dtype=torch.float16, device_map="cpu", quantization_config=settings
         )
     from gptqmodel import BACKEND, GPTQModel
 
@@ -35,21 +35,21 @@ def packed_model(folder: str, through_transformers: bool) -> Any:
 
 def weight_difference(packed: Any, dense: Any) -> tuple[int, float]:
     """(packed layers, the largest difference of a weight)."""
-    layers = [(name, layer) for name, layer in packed.named_modules() if hasattr(layer, "qweight")]
-    read = [
-        (layer.dequantize_weight().T, dense.get_submodule(name).weight) for name, layer in layers
-    ]
-    return len(layers), max(
-        (left.float() - right.float()).abs().max().item() for left, right in read
-    )
+    differences = []
+    for name, layer in packed.named_modules():
+        if hasattr(layer, "qweight"):
+            read = layer.dequantize_weight().T.float()  # (out, in)
+            expected = dense.get_submodule(name).weight.float()
+            differences.append((read - expected).abs().max().item())
+    return len(differences), max(differences)
 
 
 def logits(model: Any) -> Tensor:
-    """(1, 64, vocabulary) float32."""
+    """(1, 64, vocabulary) float32, of 64 fixed tokens."""
     tokens = torch.arange(64)[None] * 7 % model.config.vocab_size
     with torch.no_grad():
-        found: Tensor = model.eval()(tokens).logits
-    return found.float()
+        values: Tensor = model.eval()(tokens).logits
+    return values.float()
 
 
 def main() -> None:
@@ -65,13 +65,11 @@ def main() -> None:
     dense = AutoModelForCausalLM.from_pretrained(arguments.dense, dtype=torch.float16)
     count, difference = weight_difference(packed, dense)
     expected = logits(dense)
+    difference_of_packed = (logits(packed) - expected).abs().max()
+    difference_of_float16 = (logits(dense.float()) - expected).abs().max()
     print(f"weights  {count} packed layers, largest difference {difference:.3g}")
-    print(
-        f"logits   largest difference {(logits(packed) - expected).abs().max():.3g} of {expected.abs().max():.3g}"
-    )
-    print(
-        f"float16  largest difference {(logits(dense.float()) - expected).abs().max():.3g}, dense against dense"
-    )
+    print(f"logits   largest difference {difference_of_packed:.3g} of {expected.abs().max():.3g}")
+    print(f"float16  largest difference {difference_of_float16:.3g}, dense against dense")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The static leaderboard: `leaderboard.md`, `leaderboard.csv`, `quality.png` and a self-contained `index.html`."""
+"""The static leaderboard: `leaderboard.md`, `leaderboard.csv`, `quality.png`, and `index.html`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,64 @@ from qbench.files.atomic import write_text
 from qbench.records import Record, TaskSpec
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.headline import MINI_NOTICE, Headline, headlines, ordered, require, unquantized
+from qbench.reports.long_table import long_table
 from qbench.reports.plots import leading, models, quality_figure, svg, write_quality
-from qbench.reports.tables import CAPTION, failures, grid, long_table, markdown
+from qbench.reports.tables import CAPTION, failures, grid, markdown
 
 TEMPLATE = Path(__file__).with_name("page.html")
-INKS = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
-    colour: f"c{colour[1:]}" for colour in COLOURS
-}
+# The colours of a picture, and the page's variables that take their place, light or dark.
+INKS = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"}
+INKS |= {colour: f"c{colour[1:]}" for colour in COLOURS}
+
+Writer = Callable[[Sequence[Record], Path], list[Path]]
 
 
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Writes the four files (a picture more for every further model), each whole or not at all."""
+    """Write every report of WRITERS into a folder, each file whole or not at all; their paths.
+
+    DataError without records.
+    """
     require(records)
-    folder = Path(folder)
+    paths = []
+    for write in WRITERS:
+        paths += write(records, Path(folder))
+    return paths
+
+
+def write_markdown(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`leaderboard.md`, the wide table for people."""
+    return [write_text(folder / "leaderboard.md", markdown(records))]
+
+
+def write_csv(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`leaderboard.csv`, the long table for programs."""
+    text = long_table(records).to_csv(index=False, lineterminator="\n")
+    return [write_text(folder / "leaderboard.csv", text)]
+
+
+def write_qualities(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`quality.png`, and `quality-MODEL.png` for every further model."""
     return [
-        write_text(folder / "leaderboard.md", markdown(records)),
-        write_text(
-            folder / "leaderboard.csv", long_table(records).to_csv(index=False, lineterminator="\n")
-        ),
-        *(
-            write_quality(records, folder, model, first=k == 0)
-            for k, model in enumerate(models(records))
-        ),
-        write_text(folder / "index.html", html(records)),
+        write_quality(records, folder, model, first=index == 0)
+        for index, model in enumerate(models(records))
     ]
 
 
+def write_page(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`index.html`, the page."""
+    return [write_text(folder / "index.html", html(records))]
+
+
+WRITERS: tuple[Writer, ...] = (write_markdown, write_csv, write_qualities, write_page)
+
+
 def html(records: Sequence[Record]) -> str:
-    """The whole page as one text: pictures, style and script are in it, and it asks for nothing else."""
+    """The page as one text; pictures, style and script are in it, and it asks for nothing else."""
     require(records)
-    found = headlines(records)
     columns, rows = grid(records)
-    arrows = {headline.title: headline.heading for headline in found}
+    headings = {headline.title: headline.heading for headline in headlines(records)}
+    tasks = _specs(records)
+    has_mini_tasks = any(spec.name.startswith("mini-") for spec in tasks)
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -54,20 +81,16 @@ def html(records: Sequence[Record]) -> str:
         models=models(records),
         colours=[(light[1:], dark[1:]) for light, dark in COLOURS.items()],
         lead=_lead(records),
-        mini=MINI_NOTICE
-        if any(spec.name.startswith("mini-") for r in records for spec in r.cell.tasks)
-        else "",
-        pictures=_pictures(records),
+        mini=MINI_NOTICE if has_mini_tasks else "",
+        pictures=[_pictures(records, model, k) for k, model in enumerate(models(records))],
         caption=CAPTION,
-        columns=[arrows.get(column, column) for column in columns],
+        columns=[headings.get(column, column) for column in columns],
         rows=rows,
         words=columns.index("method") + 1,
-        failures=[(f"{_label(r)} ({r.status})", reason) for r, reason in failures(records)],
+        failures=_failures(records),
         protocols=_protocols(records),
         environment=_environment(records),
-        commands=[
-            (f"{_label(r)}, cell {r.id}", r.command or "not recorded") for r in ordered(records)
-        ],
+        commands=_commands(records),
     )
 
 
@@ -76,105 +99,147 @@ def _label(record: Record) -> str:
 
 
 def _lead(records: Sequence[Record]) -> str:
+    """One sentence: how many cells of which models, by which methods, on which data and machine."""
+    cells = "cell" if len(records) == 1 else "cells"
+    subject = f"{len(records)} {cells} of {', '.join(models(records))}"
     lost = sum(record.status != "ok" for record in records)
-    methods = list(dict.fromkeys(r.cell.method for r in ordered(records) if not unquantized(r)))
-    data = [(spec.data, spec.sha256) for record in ordered(records) for spec in record.cell.tasks]
-    data += [(c.data, c.sha256) for record in ordered(records) if (c := record.cell.calibration)]
-    hardware = dict.fromkeys(
-        _text(r.environment["hardware"]) for r in records if r.environment.get("hardware")
+    if lost:
+        subject += f" ({lost} without scores)"
+    parts = [subject]
+
+    methods = dict.fromkeys(
+        record.cell.method for record in ordered(records) if not unquantized(record)
     )
-    parts = [f"{len(records)} cell{'s' * (len(records) != 1)} of {', '.join(models(records))}"]
-    parts[0] += f" ({lost} without scores)" if lost else ""
-    parts += [f"methods: {', '.join(methods)}"] if methods else []
-    parts += (
-        [f"data (sha256): {', '.join(f'{n} ({d[:8]})' for n, d in dict.fromkeys(data))}"]
-        if data
-        else []
-    )
-    parts += [f"hardware: {' | '.join(hardware)}"] if hardware else []
+    if methods:
+        parts.append(f"methods: {', '.join(methods)}")
+
+    digests = [f"{data} ({sha256[:8]})" for data, sha256 in _data(records)]
+    if digests:
+        parts.append(f"data (sha256): {', '.join(digests)}")
+
+    machines = [record.environment.get("hardware") for record in records]
+    hardware = dict.fromkeys(_text(machine) for machine in machines if machine)
+    if hardware:
+        parts.append(f"hardware: {' | '.join(hardware)}")
     return "; ".join(parts) + "."
 
 
-def _pictures(records: Sequence[Record]) -> list[dict[str, Any]]:
-    result = []
-    for i, model in enumerate(models(records)):
-        mine = [record for record in records if record.cell.model == model]
-        found, first = headlines(mine), leading(mine)
-        drawn = {h: _picture(records, h, model, f"p{i}-{k}-") for k, h in enumerate(found)}
-        more = [drawn[h] for h in found if h not in first]
-        result.append({"name": model, "first": [drawn[h] for h in first], "more": more})
-    return result
+def _specs(records: Sequence[Record]) -> list[TaskSpec]:
+    """The tasks of all cells as they were asked, each once, in order."""
+    return list(dict.fromkeys(spec for record in ordered(records) for spec in record.cell.tasks))
+
+
+def _data(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(name, sha256) of the data of all tasks, and then of all calibrations, each once."""
+    data = [(spec.data, spec.sha256) for spec in _specs(records)]
+    for record in ordered(records):
+        calibration = record.cell.calibration
+        if calibration:
+            data.append((calibration.data, calibration.sha256))
+    return list(dict.fromkeys(data))
+
+
+def _pictures(records: Sequence[Record], model: str, index: int) -> dict[str, Any]:
+    """The pictures of one model: those that people look at first, and all others."""
+    mine = [record for record in records if record.cell.model == model]
+    leaders = leading(mine)
+    pictures = {}
+    for k, headline in enumerate(headlines(mine)):
+        pictures[headline] = _picture(records, headline, model, f"p{index}-{k}-")
+    return {
+        "name": model,
+        "first": [pictures[headline] for headline in leaders],
+        "more": [pictures[headline] for headline in pictures if headline not in leaders],
+    }
 
 
 def _picture(
     records: Sequence[Record], headline: Headline, model: str, prefix: str
 ) -> dict[str, Any]:
-    """The figure as inline SVG whose colours follow the page's, with names of its own for its parts."""
-    text = svg(
-        quality_figure(records, headline.task, headline.metric, filter=headline.filter, model=model)
+    """The figure as inline SVG whose colours follow the page's.
+
+    prefix: of the names of its parts, which must differ between the pictures of one page.
+    """
+    figure = quality_figure(
+        records, headline.task, headline.metric, filter=headline.filter, model=model
     )
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg(figure))
     for colour, name in INKS.items():
         text = text.replace(f": {colour}", f": var(--{name})")
     title = f"{headline.title} of {model} against measured bits per weight"
     return {"title": title, "svg": Markup(text)}
 
 
-def _protocols(records: Sequence[Record]) -> list[tuple[str, str]]:
-    specs = dict.fromkeys(spec for record in ordered(records) for spec in record.cell.tasks)
-    rows = [(spec.name, _protocol(spec)) for spec in specs]
-    calibrations = dict.fromkeys(c for record in ordered(records) if (c := record.cell.calibration))
-    rows += [
-        (
-            "calibration",
-            f"{c.samples} windows of {c.length} tokens of {c.data}, sha256 {c.sha256[:12]}",
-        )
-        for c in calibrations
+def _failures(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(cell, reason)."""
+    return [(f"{_label(record)} ({record.status})", reason) for record, reason in failures(records)]
+
+
+def _commands(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(cell, the command that runs it again)."""
+    return [
+        (f"{_label(record)}, cell {record.id}", record.command or "not recorded")
+        for record in ordered(records)
     ]
+
+
+def _protocols(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(task, how it was asked), and the calibrations."""
+    rows = [(spec.name, _protocol(spec)) for spec in _specs(records)]
+    calibrations = dict.fromkeys(record.cell.calibration for record in ordered(records))
+    for calibration in calibrations:
+        if calibration:
+            text = (
+                f"{calibration.samples} windows of {calibration.length} tokens of "
+                f"{calibration.data}, sha256 {calibration.sha256[:12]}"
+            )
+            rows.append(("calibration", text))
     return rows
 
 
 def _protocol(spec: TaskSpec) -> str:
-    parts = [
-        f"{spec.data}, sha256 {spec.sha256[:12]}",
-        f"windows of {spec.length} tokens" if spec.length is not None else "",
-        f"{spec.num_fewshot}-shot" if spec.num_fewshot is not None else "",
-        f"the first {spec.limit}" if spec.limit is not None else "",
-        f"{spec.generate} generated" if spec.generate is not None else "",
-    ]
-    return ", ".join(part for part in parts if part)
+    parts = [spec.data, f"sha256 {spec.sha256[:12]}"]
+    if spec.length is not None:
+        parts.append(f"windows of {spec.length} tokens")
+    if spec.num_fewshot is not None:
+        parts.append(f"{spec.num_fewshot}-shot")
+    if spec.limit is not None:
+        parts.append(f"the first {spec.limit}")
+    if spec.generate is not None:
+        parts.append(f"{spec.generate} generated")
+    return ", ".join(parts)
 
 
 def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Each recorded fact once; where cells differ, every value with how many cells have it."""
-    seen: dict[str, dict[str, int]] = {}
+    cells_by_value: dict[str, Counter[str]] = {}
     for record in ordered(records):
         for key, value in _flat(record.environment).items():
-            counts = seen.setdefault(key, {})
-            counts[value] = counts.get(value, 0) + 1
-    return [
-        (
-            key,
-            next(iter(v))
-            if len(v) == 1
-            else "; ".join(f"{text} ({n} cells)" for text, n in v.items()),
-        )
-        for key, v in seen.items()
-    ]
+            cells_by_value.setdefault(key, Counter())[value] += 1
+    rows = []
+    for key, counts in cells_by_value.items():
+        values = list(counts)
+        if len(values) > 1:
+            values = [f"{value} ({count} cells)" for value, count in counts.items()]
+        rows.append((key, "; ".join(values)))
+    return rows
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts with dotted names: `packages.torch`."""
     result: dict[str, str] = {}
-    for key, item in value.items():
-        result |= (
-            _flat(item, f"{prefix}{key}.")
-            if isinstance(item, Mapping)
-            else {f"{prefix}{key}": _text(item)}
-        )
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            result |= _flat(value, f"{name}.")
+        else:
+            result[name] = _text(value)
     return result
 
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)

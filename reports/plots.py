@@ -1,4 +1,7 @@
-"""Pictures from records: quality against measured bits per weight. The object API only, no global figure state."""
+"""Pictures from records: quality against measured bits per weight.
+
+They are made by the object API of matplotlib alone: no global state of figures.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +19,37 @@ from matplotlib.lines import Line2D
 
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes, write_text
-from qbench.records import Record, Score
-from qbench.reports.axes import INK, MUTED, PAPER, RULE, looks, panel, unbroken
+from qbench.records import Record
+from qbench.reports.axes import INK, MUTED, PAPER, RULE, Look, looks, panel
 from qbench.reports.headline import Headline, headlines, ordered, require
+from qbench.reports.points import unbroken
 
 STYLE: dict[str, Any] = {
-    **{
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": MUTED,
-        "axes.axisbelow": True,
-    },
-    **{
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-    },
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": RULE},
-    **{
-        "figure.facecolor": PAPER,
-        "axes.facecolor": PAPER,
-        "savefig.facecolor": PAPER,
-        "text.parse_math": False,
-    },
-    **{"svg.fonttype": "path", "svg.hashsalt": "qbench", "font.family": ["DejaVu Sans"]},
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold a $
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.facecolor": PAPER,
+    "grid.color": RULE,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "qbench",  # so that the same records give the same file
 }
+# Characters that fit the width of one panel: in the legend, and in the note below.
+_LEGEND_CHARACTERS = 74
+_NOTE_CHARACTERS = 90
+_LEGEND_LINE_INCHES = 0.23
 
 
 def quality_figure(
@@ -53,68 +60,66 @@ def quality_figure(
     filter: str | None = None,
     model: str | None = None,
 ) -> Figure:
-    """One score of one model (the first one, unless named) against measured bits per weight."""
+    """One score of one model against measured bits per weight.
+
+    filter: the first one of that metric, unless named. model: the first one of the tables, unless
+    named. DataError where no record has the score.
+    """
     require(records)
-    known = [
-        Headline(s.task, s.metric, s.filter, s.higher_is_better)
-        for r in records
-        for s in _scores(r)
+    known = _scores(records)
+    matching = [
+        headline
+        for headline in known
+        if (headline.task, headline.metric) == (task, metric) and filter in (None, headline.filter)
     ]
-    fits = [h for h in known if (h.task, h.metric) == (task, metric) and filter in (None, h.filter)]
-    if not fits:
-        there = (
-            ", ".join(sorted({h.title for h in known})) or "none, every cell failed or was skipped"
-        )
-        raise DataError(
-            f"no record has the score {task} {metric} {filter or ''}".rstrip()
-            + f"; there are: {there}"
-        )
-    return _figure(records, fits[:1], model or ordered(records)[0].cell.model)
+    if not matching:
+        titles = sorted({headline.title for headline in known})
+        there = ", ".join(titles) or "none, every cell failed or was skipped"
+        wanted = f"{task} {metric} {filter or ''}".rstrip()
+        raise DataError(f"no record has the score {wanted}; there are: {there}")
+    return _figure(records, matching[:1], model or ordered(records)[0].cell.model)
 
 
 def first_figure(records: Sequence[Record], model: str) -> Figure:
-    """The picture people look at first: perplexity and divergence, or else the first headline score."""
+    """The picture people look at first: perplexity and divergence, else the first headline."""
     return _figure(records, leading(records), model)
 
 
 def leading(records: Sequence[Record]) -> list[Headline]:
-    """Perplexity and mean divergence if both are there, otherwise the first headline score if there is any."""
-    found = headlines(records)
-    pair = [
-        next((h for h in found if h.metric == metric), None) for metric in ("perplexity", "kl_mean")
-    ]
-    return [h for h in pair if h] if all(pair) else found[:1]
+    """Perplexity and mean divergence if both are there, else the first headline score if any is."""
+    scores = headlines(records)
+    perplexities = [headline for headline in scores if headline.metric == "perplexity"]
+    divergences = [headline for headline in scores if headline.metric == "kl_mean"]
+    if perplexities and divergences:
+        return [perplexities[0], divergences[0]]
+    return scores[:1]
 
 
 def write_pictures(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`quality.png`, the first picture, and an SVG per headline score; a further model's name is in its file names."""
+    """`quality.png`, the first picture, and an SVG per headline score; their paths.
+
+    The files of a further model have its name in theirs.
+    """
     require(records)
     paths = []
-    for k, model in enumerate(models(records)):
-        paths.append(write_quality(records, folder, model, first=k == 0))
-        for headline in headlines([record for record in records if record.cell.model == model]):
-            parts = [
-                headline.task,
-                headline.metric,
-                *([headline.filter] if headline.filter != "none" else []),
-            ]
-            name = slug("-".join(parts + [model] * (k > 0)))
-            paths.append(
-                write_text(folder / f"{name}.svg", svg(_figure(records, [headline], model)))
-            )
+    for index, model in enumerate(models(records)):
+        paths.append(write_quality(records, folder, model, first=index == 0))
+        mine = [record for record in records if record.cell.model == model]
+        for headline in headlines(mine):
+            words = [headline.task, headline.metric]
+            if headline.filter != "none":
+                words.append(headline.filter)
+            if index > 0:
+                words.append(model)
+            path = folder / f"{slug('-'.join(words))}.svg"
+            paths.append(write_text(path, svg(_figure(records, [headline], model))))
     return paths
 
 
 def write_quality(records: Sequence[Record], folder: Path, model: str, first: bool) -> Path:
     """`quality.png`, or `quality-MODEL.png` where this is not the first model."""
-    buffer = io.BytesIO()
-    with rc_context(STYLE):
-        first_figure(records, model).savefig(
-            buffer, format="png", dpi=180, metadata={"Software": "qbench"}
-        )
-    return write_bytes(
-        folder / ("quality.png" if first else f"quality-{slug(model)}.png"), buffer.getvalue()
-    )
+    name = "quality.png" if first else f"quality-{slug(model)}.png"
+    return write_bytes(folder / name, png(first_figure(records, model)))
 
 
 def models(records: Sequence[Record]) -> list[str]:
@@ -127,67 +132,86 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "unnamed"
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element without time stamps or foreign addresses; same records, same text."""
-    buffer = io.StringIO()
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG without time stamps; same figure, same bytes."""
+    buffer = io.BytesIO()
     with rc_context(STYLE):
-        figure.savefig(
-            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        figure.savefig(buffer, format="png", dpi=180, metadata={"Software": "qbench"})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element without time stamps or foreign addresses.
+
+    Same records, same text.
+    """
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
     text = buffer.getvalue()
-    return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    element = text[text.index("<svg") :]
+    return re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
 
 
-def _scores(record: Record) -> tuple[Score, ...]:
-    return record.scores if record.status == "ok" else ()
+def _scores(records: Sequence[Record]) -> list[Headline]:
+    """Every score of a finished cell, headline or not, as often as it is there."""
+    scores = []
+    for record in records:
+        if record.status != "ok":
+            continue
+        for score in record.scores:
+            scores.append(Headline(score.task, score.metric, score.filter, score.higher_is_better))
+    return scores
 
 
 def _figure(records: Sequence[Record], panels: Sequence[Headline], model: str) -> Figure:
+    """A panel per score, above them the legend, below them what was not drawn and why."""
     mine = [record for record in ordered(records) if record.cell.model == model]
     with rc_context(STYLE):
         width = 6.2 if len(panels) < 2 else 10.6
         figure = Figure(figsize=(width, 5.0), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
         if not panels:
-            figure.text(
-                0.5,
-                0.5,
-                f"{model}\nno scores: every cell failed or was skipped",
-                ha="center",
-                va="center",
-            )
+            text = f"{model}\nno scores: every cell failed or was skipped"
+            figure.text(0.5, 0.5, text, ha="center", va="center")
             return figure
-        styles, drawn = looks(records), set[str]()
+        styles = looks(records)
         notes = [f"{model}. Bars and band: ± 1 standard error."]
-        for axes, headline in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
+        drawn: set[str] = set()
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, headline in zip(row, panels, strict=True):
             drawn |= panel(axes, mine, headline, styles, notes)
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
-        notes += [f"Failed or skipped: {', '.join(lost)}."] if lost else []
-        _legend(
-            figure,
-            [Line2D([], [], label=name, **styles[name]) for name in styles if name in drawn],
-            len(panels),
+        if lost:
+            notes.append(f"Failed or skipped: {', '.join(lost)}.")
+        _legend(figure, {name: styles[name] for name in styles if name in drawn}, len(panels))
+        note = textwrap.fill(
+            " ".join(dict.fromkeys(notes)),
+            _NOTE_CHARACTERS * len(panels),
+            max_lines=5,
+            placeholder=" ...",
         )
-        text = textwrap.fill(
-            " ".join(dict.fromkeys(notes)), 90 * len(panels), max_lines=5, placeholder=" ..."
-        )
-        figure.supxlabel(text, fontsize=8, color=MUTED, ha="left", x=0.012)
+        figure.supxlabel(note, fontsize=8, color=MUTED, ha="left", x=0.012)
     return figure
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D], panels: int) -> None:
-    if handles:
-        columns = _columns(handles, 74 * panels)
-        figure.set_figheight(figure.get_figheight() + 0.23 * (-(-len(handles) // columns) - 1))
-        figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
+def _legend(figure: Figure, styles: dict[str, Look], panels: int) -> None:
+    """A legend in as many columns as fit, for which the figure grows; nothing without lines."""
+    if not styles:
+        return
+    handles = [Line2D([], [], label=name, **look) for name, look in styles.items()]
+    columns = _columns(list(styles), _LEGEND_CHARACTERS * panels)
+    further_lines = -(-len(handles) // columns) - 1  # rounded up
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE_INCHES * further_lines)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
 
 
-def _columns(handles: Sequence[Line2D], width: int) -> int:
+def _columns(labels: Sequence[str], width: int) -> int:
     """The most columns of a legend, filled column by column, in this many characters."""
-    sizes = [len(str(handle.get_label())) + 7 for handle in handles]
+    sizes = [len(label) + 7 for label in labels]  # a line with its marker takes about 7
     for columns in range(len(sizes), 1, -1):
-        rows = -(-len(sizes) // columns)
-        if sum(max(sizes[k : k + rows]) for k in range(0, len(sizes), rows)) <= width:
+        rows = -(-len(sizes) // columns)  # rounded up
+        starts = range(0, len(sizes), rows)
+        if sum(max(sizes[start : start + rows]) for start in starts) <= width:
             return columns
     return 1

@@ -1,4 +1,4 @@
-"""Tables from records: the long one for programs (`leaderboard.csv`), the wide one for people."""
+"""The wide table for people, one row per cell: as Markdown, on the screen, and for the page."""
 
 from __future__ import annotations
 
@@ -22,47 +22,25 @@ from qbench.reports.headline import (
     names,
     number,
     ordered,
-    params_text,
     protocol,
     require,
 )
 
-COLUMNS = (
-    *(
-        "model",
-        "method",
-        "params",
-        "bits",
-        "group_size",
-        "bits_per_weight",
-        "task",
-        "metric",
-        "filter",
-    ),
-    *("value", "stderr", "n", "status", "reason", "cell"),
-)
-WORDS = (
-    "model",
-    "method",
-    "params",
-    "group_size",
-    "task",
-    "metric",
-    "filter",
-    "status",
-    "reason",
-    "cell",
-)
 CAPTION = (
-    "Values are shown with one standard error. Bold: the best value among the cells of one model and one number of "
-    "nominal bits, where it is better than the next one at all; this is no claim of significance, and cells of equal "
-    "nominal bits may differ in measured bits per weight."
+    "Values are shown with one standard error. Bold: the best value among the cells of one model "
+    "and one number of nominal bits, where it is better than the next one at all; this is no claim "
+    "of significance, and cells of equal nominal bits may differ in measured bits per weight."
 )
+SCREEN_WIDTH = 100  # characters
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One field of the wide table: what people read, what it sorts by, and whether it is the best of its kind."""
+    """One field of the wide table.
+
+    text: what people read. value: what it sorts by, None where there is nothing. best: whether it
+    is the best of its kind.
+    """
 
     text: str
     value: float | str | None = None
@@ -70,63 +48,101 @@ class Entry:
 
 
 def best(records: Sequence[Record], headline: Headline) -> set[str]:
-    """The cells that are strictly best among their model, nominal bits and protocol."""
+    """Ids of the cells that are strictly best among their model, nominal bits and protocol."""
+    sign = -1 if headline.higher_is_better else 1  # so that the smallest is the best
     rivals: dict[object, list[tuple[float, str]]] = {}
     for record in records:
-        score, scheme = headline.of(record), record.cell.scheme
+        score = headline.of(record)
+        scheme = record.cell.scheme
         if score and scheme and math.isfinite(score.value):
             key = (record.cell.model, scheme.bits, protocol(record, headline.task))
-            rivals.setdefault(key, []).append(
-                (score.value * (-1 if headline.higher_is_better else 1), record.id)
-            )
-    ranked = [sorted(group) for group in rivals.values() if len(group) > 1]
-    return {first[1] for first, second, *_ in ranked if first[0] < second[0]}
+            rivals.setdefault(key, []).append((sign * score.value, record.id))
+    winners = set()
+    for group in rivals.values():
+        if len(group) < 2:
+            continue
+        (first_value, first_id), (second_value, _) = sorted(group)[:2]
+        if first_value < second_value:
+            winners.add(first_id)
+    return winners
 
 
 def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
     """The wide table with everything a page needs: its columns, and one row of entries per cell."""
-    records, columns = ordered(records), headlines(records)
-    called, winners = names(records, group=False), {h: best(records, h) for h in columns}
-    many = len({record.cell.model for record in records}) > 1
+    records = ordered(records)
+    scores = headlines(records)
+    several_models = len({record.cell.model for record in records}) > 1
     trained = any(block_loss(record, "final") for record in records)
+
+    columns = ["model"] if several_models else []
+    columns += ["method", "bits", "group", "bits/weight (measured)"]
+    columns += [headline.title for headline in scores]
+    columns += ["quantize seconds", "peak memory MB"]
+    if trained:
+        columns += ["block loss at the start", "block loss"]
+
+    called = names(records, group=False)
+    winners = {headline: best(records, headline) for headline in scores}
     rows = []
     for record in records:
-        row = [Entry(record.cell.model, record.cell.model)] if many else []
+        row = [Entry(record.cell.model, record.cell.model)] if several_models else []
         row += _identity(record, called[record.id])
-        for headline in columns:
-            score = headline.of(record)
-            text = number(score.value, score.stderr, score.metric) if score else ""
-            row.append(Entry(text, score.value if score else None, record.id in winners[headline]))
-        seconds, peak = record.quantize_seconds, record.quantize_peak_bytes
-        row.append(Entry("" if seconds is None else f"{seconds:.1f}", seconds))
-        row.append(Entry("" if peak is None else f"{peak / 1e6:.0f}", peak))
-        for loss in (block_loss(record, "initial"), block_loss(record, "final")) if trained else ():
-            row.append(Entry("" if loss is None else f"{loss:.4g}", loss))
+        for headline in scores:
+            row.append(_score_entry(record, headline, record.id in winners[headline]))
+        row += _cost(record)
+        if trained:
+            row += _losses(record)
         rows.append(row)
-    first = ["model"] * many + ["method", "bits", "group", "bits/weight (measured)"]
-    last = ["quantize seconds", "peak memory MB"] + [
-        "block loss at the start",
-        "block loss",
-    ] * trained
-    return [*first, *(h.title for h in columns), *last], rows
+    return columns, rows
 
 
 def block_loss(record: Record, key: str) -> float | None:
-    """Geometric mean over the blocks of the loss that a method which trains has logged; None where there is none."""
-    found = [entry.get(key) for entry in record.log.values() if isinstance(entry, dict)]
-    losses = [loss for loss in found if isinstance(loss, float) and loss > 0]
-    return math.exp(sum(map(math.log, losses)) / len(losses)) if losses else None
+    """Geometric mean over the blocks of a loss that a method which trains has logged, or None.
+
+    key: `initial` or `final`.
+    """
+    logs = []
+    for entry in record.log.values():
+        loss = entry.get(key) if isinstance(entry, dict) else None
+        if isinstance(loss, float) and loss > 0:
+            logs.append(math.log(loss))
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def _identity(record: Record, name: str) -> list[Entry]:
-    scheme, bits = record.cell.scheme, record.bits_per_weight.get("total")
-    group = scheme.group_size if scheme else None
-    return [
-        Entry(name if record.status == "ok" else f"{name} ({record.status})", name),
-        Entry(str(scheme.bits), scheme.bits) if scheme else Entry(""),
-        Entry(str(group or "channel"), group or 1 << 30) if scheme else Entry(""),
-        Entry("" if bits is None else f"{bits:.2f}", bits),
-    ]
+    """Name, bits, group size and measured bits per weight."""
+    label = name if record.status == "ok" else f"{name} ({record.status})"
+    bits = group = Entry("")
+    scheme = record.cell.scheme
+    if scheme:
+        bits = Entry(str(scheme.bits), scheme.bits)
+        # one group per channel sorts behind all numbers
+        group = Entry(str(scheme.group_size or "channel"), scheme.group_size or 1 << 30)
+    measured = record.bits_per_weight.get("total")
+    return [Entry(label, name), bits, group, _number_entry(measured, ".2f")]
+
+
+def _score_entry(record: Record, headline: Headline, is_best: bool) -> Entry:
+    score = headline.of(record)
+    if score is None:
+        return Entry("", best=is_best)
+    return Entry(number(score.value, score.stderr, score.metric), score.value, is_best)
+
+
+def _cost(record: Record) -> list[Entry]:
+    """Seconds, and megabytes at the peak; what they sort by is in bytes."""
+    peak = record.quantize_peak_bytes
+    peak_text = "" if peak is None else f"{peak / 1e6:.0f}"
+    return [_number_entry(record.quantize_seconds, ".1f"), Entry(peak_text, peak)]
+
+
+def _losses(record: Record) -> list[Entry]:
+    return [_number_entry(block_loss(record, key), ".4g") for key in ("initial", "final")]
+
+
+def _number_entry(value: float | None, form: str) -> Entry:
+    """form: of the text, such as `.2f`."""
+    return Entry("" if value is None else f"{value:{form}}", value)
 
 
 def wide_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -135,65 +151,51 @@ def wide_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame([[entry.text for entry in row] for row in rows], columns=columns)
 
 
-def long_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per score, for programs; a failed or skipped cell is one row without a score."""
-    records = ordered(records)
-    rows: list[dict[str, object]] = []
-    tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
-    for record in records:
-        cell, scheme = record.cell, record.cell.scheme
-        start: dict[str, object] = dict.fromkeys(WORDS, "")
-        start |= {
-            "model": cell.model,
-            "method": cell.method,
-            "params": params_text(cell),
-            "cell": record.id,
-        }
-        start |= {"status": record.status, "reason": record.reason or ""}
-        start |= {"bits_per_weight": record.bits_per_weight.get("total")}
-        if scheme:
-            start |= {"bits": scheme.bits, "group_size": str(scheme.group_size or "channel")}
-        scores = record.scores if record.status == "ok" else ()
-        ranked = sorted(
-            scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
-        )
-        kept = ("task", "metric", "filter", "value", "stderr", "n")
-        rows += [start | {key: getattr(score, key) for key in kept} for score in ranked] or [start]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    floats = dict.fromkeys(("bits_per_weight", "value", "stderr"), "float64")
-    return table.astype({**floats, "bits": "Int64", "n": "Int64"})
-
-
 def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    """The cells that have no scores, each with its label and reason in one line."""
-    lost = [record for record in ordered(records) if record.status != "ok"]
-    return [
-        (record, " ".join((record.reason or "no reason was recorded").split())) for record in lost
-    ]
+    """The cells that have no scores, each with its reason in one line."""
+    lost = []
+    for record in ordered(records):
+        if record.status != "ok":
+            reason = record.reason or "no reason was recorded"
+            lost.append((record, " ".join(reason.split())))
+    return lost
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The wide table, the best values bold, and what failed and why."""
+    """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
-    columns, rows = grid(records)
-    arrows = {h.title: h.heading for h in headlines(records)}
-    head = [_plain(arrows.get(column, column)) for column in columns]
-    rule = ["---" if k <= columns.index("method") else "---:" for k in range(len(columns))]
-    body = [[f"**{_plain(e.text)}**" if e.best else _plain(e.text) for e in row] for row in rows]
-    parts = [
-        "# qbench leaderboard",
-        "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body]),
-        CAPTION,
-    ]
-    if any(h.task.startswith("mini-") for h in headlines(records)):
-        parts.insert(1, f"Note: {MINI_NOTICE}.")
-    if lost := failures(records):
-        items = [
-            f"- {_plain(r.cell.model)} {_plain(r.cell.label)} ({r.status}): {_plain(why)}"
-            for r, why in lost
-        ]
+    parts = ["# qbench leaderboard"]
+    if _has_mini_tasks(records):
+        parts.append(f"Note: {MINI_NOTICE}.")
+    parts += [_markdown_table(records), CAPTION]
+    items = []
+    for record, reason in failures(records):
+        cell = f"{_plain(record.cell.model)} {_plain(record.cell.label)}"
+        items.append(f"- {cell} ({record.status}): {_plain(reason)}")
+    if items:
         parts += ["## Cells without scores", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
+
+
+def _has_mini_tasks(records: Sequence[Record]) -> bool:
+    return any(headline.task.startswith("mini-") for headline in headlines(records))
+
+
+def _markdown_table(records: Sequence[Record]) -> str:
+    columns, rows = grid(records)
+    headings = {headline.title: headline.heading for headline in headlines(records)}
+    words = columns.index("method") + 1  # these columns hold words, which stand on the left
+    lines = [
+        [_plain(headings.get(column, column)) for column in columns],
+        ["---"] * words + ["---:"] * (len(columns) - words),
+    ]
+    for row in rows:
+        fields = []
+        for entry in row:
+            text = _plain(entry.text)
+            fields.append(f"**{text}**" if entry.best else text)
+        lines.append(fields)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plain(text: str) -> str:
@@ -202,44 +204,59 @@ def _plain(text: str) -> str:
 
 
 def screen(records: Sequence[Record], console: Console) -> None:
-    """A table per model in at most 100 columns, and below it the cells without scores."""
+    """A table per model in at most SCREEN_WIDTH columns, and below it the cells without scores."""
     require(records)
-    for model in dict.fromkeys(record.cell.model for record in ordered(records)):
-        mine = [record for record in ordered(records) if record.cell.model == model]
-        chosen, width, gap = [h for h in headlines(mine) if h.short], min(100, console.width), 1
-        while chosen and _width(_screen_table(mine, chosen, gap), console) > width:
-            chosen, gap = (chosen, 0) if gap else (chosen[:-1], 0)
+    width = min(SCREEN_WIDTH, console.width)
+    records = ordered(records)
+    for model in dict.fromkeys(record.cell.model for record in records):
+        mine = [record for record in records if record.cell.model == model]
         if any(record.status == "ok" for record in mine):
-            console.print(_screen_table(mine, chosen, gap), width=width)
-        for record, why in failures(mine):
-            console.print(Text(f"{record.status}  {record.cell.label}  {why}"), width=width)
-    if any(h.task.startswith("mini-") for h in headlines(records)):
+            console.print(_fitting_table(mine, console, width), width=width)
+        for record, reason in failures(mine):
+            console.print(Text(f"{record.status}  {record.cell.label}  {reason}"), width=width)
+    if _has_mini_tasks(records):
         console.print(Text(f"Note: {MINI_NOTICE}."))
 
 
+def _fitting_table(records: Sequence[Record], console: Console, width: int) -> Table:
+    """The table with as many scores as fit: first the gaps between columns go, then the last."""
+    scores = [headline for headline in headlines(records) if headline.short]
+    gap = 1
+    table = _screen_table(records, scores, gap)
+    while scores and _width(table, console) > width:
+        if gap:
+            gap = 0
+        else:
+            scores = scores[:-1]
+        table = _screen_table(records, scores, gap)
+    return table
+
+
 def _width(table: Table, console: Console) -> int:
+    """Columns of the screen that the table takes where there is room."""
     return Measurement.get(console, console.options.update_width(1000), table).maximum
 
 
-def _screen_table(records: Sequence[Record], chosen: Sequence[Headline], gap: int) -> Table:
+def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: int) -> Table:
+    """gap: spaces between columns."""
     table = Table(
         title=Text(records[0].cell.model), box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False
     )
     table.title_justify = "left"
     table.add_column("method", overflow="fold", max_width=16, vertical="bottom")
-    for name in ("bits", "bits /\nweight", *(h.short or "" for h in chosen)):
+    for name in ("bits", "bits /\nweight", *(headline.short or "" for headline in scores)):
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     called = names(records)
     for record in records:
-        if record.status == "ok":
-            scores = [h.of(record) for h in chosen]
-            values = [
-                number(s.value, s.stderr, s.metric, digits=1, gap="") if s else "" for s in scores
-            ]
-            table.add_row(
-                *map(
-                    Text,
-                    (called[record.id], *[e.text for e in _identity(record, "")[1::2]], *values),
-                )
-            )
+        if record.status != "ok":
+            continue
+        _, bits, _, measured = _identity(record, "")
+        fields = [called[record.id], bits.text, measured.text]
+        for headline in scores:
+            score = headline.of(record)
+            text = ""
+            if score:
+                text = number(score.value, score.stderr, score.metric, digits=1, gap="")
+            fields.append(text)
+        table.add_row(*map(Text, fields))
     return table

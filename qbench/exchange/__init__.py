@@ -1,1 +1,1 @@
-"""Quantized weights in the layouts of other programs: what can be said exactly is converted, the rest is refused."""
+"""Weights in the layouts of other programs: what they say exactly is converted, else refused."""

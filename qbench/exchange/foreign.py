@@ -1,4 +1,13 @@
-"""Folders that other programs quantized: their linear layers as uniform weights, read from the shards."""
+"""Folders that other programs quantized: their layers as uniform weights, read from the shards.
+
+A layer L is the tensors L.qweight, L.qzeros, L.scales and, of GPTQ, L.g_idx. Its settings are those
+of `quantization_config` in the folder's config.json:
+
+    gptq  bits, group_size, sym; checkpoint_format (by other names: format), `gptq` unless stated
+    awq   bits or w_bit, group_size or q_group_size; version, which must be `gemm`
+
+What the tensors hold stands in `gptq.py` and `awq.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,42 +39,54 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform]
         )
     if entry.get("dynamic"):
         raise ModelError(
-            f"{shards.folder} states settings per layer (dynamic), which are not read; use one with a single setting"
+            f"{shards.folder} states settings per layer (dynamic), which are not read; "
+            "use one with a single setting"
         )
+    layers = [name.removesuffix(".qweight") for name in shards.entries if name.endswith(".qweight")]
     weights = {}
-    for name in sorted(
-        key.removesuffix(".qweight") for key in shards.entries if key.endswith(".qweight")
-    ):
-        parts = {
-            part: shards.tensor(f"{name}.{part}")
-            for part in PARTS
-            if f"{name}.{part}" in shards.entries
-        }
+    for layer in sorted(layers):
+        tensors = _parts(shards, layer)
         try:
-            weights[name] = READERS[method](parts, entry)
+            weights[layer] = READERS[method](tensors, entry)
         except ModelError as error:
-            raise ModelError(f"{shards.folder}, layer {name}: {error}") from None
+            raise ModelError(f"{shards.folder}, layer {layer}: {error}") from None
     return weights
 
 
-def _gptq(parts: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
-    layout = entry.get("checkpoint_format", entry.get("format", "gptq"))
+def _parts(shards: Shards, layer: str) -> dict[str, Tensor]:
+    """Those of PARTS that the layer has."""
+    tensors = {}
+    for part in PARTS:
+        name = f"{layer}.{part}"
+        if name in shards.entries:
+            tensors[part] = shards.tensor(name)
+    return tensors
+
+
+def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
     return from_gptq(
-        parts, _number(entry, "bits"), _number(entry, "group_size"), layout, bool(entry.get("sym"))
+        tensors,
+        bits=_whole_number(entry, "bits"),
+        group_size=_whole_number(entry, "group_size"),
+        checkpoint_format=entry.get("checkpoint_format", entry.get("format", "gptq")),
+        sym=bool(entry.get("sym")),
     )
 
 
-def _awq(parts: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
+def _awq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
     if str(entry.get("version", "gemm")).lower() != "gemm":
         raise ModelError(
             f"AWQ version {entry['version']!r} is not read; use a checkpoint of version 'gemm'"
         )
     return from_awq(
-        parts, _number(entry, "bits", "w_bit"), _number(entry, "group_size", "q_group_size")
+        tensors,
+        bits=_whole_number(entry, "bits", "w_bit"),
+        group_size=_whole_number(entry, "group_size", "q_group_size"),
     )
 
 
-def _number(entry: Mapping[str, Any], *keys: str) -> int:
+def _whole_number(entry: Mapping[str, Any], *keys: str) -> int:
+    """The first of these entries that is an integer: programs call the same setting otherwise."""
     for key in keys:
         if isinstance(entry.get(key), int):
             return int(entry[key])

@@ -1,4 +1,13 @@
-"""A byte-level BPE tokenizer in GGUF metadata: tokenizer model `gpt2`, as GPT-2, SmolLM and Llama 3 use it.
+"""A byte-level BPE tokenizer in GGUF metadata, as GPT-2, SmolLM and Llama 3 have it.
+
+    tokenizer.ggml.model            gpt2
+    tokenizer.ggml.pre              the name of the pre-tokenizer, which splits text before merges
+    tokenizer.ggml.tokens           texts of the ids 0..vocab_size-1
+    tokenizer.ggml.token_type       normal, control (special), user defined (added) or unused
+    tokenizer.ggml.merges           "left right" each, the first merge first
+    tokenizer.ggml.bos_token_id     and likewise eos, unk (unknown) and pad (padding)
+    tokenizer.ggml.add_bos_token    whether a text gets that token in front; add_eos_token behind
+    tokenizer.chat_template         of transformers, in Jinja
 
 Source: llama.cpp, convert_hf_to_gguf.py, `get_vocab_base`, and src/llama-vocab.cpp, where the names
 of the pre-tokenizers stand for regular expressions.
@@ -23,7 +32,8 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PRE = {  # how a text is split before the merges -> llama.cpp's name for it
+# How a text is split before the merges, in the words of `_step`, and llama.cpp's name for it.
+PRE = {
     ("words",): "gpt-2",
     ("digits", "words"): "smollm",
     (LLAMA3, "bytes"): "llama-bpe",
@@ -32,10 +42,11 @@ PRE = {  # how a text is split before the merges -> llama.cpp's name for it
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
-    """Add a fast tokenizer's metadata to a file. vocab_size: rows of the embedding; rows without a token are unused.
+    """Add a fast tokenizer's metadata to a file.
 
-    ConfigError where the tokenizer is not a byte-level BPE, splits text as no name of llama.cpp
-    does, or has tokens beyond the embedding.
+    vocab_size: rows of the embedding; rows without a token are marked unused. ConfigError where the
+    tokenizer is not a byte-level BPE, splits text as no name of llama.cpp does, or has tokens
+    beyond the embedding.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     writer.add_tokenizer_model("gpt2")
@@ -43,40 +54,44 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     tokens, types = _tokens(tokenizer, vocab_size)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges(
-        [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]]
-    )
+    writer.add_token_merges(_merges(state))
     _add_special(writer, tokenizer)
     template = tokenizer.chat_template
+    if isinstance(template, Mapping):  # several, by name
+        template = [{"name": name, "template": text} for name, text in template.items()]
     if template:
-        named = isinstance(template, Mapping)
-        writer.add_chat_template(
-            [{"name": name, "template": text} for name, text in template.items()]
-            if named
-            else template
-        )
+        writer.add_chat_template(template)
 
 
 def _pre_tokenizer(state: Mapping[str, Any]) -> str:
     """llama.cpp's name. state: the tokenizer's JSON."""
-    model, pre = state["model"], state["pre_tokenizer"] or {}
-    parts = tuple(_part(part) for part in pre.get("pretokenizers", [pre]))
-    if model["type"] != "BPE" or not {"words", "bytes"} & set(parts) or not model["merges"]:
+    model = state["model"]
+    pre_tokenizer = state["pre_tokenizer"] or {}
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    steps = tuple(_step(part) for part in parts)
+    is_byte_level = "words" in steps or "bytes" in steps
+    if model["type"] != "BPE" or not is_byte_level or not model["merges"]:
         raise ConfigError(
-            f"a {model['type']} tokenizer with the pre-tokenizer {pre.get('type')} cannot be written as GGUF; only "
-            "byte-level BPE with merges can; export to another format"
+            f"a {model['type']} tokenizer with the pre-tokenizer {pre_tokenizer.get('type')} "
+            "cannot be written as GGUF; only byte-level BPE with merges can; "
+            "export to another format"
         )
-    if parts not in PRE or state["normalizer"]:
+    normalizer = state["normalizer"] or {}
+    if steps not in PRE or normalizer:
         raise ConfigError(
-            f"the tokenizer splits text by {[part['type'] for part in pre.get('pretokenizers', [pre])]} and normalizer "
-            f"{(state['normalizer'] or {}).get('type')}, for which no name of llama.cpp is known here; known are the "
-            f"splits of {', '.join(PRE.values())}; export to another format"
+            f"the tokenizer splits text by {[part['type'] for part in parts]} and normalizer "
+            f"{normalizer.get('type')}, for which no name of llama.cpp is known here; known are "
+            f"the splits of {', '.join(PRE.values())}; export to another format"
         )
-    return PRE[parts]
+    return PRE[steps]
 
 
-def _part(part: Mapping[str, Any]) -> str:
-    """One step of a pre-tokenizer: `words`, `bytes` (ByteLevel with and without GPT-2's split), `digits`, a regex."""
+def _step(part: Mapping[str, Any]) -> str:
+    """One step of a pre-tokenizer in a word, or its regular expression.
+
+    `words` and `bytes` are ByteLevel with and without GPT-2's split, `digits` splits off every
+    digit.
+    """
     kind = part.get("type")
     if kind == "ByteLevel" and not part["add_prefix_space"]:
         return "words" if part.get("use_regex", True) else "bytes"
@@ -87,22 +102,31 @@ def _part(part: Mapping[str, Any]) -> str:
     return f"unknown {kind}"
 
 
+def _merges(state: Mapping[str, Any]) -> list[str]:
+    """`left right` each: older tokenizers store a merge as this text, newer ones as a pair."""
+    merges = state["model"]["merges"]
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+
+
 def _tokens(tokenizer: Any, vocab_size: int) -> tuple[list[str], list[TokenType]]:
     """(texts, types) of the ids 0..vocab_size-1."""
-    texts = {index: text for text, index in tokenizer.get_vocab().items()}
-    if max(texts) >= vocab_size:
+    text_by_id = {index: text for text, index in tokenizer.get_vocab().items()}
+    last = max(text_by_id)
+    if last >= vocab_size:
         raise ConfigError(
-            f"the tokenizer has the token {texts[max(texts)]!r} with id {max(texts)}, and the model embeds only "
-            f"{vocab_size}; use the model's own tokenizer, or resize its embedding"
+            f"the tokenizer has the token {text_by_id[last]!r} with id {last}, and the model "
+            f"embeds only {vocab_size}; use the model's own tokenizer, or resize its embedding"
         )
     added = tokenizer.added_tokens_decoder
+    texts = []
     types = []
     for index in range(vocab_size):
+        texts.append(text_by_id.get(index, f"[PAD{index}]"))
         if index in added:
             types.append(TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED)
         else:
-            types.append(TokenType.NORMAL if index in texts else TokenType.UNUSED)
-    return [texts.get(index, f"[PAD{index}]") for index in range(vocab_size)], types
+            types.append(TokenType.NORMAL if index in text_by_id else TokenType.UNUSED)
+    return texts, types
 
 
 def _add_special(writer: GGUFWriter, tokenizer: Any) -> None:
@@ -110,9 +134,10 @@ def _add_special(writer: GGUFWriter, tokenizer: Any) -> None:
     for name in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{name}_token_id")
         if index is not None:
-            getattr(writer, f"add_{name}_token_id")(index)
+            add_id = getattr(writer, f"add_{name}_token_id")
+            add_id(index)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
-    longer = len(whole) > len(plain)
-    writer.add_add_bos_token(longer and whole[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(longer and whole[-1] == tokenizer.eos_token_id)
+    is_longer = len(whole) > len(plain)
+    writer.add_add_bos_token(is_longer and whole[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(is_longer and whole[-1] == tokenizer.eos_token_id)

@@ -1,10 +1,11 @@
 """GPTQ checkpoints, as gptqmodel, transformers and vLLM read them.
 
     qweight int32 (in*bits/32, out)      codes, packed along the inputs
-    qzeros  int32 (groups, out*bits/32)  zero points, packed along the outputs; `gptq` stores zero - 1, `gptq_v2` zero
+    qzeros  int32 (groups, out*bits/32)  zero points, packed along the outputs
     scales  float16 (groups, out)        w = scale * (code - zero)
     g_idx   int32 (in,)                  the group of each input
 
+The checkpoint format `gptq` stores zero - 1 in qzeros, `gptq_v2` stores zero itself.
 Source: gptqmodel, nn_modules/qlinear/__init__.py, `PackableQuantLinear.pack_block` and
 `dequantize_weight`. The words of a column are a little-endian bit stream, also at 3 bits, where
 codes 10 and 21 of 32 straddle two words: the very stream of `qbench.formats.packing`, transposed.
@@ -21,43 +22,45 @@ from torch import Tensor
 
 from qbench.errors import ConfigError, ModelError
 from qbench.exchange.exact import ADVICE, half_scale, integer_zero, to_stream, to_words
+from qbench.exchange.integer_layout import (
+    inputs_per_group,
+    require_parts,
+    require_shapes,
+    stored_scale,
+)
 from qbench.formats import Uniform
 from qbench.formats.packing import pack, unpack
 
 BITS = (2, 3, 4, 8)
 FORMATS = ("gptq", "gptq_v2")
+_LAYER = "a GPTQ layer"
 
 
 def checkpoint_format(weights: Iterable[Uniform]) -> str:
-    """The `checkpoint_format` for a model: `gptq` where all zero points are 2^(bits-1), that is `sym`, else `gptq_v2`.
+    """The `checkpoint_format` for a model of these weights.
 
-    Every reader knows `gptq`, but 0 wraps around in it, and gptqmodel refuses it where `sym` is
-    false. vLLM reads `gptq_v2` since its pull request 26092. ConfigError where a zero point is not
-    an integer.
+    It is `gptq` where all zero points are 2^(bits-1), which a checkpoint calls `sym`, and else
+    `gptq_v2`. Every reader knows `gptq`, but 0 wraps around in it, and gptqmodel refuses it where
+    `sym` is false. vLLM reads `gptq_v2` since its pull request 26092. ConfigError where a zero
+    point is not an integer.
     """
-    symmetric = all(
-        (integer_zero(weight, "GPTQ") == 2 ** (weight.bits - 1)).all() for weight in weights
-    )
-    return "gptq" if symmetric else "gptq_v2"
+    for weight in weights:
+        middle = 2 ** (weight.bits - 1)
+        if (integer_zero(weight, "GPTQ") != middle).any():
+            return "gptq_v2"
+    return "gptq"
 
 
 def to_gptq(weight: Uniform, checkpoint_format: str = "gptq") -> dict[str, Tensor]:
-    """qweight, qzeros, scales and g_idx of a weight (out, in), the same numbers in the layout above.
+    """qweight, qzeros, scales and g_idx of a weight (out, in): the same numbers, laid out as above.
 
     A symmetric weight writes the zero point 2^(bits-1). ConfigError where GPTQ cannot hold the
     weight: bits other than 2, 3, 4 and 8, codes that do not fill 32-bit words, scales that are not
     float16, zero points that are not integers of `bits` bits, and 0 in the format `gptq`.
     """
     _check_request(weight.bits, checkpoint_format)
-    out_features, in_features = weight.shape
-    step = 32 // gcd(32, weight.bits)
-    for name, size in (("in_features", in_features), ("out_features", out_features)):
-        if size % step:
-            raise ConfigError(
-                f"{name}={size} at {weight.bits} bits does not fill 32-bit words; GPTQ needs a multiple of {step} "
-                f"inputs and outputs; {ADVICE}"
-            )
-    columns = torch.arange(in_features, dtype=torch.int32, device=weight.codes.device)
+    _check_words(weight)
+    columns = torch.arange(weight.in_features, dtype=torch.int32, device=weight.codes.device)
     return {
         "qweight": to_words(weight.codes).T.contiguous(),
         "qzeros": _packed_zeros(weight, checkpoint_format),
@@ -84,12 +87,12 @@ def from_gptq(
     _check_request(bits, checkpoint_format)
     in_features, group = _check_tensors(tensors, bits, group_size)
     codes = to_stream(tensors["qweight"].T)  # (out, in*bits/8)
-    scale = tensors["scales"].T.contiguous()  # (out, groups)
+    scale = stored_scale(tensors["scales"])  # (out, groups)
     zero = _unpacked_zeros(tensors["qzeros"], bits, checkpoint_format, scale.shape[0])
     symmetric = sym and bool((zero == 2 ** (bits - 1)).all())
     return Uniform(
         codes=codes,
-        scale=scale if scale.dtype == torch.float16 else scale.float(),
+        scale=scale,
         zero_point=None if symmetric else pack(zero, bits),
         bits=bits,
         in_features=in_features,
@@ -99,83 +102,87 @@ def from_gptq(
 
 def _packed_zeros(weight: Uniform, checkpoint_format: str) -> Tensor:
     """(groups, out*bits/32) int32."""
-    zero = integer_zero(weight, "GPTQ")
-    least = 1 if checkpoint_format == "gptq" else 0
-    if zero.min() < least or zero.max() >= 2**weight.bits:
+    zero = integer_zero(weight, "GPTQ")  # (out, groups)
+    least = 1 if checkpoint_format == "gptq" else 0  # what is stored as 0
+    most = 2**weight.bits - 1
+    if zero.min() < least or zero.max() > most:
         worst = zero.min() if zero.min() < least else zero.max()
         raise ConfigError(
-            f"the zero point {worst} cannot be stored in the checkpoint format {checkpoint_format!r}, which holds "
-            f"{least}..{2**weight.bits - 1} at {weight.bits} bits; for 0 use 'gptq_v2'; otherwise {ADVICE}"
+            f"the zero point {worst} cannot be stored in the checkpoint format "
+            f"{checkpoint_format!r}, which holds {least}..{most} at {weight.bits} bits; "
+            f"for 0 use 'gptq_v2'; otherwise {ADVICE}"
         )
     return to_words(pack((zero - least).T.to(torch.uint8), weight.bits))
 
 
 def _unpacked_zeros(qzeros: Tensor, bits: int, checkpoint_format: str, out_features: int) -> Tensor:
-    """(out, groups) uint8."""
+    """(groups, out*bits/32) int32 -> (out, groups) uint8."""
     stored = unpack(to_stream(qzeros), bits, out_features).T.contiguous()
     if checkpoint_format == "gptq_v2":
         return stored
-    if (stored == 2**bits - 1).any():
+    largest = 2**bits - 1
+    if (stored == largest).any():
         raise ModelError(
-            f"a zero point is stored as {2**bits - 1} in the checkpoint format 'gptq', which stores zero - 1: some "
-            f"programs mean 0 by it, some {2**bits}, some carry into the next one; have the program that wrote the "
-            "checkpoint save it as 'gptq_v2'"
+            f"a zero point is stored as {largest} in the checkpoint format 'gptq', which stores "
+            f"zero - 1: some programs mean 0 by it, some {2**bits}, some carry into the next one; "
+            "have the program that wrote the checkpoint save it as 'gptq_v2'"
         )
     return stored + 1
 
 
 def _check_request(bits: int, checkpoint_format: str) -> None:
     if bits not in BITS:
-        raise ConfigError(
-            f"GPTQ has no codes of {bits} bits; allowed are {', '.join(map(str, BITS))}; {ADVICE}"
-        )
+        allowed = ", ".join(map(str, BITS))
+        raise ConfigError(f"GPTQ has no codes of {bits} bits; allowed are {allowed}; {ADVICE}")
     if checkpoint_format not in FORMATS:
         raise ConfigError(
-            f"unknown checkpoint format {checkpoint_format!r} of GPTQ; choose one of {list(FORMATS)}"
+            f"unknown checkpoint format {checkpoint_format!r} of GPTQ; "
+            f"choose one of {list(FORMATS)}"
         )
+
+
+def _check_words(weight: Uniform) -> None:
+    """ConfigError where the codes of an input or an output do not fill 32-bit words."""
+    out_features, in_features = weight.shape
+    step = 32 // gcd(32, weight.bits)
+    for name, size in (("in_features", in_features), ("out_features", out_features)):
+        if size % step:
+            raise ConfigError(
+                f"{name}={size} at {weight.bits} bits does not fill 32-bit words; "
+                f"GPTQ needs a multiple of {step} inputs and outputs; {ADVICE}"
+            )
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], bits: int, group_size: int) -> tuple[int, int]:
-    """(in_features, inputs per group). ModelError where a tensor is missing or does not fit the others."""
-    missing = sorted({"qweight", "qzeros", "scales"} - tensors.keys())
-    if missing:
-        raise ModelError(
-            f"a GPTQ layer lacks {', '.join(missing)}; it has {sorted(tensors)}; fetch the checkpoint again"
-        )
+    """(in_features, inputs per group). ModelError where a tensor is missing or does not fit."""
+    require_parts(_LAYER, tensors)
     rows, out_features = tensors["qweight"].shape
     in_features = rows * 32 // bits
-    group = in_features if group_size == -1 else group_size
-    if group < 1 or in_features % group:
-        raise ModelError(
-            f"group_size={group_size} does not divide the {in_features} inputs of a GPTQ layer; "
-            "correct it in the checkpoint's quantization_config"
-        )
-    expected = {
+    group = inputs_per_group(_LAYER, in_features, group_size)
+    groups = in_features // group
+    shapes = {
         "qweight": (in_features * bits // 32, out_features),
-        "qzeros": (in_features // group, out_features * bits // 32),
-        "scales": (in_features // group, out_features),
+        "qzeros": (groups, out_features * bits // 32),
+        "scales": (groups, out_features),
     }
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape or (
-            name != "scales" and tensors[name].dtype != torch.int32
-        ):
-            raise ModelError(
-                f"{name} of a GPTQ layer has shape {tuple(tensors[name].shape)} and {tensors[name].dtype}; {bits} bits "
-                f"in groups of {group_size} want {shape}{'' if name == 'scales' else ' in int32'}; check bits and "
-                "group_size in the checkpoint's quantization_config"
-            )
+    settings = f"{bits} bits in groups of {group_size} want"
+    require_shapes(_LAYER, tensors, shapes, settings, advice="bits and group_size")
     _check_order(tensors.get("g_idx"), in_features, group)
     return in_features, group
 
 
 def _check_order(g_idx: Tensor | None, in_features: int, group: int) -> None:
-    """ModelError unless group k holds the inputs k*group .. (k+1)*group - 1; an empty g_idx says the same."""
+    """ModelError unless group k holds the inputs k*group .. (k+1)*group - 1.
+
+    An empty g_idx says the same as none.
+    """
     if g_idx is None or not g_idx.numel():
         return
     consecutive = torch.arange(in_features, device=g_idx.device) // group
     if g_idx.shape != consecutive.shape or not torch.equal(g_idx.long(), consecutive):
         raise ModelError(
-            "g_idx of a GPTQ layer does not number the inputs in consecutive groups: the checkpoint was quantized with "
-            "act-order (desc_act=true), whose groups are scattered over the inputs, and the groups of a uniform weight "
-            "are runs of inputs; use a checkpoint with desc_act=false, or its dequantized weights"
+            "g_idx of a GPTQ layer does not number the inputs in consecutive groups: the "
+            "checkpoint was quantized with act-order (desc_act=true), whose groups are scattered "
+            "over the inputs, and the groups of a uniform weight are runs of inputs; use a "
+            "checkpoint with desc_act=false, or its dequantized weights"
         )

@@ -1,42 +1,29 @@
-"""Folders that other programs quantized: which tensor is what, and how many weights stand behind the codes.
+"""What the readers of other programs' folders share: looking tensors up, and refusing what is odd.
 
-Told by the names and shapes alone, for a layer `L` with a weight of shape (out, in):
-
-    gptq                L.qweight (in*b/32, out) codes, L.scales (groups, out), L.qzeros zero points, L.g_idx (in,) the
-                        group of each input. in is the length of g_idx, else what the stated b makes of the rows.
-    awq                 L.qweight (in, out*b/32), L.scales (groups, out), L.qzeros. out is that of the scales; in the
-                        layouts gemv and gemv_fast, weights are counted by the stated b.
-    compressed-tensors  L.weight_packed (out, words of 32 bits), or plain L.weight; L.weight_scale, L.weight_zero_point,
-                        L.weight_g_idx, L.weight_shape. in is the length of weight_g_idx, else groups * group_size, else
-                        what fits the words at b bits: then padding at the end of a row counts as weights.
+The rules of names and shapes stand with each reader: `gptq.py`, `awq.py`, `compressed_tensors.py`.
+`entry` is the quantization_config of the folder's config.json in all of them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qbench.errors import StoreError
 from qbench.files.shards import Entry, Shards
-from qbench.inspection.pieces import Piece, Reading, Source, dense_layers, dense_piece, part_piece
+from qbench.inspection.pieces import Piece, Reading, dense_layers, dense_piece, part_piece
 
-Count = Callable[[str], int]
-_INTEGER = {
+ADVICE = "copy the folder again, or inspect one that is whole"
+# Names by which codes are known; a folder that holds them must say how they were quantized.
+CODES = ("qweight", "weight_packed")
+# Parts of a layer in the layouts of GPTQ and of AWQ, and their items.
+INTEGER_PARTS = {
     "qweight": "codes",
     "qzeros": "zero_points",
     "scales": "scales",
     "g_idx": "permutations",
 }
-_COMPRESSED = {
-    "weight_packed": "codes",
-    "weight": "codes",
-    "weight_scale": "scales",
-    "weight_zero_point": "zero_points",
-    "weight_g_idx": "permutations",
-    "weight_shape": "other",
-}
+# Scales of activations and of the cache are one number a layer, and no part of a weight.
 _ACTIVATIONS = {
     "input_scale",
     "input_zero_point",
@@ -45,243 +32,117 @@ _ACTIVATIONS = {
     "k_scale",
     "v_scale",
 }
-_FORMATS = (
-    "pack-quantized",
-    "int-quantized",
-    "float-quantized",
-    "naive-quantized",
-    "mixed-precision",
-)
-_LISTS = ("ignore", "modules_to_not_convert", "quant_method", "version", "bits")
-_AGAIN = "copy the folder again, or inspect one that is whole"
-CODES = ("qweight", "weight_packed")
+# Entries that are no hyper-parameters of the method: they are shown elsewhere, or are long lists.
+_NOT_PARAMETERS = ("ignore", "modules_to_not_convert", "quant_method", "version", "bits")
 
 
-def read_gptq(entry: Mapping[str, Any], shards: Shards) -> Reading:
-    """entry: the quantization_config. StoreError where the tensors are not those of a GPTQ folder."""
-    bits = _whole(entry, "bits", shards, range(1, 9))
-
-    def count(layer: str) -> int:
-        codes, scales = _matrix(shards, f"{layer}.qweight"), _matrix(shards, f"{layer}.scales")
-        order = shards.entries.get(f"{layer}.g_idx")
-        room = codes.shape[0] * 8 * codes.dtype.itemsize
-        inputs = order.shape[0] if order and order.shape[:1] > (0,) else room // bits
-        if (
-            codes.shape[1] != scales.shape[1]
-            or not inputs <= room <= 8 * inputs
-            or (not order and room % bits)
-        ):
-            raise _misfit(
-                f"{layer}.qweight", codes, f"{bits}-bit codes of GPTQ with scales {scales.shape}"
-            )
-        return inputs * codes.shape[1]
-
-    return _integer("gptq", entry, shards, count, bits, entry.get("checkpoint_format"))
-
-
-def read_awq(entry: Mapping[str, Any], shards: Shards) -> Reading:
-    """entry: the quantization_config. StoreError where the tensors are not those of an AWQ folder."""
-    bits = _whole(entry, "bits" if "bits" in entry else "w_bit", shards, range(1, 9))
-    layout = str(entry.get("version", entry.get("format", "gemm"))).lower()
-
-    def count(layer: str) -> int:
-        codes, scales = _matrix(shards, f"{layer}.qweight"), _matrix(shards, f"{layer}.scales")
-        if layout.startswith("gemv"):
-            return codes.nbytes * 8 // bits
-        room, outputs = codes.shape[1] * 8 * codes.dtype.itemsize, scales.shape[1]
-        if not outputs <= room <= 8 * outputs:
-            raise _misfit(
-                f"{layer}.qweight", codes, f"{bits}-bit codes of AWQ with scales {scales.shape}"
-            )
-        return codes.shape[0] * outputs
-
-    return _integer("awq", entry, shards, count, bits, layout)
-
-
-def read_compressed(entry: Mapping[str, Any], shards: Shards) -> Reading:
-    """entry: the quantization_config. StoreError where the tensors or the format are not those that are known."""
-    form, schemes = entry.get("format"), _schemes(entry, shards)
-    if form not in _FORMATS:
-        raise StoreError(
-            f"{shards.folder}: compressed-tensors format {form!r} is not known; {', '.join(_FORMATS)} are"
-        )
-    words = _layers(shards, "weight_packed")
-    plain = {
-        layer for layer in _layers(shards, "weight_scale") if f"{layer}.weight" in shards.entries
-    } - words
-    if not words | plain:
-        raise _none(shards, "weight_packed or .weight_scale")
-    counts, padded = {layer: _elements(shards, layer) for layer in plain}, 0
-    for layer in words:
-        counts[layer], padding = _packed_count(shards, layer, _scheme_of(layer, schemes, shards))
-        padded += padding
-    notes = (
-        [
-            f"layers that state no number of inputs ({padded}): padding of their rows counts as weights"
-        ]
-        if padded
-        else []
-    )
-    bits = {scheme.bits for scheme in schemes}
-    return Reading(
-        "compressed-tensors",
-        pieces := list(_pieces(shards, _COMPRESSED, counts)),
-        dense_layers(pieces),
-        " ".join(str(entry[key]) for key in ("version", "format") if key in entry),
-        parameters=_parameters(entry),
-        stated_bits=float(bits.pop()) if len(bits) == 1 else None,
-        notes=notes,
-    )
-
-
-@dataclass(frozen=True)
-class _Scheme:
-    """How one group of layers is quantized. group_size: None where there is one scale per channel or tensor."""
-
-    targets: tuple[str, ...]
-    bits: int
-    group_size: int | None
-
-
-def _schemes(entry: Mapping[str, Any], shards: Shards) -> list[_Scheme]:
-    groups, found = entry.get("config_groups"), []
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping):
-            bits = _whole(weights, "num_bits", shards, range(1, 17))
-            grouped = weights.get("strategy") == "group"
-            size = _whole(weights, "group_size", shards, range(1, 2**31)) if grouped else None
-            targets = group.get("targets")
-            found.append(
-                _Scheme(tuple(map(str, targets if isinstance(targets, list) else ())), bits, size)
-            )
-    if not found:
-        raise StoreError(
-            f"{shards.folder}: config_groups of the quantization_config state no weights; {_AGAIN}"
-        )
-    return found
-
-
-def _scheme_of(layer: str, schemes: list[_Scheme], shards: Shards) -> _Scheme:
-    """That whose target is this layer's name or a pattern `re:...` of it, else that of its class."""
-    if len(schemes) == 1:
-        return schemes[0]
-    try:
-        for scheme in schemes:
-            if any(
-                layer == t or (t.startswith("re:") and re.match(t[3:], layer))
-                for t in scheme.targets
-            ):
-                return scheme
-    except re.error as error:
-        raise StoreError(
-            f"{shards.folder}: a target of config_groups is no pattern: {error}; {_AGAIN}"
-        ) from None
-    classes = [scheme for scheme in schemes if any(t.isidentifier() for t in scheme.targets)]
-    if len(classes) != 1:
-        raise StoreError(
-            f"{shards.folder}: config_groups do not tell to which group {layer} belongs; {_AGAIN}"
-        )
-    return classes[0]
-
-
-def _packed_count(shards: Shards, layer: str, scheme: _Scheme) -> tuple[int, bool]:
-    """Weights behind the words of a row, and whether padding may be among them.
-
-    A word holds 32 // bits codes; newer files of 3, 5, 6 or 7 bits let codes cross words, which
-    groups tell.
-    """
-    codes, scales = (
-        _matrix(shards, f"{layer}.weight_packed"),
-        shards.entries.get(f"{layer}.weight_scale"),
-    )
-    out, row = codes.shape[0], codes.shape[1] * 8 * codes.dtype.itemsize
-    order = shards.entries.get(f"{layer}.weight_g_idx")
-    if order and order.shape[:1] > (0,):
-        inputs, padding = order.shape[0], False
-    elif scheme.group_size and scales and len(scales.shape) == 2:
-        inputs, padding = min(scales.shape[1] * scheme.group_size, row // scheme.bits), False
-    else:
-        inputs, padding = row // 32 * (32 // scheme.bits), True
-    if (
-        not scales
-        or scales.shape[:1] not in ((out,), (1,), ())
-        or not 0 < inputs * scheme.bits <= row
-    ):
-        stated = scales.shape if scales else "missing"
-        raise _misfit(
-            f"{layer}.weight_packed", codes, f"{scheme.bits}-bit codes with weight_scale {stated}"
-        )
-    return out * inputs, padding
-
-
-def _integer(
-    source: Source, entry: Mapping[str, Any], shards: Shards, count: Count, bits: int, version: Any
+def integer_reading(
+    source: str,
+    entry: Mapping[str, Any],
+    shards: Shards,
+    weight_counts: Mapping[str, int],
+    bits: int,
+    version: str | None,
 ) -> Reading:
-    layers = _layers(shards, "qweight")
-    if not layers:
-        raise _none(shards, "qweight")
-    pieces = list(_pieces(shards, _INTEGER, {layer: count(layer) for layer in layers}))
-    version = None if version is None else str(version)
+    """The reading of a GPTQ or AWQ folder. weight_counts: out * in of each quantized layer."""
+    pieces = list(quantized_pieces(shards, INTEGER_PARTS, weight_counts))
     return Reading(
-        source, pieces, dense_layers(pieces), version, source, _parameters(entry), float(bits)
+        source=source,
+        pieces=pieces,
+        dense=dense_layers(pieces),
+        format_version=version,
+        method=source,
+        parameters=parameters_of(entry),
+        stated_bits=float(bits),
     )
 
 
-def _pieces(shards: Shards, items: Mapping[str, str], counts: Mapping[str, int]) -> Iterator[Piece]:
-    """Every tensor of the folder. counts: weights of each quantized layer."""
-    for name, entry in shards.entries.items():
+def quantized_pieces(
+    shards: Shards, items: Mapping[str, str], weight_counts: Mapping[str, int]
+) -> Iterator[Piece]:
+    """A piece for every tensor of the folder.
+
+    items: the item of each part of a quantized layer, by the last word of its name. weight_counts:
+    out * in of each quantized layer.
+    """
+    for name, tensor in shards.entries.items():
         layer, _, leaf = name.rpartition(".")
-        if layer in counts and leaf in items:
+        if layer in weight_counts and leaf in items:
             item = items[leaf]
-            yield part_piece(
-                name, layer, item, entry.nbytes, counts[layer] if item == "codes" else 0
-            )
+            parameters = weight_counts[layer] if item == "codes" else 0
+            yield part_piece(name, layer, item, tensor.nbytes, parameters)
         elif leaf in _ACTIVATIONS:
-            yield Piece(name, "other", entry.nbytes)
+            yield Piece(name, "other", tensor.nbytes)
         else:
-            yield dense_piece(name, entry.shape, entry.nbytes)
+            yield dense_piece(name, tensor.shape, tensor.nbytes)
 
 
-def _layers(shards: Shards, leaf: str) -> set[str]:
-    return {name.removesuffix(f".{leaf}") for name in shards.entries if name.endswith(f".{leaf}")}
+def layers_with(shards: Shards, leaf: str) -> set[str]:
+    """Names of the layers that have a tensor `.leaf`."""
+    suffix = f".{leaf}"
+    return {name.removesuffix(suffix) for name in shards.entries if name.endswith(suffix)}
 
 
-def _elements(shards: Shards, layer: str) -> int:
-    entry = shards.entries[f"{layer}.weight"]
-    return entry.nbytes // entry.dtype.itemsize
+def layers_required(shards: Shards, leaf: str) -> list[str]:
+    """As `layers_with`, sorted; StoreError where there is none."""
+    layers = layers_with(shards, leaf)
+    if not layers:
+        raise no_tensor(shards, leaf)
+    return sorted(layers)
 
 
-def _matrix(shards: Shards, name: str) -> Entry:
-    entry = shards.entries.get(name)
-    if entry is None or len(entry.shape) != 2 or 0 in entry.shape:
-        raise StoreError(
-            f"{shards.folder}: {name} is {entry.shape if entry else 'missing'}, not a matrix; {_AGAIN}"
-        )
-    return entry
+def matrix(shards: Shards, name: str) -> Entry:
+    """The header of a tensor of two axes that is not empty; StoreError where it is none."""
+    tensor = shards.entries.get(name)
+    if tensor is None:
+        raise StoreError(f"{shards.folder}: {name} is missing, not a matrix; {ADVICE}")
+    if len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise StoreError(f"{shards.folder}: {name} is {tensor.shape}, not a matrix; {ADVICE}")
+    return tensor
 
 
-def _whole(entry: Mapping[str, Any], key: str, shards: Shards, allowed: range) -> int:
+def group_order(shards: Shards, name: str) -> Entry | None:
+    """The header of a g_idx (in,), whose length is the number of inputs; None without, or empty."""
+    tensor = shards.entries.get(name)
+    if tensor is None or not tensor.shape or tensor.shape[0] == 0:
+        return None
+    return tensor
+
+
+def bits_along(tensor: Entry, axis: int) -> int:
+    """How many bits one line of a matrix along this axis holds."""
+    return tensor.shape[axis] * 8 * tensor.dtype.itemsize
+
+
+def whole_number(entry: Mapping[str, Any], key: str, shards: Shards, allowed: range) -> int:
+    """`entry[key]`, an integer of this range; StoreError where it is anything else."""
     value = entry.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
         raise StoreError(
             f"{shards.folder}: the quantization_config states {key}={value!r}; "
-            f"{allowed.start} to {allowed.stop - 1} can be; {_AGAIN}"
+            f"{allowed.start} to {allowed.stop - 1} can be; {ADVICE}"
         )
     return value
 
 
-def _parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in _LISTS and value is not None}
+def parameters_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that a folder states of its method."""
+    parameters = {}
+    for key, value in entry.items():
+        if key not in _NOT_PARAMETERS and value is not None:
+            parameters[key] = value
+    return parameters
 
 
-def _misfit(name: str, entry: Entry, expected: str) -> StoreError:
+def misfit(name: str, tensor: Entry, expected: str) -> StoreError:
+    """The error of a tensor whose shape contradicts the others."""
     return StoreError(
-        f"{entry.file}: {name} {entry.dtype} {entry.shape} does not hold {expected}; {_AGAIN}"
+        f"{tensor.file}: {name} {tensor.dtype} {tensor.shape} does not hold {expected}; {ADVICE}"
     )
 
 
-def _none(shards: Shards, leaf: str) -> StoreError:
+def no_tensor(shards: Shards, leaf: str) -> StoreError:
+    """The error of a folder without a single quantized layer."""
     return StoreError(
-        f"{shards.folder}: no tensor ends in .{leaf}, as its quantization_config says; {_AGAIN}"
+        f"{shards.folder}: no tensor ends in .{leaf}, as its quantization_config says; {ADVICE}"
     )

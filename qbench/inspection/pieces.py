@@ -1,4 +1,4 @@
-"""What the tensors of a model file hold, piece by piece: the items that `qbench inspect` tells apart."""
+"""What the tensors of a model file hold: the pieces and items that `qbench inspect` tells apart."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
-Source = Literal["qbench", "gptq", "awq", "compressed-tensors", "gguf", "unquantized"]
-ITEMS = (  # in the order of the table; dense_weights are those of linear layers in full precision
-    *(
-        "codes",
-        "scales",
-        "zero_points",
-        "shifts",
-        "codebooks",
-        "sign_vectors",
-        "permutations",
-        "dense_weights",
-    ),
-    *("embeddings", "head", "norms", "biases", "other"),
+# In the order of the table. dense_weights are those of linear layers in full precision.
+ITEMS = (
+    "codes",
+    "scales",
+    "zero_points",
+    "shifts",
+    "codebooks",
+    "sign_vectors",
+    "permutations",
+    "dense_weights",
+    "embeddings",
+    "head",
+    "norms",
+    "biases",
+    "other",
 )
 _NORM = re.compile(r"norm|(^|_)ln(_|\d*$)", re.IGNORECASE)
 _EMBEDDINGS = re.compile(
@@ -30,11 +32,15 @@ _EMBEDDINGS = re.compile(
 
 @dataclass(frozen=True)
 class Piece:
-    """What one tensor spends on one item; a block-quantized tensor of a GGUF file is several pieces.
+    """The bytes that one tensor spends on one item.
 
-    parameters: of the model, that it stands for: elements of a dense tensor, weights behind codes,
-    else 0. layer: the quantized linear layer whose weight it stores, None for everything else,
-    biases among it.
+    A tensor is one piece, but a block-quantized tensor of a GGUF file, whose blocks hold codes and
+    scales side by side, is a piece for each of them.
+
+    tensor: its name in the file. item: one of ITEMS. parameters: how many parameters of the model
+    it stands for: the elements of a dense tensor, the weights behind codes, and 0 for scales and
+    the like. layer: the quantized linear layer whose weight it stores; None for everything else,
+    also for that layer's bias.
     """
 
     tensor: str
@@ -46,13 +52,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader of one kind of file found.
+    """What the reader of one kind of file gives.
 
-    stated_bits: of a code, where the file states one number for all layers. dense: linear layers in
-    full precision.
+    source: the kind: `qbench`, `unquantized`, `gguf`, or the quant_method of another program.
+    pieces: of every tensor. dense: names of the linear layers in full precision. parameters: of the
+    method, as the file states them. stated_bits: of a code, where the file states one number for
+    all layers. notes: sentences for the reader of the table.
     """
 
-    source: Source
+    source: str
     pieces: Sequence[Piece]
     dense: Sequence[str]
     format_version: str | None = None
@@ -68,45 +76,49 @@ def dense_piece(name: str, shape: Sequence[int], nbytes: int) -> Piece:
 
 
 def part_piece(name: str, layer: str, item: str, nbytes: int, parameters: int = 0) -> Piece:
-    """A part of a quantized weight. A quantized embedding is no linear layer: it stays among the embeddings."""
+    """A part of the quantized weight of `layer`.
+
+    A quantized embedding is no linear layer: its parts stay among the embeddings.
+    """
     if item_of(f"{layer}.weight", 2) == "embeddings":
         return Piece(name, "embeddings", nbytes, parameters)
     return Piece(name, item, nbytes, parameters, layer)
 
 
 def dense_layers(pieces: Sequence[Piece]) -> list[str]:
-    """Linear layers that are stored as they are, the head among them, in order."""
-    found = {
+    """Linear layers that are stored as they are, the head among them, in the order of the model."""
+    layers = {
         piece.tensor.removesuffix(".weight")
         for piece in pieces
         if piece.item in ("dense_weights", "head")
     }
-    return sorted(found, key=_by_number)
+    return sorted(layers, key=_with_numbers)
 
 
 def item_of(name: str, axes: int) -> str:
-    """The item of a tensor stored as it is, by its name and its number of axes.
+    """The item of a tensor that is stored as it is, by its name and its number of axes.
 
     Norms, the head and embeddings are known by the last word of their module's name (`output` is
-    GGUF's head); what else has two axes and is a `.weight`, or is a stack of matrices, is taken for
+    GGUF's head). What else has two axes and is a `.weight`, or is a stack of matrices, is taken for
     a linear layer.
     """
     module, _, leaf = name.rpartition(".")
-    last = module.rpartition(".")[2]
-    if _NORM.search(last):
+    last_word = module.rpartition(".")[2]
+    if _NORM.search(last_word):
         return "norms"
     if leaf.endswith("bias"):
         return "biases"
-    if last in ("lm_head", "embed_out") or module == "output":
+    if last_word in ("lm_head", "embed_out") or module == "output":
         return "head"
-    if _EMBEDDINGS.search(last):
+    if _EMBEDDINGS.search(last_word):
         return "embeddings"
-    if "conv" not in last and (
-        (leaf == "weight" and axes in (2, 3)) or (leaf != "weight" and axes == 3)
-    ):
+    # experts are stacks (experts, out, in), with and without a `.weight` at the end
+    matrix_axes = (2, 3) if leaf == "weight" else (3,)
+    if axes in matrix_axes and "conv" not in last_word:
         return "dense_weights"
     return "other"
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
+def _with_numbers(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts `layers.2` before `layers.10`."""
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(".")]

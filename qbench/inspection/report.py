@@ -1,7 +1,8 @@
-"""Where the bits of a model are, measured from the headers of its files: ours, of other programs, GGUF, unquantized.
+"""Where the bits of a model are, measured from the headers of its files alone.
 
-No tensor's data are read, so a folder of any size takes a second. `qbench.foreign` has the rules
-for the folders of other programs, `qbench.inspection.gguf_header` those for GGUF files.
+No tensor's data are read, so that a folder of any size takes a second. A reader per kind of file
+gives the pieces of every tensor: `own.py` (qbench's folders), `gptq.py`, `awq.py`,
+`compressed_tensors.py`, `gguf_header.py`; what is not quantized is read here.
 """
 
 from __future__ import annotations
@@ -11,16 +12,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qbench.checkpoint.config import compare, read_layout
 from qbench.errors import StoreError, unknown_name
 from qbench.files.shards import Shards, read_json
-from qbench.inspection.foreign_headers import CODES, read_awq, read_compressed, read_gptq
-from qbench.inspection.pieces import ITEMS, Piece, Reading, Source, dense_layers, dense_piece
+from qbench.inspection.awq import read_awq
+from qbench.inspection.compressed_tensors import read_compressed
+from qbench.inspection.foreign_headers import CODES
+from qbench.inspection.gptq import read_gptq
+from qbench.inspection.own import read_own
+from qbench.inspection.pieces import ITEMS, Piece, Reading, dense_layers, dense_piece
+
+Reader = Callable[[Mapping[str, Any], Shards], Reading]
+
+# By the quant_method of the quantization_config, which is what a reader gets, beside the headers.
+READERS: dict[str, Reader] = {
+    "gptq": read_gptq,
+    "awq": read_awq,
+    "compressed-tensors": read_compressed,
+}
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the table. share: of the bytes of all tensors. tensors: in which it is stored."""
+    """One line of the table.
+
+    name: one of ITEMS. share: of the bytes of all tensors. tensors: in how many it is stored.
+    """
 
     name: str
     nbytes: int
@@ -32,15 +48,15 @@ class Item:
 class Inspection:
     """What a model's files hold; JSON-able.
 
-    quantized_weights: of the layers that were quantized, counted dense, out * in; a layer that our
-    method left dense is one of them. bits_per_weight: stored bits of their weights over that count:
-    `total`, and by item; empty where nothing is quantized. stated_bits: of a code, as the config
-    says. parameters: of the method, as stated. model_parameters: of the whole model.
-    unquantized_layers: linear layers in full precision.
+    source: as in `Reading`. quantized_weights: of the layers that were quantized, counted dense,
+    out * in; a layer that our method left dense is one of them. bits_per_weight: stored bits of
+    their weights over that count, `total` and by item; empty where nothing is quantized.
+    stated_bits: of a code, as the config says. parameters: of the method, as stated.
+    model_parameters: of the whole model. unquantized_layers: linear layers in full precision.
     """
 
     path: str
-    source: Source
+    source: str
     format_version: str | None
     method: str | None
     parameters: Mapping[str, Any]
@@ -57,7 +73,10 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Of a model's folder or a GGUF file. StoreError where it is neither, damaged, or quantized in an unknown way."""
+    """Inspect a model's folder or a GGUF file.
+
+    StoreError where it is neither, damaged, or quantized in a way that no reader knows.
+    """
     if path.is_file():
         from qbench.inspection.gguf_header import read_gguf
 
@@ -66,147 +85,109 @@ def inspect(path: Path) -> Inspection:
         raise StoreError(
             f"{path} is no model: give a GGUF file, or a Hugging Face folder with a config.json"
         )
-    return _summary(path, _read_folder(path))
+    config = read_json(path / "config.json")
+    reading = _read_folder(path, config)
+    if config.get("tie_word_embeddings") is True:
+        reading = _count_tied_head_once(reading)
+    return _summary(path, reading)
 
 
-def _read_folder(folder: Path) -> Reading:
-    config = read_json(folder / "config.json")
+def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
     shards = Shards(folder)
     entry = config.get("quantization_config", config.get("compression_config"))
     if entry is None:
-        return _untied(config, _read_unquantized(shards))
-    kind = entry.get("quant_method") if isinstance(entry, Mapping) else None
-    if kind == "qbench":
-        return _untied(config, _read_ours(config, shards))
-    if not isinstance(kind, str) or kind not in _FOREIGN:
-        raise StoreError(
-            f"{folder}: {unknown_name('quant_method', str(kind), ['qbench', *_FOREIGN])}"
-        )
-    return _untied(config, _FOREIGN[kind](entry, shards))
-
-
-_FOREIGN: dict[str, Callable[[Mapping[str, Any], Shards], Reading]] = {
-    "gptq": read_gptq,
-    "awq": read_awq,
-    "compressed-tensors": read_compressed,
-}
-_PARTS = {  # of our formats
-    "codes": "codes",
-    "planes": "codes",
-    "scale": "scales",
-    "alpha": "scales",
-    "zero_point": "zero_points",
-    "shift": "shifts",
-    "map": "codebooks",
-    "offset": "codebooks",
-    "su": "sign_vectors",
-    "sv": "sign_vectors",
-    "weight": "dense_weights",  # of the format `dense`; in all others it is the empty sentinel
-}
-
-
-def _read_ours(config: Mapping[str, Any], shards: Shards) -> Reading:
-    layout = read_layout(config, shards.folder / "config.json")
-    pieces, of_layers, dense = list[Piece](), set[str](), list[str]()
-    for layer, group in compare(layout, shards).items():
-        out, columns = group.weight().shape
-        parameters = out * columns
-        for part in group.parts:
-            name = f"{layer}.{part}"
-            of_layers.add(name)
-            pieces.append(
-                Piece(
-                    name, _PARTS.get(part, "other"), shards.entries[name].nbytes, parameters, layer
-                )
-            )
-            parameters = 0  # counted once
-        if group.format == "dense":
-            dense.append(layer)
-    rest = [
-        dense_piece(name, entry.shape, entry.nbytes)
-        for name, entry in shards.entries.items()
-        if name not in of_layers
-    ]
-    facts = layout.facts()
-    method, scheme = facts.get("method"), facts.get("scheme")
-    stated = scheme.get("bits") if isinstance(scheme, Mapping) else None
-    return Reading(
-        "qbench",
-        pieces + rest,
-        dense + dense_layers(rest),
-        str(layout.version),
-        None if method is None else str(method),
-        facts,
-        float(stated) if isinstance(stated, int) else None,
-    )
+        return _read_unquantized(shards)
+    quant_method = entry.get("quant_method") if isinstance(entry, Mapping) else None
+    if quant_method == "qbench":
+        return read_own(config, shards)
+    if not isinstance(quant_method, str) or quant_method not in READERS:
+        known = ["qbench", *READERS]
+        raise StoreError(f"{folder}: {unknown_name('quant_method', str(quant_method), known)}")
+    return READERS[quant_method](entry, shards)
 
 
 def _read_unquantized(shards: Shards) -> Reading:
-    odd = [name for name in shards.entries if name.endswith(tuple(f".{leaf}" for leaf in CODES))]
-    if odd:
-        raise StoreError(
-            f"{shards.folder} holds {odd[0]}, but its config.json has no quantization_config; "
-            "put what the program that quantized it has written there"
-        )
+    endings = tuple(f".{leaf}" for leaf in CODES)
+    for name in shards.entries:
+        if name.endswith(endings):
+            raise StoreError(
+                f"{shards.folder} holds {name}, but its config.json has no quantization_config; "
+                "put what the program that quantized it has written there"
+            )
     pieces = [
-        dense_piece(name, entry.shape, entry.nbytes) for name, entry in shards.entries.items()
+        dense_piece(name, tensor.shape, tensor.nbytes) for name, tensor in shards.entries.items()
     ]
     return Reading("unquantized", pieces, dense_layers(pieces))
 
 
-def _untied(config: Mapping[str, Any], reading: Reading) -> Reading:
-    """A head that is tied to the embeddings, and yet in the file, takes its bytes, but adds no parameters."""
-    found = {piece.item for piece in reading.pieces}
-    if config.get("tie_word_embeddings") is not True or not {"head", "embeddings"} <= found:
+def _count_tied_head_once(reading: Reading) -> Reading:
+    """A tied head that is in the file all the same takes its bytes, but adds no parameters."""
+    items = {piece.item for piece in reading.pieces}
+    if not {"head", "embeddings"} <= items:
         return reading
     pieces = [
-        Piece(piece.tensor, piece.item, piece.nbytes) if piece.item == "head" else piece
-        for piece in reading.pieces
+        replace(piece, parameters=0) if piece.item == "head" else piece for piece in reading.pieces
     ]
-    note = "the head is tied to the embeddings, and stored all the same: its parameters are counted once"
+    note = (
+        "the head is tied to the embeddings, and stored all the same: "
+        "its parameters are counted once"
+    )
     return replace(reading, pieces=pieces, notes=[*reading.notes, note])
 
 
 def _summary(path: Path, reading: Reading) -> Inspection:
     pieces = reading.pieces
-    total, parameters = sum(p.nbytes for p in pieces), sum(p.parameters for p in pieces)
-    of_weights = [p for p in pieces if p.layer is not None]
-    weights = sum(p.parameters for p in of_weights)
-    bits = {name: 8 * sum(p.nbytes for p in of_weights if p.item == name) for name in ITEMS}
-    per_weight = {name: value / weights for name, value in bits.items() if value} if weights else {}
-    notes, codes = list(reading.notes), per_weight.get("codes")
-    if (
-        reading.stated_bits is not None
-        and codes is not None
-        and abs(codes - reading.stated_bits) > 1e-6
-    ):
+    nbytes = sum(piece.nbytes for piece in pieces)
+    parameters = sum(piece.parameters for piece in pieces)
+    quantized = [piece for piece in pieces if piece.layer is not None]
+    bits_per_weight = _bits_per_weight(quantized)
+    notes = list(reading.notes)
+    codes = bits_per_weight.get("codes")
+    stated = reading.stated_bits
+    if stated is not None and codes is not None and abs(codes - stated) > 1e-6:
         notes.append(
-            f"the config states {reading.stated_bits:g}-bit codes, they take {codes:.4g} bits in the file"
+            f"the config states {stated:g}-bit codes, they take {codes:.4g} bits in the file"
         )
     return Inspection(
-        str(path),
-        reading.source,
-        reading.format_version,
-        reading.method,
-        reading.parameters,
-        reading.stated_bits,
-        len({p.layer for p in of_weights}),
-        weights,
-        {"total": sum(bits.values()) / weights} | per_weight if weights else {},
-        total,
-        parameters,
-        8 * total / parameters if parameters else 0.0,
-        _table(pieces, total),
-        tuple(reading.dense),
-        tuple(notes),
+        path=str(path),
+        source=reading.source,
+        format_version=reading.format_version,
+        method=reading.method,
+        parameters=reading.parameters,
+        stated_bits=stated,
+        quantized_layers=len({piece.layer for piece in quantized}),
+        quantized_weights=sum(piece.parameters for piece in quantized),
+        bits_per_weight=bits_per_weight,
+        nbytes=nbytes,
+        model_parameters=parameters,
+        bits_per_parameter=8 * nbytes / parameters if parameters else 0.0,
+        items=_table(pieces, nbytes),
+        unquantized_layers=tuple(reading.dense),
+        notes=tuple(notes),
     )
 
 
-def _table(pieces: Sequence[Piece], total: int) -> tuple[Item, ...]:
-    found = []
+def _bits_per_weight(pieces: Sequence[Piece]) -> dict[str, float]:
+    """Bits over weights, `total` and by item, of the parts of quantized layers; empty without."""
+    weights = sum(piece.parameters for piece in pieces)
+    if not weights:
+        return {}
+    total = 8 * sum(piece.nbytes for piece in pieces)
+    result = {"total": total / weights}
     for name in ITEMS:
-        own = [piece for piece in pieces if piece.item == name and piece.nbytes]
-        if own:
-            size = sum(piece.nbytes for piece in own)
-            found.append(Item(name, size, size / total, len({piece.tensor for piece in own})))
-    return tuple(found)
+        bits = 8 * sum(piece.nbytes for piece in pieces if piece.item == name)
+        if bits:
+            result[name] = bits / weights
+    return result
+
+
+def _table(pieces: Sequence[Piece], total: int) -> tuple[Item, ...]:
+    """A line for every item that takes bytes. total: bytes of all tensors."""
+    lines = []
+    for name in ITEMS:
+        of_item = [piece for piece in pieces if piece.item == name and piece.nbytes]
+        if of_item:
+            nbytes = sum(piece.nbytes for piece in of_item)
+            tensors = len({piece.tensor for piece in of_item})
+            lines.append(Item(name, nbytes, nbytes / total, tensors))
+    return tuple(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +18,10 @@ from qbench.contracts import Scheme
 from qbench.errors import DataError, StoreError
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
 from qbench.reports.headline import headlines, names, number
-from qbench.reports.page import write_report
+from qbench.reports.long_table import COLUMNS, long_table
+from qbench.reports.page import WRITERS, write_report
 from qbench.reports.plots import quality_figure, write_pictures
-from qbench.reports.tables import COLUMNS, long_table, markdown, screen, wide_table
+from qbench.reports.tables import markdown, screen, wide_table
 
 REASON = "<script>alert(1)</script> | not finite"
 DAMAGE = {
@@ -334,6 +335,23 @@ def test_page_is_whole_escaped_and_asks_for_nothing(
     assert text.count("<svg") == len(headlines(records))
     assert "not comparable with published scores" in text
     assert "qbench run --model tiny --methods gptq" in text
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_a_report_writes_what_it_names_whatever_the_records_are(
+    write: Callable[[Sequence[Record], Path], list[Path]], tmp_path: Path
+) -> None:
+    cases = {
+        "all": [record("none", None), record("rtn", 3, 0.3), failed("greedy", 2)],
+        "baseline": [record("none", None)],
+        "failures": [failed("rtn", 2)],
+    }
+    for name, cells in cases.items():
+        first, again = tmp_path / name / "first", tmp_path / name / "again"
+        paths = write(cells, first)
+        assert paths and sorted(paths) == sorted(first.iterdir())
+        contents = [path.read_bytes() for path in paths]
+        assert contents == [path.read_bytes() for path in write(cells, again)]
 
 
 def test_only_failures_still_make_a_report(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Folders of qbench itself: the parts that `quantization_config` states, and all other tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qbench.checkpoint.config import compare, read_layout
+from qbench.files.shards import Shards
+from qbench.inspection.pieces import Piece, Reading, dense_layers, dense_piece
+
+# The parts of our formats (qbench/formats), and their items.
+PARTS = {
+    "codes": "codes",
+    "planes": "codes",
+    "scale": "scales",
+    "alpha": "scales",
+    "zero_point": "zero_points",
+    "shift": "shifts",
+    "map": "codebooks",
+    "offset": "codebooks",
+    "su": "sign_vectors",
+    "sv": "sign_vectors",
+    "weight": "dense_weights",  # of the format `dense`; in all others it is the empty sentinel
+}
+
+
+def read_own(config: Mapping[str, Any], shards: Shards) -> Reading:
+    """config: the content of config.json. StoreError where the tensors are not those it states."""
+    layout = read_layout(config, shards.folder / "config.json")
+    pieces: list[Piece] = []
+    dense: list[str] = []  # layers that the method left dense
+    for layer, group in compare(layout, shards).items():
+        outputs, inputs = group.weight().shape
+        parameters = outputs * inputs
+        for part in group.parts:
+            name = f"{layer}.{part}"
+            item = PARTS.get(part, "other")
+            pieces.append(Piece(name, item, shards.entries[name].nbytes, parameters, layer))
+            parameters = 0  # the first part alone stands for the weights
+        if group.format == "dense":
+            dense.append(layer)
+    quantized = {piece.tensor for piece in pieces}
+    others = [
+        dense_piece(name, tensor.shape, tensor.nbytes)
+        for name, tensor in shards.entries.items()
+        if name not in quantized
+    ]
+    facts = layout.facts()
+    method = facts.get("method")
+    scheme = facts.get("scheme")
+    bits = scheme.get("bits") if isinstance(scheme, Mapping) else None
+    return Reading(
+        source="qbench",
+        pieces=pieces + others,
+        dense=dense + dense_layers(others),
+        format_version=str(layout.version),
+        method=None if method is None else str(method),
+        parameters=facts,
+        stated_bits=float(bits) if isinstance(bits, int) else None,
+    )

@@ -1,0 +1,100 @@
+"""The long table for programs, one row per score: `leaderboard.csv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from qbench.records import Record
+from qbench.reports.headline import ordered, params_text
+
+COLUMNS = (
+    "model",
+    "method",
+    "params",
+    "bits",
+    "group_size",
+    "bits_per_weight",
+    "task",
+    "metric",
+    "filter",
+    "value",
+    "stderr",
+    "n",
+    "status",
+    "reason",
+    "cell",
+)
+# Columns of text, empty where a row has none; group_size among them, for it may be `channel`.
+WORDS = (
+    "model",
+    "method",
+    "params",
+    "group_size",
+    "task",
+    "metric",
+    "filter",
+    "status",
+    "reason",
+    "cell",
+)
+# pandas' Int64 has missing values, which bits and n of a failed cell are.
+_NUMBERS = {
+    "bits_per_weight": "float64",
+    "value": "float64",
+    "stderr": "float64",
+    "bits": "Int64",
+    "n": "Int64",
+}
+
+
+def long_table(records: Sequence[Record]) -> pd.DataFrame:
+    """COLUMNS, one row per score; a failed or skipped cell is one row without a score."""
+    records = ordered(records)
+    tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
+    rows: list[dict[str, object]] = []
+    for record in records:
+        rows += _rows(record, tasks)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
+
+
+def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
+    """The rows of one cell, its scores by task, metric and filter. tasks: in their order."""
+    cell = _cell_columns(record)
+    if record.status != "ok" or not record.scores:
+        return [cell]
+    scores = sorted(
+        record.scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
+    )
+    rows = []
+    for score in scores:
+        score_columns = {
+            "task": score.task,
+            "metric": score.metric,
+            "filter": score.filter,
+            "value": score.value,
+            "stderr": score.stderr,
+            "n": score.n,
+        }
+        rows.append(cell | score_columns)
+    return rows
+
+
+def _cell_columns(record: Record) -> dict[str, object]:
+    """What all rows of a cell have in common."""
+    cell = record.cell
+    columns: dict[str, object] = dict.fromkeys(WORDS, "")
+    columns |= {
+        "model": cell.model,
+        "method": cell.method,
+        "params": params_text(cell),
+        "bits_per_weight": record.bits_per_weight.get("total"),
+        "status": record.status,
+        "reason": record.reason or "",
+        "cell": record.id,
+    }
+    if cell.scheme:
+        columns["bits"] = cell.scheme.bits
+        columns["group_size"] = str(cell.scheme.group_size or "channel")
+    return columns

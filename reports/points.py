@@ -1,0 +1,128 @@
+"""The points of a panel, scores against measured bits per weight, and the scale they need."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qbench.records import Record, Score
+from qbench.reports.headline import Headline, names, protocol, unquantized
+
+# How much worse than the best one a point may be and still be drawn in its place: times for
+# perplexity, nats for the others. Worse ones are drawn at the edge.
+COLLAPSE = {"perplexity": 30.0, "gold_logprob": 2.0, "gold_nll": 2.0}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell in a panel.
+
+    x: measured bits per weight. y, error: the score and its standard error, percent for shares.
+    bits: the nominal ones, None where it has none. baseline: whether it is the unquantized model.
+    """
+
+    x: float
+    y: float
+    error: float
+    bits: int | None
+    baseline: bool
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The vertical axis of a panel.
+
+    log: whether it is logarithmic. worse: +1 where worse scores are higher on the page, else -1.
+    edge: where the panel ends for points that collapsed, None where none did.
+    """
+
+    log: bool
+    worse: int
+    edge: float | None
+
+    def beyond(self, y: float) -> bool:
+        """Whether a score is worse than the edge."""
+        return self.edge is not None and y * self.worse > self.edge * self.worse
+
+    def place(self, y: float) -> float:
+        """Where a score is drawn: at the edge, if it is beyond."""
+        return self.edge if self.edge is not None and self.beyond(y) else y
+
+    def lower_error(self, error: float, y: float) -> float:
+        """The lower half of a bar, which on a logarithmic axis must end above 0."""
+        return min(error, abs(y) * 0.999) if self.log else error
+
+
+def unbroken(label: str) -> str:
+    """With spaces at which no line ends."""
+    return label.replace(" ", "\u00a0")
+
+
+def _is_log(headline: Headline) -> bool:
+    return headline.metric.endswith("perplexity") or headline.metric.startswith("kl_")
+
+
+def points_by_line(
+    mine: Sequence[Record], headline: Headline, notes: list[str]
+) -> dict[str, list[Point]]:
+    """The points of each line by its name, in the order of the records.
+
+    mine: the records of one model. notes: gets a sentence for every score that cannot be drawn.
+    """
+    scored = []
+    for record in mine:
+        score = headline.of(record)
+        if score:
+            scored.append((record, score))
+    # scores of different protocols are not comparable: those of the most common one are drawn
+    protocols = Counter(protocol(record, headline.task) for record, _ in scored)
+    usual = [spec for spec, _ in protocols.most_common(1)]
+    called = names(mine)
+    lines: dict[str, list[Point]] = {}
+    for record, score in scored:
+        if protocol(record, headline.task) not in usual:
+            label = unbroken(record.cell.label)
+            notes.append(f"Not drawn, since {headline.task} was run otherwise: {label}.")
+            continue
+        if unquantized(record) and headline.metric.startswith("kl_"):
+            # the divergence of the unquantized model from itself is rounding, and would stretch
+            # the axis
+            continue
+        point = _point(record, score, headline, notes)
+        if point is not None:
+            lines.setdefault(called[record.id], []).append(point)
+    return lines
+
+
+def _point(record: Record, score: Score, headline: Headline, notes: list[str]) -> Point | None:
+    """None where the score cannot be drawn, which a note says."""
+    percent = 100.0 if headline.unit == "%" else 1.0
+    x = 0.0 if unquantized(record) else record.bits_per_weight.get("total")
+    y = score.value * percent
+    if x is None or not math.isfinite(y) or (_is_log(headline) and y <= 0):
+        label = unbroken(record.cell.label)
+        notes.append(f"Not drawn, {headline.metric} {y:g}: {label}.")
+        return None
+    error = (score.stderr or 0.0) * percent
+    if not math.isfinite(error):
+        error = 0.0
+    scheme = record.cell.scheme
+    return Point(x, y, error, scheme.bits if scheme else None, unquantized(record))
+
+
+def scale_of(headline: Headline, points: Sequence[Point]) -> Scale:
+    """The scale of a panel with these points.
+
+    It has an edge where some of them collapsed, so that the others can still be told apart.
+    """
+    worse = -1 if headline.higher_is_better else 1
+    scale = Scale(_is_log(headline), worse, edge=None)
+    room = COLLAPSE.get(headline.metric)
+    if room is None or not points:
+        return scale
+    best = min((point.y for point in points), key=lambda y: y * worse)
+    edge = best * room if headline.metric == "perplexity" else best + worse * room
+    limited = Scale(scale.log, worse, edge)
+    return limited if any(limited.beyond(point.y) for point in points) else scale
