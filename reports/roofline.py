@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
@@ -99,6 +99,7 @@ def _panel(
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{matrix[0]} x {matrix[1]}", fontsize=10, loc="left")
     axes.set_xlabel("operations per byte of the weight")
     points = {name: sorted(_points(timings, name)) for name in looks}
