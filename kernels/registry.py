@@ -15,11 +15,9 @@ raises is kept with its reason (`broken_kernels`), and all others work.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import pkgutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from typing import Any
 
 from qbench.errors import ConfigError, unknown_name
 from qbench.kernels.contract import Kernel, Request
+from qbench.plugin_file import import_plugin_file
 
 GROUP = "qbench.kernels"  # of entry points, and the package that is searched
 
@@ -82,25 +81,7 @@ def load_plugin(path: Path) -> list[str]:
     The same file may be loaded again. ConfigError naming the file where it is absent, raises,
     defines no kernel, or takes a name that exists.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"plug-in {str(path)!r} is not a file; give the path of a Python file that defines a "
-            f"kernel"
-        )
-    origin = str(path.resolve())
-    name = f"qbench_kernel_{path.stem}_{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up here
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(
-            f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
-        ) from error
-    names = register_module(module, origin)
+    names = register_module(import_plugin_file(path), str(path.resolve()))
     if not names:
         raise ConfigError(
             f"plug-in {str(path)!r} defines no kernel: a module-level `Kernel` of "

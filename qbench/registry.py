@@ -25,6 +25,7 @@ from qbench.contracts import DECLARED
 from qbench.declarations import Declaration, declaration_of, methods_in
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.method_source import Unreadable, file_label, module_file, read_declarations
+from qbench.plugin_file import import_plugin_file
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
@@ -127,13 +128,21 @@ def load_plugin(path: Path) -> list[str]:
     Raises ConfigError naming the file where it is absent, raises, defines no method or a wrong
     one, or takes a name that exists.
     """
-    module = _import_plugin(path)
-    loaded = [declaration_of(cls, str(path)) for cls in methods_in(module)]
-    if not loaded:
+    names = register_methods(import_plugin_file(path), path)
+    if not names:
         raise ConfigError(
             f"plug-in {str(path)!r} defines no method: "
             f"a dataclass that declares {', '.join(DECLARED)}"
         )
+    return names
+
+
+def register_methods(module: ModuleType, path: Path) -> list[str]:
+    """Register the methods of a plug-in that has been imported; returns their names.
+
+    path: the plug-in's file. ConfigError where one is wrong or takes a name that exists.
+    """
+    loaded = [declaration_of(cls, str(path)) for cls in methods_in(module)]
     names = [declaration.name for declaration in loaded]
     for declaration in loaded:
         other = declarations().get(declaration.name)
@@ -152,28 +161,6 @@ def load_plugin(path: Path) -> list[str]:
     for declaration in loaded:
         _plugins[declaration.name] = declaration
     return names
-
-
-def _import_plugin(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigError(
-            f"plug-in {str(path)!r} is not a file; "
-            "give the path of a Python file that defines a method"
-        )
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"qbench_plugin_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up here
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(
-            f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
-        ) from error
-    return module
 
 
 def source_hash(cls: type) -> str:

@@ -26,7 +26,8 @@ ARROWS = {
     "calibration": {"contracts", "errors", "models"},
     "declarations": {"contracts", "errors"},
     "method_source": {"contracts", "declarations"},
-    "registry": {"contracts", "declarations", "errors", "method_source"},
+    "plugin_file": {"errors"},
+    "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
     "checks": {
         "calibration", "contracts", "errors", "formats", "kernels", "models", "quantization",
         "registry",
@@ -41,7 +42,7 @@ ARROWS = {
     "export": {"checkpoint", "contracts", "errors", "exchange", "formats"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
-    "kernels": {"contracts", "errors", "formats"},
+    "kernels": {"contracts", "errors", "formats", "plugin_file"},
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "records"},
@@ -51,8 +52,8 @@ ARROWS = {
         "quantization",
     },
     "experiment": {
-        "calibration", "checkpoint", "contracts", "environment", "errors", "files", "models",
-        "quantization", "records", "registry", "tasks",
+        "calibration", "checkpoint", "contracts", "environment", "errors", "files", "kernels",
+        "models", "plugin_file", "quantization", "records", "registry", "tasks",
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",

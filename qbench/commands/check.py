@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Examples: `qbench check rtn`   `qbench check my_variant.py`")
+@app.command(
+    epilog="Examples: `qbench check rtn`   `qbench check cpu-binary`   `qbench check my_variant.py`"
+)
 def check(
     target: Annotated[
         str,
-        typer.Argument(help="A method's or kernel's name, or a Python file that defines methods."),
+        typer.Argument(help="A method's or kernel's name, or a Python file that defines them."),
     ],
     time_limit: Annotated[float, typer.Option(help="Seconds for one check of a method.")] = 60.0,
 ) -> None:
@@ -43,8 +46,14 @@ def check(
 def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.checks.isolation import check_isolated
     from qbench.checks.kernels import check_kernel, kernel_names
+    from qbench.kernels.registry import load_plugin
     from qbench.registry import methods
 
-    if target not in methods() and target in kernel_names():
-        return check_kernel(target)
-    return check_isolated(target, time_limit)
+    path = Path(target)
+    if path.suffix == ".py" and path.is_file() and "Kernel(" in path.read_text():
+        for name in load_plugin(path):
+            yield from check_kernel(name)
+    elif target not in methods() and target in kernel_names():
+        yield from check_kernel(target)
+    else:
+        yield from check_isolated(target, time_limit)

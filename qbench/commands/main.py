@@ -208,10 +208,11 @@ def list_(
 ) -> None:
     """What there is, by name; what is broken with its reason."""
     from qbench.commands.listing import as_markdown, listing
-    from qbench.registry import load_plugin
 
-    for path in plugin or []:
-        load_plugin(path)
+    if plugin:
+        from qbench.experiment.plugins import load_plugins
+
+        load_plugins(plugin)
     columns, rows = listing(what)
     if markdown:
         print(as_markdown(columns, rows), end="")

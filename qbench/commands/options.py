@@ -29,7 +29,8 @@ Sets = Annotated[
     ),
 ]
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A Python file that defines a method.")
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file of methods or kernels, or a YAML task."),
 ]
 
 

@@ -1,11 +1,14 @@
-"""Plug-in files of a run: Python files define methods, YAML files define tasks."""
+"""Plug-in files of a run: Python files define methods and kernels, YAML files define tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from qbench.registry import load_plugin
+from qbench.errors import ConfigError
+from qbench.kernels.registry import register_module
+from qbench.plugin_file import import_plugin_file
+from qbench.registry import register_methods
 from qbench.tasks.registry import load_task_file
 
 
@@ -15,4 +18,15 @@ def load_plugins(paths: Iterable[Path]) -> None:
         if path.suffix in (".yaml", ".yml"):
             load_task_file(path)
         else:
-            load_plugin(path)
+            _load_python(path)
+
+
+def _load_python(path: Path) -> None:
+    module = import_plugin_file(path)
+    methods = register_methods(module, path)
+    kernels = register_module(module, str(path.resolve()))
+    if not (methods or kernels):
+        raise ConfigError(
+            f"plug-in {str(path)!r} defines neither a method nor a kernel; "
+            "`methods/rtn.py` and `kernels/dequantized.py` are models of both"
+        )

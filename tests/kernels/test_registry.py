@@ -119,7 +119,7 @@ def test_a_plugin_is_chosen_automatically_only_where_it_says_so(anew, plugin):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, "is not a file; give the path of a Python file that defines a kernel"),
+        (None, "is not a file; give the path of a Python file that defines methods or kernels"),
         ("1 / 0", "raised ZeroDivisionError on import"),
         ("NUMBER = 1", "defines no kernel"),
     ],
