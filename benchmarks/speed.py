@@ -16,7 +16,7 @@ from qbench import Scheme
 from qbench.contracts import LinearStats
 from qbench.kernels.cpu import products as cpu
 from qbench.latency.timing import Shape, random_binary, random_uniform, reader, table
-from qbench.methods.uniquanf import nearest
+from qbench.methods.level_mapping import nearest
 
 torch.set_num_threads(1)
 SHAPE = (1536, 576)
