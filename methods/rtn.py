@@ -35,7 +35,8 @@ class RTN:
 
     name: ClassVar[str] = "rtn"
     paper: ClassVar[str] = (
-        "Round-to-nearest; grid and clip search of GPTQ, Frantar et al., ICLR 2023, arXiv:2210.17323"
+        "Round-to-nearest; grid and clip search of GPTQ, "
+        "Frantar et al., ICLR 2023, arXiv:2210.17323"
     )
     format: ClassVar[str] = "uniform"
     bits: ClassVar[tuple[int, int]] = (2, 8)

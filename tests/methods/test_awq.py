@@ -15,8 +15,9 @@ from qbench.calibration.walk import walk_blocks
 from qbench.contracts import BlockInputs, BlockResult
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
-from qbench.methods.awq import AWQ, observe
+from qbench.methods.awq import AWQ
 from qbench.methods.rtn import round_to_grid
+from qbench.methods.scale_sites import observe
 from qbench.models.blocks import linears, quantizable, read_weight
 
 SCHEME = Scheme(3, 16)
