@@ -7,7 +7,7 @@ recorded once, with the block in full precision on the hidden states of the quan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -141,7 +141,7 @@ def _every(inputs: BlockInputs, batches: int) -> BlockInputs:
     )
 
 
-def _watch(block: nn.Module, inputs: BlockInputs, hooks: list[tuple[str, Hook]]) -> None:
+def _watch(block: nn.Module, inputs: BlockInputs, hooks: Sequence[tuple[str, Hook]]) -> None:
     """Run the block on all batches, with a forward hook on each of the named modules."""
     with ExitStack() as stack:
         for name, hook in hooks:
