@@ -175,7 +175,7 @@ class LearnedClip(TrainedWeight):
 
 
 class _Rounded(torch.autograd.Function):
-    """w^ = s (clip(round(w / s) + z, 0, n) - z), with the straight-through estimate d round(v)/dv = 1.
+    """w^ = s (clip(round(w / s) + z, 0, n) - z), with the estimate d round(v)/dv = 1.
 
     With m = 1 where not clipped, else 0, G = dL/dw^, and a sum over the group,
 

@@ -121,7 +121,7 @@ class Reconstruction:
                 )
 
     def training_tokens(self, tokens: int) -> int:
-        """Tokens that pass forward and backward when `tokens` tokens calibrate, to estimate times."""
+        """Tokens that pass forward and backward where `tokens` calibrate, to estimate times."""
         return math.ceil(tokens * (1 - self.holdout) * self.epochs)
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> TrainedWeight:
@@ -188,7 +188,7 @@ def reconstruct(
 
 @dataclass
 class _History:
-    """losses: of every step. judged: of the start, and after every epoch. stopped: why training ended."""
+    """losses: of every step. judged: of the start and of every epoch. stopped: why it ended."""
 
     losses: list[float]
     judged: list[float]
@@ -231,12 +231,13 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
     """Mean squared error, where a token of mean square r times the median's counts r^-p.
 
-    output, target: (batch, length, width); the loss is a scalar, float32. r is at least 1, and the larger of that in the output and in the target; the median is of the
-    batch's targets. A few tokens of a decoder, often only the first, carry activations hundreds of
-    times larger, which all later tokens attend to. p = 0, `mse`: they drown all others (on
-    SmolLM2-135M from the twelfth block on). p = 1, `capped`: the norm that follows sees them so,
-    but as one token of hundreds they are forgotten, and with them what the others attend to (the
-    same model at 2 bits). p = 1/2, `damped`, lies between.
+    output, target: (batch, length, width); the loss is a scalar, float32. r is at least 1, and the
+    larger of that in the output and in the target; the median is of the batch's targets. A few
+    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all
+    later tokens attend to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth
+    block on). p = 1, `capped`: the norm that follows sees them so, but as one token of hundreds
+    they are forgotten, and with them what the others attend to (the same model at 2 bits). p = 1/2,
+    `damped`, lies between.
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
     if kind != "mse":
@@ -271,7 +272,7 @@ def _judged(
 
 
 class Steps:
-    """Adam under a cosine schedule to zero, the order of the batches, and the mixing of the inputs."""
+    """Adam under a cosine schedule to zero, the order of batches, and the mixing of inputs."""
 
     def __init__(
         self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device

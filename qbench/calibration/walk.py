@@ -49,7 +49,7 @@ def walk_linears(
     batch_size: int,
     dtype: torch.dtype,
 ) -> None:
-    """Visit every linear layer of the decoder, in the order of execution, with its input statistics.
+    """Visit every linear layer of the decoder as it is executed, with the statistics of its inputs.
 
     tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight:
     all that follows sees it. A layer that no token reaches (an expert) is visited last, with count
@@ -83,10 +83,10 @@ def walk_blocks(
     batch_size: int,
     dtype: torch.dtype,
 ) -> None:
-    """Visit every block with both streams: of the quantized prefix, and of the full-precision model.
+    """Visit every block with both streams: the quantized prefix's and the full-precision model's.
 
-    tokens: (samples, length) token ids. visit(name, block, inputs, targets) may replace the block's weights: the quantized stream then
-    goes through it.
+    tokens: (samples, length) token ids. visit(name, block, inputs, targets) may replace the block's
+    weights: the quantized stream then goes through it.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device)
@@ -113,7 +113,7 @@ def walk_blocks(
 def enter(
     model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int, device: torch.device
 ) -> list[Stream]:
-    """Run everything before the first block, and record the arguments with which each block is called.
+    """Run everything before the first block, and record the arguments of each block's call.
 
     The blocks are passed over (they return their input), so this is cheap, and right for models
     whose blocks get different masks or position embeddings.
@@ -178,7 +178,7 @@ def _recorded(
 def lock_step(
     block: nn.Module, index: int, streams: list[Stream], names: dict[Any, str], visit: Visit
 ) -> list[Tensor]:
-    """Run one block on every stream, pausing all of them at each linear layer until it has been visited.
+    """Run one block on every stream; all of them pause at each linear layer until it is visited.
 
     Each stream's forward pass is a coroutine that stops before a linear layer; when all have
     arrived, the layer's statistics are complete, it is visited, and they go on: truly sequential
@@ -192,7 +192,7 @@ def lock_step(
         if layer in unvisited:
             greenlet.getcurrent().parent.switch((layer, args[0]))
 
-    # states: of each run, (layer, input) while it is paused, and the block's output once it is dead.
+    # states: of each run, (layer, input) while it is paused, the block's output once it is dead.
     hooks = [layer.register_forward_pre_hook(pause) for layer in names]
     runs = [greenlet(partial(_forward, block, index, stream)) for stream in streams]
     statistics = InputStatistics()
@@ -231,7 +231,7 @@ def _no_statistics(layer: Any) -> LinearStats:
 
 
 class InputStatistics:
-    """Second-order statistics of a layer's inputs; layers that share their inputs share the result."""
+    """Second-order statistics of a layer's inputs; layers with the same inputs share the result."""
 
     def __init__(self) -> None:
         self._inputs: list[Tensor] = []
