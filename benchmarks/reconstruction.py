@@ -31,7 +31,7 @@ from qbench.calibration.walk import enter
 from qbench.contracts import BlockInputs
 from qbench.environment import environment
 from qbench.methods.alternating import level_signs
-from qbench.methods.uniquanf import nearest
+from qbench.methods.level_mapping import nearest
 from qbench.models.blocks import decoder_blocks, linears, read_weight
 
 SMALL = {

@@ -22,11 +22,11 @@ from qbench.contracts import Scheme
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
 from qbench.methods.greedy import greedy_planes, solve_positive
-from qbench.methods.rtn import RTN, TINY, grid_error
+from qbench.methods.rtn import RTN, TINY, grid_error, zero_as_float
 
 TRIAL = 2  # rounds from every start before the best one goes on alone
 CHUNK = 1 << 20  # weights at a time: bounds the temporaries
-Coding = tuple[Tensor, Tensor]  # alpha (rows, bits) and shift (rows,)
+Coding = tuple[Tensor, Tensor]  # alpha (rows, b) and shift (rows,)
 
 
 @dataclass(frozen=True)
@@ -50,56 +50,70 @@ class Alternating:
     shift: bool = True
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
-        """(out, in) -> Binary; the planes are the nearest levels of the coding as it is stored."""
+        """weight (out, in), floating: -> Binary.
+
+        The planes are the nearest levels of the coding as it is stored.
+        """
+        out = weight.shape[0]
         group = scheme.group_length(weight.shape[1])
-        rows = weight.float().reshape(-1, group)
-        fitted = [self.fit(chunk, scheme.bits) for chunk in rows.split(max(1, CHUNK // group))]
-        alpha = as_stored(torch.cat([alpha for alpha, _ in fitted]))
-        shift = as_stored(torch.cat([shift for _, shift in fitted]))
-        planes = nearest_planes(rows, alpha.float(), shift.float()).view(scheme.bits, *weight.shape)
-        groups = (weight.shape[0], -1)
+        rows = weight.float().reshape(-1, group)  # (out * groups, g)
+        alphas = []
+        shifts = []
+        for chunk in rows.split(max(1, CHUNK // group)):
+            chunk_alpha, chunk_shift = self.fit(chunk, scheme.bits)
+            alphas.append(chunk_alpha)
+            shifts.append(chunk_shift)
+        alpha = as_stored(torch.cat(alphas))
+        shift = as_stored(torch.cat(shifts))
+        planes = nearest_planes(rows, alpha.float(), shift.float())  # (b, out * groups, g)
         return Binary.from_planes(
-            planes, alpha.view(*groups, scheme.bits), shift.view(groups) if self.shift else None
+            planes.view(scheme.bits, *weight.shape),
+            alpha.view(out, -1, scheme.bits),  # (out, groups, b)
+            shift.view(out, -1) if self.shift else None,  # (out, groups)
         )
 
     def fit(self, W: Tensor, bits: int) -> Coding:
-        """(rows, g) float32 -> the best coding found per row, alpha descending, float32."""
+        """W (rows, g) float32: -> the best coding of each row, alpha descending, float32."""
         group = SortedGroups(W)
-        starts = [greedy_planes(W, bits, self.shift, refine=False)[1:]]
-        if bits > 1:
-            starts.append(self._uniform_start(W, bits))
         trial = min(self.rounds, TRIAL)
-        error, alpha, shift = alternate(group, *starts[0], trial, self.shift)
-        for start in starts[1:]:
-            other = alternate(group, *start, trial, self.shift)
-            better = other[0] < error
-            alpha, shift = (
-                torch.where(better[:, None], other[1], alpha),
-                torch.where(better, other[2], shift),
+        _, greedy_alpha, greedy_shift = greedy_planes(W, bits, self.shift, refine=False)
+        error, alpha, shift = alternate(group, greedy_alpha, greedy_shift, trial, self.shift)
+        if bits > 1:
+            uniform_alpha, uniform_shift = self._uniform_start(W, bits)
+            other_error, other_alpha, other_shift = alternate(
+                group, uniform_alpha, uniform_shift, trial, self.shift
             )
+            better = other_error < error
+            alpha = torch.where(better[:, None], other_alpha, alpha)
+            shift = torch.where(better, other_shift, shift)
         _, alpha, shift = alternate(group, alpha, shift, self.rounds - trial, self.shift)
         return alpha.abs().sort(1, descending=True).values.float(), shift.float()
 
     def _uniform_start(self, W: Tensor, bits: int) -> Coding:
-        """The better of two clip-searched uniform grids (s, z) per group, with integer and with real zero points.
+        """The better of two clip-searched uniform grids (s, z) per group, as a binary coding.
 
-        Its levels are those of alpha_i = s 2^(b-1-i), shift = s (h - z), with h = (2^b - 1)/2.
+        One grid has integer and one has real zero points. The levels s (k - z), k in 0 .. 2^b - 1,
+        are those of alpha_i = s 2^(b-1-i), i = 1 .. b, and shift = s (h - z), h = (2^b - 1)/2.
         """
-        scheme, h = Scheme(bits), (2**bits - 1) / 2
-        error = torch.full_like(W[:, 0], torch.inf)
-        scale = shift = torch.zeros_like(error)
+        scheme = Scheme(bits)
+        h = (2**bits - 1) / 2
+        least = torch.full_like(W[:, 0], torch.inf)
+        scale = torch.zeros_like(least)
+        shift = torch.zeros_like(least)
         for method in (RTN(), RTN(zero_point="real")):
-            s, z = (
-                parameter.float() for parameter in method.grid(W, scheme) if parameter is not None
-            )
-            now = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
-            better = now < error
-            error, scale, shift = (
-                torch.where(better, new, old)
-                for new, old in ((now, error), (s, scale), (s * (h - z), shift))
-            )
-        alpha = scale[:, None] * 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)
-        return alpha, shift if self.shift else torch.zeros_like(shift)
+            stored_scale, stored_zero = method.grid(W, scheme)
+            s = stored_scale.float()
+            z = zero_as_float(stored_scale, stored_zero, bits)
+            error = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
+            better = error < least
+            least = torch.where(better, error, least)
+            scale = torch.where(better, s, scale)
+            shift = torch.where(better, s * (h - z), shift)
+        places = 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)  # 2^(b-1-i), (b,)
+        alpha = scale[:, None] * places
+        if not self.shift:
+            shift = torch.zeros_like(shift)
+        return alpha, shift
 
 
 class SortedGroups:
@@ -107,108 +121,130 @@ class SortedGroups:
 
     def __init__(self, W: Tensor) -> None:
         """W: (rows, g) float32."""
-        # On the CPU numpy's sort is vectorized, and ten times as fast as torch's for rows this
-        # short.
-        self.sorted = (
-            torch.from_numpy(np.sort(W.numpy(), axis=1))
-            if W.device.type == "cpu"
-            else W.sort(1).values
-        )
-        self.prefix = torch.nn.functional.pad(
-            self.sorted.double().cumsum(1), (1, 0)
-        )  # (rows, g + 1)
-        self.energy = (W * W).sum(1, dtype=torch.float64)
+        if W.device.type == "cpu":
+            # numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
+            self.sorted = torch.from_numpy(np.sort(W.numpy(), axis=1))
+        else:
+            self.sorted = W.sort(1).values
+        sums = self.sorted.double().cumsum(1)
+        self.prefix = torch.nn.functional.pad(sums, (1, 0))  # (rows, g + 1), from 0
+        self.energy = (W * W).sum(1, dtype=torch.float64)  # (rows,)
 
     def take(self, rows: Tensor) -> SortedGroups:
-        """Only these rows."""
-        part = object.__new__(SortedGroups)
-        part.sorted, part.prefix, part.energy = (
-            self.sorted[rows],
-            self.prefix[rows],
-            self.energy[rows],
-        )
+        """Only these rows, by a mask or by indices."""
+        part = object.__new__(SortedGroups)  # without sorting again
+        part.sorted = self.sorted[rows]
+        part.prefix = self.prefix[rows]
+        part.energy = self.energy[rows]
         return part
 
     def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Ascending levels (rows, L) -> per level, the number and the sum of the weights nearest to it, float64."""
+        """The number and the sum of the weights nearest to each level, (rows, L) float64 each.
+
+        levels: (rows, L), ascending.
+        """
         middle = ((levels[:, 1:] + levels[:, :-1]) / 2).float()
+        # Where the cells begin and end in the sorted group: 0, the L - 1 thresholds, g.
         ends = torch.searchsorted(self.sorted, middle)  # (rows, L - 1)
-        ends = torch.nn.functional.pad(ends, (1, 1))
+        ends = torch.nn.functional.pad(ends, (1, 1))  # (rows, L + 1)
         ends[:, -1] = self.sorted.shape[1]
-        return ends.diff(dim=1).double(), self.prefix.gather(1, ends).diff(dim=1)
+        count = ends.diff(dim=1).double()
+        total = self.prefix.gather(1, ends).diff(dim=1)
+        return count, total
 
 
 def alternate(
     group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, shifted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Alternate from (alpha, shift); returns the squared error (rows,), alpha (rows, b) and shift (rows,), float64.
+    """Algorithm 2: squared error (rows,), alpha (rows, b) and shift (rows,), float64.
 
-    The last step fits the scales once more, so the returned coding with nearest levels is at least
-    as good as the error says. The error never rises with the rounds; converged rows are left out.
+    alpha (rows, b) and shift (rows,): the start. rounds: of least squares, at most. shifted: fit
+    the shift as well. The last step fits the scales once more, so the returned coding with nearest
+    levels is at least as good as the error says. The error never rises with the rounds; rows that
+    have converged are left out of the later ones.
     """
     signs = level_signs(alpha.shape[1], alpha.device)
-    alpha, shift = alpha.to(torch.float64, copy=True), shift.to(torch.float64, copy=True)
+    alpha = alpha.to(torch.float64, copy=True)
+    shift = shift.to(torch.float64, copy=True)
     error = torch.full_like(shift, torch.inf)
-    active, a, s, e, part = (
-        torch.arange(len(shift), device=alpha.device),
-        alpha,
-        shift,
-        error,
-        group,
-    )
+    # The rows still at work, and their scales, shift, error and sorted weights.
+    active = torch.arange(len(shift), device=alpha.device)
+    a = alpha
+    s = shift
+    e = error
+    part = group
     for _ in range(rounds + 1):
         levels, order = torch.addmm(s[:, None], a, signs.T).sort(1)  # (rows, L)
         count, total = part.cells(levels)
-        now = part.energy + (levels * (count * levels - 2 * total)).sum(
-            1
-        )  # sum w^2 - 2 v m + n v^2
+        # sum (w - v)^2 over a cell of level v = sum w^2 - 2 v total + count v^2
+        now = part.energy + (levels * (count * levels - 2 * total)).sum(1)
         moving = now < e * (1 - 1e-9)
         e = torch.minimum(now, e)
         if not moving.any():
             break
-        count, total = (
-            torch.empty_like(count).scatter_(1, order, count),
-            torch.empty_like(total).scatter_(1, order, total),
-        )
-        if moving.sum() < 0.7 * len(active):
-            alpha[active], shift[active], error[active] = a, s, e
-            active, part, e = active[moving], part.take(moving), e[moving]
-            count, total = count[moving], total[moving]
+        # From the order of the values back to that of the patterns.
+        count = torch.empty_like(count).scatter_(1, order, count)
+        total = torch.empty_like(total).scatter_(1, order, total)
+        if moving.sum() < 0.7 * len(active):  # else selecting costs more than it saves
+            alpha[active] = a
+            shift[active] = s
+            error[active] = e
+            active = active[moving]
+            part = part.take(moving)
+            e = e[moving]
+            count = count[moving]
+            total = total[moving]
         a, s = least_squares(count, total, signs, shifted)
-    alpha[active], shift[active], error[active] = a, s, e
+    alpha[active] = a
+    shift[active] = s
+    error[active] = e
     return error, alpha, shift
 
 
 def level_signs(bits: int, device: torch.device) -> Tensor:
-    """(2^b, b) float64 in {-1, +1}: row k has + in plane i where bit b-1-i of k is set."""
+    """(2^b, b) float64 in {-1, +1}: row k has +1 in plane i where its bit b-1-i is set.
+
+    Its product with scales gives all levels of a coding, in the order of the sign patterns.
+    """
     index = torch.arange(2**bits, device=device)
-    return torch.stack([((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)], 1).double()
+    planes = [((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)]
+    return torch.stack(planes, 1).double()
 
 
 def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) -> Coding:
-    """Scales and shift that fit the cells best: (rows, L) counts and sums -> alpha (rows, b), shift (rows,).
+    """Scales (rows, b) and shift (rows,) that fit the cells best, float64.
 
-    Normal equations C^T C theta = C^T w over the columns [1, c_1 .. c_b], whose entries are sums
-    over cells.
+    count, total (rows, L): number and sum of the weights of each level; signs (L, b). Normal
+    equations C^T C theta = C^T w over the columns [1, c_1 .. c_b], whose entries are sums over
+    cells: (C^T C)_jk = sum_l count_l c_lj c_lk, and (C^T w)_j = sum_l total_l c_lj.
     """
-    columns = torch.cat([torch.ones_like(signs[:, :1]), signs], 1) if shifted else signs  # (L, k)
+    columns = signs  # (L, k)
+    if shifted:
+        columns = torch.cat([torch.ones_like(signs[:, :1]), signs], 1)
     k = columns.shape[1]
-    gram = (count @ (columns[:, :, None] * columns[:, None, :]).flatten(1)).view(-1, k, k)
+    products = columns[:, :, None] * columns[:, None, :]  # (L, k, k)
+    gram = (count @ products.flatten(1)).view(-1, k, k)
     theta = solve_positive(gram, total @ columns)
-    return (theta[:, 1:], theta[:, 0]) if shifted else (theta, torch.zeros_like(theta[:, 0]))
+    if shifted:
+        return theta[:, 1:], theta[:, 0]
+    return theta, torch.zeros_like(theta[:, 0])
 
 
 def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
-    """Planes of the nearest level: (rows, g), alpha (rows, b), shift (rows,), float32 -> bool (b, rows, g)."""
+    """Planes bool (b, rows, g) of the level nearest to each weight.
+
+    W (rows, g), alpha (rows, b), shift (rows,), float32.
+    """
     bits = alpha.shape[1]
+    signs = level_signs(bits, W.device).float()
     planes = torch.empty((bits, *W.shape), dtype=torch.bool, device=W.device)
-    for start in range(0, len(W), max(1, CHUNK // W.shape[1])):
-        part = slice(start, start + max(1, CHUNK // W.shape[1]))
-        levels, order = (
-            shift[part, None] + alpha[part] @ level_signs(bits, W.device).float().T
-        ).sort(1)
+    step = max(1, CHUNK // W.shape[1])
+    for start in range(0, len(W), step):
+        part = slice(start, start + step)
+        levels, order = (shift[part, None] + alpha[part] @ signs.T).sort(1)  # (rows, L)
         middle = (levels[:, 1:] + levels[:, :-1]) / 2
-        code = order.to(torch.uint8).gather(1, torch.searchsorted(middle, W[part].contiguous()))
+        rank = torch.searchsorted(middle, W[part].contiguous())  # (rows, g)
+        code = order.to(torch.uint8).gather(1, rank)
         for i in range(bits):
             planes[i, part] = (code >> (bits - 1 - i)) & 1 == 1
     return planes

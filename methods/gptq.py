@@ -1,4 +1,4 @@
-"""GPTQ: round column by column, and spread each rounding error over the columns that are still to come.
+"""GPTQ: round column by column, and spread each rounding error over the columns still to come.
 
 Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1. With H = 2/n sum x x^T
 and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i to q leaves e = (w_i - q)
@@ -17,7 +17,7 @@ from torch import Tensor
 from qbench.contracts import LinearStats, Scheme
 from qbench.errors import MethodError
 from qbench.formats import Uniform
-from qbench.methods.rtn import RTN
+from qbench.methods.rtn import RTN, zero_as_float
 
 
 @dataclass(frozen=True)
@@ -44,79 +44,88 @@ class GPTQ:
     norm: float = 2.0
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
-        """(out, in) weight, Hessian (in, in) -> Uniform. MethodError where no damping makes the Hessian definite."""
+        """weight (out, in), Hessian (in, in): -> Uniform.
+
+        MethodError where no damping makes the Hessian positive definite.
+        """
         out, columns = weight.shape
         group = scheme.group_length(columns)
-        H, W = live_hessian(stats), weight.float()
+        W = weight.float()
+        H = live_hessian(stats)
         grids = RTN(clip=self.clip, zero_point=self.zero_point, norm=self.norm)
         scale, zero = grids.grid(W.unflatten(1, (-1, group)), scheme)  # (out, groups)
-        order = (
-            H.diagonal().argsort(descending=True, stable=True)
-            if self.act_order
-            else torch.arange(columns, device=H.device)
-        )
+        order = torch.arange(columns, device=H.device)
+        if self.act_order:
+            order = H.diagonal().argsort(descending=True, stable=True)
         U = inverse_cholesky(H[order][:, order], self.damp)
-        s = scale.float().repeat_interleave(group, 1)[
-            :, order
-        ]  # (out, in): each column's scale, in processing order
-        z = torch.full_like(s, 2.0 ** (scheme.bits - 1))
-        if zero is not None:
-            z = zero.float().repeat_interleave(group, 1)[:, order]
-        ordered = round_columns(W[:, order], U, s, z, 2**scheme.bits - 1, self.block_size)
+        # (out, in): each column's scale and zero point, in the order of processing.
+        s = scale.float().repeat_interleave(group, 1)[:, order]
+        z = zero_as_float(scale, zero, scheme.bits).repeat_interleave(group, 1)[:, order]
+        top = 2**scheme.bits - 1
         codes = torch.empty((out, columns), dtype=torch.uint8, device=weight.device)
-        codes[:, order] = ordered
+        codes[:, order] = round_columns(W[:, order], U, s, z, top, self.block_size)
         return Uniform.from_codes(codes, scale, zero, scheme.bits)
 
 
 def live_hessian(stats: LinearStats) -> Tensor:
-    """The Hessian with curvature 1 for dead inputs, which are always zero: their weights are rounded to nearest.
+    """The Hessian (in, in) float32 with curvature 1 for dead inputs, which are always zero.
 
-    The authors' code sets these weights to zero, which loses them for inputs that the calibration
-    text did not show. A layer that saw no token at all (an expert) has the identity.
+    Their weights are then rounded to nearest. The authors' code sets these weights to zero, which
+    loses them for inputs that the calibration text did not show. A layer that saw no token at all
+    (an expert) has the identity.
     """
     H = stats.hessian.float().clone()
-    H.diagonal()[H.diagonal() == 0] = 1
+    diagonal = H.diagonal()  # a view
+    diagonal[diagonal == 0] = 1
     return H
 
 
 def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
-    """Upper U with H^-1 = U^T U after damping, (n, n). float32 first, then float64, at damp times 1, 10, 100, 1000."""
+    """Upper U (n, n) float32 with H^-1 = U^T U, after damping of H (n, n).
+
+    damp: a fraction of the mean diagonal. Tried at 1, 10, 100 and 1000 times that, each in float32
+    and then in float64. MethodError where none is positive definite.
+    """
     mean = H.diagonal().mean().item()
     for factor in (1, 10, 100, 1000):
         for dtype in (torch.float32, torch.float64):
-            damped = H.to(dtype) + torch.eye(len(H), dtype=dtype, device=H.device) * (
-                damp * factor * mean
-            )
+            identity = torch.eye(len(H), dtype=dtype, device=H.device)
+            damped = H.to(dtype) + identity * (damp * factor * mean)
             lower, failed = torch.linalg.cholesky_ex(damped)
             if failed:
                 continue
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed and torch.isfinite(upper).all():
                 return upper.float()
     raise MethodError(
-        f"the Hessian of this layer is not positive definite with damping up to {1000 * damp:g} of its diagonal; "
-        "give more calibration tokens or a larger gptq.damp"
+        f"the Hessian of this layer is not positive definite with damping up to {1000 * damp:g} "
+        "of its diagonal; give more calibration tokens or a larger gptq.damp"
     )
 
 
 def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Tensor:
-    """Codes (out, in) uint8 of W (out, in) on the grid s (q - z), q in 0..top, with error feedback through U."""
-    WT, sT, zT = (
-        W.T.contiguous(),
-        s.T.contiguous(),
-        z.T.contiguous(),
-    )  # (in, out): a column is contiguous
+    """Codes (out, in) uint8 of W on the grid s (q - z), q in 0..top, with error feedback through U.
+
+    W, s, z (out, in) float32, columns in the order of processing; U (in, in) upper.
+    """
+    # (in, out): a column of the weight is contiguous.
+    WT = W.T.contiguous()
+    sT = s.T.contiguous()
+    zT = z.T.contiguous()
     inverse = torch.where(sT > 0, 1 / sT, 0)
     codes = torch.empty_like(WT)
     n = len(WT)
+    # WT[i:] always holds w_i, .., w_n with the errors of the earlier columns spread over them.
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
         errors = torch.empty_like(WT[start:stop])
         for i in range(start, stop):
-            q = torch.addcmul(zT[i], WT[i], inverse[i]).round_().clamp_(0, top)
+            q = torch.addcmul(zT[i], WT[i], inverse[i]).round_().clamp_(0, top)  # w / s + z
             codes[i] = q
             e = (WT[i] - (q - zT[i]) * sT[i]) / U[i, i]
             errors[i - start] = e
-            WT[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1)
-        WT[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)  # the lazy update of algorithm 1
+            WT[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1)  # w_j -= e U_ij
+        # The lazy update of algorithm 1: the columns behind the block, in one product.
+        WT[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
     return codes.T.to(torch.uint8).contiguous()

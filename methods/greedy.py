@@ -37,20 +37,27 @@ class Greedy:
     refine: bool = True
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
-        """(out, in) -> Binary. The planes are the residuals' signs, not the nearest levels."""
-        W = weight.float().unflatten(
-            1, (-1, scheme.group_length(weight.shape[1]))
-        )  # (out, groups, g)
+        """weight (out, in), floating: -> Binary.
+
+        The planes are the residuals' signs, not the nearest levels.
+        """
+        group = scheme.group_length(weight.shape[1])
+        W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
         planes, alpha, shift = greedy_planes(W, scheme.bits, self.shift, self.refine)
         return Binary.from_planes(
-            planes.flatten(2), as_stored(alpha), as_stored(shift) if self.shift else None
+            planes.flatten(2),  # (bits, out, in)
+            as_stored(alpha),  # (out, groups, bits)
+            as_stored(shift) if self.shift else None,  # (out, groups)
         )
 
 
 def greedy_planes(
     W: Tensor, bits: int, shifted: bool, refine: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., g) -> planes bool (bits, ..., g), alpha (..., bits), shift (...). sign(0) is +1: every code is legal."""
+    """planes bool (bits, ..., g), alpha (..., bits), shift (...) of W (..., g).
+
+    shifted, refine: as `shift` and `refine` of `Greedy`. sign(0) is +1: every code is legal.
+    """
     planes: list[Tensor] = []
     shift = W.mean(-1) if shifted else W.new_zeros(W.shape[:-1])
     alpha = W.new_zeros(*W.shape[:-1], 0)
@@ -60,7 +67,8 @@ def greedy_planes(
         if refine:
             columns = torch.stack([plane * 2.0 - 1 for plane in planes], -1)  # (..., g, planes)
             alpha, shift = fit_scales(W, columns, shifted)
-            residual = W - shift[..., None] - (columns @ alpha[..., None])[..., 0]
+            coded = (columns @ alpha[..., None])[..., 0]  # sum_i alpha_i c_i, (..., g)
+            residual = W - shift[..., None] - coded
         else:
             scale = residual.abs().mean(-1, keepdim=True)
             alpha = torch.cat([alpha, scale], -1)
@@ -69,29 +77,41 @@ def greedy_planes(
 
 
 def fit_scales(W: Tensor, columns: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
-    """Least-squares scales (..., k) and shift (...) of W (..., g) over columns (..., g, k)."""
+    """Least-squares scales (..., k) and shift (...) of W (..., g) over columns (..., g, k).
+
+    The normal equations C^T C theta = C^T w; shifted: the first column of C is 1, and the first
+    unknown the shift, which else is zero.
+    """
     if shifted:
         columns = torch.cat([torch.ones_like(columns[..., :1]), columns], -1)
     k = columns.shape[-1]
-    gram, right = columns.mT @ columns, (columns.mT @ W[..., None])[..., 0]
+    gram = columns.mT @ columns  # (..., k, k)
+    right = (columns.mT @ W[..., None])[..., 0]  # (..., k)
     theta = solve_positive(gram.view(-1, k, k), right.view(-1, k)).reshape(right.shape)
-    return (theta[..., 1:], theta[..., 0]) if shifted else (theta, W.new_zeros(W.shape[:-1]))
+    if shifted:
+        return theta[..., 1:], theta[..., 0]
+    return theta, W.new_zeros(W.shape[:-1])
 
 
 def solve_positive(A: Tensor, y: Tensor) -> Tensor:
-    """Solve many small systems A x = y by Gaussian elimination; A (rows, k, k) positive semidefinite, y (rows, k).
+    """x (rows, k) with A x = y, for many small systems at once, by Gaussian elimination.
 
-    A vanishing pivot means a column that depends on the earlier ones (two equal planes, an empty
-    group of cells): its unknown is set to zero, and the rest is still a least-squares solution.
-    Vectorized over rows: LAPACK would be called once per row.
+    A (rows, k, k) positive semidefinite, y (rows, k), both of one floating dtype. A vanishing pivot
+    means a column that depends on the earlier ones (two equal planes, an empty group of cells): its
+    unknown is set to zero, and the rest is still a least-squares solution. Vectorized over rows:
+    LAPACK would be called once per row.
     """
     k = y.shape[1]
-    system = torch.cat([A, y[:, :, None]], 2).permute(1, 2, 0).contiguous()  # (k, k + 1, rows)
+    # (k, k + 1, rows): the augmented systems, with one entry of all of them contiguous.
+    system = torch.cat([A, y[:, :, None]], 2).permute(1, 2, 0).contiguous()
     floor = A[:, 0, 0].clamp_min(1) * 1e-9
+    # Forward: row i gets the pivot 1, or becomes zero, and leaves the rows below. Entries below the
+    # diagonal are not read again, and stay as they are.
     for i in range(k):
         pivot = system[i, i].clone()
         system[i] *= torch.where(pivot > floor, 1 / pivot, 0)
         system[i + 1 :, i + 1 :] -= system[i + 1 :, i, None] * system[i, i + 1 :]
+    # Backward: x_i = y_i - sum over j > i of A_ij x_j.
     x = system[:, k].clone()
     for i in range(k - 2, -1, -1):
         x[i] -= (system[i, i + 1 : k] * x[i + 1 :]).sum(0)

@@ -1,4 +1,4 @@
-"""OmniQuant for weights: learn where each group is clipped (LWC), and scales between layers (LET), block by block.
+"""OmniQuant for weights: learned clips of groups (LWC), and learned scales between layers (LET).
 
 Shao, Chen, Zhang, Xu, Zhao, Li, Zhang, Gao, Qiao and Luo 2024, ICLR, arXiv:2308.13137; details from
 the authors' code. Learnable weight clipping, equation 2, per group, with sigma the logistic
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -58,22 +59,28 @@ class OmniQuant(Reconstruction):
     let: Literal["auto", "on", "off"] = "auto"
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> LearnedClip:
-        """(out, in) -> its learned clipping at the start."""
-        W = weight.float().unflatten(
-            1, (-1, scheme.group_length(weight.shape[1]))
-        )  # (out, groups, g)
+        """weight (out, in), floating: -> its learned clipping at the start."""
+        group = scheme.group_length(weight.shape[1])
+        W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
         start = torch.full(W.shape[:2], START, device=W.device)
         if self.clip == "search":
-            low, high = weight_range(W, scheme.symmetric, integer=True)
-            span = (
-                2 * high / (2**scheme.bits - 2)
-                if scheme.symmetric
-                else (high - low) / (2**scheme.bits - 1)
-            )
-            start = torch.logit(
-                RTN().grid(W, scheme)[0].float() / span.clamp_min(TINY), eps=1e-3
-            ).clamp_max(LARGEST)
+            start = self._searched(W, scheme)
         return LearnedClip(W, start, scheme, self.lr_lwc)
+
+    def _searched(self, W: Tensor, scheme: Scheme) -> Tensor:
+        """gamma and beta (out, groups) that give W (out, groups, g) the scales that `rtn` finds.
+
+        As both ends shrink alike, sigma(gamma) is the ratio of that scale to the one of the whole
+        range.
+        """
+        low, high = weight_range(W, scheme.symmetric, integer=True)
+        if scheme.symmetric:
+            whole = 2 * high / (2**scheme.bits - 2)
+        else:
+            whole = (high - low) / (2**scheme.bits - 1)
+        scale, _ = RTN().grid(W, scheme)
+        ratio = scale.float() / whole.clamp_min(TINY)
+        return torch.logit(ratio, eps=1e-3).clamp_max(LARGEST)
 
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
@@ -86,103 +93,133 @@ class OmniQuant(Reconstruction):
         if not folds:
             return super().quantize_block(block, inputs, targets, scheme)
         largest = largest_inputs(block, inputs, folds)
-        migrated = [migration(block, fold, x) for fold, x in zip(folds, largest, strict=True)]
-        states = [
-            Transformed(block, self, scheme, folds, s)
-            for s in (migrated, [torch.ones_like(x) for x in largest])
-        ]
-        losses = [
-            reconstruct(block, state, inputs, targets, replace(self, epochs=0)).log["initial"]
-            for state in states
-        ]
-        return reconstruct(block, states[losses.index(min(losses))], inputs, targets, self)
+        migrated = []
+        for fold, x in zip(folds, largest, strict=True):
+            migrated.append(migration(block, fold, x))
+        ones = [torch.ones_like(x) for x in largest]
+        untrained = replace(self, epochs=0)
+        states = []
+        losses = []
+        for scales in (migrated, ones):
+            state = Transformed(block, self, scheme, folds, scales)
+            states.append(state)
+            losses.append(reconstruct(block, state, inputs, targets, untrained).log["initial"])
+        best = states[losses.index(min(losses))]
+        return reconstruct(block, best, inputs, targets, self)
 
     def _folds(self, block: nn.Module, inputs: BlockInputs) -> list[Fold]:
         if self.let == "off":
             return []
         folds = find_folds(block, inputs)
-        return folds if self.let == "on" or any(has_bias(block, fold) for fold in folds) else []
+        if self.let == "auto" and not any(has_bias(block, fold) for fold in folds):
+            return []
+        return folds
 
 
 class LearnedClip(TrainedWeight):
-    """One weight in training. gamma, beta: (out, groups) float32; a symmetric grid has gamma only."""
+    """One weight in training.
+
+    Parameters: gamma, beta (out, groups) float32; a symmetric grid has gamma only.
+    """
 
     def __init__(self, W: Tensor, start: Tensor, scheme: Scheme, lr: float) -> None:
         """W (out, groups, g) float32; start (out, groups) of gamma and beta."""
         super().__init__()
-        self.W, self.scheme, self.lr = W, scheme, lr
+        self.W = W
+        self.scheme = scheme
+        self.lr = lr
         self.gamma = nn.Parameter(start.clone())
         self.beta = None if scheme.symmetric else nn.Parameter(start.clone())
 
     def forward(self, W: Tensor | None = None) -> Tensor:
-        """(out, in) float32. W: (out, in), a transformed weight in place of the own; gradients flow into it."""
+        """(out, in) float32.
+
+        W: (out, in), a transformed weight in place of the layer's own; gradients flow into it.
+        """
         W = self.W if W is None else W.view_as(self.W)
-        s, z = self.grid(W)
-        found: Tensor = _Rounded.apply(
-            W.flatten(0, 1), s.view(-1, 1), z.view(-1, 1), 2**self.scheme.bits - 1
-        )
-        return found.view(len(self.W), -1)
+        s, z = self.grid(W)  # (out, groups)
+        rows = W.flatten(0, 1)  # (out * groups, g)
+        top = 2**self.scheme.bits - 1
+        weight: Tensor = _Rounded.apply(rows, s.view(-1, 1), z.view(-1, 1), top)
+        return weight.view(len(self.W), -1)
 
     def grid(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        """(out, groups, g) -> scale and zero point (out, groups); the zero point's rounding passes no gradient."""
+        """Scale and zero point (out, groups) of W (out, groups, g): equation 2.
+
+        The rounding of the zero point passes no gradient.
+        """
+        n = 2**self.scheme.bits - 1
         low, high = weight_range(W, self.scheme.symmetric, integer=True)
-        h, n = self.gamma.sigmoid() * high, 2**self.scheme.bits - 1
+        h = self.gamma.sigmoid() * high
         if self.beta is None:
-            return (h / (n // 2)).clamp_min(TINY), torch.full_like(h, (n + 1) / 2)
+            s = (h / (n // 2)).clamp_min(TINY)
+            return s, torch.full_like(h, (n + 1) / 2)
         low = self.beta.sigmoid() * low
         s = ((h - low) / n).clamp_min(TINY)
-        return s, (-low / s).detach().round().clamp(0, n)
+        z = (-low / s).detach().round().clamp(0, n)
+        return s, z
 
     @torch.no_grad()
     def export(self, W: Tensor | None = None) -> Uniform:
-        """Rounded against the grid as it is stored."""
+        """Rounded to the grid as it is stored. W: as in `forward`."""
         W = self.W if W is None else W.view_as(self.W)
         s, z = self.grid(W)
-        scale, zero = as_stored(s), None if self.beta is None else z.to(torch.uint8)
+        scale = as_stored(s)
+        zero = None if self.beta is None else z.to(torch.uint8)
         codes = round_to_grid(W, scale, zero, self.scheme.bits)
         return Uniform.from_codes(codes.flatten(1), scale, zero, self.scheme.bits)
 
     def groups(self) -> Groups:
-        """One rate."""
+        """gamma and beta at the rate `lr_lwc`."""
         return [{"params": list(self.parameters()), "lr": self.lr}]
 
 
 class _Rounded(torch.autograd.Function):
-    """w^ = s (clip(round(w / s) + z, 0, n) - z), with the straight-through estimate d round(v)/dv = 1.
+    """w^ = s (clip(round(w / s) + z, 0, n) - z), with the estimate d round(v)/dv = 1.
 
-    With m = 1 where not clipped, G = dL/dw^: dL/dw = m G;  dL/ds = the sum over the group of G (w^ - m w) / s.
+    With m = 1 where not clipped, else 0, G = dL/dw^, and a sum over the group,
+
+        dL/dw = m G        dL/ds = sum G (w^ - m w) / s.
+
     Nothing of the weight's size is kept beside the weight.
     """
 
     @staticmethod
     def forward(ctx: Any, W: Tensor, s: Tensor, z: Tensor, n: int) -> Tensor:
+        """w^ (rows, g) of W (rows, g), s and z (rows, 1); n = 2^b - 1."""
         ctx.save_for_backward(W, s, z)
         ctx.n = n
-        found = torch.empty_like(W)
+        rounded = torch.empty_like(W)
         for part in chunks(W):
             q = (W[part] / s[part]).round_().add_(z[part]).clamp_(0, n)
-            torch.mul(q.sub_(z[part]), s[part], out=found[part])
-        return found
+            torch.mul(q.sub_(z[part]), s[part], out=rounded[part])
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of W, where it needs one, and of s; z and n have none."""
         W, s, z = ctx.saved_tensors
         G = grads[0]
-        into_weight = torch.empty_like(W) if ctx.needs_input_grad[0] else None
-        into_scale = torch.empty_like(s)
+        grad_W = torch.empty_like(W) if ctx.needs_input_grad[0] else None
+        grad_s = torch.empty_like(s)
         for part in chunks(W):
             v = W[part] / s[part]
             q = v.round().add_(z[part])
-            inside = (q >= 0) & (q <= ctx.n)
-            steps = q.clamp_(0, ctx.n).sub_(z[part]).sub_(v.mul_(inside))
-            into_scale[part] = steps.mul_(G[part]).sum(1, keepdim=True)
-            if into_weight is not None:
-                torch.mul(G[part], inside, out=into_weight[part])
-        return into_weight, into_scale, None, None
+            inside = (q >= 0) & (q <= ctx.n)  # m
+            steps = q.clamp_(0, ctx.n).sub_(z[part])  # w^ / s
+            steps.sub_(v.mul_(inside))  # (w^ - m w) / s
+            grad_s[part] = steps.mul_(G[part]).sum(1, keepdim=True)
+            if grad_W is not None:
+                torch.mul(G[part], inside, out=grad_W[part])
+        return grad_W, grad_s, None, None
 
 
 class Transformed:
-    """A block with LET: the logarithms of the folds' scales, (channels of the source) each, and learned clips."""
+    """A block with LET in training: a `Trainable`.
+
+    logs: for each fold, the logarithms of its scales, (channels of the source,) float32. weights:
+    the learned clips of all linear layers, by name.
+    """
 
     def __init__(
         self,
@@ -193,55 +230,55 @@ class Transformed:
         scales: list[Tensor],
     ) -> None:
         """scales: (in,) at the start, shared as the folds demand."""
-        self.block, self.folds, self.lr = block, folds, method.lr_let
+        self.block = block
+        self.folds = folds
+        self.lr = method.lr_let
         self.logs = []
         for fold, scale in zip(folds, scales, strict=True):
             sources = scale.new_zeros(int(fold.channels.max()) + 1)
             sources[fold.channels] = fold.shared(scale).log()
             self.logs.append(nn.Parameter(sources))
         values = self._values()
-        self.weights = {
-            name: method.prepare(self._weight(name, values), scheme) for name in linears(block)
-        }
+        self.weights = {}
+        for name in linears(block):
+            self.weights[name] = method.prepare(self._weight(name, values), scheme)
 
     def substitutes(self) -> dict[str, Tensor]:
-        """Sources divided, and the rounding of all transformed weights."""
+        """Sources divided by the scales, and the rounding of all transformed weights."""
         values = self._values()
-        rounded = {
-            name: weight(self._weight(name, values)) for name, weight in self.weights.items()
-        }
-        return values | {
-            f"{name}.weight": as_kept(self.block.get_submodule(name), W)
-            for name, W in rounded.items()
-        }
+        substitutes = dict(values)
+        for name, weight in self.weights.items():
+            rounded = weight(self._weight(name, values))
+            substitutes[f"{name}.weight"] = as_kept(self.block.get_submodule(name), rounded)
+        return substitutes
 
     @torch.no_grad()
     def export(self) -> BlockResult:
-        """The rounded weights, and what else the folds change."""
+        """The rounded weights, and the other parameters that the folds change."""
         values = self._values()
-        weights = {
-            name: weight.export(self._weight(name, values)) for name, weight in self.weights.items()
-        }
-        rest = {
-            name: value
-            for name, value in values.items()
-            if name.removesuffix(".weight") not in weights
-        }
-        return BlockResult(weights, rest)
+        weights = {}
+        for name, weight in self.weights.items():
+            weights[name] = weight.export(self._weight(name, values))
+            values.pop(f"{name}.weight", None)
+        return BlockResult(weights, values)
 
     def groups(self) -> Groups:
-        """Two rates."""
-        return [{"params": self.logs, "lr": self.lr}] + [
-            g for weight in self.weights.values() for g in weight.groups()
-        ]
+        """The scales at the rate `lr_let`, the clips at theirs."""
+        groups: Groups = [{"params": self.logs, "lr": self.lr}]
+        for weight in self.weights.values():
+            groups += weight.groups()
+        return groups
 
     def _values(self) -> dict[str, Tensor]:
+        """Parameters that the folds change, by name, before any rounding; differentiable."""
         values: dict[str, Tensor] = {}
         for fold, log in zip(self.folds, self.logs, strict=True):
-            values |= moved(self.block, fold, log[fold.channels].exp().clamp_min(SMALLEST), values)
+            scale = log[fold.channels].exp().clamp_min(SMALLEST)  # (in,)
+            values |= moved(self.block, fold, scale, values)
         return values
 
     def _weight(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
+        """A layer's weight (out, in) float32: the transformed one where a fold changes it."""
         layer = self.block.get_submodule(name)
         W = values.get(f"{name}.weight")
         if W is None:
@@ -251,29 +288,31 @@ class Transformed:
 
 def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> list[Tensor]:
     """max|x| over the calibration tokens, (in,) float32 for each fold."""
-    found = [torch.zeros(len(fold.channels), device=fold.channels.device) for fold in folds]
+    largest = [torch.zeros(len(fold.channels), device=fold.channels.device) for fold in folds]
 
-    def hook(i: int) -> Any:
-        def record(module: Any, args: tuple[Any, ...]) -> None:
-            found[i] = torch.maximum(found[i], args[0].flatten(0, -2).float().abs().amax(0))
-
-        return record
+    def record(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+        rows = args[0].flatten(0, -2).float()  # (tokens, in)
+        largest[i] = torch.maximum(largest[i], rows.abs().amax(0))
 
     with ExitStack() as stack:
         for i, fold in enumerate(folds):
-            stack.callback(
-                block.get_submodule(fold.layers[0]).register_forward_pre_hook(hook(i)).remove
-            )
+            layer = block.get_submodule(fold.layers[0])
+            handle = layer.register_forward_pre_hook(partial(record, i))
+            stack.callback(handle.remove)
         for batch, hidden in enumerate(inputs.quantized):
             inputs.run(block, hidden, batch)
-    return found
+    return largest
 
 
 def migration(block: nn.Module, fold: Fold, largest: Tensor) -> Tensor:
-    """max|x|^0.5 / max|w|^0.5 per channel, (in,): the start of SmoothQuant, as the authors take it."""
-    weight = torch.stack(
-        [read_weight(block.get_submodule(name)).float().abs().amax(0) for name in fold.layers]
-    ).amax(0)
-    return fold.shared(
-        (largest.clamp_min(1e-5) / weight.clamp_min(1e-5)).sqrt().clamp_min(SMALLEST)
-    )
+    """max|x|^0.5 / max|w|^0.5 per channel, (in,): the start of SmoothQuant, as the authors take it.
+
+    largest: max|x|, (in,). max|w| is over the rows of all layers of the fold.
+    """
+    columns = []
+    for name in fold.layers:
+        W = read_weight(block.get_submodule(name)).float()
+        columns.append(W.abs().amax(0))
+    weight = torch.stack(columns).amax(0)  # (in,)
+    scale = (largest.clamp_min(1e-5) / weight.clamp_min(1e-5)).sqrt()
+    return fold.shared(scale.clamp_min(SMALLEST))

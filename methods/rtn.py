@@ -17,9 +17,8 @@ from qbench.contracts import Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 
-Grid = tuple[
-    Tensor, Tensor | None
-]  # scale and zero point; None is the midpoint of a symmetric grid
+# Scale and zero point; None is the midpoint of a symmetric grid.
+Grid = tuple[Tensor, Tensor | None]
 CHUNK = 1 << 18  # weights searched at a time: their temporaries stay in the processor's cache
 TINY = 1e-12  # a group of zeros has a zero range
 
@@ -36,7 +35,8 @@ class RTN:
 
     name: ClassVar[str] = "rtn"
     paper: ClassVar[str] = (
-        "Round-to-nearest; grid and clip search of GPTQ, Frantar et al., ICLR 2023, arXiv:2210.17323"
+        "Round-to-nearest; grid and clip search of GPTQ, "
+        "Frantar et al., ICLR 2023, arXiv:2210.17323"
     )
     format: ClassVar[str] = "uniform"
     bits: ClassVar[tuple[int, int]] = (2, 8)
@@ -50,67 +50,85 @@ class RTN:
     min_ratio: float = 0.4
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
-        """(out, in) -> Uniform; the codes are rounded against the grid as it is stored."""
-        W = weight.float().unflatten(
-            1, (-1, scheme.group_length(weight.shape[1]))
-        )  # (out, groups, g)
+        """weight (out, in), floating: -> Uniform, its codes rounded to the grid as it is stored."""
+        group = scheme.group_length(weight.shape[1])
+        W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
         s, z = self.grid(W, scheme)  # (out, groups) each
-        return Uniform.from_codes(round_to_grid(W, s, z, scheme.bits).flatten(1), s, z, scheme.bits)
+        codes = round_to_grid(W, s, z, scheme.bits).flatten(1)  # (out, in)
+        return Uniform.from_codes(codes, s, z, scheme.bits)
 
     def grid(self, W: Tensor, scheme: Scheme) -> Grid:
-        """(..., g) float32 -> scale and zero point (...), in the dtypes they are stored in."""
+        """W (..., g) float32: -> scale and zero point (...), in the dtypes they are stored in."""
         rows = W.reshape(-1, W.shape[-1])
-        found = [
-            self._search(chunk, scheme) for chunk in rows.split(max(1, CHUNK // rows.shape[1]))
-        ]
-        s = torch.cat([scale for scale, _ in found]).view(W.shape[:-1])
+        scales = []
+        zeros = []
+        for chunk in rows.split(max(1, CHUNK // rows.shape[1])):
+            s, z = self._search(chunk, scheme)
+            scales.append(s)
+            zeros.append(z)
+        scale = torch.cat(scales).view(W.shape[:-1])
         if scheme.symmetric:
-            return as_stored(s), None
-        z = torch.cat([zero for _, zero in found]).view(W.shape[:-1])
-        return as_stored(s), z.to(torch.uint8) if self.zero_point == "integer" else as_stored(z)
+            return as_stored(scale), None
+        zero = torch.cat(zeros).view(W.shape[:-1])
+        return as_stored(scale), stored_zero(zero, self.zero_point == "integer")
 
     def _search(self, W: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+        """W (rows, g): -> scale and zero point (rows,), float32, with the least error of the group.
+
+        Coarse to fine: `ratios` shrink ratios for all rows, then both neighbours of each row's best
+        at half the distance, `refinements` times.
+        """
         integer = self.zero_point == "integer"
         low, high = weight_range(W, scheme.symmetric, integer)
         s, z = range_grid(low, high, scheme, 1.0, integer)
         if self.clip == "none":
             return s, z
-        best = torch.full_like(s, torch.inf)
-        chosen = torch.ones_like(s)
+        least = torch.full_like(s, torch.inf)
+        best_ratio = torch.ones_like(s)
         step = (1 - self.min_ratio) / max(1, self.ratios - 1)
         trials = [torch.full_like(s, 1 - step * i) for i in range(self.ratios)]
         for halving in range(self.refinements + 1):
             for ratio in trials:
                 scale, zero = range_grid(low, high, scheme, ratio, integer)
                 error = grid_error(W, scale, zero, scheme.bits, self.norm)
-                pairs = ((error, best), (ratio, chosen), (scale, s), (zero, z))
-                better = error < best
-                best, chosen, s, z = (torch.where(better, new, old) for new, old in pairs)
+                better = error < least
+                least = torch.where(better, error, least)
+                best_ratio = torch.where(better, ratio, best_ratio)
+                s = torch.where(better, scale, s)
+                z = torch.where(better, zero, z)
             finer = step / 2 ** (halving + 1)
-            trials = [(chosen + finer).clamp_max(1), chosen - finer]
+            trials = [(best_ratio + finer).clamp_max(1), best_ratio - finer]
         return s, z
 
 
-def weight_range(W: Tensor, symmetric: bool, integer: bool) -> tuple[Tensor, Tensor]:
-    """(rows, g) -> lowest and highest value to represent, (rows,) each.
+def stored_zero(zero: Tensor, integer: bool) -> Tensor:
+    """A zero point, float32, in the dtype it is stored in: uint8, or as a real number."""
+    return zero.to(torch.uint8) if integer else as_stored(zero)
 
-    Symmetric: -max|w| and max|w|. With an integer zero point the range holds zero, so that exact
-    zeros stay exact.
+
+def weight_range(W: Tensor, symmetric: bool, integer: bool) -> tuple[Tensor, Tensor]:
+    """W (..., g): -> the lowest and the highest value to represent, (...) each.
+
+    symmetric: -max|w| and max|w|. integer: with an integer zero point the range holds zero, so that
+    exact zeros stay exact.
     """
     low, high = W.aminmax(dim=-1)
     if symmetric:
         high = torch.maximum(-low, high)
         return -high, high
-    return (low.clamp_max(0), high.clamp_min(0)) if integer else (low, high)
+    if integer:
+        return low.clamp_max(0), high.clamp_min(0)
+    return low, high
 
 
 def range_grid(
     low: Tensor, high: Tensor, scheme: Scheme, ratio: float | Tensor, integer: bool
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (rows,), float32, of the grid over `ratio` times the range.
+    """Scale and zero point, float32, of the grid over `ratio` times the range low .. high.
 
-    Symmetric: scale = max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero
-    point shrinks the range about its middle, an integer one about zero.
+    low, high (...): as `weight_range` gives them; the results have their shape. Symmetric: scale =
+    max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero point shrinks the
+    range about its middle, an integer one about zero.
     """
     n = 2**scheme.bits - 1
     if scheme.symmetric:
@@ -123,15 +141,34 @@ def range_grid(
 
 
 def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, norm: float) -> Tensor:
-    """Sum over each row of |w - s (q - z)|^norm with q the nearest code. (rows, g), (rows,), (rows,) -> (rows,)."""
-    q = torch.addcmul(z[:, None], W, (1 / s)[:, None]).round_().clamp_(0, 2**bits - 1)
-    error = q.sub_(z[:, None]).mul_(s[:, None]).sub_(W)
-    return error.square_().sum(1) if norm == 2 else error.abs_().pow_(norm).sum(1)
+    """(rows,): the sum over each row of |w - s (q - z)|^norm with q the nearest code.
+
+    W (rows, g), s and z (rows,), float32. In place where it can: this is the inner loop of the
+    search.
+    """
+    q = torch.addcmul(z[:, None], W, (1 / s)[:, None])  # w / s + z
+    q.round_().clamp_(0, 2**bits - 1)
+    error = q.sub_(z[:, None]).mul_(s[:, None]).sub_(W)  # s (q - z) - w
+    if norm == 2:
+        return error.square_().sum(1)
+    return error.abs_().pow_(norm).sum(1)
 
 
 def round_to_grid(W: Tensor, s: Tensor, z: Tensor | None, bits: int) -> Tensor:
-    """Nearest codes: (..., g) float32, scale and zero point (...) -> (..., g) uint8. A zero scale gives zero."""
-    zero = torch.full_like(s, 2.0 ** (bits - 1), dtype=torch.float32) if z is None else z.float()
+    """Nearest codes (..., g) uint8 of W (..., g) float32 on the grid s (q - z).
+
+    s and z (...): as they are stored, z None for a symmetric grid. Where the scale is zero the code
+    is that of the zero point.
+    """
     scale = s.float()
-    q = W / torch.where(scale > 0, scale, torch.inf)[..., None] + zero[..., None]
+    zero = zero_as_float(s, z, bits)
+    divisor = torch.where(scale > 0, scale, torch.inf)
+    q = W / divisor[..., None] + zero[..., None]
     return q.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def zero_as_float(s: Tensor, z: Tensor | None, bits: int) -> Tensor:
+    """The zero point as float32, in the shape of the scale; None is the midpoint code 2^(b-1)."""
+    if z is None:
+        return torch.full_like(s, 2.0 ** (bits - 1), dtype=torch.float32)
+    return z.float()

@@ -1,9 +1,12 @@
-"""UniQuanF: FlexRound's transformation, binary coding's mapping, uniform quantization's detransformation.
+"""UniQuanF: binary coding between the transformation of FlexRound and its inverse.
 
-Kim et al. 2025, ACL, arXiv:2506.03781. With h = (2^b - 1)/2, s = e^d1, the divisor e^(d1 + d2 + d3)
-of FlexRound, and the 2^b levels sum_i a_i c_i of binary coding,
+Kim et al. 2025, ACL, arXiv:2506.03781. Per group, with h = (2^b - 1)/2, the step s = e^d1 and the
+zero point z of a uniform grid, the divisor e^(d1 + d2 + d3) of FlexRound, and the 2^b levels
+sum_i a_i c_i, c_i in {-1, +1}, of binary coding with the shift z_B,
 
-    T  x = w / e^(d1 + d2 + d3) + z - h        M  q = the level nearest to x - z_B        D  w^ = s (q + z_B + h - z).
+    T  x = w / e^(d1 + d2 + d3) + z - h
+    M  q = the level nearest to x - z_B
+    D  w^ = s (q + z_B + h - z).
 
 Theorem 1 (unification): D is affine per group, so w^ is plain binary coding with alpha_i = s a_i
 and shift s (z_B + h - z), the same codes and nothing else. That is what is stored.
@@ -12,7 +15,7 @@ and shift s (z_B + h - z), the same codes and nothing else. That is what is stor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +24,23 @@ from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWei
 from qbench.contracts import Scheme
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
-from qbench.methods.alternating import Alternating, SortedGroups, alternate, level_signs
+from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
 from qbench.methods.flexround import chunks, divided
 from qbench.methods.greedy import greedy_planes
+from qbench.methods.level_mapping import MappedWeight, nearest, nearest_neighbour
 from qbench.methods.rtn import RTN, TINY
 
+CHUNK = 1 << 20  # weights initialized at a time: bounds the temporaries
 Mapping = Literal["exact", "local", "full"]
+
+
+class Start(NamedTuple):
+    """The initialization of a group's parameters: s, z, z_B (rows,) and a (rows, b), float32."""
+
+    s: Tensor
+    z: Tensor
+    a: Tensor
+    zb: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,80 +82,94 @@ class UniQuanF(Reconstruction):
         self.refuse_below(0, "grid", "rounds", "period")
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> UniQuanFWeight:
-        """(out, in) -> its parameters at the initialization."""
-        method = replace(self, lr=0.08 / 2**scheme.bits if self.lr is None else self.lr)
-        if self.faithful:
-            method = replace(
-                method, grid=self.grid or 1, shift=False, learn_shift=False, mapping="local"
-            )
+        """weight (out, in), floating: -> its parameters at the initialization, float32."""
+        method = self
+        if method.lr is None:
+            method = replace(method, lr=0.08 / 2**scheme.bits)
+        if method.faithful:
+            method = replace(method, shift=False, learn_shift=False, mapping="local")
+            method = replace(method, grid=self.grid or 1)
         group = scheme.group_length(weight.shape[1])
-        rows = weight.float().reshape(-1, group)
-        parts = [
-            method.start(chunk, scheme.bits) for chunk in rows.split(max(1, (1 << 20) // group))
-        ]
+        rows = weight.float().reshape(-1, group)  # (out * groups, g)
+        parts = []
+        for chunk in rows.split(max(1, CHUNK // group)):
+            parts.append(method.start(chunk, scheme.bits))
         s, z, a, zb = (torch.cat(column) for column in zip(*parts, strict=True))
         return UniQuanFWeight(rows, s, z, a, zb, weight.shape[0], method)
 
-    def start(self, X: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(rows, g) float32 -> s (rows,), z (rows,), a (rows, b), z_B (rows,): the initialization of section 4.
+    def start(self, X: Tensor, bits: int) -> Start:
+        """X (rows, g) float32: -> the initialization of section 4 for each row.
 
-        The coding (alpha, shift) of the weights is a = alpha / s, z_B = shift / s - (h - z) in the
+        A coding (alpha, shift) of the weights is a = alpha / s, z_B = shift / s - (h - z) in the
         frame of any grid (s, z): with s x = w - s (h - z), both give the same levels.
         """
         h = (2**bits - 1) / 2
         if self.grid and self.initialization == "unified":
             s, z, alpha, shift = self._clip_grid(X, bits)
+            return Start(s, z, alpha / s[:, None], shift / s - (h - z))
+        scale, zero = RTN(zero_point="real").grid(X, Scheme(bits))
+        s = scale.float().clamp_min(TINY)
+        z = X.new_zeros(len(X)) if zero is None else zero.float()
+        alpha, shift = self._coding(X, bits, s * (h - z))
+        return Start(s, z, alpha / s[:, None], shift / s - (h - z))
+
+    def _coding(self, X: Tensor, bits: int, centre: Tensor) -> Coding:
+        """alpha (rows, b) and shift (rows,) of X (rows, g), centre s (h - z) (rows,) of the grid.
+
+        Without a fitted shift, the levels lie about the centre of the grid; `separate` fits the
+        scales to the weights as they are, that is about zero.
+        """
+        if self.initialization == "unified" and self.shift:
+            return Alternating(self.rounds).fit(X, bits)
+        unshifted = Alternating(self.rounds, shift=False)
+        if self.initialization == "unified":
+            alpha, _ = unshifted.fit(X - centre[:, None], bits)
         else:
-            scale, zero = RTN(zero_point="real").grid(X, Scheme(bits))
-            s, z = (
-                scale.float().clamp_min(TINY),
-                X.new_zeros(len(X)) if zero is None else zero.float(),
-            )
-            centre, unified = s * (h - z), self.initialization == "unified"
-            if unified and self.shift:
-                alpha, shift = Alternating(self.rounds).fit(X, bits)
-            else:
-                alpha, _ = Alternating(self.rounds, shift=False).fit(
-                    X - centre[:, None] if unified else X, bits
-                )
-                shift = centre
-        return s, z, alpha / s[:, None], shift / s - (h - z)
+            alpha, _ = unshifted.fit(X, bits)
+        return alpha, centre
 
     def _clip_grid(self, X: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The authors' search: for r = 1/G .. 1 keep the minimum and cut the top, fit the coding about the middle.
+        """The authors' search over clip ratios: s, z (rows,), alpha (rows, b), shift (rows,).
 
-        The coding depends on (s, z) only through the centre s (h - z) = low + r (high - low)/2.
-        Kept by |error|^2.4.
+        For r = 1/G .. 1 keep the minimum and cut the top, and fit the coding about the middle. The
+        coding depends on (s, z) only through that middle, s (h - z) = low + r (high - low)/2. Of
+        all r, the least mean |error|^2.4 of the group is kept.
         """
         n = 2**bits - 1
         low, high = X.aminmax(dim=1)
-        found: list[Tensor] = []
-        best = torch.full_like(low, torch.inf)
+        least = torch.full_like(low, torch.inf)
+        best: list[Tensor] = []
         for step in range(1, self.grid + 1):
             s = (step / self.grid * (high - low) / n).clamp_min(TINY)
             z = -low / s
-            centre = s * (n / 2 - z)
-            about = X - centre[:, None]
-            _, alpha, moved = greedy_planes(about, bits, False, refine=False)
-            _, alpha, moved = alternate(SortedGroups(about), alpha, moved, self.rounds, self.shift)
-            alpha = alpha.abs().sort(1, descending=True).values.float()
-            shift = centre + moved.float()
-            levels = shift[:, None] + alpha @ level_signs(bits, X.device).float().T
+            alpha, shift = self._coding_about(X, s * (n / 2 - z), bits)
+            levels = shift[:, None] + alpha @ level_signs(bits, X.device).float().T  # (rows, L)
             error = (X - levels.gather(1, nearest(X, levels))).abs().pow(2.4).mean(1)
-            better = error < best
-            best = torch.where(better, error, best)
-            new = [s, z, alpha, shift]
-            found = [
-                torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)
-                for a, b in zip(new, found or new, strict=True)
-            ]
-        return found[0], found[1], found[2], found[3]
+            better = error < least
+            least = torch.where(better, error, least)
+            trial = (s, z, alpha, shift)
+            if step == 1:
+                best = list(trial)
+            for i, value in enumerate(trial):
+                mask = better[:, None] if value.dim() == 2 else better
+                best[i] = torch.where(mask, value, best[i])
+        s, z, alpha, shift = best
+        return s, z, alpha, shift
+
+    def _coding_about(self, X: Tensor, centre: Tensor, bits: int) -> Coding:
+        """Greedy coding of X - centre, then alternating: alpha (rows, b) descending, and shift."""
+        about = X - centre[:, None]
+        _, alpha, moved = greedy_planes(about, bits, False, refine=False)
+        _, alpha, moved = alternate(SortedGroups(about), alpha, moved, self.rounds, self.shift)
+        alpha = alpha.abs().sort(1, descending=True).values.float()
+        return alpha, centre + moved.float()
 
 
 class UniQuanFWeight(TrainedWeight):
-    """One weight in training: d1, d3, zb (rows, 1), d2 (rows, g), a (rows, b), float32; codes (rows, g) uint8.
+    """One weight in training, rows = out * groups.
 
-    A code is the pattern of signs: bit b - 1 - i is set where c_i is +1, as in `level_signs`.
+    Parameters, float32: d1, d3, zb (rows, 1), d2 (rows, g), a (rows, b). codes (rows, g) uint8:
+    the pattern of signs of each weight, as in `level_mapping`; None before the first call.
     """
 
     def __init__(
@@ -154,10 +182,14 @@ class UniQuanFWeight(TrainedWeight):
         out_features: int,
         method: UniQuanF,
     ) -> None:
-        """X (rows, g), s, z, zb (rows,), a (rows, b), as `UniQuanF.start` gives them."""
+        """X (rows, g): the weights; s, z, a, zb: as `UniQuanF.start` gives them."""
         super().__init__()
-        self.X, self.z, self.out_features, self.method = X, z[:, None], out_features, method
+        self.X = X
+        self.z = z[:, None]
+        self.out_features = out_features
+        self.method = method
         self.bits = a.shape[1]
+        self.h = (2**self.bits - 1) / 2
         self.signs = level_signs(self.bits, X.device).to(X.dtype)  # (L, b)
         self.d1 = nn.Parameter(s[:, None].log())
         self.d2 = nn.Parameter(torch.zeros_like(X))
@@ -169,37 +201,41 @@ class UniQuanFWeight(TrainedWeight):
 
     def forward(self) -> Tensor:
         """(out, in) float32; codes are mapped again every `period` calls."""
-        if self.codes is None or (self.method.period and self.calls % self.method.period == 0):
+        period = self.method.period
+        if self.codes is None or (period and self.calls % period == 0):
             self.remap()
         self.calls += 1
-        centre = (self.z - (2**self.bits - 1) / 2).detach()
-        filtering = self.method.gradient_filtering
-        args = (
+        weight: Tensor = MappedWeight.apply(
             self.X,
             self.d1,
             self.d2,
             self.d3,
             self.a,
             self.zb,
-            centre,
+            (self.z - self.h).detach(),
             self.codes,
             self.signs,
-            filtering,
+            self.method.gradient_filtering,
         )
-        found: Tensor = _Mapped.apply(*args)
-        return found.view(self.out_features, -1)
+        return weight.view(self.out_features, -1)
 
     @torch.no_grad()
-    def remap(self) -> None:
-        """Choose the codes for the present parameters."""
+    def remap(self) -> Tensor:
+        """Choose, keep and return the codes of the present parameters, (rows, g) uint8.
+
+        The first time always by the exact mapping, as there are no neighbours yet.
+        """
+        mapping = self.method.mapping
+        codes = self.codes
+        if codes is None:
+            mapping = "exact"
+            codes = torch.empty_like(self.X, dtype=torch.uint8)
         levels = self.a @ self.signs.T  # (rows, L), in the order of the patterns
-        mapping = self.method.mapping if self.codes is not None else "exact"
-        codes = torch.empty_like(self.X, dtype=torch.uint8) if self.codes is None else self.codes
-        offset = self.z - (2**self.bits - 1) / 2 - self.zb
+        offset = self.z - self.h - self.zb
         for part in chunks(self.X):
-            y = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part]).add_(
-                offset[part]
-            )
+            # y = x - z_B
+            v = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part])
+            y = v.add_(offset[part])
             if mapping == "exact":
                 codes[part] = nearest(y, levels[part])
             elif mapping == "full":
@@ -207,144 +243,43 @@ class UniQuanFWeight(TrainedWeight):
             else:
                 codes[part] = nearest_neighbour(y, levels[part], codes[part], self.method.faithful)
         self.codes = codes
+        return codes
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Theorem 1: alpha (rows, b) >= 0, shift (rows,), planes bool (b, rows, g), not yet rounded to storage.
+        """Theorem 1: alpha (rows, b) >= 0, shift (rows,), planes bool (b, rows, g).
 
-        A negative scale is a plane of opposite signs.
+        Not yet rounded to storage. A negative scale becomes a positive one whose plane has the
+        opposite signs.
         """
-        if self.codes is None:
-            self.remap()
-        codes = self.codes if self.codes is not None else torch.empty(0)
+        codes = self.remap() if self.codes is None else self.codes
         s = self.d1.exp()
-        alpha, shift = s * self.a, s * (self.zb + (2**self.bits - 1) / 2 - self.z)
-        places = range(self.bits - 1, -1, -1)
-        planes = torch.stack(
-            [
-                ((codes >> place) & 1).bool() ^ (alpha[:, i, None] < 0)
-                for i, place in enumerate(places)
-            ]
-        )
-        return alpha.abs(), shift[:, 0], planes
+        alpha = s * self.a
+        shift = s * (self.zb + self.h - self.z)
+        planes = []
+        for i in range(self.bits):
+            positive = ((codes >> (self.bits - 1 - i)) & 1).bool()  # c_i = +1
+            planes.append(positive ^ (alpha[:, i, None] < 0))
+        return alpha.abs(), shift[:, 0], torch.stack(planes)
 
     def export(self) -> Binary:
         """Plain binary coding, with the codes that the present parameters choose."""
         if self.method.period:
             self.remap()
         alpha, shift, planes = self.merged()
-        groups = (self.out_features, -1)
         return Binary.from_planes(
-            planes.view(self.bits, *groups),
-            as_stored(alpha.view(*groups, self.bits)),
-            as_stored(shift.view(groups)),
+            planes.view(self.bits, self.out_features, -1),  # (b, out, in)
+            as_stored(alpha.view(self.out_features, -1, self.bits)),  # (out, groups, b)
+            as_stored(shift.view(self.out_features, -1)),  # (out, groups)
         )
 
     def groups(self) -> Groups:
-        """Two rates, as in the authors' code."""
-        shift = [self.zb] if self.method.learn_shift else []
+        """One rate for the transformation and one for the levels, as in the authors' code."""
+        transformation = [self.d1, self.d2, self.d3]
+        levels = [self.a]
+        if self.method.learn_shift:
+            levels.append(self.zb)
         return [
-            {"params": [self.d1, self.d2, self.d3], "lr": self.method.lr},
-            {"params": [self.a, *shift], "lr": self.method.lr_alpha},
+            {"params": transformation, "lr": self.method.lr},
+            {"params": levels, "lr": self.method.lr_alpha},
         ]
-
-
-class _Mapped(torch.autograd.Function):
-    """w^ from given codes, with the straight-through estimate dq/dx = 1 and gradient filtering.
-
-    With v = w / e^(d1 + d2 + d3), l the level of the weight, G = dL/dw^, and m = 0 where filtering is on and
-    |x - z_B - l| > min_i |a_i|, else 1 (section 4.3):
-    dL/da_i = sum m G s c_i;  dL/dd2 = -m G s v;  dL/dd3 = the sum of it;  dL/dd1 = sum G w^ + dL/dd3;
-    dL/dz_B = sum G s.
-    Nothing of the weight's size is kept for the backward pass but the codes, one byte each.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        X: Tensor,
-        d1: Tensor,
-        d2: Tensor,
-        d3: Tensor,
-        a: Tensor,
-        zb: Tensor,
-        centre: Tensor,
-        codes: Tensor,
-        signs: Tensor,
-        filtering: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(X, d1, d2, d3, a, zb, centre, signs)
-        ctx.codes, ctx.filtering = codes, filtering
-        values = (
-            (a @ signs.T).add_(zb - centre).mul_(d1.exp())
-        )  # (rows, L): the weight that each code stands for
-        found = torch.empty_like(X)
-        for part in chunks(X):
-            torch.gather(values[part], 1, codes[part].long(), out=found[part])
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        X, d1, d2, d3, a, zb, centre, signs = ctx.saved_tensors
-        G, s, levels = grads[0], d1.exp(), a @ signs.T
-        reach = a.abs().amin(1, keepdim=True)
-        g1, g2, g3, gb = (
-            torch.empty_like(d1),
-            torch.empty_like(d2),
-            torch.empty_like(d3),
-            torch.empty_like(zb),
-        )
-        by_level = torch.zeros_like(levels)  # sum of m G s over the weights of each level
-        for part in chunks(X):
-            code = ctx.codes[part].long()
-            v = divided(X[part], d1[part], d2[part], d3[part])
-            level = levels[part].gather(1, code)
-            scaled = G[part] * s[part]
-            gb[part] = scaled.sum(1, keepdim=True)
-            g1[part] = (scaled * level).sum(1, keepdim=True)
-            if ctx.filtering:
-                near = (v + (centre[part] - zb[part])).sub_(level).abs_() <= reach[part]
-                scaled.mul_(near)
-            by_level[part].scatter_add_(1, code, scaled)
-            g2[part] = v.mul_(scaled).neg_()
-            g3[part] = g2[part].sum(1, keepdim=True)
-        g1 += g3 + gb * (zb - centre)
-        return None, g1, g2, g3, by_level @ signs, gb, None, None, None, None
-
-
-def nearest(y: Tensor, levels: Tensor) -> Tensor:
-    """Indices (rows, n), int64, of the nearest of `levels` (rows, L) in any order, L a power of two, to y (rows, n).
-
-    Exact: b comparisons with midpoints of the sorted levels, by bisection.
-    """
-    ordered, order = levels.sort(1)
-    middle = (ordered[:, 1:] + ordered[:, :-1]) / 2
-    step = levels.shape[1] // 2
-    rank = (y > middle[:, step - 1, None]).long().mul_(step)
-    while step > 1:
-        step //= 2
-        rank += (y > middle.gather(1, rank + (step - 1))).long().mul_(step)
-    return order.gather(1, rank)
-
-
-def nearest_neighbour(y: Tensor, levels: Tensor, codes: Tensor, by_pattern: bool) -> Tensor:
-    """Of the present level and its two neighbours the nearest: (rows, n) y, (rows, L), (rows, n) uint8 -> int64.
-
-    Neighbours in the order of the values; `by_pattern`, as in the published code, in the order of
-    the sign patterns, which is another one wherever a scale is smaller than the sum of the later
-    ones.
-    """
-    order = (
-        torch.arange(levels.shape[1], device=y.device).expand_as(levels)
-        if by_pattern
-        else levels.argsort(1)
-    )
-    rank = order.argsort(1).gather(1, codes.long())
-    best = torch.full_like(y, torch.inf)
-    chosen = codes.long()
-    for move in (-1, 0, 1):
-        index = order.gather(1, (rank + move).clamp_(0, levels.shape[1] - 1))
-        distance = (y - levels.gather(1, index)).abs_()
-        closer = distance < best
-        best, chosen = torch.where(closer, distance, best), torch.where(closer, index, chosen)
-    return chosen

@@ -1,10 +1,11 @@
-"""UniSVQ: vectors of weights as an affine image of integer codes, after a Hadamard transform on both sides.
+"""UniSVQ: vectors of weights as an affine image of codes, between two Hadamard transforms.
 
 UniSVQ, ICML 2026, arXiv:2606.10520, and its code (AI9Stars/UniSVQ). As in the paper, d consecutive
 weights of a row of W~ / s_W are A z + b, z in {0..2^B-1}^d, with one A and b for the whole matrix
 and
 
-    W~ = T_m diag(SV) W diag(SU) T_n,    H~ = T_n diag(SU) (H / mean(diag H) + regularization I) diag(SU) T_n,
+    W~ = T_m diag(SV) W diag(SU) T_n,
+    H~ = T_n diag(SU) (H / mean(diag H) + regularization I) diag(SU) T_n,
 
 random signs SU and SV, and orthonormal Hadamard matrices T. Codes come from BlockLDLQ and sweeps of
 coordinate descent on tr(E H~ E^T), E = W~ - W~^; then A, b, SU and SV are trained on the block's
@@ -23,8 +24,10 @@ form is M = [2^(B-2) A, .., A, A / 2].
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,25 +46,14 @@ from qbench.formats import Lattice
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import decode, features_of
 from qbench.formats.packing import as_stored
-from qbench.methods.vector_rounding import (
-    Codebook,
-    Curvature,
-    RotatedGrid,
-    SignMap,
-    assign,
-    gaussian_map,
-    rotation,
-)
+from qbench.methods.codebooks import Codebook, RotatedGrid, SignMap, gaussian_map, rotation
+from qbench.methods.vector_rounding import Curvature, assign
 from qbench.models.blocks import linears, read_weight
 
 CODEWORDS = 4096  # at most so many are searched
-WIDTHS = (
-    1.0,
-    0.93,
-    0.86,
-    0.79,
-)  # of rms(W~) / s_W, by what is best for Gaussian vectors rounded to nearest
-TRIAL = 128  # rows that choose among them, less than twice as many
+# Widths tried for rms(W~) / s_W, relative to what is best for Gaussian vectors rounded to nearest.
+WIDTHS = (1.0, 0.93, 0.86, 0.79)
+TRIAL = 128  # at least so many rows choose among them, and less than twice as many
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,9 @@ class UniSVQ(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (2, 3)
     symmetric: ClassVar[bool] = False
     exceptions: ClassVar[Mapping[str, str]] = {
-        "check_zeros_and_constants": "random signs and the Hadamard transform turn a constant into noise"
+        "check_zeros_and_constants": (
+            "random signs and the Hadamard transform turn a constant into noise"
+        )
     }
 
     dimension: int = 4
@@ -96,23 +90,28 @@ class UniSVQ(Reconstruction):
         positive = self.dimension >= 1 and (self.scale is None or self.scale > 0)
         if not positive or self.sweeps < 0 or self.regularization < 0:
             raise ConfigError(
-                f"dimension={self.dimension}, sweeps={self.sweeps}, regularization={self.regularization}, "
-                f"scale={self.scale}: dimension must be 1 or more, sweeps and regularization 0 or more, scale positive"
+                f"dimension={self.dimension}, sweeps={self.sweeps}, "
+                f"regularization={self.regularization}, scale={self.scale}: dimension must be 1 or "
+                "more, sweeps and regularization 0 or more, scale positive"
             )
 
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """Codes for every linear layer from the Hessian of its inputs, then training on the block's output."""
+        """Codes of all linear layers from the Hessians of their inputs, then training together."""
         inputs.progress(0.0, "collecting Hessians")
         statistics = input_statistics(block, inputs)
         weights: dict[str, TrainedWeight] = {}
-        last, curvature = None, None
+        last = None
+        curvature = None
         for name, layer in linears(block).items():
             inputs.progress(0.0, f"initializing {name}")
-            weight, stats = read_weight(layer), statistics.get(name)
+            weight = read_weight(layer)
+            stats = statistics.get(name)
+            # Layers that share their inputs share the factorization.
             if curvature is None or stats is None or stats is not last:
-                last, curvature = stats, self.curvature(weight, scheme, stats)
+                curvature = self.curvature(weight, scheme, stats)
+                last = stats
             weights[name] = self.prepare(weight, scheme, curvature)
         return reconstruct(block, Weights(block, weights), inputs, targets, self)
 
@@ -120,55 +119,69 @@ class UniSVQ(Reconstruction):
     def prepare(
         self, weight: Tensor, scheme: Scheme, curvature: Curvature | None = None
     ) -> LatticeWeight:
-        """(out, in) -> its codes, and what is trained. Without a curvature: for white inputs."""
-        scheme.group_length(weight.shape[1])
-        curvature = curvature or self.curvature(weight, scheme)
+        """weight (out, in), floating: -> its codes, and what is trained.
+
+        Without a curvature: for white inputs.
+        """
+        scheme.group_length(weight.shape[1])  # refuses a group size that does not fit
+        if curvature is None:
+            curvature = self.curvature(weight, scheme)
         codebook = self.codebook(curvature.d, scheme.bits, weight.device)
-        su, sv = (
-            random_signs(weight.shape[1], self.seed, weight),
-            random_signs(len(weight), self.seed + 1, weight),
-        )
-        rms = weight.float().square().mean(1).sqrt()  # (out,)
-        W = two_sided(weight.float() * torch.where(rms > 0, sv / rms, 0)[:, None] * su)
-        W = W.T.contiguous()  # (in, out)
+        su = random_signs(weight.shape[1], self.seed, weight)  # (in,)
+        sv = random_signs(len(weight), self.seed + 1, weight)  # (out,)
+        W = weight.float()
+        rms = W.square().mean(1).sqrt()  # (out,)
+        rows = torch.where(rms > 0, sv / rms, 0)
+        W = two_sided(W * rows[:, None] * su).T.contiguous()  # W~ (in, out)
         s_W = self.step(W, curvature, codebook)
         codes, _ = assign(W / s_W, curvature, codebook, self.sweeps)
         return LatticeWeight(codes.T.contiguous(), codebook, su, sv * rms * s_W, scheme.bits, self)
 
     def step(self, W: Tensor, curvature: Curvature, codebook: Codebook) -> float:
-        """s_W for W~ (in, out). The search looks at some of the rows only: the transform has made them alike."""
+        """s_W for W~ (in, out).
+
+        The search looks at a part of the rows only: the transform has made them alike.
+        """
         rms = W.square().mean().sqrt().item()
-        if self.scale is not None or not rms:
-            return rms / (self.scale or 1.0) or 1.0
+        if not rms:
+            return 1.0
+        if self.scale is not None:
+            return rms / self.scale or 1.0
         rows = W[:, :: max(1, W.shape[1] // TRIAL)].contiguous()
 
         def error(s_W: float) -> float:
             _, E = assign(rows / s_W, curvature, codebook, 1)
-            return s_W**2 * (E * (curvature.H @ E)).sum().item()
+            return s_W**2 * (E * (curvature.H @ E)).sum().item()  # tr(E^T H E)
 
-        return min((rms / (width * codebook.spread) for width in WIDTHS), key=error)
+        candidates = [rms / (width * codebook.spread) for width in WIDTHS]
+        return min(candidates, key=error)
 
     @torch.no_grad()
     def curvature(
         self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
     ) -> Curvature:
-        """H~ and its factors, for all layers with these inputs. The identity where no token, or only zeros, came."""
+        """H~ and its factors, for all layers with these inputs.
+
+        The identity where no token, or only zeros, came.
+        """
         n = weight.shape[1]
         d = max(size for size in range(1, self.limit(scheme.bits) + 1) if n % size == 0)
-        mean = 0.0 if stats is None else stats.hessian.diagonal().mean().item()
         H = torch.eye(n, device=weight.device)
+        mean = 0.0 if stats is None else stats.hessian.diagonal().mean().item()
         if stats is not None and mean > 0:
+            # H / mean(diag H) + regularization I
             H = H.mul_(self.regularization).add_(stats.hessian.float(), alpha=1 / mean)
         su = random_signs(n, self.seed, weight)
         return Curvature.factor(two_sided(H * su * su[:, None]), d, self.regularization)
 
     def limit(self, bits: int) -> int:
-        """The largest d."""
+        """The largest dimension d of a codebook with this many bits."""
         return self.dimension
 
     def codebook(self, d: int, bits: int, device: torch.device) -> Codebook:
         """The codewords at the start: a grid in random rotation."""
-        return RotatedGrid(rotation(d, torch.Generator().manual_seed(self.seed)).to(device), bits)
+        G = rotation(d, torch.Generator().manual_seed(self.seed))
+        return RotatedGrid(G.to(device), bits)
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,7 @@ class UniSVQUntied(UniSVQ):
     sweeps: int = 3
 
     def limit(self, bits: int) -> int:
-        """As far as the number of codewords allows."""
+        """The largest d up to `dimension` with at most `CODEWORDS` codewords."""
         return min(self.dimension, (CODEWORDS.bit_length() - 1) // bits)
 
     def codebook(self, d: int, bits: int, device: torch.device) -> Codebook:
@@ -196,20 +209,28 @@ class UniSVQUntied(UniSVQ):
 
 
 class LatticeWeight(TrainedWeight):
-    """One weight in training: map (d, k), offset (d,), and relative factors u (in,) of SU and v (out,) of SV."""
+    """One weight in training, float32.
+
+    Parameters: map (d, k), offset (d,) or None, and the relative factors u (in,) of SU and v (out,)
+    of SV.
+    """
 
     def __init__(
         self, codes: Tensor, codebook: Codebook, su: Tensor, sv: Tensor, bits: int, recipe: UniSVQ
     ) -> None:
         """codes (out, in) uint8; su (in,) and sv (out,) float32, the scales where u and v are 1."""
         super().__init__()
-        self.codes, self.su, self.sv, self.recipe = codes, su, sv, recipe
+        self.codes = codes
+        self.su = su
+        self.sv = sv
+        self.recipe = recipe
         self.start = Lattice.from_codes(
             codes, codebook.map, codebook.offset, su, sv, bits, codebook.features
         )
         self.map = nn.Parameter(codebook.map.clone())
         self.offset = None if codebook.offset is None else nn.Parameter(codebook.offset.clone())
-        self.u, self.v = nn.Parameter(torch.ones_like(su)), nn.Parameter(torch.ones_like(sv))
+        self.u = nn.Parameter(torch.ones_like(su))
+        self.v = nn.Parameter(torch.ones_like(sv))
 
     def forward(self) -> Tensor:
         """(out, in) float32."""
@@ -222,11 +243,10 @@ class LatticeWeight(TrainedWeight):
     def export(self) -> Lattice:
         """The codes, with the parameters as they are stored."""
         # Clones: what is stored as float32 would else be the very tensor that goes on training.
-        map, offset = (
-            as_stored(self.map.clone()),
-            None if self.offset is None else as_stored(self.offset.clone()),
-        )
-        su, sv = as_stored(self.su * self.u), as_stored(self.sv * self.v)
+        map = as_stored(self.map.clone())
+        offset = None if self.offset is None else as_stored(self.offset.clone())
+        su = as_stored(self.su * self.u)
+        sv = as_stored(self.sv * self.v)
         return replace(self.start, map=map, offset=offset, su=su, sv=sv)
 
     def groups(self) -> Groups:
@@ -239,16 +259,17 @@ class LatticeWeight(TrainedWeight):
 
 
 def random_signs(n: int, seed: int, like: Tensor) -> Tensor:
-    """(n,) float32 in {-1, +1}, the same on every device, on that of `like`."""
-    return (torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1).to(
-        like.device
-    )
+    """(n,) float32 in {-1, +1}, on the device of `like`; the same values on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(0, 2, (n,), generator=generator)
+    return (bits * 2.0 - 1).to(like.device)
 
 
 def two_sided(X: Tensor) -> Tensor:
-    """T_m X T_n of (m, n) float32."""
+    """T_m X T_n of X (m, n) float32, T block-diagonal with Hadamard matrices as large as fit."""
     m, n = X.shape
-    return hadamard(hadamard(X, block_length(n), 1), block_length(m), 0)
+    XT = hadamard(X, block_length(n), 1)
+    return hadamard(XT, block_length(m), 0)
 
 
 @torch.no_grad()
@@ -258,28 +279,32 @@ def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearS
     Layers that are called with the same tensor, one after the other, share one object. A layer that
     no token reaches is missing. MethodError naming a layer whose inputs are not finite.
     """
-    names = {layer: name for name, layer in linears(block).items()}
-    statistics, owners = InputStatistics(), dict[str, str]()
-    found: dict[str, LinearStats] = {}
-    last: list[Any] = [None, ""]
+    statistics = InputStatistics()
+    sums: dict[str, LinearStats] = {}  # over the batches, by the first layer with these inputs
+    owners: dict[str, str] = {}  # that first layer, by layer
+    last: LinearStats | None = None
+    owner = ""
 
-    def collect(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        name = names[layer]
-        new = statistics.of([args[0]], name)
-        if new is not last[0]:
-            last[:] = new, name
-            old = found.get(name, LinearStats(torch.zeros_like(new.hessian), 0))
-            count = old.count + new.count
-            found[name] = LinearStats(
-                torch.lerp(old.hessian, new.hessian, new.count / max(count, 1)), count
-            )
-        owners[name] = last[1]
+    def collect(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal last, owner
+        stats = statistics.of([args[0]], name)
+        if stats is not last:  # an input that no layer has been called with in this batch
+            last = stats
+            owner = name
+            sums[name] = _merged(sums[name], stats) if name in sums else stats
+        owners[name] = owner
 
-    hooks = [layer.register_forward_pre_hook(collect) for layer in names]
-    try:
+    with ExitStack() as stack:
+        for name, layer in linears(block).items():
+            handle = layer.register_forward_pre_hook(partial(collect, name))
+            stack.callback(handle.remove)
         for batch, hidden in enumerate(inputs.quantized):
             inputs.run(block, hidden, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: found[owner] for name, owner in owners.items()}
+    return {name: sums[first] for name, first in owners.items()}
+
+
+def _merged(old: LinearStats, new: LinearStats) -> LinearStats:
+    """The statistics of both sets of tokens: the mean of the Hessians by their counts."""
+    count = old.count + new.count
+    hessian = torch.lerp(old.hessian, new.hessian, new.count / max(count, 1))
+    return LinearStats(hessian, count)

@@ -1,4 +1,4 @@
-"""Where a scale per channel can be moved from one operation into the linear layers that follow, found by probing.
+"""Where a scale per channel can move from one operation into the linear layers that follow.
 
 Dividing the channels of a norm's (or of a linear layer's) output by s, and multiplying the columns
 of the layers that read it by s, changes nothing in full precision, but changes what rounding does:
@@ -11,7 +11,7 @@ only if the block's output stays the same when random scales are folded there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,9 @@ from qbench.contracts import BlockInputs
 from qbench.models.blocks import linears
 
 LENGTH = 32  # tokens of the one sequence that probes
-TOLERANCE = 1e-3  # of the verification, relative to what the block adds to its input; a wrong fold is off by 1e-2 to 1
+# Of the verification, relative to what the block adds to its input; a wrong fold is off by 1e-2 or
+# more.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class Fold:
     offset: float | None = None
 
     def shared(self, scale: Tensor) -> Tensor:
-        """(in,) positive -> (in,): the geometric mean over the input channels that one channel of the source feeds."""
+        """(in,): the geometric mean of the scales, (in,) positive, that one channel feeds."""
         rows = int(self.channels.max()) + 1
         mean = scale.new_zeros(rows).scatter_reduce(
             0, self.channels, scale.log(), "mean", include_self=False
@@ -55,96 +57,121 @@ class Fold:
 def folded(
     block: nn.Module, fold: Fold, scale: Tensor, values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The source's parameters, by name, that divide its output by `scale`, (in,), equal where `Fold.shared` says so.
+    """The source's parameters, by name, that divide its output by `scale`, float32.
 
-    values: parameters that stand in place of the block's own. Differentiable in both; the block
-    stays as it is.
+    scale: (in,), equal where `Fold.shared` says so. values: parameters that stand in place of the
+    block's own. Differentiable in both; the block stays as it is.
     """
-    module, own = block.get_submodule(fold.source), _lookup(block, values)
-    weight, bias = own(f"{fold.source}.weight"), getattr(module, "bias", None)
-    divisor = scale.new_ones(weight.shape[1] if isinstance(module, Conv1D) else len(weight))
+    module = block.get_submodule(fold.source)
+    own = _lookup(block, values)
+    weight = own(f"{fold.source}.weight")
+    channels = weight.shape[1] if isinstance(module, Conv1D) else len(weight)
+    divisor = scale.new_ones(channels)  # by output channel of the source
     divisor = divisor.scatter_reduce(0, fold.channels, scale, "mean", include_self=False)
-    if fold.offset is not None:
+    if fold.offset is not None:  # a norm, f(x) (offset + weight)
         weight = (fold.offset + weight) / divisor - fold.offset
-    else:
-        weight = weight / divisor if isinstance(module, Conv1D) else weight / divisor[:, None]
-    found = {f"{fold.source}.weight": weight}
-    return (
-        found
-        if bias is None
-        else found | {f"{fold.source}.bias": own(f"{fold.source}.bias") / divisor}
-    )
+    elif isinstance(module, Conv1D):  # (in, out)
+        weight = weight / divisor
+    else:  # (out, in)
+        weight = weight / divisor[:, None]
+    parameters = {f"{fold.source}.weight": weight}
+    if getattr(module, "bias", None) is not None:
+        parameters[f"{fold.source}.bias"] = own(f"{fold.source}.bias") / divisor
+    return parameters
 
 
 def moved(
     block: nn.Module, fold: Fold, scale: Tensor, values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """`folded`, and the weights of the layers with their columns multiplied: together they change nothing."""
-    own, found = _lookup(block, values), folded(block, fold, scale, values)
+    """`folded`, and the weights of the layers with their columns multiplied by `scale`.
+
+    Together they change nothing. Arguments as in `folded`.
+    """
+    own = _lookup(block, values)
+    parameters = folded(block, fold, scale, values)
     for name in fold.layers:
-        transposed = isinstance(block.get_submodule(name), Conv1D)
-        found[f"{name}.weight"] = own(f"{name}.weight") * (scale[:, None] if transposed else scale)
-    return found
+        transposed = isinstance(block.get_submodule(name), Conv1D)  # (in, out)
+        factor = scale[:, None] if transposed else scale
+        parameters[f"{name}.weight"] = own(f"{name}.weight") * factor
+    return parameters
 
 
 @torch.no_grad()
 def find_folds(block: nn.Module, inputs: BlockInputs) -> list[Fold]:
-    """All places of the block, in the order in which their layers run. A few passes over one short sequence."""
+    """All places of the block, in the order in which their layers run.
+
+    It takes a few passes over one short sequence.
+    """
     probe = _Probe(block, inputs)
-    candidates = [fold for group in probe.groups if (fold := probe.norm(group))]
-    rest = [group for group in probe.groups if not any(fold.layers == group for fold in candidates)]
+    candidates = []
+    rest = []  # groups that no norm feeds
+    for group in probe.groups:
+        fold = probe.norm(group)
+        if fold is None:
+            rest.append(group)
+        else:
+            candidates.append(fold)
     candidates += probe.sources(rest)
+    verified = [fold for fold in candidates if probe.verifies(fold)]
     order = {group: i for i, group in enumerate(probe.groups)}
-    return sorted(filter(probe.verifies, candidates), key=lambda fold: order[fold.layers])
+    return sorted(verified, key=lambda fold: order[fold.layers])
 
 
 def excerpt(block: nn.Module, inputs: BlockInputs, sequences: int, length: int) -> BlockInputs:
-    """The beginning of the first batch, cut as far as its recorded arguments allow; the block runs on it."""
-    whole = inputs.quantized[0].shape[:2]
-    for keep in ((sequences, length), (sequences, whole[1])):
-        cut = _cut(inputs, (min(keep[0], whole[0]), min(keep[1], whole[1])))
+    """The beginning of the first batch, cut as far as its recorded arguments allow.
+
+    sequences, length: at most so many, and tokens of each. The block runs on what is returned:
+    where an argument cannot be cut in length, or not at all, more is kept.
+    """
+    size, whole = inputs.quantized[0].shape[:2]
+    for tokens in (length, whole):
+        cut = _cut(inputs, min(sequences, size), min(tokens, whole))
         try:
             cut.run(block, cut.quantized[0], 0)
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ):  # an argument whose sizes mean something else
-            continue
+        except (RuntimeError, ValueError, IndexError):
+            continue  # an argument whose sizes mean something else
         return cut
-    return _cut(inputs, (whole[0], whole[1]))
+    return _cut(inputs, size, whole)
 
 
 def has_bias(block: nn.Module, fold: Fold) -> bool:
     """Whether the source is a norm with a bias."""
-    return (
-        fold.offset is not None
-        and getattr(block.get_submodule(fold.source), "bias", None) is not None
-    )
+    if fold.offset is None:
+        return False
+    return getattr(block.get_submodule(fold.source), "bias", None) is not None
 
 
-def _cut(inputs: BlockInputs, keep: tuple[int, int]) -> BlockInputs:
+def _cut(inputs: BlockInputs, sequences: int, tokens: int) -> BlockInputs:
+    """The first sequences of the first batch, their first tokens, in all tensors of its call."""
     batch, length = inputs.quantized[0].shape[:2]
 
     def shorter(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim():
             return leaf
-        leaf = leaf[: keep[0]] if leaf.shape[0] == batch else leaf
+        if leaf.shape[0] == batch:
+            leaf = leaf[:sequences]
         for dim in range(leaf.dim()):
-            leaf = leaf.narrow(dim, 0, keep[1]) if leaf.shape[dim] == length else leaf
+            if leaf.shape[dim] == length:
+                leaf = leaf.narrow(dim, 0, tokens)
         return leaf
 
-    hidden = [[stream[0][: keep[0], : keep[1]]] for stream in (inputs.quantized, inputs.full)]
     return replace(
         inputs,
-        quantized=hidden[0],
-        full=hidden[1],
+        quantized=[inputs.quantized[0][:sequences, :tokens]],
+        full=[inputs.full[0][:sequences, :tokens]],
         arguments=[tree_map(shorter, inputs.arguments[0])],
     )
 
 
-def _lookup(block: nn.Module, values: Mapping[str, Tensor] | None) -> Any:
-    return lambda name: (values or {}).get(name, block.get_parameter(name).detach()).float()
+def _lookup(block: nn.Module, values: Mapping[str, Tensor] | None) -> Callable[[str], Tensor]:
+    """Parameters by name, float32: of `values`, else the block's own."""
+
+    def parameter(name: str) -> Tensor:
+        if values and name in values:
+            return values[name].float()
+        return block.get_parameter(name).detach().float()
+
+    return parameter
 
 
 @dataclass
@@ -189,12 +216,12 @@ class _Probe:
         values: in place of parameters. outputs: what modules are made to give instead of their own.
         """
         calls: dict[str, _Call] = {}
-        given = outputs or {}
+        replaced = outputs or {}
 
         def hook(name: str) -> Any:
             def record(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
                 calls.setdefault(name, _Call(args, kwargs, output))
-                return given.get(name)
+                return replaced.get(name)
 
             return record
 
@@ -206,48 +233,49 @@ class _Probe:
 
     def _groups(self) -> list[tuple[str, ...]]:
         """Linear layers that read the same memory, in the order of execution."""
-        found: dict[tuple[int, int], list[str]] = {}
+        readers: dict[tuple[int, int], list[str]] = {}  # by address and size of the input
         layers = linears(self.block)
         for name, call in self.calls.items():
             if name in layers and call.args and call.args[0].numel():
-                found.setdefault((call.args[0].data_ptr(), call.args[0].numel()), []).append(name)
-        return [tuple(names) for names in found.values()]
+                read = call.args[0]
+                readers.setdefault((read.data_ptr(), read.numel()), []).append(name)
+        return [tuple(names) for names in readers.values()]
 
     def norm(self, group: tuple[str, ...]) -> Fold | None:
-        """The norm whose output the group reads. Its weight is set to 0 and to 1: f(x) a + b and f(x) (a + 1) + b."""
+        """The norm whose output the group reads, as a fold; None where there is none."""
         read = self.calls[group[0]].args[0]
-        for name, module in self.modules.items():
+        for name in self.modules:
             call = self.calls.get(name)
-            if (
-                call is None
-                or not isinstance(call.output, Tensor)
-                or call.output.data_ptr() != read.data_ptr()
-            ):
+            if call is None or not isinstance(call.output, Tensor):
                 continue
-            weight, bias = self.values[f"{name}.weight"], self.values.get(f"{name}.bias")
-            if (
-                weight.dim() != 1
-                or len(weight) != read.shape[-1]
-                or call.output.shape[-1] != len(weight)
-            ):
+            if call.output.data_ptr() != read.data_ptr():
                 continue
-            own = {} if bias is None else {"bias": bias}
-            zero, one = (
-                torch.func.functional_call(
-                    module, own | {"weight": torch.full_like(weight, value)}, call.args, call.kwargs
-                )
-                for value in (0.0, 1.0)
-            )
-            f = one - zero
-            centred = zero if bias is None else zero - bias
-            offset = float((centred * f).sum() / f.square().sum().clamp_min(1e-30))
-            return Fold(
-                group,
-                name,
-                torch.arange(len(weight), device=weight.device),
-                float(round(offset, 3)),
-            )
+            weight = self.values[f"{name}.weight"]
+            width = read.shape[-1]
+            if weight.shape == (width,) and call.output.shape[-1] == width:
+                channels = torch.arange(width, device=weight.device)
+                return Fold(group, name, channels, self._offset(name))
         return None
+
+    def _offset(self, name: str) -> float:
+        """The a of a norm f(x) (a + weight) + bias, from its outputs with weight 0 and weight 1."""
+        module = self.modules[name]
+        call = self.calls[name]
+        weight = self.values[f"{name}.weight"]
+        bias = self.values.get(f"{name}.bias")
+
+        def output(value: float) -> Tensor:
+            own = {} if bias is None else {"bias": bias}
+            own["weight"] = torch.full_like(weight, value)
+            result: Tensor = torch.func.functional_call(module, own, call.args, call.kwargs)
+            return result
+
+        zero = output(0.0)  # f(x) a + bias
+        f = output(1.0) - zero
+        centred = zero if bias is None else zero - bias
+        # Least squares of f(x) a over f(x).
+        offset = float((centred * f).sum() / f.square().sum().clamp_min(1e-30))
+        return float(round(offset, 3))
 
     def sources(self, groups: list[tuple[str, ...]]) -> Iterator[Fold]:
         """Linear layers whose output reaches a group's input channel by channel.
@@ -291,16 +319,18 @@ class _Probe:
         random = torch.randn(len(fold.channels), generator=self.generator).to(fold.channels.device)
         scale = fold.shared((random / 2).exp())
         _, output = self.run(moved(self.block, fold, scale, self.values))
-        added = self.output - self.hidden if self.output.shape == self.hidden.shape else self.output
+        added = self.output
+        if self.output.shape == self.hidden.shape:
+            added = self.output - self.hidden
         return bool((output - self.output).norm() <= TOLERANCE * added.norm())
 
 
 def _width(module: nn.Module) -> bool:
     """Whether it is a linear layer, or what may be a norm: one weight per channel."""
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return True
     weight = getattr(module, "weight", None)
-    return isinstance(module, (nn.Linear, Conv1D)) or (
-        isinstance(weight, nn.Parameter) and weight.dim() == 1
-    )
+    return isinstance(weight, nn.Parameter) and weight.dim() == 1
 
 
 def _single(leaf: Any) -> Any:
@@ -308,21 +338,24 @@ def _single(leaf: Any) -> Any:
 
 
 def _match(before: _Call | None, after: _Call | None, factors: Tensor) -> Tensor | None:
-    """(in,) which of the factors, 2 to 8, each input channel was multiplied by; None unless all were by one of them.
+    """(in,) int64, which of the factors, 2 to 8, each input channel was multiplied by.
 
-    Looked for in all tokens, and then in the first alone: as it can attend to nothing but itself,
-    it sees the values of an attention even where its queries and keys were multiplied as well, as
-    in a fused projection.
+    None unless all were multiplied by one of them. Looked for in all tokens, and then in the first
+    alone: as it can attend to nothing but itself, it sees the values of an attention even where its
+    queries and keys were multiplied as well, as in a fused projection.
     """
     if before is None or after is None or before.rows.shape != after.rows.shape:
         return None
     ordered, order = factors.sort()
     for tokens in (slice(None), slice(1)):
-        x, y = before.rows[tokens], after.rows[tokens]
+        x = before.rows[tokens]
+        y = after.rows[tokens]
+        # The ratio is read off where the channel is largest, and must hold for all tokens.
         largest = x.abs().argmax(0, keepdim=True)
         ratio = (y.gather(0, largest) / x.gather(0, largest))[0].nan_to_num()
         above = torch.searchsorted(ordered, ratio).clamp(1, len(ordered) - 1)
-        nearest = torch.where(ratio - ordered[above - 1] < ordered[above] - ratio, above - 1, above)
+        lower = ratio - ordered[above - 1] < ordered[above] - ratio
+        nearest = torch.where(lower, above - 1, above)
         factor = ordered[nearest]
         spacing = math.log(4) / len(factors)  # between factors, relative
         fits = ((ratio / factor - 1).abs() < min(spacing / 4, 1e-3)) & (factor > 1)

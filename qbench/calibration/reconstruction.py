@@ -1,4 +1,4 @@
-"""Block reconstruction: train what stands for a block's weights until its output is again what it was.
+"""Block reconstruction: train what stands for a block's weights until its output is as it was.
 
 The loop that FlexRound, UniQuanF and their relatives share (BRECQ, Li et al. 2021,
 arXiv:2102.05426), with inputs mixed element by element from both streams (QDrop, Wei et al. 2022,
@@ -25,7 +25,10 @@ Groups = list[dict[str, Any]]  # what an optimizer takes: [{"params": [...], "lr
 
 
 class TrainedWeight(nn.Module):
-    """One linear layer's weight in training: its parameters are float32 masters, rounded to storage in `export`."""
+    """One linear layer's weight in training.
+
+    Its parameters are float32 masters, rounded to what is stored in `export`.
+    """
 
     def forward(self) -> Tensor:
         """(out, in) float32: the quantized weight, differentiable in the parameters."""
@@ -58,7 +61,8 @@ class Weights:
 
     def __init__(self, block: nn.Module, weights: Mapping[str, TrainedWeight]) -> None:
         """weights: by the name of the layer within the block."""
-        self.layers, self.weights = linears(block), weights
+        self.layers = linears(block)
+        self.weights = weights
 
     def substitutes(self) -> dict[str, Tensor]:
         """`<layer>.weight` of every layer, as the layer keeps it (Conv1D has it transposed)."""
@@ -72,8 +76,11 @@ class Weights:
         return BlockResult({name: weight.export() for name, weight in self.weights.items()})
 
     def groups(self) -> Groups:
-        """All of them."""
-        return [group for weight in self.weights.values() for group in weight.groups()]
+        """Those of all weights, one after the other."""
+        groups: Groups = []
+        for weight in self.weights.values():
+            groups += weight.groups()
+        return groups
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class Reconstruction:
         self.refuse_below(1, "batch_size")
         if self.mixing > 1 or self.holdout >= 1:
             raise ConfigError(
-                f"mixing={self.mixing}, holdout={self.holdout}: give shares, mixing up to 1 and holdout below 1"
+                f"mixing={self.mixing}, holdout={self.holdout}: "
+                "give shares, mixing up to 1 and holdout below 1"
             )
 
     def refuse_below(self, least: int, *names: str) -> None:
@@ -115,7 +123,7 @@ class Reconstruction:
                 )
 
     def training_tokens(self, tokens: int) -> int:
-        """Tokens that pass forward and backward when `tokens` tokens calibrate: for estimates of time."""
+        """Tokens that pass forward and backward where `tokens` calibrate, to estimate times."""
         return math.ceil(tokens * (1 - self.holdout) * self.epochs)
 
     def prepare(self, weight: Tensor, scheme: Scheme) -> TrainedWeight:
@@ -154,26 +162,25 @@ def reconstruct(
     history = _History([], [judge(best)])
     if not math.isfinite(history.judged[0]):
         raise MethodError(
-            "the block's loss is not finite before any training; check the model and the calibration text"
+            "the block's loss is not finite before any training; "
+            "check the model and the calibration text"
         )
     steps = Steps(state, recipe, len(training), targets[0].device)
+    total = recipe.epochs * len(training)
     for epoch in range(recipe.epochs):
         for batch in steps.order(training):
-            inputs.progress(
-                len(history.losses) / (recipe.epochs * len(training)),
-                history.line(epoch, recipe.epochs),
-            )
-            history.losses.append(steps.take(block, fixed, inputs, targets[batch], batch))
-            if not math.isfinite(history.losses[-1]):
-                history.stopped = (
-                    f"stopped at step {len(history.losses)}: the loss is {history.losses[-1]}"
-                )
+            inputs.progress(len(history.losses) / total, history.line(epoch, recipe.epochs))
+            loss = steps.take(block, fixed, inputs, targets[batch], batch)
+            history.losses.append(loss)
+            if not math.isfinite(loss):
+                history.stopped = f"stopped at step {len(history.losses)}: the loss is {loss}"
                 return replace(best, log=history.log())
-        found = state.export()
-        history.judged.append(judge(found))
-        if history.best_epoch == epoch + 1:
-            best = found
-        elif recipe.patience and epoch + 1 - history.best_epoch >= recipe.patience:
+        result = state.export()
+        history.judged.append(judge(result))
+        stale = epoch + 1 - history.best_epoch  # epochs since the best one
+        if stale == 0:
+            best = result
+        elif recipe.patience and stale >= recipe.patience:
             history.stopped = (
                 f"stopped after epoch {epoch + 1}: no improvement for {recipe.patience}"
             )
@@ -183,7 +190,7 @@ def reconstruct(
 
 @dataclass
 class _History:
-    """losses: of every step. judged: of the start, and after every epoch. stopped: why training ended."""
+    """losses: of every step. judged: of the start and of every epoch. stopped: why it ended."""
 
     losses: list[float]
     judged: list[float]
@@ -191,26 +198,28 @@ class _History:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch with the lowest judged loss; 0 is the start. A loss that is not a number is never best."""
-        return min(
-            range(len(self.judged)),
-            key=lambda i: self.judged[i] if math.isfinite(self.judged[i]) else math.inf,
-        )
+        """The first epoch with the lowest judged loss; 0 is the start.
+
+        A loss that is not finite is never the lowest.
+        """
+        losses = [loss if math.isfinite(loss) else math.inf for loss in self.judged]
+        return losses.index(min(losses))
 
     def line(self, epoch: int, epochs: int) -> str:
-        """For people."""
-        return f"epoch {epoch + 1}/{epochs}, loss {self.judged[-1] / (self.judged[0] or 1):.2f} of the start"
+        """The progress in words, for people."""
+        share = self.judged[-1] / (self.judged[0] or 1)
+        return f"epoch {epoch + 1}/{epochs}, loss {share:.2f} of the start"
 
     def log(self) -> dict[str, Any]:
-        """For the record."""
+        """The history, JSON-able, for the record."""
         best = self.best_epoch
-        losses = {"judged": [*map(_short, self.judged)], "losses": [*map(_short, self.losses)]}
         return {
             "initial": _short(self.judged[0]),
             "final": _short(self.judged[best]),
             "best_epoch": best,
             "stopped": self.stopped,
-            **losses,
+            "judged": [_short(loss) for loss in self.judged],
+            "losses": [_short(loss) for loss in self.losses],
         }
 
 
@@ -222,20 +231,23 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 
 
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean squared error of (batch, length, width), where a token of mean square r times the median's counts r^-p.
+    """Mean squared error, where a token of mean square r times the median's counts r^-p.
 
-    r is at least 1, and the larger of that in the output and in the target; the median is of the
-    batch's targets. A few tokens of a decoder, often only the first, carry activations hundreds of
-    times larger, which all later tokens attend to. p = 0, `mse`: they drown all others (on
-    SmolLM2-135M from the twelfth block on). p = 1, `capped`: the norm that follows sees them so,
-    but as one token of hundreds they are forgotten, and with them what the others attend to (the
-    same model at 2 bits). p = 1/2, `damped`, lies between.
+    output, target: (batch, length, width); the loss is a scalar, float32. r is at least 1, and the
+    larger of that in the output and in the target; the median is of the batch's targets. A few
+    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all
+    later tokens attend to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth
+    block on). p = 1, `capped`: the norm that follows sees them so, but as one token of hundreds
+    they are forgotten, and with them what the others attend to (the same model at 2 bits). p = 1/2,
+    `damped`, lies between.
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
     if kind != "mse":
-        size, found = (x.detach().float().square().mean(-1) for x in (target, output))
-        ratio = (size.median() / torch.maximum(size, found).clamp_min(1e-30)).clamp_max(1)
-        error = error * (ratio.sqrt() if kind == "damped" else ratio)
+        target_size = target.detach().float().square().mean(-1)
+        output_size = output.detach().float().square().mean(-1)
+        size = torch.maximum(target_size, output_size).clamp_min(1e-30)
+        inverse = (target_size.median() / size).clamp_max(1)  # 1 / r
+        error = error * (inverse.sqrt() if kind == "damped" else inverse)
     return error.mean()
 
 
@@ -254,18 +266,22 @@ def _judged(
     values = {**fixed, **result.parameters}
     for name, weight in result.weights.items():
         values[f"{name}.weight"] = as_kept(layers[name], weight.dequantize())
-    outputs = ((i, inputs.run(block, inputs.quantized[i], i, values)) for i in batches)
-    losses = [block_loss(output, targets[i], kind).item() for i, output in outputs]
+    losses = []
+    for batch in batches:
+        output = inputs.run(block, inputs.quantized[batch], batch, values)
+        losses.append(block_loss(output, targets[batch], kind).item())
     return sum(losses) / len(losses)
 
 
 class Steps:
-    """Adam under a cosine schedule to zero, the order of the batches, and the mixing of the inputs."""
+    """Adam under a cosine schedule to zero, the order of batches, and the mixing of inputs."""
 
     def __init__(
         self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device
     ) -> None:
-        self.state, self.recipe = state, recipe
+        """batches: number of the batches that train, each once per epoch."""
+        self.state = state
+        self.recipe = recipe
         self.optimizer = torch.optim.Adam(state.groups(), fused=True)
         total = max(1, recipe.epochs * batches)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=total)
@@ -273,14 +289,18 @@ class Steps:
         self.noise = torch.Generator(device).manual_seed(recipe.seed)
 
     def order(self, batches: list[int]) -> list[int]:
-        """The batches of one epoch."""
-        return [batches[i] for i in torch.randperm(len(batches), generator=self.shuffle).tolist()]
+        """The batches of one epoch, in a random order."""
+        order = torch.randperm(len(batches), generator=self.shuffle).tolist()
+        return [batches[i] for i in order]
 
     def mixed(self, inputs: BlockInputs, batch: int) -> Tensor:
         """Hidden states whose elements come from the quantized prefix with probability `mixing`."""
-        quantized, full = inputs.quantized[batch], inputs.full[batch]
-        if self.recipe.mixing in (0.0, 1.0):
-            return quantized if self.recipe.mixing else full
+        quantized = inputs.quantized[batch]
+        full = inputs.full[batch]
+        if self.recipe.mixing == 1:
+            return quantized
+        if self.recipe.mixing == 0:
+            return full
         drawn = torch.rand(full.shape, generator=self.noise, device=full.device)
         return torch.where(drawn < self.recipe.mixing, quantized, full)
 
@@ -294,20 +314,18 @@ class Steps:
         batch: int,
     ) -> float:
         """One step; returns its loss. Parameters do not move where that is not finite."""
-        output = inputs.run(
-            block, self.mixed(inputs, batch), batch, {**fixed, **self.state.substitutes()}
-        )
+        hidden = self.mixed(inputs, batch)
+        output = inputs.run(block, hidden, batch, {**fixed, **self.state.substitutes()})
         loss = block_loss(output, target, self.recipe.loss)
         if torch.isfinite(loss):
             loss.backward()
             self.optimizer.step()
-            self.optimizer.zero_grad(
-                set_to_none=True
-            )  # at once: nothing holds gradients while a state is judged
+            # At once: nothing holds gradients while a state is judged.
+            self.optimizer.zero_grad(set_to_none=True)
             self.schedule.step()
         return loss.item()
 
 
 def _short(value: float) -> float | str:
-    """Five digits; JSON has no word for what is not finite."""
+    """Rounded to five digits; text where it is not finite, as JSON has no number for that."""
     return float(f"{value:.5g}") if math.isfinite(value) else str(value)

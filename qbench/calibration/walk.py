@@ -1,4 +1,4 @@
-"""The calibration walk: hidden states go through the model block by block while its linear layers are quantized.
+"""The calibration walk: hidden states go block by block through the model that is quantized.
 
 Memory is one block, the hidden-state stream of all calibration tokens, and what one block keeps
 alive between two of its linear layers. Inputs are truly sequential: each layer sees what the
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from qbench.contracts import BlockInputs, LinearStats
 from qbench.errors import MethodError
-from qbench.models.blocks import decoder_blocks, linears
+from qbench.models.blocks import decoder_blocks, linears, read_weight
 
 Visit = Callable[[str, nn.Module, LinearStats], None]
 VisitBlock = Callable[[str, nn.Module, BlockInputs, list[Tensor]], None]
@@ -48,7 +49,7 @@ def walk_linears(
     batch_size: int,
     dtype: torch.dtype,
 ) -> None:
-    """Visit every linear layer of the decoder in the order of execution with the statistics of its inputs.
+    """Visit every linear layer of the decoder as it is executed, with the statistics of its inputs.
 
     tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight:
     all that follows sees it. A layer that no token reaches (an expert) is visited last, with count
@@ -82,10 +83,10 @@ def walk_blocks(
     batch_size: int,
     dtype: torch.dtype,
 ) -> None:
-    """Visit every block with both streams: what the quantized prefix gives, and what the full-precision model gives.
+    """Visit every block with both streams: the quantized prefix's and the full-precision model's.
 
-    visit(name, block, inputs, targets) may replace the block's weights: the quantized stream then
-    goes through it.
+    tokens: (samples, length) token ids. visit(name, block, inputs, targets) may replace the block's
+    weights: the quantized stream then goes through it.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device)
@@ -112,26 +113,27 @@ def walk_blocks(
 def enter(
     model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int, device: torch.device
 ) -> list[Stream]:
-    """Run everything before the first block, and record the arguments with which each block is called.
+    """Run everything before the first block, and record the arguments of each block's call.
 
     The blocks are passed over (they return their input), so this is cheap, and right for models
     whose blocks get different masks or position embeddings.
     """
     streams = []
-    tuples = None
+    tuples = None  # whether blocks return tuples: not known before the first batch
+    home = next(model.parameters()).device
+
+    def moved(leaf: Any) -> Any:
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
     for batch in tokens.split(batch_size):
         with _recorded(blocks, tuples) as (calls, probe), suppress(_AllRecorded):
-            model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
+            model(input_ids=batch.to(home), use_cache=False)
         tuples = probe[0]
-        hidden = calls[0][0][0]
+        first_args, _ = calls[0]
+        hidden = first_args[0]
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
-        streams.append(
-            tree_map(
-                lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
-                (hidden, arguments),
-            )
-        )
-    return [Stream(*stream) for stream in streams]
+        streams.append(Stream(*tree_map(moved, (hidden, arguments))))
+    return streams
 
 
 class _AllRecorded(Exception):
@@ -142,7 +144,11 @@ class _AllRecorded(Exception):
 def _recorded(
     blocks: nn.ModuleList, tuples: bool | None
 ) -> Iterator[tuple[list[Any], list[bool | None]]]:
-    """Blocks return their input as they would return their output: bare or in a tuple, found out on the first call."""
+    """Blocks that record their calls and return their input, bare or in a tuple as their output is.
+
+    tuples: whether it is a tuple; None finds out on the first call. Gives the calls, (args, kwargs)
+    each with the hidden states first in args, and `tuples` in a list of one.
+    """
     calls: list[Any] = []
     probe = [tuples]
     originals = [block.forward for block in blocks]
@@ -172,44 +178,43 @@ def _recorded(
 def lock_step(
     block: nn.Module, index: int, streams: list[Stream], names: dict[Any, str], visit: Visit
 ) -> list[Tensor]:
-    """Run one block on every stream, pausing all of them at each linear layer until it has been visited.
+    """Run one block on every stream; all of them pause at each linear layer until it is visited.
 
     Each stream's forward pass is a coroutine that stops before a linear layer; when all have
     arrived, the layer's statistics are complete, it is visited, and they go on: truly sequential
     inputs in one pass over the block.
     """
-    order = {layer: position for position, layer in enumerate(names)}
+    position = {layer: number for number, layer in enumerate(names)}
     unvisited = dict.fromkeys(names)
 
     def pause(layer: Any, args: tuple[Any, ...]) -> None:
+        """Hand the layer and its input to the loop below, until that switches back."""
         if layer in unvisited:
             greenlet.getcurrent().parent.switch((layer, args[0]))
 
+    # states: of each run, (layer, input) while it is paused, the block's output once it is dead.
     hooks = [layer.register_forward_pre_hook(pause) for layer in names]
-    runs = [greenlet(lambda stream=stream: _forward(block, index, stream)) for stream in streams]
+    runs = [greenlet(partial(_forward, block, index, stream)) for stream in streams]
+    statistics = InputStatistics()
     try:
         states = [run.switch() for run in runs]
-        statistics = InputStatistics()
-        while not all(run.dead for run in runs):
-            layer = min(
-                (state[0] for state, run in zip(states, runs, strict=True) if not run.dead),
-                key=lambda key: order[key],
-            )
-            here = [i for i, run in enumerate(runs) if not run.dead and states[i][0] is layer]
-            visit(names[layer], layer, statistics.of([states[i][1] for i in here], names[layer]))
+        while True:
+            paused = [i for i, run in enumerate(runs) if not run.dead]
+            if not paused:
+                break
+            # Experts: not every stream reaches every layer. The first in the order goes first.
+            layer = min((states[i][0] for i in paused), key=lambda waiting: position[waiting])
+            arrived = [i for i in paused if states[i][0] is layer]
+            stats = statistics.of([states[i][1] for i in arrived], names[layer])
+            visit(names[layer], layer, stats)
             del unvisited[layer]
-            for i in here:
+            for i in arrived:
                 states[i] = runs[i].switch()
     finally:
         for hook in hooks:
             hook.remove()
     for layer in list(unvisited):
-        width = layer.weight.shape[1] if isinstance(layer, nn.Linear) else layer.weight.shape[0]
-        visit(
-            names[layer],
-            layer,
-            LinearStats(torch.zeros(width, width, device=layer.weight.device), 0),
-        )
+        visit(names[layer], layer, _no_statistics(layer))
     return states
 
 
@@ -219,37 +224,59 @@ def _forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def _no_statistics(layer: Any) -> LinearStats:
+    """Of a layer that no token reached."""
+    _, width = read_weight(layer).shape
+    return LinearStats(torch.zeros(width, width, device=layer.weight.device), 0)
+
+
 class InputStatistics:
-    """Second-order statistics of a layer's inputs; layers that share their inputs share the result."""
+    """Second-order statistics of a layer's inputs; layers with the same inputs share the result."""
 
     def __init__(self) -> None:
         self._inputs: list[Tensor] = []
         self._stats: LinearStats | None = None
 
     def of(self, inputs: list[Tensor], name: str) -> LinearStats:
-        """inputs: one (batch, length, in) tensor per stream. MethodError naming the layer where they are not finite."""
-        same = len(inputs) == len(self._inputs) and all(
-            a is b for a, b in zip(inputs, self._inputs, strict=True)
-        )
-        if self._stats is None or not same:
-            width = inputs[0].shape[-1]
-            hessian = torch.zeros(width, width, device=inputs[0].device)
-            count = 0
-            for x in inputs:
-                rows = x.reshape(-1, width).float()  # (tokens, in)
-                hessian += _gram(rows)
-                count += len(rows)
-            hessian *= 2 / max(count, 1)
-            if not torch.isfinite(hessian).all():
-                raise MethodError(
-                    f"the inputs of {name} are not finite on the calibration text; check the model in float32"
-                )
-            self._inputs, self._stats = inputs, LinearStats(hessian, count)
+        """The statistics over all of `inputs`, one tensor (batch, length, in) per stream.
+
+        The same object as before where the tensors are the same as in the last call. MethodError
+        naming the layer where the inputs are not finite.
+        """
+        if self._stats is None or not self._are_the_last(inputs):
+            self._stats = _second_order(inputs, name)
+            self._inputs = inputs
         return self._stats
+
+    def _are_the_last(self, inputs: list[Tensor]) -> bool:
+        if len(inputs) != len(self._inputs):
+            return False
+        return all(new is old for new, old in zip(inputs, self._inputs, strict=True))
+
+
+def _second_order(inputs: list[Tensor], name: str) -> LinearStats:
+    """2/count * sum over all tokens of x x^T; `name` is the layer's, for the error."""
+    width = inputs[0].shape[-1]
+    hessian = torch.zeros(width, width, device=inputs[0].device)
+    count = 0
+    for x in inputs:
+        rows = x.reshape(-1, width).float()  # (tokens, in)
+        hessian += _gram(rows)
+        count += len(rows)
+    hessian *= 2 / max(count, 1)
+    if not torch.isfinite(hessian).all():
+        raise MethodError(
+            f"the inputs of {name} are not finite on the calibration text; "
+            "check the model in float32"
+        )
+    return LinearStats(hessian, count)
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """x^T x of (tokens, in). On the CPU numpy sees the symmetry and does half the work, where torch does not."""
+    """x^T x (in, in) of rows (tokens, in), float32.
+
+    On the CPU numpy sees the symmetry and does half the work, where torch does not.
+    """
     if rows.device.type != "cpu":
         with torch.autocast(rows.device.type, enabled=False):  # statistics stay float32
             return rows.T @ rows

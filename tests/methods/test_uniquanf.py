@@ -10,7 +10,8 @@ import qbench.experiment.grid
 from qbench import Scheme
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import _Rounded
-from qbench.methods.uniquanf import UniQuanF, UniQuanFWeight, nearest, nearest_neighbour
+from qbench.methods.level_mapping import nearest, nearest_neighbour
+from qbench.methods.uniquanf import UniQuanF, UniQuanFWeight
 from samples import normal, seeded
 
 

@@ -17,16 +17,9 @@ from qbench.errors import ConfigError, MethodError, StoreError
 from qbench.formats import bits_per_weight, from_tensors
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import features_of
+from qbench.methods.codebooks import RotatedGrid, SignMap, gaussian_map, rotation
 from qbench.methods.unisvq import input_statistics, random_signs, two_sided
-from qbench.methods.vector_rounding import (
-    Curvature,
-    RotatedGrid,
-    SignMap,
-    block_ldlq,
-    gaussian_map,
-    rotation,
-    sweep,
-)
+from qbench.methods.vector_rounding import Curvature, block_ldlq, sweep
 from qbench.models.blocks import linears
 from samples import integers, lattice_weight, normal, seeded, token_ids
 

@@ -1,0 +1,132 @@
+"""The mapping M of UniQuanF: a level of binary coding for every weight, and its gradient.
+
+A code is the pattern of signs of one level, 0 .. L - 1 with L = 2^b: bit b - 1 - i is set where
+c_i is +1, as in `level_signs`. The levels of a group, sum_i a_i c_i, are held in the order of
+these patterns; they are in the order of their values only where every scale is at least the sum of
+the later ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.methods.flexround import chunks, divided
+
+
+def nearest(y: Tensor, levels: Tensor) -> Tensor:
+    """Index (rows, n), int64, of the level nearest to each y, exactly.
+
+    y (rows, n): transformed weights. levels (rows, L): in any order, L a power of two. Bisection:
+    b comparisons with the midpoints of the sorted levels, in place of 2^b distances.
+    """
+    ordered, order = levels.sort(1)
+    middle = (ordered[:, 1:] + ordered[:, :-1]) / 2  # (rows, L - 1)
+    # rank: how many midpoints lie below y, found bit by bit from the most significant.
+    step = levels.shape[1] // 2
+    rank = (y > middle[:, step - 1, None]).long().mul_(step)
+    while step > 1:
+        step //= 2
+        rank += (y > middle.gather(1, rank + (step - 1))).long().mul_(step)
+    return order.gather(1, rank)
+
+
+def nearest_neighbour(y: Tensor, levels: Tensor, codes: Tensor, by_pattern: bool) -> Tensor:
+    """Index (rows, n), int64, of the nearest among the present level and its two neighbours.
+
+    y (rows, n): transformed weights. levels (rows, L): in the order of the patterns. codes (rows,
+    n) uint8: the present levels. by_pattern: neighbours in the order of the sign patterns, as in
+    the published code, else in the order of the values.
+    """
+    last = levels.shape[1] - 1
+    if by_pattern:
+        order = torch.arange(last + 1, device=y.device).expand_as(levels)
+    else:
+        order = levels.argsort(1)
+    rank = order.argsort(1).gather(1, codes.long())  # place of the present level in that order
+    best = torch.full_like(y, torch.inf)
+    chosen = codes.long()
+    for move in (-1, 0, 1):
+        index = order.gather(1, (rank + move).clamp_(0, last))
+        distance = (y - levels.gather(1, index)).abs_()
+        closer = distance < best
+        best = torch.where(closer, distance, best)
+        chosen = torch.where(closer, index, chosen)
+    return chosen
+
+
+class MappedWeight(torch.autograd.Function):
+    """w^ = s (l + z_B + h - z) for fixed codes, with the straight-through estimate dq/dx = 1.
+
+    l = sum_i a_i c_i is the level of the weight, s = e^d1, v = w / e^(d1 + d2 + d3), and
+    x = v + z - h. Gradient filtering (section 4.3): m = 0 where it is on and
+    |x - z_B - l| > min_i |a_i|, else m = 1. With G = dL/dw^ and sums over the group,
+
+        dL/da_i = sum m G s c_i        dL/dd2 = -m G s v        dL/dd3 = sum dL/dd2
+        dL/dd1  = sum G w^ + dL/dd3    dL/dz_B = sum G s.
+
+    Nothing of the weight's size is kept for the backward pass but the codes, one byte each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        X: Tensor,
+        d1: Tensor,
+        d2: Tensor,
+        d3: Tensor,
+        a: Tensor,
+        zb: Tensor,
+        centre: Tensor,
+        codes: Tensor,
+        signs: Tensor,
+        filtering: bool,
+    ) -> Tensor:
+        """w^ (rows, g).
+
+        X, d2 (rows, g); d1, d3, zb (rows, 1); a (rows, b); centre = z - h (rows, 1). codes: (rows,
+        g) uint8. signs: (L, b) in {-1, +1}, in the dtype of a.
+        """
+        ctx.save_for_backward(X, d1, d2, d3, a, zb, centre, signs)
+        ctx.codes = codes
+        ctx.filtering = filtering
+        # s (l + z_B + h - z), the weight that each code stands for.
+        values = (a @ signs.T).add_(zb - centre).mul_(d1.exp())  # (rows, L)
+        weight = torch.empty_like(X)
+        for part in chunks(X):
+            torch.gather(values[part], 1, codes[part].long(), out=weight[part])
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of X, d1, d2, d3, a, z_B, and of the four that have none."""
+        X, d1, d2, d3, a, zb, centre, signs = ctx.saved_tensors
+        G = grads[0]
+        s = d1.exp()
+        levels = a @ signs.T  # (rows, L)
+        reach = a.abs().amin(1, keepdim=True)  # min_i |a_i|
+        grad_d1 = torch.empty_like(d1)
+        grad_d2 = torch.empty_like(d2)
+        grad_d3 = torch.empty_like(d3)
+        grad_zb = torch.empty_like(zb)
+        by_level = torch.zeros_like(levels)  # sum of m G s over the weights of each level
+        for part in chunks(X):
+            code = ctx.codes[part].long()
+            v = divided(X[part], d1[part], d2[part], d3[part])
+            level = levels[part].gather(1, code)
+            Gs = G[part] * s[part]
+            grad_zb[part] = Gs.sum(1, keepdim=True)
+            grad_d1[part] = (Gs * level).sum(1, keepdim=True)
+            if ctx.filtering:
+                # x - z_B - l = v + (z - h - z_B) - l
+                distance = (v + (centre[part] - zb[part])).sub_(level).abs_()
+                Gs.mul_(distance <= reach[part])  # m G s from here on
+            by_level[part].scatter_add_(1, code, Gs)
+            grad_d2[part] = v.mul_(Gs).neg_()
+            grad_d3[part] = grad_d2[part].sum(1, keepdim=True)
+        # sum G w^ = sum G s l + (z_B + h - z) sum G s
+        grad_d1 += grad_d3 + grad_zb * (zb - centre)
+        grad_a = by_level @ signs  # c_i is the same for all weights of a level
+        return None, grad_d1, grad_d2, grad_d3, grad_a, grad_zb, None, None, None, None

@@ -1,0 +1,176 @@
+"""Where AWQ searches a scale: linear layers that share an input, and what a block shows of them.
+
+A site is run on its own again and again, so the calls of its module f and their outputs are
+recorded once, with the block in full precision on the hidden states of the quantized prefix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qbench.calibration.folding import Fold, excerpt, find_folds
+from qbench.contracts import BlockInputs
+from qbench.models.blocks import as_kept, linears, read_weight
+
+Hook = Callable[..., None]
+
+
+@dataclass
+class Site:
+    """Linear layers that are searched together: those of a fold, or one alone.
+
+    total: (in,) sum of |x| over `count` tokens. sample: rows of x, (tokens, in) each, for clips.
+    calls: positional and keyword arguments of the module f, with its output. dtype: in which matrix
+    products are computed.
+    """
+
+    block: nn.Module
+    layers: tuple[str, ...]
+    fold: Fold | None
+    dtype: torch.dtype | None
+    total: Tensor
+    count: int = 0
+    sample: list[Tensor] = field(default_factory=list)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = field(default_factory=list)
+
+    @property
+    def module(self) -> str:
+        """The name of f, the smallest module that holds all layers; empty for the block."""
+        common: list[str] = []
+        for parts in zip(*(name.split(".") for name in self.layers), strict=False):
+            if len(set(parts)) > 1:
+                break
+            common.append(parts[0])
+        return ".".join(common)
+
+    def rows(self) -> Tensor:
+        """The sampled inputs, (tokens, in) float32."""
+        return torch.cat(self.sample)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The layers' own weights, (out, in) float32, by name."""
+        return {name: read_weight(self.block.get_submodule(name)).float() for name in self.layers}
+
+    def scale(self, ratio: float) -> Tensor:
+        """(in,) mean|x|^ratio, not below 1e-4, with reciprocal smallest and largest entries."""
+        scale = (self.total / self.count).pow(ratio).clamp_min(1e-4)
+        if self.fold is not None:
+            scale = self.fold.shared(scale)
+        return scale / (scale.max() * scale.min()).sqrt()
+
+    def error(self, weights: dict[str, Tensor]) -> float:
+        """Mean squared change of f's output with these weights, (out, in), for the layers' own."""
+        path = self.module
+        module = self.block.get_submodule(path)
+        values = {}
+        for name, weight in weights.items():
+            key = f"{name}.weight".removeprefix(f"{path}." if path else "")
+            values[key] = as_kept(self.block.get_submodule(name), weight)
+        low = self.dtype not in (None, torch.float32)
+        total = 0.0
+        size = 0
+        for args, kwargs, target in self.calls:
+            with torch.autocast(target.device.type, self.dtype, enabled=low, cache_enabled=False):
+                output = torch.func.functional_call(module, values, args, kwargs)
+            output = _hidden(output)
+            total += (output.float() - target.float()).square().sum().item()
+            size += output.numel()
+        return total / max(1, size)
+
+
+def observe(
+    block: nn.Module, inputs: BlockInputs, mean_tokens: int, scale_tokens: int, clip_tokens: int
+) -> list[Site]:
+    """All sites of a block, with what its run on the quantized prefix's hidden states shows.
+
+    mean_tokens give `total`, in whole batches; scale_tokens give `calls`, in whole sequences;
+    clip_tokens give `sample`.
+    """
+    sites = _sites(block, inputs)
+    batch_size, length = inputs.quantized[0].shape[:2]
+    spread = _every(inputs, math.ceil(mean_tokens / (batch_size * length)))
+    per_batch = math.ceil(clip_tokens / len(spread.quantized))
+    readers = [(site.layers[0], partial(_read, site, per_batch)) for site in sites]
+    _watch(block, spread, readers)
+    sequences = max(1, scale_tokens // length)
+    if sequences < batch_size:
+        judging = excerpt(block, inputs, sequences, length)
+    else:
+        judging = _every(inputs, sequences // batch_size)
+    _watch(block, judging, [(site.module, partial(_keep, site)) for site in sites])
+    return sites
+
+
+def _sites(block: nn.Module, inputs: BlockInputs) -> list[Site]:
+    """One site for every fold, and one for every linear layer outside of folds, still empty."""
+    folds = {}
+    covered: set[str] = set()
+    for fold in find_folds(block, inputs):
+        folds[fold.layers[0]] = fold
+        covered.update(fold.layers)
+    sites = []
+    for name, layer in linears(block).items():
+        if name in folds:
+            layers = folds[name].layers
+        elif name not in covered:
+            layers = (name,)
+        else:
+            continue  # with the first layer of its fold
+        total = torch.zeros(read_weight(layer).shape[1], device=layer.weight.device)
+        sites.append(Site(block, layers, folds.get(name), inputs.dtype, total))
+    return sites
+
+
+def _every(inputs: BlockInputs, batches: int) -> BlockInputs:
+    """That many batches, or all, evenly spread."""
+    count = len(inputs.quantized)
+    batches = min(batches, count)
+    chosen = [i * count // batches for i in range(batches)]
+    return replace(
+        inputs,
+        quantized=[inputs.quantized[i] for i in chosen],
+        arguments=[inputs.arguments[i] for i in chosen],
+    )
+
+
+def _watch(block: nn.Module, inputs: BlockInputs, hooks: Sequence[tuple[str, Hook]]) -> None:
+    """Run the block on all batches, with a forward hook on each of the named modules."""
+    with ExitStack() as stack:
+        for name, hook in hooks:
+            module = block.get_submodule(name)
+            handle = module.register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        for batch, hidden in enumerate(inputs.quantized):
+            inputs.run(block, hidden, batch)
+
+
+def _read(
+    site: Site, tokens: int, module: Any, args: tuple[Any, ...], kwargs: Any, output: Any
+) -> None:
+    """A hook on the site's first layer: sum |x|, and sample that many rows."""
+    rows = args[0].flatten(0, -2).float()  # (tokens, in)
+    site.total += rows.abs().sum(0)
+    site.count += len(rows)
+    stride = max(1, len(rows) // tokens)
+    site.sample.append(rows[::stride][:tokens])
+
+
+def _keep(
+    site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    """A hook on the module f: record its call."""
+    site.calls.append((args, kwargs, _hidden(output)))
+
+
+def _hidden(output: Any) -> Tensor:
+    """What a module returns, without what an attention returns beside it."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
