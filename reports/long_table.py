@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from qbench.files.atomic import write_text
 from qbench.records import Record
 from qbench.reports.headline import ordered, params_text
 
@@ -47,6 +49,12 @@ _NUMBERS = {
     "bits": "Int64",
     "n": "Int64",
 }
+
+
+def write(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`leaderboard.csv`."""
+    text = long_table(records).to_csv(index=False, lineterminator="\n")
+    return [write_text(folder / "leaderboard.csv", text)]
 
 
 def long_table(records: Sequence[Record]) -> pd.DataFrame:

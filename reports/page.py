@@ -1,11 +1,11 @@
-"""The static leaderboard: `leaderboard.md`, `leaderboard.csv`, `quality.png`, and `index.html`."""
+"""The static leaderboard `index.html`: the wide table, the pictures, and where they come from."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +16,18 @@ from qbench.files.atomic import write_text
 from qbench.records import Record, TaskSpec
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.headline import MINI_NOTICE, Headline, headlines, ordered, require, unquantized
-from qbench.reports.long_table import long_table
-from qbench.reports.plots import leading, models, quality_figure, svg, write_quality
-from qbench.reports.tables import CAPTION, failures, grid, markdown
+from qbench.reports.plots import leading, models, quality_figure, svg
+from qbench.reports.tables import CAPTION, failures, grid
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # The colours of a picture, and the page's variables that take their place, light or dark.
 INKS = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"}
 INKS |= {colour: f"c{colour[1:]}" for colour in COLOURS}
 
-Writer = Callable[[Sequence[Record], Path], list[Path]]
 
-
-def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write every report of WRITERS into a folder, each file whole or not at all; their paths.
-
-    DataError without records.
-    """
-    require(records)
-    paths = []
-    for write in WRITERS:
-        paths += write(records, Path(folder))
-    return paths
-
-
-def write_markdown(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`leaderboard.md`, the wide table for people."""
-    return [write_text(folder / "leaderboard.md", markdown(records))]
-
-
-def write_csv(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`leaderboard.csv`, the long table for programs."""
-    text = long_table(records).to_csv(index=False, lineterminator="\n")
-    return [write_text(folder / "leaderboard.csv", text)]
-
-
-def write_qualities(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`quality.png`, and `quality-MODEL.png` for every further model."""
-    return [
-        write_quality(records, folder, model, first=index == 0)
-        for index, model in enumerate(models(records))
-    ]
-
-
-def write_page(records: Sequence[Record], folder: Path) -> list[Path]:
+def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`index.html`, the page."""
     return [write_text(folder / "index.html", html(records))]
-
-
-WRITERS: tuple[Writer, ...] = (write_markdown, write_csv, write_qualities, write_page)
 
 
 def html(records: Sequence[Record]) -> str:

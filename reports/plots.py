@@ -95,6 +95,14 @@ def leading(records: Sequence[Record]) -> list[Headline]:
     return scores[:1]
 
 
+def write(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`quality.png`, and `quality-MODEL.png` for every further model."""
+    paths = []
+    for index, model in enumerate(models(records)):
+        paths.append(write_quality(records, folder, model, first=index == 0))
+    return paths
+
+
 def write_pictures(records: Sequence[Record], folder: Path) -> list[Path]:
     """`quality.png`, the first picture, and an SVG per headline score; their paths.
 

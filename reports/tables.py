@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from qbench.files.atomic import write_text
 from qbench.records import Record
 from qbench.reports.headline import (
     MINI_NOTICE,
@@ -32,6 +34,11 @@ CAPTION = (
     "of significance, and cells of equal nominal bits may differ in measured bits per weight."
 )
 SCREEN_WIDTH = 100  # characters
+
+
+def write(records: Sequence[Record], folder: Path) -> list[Path]:
+    """`leaderboard.md`, the wide table as Markdown."""
+    return [write_text(folder / "leaderboard.md", markdown(records))]
 
 
 @dataclass(frozen=True)

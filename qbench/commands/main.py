@@ -124,7 +124,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
-    from qbench.reports.page import write_report
+    from qbench.reports.registry import write_reports
 
     plan = make_plan(grid)
     out.print(f"data  {plan.source.describe()}", markup=False, soft_wrap=True)
@@ -135,7 +135,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     store = Store(folder)
     records = _run_plan(plan, store)
     _print_leaderboard(records)
-    written = write_report(store.read_records()[0], folder)
+    written = write_reports(store.read_records()[0], folder)
     _print_paths("report", written)
     return 0 if all(record.status == "ok" for record in records) else 1
 
@@ -192,12 +192,12 @@ def _show_plan(plan: Plan) -> None:
 def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
     """Write the tables, pictures and the page again, from the records alone."""
     from qbench.experiment.store import read_records
-    from qbench.reports.page import write_report
+    from qbench.reports.registry import write_reports
 
     records, complaints = read_records(folder)
     _print_warnings(complaints)
     _print_leaderboard(records)
-    _print_paths("report", write_report(records, folder))
+    _print_paths("report", write_reports(records, folder))
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from fresh_python import run_python
 from qbench.contracts import Scheme
-from qbench.errors import DataError, StoreError
+from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
 from qbench.reports.headline import headlines, names, number
 from qbench.reports.long_table import COLUMNS, long_table
-from qbench.reports.page import WRITERS, write_report
 from qbench.reports.plots import quality_figure, write_pictures
+from qbench.reports.registry import write_reports, writers
 from qbench.reports.tables import markdown, screen, wide_table
 
 REASON = "<script>alert(1)</script> | not finite"
@@ -113,7 +113,7 @@ def records() -> list[Record]:
 @pytest.fixture(scope="module")
 def report(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The files of a report of all records, in a folder of their own."""
-    return write_report(records, tmp_path_factory.mktemp("report"))
+    return write_reports(records, tmp_path_factory.mktemp("report"))
 
 
 def lines_of(figure: Figure) -> list[Sequence[float]]:
@@ -316,12 +316,12 @@ def test_page_is_whole_escaped_and_asks_for_nothing(
     records: list[Record], report: list[Path]
 ) -> None:
     folder = report[0].parent
-    assert [path.name for path in report] == [
+    assert {path.name for path in report} == {
         "leaderboard.md",
         "leaderboard.csv",
         "quality.png",
         "index.html",
-    ]
+    }
     assert {path.name for path in folder.iterdir()} == {
         path.name for path in report
     }  # no temporary file stays
@@ -337,7 +337,7 @@ def test_page_is_whole_escaped_and_asks_for_nothing(
     assert "qbench run --model tiny --methods gptq" in text
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("write", writers().values(), ids=writers())
 def test_a_report_writes_what_it_names_whatever_the_records_are(
     write: Callable[[Sequence[Record], Path], list[Path]], tmp_path: Path
 ) -> None:
@@ -354,9 +354,22 @@ def test_a_report_writes_what_it_names_whatever_the_records_are(
         assert contents == [path.read_bytes() for path in write(cells, again)]
 
 
+def test_a_report_that_raises_is_named_and_the_others_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(records: Sequence[Record], folder: Path) -> list[Path]:
+        raise ZeroDivisionError("by zero")
+
+    known = writers()
+    monkeypatch.setattr("qbench.reports.registry.writers", lambda: {"mine": broken} | known)
+    with pytest.raises(ConfigError, match="report 'mine' cannot be written: ZeroDivisionError: by"):
+        write_reports([record("rtn", 3, 0.3)], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
     lost = [failed("rtn", 2), failed("gptq", 2)]
-    assert len(write_report(lost, tmp_path)) == 4
+    assert len(write_reports(lost, tmp_path)) == 4
     assert "no cell of this model has a score" in (tmp_path / "index.html").read_text(
         encoding="utf-8"
     )
@@ -369,7 +382,7 @@ def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
 def test_no_records_is_one_clear_sentence(tmp_path: Path) -> None:
     for use in (
         markdown,
-        lambda r: write_report(r, tmp_path),
+        lambda r: write_reports(r, tmp_path),
         lambda r: write_pictures(r, tmp_path),
     ):
         with pytest.raises(DataError, match="there are no records to report"):
@@ -383,7 +396,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_sentence(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match=r"leaderboard.md cannot be written .*choose a place"):
-        write_report(records[:2], tmp_path / "file")
+        write_reports(records[:2], tmp_path / "file")
 
 
 def test_a_failed_write_keeps_the_old_file(
@@ -396,7 +409,7 @@ def test_a_failed_write_keeps_the_old_file(
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(StoreError, match="No space left on device"):
-        write_report(records[:2], tmp_path)
+        write_reports(records[:2], tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
         ("leaderboard.md", "old")
     ]
