@@ -1,9 +1,13 @@
-"""What block reconstruction costs: `python benchmarks/reconstruction.py [--threads 2] [--json FILE]`.
+"""What block reconstruction costs.
 
-step      time of one training step, uniquanf against flexround, in turns on one block of SmolLM2-135M's shape
-mapping   time to choose the codes, bisection against the published mapping (distances to all 2^b levels, int64)
+`python benchmarks/reconstruction.py [--threads 2] [--json FILE]`
+
+step      time of one training step, uniquanf against flexround, in turns on one block of the shape
+          of SmolLM2-135M
+mapping   time to choose the codes, bisection against the published mapping (distances to all 2^b
+          levels, int64)
 memory    bytes per weight that training one block takes beyond the block itself
-growth    peak memory of quantizing random Llama models of 2, 4 and 8 equal blocks, beyond the model itself
+growth    peak memory of quantizing random Llama models of 2, 4 and 8 equal blocks, beyond the model
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ LARGE = {
 
 
 def published_mapping(y: Tensor, levels: Tensor) -> Tensor:
-    """The plain reference: index, int64, of the least distance among all levels; (rows, g, 2^b) distances."""
+    """The plain reference: index, int64, of the least of the distances (rows, g, 2^b)."""
     return (y[..., None] - levels[:, None]).abs().argmin(-1)
 
 
@@ -93,8 +97,8 @@ def step_of(name: str, bits: int) -> Callable[[], float]:
     fixed = {parameter: value.detach() for parameter, value in block.named_parameters()}
     method = qbench.get_method(name)
     weights = {
-        layer: method.prepare(read_weight(found), Scheme(bits, 64))
-        for layer, found in linears(block).items()
+        name: method.prepare(read_weight(layer), Scheme(bits, 64))
+        for name, layer in linears(block).items()
     }
     steps = Steps(Weights(block, weights), method, 1, torch.device("cpu"))
     return lambda: steps.take(block, fixed, inputs, targets[0], 0)
@@ -109,13 +113,10 @@ def step(bits: int) -> dict[str, Any]:
 def mapping(bits: int) -> dict[str, Any]:
     """Codes of a 1536 x 576 weight in groups of 64."""
     draw = torch.Generator().manual_seed(0)
-    alpha = 2.0 ** torch.arange(bits - 2, -2, -1) * (
-        1 + 0.1 * torch.rand(13824, bits, generator=draw)
-    )
-    levels, y = (
-        alpha @ level_signs(bits, alpha.device).float().T,
-        2 * torch.randn(13824, 64, generator=draw),
-    )
+    uneven = 1 + 0.1 * torch.rand(13824, bits, generator=draw)
+    alpha = 2.0 ** torch.arange(bits - 2, -2, -1) * uneven
+    levels = alpha @ level_signs(bits, alpha.device).float().T  # (rows, 2^b)
+    y = 2 * torch.randn(13824, 64, generator=draw)
     differs = (nearest(y, levels) != published_mapping(y, levels)).float().mean().item()
     work = {
         "bisection": lambda: nearest(y, levels),
@@ -127,7 +128,7 @@ def mapping(bits: int) -> dict[str, Any]:
 def compared(times: dict[str, list[float]], over: str, under: str) -> dict[str, Any]:
     """Medians in milliseconds, and the ratio of each pair of turns: median, lowest, highest."""
     ratios = sorted(a / b for a, b in zip(times[over], times[under], strict=True))
-    medians = {f"{name}_ms": 1e3 * statistics.median(found) for name, found in times.items()}
+    medians = {f"{name}_ms": 1e3 * statistics.median(taken) for name, taken in times.items()}
     return medians | {
         f"{over}/{under}": statistics.median(ratios),
         "from": ratios[0],
@@ -136,7 +137,7 @@ def compared(times: dict[str, list[float]], over: str, under: str) -> dict[str, 
 
 
 def memory(name: str, dtype: str) -> dict[str, Any]:
-    """Peak resident memory of training one block of 28 M weights on few tokens, less what was there before."""
+    """Peak resident memory of training one block of 28 M weights, less what was there before."""
     block, inputs, targets = first_block(LARGE, 2, 1, 16, getattr(torch, dtype))
     count = sum(layer.weight.numel() for layer in linears(block).values())
     before = peak()
@@ -196,28 +197,12 @@ def main() -> None:
         name, arguments = json.loads(options.case)
         print(json.dumps(CASES[name](*arguments)))
         return
-    found = []
+    results = []
     for name, arguments in PLAN:
         if name not in options.only:
             continue
-        command = [
-            sys.executable,
-            __file__,
-            "--threads",
-            str(options.threads),
-            "--case",
-            json.dumps([name, arguments]),
-        ]
-        # What is freed goes back at once, so that the peak is what was in use and not the reserve
-        # of the allocator.
-        quiet = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-        quiet = quiet if name in ("memory", "growth") else dict(os.environ)
-        result = json.loads(
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, env=quiet
-            ).stdout.splitlines()[-1]
-        )
-        found.append({"case": name, "arguments": arguments, **result})
+        result = in_own_process(name, arguments, options.threads)
+        results.append({"case": name, "arguments": arguments, **result})
         print(
             name,
             *arguments,
@@ -225,8 +210,22 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        stated = {"environment": environment(), "threads": options.threads, "results": found}
-        options.json.write_text(json.dumps(stated, indent=1) + "\n")
+        record = {"environment": environment(), "threads": options.threads, "results": results}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def in_own_process(name: str, arguments: tuple[Any, ...], threads: int) -> dict[str, Any]:
+    """The result of one case, measured in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(threads)]
+    command += ["--case", json.dumps([name, arguments])]
+    variables = dict(os.environ)
+    if name in ("memory", "growth"):
+        # What is freed goes back at once, so that the peak is what was in use and not the reserve
+        # of the allocator.
+        variables |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    process = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""No quantization: the unquantized model as a row of every table, and the reference for divergence."""
+"""No quantization: a row of every table, and the reference for divergence."""
 
 from __future__ import annotations
 
