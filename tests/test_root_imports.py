@@ -47,10 +47,12 @@ def test_after_qbench_the_folders_are_absent(name):
     python("-c", "import qbench\n" + absent(name))
 
 
+@pytest.mark.slow
 def test_transformers_loads_after_qbench():
     python("-c", "import qbench\n" + LOADING + absent("kernels"))
 
 
+@pytest.mark.slow
 def test_transformers_loads_before_qbench():
     code = LOADING + "import qbench\n" + absent("kernels") + "import qbench.kernels.registry"
     python("-c", code)

@@ -29,8 +29,6 @@ class Case:
     group_size: int | None
 
     def __str__(self) -> str:
-        """Shape and group size, for people."""
-        """Shape and group size, for people."""
         return f"{self.out}x{self.in_features}, group_size={self.group_size}"
 
 

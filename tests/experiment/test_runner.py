@@ -370,6 +370,7 @@ def test_list_and_data(command):
     assert code == 0 and "gsm8k" in text and "PSF-2.0" in text
 
 
+@pytest.mark.slow
 def test_check_a_method_of_ones_own(command, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(FAILING.replace("scheme.bits == 2", "False"))

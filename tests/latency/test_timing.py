@@ -51,7 +51,7 @@ def command(command):
 
 @pytest.fixture
 def peak_memory_once(monkeypatch):
-    """Peak memory is measured by a process for each variant, five seconds long: one is enough here."""
+    """Peak memory takes a process of five seconds for each variant: one is enough here."""
     run, results = subprocess.run, []
 
     def once(command, **options):
@@ -94,6 +94,7 @@ def test_products_are_timed_against_dense_ones(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 @needs_library
 def test_a_plugin_kernel_is_timed_without_an_edit(command, tmp_path, monkeypatch):
     known = dict(registry.all_kernels())

@@ -153,7 +153,7 @@ def test_alternating_equals_a_plain_reference(gauss, bits, shifted):
 
 
 def plain_alternating(rows, alpha, shift, rounds, shifted):
-    """Xu et al., algorithm 2, weight by weight: full search for codes, lstsq for scales; float64."""
+    """Xu et al., algorithm 2, weight by weight in float64: all codes searched, scales by lstsq."""
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * alpha.shape[1])
     errors = []
     for w, a, s in zip(rows, alpha, shift, strict=True):
@@ -199,7 +199,10 @@ def test_small_systems_are_solved_and_singular_ones_still_fit():
 
 
 def plain_gptq(weight, hessian, scheme, damp=0.01):
-    """Frantar et al., algorithm 1 without blocks or order, by explicit inverses of the remaining Hessian; float64."""
+    """Frantar et al., algorithm 1 without blocks or order, in float64.
+
+    The remaining Hessian is inverted explicitly at every step.
+    """
     grid = qbench.get_method("rtn").quantize_weight(weight, scheme)
     _, scale, zero = grid.unpacked()
     group = weight.shape[1] // scale.shape[1]

@@ -196,6 +196,7 @@ def test_mini_has_no_examples_for_mmlu():
         MiniSource().rows("mmlu", "dev")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [MiniSource(), pytest.param(FolderSource(REAL_DATA), marks=needs_real_data)],
