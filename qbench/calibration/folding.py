@@ -47,11 +47,11 @@ class Fold:
 
     def shared(self, scale: Tensor) -> Tensor:
         """(in,): the geometric mean of the scales, (in,) positive, that one channel feeds."""
-        rows = int(self.channels.max()) + 1
+        rows = int(self.channels.max()) + 1  # source channels up to the last that feeds one
         mean = scale.new_zeros(rows).scatter_reduce(
             0, self.channels, scale.log(), "mean", include_self=False
         )
-        return mean[self.channels].exp()
+        return mean[self.channels].exp()  # (in,): back to the input channels
 
 
 def folded(
@@ -65,10 +65,15 @@ def folded(
     module = block.get_submodule(fold.source)
     own = _lookup(block, values)
     weight = own(f"{fold.source}.weight")
-    channels = weight.shape[1] if isinstance(module, Conv1D) else len(weight)
-    divisor = scale.new_ones(channels)  # by output channel of the source
+    channels = len(weight)
+    if isinstance(module, Conv1D):  # (in, out)
+        channels = weight.shape[1]
+    # By output channel of the source; those that feed no input channel keep 1. Scales of one
+    # channel are equal, so that their mean is any of them, and differentiable in all.
+    divisor = scale.new_ones(channels)
     divisor = divisor.scatter_reduce(0, fold.channels, scale, "mean", include_self=False)
-    if fold.offset is not None:  # a norm, f(x) (offset + weight)
+    # A norm gives f(x) (offset + weight), so that it is the sum that has to be divided.
+    if fold.offset is not None:
         weight = (fold.offset + weight) / divisor - fold.offset
     elif isinstance(module, Conv1D):  # (in, out)
         weight = weight / divisor
@@ -90,8 +95,9 @@ def moved(
     own = _lookup(block, values)
     parameters = folded(block, fold, scale, values)
     for name in fold.layers:
-        transposed = isinstance(block.get_submodule(name), Conv1D)  # (in, out)
-        factor = scale[:, None] if transposed else scale
+        factor = scale  # (in,), along the columns of (out, in)
+        if isinstance(block.get_submodule(name), Conv1D):  # (in, out)
+            factor = scale[:, None]
         parameters[f"{name}.weight"] = own(f"{name}.weight") * factor
     return parameters
 
@@ -112,9 +118,9 @@ def find_folds(block: nn.Module, inputs: BlockInputs) -> list[Fold]:
         else:
             candidates.append(fold)
     candidates += probe.sources(rest)
+    # What the names or shapes suggest is not trusted: the block's output decides.
     verified = [fold for fold in candidates if probe.verifies(fold)]
-    order = {group: i for i, group in enumerate(probe.groups)}
-    return sorted(verified, key=lambda fold: order[fold.layers])
+    return sorted(verified, key=lambda fold: probe.groups.index(fold.layers))
 
 
 def excerpt(block: nn.Module, inputs: BlockInputs, sequences: int, length: int) -> BlockInputs:
@@ -148,9 +154,10 @@ def _cut(inputs: BlockInputs, sequences: int, tokens: int) -> BlockInputs:
     def shorter(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim():
             return leaf
+        # Position embeddings and masks may have a batch of 1, which stays.
         if leaf.shape[0] == batch:
             leaf = leaf[:sequences]
-        for dim in range(leaf.dim()):
+        for dim in range(leaf.dim()):  # a mask has the length twice: of queries and of keys
             if leaf.shape[dim] == length:
                 leaf = leaf.narrow(dim, 0, tokens)
         return leaf
@@ -199,11 +206,12 @@ class _Probe:
         self.block = block
         self.values = {name: value.detach().float() for name, value in block.named_parameters()}
         self.generator = torch.Generator().manual_seed(0)
-        self.modules = {
-            name: module for name, module in block.named_modules() if name and _width(module)
-        }
+        self.modules: dict[str, nn.Module] = {}
+        for name, module in block.named_modules():
+            if name and _may_fold(module):  # the block itself has no name
+                self.modules[name] = module
         self.calls, self.output = self.run()
-        self.order = {name: i for i, name in enumerate(self.calls)}
+        self.order = list(self.calls)  # of execution
         self.groups = self._groups()
 
     def run(
@@ -221,11 +229,12 @@ class _Probe:
         def hook(name: str) -> Any:
             def record(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
                 calls.setdefault(name, _Call(args, kwargs, output))
+                # What a hook returns takes the place of the output, unless it is None.
                 return replaced.get(name)
 
             return record
 
-        with ExitStack() as stack:
+        with ExitStack() as stack:  # takes every hook off again, also where the block fails
             for name, module in self.modules.items():
                 stack.callback(module.register_forward_hook(hook(name), with_kwargs=True).remove)
             output = self.inputs.run(self.block, self.hidden, 0, self.values | dict(values or {}))
@@ -233,7 +242,9 @@ class _Probe:
 
     def _groups(self) -> list[tuple[str, ...]]:
         """Linear layers that read the same memory, in the order of execution."""
-        readers: dict[tuple[int, int], list[str]] = {}  # by address and size of the input
+        # By address and size of the input: q, k and v are given one tensor. It is not freed and
+        # used anew within the pass, as the calls hold it.
+        readers: dict[tuple[int, int], list[str]] = {}
         layers = linears(self.block)
         for name, call in self.calls.items():
             if name in layers and call.args and call.args[0].numel():
@@ -250,6 +261,7 @@ class _Probe:
                 continue
             if call.output.data_ptr() != read.data_ptr():
                 continue
+            # A linear layer, whose weight has two axes, is a case for `sources`.
             weight = self.values[f"{name}.weight"]
             width = read.shape[-1]
             if weight.shape == (width,) and call.output.shape[-1] == width:
@@ -265,15 +277,18 @@ class _Probe:
         bias = self.values.get(f"{name}.bias")
 
         def output(value: float) -> Tensor:
-            own = {} if bias is None else {"bias": bias}
-            own["weight"] = torch.full_like(weight, value)
+            own = {"weight": torch.full_like(weight, value)}
+            if bias is not None:
+                own["bias"] = bias
             result: Tensor = torch.func.functional_call(module, own, call.args, call.kwargs)
             return result
 
         zero = output(0.0)  # f(x) a + bias
-        f = output(1.0) - zero
-        centred = zero if bias is None else zero - bias
-        # Least squares of f(x) a over f(x).
+        f = output(1.0) - zero  # f(x) (a + 1) + bias, less that
+        centred = zero  # f(x) a
+        if bias is not None:
+            centred = zero - bias
+        # Least squares of f(x) a over f(x), without the rounding errors of float32.
         offset = float((centred * f).sum() / f.square().sum().clamp_min(1e-30))
         return float(round(offset, 3))
 
@@ -283,49 +298,63 @@ class _Probe:
         The source's output is replaced by noise, and then by noise with a distinct factor for each
         of its channels.
         """
-        left = list(groups)
+        left = list(groups)  # no source has been seen for these
         layers = linears(self.block)
-        for source in [name for name in self.order if name in layers]:
-            later = [
-                group
-                for group in left
-                if self.order[group[0]] > self.order[source] and source not in group
-            ]
+        for source in self.order:
+            if source not in layers:
+                continue
+            later = [group for group in left if self._runs_after(group, source)]
             output = self.calls[source].output
             width = output.shape[-1]
+            # Drawn for every source, also where nothing runs after it: the random numbers of the
+            # verification, and so what is accepted, do not depend on what is matched here.
             noise = torch.randn(output.shape, generator=self.generator).to(output.device)
-            before = self.run(outputs={source: noise})[0] if later else {}
+            if not later:
+                continue
+            before, _ = self.run(outputs={source: noise})
             # In a fused gate and up projection only one half reaches the next layer linearly.
             for rows in (slice(None), slice(width // 2, None), slice(0, width // 2)):
-                fits = [
-                    group for group in later if group in left and self._fits(group, rows, width)
-                ]
+                fitting = []
+                for group in later:
+                    if group in left and self._fits(group, rows, width):
+                        fitting.append(group)
+                if not fitting:
+                    continue
                 factors = noise.new_ones(width)
                 factors[rows] = torch.logspace(
                     1, 3, len(factors[rows]), base=2, device=noise.device
                 )
-                after = self.run(outputs={source: noise * factors})[0] if fits else {}
-                for group in fits:
+                after, _ = self.run(outputs={source: noise * factors})
+                for group in fitting:
                     channels = _match(before.get(group[0]), after.get(group[0]), factors)
                     if channels is not None:
                         left.remove(group)
                         yield Fold(group, source, channels)
 
+    def _runs_after(self, group: tuple[str, ...], source: str) -> bool:
+        if source in group:
+            return False
+        return self.order.index(group[0]) > self.order.index(source)
+
     def _fits(self, group: tuple[str, ...], rows: slice, width: int) -> bool:
-        return rows == slice(None) or 2 * self.calls[group[0]].rows.shape[-1] <= width
+        """Whether half of a source of this width, if `rows` are half, can feed the whole input."""
+        if rows == slice(None):
+            return True
+        return 2 * self.calls[group[0]].rows.shape[-1] <= width
 
     def verifies(self, fold: Fold) -> bool:
         """Whether the block's output stays the same when random scales are folded here."""
         random = torch.randn(len(fold.channels), generator=self.generator).to(fold.channels.device)
-        scale = fold.shared((random / 2).exp())
+        scale = fold.shared((random / 2).exp())  # about 0.4 to 2.7 within two deviations
         _, output = self.run(moved(self.block, fold, scale, self.values))
+        # The input that is carried past the layers says nothing about them.
         added = self.output
         if self.output.shape == self.hidden.shape:
             added = self.output - self.hidden
         return bool((output - self.output).norm() <= TOLERANCE * added.norm())
 
 
-def _width(module: nn.Module) -> bool:
+def _may_fold(module: nn.Module) -> bool:
     """Whether it is a linear layer, or what may be a norm: one weight per channel."""
     if isinstance(module, (nn.Linear, Conv1D)):
         return True
@@ -334,7 +363,9 @@ def _width(module: nn.Module) -> bool:
 
 
 def _single(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return leaf.float()
+    return leaf
 
 
 def _match(before: _Call | None, after: _Call | None, factors: Tensor) -> Tensor | None:
@@ -353,12 +384,16 @@ def _match(before: _Call | None, after: _Call | None, factors: Tensor) -> Tensor
         # The ratio is read off where the channel is largest, and must hold for all tokens.
         largest = x.abs().argmax(0, keepdim=True)
         ratio = (y.gather(0, largest) / x.gather(0, largest))[0].nan_to_num()
+        # Of the two factors around the ratio, the nearer one.
         above = torch.searchsorted(ordered, ratio).clamp(1, len(ordered) - 1)
         lower = ratio - ordered[above - 1] < ordered[above] - ratio
         nearest = torch.where(lower, above - 1, above)
         factor = ordered[nearest]
         spacing = math.log(4) / len(factors)  # between factors, relative
+        # A quarter of the spacing: the nearest factor is then beyond doubt. Those that were left
+        # at 1, of the other half, are no match.
         fits = ((ratio / factor - 1).abs() < min(spacing / 4, 1e-3)) & (factor > 1)
+        # And the whole channel is multiplied by it, not its largest value alone.
         fits &= (y - x * factor).abs().amax(0) <= 1e-4 * y.abs().amax(0)
         if fits.all():
             return order[nearest]
