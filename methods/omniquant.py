@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.calibration.folding import Fold, find_folds, has_bias, moved
+from qbench.calibration.folding import Fold, has_bias, moved
+from qbench.calibration.folding_search import find_folds
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.formats import Uniform

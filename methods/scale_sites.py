@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.calibration.folding import Fold, excerpt, find_folds
+from qbench.calibration.folding import Fold
+from qbench.calibration.folding_search import excerpt, find_folds
 from qbench.contracts import BlockInputs
 from qbench.models.blocks import as_kept, linears, read_weight
 

@@ -1,33 +1,19 @@
-"""Where a scale per channel can move from one operation into the linear layers that follow.
+"""Scales per channel that move from one operation into the linear layers that follow.
 
 Dividing the channels of a norm's (or of a linear layer's) output by s, and multiplying the columns
 of the layers that read it by s, changes nothing in full precision, but changes what rounding does:
 the equivalent transformations of SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), AWQ
-(arXiv:2306.00978) and OmniQuant (arXiv:2308.13137). Their code lists the places by model family.
-Here a block is run on a few tokens, candidates are read off its reactions, and a candidate is kept
-only if the block's output stays the same when random scales are folded there.
+(arXiv:2306.00978) and OmniQuant (arXiv:2308.13137). Where that is possible in a block,
+`folding_search.py` finds out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
-
-from qbench.contracts import BlockInputs
-from qbench.models.blocks import linears
-
-LENGTH = 32  # tokens of the one sequence that probes
-# Of the verification, relative to what the block adds to its input; a wrong fold is off by 1e-2 or
-# more.
-TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +33,11 @@ class Fold:
 
     def shared(self, scale: Tensor) -> Tensor:
         """(in,): the geometric mean of the scales, (in,) positive, that one channel feeds."""
-        rows = int(self.channels.max()) + 1
+        rows = int(self.channels.max()) + 1  # source channels up to the last that feeds one
         mean = scale.new_zeros(rows).scatter_reduce(
             0, self.channels, scale.log(), "mean", include_self=False
         )
-        return mean[self.channels].exp()
+        return mean[self.channels].exp()  # (in,): back to the input channels
 
 
 def folded(
@@ -65,10 +51,15 @@ def folded(
     module = block.get_submodule(fold.source)
     own = _lookup(block, values)
     weight = own(f"{fold.source}.weight")
-    channels = weight.shape[1] if isinstance(module, Conv1D) else len(weight)
-    divisor = scale.new_ones(channels)  # by output channel of the source
+    channels = len(weight)
+    if isinstance(module, Conv1D):  # (in, out)
+        channels = weight.shape[1]
+    # By output channel of the source; those that feed no input channel keep 1. Scales of one
+    # channel are equal, so that their mean is any of them, and differentiable in all.
+    divisor = scale.new_ones(channels)
     divisor = divisor.scatter_reduce(0, fold.channels, scale, "mean", include_self=False)
-    if fold.offset is not None:  # a norm, f(x) (offset + weight)
+    # A norm gives f(x) (offset + weight), so that it is the sum that has to be divided.
+    if fold.offset is not None:
         weight = (fold.offset + weight) / divisor - fold.offset
     elif isinstance(module, Conv1D):  # (in, out)
         weight = weight / divisor
@@ -90,48 +81,11 @@ def moved(
     own = _lookup(block, values)
     parameters = folded(block, fold, scale, values)
     for name in fold.layers:
-        transposed = isinstance(block.get_submodule(name), Conv1D)  # (in, out)
-        factor = scale[:, None] if transposed else scale
+        factor = scale  # (in,), along the columns of (out, in)
+        if isinstance(block.get_submodule(name), Conv1D):  # (in, out)
+            factor = scale[:, None]
         parameters[f"{name}.weight"] = own(f"{name}.weight") * factor
     return parameters
-
-
-@torch.no_grad()
-def find_folds(block: nn.Module, inputs: BlockInputs) -> list[Fold]:
-    """All places of the block, in the order in which their layers run.
-
-    It takes a few passes over one short sequence.
-    """
-    probe = _Probe(block, inputs)
-    candidates = []
-    rest = []  # groups that no norm feeds
-    for group in probe.groups:
-        fold = probe.norm(group)
-        if fold is None:
-            rest.append(group)
-        else:
-            candidates.append(fold)
-    candidates += probe.sources(rest)
-    verified = [fold for fold in candidates if probe.verifies(fold)]
-    order = {group: i for i, group in enumerate(probe.groups)}
-    return sorted(verified, key=lambda fold: order[fold.layers])
-
-
-def excerpt(block: nn.Module, inputs: BlockInputs, sequences: int, length: int) -> BlockInputs:
-    """The beginning of the first batch, cut as far as its recorded arguments allow.
-
-    sequences, length: at most so many, and tokens of each. The block runs on what is returned:
-    where an argument cannot be cut in length, or not at all, more is kept.
-    """
-    size, whole = inputs.quantized[0].shape[:2]
-    for tokens in (length, whole):
-        cut = _cut(inputs, min(sequences, size), min(tokens, whole))
-        try:
-            cut.run(block, cut.quantized[0], 0)
-        except (RuntimeError, ValueError, IndexError):
-            continue  # an argument whose sizes mean something else
-        return cut
-    return _cut(inputs, size, whole)
 
 
 def has_bias(block: nn.Module, fold: Fold) -> bool:
@@ -139,28 +93,6 @@ def has_bias(block: nn.Module, fold: Fold) -> bool:
     if fold.offset is None:
         return False
     return getattr(block.get_submodule(fold.source), "bias", None) is not None
-
-
-def _cut(inputs: BlockInputs, sequences: int, tokens: int) -> BlockInputs:
-    """The first sequences of the first batch, their first tokens, in all tensors of its call."""
-    batch, length = inputs.quantized[0].shape[:2]
-
-    def shorter(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
-            return leaf
-        if leaf.shape[0] == batch:
-            leaf = leaf[:sequences]
-        for dim in range(leaf.dim()):
-            if leaf.shape[dim] == length:
-                leaf = leaf.narrow(dim, 0, tokens)
-        return leaf
-
-    return replace(
-        inputs,
-        quantized=[inputs.quantized[0][:sequences, :tokens]],
-        full=[inputs.full[0][:sequences, :tokens]],
-        arguments=[tree_map(shorter, inputs.arguments[0])],
-    )
 
 
 def _lookup(block: nn.Module, values: Mapping[str, Tensor] | None) -> Callable[[str], Tensor]:
@@ -172,194 +104,3 @@ def _lookup(block: nn.Module, values: Mapping[str, Tensor] | None) -> Callable[[
         return block.get_parameter(name).detach().float()
 
     return parameter
-
-
-@dataclass
-class _Call:
-    """What a module was called with, and what it gave."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    @property
-    def rows(self) -> Tensor:
-        """(tokens, channels): a linear layer's input."""
-        hidden: Tensor = self.args[0]
-        return hidden.flatten(0, -2)
-
-
-class _Probe:
-    """A block under examination, in float32 throughout."""
-
-    def __init__(self, block: nn.Module, inputs: BlockInputs) -> None:
-        small = excerpt(block, inputs, 1, LENGTH)
-        self.inputs = replace(small, arguments=tree_map(_single, small.arguments), dtype=None)
-        self.hidden = small.quantized[0].float()
-        self.block = block
-        self.values = {name: value.detach().float() for name, value in block.named_parameters()}
-        self.generator = torch.Generator().manual_seed(0)
-        self.modules = {
-            name: module for name, module in block.named_modules() if name and _width(module)
-        }
-        self.calls, self.output = self.run()
-        self.order = {name: i for i, name in enumerate(self.calls)}
-        self.groups = self._groups()
-
-    def run(
-        self,
-        values: Mapping[str, Tensor] | None = None,
-        outputs: Mapping[str, Tensor] | None = None,
-    ) -> tuple[dict[str, _Call], Tensor]:
-        """First calls of the modules in the order of execution, and the block's output.
-
-        values: in place of parameters. outputs: what modules are made to give instead of their own.
-        """
-        calls: dict[str, _Call] = {}
-        replaced = outputs or {}
-
-        def hook(name: str) -> Any:
-            def record(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-                calls.setdefault(name, _Call(args, kwargs, output))
-                return replaced.get(name)
-
-            return record
-
-        with ExitStack() as stack:
-            for name, module in self.modules.items():
-                stack.callback(module.register_forward_hook(hook(name), with_kwargs=True).remove)
-            output = self.inputs.run(self.block, self.hidden, 0, self.values | dict(values or {}))
-        return calls, output
-
-    def _groups(self) -> list[tuple[str, ...]]:
-        """Linear layers that read the same memory, in the order of execution."""
-        readers: dict[tuple[int, int], list[str]] = {}  # by address and size of the input
-        layers = linears(self.block)
-        for name, call in self.calls.items():
-            if name in layers and call.args and call.args[0].numel():
-                read = call.args[0]
-                readers.setdefault((read.data_ptr(), read.numel()), []).append(name)
-        return [tuple(names) for names in readers.values()]
-
-    def norm(self, group: tuple[str, ...]) -> Fold | None:
-        """The norm whose output the group reads, as a fold; None where there is none."""
-        read = self.calls[group[0]].args[0]
-        for name in self.modules:
-            call = self.calls.get(name)
-            if call is None or not isinstance(call.output, Tensor):
-                continue
-            if call.output.data_ptr() != read.data_ptr():
-                continue
-            weight = self.values[f"{name}.weight"]
-            width = read.shape[-1]
-            if weight.shape == (width,) and call.output.shape[-1] == width:
-                channels = torch.arange(width, device=weight.device)
-                return Fold(group, name, channels, self._offset(name))
-        return None
-
-    def _offset(self, name: str) -> float:
-        """The a of a norm f(x) (a + weight) + bias, from its outputs with weight 0 and weight 1."""
-        module = self.modules[name]
-        call = self.calls[name]
-        weight = self.values[f"{name}.weight"]
-        bias = self.values.get(f"{name}.bias")
-
-        def output(value: float) -> Tensor:
-            own = {} if bias is None else {"bias": bias}
-            own["weight"] = torch.full_like(weight, value)
-            result: Tensor = torch.func.functional_call(module, own, call.args, call.kwargs)
-            return result
-
-        zero = output(0.0)  # f(x) a + bias
-        f = output(1.0) - zero
-        centred = zero if bias is None else zero - bias
-        # Least squares of f(x) a over f(x).
-        offset = float((centred * f).sum() / f.square().sum().clamp_min(1e-30))
-        return float(round(offset, 3))
-
-    def sources(self, groups: list[tuple[str, ...]]) -> Iterator[Fold]:
-        """Linear layers whose output reaches a group's input channel by channel.
-
-        The source's output is replaced by noise, and then by noise with a distinct factor for each
-        of its channels.
-        """
-        left = list(groups)
-        layers = linears(self.block)
-        for source in [name for name in self.order if name in layers]:
-            later = [
-                group
-                for group in left
-                if self.order[group[0]] > self.order[source] and source not in group
-            ]
-            output = self.calls[source].output
-            width = output.shape[-1]
-            noise = torch.randn(output.shape, generator=self.generator).to(output.device)
-            before = self.run(outputs={source: noise})[0] if later else {}
-            # In a fused gate and up projection only one half reaches the next layer linearly.
-            for rows in (slice(None), slice(width // 2, None), slice(0, width // 2)):
-                fits = [
-                    group for group in later if group in left and self._fits(group, rows, width)
-                ]
-                factors = noise.new_ones(width)
-                factors[rows] = torch.logspace(
-                    1, 3, len(factors[rows]), base=2, device=noise.device
-                )
-                after = self.run(outputs={source: noise * factors})[0] if fits else {}
-                for group in fits:
-                    channels = _match(before.get(group[0]), after.get(group[0]), factors)
-                    if channels is not None:
-                        left.remove(group)
-                        yield Fold(group, source, channels)
-
-    def _fits(self, group: tuple[str, ...], rows: slice, width: int) -> bool:
-        return rows == slice(None) or 2 * self.calls[group[0]].rows.shape[-1] <= width
-
-    def verifies(self, fold: Fold) -> bool:
-        """Whether the block's output stays the same when random scales are folded here."""
-        random = torch.randn(len(fold.channels), generator=self.generator).to(fold.channels.device)
-        scale = fold.shared((random / 2).exp())
-        _, output = self.run(moved(self.block, fold, scale, self.values))
-        added = self.output
-        if self.output.shape == self.hidden.shape:
-            added = self.output - self.hidden
-        return bool((output - self.output).norm() <= TOLERANCE * added.norm())
-
-
-def _width(module: nn.Module) -> bool:
-    """Whether it is a linear layer, or what may be a norm: one weight per channel."""
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return True
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.dim() == 1
-
-
-def _single(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def _match(before: _Call | None, after: _Call | None, factors: Tensor) -> Tensor | None:
-    """(in,) int64, which of the factors, 2 to 8, each input channel was multiplied by.
-
-    None unless all were multiplied by one of them. Looked for in all tokens, and then in the first
-    alone: as it can attend to nothing but itself, it sees the values of an attention even where its
-    queries and keys were multiplied as well, as in a fused projection.
-    """
-    if before is None or after is None or before.rows.shape != after.rows.shape:
-        return None
-    ordered, order = factors.sort()
-    for tokens in (slice(None), slice(1)):
-        x = before.rows[tokens]
-        y = after.rows[tokens]
-        # The ratio is read off where the channel is largest, and must hold for all tokens.
-        largest = x.abs().argmax(0, keepdim=True)
-        ratio = (y.gather(0, largest) / x.gather(0, largest))[0].nan_to_num()
-        above = torch.searchsorted(ordered, ratio).clamp(1, len(ordered) - 1)
-        lower = ratio - ordered[above - 1] < ordered[above] - ratio
-        nearest = torch.where(lower, above - 1, above)
-        factor = ordered[nearest]
-        spacing = math.log(4) / len(factors)  # between factors, relative
-        fits = ((ratio / factor - 1).abs() < min(spacing / 4, 1e-3)) & (factor > 1)
-        fits &= (y - x * factor).abs().amax(0) <= 1e-4 * y.abs().amax(0)
-        if fits.all():
-            return order[nearest]
-    return None

@@ -66,10 +66,10 @@ class Weights:
 
     def substitutes(self) -> dict[str, Tensor]:
         """`<layer>.weight` of every layer, as the layer keeps it (Conv1D has it transposed)."""
-        return {
-            f"{name}.weight": as_kept(self.layers[name], weight())
-            for name, weight in self.weights.items()
-        }
+        values = {}
+        for name, weight in self.weights.items():
+            values[f"{name}.weight"] = as_kept(self.layers[name], weight())
+        return values
 
     def export(self) -> BlockResult:
         """The quantized weights."""
@@ -155,6 +155,7 @@ def reconstruct(
     is left as it is. Training stops where the loss is no longer finite. MethodError where the
     initialization's loss is not finite.
     """
+    # What the block runs with; `state` overrides some, and no gradient reaches the others.
     fixed = {name: value.detach() for name, value in block.named_parameters()}
     training, judging = split(len(targets), recipe.holdout)
     judge = partial(_judged, block, fixed, inputs, targets, judging, recipe.loss)
@@ -173,6 +174,7 @@ def reconstruct(
             loss = steps.take(block, fixed, inputs, targets[batch], batch)
             history.losses.append(loss)
             if not math.isfinite(loss):
+                # The best state was exported before, and is not touched by what went wrong since.
                 history.stopped = f"stopped at step {len(history.losses)}: the loss is {loss}"
                 return replace(best, log=history.log())
         result = state.export()
@@ -202,12 +204,15 @@ class _History:
 
         A loss that is not finite is never the lowest.
         """
-        losses = [loss if math.isfinite(loss) else math.inf for loss in self.judged]
-        return losses.index(min(losses))
+        best = 0  # the start, which is finite (see `reconstruct`)
+        for epoch, loss in enumerate(self.judged):
+            if math.isfinite(loss) and loss < self.judged[best]:
+                best = epoch
+        return best
 
     def line(self, epoch: int, epochs: int) -> str:
         """The progress in words, for people."""
-        share = self.judged[-1] / (self.judged[0] or 1)
+        share = self.judged[-1] / (self.judged[0] or 1)  # a perfect start has a loss of 0
         return f"epoch {epoch + 1}/{epochs}, loss {share:.2f} of the start"
 
     def log(self) -> dict[str, Any]:
@@ -225,9 +230,10 @@ class _History:
 
 def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
     """Indices of the batches that train and of those that judge; a single batch does both."""
-    kept = min(batches - 1, math.ceil(batches * holdout))
+    judging = min(batches - 1, math.ceil(batches * holdout))  # at least one batch trains
     indices = list(range(batches))
-    return indices[: batches - kept], indices[batches - kept :] or indices
+    training = batches - judging
+    return indices[:training], indices[training:] or indices
 
 
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -243,11 +249,15 @@ def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
     if kind != "mse":
-        target_size = target.detach().float().square().mean(-1)
+        # Detached: the weights of the tokens are constants, so that the block cannot lower its loss
+        # by making its output larger.
+        target_size = target.detach().float().square().mean(-1)  # (batch, length)
         output_size = output.detach().float().square().mean(-1)
-        size = torch.maximum(target_size, output_size).clamp_min(1e-30)
-        inverse = (target_size.median() / size).clamp_max(1)  # 1 / r
-        error = error * (inverse.sqrt() if kind == "damped" else inverse)
+        size = torch.maximum(target_size, output_size).clamp_min(1e-30)  # not to divide by 0
+        factor = (target_size.median() / size).clamp_max(1)  # 1 / r
+        if kind == "damped":
+            factor = factor.sqrt()
+        error = error * factor
     return error.mean()
 
 
@@ -283,20 +293,23 @@ class Steps:
         self.state = state
         self.recipe = recipe
         self.optimizer = torch.optim.Adam(state.groups(), fused=True)
-        total = max(1, recipe.epochs * batches)
+        total = max(1, recipe.epochs * batches)  # 0 epochs: the schedule is never stepped
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=total)
+        # Two generators, of which that of the noise is on the device, where the noise is drawn. So
+        # the order of the batches depends neither on the mixing nor on the device.
         self.shuffle = torch.Generator().manual_seed(recipe.seed)
         self.noise = torch.Generator(device).manual_seed(recipe.seed)
 
     def order(self, batches: list[int]) -> list[int]:
         """The batches of one epoch, in a random order."""
-        order = torch.randperm(len(batches), generator=self.shuffle).tolist()
-        return [batches[i] for i in order]
+        order = torch.randperm(len(batches), generator=self.shuffle)
+        return [batches[i] for i in order.tolist()]
 
     def mixed(self, inputs: BlockInputs, batch: int) -> Tensor:
         """Hidden states whose elements come from the quantized prefix with probability `mixing`."""
         quantized = inputs.quantized[batch]
         full = inputs.full[batch]
+        # At both ends nothing need be drawn.
         if self.recipe.mixing == 1:
             return quantized
         if self.recipe.mixing == 0:
@@ -328,4 +341,6 @@ class Steps:
 
 def _short(value: float) -> float | str:
     """Rounded to five digits; text where it is not finite, as JSON has no number for that."""
-    return float(f"{value:.5g}") if math.isfinite(value) else str(value)
+    if not math.isfinite(value):
+        return str(value)
+    return float(f"{value:.5g}")

@@ -61,8 +61,10 @@ def walk_linears(
     for index, block in enumerate(blocks):
         progress(index / len(blocks), f"block {index + 1}/{len(blocks)}")
         home = next(block.parameters()).device
-        block.to(device)
-        names = {layer: f"{prefix}.{index}.{name}" for name, layer in linears(block).items()}
+        block.to(device)  # one block at a time is on the device, and goes home when it is done
+        names: dict[Any, str] = {}  # by layer: the layer's full name
+        for name, layer in linears(block).items():
+            names[layer] = f"{prefix}.{index}.{name}"
         # No cache: it would hold on to the low-precision copies of weights that have been replaced.
         with torch.autocast(
             device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
@@ -90,10 +92,11 @@ def walk_blocks(
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device)
-    full = [stream.hidden for stream in streams]
+    full = [stream.hidden for stream in streams]  # before the first block both streams are the same
     for index, block in enumerate(blocks):
         place = f"block {index + 1}/{len(blocks)}"
 
+        # Bound as defaults: a closure would read the loop's variables when it is called.
         def report(fraction: float, text: str, index: int = index, place: str = place) -> None:
             progress((index + fraction) / len(blocks), f"{place} {text}")
 
@@ -102,8 +105,10 @@ def walk_blocks(
         block.to(device)
         arguments = [stream.arguments[index] for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
+        # Before the visit the block's weights are still the model's own.
         targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
         visit(f"{prefix}.{index}", block, inputs, targets)
+        # The visit may have replaced weights: the quantized stream goes on through the new ones.
         for batch, stream in enumerate(streams):
             stream.hidden = inputs.run(block, stream.hidden, batch)
         full = targets
@@ -129,6 +134,7 @@ def enter(
         with _recorded(blocks, tuples) as (calls, probe), suppress(_AllRecorded):
             model(input_ids=batch.to(home), use_cache=False)
         tuples = probe[0]
+        # The first block's input is the stream; it was passed on, so all blocks have the same.
         first_args, _ = calls[0]
         hidden = first_args[0]
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
@@ -155,13 +161,15 @@ def _recorded(
 
     def passing(original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            # Models call their blocks in both ways; recorded calls have it first in args.
             if "hidden_states" in kwargs:
                 args = (kwargs.pop("hidden_states"), *args)
-            if probe[0] is None:
+            if probe[0] is None:  # the only time that a block is really run here
                 probe[0] = isinstance(original(*args, **kwargs), tuple)
             calls.append((args, kwargs))
             if len(calls) == len(blocks):
-                raise _AllRecorded  # the head would be the dearest part of it all
+                # With blocks passed over, the head would be the dearest part of it all.
+                raise _AllRecorded
             return (args[0],) if probe[0] else args[0]
 
         return forward
@@ -184,37 +192,44 @@ def lock_step(
     arrived, the layer's statistics are complete, it is visited, and they go on: truly sequential
     inputs in one pass over the block.
     """
-    position = {layer: number for number, layer in enumerate(names)}
-    unvisited = dict.fromkeys(names)
+    order = list(names)
+    unvisited = set(names)
 
     def pause(layer: Any, args: tuple[Any, ...]) -> None:
         """Hand the layer and its input to the loop below, until that switches back."""
+        # A layer that was visited is quantized already; a second call of it just runs.
         if layer in unvisited:
             greenlet.getcurrent().parent.switch((layer, args[0]))
 
-    # states: of each run, (layer, input) while it is paused, the block's output once it is dead.
     hooks = [layer.register_forward_pre_hook(pause) for layer in names]
     runs = [greenlet(partial(_forward, block, index, stream)) for stream in streams]
     statistics = InputStatistics()
     try:
+        # Of each run, (layer, input) while it is paused, and the block's output once it is dead.
         states = [run.switch() for run in runs]
         while True:
-            paused = [i for i, run in enumerate(runs) if not run.dead]
-            if not paused:
+            waiting: dict[Any, list[int]] = {}  # by layer: the runs that are paused before it
+            for i, run in enumerate(runs):
+                if not run.dead:
+                    waiting.setdefault(states[i][0], []).append(i)
+            if not waiting:
                 break
-            # Experts: not every stream reaches every layer. The first in the order goes first.
-            layer = min((states[i][0] for i in paused), key=lambda waiting: position[waiting])
-            arrived = [i for i in paused if states[i][0] is layer]
+            # Experts: not every stream reaches every layer. The first in the order goes first, so
+            # that its streams can still join those that wait further on.
+            layer = min(waiting, key=order.index)
+            arrived = waiting[layer]
             stats = statistics.of([states[i][1] for i in arrived], names[layer])
             visit(names[layer], layer, stats)
-            del unvisited[layer]
+            # Before any run goes on: from here the hook lets all of them pass.
+            unvisited.remove(layer)
             for i in arrived:
                 states[i] = runs[i].switch()
     finally:
         for hook in hooks:
             hook.remove()
-    for layer in list(unvisited):
-        visit(names[layer], layer, _no_statistics(layer))
+    for layer in order:
+        if layer in unvisited:
+            visit(names[layer], layer, _no_statistics(layer))
     return states
 
 
@@ -249,6 +264,7 @@ class InputStatistics:
         return self._stats
 
     def _are_the_last(self, inputs: list[Tensor]) -> bool:
+        """Whether they are the very tensors of the last call, such as those of q, k and v."""
         if len(inputs) != len(self._inputs):
             return False
         return all(new is old for new, old in zip(inputs, self._inputs, strict=True))
@@ -263,7 +279,8 @@ def _second_order(inputs: list[Tensor], name: str) -> LinearStats:
         rows = x.reshape(-1, width).float()  # (tokens, in)
         hessian += _gram(rows)
         count += len(rows)
-    hessian *= 2 / max(count, 1)
+    hessian *= 2 / max(count, 1)  # a stream of no tokens leaves zeros
+    # One sum shows it: a single token that is not finite leaves NaN or infinity on the diagonal.
     if not torch.isfinite(hessian).all():
         raise MethodError(
             f"the inputs of {name} are not finite on the calibration text; "

@@ -99,13 +99,15 @@ def estimate(cell: Cell, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
     streams = 4 * tokens * (2 * rates.hidden + rates.widest)
     method = get_method(cell.method, **cell.params)
     if verb_of(method) == "quantize_block":
-        trained = method.training_tokens(tokens) if trains(method) else tokens
+        trained = tokens
+        if trains(method):
+            trained = method.training_tokens(tokens)
         # Both streams go forward; training is a forward and two backward products.
         passes = 2 * 2 * tokens + 6 * trained
         block = 32 * rates.block_weights // max(1, rates.blocks)
         seconds = passes * rates.block_weights / rates.training
         return Estimate(seconds, tasks, weights + 2 * streams + block + RESERVE)
-    # x x^T of each distinct input costs about half a forward pass.
+    # 2 flops a weight and token. x x^T of each distinct input costs about half a forward pass.
     forward = 2 * tokens * rates.block_weights
     hessians = 2 * tokens * rates.block_weights * 0.5
     seconds = (forward + hessians) / rates.walk + rates.block_weights * 5e-7

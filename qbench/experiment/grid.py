@@ -103,6 +103,7 @@ class Grid(BaseModel):
         combinations = []
         for choice in itertools.product(*values.values()):
             params = dict(zip(values, choice, strict=True))
+            # As the method has them, "0.10" is 0.1, so that equal settings make equal cells.
             converted = parameters(get_method(method, **params))
             changed = {key: value for key, value in converted.items() if value != defaults[key]}
             combinations.append(changed)
@@ -116,9 +117,12 @@ class Grid(BaseModel):
 
     def method_settings(self, method: str) -> dict[str, Scalar]:
         """What the preset fixes for a method: for every method that trains, and for this one."""
-        settings = self.defaults.get("settings", {})
-        trained = settings.get("trained", {}) if trains(declared(method)) else {}
-        return {**trained, **settings.get(method, {})}
+        preset = self.defaults.get("settings", {})
+        settings: dict[str, Scalar] = {}
+        if trains(declared(method)):
+            settings |= preset.get("trained", {})
+        settings |= preset.get(method, {})
+        return settings
 
     @property
     def group(self) -> int | None:
@@ -129,7 +133,9 @@ class Grid(BaseModel):
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks asked for, or the preset's."""
-        return self.tasks if self.tasks is not None else tuple(self.defaults["tasks"])
+        if self.tasks is not None:
+            return self.tasks
+        return tuple(self.defaults["tasks"])
 
     def task_options(self, task: str) -> dict[str, Any]:
         """limit, num_fewshot, length and generate: the preset's, overridden by `set`."""

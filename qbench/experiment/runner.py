@@ -21,11 +21,7 @@ from qbench.errors import QbenchError, StoreError
 from qbench.experiment.cells import cell_command
 from qbench.experiment.plan import Plan
 from qbench.experiment.store import Store
-from qbench.models.source import (
-    ModelSource,
-    load_config,
-    load_model,
-)
+from qbench.models.source import ModelSource, load_config, load_model
 from qbench.quantization import QuantizedModel, load, quantize
 from qbench.records import Cell, Record, Score, TaskSpec
 from qbench.registry import get_method
@@ -97,7 +93,7 @@ class _Worker:
             self.facts["scores"] = self._evaluate(quantized.model, quantized.tokenizer)
             self.facts["evaluate_seconds"] = time.perf_counter() - started
         except StoreError:
-            raise
+            raise  # results can no longer be written: nothing can be recorded
         except QbenchError as error:
             status = "failed"
             reason = str(error)
@@ -113,6 +109,7 @@ class _Worker:
             command=cell_command(self.plan.grid, self.cell),
             **self.facts,
         )
+        # The card of the quantized model shows its scores; the unquantized one has no artifact.
         if status == "ok" and self.cell.scheme is not None:
             add_scores(self.store.artifact(self.cell), record)
         return record
@@ -157,7 +154,8 @@ class _Worker:
         cell = self.cell
         device = self.plan.device
         method = get_method(cell.method, **cell.params)
-        model, tokenizer = load_model(source, "float32" if device == "cpu" else cell.dtype)
+        dtype = "float32" if device == "cpu" else cell.dtype
+        model, tokenizer = load_model(source, dtype)
         tokens: Tensor | None = None
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
             texts = self.plan.source.text(CALIBRATION)
@@ -223,10 +221,11 @@ class _Worker:
     def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
         """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
         estimated = self.plan.estimates[self.cell.id]
-        seconds = [estimated.tasks[spec.name] for spec in specs]
+        total = sum(estimated.tasks[spec.name] for spec in specs)
         low = estimated.quantize_share
-        for spec, own in zip(specs, seconds, strict=True):
-            high = low + (1 - estimated.quantize_share) * own / sum(seconds)
+        for spec in specs:
+            share = estimated.tasks[spec.name]
+            high = low + (1 - estimated.quantize_share) * share / total
             yield self._span(low, high, spec.name)
             low = high
 
@@ -242,6 +241,6 @@ class _Worker:
 def _stored_bits(source: ModelSource, dtype: str) -> float:
     """Bits per weight of the unquantized model: those of its own dtype."""
     stored = getattr(load_config(source), "dtype", None) or dtype
-    if isinstance(stored, str):
+    if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
         stored = getattr(torch, stored)
     return float(torch.finfo(stored).bits)

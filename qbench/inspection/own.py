@@ -41,11 +41,10 @@ def read_own(config: Mapping[str, Any], shards: Shards) -> Reading:
         if group.format == "dense":
             dense.append(layer)
     quantized = {piece.tensor for piece in pieces}
-    others = [
-        dense_piece(name, tensor.shape, tensor.nbytes)
-        for name, tensor in shards.entries.items()
-        if name not in quantized
-    ]
+    others = []
+    for name, tensor in shards.entries.items():
+        if name not in quantized:
+            others.append(dense_piece(name, tensor.shape, tensor.nbytes))
     facts = layout.facts()
     method = facts.get("method")
     scheme = facts.get("scheme")

@@ -87,11 +87,10 @@ def part_piece(name: str, layer: str, item: str, nbytes: int, parameters: int = 
 
 def dense_layers(pieces: Sequence[Piece]) -> list[str]:
     """Linear layers that are stored as they are, the head among them, in the order of the model."""
-    layers = {
-        piece.tensor.removesuffix(".weight")
-        for piece in pieces
-        if piece.item in ("dense_weights", "head")
-    }
+    layers = set()
+    for piece in pieces:
+        if piece.item in ("dense_weights", "head"):
+            layers.add(piece.tensor.removesuffix(".weight"))
     return sorted(layers, key=_with_numbers)
 
 
@@ -121,4 +120,11 @@ def item_of(name: str, axes: int) -> str:
 
 def _with_numbers(name: str) -> list[tuple[int, str]]:
     """A sort key that puts `layers.2` before `layers.10`."""
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(".")]
+    key = []
+    for word in name.split("."):
+        # Pairs, as a number and a word cannot be compared; words come before numbers.
+        if word.isdecimal():
+            key.append((int(word), ""))
+        else:
+            key.append((-1, word))
+    return key

@@ -107,16 +107,16 @@ def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
 
 
 def _read_unquantized(shards: Shards) -> Reading:
-    endings = tuple(f".{leaf}" for leaf in CODES)
+    # Packed codes without a word on their bits would be counted as dense weights.
     for name in shards.entries:
-        if name.endswith(endings):
+        if name.rpartition(".")[2] in CODES:
             raise StoreError(
                 f"{shards.folder} holds {name}, but its config.json has no quantization_config; "
                 "put what the program that quantized it has written there"
             )
-    pieces = [
-        dense_piece(name, tensor.shape, tensor.nbytes) for name, tensor in shards.entries.items()
-    ]
+    pieces = []
+    for name, tensor in shards.entries.items():
+        pieces.append(dense_piece(name, tensor.shape, tensor.nbytes))
     return Reading("unquantized", pieces, dense_layers(pieces))
 
 
@@ -125,9 +125,11 @@ def _count_tied_head_once(reading: Reading) -> Reading:
     items = {piece.item for piece in reading.pieces}
     if not {"head", "embeddings"} <= items:
         return reading
-    pieces = [
-        replace(piece, parameters=0) if piece.item == "head" else piece for piece in reading.pieces
-    ]
+    pieces = []
+    for piece in reading.pieces:
+        if piece.item == "head":
+            piece = replace(piece, parameters=0)
+        pieces.append(piece)
     note = (
         "the head is tied to the embeddings, and stored all the same: "
         "its parameters are counted once"
@@ -139,11 +141,14 @@ def _summary(path: Path, reading: Reading) -> Inspection:
     pieces = reading.pieces
     nbytes = sum(piece.nbytes for piece in pieces)
     parameters = sum(piece.parameters for piece in pieces)
+    bits_per_parameter = 8 * nbytes / parameters if parameters else 0.0
     quantized = [piece for piece in pieces if piece.layer is not None]
     bits_per_weight = _bits_per_weight(quantized)
     notes = list(reading.notes)
     codes = bits_per_weight.get("codes")
     stated = reading.stated_bits
+    # Both are ratios of whole numbers: a difference beyond rounding is a wrong statement, or codes
+    # that do not fill their words.
     if stated is not None and codes is not None and abs(codes - stated) > 1e-6:
         notes.append(
             f"the config states {stated:g}-bit codes, they take {codes:.4g} bits in the file"
@@ -160,7 +165,7 @@ def _summary(path: Path, reading: Reading) -> Inspection:
         bits_per_weight=bits_per_weight,
         nbytes=nbytes,
         model_parameters=parameters,
-        bits_per_parameter=8 * nbytes / parameters if parameters else 0.0,
+        bits_per_parameter=bits_per_parameter,
         items=_table(pieces, nbytes),
         unquantized_layers=tuple(reading.dense),
         notes=tuple(notes),
@@ -172,12 +177,13 @@ def _bits_per_weight(pieces: Sequence[Piece]) -> dict[str, float]:
     weights = sum(piece.parameters for piece in pieces)
     if not weights:
         return {}
-    total = 8 * sum(piece.nbytes for piece in pieces)
-    result = {"total": total / weights}
-    for name in ITEMS:
-        bits = 8 * sum(piece.nbytes for piece in pieces if piece.item == name)
-        if bits:
-            result[name] = bits / weights
+    nbytes = dict.fromkeys(ITEMS, 0)  # in the order of the table
+    for piece in pieces:
+        nbytes[piece.item] += piece.nbytes
+    result = {"total": 8 * sum(nbytes.values()) / weights}
+    for name, size in nbytes.items():
+        if size:
+            result[name] = 8 * size / weights
     return result
 
 
@@ -188,6 +194,7 @@ def _table(pieces: Sequence[Piece], total: int) -> tuple[Item, ...]:
         of_item = [piece for piece in pieces if piece.item == name and piece.nbytes]
         if of_item:
             nbytes = sum(piece.nbytes for piece in of_item)
+            # A GGUF tensor is several pieces, which may be of one item.
             tensors = len({piece.tensor for piece in of_item})
             lines.append(Item(name, nbytes, nbytes / total, tensors))
     return tuple(lines)

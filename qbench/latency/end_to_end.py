@@ -81,20 +81,25 @@ def compare(
     for turn in range(repeats + 1):
         for variant, model in models.items():
             progress(f"round {turn + 1}/{repeats + 1}, {variant.name}")
-            served(clear=True)
+            served(clear=True)  # forgets what the variant before it counted
             seconds = once(model, prompt, tokens)
             kernels[variant] = served(clear=True)
             if turn > 0:
                 times[variant].append(seconds)
     speeds = []
     for variant in VARIANTS:
-        first = [first for first, _ in times[variant]]
-        others = [others for _, others in times[variant]]
+        first_seconds = []
+        prefill = []  # tokens per second, read
+        decode = []  # and written: all but the first, which comes out of the prompt's pass
+        for first, others in times[variant]:
+            first_seconds.append(first)
+            prefill.append(prompt / first)
+            decode.append((tokens - 1) / others)
         speed = Speed(
             variant.name,
-            _spread([prompt / seconds for seconds in first]),
-            _spread([(tokens - 1) / seconds for seconds in others]),
-            statistics.median(first),
+            _spread(prefill),
+            _spread(decode),
+            statistics.median(first_seconds),
             _peak(folder, variant, prompt, tokens),
             kernels[variant],
         )

@@ -37,11 +37,11 @@ def linears(block: nn.Module) -> dict[str, Any]:
     wrong choice of expert costs more than their bits.
     """
     routers = _routers(block)
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if is_linear(module) and module not in routers
-    }
+    layers = {}
+    for name, module in block.named_modules():
+        if is_linear(module) and module not in routers:
+            layers[name] = module
+    return layers
 
 
 def is_linear(module: nn.Module) -> bool:

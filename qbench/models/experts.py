@@ -127,8 +127,12 @@ def _declared_stacks(module: Any) -> dict[str, Tensor] | None:
     if up.dim() != 3 or down.dim() != 3 or len(up) != len(down):
         return None
     intermediate = down.shape[2]
-    rows = 2 * intermediate if gated else intermediate
-    return stacks if up.shape[1] == rows else None
+    rows = intermediate
+    if gated:  # gate and up share a stack
+        rows = 2 * intermediate
+    if up.shape[1] != rows:
+        return None
+    return stacks
 
 
 def _unfused(module: Any, stacks: dict[str, Tensor]) -> Experts:
@@ -144,11 +148,12 @@ def _unfused(module: Any, stacks: dict[str, Tensor]) -> Experts:
         layers["up_proj"] = _layers(stacks, "up_proj", slice(None), trains)
     layers["down_proj"] = _layers(stacks, "down_proj", slice(None), trains)
 
+    # The linear layers hold the same storage now; the module stays for its activation and norm.
     for name in list(module._parameters):
         delattr(module, name)
     experts = []
     for index in range(len(layers["down_proj"])):
-        own = {name: of_experts[index] for name, of_experts in layers.items()}
+        own = {name: per_expert[index] for name, per_expert in layers.items()}
         experts.append(Expert(own, module, interleaved))
     return Experts(experts)
 
@@ -190,6 +195,7 @@ def _refuse_leftovers(model: nn.Module) -> None:
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding, _ConvNd)):
             continue
         for key, value in module.named_parameters(recurse=False):
+            # More than two axes that are not of size 1: three make a stack (experts, out, in).
             is_stack = sum(size > 1 for size in value.shape) > 2
             if is_stack or value.numel() > largest:
                 raise ModelError(

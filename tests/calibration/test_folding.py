@@ -9,7 +9,8 @@ import torch
 import transformers as hf
 from torch import nn
 
-from qbench.calibration.folding import Fold, excerpt, find_folds, folded, has_bias, moved
+from qbench.calibration.folding import Fold, folded, has_bias, moved
+from qbench.calibration.folding_search import excerpt, find_folds
 from qbench.contracts import BlockInputs
 from qbench.models.experts import unfuse_experts
 from samples import normal, token_ids

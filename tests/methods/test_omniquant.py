@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 import qbench
 from families import GPT2, OPT
 from qbench import Scheme
-from qbench.calibration.folding import find_folds
+from qbench.calibration.folding_search import find_folds
 from qbench.checks.samples import sample_weight
 from qbench.methods.omniquant import OmniQuant, Transformed, largest_inputs, migration
 from qbench.methods.rtn import range_grid, round_to_grid, weight_range
