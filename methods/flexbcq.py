@@ -15,7 +15,11 @@ from qbench.methods.uniquanf import UniQuanF
 
 @dataclass(frozen=True)
 class FlexBCQ(UniQuanF):
-    """UniQuanF with FlexBCQ's initialization. The mapping is the full one; `exact` gives its codes faster."""
+    """UniQuanF with FlexBCQ's initialization.
+
+    The paper's mapping is the full one, by the distance to every level; `exact`, the default here,
+    gives the same codes faster.
+    """
 
     name: ClassVar[str] = "flexbcq"
     paper: ClassVar[str] = "FlexBCQ, ICLR 2025 submission 8982 (OpenReview)"
