@@ -36,21 +36,27 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
         y = x @ weight.weight.to(x.dtype).T
     else:
         y = x @ weight.dequantize().to(x.dtype).T
-    return y if bias is None else y + bias
+    if bias is None:
+        return y
+    return y + bias
 
 
 def _uniform(x: Tensor, weight: Uniform) -> Tensor:
+    # (out, groups, g), (out, groups), (out, groups)
     codes, scale, zero = (part.to(x.dtype) for part in weight.unpacked())
     grouped = x.unflatten(-1, (-1, weight.group_size))  # (..., groups, g)
     dots = torch.einsum("...gk,ogk->...og", grouped, codes)  # (..., out, groups)
+    # s (q . x - z sum x), summed over the groups; sum x is (..., 1, groups)
     centred = dots - zero * grouped.sum(-1).unsqueeze(-2)
     return (centred * scale).sum(-1)
 
 
 def _binary(x: Tensor, weight: Binary) -> Tensor:
     grouped = x.unflatten(-1, (-1, weight.group_size))  # (..., groups, g)
+    # (bits, out, groups, g) in {-1, +1}
     signs = torch.stack([weight.signs(plane) for plane in range(weight.bits)]).to(x.dtype)
     dots = torch.einsum("...gk,bogk->...ogb", grouped, signs)  # (..., out, groups, bits)
+    # alpha (out, groups, bits)
     y = (dots * weight.alpha.to(x.dtype)).sum((-1, -2))
     if weight.shift is None:
         return y

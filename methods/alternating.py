@@ -87,6 +87,8 @@ class Alternating:
             alpha = torch.where(better[:, None], other_alpha, alpha)
             shift = torch.where(better, other_shift, shift)
         _, alpha, shift = alternate(group, alpha, shift, self.rounds - trial, self.shift)
+        # -alpha_i c_i is alpha_i (-c_i): signs and order of the scales do not change the levels,
+        # from which the planes are chosen afterwards.
         return alpha.abs().sort(1, descending=True).values.float(), shift.float()
 
     def _uniform_start(self, W: Tensor, bits: int) -> Coding:
@@ -104,11 +106,14 @@ class Alternating:
             stored_scale, stored_zero = method.grid(W, scheme)
             s = stored_scale.float()
             z = zero_as_float(stored_scale, stored_zero, bits)
+            # The stored scale may have become zero, and the error divides by it.
             error = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
             better = error < least
             least = torch.where(better, error, least)
             scale = torch.where(better, s, scale)
             shift = torch.where(better, s * (h - z), shift)
+        # sum_i c_i 2^(b-1-i) runs through k - h, k = 0 .. 2^b - 1, and s (k - z) is s (k - h) +
+        # s (h - z).
         places = 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)  # 2^(b-1-i), (b,)
         alpha = scale[:, None] * places
         if not self.shift:
@@ -149,7 +154,7 @@ class SortedGroups:
         ends = torch.nn.functional.pad(ends, (1, 1))  # (rows, L + 1)
         ends[:, -1] = self.sorted.shape[1]
         count = ends.diff(dim=1).double()
-        total = self.prefix.gather(1, ends).diff(dim=1)
+        total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
         return count, total
 
 
@@ -163,7 +168,7 @@ def alternate(
     levels is at least as good as the error says. The error never rises with the rounds; rows that
     have converged are left out of the later ones.
     """
-    signs = level_signs(alpha.shape[1], alpha.device)
+    signs = level_signs(alpha.shape[1], alpha.device)  # (L, b)
     alpha = alpha.to(torch.float64, copy=True)
     shift = shift.to(torch.float64, copy=True)
     error = torch.full_like(shift, torch.inf)
@@ -178,6 +183,7 @@ def alternate(
         count, total = part.cells(levels)
         # sum (w - v)^2 over a cell of level v = sum w^2 - 2 v total + count v^2
         now = part.energy + (levels * (count * levels - 2 * total)).sum(1)
+        # A row is at work while its error falls by more than 1e-9 of it.
         moving = now < e * (1 - 1e-9)
         e = torch.minimum(now, e)
         if not moving.any():
@@ -243,6 +249,7 @@ def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
         part = slice(start, start + step)
         levels, order = (shift[part, None] + alpha[part] @ signs.T).sort(1)  # (rows, L)
         middle = (levels[:, 1:] + levels[:, :-1]) / 2
+        # The number of midpoints below a weight is the place of its nearest level.
         rank = torch.searchsorted(middle, W[part].contiguous())  # (rows, g)
         code = order.to(torch.uint8).gather(1, rank)
         for i in range(bits):

@@ -106,6 +106,8 @@ class AWQ:
             log[" ".join(site.layers)] = entry
         weights = {}
         for name, layer in linears(block).items():
+            # A weight that folds have scaled, else the layer's own. What stays in `values` are
+            # norms, biases and whatever else the folds divide by the scales.
             W = values.pop(f"{name}.weight", layer.weight.detach())
             W = as_kept(layer, W).float()  # (out, in)
             if name in unseen:  # nothing is known but its weights
@@ -129,6 +131,7 @@ class AWQ:
         # By steps k of the ratio, r = k / grid; k = 0 is plain rounding.
         errors = {0: plain}
         self._try_ratios(site, scheme, W, range(2, self.grid, 2), errors)
+        # The steps that were left out, on both sides of the best.
         best = _least(errors)
         neighbours = [k for k in (best - 1, best + 1) if 0 < k < self.grid]
         self._try_ratios(site, scheme, W, neighbours, errors)
@@ -152,7 +155,10 @@ class AWQ:
         """Enter into `errors`, by step k of the ratio, the error with Q(W diag s) diag(1/s)."""
         for k in steps:
             s = site.scale(k / self.grid)
-            scaled = {name: self._dense(w * s, scheme) / s for name, w in W.items()}
+            # The layer gets x itself here: Q(W diag s) (x / s) = Q(W diag s) diag(1/s) x.
+            scaled = {}
+            for name, w in W.items():
+                scaled[name] = self._dense(w * s, scheme) / s
             errors[k] = site.error(scaled)
 
     def _clips(
@@ -164,9 +170,13 @@ class AWQ:
         that the search does not see. Here f sees it: a layer's clips are kept only where they lower
         the error of f.
         """
-        s = site.total.new_ones(()) if scale is None else scale
+        s = scale
+        if s is None:
+            s = site.total.new_ones(())
+        # All of the clips are searched for W diag s, which sees the inputs x / s.
         W = {name: w * s for name, w in site.weights().items()}
         dense = {name: self._dense(w, scheme) / s for name, w in W.items()}
+        # Layer by layer, on top of the clips that were kept before.
         lowest = site.error(dense)
         kept = {}
         for name, w in W.items():
@@ -192,8 +202,10 @@ class AWQ:
         for part in W.split(max(1, CHUNK // products)):
             least = part.new_full(part.shape[:2], math.inf)  # (out, groups)
             best = torch.ones_like(least)
+            # Ratios 1, 1 - 1/clip_grid, ..; the last one is still above 1 - max_shrink.
             for i in range(max(1, round(self.max_shrink * self.clip_grid))):
                 ratio = torch.full_like(least, 1 - i / self.clip_grid)
+                # (out, groups, g); x Q(w) - x w = x change
                 change = self._dense(part, scheme, ratio).view_as(part) - part
                 # (groups, tokens, g) @ (groups, g, out), summed over the tokens
                 error = torch.bmm(X, change.permute(1, 2, 0)).square_().sum(1).T  # (out, groups)
@@ -230,6 +242,7 @@ class AWQ:
         integer = self.zero_point == "integer"
         low, high = weight_range(W, scheme.symmetric, integer)
         if ratio is not None:
+            # Weights are clamped to +-limit; an end of the range within it stays where it is.
             limit = torch.maximum(low.abs(), high.abs()) * ratio
             low = torch.maximum(low, -limit)
             high = torch.minimum(high, limit)

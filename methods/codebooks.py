@@ -54,8 +54,10 @@ class RotatedGrid:
         self.top = 2**bits - 1
         self.map = G / sigma
         self.offset = -self.top / 2 * self.map.sum(1)  # b = -A (top/2, .., top/2)
+        # In the axes of G the codewords are a grid of step 1/sigma. For Gaussian vectors of rms r
+        # the best step is r GAUSSIAN_STEP, which fits where r is the spread.
         self.spread = 1 / (sigma * GAUSSIAN_STEP[bits])
-        self._inverse = G.T * sigma
+        self._inverse = G.T * sigma  # A^-1, as G is orthogonal
 
     def nearest(self, T: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Codebook`."""
@@ -86,6 +88,7 @@ class SignMap:
         self.signs = signs.to(M.device)  # (codewords, d * bits)
         self.codes = codes.T.contiguous().to(M.device)  # (d, codewords)
         self.values = M @ self.signs.T  # (d, codewords)
+        # Codeword k has the opposite bits of the k-th from the end: one half has all |t.c|.
         self._half = self.values[:, : len(codes) // 2].contiguous()
         self._energy = self._half.square().sum(0) / 2  # |c|^2 / 2
 
@@ -106,6 +109,7 @@ class SignMap:
         nearest = []
         for part in T.split(max(1, scores // self._half.shape[1]), 1):
             best = largest((part.T @ self._half).abs_().sub_(self._energy))
+            # t.c < 0: -c is nearer, which is as far from the end.
             opposite = (self.values[:, best] * part).sum(0) < 0
             nearest.append(torch.where(opposite, last - best, best))
         return torch.cat(nearest)
@@ -123,6 +127,7 @@ def rotation(d: int, generator: torch.Generator) -> Tensor:
 
     It is the Q of a Gaussian matrix whose R has a positive diagonal.
     """
+    # QR leaves the signs of the columns open; R with a positive diagonal makes it unique.
     Q, R = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator))
     return (Q * R.diagonal().sign()).float()
 
@@ -157,7 +162,7 @@ def _fit(d: int, bits: int, rounds: int, generator: torch.Generator, samples: in
     """
     step = GAUSSIAN_STEP[bits]
     G = rotation(d, generator)
-    # The tied form of a grid: plane p of the codes has the place value 2^(B-2-p).
+    # The tied form of a grid: z - top/2 = sum_p 2^(B-2-p) s_p with bits z_p = (s_p + 1)/2.
     M = torch.cat([step * 2.0 ** (bits - 2 - p) * G for p in range(bits)], 1)
     M += 0.6 * step * torch.randn(M.shape, generator=generator)
     k = M.shape[1]
@@ -170,6 +175,8 @@ def _fit(d: int, bits: int, rounds: int, generator: torch.Generator, samples: in
         X = torch.randn(d, samples, generator=generator)
         S = book.signs[book.index(X)]  # (samples, k)
         present = S.T @ torch.cat([S, X.T], 1) / samples
+        # A longer memory once the noise is gone.
         moments.lerp_(present, 0.5 if cooling else 0.1)
+        # Least squares: E[s s^T] M^T = E[s x^T].
         M = torch.linalg.solve(moments[:, :k] + ridge, moments[:, k:]).T
     return M.contiguous()

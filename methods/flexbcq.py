@@ -17,7 +17,8 @@ from qbench.methods.uniquanf import UniQuanF
 class FlexBCQ(UniQuanF):
     """UniQuanF with FlexBCQ's initialization.
 
-    The paper maps by all distances; `exact` gives the same codes faster.
+    The paper's mapping is the full one, by the distance to every level; `exact`, the default here,
+    gives the same codes faster.
     """
 
     name: ClassVar[str] = "flexbcq"

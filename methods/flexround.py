@@ -69,6 +69,7 @@ class FlexRoundWeight(TrainedWeight):
         self.lr = lr
         self.X = W.flatten(0, 1)  # (rows, g)
         self.z = zero_as_float(scale, zero, bits).reshape(-1, 1)  # (rows, 1)
+        # S2 = s3 = 1: the start is the grid itself.
         self.d1 = nn.Parameter(scale.float().clamp_min(TINY).log().reshape(-1, 1))
         self.d2 = nn.Parameter(torch.zeros_like(self.X))
         self.d3 = nn.Parameter(torch.zeros_like(self.d1))
@@ -102,6 +103,9 @@ class _Rounded(torch.autograd.Function):
 
         dL/dd2 = -m G s v        dL/dd3 = sum dL/dd2        dL/dd1 = sum G w^ + dL/dd3.
 
+    For w^ = s (q - z), where dq = m dv and dv = -v (dd1 + dd2 + dd3), and ds = s dd1:
+    dw^ = w^ dd1 - m s v (dd1 + dd2 + dd3). The zero point is constant.
+
     Nothing of the weight's size is kept for the backward pass: v is computed again.
     """
 
@@ -131,9 +135,10 @@ class _Rounded(torch.autograd.Function):
             v = divided(X[part], d1[part], d2[part], d3[part])
             q = (v + z[part]).round_()
             inside = (q >= 0) & (q <= ctx.n)  # m
-            Gs = G[part] * d1[part].exp()
+            Gs = G[part] * d1[part].exp()  # G s
             steps = q.clamp_(0, ctx.n).sub_(z[part])  # w^ / s
-            grad_d1[part] = (steps * Gs).sum(1, keepdim=True)
+            grad_d1[part] = (steps * Gs).sum(1, keepdim=True)  # sum G w^
+            # In place: Gs is m G s afterwards.
             grad_d2[part] = torch.mul(Gs.mul_(inside), v).neg_()
             grad_d3[part] = grad_d2[part].sum(1, keepdim=True)
         return None, grad_d1 + grad_d3, grad_d2, grad_d3, None, None

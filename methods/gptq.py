@@ -2,7 +2,14 @@
 
 Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1. With H = 2/n sum x x^T
 and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i to q leaves e = (w_i - q)
-/ U_ii, and w_j -= e U_ij for j > i. Act-order processes the columns by decreasing H_ii; the grid of
+/ U_ii, and w_j -= e U_ij for j > i.
+
+That is the step of the optimal brain surgeon. Let F = i..n be the columns that are still free. The
+least increase of the error moves w_F by -(w_i - q) (H_F^-1)_iF / (H_F^-1)_ii. Since H = U^-1 U^-T
+and U^-1 is upper, H_F^-1 = U_F^T U_F; its first row is U_ii U_iF, and the step is -e U_iF. So one
+factorization serves all i.
+
+Act-order processes the columns by decreasing H_ii; the grid of
 every group is fixed beforehand (static groups), so that the order needs not be stored.
 """
 
@@ -57,12 +64,14 @@ class GPTQ:
         order = torch.arange(columns, device=H.device)
         if self.act_order:
             order = H.diagonal().argsort(descending=True, stable=True)
+        # Rows and columns of H alike go into the order of processing.
         U = inverse_cholesky(H[order][:, order], self.damp)
         # (out, in): each column's scale and zero point, in the order of processing.
         s = scale.float().repeat_interleave(group, 1)[:, order]
         z = zero_as_float(scale, zero, scheme.bits).repeat_interleave(group, 1)[:, order]
         top = 2**scheme.bits - 1
         codes = torch.empty((out, columns), dtype=torch.uint8, device=weight.device)
+        # Back to the order of the weight: column order[i] was the i-th to be rounded.
         codes[:, order] = round_columns(W[:, order], U, s, z, top, self.block_size)
         return Uniform.from_codes(codes, scale, zero, scheme.bits)
 
@@ -94,7 +103,7 @@ def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
             lower, failed = torch.linalg.cholesky_ex(damped)
             if failed:
                 continue
-            inverse = torch.cholesky_inverse(lower)
+            inverse = torch.cholesky_inverse(lower)  # H^-1, from H = lower lower^T
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed and torch.isfinite(upper).all():
                 return upper.float()
@@ -113,10 +122,12 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
     WT = W.T.contiguous()
     sT = s.T.contiguous()
     zT = z.T.contiguous()
+    # In a group whose scale is zero every weight gets the code of the zero point.
     inverse = torch.where(sT > 0, 1 / sT, 0)
     codes = torch.empty_like(WT)
     n = len(WT)
-    # WT[i:] always holds w_i, .., w_n with the errors of the earlier columns spread over them.
+    # Before column i is rounded, WT[i:stop] has taken in the errors of all earlier columns, and
+    # WT[stop:] those of the earlier blocks.
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
         errors = torch.empty_like(WT[start:stop])
@@ -126,6 +137,7 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
             e = (WT[i] - (q - zT[i]) * sT[i]) / U[i, i]
             errors[i - start] = e
             WT[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1)  # w_j -= e U_ij
-        # The lazy update of algorithm 1: the columns behind the block, in one product.
+        # The lazy update of algorithm 1: the columns behind the block, in one product,
+        # w_j -= sum over i of the block of e_i U_ij.
         WT[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
     return codes.T.to(torch.uint8).contiguous()

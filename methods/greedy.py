@@ -70,7 +70,8 @@ def greedy_planes(
             coded = (columns @ alpha[..., None])[..., 0]  # sum_i alpha_i c_i, (..., g)
             residual = W - shift[..., None] - coded
         else:
-            scale = residual.abs().mean(-1, keepdim=True)
+            # The least |r - a c|^2 with c = sign(r) is at a = c . r / g = mean|r|.
+            scale = residual.abs().mean(-1, keepdim=True)  # (..., 1)
             alpha = torch.cat([alpha, scale], -1)
             residual = residual - torch.where(planes[-1], scale, -scale)
     return torch.stack(planes), alpha, shift
@@ -104,6 +105,7 @@ def solve_positive(A: Tensor, y: Tensor) -> Tensor:
     k = y.shape[1]
     # (k, k + 1, rows): the augmented systems, with one entry of all of them contiguous.
     system = torch.cat([A, y[:, :, None]], 2).permute(1, 2, 0).contiguous()
+    # Columns of signs have c . c = g: A_00 is the number of weights, which pivots are measured by.
     floor = A[:, 0, 0].clamp_min(1) * 1e-9
     # Forward: row i gets the pivot 1, or becomes zero, and leaves the rows below. Entries below the
     # diagonal are not read again, and stay as they are.

@@ -24,7 +24,9 @@ def nearest(y: Tensor, levels: Tensor) -> Tensor:
     """
     ordered, order = levels.sort(1)
     middle = (ordered[:, 1:] + ordered[:, :-1]) / 2  # (rows, L - 1)
-    # rank: how many midpoints lie below y, found bit by bit from the most significant.
+    # rank: how many midpoints lie below y, bit by bit from the most significant. After each
+    # comparison it lies in rank .. rank + step - 1, and midpoint rank + step - 1 halves the next
+    # interval.
     step = levels.shape[1] // 2
     rank = (y > middle[:, step - 1, None]).long().mul_(step)
     while step > 1:
@@ -45,9 +47,11 @@ def nearest_neighbour(y: Tensor, levels: Tensor, codes: Tensor, by_pattern: bool
         order = torch.arange(last + 1, device=y.device).expand_as(levels)
     else:
         order = levels.argsort(1)
-    rank = order.argsort(1).gather(1, codes.long())  # place of the present level in that order
+    # argsort of a permutation is its inverse: the place of each pattern in that order.
+    rank = order.argsort(1).gather(1, codes.long())  # (rows, n), of the present level
     best = torch.full_like(y, torch.inf)
     chosen = codes.long()
+    # At either end the missing neighbour is the present level once more, which changes nothing.
     for move in (-1, 0, 1):
         index = order.gather(1, (rank + move).clamp_(0, last))
         distance = (y - levels.gather(1, index)).abs_()
@@ -66,6 +70,9 @@ class MappedWeight(torch.autograd.Function):
 
         dL/da_i = sum m G s c_i        dL/dd2 = -m G s v        dL/dd3 = sum dL/dd2
         dL/dd1  = sum G w^ + dL/dd3    dL/dz_B = sum G s.
+
+    For the estimate moves the level with x, dq = m (sum_i c_i da_i + dx), where dx = dv = -v (dd1 +
+    dd2 + dd3) as z and h are constant, and ds = s dd1. So dw^ = w^ dd1 + s (dq + dz_B).
 
     Nothing of the weight's size is kept for the backward pass but the codes, one byte each.
     """

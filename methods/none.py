@@ -1,4 +1,4 @@
-"""No quantization: a row of every table, and the reference for divergence."""
+"""No quantization: the unquantized model, a row of every table and the reference for divergence."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class Unquantized:
     symmetric: ClassVar[bool] = True
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Dense:
-        """(out, in) -> Dense, a copy."""
+        """weight (out, in), floating: -> Dense, a copy in the same dtype."""
         return Dense(weight.clone())

@@ -71,16 +71,17 @@ class OmniQuant(Reconstruction):
     def _searched(self, W: Tensor, scheme: Scheme) -> Tensor:
         """gamma and beta (out, groups) that give W (out, groups, g) the scales that `rtn` finds.
 
-        As both ends shrink alike, sigma(gamma) is the ratio of that scale to the one of the whole
-        range.
+        Both ends shrink alike there, gamma = beta, so that s = sigma(gamma) (max W - min W) / n:
+        sigma(gamma) is the ratio of the searched scale to the one of the whole range.
         """
         low, high = weight_range(W, scheme.symmetric, integer=True)
         if scheme.symmetric:
-            whole = 2 * high / (2**scheme.bits - 2)
+            whole = 2 * high / (2**scheme.bits - 2)  # max|w| / (2^(b-1) - 1), as in `range_grid`
         else:
             whole = (high - low) / (2**scheme.bits - 1)
         scale, _ = RTN().grid(W, scheme)
         ratio = scale.float() / whole.clamp_min(TINY)
+        # The inverse of sigma; eps keeps it finite for a ratio of 0 or 1.
         return torch.logit(ratio, eps=1e-3).clamp_max(LARGEST)
 
     def quantize_block(
@@ -98,6 +99,7 @@ class OmniQuant(Reconstruction):
         for fold, x in zip(folds, largest, strict=True):
             migrated.append(migration(block, fold, x))
         ones = [torch.ones_like(x) for x in largest]
+        # Without epochs, a reconstruction gives the loss of the start alone.
         untrained = replace(self, epochs=0)
         states = []
         losses = []
@@ -153,6 +155,7 @@ class LearnedClip(TrainedWeight):
         low, high = weight_range(W, self.scheme.symmetric, integer=True)
         h = self.gamma.sigmoid() * high
         if self.beta is None:
+            # n // 2 = 2^(b-1) - 1 steps on each side of the midpoint code (n + 1) / 2 = 2^(b-1).
             s = (h / (n // 2)).clamp_min(TINY)
             return s, torch.full_like(h, (n + 1) / 2)
         low = self.beta.sigmoid() * low
@@ -181,6 +184,9 @@ class _Rounded(torch.autograd.Function):
     With m = 1 where not clipped, else 0, G = dL/dw^, and a sum over the group,
 
         dL/dw = m G        dL/ds = sum G (w^ - m w) / s.
+
+    For w^ = s (q - z), where dq/dw = m / s and dq/ds = -m w / s^2 with z held fixed:
+    dw^/dw = s m / s = m, and dw^/ds = (q - z) - m w / s = (w^ - m w) / s.
 
     Nothing of the weight's size is kept beside the weight.
     """
@@ -236,6 +242,8 @@ class Transformed:
         self.lr = method.lr_let
         self.logs = []
         for fold, scale in zip(folds, scales, strict=True):
+            # Several inputs of a layer may come from one channel of the source; `shared` has given
+            # them one scale, so that it does not matter which of them is written last.
             sources = scale.new_zeros(int(fold.channels.max()) + 1)
             sources[fold.channels] = fold.shared(scale).log()
             self.logs.append(nn.Parameter(sources))
@@ -260,7 +268,7 @@ class Transformed:
         weights = {}
         for name, weight in self.weights.items():
             weights[name] = weight.export(self._weight(name, values))
-            values.pop(f"{name}.weight", None)
+            values.pop(f"{name}.weight", None)  # given as a quantized weight instead
         return BlockResult(weights, values)
 
     def groups(self) -> Groups:
@@ -289,7 +297,9 @@ class Transformed:
 
 def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> list[Tensor]:
     """max|x| over the calibration tokens, (in,) float32 for each fold."""
-    largest = [torch.zeros(len(fold.channels), device=fold.channels.device) for fold in folds]
+    largest = []
+    for fold in folds:
+        largest.append(torch.zeros(len(fold.channels), device=fold.channels.device))
 
     def record(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         rows = args[0].flatten(0, -2).float()  # (tokens, in)
@@ -297,7 +307,7 @@ def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> 
 
     with ExitStack() as stack:
         for i, fold in enumerate(folds):
-            layer = block.get_submodule(fold.layers[0])
+            layer = block.get_submodule(fold.layers[0])  # all layers of a fold have the same input
             handle = layer.register_forward_pre_hook(partial(record, i))
             stack.callback(handle.remove)
         for batch, hidden in enumerate(inputs.quantized):
@@ -312,7 +322,7 @@ def migration(block: nn.Module, fold: Fold, largest: Tensor) -> Tensor:
     """
     columns = []
     for name in fold.layers:
-        W = read_weight(block.get_submodule(name)).float()
+        W = read_weight(block.get_submodule(name)).float()  # (out, in)
         columns.append(W.abs().amax(0))
     weight = torch.stack(columns).amax(0)  # (in,)
     scale = (largest.clamp_min(1e-5) / weight.clamp_min(1e-5)).sqrt()

@@ -88,7 +88,7 @@ class RTN:
         step = (1 - self.min_ratio) / max(1, self.ratios - 1)
         trials = [torch.full_like(s, 1 - step * i) for i in range(self.ratios)]
         for halving in range(self.refinements + 1):
-            for ratio in trials:
+            for ratio in trials:  # (rows,)
                 scale, zero = range_grid(low, high, scheme, ratio, integer)
                 error = grid_error(W, scale, zero, scheme.bits, self.norm)
                 better = error < least
@@ -132,11 +132,14 @@ def range_grid(
     """
     n = 2**scheme.bits - 1
     if scheme.symmetric:
+        # n // 2 = 2^(b-1) - 1 steps on each side of the midpoint; code 0 is one more down.
         s = (high * (ratio / max(1, n // 2))).clamp_min(TINY)
         return s, torch.full_like(s, (n + 1) / 2)
     s = ((high - low) * (ratio / n)).clamp_min(TINY)
     if integer:
+        # Code 0 stands for the lowest value: s (0 - z) = ratio low, but for the rounding of z.
         return s, (low * (-ratio) / s).round_().clamp_(0, n)
+    # The middle of the codes stands for the middle of the range: s (n/2 - z) = (low + high)/2.
     return s, n / 2 - (low + high) / (2 * s)
 
 
@@ -162,7 +165,7 @@ def round_to_grid(W: Tensor, s: Tensor, z: Tensor | None, bits: int) -> Tensor:
     """
     scale = s.float()
     zero = zero_as_float(s, z, bits)
-    divisor = torch.where(scale > 0, scale, torch.inf)
+    divisor = torch.where(scale > 0, scale, torch.inf)  # w / inf + z = z
     q = W / divisor[..., None] + zero[..., None]
     return q.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
 

@@ -65,6 +65,7 @@ class Site:
         scale = (self.total / self.count).pow(ratio).clamp_min(1e-4)
         if self.fold is not None:
             scale = self.fold.shared(scale)
+        # Divided by the geometric mean of its ends: then max = 1 / min.
         return scale / (scale.max() * scale.min()).sqrt()
 
     def error(self, weights: dict[str, Tensor]) -> float:
@@ -73,7 +74,9 @@ class Site:
         module = self.block.get_submodule(path)
         values = {}
         for name, weight in weights.items():
-            key = f"{name}.weight".removeprefix(f"{path}." if path else "")
+            key = f"{name}.weight"
+            if path:
+                key = key.removeprefix(f"{path}.")  # as `functional_call` of the module wants it
             values[key] = as_kept(self.block.get_submodule(name), weight)
         low = self.dtype not in (None, torch.float32)
         total = 0.0
@@ -98,10 +101,12 @@ def observe(
     sites = _sites(block, inputs)
     batch_size, length = inputs.quantized[0].shape[:2]
     spread = _every(inputs, math.ceil(mean_tokens / (batch_size * length)))
+    # So many rows of each batch that all batches together give clip_tokens.
     per_batch = math.ceil(clip_tokens / len(spread.quantized))
     readers = [(site.layers[0], partial(_read, site, per_batch)) for site in sites]
     _watch(block, spread, readers)
     sequences = max(1, scale_tokens // length)
+    # Fewer sequences than a batch has are cut out of the first one.
     if sequences < batch_size:
         judging = excerpt(block, inputs, sequences, length)
     else:
@@ -134,12 +139,13 @@ def _every(inputs: BlockInputs, batches: int) -> BlockInputs:
     """That many batches, or all, evenly spread."""
     count = len(inputs.quantized)
     batches = min(batches, count)
-    chosen = [i * count // batches for i in range(batches)]
-    return replace(
-        inputs,
-        quantized=[inputs.quantized[i] for i in chosen],
-        arguments=[inputs.arguments[i] for i in chosen],
-    )
+    quantized = []
+    arguments = []
+    for k in range(batches):
+        i = k * count // batches
+        quantized.append(inputs.quantized[i])
+        arguments.append(inputs.arguments[i])
+    return replace(inputs, quantized=quantized, arguments=arguments)
 
 
 def _watch(block: nn.Module, inputs: BlockInputs, hooks: Sequence[tuple[str, Hook]]) -> None:
@@ -160,6 +166,7 @@ def _read(
     rows = args[0].flatten(0, -2).float()  # (tokens, in)
     site.total += rows.abs().sum(0)
     site.count += len(rows)
+    # Evenly spread over the batch.
     stride = max(1, len(rows) // tokens)
     site.sample.append(rows[::stride][:tokens])
 

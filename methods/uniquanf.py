@@ -94,14 +94,18 @@ class UniQuanF(Reconstruction):
         parts = []
         for chunk in rows.split(max(1, CHUNK // group)):
             parts.append(method.start(chunk, scheme.bits))
-        s, z, a, zb = (torch.cat(column) for column in zip(*parts, strict=True))
+        s = torch.cat([part.s for part in parts])
+        z = torch.cat([part.z for part in parts])
+        a = torch.cat([part.a for part in parts])
+        zb = torch.cat([part.zb for part in parts])
         return UniQuanFWeight(rows, s, z, a, zb, weight.shape[0], method)
 
     def start(self, X: Tensor, bits: int) -> Start:
         """X (rows, g) float32: -> the initialization of section 4 for each row.
 
         A coding (alpha, shift) of the weights is a = alpha / s, z_B = shift / s - (h - z) in the
-        frame of any grid (s, z): with s x = w - s (h - z), both give the same levels.
+        frame of any grid (s, z). Before training w = s (x + h - z), so that
+        w = shift + sum alpha_i c_i is x = shift / s - (h - z) + sum (alpha_i / s) c_i.
         """
         h = (2**bits - 1) / 2
         if self.grid and self.initialization == "unified":
@@ -140,6 +144,7 @@ class UniQuanF(Reconstruction):
         least = torch.full_like(low, torch.inf)
         best: list[Tensor] = []
         for step in range(1, self.grid + 1):
+            # The levels s (k - z), k = 0 .. n, run from the minimum to low + r (high - low).
             s = (step / self.grid * (high - low) / n).clamp_min(TINY)
             z = -low / s
             alpha, shift = self._coding_about(X, s * (n / 2 - z), bits)
@@ -148,7 +153,7 @@ class UniQuanF(Reconstruction):
             better = error < least
             least = torch.where(better, error, least)
             trial = (s, z, alpha, shift)
-            if step == 1:
+            if step == 1:  # the first is kept where no error is finite
                 best = list(trial)
             for i, value in enumerate(trial):
                 mask = better[:, None] if value.dim() == 2 else better
@@ -231,7 +236,7 @@ class UniQuanFWeight(TrainedWeight):
             mapping = "exact"
             codes = torch.empty_like(self.X, dtype=torch.uint8)
         levels = self.a @ self.signs.T  # (rows, L), in the order of the patterns
-        offset = self.z - self.h - self.zb
+        offset = self.z - self.h - self.zb  # (rows, 1)
         for part in chunks(self.X):
             # y = x - z_B
             v = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part])
@@ -239,6 +244,7 @@ class UniQuanFWeight(TrainedWeight):
             if mapping == "exact":
                 codes[part] = nearest(y, levels[part])
             elif mapping == "full":
+                # (rows, g, L) distances
                 codes[part] = (y[..., None] - levels[part, None]).abs().argmin(-1)
             else:
                 codes[part] = nearest_neighbour(y, levels[part], codes[part], self.method.faithful)

@@ -127,13 +127,15 @@ class UniSVQ(Reconstruction):
         if curvature is None:
             curvature = self.curvature(weight, scheme)
         codebook = self.codebook(curvature.d, scheme.bits, weight.device)
+        # By length and seed alone: layers that share their inputs have the SU of their curvature.
         su = random_signs(weight.shape[1], self.seed, weight)  # (in,)
         sv = random_signs(len(weight), self.seed + 1, weight)  # (out,)
         W = weight.float()
         rms = W.square().mean(1).sqrt()  # (out,)
-        rows = torch.where(rms > 0, sv / rms, 0)
+        rows = torch.where(rms > 0, sv / rms, 0)  # a row of zeros stays one
         W = two_sided(W * rows[:, None] * su).T.contiguous()  # W~ (in, out)
         s_W = self.step(W, curvature, codebook)
+        # T and the signs are their own inverses: W = diag(SV rms s_W) T_m (W~ / s_W) T_n diag(SU).
         codes, _ = assign(W / s_W, curvature, codebook, self.sweeps)
         return LatticeWeight(codes.T.contiguous(), codebook, su, sv * rms * s_W, scheme.bits, self)
 
@@ -147,12 +149,14 @@ class UniSVQ(Reconstruction):
             return 1.0
         if self.scale is not None:
             return rms / self.scale or 1.0
+        # (in, rows of the weight): W is transposed.
         rows = W[:, :: max(1, W.shape[1] // TRIAL)].contiguous()
 
         def error(s_W: float) -> float:
             _, E = assign(rows / s_W, curvature, codebook, 1)
             return s_W**2 * (E * (curvature.H @ E)).sum().item()  # tr(E^T H E)
 
+        # W~ / s_W has the rms width * spread.
         candidates = [rms / (width * codebook.spread) for width in WIDTHS]
         return min(candidates, key=error)
 
@@ -167,11 +171,13 @@ class UniSVQ(Reconstruction):
         n = weight.shape[1]
         d = max(size for size in range(1, self.limit(scheme.bits) + 1) if n % size == 0)
         H = torch.eye(n, device=weight.device)
-        mean = 0.0 if stats is None else stats.hessian.diagonal().mean().item()
-        if stats is not None and mean > 0:
-            # H / mean(diag H) + regularization I
-            H = H.mul_(self.regularization).add_(stats.hessian.float(), alpha=1 / mean)
+        if stats is not None:
+            mean = stats.hessian.diagonal().mean().item()
+            if mean > 0:
+                # H / mean(diag H) + regularization I
+                H = H.mul_(self.regularization).add_(stats.hessian.float(), alpha=1 / mean)
         su = random_signs(n, self.seed, weight)
+        # With E~ = E diag(SU) T_n and this H~, E~ H~ E~^T = E H E^T.
         return Curvature.factor(two_sided(H * su * su[:, None]), d, self.regularization)
 
     def limit(self, bits: int) -> int:
@@ -201,6 +207,7 @@ class UniSVQUntied(UniSVQ):
 
     def limit(self, bits: int) -> int:
         """The largest d up to `dimension` with at most `CODEWORDS` codewords."""
+        # 2^(d bits) <= CODEWORDS, a power of two
         return min(self.dimension, (CODEWORDS.bit_length() - 1) // bits)
 
     def codebook(self, d: int, bits: int, device: torch.device) -> Codebook:
@@ -251,7 +258,9 @@ class LatticeWeight(TrainedWeight):
 
     def groups(self) -> Groups:
         """The map and its offset at one rate, the scales at another."""
-        maps = [self.map] if self.offset is None else [self.map, self.offset]
+        maps = [self.map]
+        if self.offset is not None:
+            maps.append(self.offset)
         return [
             {"params": maps, "lr": self.recipe.lr_map},
             {"params": [self.u, self.v], "lr": self.recipe.lr_signs},
@@ -291,7 +300,10 @@ def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearS
         if stats is not last:  # an input that no layer has been called with in this batch
             last = stats
             owner = name
-            sums[name] = _merged(sums[name], stats) if name in sums else stats
+            if name in sums:
+                sums[name] = _merged(sums[name], stats)
+            else:
+                sums[name] = stats
         owners[name] = owner
 
     with ExitStack() as stack:

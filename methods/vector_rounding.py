@@ -37,7 +37,7 @@ class Curvature:
 
     @classmethod
     def factor(cls, H: Tensor, d: int, regularization: float) -> Curvature:
-        """With the Cholesky factor H = C C^T, L = C blockdiag(C_kk)^-1.
+        """With the Cholesky factor H = C C^T, L = C blockdiag(C_kk)^-1, D = blockdiag(C_kk C_kk^T).
 
         Where there is none, 10, 100 and 1000 times the regularization is added, in float32 and then
         in float64; MethodError where that does not help.
@@ -90,7 +90,9 @@ def block_ldlq(W: Tensor, curvature: Curvature, codebook: Codebook) -> tuple[Ten
     """Codes (in, out) uint8 of W (in, out), and the error E = W - W^ (in, out).
 
     From the last vector to the first, t_k = W_k + sum over j > k of L_jk^T E_j goes to the nearest
-    codeword. That leaves tr(E^T H E) = sum_k |C_kk^T (t_k - W^_k)|^2.
+    codeword. That leaves tr(E^T H E) = sum_k |C_kk^T (t_k - W^_k)|^2: with H = L D L^T it is
+    sum_k |C_kk^T (L^T E)_k|^2, and as the diagonal blocks of L are I, (L^T E)_k = E_k + sum over
+    j > k of L_jk^T E_j = t_k - W^_k. So the errors of all later vectors must be known.
     """
     L = curvature.L
     d = curvature.d
@@ -105,6 +107,7 @@ def block_ldlq(W: Tensor, curvature: Curvature, codebook: Codebook) -> tuple[Ten
         for k in range(stop - d, start - 1, -d):
             here = slice(k, k + d)
             later = slice(k + d, stop)  # of this buffer
+            # (d, out): W_k with the errors of all later vectors.
             t = torch.addmm(T[k - start : k - start + d], L[later, here].T, E[later])
             codes[here], values = codebook.nearest(t)
             torch.sub(W[here], values, out=E[here])
@@ -115,8 +118,9 @@ def sweep(W: Tensor, E: Tensor, codes: Tensor, curvature: Curvature, codebook: C
     """Coordinate descent on e^T H e of every column e of E, vector by vector; the number of steps.
 
     W, E (in, out); codes (in, out) uint8; E and codes are changed in place. t_k = W^_k + H_kk^-1 (H
-    E)_k would be the best values if there were no grid. A column goes to its nearest codeword where
-    the change x of W^_k lowers the error: x^T H_kk x - 2 x^T (H E)_k < 0.
+    E)_k would be the best values if there were no grid: a change x of W^_k changes E_k by -x, and
+    the error by x^T H_kk x - 2 x^T (H E)_k, which is least at x = H_kk^-1 (H E)_k. A column goes to
+    the codeword nearest to its t_k where that lowers the error.
     """
     H = curvature.H
     d = curvature.d
@@ -135,9 +139,10 @@ def sweep(W: Tensor, E: Tensor, codes: Tensor, curvature: Curvature, codebook: C
             x = nearest - values
             gradient = torch.addmm(g, H[here, here], x, beta=-2)  # H_kk x - 2 (H E)_k
             better = (x * gradient).sum(0) < 0  # (out,)
-            x *= better
+            x *= better  # other columns stay
             codes[here] = torch.where(better, z, codes[here])
             E[here] -= x
+            # (H E)_j of the later vectors of the buffer, as E_k has changed by -x.
             G[k - start + d :].addmm_(H[k + d : stop, here], x, alpha=-1)
             steps += better.sum()
     return int(steps)

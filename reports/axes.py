@@ -41,11 +41,14 @@ Look = dict[str, Any]  # keywords of matplotlib for a line
 def looks(records: Sequence[Record]) -> dict[str, Look]:
     """Colour, marker and dashes of every line by its name, the same in all pictures of these."""
     called = names(records)
-    labels = dict.fromkeys(
-        called[record.id] for record in ordered(records) if not unquantized(record)
-    )
+    # In the order of reports, each once: the cells of a line share its name.
+    labels: dict[str, None] = {}
+    for record in ordered(records):
+        if not unquantized(record):
+            labels[called[record.id]] = None
     colours = list(COLOURS)
     styles = {}
+    # Colours and markers turn with different periods; dashes change with every round of colours.
     for k, label in enumerate(labels):
         styles[label] = {
             "color": colours[k % len(colours)],
@@ -98,10 +101,14 @@ def panel(
 
 
 def _frame(axes: Any, headline: Headline) -> None:
-    better = "higher is better ↑" if headline.higher_is_better else "lower is better ↓"
-    unit = f" {headline.unit}" if headline.unit else ""
+    better = "lower is better ↓"
+    if headline.higher_is_better:
+        better = "higher is better ↑"
+    label = headline.metric
+    if headline.unit:
+        label += f" {headline.unit}"
     axes.set_title(headline.title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylabel(f"{headline.metric}{unit}, {better}", labelpad=7)
+    axes.set_ylabel(f"{label}, {better}", labelpad=7)
     axes.set_xlabel("measured bits per weight")
     axes.margins(0.08, 0.1)
     axes.grid(False, axis="x")
@@ -117,7 +124,7 @@ def _draw_lines(
     shifts = _shifts(lines)
     for name, points in lines.items():
         bars = _draw_line(axes, points, styles[name], scale)
-        inches = shifts[name] / 72
+        inches = shifts[name] / 72  # in the paper, as the shift is no number of bits
         aside = ScaledTranslation(inches, 0, axes.get_figure().dpi_scale_trans)
         for artist in bars.get_children():
             artist.set_transform(axes.transData + aside)
@@ -127,8 +134,14 @@ def _draw_lines(
 
 def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> Any:
     """The line with its error bars; a point at the edge has none."""
-    upper = [0.0 if scale.beyond(point.y) else point.error for point in points]
-    lower = [scale.lower_error(error, point.y) for error, point in zip(upper, points, strict=True)]
+    upper = []
+    lower = []
+    for point in points:
+        error = point.error
+        if scale.beyond(point.y):
+            error = 0.0
+        upper.append(error)
+        lower.append(scale.lower_error(error, point.y))
     return axes.errorbar(
         [point.x for point in points],
         [scale.place(point.y) for point in points],
@@ -150,6 +163,7 @@ def _shifts(lines: dict[str, list[Point]]) -> dict[str, float]:
         together.setdefault(round(points[-1].x, 1), []).append(name)
     shifts = {}
     for group in together.values():
+        # 5 points from one line to the next, less where many lines would spread over more than 28.
         step = min(5.0, 28 / len(group))
         middle = (len(group) - 1) / 2
         for k, name in enumerate(group):
@@ -244,6 +258,8 @@ def _log_ticks(axes: Any) -> None:
 def _brief(value: float) -> str:
     """Three digits, or two and an exponent: `19.8`, `1.1e6`."""
     if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        if abs(value) >= 1000:  # `.3g` would write an exponent
+            return f"{value:.0f}"
+        return f"{value:.3g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -68,11 +68,13 @@ class Headline:
 
     def of(self, record: Record) -> Score | None:
         """This score of a finished cell."""
+        if record.status != "ok":
+            return None
         wanted = (self.task, self.metric, self.filter)
-        scores = record.scores if record.status == "ok" else ()
-        return next(
-            (score for score in scores if (score.task, score.metric, score.filter) == wanted), None
-        )
+        for score in record.scores:
+            if (score.task, score.metric, score.filter) == wanted:
+                return score
+        return None
 
 
 def require(records: Sequence[Record]) -> None:
@@ -153,7 +155,8 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
         names = record_names(task.name)
         known.update(names)
         if task.has_subjects:
-            prefixes += [f"{name}_" for name in names]
+            for name in names:
+                prefixes.append(f"{name}_")
     columns = []
     for key, higher in directions.items():
         name = key[0]
@@ -165,7 +168,10 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
 
 def protocol(record: Record, task: str) -> TaskSpec | None:
     """How this cell was asked to run that task; other protocols are not comparable."""
-    return next((spec for spec in record.cell.tasks if spec.name == task), None)
+    for spec in record.cell.tasks:
+        if spec.name == task:
+            return spec
+    return None
 
 
 def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
@@ -173,6 +179,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
 
     The bits are not part of it, nor is the group size where `group` is False.
     """
+    # family -> trait -> its values: only what varies within a family must be told.
     seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
     for record in records:
         traits = seen.setdefault(_family(record.cell), {})
@@ -228,10 +235,15 @@ def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap
     if not is_share and abs(value) < 1e-5 and error < 1e-5:
         return "0"  # the divergence of the unquantized model from itself
     if abs(value) >= 1e5:
-        shown, shown_error = _exponential(value, 1), _exponential(error, 0)
+        shown = _exponential(value, 1)
+        shown_error = _exponential(error, 0)
     else:
-        places = 1 if is_share else _places(error or abs(value) / 100 or 1.0, digits)
-        shown, shown_error = f"{value:.{places}f}", f"{error:.{places}f}"
+        places = 1
+        if not is_share:
+            # Without an error, a hundredth of the value takes its place.
+            places = _places(error or abs(value) / 100 or 1.0, digits)
+        shown = f"{value:.{places}f}"
+        shown_error = f"{error:.{places}f}"
     if not error:
         return shown
     return f"{shown}{gap}±{gap}{shown_error}"
@@ -244,4 +256,5 @@ def _exponential(value: float, places: int) -> str:
 
 def _places(smallest: float, digits: int) -> int:
     """After how many decimal places `smallest` has `digits` significant digits, 5 at most."""
+    # The first significant digit of s stands at place -floor(log10 s) after the point.
     return min(5, max(0, digits - 1 - math.floor(math.log10(smallest))))

@@ -48,11 +48,15 @@ class Scale:
 
     def place(self, y: float) -> float:
         """Where a score is drawn: at the edge, if it is beyond."""
-        return self.edge if self.edge is not None and self.beyond(y) else y
+        if self.edge is not None and self.beyond(y):
+            return self.edge
+        return y
 
     def lower_error(self, error: float, y: float) -> float:
         """The lower half of a bar, which on a logarithmic axis must end above 0."""
-        return min(error, abs(y) * 0.999) if self.log else error
+        if self.log:
+            return min(error, abs(y) * 0.999)
+        return error
 
 
 def unbroken(label: str) -> str:
@@ -76,7 +80,7 @@ def points_by_line(
         score = headline.of(record)
         if score:
             scored.append((record, score))
-    # scores of different protocols are not comparable: those of the most common one are drawn
+    # Scores of different protocols are not comparable: those of the most common one are drawn.
     protocols = Counter(protocol(record, headline.task) for record, _ in scored)
     usual = [spec for spec, _ in protocols.most_common(1)]
     called = names(mine)
@@ -87,8 +91,8 @@ def points_by_line(
             notes.append(f"Not drawn, since {headline.task} was run otherwise: {label}.")
             continue
         if unquantized(record) and headline.metric.startswith("kl_"):
-            # the divergence of the unquantized model from itself is rounding, and would stretch
-            # the axis
+            # The divergence of the unquantized model from itself is rounding, and would stretch
+            # the axis.
             continue
         point = _point(record, score, headline, notes)
         if point is not None:
@@ -99,7 +103,9 @@ def points_by_line(
 def _point(record: Record, score: Score, headline: Headline, notes: list[str]) -> Point | None:
     """None where the score cannot be drawn, which a note says."""
     percent = 100.0 if headline.unit == "%" else 1.0
-    x = 0.0 if unquantized(record) else record.bits_per_weight.get("total")
+    x = record.bits_per_weight.get("total")
+    if unquantized(record):
+        x = 0.0  # a line across the panel, which has no place in bits
     y = score.value * percent
     if x is None or not math.isfinite(y) or (_is_log(headline) and y <= 0):
         label = unbroken(record.cell.label)
@@ -108,8 +114,10 @@ def _point(record: Record, score: Score, headline: Headline, notes: list[str]) -
     error = (score.stderr or 0.0) * percent
     if not math.isfinite(error):
         error = 0.0
-    scheme = record.cell.scheme
-    return Point(x, y, error, scheme.bits if scheme else None, unquantized(record))
+    bits = None
+    if record.cell.scheme:
+        bits = record.cell.scheme.bits
+    return Point(x, y, error, bits, unquantized(record))
 
 
 def scale_of(headline: Headline, points: Sequence[Point]) -> Scale:
@@ -123,6 +131,10 @@ def scale_of(headline: Headline, points: Sequence[Point]) -> Scale:
     if room is None or not points:
         return scale
     best = min((point.y for point in points), key=lambda y: y * worse)
-    edge = best * room if headline.metric == "perplexity" else best + worse * room
+    edge = best + worse * room
+    if headline.metric == "perplexity":
+        edge = best * room
     limited = Scale(scale.log, worse, edge)
-    return limited if any(limited.beyond(point.y) for point in points) else scale
+    if any(limited.beyond(point.y) for point in points):
+        return limited
+    return scale

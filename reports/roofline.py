@@ -36,11 +36,10 @@ def roofline(stored: Mapping[str, Any]) -> Figure:
     stored: the content of a file of `qbench latency --json`. DataError where it holds no timings of
     products.
     """
-    timings = [
-        timing
-        for timing in stored.get("benchmarks", ())
-        if "operations" in timing.get("extra_info", {})
-    ]
+    timings = []
+    for timing in stored.get("benchmarks", ()):
+        if "operations" in timing.get("extra_info", {}):
+            timings.append(timing)
     if not timings:
         raise DataError(
             "there are no timings of products here; write some with `qbench latency --json FILE`"
@@ -52,8 +51,10 @@ def roofline(stored: Mapping[str, Any]) -> Figure:
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
         panels = figure.subplots(1, len(matrices), squeeze=False, sharey=True)[0]
         for axes, matrix in zip(panels, matrices, strict=True):
-            _panel(axes, matrix, [timing for timing in timings if _matrix(timing) == matrix], looks)
+            own = [timing for timing in timings if _matrix(timing) == matrix]
+            _panel(axes, matrix, own, looks)
         panels[0].set_ylabel("operations per second, 10⁹")
+        # One legend for all panels: a name that several have appears once.
         handles: dict[str, Any] = {}
         for axes in panels:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -77,7 +78,7 @@ def _looks(timings: Sequence[Timing]) -> dict[str, Look]:
     """How the line of each kernel is drawn, by its name; dense products are grey."""
     colours = list(COLOURS)
     names = dict.fromkeys(timing["name"] for timing in timings)
-    kernels = [name for name in names if name not in MEMORY and name not in ROOFS]
+    kernels = [name for name in names if name not in MEMORY and name not in ROOFS]  # no probes
     looks = {}
     for k, name in enumerate(kernels):
         is_dense = name in DENSE
@@ -116,11 +117,10 @@ def _panel(
 
 def _roofs(axes: Any, reach: tuple[float, float], timings: Sequence[Timing]) -> None:
     """Every probe of dense products as a ceiling over the slope of the memory's probe."""
-    slopes = [
-        timing["extra_info"]["bytes_per_second"] / 1e9
-        for timing in timings
-        if timing["name"] in MEMORY
-    ]
+    slopes = []  # GB/s
+    for timing in timings:
+        if timing["name"] in MEMORY:
+            slopes.append(timing["extra_info"]["bytes_per_second"] / 1e9)
     if not slopes:
         return
     for name, dashes in ROOFS.items():
@@ -135,7 +135,7 @@ def _roof(
 ) -> None:
     """min(slope * x, ceiling). reach: the first and last x. slope: GB/s. ceiling: 10^9 op/s."""
     first, last = reach
-    corner = ceiling / slope
+    corner = ceiling / slope  # operations per byte where memory and arithmetic take equally long
     xs = sorted({first, min(max(corner, first), last), last})
     ys = [min(slope * x, ceiling) for x in xs]
     axes.plot(xs, ys, color=INK, linestyle=dashes, linewidth=1.4)
@@ -143,7 +143,7 @@ def _roof(
     if corner < last:
         axes.annotate(f"{name}, {ceiling:.0f}", (last, ceiling), (-2, 3), **text)
     if dashes == "-":  # the slope is the same under both ceilings: it gets one label
-        middle = (first * min(corner, last)) ** 0.5
+        middle = (first * min(corner, last)) ** 0.5  # halfway on a logarithmic axis
         axes.annotate(f"memory, {slope:.0f} GB/s", (middle, slope * middle), (-8, 2), **text)
 
 

@@ -77,6 +77,7 @@ def _choice_values(row: Row, companion: str | None) -> Row:
     row.pop("responses")
     values: Row = {"loglikelihoods": logs}
     if companion == "gold_logprob":
+        # log softmax over the choices; the largest is taken off, so that no exp overflows.
         top = max(logs)
         log_sum = math.log(math.fsum(math.exp(x - top) for x in logs))
         values["gold_logprob"] = logs[row["target"]] - top - log_sum

@@ -93,6 +93,7 @@ def language_model(context: Context, name: str) -> Any:
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = True, **options: Any
         ) -> Any:
+            # The model reads all tokens but the last, so that max_length + 1 of them fit.
             lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
             self.cut += sum(length > self.max_length + 1 for length in lengths)
             likelihoods: list[Any] = [None] * len(requests)
@@ -134,7 +135,7 @@ def batches(
         room = max(1, LOGIT_BYTES // (10 * vocabulary * max(length, 1)))
         size = batch_size
         if room < batch_size:
-            size = 2 ** (room.bit_length() - 1)
+            size = 2 ** (room.bit_length() - 1)  # rounded down, so that there are few groups
         grouped.setdefault(size, []).append(index)
     return sorted(grouped.items())
 

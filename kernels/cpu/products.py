@@ -69,7 +69,13 @@ class Derived:
             codes = weight.planes
             scale = _stored(weight.alpha)
             shift = weight.shift
-        shift = None if shift is None else _stored(shift)
+        # These three live until they are packed: the library sees their addresses alone.
+        codes = codes.contiguous()  # bits in the canonical layout, as they are stored
+        scale = scale.contiguous()
+        shift_type = NO_TYPE
+        if shift is not None:
+            shift = _stored(shift).contiguous()
+            shift_type = TYPES[shift.dtype]
         self.shape = weight.shape
         self.description = Weight(
             *weight.shape,
@@ -77,16 +83,16 @@ class Derived:
             weight.bits,
             isinstance(weight, Uniform),
             TYPES[scale.dtype],
-            NO_TYPE if shift is None else TYPES[shift.dtype],
+            shift_type,
         )
         self.about = ctypes.addressof(self.description)
         self.memory = _memory(library().bcq_size(self.about))
         self.data = self.memory.data_ptr()
         self.multiply = library().bcq_product
-        # The contiguous parts live in this list until they are packed.
-        parts = [None if part is None else part.contiguous() for part in (codes, scale, shift)]
-        pointers = [None if part is None else part.data_ptr() for part in parts]
-        check(library().bcq_pack(self.about, *pointers, self.data))
+        status = library().bcq_pack(
+            self.about, codes.data_ptr(), scale.data_ptr(), _address(shift), self.data
+        )
+        check(status)
 
     def product(self, x: Tensor, bias: Tensor | None, mode: int, isa: int | None = None) -> Tensor:
         """The product by tables, y = x W^T + bias.
@@ -94,6 +100,8 @@ class Derived:
         x (..., in) float32 or bfloat16, contiguous; bias (out,) float32, contiguous, or None; mode
         EXACT or FAST; isa an index in ISAS, by default the best -> (..., out) in the dtype of x.
         """
+        if isa is None:
+            isa = best_isa()
         out, columns = self.shape
         y = x.new_empty((*x.shape[:-1], out))
         status = self.multiply(
@@ -102,10 +110,10 @@ class Derived:
             x.data_ptr(),
             TYPES[x.dtype],
             x.numel() // columns,
-            None if bias is None else bias.data_ptr(),
+            _address(bias),
             y.data_ptr(),
             mode,
-            best_isa() if isa is None else isa,
+            isa,
             torch.get_num_threads(),
         )
         check(status)
@@ -116,6 +124,8 @@ class Derived:
 
         first: a multiple of 32. out (at least last - first, in) float32 or bfloat16.
         """
+        if isa is None:
+            isa = best_isa()
         status = library().bcq_dequantize(
             self.about,
             self.data,
@@ -123,7 +133,7 @@ class Derived:
             last,
             out.data_ptr(),
             TYPES[out.dtype],
-            best_isa() if isa is None else isa,
+            isa,
             torch.get_num_threads(),
         )
         check(status)
@@ -136,12 +146,16 @@ class Derived:
         """
         out, columns = self.shape
         rows = x.shape[0]
+        # Rows of a tile: a multiple of 32, as `dequantize` begins at one.
         step = max(32, TILE_BYTES // (columns * x.element_size()) // 32 * 32)
         tile = _tile(min(step, out), columns, x.dtype)
         # bfloat16 products of whole vectors of rows are faster with the weight on the left: 12.9
         # for 13.7 ms at 64 rows
         left = x.dtype == torch.bfloat16 and rows >= 48 and rows % 16 == 0
-        y = x.new_empty((out, rows) if left else (rows, out))
+        shape = (rows, out)
+        if left:
+            shape = (out, rows)  # W x^T, transposed at the end
+        y = x.new_empty(shape)
         for first in range(0, out, step):
             part = slice(first, min(first + step, out))
             weight = self.dequantize(first, part.stop, tile)
@@ -164,14 +178,25 @@ class Derived:
         x (..., in) float32 or bfloat16, contiguous; bias (out,) or None -> (..., out).
         """
         if self.by_tables(x):
-            return self.product(x, None if bias is None else bias.float().contiguous(), mode)
-        y = self.dense_product(x.flatten(0, -2), None if bias is None else bias.to(x.dtype))
+            if bias is not None:
+                bias = bias.float().contiguous()
+            return self.product(x, bias, mode)
+        if bias is not None:
+            bias = bias.to(x.dtype)
+        y = self.dense_product(x.flatten(0, -2), bias)
         return y.view(*x.shape[:-1], self.shape[0])
 
 
 def _stored(scale: Tensor) -> Tensor:
     """float16 or float32; what is neither is taken as float32, as `dequantize` does."""
-    return scale if scale.dtype in (torch.float16, torch.float32) else scale.float()
+    if scale.dtype in (torch.float16, torch.float32):
+        return scale
+    return scale.float()
+
+
+def _address(part: Tensor | None) -> int | None:
+    """Where the elements of a contiguous tensor begin; None, which C reads as NULL, without one."""
+    return None if part is None else part.data_ptr()
 
 
 def _memory(nbytes: int) -> Tensor:
@@ -180,6 +205,7 @@ def _memory(nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
     private = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages = torch.frombuffer(private, dtype=torch.uint8)  # untouched ones take no memory
+    # One huge page more was mapped than needed, so that it may begin at any multiple.
     first = -pages.data_ptr() % HUGE_PAGE
     return pages[first : first + nbytes]
 
@@ -232,8 +258,10 @@ def _refuses(request: Request) -> str | None:
 def _describe(note: str) -> str:
     if unavailable() is not None:
         return note
-    threads = "" if library().bcq_has_threads() else ", one thread: built without OpenMP"
-    return f"{note} ({ISAS[best_isa()]}{threads})"
+    facts = ISAS[best_isa()]
+    if not library().bcq_has_threads():
+        facts += ", one thread: built without OpenMP"
+    return f"{note} ({facts})"
 
 
 def _kernel(name: str, mode: int, label: str, error: float, note: str) -> Kernel:

@@ -43,13 +43,15 @@ def product(
         raise ConfigError(
             f"x {tuple(x.shape)} {x.dtype} does not fit; expected (any, {k}), one of {DTYPES}"
         )
-    config = config or choose(m, planes, x.dtype)
+    if config is None:
+        config = choose(m, planes, x.dtype)
     y = x.new_empty(m, n, dtype=out or x.dtype)
     if m == 0:
         return y
     if config.kind == "dense":
-        constant = None if bias is None else bias.to(x.dtype)
-        return torch.nn.functional.linear(x, dense(planes, x.dtype), constant).to(y.dtype)
+        if bias is not None:
+            bias = bias.to(x.dtype)
+        return torch.nn.functional.linear(x, dense(planes, x.dtype), bias).to(y.dtype)
     _launch(x.contiguous(), planes, bias, y, config)
     return y
 
@@ -65,7 +67,8 @@ def _launch(x: Tensor, planes: Planes, bias: Tensor | None, y: Tensor, config: C
         first_bias = bias
     else:
         target = x.new_empty(split, m, n, dtype=torch.float32)
-        first_bias = None  # `_reduce` adds it
+        first_bias = None  # `_reduce` adds it, once and not with every part
+    # Blocks of outputs, blocks of rows of x (both rounded up), parts of the inputs.
     grid = (-(-n // config.block_n), -(-m // config.block_m), split)
     kernel = getattr(triton_binary, f"_{config.kind}")
     kernel[grid](
@@ -113,8 +116,11 @@ def linear(x: Tensor, weight: Planes | LatticePlanes, bias: Tensor | None = None
         y = product(rows, weight, bias)
     else:
         inputs, offset = weight.inputs(rows)
+        # float32 until the transform of the outputs is done.
         y = weight.outputs(product(inputs, weight.planes, out=torch.float32), offset)
-        y = (y if bias is None else y + bias).to(x.dtype)
+        if bias is not None:
+            y = y + bias
+        y = y.to(x.dtype)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -128,15 +134,20 @@ def meaning(planes: Planes, dtype: torch.dtype) -> dict[str, Any]:
     import triton
     import triton.language as tl
 
-    half = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+    half = tl.float16
+    if dtype == torch.bfloat16:
+        half = tl.bfloat16
     # The interpreter's arithmetic in bfloat16 is wrong.
     interpreted = dtype == torch.bfloat16 and triton.knobs.runtime.interpret
+    dot = half
+    if dtype == torch.float32 or interpreted:
+        dot = tl.float32
     return {
         "K": planes.shape[1],
         "GROUP": planes.group_size,
         "P": planes.bits,
         "UNIFORM": planes.uniform,
-        "DOT": tl.float32 if dtype == torch.float32 or interpreted else half,
+        "DOT": dot,
         "HALF": half,
     }
 
@@ -167,7 +178,9 @@ def unavailable() -> str | None:
     """Why the kernels cannot be used in this process, or None."""
     if not torch.cuda.is_available():
         return "there is no GPU"
-    return None if find_spec("triton") else "triton is not installed; install qbench's extra `gpu`"
+    if find_spec("triton") is None:
+        return "triton is not installed; install qbench's extra `gpu`"
+    return None
 
 
 _layouts = Layouts(derive)

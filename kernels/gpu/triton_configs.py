@@ -74,9 +74,12 @@ def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
 @lru_cache(maxsize=4096)
 def default(m: int, n: int, k: int, dtype: torch.dtype, processors: int = PROCESSORS) -> Config:
     """By shape alone. float32 takes the kernel that rounds nothing, whatever the batch."""
-    config = FLOAT32 if dtype == torch.float32 else _half_precision(m)
+    config = FLOAT32
+    if dtype != torch.float32:
+        config = _half_precision(m)
     if config.kind == "dense":
         return config
+    # Thread blocks of an unsplit launch: both quotients are rounded up.
     programs = -(-n // config.block_n) * -(-m // config.block_m)
     split = 1
     # Twice as many parts while processors idle, a part keeps 4 steps, and the sums stay small: they

@@ -58,11 +58,16 @@ class Planes:
     @property
     def nbytes(self) -> int:
         """Bytes that a product with one row reads."""
-        return sum(part.nbytes for part in (self.words, self.alpha, self.shift) if part is not None)
+        size = self.words.nbytes + self.alpha.nbytes
+        if self.shift is not None:
+            size += self.shift.nbytes
+        return size
 
     def to(self, device: str) -> Planes:
         """The same weight on a device."""
-        shift = None if self.shift is None else self.shift.to(device)
+        shift = self.shift
+        if shift is not None:
+            shift = shift.to(device)
         return replace(self, words=self.words.to(device), alpha=self.alpha.to(device), shift=shift)
 
 
@@ -92,8 +97,10 @@ class LatticePlanes:
     @property
     def nbytes(self) -> int:
         """Bytes that a product with one row reads."""
-        parts = (self.map, self.offset, self.su, self.sv)
-        return self.planes.nbytes + sum(part.nbytes for part in parts if part is not None)
+        size = self.planes.nbytes + self.map.nbytes + self.su.nbytes + self.sv.nbytes
+        if self.offset is not None:
+            size += self.offset.nbytes
+        return size
 
     def inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (m, in) -> what `planes` multiplies, (m, in) or (m, bits * in), in the dtype of x.
@@ -102,13 +109,19 @@ class LatticePlanes:
         """
         d, k = self.map.shape
         v = hadamard(x.float() * self.su, self.blocks[1], 1).unflatten(1, (-1, d))  # (m, in/d, d)
+        # map^T v_j has k/d numbers for each of the d places of a vector: of `codes` one, of `signs`
+        # one for each bit. Bit by bit they go into the order of the planes.
         mapped = (v @ self.map).unflatten(2, (k // d, d)).transpose(1, 2)  # (m, k/d, in/d, d)
-        offset = None if self.offset is None else (v @ self.offset).sum(1, keepdim=True)
+        offset = None
+        if self.offset is not None:
+            offset = (v @ self.offset).sum(1, keepdim=True)
         return mapped.flatten(1).to(x.dtype), offset
 
     def outputs(self, y: Tensor, offset: Tensor | None) -> Tensor:
         """y (m, out) float32, the product with `planes` -> (m, out) float32."""
-        return hadamard(y if offset is None else y + offset, self.blocks[0], 1) * self.sv
+        if offset is not None:
+            y = y + offset
+        return hadamard(y, self.blocks[0], 1) * self.sv
 
 
 def derive(weight: WeightFormat) -> Planes | LatticePlanes:
@@ -124,6 +137,7 @@ def derive(weight: WeightFormat) -> Planes | LatticePlanes:
         codes, _, zero = weight.unpacked()
         words = _words(_bitmaps(codes.flatten(1), weight.bits))
         scale = weight.scale.T.unsqueeze(1).contiguous()  # (groups, 1, out)
+        # q = (2^P - 1)/2 + sum_p 2^(P-2-p) c_p, and the zero point is taken off.
         center = _halved((2**weight.bits - 1) / 2 - zero).T.contiguous()  # (groups, out)
         return Planes(words, scale, center, weight.group_size, uniform=True)
     if isinstance(weight, Lattice):
@@ -136,7 +150,9 @@ def not_served(weight: WeightFormat) -> str | None:
     if not isinstance(weight, (Binary, Uniform, Lattice)):
         return f"there are no GPU kernels for the format {weight.format!r}"
     columns = weight.shape[1]
-    group = columns if isinstance(weight, Lattice) else weight.group_size
+    group = columns  # of a lattice, which has one group
+    if not isinstance(weight, Lattice):
+        group = weight.group_size
     if columns % WORD or group % WORD:
         return f"groups of {group} in {columns} inputs are not multiples of {WORD}"
     return None
@@ -167,12 +183,14 @@ def _bitmaps(codes: Tensor, bits: int) -> Tensor:
 def _words(bitmaps: Tensor) -> Tensor:
     """(P, out, in/8) uint8 -> (in/32, P, out) int32: even inputs in the low half, odd above."""
     words = bitmaps.clone().view(torch.int32).long()  # a little-endian stream; the copy is aligned
+    # Bit 2s of a word goes to bit s, bit 2s + 1 to bit 16 + s.
     halves = _even_bits(words) | _even_bits(words >> 1) << 16  # (P, out, in/32)
     return halves.to(torch.int32).permute(2, 0, 1).contiguous()
 
 
 def _even_bits(words: Tensor) -> Tensor:
     """Bits 0, 2, .., 30 of each 64-bit word, moved together into its low 16."""
+    # Each step closes the gaps between runs of 1, 2, 4 and 8 bits, and drops what lies between.
     words = words & 0x55555555
     for step, mask in ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF)):
         words = (words | words >> step) & mask
@@ -182,4 +200,6 @@ def _even_bits(words: Tensor) -> Tensor:
 def _halved(values: Tensor) -> Tensor:
     """As float16 where that is exact."""
     half = values.half()
-    return half if torch.equal(half.float(), values) else values
+    if torch.equal(half.float(), values):
+        return half
+    return values

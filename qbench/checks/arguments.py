@@ -25,14 +25,16 @@ def tensors_in(arguments: tuple[Any, ...]) -> dict[str, Tensor]:
         elif isinstance(argument, LinearStats):
             tensors["the Hessian"] = argument.hessian
         elif isinstance(argument, nn.Module):
-            state = [*argument.named_parameters(), *argument.named_buffers()]
-            tensors.update({f"{name} of the block": value for name, value in state})
+            for name, value in [*argument.named_parameters(), *argument.named_buffers()]:
+                tensors[f"{name} of the block"] = value
         elif isinstance(argument, BlockInputs):
             leaves = tree_leaves((argument.quantized, argument.full, argument.arguments))
             inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            tensors.update({f"input {i} of the block": leaf for i, leaf in enumerate(inputs)})
+            for i, leaf in enumerate(inputs):
+                tensors[f"input {i} of the block"] = leaf
         elif isinstance(argument, list):
-            tensors.update({f"target {i} of the block": leaf for i, leaf in enumerate(argument)})
+            for i, leaf in enumerate(argument):
+                tensors[f"target {i} of the block"] = leaf
     return tensors
 
 
@@ -54,7 +56,8 @@ class Arguments:
         modules: dict[str, tuple[Any, ...]] = {}
         for argument in arguments:
             if isinstance(argument, nn.Module):
-                modules.update({name: _state(part) for name, part in argument.named_modules()})
+                for name, part in argument.named_modules():
+                    modules[name] = _state(part)
         return cls(tensors, copies, flags, modules)
 
     def changes(self, arguments: tuple[Any, ...]) -> dict[str, str]:
@@ -82,9 +85,10 @@ class Arguments:
 
     def shared_with(self, result: Any) -> str | None:
         """A sentence where a tensor of the result lies in the memory of an argument."""
-        addresses = {
-            tensor.untyped_storage().data_ptr(): name for name, tensor in self.tensors.items()
-        }
+        # By storage and not by tensor: a view of an argument is its memory too.
+        addresses: dict[int, str] = {}
+        for name, tensor in self.tensors.items():
+            addresses[tensor.untyped_storage().data_ptr()] = name
         for part, tensor in tensors_of(result).items():
             owner = addresses.get(tensor.untyped_storage().data_ptr())
             if owner is not None and tensor.numel():
@@ -97,7 +101,8 @@ def tensors_of(result: Any) -> dict[str, Tensor]:
     if isinstance(result, BlockResult):
         tensors = dict(result.parameters)
         for layer, weight in result.weights.items():
-            tensors.update({f"{layer}.{part}": value for part, value in tensors_of(weight).items()})
+            for part, value in tensors_of(weight).items():
+                tensors[f"{layer}.{part}"] = value
         return tensors
     if hasattr(result, "to_tensors"):
         return dict(result.to_tensors())
@@ -121,4 +126,5 @@ def _same(a: Tensor, b: Tensor) -> bool:
     """Equal in shape, dtype and bits, not-a-number included."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    # NaN is equal to nothing, itself included, and must count as unchanged.
     return torch.equal(torch.nan_to_num(a.detach()), torch.nan_to_num(b))

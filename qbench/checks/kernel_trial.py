@@ -24,20 +24,28 @@ class Trial:
         self.kernel = kernel
         self.served = 0
         self.refusal = ""
-        self.device = "cpu" if kernel.devices is None else kernel.devices[0]
+        self.device = "cpu"
+        if kernel.devices is not None:
+            self.device = kernel.devices[0]
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """Those of x that the kernel serves."""
-        return DTYPES if self.kernel.dtypes is None else self.kernel.dtypes
+        if self.kernel.dtypes is None:
+            return DTYPES
+        return self.kernel.dtypes
 
     def formats(self) -> tuple[str, ...]:
         """Those that the kernel serves."""
-        return tuple(FORMATS) if self.kernel.formats is None else self.kernel.formats
+        if self.kernel.formats is None:
+            return tuple(FORMATS)
+        return self.kernel.formats
 
     def widths(self, kind: str) -> range:
         """Bits that the kernel serves in this format; a dense weight has none to vary."""
+        if kind == "dense":
+            return range(BITS, BITS + 1)
         least, most = self.kernel.bits or (1, 8)
-        return range(BITS, BITS + 1) if kind == "dense" else range(least, most + 1)
+        return range(least, most + 1)
 
     def serves(self, x: Tensor, weight: WeightFormat) -> bool:
         """Whether the kernel serves this product; its refusal is kept."""
@@ -83,7 +91,9 @@ class Trial:
         error = (y.double() - expected).norm().item()
         bound = self.kernel.bound(dtype)
         if not error <= bound * size:  # also where it is NaN
-            relative = error / size if size else error
+            relative = error
+            if size:
+                relative = error / size
             raise Broke(f"relative error {relative:.2g}, declared are at most {bound:.2g}")
 
 
@@ -109,6 +119,7 @@ def sample(
 
 def scaled(weight: WeightFormat, factor: float) -> WeightFormat:
     """`factor` times the weight, by its scales."""
+    # Everything that the weight is linear in: codes, zero points and maps stay.
     parts = {"binary": ("alpha", "shift"), "uniform": ("scale",), "lattice": ("sv",)}
     tensors = weight.to_tensors()
     for part in parts.get(weight.format, ("weight",)):

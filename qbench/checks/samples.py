@@ -29,6 +29,7 @@ class Case:
     group_size: int | None
 
     def __str__(self) -> str:
+        """Shape and group size, for people."""
         return f"{self.out}x{self.in_features}, group_size={self.group_size}"
 
 
@@ -53,6 +54,8 @@ def sample_weight(out: int = OUT, in_features: int = IN) -> Tensor:
 def sample_inputs(in_features: int = IN) -> Tensor:
     """(1024, in_features) float32, correlated; input 11 is always zero."""
     generator = torch.Generator().manual_seed(1)
+    # 24 factors behind all inputs, and noise of each: the Hessian is far from diagonal, but not
+    # singular beside the input that is always zero.
     mixing = torch.randn(24, in_features, generator=generator)
     inputs = torch.randn(1024, 24, generator=generator) @ mixing
     inputs += torch.randn(1024, in_features, generator=generator)
@@ -64,6 +67,7 @@ def white_inputs(in_features: int) -> Tensor:
     """(1024, in_features) with orthogonal columns: the Hessian is a multiple of the identity."""
     inputs = torch.randn(1024, in_features, generator=torch.Generator().manual_seed(3))
     columns: Tensor = torch.linalg.qr(inputs).Q
+    # Q^T Q = I, so that 2/1024 X^T X = 2 I
     return columns * 1024**0.5
 
 
@@ -103,8 +107,10 @@ def quantize_sample(
     method: Any, scheme: Scheme, weight: Tensor | None = None, inputs: Tensor | None = None
 ) -> WeightFormat:
     """One weight by whichever verb the method has, with sample tensors where none are given."""
-    weight = sample_weight() if weight is None else weight
-    inputs = sample_inputs(weight.shape[1]) if inputs is None else inputs
+    if weight is None:
+        weight = sample_weight()
+    if inputs is None:
+        inputs = sample_inputs(weight.shape[1])
     arguments = sample_arguments(method, scheme, weight, inputs)
     verb: Callable[..., Any] = getattr(method, verb_of(method))
     with torch.no_grad():

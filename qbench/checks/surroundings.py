@@ -57,6 +57,7 @@ class Surroundings:
             before = getattr(self, part)
             after = getattr(later, part)
             names = [name for name in before if before[name] != after[name]]
+            # A random state is a long array, which tells a reader nothing.
             if part == "random_state" and names:
                 sentences[part] = (
                     f"{' and '.join(names)} was used or set; take a torch.Generator with a seed"
@@ -149,13 +150,15 @@ def _replaced(
 ) -> list[str]:
     """Attributes bound to another object; new ones count in classes alone: modules import late."""
     names = []
-    missing = object()
+    missing = object()  # equal to nothing, as None may be a value
     for owner, bound in before.items():
         for name, value in bound.items():
             if after[owner].get(name, missing) is not value:
                 names.append(f"{owner}.{name}")
         if owner.startswith("class "):
-            names += [f"{owner}.{name}" for name in after[owner] if name not in bound]
+            for name in after[owner]:
+                if name not in bound:
+                    names.append(f"{owner}.{name}")
     return names
 
 

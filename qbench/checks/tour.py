@@ -87,7 +87,8 @@ def _take(method: Any) -> list[Call]:
     calls: list[Call] = []
     for stop in _stops(method):
         stop(calls)
-        if sum(call.error is not None for call in calls) >= 3:
+        errors = [call for call in calls if call.error is not None]
+        if len(errors) >= 3:
             break
     return calls
 
@@ -166,7 +167,8 @@ def watched(
     random.seed(seed)
     before = Surroundings.now()
     arguments_before = Arguments.of(arguments)
-    result, error = None, None
+    result = None
+    error = None
     try:
         with stay_in_own_process():
             result = verb(*arguments)

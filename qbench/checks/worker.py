@@ -44,9 +44,11 @@ def run(target: str, results: str, decided: frozenset[int], only: tuple[str, ...
     except QbenchError as error:
         _write(results, own, {"error": str(error)})
         return
-    plan = [
-        (name, check) for name in names for check in CHECKS if not only or check.__name__ in only
-    ]
+    plan = []
+    for name in names:
+        for check in CHECKS:
+            if not only or check.__name__ in only:
+                plan.append((name, check))
     _write(results, own, {"plan": [(name, check.__name__) for name, check in plan]})
     for number, (name, check) in enumerate(plan):
         if number not in decided:
