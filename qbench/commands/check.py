@@ -1,4 +1,4 @@
-"""The command `qbench check`: contract checks of a method, the methods in a file, or a kernel."""
+"""The command `qbench check`: contract checks of a method, a kernel, or all that a file defines."""
 
 from __future__ import annotations
 
@@ -46,14 +46,29 @@ def check(
 def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.checks.isolation import check_isolated
     from qbench.checks.kernels import check_kernel, kernel_names
-    from qbench.kernels.registry import load_plugin
     from qbench.registry import methods
 
     path = Path(target)
-    if path.suffix == ".py" and path.is_file() and "Kernel(" in path.read_text():
-        for name in load_plugin(path):
-            yield from check_kernel(name)
+    if path.suffix == ".py" and path.is_file() and "qbench.kernels" in path.read_text():
+        yield from _verdicts_over_file(path, time_limit)
     elif target not in methods() and target in kernel_names():
         yield from check_kernel(target)
     else:
         yield from check_isolated(target, time_limit)
+
+
+def _verdicts_over_file(path: Path, time_limit: float) -> Iterator[Verdict]:
+    """Over all kernels and all methods of a file that may define both.
+
+    Kernels are checked in this process, so the file is imported here. One that does not mention
+    `qbench.kernels` defines no kernel, and is only imported in the process of its methods.
+    """
+    from qbench.checks.isolation import check_isolated
+    from qbench.checks.kernels import check_kernel
+    from qbench.experiment.plugins import load_python
+
+    methods, kernels = load_python(path)
+    for name in kernels:
+        yield from check_kernel(name)
+    if methods:
+        yield from check_isolated(str(path), time_limit)

@@ -18,10 +18,14 @@ def load_plugins(paths: Iterable[Path]) -> None:
         if path.suffix in (".yaml", ".yml"):
             load_task_file(path)
         else:
-            _load_python(path)
+            load_python(path)
 
 
-def _load_python(path: Path) -> None:
+def load_python(path: Path) -> tuple[list[str], list[str]]:
+    """Register the methods and the kernels of a Python file; returns the names of both.
+
+    ConfigError naming the file where it defines neither, or one that cannot be used.
+    """
     module = import_plugin_file(path)
     methods = register_methods(module, path)
     kernels = register_module(module, str(path.resolve()))
@@ -30,3 +34,4 @@ def _load_python(path: Path) -> None:
             f"plug-in {str(path)!r} defines neither a method nor a kernel; "
             "`methods/rtn.py` and `kernels/dequantized.py` are models of both"
         )
+    return methods, kernels
