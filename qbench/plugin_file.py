@@ -31,6 +31,7 @@ def import_plugin_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise ConfigError(
             f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
         ) from error

@@ -33,6 +33,7 @@ CALIBRATION_TABLE = Table(
     config=None,
     licence="ODC-BY",
     running_text=True,
+    example={"text": "Some text."},
 )
 
 

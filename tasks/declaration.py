@@ -7,7 +7,7 @@ the same facts as the defaults of its fields.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,7 +39,7 @@ class Table(_Declared):
     folder: its place in a data folder. splits, columns: what it must have, by the hub's names.
     repository, config: where it is on the hub. licence: as its publisher says. running_text: its
     column `text` is to be joined, and there are no questions. other_layout: read where a folder has
-    no file of the first form.
+    no file of the first form. example: a row of our own in these columns, for tests.
     """
 
     folder: str
@@ -49,6 +49,7 @@ class Table(_Declared):
     config: str | None
     licence: str
     running_text: bool = False
+    example: dict[str, Any] | None = None
     other_layout: OtherLayout | None = None
 
 

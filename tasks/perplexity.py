@@ -34,6 +34,7 @@ class Perplexity(TextTask):
         config="wikitext-2-raw-v1",
         licence="CC BY-SA 3.0 / GFDL",
         running_text=True,
+        example={"text": " = A title = \n"},
     )
     cost: Cost = Cost(items=140, pass_share=0.5)
     scores: tuple[DeclaredScore, ...] = (

@@ -21,29 +21,6 @@ from qbench.tasks.registry import all_tasks, get_task, load_task_file
 
 LENGTH = 64
 PROTOCOL = {"limit": 2, "num_fewshot": 0, "length": LENGTH, "generate": 1}
-ROWS = {  # of the tables that the embedded data lacks, in the hub's columns
-    "piqa": {"goal": "Cool a drink", "sol1": "add ice", "sol2": "add fire", "label": 0},
-    "winogrande": {
-        "sentence": "Ann thanked Eve because _ had helped her.",
-        "option1": "Ann",
-        "option2": "Eve",
-        "answer": "2",
-    },
-    "boolq": {"passage": "The sea is salty.", "question": "is the sea salty", "label": 1},
-    "openbookqa": {
-        "question_stem": "Frogs eat",
-        "choices": {"text": ["flies", "iron", "sand", "rain"], "label": ["A", "B", "C", "D"]},
-        "answerKey": "A",
-    },
-    "copa": {
-        "premise": "It rained all night.",
-        "question": "effect",
-        "choice1": "The street was wet.",
-        "choice2": "The street was dry.",
-        "label": 0,
-    },
-    "lambada_openai": {"text": "The king put on his crown and sat down on his throne"},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +30,7 @@ def no_task_files_left(monkeypatch):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> FolderSource:
-    """A folder with the embedded data and the rows above, under the names of the real data."""
+    """A folder of the embedded data, or of declared examples, under the names of the real data."""
     folder = tmp_path_factory.mktemp("data") / "set"
     mini = MiniSource()
     for name in registry.task_tables():
@@ -66,9 +43,9 @@ def source(tmp_path_factory) -> FolderSource:
                     else mini.rows(name, split).to_list()
                 )
                 write_parquet(rows, folder / declared.folder / f"{split}.parquet")
-        else:
+        elif declared.example:
             for split in declared.splits:
-                write_parquet([ROWS[name]] * 3, folder / declared.folder / f"{split}.parquet")
+                write_parquet([declared.example] * 3, folder / declared.folder / f"{split}.parquet")
     return FolderSource(folder)
 
 
@@ -79,6 +56,8 @@ def test_a_task_declares_everything(name):
     assert task.kind in ("multiple_choice", "generation", "loglikelihood", "text")
     assert task.describe() and "\n" not in task.describe()
     assert isinstance(task.table, Table) or isinstance(get_task(task.table).table, Table)
+    own = task.table if isinstance(task.table, Table) else get_task(task.table).table
+    assert own.example, f"the file of task {name} lacks a row `example` in its table"
     assert task.cost.items > 0 and (task.kind == "text" or task.cost.tokens > 0)
     assert [score for score in task.scores if score.headline]
     assert len({(score.metric, score.filter) for score in task.scores}) == len(task.scores)

@@ -10,59 +10,18 @@ import pytest
 from places import REAL_DATA, needs_real_data
 from qbench.errors import ConfigError, DataError
 from qbench.tasks import hub
-from qbench.tasks.data import Source, fetch, inventory, open_source, tables
+from qbench.tasks.data import Source, fetch, inventory, open_source, table, tables
 from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.mini_source import EMBEDDED, MiniSource
-
-ROWS = {
-    "gsm8k": {"question": "1 + 1?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
-    "arc_easy": {
-        "question": "Wet?",
-        "choices": {"text": ["sea", "sand"], "label": ["A", "B"]},
-        "answerKey": "A",
-    },
-    "arc_challenge": {
-        "question": "Dry?",
-        "choices": {"text": ["sea", "sand"], "label": ["A", "B"]},
-        "answerKey": "B",
-    },
-    "mmlu": {
-        "question": "Bone?",
-        "subject": "anatomy",
-        "choices": ["a", "b", "c", "d"],
-        "answer": 2,
-    },
-    "wikitext": {"text": " = A title = \n"},
-    "calibration": {"text": "Some text."},
-    "piqa": {"goal": "Cool it", "sol1": "ice", "sol2": "fire", "label": 0},
-    "winogrande": {
-        "sentence": "Ann thanked Eve because _ had helped.",
-        "option1": "Ann",
-        "option2": "Eve",
-        "answer": "2",
-    },
-    "boolq": {"passage": "The sea is wet.", "question": "is the sea wet", "label": 1},
-    "openbookqa": {
-        "question_stem": "Frogs eat",
-        "choices": {"text": ["flies", "iron"], "label": ["A", "B"]},
-        "answerKey": "A",
-    },
-    "copa": {
-        "premise": "It rained.",
-        "question": "effect",
-        "choice1": "The street was wet.",
-        "choice2": "The street was dry.",
-        "label": 0,
-    },
-    "lambada_openai": {"text": "The king sat on his throne"},
-}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> FolderSource:
-    for name, declared in tables().items():
-        for split in declared.splits:
-            write_parquet([ROWS[name]] * 2, tmp_path / "set" / declared.folder / f"{split}.parquet")
+    for declared in tables().values():
+        for split in declared.splits if declared.example else ():
+            write_parquet(
+                [declared.example] * 2, tmp_path / "set" / declared.folder / f"{split}.parquet"
+            )
     return FolderSource(tmp_path / "set")
 
 
@@ -93,17 +52,15 @@ def test_a_folder_that_is_not_there(monkeypatch, said_by):
 
 def test_folder_rows_keep_the_hubs_columns(folder):
     for name in ("gsm8k", "arc_easy", "arc_challenge", "mmlu"):
-        assert folder.rows(name, "test")[1] == ROWS[name]
+        assert folder.rows(name, "test")[1] == table(name).example
     assert folder.text("wikitext") == [" = A title = \n"] * 2
     assert folder.text("calibration") == ["Some text."] * 2
 
 
 def test_folder_names(folder):
     assert folder.label == "dir:set"
-    assert (
-        "(wikitext, arc_easy, arc_challenge, mmlu, gsm8k, piqa, winogrande, boolq, openbookqa, "
-        "copa, lambada_openai, calibration)" in folder.describe()
-    )
+    assert f"({', '.join(tables())})" in folder.describe()
+    assert list(tables())[:2] == ["wikitext", "arc_easy"] and list(tables())[-1] == "calibration"
     assert folder.task_name("wikitext") == "wikitext"
     assert [folder.table_name(name) for name in ("calibration", "wikitext", "mmlu")] == [
         "c4_sample",
@@ -115,7 +72,7 @@ def test_folder_names(folder):
 def test_folder_hash_is_of_the_content(folder):
     before = folder.sha256("mmlu")
     assert len(before) == 64 and before == folder.sha256("mmlu") != folder.sha256("gsm8k")
-    write_parquet([ROWS["mmlu"]], folder.folder / "mmlu" / "dev.parquet")
+    write_parquet([table("mmlu").example], folder.folder / "mmlu" / "dev.parquet")
     assert folder.sha256("mmlu") != before
 
 
