@@ -46,7 +46,8 @@ _named: ContextVar[str | None] = ContextVar("kernel", default=None)
 def all_kernels() -> dict[str, Kernel]:
     """All kernels that can be imported, by name: the highest priority first, equals by name."""
     known = _discovered()
-    ranked = sorted(known.values(), key=lambda kernel: (-kernel.priority, kernel.name))
+    with _lock:
+        ranked = sorted(known.values(), key=lambda kernel: (-kernel.priority, kernel.name))
     return {kernel.name: kernel for kernel in ranked}
 
 
@@ -104,9 +105,10 @@ def register_module(module: ModuleType, origin: str) -> list[str]:
                 f"plug-in {origin!r} defines kernel {kernel.name!r}, which exists; "
                 f"choose another name"
             )
-    for kernel in kernels:
-        known[kernel.name] = kernel
-        _origins[kernel.name] = origin
+    with _lock:
+        for kernel in kernels:
+            known[kernel.name] = kernel
+            _origins[kernel.name] = origin
     choose.cache_clear()
     return [kernel.name for kernel in kernels]
 

@@ -154,9 +154,8 @@ def _read_statement(statement: ast.stmt, source: _ClassSource) -> None:
     elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
         name = statement.target.id
         if not _is_classvar(statement.annotation):
-            source.parameters[name] = (
-                statement.value
-            )  # a field keeps the place of its first mention
+            # Assigning anew keeps a field in the place of its first mention, as dataclasses do.
+            source.parameters[name] = statement.value
         elif statement.value is not None:
             source.constants[name] = statement.value
     elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):

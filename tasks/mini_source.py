@@ -6,6 +6,7 @@ No score on this data is a score on the real data set, so a task bears another n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qbench.errors import DataError
@@ -41,6 +42,7 @@ def stand_in_name(task: str) -> str:
     return PREFIX + OTHER_NAMES.get(task, task)
 
 
+@cache
 def record_names(task: str) -> tuple[str, str]:
     """The names that a task has in records: on real data, and on the embedded data."""
     return task, stand_in_name(task)
