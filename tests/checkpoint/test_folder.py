@@ -127,6 +127,7 @@ def test_casting_a_model_leaves_the_parts_alone(made, saved):
     assert loaded(PROMPT).logits.dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_compiled_without_a_graph_break(made, saved):
     torch._dynamo.reset()
     layer = qbench.load(saved).model.model.layers[0].mlp

@@ -208,6 +208,7 @@ def verdicts(monkeypatch):
 HALF = {"dtypes": (torch.float32, torch.bfloat16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run, meant, declared",
     [

@@ -57,6 +57,7 @@ def test_our_kernels_are_found_once_by_priority(anew):
     assert list(all_kernels()) == OURS and not looked
 
 
+@pytest.mark.slow
 def test_finding_kernels_does_not_import_triton():
     code = "import sys; from qbench.kernels.registry import all_kernels; all_kernels()"
     code += "; assert 'triton' not in sys.modules"

@@ -131,6 +131,7 @@ def test_the_other_layout_is_asked_as_lm_eval_asks(name, tmp_path, tiny, tokeniz
         assert [row["target"] for row in outcome.samples] == [PLAIN[name]["gold"]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_real_rows_give_the_values_of_a_plain_model(name, real_data, tiny, tokenizer):
     source = FolderSource(real_data)
