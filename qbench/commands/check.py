@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qbench.commands.options import out
+from qbench.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from qbench.checks.verdict import Verdict
@@ -53,8 +54,11 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
         yield from _verdicts_over_file(path, time_limit)
     elif target not in methods() and target in kernel_names():
         yield from check_kernel(target)
-    else:
+    elif path.suffix == ".py" or target in methods():
         yield from check_isolated(target, time_limit)
+    else:
+        known = [*methods(), *kernel_names()]
+        raise ConfigError(unknown_name("method or kernel", target, known))
 
 
 def _verdicts_over_file(path: Path, time_limit: float) -> Iterator[Verdict]:

@@ -152,7 +152,7 @@ def test_the_command_names_a_method_that_is_unknown(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main.main()
     assert end.value.code == 2
-    assert "unknown method 'rtm'. Did you mean 'rtn'" in capsys.readouterr().err
+    assert "unknown method or kernel 'rtm'. Did you mean 'rtn'" in capsys.readouterr().err
 
 
 def test_the_command_checks_a_kernel(capsys, monkeypatch):
