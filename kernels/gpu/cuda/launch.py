@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,34 +29,35 @@ DEFAULT_SHARED_BYTES = 48 << 10  # what a block may have without being asked for
 # CUlaunchConfig: grid, block, shared bytes, stream, address and number of attributes
 CONFIGURATION = struct.Struct("@7IPPI4x")
 # CUlaunchAttribute: CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6, its value 1
-DEPENDENT = ctypes.create_string_buffer(struct.pack("@i4xi60x", 6, 1))
-DEPENDENT_ADDRESS = ctypes.addressof(DEPENDENT)
+OVERLAP = struct.pack("@i4xi60x", 6, 1)
 BUFFER_POINTER, BUFFER_SIZE, END = 1, 2, 0  # CU_LAUNCH_PARAM_*
 INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
-class Function:
-    """One __global__ function on one GPU.
+class Loaded(NamedTuple):
+    """A __global__ function in the driver.
 
-    registers, local_bytes: what a thread has, of which the latter are spills and arrays.
+    address: of the CUfunction. name: for messages. device: index of its GPU. overlaps: whether that
+    GPU knows programmatic dependent launches. registers, local_bytes: what a thread has, of which
+    the latter are spills and arrays.
     """
 
-    def __init__(self, handle: Any, name: str, device: int, capability: tuple[int, int]) -> None:
-        """handle: CUfunction. name: for messages. device: index of the GPU that it is loaded on."""
-        from cuda.bindings import driver
+    address: int
+    name: str
+    device: int
+    overlaps: bool
+    registers: int
+    local_bytes: int
 
-        self.name = name
-        self.device = device
-        self.dependent = capability >= (9, 0)  # older GPUs know no programmatic launch
-        self.registers = self._attribute(handle, "NUM_REGS")
-        self.local_bytes = self._attribute(handle, "LOCAL_SIZE_BYTES")
-        self._driver = driver
-        self._handle = handle
-        self._address = int(handle)
+
+class Function:
+    """One __global__ function on one GPU, to be launched."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.facts = loaded
         self._shared_bytes = DEFAULT_SHARED_BYTES
-        self._format = ""
         self._pack = struct.Struct("")
-        self._launch = _driver_launch()
+        self._call = _driver_launch()
 
     def launch(
         self,
@@ -69,37 +70,37 @@ class Function:
         """One launch on torch's current stream of this function's GPU.
 
         arguments, in the function's order: a Tensor or None is a pointer, an int is an `int`, a
-        float is a `float`; the types of a function's arguments stay the same. The caller sees to it
-        that tensors are on this GPU and contiguous. shared_bytes: dynamic shared memory of a block.
-        dependent: it may begin while the kernel before it in the stream ends (programmatic
-        dependent launch, from compute capability 9.0): it has to execute `griddepcontrol.wait`
-        before it reads what that one wrote, and before it writes. ConfigError with the driver's
-        word where it refuses.
+        float is a `float`. The caller sees to it that tensors are on this GPU and contiguous.
+        shared_bytes: dynamic shared memory of a block. dependent: it may begin while the kernel
+        before it in the stream ends (programmatic dependent launch, from compute capability 9.0):
+        it has to execute `griddepcontrol.wait` before it reads what that one wrote, and before it
+        writes. ConfigError with the driver's word where it refuses.
         """
         if shared_bytes > self._shared_bytes:
             self._allow(shared_bytes)
-        stream = torch._C._cuda_getCurrentRawStream(self.device)
-        overlaps = dependent and self.dependent
+        stream = torch._C._cuda_getCurrentRawStream(self.facts.device)
+        overlaps = dependent and self.facts.overlaps
+        attributes = _OVERLAP_ADDRESS if overlaps else 0
         configuration = CONFIGURATION.pack(
-            *grid, *block, shared_bytes, stream, DEPENDENT_ADDRESS if overlaps else 0, overlaps
+            *grid, *block, shared_bytes, stream, attributes, overlaps
         )
-        scratch = _scratch
-        self._fill(scratch, arguments)
-        status = self._launch(configuration, self._address, None, scratch.extra)
-        if status == INVALID_CONTEXT:  # a thread in which torch has not yet used the GPU
-            torch.cuda.current_stream(self.device).query()
-            status = self._launch(configuration, self._address, None, scratch.extra)
+        memory = _memory  # of this thread
+        self._fill(memory, arguments)
+        status = self._call(configuration, self.facts.address, None, memory.extra)
+        if status == INVALID_CONTEXT:  # a thread in which nothing has used the GPU yet
+            _enter(self.facts.device)
+            status = self._call(configuration, self.facts.address, None, memory.extra)
         if status:
             raise ConfigError(
-                f"the GPU does not launch {self.name} with a grid of {grid}, blocks of {block} and "
-                f"{shared_bytes} bytes of shared memory: {self._word(status)}; "
+                f"the GPU does not launch {self.facts.name} with a grid of {grid}, blocks of "
+                f"{block} and {shared_bytes} bytes of shared memory ({_word(status)}); "
                 f"name another kernel, such as triton"
             )
 
-    def _fill(self, scratch: _Scratch, arguments: Sequence[Argument]) -> None:
-        """Pack the arguments into the thread's buffer, aligned as C aligns a struct's members."""
+    def _fill(self, memory: _Memory, arguments: Sequence[Argument]) -> None:
+        """Pack the arguments into the thread's memory, aligned as members of a struct of C are."""
         values: list[int | float] = []
-        kinds = ""
+        kinds = "@"
         for argument in arguments:
             if isinstance(argument, Tensor):
                 values.append(argument.data_ptr())
@@ -107,41 +108,30 @@ class Function:
             elif argument is None:
                 values.append(0)
                 kinds += "P"
-            elif isinstance(argument, float):
-                values.append(argument)
-                kinds += "f"
             else:
                 values.append(argument)
-                kinds += "i"
-        if kinds != self._format:
-            self._pack = struct.Struct(f"@{kinds}")
-            self._format = kinds
-        self._pack.pack_into(scratch.arguments, 0, *values)
-        scratch.size.value = self._pack.size
+                kinds += "f" if isinstance(argument, float) else "i"
+        pack = self._pack
+        if pack.format != kinds:
+            pack = self._pack = struct.Struct(kinds)
+        pack.pack_into(memory.arguments, 0, *values)
+        memory.size.value = pack.size
 
     def _allow(self, shared_bytes: int) -> None:
         """Let blocks have that much dynamic shared memory."""
-        attribute = self._driver.CUfunction_attribute
-        name = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (status,) = self._driver.cuFuncSetAttribute(self._handle, name, shared_bytes)
-        if status:
-            raise ConfigError(
-                f"{self.name} asks for {shared_bytes} bytes of shared memory, which "
-                f"{torch.cuda.get_device_name(self.device)} does not give ({status.name}); "
-                f"choose another configuration"
-            )
-        self._shared_bytes = shared_bytes
-
-    def _word(self, status: int) -> str:
-        """The driver's name of a status."""
-        return str(self._driver.CUresult(status).name)
-
-    @staticmethod
-    def _attribute(handle: Any, name: str) -> int:
         from cuda.bindings import driver
 
-        attribute = getattr(driver.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{name}")
-        return int(_checked(driver.cuFuncGetAttribute(attribute, handle), name))
+        attribute = (
+            driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        )
+        handle = driver.CUfunction(self.facts.address)
+        (status,) = driver.cuFuncSetAttribute(handle, attribute, shared_bytes)
+        if status:
+            raise ConfigError(
+                f"{self.facts.name} asks for {shared_bytes} bytes of shared memory a block, which "
+                f"this GPU does not give ({status.name}); choose another configuration"
+            )
+        self._shared_bytes = shared_bytes
 
 
 def function(source: str, name: str, macros: Mapping[str, int], device: int) -> Function:
@@ -152,29 +142,49 @@ def function(source: str, name: str, macros: Mapping[str, int], device: int) -> 
     key = (source, name, tuple(sorted(macros.items())), device)
     known = _functions.get(key)
     if known is None:
-        with _lock:
-            known = _functions.get(key) or _functions.setdefault(
-                key, _load(source, name, macros, device)
-            )
+        with _lock:  # a second thread waits, instead of compiling the same
+            known = _functions.get(key)
+            if known is None:
+                known = _functions[key] = Function(_load(source, name, macros, device))
     return known
 
 
-def _load(source: str, name: str, macros: Mapping[str, int], device: int) -> Function:
+def _load(source: str, name: str, macros: Mapping[str, int], device: int) -> Loaded:
     from cuda.bindings import driver
 
     capability = torch.cuda.get_device_capability(device)
     cubin = toolchain.compiled(source, macros, toolchain.architecture(capability))
+    what = f"{name} of {source} {dict(macros)}"
     with torch.cuda.device(device):
-        torch.cuda.current_stream().query()  # makes the GPU's context the current one
-        # A module may be loaded while a graph is captured: nothing of it becomes part of the graph.
+        _enter(device)
+        # While a graph is captured, only this mode admits that something is loaded beside it.
         relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        mode = _checked(driver.cuThreadExchangeStreamCaptureMode(relaxed), source)
+        mode = _checked(driver.cuThreadExchangeStreamCaptureMode(relaxed), what)
         try:
-            module = _checked(driver.cuModuleLoadData(cubin), source)
-            handle = _checked(driver.cuModuleGetFunction(module, name.encode()), f"{source} {name}")
+            module = _checked(driver.cuModuleLoadData(cubin), what)
+            handle = _checked(driver.cuModuleGetFunction(module, name.encode()), what)
         finally:
             driver.cuThreadExchangeStreamCaptureMode(mode)
-    return Function(handle, f"{source} {name} {dict(macros)}", device, capability)
+        attribute = driver.CUfunction_attribute
+        registers = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, handle)
+        local = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, handle)
+    return Loaded(
+        int(handle),
+        what,
+        device,
+        capability >= (9, 0),
+        _checked(registers, what),
+        _checked(local, what),
+    )
+
+
+def _enter(device: int) -> None:
+    """Make the context that torch uses on this GPU the current one of this thread."""
+    from cuda.bindings import driver
+
+    handle = _checked(driver.cuDeviceGet(device), f"GPU {device}")
+    context = _checked(driver.cuDevicePrimaryCtxRetain(handle), f"GPU {device}")
+    _checked(driver.cuCtxSetCurrent(context), f"GPU {device}")
 
 
 def _checked(answer: tuple[Any, ...], what: str) -> Any:
@@ -182,9 +192,16 @@ def _checked(answer: tuple[Any, ...], what: str) -> Any:
     status, *values = answer
     if status:
         raise ConfigError(
-            f"the GPU's driver refuses {what}: {status.name}; name another kernel, such as triton"
+            f"the GPU's driver refuses {what} ({status.name}); name another kernel, such as triton"
         )
     return values[0] if values else None
+
+
+def _word(status: int) -> str:
+    """The driver's name of a status."""
+    from cuda.bindings import driver
+
+    return str(driver.CUresult(status).name)
 
 
 @cache
@@ -197,7 +214,7 @@ def _driver_launch() -> Any:
     return launch
 
 
-class _Scratch(threading.local):
+class _Memory(threading.local):
     """Where the arguments of a launch lie; each thread has its own.
 
     extra: what tells the driver where they are.
@@ -215,6 +232,8 @@ class _Scratch(threading.local):
         )
 
 
+_overlap = ctypes.create_string_buffer(OVERLAP, len(OVERLAP))
+_OVERLAP_ADDRESS = ctypes.addressof(_overlap)
 _functions: dict[tuple[Any, ...], Function] = {}
 _lock = threading.Lock()
-_scratch = _Scratch()
+_memory = _Memory()
