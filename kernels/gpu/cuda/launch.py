@@ -56,7 +56,7 @@ class Function:
     def __init__(self, loaded: Loaded) -> None:
         self.facts = loaded
         self._shared_bytes = DEFAULT_SHARED_BYTES
-        self._pack = struct.Struct("")
+        self._pack: struct.Struct | None = None  # of the arguments; the first launch tells
         self._call = _driver_launch()
 
     def launch(
@@ -70,11 +70,11 @@ class Function:
         """One launch on torch's current stream of this function's GPU.
 
         arguments, in the function's order: a Tensor or None is a pointer, an int is an `int`, a
-        float is a `float`. The caller sees to it that tensors are on this GPU and contiguous.
-        shared_bytes: dynamic shared memory of a block. dependent: it may begin while the kernel
-        before it in the stream ends (programmatic dependent launch, from compute capability 9.0):
-        it has to execute `griddepcontrol.wait` before it reads what that one wrote, and before it
-        writes. ConfigError with the driver's word where it refuses.
+        float is a `float`, and these kinds stay the same. The caller sees to it that tensors are on
+        this GPU and contiguous. shared_bytes: dynamic shared memory of a block. dependent: it may
+        begin while the kernel before it in the stream ends (programmatic dependent launch, from
+        compute capability 9.0): it has to execute `griddepcontrol.wait` before it reads what that
+        one wrote, and before it writes. ConfigError with the driver's word where it refuses.
         """
         if shared_bytes > self._shared_bytes:
             self._allow(shared_bytes)
@@ -99,21 +99,13 @@ class Function:
 
     def _fill(self, memory: _Memory, arguments: Sequence[Argument]) -> None:
         """Pack the arguments into the thread's memory, aligned as members of a struct of C are."""
-        values: list[int | float] = []
-        kinds = "@"
-        for argument in arguments:
-            if isinstance(argument, Tensor):
-                values.append(argument.data_ptr())
-                kinds += "P"
-            elif argument is None:
-                values.append(0)
-                kinds += "P"
-            else:
-                values.append(argument)
-                kinds += "f" if isinstance(argument, float) else "i"
         pack = self._pack
-        if pack.format != kinds:
-            pack = self._pack = struct.Struct(kinds)
+        if pack is None:
+            pack = self._pack = struct.Struct("@" + "".join(map(_kind, arguments)))
+        values = [
+            argument.data_ptr() if isinstance(argument, Tensor) else argument or 0
+            for argument in arguments
+        ]
         pack.pack_into(memory.arguments, 0, *values)
         memory.size.value = pack.size
 
@@ -121,9 +113,7 @@ class Function:
         """Let blocks have that much dynamic shared memory."""
         from cuda.bindings import driver
 
-        attribute = (
-            driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        )
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         handle = driver.CUfunction(self.facts.address)
         (status,) = driver.cuFuncSetAttribute(handle, attribute, shared_bytes)
         if status:
@@ -176,6 +166,13 @@ def _load(source: str, name: str, macros: Mapping[str, int], device: int) -> Loa
         _checked(registers, what),
         _checked(local, what),
     )
+
+
+def _kind(argument: Argument) -> str:
+    """The letter of `struct` for an argument."""
+    if isinstance(argument, float):
+        return "f"
+    return "i" if isinstance(argument, int) else "P"
 
 
 def _enter(device: int) -> None:

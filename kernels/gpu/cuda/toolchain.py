@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,8 @@ def compiled(source: str, macros: Mapping[str, int], architecture: str) -> bytes
     if known is not None:
         return known
     cubin = _compile(source, options, texts)
-    try:
+    with suppress(StoreError):  # where nothing can be kept, the next process compiles again
         write_bytes(path, hashlib.sha256(cubin).digest() + cubin)
-    except StoreError:
-        pass  # the next process compiles again
     return cubin
 
 
