@@ -12,7 +12,7 @@ fields of its `Config`. Without one, the rows of x decide:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +57,7 @@ class Choice:
 
     def fields(self) -> dict[str, Any]:
         """As a tuned file keeps it."""
-        return {"kernel": self.kernel} | ({} if self.config is None else vars(self.config))
+        return {"kernel": self.kernel} | ({} if self.config is None else asdict(self.config))
 
 
 @cache
