@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 import triton
+from machine_code import functions
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from machine_code import functions
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_binary
 from qbench.kernels.gpu.triton_configs import DEFAULTS, Config, default

@@ -23,8 +23,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-
 from machine_code import functions
+
 from qbench.kernels.gpu.cuda import bit_serial, choice, dequantize, launch, toolchain
 from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Gpu
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive
@@ -36,9 +36,7 @@ OUT, IN = 4096, 4096  # of the weights
 UNIT = {"bit_serial": "BMMA", "half_rows": "HMMA", "wide_rows": "HGMMA"}  # that multiplies
 PREPARATIONS = ("bit_planes", "prepare", "dequantize")  # functions that multiply nothing
 ROWS = {"bit_serial": (1, 4), "half_rows": (8, 64), "wide_rows": (64, 256), DEQUANTIZE: (0,)}
-HEADER = (
-    "function        sm   dtype    coding    b    g   m | regs stack spills | instructions, loop: mix"
-)
+HEADER = "function        sm   dtype    coding    b    g   m | regs stack spills | instructions, loop: mix"
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,7 @@ class Driver:
 def fake(monkeypatch):
     fake = Driver()
     monkeypatch.setattr(launch, "_driver_launch", lambda: fake)
-    monkeypatch.setattr(
-        torch._C, "_cuda_getCurrentRawStream", lambda device: STREAM, raising=False
-    )
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: STREAM, raising=False)
     return fake
 
 
@@ -130,7 +128,7 @@ def test_a_thread_without_a_context_gets_torch_s(fake, monkeypatch):
     monkeypatch.setattr(launch, "_enter", enter)
     function().launch((1, 1, 1), (32, 1, 1), ())
     assert entered == [0]
-    assert launch.INVALID_CONTEXT == int(driver.CUresult.CUDA_ERROR_INVALID_CONTEXT)
+    assert int(driver.CUresult.CUDA_ERROR_INVALID_CONTEXT) == launch.INVALID_CONTEXT
 
 
 def test_much_shared_memory_is_asked_for_once(fake, monkeypatch):

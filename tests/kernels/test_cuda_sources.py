@@ -52,7 +52,9 @@ def test_a_kernel_is_chosen_only_where_the_gpu_has_its_instructions(aot):
 @pytest.mark.slow
 def test_all_variants(tmp_path):
     command = [sys.executable, "-P", str(ROOT / "benchmarks" / "cuda_aot.py"), "--quick"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

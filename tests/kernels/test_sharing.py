@@ -1,4 +1,4 @@
-"""Prepared inputs: used again only for the same tensor with the same numbers, and only in a scope."""
+"""Prepared inputs serve again only for the same tensor with the same numbers, and in a scope."""
 
 from __future__ import annotations
 
