@@ -36,7 +36,10 @@ OUT, IN = 4096, 4096  # of the weights
 UNIT = {"bit_serial": "BMMA", "half_rows": "HMMA", "wide_rows": "HGMMA"}  # that multiplies
 PREPARATIONS = ("bit_planes", "prepare", "dequantize")  # functions that multiply nothing
 ROWS = {"bit_serial": (1, 4), "half_rows": (8, 64), "wide_rows": (64, 256), DEQUANTIZE: (0,)}
-HEADER = "function        sm   dtype    coding    b    g   m | regs stack spills | instructions, loop: mix"
+HEADER = (
+    "function        sm   dtype    coding    b    g   m | "
+    "regs stack spills | instructions, loop, a bit: mix"
+)
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def compiled(case: Case) -> list[dict[str, Any]]:
 
 
 def per_bit(entry: dict[str, Any]) -> float | None:
-    """Instructions of the loop that multiplies for each stored bit that it takes, over a warp's 32 lanes.
+    """Instructions of the loop that multiplies, of 32 lanes, for each stored bit that it takes.
 
     A pass of the loop takes 256 inputs of 16 outputs a tile of the warp, which is what its matrix
     instructions tell: 16 x 128 bits a BMMA pair of 8 planes of x, 16 x 16 weights an HMMA.
