@@ -58,8 +58,18 @@ __device__ __forceinline__ unsigned shifted_right(unsigned word, int places) {
     return places < 0 ? word << -places : word >> places;
 }
 
+// One LOP3 that the compiler does not take apart: it would not share what steps have in common.
 __device__ __forceinline__ unsigned chosen(unsigned mask, unsigned where_set, unsigned elsewhere) {
-    return (where_set & mask) | (elsewhere & ~mask);
+    unsigned d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(where_set), "r"(elsewhere));
+    return d;
+}
+
+// Bytes of a (0 to 3) and b (4 to 7) by the four low nibbles of selectors, which are below 8.
+__device__ __forceinline__ unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
+    unsigned d;  // the intrinsic would mask the selectors
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selectors));
+    return d;
 }
 
 // ---- parameters ----
@@ -73,17 +83,34 @@ __device__ __forceinline__ int group_of(int chunk, int table) {
 // at: the numbers of (tile, group, g) -> those of row g and those of row g + 8.
 __device__ __forceinline__ void load_parameters(const void *at, float (&row_g)[PARAMETERS],
                                                 float (&row_g8)[PARAMETERS]) {
+    constexpr int count = PARAMETERS * PAIR_BYTES / 4;
+    unsigned numbers[2 * PARAMETERS + 3];
+#pragma unroll
+    for (int i = 0; i < count; ++i) {  // in as few loads as the address allows
+        if (count % 4 == 0 && i % 4 == 0) {
+            uint4 four = static_cast<const uint4 *>(at)[i / 4];
+            numbers[i] = four.x;
+            numbers[i + 1] = four.y;
+            numbers[i + 2] = four.z;
+            numbers[i + 3] = four.w;
+        } else if (count % 4 == 2 && i % 2 == 0) {
+            uint2 two = static_cast<const uint2 *>(at)[i / 2];
+            numbers[i] = two.x;
+            numbers[i + 1] = two.y;
+        } else if (count % 2) {
+            numbers[i] = static_cast<const unsigned *>(at)[i];
+        }
+    }
 #pragma unroll
     for (int i = 0; i < PARAMETERS; ++i) {
+        float2 pair;
         if (META32) {
-            float2 pair = static_cast<const float2 *>(at)[i];
-            row_g[i] = pair.x;
-            row_g8[i] = pair.y;
+            pair = make_float2(__uint_as_float(numbers[2 * i]), __uint_as_float(numbers[2 * i + 1]));
         } else {
-            float2 pair = float16_pair_to_floats(static_cast<const unsigned *>(at)[i]);
-            row_g[i] = pair.x;
-            row_g8[i] = pair.y;
+            pair = float16_pair_to_floats(numbers[i]);
         }
+        row_g[i] = pair.x;
+        row_g8[i] = pair.y;
     }
 }
 
@@ -114,10 +141,10 @@ __device__ __forceinline__ void make_octet(float base, float a, float b, float c
     unsigned pair23 = floats_to_activations(level2, level3);
     unsigned pair45 = floats_to_activations(base + c, level1 + c);
     unsigned pair67 = floats_to_activations(level2 + c, level3 + c);
-    table[0] = __byte_perm(pair01, pair23, 0x6420);
-    table[1] = __byte_perm(pair45, pair67, 0x6420);
-    table[2] = __byte_perm(pair01, pair23, 0x7531);
-    table[3] = __byte_perm(pair45, pair67, 0x7531);
+    table[0] = bytes_of(pair01, pair23, 0x6420);
+    table[1] = bytes_of(pair45, pair67, 0x6420);
+    table[2] = bytes_of(pair01, pair23, 0x7531);
+    table[3] = bytes_of(pair45, pair67, 0x7531);
 }
 
 // For one row and group.
@@ -187,10 +214,10 @@ __device__ __forceinline__ void octet_weights(const unsigned *words, const unsig
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
         unsigned selectors = codes >> (16 * pair);  // PRMT reads its low half
-        unsigned low = __byte_perm(table[0], table[1], selectors);
-        unsigned high = __byte_perm(table[2], table[3], selectors);
-        first[pair] = __byte_perm(low, high, 0x6240);
-        second[pair] = __byte_perm(low, high, 0x7351);
+        unsigned low = bytes_of(table[0], table[1], selectors);
+        unsigned high = bytes_of(table[2], table[3], selectors);
+        first[pair] = bytes_of(low, high, 0x6240);
+        second[pair] = bytes_of(low, high, 0x7351);
     }
 }
 
@@ -205,8 +232,8 @@ __device__ __forceinline__ void quartet_weights(const unsigned *words, int plane
         codes = shifted_right(two, (step & 6) - 1) & 0x06060606;
     }
     unsigned selectors = codes * 17 + 0x10101010;  // the places of a level's low and high byte
-    weights[0] = __byte_perm(table[0], table[1], selectors);
-    weights[1] = __byte_perm(table[0], table[1], selectors >> 16);
+    weights[0] = bytes_of(table[0], table[1], selectors);
+    weights[1] = bytes_of(table[0], table[1], selectors >> 16);
 }
 
 // codes: one in each byte j.
@@ -217,9 +244,9 @@ __device__ __forceinline__ void code_weights(unsigned codes, const unsigned *tab
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
         unsigned places = pair ? 0x4342 : 0x4140;
-        unsigned integers = add(__byte_perm(low_codes, CODE_HIGH_BYTES, places), table[0]);
+        unsigned integers = add(bytes_of(low_codes, CODE_HIGH_BYTES, places), table[0]);
         if (split) {
-            unsigned high = __byte_perm((codes >> 4) & 0x0F0F0F0F, CODE_HIGH_BYTES, places);
+            unsigned high = bytes_of((codes >> 4) & 0x0F0F0F0F, CODE_HIGH_BYTES, places);
             integers = multiply_add(add(high, 0xC300C300), 0x41804180, integers);  // (high - 128) 16
         }
         weights[pair] = multiply_add(integers, table[1], table[2]);
