@@ -64,7 +64,7 @@ __device__ __forceinline__ void write_half(const unsigned short *from, unsigned 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 dequantize(const uint4 *words, const unsigned char *parameters, unsigned short *weight, int outputs,
            int inputs) {
-    __shared__ __align__(16) unsigned short shared[WARPS][16 * ROW];
+    alignas(16) __shared__ unsigned short shared[WARPS][16 * ROW];
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, tile = blockIdx.y;
     int chunks = (inputs + 255) / 256, chunk = blockIdx.x * WARPS + warp;
     constexpr int group = GROUP ? GROUP : 1;

@@ -40,14 +40,6 @@ struct Problem {
 
 // ---- copies into shared memory ----
 
-// 16 bytes, of which those from `bytes` on are zeros.
-__device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(shared_address(shared)), "l"(global), "r"(bytes)
-                 : "memory");
-}
-
 // This warp's words and parameters of a chunk.
 __device__ __forceinline__ void copy_weights(const Problem &p, int chunk, unsigned char *stage) {
     int lane = threadIdx.x & 31;
@@ -191,33 +183,6 @@ __device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4]
     }
 }
 
-// All threads of the cluster have come here, and see what the others wrote.
-__device__ __forceinline__ void synchronize_cluster() {
-    if (SPLIT == 1) {
-        __syncthreads();
-        return;
-    }
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;"
-                 :
-                 :
-                 : "memory");
-#endif
-}
-
-// What lies at this address of the shared memory of the cluster's block `block`.
-__device__ __forceinline__ float read_of_cluster(const float *shared, int block) {
-    float value = 0.0f;
-#if __CUDA_ARCH__ >= 900
-    unsigned address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(address)
-        : "r"(shared_address(shared)), "r"(block));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-#endif
-    return value;
-}
-
 // Adds the sums of the warps along the inputs, then those of the cluster's blocks, each of which
 // writes its share of the outputs.
 __device__ __forceinline__ void write_y(const Problem &p, const float *shared, const float *bias,
@@ -252,7 +217,7 @@ __cluster_dims__(1, 1, SPLIT)
 __launch_bounds__(THREADS, BLOCKS)
 half_rows(const uint4 *words, const unsigned char *parameters, const unsigned short *x,
           const float *bias, unsigned short *y, int outputs, int inputs, int rows) {
-    extern __shared__ __align__(16) unsigned char shared[];
+    unsigned char *shared = static_cast<unsigned char *>(shared_memory());
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, across = warp % ACROSS;
     int along = warp / ACROSS, chunks = (inputs + 255) / 256;
     int share = (chunks + SPLIT - 1) / SPLIT, first_chunk = share * blockIdx.z;
@@ -314,7 +279,11 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     __syncthreads();
     float *kept = reinterpret_cast<float *>(shared);
     keep_sums(sums, across, along, kept);
-    synchronize_cluster();
+    if (SPLIT > 1) {
+        synchronize_cluster();
+    } else {
+        __syncthreads();
+    }
     write_y(p, kept, bias, y);
     if (SPLIT > 1) {
         synchronize_cluster();  // a block's shared memory stays until all have read it

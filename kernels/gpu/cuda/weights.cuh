@@ -18,6 +18,7 @@
 // rounded twice, as is a code's weight in bfloat16 (its scale, and the product).
 #pragma once
 #include "conversions.cuh"
+#include "instructions.cuh"
 
 // Numbers of a row and group: alpha_0, .., alpha_P-1[, shift], or scale and zero point.
 constexpr int PARAMETERS = UNIFORM ? 2 : PLANES + SHIFT;
@@ -35,41 +36,13 @@ constexpr int OCTETS = CODES || TABLES > 2 ? 0 : OCTETS_OF_PLANES[PLANES];
 constexpr int QUARTETS = CODES ? 0 : (PLANES - 3 * OCTETS + 1) / 2;
 constexpr int TABLE_REGISTERS = CODES ? 3 : 4 * OCTETS + 2 * QUARTETS;
 
-constexpr unsigned ONES = BF16 ? 0x3F803F80 : 0x3C003C00;
-constexpr unsigned NO_PRODUCT = 0x80008000;  // -0
 constexpr float CODE_OFFSET = BF16 ? 128.0f : 1024.0f;
 constexpr unsigned CODE_HIGH_BYTES = BF16 ? 0x43434343 : 0x64646464;  // of that offset
-
-__device__ __forceinline__ unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
-    unsigned d;
-    if (BF16) {
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    } else {
-        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    }
-    return d;
-}
-
-__device__ __forceinline__ unsigned add(unsigned a, unsigned b) { return multiply_add(a, ONES, b); }
 
 __device__ __forceinline__ unsigned twice(float value) { return floats_to_activations(value, value); }
 
 __device__ __forceinline__ unsigned shifted_right(unsigned word, int places) {
     return places < 0 ? word << -places : word >> places;
-}
-
-// One LOP3 that the compiler does not take apart: it would not share what steps have in common.
-__device__ __forceinline__ unsigned chosen(unsigned mask, unsigned where_set, unsigned elsewhere) {
-    unsigned d;
-    asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(where_set), "r"(elsewhere));
-    return d;
-}
-
-// Bytes of a (0 to 3) and b (4 to 7) by the four low nibbles of selectors, which are below 8.
-__device__ __forceinline__ unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
-    unsigned d;  // the intrinsic would mask the selectors
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selectors));
-    return d;
 }
 
 // ---- parameters ----
