@@ -27,61 +27,59 @@ constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
 
-struct Problem {
-    const uint4 *words;
-    const unsigned char *parameters;
-    const unsigned short *x;
-    int outputs, inputs, rows;
-    int chunks, groups;       // of the weight
-    int tile;                 // the first one of this warp
-    int first_chunk, end;     // of this block
-    int first_row;            // of this block
+// Where this thread copies from.
+struct Sources {
+    const unsigned char *words[TILES];       // of this warp's tiles: this lane's first word
+    const unsigned char *parameters[TILES];  // of the same tiles
+    const unsigned short *x;                 // first row of the block, this lane's first 8 inputs
+    int inputs;                              // of a row of x
+    int rows;                                // of x, from the block's first on
+    bool aligned;                            // rows of x begin at multiples of 16 bytes
 };
 
 // ---- copies into shared memory ----
 
 // This warp's words and parameters of a chunk.
-__device__ __forceinline__ void copy_weights(const Problem &p, int chunk, unsigned char *stage) {
+__device__ __forceinline__ void copy_weights(const Sources &from, int chunk, unsigned char *stage) {
     int lane = threadIdx.x & 31;
+    constexpr int pieces = GROUP_BYTES / 16;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
-        int tile = min(p.tile + t, (p.outputs + 15) / 16 - 1);  // one too many is not written
-        const uint4 *words = p.words + ((size_t)tile * p.chunks + chunk) * PLANES * 32 + lane;
-        uint4 *to = reinterpret_cast<uint4 *>(stage + t * (WORD_BYTES + TABLE_BYTES));
+        unsigned char *to = stage + t * (WORD_BYTES + TABLE_BYTES) + lane * 16;
+        const unsigned char *words = from.words[t] + chunk * WORD_BYTES;
 #pragma unroll
         for (int plane = 0; plane < PLANES; ++plane) {
-            copy_async(to + plane * 32 + lane, words + plane * 32);
+            copy_async(to + plane * 512, words + plane * 512);
         }
-        constexpr int pieces = GROUP_BYTES / 16;
-        const unsigned char *groups = p.parameters + (size_t)tile * p.groups * GROUP_BYTES;
 #pragma unroll
         for (int i = 0; i < TABLES * pieces; i += 32) {
-            int piece = i + lane, table = piece / pieces;
+            int piece = i + lane, group = group_of(chunk, piece / pieces);
             if (piece < TABLES * pieces) {
-                int group = group_of(chunk, table);
-                const unsigned char *from = groups + (size_t)group * GROUP_BYTES;
-                copy_async(to + PLANES * 32 + piece, from + piece % pieces * 16);
+                int place = group * GROUP_BYTES + piece % pieces * 16;
+                copy_async(to + WORD_BYTES + i * 16, from.parameters[t] + place);
             }
         }
     }
 }
 
 // The block's rows of x, in the batch that begins with `chunk`. What lies outside of x is zero.
-__device__ __forceinline__ void copy_x(const Problem &p, int chunk, bool aligned,
-                                       unsigned char *stage) {
-    unsigned short *to = reinterpret_cast<unsigned short *>(stage);
-    for (int piece = threadIdx.x; piece < ALONG * ROWS * 32; piece += THREADS) {
-        int row = piece / 32 % ROWS, part = piece / (32 * ROWS), place = piece % 32 * 8;
-        int input = (chunk + part) * 256 + place, present = min(max(p.inputs - input, 0), 8);
-        present = p.first_row + row < p.rows ? present : 0;
-        const unsigned short *from = p.x;
-        from += present ? (size_t)(p.first_row + row) * p.inputs + input : 0;
-        unsigned short *at = to + (part * ROWS + row) * X_ROW + place;
-        if (aligned) {
-            copy_or_zeros(at, from, 2 * present);
+__device__ __forceinline__ void copy_x(const Sources &from, int chunk, unsigned char *stage) {
+    int warp = threadIdx.x / 32, place = (threadIdx.x & 31) * 8;
+    unsigned short *to = reinterpret_cast<unsigned short *>(stage) + place;
+#pragma unroll
+    for (int i = 0; i < ALONG * ROWS; i += WARPS) {
+        int line = i + warp, row = line % ROWS, input = (chunk + line / ROWS) * 256;
+        if (ALONG * ROWS % WARPS && line >= ALONG * ROWS) {
+            break;
+        }
+        int present = row < from.rows ? min(max(from.inputs - input - place, 0), 8) : 0;
+        const unsigned short *at = from.x;
+        at += present ? (size_t)row * from.inputs + input : 0;
+        if (from.aligned) {
+            copy_or_zeros(to + line * X_ROW, at, 2 * present);
         } else {
-            for (int i = 0; i < 8; ++i) {
-                at[i] = i < present ? from[i] : 0;
+            for (int j = 0; j < 8; ++j) {
+                to[line * X_ROW + j] = j < present ? at[j] : 0;
             }
         }
     }
@@ -185,8 +183,8 @@ __device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4]
 
 // Adds the sums of the warps along the inputs, then those of the cluster's blocks, each of which
 // writes its share of the outputs.
-__device__ __forceinline__ void write_y(const Problem &p, const float *shared, const float *bias,
-                                        unsigned short *y) {
+__device__ __forceinline__ void write_y(const float *shared, const float *bias, unsigned short *y,
+                                        int outputs, int rows) {
     int block = SPLIT > 1 ? blockIdx.z : 0, first_output = blockIdx.x * OUTPUTS;
     for (int i = block * THREADS + threadIdx.x; i < ROWS * OUTPUTS; i += SPLIT * THREADS) {
         int row = i / OUTPUTS, output = i % OUTPUTS;
@@ -199,11 +197,11 @@ __device__ __forceinline__ void write_y(const Problem &p, const float *shared, c
                 sum += SPLIT > 1 ? read_of_cluster(from, other) : *from;
             }
         }
-        row += p.first_row;
+        row += blockIdx.y * ROWS;
         output += first_output;
-        if (row < p.rows && output < p.outputs) {
+        if (row < rows && output < outputs) {
             sum += bias ? bias[output] : 0.0f;
-            y[(size_t)row * p.outputs + output] = float_to_activation(sum);
+            y[(size_t)row * outputs + output] = float_to_activation(sum);
         }
     }
 }
@@ -219,26 +217,35 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
           const float *bias, unsigned short *y, int outputs, int inputs, int rows) {
     unsigned char *shared = static_cast<unsigned char *>(shared_memory());
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, across = warp % ACROSS;
-    int along = warp / ACROSS, chunks = (inputs + 255) / 256;
+    int along = warp / ACROSS, chunks = (inputs + 255) / 256, first_row = blockIdx.y * ROWS;
     int share = (chunks + SPLIT - 1) / SPLIT, first_chunk = share * blockIdx.z;
-    constexpr int group = GROUP ? GROUP : 1;
-    Problem p = {words, parameters, x, outputs, inputs, rows};
-    p.chunks = chunks;
-    p.groups = GROUP ? (chunks * 256 + group - 1) / group : 1;
-    p.tile = (blockIdx.x * ACROSS + across) * TILES;
-    p.first_chunk = first_chunk;
-    p.end = min(first_chunk + share, chunks);
-    p.first_row = blockIdx.y * ROWS;
-    bool aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
+    int end = min(first_chunk + share, chunks);
+    int batches = (end - first_chunk + ALONG - 1) / ALONG;
     int mine = ALONG * X_BYTES + warp * WARP_BYTES;  // of a stage: this warp's words
-    int batches = (p.end - first_chunk + ALONG - 1) / ALONG;
+
+    Sources from;
+    constexpr int group = GROUP ? GROUP : 1;
+    int groups = GROUP ? (chunks * 256 + group - 1) / group : 1;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+        // One tile too many is read, and not written.
+        int tile = (blockIdx.x * ACROSS + across) * TILES + t;
+        tile = min(tile, (outputs - 1) / 16);
+        from.words[t] = reinterpret_cast<const unsigned char *>(words);
+        from.words[t] += (size_t)tile * chunks * WORD_BYTES + lane * 16;
+        from.parameters[t] = parameters + (size_t)tile * groups * GROUP_BYTES;
+    }
+    from.x = x + (size_t)first_row * inputs + lane * 8;
+    from.inputs = inputs;
+    from.rows = rows - first_row;
+    from.aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
 
     // Weights are not what an earlier kernel writes; x may be.
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         int chunk = first_chunk + batch * ALONG + along;
-        if (chunk < p.end) {
-            copy_weights(p, chunk, shared + batch * STAGE_BYTES + mine);
+        if (chunk < end) {
+            copy_weights(from, chunk, shared + batch * STAGE_BYTES + mine);
         }
     }
     wait_for_previous_kernels();
@@ -246,7 +253,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         if (batch < batches) {
-            copy_x(p, first_chunk + batch * ALONG, aligned, shared + batch * STAGE_BYTES);
+            copy_x(from, first_chunk + batch * ALONG, shared + batch * STAGE_BYTES);
         }
         commit_copies();
     }
@@ -259,13 +266,13 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
         if (ahead < batches) {
             unsigned char *stage = shared + ahead % STAGES * STAGE_BYTES;
             int next = chunk + (STAGES - 1) * ALONG;
-            if (next < p.end) {
-                copy_weights(p, next, stage + mine);
+            if (next < end) {
+                copy_weights(from, next, stage + mine);
             }
-            copy_x(p, first_chunk + ahead * ALONG, aligned, stage);
+            copy_x(from, first_chunk + ahead * ALONG, stage);
         }
         commit_copies();
-        if (chunk < p.end) {
+        if (chunk < end) {
             const unsigned char *stage = shared + batch % STAGES * STAGE_BYTES;
             const unsigned short *rows_of_x = reinterpret_cast<const unsigned short *>(stage);
             rows_of_x += (along * ROWS + lane / 4) * X_ROW + (lane & 3) * 4;
@@ -284,7 +291,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     } else {
         __syncthreads();
     }
-    write_y(p, kept, bias, y);
+    write_y(kept, bias, y, outputs, rows);
     if (SPLIT > 1) {
         synchronize_cluster();  // a block's shared memory stays until all have read it
     }
