@@ -225,7 +225,7 @@ __device__ __forceinline__ void write_y(const float (&results)[RESULTS], const f
 // words, parameters: layout.py. x (rows, inputs), y (rows, outputs). bias (outputs) or null.
 // Grid: (blocks of OUTPUTS, blocks of ROWS, SPLIT); shared memory: see half_rows.py.
 extern "C" __global__ void
-#if SPLIT > 1
+#if SPLIT > 1 && __CUDA_ARCH__ >= 900
 __cluster_dims__(1, 1, SPLIT)
 #endif
 __launch_bounds__(THREADS, BLOCKS)
