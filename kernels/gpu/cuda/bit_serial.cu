@@ -15,8 +15,8 @@
 // 4^t, the place of the lane, is multiplied once at the end.
 //
 // No count is converted: the bits of an integer n < 2^23, read as a float, are the subnormal number
-// n 2^-149, and fma takes subnormal numbers exactly at full speed. The parameters are lifted by 2^101
-// in return, which makes 2 alpha n 2^-48; and the scales of x by 2^48 (bit_planes.cu).
+// n 2^-149, and fma takes subnormal numbers exactly at full speed. In return the parameters are
+// lifted by 2^101 and the scales of x by 2^48 (bit_planes.cu), which keeps both far from the limits.
 //
 // Macros: PLANES, UNIFORM, SHIFT, GROUP, META32, BF16 (layout.py), X_PLANES (8 or 16), and
 //   ROWS   rows of x
@@ -69,13 +69,13 @@ __device__ __forceinline__ Parameters read_parameters(const char* group, int g) 
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     if (UNIFORM) {
-      result.lifted[h][0] = pairs[0][h] * (0.5f * LIFT);
+      result.lifted[h][0] = pairs[0][h] * LIFT;
       result.flat[h] = -pairs[0][h] * pairs[1][h];
     } else {
       result.flat[h] = SHIFT ? pairs[PARAMETERS - 1][h] : 0.0f;
 #pragma unroll
       for (int p = 0; p < PLANES; ++p) {
-        result.lifted[h][p] = pairs[p][h] * LIFT;
+        result.lifted[h][p] = pairs[p][h] * (2.0f * LIFT);
         result.flat[h] -= pairs[p][h];
       }
     }
@@ -171,13 +171,12 @@ __device__ __forceinline__ void fetch(Stage& stage, const uint4* words, const ch
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
            const float* x_blocks, const float* bias, unsigned short* y, int N, int chunks, int groups) {
-  extern __shared__ uint4 memory[];
   __shared__ float parts[WARPS][ROWS][TILES * 16];
   let_next_kernel_start();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int g = lane >> 2, t = lane & 3;
   const int tiles = (N + 15) / 16, tile = blockIdx.x * TILES;
-  Stage* const stages = reinterpret_cast<Stage*>(memory) + warp * STAGES;
+  Stage* const stages = static_cast<Stage*>(shared_memory()) + warp * STAGES;
 
   // The weights are on their way before the kernel that prepares x has ended.
 #pragma unroll

@@ -71,6 +71,12 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
+// The dynamic shared memory of the thread block.
+__device__ __forceinline__ void* shared_memory() {
+  extern __shared__ uint4 memory[];
+  return memory;
+}
+
 // Starts copying 16 bytes to shared memory; `commit_copies` closes a batch of copies.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
