@@ -156,8 +156,8 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
 
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:
-    """Dynamic shared memory of a thread block of the product: `Stage` of bit_serial.cu."""
-    parameters = 16
+    """Dynamic shared memory of a thread block of the product: the stages of bit_serial.cu."""
+    parameters = 0
     if planes.group_size:
         groups = 256 // planes.group_size if planes.group_size < 128 else 2
         if planes.group_size % 256 == 0:

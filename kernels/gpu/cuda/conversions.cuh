@@ -67,21 +67,42 @@ __device__ __forceinline__ uint4 load_once(const uint4* address) {
   return v;
 }
 
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+// Shared memory is addressed by 32-bit numbers: pointers would be made again in every loop.
+// The address of the thread block's dynamic shared memory, a multiple of 16.
+__device__ __forceinline__ unsigned shared_memory() {
+  extern __shared__ uint4 memory[];
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+  asm volatile("" : "+r"(address));  // held in a register from here on
+  return address;
 }
 
-// The dynamic shared memory of the thread block.
-__device__ __forceinline__ void* shared_memory() {
-  extern __shared__ uint4 memory[];
-  return memory;
+// 32-bit words from shared memory that is aligned to as much of WORDS * 4 bytes as a load can take.
+template <int WORDS>
+__device__ __forceinline__ void load_shared(unsigned (&words)[WORDS], unsigned address) {
+#pragma unroll
+  for (int i = 0; i < WORDS;) {
+    if constexpr (WORDS % 4 == 0) {
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[i]), "=r"(words[i + 1]), "=r"(words[i + 2]), "=r"(words[i + 3])
+                   : "r"(address + 4 * i));
+      i += 4;
+    } else if constexpr (WORDS % 2 == 0) {
+      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(words[i]), "=r"(words[i + 1])
+                   : "r"(address + 4 * i));
+      i += 2;
+    } else {
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[i]) : "r"(address + 4 * i));
+      i += 1;
+    }
+  }
 }
 
 // Starts copying 16 bytes to shared memory; `commit_copies` closes a batch of copies.
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+__device__ __forceinline__ void copy_async(unsigned shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
                :
-               : "r"(shared_address(shared)), "l"(global)
+               : "r"(shared), "l"(global)
                : "memory");
 }
 

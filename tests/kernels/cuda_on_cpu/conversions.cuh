@@ -234,9 +234,20 @@ inline unsigned floats_to_activations(float first, float second) {
 
 inline uint4 load_once(const uint4* address) { return *address; }
 
-inline void* shared_memory() { return dynamic_memory.data(); }
+inline unsigned shared_memory() { return 0; }
 
-inline void copy_async(void* shared, const void* global) { running->open.push_back({shared, global}); }
+inline char* shared_pointer(unsigned address) {
+  return reinterpret_cast<char*>(dynamic_memory.data()) + address;
+}
+
+template <int WORDS>
+inline void load_shared(unsigned (&words)[WORDS], unsigned address) {
+  std::memcpy(words, shared_pointer(address), sizeof words);
+}
+
+inline void copy_async(unsigned shared, const void* global) {
+  running->open.push_back({shared_pointer(shared), global});
+}
 
 inline void commit_copies() {
   running->closed.push_back(std::move(running->open));
