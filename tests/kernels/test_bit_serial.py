@@ -13,6 +13,8 @@ from samples import binary_weight, normal, uniform_weight
 
 pytestmark = needs_compiler
 
+CONFIG = Config(2, 1, 3)
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch, tmp_path_factory):
@@ -44,7 +46,7 @@ def integers(prepared):
     return (planes * place[:, None]).sum(1), prepared.blocks[..., 0].flatten(1)
 
 
-def multiply(weight, x, bias=None, config=Config(2, 1, 3), x_planes=16):
+def multiply(weight, x, bias=None, config=CONFIG, x_planes=16):
     """The product and the prepared x."""
     planes = derive(weight)
     prepared = bit_serial.prepare(x, planes, x_planes)

@@ -58,7 +58,15 @@ def _compile(source: str, name: str, macros: dict[str, int], library: Path) -> N
         f"  launch({name}, grid, block, shared_bytes, arguments);\n"
         f"}}\n"
     )
-    command = [COMPILER, "-std=c++17", "-O1", "-fno-gnu-unique", "-shared", "-fPIC", "-ffp-contract=off"]
+    command = [
+        COMPILER,
+        "-std=c++17",
+        "-O1",
+        "-fno-gnu-unique",
+        "-shared",
+        "-fPIC",
+        "-ffp-contract=off",
+    ]
     command += ["-Wall", "-Wno-unknown-pragmas", "-Werror", "-o", str(library), str(entry)]
     command += [f"-D{key}={value}" for key, value in macros.items()]
     done = subprocess.run(command, capture_output=True, text=True)

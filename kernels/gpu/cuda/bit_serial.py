@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -167,13 +167,13 @@ def shared_bytes(planes: CudaPlanes, config: Config) -> int:
     return config.warps * config.stages * config.tiles * tile
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bit_planes(bfloat16: bool, x_planes: int, device: int) -> Function:
     macros = {"BF16": int(bfloat16), "X_PLANES": x_planes}
     return function("bit_planes.cu", "bit_planes", macros, device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _product(
     bits: int,
     uniform: bool,
