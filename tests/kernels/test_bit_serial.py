@@ -94,27 +94,33 @@ def test_sums_are_exact_integers():
     assert torch.equal(y, exact.half())
 
 
-VARIANTS = [
-    pytest.param(kind, bits, group, dtype, parameters, rows, id=f"{kind}{bits}-{group}-{rows}")
-    for kind, bits, group, dtype, parameters, rows in (
-        ("binary", 3, 128, torch.bfloat16, torch.float16, 1),
-        ("binary", 2, 64, torch.float16, torch.float32, 2),
-        ("binary", 4, 32, torch.float16, torch.float16, 1),
-        ("binary", 1, 256, torch.float16, torch.float16, 4),
-        ("unshifted", 8, 384, torch.float16, torch.float16, 1),
-        ("unshifted", 3, 1152, torch.bfloat16, torch.float32, 3),
-        ("uniform", 4, 128, torch.float16, torch.float16, 1),
-        ("uniform", 3, 64, torch.bfloat16, torch.float16, 4),
-        ("uniform", 2, 32, torch.float16, torch.float32, 1),
-        ("uniform", 8, 1152, torch.float16, torch.float16, 2),
-        ("uniform", 5, 384, torch.float16, torch.float32, 1),
-    )
+VARIANTS = [  # kind, planes, group size (0: per channel), dtype of x, of the parameters, rows of x
+    ("binary", 3, 128, torch.bfloat16, torch.float16, 2),
+    ("uniform", 4, 128, torch.float16, torch.float16, 1),
+    ("binary", 4, 32, torch.float16, torch.float16, 1),
+    ("uniform", 3, 64, torch.bfloat16, torch.float16, 4),
+]
+MORE_VARIANTS = [
+    ("binary", 2, 64, torch.float16, torch.float32, 2),
+    ("binary", 1, 256, torch.float16, torch.float16, 4),
+    ("unshifted", 8, 384, torch.float16, torch.float16, 1),
+    ("unshifted", 3, 0, torch.bfloat16, torch.float32, 3),
+    ("uniform", 2, 32, torch.float16, torch.float32, 1),
+    ("uniform", 8, 0, torch.float16, torch.float16, 2),
+    ("uniform", 5, 384, torch.float16, torch.float32, 1),
 ]
 
 
-@pytest.mark.parametrize("kind, bits, group, dtype, parameters, rows", VARIANTS)
+@pytest.mark.parametrize(
+    "kind, bits, group, dtype, parameters, rows",
+    [
+        *VARIANTS,
+        *(pytest.param(*variant, marks=pytest.mark.slow) for variant in MORE_VARIANTS),
+    ],
+)
 def test_products_are_those_of_the_dequantized_weight(kind, bits, group, dtype, parameters, rows):
     inputs = 1280 if group == 256 else 1152
+    group = group or inputs
     if kind == "uniform":
         weight = uniform_weight(40, inputs, bits, group, dtype=parameters)
     else:
@@ -153,3 +159,21 @@ def test_what_is_not_finite_stays_so(number):
     x[1, 3] = number
     y, _ = multiply(weight, x)
     assert torch.isfinite(y[0]).all() and not torch.isfinite(y[1]).any()
+
+
+@pytest.mark.parametrize("bits, group", [(1, 4096), (3, 128), (8, 32)])
+def test_configurations_fit_a_multiprocessor(bits, group):
+    planes = derive(binary_weight(32, 4096, bits, group, dtype=torch.float32))
+    for rows in (1, 4):
+        configs = [*bit_serial.configurations(rows, planes)]
+        configs += [bit_serial.default(rows, planes, count) for count in (1, 132)]
+        for config in configs:
+            assert bit_serial.shared_bytes(planes, config) <= bit_serial.SHARED_BYTES
+            assert config.stages >= 2 and 32 * config.warps <= 1024
+
+
+def test_what_is_served():
+    planes = derive(binary_weight(16, 128, 2, 128))
+    assert bit_serial.serves(planes, 4, 90) is bit_serial.serves(planes, 1, 80) is None
+    assert "5 rows of x; up to 4" in bit_serial.serves(planes, 5, 90)
+    assert "sm_100 has no products of bits" in bit_serial.serves(planes, 1, 100)
