@@ -64,12 +64,7 @@ __device__ __forceinline__ void barrier_arrive(u32 barrier) {
 // Waits for the end of the phase whose parity is given.
 __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
   u32 done = 0;
-#ifdef SPIN_LIMIT
-  for (u32 spins = 0; !done; ++spins) {
-    if (spins > SPIN_LIMIT) asm volatile("trap;");
-#else
   while (!done) {
-#endif
     asm volatile(
         "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;"
         " selp.u32 %0, 1, 0, p; }"

@@ -3,7 +3,7 @@
 // A weight is dequantized once, in registers, for ROWS rows of x. Per 16 inputs, a warpgroup has a
 // fragment A of 64 outputs x 16 inputs in registers (half precision) and multiplies it with ROWS
 // rows of x in shared memory: wgmma m64 nROWS k16, sums in float32. While the matrix units work on
-// 64 inputs, the warps dequantize the next 64 into the other half of their fragments.
+// STEPS fragments, the warps dequantize the next.
 //
 //   warpgroups 0 .. OUT_GROUPS-1   each 64 outputs: dequantize, multiply
 //   the last warpgroup             warp 0 copies tiles of x, warp 1 words and parameters, into rings
@@ -14,12 +14,13 @@
 // outputs, and each sums a part of the rows over all of them, in their order: no atomics.
 //
 // Macros beside the common ones: ROWS (64, 128, 192, 256), OUT_GROUPS, SHARE, SPLITS, BLOCKS (of
-// one multiprocessor), X_STAGES, W_STAGES (of the rings), CONSUMER_REGISTERS.
+// one multiprocessor), X_STAGES and W_STAGES (of the rings), CONSUMER_REGISTERS.
 #include "wgmma.cuh"
 
 #define CLUSTER (SHARE * SPLITS)
 #define OUTPUTS (64 * OUT_GROUPS)
 #define TILES (4 * OUT_GROUPS)
+#define STEPS 4  // of 16 inputs: fragments that are dequantized, and multiplied, together
 #define CONSUMERS (128 * OUT_GROUPS)
 #define THREADS (CONSUMERS + 128)
 
@@ -296,7 +297,7 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
   u32 word_offset = local * WORD_BYTES + lane * 16;
   u32 parameter_offset =
       TILES * WORD_BYTES + local * SLOT_BYTES + lane / 4 * (PARAMETER_BYTES / 8);
-  u32 fragments[2][4][4];
+  u32 words[PLANES][2], fragments[2][STEPS][4];
   Parameters parameters;
   Ring x_ring, w_ring;
   u32 previous = ~0u;  // the stage of x that the matrix units still read
@@ -304,35 +305,38 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
     u32 stage = shared.weights(w_ring.stage);
     barrier_wait(shared.w_full(w_ring.stage), w_ring.parity);
 #pragma unroll
-    for (int tile = 0; tile < 4; ++tile) {  // of 64 inputs
-      u32 words[PLANES][2];
+    for (int first = 0; first < 16; first += STEPS) {
+      u32(&a)[STEPS][4] = fragments[first / STEPS % 2];
 #pragma unroll
-      for (int p = 0; p < PLANES; ++p)
-        shared_pair(words[p][0], words[p][1], stage + word_offset + p * 512 + tile / 2 * 8);
-      u32(&a)[4][4] = fragments[tile % 2];
+      for (int i = 0; i < STEPS; ++i) {
+        int step = first + i, slot = step * SLOTS / 16;
+        if (step % 8 == 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int step = 4 * tile + i, slot = step * SLOTS / 16;
+          for (int p = 0; p < PLANES; ++p)
+            shared_pair(words[p][0], words[p][1], stage + word_offset + p * 512 + step);
+        }
         if (step == 0 || (step - 1) * SLOTS / 16 != slot)
           parameters.load(stage + parameter_offset + slot * PARAMETER_BYTES);
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           a[i][j] = weight_pair(words, j & 1, step % 8 + j / 2 * 8, parameters);
       }
-      if (tile == 3) {
+      if (first + STEPS == 16) {
         __syncwarp();
         if (lane == 0) barrier_arrive(shared.w_empty(w_ring.stage));
       }
-      barrier_wait(shared.x_full(x_ring.stage), x_ring.parity);
-      u64 b = matrix_descriptor(shared.x(x_ring.stage));
+      if (first % 4 == 0) barrier_wait(shared.x_full(x_ring.stage), x_ring.parity);
+      u64 b = matrix_descriptor(shared.x(x_ring.stage)) + first % 4 * 2;
       wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < 4; ++i) wgmma(sums, a[i], b + 2 * i);
+      for (int i = 0; i < STEPS; ++i) wgmma(sums, a[i], b + 2 * i);
       wgmma_commit();
-      wgmma_wait<1>();
-      if (previous != ~0u) release_x(shared, place, previous);
-      previous = x_ring.stage;
-      x_ring.advance(X_STAGES);
+      wgmma_wait<1>();  // what was issued before this has ended, and its fragments are free
+      if (first % 4 == 0 && previous != ~0u) release_x(shared, place, previous);
+      if ((first + STEPS) % 4 == 0) {
+        previous = x_ring.stage;
+        x_ring.advance(X_STAGES);
+      }
     }
   }
   wgmma_wait<0>();

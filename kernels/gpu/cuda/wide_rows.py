@@ -153,10 +153,16 @@ def launch(
     x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
 ) -> None:
     """y (rows, out) = x (rows, in) W^T + bias, on the current stream."""
-    prepared = prepare(x, planes, config)
+    multiply(prepare(x, planes, config), planes, bias, y, config)
+
+
+def multiply(
+    prepared: Prepared, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
+) -> None:
+    """The product with an x that was prepared for a configuration with as many rows."""
     rows, outputs = y.shape
     blocks = -(-outputs // (config.outputs * config.share)) * config.share * config.splits
-    function = _function("multiply_wide", planes, x.dtype, config, x.get_device())
+    function = _function("multiply_wide", planes, y.dtype, config, y.get_device())
     arguments = (
         prepared.tiles,
         prepared.unscale,
