@@ -3,10 +3,70 @@
 #pragma once
 
 typedef unsigned u32;
+typedef unsigned short u16;
 typedef unsigned long long u64;
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-  return (u32)__cvta_generic_to_shared(pointer);
+// ---- half precision, alone and in pairs, whose first is in the low half of a word
+
+__device__ __forceinline__ float half_to_float(u16 v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+  return f;
+}
+
+template <bool BFLOAT>
+__device__ __forceinline__ u16 narrowed(float v) {
+  u16 h;
+  if (BFLOAT)
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+
+__device__ __forceinline__ u32 half_pair(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+__device__ __forceinline__ u32 add2(u32 a, u32 b) {
+  u32 sum;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+
+__device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// ---- shared memory by its address
+
+__device__ __forceinline__ u32 shared_memory() {
+  extern __shared__ char memory[];
+  return (u32)__cvta_generic_to_shared(memory);
+}
+
+__device__ __forceinline__ u32 shared_word(u32 address) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ void shared_pair(u32& low, u32& high, u32 address) {
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(low), "=r"(high) : "r"(address));
+}
+
+__device__ __forceinline__ void store_shared(u32 address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+}
+
+// Of the block's first COUNT threads.
+template <int COUNT>
+__device__ __forceinline__ void threads_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
 }
 
 // ---- clusters: blocks that start together and see each other's shared memory

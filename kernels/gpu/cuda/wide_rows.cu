@@ -38,8 +38,6 @@
 #define SUM_BYTES (ROWS * PITCH * 4)
 #define BARRIER_OFFSET (RING_BYTES > SUM_BYTES ? RING_BYTES : SUM_BYTES)
 
-typedef unsigned short u16;
-
 // ---- x -> tiles [64 inputs][rows][128 bytes], half precision, in the places wgmma wants
 //
 // Rows of bfloat16 are scaled by a power of two that brings their largest to 2^14..2^15: what
@@ -49,16 +47,7 @@ typedef unsigned short u16;
 // fragment has 2 t + {0, 1} and 2 t + 8 + {0, 1}. So of 16 inputs the even ones go first.
 
 __device__ __forceinline__ float widened(u16 v) {
-  float f;
-  if (BF16) return __uint_as_float((u32)v << 16);
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
-  return f;
-}
-
-__device__ __forceinline__ u32 half_pair(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
+  return BF16 ? __uint_as_float((u32)v << 16) : half_to_float(v);
 }
 
 // 16 inputs from `column` on, zero beyond the end, as 8 words of two.
@@ -91,7 +80,7 @@ __device__ __forceinline__ float row_scale(const u16* row, int columns, int alig
   top = __reduce_max_sync(~0u, top);
   if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = top;
   __syncthreads();
-  for (int i = 0; i < blockDim.x / 32; ++i) top = max(top, largest[i]);
+  for (u32 i = 0; i < blockDim.x / 32; ++i) top = max(top, largest[i]);
   int exponent = (int)(top >> 7) - 127;  // of bfloat16
   exponent = min(max(exponent, -100), 100);
   return __uint_as_float((u32)(127 + 14 - exponent) << 23);
@@ -123,28 +112,6 @@ extern "C" __global__ void prepare(const u16* x, uint4* tiles, float* unscale, i
 }
 
 // ---- weights in registers
-
-__device__ __forceinline__ u32 add2(u32 a, u32 b) {
-  u32 sum;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-
-__device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
-  u32 product;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
-
-__device__ __forceinline__ u32 shared_word(u32 address) {
-  u32 v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
-
-__device__ __forceinline__ void shared_pair(u32& low, u32& high, u32 address) {
-  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(low), "=r"(high) : "r"(address));
-}
 
 // Parameters of a group, each twice in a word, for the outputs g (0) and g + 8 (1).
 struct Parameters {
@@ -344,25 +311,14 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
 
 // ---- the end: sums -> shared memory -> the sum over SPLITS blocks -> y
 
-__device__ __forceinline__ void consumers_sync() {
-  asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
-}
-
 __device__ __forceinline__ void store_sums(const float (&sums)[ROWS / 2], u32 base) {
   int lane = threadIdx.x % 32, output = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < ROWS / 2; ++i) {
     int row = i / 4 * 8 + lane % 4 * 2 + (i & 1);
     u32 at = base + (row * PITCH + output + 8 * (i >> 1 & 1)) * 4;
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(sums[i]) : "memory");
+    store_shared(at, sums[i]);
   }
-}
-
-__device__ __forceinline__ u16 rounded(float v) {
-  u16 h;
-  if (BF16) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  else asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return h;
 }
 
 __device__ __forceinline__ void write_y(const Shared& shared, const Place& place,
@@ -385,7 +341,7 @@ __device__ __forceinline__ void write_y(const Shared& shared, const Place& place
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       bool inside = output + j < outputs;
-      result[j] = rounded(sum[j] * scale + (bias && inside ? bias[output + j] : 0.f));
+      result[j] = narrowed<BF16>(sum[j] * scale + (bias && inside ? bias[output + j] : 0.f));
     }
     u16* to = y + (size_t)row * outputs + output;
     if (outputs % 4 == 0) {
@@ -401,8 +357,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) __cluster_dims__(C
     multiply_wide(const char* x, const float* unscale, const char* words, const char* params,
                   const float* bias, u16* y, int rows, int outputs, int chunks, int groups,
                   int padded_rows) {
-  extern __shared__ char memory[];
-  Shared shared{(shared_address(memory) + 1023) & ~1023u};
+  Shared shared{(shared_memory() + 1023) & ~1023u};
   Place place(chunks);
   if (threadIdx.x == 0) {
     for (int i = 0; i < X_STAGES; ++i) {
@@ -432,10 +387,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) __cluster_dims__(C
 #pragma unroll
     for (int i = 0; i < ROWS / 2; ++i) sums[i] = 0.f;
     multiply(sums, shared, place);
-    consumers_sync();  // no warpgroup reads the rings any more
+    threads_sync<CONSUMERS>();  // no warpgroup reads the rings any more
     store_sums(sums, shared.base);
     if (CLUSTER > 1) cluster_sync();
-    else consumers_sync();
+    else threads_sync<CONSUMERS>();
     wait_for_previous_kernel();  // for unscale
     write_y(shared, place, unscale, bias, y, rows, outputs);
     if (CLUSTER > 1) cluster_sync();  // a block's sums stay until the others have read them
