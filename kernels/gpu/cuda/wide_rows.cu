@@ -387,6 +387,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) __cluster_dims__(C
 #pragma unroll
     for (int i = 0; i < ROWS / 2; ++i) sums[i] = 0.f;
     multiply(sums, shared, place);
+    start_next_kernel();
     threads_sync<CONSUMERS>();  // no warpgroup reads the rings any more
     store_sums(sums, shared.base);
     if (CLUSTER > 1) cluster_sync();
