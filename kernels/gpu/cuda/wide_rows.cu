@@ -113,6 +113,9 @@ extern "C" __global__ void prepare(const u16* x, uint4* tiles, float* unscale, i
 
 // ---- weights in registers
 
+// Parameters in float32 may be small where half precision has few bits left: they are scaled up.
+#define WEIGHT_SCALE (META32 ? 64.f : 1.f)
+
 // Parameters of a group, each twice in a word, for the outputs g (0) and g + 8 (1).
 struct Parameters {
   u32 value[ENTRIES][2];  // binary: -alpha, shift; uniform: scale, -zero_point
@@ -124,7 +127,8 @@ struct Parameters {
       if (META32) {
         u32 low, high;
         shared_pair(low, high, address + 8 * i);
-        pair = half_pair(__uint_as_float(low), __uint_as_float(high));
+        float scale = UNIFORM && i == 1 ? 1.f : WEIGHT_SCALE;
+        pair = half_pair(__uint_as_float(low) * scale, __uint_as_float(high) * scale);
       } else {
         pair = shared_word(address + 4 * i);
       }
@@ -337,7 +341,7 @@ __device__ __forceinline__ void write_y(const Shared& shared, const Place& place
       sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
     }
     u16 result[4];
-    float scale = unscale[row];
+    float scale = unscale[row] / WEIGHT_SCALE;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       bool inside = output + j < outputs;

@@ -149,9 +149,7 @@ def prepare(x: Tensor, planes: CudaPlanes, config: Config) -> Prepared:
     return Prepared(tiles, unscale, padded)
 
 
-def launch(
-    x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
-) -> None:
+def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config) -> None:
     """y (rows, out) = x (rows, in) W^T + bias, on the current stream."""
     multiply(prepare(x, planes, config), planes, bias, y, config)
 
