@@ -1,4 +1,4 @@
-"""The products of many rows for Hopper: the CUDA source on a CPU, its tile sizes, its machine code."""
+"""Products of many rows for Hopper: the CUDA source on a CPU, tile sizes, machine code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TOLERANCE = {torch.bfloat16: 2.5e-3, torch.float16: 1e-3}
 def on_cpu(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     monkeypatch.setattr(wide_rows.launcher, "function", functools.partial(compiled, folder))
-    wide_rows._functions.cache_clear()
+    wide_rows._compiled.cache_clear()
     yield
-    wide_rows._functions.cache_clear()
+    wide_rows._compiled.cache_clear()
 
 
 def activations(rows, columns, dtype):

@@ -6,8 +6,8 @@
 // STEPS fragments, the warps dequantize the next.
 //
 //   warpgroups 0 .. OUT_GROUPS-1   each 64 outputs: dequantize, multiply
-//   the last warpgroup             warp 0 copies tiles of x, warp 1 words and parameters, into rings
-//                                  of shared memory, by bulk copies that complete on barriers
+//   the last warpgroup             warp 0 copies tiles of x, warp 1 words and parameters, into
+//                                  rings of shared memory, by bulk copies that end on barriers
 //
 // A cluster is SHARE x SPLITS blocks: SHARE blocks with the same rows and neighbouring outputs each
 // read a part of every tile of x and send it to all; SPLITS blocks divide the inputs of the same

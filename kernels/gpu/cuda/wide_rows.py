@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from qbench.kernels.gpu.cuda.layout import CudaPlanes
 
 NAME = "wide_rows"
 SOURCE = "wide_rows.cu"
+STAGES = ("X_STAGES", "W_STAGES")
 FEWEST_ROWS = 33
 REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = 227 << 10  # of a block, at most; a multiprocessor has 1 KiB more
@@ -78,15 +79,14 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
 
 def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
     """What the source is compiled with."""
-    x_stages, w_stages = stages(planes, config)
-    names = {name.upper(): value for name, value in asdict(config).items()}
-    return {
-        **planes.macros(dtype),
-        **names,
-        "X_STAGES": x_stages,
-        "W_STAGES": w_stages,
-        "CONSUMER_REGISTERS": consumer_registers(config),
-    }
+    rings = zip(STAGES, stages(planes, config), strict=True)
+    return planes.macros(dtype) | dict(rings) | _of(config)
+
+
+def _of(config: Config) -> dict[str, int]:
+    """The macros that a configuration alone decides."""
+    sizes = {name.upper(): value for name, value in asdict(config).items()}
+    return {**sizes, "CONSUMER_REGISTERS": consumer_registers(config)}
 
 
 def consumer_registers(config: Config) -> int:
@@ -186,17 +186,15 @@ def multiply(
 def _function(
     name: str, planes: CudaPlanes, dtype: torch.dtype, config: Config, device: int
 ) -> launcher.Function:
-    key = (planes.bits, planes.uniform, planes.shift, planes.group_size, planes.meta32)
-    known = _functions(key, name, dtype, config, device)
-    if not known:
-        known.append(launcher.function(SOURCE, name, macros(planes, dtype, config), device))
-    return known[0]
+    kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
+    return _compiled(name, kind, config, device)
 
 
-@lru_cache(maxsize=None)
-def _functions(*key: object) -> list[launcher.Function]:
-    """A place for one function, the same for the same arguments."""
-    return []
+@cache
+def _compiled(
+    name: str, kind: tuple[tuple[str, int], ...], config: Config, device: int
+) -> launcher.Function:
+    return launcher.function(SOURCE, name, dict(kind) | _of(config), device)
 
 
 def _estimate(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -> float:

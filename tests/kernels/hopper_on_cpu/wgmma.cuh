@@ -275,11 +275,13 @@ inline u16 narrowed(float v) {
   return std::isnan(v) ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 inline u32 half_pair(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
-inline u32 add2(u32 a, u32 b) {  // a sum of two halves is exact in double
-  return half_pair(half_to_float(a) + half_to_float(b), half_to_float(a >> 16) + half_to_float(b >> 16));
+inline u32 add2(u32 a, u32 b) {  // a sum of two halves is exact in float but for its last bit
+  return half_pair(half_to_float(a) + half_to_float(b),
+                   half_to_float(a >> 16) + half_to_float(b >> 16));
 }
 inline u32 multiply2(u32 a, u32 b) {
-  return half_pair(half_to_float(a) * half_to_float(b), half_to_float(a >> 16) * half_to_float(b >> 16));
+  return half_pair(half_to_float(a) * half_to_float(b),
+                   half_to_float(a >> 16) * half_to_float(b >> 16));
 }
 
 // ---- wgmma
@@ -317,7 +319,9 @@ struct Fragment {
 
 inline void compute(const Product& product) {
   if (std::memcmp(product.a, product.read, 16)) fail("a fragment changed while it was read");
-  const auto all = exchange(Fragment{{product.read[0], product.read[1], product.read[2], product.read[3]}});
+  Fragment mine;
+  std::memcpy(mine.a, product.read, sizeof mine.a);
+  const auto all = exchange(mine);
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   float a[2][16];
   for (int k = 0; k < 16; ++k)
