@@ -36,6 +36,14 @@ inline unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
     return result;
 }
 
+inline unsigned char *shared_pointer() {
+    return reinterpret_cast<unsigned char *>(shared_pointer(0));
+}
+
+inline void copy_async(void *shared, const void *global) {
+    running->open.push_back({static_cast<char *>(shared), global});
+}
+
 inline void copy_or_zeros(void *shared, const void *global, int bytes) {
     static std::deque<uint4> padded;
     padded.push_back({0, 0, 0, 0});
