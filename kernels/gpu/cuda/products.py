@@ -58,6 +58,7 @@ class Packed:
             return known[2]
         converted = bias.float().contiguous()
         if not _capturing(bias):  # else it holds nothing before the graph's first replay
+            _complete(converted)
             self._bias = (ref(bias), stamp, converted)
         return converted
 
@@ -110,12 +111,21 @@ def pack(weight: WeightFormat) -> Packed:
             "a weight's layout cannot be derived while a CUDA graph is captured; "
             "run the model once before"
         )
-    return Packed(derive(weight))
+    planes = derive(weight)
+    _complete(planes.words)
+    return Packed(planes)
 
 
 def _capturing(tensor: Tensor) -> bool:
     """Whether what is computed with this tensor now becomes part of a CUDA graph."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _complete(tensor: Tensor) -> None:
+    """Wait until what is kept is there: products on other streams read it, and kernels read weights
+    before those that were launched earlier have ended."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
 
 
 _layouts = Layouts(pack)

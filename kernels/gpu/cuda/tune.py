@@ -96,6 +96,7 @@ def _seconds(x: Tensor, copies: list[Packed], candidate: Choice) -> float:
 def graph_seconds(run: Callable[[], None]) -> float:
     """The median time of a CUDA graph of what `run` launches."""
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         run()  # compiles, and allocates what libraries keep
     stream.synchronize()
