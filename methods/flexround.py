@@ -23,7 +23,7 @@ from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWei
 from qbench.contracts import Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
-from qbench.methods.rtn import RTN, TINY, zero_as_float
+from qbench.methods.rtn import RTN, TINY, row_slices, zero_as_float
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,5 @@ def divided(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor) -> Tensor:
 
 
 def chunks(X: Tensor) -> Iterator[slice]:
-    """Slices of the rows of X (rows, g), of 2^18 weights on a CPU and of 2^24 elsewhere.
-
-    On a CPU the temporaries of one part then stay in its cache.
-    """
-    weights = 1 << 18 if X.device.type == "cpu" else 1 << 24
-    step = max(1, weights // X.shape[1])
-    for start in range(0, len(X), step):
-        yield slice(start, start + step)
+    """Slices of the rows of X (rows, g): on a CPU the temporaries of one stay in its cache."""
+    return row_slices(X, 1 << 18)

@@ -126,16 +126,19 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
     inverse = torch.where(sT > 0, 1 / sT, 0)
     codes = torch.empty_like(WT)
     n = len(WT)
+    diagonal = U.diagonal()
     # Before column i is rounded, WT[i:stop] has taken in the errors of all earlier columns, and
     # WT[stop:] those of the earlier blocks.
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
         errors = torch.empty_like(WT[start:stop])
         for i in range(start, stop):
-            q = torch.addcmul(zT[i], WT[i], inverse[i]).round_().clamp_(0, top)  # w / s + z
-            codes[i] = q
-            e = (WT[i] - (q - zT[i]) * sT[i]) / U[i, i]
-            errors[i - start] = e
+            # In place: on a GPU a column costs as much as it has operations.
+            q = codes[i]
+            torch.addcmul(zT[i], WT[i], inverse[i], out=q).round_().clamp_(0, top)  # w / s + z
+            e = errors[i - start]
+            torch.sub(q, zT[i], out=e).mul_(sT[i])  # s (q - z)
+            torch.sub(WT[i], e, out=e).div_(diagonal[i])
             WT[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1)  # w_j -= e U_ij
         # The lazy update of algorithm 1: the columns behind the block, in one product,
         # w_j -= sum over i of the block of e_i U_ij.

@@ -28,9 +28,9 @@ from qbench.methods.alternating import Alternating, Coding, SortedGroups, altern
 from qbench.methods.flexround import chunks, divided
 from qbench.methods.greedy import greedy_planes
 from qbench.methods.level_mapping import MappedWeight, nearest, nearest_neighbour
-from qbench.methods.rtn import RTN, TINY
+from qbench.methods.rtn import RTN, TINY, row_slices
 
-CHUNK = 1 << 20  # weights initialized at a time: bounds the temporaries
+CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries
 Mapping = Literal["exact", "local", "full"]
 
 
@@ -92,8 +92,8 @@ class UniQuanF(Reconstruction):
         group = scheme.group_length(weight.shape[1])
         rows = weight.float().reshape(-1, group)  # (out * groups, g)
         parts = []
-        for chunk in rows.split(max(1, CHUNK // group)):
-            parts.append(method.start(chunk, scheme.bits))
+        for part in row_slices(rows, CHUNK):
+            parts.append(method.start(rows[part], scheme.bits))
         s = torch.cat([part.s for part in parts])
         z = torch.cat([part.z for part in parts])
         a = torch.cat([part.a for part in parts])
