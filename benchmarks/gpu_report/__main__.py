@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpu_report.sections import SECTIONS, chosen, report, store
+from gpu_report.sections import SECTIONS, limits_of, report, store
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -35,31 +35,37 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--sections", default=",".join(SECTIONS), help="names, with commas; by default all"
     )
-    flags.add_argument("--limit", type=float, default=1.0, help="times each section's own limit")
+    flags.add_argument(
+        "--limits", default="", help="seconds of sections, such as correctness=40,latency=60"
+    )
     flags.add_argument("--quick", action="store_true", help="a few checks, one shape")
     flags.add_argument(
         "--json", type=Path, help="the file to write; else one in benchmarks/results"
     )
     flags.add_argument("--part", metavar="SECTION", help=argparse.SUPPRESS)
+    flags.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     return flags
 
 
-def run_part(section: str, path: Path, quick: bool) -> int:
-    """This process is one section, which writes to this file: 0 where everything is right."""
+def run_part(section: str, path: Path, quick: bool, seconds: float) -> int:
+    """This process is one section, which writes to this file: 0 where everything is right.
+
+    seconds: after which it will be ended; it leaves out what would take longer.
+    """
     module = importlib.import_module(f"gpu_report.{section}")
 
     def write(results: Any) -> None:
         store(path, results)
 
-    return 0 if module.run(write, quick) else 1
+    return 0 if module.run(write, quick, seconds) else 1
 
 
 def main() -> int:
     """Run the sections one after the other; the exit code."""
     options = parser().parse_args()
     if options.part is not None:
-        return run_part(options.part, options.json, options.quick)
-    names = chosen(options.sections)
+        return run_part(options.part, options.json, options.quick, options.seconds)
+    limits = limits_of(options.sections, options.limits)
     from qbench.environment import environment
     from qbench.kernels.gpu.products import unavailable
 
@@ -74,7 +80,7 @@ def main() -> int:
     flags = ["--quick"] if options.quick else []
     command = [sys.executable, "-P", "-m", "gpu_report", *flags]
     facts = {"gpu": gpu, "environment": environment()}
-    failed = report(names, command, path, facts, options.limit)
+    failed = report(limits, command, path, facts)
     print(f"written to {os.path.relpath(path)}")
     return 1 if failed else 0
 

@@ -8,6 +8,7 @@ must agree bit for bit.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -23,7 +24,7 @@ from qbench.kernels.reference import linear
 from qbench.kernels.registry import all_kernels, broken_kernels
 from qbench.kernels.samples import random_binary, random_lattice, random_uniform
 
-SECONDS = 45.0  # after which checks that are left are not begun
+SHARE = 0.8  # of the section's time, after which checks that are left are not begun
 WORKERS = 14
 OUT = 333
 INPUTS = {32: 1120, 64: 1088, 128: 1152, 256: 1280, 0: 1000}  # group size: in; 0: per channel
@@ -175,14 +176,15 @@ def summary(entries: list[dict[str, Any]], kernel: str) -> str:
     )
 
 
-def run(write: Callable[[Any], None], quick: bool) -> bool:
+def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     """All checks, or the first few of them; whether everything that was reached is right."""
+    end = time.monotonic() + SHARE * seconds
     names = gpu_kernels()
     todo = checks(names)[: 8 if quick else None]
     entries: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
-    for function, items in ((products, todo), (lattice, range(4))):
-        for item, found, reason in each(function, items, WORKERS, SECONDS):
+    for function, items in ((lattice, range(4)), (products, todo)):
+        for item, found, reason in each(function, items, WORKERS, end - time.monotonic()):
             if reason is None:
                 entries += found
             else:

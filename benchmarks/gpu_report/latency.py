@@ -6,6 +6,7 @@ the first time is its compilation, which all programs keep on the disk.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -33,7 +34,7 @@ BITS = (2, 3, 4)
 GROUP = 128
 REPETITIONS = 15
 WORKERS = 10
-COMPILING = 45.0  # seconds
+COMPILING = 0.4  # of the section's time, at most
 
 
 def shapes(quick: bool) -> list[Shape]:
@@ -68,18 +69,27 @@ def compile_all(shape: Shape) -> dict[str, str]:
     return failed
 
 
-def run(write: Callable[[Any], None], quick: bool) -> bool:
-    """Time all shapes; whether every one could be timed."""
+def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
+    """Time all shapes, or as many as there is time for; whether they could be timed."""
+    started = time.monotonic()
     todo = shapes(quick)
     compiled: dict[str, dict[str, str]] = {}
-    for shape, failed, reason in each(compile_all, todo, WORKERS, COMPILING):
-        compiled[str(shape)] = failed if reason is None else {"cuda": reason}
+    for shape, failed, reason in each(compile_all, todo, WORKERS, COMPILING * seconds):
+        if reason is None or "in time" in reason:
+            compiled[str(shape)] = failed or {}
+        else:  # its process died: of ours rather than of a kernel that others have run
+            compiled[str(shape)] = {"cuda": reason}
     for shape, failed in compiled.items():
         if failed:
             print(f"{shape}, first run: {failed}", flush=True)
     rows: list[Row] = []
     missing: dict[str, dict[str, str]] = {}
+    slowest = 0.0
     for shape in todo:
+        begun = time.monotonic()
+        if begun - started + slowest > seconds:
+            print(f"no time is left for {shape} and what follows", flush=True)
+            break
         # a kernel that failed once could end the context of this process
         names = [name for name in gpu_kernels() if name not in compiled[str(shape)]]
         request = Request([shape], BITS, ["binary"], GROUP, names or ["dequantized"])
@@ -93,6 +103,7 @@ def run(write: Callable[[Any], None], quick: bool) -> bool:
         show(own, missing[str(shape)])
         write(as_benchmarks(rows) | {"not_timed": missing, "first_runs": compiled})
         torch.cuda.empty_cache()
+        slowest = max(slowest, time.monotonic() - begun)
     return all("all" not in reasons for reasons in missing.values())
 
 

@@ -8,6 +8,6 @@ from typing import Any
 from qbench.errors import QbenchError
 
 
-def run(write: Callable[[Any], None], quick: bool) -> bool:
+def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     """Time the methods on a random model."""
     raise QbenchError("there is no pipeline section yet")

@@ -25,36 +25,45 @@ SECTIONS = {  # cheapest first; seconds after which a section is ended
 }
 
 
-def chosen(names: str) -> list[str]:
-    """The sections of a list with commas, in their own order. ConfigError for an unknown one."""
-    wanted = [name.strip() for name in names.split(",")]
+def limits_of(names: str, changes: str = "") -> dict[str, float]:
+    """The sections of a list with commas, in their own order, each with its limit in seconds.
+
+    changes: such as `correctness=40,latency=60`. ConfigError for a section that does not exist, and
+    for a limit that is no positive number.
+    """
+    limits = dict(SECTIONS)
+    for change in filter(None, changes.split(",")):
+        name, _, number = change.partition("=")
+        _require(name)
+        try:
+            limits[name] = float(number)
+        except ValueError:
+            limits[name] = 0.0
+        if not limits[name] > 0:
+            raise ConfigError(f"the limit {change!r} is no number of seconds; give {name}=60, say")
+    wanted = names.split(",")
     for name in wanted:
-        if name not in SECTIONS:
-            raise ConfigError(unknown_name("section", name, SECTIONS))
-    return [name for name in SECTIONS if name in wanted]
+        _require(name)
+    return {name: limit for name, limit in limits.items() if name in wanted}
 
 
 def report(
-    names: Sequence[str],
-    command: Sequence[str],
-    path: Path,
-    facts: Mapping[str, Any],
-    factor: float = 1.0,
+    limits: Mapping[str, float], command: Sequence[str], path: Path, facts: Mapping[str, Any]
 ) -> list[str]:
     """Run the sections, with the file at `path` whole after each of them; those that failed.
 
-    command: runs a section that `--part NAME --json FILE` names. facts: what the file tells beside
-    the sections. factor: times each section's limit.
+    limits: of each section, in seconds. command: runs the section that `--part NAME --json FILE
+    --seconds LIMIT` names. facts: what the file tells beside the sections.
     """
     stored: dict[str, Any] = {**facts, "sections": {}}
     store(path, stored)
     failed = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+        for name, limit in limits.items():
             part = Path(folder) / f"{name}.json"
-            own = [*command, "--part", name, "--json", str(part)]
+            own = [*command, "--part", name, "--json", str(part), "--seconds", str(limit)]
             print(f"--- {name}", flush=True)
-            outcome = run_section(own, part, factor * SECTIONS[name])
+            outcome = run_section(own, part, limit)
             print(f"--- {name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
             stored["sections"][name] = outcome
             store(path, stored)
@@ -85,6 +94,11 @@ def store(path: Path, content: Any) -> None:
     """The content as JSON in a file, whole at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _require(name: str) -> None:
+    if name not in SECTIONS:
+        raise ConfigError(unknown_name("section", name, SECTIONS))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

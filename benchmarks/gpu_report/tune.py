@@ -11,7 +11,7 @@ from qbench.latency.gpu import tune
 from qbench.latency.request import Request
 
 
-def run(write: Callable[[Any], None], quick: bool) -> bool:
+def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     """Tune shape by shape, with the tables stored after each of them."""
     for shape in shapes(quick):
         tables = tune(Request([shape], BITS, ["binary"], GROUP))
