@@ -26,9 +26,8 @@ import torch
 from machine_code import functions
 
 from qbench.kernels.gpu.cuda import bit_serial, choice, dequantize, launch, toolchain
-from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Gpu
-from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive
-from qbench.kernels.samples import random_binary, random_uniform
+from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, Gpu
+from qbench.kernels.gpu.cuda.layout import CHUNK, TILE, CudaPlanes
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 MULTIPROCESSORS = 132
@@ -106,25 +105,34 @@ def served(kernel: str, architecture: int) -> bool:
 
 
 def planes_of(case: Case) -> CudaPlanes:
-    """A weight of the case."""
+    """A weight of the case, without data."""
     columns = 4224 if case.group_size == 384 else IN
-    group = case.group_size or columns
-    dtype = getattr(torch, case.meta)
-    if case.coding == "uniform":
-        return derive(random_uniform((OUT, columns), case.bits, group, dtype=dtype))
+    inputs = -(-columns // CHUNK) * CHUNK
+    groups = -(-inputs // case.group_size) if case.group_size else 1
+    uniform = case.coding == "uniform"
     shift = case.coding == "binary"
-    return derive(random_binary((OUT, columns), case.bits, group, shift=shift, dtype=dtype))
+    numbers = 2 if uniform else case.bits + shift
+    words = torch.empty(
+        OUT // TILE, inputs // CHUNK, case.bits, 32, 4, dtype=torch.int32, device="meta"
+    )
+    params = torch.empty(
+        OUT // TILE, groups, 8, numbers, 2, dtype=getattr(torch, case.meta), device="meta"
+    )
+    return CudaPlanes(words, params, (OUT, columns), case.group_size, uniform, shift)
 
 
-def launched(case: Case) -> list[tuple[str, str, dict[str, int], int]]:
-    """(source, function, macros, threads of a block) of every launch of the product of a case."""
-    planes = planes_of(case)
-    dtype = getattr(torch, case.dtype)
-    sources: dict[int, tuple[str, str, dict[str, int]]] = {}
+def launched(
+    rows: int, planes: CudaPlanes, dtype: torch.dtype, chosen: Choice
+) -> list[tuple[str, str, dict[str, int], int]]:
+    """(source, function, macros, threads of a block) of every launch of a product.
+
+    planes: without data. dtype: of x. chosen: the kernel and how it is launched.
+    """
+    sources: list[tuple[str, str, dict[str, int]]] = []
     found = []
 
     def load(source: str, name: str, macros: dict[str, int], device: int) -> launch.Loaded:
-        sources[len(sources)] = (source, name, dict(macros))
+        sources.append((source, name, dict(macros)))
         return launch.Loaded(len(sources) - 1, name, device, True, 0, 0)
 
     def launching(self: Any, grid: Any, block: Any, *arguments: Any, **options: Any) -> None:
@@ -136,15 +144,14 @@ def launched(case: Case) -> list[tuple[str, str, dict[str, int], int]]:
             for value in vars(module).values():
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()
-        if case.kernel == DEQUANTIZE:
+        if chosen.kernel == DEQUANTIZE:
             dequantize.weight(planes, dtype)
             return found
-        module = MODULES[case.kernel]
-        x = torch.empty(case.rows, planes.shape[1], dtype=dtype)
-        y = torch.empty(case.rows, OUT, dtype=dtype)
-        config = module.default(case.rows, planes, MULTIPROCESSORS)
+        module = MODULES[chosen.kernel]
+        x = torch.empty(rows, planes.shape[1], dtype=dtype, device="meta")
+        y = torch.empty(rows, planes.shape[0], dtype=dtype, device="meta")
         inputs = bit_serial.prepare(x, planes) if module is bit_serial else x
-        module.launch(inputs, planes, None, y, config)
+        module.launch(inputs, planes, None, y, chosen.config)
     return found
 
 
@@ -152,7 +159,14 @@ def compiled(case: Case) -> list[dict[str, Any]]:
     """An entry for each function of a case: what its machine code needs and consists of."""
     architecture = toolchain.architecture(divmod(case.architecture, 10))
     entries = []
-    for source, name, macros, threads in launched(case):
+    planes = planes_of(case)
+    config = None
+    if case.kernel != DEQUANTIZE:
+        config = MODULES[case.kernel].default(case.rows, planes, MULTIPROCESSORS)
+    chosen = Choice(case.kernel, config)
+    for source, name, macros, threads in launched(
+        case.rows, planes, getattr(torch, case.dtype), chosen
+    ):
         cubin = toolchain.compiled(source, macros, architecture)
         unit = "" if name in PREPARATIONS else UNIT[case.kernel]
         facts = functions(cubin, cuobjdump(), unit)[name]

@@ -230,3 +230,32 @@ def test_the_declared_error_is_twice_the_rounding_of_the_result():
 def test_nothing_is_tuned_without_a_gpu(planes):
     with pytest.raises(ConfigError, match="nothing can be tuned: there is no GPU"):
         tune.tune([planes], [1], torch.bfloat16)
+
+
+def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
+    """Of a wrong, a refused, a fast and a slow candidate."""
+    weight = derive(binary_weight(16, 64, 2, 32))
+    names = ("bit_serial", "half_rows", "wide_rows", "dequantize")
+    slow, wrong, refused, fast = (Choice(name) for name in names)
+    plain["half_rows"].launch = lambda x, planes, bias, y, config: y.fill_(1)
+
+    def refuse(*arguments):
+        raise ConfigError("too much shared memory")
+
+    plain["wide_rows"].launch = refuse
+    monkeypatch.setattr(choice, "gpu_of", lambda device: H200)
+    monkeypatch.setattr(choice, "default", lambda rows, planes, gpu: slow)
+    monkeypatch.setattr(choice, "candidates", lambda *_: [slow, wrong, refused, fast])
+    monkeypatch.setattr(tune, "_copies", lambda planes: 2)
+    monkeypatch.setattr(tune, "_seconds", lambda x, copies, chosen: 1.0 + (chosen is slow))
+    assert tune.measure(weight, 3, torch.bfloat16) == [(1.0, fast), (2.0, slow)]
+
+    monkeypatch.setattr(products, "unavailable", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
+    path = tune.tune([weight], [3, 5], torch.bfloat16)
+    kept = json.loads(path.read_text())
+    assert path == no_files / "NVIDIA_X.json" and kept["gpu"] == "NVIDIA X"
+    name = "n16 k64 binary b2 g32 bfloat16"
+    assert kept["configs"] == {f"m{m} {name}": {"kernel": "dequantize"} for m in (3, 8)}
+    tune.tune([weight], [16], torch.bfloat16)
+    assert len(json.loads(path.read_text())["configs"]) == 3, "what was measured before stays"

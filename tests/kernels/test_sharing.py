@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from qbench.checkpoint.packed_linear import pack
-from qbench.kernels import sharing
+from qbench.kernels import dispatch, sharing
+from qbench.kernels.contract import Kernel
 from qbench.kernels.sharing import share_inputs, shared
 from samples import binary_weight
 
@@ -138,6 +139,23 @@ def test_the_layers_of_a_packed_block_share_and_a_single_one_opens_no_scope():
     for model in (block, single):
         model(torch.ones(2, 64))
     assert (block.depths, single.depths) == ([1], [0])
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_layers_of_a_block_hand_the_same_tensor_to_the_kernel(monkeypatch, gradients):
+    preparation = Preparation()
+
+    def run(x, parts, bias, description):
+        preparation.of(x)
+        return x.new_ones(*x.shape[:-1], 64)
+
+    monkeypatch.setattr(dispatch, "choose", lambda request, name: Kernel("counting", run))
+    weight = binary_weight(64, 64, 2, 32)
+    block = Block()
+    pack(block, {"q": weight, "k": weight, "o": weight})
+    with torch.set_grad_enabled(gradients):
+        block(torch.zeros(1, 2, 64))
+    assert preparation.calls == 2, "q and k share theirs, o reads another x"
 
 
 def test_the_scope_of_a_module_ends_also_where_it_raises():
