@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def weight(planes: CudaPlanes, dtype: torch.dtype) -> Tensor:
     return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(formats: tuple[tuple[str, int], ...], device: int) -> launching.Function:
     names = dict(formats) | {"WARPS": WARPS}
     return launching.function("dequantize.cu", "dequantize", names, device)

@@ -181,26 +181,42 @@ __device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4]
     }
 }
 
-// Adds the sums of the warps along the inputs, then those of the cluster's blocks, each of which
-// writes its share of the outputs.
-__device__ __forceinline__ void write_y(const float *shared, const float *bias, unsigned short *y,
-                                        int outputs, int rows) {
-    int block = SPLIT > 1 ? blockIdx.z : 0, first_output = blockIdx.x * OUTPUTS;
-    for (int i = block * THREADS + threadIdx.x; i < ROWS * OUTPUTS; i += SPLIT * THREADS) {
-        int row = i / OUTPUTS, output = i % OUTPUTS;
-        float sum = 0.0f;
+// What a thread adds up and writes: the block's outputs of all rows are cut up between the blocks of
+// the cluster, and those between threads.
+constexpr int RESULTS = (ROWS * OUTPUTS + SPLIT * THREADS - 1) / (SPLIT * THREADS);
+
+__device__ __forceinline__ int place_of_result(int i) {
+    int block = SPLIT > 1 ? blockIdx.z : 0;
+    return (i * SPLIT + block) * THREADS + threadIdx.x;  // in [row of x][output of the block]
+}
+
+// The sums of the warps along the inputs and of the cluster's blocks, in this order.
+__device__ __forceinline__ void add_sums(const float *shared, float (&results)[RESULTS]) {
 #pragma unroll
-        for (int other = 0; other < SPLIT; ++other) {
+    for (int i = 0; i < RESULTS; ++i) {
+        int place = place_of_result(i), row = place / OUTPUTS, output = place % OUTPUTS;
+        results[i] = 0.0f;
+        if (place < ROWS * OUTPUTS) {
 #pragma unroll
-            for (int along = 0; along < ALONG; ++along) {
-                const float *from = shared + (along * ROWS + row) * SUM_ROW + output;
-                sum += SPLIT > 1 ? read_of_cluster(from, other) : *from;
+            for (int block = 0; block < SPLIT; ++block) {
+#pragma unroll
+                for (int along = 0; along < ALONG; ++along) {
+                    const float *from = shared + (along * ROWS + row) * SUM_ROW + output;
+                    results[i] += SPLIT > 1 ? read_of_cluster(from, block) : *from;
+                }
             }
         }
-        row += blockIdx.y * ROWS;
-        output += first_output;
-        if (row < rows && output < outputs) {
-            sum += bias ? bias[output] : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void write_y(const float (&results)[RESULTS], const float *bias,
+                                        unsigned short *y, int outputs, int rows) {
+#pragma unroll
+    for (int i = 0; i < RESULTS; ++i) {
+        int place = place_of_result(i), row = place / OUTPUTS + blockIdx.y * ROWS;
+        int output = place % OUTPUTS + blockIdx.x * OUTPUTS;
+        if (place < ROWS * OUTPUTS && row < rows && output < outputs) {
+            float sum = results[i] + (bias ? bias[output] : 0.0f);
             y[(size_t)row * outputs + output] = float_to_activation(sum);
         }
     }
@@ -209,7 +225,7 @@ __device__ __forceinline__ void write_y(const float *shared, const float *bias, 
 // words, parameters: layout.py. x (rows, inputs), y (rows, outputs). bias (outputs) or null.
 // Grid: (blocks of OUTPUTS, blocks of ROWS, SPLIT); shared memory: see half_rows.py.
 extern "C" __global__ void
-#if SPLIT > 1
+#if SPLIT > 1 && __CUDA_ARCH__ >= 900
 __cluster_dims__(1, 1, SPLIT)
 #endif
 __launch_bounds__(THREADS, BLOCKS)
@@ -286,13 +302,14 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     __syncthreads();
     float *kept = reinterpret_cast<float *>(shared);
     keep_sums(sums, across, along, kept);
+    float results[RESULTS];
     if (SPLIT > 1) {
         synchronize_cluster();
+        add_sums(kept, results);
+        synchronize_cluster();  // a block's shared memory stays until all have read it
     } else {
         __syncthreads();
+        add_sums(kept, results);
     }
-    write_y(kept, bias, y, outputs, rows);
-    if (SPLIT > 1) {
-        synchronize_cluster();  // a block's shared memory stays until all have read it
-    }
+    write_y(results, bias, y, outputs, rows);
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def _function(formats: dict[str, int], config: Config, device: int) -> launching
     return _compiled(tuple(formats.items()), config, device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(
     formats: tuple[tuple[str, int], ...], config: Config, device: int
 ) -> launching.Function:
@@ -137,7 +137,7 @@ def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     for across, along in ((8, 1), (4, 2), (4, 1), (2, 4)):
         for split in (1, 2, 4, 8):
             base = Config(height, tiles, across, along, split, 4, 1)
-            if split * along > planes.chunks and split > 1 or split > 1 and not clusters:
+            if (split * along > planes.chunks and split > 1) or (split > 1 and not clusters):
                 continue
             for stages in (4, 3, 2):
                 config = replace(base, stages=stages)
@@ -159,7 +159,7 @@ def _cost(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -
     return waves * (batches * busy + 24) + 4 * (config.split > 1) + config.along
 
 
-@lru_cache(maxsize=None)
+@cache
 def _limits(device: torch.device) -> tuple[bool, int]:
     """Whether the GPU has clusters, and bytes of shared memory of a block."""
     if device.type != "cuda":

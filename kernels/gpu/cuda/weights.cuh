@@ -204,9 +204,11 @@ __device__ __forceinline__ void quartet_weights(const unsigned *words, int plane
         unsigned two = codes2(words[0], words[1], step & 1);
         codes = shifted_right(two, (step & 6) - 1) & 0x06060606;
     }
-    unsigned selectors = codes * 17 + 0x10101010;  // the places of a level's low and high byte
-    weights[0] = bytes_of(table[0], table[1], selectors);
-    weights[1] = bytes_of(table[0], table[1], selectors >> 16);
+    // In every byte the places of a level's low and high byte; those of j = 0, 1 in the low half of
+    // the low word, those of j = 2, 3 in the low half of the high word.
+    unsigned long long selectors = codes * 0x110011ull + 0x0000101000001010ull;
+    weights[0] = bytes_of(table[0], table[1], static_cast<unsigned>(selectors));
+    weights[1] = bytes_of(table[0], table[1], static_cast<unsigned>(selectors >> 32));
 }
 
 // codes: one in each byte j.
