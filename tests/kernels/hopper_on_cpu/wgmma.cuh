@@ -275,7 +275,7 @@ inline u16 narrowed(float v) {
   return std::isnan(v) ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 inline u32 half_pair(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
-inline u32 add2(u32 a, u32 b) {  // a sum of two halves is exact in float but for its last bit
+inline u32 add2(u32 a, u32 b) {  // float has 2 * 11 + 2 bits: rounding twice does no harm
   return half_pair(half_to_float(a) + half_to_float(b),
                    half_to_float(a >> 16) + half_to_float(b >> 16));
 }
