@@ -146,8 +146,8 @@ def rounded_block(
 ) -> tuple[Tensor, Tensor]:
     """Codes and errors (columns, out) float32 of a block of columns.
 
-    W, s, inverse = 1/s, z (columns, out) and U (columns, columns). W is used up. On a GPU the results hold
-    until the next call.
+    W, s, inverse = 1/s, z (columns, out) and U (columns, columns). W is used up. On a GPU
+    the results hold until the next call.
     """
     if W.device.type == "cuda":
         columns, out = W.shape

@@ -154,7 +154,10 @@ def _gradients(
         # x - z_B - l = v + (z - h - z_B) - l
         distance = (v + (centre - zb)).sub_(level).abs_()
         Gs.mul_(distance <= reach)  # m G s from here on
-    grad_a = _by_plane(Gs, codes, signs)
+    if Gs.device.type == "cpu":
+        grad_a = sums_by_level(Gs, codes, signs)
+    else:
+        grad_a = sums_by_plane(Gs, codes, signs.shape[1])
     grad_d2 = v.mul_(Gs).neg_()
     grad_d3 = grad_d2.sum(1, keepdim=True)
     # sum G w^ = sum G s l + (z_B + h - z) sum G s
@@ -162,14 +165,18 @@ def _gradients(
     return grad_d1, grad_d2, grad_d3, grad_a, grad_zb
 
 
-def _by_plane(Gs: Tensor, codes: Tensor, signs: Tensor) -> Tensor:
-    """(rows, b): the sums of Gs (rows, g) times c_i, the signs (L, b) of the codes (rows, g)."""
-    if Gs.device.type == "cpu":
-        # c_i is the same for all weights of a level, so that b sums become one.
-        by_level = Gs.new_zeros(len(Gs), len(signs))
-        return by_level.scatter_add_(1, codes.long(), Gs) @ signs
-    # On a GPU the additions to one level would wait for each other, and come in any order.
-    bits = signs.shape[1]
+def sums_by_level(Gs: Tensor, codes: Tensor, signs: Tensor) -> Tensor:
+    """(rows, b): the sums of Gs (rows, g) times the signs (L, b) of the codes (rows, g).
+
+    c_i is the same for all weights of a level, so that b sums become one. On a GPU the additions to
+    one level would wait for each other, and come in any order.
+    """
+    by_level = Gs.new_zeros(len(Gs), len(signs))
+    return by_level.scatter_add_(1, codes.long(), Gs) @ signs
+
+
+def sums_by_plane(Gs: Tensor, codes: Tensor, bits: int) -> Tensor:
+    """The same, plane by plane."""
     opposite = -Gs
     sums = []
     for i in range(bits):

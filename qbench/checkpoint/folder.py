@@ -127,7 +127,7 @@ def write_model_folder(
         content["quantization_config"] = entry
 
     def write(part: Path) -> None:
-        write_shards(part, tensors, shard_bytes)
+        hashes = write_shards(part, tensors, shard_bytes)
         (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
         if generation_config is not None:
             # not save_pretrained, which refuses what some published models carry
@@ -135,7 +135,7 @@ def write_model_folder(
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         finish(part)
-        write_index(part)
+        write_index(part, hashes)
 
     try:
         return write_whole_folder(folder, write)
