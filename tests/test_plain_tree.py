@@ -1,4 +1,4 @@
-"""qbench runs from a plain source tree: no installation, no metadata of its own, no compiled files."""
+"""qbench runs from a plain source tree: not installed, without metadata or compiled files."""
 
 from __future__ import annotations
 
