@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from gpu_report.random_model import LLAMA_8B, random_twins
 from qbench.latency.gpu_end_to_end import time_models
-from qbench.latency.random_model import LLAMA_8B, random_twins
 
 BITS = 3
 GROUP = 128
