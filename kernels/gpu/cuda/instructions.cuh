@@ -32,11 +32,13 @@ __device__ __forceinline__ unsigned bytes_of(unsigned a, unsigned b, unsigned se
     return d;
 }
 
-// Like copy_async, but the last bytes of the 16, from `bytes` on, become zeros.
-__device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+// Like copy_async; zeros, and nothing is read, where there is nothing `present`.
+__device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, bool present) {
+    asm volatile("{\n\t.reg .pred absent;\n\t"
+                 "setp.eq.u32 absent, %2, 0;\n\t"
+                 "cp.async.cg.shared.global [%0], [%1], 16, absent;\n\t}"
                  :
-                 : "r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "r"(shared_address(shared)), "l"(global), "r"((unsigned)present)
                  : "memory");
 }
 
