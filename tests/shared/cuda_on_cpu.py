@@ -49,7 +49,8 @@ class FunctionOnCpu:
 def _compile(source: str, name: str, macros: dict[str, int], library: Path) -> None:
     folder = library.with_suffix("")
     shutil.copytree(SOURCES, folder, ignore=lambda _, names: [n for n in names if ".cu" not in n])
-    shutil.copy(STAND_IN / "conversions.cuh", folder)
+    for header in STAND_IN.glob("*.cuh"):
+        shutil.copy(header, folder)
     entry = folder / "entry.cc"
     entry.write_text(
         f'#include "{source}"\n'

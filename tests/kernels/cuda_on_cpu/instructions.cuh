@@ -36,9 +36,19 @@ inline unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
     return result;
 }
 
-inline void copy_or_zeros(void *shared, const void *global, bool present) {
-    static const uint4 zeros = {0, 0, 0, 0};
-    copy_async(shared, present ? global : &zeros);
+inline unsigned char *shared_pointer() {
+    return reinterpret_cast<unsigned char *>(shared_pointer(0));
+}
+
+inline void copy_async(void *shared, const void *global) {
+    running->open.push_back({static_cast<char *>(shared), global});
+}
+
+inline void copy_or_zeros(void *shared, const void *global, int bytes) {
+    static std::deque<uint4> padded;
+    padded.push_back({0, 0, 0, 0});
+    std::memcpy(&padded.back(), global, bytes);
+    copy_async(shared, &padded.back());
 }
 
 // Blocks run one after the other.
