@@ -2,7 +2,8 @@
 
 Reading the prompt and writing one token are captured once each and replayed. What changes from one
 step to the next lives in tensors: the token, the place in the cache, the tokens written so far. On
-the CPU the same functions are called instead.
+the CPU the same functions are called instead. Nothing runs in inference mode, whose tensors have no
+versions: kernels that prepare x once for several layers go by these.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ class Decoder:
         places = torch.arange(self._room, device=device)
         # (1, 1, length, room): a token sees itself and those before it
         self._mask = (places <= places[: self._length, None])[None, None]
-        with torch.inference_mode():
+        with torch.no_grad():
             self._read, self._write = self._captured()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self) -> None:
         """Read the prompt into an empty cache and write the first token."""
         self._cache.reset()
         self._count.zero_()
         self._read()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def write(self) -> None:
         """Write all tokens but the first."""
         for _ in range(self.tokens - 1):
