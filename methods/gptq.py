@@ -15,14 +15,13 @@ every group is fixed beforehand (static groups), so that the order needs not be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
 from qbench.errors import MethodError
 from qbench.formats import Uniform
@@ -132,47 +131,32 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
         here = slice(start, stop)
-        block = (WT[here], U[here, here], sT[here], inverse[here], zT[here])
-        q, errors = rounded_block(*block, top)
-        codes[here] = q
+        rounded = torch.empty_like(WT[here])
+        errors = torch.empty_like(WT[here])
+        read = (U[here, here], sT[here], inverse[here], zT[here])
+        in_place(round_block, read, (WT[here], rounded, errors), top)
+        codes[here] = rounded
         # The lazy update of algorithm 1: the columns behind the block, in one product,
         # w_j -= sum over i of the block of e_i U_ij.
         WT[stop:].addmm_(U[here, stop:].T, errors, alpha=-1)
     return codes.T.contiguous()
 
 
-def rounded_block(
-    W: Tensor, U: Tensor, s: Tensor, inverse: Tensor, z: Tensor, top: int
-) -> tuple[Tensor, Tensor]:
-    """Codes and errors (columns, out) float32 of a block of columns.
-
-    W, s, inverse = 1/s, z (columns, out) and U (columns, columns). W is used up. On a GPU
-    the results hold until the next call.
-    """
-    if W.device.type == "cuda":
-        columns, out = W.shape
-        buffers, replay = recorded_block(columns, out, top, W.device)
-        for buffer, tensor in zip(buffers, (W, U, s, inverse, z), strict=False):
-            buffer.copy_(tensor)
-        replay()
-        return buffers[-2], buffers[-1]
-    codes = torch.empty_like(W)
-    errors = torch.empty_like(W)
-    round_block(top, W, U, s, inverse, z, codes, errors)
-    return codes, errors
-
-
 def round_block(
-    top: int,
-    W: Tensor,
     U: Tensor,
     s: Tensor,
     inverse: Tensor,
     z: Tensor,
+    W: Tensor,
     codes: Tensor,
     errors: Tensor,
+    top: int,
 ) -> None:
-    """Enter `codes` and `errors`; all as in `rounded_block`. In place: it is launched as it is."""
+    """Round the columns of a block, each (out,), and enter their codes and errors.
+
+    U (columns, columns), all others (columns, out) float32; inverse is 1/s. In place, since a
+    column costs a GPU as much as it has operations.
+    """
     diagonal = U.diagonal()
     for i in range(len(W)):  # W[i:] has taken in the errors of all earlier columns
         q = codes[i]
@@ -181,20 +165,3 @@ def round_block(
         torch.sub(q, z[i], out=e).mul_(s[i])  # s (q - z)
         torch.sub(W[i], e, out=e).div_(diagonal[i])
         W[i + 1 :].addr_(U[i, i + 1 :], e, alpha=-1)  # w_j -= e U_ij
-
-
-@lru_cache(maxsize=4)  # a model has few shapes of layers
-def recorded_block(
-    columns: int, out: int, top: int, device: torch.device
-) -> tuple[list[Tensor], Callable[[], None]]:
-    """The arguments of `round_block`, and what runs it on them as one launch: a CUDA graph.
-
-    A thousand small operations take a GPU a tenth of the time that launching them one by one takes.
-    """
-    buffers = [torch.ones(columns, out, device=device) for _ in range(7)]
-    buffers[1] = torch.ones(columns, columns, device=device)
-    round_block(top, *buffers)  # what is loaded or allocated at the first call is not recorded
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        round_block(top, *buffers)
-    return buffers, graph.replay
