@@ -286,7 +286,7 @@ __cluster_dims__(1, 1, SPLIT)
 __launch_bounds__(THREADS, BLOCKS)
 half_rows(const uint4 *words, const unsigned char *parameters, const unsigned short *x,
           const float *bias, unsigned short *y, int outputs, int inputs, int rows) {
-    unsigned char *shared = static_cast<unsigned char *>(shared_memory());
+    unsigned char *shared = shared_pointer();
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, across = warp % ACROSS;
     int along = warp / ACROSS, chunks = (inputs + 255) / 256, first_row = blockIdx.y * ROWS;
     int share = (chunks + SPLIT - 1) / SPLIT, first_chunk = share * blockIdx.z;

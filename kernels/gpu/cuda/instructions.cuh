@@ -32,6 +32,21 @@ __device__ __forceinline__ unsigned bytes_of(unsigned a, unsigned b, unsigned se
     return d;
 }
 
+// The address of what lies in shared memory, as instructions take it.
+__device__ __forceinline__ unsigned shared_address(const void *pointer) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// The dynamic shared memory of the thread block.
+__device__ __forceinline__ unsigned char *shared_pointer() {
+    extern __shared__ uint4 memory[];
+    return reinterpret_cast<unsigned char *>(memory);
+}
+
+__device__ __forceinline__ void copy_async(void *shared, const void *global) {
+    copy_async(shared_address(shared), global);
+}
+
 // Like copy_async; zeros, and nothing is read, where there is nothing `present`.
 __device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, bool present) {
     asm volatile("{\n\t.reg .pred absent;\n\t"

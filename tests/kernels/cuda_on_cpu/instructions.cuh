@@ -36,6 +36,14 @@ inline unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
     return result;
 }
 
+inline unsigned char *shared_pointer() {
+    return reinterpret_cast<unsigned char *>(dynamic_memory.data());
+}
+
+inline void copy_async(void *shared, const void *global) {
+    running->open.push_back({shared, global});
+}
+
 inline void copy_or_zeros(void *shared, const void *global, bool present) {
     static const uint4 zeros = {0, 0, 0, 0};
     copy_async(shared, present ? global : &zeros);
