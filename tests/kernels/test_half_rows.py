@@ -160,4 +160,5 @@ def test_shared_memory_of_a_block_is_what_the_source_takes():
     planes = derive(binary_weight(32, 512, 3, 128))
     # words 3 * 512, parameters 2 groups * 8 rows * 4 numbers * 4 bytes; rows of x: 272 numbers
     stage = 8 * 544 + 8 * (3 * 512 + 256)
-    assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage
+    tables = 8 * 2 * 16 * 16
+    assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage + tables

@@ -24,100 +24,135 @@ constexpr int WORD_BYTES = PLANES * 32 * 16;       // of a tile and chunk
 constexpr int TABLE_BYTES = TABLES * GROUP_BYTES;  // of a tile and chunk
 constexpr int WARP_BYTES = TILES * (WORD_BYTES + TABLE_BYTES);
 constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
+constexpr int SHARED_TABLE_WORDS = TILES * TABLES * 16 * TABLE_ROW;  // of a warp, after the stages
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
 
-// Where this thread copies from.
-struct Sources {
-    const unsigned char *words[TILES];       // of this warp's tiles: this lane's first word
-    const unsigned char *parameters[TILES];  // of the same tiles
-    const unsigned short *x;                 // first row of the block, this lane's first 8 inputs
-    int inputs;                              // of a row of x
-    int rows;                                // of x, from the block's first on
-    bool aligned;                            // rows of x begin at multiples of 16 bytes
-};
-
 // ---- copies into shared memory ----
 
-// This warp's words and parameters of a chunk.
-__device__ __forceinline__ void copy_weights(const Sources &from, int chunk, unsigned char *stage) {
-    int lane = threadIdx.x & 31;
-    constexpr int pieces = GROUP_BYTES / 16;
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        unsigned char *to = stage + t * (WORD_BYTES + TABLE_BYTES) + lane * 16;
-        const unsigned char *words = from.words[t] + chunk * WORD_BYTES;
-#pragma unroll
-        for (int plane = 0; plane < PLANES; ++plane) {
-            copy_async(to + plane * 512, words + plane * 512);
-        }
-#pragma unroll
-        for (int i = 0; i < TABLES * pieces; i += 32) {
-            int piece = i + lane, group = group_of(chunk, piece / pieces);
-            if (piece < TABLES * pieces) {
-                int place = group * GROUP_BYTES + piece % pieces * 16;
-                copy_async(to + WORD_BYTES + i * 16, from.parameters[t] + place);
-            }
-        }
-    }
-}
-
-// The block's rows of x, in the batch that begins with `chunk`. What lies outside of x is zero.
-__device__ __forceinline__ void copy_x(const Sources &from, int chunk, unsigned char *stage) {
-    int warp = threadIdx.x / 32, place = (threadIdx.x & 31) * 8;
-    unsigned short *to = reinterpret_cast<unsigned short *>(stage) + place;
-#pragma unroll
-    for (int i = 0; i < ALONG * ROWS; i += WARPS) {
-        int line = i + warp, row = line % ROWS, input = (chunk + line / ROWS) * 256;
-        if (ALONG * ROWS % WARPS && line >= ALONG * ROWS) {
-            break;
-        }
-        int present = row < from.rows ? min(max(from.inputs - input - place, 0), 8) : 0;
-        const unsigned short *at = from.x;
-        at += present ? (size_t)row * from.inputs + input : 0;
-        if (from.aligned) {
-            copy_or_zeros(to + line * X_ROW, at, 2 * present);
-        } else {
-            for (int j = 0; j < 8; ++j) {
-                to[line * X_ROW + j] = j < present ? at[j] : 0;
-            }
-        }
-    }
-}
-
-// ---- one tile of weights, one chunk ----
-
-struct Tile {
-    unsigned tables[2][2][TABLE_REGISTERS];  // [of the step k or k + 4][row g or g + 8]
+// Where this thread copies weights from: this warp's tiles, and its next chunk.
+struct Weights {
+    const unsigned char *words[TILES];       // this lane's first word of the chunk
+    const unsigned char *parameters[TILES];  // of the chunk, or of the tile where groups are large
+    int chunk, end;
 };
 
-__device__ __forceinline__ void make_tables(const unsigned char *parameters, int table,
-                                            unsigned (&tables)[2][TABLE_REGISTERS]) {
-    int g = (threadIdx.x & 31) / 4;
-    float row_g[PARAMETERS], row_g8[PARAMETERS];
-    load_parameters(parameters + (table * 8 + g) * PARAMETERS * PAIR_BYTES, row_g, row_g8);
-    make_table(row_g, tables[0]);
-    make_table(row_g8, tables[1]);
+// And x: a warp copies lines of 256 inputs, this one and every WARPS-th after it. Lines go over the
+// rows of the first chunk of a batch, then over those of the next.
+struct Inputs {
+    const unsigned short *x;  // this lane's 8 inputs of this warp's first line
+    int left;                 // inputs from there to the end of the row
+    int rows;                 // of x, from the line's on
+    int inputs;               // of a row of x
+    int place;                // of the 8 inputs in a stage
+};
+
+static_assert(ROWS % WARPS == 0 || WARPS % ROWS == 0, "lines of a warp would be of any row");
+
+constexpr bool GROUPS_IN_CHUNK = GROUP && GROUP <= 128;
+
+__device__ __forceinline__ const unsigned char *words_of(const uint4 *words, int tile, int chunks,
+                                                         int chunk) {
+    return reinterpret_cast<const unsigned char *>(words) + ((size_t)tile * chunks + chunk) * WORD_BYTES;
 }
 
-// The tables of the steps k and k + 4 of a half of a chunk, where they are other ones than before.
-__device__ __forceinline__ void renew_tables(const unsigned char *parameters, int half, int k,
-                                             Tile &tile) {
-    int first = (8 * half + k) / TABLE_STEPS, second = (8 * half + k + 4) / TABLE_STEPS;
-    if ((8 * half + k) % TABLE_STEPS == 0 || (k == 0 && TABLE_STEPS < 8)) {
-        make_tables(parameters, first, tile.tables[0]);
-        if (second != first) {
-            make_tables(parameters, second, tile.tables[1]);
+__device__ __forceinline__ const unsigned char *parameters_of(const unsigned char *parameters,
+                                                              int tile, int chunks, int chunk) {
+    constexpr int group = GROUP ? GROUP : 1;
+    int groups = GROUP ? (chunks * 256 + group - 1) / group : 1;
+    size_t place = (size_t)tile * groups + (GROUPS_IN_CHUNK ? chunk * TABLES : 0);
+    return parameters + place * GROUP_BYTES;
+}
+
+// This warp's words and parameters of its next chunk.
+__device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage) {
+    int lane = threadIdx.x & 31;
+    constexpr int pieces = GROUP_BYTES / 16;
+    if (from.chunk < from.end) {
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+            unsigned char *to = stage + t * (WORD_BYTES + TABLE_BYTES) + lane * 16;
+#pragma unroll
+            for (int plane = 0; plane < PLANES; ++plane) {
+                copy_async(to + plane * 512, from.words[t] + plane * 512);
+            }
+#pragma unroll
+            for (int i = 0; i < TABLES * pieces; i += 32) {
+                int piece = i + lane, place = piece * 16;
+                if (!GROUPS_IN_CHUNK) {
+                    place = group_of(from.chunk, piece / pieces) * GROUP_BYTES;
+                    place += piece % pieces * 16;
+                }
+                if (piece < TABLES * pieces) {
+                    copy_async(to + WORD_BYTES + i * 16, from.parameters[t] + place);
+                }
+            }
+        }
+    }
+    from.chunk += ALONG;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+        from.words[t] += ALONG * WORD_BYTES;
+        from.parameters[t] += GROUPS_IN_CHUNK ? ALONG * TABLE_BYTES : 0;
+    }
+}
+
+// The block's rows of x in its next batch. What lies outside of x is zero.
+template <bool ALIGNED>  // rows of x begin at multiples of 16 bytes
+__device__ __forceinline__ void copy_x(Inputs &from, unsigned char *stage) {
+    unsigned short *to = reinterpret_cast<unsigned short *>(stage) + from.place;
+#pragma unroll
+    for (int i = 0; i < ALONG * ROWS; i += WARPS) {
+        const int row = i % ROWS, input = i / ROWS * 256;
+        const unsigned short *at = from.x + row * from.inputs + input;
+        int present = row < from.rows ? from.left - input : 0;
+        if (ALONG * ROWS < WARPS && threadIdx.x / 32 >= ALONG * ROWS) {
+            break;
+        }
+        if (ALIGNED) {
+            copy_or_zeros(to + i * X_ROW, at, present > 0);
+        } else {
+            for (int j = 0; j < 8; ++j) {
+                to[i * X_ROW + j] = j < present ? at[j] : 0;
+            }
+        }
+    }
+    from.x += ALONG * 256;
+    from.left -= ALONG * 256;
+}
+
+__device__ __forceinline__ void copy_batch_of_x(Inputs &from, bool aligned, unsigned char *stage) {
+    if (aligned) {
+        copy_x<true>(from, stage);
+    } else {
+        copy_x<false>(from, stage);
+    }
+}
+
+// ---- one chunk ----
+
+// The tables of all rows of a tile and chunk: each lane makes some, all lanes read them.
+__device__ __forceinline__ void share_tables(const unsigned char *parameters, unsigned *tables) {
+#pragma unroll
+    for (int i = 0; i < 16 * TABLES; i += 32) {
+        int entry = i + (threadIdx.x & 31), row = entry % 16, of_table = entry / 16 * 8 + row % 8;
+        if (entry < 16 * TABLES) {
+            float numbers[PARAMETERS];
+            load_row(parameters + of_table * PARAMETERS * PAIR_BYTES, row / 8, numbers);
+            unsigned table[TABLE_REGISTERS];
+            make_table(numbers, table);
+            store_table(tables + entry * TABLE_ROW, table);
         }
     }
 }
 
 // sums += a half of a chunk: 128 inputs of all tiles of this warp. x: this lane's place in row g.
-__device__ __forceinline__ void multiply_half(const unsigned char *stage, const unsigned short *x,
-                                              int half, Tile (&tiles)[TILES],
+__device__ __forceinline__ void multiply_half(const unsigned char *stage, const unsigned *shared,
+                                              const unsigned short *x, int half,
                                               float (&sums)[TILES][COLUMNS][4]) {
     int lane = threadIdx.x & 31;
     unsigned words[TILES][2][PLANES];
+    unsigned tables[TILES][2][2][TABLE_REGISTERS];  // [..][of k or k + 4][row g or g + 8]
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
         const uint4 *from = reinterpret_cast<const uint4 *>(stage + t * (WORD_BYTES + TABLE_BYTES));
@@ -131,16 +166,19 @@ __device__ __forceinline__ void multiply_half(const unsigned char *stage, const 
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
         unsigned first[TILES][4], second[TILES][4];
+        const int table = (8 * half + k) / TABLE_STEPS, later = (8 * half + k + 4) / TABLE_STEPS;
+        const bool renewed = k == 0 || (8 * half + k) % TABLE_STEPS == 0;
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
-            const unsigned char *parameters = stage + t * (WORD_BYTES + TABLE_BYTES) + WORD_BYTES;
-            renew_tables(parameters, half, k, tiles[t]);
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                const unsigned *of_first = tiles[t].tables[0][row];
-                const unsigned *of_second = tiles[t].tables[TABLE_STEPS < 8][row];
+                if (renewed) {
+                    const unsigned *from = shared + (t * TABLES * 16 + row * 8 + lane / 4) * TABLE_ROW;
+                    load_table(from + table * 16 * TABLE_ROW, tables[t][0][row]);
+                    load_table(from + later * 16 * TABLE_ROW, tables[t][1][row]);
+                }
                 unsigned a[2], b[2];
-                row_weights(words[t][row], k, of_first, of_second, a, b);
+                row_weights(words[t][row], k, tables[t][0][row], tables[t][1][row], a, b);
                 first[t][row] = a[0];
                 first[t][row + 2] = a[1];
                 second[t][row] = b[0];
@@ -159,6 +197,23 @@ __device__ __forceinline__ void multiply_half(const unsigned char *stage, const 
             }
         }
     }
+}
+
+// sums += the chunk of this warp in a stage.
+__device__ __forceinline__ void multiply_chunk(const unsigned char *stage, unsigned *tables,
+                                               float (&sums)[TILES][COLUMNS][4]) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    const unsigned short *x = reinterpret_cast<const unsigned short *>(stage);
+    x += (warp / ACROSS * ROWS + lane / 4) * X_ROW + (lane & 3) * 4;
+    stage += ALONG * X_BYTES + warp * WARP_BYTES;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+        const unsigned char *parameters = stage + t * (WORD_BYTES + TABLE_BYTES) + WORD_BYTES;
+        share_tables(parameters, tables + t * TABLES * 16 * TABLE_ROW);
+    }
+    __syncwarp();
+    multiply_half(stage, tables, x, 0, sums);
+    multiply_half(stage, tables, x, 1, sums);
 }
 
 // ---- sums ----
@@ -239,63 +294,57 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     int batches = (end - first_chunk + ALONG - 1) / ALONG;
     int mine = ALONG * X_BYTES + warp * WARP_BYTES;  // of a stage: this warp's words
 
-    Sources from;
-    constexpr int group = GROUP ? GROUP : 1;
-    int groups = GROUP ? (chunks * 256 + group - 1) / group : 1;
+    Weights weights;
+    weights.chunk = first_chunk + along;
+    weights.end = end;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
-        // One tile too many is read, and not written.
         int tile = (blockIdx.x * ACROSS + across) * TILES + t;
-        tile = min(tile, (outputs - 1) / 16);
-        from.words[t] = reinterpret_cast<const unsigned char *>(words);
-        from.words[t] += (size_t)tile * chunks * WORD_BYTES + lane * 16;
-        from.parameters[t] = parameters + (size_t)tile * groups * GROUP_BYTES;
+        tile = min(tile, (outputs - 1) / 16);  // one too many is read, and not written
+        weights.words[t] = words_of(words, tile, chunks, weights.chunk) + lane * 16;
+        weights.parameters[t] = parameters_of(parameters, tile, chunks, weights.chunk);
     }
-    from.x = x + (size_t)first_row * inputs + lane * 8;
-    from.inputs = inputs;
-    from.rows = rows - first_row;
-    from.aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
+    int row = warp % ROWS, input = (first_chunk + warp / ROWS) * 256 + lane * 8;
+    Inputs of_x;
+    of_x.x = x + (size_t)(first_row + row) * inputs + input;
+    of_x.left = inputs - input;
+    of_x.rows = rows - first_row - row;
+    of_x.inputs = inputs;
+    of_x.place = warp * X_ROW + lane * 8;
+    bool aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
 
     // Weights are not what an earlier kernel writes; x may be.
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
-        int chunk = first_chunk + batch * ALONG + along;
-        if (chunk < end) {
-            copy_weights(from, chunk, shared + batch * STAGE_BYTES + mine);
-        }
+        copy_weights(weights, shared + batch * STAGE_BYTES + mine);
     }
     wait_for_previous_kernels();
     let_next_kernel_start();
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         if (batch < batches) {
-            copy_x(from, first_chunk + batch * ALONG, shared + batch * STAGE_BYTES);
+            copy_batch_of_x(of_x, aligned, shared + batch * STAGE_BYTES);
         }
         commit_copies();
     }
 
     float sums[TILES][COLUMNS][4] = {};
+    unsigned *tables = reinterpret_cast<unsigned *>(shared + STAGES * STAGE_BYTES);
+    tables += warp * SHARED_TABLE_WORDS;
+    unsigned char *stage = shared, *free_stage = shared + (STAGES - 1) * STAGE_BYTES;
     for (int batch = 0; batch < batches; ++batch) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
-        int ahead = batch + STAGES - 1, chunk = first_chunk + batch * ALONG + along;
-        if (ahead < batches) {
-            unsigned char *stage = shared + ahead % STAGES * STAGE_BYTES;
-            int next = chunk + (STAGES - 1) * ALONG;
-            if (next < end) {
-                copy_weights(from, next, stage + mine);
-            }
-            copy_x(from, first_chunk + ahead * ALONG, stage);
+        if (batch + STAGES - 1 < batches) {
+            copy_weights(weights, free_stage + mine);
+            copy_batch_of_x(of_x, aligned, free_stage);
         }
         commit_copies();
-        if (chunk < end) {
-            const unsigned char *stage = shared + batch % STAGES * STAGE_BYTES;
-            const unsigned short *rows_of_x = reinterpret_cast<const unsigned short *>(stage);
-            rows_of_x += (along * ROWS + lane / 4) * X_ROW + (lane & 3) * 4;
-            Tile tiles[TILES];
-            multiply_half(stage + mine, rows_of_x, 0, tiles, sums);
-            multiply_half(stage + mine, rows_of_x, 1, tiles, sums);
+        if (first_chunk + batch * ALONG + along < end) {
+            multiply_chunk(stage, tables, sums);
         }
+        free_stage = stage;
+        stage = stage == shared + (STAGES - 1) * STAGE_BYTES ? shared : stage + STAGE_BYTES;
     }
 
     wait_for_copies<0>();

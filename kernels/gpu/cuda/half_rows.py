@@ -57,8 +57,10 @@ class Config:
         tables *= planes.params.element_size()
         x = self.along * self.rows * X_ROW_BYTES
         stage = x + self.across * self.along * self.tiles * (words + tables)
+        shared_tables = self.across * self.along * self.tiles * 16 * _tables(planes.group_size)
+        shared_tables *= 4 * _table_row(planes)
         sums = 4 * self.along * self.rows * (self.outputs + 4)
-        return max(self.stages * stage, sums)
+        return max(self.stages * stage + shared_tables, sums)
 
 
 def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
@@ -127,6 +129,15 @@ def _tables(group_size: int) -> int:
     if group_size in (32, 64):
         return CHUNK // group_size
     return 2 if group_size % CHUNK else 1
+
+
+def _table_row(planes: CudaPlanes) -> int:
+    """Words of a table in shared memory: TABLE_ROW of weights.cuh."""
+    if planes.uniform and planes.bits >= 4:
+        return 4
+    octets = 0 if planes.group_size in (32, 64) else (0, 0, 0, 1, 0, 1, 2, 1, 2)[planes.bits]
+    registers = 4 * octets + 2 * -(-(planes.bits - 3 * octets) // 2)
+    return 2 if registers == 2 else -(-registers // 4) * 4
 
 
 def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:

@@ -37,21 +37,23 @@ __device__ __forceinline__ unsigned shared_address(const void *pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-__device__ __forceinline__ void copy_async(void *shared, const void *global) {
-    copy_async(shared_address(shared), global);
-}
-
 // The dynamic shared memory of the thread block.
 __device__ __forceinline__ unsigned char *shared_pointer() {
     extern __shared__ uint4 memory[];
     return reinterpret_cast<unsigned char *>(memory);
 }
 
-// Like copy_async, but the last bytes of the 16, from `bytes` on, become zeros.
-__device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+__device__ __forceinline__ void copy_async(void *shared, const void *global) {
+    copy_async(shared_address(shared), global);
+}
+
+// Like copy_async; zeros, and nothing is read, where there is nothing `present`.
+__device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, bool present) {
+    asm volatile("{\n\t.reg .pred absent;\n\t"
+                 "setp.eq.u32 absent, %2, 0;\n\t"
+                 "cp.async.cg.shared.global [%0], [%1], 16, absent;\n\t}"
                  :
-                 : "r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "r"(shared_address(shared)), "l"(global), "r"((unsigned)present)
                  : "memory");
 }
 

@@ -35,6 +35,7 @@ constexpr int OCTETS_OF_PLANES[] = {0, 0, 0, 1, 0, 1, 2, 1, 2};
 constexpr int OCTETS = CODES || TABLES > 2 ? 0 : OCTETS_OF_PLANES[PLANES];
 constexpr int QUARTETS = CODES ? 0 : (PLANES - 3 * OCTETS + 1) / 2;
 constexpr int TABLE_REGISTERS = CODES ? 3 : 4 * OCTETS + 2 * QUARTETS;
+constexpr int TABLE_ROW = TABLE_REGISTERS == 2 ? 2 : (TABLE_REGISTERS + 3) / 4 * 4;  // in memory
 
 constexpr float CODE_OFFSET = BF16 ? 128.0f : 1024.0f;
 constexpr unsigned CODE_HIGH_BYTES = BF16 ? 0x43434343 : 0x64646464;  // of that offset
@@ -51,6 +52,18 @@ __device__ __forceinline__ unsigned shifted_right(unsigned word, int places) {
 __device__ __forceinline__ int group_of(int chunk, int table) {
     constexpr int inputs = 256 / TABLES;
     return GROUP ? (chunk * 256 + table * inputs) / (GROUP ? GROUP : 1) : 0;
+}
+
+// at: the numbers of (tile, group, g) -> those of row g (second 0) or of row g + 8 (second 1).
+__device__ __forceinline__ void load_row(const void *at, int second, float (&row)[PARAMETERS]) {
+#pragma unroll
+    for (int i = 0; i < PARAMETERS; ++i) {
+        if (META32) {
+            row[i] = static_cast<const float *>(at)[2 * i + second];
+        } else {
+            row[i] = float16_to_float(static_cast<const unsigned short *>(at)[2 * i + second]);
+        }
+    }
 }
 
 // at: the numbers of (tile, group, g) -> those of row g and those of row g + 8.
@@ -147,6 +160,41 @@ __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS]
     }
 }
 
+// Tables in shared memory: at multiples of TABLE_ROW words.
+__device__ __forceinline__ void store_table(unsigned *to, const unsigned (&table)[TABLE_REGISTERS]) {
+    unsigned all[TABLE_ROW] = {};
+#pragma unroll
+    for (int i = 0; i < TABLE_REGISTERS; ++i) {
+        all[i] = table[i];
+    }
+#pragma unroll
+    for (int i = 0; i < TABLE_ROW; i += 4) {
+        if constexpr (TABLE_ROW == 2) {
+            *reinterpret_cast<uint2 *>(to) = make_uint2(all[0], all[1]);
+        } else {
+            *reinterpret_cast<uint4 *>(to + i) = make_uint4(all[i], all[i + 1], all[i + 2], all[i + 3]);
+        }
+    }
+}
+
+__device__ __forceinline__ void load_table(const unsigned *from, unsigned (&table)[TABLE_REGISTERS]) {
+    unsigned all[TABLE_ROW];
+#pragma unroll
+    for (int i = 0; i < TABLE_ROW; i += 4) {
+        if constexpr (TABLE_ROW == 2) {
+            uint2 two = *reinterpret_cast<const uint2 *>(from);
+            all[0] = two.x, all[1] = two.y;
+        } else {
+            uint4 four = *reinterpret_cast<const uint4 *>(from + i);
+            all[i] = four.x, all[i + 1] = four.y, all[i + 2] = four.z, all[i + 3] = four.w;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < TABLE_REGISTERS; ++i) {
+        table[i] = all[i];
+    }
+}
+
 // ---- codes of several planes ----
 
 // Codes of two planes: in every byte j those of the steps odd, odd + 2, .. at bits 0, 2, 4, 6.
@@ -183,10 +231,12 @@ __device__ __forceinline__ unsigned code_nibbles(const unsigned *words, int plan
 
 __device__ __forceinline__ void octet_weights(const unsigned *words, const unsigned *table, int k,
                                               unsigned (&first)[2], unsigned (&second)[2]) {
-    unsigned codes = codes3(words, k);
+    // PRMT reads the low half. Shifting is what these units are busy with, multiplying is not:
+    // nibbles below 8 have no carry, so the high word is codes >> 16.
+    unsigned long long both = codes3(words, k) * 0x10001ull;
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
-        unsigned selectors = codes >> (16 * pair);  // PRMT reads its low half
+        unsigned selectors = static_cast<unsigned>(both >> (32 * pair));
         unsigned low = bytes_of(table[0], table[1], selectors);
         unsigned high = bytes_of(table[2], table[3], selectors);
         first[pair] = bytes_of(low, high, 0x6240);

@@ -37,18 +37,16 @@ inline unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
 }
 
 inline unsigned char *shared_pointer() {
-    return reinterpret_cast<unsigned char *>(shared_pointer(0));
+    return reinterpret_cast<unsigned char *>(dynamic_memory.data());
 }
 
 inline void copy_async(void *shared, const void *global) {
-    running->open.push_back({static_cast<char *>(shared), global});
+    running->open.push_back({shared, global});
 }
 
-inline void copy_or_zeros(void *shared, const void *global, int bytes) {
-    static std::deque<uint4> padded;
-    padded.push_back({0, 0, 0, 0});
-    std::memcpy(&padded.back(), global, bytes);
-    copy_async(shared, &padded.back());
+inline void copy_or_zeros(void *shared, const void *global, bool present) {
+    static const uint4 zeros = {0, 0, 0, 0};
+    copy_async(shared, present ? global : &zeros);
 }
 
 // Blocks run one after the other.
