@@ -148,6 +148,20 @@ def test_much_shared_memory_is_asked_for_once(fake, monkeypatch):
         launched.launch((1, 1, 1), (32, 1, 1), (), shared_bytes=300_000)
 
 
+def test_static_shared_memory_counts(fake, monkeypatch):
+    asked = []
+
+    def allow(handle, attribute, value):
+        asked.append(value)
+        return (driver.CUresult(0),)
+
+    monkeypatch.setattr(driver, "cuFuncSetAttribute", allow)
+    launched = Function(Loaded(77, "product of bits", 0, True, 40, 0, shared_bytes=512))
+    for shared_bytes in ((48 << 10) - 512, 48 << 10):
+        launched.launch((1, 1, 1), (32, 1, 1), (), shared_bytes=shared_bytes)
+    assert asked == [48 << 10]
+
+
 def test_a_function_is_loaded_once(monkeypatch, fake):
     loads = []
 

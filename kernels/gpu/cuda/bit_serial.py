@@ -162,7 +162,7 @@ def shared_bytes(planes: CudaPlanes, config: Config) -> int:
         groups = 256 // planes.group_size if planes.group_size < 128 else 2
         if planes.group_size % 256 == 0:
             groups = 1
-        parameters = groups * planes.params[0, 0].nbytes
+        parameters = groups * planes.group_bytes
     tile = planes.bits * 512 + parameters
     return config.warps * config.stages * config.tiles * tile
 

@@ -53,8 +53,7 @@ class Config:
     def shared_bytes(self, planes: CudaPlanes) -> int:
         """Shared memory of a block: all stages, or in the end the sums."""
         words = planes.bits * 512
-        tables = _tables(planes.group_size) * 8 * planes.params.shape[3] * 2
-        tables *= planes.params.element_size()
+        tables = _tables(planes.group_size) * planes.group_bytes
         x = self.along * self.rows * X_ROW_BYTES
         stage = x + self.across * self.along * self.tiles * (words + tables)
         shared_tables = self.across * self.along * self.tiles * 16 * _tables(planes.group_size)

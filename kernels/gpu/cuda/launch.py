@@ -39,7 +39,7 @@ class Loaded(NamedTuple):
 
     address: of the CUfunction. name: for messages. device: index of its GPU. overlaps: whether that
     GPU knows programmatic dependent launches. registers, local_bytes: what a thread has, of which
-    the latter are spills and arrays.
+    the latter are spills and arrays. shared_bytes: static shared memory of a block.
     """
 
     address: int
@@ -48,6 +48,7 @@ class Loaded(NamedTuple):
     overlaps: bool
     registers: int
     local_bytes: int
+    shared_bytes: int = 0
 
 
 class Function:
@@ -55,7 +56,8 @@ class Function:
 
     def __init__(self, loaded: Loaded) -> None:
         self.facts = loaded
-        self._shared_bytes = DEFAULT_SHARED_BYTES
+        # Dynamic shared memory that need not be asked for.
+        self._shared_bytes = DEFAULT_SHARED_BYTES - loaded.shared_bytes
         self._pack: struct.Struct | None = None  # of the arguments; the first launch tells
         self._call = _driver_launch()
 
@@ -155,17 +157,15 @@ def _load(source: str, name: str, macros: Mapping[str, int], device: int) -> Loa
             handle = _checked(driver.cuModuleGetFunction(module, name.encode()), what)
         finally:
             driver.cuThreadExchangeStreamCaptureMode(mode)
-        attribute = driver.CUfunction_attribute
-        registers = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, handle)
-        local = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, handle)
-    return Loaded(
-        int(handle),
-        what,
-        device,
-        capability >= (9, 0),
-        _checked(registers, what),
-        _checked(local, what),
-    )
+        facts = [
+            _checked(driver.cuFuncGetAttribute(attribute, handle), what)
+            for attribute in (
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS,
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )
+        ]
+    return Loaded(int(handle), what, device, capability >= (9, 0), *facts)
 
 
 def _kind(argument: Argument) -> str:

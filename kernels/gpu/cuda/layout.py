@@ -19,6 +19,7 @@ inputs: the last of them may be cut off.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,30 +51,35 @@ class CudaPlanes:
     uniform: bool
     shift: bool
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Number of planes P."""
         return self.words.shape[2]
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """Tiles of 16 outputs."""
         return self.words.shape[0]
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """Chunks of 256 inputs."""
         return self.words.shape[1]
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Groups over the padded inputs."""
         return self.params.shape[1]
 
-    @property
+    @cached_property
     def meta32(self) -> bool:
         """Whether the parameters are float32."""
         return self.params.dtype == torch.float32
+
+    @cached_property
+    def group_bytes(self) -> int:
+        """Bytes of the parameters of a tile and group."""
+        return self.params.shape[2:].numel() * self.params.element_size()
 
     @property
     def nbytes(self) -> int:

@@ -122,8 +122,11 @@ def _capturing(tensor: Tensor) -> bool:
 
 
 def _complete(tensor: Tensor) -> None:
-    """Wait until what is kept is there: products on other streams read it, and kernels read weights
-    before those that were launched earlier have ended."""
+    """Wait until what is kept is there.
+
+    Products on other streams read it, and kernels read weights before those that were launched
+    earlier have ended.
+    """
     if tensor.is_cuda:
         torch.cuda.current_stream(tensor.device).synchronize()
 

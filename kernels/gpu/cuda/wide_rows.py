@@ -109,7 +109,7 @@ def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
     """Words and parameters of 256 inputs and a block's outputs."""
     size = planes.group_size
     slots = 1 if size % 256 == 0 else 256 // size if size < 128 else 2
-    parameters = planes.params[0, 0].numel() * planes.params.element_size()
+    parameters = planes.group_bytes
     return 4 * config.out_groups * (planes.bits * 512 + slots * parameters)
 
 
