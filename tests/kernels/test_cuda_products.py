@@ -14,7 +14,7 @@ import torch
 from qbench.errors import ConfigError
 from qbench.kernels import sharing
 from qbench.kernels.contract import Request
-from qbench.kernels.gpu.cuda import choice, products, toolchain, tune
+from qbench.kernels.gpu.cuda import choice, launch, products, toolchain, tune
 from qbench.kernels.gpu.cuda.choice import Choice, Gpu
 from qbench.kernels.gpu.cuda.layout import derive
 from qbench.kernels.gpu.cuda.products import Packed, product
@@ -89,6 +89,10 @@ def test_what_was_measured_is_taken_before_the_default(planes, no_files):
     assert choice.choose(1, planes, torch.float16, H200).kernel == "bit_serial", (
         "what the kernel refuses is not taken, whatever the file says"
     )
+    other = derive(uniform_weight(512, 1024, 3, 256))
+    assert choice.choose(11, other, torch.float16, H200) == Choice("dequantize"), "the nearest"
+    small = derive(binary_weight(512, 1024, 3, 32))
+    assert choice.choose(11, small, torch.bfloat16, H200).kernel == "half_rows"
     choice._tuned.cache_clear()
     path.write_text("{}")
     with pytest.raises(ConfigError, match="tune again or delete it"):
@@ -250,6 +254,18 @@ def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
     monkeypatch.setattr(tune, "_seconds", lambda x, copies, chosen: 1.0 + (chosen is slow))
     assert tune.measure(weight, 3, torch.bfloat16) == [(1.0, fast), (2.0, slow)]
 
+    wanted = []
+    monkeypatch.setattr(toolchain, "compile_all", lambda jobs, architecture: wanted.extend(jobs))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    plain["half_rows"].launch = plain["wide_rows"].launch = lambda *_: planned.launch(
+        (1, 1, 1), (32, 1, 1), ()
+    )
+    planned = launch.Function("half_rows.cu", "half_rows", {"PLANES": 2}, 0)
+    tune.compile_candidates([(weight, 3)], torch.bfloat16)
+    assert wanted == 2 * [("half_rows.cu", {"PLANES": 2})]
+
+    plain["half_rows"].launch = plain["wide_rows"].launch = refuse
+    monkeypatch.setattr(tune, "compile_candidates", lambda cases, dtype: None)
     monkeypatch.setattr(products, "unavailable", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
     path = tune.tune([weight], [3, 5], torch.bfloat16)

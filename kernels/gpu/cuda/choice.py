@@ -22,7 +22,7 @@ import torch
 
 from qbench.kernels import tuned
 from qbench.kernels.gpu.cuda import bit_serial, half_rows, wide_rows
-from qbench.kernels.gpu.cuda.layout import CudaPlanes
+from qbench.kernels.gpu.cuda.layout import SMALL_GROUPS, CudaPlanes
 
 TUNED = Path(__file__).resolve().parent / "tuned"
 DEQUANTIZE = "dequantize"
@@ -68,10 +68,19 @@ def gpu_of(device: int) -> Gpu:
 
 
 def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choice:
-    """The kernel for x of so many rows, at least one, and how it is launched."""
-    measured = _tuned(gpu.name).get(key(rows, planes, dtype))
-    if measured is not None and refusal(measured.kernel, rows, planes, gpu) is None:
-        return measured
+    """The kernel for x of so many rows, at least one, and how it is launched.
+
+    What was not measured takes what was for binary weights, bfloat16 and groups of 128: it has the
+    same bits and shape, and not less shared memory. Groups of 32 and 64 have more parameters.
+    """
+    measured = _tuned(gpu.name)
+    names = [key(rows, planes, dtype)]
+    if planes.group_size not in SMALL_GROUPS:
+        names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
+    for name in names:
+        found = measured.get(name)
+        if found is not None and refusal(found.kernel, rows, planes, gpu) is None:
+            return found
     return default(rows, planes, gpu)
 
 
