@@ -91,10 +91,14 @@ def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config
     """
     rows, columns = x.shape
     out = planes.shape[0]
-    function = _function(planes.macros(x.dtype), config, x.get_device())
+
+    def plan() -> tuple[launching.Function, int]:
+        kernel = _function(planes.macros(x.dtype), config, x.get_device())
+        return kernel, config.shared_bytes(planes)
+
+    function, shared = planes.kept((NAME, x.dtype, config), plan)
     grid = (-(-out // config.outputs), -(-rows // config.rows), config.split)
     arguments = (planes.words, planes.params, x, bias, y, out, columns, rows)
-    shared = config.shared_bytes(planes)
     function.launch(grid, (config.threads, 1, 1), arguments, shared, dependent=True)
 
 

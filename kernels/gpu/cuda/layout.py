@@ -18,8 +18,10 @@ inputs: the last of them may be cut off.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +35,8 @@ from qbench.formats.packing import unpack
 TILE = 16  # outputs
 CHUNK = 256  # inputs
 SMALL_GROUPS = (32, 64)  # and all multiples of 128
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,17 @@ class CudaPlanes:
     def nbytes(self) -> int:
         """Bytes that a product with one row reads."""
         return self.words.nbytes + self.params.nbytes
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, kept with the weight: what its launches need beside their tensors."""
+        known = self._kept.get(key)
+        if known is None:
+            known = self._kept[key] = make()
+        return known
+
+    @cached_property
+    def _kept(self) -> dict[Hashable, Any]:
+        return {}
 
     def macros(self, dtype: torch.dtype) -> dict[str, int]:
         """What every source is compiled with, for x and y of this dtype."""

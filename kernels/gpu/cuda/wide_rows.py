@@ -178,7 +178,7 @@ def multiply(
         (blocks, prepared.padded_rows // config.rows, 1),
         (config.threads, 1, 1),
         arguments,
-        shared_bytes(planes, config),
+        planes.kept((NAME, config), lambda: shared_bytes(planes, config)),
         dependent=True,
     )
 
@@ -186,8 +186,11 @@ def multiply(
 def _function(
     name: str, planes: CudaPlanes, dtype: torch.dtype, config: Config, device: int
 ) -> launcher.Function:
-    kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
-    return _compiled(name, kind, config, device)
+    def compiled() -> launcher.Function:
+        kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
+        return _compiled(name, kind, config, device)
+
+    return planes.kept((NAME, name, dtype, config), compiled)
 
 
 @cache
