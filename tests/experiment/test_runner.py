@@ -274,7 +274,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("qbench.files.shards.write_tensors", full)
     code, _, error = command(
         *run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4", tasks=["arc_easy"])
     )
