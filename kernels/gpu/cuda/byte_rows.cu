@@ -1,9 +1,10 @@
 // y (M, N) = x W^T + bias for 4 to 16 rows of x, on the matrix units' products of bytes.
 //
 // As in bit_serial.cu W is planes of bits c_p and parameters, and x is integers q with a scale for
-// each block of 128 inputs, here as two signed bytes (bytes.cu): q = 256 high + low. The bits of a
-// plane become the bytes 0 and 128, by one shift and one AND for four weights, and four rows of x fill
-// the eight columns of a matrix instruction:
+// each block of 128 inputs, here as two signed bytes (bytes.cu): q = 256 high + low. Of the bits of
+// a plane one AND makes four bytes 0 or 128, in the odd steps of 16 inputs, or 0 or 64, in the even
+// ones, whose q are doubled: so one shift does for two steps. Four rows of x fill the eight columns of a
+// matrix instruction:
 //
 //   n = 2^21 + sum_i 128 c_pi high_i,   m = 2^21 + sum_i 128 c_pi low_i        over at most 128 inputs
 //   v_p = (256 (n - 2^21) + (m - 2^21)) / 128 = sum_i c_pi q_i, exactly
@@ -18,6 +19,7 @@
 #include "ring.cuh"
 
 constexpr int PART_PRODUCTS = 4 / PARTS;  // matrix instructions of a block that share parameters
+constexpr unsigned EVEN = 0x40404040, ODD = 0x80808080;
 constexpr unsigned BIAS = 1u << 21;
 constexpr float BIAS_AS_FLOAT = 2.9387358770557188e-39f;  // 2^21 2^-149
 
@@ -54,28 +56,16 @@ __device__ __forceinline__ Block read_block(const uint4* x_bytes, const float* x
   return result;
 }
 
-// Bit s of each byte of a word, as a byte 0 or 128.
-__device__ __forceinline__ unsigned bits_as_bytes(unsigned word, int s) {
-  return word << (7 - s) & 0x80808080u;
-}
-
 // Adds to `sums` [four][row g, row g + 8] what the inputs of part `part` of a block give.
 __device__ __forceinline__ void multiply_part(float (&sums)[FOURS][2], const unsigned (&rows)[PLANES][2],
                                               const Block (&x)[FOURS], const Parameters& parameters,
                                               int part) {
-  float bias[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    bias[h] = UNIFORM ? (1 << PLANES) - 1 : 0.0f;
-#pragma unroll
-    for (int p = 0; !UNIFORM && p < PLANES; ++p) bias[h] += parameters.lifted[h][UNIFORM ? 0 : p];
-    bias[h] *= -BIAS_AS_FLOAT;
-  }
   float counts[FOURS][4];  // (row g, high), (row g, low), (row g + 8, high), (row g + 8, low)
 #pragma unroll
   for (int f = 0; f < FOURS; ++f)
 #pragma unroll
-    for (int k = 0; k < 4; ++k) counts[f][k] = bias[k / 2];
+    for (int k = 0; k < 4; ++k)
+      counts[f][k] = UNIFORM ? -BIAS_AS_FLOAT * ((1 << PLANES) - 1) : -BIAS_AS_FLOAT * parameters.total[k / 2];
 #pragma unroll
   for (int p = 0; p < PLANES; ++p) {
     int n[FOURS][4];
@@ -85,8 +75,8 @@ __device__ __forceinline__ void multiply_part(float (&sums)[FOURS][2], const uns
       for (int k = 0; k < 4; ++k) n[f][k] = BIAS;
 #pragma unroll
     for (int i = part * PART_PRODUCTS; i < (part + 1) * PART_PRODUCTS; ++i) {
-      const unsigned a[4] = {bits_as_bytes(rows[p][0], 2 * i), bits_as_bytes(rows[p][1], 2 * i),
-                             bits_as_bytes(rows[p][0], 2 * i + 1), bits_as_bytes(rows[p][1], 2 * i + 1)};
+      const unsigned row_g = rows[p][0] << (6 - 2 * i), row_g8 = rows[p][1] << (6 - 2 * i);
+      const unsigned a[4] = {row_g & EVEN, row_g8 & EVEN, row_g & ODD, row_g8 & ODD};
 #pragma unroll
       for (int f = 0; f < FOURS; ++f) multiply_bytes(n[f], a, x[f].bytes[i][0], x[f].bytes[i][1]);
     }

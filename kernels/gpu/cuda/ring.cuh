@@ -24,6 +24,7 @@ constexpr int STAGE_BYTES = TILES * TILE_BYTES;
 // The parameters of the rows g and g + 8, made ready: y += scale_x sum_p lifted_p v_p + flat X.
 struct Parameters {
   float lifted[2][UNIFORM ? 1 : PLANES];
+  float total[2];  // sum_p lifted_p; of uniform weights lifted
   float flat[2];
 };
 
@@ -41,15 +42,17 @@ __device__ __forceinline__ Parameters make_ready(const unsigned (&words)[PARAMET
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     if (UNIFORM) {
-      result.lifted[h][0] = values[0][h] * LIFT;
+      result.lifted[h][0] = result.total[h] = values[0][h] * LIFT;
       result.flat[h] = -values[0][h] * values[1][h];
     } else {
-      result.flat[h] = SHIFT ? values[PARAMETERS - 1][h] : 0.0f;
+      float total = 0.0f;
 #pragma unroll
       for (int p = 0; p < PLANES; ++p) {
         result.lifted[h][p] = values[p][h] * (2.0f * LIFT);
-        result.flat[h] -= values[p][h];
+        total += values[p][h];
       }
+      result.total[h] = total * (2.0f * LIFT);
+      result.flat[h] = (SHIFT ? values[PARAMETERS - 1][h] : 0.0f) - total;
     }
   }
   return result;
