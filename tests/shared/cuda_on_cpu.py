@@ -1,7 +1,7 @@
 """Runs the CUDA sources of `kernels/gpu/cuda` on the CPU, thread by thread, with tensors of torch.
 
-A source is compiled as C++ beside `tests/kernels/cuda_on_cpu/conversions.cuh`, which stands in for
-the header with all PTX. So what is tested is the source that GPUs run, but for that header.
+A source is compiled as C++ beside the headers of `tests/kernels/cuda_on_cpu`, which stand in for
+those with PTX. So what is tested is the source that GPUs run, but for those headers.
 """
 
 from __future__ import annotations

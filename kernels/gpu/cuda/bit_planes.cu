@@ -7,19 +7,13 @@
 //
 // planes [row][chunk of 256][32 lanes][block of the chunk][X_PLANES / 8] words: lane 4 g + t has of
 //   the planes g and g + 8 the bits i = 0 .. 31 of input 16 (i & 7) + 4 t + (i >> 3) of the block.
-// blocks [row][chunk][block][8] floats: scale 2^48, then the sums of scale q over the block, its two
-//   halves of 64 inputs, its four quarters of 32; and one float that is not used.
+// blocks: see blocks.cuh.
 //
 // A warp makes the words of one t, with one input of each lane at a time; all four warps of a block
 // compute its scale and need not meet. Inputs from K on are zero.
-#include "conversions.cuh"
+#include "blocks.cuh"
 
 constexpr int LARGEST = X_PLANES == 16 ? 32512 : 127;
-// Blocks whose largest number is smaller become zero; above it 1 / scale is finite.
-constexpr float SMALLEST = 1e-30f;
-// The products' sums are lifted by 2^-48; see bit_serial.cu.
-constexpr float LIFT = 281474976710656.0f;
-
 extern "C" __global__ void __launch_bounds__(256)
 bit_planes(const unsigned short* x, unsigned* planes, float* blocks, int K) {
   let_next_kernel_start();
@@ -31,17 +25,13 @@ bit_planes(const unsigned short* x, unsigned* planes, float* blocks, int K) {
   const int first = chunk * 256 + half * 128 + 16 * (lane & 7) + (lane >> 3);
   wait_for_previous_kernels();
 
-  // As bits, magnitudes are ordered like numbers, with infinity and NaN at the end: these reach the
-  // scale, and so every output.
   float values[4];
-  unsigned largest = __float_as_uint(SMALLEST);
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
     const int input = first + 4 * t;
     values[t] = input < K ? activation_to_float(x[static_cast<size_t>(row) * K + input]) : 0.0f;
-    largest = max(largest, __float_as_uint(fabsf(values[t])));
   }
-  const float maximum = __uint_as_float(__reduce_max_sync(~0u, largest));
+  const float maximum = largest_magnitude(values);
   const float inverse = LARGEST / maximum;
 
   int q[4];
@@ -75,7 +65,7 @@ bit_planes(const unsigned short* x, unsigned* planes, float* blocks, int K) {
     const float scale = maximum / LARGEST;
     float* block = blocks + ((static_cast<size_t>(row) * chunks + chunk) * 2 + half) * 8;
     if (lane == 0) {
-      block[0] = scale * LIFT;
+      block[0] = scale * BLOCK_LIFT;
       block[1] = scale * sum128;
     }
     if (lane == 0 || lane == 4) block[2 + lane / 4] = scale * sum64;

@@ -23,31 +23,10 @@
 //   WARPS  of a thread block; warp w takes the chunks w, w + WARPS, ..
 //   TILES  of 16 outputs, of a thread block; each warp has all
 //   STAGES chunks of a warp in shared memory, of which all but one are on their way
-#include "conversions.cuh"
+#include "ring.cuh"
 
-constexpr int PARAMETERS = UNIFORM ? 2 : PLANES + SHIFT;
-constexpr int PAIR_WORDS = META32 ? 2 : 1;  // 32-bit words of a parameter of the rows g and g + 8
-constexpr int LANE_BYTES = PARAMETERS * PAIR_WORDS * 4;
-constexpr int GROUP_BYTES = 8 * LANE_BYTES;
-// Groups of a chunk of 256 inputs: its two blocks share one, have one each (GROUP 128 and its odd
-// multiples), or have PARTS each.
-constexpr int PARTS = GROUP == 32 ? 4 : GROUP == 64 ? 2 : 1;
-constexpr int GROUPS = GROUP % 256 == 0 ? 1 : 2 * PARTS;
-constexpr bool PER_CHANNEL = GROUP == 0;
 constexpr int X_WORDS = X_PLANES / 8;  // words of a lane and block
 constexpr int PLACES = 2 * X_WORDS;    // counts of a lane and row of W
-constexpr float LIFT = 2535301200456458802993406410752.0f;  // 2^101
-// A stage has of each tile the words [PLANES][32 lanes][16 bytes], then the parameters of the groups.
-constexpr int WORDS_BYTES = PLANES * 512;
-constexpr int PARAMETERS_BYTES = PER_CHANNEL ? 0 : GROUPS * GROUP_BYTES;
-constexpr int TILE_BYTES = WORDS_BYTES + PARAMETERS_BYTES;
-constexpr int STAGE_BYTES = TILES * TILE_BYTES;
-
-// The parameters of the rows g and g + 8, made ready: y += scale_x sum_p lifted_p v_p + flat X.
-struct Parameters {
-  float lifted[2][UNIFORM ? 1 : PLANES];
-  float flat[2];
-};
 
 // What a lane has of a chunk of one row of x.
 struct Inputs {
@@ -55,34 +34,6 @@ struct Inputs {
   float scale[2];
   float sums[2][PARTS];  // X in the lanes t = 0, zero in the others: the lanes are summed at the end
 };
-
-__device__ __forceinline__ Parameters make_ready(const unsigned (&words)[PARAMETERS * PAIR_WORDS]) {
-  float values[PARAMETERS][2];
-#pragma unroll
-  for (int a = 0; a < PARAMETERS; ++a) {
-    const float2 pair = META32 ? make_float2(__uint_as_float(words[a * PAIR_WORDS]),
-                                             __uint_as_float(words[a * PAIR_WORDS + META32]))
-                               : float16_pair_to_floats(words[a * PAIR_WORDS]);
-    values[a][0] = pair.x;
-    values[a][1] = pair.y;
-  }
-  Parameters result;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (UNIFORM) {
-      result.lifted[h][0] = values[0][h] * LIFT;
-      result.flat[h] = -values[0][h] * values[1][h];
-    } else {
-      result.flat[h] = SHIFT ? values[PARAMETERS - 1][h] : 0.0f;
-#pragma unroll
-      for (int p = 0; p < PLANES; ++p) {
-        result.lifted[h][p] = values[p][h] * (2.0f * LIFT);
-        result.flat[h] -= values[p][h];
-      }
-    }
-  }
-  return result;
-}
 
 // chunk: of all rows of x, one after the other.
 __device__ __forceinline__ Inputs read_inputs(const unsigned* x_planes, const float* x_blocks,
@@ -154,32 +105,9 @@ __device__ __forceinline__ float2 multiply_group(const unsigned (&rows)[PLANES][
   return make_float2(sums[0], sums[1]);
 }
 
-// Where byte `byte` of a chunk's parameters lies among those of its tile.
-__device__ __forceinline__ unsigned parameter_offset(unsigned chunk, unsigned byte) {
-  const unsigned input = chunk * 256 + byte / GROUP_BYTES * (256 / GROUPS);
-  return input / (PER_CHANNEL ? 1 : GROUP) * GROUP_BYTES + byte % GROUP_BYTES;
-}
-
-// Starts copying what a chunk has of all tiles: a lane copies its own 16 bytes of each plane.
-__device__ __forceinline__ void fetch(unsigned stage, const uint4* const (&words)[TILES],
-                                      const char* const (&parameters)[TILES], int chunk, int lane) {
-#pragma unroll
-  for (int i = 0; i < TILES; ++i) {
-    const unsigned to = stage + i * TILE_BYTES + lane * 16;
-    const uint4* from = words[i] + static_cast<size_t>(chunk) * (PLANES * 32);
-#pragma unroll
-    for (int p = 0; p < PLANES; ++p) copy_async(to + p * 512, from + p * 32);
-#pragma unroll
-    for (int byte = 0; byte < PARAMETERS_BYTES; byte += 512)
-      if (byte + 512 <= PARAMETERS_BYTES || byte + lane * 16 < PARAMETERS_BYTES)
-        copy_async(to + WORDS_BYTES + byte, parameters[i] + parameter_offset(chunk, byte + lane * 16));
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
            const float* x_blocks, const float* bias, unsigned short* y, int N, int chunks, int groups) {
-  __shared__ float parts[WARPS][ROWS][TILES * 16];
   let_next_kernel_start();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int g = lane >> 2, t = lane & 3;
@@ -195,7 +123,7 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
     tile_words[i] = words + tile * chunks * (PLANES * 32) + lane;
     tile_parameters[i] = parameters + tile * groups * GROUP_BYTES;
   }
-  const unsigned ring = shared_memory() + warp * (STAGES * STAGE_BYTES);
+  const unsigned first_ring = shared_memory(), ring = first_ring + warp * (STAGES * STAGE_BYTES);
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
     const int chunk = warp + s * WARPS;
@@ -203,13 +131,7 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
     commit_copies();
   }
 #pragma unroll
-  for (int i = 0; PER_CHANNEL && i < TILES; ++i) {
-    unsigned own[PARAMETERS * PAIR_WORDS];
-    const char* from = tile_parameters[i] + g * LANE_BYTES;
-#pragma unroll
-    for (int a = 0; a < PARAMETERS * PAIR_WORDS; ++a) own[a] = reinterpret_cast<const unsigned*>(from)[a];
-    channel[i] = make_ready(own);
-  }
+  for (int i = 0; PER_CHANNEL && i < TILES; ++i) channel[i] = read_channel(tile_parameters[i], g);
   wait_for_previous_kernels();
 
   float sums[ROWS][TILES][2] = {};
@@ -244,11 +166,7 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
 #pragma unroll
       for (int part = 0; part < 2 * PARTS; ++part) {
         const int half = part / PARTS;
-        if (!PER_CHANNEL && part % (2 * PARTS / GROUPS) == 0) {
-          unsigned group[PARAMETERS * PAIR_WORDS];
-          load_shared(group, tile + WORDS_BYTES + part * GROUP_BYTES + g * LANE_BYTES);
-          shared = make_ready(group);
-        }
+        if (!PER_CHANNEL && part % (2 * PARTS / GROUPS) == 0) shared = read_group(tile, part, g);
         unsigned rows[PLANES][2];
 #pragma unroll
         for (int p = 0; p < PLANES; ++p) {
@@ -272,7 +190,7 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
     current = current + STAGE_BYTES == ring + STAGES * STAGE_BYTES ? ring : current + STAGE_BYTES;
   }
 
-  // The four lanes of a row, then the warps in their order.
+  // The four lanes of a row; then the warps in their order, of which each has left its stages.
   const float place = 1 << 2 * t;
 #pragma unroll
   for (int m = 0; m < ROWS; ++m)
@@ -283,7 +201,7 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
         float sum = sums[m][i][h] * place;
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        if (t == 0) parts[warp][m][16 * i + 8 * h + g] = sum;
+        if (t == 0) store_shared(ring + 4 * ((m * TILES + i) * 16 + 8 * h + g), sum);
       }
   __syncthreads();
 #pragma unroll 1
@@ -292,7 +210,7 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
     const int output = blockIdx.x * TILES * 16 + column;
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS; ++w) sum += parts[w][row][column];
+    for (int w = 0; w < WARPS; ++w) sum += load_shared_float(first_ring + w * (STAGES * STAGE_BYTES) + 4 * i);
     if (output < N) {
       if (bias != nullptr) sum += bias[output];
       y[static_cast<size_t>(row) * N + output] = float_to_activation(sum);

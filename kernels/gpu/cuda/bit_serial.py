@@ -149,15 +149,22 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
 
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:
-    """Dynamic shared memory of a thread block of the product: the stages of bit_serial.cu."""
-    parameters = 0
-    if planes.group_size:
-        groups = 256 // planes.group_size if planes.group_size < 128 else 2
-        if planes.group_size % 256 == 0:
-            groups = 1
-        parameters = groups * planes.group_bytes
-    tile = planes.bits * 512 + parameters
-    return config.warps * config.stages * config.tiles * tile
+    """Dynamic shared memory of a thread block of the product: the stages of ring.cuh."""
+    return config.warps * config.stages * config.tiles * tile_bytes(planes)
+
+
+def tile_bytes(planes: CudaPlanes) -> int:
+    """What a chunk of 256 inputs has of a tile of 16 outputs: words and parameters."""
+    words = planes.bits * 512
+    if planes.group_size == 0:
+        return words
+    if planes.group_size % 256 == 0:
+        groups = 1
+    elif planes.group_size % 128 == 0:
+        groups = 2
+    else:
+        groups = 256 // planes.group_size
+    return words + groups * planes.group_bytes
 
 
 @cache

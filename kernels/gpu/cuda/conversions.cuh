@@ -98,6 +98,16 @@ __device__ __forceinline__ void load_shared(unsigned (&words)[WORDS], unsigned a
   }
 }
 
+__device__ __forceinline__ void store_shared(unsigned address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" : : "r"(address), "f"(value) : "memory");
+}
+
+__device__ __forceinline__ float load_shared_float(unsigned address) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+
 // Starts copying 16 bytes to shared memory; `commit_copies` closes a batch of copies.
 __device__ __forceinline__ void copy_async(unsigned shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
@@ -143,6 +153,17 @@ __device__ __forceinline__ void multiply_bits(unsigned (&counts)[4], unsigned ro
       "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
       : "=r"(counts[0]), "=r"(counts[1]), "=r"(counts[2]), "=r"(counts[3])
       : "r"(row_g), "r"(row_g8), "r"(column), "r"(0));
+}
+
+// sums += a b, 16 x 32 by 32 x 8, a of unsigned and b of signed bytes. a: (row g, inputs 4 t ..
+// 4 t + 3), (row g + 8, the same), (row g, inputs 16 + 4 t ..), (row g + 8, the same); b: inputs 4 t
+// .. and 16 + 4 t .. of column g; sums like the counts above.
+__device__ __forceinline__ void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], unsigned b0,
+                                               unsigned b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #ifdef BF16

@@ -245,6 +245,16 @@ inline void load_shared(unsigned (&words)[WORDS], unsigned address) {
   std::memcpy(words, shared_pointer(address), sizeof words);
 }
 
+inline void store_shared(unsigned address, float value) {
+  std::memcpy(shared_pointer(address), &value, sizeof value);
+}
+
+inline float load_shared_float(unsigned address) {
+  float value;
+  std::memcpy(&value, shared_pointer(address), sizeof value);
+  return value;
+}
+
 inline void copy_async(unsigned shared, const void* global) {
   running->open.push_back({shared_pointer(shared), global});
 }
@@ -279,6 +289,20 @@ inline void multiply_bits(unsigned (&counts)[4], unsigned row_g, unsigned row_g8
       counts[i] += __builtin_popcount(all.of[4 * g + part].a[i / 2] &
                                       all.of[4 * (2 * t + i % 2) + part].b);
   }
+}
+
+inline void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  struct Fragments {
+    unsigned a[4], b[2];
+  };
+  const auto all = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 32; ++k) {
+      const unsigned left = all.of[4 * g + k % 16 / 4].a[k / 16 * 2 + i / 2] >> 8 * (k % 4);
+      const unsigned right = all.of[4 * (2 * t + i % 2) + k % 16 / 4].b[k / 16] >> 8 * (k % 4);
+      sums[i] += static_cast<unsigned char>(left) * static_cast<signed char>(right);
+    }
 }
 
 #ifdef BF16

@@ -1,0 +1,170 @@
+"""Products with 4 to 16 rows of x: planes of bits, made into bytes, times pairs of bytes (byte_rows.cu).
+
+x is first turned into 16-bit integers, as high and low bytes, and a scale for each block of 128
+inputs (bytes.cu), which layers that read the same x share. The error is 2^-16 of a block's largest
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from qbench.kernels.gpu.cuda.bit_serial import SHARED_BYTES, tile_bytes
+from qbench.kernels.gpu.cuda.launch import Function, function
+from qbench.kernels.gpu.cuda.layout import CudaPlanes
+
+NAME = "byte_rows"
+MAX_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the product is divided: see `qbench.kernels.gpu.cuda.bit_serial.Config`."""
+
+    warps: int = 8
+    tiles: int = 1
+    stages: int = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """x (rows, in) as bytes.
+
+    bytes int32 (ceil(rows/4), chunks, 2 blocks, 2, 32 lanes, 4): see bytes.cu. blocks float32 (rows
+    rounded up to 4, chunks, 2, 8): the scale of a block, and sums of its inputs.
+    """
+
+    bytes: Tensor
+    blocks: Tensor
+
+
+def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
+    """Why a product is not computed here on this architecture (80, 90, ..), or None."""
+    if rows > MAX_ROWS:
+        return f"{rows} rows of x; up to {MAX_ROWS} are served"
+    return None
+
+
+def preparation(planes: CudaPlanes) -> Hashable:
+    """What the prepared form of x depends on beside x."""
+    return (NAME,)
+
+
+def prepare(x: Tensor, planes: CudaPlanes) -> Prepared:
+    """x (rows, in) contiguous float16 or bfloat16 -> its bytes, launched on the current stream."""
+    rows, columns = x.shape
+    fours = -(-rows // 4)
+    prepared = Prepared(
+        x.new_empty(fours, planes.chunks, 2, 2, 32, 4, dtype=torch.int32),
+        x.new_empty(4 * fours, planes.chunks, 2, 8, dtype=torch.float32),
+    )
+    kernel = _bytes(x.dtype == torch.bfloat16, x.get_device())
+    arguments = (x, prepared.bytes, prepared.blocks, columns, rows)
+    kernel.launch((planes.chunks, fours, 1), (256, 1, 1), arguments, dependent=True)
+    return prepared
+
+
+def launch(
+    prepared: Prepared, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
+) -> None:
+    """Write the product to y (rows, out), contiguous, in the dtype of x.
+
+    bias float32 (out,) contiguous, or None. The weight has to be complete when `prepare` is called:
+    it is read before the kernels that were launched earlier have ended.
+    """
+    rows, out = y.shape
+    kernel = _product(
+        planes.bits,
+        planes.uniform,
+        planes.shift,
+        planes.group_size,
+        planes.meta32,
+        y.dtype == torch.bfloat16,
+        len(prepared.bytes),
+        config,
+        y.get_device(),
+    )
+    kernel.launch(
+        (-(-planes.tiles // config.tiles), 1, 1),
+        (32 * config.warps, 1, 1),
+        (
+            planes.words,
+            planes.params,
+            prepared.bytes,
+            prepared.blocks,
+            bias,
+            y,
+            out,
+            planes.chunks,
+            planes.groups,
+            rows,
+        ),
+        shared_bytes(planes, config),
+        dependent=True,
+    )
+
+
+def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
+    """What was good for most shapes, as far as it fits."""
+    return next(iter(configurations(rows, planes)))
+
+
+def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
+    """What is worth timing, the default first."""
+    for warps, tiles, stages in (
+        (8, 1, 3),
+        (8, 1, 2),
+        (8, 2, 2),
+        (4, 1, 3),
+        (4, 2, 3),
+        (4, 4, 2),
+        (16, 1, 2),
+        (4, 1, 2),
+        (2, 1, 2),
+    ):
+        config = Config(warps, tiles, stages)
+        useful = (stages - 2) * warps < planes.chunks
+        if useful and shared_bytes(planes, config) <= SHARED_BYTES:
+            yield config
+
+
+def shared_bytes(planes: CudaPlanes, config: Config) -> int:
+    """Dynamic shared memory of a thread block."""
+    return config.warps * config.stages * config.tiles * tile_bytes(planes)
+
+
+@cache
+def _bytes(bfloat16: bool, device: int) -> Function:
+    return function("bytes.cu", "bytes", {"BF16": int(bfloat16)}, device)
+
+
+@cache
+def _product(
+    bits: int,
+    uniform: bool,
+    shift: bool,
+    group_size: int,
+    meta32: bool,
+    bfloat16: bool,
+    fours: int,
+    config: Config,
+    device: int,
+) -> Function:
+    macros = {
+        "PLANES": bits,
+        "UNIFORM": int(uniform),
+        "SHIFT": int(shift),
+        "GROUP": group_size,
+        "META32": int(meta32),
+        "BF16": int(bfloat16),
+        "FOURS": fours,
+        "WARPS": config.warps,
+        "TILES": config.tiles,
+        "STAGES": config.stages,
+    }
+    return function("byte_rows.cu", "byte_rows", macros, device)
