@@ -24,16 +24,27 @@ from typing import Any
 import torch
 from machine_code import functions
 
-from qbench.kernels.gpu.cuda import bit_serial, choice, dequantize, launch, toolchain
+from qbench.kernels.gpu.cuda import choice, dequantize, launch, toolchain
 from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, Gpu
 from qbench.kernels.gpu.cuda.layout import CHUNK, TILE, CudaPlanes
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 MULTIPROCESSORS = 132
 OUT, IN = 4096, 4096  # of the weights
-UNIT = {"bit_serial": "BMMA", "half_rows": "HMMA", "wide_rows": "HGMMA"}  # that multiplies
-PREPARATIONS = ("bit_planes", "prepare", "dequantize")  # functions that multiply nothing
-ROWS = {"bit_serial": (1, 4), "half_rows": (8, 64), "wide_rows": (64, 256), DEQUANTIZE: (0,)}
+UNIT = {
+    "bit_serial": "BMMA",
+    "byte_rows": "IMMA",
+    "half_rows": "HMMA",
+    "wide_rows": "HGMMA",
+}  # that multiplies
+PREPARATIONS = ("bit_planes", "bytes", "prepare", "dequantize")  # functions that multiply nothing
+ROWS = {
+    "bit_serial": (1, 4),
+    "byte_rows": (4, 16),
+    "half_rows": (8, 64),
+    "wide_rows": (64, 256),
+    DEQUANTIZE: (0,),
+}
 HEADER = (
     "function        sm   dtype    coding    b    g   m | "
     "regs stack spills | instructions, loop, a bit: mix"
@@ -131,7 +142,7 @@ def launched(
             return planned
         module = MODULES[chosen.kernel]
         y = x.new_empty(rows, planes.shape[0])
-        inputs = bit_serial.prepare(x, planes) if module is bit_serial else x
+        inputs = module.prepare(x, planes) if hasattr(module, "preparation") else x
         module.launch(inputs, planes, None, y, chosen.config)
     return planned
 

@@ -4,6 +4,7 @@ An entry of `tuned/<name of the GPU>.json` (`qbench.kernels.tuned`) has the kern
 fields of its `Config`. Without one, the rows of x decide:
 
     bit_serial   few rows, on GPUs that multiply bits: sm_80 .. sm_90; newer ones emulate it
+    byte_rows    few rows on the others, whose matrix units multiply bytes
     half_rows    some, the weight made into half precision in registers
     wide_rows    many, on sm_90 alone: its asynchronous matrix units
     dequantize   the whole weight is written out in half precision, and cuBLAS multiplies
@@ -21,18 +22,18 @@ from typing import Any
 import torch
 
 from qbench.kernels import tuned
-from qbench.kernels.gpu.cuda import bit_serial, half_rows, wide_rows
+from qbench.kernels.gpu.cuda import bit_serial, byte_rows, half_rows, wide_rows
 from qbench.kernels.gpu.cuda.layout import SMALL_GROUPS, CudaPlanes
 
 TUNED = Path(__file__).resolve().parent / "tuned"
 DEQUANTIZE = "dequantize"
 MODULES: dict[str, ModuleType] = {
-    module.NAME: module for module in (bit_serial, half_rows, wide_rows)
+    module.NAME: module for module in (bit_serial, byte_rows, half_rows, wide_rows)
 }
 BIT_ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits
 # (rows of x at most, kernels by preference); the first that serves is taken
 ORDER: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (4, ("bit_serial", "half_rows")),
+    (4, ("bit_serial", "byte_rows")),
     (32, ("half_rows",)),
     (64, ("wide_rows", "half_rows")),
     (1024, ("wide_rows",)),

@@ -3,7 +3,8 @@
 `qbench.kernels.gpu.cuda.choice` says which kernel computes what. All of them sum in float32 in a
 fixed order, without atomics, and round y once:
 
-    bit_serial   x rounded to 16-bit integers of its group's largest magnitude; nothing else
+    bit_serial,  x rounded to 16-bit integers of its group's largest magnitude; nothing else
+    byte_rows
     half_rows,   the weight rounded to the dtype of x, as a dense layer in that dtype has it
     wide_rows,
     dequantize
@@ -21,7 +22,7 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
-from qbench.kernels.gpu.cuda import bit_serial, dequantize, toolchain
+from qbench.kernels.gpu.cuda import dequantize, toolchain
 from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, choose, gpu_of
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, not_served
 from qbench.kernels.layouts import Layouts
@@ -90,13 +91,11 @@ def product(
         return torch.nn.functional.linear(flat, dense, constant).view(y.shape)
     if bias is not None:
         bias = packed.in_float32(bias)
-    if choice.kernel == bit_serial.NAME:
-        prepared = shared(
-            x, bit_serial.preparation(planes), lambda: bit_serial.prepare(flat, planes)
-        )
-        bit_serial.launch(prepared, planes, bias, y.view(rows, out), choice.config)
-    else:
-        MODULES[choice.kernel].launch(flat, planes, bias, y.view(rows, out), choice.config)
+    module = MODULES[choice.kernel]
+    inputs = flat
+    if hasattr(module, "preparation"):
+        inputs = shared(x, module.preparation(planes), lambda: module.prepare(flat, planes))
+    module.launch(inputs, planes, bias, y.view(rows, out), choice.config)
     return y
 
 
