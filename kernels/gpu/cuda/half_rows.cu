@@ -22,11 +22,37 @@ constexpr int X_ROW = 256 + 16;  // numbers; so rows begin at other banks, and l
 constexpr int X_BYTES = ROWS * X_ROW * 2;
 constexpr int WORD_BYTES = PLANES * 32 * 16;       // of a tile and chunk
 constexpr int TABLE_BYTES = TABLES * GROUP_BYTES;  // of a tile and chunk
-constexpr int WARP_BYTES = TILES * (WORD_BYTES + TABLE_BYTES);
+constexpr int TILE_BYTES = WORD_BYTES + TABLE_BYTES;
+constexpr int WARP_BYTES = TILES * TILE_BYTES;
 constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
-constexpr int SHARED_TABLE_WORDS = TILES * TABLES * 16 * TABLE_ROW;  // of a warp, after the stages
+constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;  // of a tile, after all stages
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
+
+// Where this thread's data lie in shared memory, from the begin of a stage on, or of all.
+struct Places {
+    unsigned words;        // of its first tile and plane
+    unsigned parameters;   // of the row whose table it makes
+    unsigned x;            // inputs 4 t, .. of row g
+    unsigned copy_of_x;    // the 8 inputs that it copies first
+    unsigned own_table;    // that it makes
+    unsigned tables;       // of row g
+};
+
+__device__ __forceinline__ Places places_of_thread() {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, along = warp / ACROSS, row = lane % 16;
+    unsigned mine = ALONG * X_BYTES + warp * WARP_BYTES;
+    unsigned all = shared_memory() + STAGES * STAGE_BYTES + warp * TILES * SHARED_TABLE_BYTES;
+    Places at;
+    at.words = held(mine + lane * 16);
+    at.parameters = mine + WORD_BYTES + (lane / 16 * 8 + row % 8) * PARAMETERS * PAIR_BYTES;
+    at.parameters = held(at.parameters + row / 8 * PARAMETER_BYTES);
+    at.x = held(((along * ROWS + lane / 4) * X_ROW + (lane & 3) * 4) * 2);
+    at.copy_of_x = held((warp * X_ROW + lane * 8) * 2);
+    at.own_table = held(all + lane * TABLE_ROW * 4);
+    at.tables = held(all + lane / 4 * TABLE_ROW * 4);
+    return at;
+}
 
 // ---- copies into shared memory ----
 
@@ -44,7 +70,6 @@ struct Inputs {
     int left;                 // inputs from there to the end of the row
     int rows;                 // of x, from the line's on
     int inputs;               // of a row of x
-    int place;                // of the 8 inputs in a stage
 };
 
 static_assert(ROWS % WARPS == 0 || WARPS % ROWS == 0, "lines of a warp would be of any row");
@@ -64,17 +89,16 @@ __device__ __forceinline__ const unsigned char *parameters_of(const unsigned cha
     return parameters + place * GROUP_BYTES;
 }
 
-// This warp's words and parameters of its next chunk.
-__device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage) {
+// This warp's words and parameters of its next chunk. to: this lane's first word in the stage.
+__device__ __forceinline__ void copy_weights(Weights &from, unsigned to) {
     int lane = threadIdx.x & 31;
     constexpr int pieces = GROUP_BYTES / 16;
     if (from.chunk < from.end) {
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
-            unsigned char *to = stage + t * (WORD_BYTES + TABLE_BYTES) + lane * 16;
 #pragma unroll
             for (int plane = 0; plane < PLANES; ++plane) {
-                copy_async(to + plane * 512, from.words[t] + plane * 512);
+                copy_async(to + t * TILE_BYTES + plane * 512, from.words[t] + plane * 512);
             }
 #pragma unroll
             for (int i = 0; i < TABLES * pieces; i += 32) {
@@ -84,7 +108,8 @@ __device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage
                     place += piece % pieces * 16;
                 }
                 if (piece < TABLES * pieces) {
-                    copy_async(to + WORD_BYTES + i * 16, from.parameters[t] + place);
+                    unsigned at = to + t * TILE_BYTES + WORD_BYTES + i * 16;
+                    copy_async(at, from.parameters[t] + place);
                 }
             }
         }
@@ -97,10 +122,9 @@ __device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage
     }
 }
 
-// The block's rows of x in its next batch. What lies outside of x is zero.
+// The block's rows of x in its next batch. What lies outside of x is zero. to: this lane's place.
 template <bool ALIGNED>  // rows of x begin at multiples of 16 bytes
-__device__ __forceinline__ void copy_x(Inputs &from, unsigned char *stage) {
-    unsigned short *to = reinterpret_cast<unsigned short *>(stage) + from.place;
+__device__ __forceinline__ void copy_x(Inputs &from, unsigned to) {
 #pragma unroll
     for (int i = 0; i < ALONG * ROWS; i += WARPS) {
         const int row = i % ROWS, input = i / ROWS * 256;
@@ -110,10 +134,10 @@ __device__ __forceinline__ void copy_x(Inputs &from, unsigned char *stage) {
             break;
         }
         if (ALIGNED) {
-            copy_or_zeros(to + i * X_ROW, at, present > 0);
+            copy_or_zeros(to + i * X_ROW * 2, at, present > 0);
         } else {
             for (int j = 0; j < 8; ++j) {
-                to[i * X_ROW + j] = j < present ? at[j] : 0;
+                store_shared_half(to + (i * X_ROW + j) * 2, j < present ? at[j] : 0);
             }
         }
     }
@@ -121,46 +145,43 @@ __device__ __forceinline__ void copy_x(Inputs &from, unsigned char *stage) {
     from.left -= ALONG * 256;
 }
 
-__device__ __forceinline__ void copy_batch_of_x(Inputs &from, bool aligned, unsigned char *stage) {
+__device__ __forceinline__ void copy_batch_of_x(Inputs &from, bool aligned, unsigned to) {
     if (aligned) {
-        copy_x<true>(from, stage);
+        copy_x<true>(from, to);
     } else {
-        copy_x<false>(from, stage);
+        copy_x<false>(from, to);
     }
 }
 
 // ---- one chunk ----
 
 // The tables of all rows of a tile and chunk: each lane makes some, all lanes read them.
-__device__ __forceinline__ void share_tables(const unsigned char *parameters, unsigned *tables) {
+__device__ __forceinline__ void share_tables(unsigned parameters, unsigned own_table) {
 #pragma unroll
     for (int i = 0; i < 16 * TABLES; i += 32) {
-        int entry = i + (threadIdx.x & 31), row = entry % 16, of_table = entry / 16 * 8 + row % 8;
-        if (entry < 16 * TABLES) {
+        if (16 * TABLES >= 32 || (threadIdx.x & 31) < 16 * TABLES) {
             float numbers[PARAMETERS];
-            load_row(parameters + of_table * PARAMETERS * PAIR_BYTES, row / 8, numbers);
             unsigned table[TABLE_REGISTERS];
+            load_row(parameters + i / 2 * PARAMETERS * PAIR_BYTES, numbers);
             make_table(numbers, table);
-            store_table(tables + entry * TABLE_ROW, table);
+            store_table(own_table + i * TABLE_ROW * 4, table);
         }
     }
 }
 
-// sums += a half of a chunk: 128 inputs of all tiles of this warp. x: this lane's place in row g.
-__device__ __forceinline__ void multiply_half(const unsigned char *stage, const unsigned *shared,
-                                              const unsigned short *x, int half,
+// sums += a half of a chunk: 128 inputs of all tiles of this warp.
+__device__ __forceinline__ void multiply_half(const Places &at, unsigned stage, int half,
                                               float (&sums)[TILES][COLUMNS][4]) {
-    int lane = threadIdx.x & 31;
-    unsigned words[TILES][2][PLANES];
-    unsigned tables[TILES][2][2][TABLE_REGISTERS];  // [..][of k or k + 4][row g or g + 8]
+    unsigned words[TILES][2][PLANES];               // [..][row g or g + 8]
+    unsigned tables[TILES][2][2][TABLE_REGISTERS];  // [..][of step k or k + 4][row g or g + 8]
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
-        const uint4 *from = reinterpret_cast<const uint4 *>(stage + t * (WORD_BYTES + TABLE_BYTES));
 #pragma unroll
         for (int plane = 0; plane < PLANES; ++plane) {
-            uint4 word = from[plane * 32 + lane];
-            words[t][0][plane] = half ? word.z : word.x;
-            words[t][1][plane] = half ? word.w : word.y;
+            unsigned word[2];
+            load_shared(word, stage + at.words + t * TILE_BYTES + plane * 512 + half * 8);
+            words[t][0][plane] = word[0];
+            words[t][1][plane] = word[1];
         }
     }
 #pragma unroll
@@ -173,12 +194,14 @@ __device__ __forceinline__ void multiply_half(const unsigned char *stage, const 
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 if (renewed) {
-                    const unsigned *from = shared + (t * TABLES * 16 + row * 8 + lane / 4) * TABLE_ROW;
-                    load_table(from + table * 16 * TABLE_ROW, tables[t][0][row]);
-                    load_table(from + later * 16 * TABLE_ROW, tables[t][1][row]);
+                    unsigned from = at.tables + t * SHARED_TABLE_BYTES + row * 8 * TABLE_ROW * 4;
+                    load_table(from + table * 16 * TABLE_ROW * 4, tables[t][0][row]);
+                    if (later != table) {
+                        load_table(from + later * 16 * TABLE_ROW * 4, tables[t][1][row]);
+                    }
                 }
                 unsigned a[2], b[2];
-                row_weights(words[t][row], k, tables[t][0][row], tables[t][1][row], a, b);
+                row_weights(words[t][row], k, tables[t][0][row], tables[t][later != table][row], a, b);
                 first[t][row] = a[0];
                 first[t][row + 2] = a[1];
                 second[t][row] = b[0];
@@ -187,33 +210,29 @@ __device__ __forceinline__ void multiply_half(const unsigned char *stage, const 
         }
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
-            const unsigned short *from = x + n * 8 * X_ROW + (8 * half + k) * 16;
-            uint2 b = *reinterpret_cast<const uint2 *>(from);
-            uint2 c = *reinterpret_cast<const uint2 *>(from + 64);
+            unsigned from = stage + at.x + n * 8 * X_ROW * 2 + (8 * half + k) * 32, b[2], c[2];
+            load_shared(b, from);
+            load_shared(c, from + 128);
 #pragma unroll
             for (int t = 0; t < TILES; ++t) {
-                multiply_halves(sums[t][n], first[t], b.x, b.y);
-                multiply_halves(sums[t][n], second[t], c.x, c.y);
+                multiply_halves(sums[t][n], first[t], b[0], b[1]);
+                multiply_halves(sums[t][n], second[t], c[0], c[1]);
             }
         }
     }
 }
 
 // sums += the chunk of this warp in a stage.
-__device__ __forceinline__ void multiply_chunk(const unsigned char *stage, unsigned *tables,
+__device__ __forceinline__ void multiply_chunk(const Places &at, unsigned stage,
                                                float (&sums)[TILES][COLUMNS][4]) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    const unsigned short *x = reinterpret_cast<const unsigned short *>(stage);
-    x += (warp / ACROSS * ROWS + lane / 4) * X_ROW + (lane & 3) * 4;
-    stage += ALONG * X_BYTES + warp * WARP_BYTES;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
-        const unsigned char *parameters = stage + t * (WORD_BYTES + TABLE_BYTES) + WORD_BYTES;
-        share_tables(parameters, tables + t * TABLES * 16 * TABLE_ROW);
+        unsigned parameters = stage + at.parameters + t * TILE_BYTES;
+        share_tables(parameters, at.own_table + t * SHARED_TABLE_BYTES);
     }
     __syncwarp();
-    multiply_half(stage, tables, x, 0, sums);
-    multiply_half(stage, tables, x, 1, sums);
+    multiply_half(at, stage, 0, sums);
+    multiply_half(at, stage, 1, sums);
 }
 
 // ---- sums ----
@@ -286,13 +305,13 @@ __cluster_dims__(1, 1, SPLIT)
 __launch_bounds__(THREADS, BLOCKS)
 half_rows(const uint4 *words, const unsigned char *parameters, const unsigned short *x,
           const float *bias, unsigned short *y, int outputs, int inputs, int rows) {
-    unsigned char *shared = shared_pointer();
+    unsigned shared = shared_memory();
+    Places at = places_of_thread();
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, across = warp % ACROSS;
     int along = warp / ACROSS, chunks = (inputs + 255) / 256, first_row = blockIdx.y * ROWS;
     int share = (chunks + SPLIT - 1) / SPLIT, first_chunk = share * blockIdx.z;
     int end = min(first_chunk + share, chunks);
     int batches = (end - first_chunk + ALONG - 1) / ALONG;
-    int mine = ALONG * X_BYTES + warp * WARP_BYTES;  // of a stage: this warp's words
 
     Weights weights;
     weights.chunk = first_chunk + along;
@@ -310,38 +329,35 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     of_x.left = inputs - input;
     of_x.rows = rows - first_row - row;
     of_x.inputs = inputs;
-    of_x.place = warp * X_ROW + lane * 8;
     bool aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
 
     // Weights are not what an earlier kernel writes; x may be.
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
-        copy_weights(weights, shared + batch * STAGE_BYTES + mine);
+        copy_weights(weights, shared + batch * STAGE_BYTES + at.words);
     }
     wait_for_previous_kernels();
     let_next_kernel_start();
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         if (batch < batches) {
-            copy_batch_of_x(of_x, aligned, shared + batch * STAGE_BYTES);
+            copy_batch_of_x(of_x, aligned, shared + batch * STAGE_BYTES + at.copy_of_x);
         }
         commit_copies();
     }
 
     float sums[TILES][COLUMNS][4] = {};
-    unsigned *tables = reinterpret_cast<unsigned *>(shared + STAGES * STAGE_BYTES);
-    tables += warp * SHARED_TABLE_WORDS;
-    unsigned char *stage = shared, *free_stage = shared + (STAGES - 1) * STAGE_BYTES;
+    unsigned stage = shared, free_stage = shared + (STAGES - 1) * STAGE_BYTES;
     for (int batch = 0; batch < batches; ++batch) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
         if (batch + STAGES - 1 < batches) {
-            copy_weights(weights, free_stage + mine);
-            copy_batch_of_x(of_x, aligned, free_stage);
+            copy_weights(weights, free_stage + at.words);
+            copy_batch_of_x(of_x, aligned, free_stage + at.copy_of_x);
         }
         commit_copies();
         if (first_chunk + batch * ALONG + along < end) {
-            multiply_chunk(stage, tables, sums);
+            multiply_chunk(at, stage, sums);
         }
         free_stage = stage;
         stage = stage == shared + (STAGES - 1) * STAGE_BYTES ? shared : stage + STAGE_BYTES;
@@ -349,7 +365,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
 
     wait_for_copies<0>();
     __syncthreads();
-    float *kept = reinterpret_cast<float *>(shared);
+    float *kept = reinterpret_cast<float *>(shared_pointer());
     keep_sums(sums, across, along, kept);
     float results[RESULTS];
     if (SPLIT > 1) {

@@ -54,14 +54,16 @@ __device__ __forceinline__ int group_of(int chunk, int table) {
     return GROUP ? (chunk * 256 + table * inputs) / (GROUP ? GROUP : 1) : 0;
 }
 
-// at: the numbers of (tile, group, g) -> those of row g (second 0) or of row g + 8 (second 1).
-__device__ __forceinline__ void load_row(const void *at, int second, float (&row)[PARAMETERS]) {
+// The numbers of one row, from shared memory. at: the address of the first of them, among the pairs.
+__device__ __forceinline__ void load_row(unsigned at, float (&row)[PARAMETERS]) {
 #pragma unroll
     for (int i = 0; i < PARAMETERS; ++i) {
-        if (META32) {
-            row[i] = static_cast<const float *>(at)[2 * i + second];
+        if constexpr (META32) {
+            unsigned number[1];
+            load_shared(number, at + i * PAIR_BYTES);
+            row[i] = __uint_as_float(number[0]);
         } else {
-            row[i] = float16_to_float(static_cast<const unsigned short *>(at)[2 * i + second]);
+            row[i] = float16_to_float(load_shared_half(at + i * PAIR_BYTES));
         }
     }
 }
@@ -161,34 +163,18 @@ __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS]
 }
 
 // Tables in shared memory: at multiples of TABLE_ROW words.
-__device__ __forceinline__ void store_table(unsigned *to, const unsigned (&table)[TABLE_REGISTERS]) {
+__device__ __forceinline__ void store_table(unsigned at, const unsigned (&table)[TABLE_REGISTERS]) {
     unsigned all[TABLE_ROW] = {};
 #pragma unroll
     for (int i = 0; i < TABLE_REGISTERS; ++i) {
         all[i] = table[i];
     }
-#pragma unroll
-    for (int i = 0; i < TABLE_ROW; i += 4) {
-        if constexpr (TABLE_ROW == 2) {
-            *reinterpret_cast<uint2 *>(to) = make_uint2(all[0], all[1]);
-        } else {
-            *reinterpret_cast<uint4 *>(to + i) = make_uint4(all[i], all[i + 1], all[i + 2], all[i + 3]);
-        }
-    }
+    store_shared(at, all);
 }
 
-__device__ __forceinline__ void load_table(const unsigned *from, unsigned (&table)[TABLE_REGISTERS]) {
+__device__ __forceinline__ void load_table(unsigned at, unsigned (&table)[TABLE_REGISTERS]) {
     unsigned all[TABLE_ROW];
-#pragma unroll
-    for (int i = 0; i < TABLE_ROW; i += 4) {
-        if constexpr (TABLE_ROW == 2) {
-            uint2 two = *reinterpret_cast<const uint2 *>(from);
-            all[0] = two.x, all[1] = two.y;
-        } else {
-            uint4 four = *reinterpret_cast<const uint4 *>(from + i);
-            all[i] = four.x, all[i + 1] = four.y, all[i + 2] = four.z, all[i + 3] = four.w;
-        }
-    }
+    load_shared(all, at);
 #pragma unroll
     for (int i = 0; i < TABLE_REGISTERS; ++i) {
         table[i] = all[i];
