@@ -25,7 +25,9 @@ constexpr int TABLE_BYTES = TABLES * GROUP_BYTES;  // of a tile and chunk
 constexpr int TILE_BYTES = WORD_BYTES + TABLE_BYTES;
 constexpr int WARP_BYTES = TILES * TILE_BYTES;
 constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
-constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;  // of a tile, after all stages
+constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;     // of a tile and chunk
+constexpr int TABLES_OF_BATCH = WARPS * TILES * SHARED_TABLE_BYTES;  // two of these after the stages
+static_assert(STAGES >= 3, "parameters arrive a batch before their words are used");
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
 
@@ -35,8 +37,8 @@ struct Places {
     unsigned parameters;   // of the row whose table it makes
     unsigned x;            // inputs 4 t, .. of row g
     unsigned copy_of_x;    // the 8 inputs that it copies first
-    unsigned own_table;    // that it makes
-    unsigned tables;       // of row g
+    unsigned own_table;    // that it makes, for a batch of even number
+    unsigned tables;       // of row g, for the same
 };
 
 __device__ __forceinline__ Places places_of_thread() {
@@ -155,22 +157,39 @@ __device__ __forceinline__ void copy_batch_of_x(Inputs &from, bool aligned, unsi
 
 // ---- one chunk ----
 
-// The tables of all rows of a tile and chunk: each lane makes some, all lanes read them.
-__device__ __forceinline__ void share_tables(unsigned parameters, unsigned own_table) {
+// The tables of all rows of a tile and chunk are shared: each lane makes some, for the next batch.
+constexpr int OWN_TABLES = (16 * TABLES + 31) / 32;
+constexpr bool ALL_LANES = 16 * TABLES >= 32;  // else the first half of them
+
+__device__ __forceinline__ void load_parameters_of_tables(
+    unsigned parameters, float (&numbers)[TILES][OWN_TABLES][PARAMETERS]) {
 #pragma unroll
-    for (int i = 0; i < 16 * TABLES; i += 32) {
-        if (16 * TABLES >= 32 || (threadIdx.x & 31) < 16 * TABLES) {
-            float numbers[PARAMETERS];
+    for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+        for (int i = 0; i < OWN_TABLES; ++i) {
+            load_row(parameters + t * TILE_BYTES + i * 16 * PARAMETERS * PAIR_BYTES, numbers[t][i]);
+        }
+    }
+}
+
+__device__ __forceinline__ void make_tables(
+    const float (&numbers)[TILES][OWN_TABLES][PARAMETERS], unsigned own_table) {
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+        for (int i = 0; i < OWN_TABLES; ++i) {
             unsigned table[TABLE_REGISTERS];
-            load_row(parameters + i / 2 * PARAMETERS * PAIR_BYTES, numbers);
-            make_table(numbers, table);
-            store_table(own_table + i * TABLE_ROW * 4, table);
+            make_table(numbers[t][i], table);
+            if (ALL_LANES || (threadIdx.x & 31) < 16) {
+                store_table(own_table + t * SHARED_TABLE_BYTES + i * 32 * TABLE_ROW * 4, table);
+            }
         }
     }
 }
 
 // sums += a half of a chunk: 128 inputs of all tiles of this warp.
-__device__ __forceinline__ void multiply_half(const Places &at, unsigned stage, int half,
+__device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
+                                              unsigned of_batch, int half,
                                               float (&sums)[TILES][COLUMNS][4]) {
     unsigned words[TILES][2][PLANES];               // [..][row g or g + 8]
     unsigned tables[TILES][2][2][TABLE_REGISTERS];  // [..][of step k or k + 4][row g or g + 8]
@@ -194,7 +213,8 @@ __device__ __forceinline__ void multiply_half(const Places &at, unsigned stage, 
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 if (renewed) {
-                    unsigned from = at.tables + t * SHARED_TABLE_BYTES + row * 8 * TABLE_ROW * 4;
+                    unsigned from = at.tables + of_batch + t * SHARED_TABLE_BYTES;
+                    from += row * 8 * TABLE_ROW * 4;
                     load_table(from + table * 16 * TABLE_ROW * 4, tables[t][0][row]);
                     if (later != table) {
                         load_table(from + later * 16 * TABLE_ROW * 4, tables[t][1][row]);
@@ -220,19 +240,6 @@ __device__ __forceinline__ void multiply_half(const Places &at, unsigned stage, 
             }
         }
     }
-}
-
-// sums += the chunk of this warp in a stage.
-__device__ __forceinline__ void multiply_chunk(const Places &at, unsigned stage,
-                                               float (&sums)[TILES][COLUMNS][4]) {
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        unsigned parameters = stage + at.parameters + t * TILE_BYTES;
-        share_tables(parameters, at.own_table + t * SHARED_TABLE_BYTES);
-    }
-    __syncwarp();
-    multiply_half(at, stage, 0, sums);
-    multiply_half(at, stage, 1, sums);
 }
 
 // ---- sums ----
@@ -347,20 +354,29 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     }
 
     float sums[TILES][COLUMNS][4] = {};
-    unsigned stage = shared, free_stage = shared + (STAGES - 1) * STAGE_BYTES;
+    float numbers[TILES][OWN_TABLES][PARAMETERS];
+    unsigned stage = shared, free_stage = shared + (STAGES - 1) * STAGE_BYTES, tables = 0;
+    wait_for_copies<STAGES - 2>();
+    __syncwarp();  // a warp's lanes read what others of them copied
+    load_parameters_of_tables(stage + at.parameters, numbers);
+    make_tables(numbers, at.own_table);
     for (int batch = 0; batch < batches; ++batch) {
-        wait_for_copies<STAGES - 2>();
+        wait_for_copies<STAGES - 3>();
         __syncthreads();
         if (batch + STAGES - 1 < batches) {
             copy_weights(weights, free_stage + at.words);
             copy_batch_of_x(of_x, aligned, free_stage + at.copy_of_x);
         }
         commit_copies();
-        if (first_chunk + batch * ALONG + along < end) {
-            multiply_chunk(at, stage, sums);
-        }
         free_stage = stage;
         stage = stage == shared + (STAGES - 1) * STAGE_BYTES ? shared : stage + STAGE_BYTES;
+        load_parameters_of_tables(stage + at.parameters, numbers);
+        if (first_chunk + batch * ALONG + along < end) {
+            multiply_half(at, free_stage, tables, 0, sums);
+            multiply_half(at, free_stage, tables, 1, sums);
+        }
+        tables = TABLES_OF_BATCH - tables;
+        make_tables(numbers, at.own_table + tables);
     }
 
     wait_for_copies<0>();

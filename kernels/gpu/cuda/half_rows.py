@@ -58,7 +58,7 @@ class Config:
         x = self.along * self.rows * X_ROW_BYTES
         stage = x + self.across * self.along * self.tiles * (words + tables)
         shared_tables = self.across * self.along * self.tiles * 16 * _tables(planes.group_size)
-        shared_tables *= 4 * _table_row(planes)
+        shared_tables *= 2 * 4 * _table_row(planes)  # of two batches
         sums = 4 * self.along * self.rows * (self.outputs + 4)
         return max(self.stages * stage + shared_tables, sums)
 
@@ -150,7 +150,7 @@ def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
             base = Config(height, tiles, across, along, split, 4, 1)
             if (split * along > planes.chunks and split > 1) or (split > 1 and not clusters):
                 continue
-            for stages in (4, 3, 2):
+            for stages in (4, 3):
                 config = replace(base, stages=stages)
                 used = config.shared_bytes(planes) + 1024
                 if used <= shared:
