@@ -125,34 +125,31 @@ __device__ __forceinline__ void copy_weights(Weights &from, unsigned to) {
 }
 
 // The block's rows of x in its next batch. What lies outside of x is zero. to: this lane's place.
-template <bool ALIGNED>  // rows of x begin at multiples of 16 bytes
-__device__ __forceinline__ void copy_x(Inputs &from, unsigned to) {
+__device__ __forceinline__ void copy_x(Inputs &from, bool aligned, unsigned to) {
+    if (aligned) {  // rows of x begin at multiples of 16 bytes
 #pragma unroll
-    for (int i = 0; i < ALONG * ROWS; i += WARPS) {
-        const int row = i % ROWS, input = i / ROWS * 256;
-        const unsigned short *at = from.x + row * from.inputs + input;
-        int present = row < from.rows ? from.left - input : 0;
-        if (ALONG * ROWS < WARPS && threadIdx.x / 32 >= ALONG * ROWS) {
-            break;
+        for (int i = 0; i < ALONG * ROWS; i += WARPS) {
+            const int row = i % ROWS, input = i / ROWS * 256;
+            if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
+                bool present = row < from.rows && input < from.left;
+                copy_or_zeros(to + i * X_ROW * 2, from.x + row * from.inputs + input, present);
+            }
         }
-        if (ALIGNED) {
-            copy_or_zeros(to + i * X_ROW * 2, at, present > 0);
-        } else {
-            for (int j = 0; j < 8; ++j) {
-                store_shared_half(to + (i * X_ROW + j) * 2, j < present ? at[j] : 0);
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < ALONG * ROWS; i += WARPS) {
+            int row = i % ROWS, input = i / ROWS * 256, left = row < from.rows ? from.left - input : 0;
+            const unsigned short *at = from.x + row * from.inputs + input;
+            if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
+#pragma unroll 1
+                for (int j = 0; j < 8; ++j) {
+                    store_shared_half(to + (i * X_ROW + j) * 2, j < left ? at[j] : 0);
+                }
             }
         }
     }
     from.x += ALONG * 256;
     from.left -= ALONG * 256;
-}
-
-__device__ __forceinline__ void copy_batch_of_x(Inputs &from, bool aligned, unsigned to) {
-    if (aligned) {
-        copy_x<true>(from, to);
-    } else {
-        copy_x<false>(from, to);
-    }
 }
 
 // ---- one chunk ----
@@ -348,7 +345,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         if (batch < batches) {
-            copy_batch_of_x(of_x, aligned, shared + batch * STAGE_BYTES + at.copy_of_x);
+            copy_x(of_x, aligned, shared + batch * STAGE_BYTES + at.copy_of_x);
         }
         commit_copies();
     }
@@ -365,7 +362,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
         __syncthreads();
         if (batch + STAGES - 1 < batches) {
             copy_weights(weights, free_stage + at.words);
-            copy_batch_of_x(of_x, aligned, free_stage + at.copy_of_x);
+            copy_x(of_x, aligned, free_stage + at.copy_of_x);
         }
         commit_copies();
         free_stage = stage;

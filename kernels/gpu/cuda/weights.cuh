@@ -135,6 +135,11 @@ __device__ __forceinline__ void make_octet(float base, float a, float b, float c
     table[3] = bytes_of(pair45, pair67, 0x7531);
 }
 
+// Of table i: octets come first.
+__device__ __forceinline__ constexpr int first_plane(int i) {
+    return i < OCTETS ? 3 * i : 3 * OCTETS + 2 * (i - OCTETS);
+}
+
 // For one row and group.
 __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS],
                                            unsigned (&table)[TABLE_REGISTERS]) {
@@ -149,16 +154,28 @@ __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS]
     }
     float base, steps[PLANES];
     linear_form(parameters, base, steps);
+    // All tables but the first one are symmetric, so that none is larger than it has to be, nor
+    // its rounding: the first one has the base without what the others take of it.
+    float bases[OCTETS + QUARTETS];
 #pragma unroll
-    for (int i = 0; i < OCTETS; ++i) {
-        make_octet(i ? 0.0f : base, steps[3 * i], steps[3 * i + 1], steps[3 * i + 2], table + 4 * i);
+    for (int i = OCTETS + QUARTETS - 1; i >= 0; --i) {
+        int p = first_plane(i);
+        float half = 0.5f * (steps[p] + (p + 1 < PLANES ? steps[p + 1] : 0.0f));
+        half += i < OCTETS ? 0.5f * steps[p + 2] : 0.0f;
+        bases[i] = i ? -half : base;
+        base += half;
     }
 #pragma unroll
-    for (int i = 0; i < QUARTETS; ++i) {
-        int p = 3 * OCTETS + 2 * i;
-        float zero = i + OCTETS ? 0.0f : base, a = steps[p], b = p + 1 < PLANES ? steps[p + 1] : 0.0f;
-        table[4 * OCTETS + 2 * i] = floats_to_activations(zero, zero + a);
-        table[4 * OCTETS + 2 * i + 1] = floats_to_activations(zero + b, zero + b + a);
+    for (int i = 0; i < OCTETS; ++i) {
+        make_octet(bases[i], steps[3 * i], steps[3 * i + 1], steps[3 * i + 2], table + 4 * i);
+    }
+#pragma unroll
+    for (int i = OCTETS; i < OCTETS + QUARTETS; ++i) {
+        int p = first_plane(i);
+        float zero = bases[i], a = steps[p], b = p + 1 < PLANES ? steps[p + 1] : 0.0f;
+        unsigned *to = table + 4 * OCTETS + 2 * (i - OCTETS);
+        to[0] = floats_to_activations(zero, zero + a);
+        to[1] = floats_to_activations(zero + b, zero + b + a);
     }
 }
 
@@ -288,20 +305,21 @@ __device__ __forceinline__ void row_weights(const unsigned (&words)[PLANES], int
         all_code_weights(words, k, first_table, second_table, first, second);
         return;
     }
+    constexpr int last = OCTETS + QUARTETS - 1;  // of planes with the smallest steps, as a rule
 #pragma unroll
-    for (int part = 0; part < OCTETS + QUARTETS; ++part) {
+    for (int part = last; part >= 0; --part) {
         unsigned a[2], b[2];
         if (part < OCTETS) {
             octet_weights(words + 3 * part, first_table + 4 * part, k, a, b);
         } else {
-            int i = part - OCTETS, p = 3 * OCTETS + 2 * i, at = 4 * OCTETS + 2 * i;
+            int p = first_plane(part), at = 4 * OCTETS + 2 * (part - OCTETS);
             quartet_weights(words + p, PLANES - p, first_table + at, k, a);
             quartet_weights(words + p, PLANES - p, second_table + at, k + 4, b);
         }
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-            first[pair] = part ? add(first[pair], a[pair]) : a[pair];
-            second[pair] = part ? add(second[pair], b[pair]) : b[pair];
+            first[pair] = part < last ? add(first[pair], a[pair]) : a[pair];
+            second[pair] = part < last ? add(second[pair], b[pair]) : b[pair];
         }
     }
 }
