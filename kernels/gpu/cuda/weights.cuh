@@ -34,6 +34,7 @@ constexpr bool CODES = UNIFORM && PLANES >= 4;
 constexpr int OCTETS_OF_PLANES[] = {0, 0, 0, 1, 0, 1, 2, 1, 2};
 constexpr int OCTETS = CODES || TABLES > 2 ? 0 : OCTETS_OF_PLANES[PLANES];
 constexpr int QUARTETS = CODES ? 0 : (PLANES - 3 * OCTETS + 1) / 2;
+constexpr int PARTS = CODES ? 1 : OCTETS + QUARTETS;  // that a weight is the sum of
 constexpr int TABLE_REGISTERS = CODES ? 3 : 4 * OCTETS + 2 * QUARTETS;
 constexpr int TABLE_ROW = TABLE_REGISTERS == 2 ? 2 : (TABLE_REGISTERS + 3) / 4 * 4;  // in memory
 
@@ -156,9 +157,9 @@ __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS]
     linear_form(parameters, base, steps);
     // All tables but the first one are symmetric, so that none is larger than it has to be, nor
     // its rounding: the first one has the base without what the others take of it.
-    float bases[OCTETS + QUARTETS];
+    float bases[PARTS];
 #pragma unroll
-    for (int i = OCTETS + QUARTETS - 1; i >= 0; --i) {
+    for (int i = PARTS - 1; i >= 0; --i) {
         int p = first_plane(i);
         float half = 0.5f * (steps[p] + (p + 1 < PLANES ? steps[p + 1] : 0.0f));
         half += i < OCTETS ? 0.5f * steps[p + 2] : 0.0f;
@@ -170,7 +171,7 @@ __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS]
         make_octet(bases[i], steps[3 * i], steps[3 * i + 1], steps[3 * i + 2], table + 4 * i);
     }
 #pragma unroll
-    for (int i = OCTETS; i < OCTETS + QUARTETS; ++i) {
+    for (int i = OCTETS; i < PARTS; ++i) {
         int p = first_plane(i);
         float zero = bases[i], a = steps[p], b = p + 1 < PLANES ? steps[p + 1] : 0.0f;
         unsigned *to = table + 4 * OCTETS + 2 * (i - OCTETS);
@@ -305,9 +306,9 @@ __device__ __forceinline__ void row_weights(const unsigned (&words)[PLANES], int
         all_code_weights(words, k, first_table, second_table, first, second);
         return;
     }
-    constexpr int last = OCTETS + QUARTETS - 1;  // of planes with the smallest steps, as a rule
+    // The last parts first: as a rule their planes have the smallest steps.
 #pragma unroll
-    for (int part = last; part >= 0; --part) {
+    for (int part = PARTS - 1; part >= 0; --part) {
         unsigned a[2], b[2];
         if (part < OCTETS) {
             octet_weights(words + 3 * part, first_table + 4 * part, k, a, b);
@@ -318,8 +319,8 @@ __device__ __forceinline__ void row_weights(const unsigned (&words)[PLANES], int
         }
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-            first[pair] = part < last ? add(first[pair], a[pair]) : a[pair];
-            second[pair] = part < last ? add(second[pair], b[pair]) : b[pair];
+            first[pair] = part < PARTS - 1 ? add(first[pair], a[pair]) : a[pair];
+            second[pair] = part < PARTS - 1 ? add(second[pair], b[pair]) : b[pair];
         }
     }
 }
