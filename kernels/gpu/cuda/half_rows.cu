@@ -78,17 +78,33 @@ static_assert(ROWS % WARPS == 0 || WARPS % ROWS == 0, "lines of a warp would be 
 
 constexpr bool GROUPS_IN_CHUNK = GROUP && GROUP <= 128;
 
-__device__ __forceinline__ const unsigned char *words_of(const uint4 *words, int tile, int chunks,
-                                                         int chunk) {
-    return reinterpret_cast<const unsigned char *>(words) + ((size_t)tile * chunks + chunk) * WORD_BYTES;
-}
-
-__device__ __forceinline__ const unsigned char *parameters_of(const unsigned char *parameters,
-                                                              int tile, int chunks, int chunk) {
+// Warps that stand along the inputs take the chunks of a batch in turn.
+__device__ __forceinline__ Weights weights_of_warp(const uint4 *words,
+                                                   const unsigned char *parameters, int outputs,
+                                                   int chunks, int first_chunk, int end) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     constexpr int group = GROUP ? GROUP : 1;
     int groups = GROUP ? (chunks * 256 + group - 1) / group : 1;
-    size_t place = (size_t)tile * groups + (GROUPS_IN_CHUNK ? chunk * TABLES : 0);
-    return parameters + place * GROUP_BYTES;
+    Weights from;
+    from.chunk = first_chunk + warp / ACROSS;
+    from.end = end;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+        int tile = (blockIdx.x * ACROSS + warp % ACROSS) * TILES + t;
+        tile = min(tile, (outputs - 1) / 16);  // one too many is read, and not written
+        from.words[t] = reinterpret_cast<const unsigned char *>(words) + lane * 16;
+        from.words[t] += ((size_t)tile * chunks + from.chunk) * WORD_BYTES;
+        from.parameters[t] = parameters + (size_t)tile * groups * GROUP_BYTES;
+        from.parameters[t] += GROUPS_IN_CHUNK ? from.chunk * TABLE_BYTES : 0;
+    }
+    return from;
+}
+
+__device__ __forceinline__ Inputs inputs_of_warp(const unsigned short *x, int inputs, int rows,
+                                                 int first_chunk) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = blockIdx.y * ROWS + warp % ROWS;
+    int input = (first_chunk + warp / ROWS) * 256 + lane * 8;
+    return {x + (size_t)row * inputs + input, inputs - input, rows - row, inputs};
 }
 
 // This warp's words and parameters of its next chunk. to: this lane's first word in the stage.
@@ -242,8 +258,8 @@ __device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
 // ---- sums ----
 
 // This warp's sums into shared memory: [along][row of x][output of the block].
-__device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4], int across,
-                                          int along, float *shared) {
+__device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4], float *shared) {
+    int across = threadIdx.x / 32 % ACROSS, along = threadIdx.x / 32 / ACROSS;
     int g = (threadIdx.x & 31) / 4, column = (threadIdx.x & 3) * 2;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
@@ -311,28 +327,12 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
           const float *bias, unsigned short *y, int outputs, int inputs, int rows) {
     unsigned shared = shared_memory();
     Places at = places_of_thread();
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, across = warp % ACROSS;
-    int along = warp / ACROSS, chunks = (inputs + 255) / 256, first_row = blockIdx.y * ROWS;
+    int along = threadIdx.x / 32 / ACROSS, chunks = (inputs + 255) / 256;
     int share = (chunks + SPLIT - 1) / SPLIT, first_chunk = share * blockIdx.z;
     int end = min(first_chunk + share, chunks);
     int batches = (end - first_chunk + ALONG - 1) / ALONG;
-
-    Weights weights;
-    weights.chunk = first_chunk + along;
-    weights.end = end;
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        int tile = (blockIdx.x * ACROSS + across) * TILES + t;
-        tile = min(tile, (outputs - 1) / 16);  // one too many is read, and not written
-        weights.words[t] = words_of(words, tile, chunks, weights.chunk) + lane * 16;
-        weights.parameters[t] = parameters_of(parameters, tile, chunks, weights.chunk);
-    }
-    int row = warp % ROWS, input = (first_chunk + warp / ROWS) * 256 + lane * 8;
-    Inputs of_x;
-    of_x.x = x + (size_t)(first_row + row) * inputs + input;
-    of_x.left = inputs - input;
-    of_x.rows = rows - first_row - row;
-    of_x.inputs = inputs;
+    Weights weights = weights_of_warp(words, parameters, outputs, chunks, first_chunk, end);
+    Inputs of_x = inputs_of_warp(x, inputs, rows, first_chunk);
     bool aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
 
     // Weights are not what an earlier kernel writes; x may be.
@@ -379,7 +379,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     wait_for_copies<0>();
     __syncthreads();
     float *kept = reinterpret_cast<float *>(shared_pointer());
-    keep_sums(sums, across, along, kept);
+    keep_sums(sums, kept);
     float results[RESULTS];
     if (SPLIT > 1) {
         synchronize_cluster();
