@@ -71,6 +71,9 @@ def test_a_product_with_padding_everywhere(on_cpu):
         (Config(192, 2, 1, 2), 150, 128),
         (Config(256, 2, 2, 2), 200, 200),
         (Config(64, 2, 2, 4, 2), 64, 256),
+        (Config(32, 1, 1, 2, k_groups=4, steps=1), 20, 64),
+        (Config(64, 2, 1, 1, k_groups=2, steps=2), 64, 128),
+        (Config(64, 2, 1, 1, steps=2, ordered=1), 64, 128),
     ],
     ids=str,
 )
@@ -142,7 +145,7 @@ def test_configurations_fit_a_multiprocessor(rows, bits):
 def test_it_serves_many_rows_on_hopper_alone():
     planes = planes_of(3)
     assert wide_rows.serves(planes, 64, 90) is None
-    assert "33 rows and more" in wide_rows.serves(planes, 32, 90)
+    assert "17 rows and more" in wide_rows.serves(planes, 16, 90)
     assert "Hopper" in wide_rows.serves(planes, 64, 80)
 
 

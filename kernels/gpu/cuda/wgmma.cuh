@@ -69,6 +69,17 @@ __device__ __forceinline__ void threads_sync() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
 }
 
+// Of all COUNT threads that share a turn: one half waits for it, the other has passed it on.
+template <int COUNT>
+__device__ __forceinline__ void turn_wait(int whose) {
+  asm volatile("bar.sync %0, %1;" ::"r"(2 + whose), "n"(COUNT) : "memory");
+}
+
+template <int COUNT>
+__device__ __forceinline__ void turn_pass(int whose) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(2 + whose), "n"(COUNT) : "memory");
+}
+
 // ---- clusters: blocks that start together and see each other's shared memory
 
 __device__ __forceinline__ u32 cluster_rank() {
@@ -195,13 +206,17 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 address) {
   return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
-#define D0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" "," \
-  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define D1 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" "," \
+#define D00 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define D16 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define D0 D00 "," D16
+#define D1 \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
   "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define D2 "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" "," \
+#define D2 \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79," \
   "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define D3 "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" "," \
+#define D3 \
+  "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
   "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define F8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
@@ -215,7 +230,9 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 address) {
 // D: d[4 j + i] is row 16 w + g + 8 (i >> 1), column 8 j + 2 t + (i & 1). (lane = 4 g + t)
 template <int COUNT>
 __device__ __forceinline__ void wgmma(float (&d)[COUNT], const u32 (&a)[4], u64 b) {
-  if constexpr (COUNT == 32)
+  if constexpr (COUNT == 16)
+    WGMMA("m64n32k16", D00, "{%16,%17,%18,%19},%20", F8(0), F8(8));
+  else if constexpr (COUNT == 32)
     WGMMA("m64n64k16", D0, "{%32,%33,%34,%35},%36", F32(0));
   else if constexpr (COUNT == 64)
     WGMMA("m64n128k16", D0 "," D1, "{%64,%65,%66,%67},%68", F32(0), F32(32));

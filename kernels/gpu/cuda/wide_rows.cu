@@ -5,23 +5,24 @@
 // rows of x in shared memory: wgmma m64 nROWS k16, sums in float32. While the matrix units work on
 // STEPS fragments, the warps dequantize the next.
 //
-//   warpgroups 0 .. OUT_GROUPS-1   each 64 outputs: dequantize, multiply
-//   the last warpgroup             warp 0 copies tiles of x, warp 1 words and parameters, into
-//                                  rings of shared memory, by bulk copies that end on barriers
+//   OUT_GROUPS x K_GROUPS warpgroups   dequantize and multiply 64 outputs, every K_GROUPSth chunk
+//   the last warpgroup                 warp 0 copies tiles of x, warp 1 words and parameters, into
+//                                      rings of shared memory, by bulk copies that end on barriers
 //
 // A cluster is SHARE x SPLITS blocks: SHARE blocks with the same rows and neighbouring outputs each
 // read a part of every tile of x and send it to all; SPLITS blocks divide the inputs of the same
 // outputs, and each sums a part of the rows over all of them, in their order: no atomics.
 //
-// Macros beside the common ones: ROWS (64, 128, 192, 256), OUT_GROUPS, SHARE, SPLITS, BLOCKS (of
-// one multiprocessor), X_STAGES and W_STAGES (of the rings), CONSUMER_REGISTERS.
+// Macros beside the common ones: ROWS (32, 64, 128, 192, 256), OUT_GROUPS, K_GROUPS, SHARE, SPLITS,
+// BLOCKS (of one multiprocessor), STEPS (fragments that are dequantized, and multiplied, together:
+// 1, 2, 4), ORDERED (two warpgroups take turns), X_STAGES and W_STAGES (of the rings),
+// CONSUMER_REGISTERS.
 #include "wgmma.cuh"
 
 #define CLUSTER (SHARE * SPLITS)
 #define OUTPUTS (64 * OUT_GROUPS)
 #define TILES (4 * OUT_GROUPS)
-#define STEPS 4  // of 16 inputs: fragments that are dequantized, and multiplied, together
-#define CONSUMERS (128 * OUT_GROUPS)
+#define CONSUMERS (128 * OUT_GROUPS * K_GROUPS)
 #define THREADS (CONSUMERS + 128)
 
 #define ENTRIES (UNIFORM ? 2 : PLANES + SHIFT)
@@ -36,7 +37,7 @@
 #define PITCH (OUTPUTS + 4)           // floats of a row of sums: no two lanes in one bank
 #define RING_BYTES (X_STAGES * X_BYTES + W_STAGES * W_BYTES)
 #define SUM_BYTES (ROWS * PITCH * 4)
-#define BARRIER_OFFSET (RING_BYTES > SUM_BYTES ? RING_BYTES : SUM_BYTES)
+#define BARRIER_OFFSET (RING_BYTES > K_GROUPS * SUM_BYTES ? RING_BYTES : K_GROUPS * SUM_BYTES)
 
 // ---- x -> tiles [64 inputs][rows][128 bytes], half precision, in the places wgmma wants
 //
@@ -67,23 +68,55 @@ __device__ __forceinline__ void load_inputs(u32 (&v)[8], const u16* row, int col
   }
 }
 
-// The scale of a row: a power of two, from the largest exponent among its inputs.
-__device__ __forceinline__ float row_scale(const u16* row, int columns, int aligned) {
-  __shared__ u32 largest[32];
-  u32 top = 0;  // bits of the largest magnitude, in both halves of a word
-  for (int i = threadIdx.x; i * 16 < columns; i += blockDim.x) {
-    u32 v[8];
-    load_inputs(v, row, i * 16, columns, aligned);
+// What a thread holds of a row at a time: 16 inputs at every blockDim.x-th place, from `first` on.
+#define HELD 4
+typedef u32 Held[HELD][8];
+
+__device__ __forceinline__ void load_held(Held& held, int first, const u16* row, int columns,
+                                          int aligned) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) top = max(top, max(v[j] & 0x7FFF, v[j] >> 16 & 0x7FFF));
-  }
-  top = __reduce_max_sync(~0u, top);
-  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = top;
-  __syncthreads();
-  for (u32 i = 0; i < blockDim.x / 32; ++i) top = max(top, largest[i]);
-  int exponent = (int)(top >> 7) - 127;  // of bfloat16
+  for (int j = 0; j < HELD; ++j)
+    load_inputs(held[j], row, (first + j * (int)blockDim.x) * 16, columns, aligned);
+}
+
+// The power of two that a row is scaled with; largest: the bits of its largest magnitude.
+__device__ __forceinline__ float scale_of(u32 largest) {
+  int exponent = (int)(largest >> 7) - 127;  // of bfloat16
   exponent = min(max(exponent, -100), 100);
   return __uint_as_float((u32)(127 + 14 - exponent) << 23);
+}
+
+// The largest of all threads' numbers.
+__device__ __forceinline__ u32 largest_of_block(u32 mine) {
+  __shared__ u32 largest[32];
+  mine = __reduce_max_sync(~0u, mine);
+  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = mine;
+  __syncthreads();
+  for (u32 i = 0; i < blockDim.x / 32; ++i) mine = max(mine, largest[i]);
+  return mine;
+}
+
+// 16 inputs of item i, scaled and ordered, into their line. Two neighbouring lanes write their
+// items one after the other, a half each, so that sectors of 32 bytes are written whole.
+__device__ __forceinline__ void store_tile(uint4* tiles, int i, int items, const u32 (&v)[8],
+                                           float scale, int r, int padded_rows) {
+  u32 even[4], odd[4], other[4];
+  int upper = threadIdx.x & 1;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    u32 p = v[2 * j], q = v[2 * j + 1];
+    even[j] = half_pair(widened(p) * scale, widened(q) * scale);
+    odd[j] = half_pair(widened(p >> 16) * scale, widened(q >> 16) * scale);
+    other[j] = __shfl_xor_sync(~0u, upper ? even[j] : odd[j], 1);
+  }
+  if (i >= items) return;
+  uint4* line = tiles + ((size_t)(i / 4) * padded_rows + r) * 8;
+  int lower_item = i % 4 - upper, swizzle = r & 7;
+  uint4 own = upper ? make_uint4(odd[0], odd[1], odd[2], odd[3])
+                    : make_uint4(even[0], even[1], even[2], even[3]);
+  uint4 given = make_uint4(other[0], other[1], other[2], other[3]);
+  line[(2 * lower_item + upper) ^ swizzle] = upper ? given : own;
+  line[(2 * lower_item + 2 + upper) ^ swizzle] = upper ? own : given;
 }
 
 // One block per row. tiles: uint4 [4 chunks][padded_rows][8]; unscale: float [rows].
@@ -91,23 +124,29 @@ extern "C" __global__ void prepare(const u16* x, uint4* tiles, float* unscale, i
                                    int chunks, int padded_rows, int aligned) {
   wait_for_previous_kernel();
   start_next_kernel();
-  int r = blockIdx.x;
+  int r = blockIdx.x, items = chunks * 16, stride = HELD * blockDim.x;
   const u16* row = x + (size_t)r * columns;
-  float scale = BF16 ? row_scale(row, columns, aligned) : 1.f;
-  if (threadIdx.x == 0) unscale[r] = 1.f / scale;
-  for (int i = threadIdx.x; i < chunks * 16; i += blockDim.x) {
-    u32 v[8], even[4], odd[4];
-    load_inputs(v, row, i * 16, columns, aligned);
+  Held held;
+  float scale = 1.f;
+  if (BF16) {
+    u32 largest = 0;
+    for (int first = 0; first < items; first += stride) {
+      load_held(held, first + threadIdx.x, row, columns, aligned);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      u32 p = v[2 * j], q = v[2 * j + 1];
-      even[j] = half_pair(widened(p) * scale, widened(q) * scale);
-      odd[j] = half_pair(widened(p >> 16) * scale, widened(q >> 16) * scale);
+      for (int j = 0; j < HELD * 8; ++j) {
+        u32 v = held[j / 8][j % 8];
+        largest = max(largest, max(v & 0x7FFF, v >> 16 & 0x7FFF));
+      }
     }
-    uint4* line = tiles + ((size_t)(i / 4) * padded_rows + r) * 8;
-    int piece = 2 * (i % 4), swizzle = r & 7;
-    line[piece ^ swizzle] = make_uint4(even[0], even[1], even[2], even[3]);
-    line[(piece + 1) ^ swizzle] = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+    scale = scale_of(largest_of_block(largest));
+  }
+  if (threadIdx.x == 0) unscale[r] = 1.f / scale;
+  for (int first = 0; first < items; first += stride) {
+    int i = first + threadIdx.x;
+    if (!BF16 || items > stride) load_held(held, i, row, columns, aligned);
+#pragma unroll
+    for (int j = 0; j < HELD; ++j)
+      store_tile(tiles, i + j * blockDim.x, items, held[j], scale, r, padded_rows);
   }
 }
 
@@ -139,6 +178,22 @@ struct Parameters {
   }
 };
 
+// The sum of terms FIRST .. LAST - 1, halves first, so that few roundings add up. Term p < PLANES is
+// alpha_p where the bit of plane p is set, which turns the sign of -alpha_p, then comes the shift.
+template <int FIRST, int LAST>
+__device__ __forceinline__ u32 sum_of_terms(const u32 (&words)[PLANES][2], int output, int bit,
+                                            const Parameters& parameters) {
+  if constexpr (LAST - FIRST > 1) {
+    constexpr int MIDDLE = (FIRST + LAST) / 2;
+    return add2(sum_of_terms<FIRST, MIDDLE>(words, output, bit, parameters),
+                sum_of_terms<MIDDLE, LAST>(words, output, bit, parameters));
+  } else if constexpr (FIRST < PLANES) {
+    return (words[FIRST][output] << (15 - bit) & 0x80008000) ^ parameters.value[FIRST][output];
+  } else {
+    return parameters.value[FIRST][output];
+  }
+}
+
 // The weights of bits `bit` and `bit + 16` of the planes' words, as two halves.
 __device__ __forceinline__ u32 weight_pair(const u32 (&words)[PLANES][2], int output, int bit,
                                            const Parameters& parameters) {
@@ -152,13 +207,7 @@ __device__ __forceinline__ u32 weight_pair(const u32 (&words)[PLANES][2], int ou
     u32 above = add2(add2(code, 0xE400E400), parameters.value[1][output]);  // - 1024, - zero_point
     return multiply2(above, parameters.value[0][output]);
   }
-  u32 sum = 0;
-#pragma unroll
-  for (int p = 0; p < PLANES; ++p) {  // a set bit turns the sign of -alpha
-    u32 term = (words[p][output] << (15 - bit) & 0x80008000) ^ parameters.value[p][output];
-    sum = p ? add2(sum, term) : SHIFT ? add2(parameters.value[ENTRIES - 1][output], term) : term;
-  }
-  return sum;
+  return sum_of_terms<0, ENTRIES>(words, output, bit, parameters);
 }
 
 // ---- the rings
@@ -166,8 +215,8 @@ __device__ __forceinline__ u32 weight_pair(const u32 (&words)[PLANES][2], int ou
 struct Ring {  // a stage and the parity of its turn
   u32 stage = 0, parity = 0;
 
-  __device__ __forceinline__ void advance(u32 stages) {
-    if (++stage == stages) stage = 0, parity ^= 1;
+  __device__ __forceinline__ void advance(u32 stages, u32 by = 1) {
+    for (stage += by; stage >= stages; stage -= stages) parity ^= 1;
   }
 };
 
@@ -264,7 +313,8 @@ __device__ __forceinline__ void release_x(const Shared& shared, const Place& pla
 // A warpgroup's 64 outputs x ROWS rows, summed over this block's chunks.
 __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& shared,
                                          const Place& place) {
-  int lane = threadIdx.x % 32, local = threadIdx.x / 32;  // tile of 16 outputs of this warp
+  int lane = threadIdx.x % 32, local = threadIdx.x / 32 % TILES;  // tile of 16 outputs of this warp
+  int group = threadIdx.x / 128, k_group = group / OUT_GROUPS;
   u32 word_offset = local * WORD_BYTES + lane * 16;
   u32 parameter_offset =
       TILES * WORD_BYTES + local * SLOT_BYTES + lane / 4 * (PARAMETER_BYTES / 8);
@@ -272,7 +322,10 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
   Parameters parameters;
   Ring x_ring, w_ring;
   u32 previous = ~0u;  // the stage of x that the matrix units still read
-  for (int chunk = place.begin; chunk < place.end; ++chunk, w_ring.advance(W_STAGES)) {
+  w_ring.advance(W_STAGES, k_group);
+  x_ring.advance(X_STAGES, 4 * k_group);
+  if (ORDERED && group == 1) turn_pass<CONSUMERS>(0);
+  for (int chunk = place.begin + k_group; chunk < place.end; chunk += K_GROUPS) {
     u32 stage = shared.weights(w_ring.stage);
     barrier_wait(shared.w_full(w_ring.stage), w_ring.parity);
 #pragma unroll
@@ -298,10 +351,13 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
       }
       if (first % 4 == 0) barrier_wait(shared.x_full(x_ring.stage), x_ring.parity);
       u64 b = matrix_descriptor(shared.x(x_ring.stage)) + first % 4 * 2;
+      if (ORDERED) turn_wait<CONSUMERS>(group);
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < STEPS; ++i) wgmma(sums, a[i], b + 2 * i);
       wgmma_commit();
+      if (ORDERED && (group == 0 || first + STEPS < 16 || chunk + 1 < place.end))
+        turn_pass<CONSUMERS>(1 - group);
       wgmma_wait<1>();  // what was issued before this has ended, and its fragments are free
       if (first % 4 == 0 && previous != ~0u) release_x(shared, place, previous);
       if ((first + STEPS) % 4 == 0) {
@@ -309,6 +365,8 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
         x_ring.advance(X_STAGES);
       }
     }
+    w_ring.advance(W_STAGES, K_GROUPS);
+    x_ring.advance(X_STAGES, 4 * (K_GROUPS - 1));
   }
   wgmma_wait<0>();
 }
@@ -316,7 +374,8 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
 // ---- the end: sums -> shared memory -> the sum over SPLITS blocks -> y
 
 __device__ __forceinline__ void store_sums(const float (&sums)[ROWS / 2], u32 base) {
-  int lane = threadIdx.x % 32, output = threadIdx.x / 32 * 16 + lane / 4;
+  int lane = threadIdx.x % 32, output = threadIdx.x / 32 % TILES * 16 + lane / 4;
+  base += threadIdx.x / (128 * OUT_GROUPS) * SUM_BYTES;
 #pragma unroll
   for (int i = 0; i < ROWS / 2; ++i) {
     int row = i / 4 * 8 + lane % 4 * 2 + (i & 1);
@@ -336,8 +395,9 @@ __device__ __forceinline__ void write_y(const Shared& shared, const Place& place
     u32 at = shared.base + (local * PITCH + i % quads * 4) * 4;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-    for (int s = 0; s < SPLITS; ++s) {
-      float4 v = load_peer(peer_address(at, place.rank_of_split(s)));
+    for (int s = 0; s < SPLITS * K_GROUPS; ++s) {
+      u32 address = at + s % K_GROUPS * SUM_BYTES;
+      float4 v = load_peer(peer_address(address, place.rank_of_split(s / K_GROUPS)));
       sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
     }
     u16 result[4];

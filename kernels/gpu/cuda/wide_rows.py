@@ -18,7 +18,7 @@ from qbench.kernels.gpu.cuda.layout import CudaPlanes
 NAME = "wide_rows"
 SOURCE = "wide_rows.cu"
 STAGES = ("X_STAGES", "W_STAGES")
-FEWEST_ROWS = 33
+FEWEST_ROWS = 17
 REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = 227 << 10  # of a block, at most; a multiprocessor has 1 KiB more
 RESERVED_BYTES = 1 << 10  # of each block, for the system
@@ -31,9 +31,11 @@ SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 class Config:
     """How the work is divided (see wide_rows.cu).
 
-    rows: of x that one block takes: 64, 128, 192 or 256. out_groups: warpgroups of 64 outputs each.
-    share: blocks that read each tile of x together. splits: blocks that divide the inputs.
-    blocks: of one multiprocessor.
+    rows: of x that one block takes: 32, 64, 128, 192 or 256. out_groups: warpgroups that divide its
+    outputs, 64 each. share: blocks that read each tile of x together. splits: blocks that divide
+    the inputs. blocks: of one multiprocessor. k_groups: warpgroups that divide a block's inputs.
+    steps: fragments that a warp dequantizes before it multiplies with them: 1, 2 or 4. ordered:
+    whether two warpgroups take turns with the matrix units.
     """
 
     rows: int = 256
@@ -41,6 +43,14 @@ class Config:
     share: int = 2
     splits: int = 1
     blocks: int = 1
+    k_groups: int = 1
+    steps: int = 4
+    ordered: int = 0
+
+    @property
+    def groups(self) -> int:
+        """Warpgroups of a block that compute."""
+        return self.out_groups * self.k_groups
 
     @property
     def outputs(self) -> int:
@@ -50,7 +60,7 @@ class Config:
     @property
     def threads(self) -> int:
         """Threads of a block: the consumers' warpgroups and one that copies."""
-        return 128 * (self.out_groups + 1)
+        return 128 * (self.groups + 1)
 
 
 def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
@@ -92,8 +102,8 @@ def _of(config: Config) -> dict[str, int]:
 def consumer_registers(config: Config) -> int:
     """Of a thread that computes: what those of a block share when the copying ones give theirs."""
     entry = REGISTERS // (config.blocks * config.threads) // 8 * 8
-    groups = config.out_groups
-    return min(240, (entry * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8)
+    left = entry * (config.groups + 1) - PRODUCER_REGISTERS
+    return min(240, left // config.groups // 8 * 8)
 
 
 def stages(planes: CudaPlanes, config: Config) -> tuple[int, int]:
@@ -118,7 +128,7 @@ def shared_bytes(planes: CudaPlanes, config: Config) -> int:
     x_stages, w_stages = stages(planes, config)
     rings = x_stages * config.rows * INPUTS_OF_A_TILE * 2 + w_stages * chunk_bytes(planes, config)
     sums = config.rows * (config.outputs + 4) * 4
-    return max(rings, sums) + SWIZZLE_BYTES + 16 * (x_stages + w_stages)
+    return max(rings, config.k_groups * sums) + SWIZZLE_BYTES + 16 * (x_stages + w_stages)
 
 
 def _budget(config: Config) -> int:
@@ -142,7 +152,7 @@ def prepare(x: Tensor, planes: CudaPlanes, config: Config) -> Prepared:
     tiles = x.new_empty((inputs // INPUTS_OF_A_TILE, padded, INPUTS_OF_A_TILE), dtype=torch.half)
     unscale = x.new_empty(rows, dtype=torch.float32)
     aligned = columns % 8 == 0 and x.data_ptr() % 16 == 0
-    threads = min(1024, -(-inputs // 16 // 32) * 32)
+    threads = min(512, -(-inputs // 16 // 32) * 32)
     function = _function("prepare", planes, x.dtype, config, x.get_device())
     arguments = (x, tiles, unscale, columns, planes.chunks, padded, int(aligned))
     function.launch((rows, 1, 1), (threads, 1, 1), arguments, dependent=True)

@@ -83,7 +83,7 @@ struct Block {
   std::map<u32, TransactionBarrier> barriers;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  Meeting whole, first;
+  Meeting whole, first, turns[2];
 };
 
 struct Copy {
@@ -125,6 +125,14 @@ inline void __syncthreads() { meet(running->block->whole, blockDim.x); }
 inline void __syncwarp() { meet(warp_of_thread().meeting, 32); }
 template <int COUNT>
 inline void threads_sync() { meet(running->block->first, COUNT); }
+template <int COUNT>
+inline void turn_wait(int whose) { meet(running->block->turns[whose], COUNT); }
+template <int COUNT>
+inline void turn_pass(int whose) {
+  Meeting& turn = running->block->turns[whose];
+  ++events;
+  if (++turn.waiting == COUNT) turn.waiting = 0, ++turn.round;
+}
 inline u32 cluster_rank() { return running->block->rank; }
 inline void cluster_sync() { meet(cluster_meeting, cluster.size() * blockDim.x); }
 
@@ -147,6 +155,10 @@ inline Lanes<Value> exchange(const Value& value) {
 inline u32 __reduce_max_sync(u32, u32 value) {
   const auto all = exchange(value);
   return *std::max_element(all.of, all.of + 32);
+}
+
+inline u32 __shfl_xor_sync(u32, u32 value, int mask) {
+  return exchange(value).of[threadIdx.x % 32 ^ mask];
 }
 
 // ---- shared memory. A cluster address has the block's rank + 1 in its upper bits.
