@@ -135,9 +135,11 @@ def test_configurations_fit_a_multiprocessor(rows, bits):
     for config in configs:
         x_stages, w_stages = wide_rows.stages(planes, config)
         assert x_stages >= 2 and w_stages >= 2
+        assert w_stages % config.k_groups == 0
+        assert config.k_groups == 1 or x_stages % (4 * config.k_groups) == 0
         block = wide_rows.shared_bytes(planes, config) + 1024
         assert config.blocks * block <= 228 << 10
-        registers = wide_rows.consumer_registers(config) * config.out_groups + 24
+        registers = wide_rows.consumer_registers(config) * config.groups + 24
         assert config.blocks * registers * 128 <= 65536
         assert config.share * config.splits <= 8  # what a cluster may have everywhere
 

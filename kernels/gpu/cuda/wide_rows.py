@@ -19,11 +19,14 @@ NAME = "wide_rows"
 SOURCE = "wide_rows.cu"
 STAGES = ("X_STAGES", "W_STAGES")
 FEWEST_ROWS = 17
+ROWS = (32, 64, 128, 192, 256)
 REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = 227 << 10  # of a block, at most; a multiprocessor has 1 KiB more
 RESERVED_BYTES = 1 << 10  # of each block, for the system
 PRODUCER_REGISTERS = 24  # of a thread that only copies
 INPUTS_OF_A_TILE = 64
+TILES_OF_A_CHUNK = 4
+MOST_X_STAGES = 16
 SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 
 
@@ -80,11 +83,14 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     """What is worth timing."""
-    sizes = [n for n in (64, 128, 192, 256) if n < 2 * rows or n == 64]
+    sizes = [n for n in ROWS if n < 2 * rows]
     for size in sizes[-2:]:
-        for share, splits in ((2, 1), (2, 2), (2, 4), (1, 1), (4, 1)):
-            if splits <= planes.chunks:
-                yield Config(size, 2, share, splits)
+        few = size <= 64
+        for out_groups, k_groups in ((2, 2), (1, 4)) if few else ((2, 1), (1, 2)):
+            for share, splits in ((1, 1), (2, 1), (1, 2)):
+                config = Config(size, out_groups, share, splits, 1, k_groups, 2 if few else 1)
+                if splits <= planes.chunks and stages(planes, config)[0] >= 2:
+                    yield config
 
 
 def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
@@ -107,12 +113,23 @@ def consumer_registers(config: Config) -> int:
 
 
 def stages(planes: CudaPlanes, config: Config) -> tuple[int, int]:
-    """How many tiles of x and chunks of words the rings hold: what the shared memory allows."""
+    """How many tiles of x and chunks of words the rings hold: what the shared memory allows.
+
+    A stage belongs to one of the warpgroups that divide the inputs: by the parity of its turn that
+    one knows of the turn before, which it has read itself.
+    """
     left = _budget(config) - SWIZZLE_BYTES - 512  # barriers
     x_bytes = config.rows * INPUTS_OF_A_TILE * 2
     w_bytes = chunk_bytes(planes, config)
-    w_stages = 3 if left - 3 * w_bytes >= 4 * x_bytes else 2
-    return min(12, (left - w_stages * w_bytes) // x_bytes), w_stages
+    x_unit = TILES_OF_A_CHUNK * config.k_groups if config.k_groups > 1 else 1
+    w_stages = next(n for n in (4, 3, 2) if n % config.k_groups == 0)
+    while (
+        w_stages > max(2, config.k_groups)
+        and left - w_stages * w_bytes < TILES_OF_A_CHUNK * x_bytes
+    ):
+        w_stages -= config.k_groups
+    x_stages = min(MOST_X_STAGES, (left - w_stages * w_bytes) // x_bytes)
+    return x_stages // x_unit * x_unit, w_stages
 
 
 def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
