@@ -1,28 +1,13 @@
 // Hopper's asynchronous instructions (sm_90a): barriers in shared memory, bulk copies, wgmma.
 // PTX ISA: sections "mbarrier", "cp.async.bulk", "wgmma.mma_async", "setmaxnreg".
 #pragma once
+#include "conversions.cuh"
 
 typedef unsigned u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
 
-// ---- half precision, alone and in pairs, whose first is in the low half of a word
-
-__device__ __forceinline__ float half_to_float(u16 v) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
-  return f;
-}
-
-template <bool BFLOAT>
-__device__ __forceinline__ u16 narrowed(float v) {
-  u16 h;
-  if (BFLOAT)
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  else
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return h;
-}
+// ---- pairs of float16 numbers, the first in the low half of a word
 
 __device__ __forceinline__ u32 half_pair(float low, float high) {
   u32 pair;
@@ -43,21 +28,6 @@ __device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
 }
 
 // ---- shared memory by its address
-
-__device__ __forceinline__ u32 shared_memory() {
-  extern __shared__ char memory[];
-  return (u32)__cvta_generic_to_shared(memory);
-}
-
-__device__ __forceinline__ u32 shared_word(u32 address) {
-  u32 v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
-
-__device__ __forceinline__ void shared_pair(u32& low, u32& high, u32 address) {
-  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(low), "=r"(high) : "r"(address));
-}
 
 __device__ __forceinline__ void store_shared(u32 address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
@@ -158,16 +128,6 @@ __device__ __forceinline__ void copy_multicast(u32 to, const void* from, u32 byt
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
       " [%0], [%1], %2, [%3], %4;"
       ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"(mask) : "memory");
-}
-
-// ---- programmatic dependent launch
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-__device__ __forceinline__ void start_next_kernel() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // ---- registers move from the warps that copy to the warps that compute

@@ -18,6 +18,8 @@
 // 1, 2, 4), ORDERED (two warpgroups take turns), X_STAGES and W_STAGES (of the rings),
 // CONSUMER_REGISTERS.
 #include "wgmma.cuh"
+#include "wide_weights.cuh"
+#include "wide_x.cuh"
 
 #define CLUSTER (SHARE * SPLITS)
 #define OUTPUTS (64 * OUT_GROUPS)
@@ -25,7 +27,6 @@
 #define CONSUMERS (128 * OUT_GROUPS * K_GROUPS)
 #define THREADS (CONSUMERS + 128)
 
-#define ENTRIES (UNIFORM ? 2 : PLANES + SHIFT)
 #define PARAMETER_BYTES (8 * ENTRIES * (META32 ? 8 : 4))  // of a tile and group
 #define SLOTS (GROUP == 0 || GROUP % 256 == 0 ? 1 : GROUP < 128 ? 256 / GROUP : 2)  // of a chunk
 #define SLOT_COPIES (GROUP > 128 ? SLOTS : 1)  // up to 128, a chunk's groups are neighbours
@@ -38,177 +39,6 @@
 #define RING_BYTES (X_STAGES * X_BYTES + W_STAGES * W_BYTES)
 #define SUM_BYTES (ROWS * PITCH * 4)
 #define BARRIER_OFFSET (RING_BYTES > K_GROUPS * SUM_BYTES ? RING_BYTES : K_GROUPS * SUM_BYTES)
-
-// ---- x -> tiles [64 inputs][rows][128 bytes], half precision, in the places wgmma wants
-//
-// Rows of bfloat16 are scaled by a power of two that brings their largest to 2^14..2^15: what
-// half precision does not hold of them is 2^-39 of the largest. y is scaled back.
-//
-// A word of a plane gives lane t the inputs 4 t + {0, 2} and 4 t + {1, 3} of 16 as two pairs; a
-// fragment has 2 t + {0, 1} and 2 t + 8 + {0, 1}. So of 16 inputs the even ones go first.
-
-__device__ __forceinline__ float widened(u16 v) {
-  return BF16 ? __uint_as_float((u32)v << 16) : half_to_float(v);
-}
-
-// 16 inputs from `column` on, zero beyond the end, as 8 words of two.
-__device__ __forceinline__ void load_inputs(u32 (&v)[8], const u16* row, int column, int columns,
-                                            int aligned) {
-  if (aligned && column + 16 <= columns) {
-    uint4 low = *(const uint4*)(row + column), high = *(const uint4*)(row + column + 8);
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    int at = column + 2 * i;
-    u32 low = at < columns ? row[at] : 0, high = at + 1 < columns ? row[at + 1] : 0;
-    v[i] = low | high << 16;
-  }
-}
-
-// What a thread holds of a row at a time: 16 inputs at every blockDim.x-th place, from `first` on.
-#define HELD 4
-typedef u32 Held[HELD][8];
-
-__device__ __forceinline__ void load_held(Held& held, int first, const u16* row, int columns,
-                                          int aligned) {
-#pragma unroll
-  for (int j = 0; j < HELD; ++j)
-    load_inputs(held[j], row, (first + j * (int)blockDim.x) * 16, columns, aligned);
-}
-
-// The power of two that a row is scaled with; largest: the bits of its largest magnitude.
-__device__ __forceinline__ float scale_of(u32 largest) {
-  int exponent = (int)(largest >> 7) - 127;  // of bfloat16
-  exponent = min(max(exponent, -100), 100);
-  return __uint_as_float((u32)(127 + 14 - exponent) << 23);
-}
-
-// The largest of all threads' numbers.
-__device__ __forceinline__ u32 largest_of_block(u32 mine) {
-  __shared__ u32 largest[32];
-  mine = __reduce_max_sync(~0u, mine);
-  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = mine;
-  __syncthreads();
-  for (u32 i = 0; i < blockDim.x / 32; ++i) mine = max(mine, largest[i]);
-  return mine;
-}
-
-// 16 inputs of item i, scaled and ordered, into their line. Two neighbouring lanes write their
-// items one after the other, a half each, so that sectors of 32 bytes are written whole.
-__device__ __forceinline__ void store_tile(uint4* tiles, int i, int items, const u32 (&v)[8],
-                                           float scale, int r, int padded_rows) {
-  u32 even[4], odd[4], other[4];
-  int upper = threadIdx.x & 1;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    u32 p = v[2 * j], q = v[2 * j + 1];
-    even[j] = half_pair(widened(p) * scale, widened(q) * scale);
-    odd[j] = half_pair(widened(p >> 16) * scale, widened(q >> 16) * scale);
-    other[j] = __shfl_xor_sync(~0u, upper ? even[j] : odd[j], 1);
-  }
-  if (i >= items) return;
-  uint4* line = tiles + ((size_t)(i / 4) * padded_rows + r) * 8;
-  int lower_item = i % 4 - upper, swizzle = r & 7;
-  uint4 own = upper ? make_uint4(odd[0], odd[1], odd[2], odd[3])
-                    : make_uint4(even[0], even[1], even[2], even[3]);
-  uint4 given = make_uint4(other[0], other[1], other[2], other[3]);
-  line[(2 * lower_item + upper) ^ swizzle] = upper ? given : own;
-  line[(2 * lower_item + 2 + upper) ^ swizzle] = upper ? own : given;
-}
-
-// One block per row. tiles: uint4 [4 chunks][padded_rows][8]; unscale: float [rows].
-extern "C" __global__ void prepare(const u16* x, uint4* tiles, float* unscale, int columns,
-                                   int chunks, int padded_rows, int aligned) {
-  wait_for_previous_kernel();
-  start_next_kernel();
-  int r = blockIdx.x, items = chunks * 16, stride = HELD * blockDim.x;
-  const u16* row = x + (size_t)r * columns;
-  Held held;
-  float scale = 1.f;
-  if (BF16) {
-    u32 largest = 0;
-    for (int first = 0; first < items; first += stride) {
-      load_held(held, first + threadIdx.x, row, columns, aligned);
-#pragma unroll
-      for (int j = 0; j < HELD * 8; ++j) {
-        u32 v = held[j / 8][j % 8];
-        largest = max(largest, max(v & 0x7FFF, v >> 16 & 0x7FFF));
-      }
-    }
-    scale = scale_of(largest_of_block(largest));
-  }
-  if (threadIdx.x == 0) unscale[r] = 1.f / scale;
-  for (int first = 0; first < items; first += stride) {
-    int i = first + threadIdx.x;
-    if (!BF16 || items > stride) load_held(held, i, row, columns, aligned);
-#pragma unroll
-    for (int j = 0; j < HELD; ++j)
-      store_tile(tiles, i + j * blockDim.x, items, held[j], scale, r, padded_rows);
-  }
-}
-
-// ---- weights in registers
-
-// Parameters in float32 may be small where half precision has few bits left: they are scaled up.
-#define WEIGHT_SCALE (META32 ? 64.f : 1.f)
-
-// Parameters of a group, each twice in a word, for the outputs g (0) and g + 8 (1).
-struct Parameters {
-  u32 value[ENTRIES][2];  // binary: -alpha, shift; uniform: scale, -zero_point
-
-  __device__ __forceinline__ void load(u32 address) {
-#pragma unroll
-    for (int i = 0; i < ENTRIES; ++i) {
-      u32 pair;
-      if (META32) {
-        u32 low, high;
-        shared_pair(low, high, address + 8 * i);
-        float scale = UNIFORM && i == 1 ? 1.f : WEIGHT_SCALE;
-        pair = half_pair(__uint_as_float(low) * scale, __uint_as_float(high) * scale);
-      } else {
-        pair = shared_word(address + 4 * i);
-      }
-      if (UNIFORM ? i == 1 : i < PLANES) pair ^= 0x80008000;
-      value[i][0] = __byte_perm(pair, pair, 0x1010);
-      value[i][1] = __byte_perm(pair, pair, 0x3232);
-    }
-  }
-};
-
-// The sum of terms FIRST .. LAST - 1, halves first, so that few roundings add up. Term p < PLANES is
-// alpha_p where the bit of plane p is set, which turns the sign of -alpha_p, then comes the shift.
-template <int FIRST, int LAST>
-__device__ __forceinline__ u32 sum_of_terms(const u32 (&words)[PLANES][2], int output, int bit,
-                                            const Parameters& parameters) {
-  if constexpr (LAST - FIRST > 1) {
-    constexpr int MIDDLE = (FIRST + LAST) / 2;
-    return add2(sum_of_terms<FIRST, MIDDLE>(words, output, bit, parameters),
-                sum_of_terms<MIDDLE, LAST>(words, output, bit, parameters));
-  } else if constexpr (FIRST < PLANES) {
-    return (words[FIRST][output] << (15 - bit) & 0x80008000) ^ parameters.value[FIRST][output];
-  } else {
-    return parameters.value[FIRST][output];
-  }
-}
-
-// The weights of bits `bit` and `bit + 16` of the planes' words, as two halves.
-__device__ __forceinline__ u32 weight_pair(const u32 (&words)[PLANES][2], int output, int bit,
-                                           const Parameters& parameters) {
-  if (UNIFORM) {
-    u32 code = 0x64006400;  // 1024, whose last bits count ones
-#pragma unroll
-    for (int p = 0; p < PLANES; ++p) {
-      u32 w = words[p][output];
-      code |= (p < bit ? w >> (bit - p) : w << (p - bit)) & 0x00010001 << p;
-    }
-    u32 above = add2(add2(code, 0xE400E400), parameters.value[1][output]);  // - 1024, - zero_point
-    return multiply2(above, parameters.value[0][output]);
-  }
-  return sum_of_terms<0, ENTRIES>(words, output, bit, parameters);
-}
 
 // ---- the rings
 
@@ -256,7 +86,7 @@ struct Place {
 // One thread copies all tiles of x; each block of a SHARE its part of the rows, to all of them.
 __device__ __forceinline__ void copy_x(const Shared& shared, const Place& place, const char* x,
                                        int padded_rows) {
-  wait_for_previous_kernel();
+  wait_for_previous_kernels();
   constexpr u32 part = X_BYTES / SHARE;
   Ring ring;
   for (int tile = 4 * place.begin; tile < 4 * place.end; ++tile, ring.advance(X_STAGES)) {
@@ -337,7 +167,7 @@ __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& 
         if (step % 8 == 0) {
 #pragma unroll
           for (int p = 0; p < PLANES; ++p)
-            shared_pair(words[p][0], words[p][1], stage + word_offset + p * 512 + step);
+            load_shared(words[p], stage + word_offset + p * 512 + step);
         }
         if (step == 0 || (step - 1) * SLOTS / 16 != slot)
           parameters.load(stage + parameter_offset + slot * PARAMETER_BYTES);
@@ -405,7 +235,7 @@ __device__ __forceinline__ void write_y(const Shared& shared, const Place& place
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       bool inside = output + j < outputs;
-      result[j] = narrowed<BF16>(sum[j] * scale + (bias && inside ? bias[output + j] : 0.f));
+      result[j] = float_to_activation(sum[j] * scale + (bias && inside ? bias[output + j] : 0.f));
     }
     u16* to = y + (size_t)row * outputs + output;
     if (outputs % 4 == 0) {
@@ -451,12 +281,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) __cluster_dims__(C
 #pragma unroll
     for (int i = 0; i < ROWS / 2; ++i) sums[i] = 0.f;
     multiply(sums, shared, place);
-    start_next_kernel();
+    let_next_kernel_start();
     threads_sync<CONSUMERS>();  // no warpgroup reads the rings any more
     store_sums(sums, shared.base);
     if (CLUSTER > 1) cluster_sync();
     else threads_sync<CONSUMERS>();
-    wait_for_previous_kernel();  // for unscale
+    wait_for_previous_kernels();  // for unscale
     write_y(shared, place, unscale, bias, y, rows, outputs);
     if (CLUSTER > 1) cluster_sync();  // a block's sums stay until the others have read them
   }
