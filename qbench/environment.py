@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+import qbench
+
 PACKAGES = (
     "qbench-llm",
     "torch",
@@ -125,6 +127,8 @@ def _git(root: Path, *command: str) -> str:
 
 
 def _version(name: str) -> str | None:
+    if name == "qbench-llm":  # it may run from a plain source tree, which has no metadata
+        return qbench.__version__
     try:
         return version(name)
     except PackageNotFoundError:
