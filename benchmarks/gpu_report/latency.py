@@ -90,9 +90,10 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         if begun - started + slowest > seconds:
             print(f"no time is left for {shape} and what follows", flush=True)
             break
-        # a kernel that failed once could end the context of this process
-        names = [name for name in gpu_kernels() if name not in compiled[str(shape)]]
-        request = Request([shape], BITS, ["binary"], GROUP, names or ["dequantized"])
+        # what failed in its own process could end the context of this one
+        failed = compiled[str(shape)]
+        names = [name for name in gpu_kernels() if name not in failed] or ["dequantized"]
+        request = Request([shape], BITS, ["binary"], GROUP, names, failed)
         try:
             own, missing[str(shape)] = time_shape(shape, request, REPETITIONS, "cuda")
         except QbenchError as error:
