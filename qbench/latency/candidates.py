@@ -116,8 +116,7 @@ def repeated(
     """
     copies = [make()]
     nbytes = copies[0].nbytes
-    while len(copies) < copies_of(nbytes, x.device.type):
-        copies.append(make())
+    copies += [make() for _ in range(copies_of(nbytes, x.device.type) - 1)]
 
     def run(copy: int) -> Tensor:
         return copies[copy].run(x)
