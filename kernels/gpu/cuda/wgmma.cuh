@@ -29,10 +29,6 @@ __device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
 
 // ---- shared memory by its address
 
-__device__ __forceinline__ void store_shared(u32 address, float v) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
-}
-
 // Of the block's first COUNT threads.
 template <int COUNT>
 __device__ __forceinline__ void threads_sync() {
