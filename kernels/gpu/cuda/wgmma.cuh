@@ -27,6 +27,8 @@ __device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
   return product;
 }
 
+// ---- shared memory by its address
+
 // Of the block's first COUNT threads.
 template <int COUNT>
 __device__ __forceinline__ void threads_sync() {
