@@ -230,12 +230,12 @@ def test_why_they_cannot_be_used(monkeypatch, capabilities, missing, reason):
     assert products.unavailable.__wrapped__() == reason
 
 
-def test_the_declared_error_is_twice_the_rounding_of_the_result():
+def test_the_declared_error_is_within_three_roundings_of_the_result():
     (kernel,) = products.KERNELS
     y = normal(100_000).double()
     for dtype in products.DTYPES:
         rounding = ((y.to(dtype).double() - y).norm() / y.norm()).item()
-        assert 1.9 * rounding < kernel.bound(dtype) < 2.3 * rounding
+        assert 2.5 * rounding < kernel.bound(dtype) < 3 * rounding
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
