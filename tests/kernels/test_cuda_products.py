@@ -42,8 +42,10 @@ def no_files(monkeypatch, tmp_path):
     "rows, name",
     [
         (1, "bit_serial"),
-        (4, "bit_serial"),
-        (5, "half_rows"),
+        (2, "bit_serial"),
+        (3, "byte_rows"),
+        (8, "byte_rows"),
+        (9, "half_rows"),
         (32, "half_rows"),
         (64, "wide_rows"),
         (512, "wide_rows"),
@@ -61,7 +63,7 @@ def test_no_gpu_is_given_instructions_that_it_has_not(planes, architecture, rows
     assert found != "wide_rows"
     if architecture >= 100:
         assert found != "bit_serial", "it would be emulated"
-        assert rows > 4 or found == "byte_rows"
+        assert rows > 8 or found == "byte_rows"
     if rows == 4096:
         assert found == "dequantize"
 

@@ -3,8 +3,8 @@
 An entry of `tuned/<name of the GPU>.json` (`qbench.kernels.tuned`) has the kernel's name and the
 fields of its `Config`. Without one, the rows of x decide:
 
-    bit_serial   few rows, on GPUs that multiply bits: sm_80 .. sm_90; newer ones emulate it
-    byte_rows    few rows on the others, whose matrix units multiply bytes
+    bit_serial   one or two, on GPUs that multiply bits: sm_80 .. sm_90; newer ones emulate it
+    byte_rows    few, by products of bytes
     half_rows    some, the weight made into half precision in registers
     wide_rows    many, on sm_90 alone: its asynchronous matrix units
     dequantize   the whole weight is written out in half precision, and cuBLAS multiplies
@@ -33,7 +33,8 @@ MODULES: dict[str, ModuleType] = {
 BIT_ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits
 # (rows of x at most, kernels by preference); the first that serves is taken
 ORDER: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (4, ("bit_serial", "byte_rows")),
+    (2, ("bit_serial", "byte_rows")),
+    (8, ("byte_rows",)),
     (32, ("half_rows",)),
     (64, ("wide_rows", "half_rows")),
     (1024, ("wide_rows",)),
