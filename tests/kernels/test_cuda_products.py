@@ -68,6 +68,18 @@ def test_no_gpu_is_given_instructions_that_it_has_not(planes, architecture, rows
         assert found == "dequantize"
 
 
+def test_the_files_that_are_shipped_can_be_read_and_served(monkeypatch):
+    monkeypatch.undo()
+    choice._tuned.cache_clear()
+    files = sorted(choice.TUNED.glob("*.json"))
+    assert [path.stem for path in files] == ["NVIDIA_H200"]
+    for name, chosen in choice._tuned("NVIDIA H200").items():
+        rows, n, k = (int(word[1:]) for word in name.split()[:3])
+        bits = int(name.split()[4][1:])
+        planes = derive(binary_weight(n // 256, k, bits, 128))
+        assert choice.refusal(chosen.kernel, rows, planes, H200) is None, name
+
+
 def test_every_candidate_serves_and_can_be_kept_in_a_file(planes, no_files):
     for rows in (1, 2, 4, 8, 16, 64, 256, 2048):
         candidates = choice.candidates(rows, planes, H200)
@@ -96,6 +108,10 @@ def test_what_was_measured_is_taken_before_the_default(planes, no_files):
     assert choice.choose(11, other, torch.float16, H200) == Choice("dequantize"), "the nearest"
     small = derive(binary_weight(512, 1024, 3, 32))
     assert choice.choose(11, small, torch.bfloat16, H200).kernel == "half_rows"
+    h100 = Gpu("NVIDIA H100 80GB HBM3", 90, 132)
+    assert choice.choose(11, planes, torch.bfloat16, h100) == Choice("dequantize")
+    smaller = Gpu("NVIDIA H100 PCIe", 90, 114)
+    assert choice.choose(11, planes, torch.bfloat16, smaller).kernel == "half_rows"
     choice._tuned.cache_clear()
     path.write_text("{}")
     with pytest.raises(ConfigError, match="tune again or delete it"):

@@ -27,6 +27,9 @@ from qbench.kernels.gpu.cuda.layout import SMALL_GROUPS, CudaPlanes
 
 TUNED = Path(__file__).resolve().parent / "tuned"
 DEQUANTIZE = "dequantize"
+# (architecture, multiprocessors) -> a measured GPU that has the same processor: H100 and H200
+# differ in their memory
+SAME_PROCESSOR = {(90, 132): "NVIDIA H200"}
 MODULES: dict[str, ModuleType] = {
     module.NAME: module for module in (bit_serial, byte_rows, half_rows, wide_rows)
 }
@@ -75,7 +78,9 @@ def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choic
     What was not measured takes what was for binary weights, bfloat16 and groups of 128: it has the
     same bits and shape, and not less shared memory. Groups of 32 and 64 have more parameters.
     """
-    measured = _tuned(gpu.name)
+    measured = _tuned(gpu.name) or _tuned(
+        SAME_PROCESSOR.get((gpu.architecture, gpu.multiprocessors))
+    )
     names = [key(rows, planes, dtype)]
     if planes.group_size not in SMALL_GROUPS:
         names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
@@ -127,8 +132,8 @@ def tuned_file(gpu: str) -> Path:
 
 
 @cache
-def _tuned(gpu: str) -> dict[str, Choice]:
-    return tuned.read(tuned_file(gpu), _parsed)
+def _tuned(gpu: str | None) -> dict[str, Choice]:
+    return {} if gpu is None else tuned.read(tuned_file(gpu), _parsed)
 
 
 def _parsed(fields: Mapping[str, Any]) -> Choice:
