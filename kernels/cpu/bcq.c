@@ -61,7 +61,8 @@ int64_t bcq_size(const bcq_weight *w) {
     int whole = w->rows > 0 && w->group > 0 && w->columns > 0 && w->group % 32 == 0 && w->columns % w->group == 0;
     int typed = (w->scale_type == BCQ_F16 || w->scale_type == BCQ_F32) &&
                 (w->shift_type == BCQ_F16 || w->shift_type == BCQ_F32 || w->shift_type == BCQ_NONE);
-    if (!whole || !typed || w->bits < 1 || w->bits > 8 || w->rows > INT32_MAX || w->columns > INT32_MAX)
+    if (!whole || !typed || w->bits < 1 || w->bits > 8 || w->rows > INT32_MAX || w->columns > INT32_MAX ||
+        w->isa < 0 || w->isa >= BCQ_ISA_COUNT)
         return -1;
     return block_count(w) * (w->columns / 16 * w->bits * PLANE_BYTES + w->columns / w->group * scale_bytes(w));
 }
@@ -105,6 +106,16 @@ static void pack_group(const bcq_weight *w, const void *scale, const void *shift
         pack_scales(w, shift, bcq_bytes(w->shift_type), first, groups, group, to);
 }
 
+static void put_word(const bcq_weight *w, int64_t row, uint16_t word, uint16_t *plane) {
+    uint8_t *bytes = (uint8_t *)plane;
+    if (w->isa != BCQ_AVX2) {
+        plane[2 * (row % 16) + row / 16] = word;
+        return;
+    }
+    bytes[4 * (row % 8) + row / 8] = (uint8_t)word;
+    bytes[BCQ_ROWS + 4 * (row % 8) + row / 8] = (uint8_t)(word >> 8);
+}
+
 static void pack_words(const bcq_weight *w, const void *codes, int64_t first, int64_t input, int64_t length,
                        uint16_t *to) {
     uint16_t words[8];
@@ -115,7 +126,7 @@ static void pack_words(const bcq_weight *w, const void *codes, int64_t first, in
             else
                 memset(words, 0, sizeof words);
             for (int i = 0; i < w->bits; i++)
-                to[i * BCQ_ROWS + 2 * (r % 16) + r / 16] = words[i];
+                put_word(w, r, words[i], to + i * BCQ_ROWS);
         }
 }
 
@@ -269,8 +280,8 @@ static int multiply_few(product p, const void *x, int32_t type, const float *bia
 }
 
 int bcq_product(const bcq_weight *w, const void *derived, const void *x, int32_t type, int64_t batch, const float *bias,
-                void *y, int32_t mode, int32_t isa, int32_t threads) {
-    product p = {.weight = w, .derived = derived, .parts = mode == BCQ_FAST ? 1 : 2, .functions = functions(isa)};
+                void *y, int32_t mode, int32_t threads) {
+    product p = {.weight = w, .derived = derived, .parts = mode == BCQ_FAST ? 1 : 2, .functions = functions(w->isa)};
     if (!p.functions)
         return BCQ_NO_ISA;
     if (bcq_size(w) < 0 || batch < 0 || (type != BCQ_F32 && type != BCQ_BF16) ||
@@ -310,8 +321,8 @@ static void widen(const dequantization *d, int64_t from, int64_t to) {
 }
 
 int bcq_dequantize(const bcq_weight *w, const void *derived, int64_t first, int64_t last, void *out, int32_t type,
-                   int32_t isa, int32_t threads) {
-    const bcq_functions *chosen = functions(isa);
+                   int32_t threads) {
+    const bcq_functions *chosen = functions(w->isa);
     if (!chosen)
         return BCQ_NO_ISA;
     if (bcq_size(w) < 0 || first < 0 || first % BCQ_ROWS || last > w->rows || (type != BCQ_F32 && type != BCQ_BF16))

@@ -16,9 +16,12 @@
  *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
  *           groups longer than a tile have all their scales behind the last tile, as [block][group]
  *
- * A word holds 16 inputs of one row and plane, input 0 the lowest bit. Row r of a block is lane 2 (r mod 16) + r div
- * 16: as 32-bit lanes, the low halves are rows 0..15 and the high halves rows 16..31, both in order. So 16-bit kernels
- * see 32 rows, 32-bit kernels see twice 16, and every instruction set reads the same bytes.
+ * A word holds 16 inputs of one row and plane, input 0 the lowest bit. How 32 of them lie depends on what an instruction
+ * set permutes (weight.isa), and nothing else of the layout does:
+ *   16 bits  row r is lane 2 (r mod 16) + r div 16: as 32-bit lanes, the low halves are rows 0..15 and the high halves
+ *            rows 16..31, both in order
+ *   bytes    (AVX2) the lower bytes of all rows, then the upper ones; in either, row r is byte 4 (r mod 8) + r div 8, so
+ *            that each quarter of the 32-bit lanes holds 8 rows in order
  */
 #ifndef QBENCH_BCQ_H
 #define QBENCH_BCQ_H
@@ -40,6 +43,7 @@ typedef struct {
     int32_t bits;                   /* 1..8 */
     int32_t uniform;                /* 0 binary, 1 uniform */
     int32_t scale_type, shift_type; /* BCQ_F16 or BCQ_F32; shift_type also BCQ_NONE: shift 0, or zero 2^(b-1) */
+    int32_t isa;                    /* enum bcq_isa: whose layout it is, and what computes */
 } bcq_weight;
 
 /* Bytes of the derived layout, or -1 where the description is not one of a weight that the kernels take. */
@@ -53,12 +57,12 @@ BCQ_API int bcq_pack(const bcq_weight *weight, const void *codes, const void *sc
 /* y[m][rows] = x[m][columns] w^T + bias[rows], m < batch; x and y of `type` (BCQ_F32 or BCQ_BF16), bias float32 or
  * NULL. A row's bits depend neither on the batch nor on `threads`. */
 BCQ_API int bcq_product(const bcq_weight *weight, const void *derived, const void *x, int32_t type, int64_t batch,
-                        const float *bias, void *y, int32_t mode, int32_t isa, int32_t threads);
+                        const float *bias, void *y, int32_t mode, int32_t threads);
 
 /* out[last - first][columns] of `type`: rows first..last-1 of the weight, each number rounded once; 32 divides first.
  */
 BCQ_API int bcq_dequantize(const bcq_weight *weight, const void *derived, int64_t first, int64_t last, void *out,
-                           int32_t type, int32_t isa, int32_t threads);
+                           int32_t type, int32_t threads);
 
 /* Reads every byte once, and returns a value that depends on all: what the memory can deliver. */
 BCQ_API uint64_t bcq_read(const void *memory, int64_t bytes, int32_t isa, int32_t threads);

@@ -31,8 +31,8 @@ from qbench.kernels.cpu.library import (
     NO_TYPE,
     TYPES,
     Weight,
-    best_isa,
     check,
+    chosen_isa,
     library,
     unavailable,
 )
@@ -57,8 +57,13 @@ class Derived:
     uniform weight widen to 16 bits each.
     """
 
-    def __init__(self, weight: Binary | Uniform) -> None:
-        """From the canonical tensors, on the CPU, which it does not keep."""
+    def __init__(self, weight: Binary | Uniform, isa: int | None = None) -> None:
+        """From the canonical tensors, on the CPU, which it does not keep.
+
+        isa: index in ISAS of the instruction set that computes; None: what `chosen_isa` says.
+        """
+        if isa is None:
+            isa = chosen_isa()
         if isinstance(weight, Uniform):
             codes = weight.codes
             scale = _stored(weight.scale)
@@ -84,6 +89,7 @@ class Derived:
             isinstance(weight, Uniform),
             TYPES[scale.dtype],
             shift_type,
+            isa,
         )
         self.about = ctypes.addressof(self.description)
         self.memory = _memory(library().bcq_size(self.about))
@@ -94,14 +100,12 @@ class Derived:
         )
         check(status)
 
-    def product(self, x: Tensor, bias: Tensor | None, mode: int, isa: int | None = None) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None, mode: int) -> Tensor:
         """The product by tables, y = x W^T + bias.
 
         x (..., in) float32 or bfloat16, contiguous; bias (out,) float32, contiguous, or None; mode
-        EXACT or FAST; isa an index in ISAS, by default the best -> (..., out) in the dtype of x.
+        EXACT or FAST -> (..., out) in the dtype of x.
         """
-        if isa is None:
-            isa = best_isa()
         out, columns = self.shape
         y = x.new_empty((*x.shape[:-1], out))
         status = self.multiply(
@@ -113,19 +117,16 @@ class Derived:
             _address(bias),
             y.data_ptr(),
             mode,
-            isa,
             torch.get_num_threads(),
         )
         check(status)
         return y
 
-    def dequantize(self, first: int, last: int, out: Tensor, isa: int | None = None) -> Tensor:
+    def dequantize(self, first: int, last: int, out: Tensor) -> Tensor:
         """Rows first..last-1 of the weight, in the first rows of `out`, which are returned.
 
         first: a multiple of 32. out (at least last - first, in) float32 or bfloat16.
         """
-        if isa is None:
-            isa = best_isa()
         status = library().bcq_dequantize(
             self.about,
             self.data,
@@ -133,7 +134,6 @@ class Derived:
             last,
             out.data_ptr(),
             TYPES[out.dtype],
-            isa,
             torch.get_num_threads(),
         )
         check(status)
@@ -258,7 +258,7 @@ def _refuses(request: Request) -> str | None:
 def _describe(note: str) -> str:
     if unavailable() is not None:
         return note
-    facts = ISAS[best_isa()]
+    facts = ISAS[chosen_isa()]
     if not library().bcq_has_threads():
         facts += ", one thread: built without OpenMP"
     return f"{note} ({facts})"
