@@ -1,5 +1,6 @@
 /* The layout, and the walk over its tiles and blocks; the arithmetic is in one file for each instruction set. */
 #define _DEFAULT_SOURCE /* posix_memalign, madvise */
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #ifdef __linux__
@@ -119,14 +120,14 @@ static void put_word(const bcq_weight *w, int64_t row, uint16_t word, uint16_t *
 static void pack_words(const bcq_weight *w, const void *codes, int64_t first, int64_t input, int64_t length,
                        uint16_t *to) {
     uint16_t words[8];
-    for (int64_t k = 0; k < length; k += 16, to += bcq_stride(w))
+    for (int64_t k = 0; k < length; k += 16)
         for (int64_t r = 0; r < BCQ_ROWS; r++) {
             if (first + r < w->rows)
                 read_words(w, codes, first + r, input + k, words);
             else
                 memset(words, 0, sizeof words);
             for (int i = 0; i < w->bits; i++)
-                put_word(w, r, words[i], to + i * BCQ_ROWS);
+                put_word(w, r, words[i], to + bcq_words_to(w, length, k, i));
         }
 }
 
@@ -170,7 +171,7 @@ static int has_f16c(void) { /* not every compiler's __builtin_cpu_supports knows
 }
 #endif
 
-int bcq_best_isa(void) {
+static int find_best_isa(void) {
 #ifdef BCQ_X86
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
@@ -181,6 +182,17 @@ int bcq_best_isa(void) {
         return BCQ_AVX2;
 #endif
     return BCQ_PORTABLE;
+}
+
+/* Asked once: in a virtual machine the processor's answer takes 20 us, as it comes from the host. */
+int bcq_best_isa(void) {
+    static _Atomic int best = -1;
+    int known = atomic_load_explicit(&best, memory_order_relaxed);
+    if (known < 0) {
+        known = find_best_isa();
+        atomic_store_explicit(&best, known, memory_order_relaxed);
+    }
+    return known;
 }
 
 int bcq_has_threads(void) {
@@ -217,19 +229,25 @@ typedef struct {
 /* The strips first..last-1, tile after tile. */
 static void multiply(const product *p, bcq_tables *tables, int64_t first, int64_t last) {
     const bcq_weight *w = p->weight;
-    int batch = (int)p->batch;
-    int64_t stride = bcq_together(w) * batch * BCQ_ROWS;
+    int batch = (int)p->batch, together = bcq_together(w);
+    int64_t stride = together * batch * BCQ_ROWS;
     memset(p->sums + first * stride, 0, sizeof(float) * (size_t)((last - first) * stride));
     for (int64_t start = 0, end; start < w->columns; start = end) {
         end = tile_end(w, start);
         int64_t group = min64(w->group, end - start);
         for (int m = 0; m < batch; m++)
             p->functions->tables(p->x + m * w->columns + start, end - start, group, p->parts, tables + m);
+        bcq_block strip[STRIP]; /* the strips of a tile are equally far apart */
+        for (int i = 0; i < together; i++)
+            strip[i] = block_at(w, p->derived, start, end, first * together + i);
+        bcq_block next = block_at(w, p->derived, start, end, (first + 1) * together);
+        int64_t words = (const char *)next.words - (const char *)strip->words, scales = next.scales - strip->scales;
         for (int64_t index = first; index < last; index++) {
-            bcq_block strip[STRIP];
-            for (int i = 0; i < bcq_together(w); i++)
-                strip[i] = block_at(w, p->derived, start, end, index * bcq_together(w) + i);
             p->functions->product(strip, tables, batch, p->parts, p->sums + index * stride);
+            for (int i = 0; i < together; i++) {
+                strip[i].words = (const uint16_t *)((const char *)strip[i].words + words);
+                strip[i].scales += scales;
+            }
         }
     }
 }

@@ -11,13 +11,15 @@
  *           reads one stream a tile while the tables of the tile's activations stay in the first-level cache
  *   block   32 rows of a tile
  *   strip   4 blocks at 1 bit, 2 at 2 bits, else 1, so that a table in registers serves several planes; the last one is
- *           padded with zeros
- *   record  one group of a strip: words uint16 [group/16][block][bits][32], then scales [block]
+ *           padded with zeros; with AVX2 always 1
+ *   record  one group of a strip: words uint16 [group/16][block][bits][32], then scales [block]; with AVX2, words
+ *           [segment][bits][16 inputs][32], as its tables leave registers for one plane at a time, and memory is best
+ *           read in order; a segment is 128 inputs, the last one of a group what remains
  *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
  *           groups longer than a tile have all their scales behind the last tile, as [block][group]
  *
  * A word holds 16 inputs of one row and plane, input 0 the lowest bit. How 32 of them lie depends on what an instruction
- * set permutes (weight.isa), and nothing else of the layout does:
+ * set permutes:
  *   16 bits  row r is lane 2 (r mod 16) + r div 16: as 32-bit lanes, the low halves are rows 0..15 and the high halves
  *            rows 16..31, both in order
  *   bytes    (AVX2) the lower bytes of all rows, then the upper ones; in either, row r is byte 4 (r mod 8) + r div 8, so
@@ -30,6 +32,7 @@
 
 #define BCQ_API __attribute__((visibility("default")))
 #define BCQ_TILE 256 /* its exact tables take 8 KiB; with 16 KiB the stream of weights drives them out of the cache */
+#define BCQ_SEGMENT 128 /* inputs that one sum of integers covers at most; a group is cut into segments */
 #define BCQ_ROWS 32
 #define BCQ_BATCH 8 /* rows of x that share a reading of the weight */
 

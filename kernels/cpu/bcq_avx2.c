@@ -20,10 +20,15 @@ INLINE uint8_t *tables_at(const bcq_tables *tables, int64_t input, int digits) {
     return (uint8_t *)(uintptr_t)tables->entries + input / 4 * digits * 16;
 }
 
-LOOP __m256 load_alpha(const bcq_weight *w, const char *scales, int plane, int first) {
-    if (w->uniform)
-        return _mm256_mul_ps(load_scales(scales, first, w->scale_type), _mm256_set1_ps(bcq_place(w, plane)));
-    return load_scales(scales + plane * BCQ_ROWS * bcq_bytes(w->scale_type), first, w->scale_type);
+/* alpha of 32 rows for each plane; of a uniform weight, the scales times what the planes count. */
+LOOP void load_alphas(const bcq_weight *w, const char *scales, __m256 (*alpha)[4]) {
+    int64_t next = w->uniform ? 0 : BCQ_ROWS * bcq_bytes(w->scale_type);
+    for (int i = 0; i < w->bits; i++, scales += next) {
+        __m256 place = _mm256_set1_ps(w->uniform ? bcq_place(w, i) : 1.0f); /* times 1 changes nothing */
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+            alpha[i][q] = _mm256_mul_ps(load_scales(scales, 8 * q, w->scale_type), place);
+    }
 }
 
 LOOP __m256 load_shift(const bcq_weight *w, const char *scales, int first) {
@@ -41,14 +46,25 @@ typedef struct { /* of one digit: of all bytes in pairs, and of the upper bytes 
     __m256i all, upper;
 } digit_sums;
 
+/* The entries that the indices choose. The table is loaded here and now: a compiler that sees more of them than there are
+ * registers likes to load them all beforehand, and to store them again. */
 LOOP __m256i look_up(const uint8_t *table, __m256i index) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)table)), index);
+    __m256i entries;
+    __asm__("vbroadcasti128 %1, %0" : "=x"(entries) : "m"(*(const __m128i *)table));
+    return _mm256_shuffle_epi8(entries, index);
+}
+
+/* A load that happens once: a compiler likes to repeat it as the operand of each instruction that needs the value. */
+LOOP __m256i load_once(const void *from) {
+    __m256i value = _mm256_load_si256(from);
+    __asm__("" : "+x"(value));
+    return value;
 }
 
 /* sum += the entries that 16 inputs of 32 rows choose */
 LOOP void add_lookups(const uint16_t *words, const uint8_t *tables, digit_sums *sum, const int digits) {
     const __m256i nibble = _mm256_set1_epi8(15);
-    __m256i lower = _mm256_load_si256((const __m256i *)words), upper = _mm256_load_si256((const __m256i *)words + 1);
+    __m256i lower = load_once(words), upper = load_once(words + 16);
     __m256i index[4] = {
         _mm256_and_si256(lower, nibble), _mm256_and_si256(_mm256_srli_epi16(lower, 4), nibble),
         _mm256_and_si256(upper, nibble), _mm256_and_si256(_mm256_srli_epi16(upper, 4), nibble)};
@@ -56,10 +72,13 @@ LOOP void add_lookups(const uint16_t *words, const uint8_t *tables, digit_sums *
     for (int d = 0; d < digits; d++) {
         __m256i found = look_up(tables + 16 * d, index[0]);
 #pragma GCC unroll 3
-        for (int j = 1; j < 4; j++)
+        for (int j = 1; j < 4; j++) {
             found = _mm256_add_epi8(found, look_up(tables + 16 * (j * digits + d), index[j]));
+            __asm__("" : "+x"(found));
+        }
         sum[d].all = _mm256_add_epi16(sum[d].all, found);
         sum[d].upper = _mm256_add_epi16(sum[d].upper, _mm256_srli_epi16(found, 8));
+        __asm__("" : "+x"(sum[d].all), "+x"(sum[d].upper));
     }
 }
 
@@ -86,37 +105,31 @@ LOOP void add_sums(const digit_sums *sum, const __m256 *alpha, float step, float
     }
 }
 
-/* y[0..31] += step sum_i alpha_i (c_i . x) over `length` inputs for `planes` planes of a block. */
-LOOP void add_planes(const uint16_t *words, int64_t stride, int64_t length, const uint8_t *tables,
-                     __m256 (*alpha)[4], float step, float *y, const int planes, const int digits) {
-    digit_sums sum[2][4];
+/* y[0..31] += step alpha (c . x) over `length` inputs of one plane of a block. */
+LOOP void add_plane(const uint16_t *words, int64_t length, const uint8_t *tables, const __m256 *alpha,
+                    float step, float *y, const int digits) {
+    digit_sums sum[4];
     /* What the entries are too large by is 2^5 in each last digit. */
     const __m256i less = _mm256_set1_epi16((short)(-(length / 4) << (DIGIT - 1)));
-#pragma GCC unroll 2
-    for (int i = 0; i < planes; i++)
 #pragma GCC unroll 4
-        for (int d = 0; d < digits; d++) {
-            sum[i][d].upper = d == digits - 1 ? less : _mm256_setzero_si256();
-            sum[i][d].all = _mm256_add_epi16(sum[i][d].upper, _mm256_slli_epi16(sum[i][d].upper, 8));
-        }
-    for (int64_t k = 0; k < length; k += INPUTS, words += stride, tables += 64 * digits)
-#pragma GCC unroll 2
-        for (int i = 0; i < planes; i++)
-            add_lookups(words + i * BCQ_ROWS, tables, sum[i], digits);
-#pragma GCC unroll 2
-    for (int i = 0; i < planes; i++)
-        add_sums(sum[i], alpha[i], step, y, digits);
+    for (int d = 0; d < digits; d++) {
+        sum[d].upper = d == digits - 1 ? less : _mm256_setzero_si256();
+        sum[d].all = _mm256_add_epi16(sum[d].upper, _mm256_slli_epi16(sum[d].upper, 8));
+    }
+    for (int64_t k = 0; k < length; k += INPUTS, words += BCQ_ROWS, tables += 64 * digits)
+        add_lookups(words, tables, sum, digits);
+    add_sums(sum, alpha, step, y, digits);
 }
 
-#define KERNEL(planes, digits)                                                                                         \
-    TARGET static void add_##planes##_##digits(const uint16_t *words, int64_t stride, int64_t length,                  \
-                                               const uint8_t *tables, __m256(*alpha)[4], float step, float *y) {       \
-        add_planes(words, stride, length, tables, alpha, step, y, planes, digits);                                     \
-    }
-KERNEL(1, 2)
-KERNEL(2, 2)
-KERNEL(1, 4)
-KERNEL(2, 4)
+TARGET static __attribute__((noinline)) void add_exact(const uint16_t *words, int64_t length, const uint8_t *tables,
+                             const __m256 *alpha, float step, float *y) {
+    add_plane(words, length, tables, alpha, step, y, 4);
+}
+
+TARGET static __attribute__((noinline)) void add_fast(const uint16_t *words, int64_t length, const uint8_t *tables,
+                            const __m256 *alpha, float step, float *y) {
+    add_plane(words, length, tables, alpha, step, y, 2);
+}
 
 TARGET static void add_shifts(const bcq_weight *w, const char *scales, const bcq_tables *tables, int64_t g, int batch,
                               float *sums) {
@@ -125,35 +138,37 @@ TARGET static void add_shifts(const bcq_weight *w, const char *scales, const bcq
             add_to(sums + m * BCQ_ROWS + row, load_shift(w, scales, row), _mm256_set1_ps(tables[m].sums[g]));
 }
 
-TARGET static void multiply(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
+LOOP void multiply(const bcq_block *block, const bcq_tables *tables, int batch, float *sums, const int digits) {
     const bcq_weight *w = block->weight;
     int64_t segment = 0;
     for (int64_t g = 0; g < block->length / block->group; g++) {
         const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
         const char *scales = block->scales + g * block->scale_stride;
+        __m256 alpha[8][4];
+        load_alphas(w, scales, alpha);
         for (int64_t k = 0, length; k < block->group; k += length, segment++) {
             length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
-            for (int i = 0, planes; i < w->bits; i += planes) {
-                __m256 alpha[2][4];
-                planes = parts == 1 && w->bits - i >= 2 ? 2 : 1;
-                for (int j = 0; j < planes; j++)
-                    for (int q = 0; q < 4; q++)
-                        alpha[j][q] = load_alpha(w, scales, i + j, 8 * q);
-                const uint16_t *from = words + k / 16 * bcq_stride(w) + i * BCQ_ROWS;
-                for (int m = 0; m < batch; m++) {
-                    const uint8_t *t = tables_at(tables + m, g * block->group + k, 2 * parts);
-                    (parts == 2 ? add_1_4 : planes == 2 ? add_2_2 : add_1_2)(
-                        from, bcq_stride(w), length, t, alpha, tables[m].steps[segment], sums + m * BCQ_ROWS);
-                }
+            for (int i = 0; i < w->bits; i++) {
+                const uint16_t *from = words + bcq_words_to(w, block->group, k, i);
+                for (int m = 0; m < batch; m++)
+                    (digits == 4 ? add_exact : add_fast)(from, length, tables_at(tables + m, g * block->group + k, digits), alpha[i],
+                              tables[m].steps[segment], sums + m * BCQ_ROWS);
             }
         }
         add_shifts(w, scales, tables, g, batch, sums);
     }
 }
 
+TARGET static void multiply_exact(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
+    multiply(block, tables, batch, sums, 4);
+}
+
+TARGET static void multiply_fast(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
+    multiply(block, tables, batch, sums, 2);
+}
+
 static void product(const bcq_block *strip, const bcq_tables *tables, int batch, int parts, float *sums) {
-    for (int i = 0; i < bcq_together(strip->weight); i++)
-        multiply(strip + i, tables, batch, parts, sums + i * batch * BCQ_ROWS);
+    (parts == 2 ? multiply_exact : multiply_fast)(strip, tables, batch, sums);
 }
 
 /* The 16 entries of 4 inputs, in digits. */

@@ -6,12 +6,12 @@
 
 /* Eight weights of one row, whose bits are those of one byte for each plane, in the order of operations that defines the
  * format. */
-LOOP __m256 weights_of(const bcq_weight *w, const float *scale, float shift, const uint8_t *bytes) {
+LOOP __m256 weights_of(const bcq_weight *w, const float *scale, float shift, const uint8_t *bytes, int64_t next) {
     __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     __m256i code = _mm256_setzero_si256();
     __m256 value = _mm256_setzero_ps();
     for (int i = 0; i < w->bits; i++) {
-        __m256i bits = _mm256_srlv_epi32(_mm256_set1_epi32(bytes[i * 2 * BCQ_ROWS]), place);
+        __m256i bits = _mm256_srlv_epi32(_mm256_set1_epi32(bytes[i * next]), place);
         bits = _mm256_and_si256(bits, _mm256_set1_epi32(1));
         code = _mm256_add_epi32(_mm256_add_epi32(code, code), bits);
         if (w->uniform)
@@ -55,8 +55,10 @@ TARGET void bcq_avx2_dequantize(const bcq_block *block, int rows, int64_t stride
         widen_scales(w, block->scales + g * block->scale_stride, scale, shift);
         for (int row = 0; row < rows; row++)
             for (int64_t k = 0; k < block->group; k += 8) {
-                const uint8_t *from = (const uint8_t *)(words + k / 16 * bcq_stride(w)) + k % 16 / 8 * BCQ_ROWS;
-                __m256 value = weights_of(w, &scale[0][row], shift[row], from + 4 * (row % 8) + row / 8);
+                const uint16_t *from = words + bcq_words_to(w, block->group, k, 0);
+                int64_t next = 2 * (w->bits > 1 ? words + bcq_words_to(w, block->group, k, 1) - from : 0);
+                const uint8_t *bytes = (const uint8_t *)from + k % 16 / 8 * BCQ_ROWS + 4 * (row % 8) + row / 8;
+                __m256 value = weights_of(w, &scale[0][row], shift[row], bytes, next);
                 int64_t at = row * stride + g * block->group + k;
                 if (bfloat)
                     _mm_storeu_si128((__m128i *)((uint16_t *)out + at), to_bfloats(value));
