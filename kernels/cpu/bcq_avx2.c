@@ -20,24 +20,30 @@ INLINE uint8_t *tables_at(const bcq_tables *tables, int64_t input, int digits) {
     return (uint8_t *)(uintptr_t)tables->entries + input / 4 * digits * 16;
 }
 
-/* alpha of 32 rows for each plane; of a uniform weight, the scales times what the planes count. */
-LOOP void load_alphas(const bcq_weight *w, const char *scales, __m256 (*alpha)[4]) {
-    int64_t next = w->uniform ? 0 : BCQ_ROWS * bcq_bytes(w->scale_type);
-    for (int i = 0; i < w->bits; i++, scales += next) {
-        __m256 place = _mm256_set1_ps(w->uniform ? bcq_place(w, i) : 1.0f); /* times 1 changes nothing */
+typedef struct { /* of one group of a block, 4 times 8 rows each */
+    __m256 alpha[8][4];
+    __m256 shift[4]; /* what the sum of the activations counts */
+} group_scales;
+
+LOOP void load_group(const bcq_weight *w, const char *scales, group_scales *out) {
+    const char *shifts = bcq_shifts(w, scales);
+    int stored = w->shift_type != BCQ_NONE;
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++) {
+        __m256 shift = stored ? load_scales(shifts, 8 * q, w->shift_type) : _mm256_setzero_ps();
+        if (w->uniform) {
+            __m256 scale = load_scales(scales, 8 * q, w->scale_type);
+            __m256 zero = stored ? shift : _mm256_set1_ps(bcq_middle(w));
+            shift = _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_set1_ps(bcq_half_range(w)), zero));
+            for (int i = 0; i < w->bits; i++)
+                out->alpha[i][q] = _mm256_mul_ps(scale, _mm256_set1_ps(bcq_place(w, i)));
+        }
+        out->shift[q] = shift;
+    }
+    for (int i = 0; i < (w->uniform ? 0 : w->bits); i++, scales += BCQ_ROWS * bcq_bytes(w->scale_type))
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++)
-            alpha[i][q] = _mm256_mul_ps(load_scales(scales, 8 * q, w->scale_type), place);
-    }
-}
-
-LOOP __m256 load_shift(const bcq_weight *w, const char *scales, int first) {
-    const char *shifts = bcq_shifts(w, scales);
-    if (!w->uniform)
-        return load_scales(shifts, first, w->shift_type);
-    __m256 zero = w->shift_type == BCQ_NONE ? _mm256_set1_ps(bcq_middle(w)) : load_scales(shifts, first, w->shift_type);
-    return _mm256_mul_ps(load_scales(scales, first, w->scale_type),
-                         _mm256_sub_ps(_mm256_set1_ps(bcq_half_range(w)), zero));
+            out->alpha[i][q] = load_scales(scales, 8 * q, w->scale_type);
 }
 
 LOOP void add_to(float *sum, __m256 a, __m256 b) { _mm256_storeu_ps(sum, _mm256_fmadd_ps(a, b, _mm256_loadu_ps(sum))); }
@@ -90,8 +96,8 @@ LOOP __m256i join_digits(__m256i low, __m256i high, const int half) {
     return _mm256_madd_epi16(_mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa), weights);
 }
 
-/* y[0..31] += step alpha (sum of entries) */
-LOOP void add_sums(const digit_sums *sum, const __m256 *alpha, float step, float *y, const int digits) {
+/* y[0..31] += alpha (sum of entries) */
+LOOP void add_sums(const digit_sums *sum, const __m256 *alpha, __m256 *y, const int digits) {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++) {
         __m256i part[4];
@@ -101,61 +107,51 @@ LOOP void add_sums(const digit_sums *sum, const __m256 *alpha, float step, float
         __m256i value = join_digits(part[digits - 2], part[digits - 1], q / 2);
         if (digits == 4)
             value = _mm256_add_epi32(_mm256_slli_epi32(value, 2 * DIGIT), join_digits(part[0], part[1], q / 2));
-        add_to(y + 8 * q, _mm256_mul_ps(_mm256_set1_ps(step), alpha[q]), _mm256_cvtepi32_ps(value));
+        y[q] = _mm256_fmadd_ps(alpha[q], _mm256_cvtepi32_ps(value), y[q]);
     }
 }
 
-/* y[0..31] += step alpha (c . x) over `length` inputs of one plane of a block. */
-LOOP void add_plane(const uint16_t *words, int64_t length, const uint8_t *tables, const __m256 *alpha,
-                    float step, float *y, const int digits) {
-    digit_sums sum[4];
+/* y[0..31] += step sum_i alpha_i (c_i . x) over a segment of `length` inputs of a block. */
+LOOP void add_segment(const uint16_t *words, int64_t length, int planes, const uint8_t *tables, const group_scales *scales,
+                      float step, float *y, const int digits) {
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     /* What the entries are too large by is 2^5 in each last digit. */
     const __m256i less = _mm256_set1_epi16((short)(-(length / 4) << (DIGIT - 1)));
+    for (int i = 0; i < planes; i++) {
+        digit_sums sum[4];
 #pragma GCC unroll 4
-    for (int d = 0; d < digits; d++) {
-        sum[d].upper = d == digits - 1 ? less : _mm256_setzero_si256();
-        sum[d].all = _mm256_add_epi16(sum[d].upper, _mm256_slli_epi16(sum[d].upper, 8));
+        for (int d = 0; d < digits; d++) {
+            sum[d].upper = d == digits - 1 ? less : _mm256_setzero_si256();
+            sum[d].all = _mm256_add_epi16(sum[d].upper, _mm256_slli_epi16(sum[d].upper, 8));
+        }
+        const uint8_t *table = tables;
+        for (int64_t k = 0; k < length; k += INPUTS, words += BCQ_ROWS, table += 64 * digits)
+            add_lookups(words, table, sum, digits);
+        add_sums(sum, scales->alpha[i], sums, digits);
     }
-    for (int64_t k = 0; k < length; k += INPUTS, words += BCQ_ROWS, tables += 64 * digits)
-        add_lookups(words, tables, sum, digits);
-    add_sums(sum, alpha, step, y, digits);
-}
-
-TARGET static __attribute__((noinline)) void add_exact(const uint16_t *words, int64_t length, const uint8_t *tables,
-                             const __m256 *alpha, float step, float *y) {
-    add_plane(words, length, tables, alpha, step, y, 4);
-}
-
-TARGET static __attribute__((noinline)) void add_fast(const uint16_t *words, int64_t length, const uint8_t *tables,
-                            const __m256 *alpha, float step, float *y) {
-    add_plane(words, length, tables, alpha, step, y, 2);
-}
-
-TARGET static void add_shifts(const bcq_weight *w, const char *scales, const bcq_tables *tables, int64_t g, int batch,
-                              float *sums) {
-    for (int row = 0; row < (w->uniform || w->shift_type != BCQ_NONE ? BCQ_ROWS : 0); row += 8)
-        for (int m = 0; m < batch; m++)
-            add_to(sums + m * BCQ_ROWS + row, load_shift(w, scales, row), _mm256_set1_ps(tables[m].sums[g]));
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++)
+        add_to(y + 8 * q, _mm256_set1_ps(step), sums[q]);
 }
 
 LOOP void multiply(const bcq_block *block, const bcq_tables *tables, int batch, float *sums, const int digits) {
     const bcq_weight *w = block->weight;
     int64_t segment = 0;
-    for (int64_t g = 0; g < block->length / block->group; g++) {
+    for (int64_t start = 0, g = 0; start < block->length; start += block->group, g++) {
         const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-        const char *scales = block->scales + g * block->scale_stride;
-        __m256 alpha[8][4];
-        load_alphas(w, scales, alpha);
+        group_scales scales;
+        load_group(w, block->scales + g * block->scale_stride, &scales);
         for (int64_t k = 0, length; k < block->group; k += length, segment++) {
             length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
-            for (int i = 0; i < w->bits; i++) {
-                const uint16_t *from = words + bcq_words_to(w, block->group, k, i);
-                for (int m = 0; m < batch; m++)
-                    (digits == 4 ? add_exact : add_fast)(from, length, tables_at(tables + m, g * block->group + k, digits), alpha[i],
-                              tables[m].steps[segment], sums + m * BCQ_ROWS);
-            }
+            for (int m = 0; m < batch; m++)
+                add_segment(words, length, w->bits, tables_at(tables + m, start + k, digits), &scales,
+                            tables[m].steps[segment], sums + m * BCQ_ROWS, digits);
+            words += length / INPUTS * w->bits * BCQ_ROWS;
         }
-        add_shifts(w, scales, tables, g, batch, sums);
+        for (int m = 0; m < (w->uniform || w->shift_type != BCQ_NONE ? batch : 0); m++)
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++)
+                add_to(sums + m * BCQ_ROWS + 8 * q, scales.shift[q], _mm256_set1_ps(tables[m].sums[g]));
     }
 }
 
