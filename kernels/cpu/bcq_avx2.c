@@ -167,60 +167,74 @@ static void product(const bcq_block *strip, const bcq_tables *tables, int batch,
     (parts == 2 ? multiply_exact : multiply_fast)(strip, tables, batch, sums);
 }
 
-/* The 16 entries of 4 inputs, in digits. */
-LOOP void fill(const float *x, float per_step, int digits, uint8_t *out) {
-    __m256i half[2], sign = _mm256_set1_epi32(INT32_MIN);
-    for (int h = 0; h < 2; h++) {
-        __m256i number = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * h));
-        __m256 sum = _mm256_setzero_ps();
-        for (int j = 0; j < 4; j++) { /* the sign is turned where bit j of the number is 0 */
-            __m256i turned = _mm256_andnot_si256(_mm256_slli_epi32(number, 31 - j), sign);
-            __m256 value = _mm256_xor_ps(_mm256_set1_ps(x[j]), _mm256_castsi256_ps(turned));
-            sum = j ? _mm256_add_ps(sum, value) : value;
-        }
-        half[h] = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(sum, _mm256_set1_ps(per_step))),
-                                   _mm256_set1_epi32(1 << (DIGIT * digits - 1)));
-    }
-    const __m256i mask = _mm256_set1_epi32((1 << DIGIT) - 1);
-    for (int d = 0; d < digits; d++) {
-        __m256i a = _mm256_and_si256(_mm256_srli_epi32(half[0], DIGIT * d), mask);
-        __m256i b = _mm256_and_si256(_mm256_srli_epi32(half[1], DIGIT * d), mask);
-        __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
-        __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-        _mm_store_si128((__m128i *)(out + 16 * d), packed);
-    }
+/* The digits of 8 entries, as 4 bytes for each, in the order: digit 0 of all, digit 1 of all, ... */
+LOOP __m256i split(__m256 value, __m256 per_step, const int digits) {
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m256i entry = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(value, per_step)),
+                                     _mm256_set1_epi32(1 << (DIGIT * digits - 1)));
+    __m256i upper = _mm256_slli_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0xfff000)), 4);
+    entry = _mm256_or_si256(_mm256_and_si256(entry, _mm256_set1_epi32(0xfff)), upper); /* 12 bits in 16 */
+    upper = _mm256_slli_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0x0fc00fc0)), 2);
+    entry = _mm256_or_si256(_mm256_and_si256(entry, _mm256_set1_epi32(0x003f003f)), upper); /* 6 bits in 8 */
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(entry, order), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-TARGET static void fill_segment(const float *x, int64_t from, int64_t to, int parts, bcq_tables *out, int64_t segment) {
-    int digits = 2 * parts;
-    float largest = 0, magnitude;
-    for (int64_t k = from; k < to; k += 4) { /* written so that a NaN stays */
-        magnitude = 0;
-        for (int j = 0; j < 4; j++)
-            magnitude += __builtin_fabsf(x[k + j]);
-        largest = magnitude <= largest ? largest : magnitude;
-        if (largest != largest)
-            break;
+/* The 16 entries of 4 inputs: +-x0 +-x1 +-x2 +-x3, where bit j of an entry's number is 0 if the sign of xj is turned. */
+LOOP void fill(const float *x, __m256 per_step, uint8_t *out, const int digits) {
+    const __m256 turn = _mm256_set1_ps(-0.0f), zero = _mm256_setzero_ps();
+    __m256 a = _mm256_xor_ps(_mm256_set1_ps(x[0]), _mm256_blend_ps(turn, zero, 0xaa));
+    __m256 b = _mm256_xor_ps(_mm256_set1_ps(x[1]), _mm256_blend_ps(turn, zero, 0xcc));
+    __m256 c = _mm256_xor_ps(_mm256_set1_ps(x[2]), _mm256_blend_ps(turn, zero, 0xf0));
+    __m256 three = _mm256_add_ps(_mm256_add_ps(a, b), c), last = _mm256_set1_ps(x[3]);
+    __m256i first = split(_mm256_sub_ps(three, last), per_step, digits);
+    __m256i second = split(_mm256_add_ps(three, last), per_step, digits);
+    __m256i even = _mm256_unpacklo_epi64(first, second), odd = _mm256_unpackhi_epi64(first, second);
+    _mm256_store_si256((__m256i *)out, _mm256_permute2x128_si256(even, odd, 0x20));
+    if (digits == 4)
+        _mm256_store_si256((__m256i *)out + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+}
+
+LOOP float sum_of_lanes(__m256 value) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* The largest sum |x| of 4 inputs; NaN where an x is not finite. */
+LOOP float largest_of(const float *x, int64_t count) {
+    __m256 most = _mm256_setzero_ps(), all = most;
+    for (int64_t k = 0; k < count; k += 8) {
+        __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + k));
+        __m256 pairs = _mm256_hadd_ps(magnitude, magnitude);
+        most = _mm256_max_ps(most, _mm256_hadd_ps(pairs, pairs));
+        all = _mm256_add_ps(all, magnitude);
     }
-    out->steps[segment] = largest / (float)((1 << (DIGIT * digits - 1)) - 8);
-    for (int64_t k = from; k < to; k += 4)
-        fill(x + k, bcq_per_step(out->steps[segment]), digits, tables_at(out, k, digits));
+    __m128 two = _mm_max_ss(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+    return _mm_cvtss_f32(two) + 0.0f * sum_of_lanes(all);
+}
+
+LOOP void fill_tables(const float *x, int64_t length, int64_t group, bcq_tables *out, const int digits) {
+    int64_t segment = 0;
+    for (int64_t start = 0; start < length; start += group) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int64_t k = start; k < start + group; k += 8)
+            sum = _mm256_add_ps(sum, _mm256_loadu_ps(x + k));
+        out->sums[start / group] = sum_of_lanes(sum);
+        for (int64_t from = start, to; from < start + group; from = to, segment++) {
+            to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
+            float step = largest_of(x + from, to - from) / (float)((1 << (DIGIT * digits - 1)) - 8);
+            out->steps[segment] = step;
+            for (int64_t k = from; k < to; k += 4)
+                fill(x + k, _mm256_set1_ps(bcq_per_step(step)), tables_at(out, k, digits), digits);
+        }
+    }
 }
 
 TARGET static void tables(const float *x, int64_t length, int64_t group, int parts, bcq_tables *out) {
-    int64_t segment = 0;
-    for (int64_t start = 0; start < length; start += group) {
-        float lanes[8] = {0};
-        for (int64_t k = start; k < start + group; k += 8)
-            for (int lane = 0; lane < 8; lane++)
-                lanes[lane] += x[k + lane];
-        out->sums[start / group] =
-            ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
-        for (int64_t from = start, to; from < start + group; from = to, segment++) {
-            to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
-            fill_segment(x, from, to, parts, out, segment);
-        }
-    }
+    if (parts == 2)
+        fill_tables(x, length, group, out, 4);
+    else
+        fill_tables(x, length, group, out, 2);
 }
 
 TARGET static uint64_t read_all(const char *memory, int64_t bytes) {
