@@ -62,8 +62,8 @@ int64_t bcq_size(const bcq_weight *w) {
     int whole = w->rows > 0 && w->group > 0 && w->columns > 0 && w->group % 32 == 0 && w->columns % w->group == 0;
     int typed = (w->scale_type == BCQ_F16 || w->scale_type == BCQ_F32) &&
                 (w->shift_type == BCQ_F16 || w->shift_type == BCQ_F32 || w->shift_type == BCQ_NONE);
-    if (!whole || !typed || w->bits < 1 || w->bits > 8 || w->rows > INT32_MAX || w->columns > INT32_MAX ||
-        w->isa < 0 || w->isa >= BCQ_ISA_COUNT)
+    if (!whole || !typed || w->bits < 1 || w->bits > 8 || w->rows > INT32_MAX || w->columns > INT32_MAX || w->isa < 0 ||
+        w->isa >= BCQ_ISA_COUNT)
         return -1;
     return block_count(w) * (w->columns / 16 * w->bits * PLANE_BYTES + w->columns / w->group * scale_bytes(w));
 }

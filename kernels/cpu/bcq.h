@@ -18,12 +18,10 @@
  *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
  *           groups longer than a tile have all their scales behind the last tile, as [block][group]
  *
- * A word holds 16 inputs of one row and plane, input 0 the lowest bit. How 32 of them lie depends on what an instruction
- * set permutes:
- *   16 bits  row r is lane 2 (r mod 16) + r div 16: as 32-bit lanes, the low halves are rows 0..15 and the high halves
- *            rows 16..31, both in order
- *   bytes    (AVX2) the lower bytes of all rows, then the upper ones; in either, row r is byte 4 (r mod 8) + r div 8, so
- *            that each quarter of the 32-bit lanes holds 8 rows in order
+ * A word holds 16 inputs of one row and plane, input 0 the lowest bit. How 32 of them lie depends on what an
+ * instruction set permutes: 16 bits  row r is lane 2 (r mod 16) + r div 16: as 32-bit lanes, the low halves are rows
+ * 0..15 and the high halves rows 16..31, both in order bytes    (AVX2) the lower bytes of all rows, then the upper
+ * ones; in either, row r is byte 4 (r mod 8) + r div 8, so that each quarter of the 32-bit lanes holds 8 rows in order
  */
 #ifndef QBENCH_BCQ_H
 #define QBENCH_BCQ_H

@@ -1,18 +1,18 @@
-/* The kernels with AVX2, FMA and F16C. A byte shuffle looks up 16 entries of one byte in 32 lanes, which are 32 rows, so
- * entries come in digits of 6 bits, 2 of them (fast) or 4 (exact), and 4 lookups of one digit fit a byte:
+/* The kernels with AVX2, FMA and F16C. A byte shuffle looks up 16 entries of one byte in 32 lanes, which are 32 rows,
+ * so entries come in digits of 6 bits, 2 of them (fast) or 4 (exact), and 4 lookups of one digit fit a byte:
  *
  *   entry = round(value/step) + 2^(6n-1), value the signed sum of 4 inputs, step = max sum |x| / (2^(6n-1) - 8)
  *
  * where 8 leaves room for the float32 rounding of step and value. Bytes are added to 16-bit sums as they are, in pairs
  * (S, which wraps), and the upper ones of the pairs alone (H): the lower ones are S - 2^8 H. A segment has at most 32
- * lookups, so a sum of digits is at most 2016, one of values less than 2^28, and rounding moves it by at most 32 step/2:
- * 7.9e-3 (fast) or 1.9e-6 (exact) of max sum |x|. */
+ * lookups, so a sum of digits is at most 2016, one of values less than 2^28, and rounding moves it by at most 32
+ * step/2: 7.9e-3 (fast) or 1.9e-6 (exact) of max sum |x|. */
 #include "bcq_kernel.h"
 
 #ifdef BCQ_X86
 #include "bcq_avx2.h"
 
-#define DIGIT 6 /* bits; 4 numbers of so many bits add up in a byte */
+#define DIGIT 6   /* bits; 4 numbers of so many bits add up in a byte */
 #define INPUTS 16 /* of a word: 4 lookups */
 
 /* The tables of 16 inputs with so many digits: [lookup][digit][16 entries]. */
@@ -52,8 +52,8 @@ typedef struct { /* of one digit: of all bytes in pairs, and of the upper bytes 
     __m256i all, upper;
 } digit_sums;
 
-/* The entries that the indices choose. The table is loaded here and now: a compiler that sees more of them than there are
- * registers likes to load them all beforehand, and to store them again. */
+/* The entries that the indices choose. The table is loaded here and now: a compiler that sees more of them than there
+ * are registers likes to load them all beforehand, and to store them again. */
 LOOP __m256i look_up(const uint8_t *table, __m256i index) {
     __m256i entries;
     __asm__("vbroadcasti128 %1, %0" : "=x"(entries) : "m"(*(const __m128i *)table));
@@ -71,9 +71,8 @@ LOOP __m256i load_once(const void *from) {
 LOOP void add_lookups(const uint16_t *words, const uint8_t *tables, digit_sums *sum, const int digits) {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i lower = load_once(words), upper = load_once(words + 16);
-    __m256i index[4] = {
-        _mm256_and_si256(lower, nibble), _mm256_and_si256(_mm256_srli_epi16(lower, 4), nibble),
-        _mm256_and_si256(upper, nibble), _mm256_and_si256(_mm256_srli_epi16(upper, 4), nibble)};
+    __m256i index[4] = {_mm256_and_si256(lower, nibble), _mm256_and_si256(_mm256_srli_epi16(lower, 4), nibble),
+                        _mm256_and_si256(upper, nibble), _mm256_and_si256(_mm256_srli_epi16(upper, 4), nibble)};
 #pragma GCC unroll 4
     for (int d = 0; d < digits; d++) {
         __m256i found = look_up(tables + 16 * d, index[0]);
@@ -112,11 +111,11 @@ LOOP void add_sums(const digit_sums *sum, const __m256 *alpha, __m256 *y, const 
 }
 
 /* y[0..31] += step sum_i alpha_i (c_i . x) over a segment of `length` inputs of a block. */
-LOOP void add_segment(const uint16_t *words, int64_t length, int planes, const uint8_t *tables, const group_scales *scales,
-                      float step, float *y, const int digits) {
+LOOP void add_segment(const uint16_t *words, int64_t length, int planes, const uint8_t *tables,
+                      const group_scales *scales, float step, float *y, const int digits) {
     __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     /* What the entries are too large by is 2^5 in each last digit. */
-    const __m256i less = _mm256_set1_epi16((short)(-(length / 4) << (DIGIT - 1)));
+    const __m256i less = _mm256_set1_epi16((short)(-(length / 4) * (1 << (DIGIT - 1))));
     for (int i = 0; i < planes; i++) {
         digit_sums sum[4];
 #pragma GCC unroll 4
@@ -169,7 +168,8 @@ static void product(const bcq_block *strip, const bcq_tables *tables, int batch,
 
 /* The digits of 8 entries, as 4 bytes for each, in the order: digit 0 of all, digit 1 of all, ... */
 LOOP __m256i split(__m256 value, __m256 per_step, const int digits) {
-    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i order =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     __m256i entry = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(value, per_step)),
                                      _mm256_set1_epi32(1 << (DIGIT * digits - 1)));
     __m256i upper = _mm256_slli_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0xfff000)), 4);
@@ -179,7 +179,8 @@ LOOP __m256i split(__m256 value, __m256 per_step, const int digits) {
     return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(entry, order), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/* The 16 entries of 4 inputs: +-x0 +-x1 +-x2 +-x3, where bit j of an entry's number is 0 if the sign of xj is turned. */
+/* The 16 entries of 4 inputs: +-x0 +-x1 +-x2 +-x3, where bit j of an entry's number is 0 if the sign of xj is turned.
+ */
 LOOP void fill(const float *x, __m256 per_step, uint8_t *out, const int digits) {
     const __m256 turn = _mm256_set1_ps(-0.0f), zero = _mm256_setzero_ps();
     __m256 a = _mm256_xor_ps(_mm256_set1_ps(x[0]), _mm256_blend_ps(turn, zero, 0xaa));

@@ -4,8 +4,8 @@
 #ifdef BCQ_X86
 #include "bcq_avx2.h"
 
-/* Eight weights of one row, whose bits are those of one byte for each plane, in the order of operations that defines the
- * format. */
+/* Eight weights of one row, whose bits are those of one byte for each plane, in the order of operations that defines
+ * the format. */
 LOOP __m256 weights_of(const bcq_weight *w, const float *scale, float shift, const uint8_t *bytes, int64_t next) {
     __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     __m256i code = _mm256_setzero_si256();
