@@ -14,6 +14,7 @@
 
 #define DIGIT 6   /* bits; 4 numbers of so many bits add up in a byte */
 #define INPUTS 16 /* of a word: 4 lookups */
+#define AHEAD 6144 /* bytes; with 0, 3, 6, 8 KiB one row took 0.85, 0.72, 0.67, 0.67 of ggml's time at 3 and 4 bits */
 
 /* The tables of 16 inputs with so many digits: [lookup][digit][16 entries]. */
 INLINE uint8_t *tables_at(const bcq_tables *tables, int64_t input, int digits) {
@@ -124,8 +125,10 @@ LOOP void add_segment(const uint16_t *words, int64_t length, int planes, const u
             sum[d].all = _mm256_add_epi16(sum[d].upper, _mm256_slli_epi16(sum[d].upper, 8));
         }
         const uint8_t *table = tables;
-        for (int64_t k = 0; k < length; k += INPUTS, words += BCQ_ROWS, table += 64 * digits)
+        for (int64_t k = 0; k < length; k += INPUTS, words += BCQ_ROWS, table += 64 * digits) {
+            _mm_prefetch((const char *)words + AHEAD, _MM_HINT_T0);
             add_lookups(words, table, sum, digits);
+        }
         add_sums(sum, scales->alpha[i], sums, digits);
     }
 #pragma GCC unroll 4
