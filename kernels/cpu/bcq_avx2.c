@@ -12,8 +12,8 @@
 #ifdef BCQ_X86
 #include "bcq_avx2.h"
 
-#define DIGIT 6   /* bits; 4 numbers of so many bits add up in a byte */
-#define INPUTS 16 /* of a word: 4 lookups */
+#define DIGIT 6    /* bits; 4 numbers of so many bits add up in a byte */
+#define INPUTS 16  /* of a word: 4 lookups */
 #define AHEAD 6144 /* bytes; with 0, 3, 6, 8 KiB one row took 0.85, 0.72, 0.67, 0.67 of ggml's time at 3 and 4 bits */
 
 /* The tables of 16 inputs with so many digits: [lookup][digit][16 entries]. */

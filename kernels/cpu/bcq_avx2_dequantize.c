@@ -8,11 +8,13 @@
 
 typedef struct { /* of one group of a block */
     float scale[8][BCQ_ROWS], shift[BCQ_ROWS];
-    float levels[BCQ_ROWS][1 << LEVEL_BITS]; /* of a binary weight: +-alpha_0 +-alpha_1 ..., by the code of these planes */
+    float levels[BCQ_ROWS]
+                [1 << LEVEL_BITS]; /* of a binary weight: +-alpha_0 +-alpha_1 ..., by the code of these planes */
 } constants;
 
 LOOP __m256 add_signed(__m256 value, float scale, __m256i code, int bit) { /* the sign is turned where the bit is 0 */
-    __m256i turned = _mm256_andnot_si256(_mm256_sll_epi32(code, _mm_cvtsi32_si128(31 - bit)), _mm256_set1_epi32(INT32_MIN));
+    __m256i turned =
+        _mm256_andnot_si256(_mm256_sll_epi32(code, _mm_cvtsi32_si128(31 - bit)), _mm256_set1_epi32(INT32_MIN));
     return _mm256_add_ps(value, _mm256_xor_ps(_mm256_set1_ps(scale), _mm256_castsi256_ps(turned)));
 }
 
@@ -43,8 +45,8 @@ LOOP void fill_constants(const bcq_weight *w, const char *scales, int rows, cons
 /* The codes of 8 inputs of the rows r, r + 8, r + 16 and r + 24, whose bytes lie side by side; plane 0 is the uppermost
  * bit. next: bytes from plane to plane. */
 LOOP __m256i codes_of(const uint8_t *bytes, int64_t next, int planes) {
-    const __m256i repeat = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3,
-                                            3, 3, 3, 3);
+    const __m256i repeat = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3,
+                                            3, 3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
     __m256i code = _mm256_setzero_si256();
     for (int i = 0; i < planes; i++) {
@@ -85,25 +87,33 @@ LOOP __m128i to_bfloats(__m256 value) { /* to nearest, ties to even; a NaN stays
     return _mm256_castsi256_si128(pairs);
 }
 
+/* out[row][0..length-1] for the rows first, first + 8, ... of a segment that begins at `words`. */
+LOOP void dequantize_rows(const bcq_weight *w, const uint16_t *words, int64_t length, const constants *c, int first,
+                          int rows, int64_t stride, char *out, const int bfloat) {
+    const uint8_t *bytes = (const uint8_t *)words + 4 * first;
+    for (int64_t k = 0; k < length; k += 8, bytes += BCQ_ROWS) {
+        uint64_t codes[4]; /* of 8 inputs each */
+        _mm256_storeu_si256((__m256i *)codes, codes_of(bytes, length / 8 * BCQ_ROWS, w->bits));
+        for (int q = 0, row = first; q < 4 && row < rows; q++, row += 8) {
+            __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + q)));
+            __m256 value = weights_of(w, c, row, code);
+            if (bfloat)
+                _mm_storeu_si128((__m128i *)((uint16_t *)out + row * stride + k), to_bfloats(value));
+            else
+                _mm256_storeu_ps((float *)out + row * stride + k, value);
+        }
+    }
+}
+
 LOOP void dequantize_group(const bcq_block *block, const uint16_t *words, const constants *c, int rows, int64_t stride,
                            char *out, const int bfloat) {
     const bcq_weight *w = block->weight;
-    for (int first = 0; first < 8 && first < rows; first++)
-        for (int64_t k = 0; k < block->group; k += 8) {
-            const uint16_t *from = words + bcq_words_to(w, block->group, k, 0);
-            int64_t next = w->bits > 1 ? 2 * (words + bcq_words_to(w, block->group, k, 1) - from) : 0;
-            uint64_t codes[4]; /* of 8 inputs each */
-            _mm256_storeu_si256((__m256i *)codes,
-                                codes_of((const uint8_t *)from + k % 16 / 8 * BCQ_ROWS + 4 * first, next, w->bits));
-            for (int q = 0, row = first; q < 4 && row < rows; q++, row += 8) {
-                __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + q)));
-                __m256 value = weights_of(w, c, row, code);
-                if (bfloat)
-                    _mm_storeu_si128((__m128i *)((uint16_t *)out + row * stride + k), to_bfloats(value));
-                else
-                    _mm256_storeu_ps((float *)out + row * stride + k, value);
-            }
-        }
+    for (int64_t k = 0, length; k < block->group; k += length) {
+        length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
+        for (int first = 0; first < 8 && first < rows; first++)
+            dequantize_rows(w, words + bcq_words_to(w, block->group, k, 0), length, c, first, rows, stride,
+                            out + k * (bfloat ? 2 : 4), bfloat);
+    }
 }
 
 TARGET void bcq_avx2_dequantize(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat) {

@@ -5,8 +5,9 @@ exact (`cpu-binary`) and fast (`cpu-binary-fast`) are the same sums of integers,
 have the derivation. With L_g = sum |x| over a group and alpha_gi its scales (of a uniform weight
 scale * 2^(bits-2-i)), the error of a product is at most ERROR * sum_g L_g sum_i |alpha_gi|, beside
 the float32 rounding of the last sum over groups. Measured on random weights, the relative error is
-2e-7 and 4e-4. An x that is not finite makes its whole row NaN. More rows than WORK allows take the
-weight dequantized to their dtype, some rows of it at a time: what the dense layer computes.
+2e-7 and 4e-4. An x that is not finite makes its whole row NaN. Many rows
+take the weight dequantized to their dtype, some rows of it at a time: what the dense layer
+computes; where bfloat16 is emulated, in float32, rounded at the end.
 
 The kernels are a shared library with a plain C interface, so one build serves every version of
 torch. torch is imported first, and so is its OpenMP runtime, which the library then shares.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import WeightFormat
+from qbench.environment import faster_in_bfloat16
 from qbench.formats import Binary, Uniform
 from qbench.formats.packing import unpack
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
@@ -40,8 +42,9 @@ from qbench.kernels.layouts import Layouts
 
 # Rows of x times planes up to which tables are faster than dense products, which are slower in
 # float32. On a Zen 4 core at 4096 x 4096, a row and plane of a table product took 0.1 ms, a row of
-# a float32 dense one 0.43 ms, of bfloat16 0.2.
-WORK = {torch.float32: 512, torch.bfloat16: 64}
+# a float32 dense one 0.43 ms, of bfloat16 0.2; with AVX2 alone 0.15, 0.4, and 5 to dequantize.
+FLOAT32_WORK = {"portable": 512, "avx2": 160, "avx512": 512}
+BFLOAT16_WORK = 64
 TILE_BYTES = 1 << 22  # of dequantized weight between two dense products: they read it from a cache
 HUGE_PAGE = 1 << 21
 EXACT, FAST = 0, 1  # enum bcq_mode
@@ -170,7 +173,10 @@ class Derived:
 
     def by_tables(self, x: Tensor) -> bool:
         """Whether tables are the faster way for the rows of x (..., in)."""
-        return x.numel() // self.shape[1] * self.description.bits <= WORK[x.dtype]
+        work = BFLOAT16_WORK
+        if _dense_dtype(x.dtype) == torch.float32:
+            work = FLOAT32_WORK[ISAS[self.description.isa]]
+        return x.numel() // self.shape[1] * self.description.bits <= work
 
     def linear(self, x: Tensor, bias: Tensor | None, mode: int) -> Tensor:
         """The product in the faster way.
@@ -181,10 +187,18 @@ class Derived:
             if bias is not None:
                 bias = bias.float().contiguous()
             return self.product(x, bias, mode)
+        dtype = _dense_dtype(x.dtype)
         if bias is not None:
-            bias = bias.to(x.dtype)
-        y = self.dense_product(x.flatten(0, -2), bias)
-        return y.view(*x.shape[:-1], self.shape[0])
+            bias = bias.to(dtype)
+        y = self.dense_product(x.flatten(0, -2).to(dtype), bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+
+def _dense_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What dense products with x of this dtype are computed in: float32 where that is faster."""
+    if dtype == torch.bfloat16 and not faster_in_bfloat16():
+        return torch.float32
+    return dtype
 
 
 def _stored(scale: Tensor) -> Tensor:

@@ -63,6 +63,24 @@ def test_fast_products_are_more_precise_than_activations_of_8_bits(bits):
     assert (y - expected).norm() / expected.norm() < get_kernel("cpu-binary-fast").error
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_many_rows_are_multiplied_in_the_faster_dtype(monkeypatch, faster):
+    """Products of bfloat16 in float32 are rounded once, at the end."""
+    monkeypatch.setattr(cpu, "faster_in_bfloat16", lambda: faster)
+    weight, bias = binary(70, 384, 3, 128), normal(70, seed=2).bfloat16()
+    x = normal(200, 384, seed=1).bfloat16()
+    packed = cpu.Derived(weight)
+    assert not packed.by_tables(x)
+    y = packed.linear(x, bias, cpu.EXACT)
+    assert y.dtype == torch.bfloat16
+    wide = weight.dequantize() if not faster else weight.dequantize().bfloat16().float()
+    exact = x.double() @ wide.double().T + bias.double()
+    # Half a unit in the last of 8 bits, and float32's own rounding.
+    assert ((y - exact).abs() <= exact.abs() * 2.0**-8 + 1e-3).all()
+    once = torch.nn.functional.linear(x.float(), weight.dequantize(), bias.float()).bfloat16()
+    assert torch.equal(y, once) == (not faster)
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_an_instruction_set_can_be_named(monkeypatch, name):
     monkeypatch.setenv(ISA_VARIABLE, name)
