@@ -11,6 +11,7 @@ from qbench.formats import Binary
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.cpu.library import ISA_VARIABLE, best_isa, chosen_isa
 from qbench.kernels.registry import get_kernel
+from qbench.latency.pytest_benchmark import as_benchmarks
 from samples import binary_weight as binary
 from samples import normal
 
@@ -90,6 +91,15 @@ def test_an_instruction_set_can_be_named(monkeypatch, name):
     x = normal(2, 64, seed=1)
     named = cpu.Derived(weight, cpu.ISAS.index(name)).product(x, None, cpu.EXACT)
     assert torch.equal(cpu.Derived(weight).product(x, None, cpu.EXACT), named)
+
+
+def test_a_file_of_timings_tells_what_computed(monkeypatch):
+    monkeypatch.setenv(ISA_VARIABLE, "portable")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    told = as_benchmarks([])["machine_info"]["instructions"]
+    expected = {"kernels": "portable", "QBENCH_ISA": "portable", "ATEN_CPU_CAPABILITY": "default"}
+    assert told == expected
 
 
 def test_the_best_instruction_set_is_the_default(monkeypatch):
