@@ -41,6 +41,23 @@ def read_skeleton(folder: Path) -> Any:
     return model
 
 
+def read_generation(model: Any, folder: Path) -> None:
+    """Give a model the folder's generation_config.json, such as its several EOS, if it has one.
+
+    StoreError where the file is damaged.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except Exception as error:
+        raise StoreError(
+            f"{folder / 'generation_config.json'} cannot be read: {_short(error)}; copy it again"
+        ) from None
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer; None where the folder has none, StoreError where it is damaged."""
     from transformers import AutoTokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError, unknown_name
+from qbench.files.model_folder import quantization_settings, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
 from qbench.inspection.compressed_tensors import read_compressed
@@ -93,11 +94,12 @@ def inspect(path: Path) -> Inspection:
 
 
 def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
+    require_ordinary_files(folder)
     shards = Shards(folder)
-    entry = config.get("quantization_config", config.get("compression_config"))
+    entry = quantization_settings(folder, config)
     if entry is None:
         return _read_unquantized(shards)
-    quant_method = entry.get("quant_method") if isinstance(entry, Mapping) else None
+    quant_method = entry.get("quant_method")
     if quant_method == "qbench":
         return read_own(config, shards)
     if not isinstance(quant_method, str) or quant_method not in READERS:

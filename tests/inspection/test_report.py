@@ -389,8 +389,8 @@ REFUSED = {
         "unknown quant_method 'aqlm'.*awq, compressed-tensors",
     ),
     "no method": ({"bits": 4}, gptq(4), "unknown quant_method 'None'"),
-    "an entry that is no object": ([4], gptq(4), "unknown quant_method 'None'"),
-    "an entry that is a name": ("gptq", gptq(4), "unknown quant_method 'None'"),
+    "an entry that is no object": ([4], gptq(4), "quantization_config is list, not an object"),
+    "an entry that is a name": ("gptq", gptq(4), "quantization_config is str, not an object"),
     "codes without an entry": (
         None,
         gptq(4),
