@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, ModelError
 from qbench.models.tokenizers import set_beginning, surroundings, without_ending
 
 if TYPE_CHECKING:
@@ -154,11 +154,17 @@ def prepared(tokenizer: Any, model: Any) -> Any:
     """A copy of a tokenizer that begins a text as the model was trained, and puts no EOS after it.
 
     It has a pad token inside the embedding, which lm-eval needs and the mask makes irrelevant.
+    ModelError where the tokenizer has no EOS.
     """
     own = with_bos(without_ending(tokenizer), getattr(model.config, "model_type", ""))
+    if own.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set eos_token "
+            "in the model's tokenizer_config.json"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if own.pad_token_id is None or own.pad_token_id >= rows:
-        own.pad_token = own.eos_token or own.convert_ids_to_tokens(0)
+        own.pad_token = own.eos_token
     return own
 
 
