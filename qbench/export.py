@@ -20,6 +20,7 @@ from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
 from qbench.formats import Uniform
+from qbench.models.published_names import published
 
 
 def export(folder: Path, target: str, output: Path, dtype: str = "auto") -> Path:
@@ -66,7 +67,7 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
 def _to_dense(folder: Path, output: Path, dtype: str) -> Path:
     """Every weight dequantized: for any program, at the size of the unquantized model."""
     checkpoint = load_checkpoint(folder, dtype, packed=False)
-    tensors = unquantized_tensors(checkpoint.model, {})
+    tensors = published(checkpoint.model, unquantized_tensors(checkpoint.model, {}))
     return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, None)
 
 
