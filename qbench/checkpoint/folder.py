@@ -24,7 +24,13 @@ from qbench.checkpoint.config import (
     stored_tensors,
 )
 from qbench.checkpoint.packed_linear import pack, unpack
-from qbench.checkpoint.skeleton import fill, read_generation, read_skeleton, read_tokenizer
+from qbench.checkpoint.skeleton import (
+    fill,
+    read_generation,
+    read_skeleton,
+    read_tokenizer,
+    without_leftovers,
+)
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
@@ -39,6 +45,8 @@ from qbench.files.shards import (
     write_shards,
 )
 from qbench.models.blocks import is_linear
+from qbench.models.published_names import own_names
+from qbench.models.source import torch_dtype
 from qbench.records import Record
 
 LOG = "quantize_log.json"
@@ -160,17 +168,22 @@ def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
     weights, manifest = _read_weights(folder, config, shards)
     model = read_skeleton(folder)
     read_generation(model, folder)
-    kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
+    kind = model.config.dtype if dtype == "auto" else torch_dtype(dtype)
     if not isinstance(kind, torch.dtype):  # a config may state none
         kind = torch.float32
-    pack(model, weights)
-
     unquantized: dict[str, Tensor] = {}
     for name in sorted(shards.entries):
         if _is_quantized_part(name, weights):
             continue
         tensor = shards.tensor(name)
         unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
+    if "foreign" in manifest:
+        own = own_names(model.config)
+        weights = {own(f"{name}.weight").removesuffix(".weight"): w for name, w in weights.items()}
+        unquantized = {own(name): tensor for name, tensor in unquantized.items()}
+    pack(model, weights)
+    if "foreign" in manifest:
+        unquantized = without_leftovers(model, unquantized)
     _require_finite_tensors(unquantized, folder)
     fill(model, unquantized, folder)
     if not packed:
@@ -249,7 +262,7 @@ def _read_weights(
         weights: dict[str, WeightFormat] = dict(read_foreign(entry, shards))
         for name, weight in weights.items():
             _require_finite(name, weight, folder)
-        return weights, {"method": entry["quant_method"], "foreign": entry}
+        return weights, {"method": entry["quant_method"], "foreign": dict(entry)}
     layout = read_layout(config, folder / "config.json")
     weights = {}
     for name, group in compare(layout, shards).items():
