@@ -84,6 +84,31 @@ def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def other_scales(tensors, config):
+    return {name: 2 * tensor if "up_proj" in name else tensor for name, tensor in tensors.items()}
+
+
+def lost(tensors, config):
+    return {name: tensor for name, tensor in tensors.items() if "up_proj" not in name}
+
+
+@pytest.mark.parametrize(
+    "change, message", [(other_scales, "reads back as another model"), (lost, "misses 2 tensors")]
+)
+def test_an_export_that_says_something_else_is_not_left_there(
+    saved, tmp_path, monkeypatch, change, message
+):
+    kept = export(saved(), "dense", tmp_path / "dense")
+    monkeypatch.setattr("qbench.export.published", lambda model, tensors: change(tensors, model))
+    for verify in (None, True):
+        with pytest.raises(StoreError, match=message):
+            export(saved(), "dense", tmp_path / "dense", verify=verify)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+    model = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32)
+    assert torch.equal(model(PROMPT).logits, logits(saved())), "the older export is still there"
+    export(saved(), "dense", tmp_path / "unseen", verify=False)
+
+
 def edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= changes

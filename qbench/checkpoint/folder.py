@@ -124,11 +124,7 @@ def write_model_folder(
     called with. StoreError where the disk refuses, and where something is there that qbench has not
     written.
     """
-    if not may_be_replaced(folder):
-        raise StoreError(
-            f"{folder} is there and was not written by qbench, or is damaged; "
-            "choose another folder, or remove it first"
-        )
+    require_replaceable(folder)
     content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
     content["dtype"] = _main_dtype(tensors)
     if entry is not None:
@@ -151,6 +147,15 @@ def write_model_folder(
         raise StoreError(
             f"{folder} cannot be written ({error}); free space, or choose another folder"
         ) from error
+
+
+def require_replaceable(folder: Path) -> None:
+    """StoreError where something is at `folder` that qbench has not written."""
+    if not may_be_replaced(folder):
+        raise StoreError(
+            f"{folder} is there and was not written by qbench, or is damaged; "
+            "choose another folder, or remove it first"
+        )
 
 
 def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:

@@ -39,8 +39,8 @@ def from_transformers(source: ModelSource, auto_class: Any, **options: Any) -> A
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its table of tensors, of which `_require_whole` speaks."""
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and its table of tensors, of which our own messages speak."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -56,7 +56,7 @@ def _quiet() -> Iterator[None]:
 def explained(source: ModelSource, load: Callable[[], Any]) -> Any:
     """The value of `load`; whatever it raises becomes a ModelError that says what to do."""
     try:
-        with _quiet():
+        with quiet():
             return load()
     except QbenchError:
         raise
