@@ -22,7 +22,8 @@ ARROWS = {
     "environment": set(),
     "files": {"errors"},
     "formats": {"contracts", "errors"},
-    "models": {"errors", "files"},
+    "embedded": {"errors", "files"},
+    "models": {"embedded", "errors", "files"},
     "calibration": {"contracts", "errors", "models"},
     "declarations": {"contracts", "errors"},
     "method_source": {"contracts", "declarations"},
@@ -39,13 +40,16 @@ ARROWS = {
     "quantization": {
         "calibration", "checkpoint", "contracts", "errors", "formats", "models", "registry",
     },
-    "export": {"checkpoint", "contracts", "errors", "exchange", "formats"},
+    "read_back": {"checkpoint", "errors", "models"},
+    "export": {
+        "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
+    },
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "formats", "plugin_file"},
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
-    "tasks": {"calibration", "errors", "files", "records"},
+    "tasks": {"calibration", "errors", "files", "models", "records"},
     "reports": {"errors", "files", "records", "tasks"},
     "latency": {
         "contracts", "environment", "errors", "kernels", "kernels.cpu", "kernels.gpu",
