@@ -28,10 +28,11 @@ from qbench.reports.headline import (
     require,
 )
 
+EQUAL_BITS = 0.05  # measured bits per weight that count as none
 CAPTION = (
-    "Values are shown with one standard error. Bold: the best value among the cells of one model "
-    "and one number of nominal bits, where it is better than the next one at all; this is no claim "
-    "of significance, and cells of equal nominal bits may differ in measured bits per weight."
+    "Values are shown with one standard error. Bold: better than every cell of the same model that "
+    f"has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of "
+    "as many; this is no claim of significance."
 )
 SCREEN_WIDTH = 100  # characters
 
@@ -55,22 +56,26 @@ class Entry:
 
 
 def best(records: Sequence[Record], headline: Headline) -> set[str]:
-    """Ids of the cells that are strictly best among their model, nominal bits and protocol."""
+    """Ids of the cells that win among their model and protocol, at equal measured bits.
+
+    A winner is strictly better than some cell of as many bits, and than all of as many or fewer.
+    """
     sign = -1 if headline.higher_is_better else 1  # so that the smallest is the best
-    rivals: dict[object, list[tuple[float, str]]] = {}
+    rivals: dict[object, list[tuple[float, float, str]]] = {}
     for record in records:
         score = headline.of(record)
-        scheme = record.cell.scheme
-        if score and scheme and math.isfinite(score.value):
-            key = (record.cell.model, scheme.bits, protocol(record, headline.task))
-            rivals.setdefault(key, []).append((sign * score.value, record.id))
+        bits = record.bits_per_weight.get("total")
+        if score and bits and record.cell.scheme and math.isfinite(score.value):
+            key = (record.cell.model, protocol(record, headline.task))
+            rivals.setdefault(key, []).append((bits, sign * score.value, record.id))
     winners = set()
     for group in rivals.values():
-        if len(group) < 2:
-            continue
-        (first_value, first_id), (second_value, _) = sorted(group)[:2]
-        if first_value < second_value:
-            winners.add(first_id)
+        for bits, value, name in group:
+            others = [rival for rival in group if rival[2] != name]
+            cheaper = [rival for rival in others if rival[0] <= bits + EQUAL_BITS]
+            equal = [rival for rival in cheaper if rival[0] >= bits - EQUAL_BITS]
+            if equal and all(value < other for _, other, _ in cheaper):
+                winners.add(name)
     return winners
 
 
