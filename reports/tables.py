@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.files.atomic import write_text
+from qbench.outside_text import markdown as escaped
+from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports.headline import (
     MINI_NOTICE,
@@ -182,8 +183,8 @@ def markdown(records: Sequence[Record]) -> str:
     parts += [_markdown_table(records), CAPTION]
     items = []
     for record, reason in failures(records):
-        cell = f"{_plain(record.cell.model)} {_plain(record.cell.label)}"
-        items.append(f"- {cell} ({record.status}): {_plain(reason)}")
+        cell = f"{escaped(record.cell.model)} {escaped(record.cell.label)}"
+        items.append(f"- {cell} ({record.status}): {escaped(reason)}")
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
@@ -198,21 +199,16 @@ def _markdown_table(records: Sequence[Record]) -> str:
     headings = {headline.title: headline.heading for headline in headlines(records)}
     words = columns.index("method") + 1  # these columns hold words, which stand on the left
     lines = [
-        [_plain(headings.get(column, column)) for column in columns],
+        [escaped(headings.get(column, column)) for column in columns],
         ["---"] * words + ["---:"] * (len(columns) - words),
     ]
     for row in rows:
         fields = []
         for entry in row:
-            text = _plain(entry.text)
+            text = escaped(entry.text)
             fields.append(f"**{text}**" if entry.best else text)
         lines.append(fields)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text from outside as Markdown that means itself."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def screen(records: Sequence[Record], console: Console) -> None:
@@ -225,7 +221,8 @@ def screen(records: Sequence[Record], console: Console) -> None:
         if any(record.status == "ok" for record in mine):
             console.print(_fitting_table(mine, console, width), width=width)
         for record, reason in failures(mine):
-            console.print(Text(f"{record.status}  {record.cell.label}  {reason}"), width=width)
+            line = printable(f"{record.status}  {record.cell.label}  {reason}")
+            console.print(Text(line), width=width)
     if _has_mini_tasks(records):
         console.print(Text(f"Note: {MINI_NOTICE}."))
 
@@ -252,7 +249,10 @@ def _width(table: Table, console: Console) -> int:
 def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: int) -> Table:
     """gap: spaces between columns."""
     table = Table(
-        title=Text(records[0].cell.model), box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False
+        title=Text(printable(records[0].cell.model)),
+        box=SIMPLE_HEAD,
+        padding=(0, gap, 0, 0),
+        show_edge=False,
     )
     table.title_justify = "left"
     table.add_column("method", overflow="fold", max_width=16, vertical="bottom")
@@ -270,5 +270,5 @@ def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: in
             if score:
                 text = number(score.value, score.stderr, score.metric, digits=1, gap="")
             fields.append(text)
-        table.add_row(*map(Text, fields))
+        table.add_row(*[Text(printable(field)) for field in fields])
     return table

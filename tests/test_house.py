@@ -16,7 +16,8 @@ from places import ROOT
 
 # What each room may import of ours: a folder is a room, and so is a module of qbench's root.
 ARROWS = {
-    "errors": set(),
+    "outside_text": set(),
+    "errors": {"outside_text"},
     "contracts": {"errors"},
     "records": {"contracts"},
     "environment": set(),
@@ -35,7 +36,8 @@ ARROWS = {
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
-        "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "records",
+        "contracts", "errors", "exchange", "files", "formats", "kernels", "models",
+        "outside_text", "records",
     },
     "quantization": {
         "calibration", "checkpoint", "contracts", "errors", "formats", "models", "registry",
@@ -50,7 +52,7 @@ ARROWS = {
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "models", "records"},
-    "reports": {"errors", "files", "records", "tasks"},
+    "reports": {"errors", "files", "outside_text", "records", "tasks"},
     "latency": {
         "contracts", "environment", "errors", "kernels", "kernels.cpu", "kernels.gpu",
         "quantization",
@@ -61,8 +63,8 @@ ARROWS = {
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",
-        "inspection", "kernels", "latency", "method_source", "models", "records", "registry",
-        "reports", "tasks",
+        "inspection", "kernels", "latency", "method_source", "models", "outside_text", "records",
+        "registry", "reports", "tasks",
     },
 }  # fmt: skip
 
