@@ -35,6 +35,7 @@ CAPTION = (
     f"has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of "
     "as many; this is no claim of significance."
 )
+DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 SCREEN_WIDTH = 100  # characters
 
 
@@ -139,7 +140,10 @@ def _score_entry(record: Record, headline: Headline, is_best: bool) -> Entry:
     score = headline.of(record)
     if score is None:
         return Entry("", best=is_best)
-    return Entry(number(score.value, score.stderr, score.metric), score.value, is_best)
+    text = number(score.value, score.stderr, score.metric)
+    if score.suspicion:
+        text += DOUBT
+    return Entry(text, score.value, is_best)
 
 
 def _cost(record: Record) -> list[Entry]:
@@ -174,6 +178,16 @@ def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
     return lost
 
 
+def doubts(records: Sequence[Record]) -> list[tuple[Record, str]]:
+    """The cells with scores that may say nothing, each with the scores and the reason."""
+    doubted = []
+    for record in ordered(records):
+        for score in record.scores:
+            if score.suspicion:
+                doubted.append((record, f"{score.task} {score.metric}: {score.suspicion}"))
+    return doubted
+
+
 def markdown(records: Sequence[Record]) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
@@ -181,13 +195,18 @@ def markdown(records: Sequence[Record]) -> str:
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
     parts += [_markdown_table(records), CAPTION]
-    items = []
-    for record, reason in failures(records):
-        cell = f"{escaped(record.cell.model)} {escaped(record.cell.label)}"
-        items.append(f"- {cell} ({record.status}): {escaped(reason)}")
+    items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
+    items = [_item(record, "", reason) for record, reason in doubts(records)]
+    if items:
+        parts += ["## Scores that may say nothing", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
+
+
+def _item(record: Record, status: str, reason: str) -> str:
+    cell = f"{record.cell.model} {record.cell.label}"
+    return f"- {escaped(cell)}{status}: {escaped(reason)}"
 
 
 def _has_mini_tasks(records: Sequence[Record]) -> bool:
@@ -222,6 +241,9 @@ def screen(records: Sequence[Record], console: Console) -> None:
             console.print(_fitting_table(mine, console, width), width=width)
         for record, reason in failures(mine):
             line = printable(f"{record.status}  {record.cell.label}  {reason}")
+            console.print(Text(line), width=width)
+        for record, reason in doubts(mine):
+            line = printable(f"doubtful  {record.cell.label}  {reason}")
             console.print(Text(line), width=width)
     if _has_mini_tasks(records):
         console.print(Text(f"Note: {MINI_NOTICE}."))

@@ -159,8 +159,8 @@ def prepared(tokenizer: Any, model: Any) -> Any:
     own = with_bos(without_ending(tokenizer), getattr(model.config, "model_type", ""))
     if own.eos_token_id is None:
         raise ModelError(
-            "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set eos_token "
-            "in the model's tokenizer_config.json"
+            "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set "
+            "eos_token in the model's tokenizer_config.json"
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if own.pad_token_id is None or own.pad_token_id >= rows:

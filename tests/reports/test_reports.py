@@ -464,3 +464,22 @@ def test_reports_do_not_import_torch() -> None:
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_score_that_may_say_nothing_is_marked_and_explained_everywhere(tmp_path: Path) -> None:
+    doubted = tuple(
+        score.model_copy(update={"suspicion": "all choices are equally likely, on every item"})
+        if score.metric == "acc"
+        else score
+        for score in scores(0.2, 3)
+    )
+    mine = [record("rtn", 3, 0.2), record("gptq", 3, scores=doubted)]
+    text = markdown(mine)
+    assert text.count("(?)") == 1 and "## Scores that may say nothing" in text
+    stream = io.StringIO()
+    screen(mine, Console(width=140, file=stream))
+    said = "mini-arc_easy acc: all choices are equally likely, on every item"
+    assert said in text.replace("\\", "")
+    assert f"doubtful  gptq 3b g64  {said}" in " ".join(stream.getvalue().split(" "))
+    write_reports(mine, tmp_path)
+    assert said in (tmp_path / "index.html").read_text()
