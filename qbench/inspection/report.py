@@ -78,6 +78,8 @@ def inspect(path: Path) -> Inspection:
 
     StoreError where it is neither, damaged, or quantized in a way that no reader knows.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise StoreError(f"{path} is no ordinary file (a pipe, socket or device); give a model")
     if path.is_file():
         from qbench.inspection.gguf_header import read_gguf
 
