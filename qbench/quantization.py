@@ -42,8 +42,8 @@ from qbench.models.loading import load_model
 from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
 
-_SMALLEST = 1e-12  # of a layer's largest weight: squares and their sums stay normal float32
-_LARGEST = 1e12
+_SMALLEST = 1e-8  # of a layer's largest weight; below 1e-9 scales meet the floor of the methods
+_LARGEST = 1e15  # above 1e19 squares overflow float32
 _TEXT_WINDOWS = 64  # taken from texts that calibrate
 _TEXT_LENGTH = 512  # tokens in each of them
 
@@ -206,8 +206,8 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
         largest = 0.0 if weight.is_meta else float(weight.abs().max())
         if largest and not _SMALLEST <= largest <= _LARGEST:
             raise MethodError(
-                f"the largest weight of {name} is {largest:.3g}; methods compute with squares in "
-                f"float32, which {_SMALLEST:g} to {_LARGEST:g} leaves room for: scale the layer"
+                f"the largest weight of {name} is {largest:.3g}; methods compute in "
+                f"float32 within {_SMALLEST:g} to {_LARGEST:g}: scale the layer"
             )
 
 
