@@ -1,4 +1,4 @@
-"""Products with 4 to 16 rows of x: planes of bits, made into bytes, times pairs of bytes (byte_rows.cu).
+"""Products with 4 to 16 rows of x: planes of bits as bytes, times pairs of bytes (byte_rows.cu).
 
 x is first turned into 16-bit integers, as high and low bytes, and a scale for each block of 128
 inputs (bytes.cu), which layers that read the same x share. The error is 2^-16 of a block's largest
@@ -129,6 +129,8 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     ):
         config = Config(warps, tiles, stages)
         useful = (stages - 2) * warps < planes.chunks
+        if rows > 8 and (warps > 8 or tiles > 1):
+            continue  # so many registers are not there
         if useful and shared_bytes(planes, config) <= SHARED_BYTES:
             yield config
 
