@@ -20,21 +20,31 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from machine_code import functions
 
-from qbench.kernels.gpu.cuda import bit_serial, choice, dequantize, launch, toolchain
+from qbench.kernels.gpu.cuda import choice, dequantize, launch, toolchain
 from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, Gpu
 from qbench.kernels.gpu.cuda.layout import CHUNK, TILE, CudaPlanes
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 MULTIPROCESSORS = 132
 OUT, IN = 4096, 4096  # of the weights
-UNIT = {"bit_serial": "BMMA", "half_rows": "HMMA", "wide_rows": "HGMMA"}  # that multiplies
-PREPARATIONS = ("bit_planes", "prepare", "dequantize")  # functions that multiply nothing
-ROWS = {"bit_serial": (1, 4), "half_rows": (8, 64), "wide_rows": (64, 256), DEQUANTIZE: (0,)}
+UNIT = {
+    "bit_serial": "BMMA",
+    "byte_rows": "IMMA",
+    "half_rows": "HMMA",
+    "wide_rows": "HGMMA",
+}  # that multiplies
+PREPARATIONS = ("bit_planes", "bytes", "prepare", "dequantize")  # functions that multiply nothing
+ROWS = {
+    "bit_serial": (1, 4),
+    "byte_rows": (4, 16),
+    "half_rows": (8, 64),
+    "wide_rows": (64, 256),
+    DEQUANTIZE: (0,),
+}
 HEADER = (
     "function        sm   dtype    coding    b    g   m | "
     "regs stack spills | instructions, loop, a bit: mix"
@@ -123,36 +133,18 @@ def planes_of(case: Case) -> CudaPlanes:
 
 def launched(
     rows: int, planes: CudaPlanes, dtype: torch.dtype, chosen: Choice
-) -> list[tuple[str, str, dict[str, int], int]]:
-    """(source, function, macros, threads of a block) of every launch of a product.
-
-    planes: without data. dtype: of x. chosen: the kernel and how it is launched.
-    """
-    sources: list[tuple[str, str, dict[str, int]]] = []
-    found = []
-
-    def load(source: str, name: str, macros: dict[str, int], device: int) -> launch.Loaded:
-        sources.append((source, name, dict(macros)))
-        return launch.Loaded(len(sources) - 1, name, device, True, 0, 0)
-
-    def launching(self: Any, grid: Any, block: Any, *arguments: Any, **options: Any) -> None:
-        found.append((*sources[self.facts.address], block[0] * block[1] * block[2]))
-
-    nothing = mock.patch.multiple(launch, _load=load, _driver_launch=lambda: None, _functions={})
-    with nothing, mock.patch.object(launch.Function, "launch", launching):
-        for module in (*MODULES.values(), dequantize):  # they remember functions, too
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
+) -> list[launch.Planned]:
+    """The launches of a product; planes: without data. dtype: of x."""
+    x = torch.empty(rows, planes.shape[1], dtype=dtype, device="meta")
+    with launch.planning() as planned:
         if chosen.kernel == DEQUANTIZE:
             dequantize.weight(planes, dtype)
-            return found
+            return planned
         module = MODULES[chosen.kernel]
-        x = torch.empty(rows, planes.shape[1], dtype=dtype, device="meta")
-        y = torch.empty(rows, planes.shape[0], dtype=dtype, device="meta")
-        inputs = bit_serial.prepare(x, planes) if module is bit_serial else x
+        y = x.new_empty(rows, planes.shape[0])
+        inputs = module.prepare(x, planes) if hasattr(module, "preparation") else x
         module.launch(inputs, planes, None, y, chosen.config)
-    return found
+    return planned
 
 
 def compiled(case: Case) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ the operator's border as its parts and a description, since an operator takes te
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from qbench.kernels.contract import Request
 from qbench.kernels.description import describe, description_of, parse, request_of, weight_from
 from qbench.kernels.registry import choose, explain, named, record, served, using
 
-__all__ = ["describe", "explain", "linear", "request", "served", "using"]
+__all__ = ["describe", "explain", "linear", "multiply", "request", "served", "using"]
 
+_texts: WeakKeyDictionary[WeightFormat, str] = WeakKeyDictionary()  # what `describe` gives
 _LIBRARY = torch.library.Library("qbench", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor[] parts, Tensor? bias, str weight) -> Tensor")
 _LIBRARY.define("dequantize(Tensor[] parts, str weight) -> Tensor")
@@ -30,7 +32,34 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
 
     ConfigError where the shapes do not fit.
     """
-    return torch.ops.qbench.linear(x, list(weight.to_tensors().values()), bias, describe(weight))
+    text = _texts.get(weight)
+    if text is None:
+        text = _texts[weight] = describe(weight)
+    return multiply(x, list(weight.to_tensors().values()), bias, text)
+
+
+def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
+    """`torch.ops.qbench.linear`, without its cost where nobody looks at operators.
+
+    The operator's way through torch takes as long as launching a kernel on a GPU.
+    """
+    if _watched(x, bias):
+        return torch.ops.qbench.linear(x, parts, bias, weight)
+    return _linear(x, parts, bias, weight)
+
+
+def _watched(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a product is traced, differentiated, or otherwise more than its result."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return True
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return True
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def request(x: Tensor, weight: WeightFormat) -> Request:

@@ -55,6 +55,11 @@ def sharing() -> Iterator[None]:
         _leave()
 
 
+def kept() -> bool:
+    """Whether a prepared form is kept at this moment."""
+    return _scope.entry is not None
+
+
 def share_inputs(module: nn.Module) -> None:
     """Make every forward pass of a module a scope; a module that is one already stays as it is."""
     if _open not in module._forward_pre_hooks.values():

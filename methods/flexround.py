@@ -75,9 +75,10 @@ class FlexRoundWeight(TrainedWeight):
         self.d3 = nn.Parameter(torch.zeros_like(self.d1))
 
     def forward(self) -> Tensor:
-        """(out, in) float32."""
+        """(out, in) in the dtype of the products."""
         top = 2**self.bits - 1
-        weight: Tensor = _Rounded.apply(self.X, self.d1, self.d2, self.d3, self.z, top)
+        parameters = (self.X, self.d1, self.d2, self.d3, self.z)
+        weight: Tensor = _Rounded.apply(*parameters, top, self.products)
         return weight.view(len(self.W), -1)
 
     @torch.no_grad()
@@ -109,18 +110,26 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int
+        ctx: Any,
+        X: Tensor,
+        d1: Tensor,
+        d2: Tensor,
+        d3: Tensor,
+        z: Tensor,
+        n: int,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """w^ (rows, g) of X, d2 (rows, g) and d1, d3, z (rows, 1); n = 2^b - 1."""
         ctx.save_for_backward(X, d1, d2, d3, z)
         ctx.n = n
-        (weight,) = over_rows(_rounded, X, d1, d2, d3, z, n=n)
+        (weight,) = over_rows(_rounded, X, d1, d2, d3, z, n=n, dtype=dtype)
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of d1, d2 and d3; the other three have none."""
-        return None, *over_rows(_gradients, *ctx.saved_tensors, grads[0], n=ctx.n), None, None
+        """Gradients of d1, d2 and d3; the others have none."""
+        gradients = over_rows(_gradients, *ctx.saved_tensors, grads[0], n=ctx.n)
+        return None, *gradients, None, None, None
 
 
 def _codes(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int) -> tuple[Tensor]:
@@ -129,10 +138,12 @@ def _codes(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int) -> 
     return (q.to(torch.uint8),)
 
 
-def _rounded(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int) -> tuple[Tensor]:
+def _rounded(
+    X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int, dtype: torch.dtype | None
+) -> tuple[Tensor]:
     """w^ (rows, g)."""
     q = divided(X, d1, d2, d3).add_(z).round_().clamp_(0, n)
-    return (q.sub_(z).mul_(d1.exp()),)
+    return (q.sub_(z).mul_(d1.exp()).to(dtype or X.dtype),)
 
 
 def _gradients(

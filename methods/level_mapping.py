@@ -100,8 +100,9 @@ class MappedWeight(torch.autograd.Function):
         codes: Tensor,
         signs: Tensor,
         filtering: bool,
+        dtype: torch.dtype | None,
     ) -> Tensor:
-        """w^ (rows, g).
+        """w^ (rows, g) in this dtype.
 
         X, d2 (rows, g); d1, d3, zb (rows, 1); a (rows, b); centre = z - h (rows, 1). codes: (rows,
         g) uint8. signs: (L, b) in {-1, +1}, in the dtype of a.
@@ -111,18 +112,18 @@ class MappedWeight(torch.autograd.Function):
         ctx.filtering = filtering
         # s (l + z_B + h - z), the weight that each code stands for.
         values = (a @ signs.T).add_(zb - centre).mul_(d1.exp())  # (rows, L)
-        (weight,) = over_rows(_picked, codes, values)
+        (weight,) = over_rows(_picked, codes, values.to(dtype or X.dtype))
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of X, d1, d2, d3, a, z_B, and of the four that have none."""
+        """Gradients of X, d1, d2, d3, a, z_B, and of the others, which have none."""
         X, d1, d2, d3, a, zb, centre, signs = ctx.saved_tensors
         levels = a @ signs.T  # (rows, L)
         reach = a.abs().amin(1, keepdim=True)  # min_i |a_i|
         rows = (X, d1, d2, d3, zb, centre, ctx.codes, levels, reach, grads[0])
         gradients = over_rows(_gradients, *rows, signs=signs, filtering=ctx.filtering)
-        return None, *gradients, None, None, None, None
+        return None, *gradients, None, None, None, None, None
 
 
 def _picked(codes: Tensor, values: Tensor) -> tuple[Tensor]:

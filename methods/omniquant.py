@@ -104,7 +104,7 @@ class OmniQuant(Reconstruction):
         states = []
         losses = []
         for scales in (migrated, ones):
-            state = Transformed(block, self, scheme, folds, scales)
+            state = Transformed(block, self, scheme, folds, scales, inputs.dtype)
             states.append(state)
             losses.append(reconstruct(block, state, inputs, targets, untrained).log["initial"])
         best = states[losses.index(min(losses))]
@@ -135,7 +135,7 @@ class LearnedClip(TrainedWeight):
         self.beta = None if scheme.symmetric else nn.Parameter(start.clone())
 
     def forward(self, W: Tensor | None = None) -> Tensor:
-        """(out, in) float32.
+        """(out, in) in the dtype of the products.
 
         W: (out, in), a transformed weight in place of the layer's own; gradients flow into it.
         """
@@ -143,7 +143,7 @@ class LearnedClip(TrainedWeight):
         s, z = self.grid(W)  # (out, groups)
         rows = W.flatten(0, 1)  # (out * groups, g)
         top = 2**self.scheme.bits - 1
-        weight: Tensor = _Rounded.apply(rows, s.view(-1, 1), z.view(-1, 1), top)
+        weight: Tensor = _Rounded.apply(rows, s.view(-1, 1), z.view(-1, 1), top, self.products)
         return weight.view(len(self.W), -1)
 
     def grid(self, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,26 +192,28 @@ class _Rounded(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, W: Tensor, s: Tensor, z: Tensor, n: int) -> Tensor:
+    def forward(
+        ctx: Any, W: Tensor, s: Tensor, z: Tensor, n: int, dtype: torch.dtype | None
+    ) -> Tensor:
         """w^ (rows, g) of W (rows, g), s and z (rows, 1); n = 2^b - 1."""
         ctx.save_for_backward(W, s, z)
         ctx.n = n
-        (weight,) = over_rows(_rounded, W, s, z, n=n)
+        (weight,) = over_rows(_rounded, W, s, z, n=n, dtype=dtype)
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of W, where it needs one, and of s; z and n have none."""
+        """Gradients of W, where it needs one, and of s; the others have none."""
         saved = (*ctx.saved_tensors, grads[0])
         if ctx.needs_input_grad[0]:
-            return *over_rows(_gradients, *saved, n=ctx.n)[::-1], None, None
-        return None, *over_rows(_scale_gradient, *saved, n=ctx.n), None, None
+            return *over_rows(_gradients, *saved, n=ctx.n)[::-1], None, None, None
+        return None, *over_rows(_scale_gradient, *saved, n=ctx.n), None, None, None
 
 
-def _rounded(W: Tensor, s: Tensor, z: Tensor, n: int) -> tuple[Tensor]:
+def _rounded(W: Tensor, s: Tensor, z: Tensor, n: int, dtype: torch.dtype | None) -> tuple[Tensor]:
     """w^ (rows, g)."""
     q = (W / s).round_().add_(z).clamp_(0, n)
-    return (q.sub_(z).mul_(s),)
+    return (q.sub_(z).mul_(s).to(dtype or W.dtype),)
 
 
 def _gradients(W: Tensor, s: Tensor, z: Tensor, G: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -243,8 +245,9 @@ class Transformed:
         scheme: Scheme,
         folds: list[Fold],
         scales: list[Tensor],
+        products: torch.dtype | None = None,
     ) -> None:
-        """scales: (in,) at the start, shared as the folds demand."""
+        """scales: (in,) at the start, shared as the folds demand. products: as in `Weights`."""
         self.block = block
         self.folds = folds
         self.lr = method.lr_let
@@ -258,7 +261,9 @@ class Transformed:
         values = self._values()
         self.weights = {}
         for name in linears(block):
-            self.weights[name] = method.prepare(self._weight(name, values), scheme)
+            weight = method.prepare(self._weight(name, values), scheme)
+            weight.products = products
+            self.weights[name] = weight
 
     def substitutes(self) -> dict[str, Tensor]:
         """Sources divided by the scales, and the rounding of all transformed weights."""

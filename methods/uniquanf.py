@@ -212,7 +212,7 @@ class UniQuanFWeight(TrainedWeight):
         self.calls = 0
 
     def forward(self) -> Tensor:
-        """(out, in) float32; codes are mapped again every `period` calls."""
+        """(out, in) in the dtype of the products; codes are mapped again every `period` calls."""
         period = self.method.period
         if self.codes is None or (period and self.calls % period == 0):
             self.remap()
@@ -228,6 +228,7 @@ class UniQuanFWeight(TrainedWeight):
             self.codes,
             self.signs,
             self.method.gradient_filtering,
+            self.products,
         )
         return weight.view(self.out_features, -1)
 

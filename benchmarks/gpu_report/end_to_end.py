@@ -32,7 +32,7 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         print(
             f"{speed.name}: writes {speed.decode[0]:.1f} tokens/s, reads {speed.prefill[0]:.0f} "
             f"tokens/s, first token after {1000 * speed.first_token:.1f} ms, peak "
-            f"{speed.peak_bytes / 1e9:.2f} GB, {speed.kernels}",
+            f"{speed.peak_bytes / 1e9:.2f} GB, {speed.kernels}, error {speed.error}",
             flush=True,
         )
     ours, theirs = speeds

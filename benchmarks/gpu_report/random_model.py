@@ -62,9 +62,10 @@ def random_weight(
 
 
 def _llama(sizes: Mapping[str, int], device: str, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(**sizes, max_position_embeddings=8192, tie_word_embeddings=False)
     with torch.device(device), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(False)

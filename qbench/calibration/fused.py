@@ -30,7 +30,7 @@ def over_rows(function: RowWise, *tensors: Tensor, **constants: Any) -> tuple[Te
         return _by_slices(function, tensors, constants)
     if first.device.type == "cuda" and function not in _plain:
         try:
-            return _compiled(function)(*tensors, **constants)
+            return _compiled(function)(*map(_any_rows, tensors), **constants)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ImportError, OSError) as error:
@@ -63,5 +63,15 @@ def _by_slices(
 @cache
 def _compiled(function: RowWise) -> RowWise:
     """Compiled once for each number of columns; the number of rows may vary."""
-    made: RowWise = torch.compile(function, dynamic=None)
+    made: RowWise = torch.compile(function)
     return made
+
+
+def _any_rows(tensor: Tensor) -> Tensor:
+    """The same numbers, with a number of rows that the compiled code must not rely on.
+
+    A parameter would be compiled for its own shape alone.
+    """
+    tensor = tensor.detach()
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensor

@@ -27,11 +27,17 @@ Groups = list[dict[str, Any]]  # what an optimizer takes: [{"params": [...], "lr
 class TrainedWeight(nn.Module):
     """One linear layer's weight in training.
 
-    Its parameters are float32 masters, rounded to what is stored in `export`.
+    Its parameters are float32 masters, rounded to what is stored in `export`. products: the dtype
+    of the matrix products that take its weight, where it is another.
     """
 
+    products: torch.dtype | None = None
+
     def forward(self) -> Tensor:
-        """(out, in) float32: the quantized weight, differentiable in the parameters."""
+        """(out, in): the quantized weight, differentiable in the parameters.
+
+        It is float32, or rounded to the dtype of the products already, which saves memory traffic.
+        """
         raise NotImplementedError
 
     def export(self) -> WeightFormat:
@@ -59,10 +65,17 @@ class Trainable(Protocol):
 class Weights:
     """A block whose linear layers are trained weights, each on its own."""
 
-    def __init__(self, block: nn.Module, weights: Mapping[str, TrainedWeight]) -> None:
-        """weights: by the name of the layer within the block."""
+    def __init__(
+        self,
+        block: nn.Module,
+        weights: Mapping[str, TrainedWeight],
+        products: torch.dtype | None = None,
+    ) -> None:
+        """weights: by the name of the layer within the block. products: as they have it."""
         self.layers = linears(block)
         self.weights = weights
+        for weight in weights.values():
+            weight.products = products
 
     def substitutes(self) -> dict[str, Tensor]:
         """`<layer>.weight` of every layer, as the layer keeps it (Conv1D has it transposed)."""
@@ -138,7 +151,7 @@ class Reconstruction:
         for name, layer in linears(block).items():
             inputs.progress(0.0, f"initializing {name}")
             weights[name] = self.prepare(read_weight(layer), scheme)
-        return reconstruct(block, Weights(block, weights), inputs, targets, self)
+        return reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
 
 
 def reconstruct(

@@ -23,6 +23,7 @@ from qbench.contracts import BlockInputs, LinearStats
 from qbench.errors import MethodError
 from qbench.models.blocks import decoder_blocks, linears, read_weight
 
+PROBED = 8  # tokens that show what a block returns
 Visit = Callable[[str, nn.Module, LinearStats], None]
 VisitBlock = Callable[[str, nn.Module, BlockInputs, list[Tensor]], None]
 Progress = Callable[[float, str], None]
@@ -116,19 +117,17 @@ def walk_blocks(
 def _at_work(block: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """One block at a time is on the device, and goes home when it is done.
 
-    In float32 where its matrix products are: autocast makes them in any other dtype. At home every
-    parameter has its own dtype again.
+    In float32 where its matrix products are: autocast makes them in any other dtype. At home all
+    is in the memory that it came from, in its own dtype: new memory is slow to get.
     """
-    dtypes = {parameter: parameter.dtype for parameter in block.parameters()}
-    home = next(block.parameters()).device
-    block.to(device)
-    if dtype == torch.float32:
-        for parameter in dtypes:
-            parameter.data = parameter.data.float()
+    homes = [(tensor, tensor.data) for tensor in (*block.parameters(), *block.buffers())]
+    for tensor, home in homes:
+        to_float32 = dtype == torch.float32 and home.is_floating_point()
+        tensor.data = home.to(device, torch.float32 if to_float32 else home.dtype)
     yield
-    for parameter, own in dtypes.items():
-        parameter.data = parameter.data.to(own)
-    block.to(home)
+    for tensor, home in homes:
+        if tensor.data_ptr() != home.data_ptr():
+            tensor.data = home.copy_(tensor.data)
 
 
 def enter(
@@ -146,25 +145,29 @@ def enter(
     float32 where the matrix products of the blocks are.
     """
     streams = []
-    tuples = None  # whether blocks return tuples: not known before the first batch
     home = next(model.parameters()).device
+    # A few tokens show whether blocks return tuples: for that, one of them is really run.
+    with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
+        model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
+    tuples = probe[0]
 
-    def moved(leaf: Any) -> Any:
+    def moved(copies: dict[Tensor, Tensor], leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if dtype == torch.float32 and leaf.is_floating_point():
-            return leaf.to(device, dtype)
-        return leaf.to(device)
+        # Blocks share masks and position embeddings, and share the copies on the device, too.
+        if leaf not in copies:
+            to_float32 = dtype == torch.float32 and leaf.is_floating_point()
+            copies[leaf] = leaf.to(device, torch.float32 if to_float32 else leaf.dtype)
+        return copies[leaf]
 
     for batch in tokens.split(batch_size):
-        with _recorded(blocks, tuples) as (calls, probe), suppress(_AllRecorded):
+        with _recorded(blocks, tuples) as (calls, _), suppress(_AllRecorded):
             model(input_ids=batch.to(home), use_cache=False)
-        tuples = probe[0]
         # The first block's input is the stream; it was passed on, so all blocks have the same.
         first_args, _ = calls[0]
         hidden = first_args[0]
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
-        streams.append(Stream(*tree_map(moved, (hidden, arguments))))
+        streams.append(Stream(*tree_map(partial(moved, {}), (hidden, arguments))))
     return streams
 
 

@@ -13,7 +13,7 @@ from qbench.checkpoint.config import stored_tensors
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.formats import from_tensors
-from qbench.kernels.dispatch import describe
+from qbench.kernels.dispatch import describe, multiply
 from qbench.kernels.sharing import share_inputs
 from qbench.models.blocks import is_linear, read_weight
 
@@ -48,7 +48,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) floating -> (..., out) in the dtype of x."""
-        return torch.ops.qbench.linear(x, list(self.tensors().values()), self.bias, self.call)
+        return multiply(x, list(self.tensors().values()), self.bias, self.call)
 
     def extra_repr(self) -> str:
         """What `print(model)` says of this layer."""

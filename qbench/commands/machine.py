@@ -124,7 +124,8 @@ def latency(
         if tune:
             from qbench.latency.gpu import tune as tune_launches
 
-            _print(f"tuned  {tune_launches(request)}")
+            for path in tune_launches(request):
+                _print(f"tuned  {path}")
         stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
         from qbench.files.atomic import write_text

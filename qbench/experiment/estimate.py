@@ -1,8 +1,8 @@
 """What a cell will cost, before it runs: from the model's shape and a measured matrix rate.
 
-The constants are counts of multiply-adds, not fits; the result is right within a factor of about
-two, and is only used for `--dry-run` and for the time left. What an item costs is declared by its
-task.
+Products are counted, and what is beside them has been measured once on a CPU and on a GPU. The
+result is right within a factor of about two, and is only used for `--dry-run` and for the time
+left. What an item costs is declared by its task.
 """
 
 from __future__ import annotations
@@ -25,7 +25,62 @@ from qbench.registry import get_method
 from qbench.tasks.declaration import Cost
 
 RESERVE = 1 << 29  # bytes for what is not counted
+# Bytes of a weight in training, float32 unless said: the weight itself, the parameter of its size,
+# its gradient and Adam's two moments (20); the rounded weight and its gradient (8), and both in
+# the 16 bits of the matrix products (4).
+TRAINED_BYTES = 32
+LOGITS = 3  # copies of a window's logits: as they are, in float32, and their log-probabilities
+FORWARD = 2  # flops of a weight for each token that passes
+TRAINING = 6  # with the products that give the gradients of the inputs and of the weights
 SLOW_WRITING = 4  # a token that is written costs as much as four that are read: memory bound
+TASK_SECONDS = 2  # of a task, whatever it asks
+CELL_SECONDS = 3  # of loading, saving and loading again
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What a kind of device needs beside matrix products, as measured.
+
+    share: of the rate of a large product that the products of a transformer's blocks reach.
+    windows: time of a pass over windows of text with logits and losses, relative to its products.
+    hessians: work of x x^T, relative to a forward pass. Seconds of a weight: search, of methods
+    that see weights alone; rounding, of those that see second moments; start, before training;
+    step, beside the products of each training step.
+    """
+
+    share: float
+    windows: float
+    hessians: float
+    search: float
+    rounding: float
+    start: float
+    step: float
+
+
+OVERHEADS = {
+    # One core of an AMD EPYC (Zen 4), shapes of SmolLM2-135M, 3 bits, groups of 64; the dearer of
+    # `rtn` and `alternating`, `gptq`, and the dearer of `flexround` and `uniquanf`. x x^T is
+    # symmetric, and numpy does half of it.
+    "cpu": Overheads(
+        share=0.5,
+        windows=1.1,
+        hessians=0.6,
+        search=1.5e-7,
+        rounding=2e-7,
+        start=2e-7,
+        step=2.5e-8,
+    ),
+    # NVIDIA H200, blocks of 8B size, 3 bits, groups of 128.
+    "cuda": Overheads(
+        share=0.6,
+        windows=1.3,
+        hessians=1.2,
+        search=3e-9,
+        rounding=6e-9,
+        start=5e-9,
+        step=5e-11,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +92,7 @@ class Rates:
     dimension of these layers. itemsize: bytes of a parameter in evaluation.
     """
 
+    device: str
     evaluation: float
     walk: float
     training: float
@@ -47,6 +103,11 @@ class Rates:
     hidden: int
     vocabulary: int
     itemsize: int
+
+    @property
+    def overheads(self) -> Overheads:
+        """Those of the device."""
+        return OVERHEADS["cpu" if self.device == "cpu" else "cuda"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +134,7 @@ def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
     layers = quantizable(skeleton)
     text = skeleton.config.get_text_config()
     return Rates(
+        device=device,
         evaluation=_matrix_rate(device, dtype),
         walk=_matrix_rate(device, "float32" if device == "cpu" else dtype),
         training=_matrix_rate(device, pick_dtype("auto", device)),
@@ -89,52 +151,73 @@ def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
 def estimate(cell: Cell, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
     """Time and memory of one cell. costs: of an item of each task, by its name in the cell."""
     tasks = {spec.name: _task_seconds(spec, costs[spec.name], rates) for spec in cell.tasks}
+    judging = rates.itemsize * rates.parameters + _logits_bytes(cell, rates)
     if cell.method == "none":
-        return Estimate(0.0, tasks, rates.itemsize * rates.parameters + _logits_bytes(cell, rates))
-    weights = 4 * rates.parameters  # in float32
+        return Estimate(0.0, tasks, judging)
+    seconds = _quantize_seconds(cell, rates) + CELL_SECONDS
+    return Estimate(seconds, tasks, max(judging, _quantize_bytes(cell, rates)))
+
+
+def _quantize_seconds(cell: Cell, rates: Rates) -> float:
+    """Of the method, and of the walk that brings it its inputs."""
+    weights = rates.block_weights
+    other = rates.overheads
     if cell.calibration is None:
-        seconds = rates.block_weights * 2e-7 + 3
-        return Estimate(seconds, tasks, weights + RESERVE)
+        return weights * other.search
     tokens = cell.calibration.samples * cell.calibration.length
-    streams = 4 * tokens * (2 * rates.hidden + rates.widest)
+    forward = FORWARD * weights * tokens
     method = get_method(cell.method, **cell.params)
-    if verb_of(method) == "quantize_block":
-        trained = tokens
-        if trains(method):
-            trained = method.training_tokens(tokens)
-        # Both streams go forward; training is a forward and two backward products.
-        passes = 2 * 2 * tokens + 6 * trained
-        block = 32 * rates.block_weights // max(1, rates.blocks)
-        seconds = passes * rates.block_weights / rates.training
-        return Estimate(seconds, tasks, weights + 2 * streams + block + RESERVE)
-    # 2 flops a weight and token. x x^T of each distinct input costs about half a forward pass.
-    forward = 2 * tokens * rates.block_weights
-    hessians = 2 * tokens * rates.block_weights * 0.5
-    seconds = (forward + hessians) / rates.walk + rates.block_weights * 5e-7
-    return Estimate(seconds, tasks, weights + streams + RESERVE)
+    if verb_of(method) == "quantize_linear":
+        return forward * (1 + other.hessians) / rates.walk + weights * other.rounding
+    # Targets, and the quantized stream.
+    seconds = 2 * forward / rates.training + weights * other.start
+    if trains(method):
+        trained = method.training_tokens(tokens)
+        steps = trained / (method.batch_size * cell.calibration.length)
+        seconds += TRAINING * weights * trained / rates.training + weights * steps * other.step
+    return seconds
+
+
+def _quantize_bytes(cell: Cell, rates: Rates) -> int:
+    """At the peak: the model in float32 on a CPU, of which a GPU holds one block at a time."""
+    block = rates.block_weights // max(1, rates.blocks)
+    peak = 4 * (rates.parameters if rates.device == "cpu" else block) + RESERVE
+    if cell.calibration is None:
+        return peak
+    itemsize = 4 if rates.device == "cpu" else rates.itemsize
+    tokens = cell.calibration.samples * cell.calibration.length
+    streams = itemsize * tokens * (2 * rates.hidden + rates.widest)
+    method = get_method(cell.method, **cell.params)
+    if verb_of(method) == "quantize_linear":
+        return peak + streams
+    # Inputs of both streams, and targets; batch by batch they are as wide as a layer.
+    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * block
 
 
 def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:
-    per_token = 2 * rates.parameters / rates.evaluation
+    per_token = FORWARD * rates.parameters / rates.evaluation
     items = cost.asked(spec.limit)
     if spec.length is not None:
-        return items * spec.length * per_token * cost.pass_share * 1.3
+        return items * spec.length * per_token * cost.pass_share * rates.overheads.windows
     prompt = cost.tokens + (spec.num_fewshot or 0) * cost.tokens_per_shot
     solutions = items if spec.generate is None else spec.generate
     written = solutions * cost.written
-    return items * prompt * per_token + written * per_token * SLOW_WRITING + 2
+    return items * prompt * per_token + written * per_token * SLOW_WRITING + TASK_SECONDS
 
 
 def _logits_bytes(cell: Cell, rates: Rates) -> int:
-    """The logits of the longest window in float32, three times over."""
     longest = max((spec.length or 0 for spec in cell.tasks), default=0)
-    return 4 * longest * rates.vocabulary * 3 + RESERVE
+    return 4 * longest * rates.vocabulary * LOGITS + RESERVE
 
 
 @cache
 def _matrix_rate(device: str, dtype: str) -> float:
-    """Multiply-adds times two per second of a 1024-square product, measured once in a process."""
-    a = torch.ones(1024, 1024, dtype=torch_dtype(dtype), device=device)
+    """Flops per second of one square product, measured once in a process, that blocks reach.
+
+    A GPU needs a larger one, or its launch is what is measured.
+    """
+    size = 1024 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(torch_dtype(dtype))
     best = math.inf
     deadline = time.perf_counter() + 0.2
     while time.perf_counter() < deadline or best == math.inf:
@@ -143,4 +226,5 @@ def _matrix_rate(device: str, dtype: str) -> float:
         if device != "cpu":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
-    return 2 * 1024**3 / best * 0.6  # what a transformer reaches of it
+    share = OVERHEADS["cpu" if device == "cpu" else "cuda"].share
+    return 2 * size**3 / best * share

@@ -5,7 +5,8 @@ A kernel appears here because it is registered; nothing is listed by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -18,6 +19,7 @@ from qbench.kernels.description import moved, prepare
 from qbench.kernels.dispatch import request
 from qbench.kernels.registry import all_kernels, get_kernel
 from qbench.kernels.samples import MAKERS
+from qbench.kernels.sharing import kept, sharing
 from qbench.latency.timing import Candidate, Shape, copies_of
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}  # of x, that are timed
@@ -70,7 +72,8 @@ def kernel_candidates(
                         refusals[kernel.name] = refusal
                         continue
                     serving.add(kernel.name)
-                    candidates.append(kernel_candidate(kernel, weight, x.to(dtype), width))
+                    candidate = kernel_candidate(kernel, weight, x.to(dtype), width)
+                    candidates += [candidate, *_with_shared_inputs(candidate)]
     missing = {name: reason for name, reason in refusals.items() if name not in serving}
     return candidates, missing
 
@@ -88,6 +91,18 @@ def kernel_candidate(kernel: Kernel, weight: WeightFormat, x: Tensor, bits: int)
     return repeated(name, partial(prepare, kernel, weight), x, meaning, kernel.bound(x.dtype))
 
 
+def _with_shared_inputs(candidate: Candidate) -> Iterator[Candidate]:
+    """The same products where x is prepared once for all; none of a kernel that prepares nothing.
+
+    So the projections of one attention block compute, which read the same x.
+    """
+    with sharing():
+        candidate.run(0)
+        if not kept():
+            return
+    yield replace(candidate, name=f"{candidate.name}, x shared", scope=sharing)
+
+
 def repeated(
     name: str,
     make: Callable[[], Prepared],
@@ -101,8 +116,7 @@ def repeated(
     """
     copies = [make()]
     nbytes = copies[0].nbytes
-    while len(copies) < copies_of(nbytes, x.device.type):
-        copies.append(make())
+    copies += [make() for _ in range(copies_of(nbytes, x.device.type) - 1)]
 
     def run(copy: int) -> Tensor:
         return copies[copy].run(x)

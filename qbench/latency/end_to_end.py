@@ -48,7 +48,8 @@ class Speed:
 
     prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token.
     peak_bytes: of a process that loads the model and does the same once, beyond what the process
-    had before. kernels: how many products each kernel served.
+    had before. kernels: how many products each kernel served. error: of the logits after the
+    prompt, relative to the dense model's, in norm, where it was measured.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Speed:
     first_token: float
     peak_bytes: int
     kernels: dict[str, int]
+    error: float | None = None
 
 
 def compare(

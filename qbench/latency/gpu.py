@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
+from qbench.kernels.description import moved
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_tune
-from qbench.kernels.gpu.triton_layout import Planes, derive
+from qbench.kernels.gpu import tune as kernels
 from qbench.kernels.samples import MAKERS
-from qbench.latency.candidates import SHORT
+from qbench.latency.candidates import SEED, SHORT
 from qbench.latency.timing import Candidate
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def graph_clock(candidate: Candidate) -> Callable[[int], float]:
             candidate.run(copy)
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream), candidate.scope():
         for copy in range(candidate.copies):
             candidate.run(copy)
     start = torch.cuda.Event(enable_timing=True)
@@ -76,21 +78,18 @@ def probes() -> list[Candidate]:
     ]
 
 
-def tune(request: Request) -> Path:
-    """Tune the Triton kernels for the request's shapes, formats and bits; the file of this GPU.
+def tune(request: Request) -> list[Path]:
+    """Tune the GPU kernels for the request's shapes, formats and bits; their files of this GPU.
 
     ConfigError where there is no GPU.
     """
     triton_tune.require_gpu()
-    path = Path()
-    for dtype in TUNED_DTYPES:
-        for shape in request.shapes:
-            for kind in request.formats:
-                for bits in request.bits:
-                    planes = derive(MAKERS[kind](shape.weight, bits, request.group_size, 0))
-                    assert isinstance(planes, Planes)  # what the formats that can be timed have
-                    path = triton_tune.tune([planes.to("cuda")], [shape.rows], dtype)
-    return path
+    paths: dict[Path, None] = {}  # each once, in their order
+    widths = product(request.shapes, request.formats, request.bits)
+    for (shape, kind, bits), dtype in product(widths, TUNED_DTYPES):
+        weight = moved(MAKERS[kind](shape.weight, bits, request.group_size, SEED), "cuda")
+        paths |= dict.fromkeys(kernels.tune(weight, [shape.rows], dtype))
+    return list(paths)
 
 
 def reader(sizes: Sequence[int]) -> Candidate:

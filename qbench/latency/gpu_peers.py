@@ -12,7 +12,7 @@ does not offer (`ABSENT`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -50,15 +50,23 @@ def programs() -> dict[str, Pack]:
     return packs
 
 
-def peers(shape: Shape) -> tuple[list[Candidate], dict[str, str]]:
-    """The candidates, and for each program that is not among them the reason."""
+def peers(
+    shape: Shape, without: Mapping[str, str] | None = None
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates, and for each program that is not among them the reason.
+
+    without: programs that are not tried, each with the reason: one that fails on the GPU may end
+    the process's context.
+    """
+    skipped = without or {}
     x = random_matrix(shape.rows, shape.columns, 1, "cuda").bfloat16()
     weight = random_matrix(shape.out, shape.columns, 2, "cuda")
     makers = {}
     for name, pack in programs().items():
-        makers[name] = partial(_candidates, name, pack, weight, x)
+        if name not in skipped:
+            makers[name] = partial(_candidates, name, pack, weight, x)
     candidates, missing = collect(makers)
-    return candidates, ABSENT | missing
+    return candidates, {**ABSENT, **skipped, **missing}
 
 
 def _candidates(name: str, pack: Pack, weight: Tensor, x: Tensor) -> Iterator[Candidate]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from qbench.contracts import Scheme
 from qbench.environment import pick_device
@@ -29,7 +29,8 @@ class Request:
     """What is to be timed: every shape with every width in every format.
 
     bits: per weight code. group_size: inputs that share a scale. kernels: names; empty: all that
-    serve the request and want to be timed.
+    serve the request and want to be timed. without: other programs that are not tried on a GPU, by
+    name, each with the reason.
     """
 
     shapes: Sequence[Shape]
@@ -37,6 +38,7 @@ class Request:
     formats: Sequence[str]
     group_size: int
     kernels: Sequence[str] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
 
 
 def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
@@ -129,7 +131,7 @@ def _on_gpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dic
     from qbench.latency.gpu_peers import peers
 
     require_gpu()
-    others, missing = peers(shape)
+    others, missing = peers(shape, request.without)
     kernels, refused = kernel_candidates(
         shape, request.bits, request.group_size, request.formats, "cuda", request.kernels
     )

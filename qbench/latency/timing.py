@@ -18,7 +18,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ class Candidate:
     name: of its row. bits: per weight, as it is read. nbytes: of the weight, as it is read. copies:
     of the weight. run: index of a copy -> (rows, out). expected (rows, out) float64: the product.
     limit: of the relative error in norm. operations: additions and multiplications that the product
-    stands for; 0: two for each weight and row.
+    stands for; 0: two for each weight and row. scope: in which a GPU's products are captured.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Candidate:
     expected: Tensor
     limit: float
     operations: int = 0
+    scope: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def error(self) -> float:
         """The relative error of the product in norm. QbenchError where it exceeds the limit."""

@@ -26,9 +26,9 @@ def arguments():
     mapped = (X, d1, d2, d3, z, z, codes, levels, levels.abs().amin(1, keepdim=True), G_)
     return [
         (flexround._codes, transformed, {"n": n}),
-        (flexround._rounded, transformed, {"n": n}),
+        (flexround._rounded, transformed, {"n": n, "dtype": torch.bfloat16}),
         (flexround._gradients, (*transformed, G_), {"n": n}),
-        (omniquant._rounded, (X, d1.exp(), z), {"n": n}),
+        (omniquant._rounded, (X, d1.exp(), z), {"n": n, "dtype": torch.float32}),
         (omniquant._gradients, (X, d1.exp(), z, G_), {"n": n}),
         (uniquanf._exact, (*transformed, *level_mapping.midpoints(levels)), {}),
         (uniquanf._full, (*transformed, levels), {}),

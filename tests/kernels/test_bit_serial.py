@@ -26,10 +26,10 @@ def on_cpu(monkeypatch, tmp_path_factory):
         return FunctionOnCpu(source, name, macros, folder)
 
     monkeypatch.setattr(bit_serial, "function", function)
-    for cached in (bit_serial._bit_planes, bit_serial._product):
+    for cached in (bit_serial._bit_planes,):
         cached.cache_clear()
     yield
-    for cached in (bit_serial._bit_planes, bit_serial._product):
+    for cached in (bit_serial._bit_planes,):
         cached.cache_clear()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from qbench.errors import ConfigError
 from qbench.kernels.gpu.cuda import launch
-from qbench.kernels.gpu.cuda.launch import Function, Loaded
+from qbench.kernels.gpu.cuda.launch import Function, Loaded, Planned, planning
 
 driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 
@@ -43,8 +43,12 @@ def fake(monkeypatch):
     return fake
 
 
-def function(overlaps=True):
-    return Function(Loaded(77, "product of bits", 0, overlaps, 40, 0))
+def function(overlaps=True, shared_bytes=0):
+    made = Function("bits.cu", "product", {"PLANES": 3}, 0)
+    made.loaded = Loaded(77, overlaps, 40, 0, shared_bytes)
+    made._free_bytes = launch.DEFAULT_SHARED_BYTES - shared_bytes
+    made._call = launch._driver_launch()
+    return made
 
 
 def test_a_configuration_has_the_layout_of_the_driver(fake):
@@ -112,7 +116,7 @@ def test_threads_do_not_share_the_memory_of_arguments(fake):
 
 def test_a_refused_launch_is_an_error_with_the_driver_s_word(fake):
     fake.status = 1
-    with pytest.raises(ConfigError, match="product of bits with a grid of") as caught:
+    with pytest.raises(ConfigError, match="product of bits.cu .* with a grid of") as caught:
         function().launch((1, 1, 1), (2048, 1, 1), ())
     assert "CUDA_ERROR_INVALID_VALUE" in str(caught.value)
 
@@ -148,12 +152,27 @@ def test_much_shared_memory_is_asked_for_once(fake, monkeypatch):
         launched.launch((1, 1, 1), (32, 1, 1), (), shared_bytes=300_000)
 
 
-def test_a_function_is_loaded_once(monkeypatch, fake):
+def test_static_shared_memory_counts(fake, monkeypatch):
+    asked = []
+
+    def allow(handle, attribute, value):
+        asked.append(value)
+        return (driver.CUresult(0),)
+
+    monkeypatch.setattr(driver, "cuFuncSetAttribute", allow)
+    monkeypatch.setattr(launch, "_load", lambda function: Loaded(77, True, 40, 0, 512))
+    launched = Function("bits.cu", "product", {}, 0)
+    for shared_bytes in ((48 << 10) - 512, 48 << 10):
+        launched.launch((1, 1, 1), (32, 1, 1), (), shared_bytes=shared_bytes)
+    assert asked == [48 << 10]
+
+
+def test_a_function_is_made_and_loaded_once(monkeypatch, fake):
     loads = []
 
-    def load(source, name, macros, device):
-        loads.append(name)
-        return Loaded(77, name, device, True, 40, 0)
+    def load(function):
+        loads.append(function.macros)
+        return Loaded(77, True, 40, 0, 0)
 
     monkeypatch.setattr(launch, "_load", load)
     monkeypatch.setattr(launch, "_functions", {})
@@ -161,4 +180,18 @@ def test_a_function_is_loaded_once(monkeypatch, fake):
     assert launch.function("a.cu", "f", {"B": 2, "A": 1}, 0) is first
     assert launch.function("a.cu", "f", {"A": 1, "B": 3}, 0) is not first
     assert launch.function("a.cu", "f", {"A": 1, "B": 2}, 1) is not first
-    assert len(loads) == 3
+    assert not loads, "nothing is compiled before a launch"
+    for _ in range(2):
+        first.launch((1, 1, 1), (32, 1, 1), ())
+    assert loads == [{"A": 1, "B": 2}]
+
+
+def test_planned_launches_are_noted_and_not_made(monkeypatch, fake):
+    monkeypatch.setattr(launch, "_load", lambda function: Loaded(77, True, 40, 0, 0))
+    launched = Function("a.cu", "f", {"A": 1}, 0)
+    with planning() as planned:
+        launched.launch((1, 1, 1), (32, 2, 1), ())
+    assert planned == [Planned("a.cu", "f", {"A": 1}, 64)]
+    assert fake.configuration == b"" and launched.loaded is None
+    launched.launch((1, 1, 1), (32, 2, 1), ())
+    assert fake.configuration and launched.loaded is not None and len(planned) == 1

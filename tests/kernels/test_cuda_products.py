@@ -14,7 +14,7 @@ import torch
 from qbench.errors import ConfigError
 from qbench.kernels import sharing
 from qbench.kernels.contract import Request
-from qbench.kernels.gpu.cuda import choice, products, toolchain, tune
+from qbench.kernels.gpu.cuda import choice, launch, products, toolchain, tune
 from qbench.kernels.gpu.cuda.choice import Choice, Gpu
 from qbench.kernels.gpu.cuda.layout import derive
 from qbench.kernels.gpu.cuda.products import Packed, product
@@ -61,6 +61,7 @@ def test_no_gpu_is_given_instructions_that_it_has_not(planes, architecture, rows
     assert found != "wide_rows"
     if architecture >= 100:
         assert found != "bit_serial", "it would be emulated"
+        assert rows > 4 or found == "byte_rows"
     if rows == 4096:
         assert found == "dequantize"
 
@@ -89,6 +90,10 @@ def test_what_was_measured_is_taken_before_the_default(planes, no_files):
     assert choice.choose(1, planes, torch.float16, H200).kernel == "bit_serial", (
         "what the kernel refuses is not taken, whatever the file says"
     )
+    other = derive(uniform_weight(512, 1024, 3, 256))
+    assert choice.choose(11, other, torch.float16, H200) == Choice("dequantize"), "the nearest"
+    small = derive(binary_weight(512, 1024, 3, 32))
+    assert choice.choose(11, small, torch.bfloat16, H200).kernel == "half_rows"
     choice._tuned.cache_clear()
     path.write_text("{}")
     with pytest.raises(ConfigError, match="tune again or delete it"):
@@ -96,18 +101,10 @@ def test_what_was_measured_is_taken_before_the_default(planes, no_files):
 
 
 class Plain:
-    """A kernel's module that multiplies with the layout's weights, and counts what it is asked."""
+    """A kernel's module that multiplies with the layout's weights."""
 
     def __init__(self, name):
         self.NAME = name
-        self.prepared = 0
-
-    def preparation(self, planes):
-        return self.NAME
-
-    def prepare(self, x, planes):
-        self.prepared += 1
-        return x.clone()
 
     def launch(self, x, planes, bias, y, config):
         assert x.is_contiguous() and y.is_contiguous() and x.ndim == y.ndim == 2
@@ -118,12 +115,27 @@ class Plain:
         y.copy_(exact)
 
 
+class Preparing(Plain):
+    """One that prepares x, and counts how often."""
+
+    prepared = 0
+
+    def preparation(self, planes):
+        return self.NAME
+
+    def prepare(self, x, planes):
+        self.prepared += 1
+        return x.clone()
+
+
 @pytest.fixture
 def plain(monkeypatch):
     """Plain products in the place of all kernels, on CPU tensors."""
-    modules = {name: Plain(name) for name in choice.MODULES}
+    modules = {
+        name: (Preparing if hasattr(module, "preparation") else Plain)(name)
+        for name, module in choice.MODULES.items()
+    }
     monkeypatch.setattr(products, "MODULES", modules)
-    monkeypatch.setattr(products, "bit_serial", modules["bit_serial"])
     monkeypatch.setattr(products, "gpu_of", lambda device: H200)
     dense = SimpleNamespace(weight=lambda planes, dtype: planes.weights().to(dtype))
     monkeypatch.setattr(products, "dequantize", dense)
@@ -250,6 +262,18 @@ def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
     monkeypatch.setattr(tune, "_seconds", lambda x, copies, chosen: 1.0 + (chosen is slow))
     assert tune.measure(weight, 3, torch.bfloat16) == [(1.0, fast), (2.0, slow)]
 
+    wanted = []
+    monkeypatch.setattr(toolchain, "compile_all", lambda jobs, architecture: wanted.extend(jobs))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    plain["half_rows"].launch = plain["wide_rows"].launch = lambda *_: planned.launch(
+        (1, 1, 1), (32, 1, 1), ()
+    )
+    planned = launch.Function("half_rows.cu", "half_rows", {"PLANES": 2}, 0)
+    tune.compile_candidates([(weight, 3)], torch.bfloat16)
+    assert wanted == 2 * [("half_rows.cu", {"PLANES": 2})]
+
+    plain["half_rows"].launch = plain["wide_rows"].launch = refuse
+    monkeypatch.setattr(tune, "compile_candidates", lambda cases, dtype: None)
     monkeypatch.setattr(products, "unavailable", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
     path = tune.tune([weight], [3, 5], torch.bfloat16)

@@ -12,7 +12,7 @@ import pytest
 from places import ROOT
 from qbench.kernels.gpu.cuda import toolchain
 
-UNITS = {"bit_serial": "BMMA", "half_rows": "HMMA", "wide_rows": "HGMMA"}
+UNITS = {"bit_serial": "BMMA", "byte_rows": "IMMA", "half_rows": "HMMA", "wide_rows": "HGMMA"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def aot():
     return module
 
 
-@pytest.mark.parametrize("kernel", ["bit_serial", "half_rows", "wide_rows", "dequantize"])
+@pytest.mark.parametrize(
+    "kernel", ["bit_serial", "byte_rows", "half_rows", "wide_rows", "dequantize"]
+)
 def test_a_kernel_for_hopper(aot, kernel):
     entries = aot.compiled(aot.Case(kernel, 90, aot.ROWS[kernel][0], 2))
     assert_sound(entries)
@@ -46,7 +48,8 @@ def test_a_kernel_is_chosen_only_where_the_gpu_has_its_instructions(aot):
     }
     assert served["bit_serial"] == {80, 89, 90}
     assert served["wide_rows"] == {90}
-    assert served["half_rows"] == served["dequantize"] == {80, 89, 90, 100, 120}
+    for kernel in ("byte_rows", "half_rows", "dequantize"):
+        assert served[kernel] == {80, 89, 90, 100, 120}
 
 
 @pytest.mark.slow

@@ -125,6 +125,16 @@ def test_two_processes_may_compile_the_same_at_once(folder):
     assert not list(path.parent.glob(".*")), "nothing half written stays"
 
 
+@pytest.mark.slow
+@needs_nvrtc
+def test_many_sources_are_compiled_by_processes(monkeypatch, tmp_path):
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path))
+    macros = {"BF16": 1, "X_PLANES": 16}
+    toolchain.compile_all([("bit_planes.cu", macros), ("bit_planes.cu", {"BF16": 1})], "sm_90a")
+    monkeypatch.setattr(toolchain, "_compile", None)
+    assert toolchain.compiled("bit_planes.cu", macros, "sm_90a")[:4] == b"\x7fELF"
+
+
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     monkeypatch.setattr(toolchain, "nvrtc_version", toolchain.nvrtc_version.__wrapped__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import qbench
 from qbench import Scheme
@@ -122,3 +123,27 @@ def test_the_request_of_every_format(tiny):
         weight = qbench.get_method(method).quantize_weight(torch.randn(4, 32), Scheme(3, 16))
         request = dispatch.request(torch.zeros(2, 5, 32), weight)
         assert request[:3] == expected and request.rows == 10 and request.shape == (4, 32)
+
+
+def test_an_eager_product_does_without_the_operator_and_a_watched_one_is_one(monkeypatch, weight):
+    x = torch.randn(3, 64)
+    linear = dispatch.linear
+    expected = linear(x, weight)
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            seen.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    with Watching():
+        assert torch.equal(linear(x, weight), expected)
+    assert "qbench.linear.default" in seen
+    monkeypatch.setattr(torch.ops.qbench, "linear", None)
+    assert torch.equal(linear(x, weight), expected)
+    with pytest.raises(TypeError):
+        linear(x.clone().requires_grad_(), weight)
+    with torch.no_grad():
+        assert torch.equal(linear(x.clone().requires_grad_(), weight), expected)
+    with pytest.raises(TypeError):
+        torch.func.vmap(lambda row: linear(row, weight))(x)

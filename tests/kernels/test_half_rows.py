@@ -14,7 +14,7 @@ from samples import binary_weight, normal, uniform_weight
 
 pytestmark = needs_compiler
 
-SMALL = Config(rows=8, tiles=1, across=2, along=1, split=1, stages=2, blocks=1)
+SMALL = Config(rows=8, tiles=1, across=2, along=1, split=1, stages=3, blocks=1)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, d
     "config",
     [
         Config(8, 1, 1, 4, 1, 3, 1),
-        Config(16, 2, 2, 1, 1, 2, 1),
+        Config(16, 2, 2, 1, 1, 5, 1),
         Config(24, 2, 1, 2, 1, 4, 1),
         Config(64, 2, 2, 1, 1, 3, 1),
     ],
@@ -150,7 +150,7 @@ def test_inputs_that_fill_no_chunk_are_zeros(inputs):
     weight = binary_weight(24, inputs, 3, inputs)
     x = normal(9, inputs).half()
     reference = x.double() @ weight.dequantize().double().T
-    y = multiply(weight, x, config=Config(16, 1, 2, 1, 1, 2, 1))
+    y = multiply(weight, x, config=Config(16, 1, 2, 1, 1, 3, 1))
     torch.testing.assert_close(y.double(), reference, rtol=2e-3, atol=2e-2)
     made = dequantize.weight(derive(weight), torch.float16)
     torch.testing.assert_close(made, weight.dequantize().half(), rtol=1e-3, atol=0)
@@ -160,5 +160,5 @@ def test_shared_memory_of_a_block_is_what_the_source_takes():
     planes = derive(binary_weight(32, 512, 3, 128))
     # words 3 * 512, parameters 2 groups * 8 rows * 4 numbers * 4 bytes; rows of x: 272 numbers
     stage = 8 * 544 + 8 * (3 * 512 + 256)
-    tables = 8 * 2 * 16 * 16
+    tables = 2 * 8 * 2 * 16 * 16
     assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage + tables

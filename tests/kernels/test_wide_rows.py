@@ -71,6 +71,9 @@ def test_a_product_with_padding_everywhere(on_cpu):
         (Config(192, 2, 1, 2), 150, 128),
         (Config(256, 2, 2, 2), 200, 200),
         (Config(64, 2, 2, 4, 2), 64, 256),
+        (Config(32, 1, 1, 2, k_groups=4, steps=1), 20, 64),
+        (Config(64, 2, 1, 1, k_groups=2, steps=2), 64, 128),
+        (Config(64, 2, 1, 1, steps=2, ordered=1), 64, 128),
     ],
     ids=str,
 )
@@ -132,9 +135,11 @@ def test_configurations_fit_a_multiprocessor(rows, bits):
     for config in configs:
         x_stages, w_stages = wide_rows.stages(planes, config)
         assert x_stages >= 2 and w_stages >= 2
+        assert w_stages % config.k_groups == 0
+        assert config.k_groups == 1 or x_stages % (4 * config.k_groups) == 0
         block = wide_rows.shared_bytes(planes, config) + 1024
         assert config.blocks * block <= 228 << 10
-        registers = wide_rows.consumer_registers(config) * config.out_groups + 24
+        registers = wide_rows.consumer_registers(config) * config.groups + 24
         assert config.blocks * registers * 128 <= 65536
         assert config.share * config.splits <= 8  # what a cluster may have everywhere
 
@@ -142,7 +147,7 @@ def test_configurations_fit_a_multiprocessor(rows, bits):
 def test_it_serves_many_rows_on_hopper_alone():
     planes = planes_of(3)
     assert wide_rows.serves(planes, 64, 90) is None
-    assert "33 rows and more" in wide_rows.serves(planes, 32, 90)
+    assert "17 rows and more" in wide_rows.serves(planes, 16, 90)
     assert "Hopper" in wide_rows.serves(planes, 64, 80)
 
 

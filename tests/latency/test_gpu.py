@@ -12,8 +12,11 @@ import qbench
 from qbench import Scheme
 from qbench.checkpoint.packed_linear import pack
 from qbench.errors import QbenchError
-from qbench.kernels.contract import Prepared
-from qbench.latency import gpu, gpu_end_to_end, gpu_peers
+from qbench.kernels.contract import Kernel, Prepared
+from qbench.kernels.samples import MAKERS
+from qbench.kernels.sharing import shared
+from qbench.latency import candidates, gpu, gpu_end_to_end, gpu_peers
+from qbench.latency.candidates import kernel_candidate
 from qbench.latency.decoding import Decoder
 from qbench.latency.end_to_end import prompt_of
 from qbench.latency.timing import Shape
@@ -69,15 +72,18 @@ def test_every_program_is_timed_or_has_its_reason(monkeypatch):
         return a_program_that_is_not_here
 
     monkeypatch.setattr(
-        gpu_peers, "programs", lambda: {"right": right, "wrong": wrong, "absent": absent}
+        gpu_peers,
+        "programs",
+        lambda: {"right": right, "wrong": wrong, "absent": absent, "deadly": absent},
     )
     matrix = gpu_peers.random_matrix
     monkeypatch.setattr(gpu_peers, "random_matrix", lambda *args: matrix(*args[:3]))
     monkeypatch.setattr(gpu_peers, "graph_clock", lambda candidate: lambda copy: 1.0)
-    candidates, missing = gpu_peers.peers(Shape(64, 256, 2))
-    assert [candidate.name for candidate in candidates] == ["right bf16"]
+    found, missing = gpu_peers.peers(Shape(64, 256, 2), {"deadly": "it ends the process"})
+    assert [candidate.name for candidate in found] == ["right bf16"]
     assert missing["wrong"].startswith("wrong bf16 is wrong: relative error 2")
     assert "a_program_that_is_not_here" in missing["absent"]
+    assert missing["deadly"] == "it ends the process"
     assert "vllm" in missing["marlin"] and "1, 2, 4 and 8 bits" in missing["gemlite int3"]
 
 
@@ -137,6 +143,7 @@ def test_models_are_timed_in_turns(twins):
         f"round {turn}/2, {name}" for turn in (1, 2) for name in ("packed", "dense")
     ]
     assert ours.name == "packed" and ours.kernels and not theirs.kernels
+    assert ours.error < 1e-5 and theirs.error is None
     for speed in (ours, theirs):
         median, least, most = speed.decode
         assert 0 < least <= median <= most and speed.first_token > 0
@@ -152,3 +159,27 @@ def test_a_model_with_other_logits_is_refused(twins, tiny):
     makers = {"packed": lambda: other, "dense": lambda: twins[1]}
     with pytest.raises(QbenchError, match="packed is wrong: its logits are .* away from those"):
         gpu_end_to_end.time_models(makers, 6, 4, 1, lambda text: None)
+
+
+def test_a_kernel_that_prepares_x_is_also_timed_with_x_prepared_once():
+    prepared = []
+
+    def run(x, parts, bias, description):
+        def prepare():
+            prepared.append(x)
+            return x.double()
+
+        return (shared(x, "double", prepare) @ parts[0].double().T).to(x.dtype)
+
+    weight = MAKERS["dense"]((8, 32), 0, 0, 0)
+    candidate = kernel_candidate(Kernel("mine", run), weight, torch.randn(2, 32), 16)
+    [once] = candidates._with_shared_inputs(candidate)
+    assert once.name == "dense mine 16b fp32, x shared" and once.error() < 1e-6
+    prepared.clear()
+    with once.scope():
+        for copy in (0, 1, 0):
+            once.run(copy)
+    assert len(prepared) == 1
+    plain = Kernel("mine", lambda x, parts, bias, description: x @ parts[0].T)
+    candidate = kernel_candidate(plain, weight, torch.randn(2, 32), 16)
+    assert list(candidates._with_shared_inputs(candidate)) == []

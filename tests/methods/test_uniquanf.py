@@ -56,7 +56,10 @@ def test_flexround_gradients_are_those_of_the_equation():
     ]
     moved[0] -= 1.2  # a step of 0.3: some weights clip
     ours, plain = ([part.clone().requires_grad_() for part in moved] for _ in range(2))
-    found, expected = _Rounded.apply(X, *ours, z, n), plain_flexround(X, *plain, z, n)
+    found, expected = (
+        _Rounded.apply(X, *ours, z, n, None),
+        plain_flexround(X, *plain, z, n),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     G = torch.randn(X.shape, generator=draw, dtype=torch.float64)
     found.backward(G), expected.backward(G)

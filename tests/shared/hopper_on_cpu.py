@@ -60,7 +60,8 @@ def compiled(folder: Path, source: str, name: str, macros: dict[str, int], devic
 def _library(folder: Path, macros: tuple[tuple[str, int], ...]) -> Path:
     build = Path(folder) / str(len(list(folder.iterdir())))
     build.mkdir()
-    shutil.copy(SOURCES / "wide_rows.cu", build)
+    for path in SOURCES.glob("wide_*.cu*"):
+        shutil.copy(path, build)
     shutil.copy(STAND_IN / "wgmma.cuh", build)
     (build / "entry.cc").write_text(ENTRY)
     library = build / "wide_rows.so"

@@ -90,18 +90,11 @@ def launch(
     """
     rows, out = y.shape
     x_planes = 8 * prepared.planes.shape[-1]
-    kernel = _product(
-        planes.bits,
-        planes.uniform,
-        planes.shift,
-        planes.group_size,
-        planes.meta32,
-        y.dtype == torch.bfloat16,
-        x_planes,
-        rows,
-        config,
-        y.get_device(),
-    )
+
+    def plan() -> tuple[Function, int]:
+        return _product(planes, y, x_planes, config), shared_bytes(planes, config)
+
+    kernel, shared = planes.kept((NAME, rows, y.dtype, x_planes, config), plan)
     kernel.launch(
         (-(-planes.tiles // config.tiles), 1, 1),
         (32 * config.warps, 1, 1),
@@ -116,7 +109,7 @@ def launch(
             planes.chunks,
             planes.groups,
         ),
-        shared_bytes(planes, config),
+        shared,
         dependent=True,
     )
 
@@ -171,7 +164,7 @@ def tile_bytes(planes: CudaPlanes) -> int:
         groups = 2
     else:
         groups = 256 // planes.group_size
-    return words + groups * planes.params[0, 0].nbytes
+    return words + groups * planes.group_bytes
 
 
 @cache
@@ -180,30 +173,13 @@ def _bit_planes(bfloat16: bool, x_planes: int, device: int) -> Function:
     return function("bit_planes.cu", "bit_planes", macros, device)
 
 
-@cache
-def _product(
-    bits: int,
-    uniform: bool,
-    shift: bool,
-    group_size: int,
-    meta32: bool,
-    bfloat16: bool,
-    x_planes: int,
-    rows: int,
-    config: Config,
-    device: int,
-) -> Function:
+def _product(planes: CudaPlanes, y: Tensor, x_planes: int, config: Config) -> Function:
     macros = {
-        "PLANES": bits,
-        "UNIFORM": int(uniform),
-        "SHIFT": int(shift),
-        "GROUP": group_size,
-        "META32": int(meta32),
-        "BF16": int(bfloat16),
+        **planes.macros(y.dtype),
         "X_PLANES": x_planes,
-        "ROWS": rows,
+        "ROWS": len(y),
         "WARPS": config.warps,
         "TILES": config.tiles,
         "STAGES": config.stages,
     }
-    return function("bit_serial.cu", "bit_serial", macros, device)
+    return function("bit_serial.cu", "bit_serial", macros, y.get_device())

@@ -4,6 +4,7 @@ An entry of `tuned/<name of the GPU>.json` (`qbench.kernels.tuned`) has the kern
 fields of its `Config`. Without one, the rows of x decide:
 
     bit_serial   few rows, on GPUs that multiply bits: sm_80 .. sm_90; newer ones emulate it
+    byte_rows    few rows on the others, whose matrix units multiply bytes
     half_rows    some, the weight made into half precision in registers
     wide_rows    many, on sm_90 alone: its asynchronous matrix units
     dequantize   the whole weight is written out in half precision, and cuBLAS multiplies
@@ -21,18 +22,18 @@ from typing import Any
 import torch
 
 from qbench.kernels import tuned
-from qbench.kernels.gpu.cuda import bit_serial, half_rows, wide_rows
-from qbench.kernels.gpu.cuda.layout import CudaPlanes
+from qbench.kernels.gpu.cuda import bit_serial, byte_rows, half_rows, wide_rows
+from qbench.kernels.gpu.cuda.layout import SMALL_GROUPS, CudaPlanes
 
 TUNED = Path(__file__).resolve().parent / "tuned"
 DEQUANTIZE = "dequantize"
 MODULES: dict[str, ModuleType] = {
-    module.NAME: module for module in (bit_serial, half_rows, wide_rows)
+    module.NAME: module for module in (bit_serial, byte_rows, half_rows, wide_rows)
 }
 BIT_ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits
 # (rows of x at most, kernels by preference); the first that serves is taken
 ORDER: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (4, ("bit_serial", "half_rows")),
+    (4, ("bit_serial", "byte_rows")),
     (32, ("half_rows",)),
     (64, ("wide_rows", "half_rows")),
     (1024, ("wide_rows",)),
@@ -68,10 +69,19 @@ def gpu_of(device: int) -> Gpu:
 
 
 def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choice:
-    """The kernel for x of so many rows, at least one, and how it is launched."""
-    measured = _tuned(gpu.name).get(key(rows, planes, dtype))
-    if measured is not None and refusal(measured.kernel, rows, planes, gpu) is None:
-        return measured
+    """The kernel for x of so many rows, at least one, and how it is launched.
+
+    What was not measured takes what was for binary weights, bfloat16 and groups of 128: it has the
+    same bits and shape, and not less shared memory. Groups of 32 and 64 have more parameters.
+    """
+    measured = _tuned(gpu.name)
+    names = [key(rows, planes, dtype)]
+    if planes.group_size not in SMALL_GROUPS:
+        names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
+    for name in names:
+        found = measured.get(name)
+        if found is not None and refusal(found.kernel, rows, planes, gpu) is None:
+            return found
     return default(rows, planes, gpu)
 
 

@@ -40,23 +40,25 @@ __device__ __forceinline__ void make_half(const unsigned (&words)[2][PLANES],
 __device__ __forceinline__ void write_half(const unsigned short *from, unsigned short *weight,
                                            int outputs, int inputs, int output, int input) {
     int lane = threadIdx.x & 31, place = lane % 16 * 8;
+    from += lane / 16 * ROW + place;
+    output += lane / 16;
     input += place;
+    weight += (size_t)output * inputs + input;
+    if (inputs % 8 == 0 && input < inputs) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        int row = 2 * i + lane / 16;
-        const unsigned short *at = from + row * ROW + place;
-        unsigned short *to = weight + (size_t)(output + row) * inputs + input;
-        if (output + row >= outputs) {
-            continue;
+        for (int row = 0; row < 16; row += 2) {
+            if (output + row < outputs) {
+                *reinterpret_cast<uint4 *>(weight + (size_t)row * inputs) =
+                    *reinterpret_cast<const uint4 *>(from + row * ROW);
+            }
         }
-        if (inputs % 8 == 0) {
-            if (input < inputs) {
-                *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(at);
-            }
-        } else {
-            for (int j = 0; j < 8 && input + j < inputs; ++j) {
-                to[j] = at[j];
-            }
+        return;
+    }
+#pragma unroll 1
+    for (int row = 0; row < 16 && output + row < outputs; row += 2) {
+#pragma unroll 1
+        for (int j = 0; j < 8 && input + j < inputs; ++j) {
+            weight[(size_t)row * inputs + j] = from[row * ROW + j];
         }
     }
 }

@@ -22,11 +22,39 @@ constexpr int X_ROW = 256 + 16;  // numbers; so rows begin at other banks, and l
 constexpr int X_BYTES = ROWS * X_ROW * 2;
 constexpr int WORD_BYTES = PLANES * 32 * 16;       // of a tile and chunk
 constexpr int TABLE_BYTES = TABLES * GROUP_BYTES;  // of a tile and chunk
-constexpr int WARP_BYTES = TILES * (WORD_BYTES + TABLE_BYTES);
+constexpr int TILE_BYTES = WORD_BYTES + TABLE_BYTES;
+constexpr int WARP_BYTES = TILES * TILE_BYTES;
 constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
-constexpr int SHARED_TABLE_WORDS = TILES * TABLES * 16 * TABLE_ROW;  // of a warp, after the stages
+constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;     // of a tile and chunk
+constexpr int TABLES_OF_BATCH = WARPS * TILES * SHARED_TABLE_BYTES;  // two of these after the stages
+static_assert(STAGES >= 3, "parameters arrive a batch before their words are used");
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
+
+// Where this thread's data lie in shared memory, from the begin of a stage on, or of all.
+struct Places {
+    unsigned words;        // of its first tile and plane
+    unsigned parameters;   // of the row whose table it makes
+    unsigned x;            // inputs 4 t, .. of row g
+    unsigned copy_of_x;    // the 8 inputs that it copies first
+    unsigned own_table;    // that it makes, for a batch of even number
+    unsigned tables;       // of row g, for the same
+};
+
+__device__ __forceinline__ Places places_of_thread() {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, along = warp / ACROSS, row = lane % 16;
+    unsigned mine = ALONG * X_BYTES + warp * WARP_BYTES;
+    unsigned all = shared_memory() + STAGES * STAGE_BYTES + warp * TILES * SHARED_TABLE_BYTES;
+    Places at;
+    at.words = held(mine + lane * 16);
+    at.parameters = mine + WORD_BYTES + (lane / 16 * 8 + row % 8) * PARAMETERS * PAIR_BYTES;
+    at.parameters = held(at.parameters + row / 8 * PARAMETER_BYTES);
+    at.x = held(((along * ROWS + lane / 4) * X_ROW + (lane & 3) * 4) * 2);
+    at.copy_of_x = held((warp * X_ROW + lane * 8) * 2);
+    at.own_table = held(all + lane * TABLE_ROW * 4);
+    at.tables = held(all + lane / 4 * TABLE_ROW * 4);
+    return at;
+}
 
 // ---- copies into shared memory ----
 
@@ -44,37 +72,51 @@ struct Inputs {
     int left;                 // inputs from there to the end of the row
     int rows;                 // of x, from the line's on
     int inputs;               // of a row of x
-    int place;                // of the 8 inputs in a stage
 };
 
 static_assert(ROWS % WARPS == 0 || WARPS % ROWS == 0, "lines of a warp would be of any row");
 
 constexpr bool GROUPS_IN_CHUNK = GROUP && GROUP <= 128;
 
-__device__ __forceinline__ const unsigned char *words_of(const uint4 *words, int tile, int chunks,
-                                                         int chunk) {
-    return reinterpret_cast<const unsigned char *>(words) + ((size_t)tile * chunks + chunk) * WORD_BYTES;
-}
-
-__device__ __forceinline__ const unsigned char *parameters_of(const unsigned char *parameters,
-                                                              int tile, int chunks, int chunk) {
+// Warps that stand along the inputs take the chunks of a batch in turn.
+__device__ __forceinline__ Weights weights_of_warp(const uint4 *words,
+                                                   const unsigned char *parameters, int outputs,
+                                                   int chunks, int first_chunk, int end) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     constexpr int group = GROUP ? GROUP : 1;
     int groups = GROUP ? (chunks * 256 + group - 1) / group : 1;
-    size_t place = (size_t)tile * groups + (GROUPS_IN_CHUNK ? chunk * TABLES : 0);
-    return parameters + place * GROUP_BYTES;
+    Weights from;
+    from.chunk = first_chunk + warp / ACROSS;
+    from.end = end;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+        int tile = (blockIdx.x * ACROSS + warp % ACROSS) * TILES + t;
+        tile = min(tile, (outputs - 1) / 16);  // one too many is read, and not written
+        from.words[t] = reinterpret_cast<const unsigned char *>(words) + lane * 16;
+        from.words[t] += ((size_t)tile * chunks + from.chunk) * WORD_BYTES;
+        from.parameters[t] = parameters + (size_t)tile * groups * GROUP_BYTES;
+        from.parameters[t] += GROUPS_IN_CHUNK ? from.chunk * TABLE_BYTES : 0;
+    }
+    return from;
 }
 
-// This warp's words and parameters of its next chunk.
-__device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage) {
+__device__ __forceinline__ Inputs inputs_of_warp(const unsigned short *x, int inputs, int rows,
+                                                 int first_chunk) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = blockIdx.y * ROWS + warp % ROWS;
+    int input = (first_chunk + warp / ROWS) * 256 + lane * 8;
+    return {x + (size_t)row * inputs + input, inputs - input, rows - row, inputs};
+}
+
+// This warp's words and parameters of its next chunk. to: this lane's first word in the stage.
+__device__ __forceinline__ void copy_weights(Weights &from, unsigned to) {
     int lane = threadIdx.x & 31;
     constexpr int pieces = GROUP_BYTES / 16;
     if (from.chunk < from.end) {
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
-            unsigned char *to = stage + t * (WORD_BYTES + TABLE_BYTES) + lane * 16;
 #pragma unroll
             for (int plane = 0; plane < PLANES; ++plane) {
-                copy_async(to + plane * 512, from.words[t] + plane * 512);
+                copy_async(to + t * TILE_BYTES + plane * 512, from.words[t] + plane * 512);
             }
 #pragma unroll
             for (int i = 0; i < TABLES * pieces; i += 32) {
@@ -84,7 +126,8 @@ __device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage
                     place += piece % pieces * 16;
                 }
                 if (piece < TABLES * pieces) {
-                    copy_async(to + WORD_BYTES + i * 16, from.parameters[t] + place);
+                    unsigned at = to + t * TILE_BYTES + WORD_BYTES + i * 16;
+                    copy_async(at, from.parameters[t] + place);
                 }
             }
         }
@@ -97,23 +140,27 @@ __device__ __forceinline__ void copy_weights(Weights &from, unsigned char *stage
     }
 }
 
-// The block's rows of x in its next batch. What lies outside of x is zero.
-template <bool ALIGNED>  // rows of x begin at multiples of 16 bytes
-__device__ __forceinline__ void copy_x(Inputs &from, unsigned char *stage) {
-    unsigned short *to = reinterpret_cast<unsigned short *>(stage) + from.place;
+// The block's rows of x in its next batch. What lies outside of x is zero. to: this lane's place.
+__device__ __forceinline__ void copy_x(Inputs &from, bool aligned, unsigned to) {
+    if (aligned) {  // rows of x begin at multiples of 16 bytes
 #pragma unroll
-    for (int i = 0; i < ALONG * ROWS; i += WARPS) {
-        const int row = i % ROWS, input = i / ROWS * 256;
-        const unsigned short *at = from.x + row * from.inputs + input;
-        int present = row < from.rows ? from.left - input : 0;
-        if (ALONG * ROWS < WARPS && threadIdx.x / 32 >= ALONG * ROWS) {
-            break;
+        for (int i = 0; i < ALONG * ROWS; i += WARPS) {
+            const int row = i % ROWS, input = i / ROWS * 256;
+            if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
+                bool present = row < from.rows && input < from.left;
+                copy_or_zeros(to + i * X_ROW * 2, from.x + row * from.inputs + input, present);
+            }
         }
-        if (ALIGNED) {
-            copy_or_zeros(to + i * X_ROW, at, present > 0);
-        } else {
-            for (int j = 0; j < 8; ++j) {
-                to[i * X_ROW + j] = j < present ? at[j] : 0;
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < ALONG * ROWS; i += WARPS) {
+            int row = i % ROWS, input = i / ROWS * 256, left = row < from.rows ? from.left - input : 0;
+            const unsigned short *at = from.x + row * from.inputs + input;
+            if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
+#pragma unroll 1
+                for (int j = 0; j < 8; ++j) {
+                    store_shared_half(to + (i * X_ROW + j) * 2, j < left ? at[j] : 0);
+                }
             }
         }
     }
@@ -121,46 +168,52 @@ __device__ __forceinline__ void copy_x(Inputs &from, unsigned char *stage) {
     from.left -= ALONG * 256;
 }
 
-__device__ __forceinline__ void copy_batch_of_x(Inputs &from, bool aligned, unsigned char *stage) {
-    if (aligned) {
-        copy_x<true>(from, stage);
-    } else {
-        copy_x<false>(from, stage);
-    }
-}
-
 // ---- one chunk ----
 
-// The tables of all rows of a tile and chunk: each lane makes some, all lanes read them.
-__device__ __forceinline__ void share_tables(const unsigned char *parameters, unsigned *tables) {
+// The tables of all rows of a tile and chunk are shared: each lane makes some, for the next batch.
+constexpr int OWN_TABLES = (16 * TABLES + 31) / 32;
+constexpr bool ALL_LANES = 16 * TABLES >= 32;  // else the first half of them
+
+__device__ __forceinline__ void load_parameters_of_tables(
+    unsigned parameters, float (&numbers)[TILES][OWN_TABLES][PARAMETERS]) {
 #pragma unroll
-    for (int i = 0; i < 16 * TABLES; i += 32) {
-        int entry = i + (threadIdx.x & 31), row = entry % 16, of_table = entry / 16 * 8 + row % 8;
-        if (entry < 16 * TABLES) {
-            float numbers[PARAMETERS];
-            load_row(parameters + of_table * PARAMETERS * PAIR_BYTES, row / 8, numbers);
-            unsigned table[TABLE_REGISTERS];
-            make_table(numbers, table);
-            store_table(tables + entry * TABLE_ROW, table);
+    for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+        for (int i = 0; i < OWN_TABLES; ++i) {
+            load_row(parameters + t * TILE_BYTES + i * 16 * PARAMETERS * PAIR_BYTES, numbers[t][i]);
         }
     }
 }
 
-// sums += a half of a chunk: 128 inputs of all tiles of this warp. x: this lane's place in row g.
-__device__ __forceinline__ void multiply_half(const unsigned char *stage, const unsigned *shared,
-                                              const unsigned short *x, int half,
-                                              float (&sums)[TILES][COLUMNS][4]) {
-    int lane = threadIdx.x & 31;
-    unsigned words[TILES][2][PLANES];
-    unsigned tables[TILES][2][2][TABLE_REGISTERS];  // [..][of k or k + 4][row g or g + 8]
+__device__ __forceinline__ void make_tables(
+    const float (&numbers)[TILES][OWN_TABLES][PARAMETERS], unsigned own_table) {
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
-        const uint4 *from = reinterpret_cast<const uint4 *>(stage + t * (WORD_BYTES + TABLE_BYTES));
+#pragma unroll
+        for (int i = 0; i < OWN_TABLES; ++i) {
+            unsigned table[TABLE_REGISTERS];
+            make_table(numbers[t][i], table);
+            if (ALL_LANES || (threadIdx.x & 31) < 16) {
+                store_table(own_table + t * SHARED_TABLE_BYTES + i * 32 * TABLE_ROW * 4, table);
+            }
+        }
+    }
+}
+
+// sums += a half of a chunk: 128 inputs of all tiles of this warp.
+__device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
+                                              unsigned of_batch, int half,
+                                              float (&sums)[TILES][COLUMNS][4]) {
+    unsigned words[TILES][2][PLANES];               // [..][row g or g + 8]
+    unsigned tables[TILES][2][2][TABLE_REGISTERS];  // [..][of step k or k + 4][row g or g + 8]
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
 #pragma unroll
         for (int plane = 0; plane < PLANES; ++plane) {
-            uint4 word = from[plane * 32 + lane];
-            words[t][0][plane] = half ? word.z : word.x;
-            words[t][1][plane] = half ? word.w : word.y;
+            unsigned word[2];
+            load_shared(word, stage + at.words + t * TILE_BYTES + plane * 512 + half * 8);
+            words[t][0][plane] = word[0];
+            words[t][1][plane] = word[1];
         }
     }
 #pragma unroll
@@ -173,12 +226,15 @@ __device__ __forceinline__ void multiply_half(const unsigned char *stage, const 
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 if (renewed) {
-                    const unsigned *from = shared + (t * TABLES * 16 + row * 8 + lane / 4) * TABLE_ROW;
-                    load_table(from + table * 16 * TABLE_ROW, tables[t][0][row]);
-                    load_table(from + later * 16 * TABLE_ROW, tables[t][1][row]);
+                    unsigned from = at.tables + of_batch + t * SHARED_TABLE_BYTES;
+                    from += row * 8 * TABLE_ROW * 4;
+                    load_table(from + table * 16 * TABLE_ROW * 4, tables[t][0][row]);
+                    if (later != table) {
+                        load_table(from + later * 16 * TABLE_ROW * 4, tables[t][1][row]);
+                    }
                 }
                 unsigned a[2], b[2];
-                row_weights(words[t][row], k, tables[t][0][row], tables[t][1][row], a, b);
+                row_weights(words[t][row], k, tables[t][0][row], tables[t][later != table][row], a, b);
                 first[t][row] = a[0];
                 first[t][row + 2] = a[1];
                 second[t][row] = b[0];
@@ -187,40 +243,23 @@ __device__ __forceinline__ void multiply_half(const unsigned char *stage, const 
         }
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
-            const unsigned short *from = x + n * 8 * X_ROW + (8 * half + k) * 16;
-            uint2 b = *reinterpret_cast<const uint2 *>(from);
-            uint2 c = *reinterpret_cast<const uint2 *>(from + 64);
+            unsigned from = stage + at.x + n * 8 * X_ROW * 2 + (8 * half + k) * 32, b[2], c[2];
+            load_shared(b, from);
+            load_shared(c, from + 128);
 #pragma unroll
             for (int t = 0; t < TILES; ++t) {
-                multiply_halves(sums[t][n], first[t], b.x, b.y);
-                multiply_halves(sums[t][n], second[t], c.x, c.y);
+                multiply_halves(sums[t][n], first[t], b[0], b[1]);
+                multiply_halves(sums[t][n], second[t], c[0], c[1]);
             }
         }
     }
 }
 
-// sums += the chunk of this warp in a stage.
-__device__ __forceinline__ void multiply_chunk(const unsigned char *stage, unsigned *tables,
-                                               float (&sums)[TILES][COLUMNS][4]) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    const unsigned short *x = reinterpret_cast<const unsigned short *>(stage);
-    x += (warp / ACROSS * ROWS + lane / 4) * X_ROW + (lane & 3) * 4;
-    stage += ALONG * X_BYTES + warp * WARP_BYTES;
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        const unsigned char *parameters = stage + t * (WORD_BYTES + TABLE_BYTES) + WORD_BYTES;
-        share_tables(parameters, tables + t * TABLES * 16 * TABLE_ROW);
-    }
-    __syncwarp();
-    multiply_half(stage, tables, x, 0, sums);
-    multiply_half(stage, tables, x, 1, sums);
-}
-
 // ---- sums ----
 
 // This warp's sums into shared memory: [along][row of x][output of the block].
-__device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4], int across,
-                                          int along, float *shared) {
+__device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4], float *shared) {
+    int across = threadIdx.x / 32 % ACROSS, along = threadIdx.x / 32 / ACROSS;
     int g = (threadIdx.x & 31) / 4, column = (threadIdx.x & 3) * 2;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
@@ -286,71 +325,61 @@ __cluster_dims__(1, 1, SPLIT)
 __launch_bounds__(THREADS, BLOCKS)
 half_rows(const uint4 *words, const unsigned char *parameters, const unsigned short *x,
           const float *bias, unsigned short *y, int outputs, int inputs, int rows) {
-    unsigned char *shared = shared_pointer();
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, across = warp % ACROSS;
-    int along = warp / ACROSS, chunks = (inputs + 255) / 256, first_row = blockIdx.y * ROWS;
+    unsigned shared = shared_memory();
+    Places at = places_of_thread();
+    int along = threadIdx.x / 32 / ACROSS, chunks = (inputs + 255) / 256;
     int share = (chunks + SPLIT - 1) / SPLIT, first_chunk = share * blockIdx.z;
     int end = min(first_chunk + share, chunks);
     int batches = (end - first_chunk + ALONG - 1) / ALONG;
-    int mine = ALONG * X_BYTES + warp * WARP_BYTES;  // of a stage: this warp's words
-
-    Weights weights;
-    weights.chunk = first_chunk + along;
-    weights.end = end;
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        int tile = (blockIdx.x * ACROSS + across) * TILES + t;
-        tile = min(tile, (outputs - 1) / 16);  // one too many is read, and not written
-        weights.words[t] = words_of(words, tile, chunks, weights.chunk) + lane * 16;
-        weights.parameters[t] = parameters_of(parameters, tile, chunks, weights.chunk);
-    }
-    int row = warp % ROWS, input = (first_chunk + warp / ROWS) * 256 + lane * 8;
-    Inputs of_x;
-    of_x.x = x + (size_t)(first_row + row) * inputs + input;
-    of_x.left = inputs - input;
-    of_x.rows = rows - first_row - row;
-    of_x.inputs = inputs;
-    of_x.place = warp * X_ROW + lane * 8;
+    Weights weights = weights_of_warp(words, parameters, outputs, chunks, first_chunk, end);
+    Inputs of_x = inputs_of_warp(x, inputs, rows, first_chunk);
     bool aligned = inputs % 8 == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
 
     // Weights are not what an earlier kernel writes; x may be.
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
-        copy_weights(weights, shared + batch * STAGE_BYTES + mine);
+        copy_weights(weights, shared + batch * STAGE_BYTES + at.words);
     }
     wait_for_previous_kernels();
     let_next_kernel_start();
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         if (batch < batches) {
-            copy_batch_of_x(of_x, aligned, shared + batch * STAGE_BYTES);
+            copy_x(of_x, aligned, shared + batch * STAGE_BYTES + at.copy_of_x);
         }
         commit_copies();
     }
 
     float sums[TILES][COLUMNS][4] = {};
-    unsigned *tables = reinterpret_cast<unsigned *>(shared + STAGES * STAGE_BYTES);
-    tables += warp * SHARED_TABLE_WORDS;
-    unsigned char *stage = shared, *free_stage = shared + (STAGES - 1) * STAGE_BYTES;
+    float numbers[TILES][OWN_TABLES][PARAMETERS];
+    unsigned stage = shared, free_stage = shared + (STAGES - 1) * STAGE_BYTES, tables = 0;
+    wait_for_copies<STAGES - 2>();
+    __syncwarp();  // a warp's lanes read what others of them copied
+    load_parameters_of_tables(stage + at.parameters, numbers);
+    make_tables(numbers, at.own_table);
     for (int batch = 0; batch < batches; ++batch) {
-        wait_for_copies<STAGES - 2>();
+        wait_for_copies<STAGES - 3>();
         __syncthreads();
         if (batch + STAGES - 1 < batches) {
-            copy_weights(weights, free_stage + mine);
-            copy_batch_of_x(of_x, aligned, free_stage);
+            copy_weights(weights, free_stage + at.words);
+            copy_x(of_x, aligned, free_stage + at.copy_of_x);
         }
         commit_copies();
-        if (first_chunk + batch * ALONG + along < end) {
-            multiply_chunk(stage, tables, sums);
-        }
         free_stage = stage;
         stage = stage == shared + (STAGES - 1) * STAGE_BYTES ? shared : stage + STAGE_BYTES;
+        load_parameters_of_tables(stage + at.parameters, numbers);
+        if (first_chunk + batch * ALONG + along < end) {
+            multiply_half(at, free_stage, tables, 0, sums);
+            multiply_half(at, free_stage, tables, 1, sums);
+        }
+        tables = TABLES_OF_BATCH - tables;
+        make_tables(numbers, at.own_table + tables);
     }
 
     wait_for_copies<0>();
     __syncthreads();
-    float *kept = reinterpret_cast<float *>(shared);
-    keep_sums(sums, across, along, kept);
+    float *kept = reinterpret_cast<float *>(shared_pointer());
+    keep_sums(sums, kept);
     float results[RESULTS];
     if (SPLIT > 1) {
         synchronize_cluster();

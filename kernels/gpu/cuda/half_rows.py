@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -53,12 +54,11 @@ class Config:
     def shared_bytes(self, planes: CudaPlanes) -> int:
         """Shared memory of a block: all stages, or in the end the sums."""
         words = planes.bits * 512
-        tables = _tables(planes.group_size) * 8 * planes.params.shape[3] * 2
-        tables *= planes.params.element_size()
+        tables = _tables(planes.group_size) * planes.group_bytes
         x = self.along * self.rows * X_ROW_BYTES
         stage = x + self.across * self.along * self.tiles * (words + tables)
         shared_tables = self.across * self.along * self.tiles * 16 * _tables(planes.group_size)
-        shared_tables *= 4 * _table_row(planes)
+        shared_tables *= 2 * 4 * _table_row(planes)  # of two batches
         sums = 4 * self.along * self.rows * (self.outputs + 4)
         return max(self.stages * stage + shared_tables, sums)
 
@@ -74,8 +74,7 @@ def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
 
 def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
     """What serves well without measuring."""
-    found = min(_sensible(rows, planes), key=lambda c: _cost(c, rows, planes, multiprocessors))
-    return found
+    return min(_sensible(rows, planes), key=lambda c: _cost(c, rows, planes, multiprocessors))
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
@@ -92,10 +91,14 @@ def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config
     """
     rows, columns = x.shape
     out = planes.shape[0]
-    function = _function(planes.macros(x.dtype), config, x.get_device())
+
+    def plan() -> tuple[launching.Function, int]:
+        kernel = _function(planes.macros(x.dtype), config, x.get_device())
+        return kernel, config.shared_bytes(planes)
+
+    function, shared = planes.kept((NAME, x.dtype, config), plan)
     grid = (-(-out // config.outputs), -(-rows // config.rows), config.split)
     arguments = (planes.words, planes.params, x, bias, y, out, columns, rows)
-    shared = config.shared_bytes(planes)
     function.launch(grid, (config.threads, 1, 1), arguments, shared, dependent=True)
 
 
@@ -143,31 +146,35 @@ def _table_row(planes: CudaPlanes) -> int:
 def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     """Ways to cut the work that fit the GPU."""
     height = min(-(-rows // 8) * 8, MOST_ROWS)
-    tiles = 1 if height <= 16 else 2
+    tiles = 1 if height <= 16 or planes.bits > 4 else 2
     clusters, shared = _limits(planes.words.device)
-    for across, along in ((8, 1), (4, 2), (4, 1), (2, 4)):
-        for split in (1, 2, 4, 8):
-            base = Config(height, tiles, across, along, split, 4, 1)
-            if (split * along > planes.chunks and split > 1) or (split > 1 and not clusters):
-                continue
-            for stages in (4, 3, 2):
-                config = replace(base, stages=stages)
-                used = config.shared_bytes(planes) + 1024
-                if used <= shared:
-                    fitting = 2 if height <= 32 and 2 * used <= shared else 1
-                    yield replace(config, blocks=fitting)
-                    break
+    for across, along, split in product((8, 4, 2), (1, 2, 4, 8), (1, 2, 4)):
+        warps = across * along
+        if warps not in (4, 8, 16) or (split > 1 and not clusters):
+            continue
+        if warps == 16 and (tiles > 1 or planes.bits > 4 or (height % 16 and height != 8)):
+            continue  # more registers than such a block has, or lines of x that are not one's own
+        if along * split > planes.chunks and along * split > 1:
+            continue
+        for stages in (4, 3):
+            config = Config(height, tiles, across, along, split, stages, 1)
+            used = config.shared_bytes(planes) + 1024
+            if used <= shared:
+                twice = warps == 8 and 2 * used <= shared and (tiles == 1 or planes.bits <= 2)
+                yield replace(config, blocks=2 if twice else 1)
+                break
 
 
 def _cost(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -> float:
-    """Batches that a multiprocessor goes through one after the other, and what a block costs."""
+    """About how many clock cycles a product takes, from measurements on an H200."""
     blocks = -(-planes.shape[0] // config.outputs) * -(-rows // config.rows) * config.split
-    waves = -(-blocks // (multiprocessors * config.blocks))
-    chunks = -(-planes.chunks // config.split)
-    batches = -(-chunks // config.along)
-    # Warps that stand beside each other on a multiprocessor share it; below 8 it is not busy.
-    busy = max(config.blocks * config.across * config.along * config.tiles, 8)
-    return waves * (batches * busy + 24) + 4 * (config.split > 1) + config.along
+    resident = min(config.blocks, -(-blocks // multiprocessors))
+    waves = -(-blocks // (multiprocessors * resident))
+    batches = -(-planes.chunks // (config.split * config.along))
+    # A scheduler of the multiprocessor works through its warps' tiles; a batch ends with a barrier.
+    tiles = max(resident * config.across * config.along / 4, 1) * config.tiles
+    batch = 480 + tiles * (600 + 12 * config.rows)
+    return waves * (3000 + batches * batch) + {1: 0, 2: 1500, 4: 4000}[config.split]
 
 
 @cache

@@ -32,28 +32,56 @@ __device__ __forceinline__ unsigned bytes_of(unsigned a, unsigned b, unsigned se
     return d;
 }
 
-// The address of what lies in shared memory, as instructions take it.
-__device__ __forceinline__ unsigned shared_address(const void *pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+// The same number, held in a register from here on instead of being made again where it is used.
+__device__ __forceinline__ unsigned held(unsigned number) {
+    asm volatile("" : "+r"(number));
+    return number;
 }
 
-// The dynamic shared memory of the thread block.
+// The dynamic shared memory of the thread block, as a pointer.
 __device__ __forceinline__ unsigned char *shared_pointer() {
     extern __shared__ uint4 memory[];
     return reinterpret_cast<unsigned char *>(memory);
 }
 
-__device__ __forceinline__ void copy_async(void *shared, const void *global) {
-    copy_async(shared_address(shared), global);
+// 2, or a multiple of 4 words to shared memory.
+template <int WORDS>
+__device__ __forceinline__ void store_shared(unsigned at, const unsigned (&words)[WORDS]) {
+    static_assert(WORDS == 2 || WORDS % 4 == 0, "in few stores");
+#pragma unroll
+    for (int i = 0; i < WORDS; i += 4) {
+        if constexpr (WORDS == 2) {
+            asm volatile("st.shared.v2.u32 [%0], {%1, %2};"
+                         :
+                         : "r"(at), "r"(words[0]), "r"(words[1])
+                         : "memory");
+        } else {
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+                         :
+                         : "r"(at + 4 * i), "r"(words[i]), "r"(words[i + 1]), "r"(words[i + 2]),
+                           "r"(words[i + 3])
+                         : "memory");
+        }
+    }
+}
+
+__device__ __forceinline__ unsigned short load_shared_half(unsigned at) {
+    unsigned short number;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(number) : "r"(at));
+    return number;
+}
+
+__device__ __forceinline__ void store_shared_half(unsigned at, unsigned short number) {
+    asm volatile("st.shared.u16 [%0], %1;" : : "r"(at), "h"(number) : "memory");
 }
 
 // Like copy_async; zeros, and nothing is read, where there is nothing `present`.
-__device__ __forceinline__ void copy_or_zeros(void *shared, const void *global, bool present) {
+__device__ __forceinline__ void copy_or_zeros(unsigned shared, const void *global, bool present) {
     asm volatile("{\n\t.reg .pred absent;\n\t"
                  "setp.eq.u32 absent, %2, 0;\n\t"
                  "cp.async.cg.shared.global [%0], [%1], 16, absent;\n\t}"
                  :
-                 : "r"(shared_address(shared)), "l"(global), "r"((unsigned)present)
+                 : "r"(shared), "l"(global), "r"(static_cast<unsigned>(present))
                  : "memory");
 }
 
@@ -75,7 +103,7 @@ __device__ __forceinline__ float read_of_cluster(const float *shared, int block)
     unsigned address;
     asm("mapa.shared::cluster.u32 %0, %1, %2;"
         : "=r"(address)
-        : "r"(shared_address(shared)), "r"(block));
+        : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), "r"(block));
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
 #endif
     return value;

@@ -11,9 +11,10 @@ import ctypes
 import struct
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -34,30 +35,49 @@ BUFFER_POINTER, BUFFER_SIZE, END = 1, 2, 0  # CU_LAUNCH_PARAM_*
 INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
+class Planned(NamedTuple):
+    """A launch that was not made.
+
+    source, name, macros: of its function. threads: of a block.
+    """
+
+    source: str
+    name: str
+    macros: Mapping[str, int]
+    threads: int
+
+
 class Loaded(NamedTuple):
     """A __global__ function in the driver.
 
-    address: of the CUfunction. name: for messages. device: index of its GPU. overlaps: whether that
-    GPU knows programmatic dependent launches. registers, local_bytes: what a thread has, of which
-    the latter are spills and arrays.
+    address: of the CUfunction. overlaps: whether its GPU knows programmatic dependent launches.
+    registers, local_bytes: what a thread has, of which the latter are spills and arrays.
+    shared_bytes: static shared memory of a block.
     """
 
     address: int
-    name: str
-    device: int
     overlaps: bool
     registers: int
     local_bytes: int
+    shared_bytes: int
 
 
 class Function:
-    """One __global__ function on one GPU, to be launched."""
+    """One __global__ function on one GPU, compiled and loaded by the first launch."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.facts = loaded
-        self._shared_bytes = DEFAULT_SHARED_BYTES
+    def __init__(self, source: str, name: str, macros: Mapping[str, int], device: int) -> None:
+        """device: index of the GPU. The rest as `function` takes it."""
+        self.source = source
+        self.name = name
+        self.macros = dict(macros)
+        self.device = device
+        self.loaded: Loaded | None = None
+        self._free_bytes = 0  # dynamic shared memory of a block that need not be asked for
         self._pack: struct.Struct | None = None  # of the arguments; the first launch tells
-        self._call = _driver_launch()
+        self._call: Any = None  # of the driver, which may not be there before a launch
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.source} {self.macros}"
 
     def launch(
         self,
@@ -76,26 +96,41 @@ class Function:
         compute capability 9.0): it has to execute `griddepcontrol.wait` before it reads what that
         one wrote, and before it writes. ConfigError with the driver's word where it refuses.
         """
-        if shared_bytes > self._shared_bytes:
+        if self.loaded is None:
+            if _memory.planned is not None:
+                threads = block[0] * block[1] * block[2]
+                _memory.planned.append(Planned(self.source, self.name, self.macros, threads))
+                return
+            self._load()
+        if shared_bytes > self._free_bytes:
             self._allow(shared_bytes)
-        stream = torch._C._cuda_getCurrentRawStream(self.facts.device)
-        overlaps = dependent and self.facts.overlaps
+        loaded = cast(Loaded, self.loaded)
+        stream = torch._C._cuda_getCurrentRawStream(self.device)
+        overlaps = dependent and loaded.overlaps
         attributes = _OVERLAP_ADDRESS if overlaps else 0
         configuration = CONFIGURATION.pack(
             *grid, *block, shared_bytes, stream, attributes, overlaps
         )
         memory = _memory  # of this thread
         self._fill(memory, arguments)
-        status = self._call(configuration, self.facts.address, None, memory.extra)
+        status = self._call(configuration, loaded.address, None, memory.extra)
         if status == INVALID_CONTEXT:  # a thread in which nothing has used the GPU yet
-            _enter(self.facts.device)
-            status = self._call(configuration, self.facts.address, None, memory.extra)
+            _enter(self.device)
+            status = self._call(configuration, loaded.address, None, memory.extra)
         if status:
             raise ConfigError(
-                f"the GPU does not launch {self.facts.name} with a grid of {grid}, blocks of "
-                f"{block} and {shared_bytes} bytes of shared memory ({_word(status)}); "
+                f"the GPU does not launch {self} with a grid of {grid}, blocks of {block} and "
+                f"{shared_bytes} bytes of shared memory ({_word(status)}); "
                 f"name another kernel, such as triton"
             )
+
+    def _load(self) -> None:
+        with _lock:  # a second thread waits, instead of compiling the same
+            if self.loaded is None:
+                self._call = _driver_launch()
+                loaded = _load(self)
+                self._free_bytes = DEFAULT_SHARED_BYTES - loaded.shared_bytes
+                self.loaded = loaded
 
     def _fill(self, memory: _Memory, arguments: Sequence[Argument]) -> None:
         """Pack the arguments into the thread's memory, aligned as members of a struct of C are."""
@@ -114,58 +149,66 @@ class Function:
         from cuda.bindings import driver
 
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        handle = driver.CUfunction(self.facts.address)
+        handle = driver.CUfunction(cast(Loaded, self.loaded).address)
         (status,) = driver.cuFuncSetAttribute(handle, attribute, shared_bytes)
         if status:
             raise ConfigError(
-                f"{self.facts.name} asks for {shared_bytes} bytes of shared memory a block, which "
+                f"{self} asks for {shared_bytes} bytes of shared memory a block, which "
                 f"this GPU does not give ({status.name}); choose another configuration"
             )
-        self._shared_bytes = shared_bytes
+        self._free_bytes = shared_bytes
 
 
 def function(source: str, name: str, macros: Mapping[str, int], device: int) -> Function:
     """The function `name` of a source, compiled with these macros, on the GPU of this index.
 
-    The same object for the same arguments. ConfigError where it cannot be compiled or loaded.
+    The same object for the same arguments. Its first launch raises ConfigError where it cannot be
+    compiled or loaded.
     """
     key = (source, name, tuple(sorted(macros.items())), device)
     known = _functions.get(key)
     if known is None:
-        with _lock:  # a second thread waits, instead of compiling the same
-            known = _functions.get(key)
-            if known is None:
-                known = _functions[key] = Function(_load(source, name, macros, device))
+        known = _functions.setdefault(key, Function(source, name, macros, device))
     return known
 
 
-def _load(source: str, name: str, macros: Mapping[str, int], device: int) -> Loaded:
+@contextmanager
+def planning() -> Iterator[list[Planned]]:
+    """Launches of this thread inside are noted and not made, unless their function is loaded."""
+    planned: list[Planned] = []
+    _memory.planned = planned
+    try:
+        yield planned
+    finally:
+        _memory.planned = None
+
+
+def _load(function: Function) -> Loaded:
     from cuda.bindings import driver
 
-    capability = torch.cuda.get_device_capability(device)
-    cubin = toolchain.compiled(source, macros, toolchain.architecture(capability))
-    what = f"{name} of {source} {dict(macros)}"
-    with torch.cuda.device(device):
-        _enter(device)
+    capability = torch.cuda.get_device_capability(function.device)
+    architecture = toolchain.architecture(capability)
+    cubin = toolchain.compiled(function.source, function.macros, architecture)
+    what = str(function)
+    with torch.cuda.device(function.device):
+        _enter(function.device)
         # While a graph is captured, only this mode admits that something is loaded beside it.
         relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         mode = _checked(driver.cuThreadExchangeStreamCaptureMode(relaxed), what)
         try:
             module = _checked(driver.cuModuleLoadData(cubin), what)
-            handle = _checked(driver.cuModuleGetFunction(module, name.encode()), what)
+            handle = _checked(driver.cuModuleGetFunction(module, function.name.encode()), what)
         finally:
             driver.cuThreadExchangeStreamCaptureMode(mode)
-        attribute = driver.CUfunction_attribute
-        registers = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_NUM_REGS, handle)
-        local = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, handle)
-    return Loaded(
-        int(handle),
-        what,
-        device,
-        capability >= (9, 0),
-        _checked(registers, what),
-        _checked(local, what),
-    )
+        facts = [
+            _checked(driver.cuFuncGetAttribute(attribute, handle), what)
+            for attribute in (
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS,
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
+                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            )
+        ]
+    return Loaded(int(handle), capability >= (9, 0), *facts)
 
 
 def _kind(argument: Argument) -> str:
@@ -214,10 +257,11 @@ def _driver_launch() -> Any:
 class _Memory(threading.local):
     """Where the arguments of a launch lie; each thread has its own.
 
-    extra: what tells the driver where they are.
+    extra: what tells the driver where they are. planned: launches that are not made, or None.
     """
 
     def __init__(self) -> None:
+        self.planned: list[Planned] | None = None
         self.arguments = ctypes.create_string_buffer(ARGUMENT_BYTES)
         self.size = ctypes.c_size_t()
         self.extra = (ctypes.c_void_p * 5)(

@@ -18,7 +18,10 @@ inputs: the last of them may be cut off.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +35,8 @@ from qbench.formats.packing import unpack
 TILE = 16  # outputs
 CHUNK = 256  # inputs
 SMALL_GROUPS = (32, 64)  # and all multiples of 128
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,35 +55,51 @@ class CudaPlanes:
     uniform: bool
     shift: bool
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Number of planes P."""
         return self.words.shape[2]
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """Tiles of 16 outputs."""
         return self.words.shape[0]
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """Chunks of 256 inputs."""
         return self.words.shape[1]
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Groups over the padded inputs."""
         return self.params.shape[1]
 
-    @property
+    @cached_property
     def meta32(self) -> bool:
         """Whether the parameters are float32."""
         return self.params.dtype == torch.float32
+
+    @cached_property
+    def group_bytes(self) -> int:
+        """Bytes of the parameters of a tile and group."""
+        return self.params.shape[2:].numel() * self.params.element_size()
 
     @property
     def nbytes(self) -> int:
         """Bytes that a product with one row reads."""
         return self.words.nbytes + self.params.nbytes
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, kept with the weight: what its launches need beside their tensors."""
+        known = self._kept.get(key)
+        if known is None:
+            known = self._kept[key] = make()
+        return known
+
+    @cached_property
+    def _kept(self) -> dict[Hashable, Any]:
+        return {}
 
     def macros(self, dtype: torch.dtype) -> dict[str, int]:
         """What every source is compiled with, for x and y of this dtype."""

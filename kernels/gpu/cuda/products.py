@@ -3,7 +3,8 @@
 `qbench.kernels.gpu.cuda.choice` says which kernel computes what. All of them sum in float32 in a
 fixed order, without atomics, and round y once:
 
-    bit_serial   x rounded to 16-bit integers of its group's largest magnitude; nothing else
+    bit_serial,  x rounded to 16-bit integers of its group's largest magnitude; nothing else
+    byte_rows
     half_rows,   the weight rounded to the dtype of x, as a dense layer in that dtype has it
     wide_rows,
     dequantize
@@ -21,7 +22,7 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
-from qbench.kernels.gpu.cuda import bit_serial, dequantize, toolchain
+from qbench.kernels.gpu.cuda import dequantize, toolchain
 from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, choose, gpu_of
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, not_served
 from qbench.kernels.layouts import Layouts
@@ -58,6 +59,7 @@ class Packed:
             return known[2]
         converted = bias.float().contiguous()
         if not _capturing(bias):  # else it holds nothing before the graph's first replay
+            _complete(converted)
             self._bias = (ref(bias), stamp, converted)
         return converted
 
@@ -89,13 +91,11 @@ def product(
         return torch.nn.functional.linear(flat, dense, constant).view(y.shape)
     if bias is not None:
         bias = packed.in_float32(bias)
-    if choice.kernel == bit_serial.NAME:
-        prepared = shared(
-            x, bit_serial.preparation(planes), lambda: bit_serial.prepare(flat, planes)
-        )
-        bit_serial.launch(prepared, planes, bias, y.view(rows, out), choice.config)
-    else:
-        MODULES[choice.kernel].launch(flat, planes, bias, y.view(rows, out), choice.config)
+    module = MODULES[choice.kernel]
+    inputs = flat
+    if hasattr(module, "preparation"):
+        inputs = shared(x, module.preparation(planes), lambda: module.prepare(flat, planes))
+    module.launch(inputs, planes, bias, y.view(rows, out), choice.config)
     return y
 
 
@@ -110,12 +110,24 @@ def pack(weight: WeightFormat) -> Packed:
             "a weight's layout cannot be derived while a CUDA graph is captured; "
             "run the model once before"
         )
-    return Packed(derive(weight))
+    planes = derive(weight)
+    _complete(planes.words)
+    return Packed(planes)
 
 
 def _capturing(tensor: Tensor) -> bool:
     """Whether what is computed with this tensor now becomes part of a CUDA graph."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _complete(tensor: Tensor) -> None:
+    """Wait until what is kept is there.
+
+    Products on other streams read it, and kernels read weights before those that were launched
+    earlier have ended.
+    """
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
 
 
 _layouts = Layouts(pack)

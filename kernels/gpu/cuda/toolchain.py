@@ -10,7 +10,9 @@ compiles for itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -79,6 +81,22 @@ def compiled(source: str, macros: Mapping[str, int], architecture: str) -> bytes
     with suppress(StoreError):  # where nothing can be kept, the next process compiles again
         write_bytes(path, hashlib.sha256(cubin).digest() + cubin)
     return cubin
+
+
+def compile_all(wanted: Iterable[tuple[str, Mapping[str, int]]], architecture: str) -> None:
+    """Compile sources with their macros into the cache folder, by all processors at once.
+
+    What does not compile is left out: who needs it gets the reason.
+    """
+    jobs = {(source, tuple(sorted(macros.items()))) for source, macros in wanted}
+    context = multiprocessing.get_context("spawn")  # a GPU's context does not survive a fork
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        list(pool.map(_try, *zip(*((*job, architecture) for job in sorted(jobs)), strict=True)))
+
+
+def _try(source: str, macros: tuple[tuple[str, int], ...], architecture: str) -> None:
+    with suppress(ConfigError):
+        compiled(source, dict(macros), architecture)
 
 
 def _headers() -> list[Path]:

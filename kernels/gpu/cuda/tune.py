@@ -17,8 +17,8 @@ from torch import Tensor
 
 from qbench.errors import ConfigError
 from qbench.kernels import tuned
-from qbench.kernels.gpu.cuda import choice, products, toolchain
-from qbench.kernels.gpu.cuda.choice import Choice
+from qbench.kernels.gpu.cuda import choice, launch, products, toolchain
+from qbench.kernels.gpu.cuda.choice import Choice, Gpu
 from qbench.kernels.gpu.cuda.layout import CudaPlanes
 from qbench.kernels.gpu.cuda.products import Packed
 
@@ -44,11 +44,24 @@ def tune(
     name = torch.cuda.get_device_name()
     path = path or choice.tuned_file(name)
     facts = {"gpu": name, "nvrtc": toolchain.nvrtc_version()}
-    for planes, rows in product(list(weights), batches):
+    cases = list(product(list(weights), batches))
+    compile_candidates(cases, dtype)
+    for planes, rows in cases:
         best = measure(planes, rows, dtype)[0][1]
         tuned.write(path, facts, {choice.key(rows, planes, dtype): best.fields()})
     choice._tuned.cache_clear()
     return path
+
+
+def compile_candidates(cases: Iterable[tuple[CudaPlanes, int]], dtype: torch.dtype) -> None:
+    """Compile all that these weights and rows of x may want, by all processors at once."""
+    with launch.planning() as planned:
+        for planes, rows in cases:
+            x = torch.empty(rows, planes.shape[1], device=planes.words.device, dtype=dtype)
+            for candidate in choice.candidates(rows, planes, _gpu(planes)):
+                products.product(x, Packed(planes), choice=candidate)
+    architecture = toolchain.architecture(torch.cuda.get_device_capability())
+    toolchain.compile_all([(one.source, one.macros) for one in planned], architecture)
 
 
 def measure(planes: CudaPlanes, rows: int, dtype: torch.dtype) -> list[tuple[float, Choice]]:
@@ -56,8 +69,7 @@ def measure(planes: CudaPlanes, rows: int, dtype: torch.dtype) -> list[tuple[flo
 
     A candidate that the GPU refuses, for the shared memory that it asks for, is left out.
     """
-    device = planes.words.get_device()
-    gpu = choice.gpu_of(device)
+    gpu = _gpu(planes)
     x = torch.randn(rows, planes.shape[1], device=planes.words.device, dtype=dtype)
     copies = [Packed(planes), *(Packed(_copy(planes)) for _ in range(_copies(planes) - 1))]
     default = choice.default(rows, planes, gpu)
@@ -71,6 +83,10 @@ def measure(planes: CudaPlanes, rows: int, dtype: torch.dtype) -> list[tuple[flo
         if (y - expected).norm() <= AGREEMENT * expected.norm():
             timed.append((_seconds(x, copies, candidate), candidate))
     return sorted(timed, key=lambda pair: pair[0])
+
+
+def _gpu(planes: CudaPlanes) -> Gpu:
+    return choice.gpu_of(planes.words.get_device())
 
 
 def _copies(planes: CudaPlanes) -> int:
@@ -96,6 +112,7 @@ def _seconds(x: Tensor, copies: list[Packed], candidate: Choice) -> float:
 def graph_seconds(run: Callable[[], None]) -> float:
     """The median time of a CUDA graph of what `run` launches."""
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         run()  # compiles, and allocates what libraries keep
     stream.synchronize()

@@ -34,6 +34,7 @@ constexpr bool CODES = UNIFORM && PLANES >= 4;
 constexpr int OCTETS_OF_PLANES[] = {0, 0, 0, 1, 0, 1, 2, 1, 2};
 constexpr int OCTETS = CODES || TABLES > 2 ? 0 : OCTETS_OF_PLANES[PLANES];
 constexpr int QUARTETS = CODES ? 0 : (PLANES - 3 * OCTETS + 1) / 2;
+constexpr int PARTS = CODES ? 1 : OCTETS + QUARTETS;  // that a weight is the sum of
 constexpr int TABLE_REGISTERS = CODES ? 3 : 4 * OCTETS + 2 * QUARTETS;
 constexpr int TABLE_ROW = TABLE_REGISTERS == 2 ? 2 : (TABLE_REGISTERS + 3) / 4 * 4;  // in memory
 
@@ -54,14 +55,16 @@ __device__ __forceinline__ int group_of(int chunk, int table) {
     return GROUP ? (chunk * 256 + table * inputs) / (GROUP ? GROUP : 1) : 0;
 }
 
-// at: the numbers of (tile, group, g) -> those of row g (second 0) or of row g + 8 (second 1).
-__device__ __forceinline__ void load_row(const void *at, int second, float (&row)[PARAMETERS]) {
+// The numbers of one row, from shared memory. at: the address of the first of them, among the pairs.
+__device__ __forceinline__ void load_row(unsigned at, float (&row)[PARAMETERS]) {
 #pragma unroll
     for (int i = 0; i < PARAMETERS; ++i) {
-        if (META32) {
-            row[i] = static_cast<const float *>(at)[2 * i + second];
+        if constexpr (META32) {
+            unsigned number[1];
+            load_shared(number, at + i * PAIR_BYTES);
+            row[i] = __uint_as_float(number[0]);
         } else {
-            row[i] = float16_to_float(static_cast<const unsigned short *>(at)[2 * i + second]);
+            row[i] = float16_to_float(load_shared_half(at + i * PAIR_BYTES));
         }
     }
 }
@@ -133,6 +136,11 @@ __device__ __forceinline__ void make_octet(float base, float a, float b, float c
     table[3] = bytes_of(pair45, pair67, 0x7531);
 }
 
+// Of table i: octets come first.
+__device__ __forceinline__ constexpr int first_plane(int i) {
+    return i < OCTETS ? 3 * i : 3 * OCTETS + 2 * (i - OCTETS);
+}
+
 // For one row and group.
 __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS],
                                            unsigned (&table)[TABLE_REGISTERS]) {
@@ -147,48 +155,44 @@ __device__ __forceinline__ void make_table(const float (&parameters)[PARAMETERS]
     }
     float base, steps[PLANES];
     linear_form(parameters, base, steps);
+    // All tables but the first one are symmetric, so that none is larger than it has to be, nor
+    // its rounding: the first one has the base without what the others take of it.
+    float bases[PARTS];
 #pragma unroll
-    for (int i = 0; i < OCTETS; ++i) {
-        make_octet(i ? 0.0f : base, steps[3 * i], steps[3 * i + 1], steps[3 * i + 2], table + 4 * i);
+    for (int i = PARTS - 1; i >= 0; --i) {
+        int p = first_plane(i);
+        float half = 0.5f * (steps[p] + (p + 1 < PLANES ? steps[p + 1] : 0.0f));
+        half += i < OCTETS ? 0.5f * steps[p + 2] : 0.0f;
+        bases[i] = i ? -half : base;
+        base += half;
     }
 #pragma unroll
-    for (int i = 0; i < QUARTETS; ++i) {
-        int p = 3 * OCTETS + 2 * i;
-        float zero = i + OCTETS ? 0.0f : base, a = steps[p], b = p + 1 < PLANES ? steps[p + 1] : 0.0f;
-        table[4 * OCTETS + 2 * i] = floats_to_activations(zero, zero + a);
-        table[4 * OCTETS + 2 * i + 1] = floats_to_activations(zero + b, zero + b + a);
+    for (int i = 0; i < OCTETS; ++i) {
+        make_octet(bases[i], steps[3 * i], steps[3 * i + 1], steps[3 * i + 2], table + 4 * i);
+    }
+#pragma unroll
+    for (int i = OCTETS; i < PARTS; ++i) {
+        int p = first_plane(i);
+        float zero = bases[i], a = steps[p], b = p + 1 < PLANES ? steps[p + 1] : 0.0f;
+        unsigned *to = table + 4 * OCTETS + 2 * (i - OCTETS);
+        to[0] = floats_to_activations(zero, zero + a);
+        to[1] = floats_to_activations(zero + b, zero + b + a);
     }
 }
 
 // Tables in shared memory: at multiples of TABLE_ROW words.
-__device__ __forceinline__ void store_table(unsigned *to, const unsigned (&table)[TABLE_REGISTERS]) {
+__device__ __forceinline__ void store_table(unsigned at, const unsigned (&table)[TABLE_REGISTERS]) {
     unsigned all[TABLE_ROW] = {};
 #pragma unroll
     for (int i = 0; i < TABLE_REGISTERS; ++i) {
         all[i] = table[i];
     }
-#pragma unroll
-    for (int i = 0; i < TABLE_ROW; i += 4) {
-        if constexpr (TABLE_ROW == 2) {
-            *reinterpret_cast<uint2 *>(to) = make_uint2(all[0], all[1]);
-        } else {
-            *reinterpret_cast<uint4 *>(to + i) = make_uint4(all[i], all[i + 1], all[i + 2], all[i + 3]);
-        }
-    }
+    store_shared(at, all);
 }
 
-__device__ __forceinline__ void load_table(const unsigned *from, unsigned (&table)[TABLE_REGISTERS]) {
+__device__ __forceinline__ void load_table(unsigned at, unsigned (&table)[TABLE_REGISTERS]) {
     unsigned all[TABLE_ROW];
-#pragma unroll
-    for (int i = 0; i < TABLE_ROW; i += 4) {
-        if constexpr (TABLE_ROW == 2) {
-            uint2 two = *reinterpret_cast<const uint2 *>(from);
-            all[0] = two.x, all[1] = two.y;
-        } else {
-            uint4 four = *reinterpret_cast<const uint4 *>(from + i);
-            all[i] = four.x, all[i + 1] = four.y, all[i + 2] = four.z, all[i + 3] = four.w;
-        }
-    }
+    load_shared(all, at);
 #pragma unroll
     for (int i = 0; i < TABLE_REGISTERS; ++i) {
         table[i] = all[i];
@@ -302,20 +306,21 @@ __device__ __forceinline__ void row_weights(const unsigned (&words)[PLANES], int
         all_code_weights(words, k, first_table, second_table, first, second);
         return;
     }
+    // The last parts first: as a rule their planes have the smallest steps.
 #pragma unroll
-    for (int part = 0; part < OCTETS + QUARTETS; ++part) {
+    for (int part = PARTS - 1; part >= 0; --part) {
         unsigned a[2], b[2];
         if (part < OCTETS) {
             octet_weights(words + 3 * part, first_table + 4 * part, k, a, b);
         } else {
-            int i = part - OCTETS, p = 3 * OCTETS + 2 * i, at = 4 * OCTETS + 2 * i;
+            int p = first_plane(part), at = 4 * OCTETS + 2 * (part - OCTETS);
             quartet_weights(words + p, PLANES - p, first_table + at, k, a);
             quartet_weights(words + p, PLANES - p, second_table + at, k + 4, b);
         }
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-            first[pair] = part ? add(first[pair], a[pair]) : a[pair];
-            second[pair] = part ? add(second[pair], b[pair]) : b[pair];
+            first[pair] = part < PARTS - 1 ? add(first[pair], a[pair]) : a[pair];
+            second[pair] = part < PARTS - 1 ? add(second[pair], b[pair]) : b[pair];
         }
     }
 }

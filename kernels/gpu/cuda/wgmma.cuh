@@ -1,28 +1,13 @@
 // Hopper's asynchronous instructions (sm_90a): barriers in shared memory, bulk copies, wgmma.
 // PTX ISA: sections "mbarrier", "cp.async.bulk", "wgmma.mma_async", "setmaxnreg".
 #pragma once
+#include "conversions.cuh"
 
 typedef unsigned u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
 
-// ---- half precision, alone and in pairs, whose first is in the low half of a word
-
-__device__ __forceinline__ float half_to_float(u16 v) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
-  return f;
-}
-
-template <bool BFLOAT>
-__device__ __forceinline__ u16 narrowed(float v) {
-  u16 h;
-  if (BFLOAT)
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  else
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return h;
-}
+// ---- pairs of float16 numbers, the first in the low half of a word
 
 __device__ __forceinline__ u32 half_pair(float low, float high) {
   u32 pair;
@@ -44,29 +29,21 @@ __device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
 
 // ---- shared memory by its address
 
-__device__ __forceinline__ u32 shared_memory() {
-  extern __shared__ char memory[];
-  return (u32)__cvta_generic_to_shared(memory);
-}
-
-__device__ __forceinline__ u32 shared_word(u32 address) {
-  u32 v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
-
-__device__ __forceinline__ void shared_pair(u32& low, u32& high, u32 address) {
-  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(low), "=r"(high) : "r"(address));
-}
-
-__device__ __forceinline__ void store_shared(u32 address, float v) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
-}
-
 // Of the block's first COUNT threads.
 template <int COUNT>
 __device__ __forceinline__ void threads_sync() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
+}
+
+// Of all COUNT threads that share a turn: one half waits for it, the other has passed it on.
+template <int COUNT>
+__device__ __forceinline__ void turn_wait(int whose) {
+  asm volatile("bar.sync %0, %1;" ::"r"(2 + whose), "n"(COUNT) : "memory");
+}
+
+template <int COUNT>
+__device__ __forceinline__ void turn_pass(int whose) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(2 + whose), "n"(COUNT) : "memory");
 }
 
 // ---- clusters: blocks that start together and see each other's shared memory
@@ -149,16 +126,6 @@ __device__ __forceinline__ void copy_multicast(u32 to, const void* from, u32 byt
       ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"(mask) : "memory");
 }
 
-// ---- programmatic dependent launch
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-__device__ __forceinline__ void start_next_kernel() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 // ---- registers move from the warps that copy to the warps that compute
 
 template <int COUNT>
@@ -195,13 +162,17 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 address) {
   return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
-#define D0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" "," \
-  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define D1 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" "," \
+#define D00 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define D16 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define D0 D00 "," D16
+#define D1 \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
   "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define D2 "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" "," \
+#define D2 \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79," \
   "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define D3 "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" "," \
+#define D3 \
+  "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
   "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define F8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
@@ -215,7 +186,9 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 address) {
 // D: d[4 j + i] is row 16 w + g + 8 (i >> 1), column 8 j + 2 t + (i & 1). (lane = 4 g + t)
 template <int COUNT>
 __device__ __forceinline__ void wgmma(float (&d)[COUNT], const u32 (&a)[4], u64 b) {
-  if constexpr (COUNT == 32)
+  if constexpr (COUNT == 16)
+    WGMMA("m64n32k16", D00, "{%16,%17,%18,%19},%20", F8(0), F8(8));
+  else if constexpr (COUNT == 32)
     WGMMA("m64n64k16", D0, "{%32,%33,%34,%35},%36", F32(0));
   else if constexpr (COUNT == 64)
     WGMMA("m64n128k16", D0 "," D1, "{%64,%65,%66,%67},%68", F32(0), F32(32));

@@ -18,12 +18,15 @@ from qbench.kernels.gpu.cuda.layout import CudaPlanes
 NAME = "wide_rows"
 SOURCE = "wide_rows.cu"
 STAGES = ("X_STAGES", "W_STAGES")
-FEWEST_ROWS = 33
+FEWEST_ROWS = 17
+ROWS = (32, 64, 128, 192, 256)
 REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = 227 << 10  # of a block, at most; a multiprocessor has 1 KiB more
 RESERVED_BYTES = 1 << 10  # of each block, for the system
 PRODUCER_REGISTERS = 24  # of a thread that only copies
 INPUTS_OF_A_TILE = 64
+TILES_OF_A_CHUNK = 4
+MOST_X_STAGES = 16
 SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 
 
@@ -31,9 +34,11 @@ SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 class Config:
     """How the work is divided (see wide_rows.cu).
 
-    rows: of x that one block takes: 64, 128, 192 or 256. out_groups: warpgroups of 64 outputs each.
-    share: blocks that read each tile of x together. splits: blocks that divide the inputs.
-    blocks: of one multiprocessor.
+    rows: of x that one block takes: 32, 64, 128, 192 or 256. out_groups: warpgroups that divide its
+    outputs, 64 each. share: blocks that read each tile of x together. splits: blocks that divide
+    the inputs. blocks: of one multiprocessor. k_groups: warpgroups that divide a block's inputs.
+    steps: fragments that a warp dequantizes before it multiplies with them: 1, 2 or 4. ordered:
+    whether two warpgroups take turns with the matrix units.
     """
 
     rows: int = 256
@@ -41,6 +46,14 @@ class Config:
     share: int = 2
     splits: int = 1
     blocks: int = 1
+    k_groups: int = 1
+    steps: int = 4
+    ordered: int = 0
+
+    @property
+    def groups(self) -> int:
+        """Warpgroups of a block that compute."""
+        return self.out_groups * self.k_groups
 
     @property
     def outputs(self) -> int:
@@ -50,7 +63,7 @@ class Config:
     @property
     def threads(self) -> int:
         """Threads of a block: the consumers' warpgroups and one that copies."""
-        return 128 * (self.out_groups + 1)
+        return 128 * (self.groups + 1)
 
 
 def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
@@ -70,11 +83,14 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     """What is worth timing."""
-    sizes = [n for n in (64, 128, 192, 256) if n < 2 * rows or n == 64]
+    sizes = [n for n in ROWS if n < 2 * rows]
     for size in sizes[-2:]:
-        for share, splits in ((2, 1), (2, 2), (2, 4), (1, 1), (4, 1)):
-            if splits <= planes.chunks:
-                yield Config(size, 2, share, splits)
+        few = size <= 64
+        for out_groups, k_groups in ((2, 2), (1, 4)) if few else ((2, 1), (1, 2)):
+            for share, splits in ((1, 1), (2, 1), (1, 2)):
+                config = Config(size, out_groups, share, splits, 1, k_groups, 2 if few else 1)
+                if splits <= planes.chunks and stages(planes, config)[0] >= 2:
+                    yield config
 
 
 def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
@@ -92,24 +108,35 @@ def _of(config: Config) -> dict[str, int]:
 def consumer_registers(config: Config) -> int:
     """Of a thread that computes: what those of a block share when the copying ones give theirs."""
     entry = REGISTERS // (config.blocks * config.threads) // 8 * 8
-    groups = config.out_groups
-    return min(240, (entry * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8)
+    left = entry * (config.groups + 1) - PRODUCER_REGISTERS
+    return min(240, left // config.groups // 8 * 8)
 
 
 def stages(planes: CudaPlanes, config: Config) -> tuple[int, int]:
-    """How many tiles of x and chunks of words the rings hold: what the shared memory allows."""
+    """How many tiles of x and chunks of words the rings hold: what the shared memory allows.
+
+    A stage belongs to one of the warpgroups that divide the inputs: by the parity of its turn that
+    one knows of the turn before, which it has read itself.
+    """
     left = _budget(config) - SWIZZLE_BYTES - 512  # barriers
     x_bytes = config.rows * INPUTS_OF_A_TILE * 2
     w_bytes = chunk_bytes(planes, config)
-    w_stages = 3 if left - 3 * w_bytes >= 4 * x_bytes else 2
-    return min(12, (left - w_stages * w_bytes) // x_bytes), w_stages
+    x_unit = TILES_OF_A_CHUNK * config.k_groups if config.k_groups > 1 else 1
+    w_stages = next(n for n in (4, 3, 2) if n % config.k_groups == 0)
+    while (
+        w_stages > max(2, config.k_groups)
+        and left - w_stages * w_bytes < TILES_OF_A_CHUNK * x_bytes
+    ):
+        w_stages -= config.k_groups
+    x_stages = min(MOST_X_STAGES, (left - w_stages * w_bytes) // x_bytes)
+    return x_stages // x_unit * x_unit, w_stages
 
 
 def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
     """Words and parameters of 256 inputs and a block's outputs."""
     size = planes.group_size
     slots = 1 if size % 256 == 0 else 256 // size if size < 128 else 2
-    parameters = planes.params[0, 0].numel() * planes.params.element_size()
+    parameters = planes.group_bytes
     return 4 * config.out_groups * (planes.bits * 512 + slots * parameters)
 
 
@@ -118,7 +145,7 @@ def shared_bytes(planes: CudaPlanes, config: Config) -> int:
     x_stages, w_stages = stages(planes, config)
     rings = x_stages * config.rows * INPUTS_OF_A_TILE * 2 + w_stages * chunk_bytes(planes, config)
     sums = config.rows * (config.outputs + 4) * 4
-    return max(rings, sums) + SWIZZLE_BYTES + 16 * (x_stages + w_stages)
+    return max(rings, config.k_groups * sums) + SWIZZLE_BYTES + 16 * (x_stages + w_stages)
 
 
 def _budget(config: Config) -> int:
@@ -142,7 +169,7 @@ def prepare(x: Tensor, planes: CudaPlanes, config: Config) -> Prepared:
     tiles = x.new_empty((inputs // INPUTS_OF_A_TILE, padded, INPUTS_OF_A_TILE), dtype=torch.half)
     unscale = x.new_empty(rows, dtype=torch.float32)
     aligned = columns % 8 == 0 and x.data_ptr() % 16 == 0
-    threads = min(1024, -(-inputs // 16 // 32) * 32)
+    threads = min(512, -(-inputs // 16 // 32) * 32)
     function = _function("prepare", planes, x.dtype, config, x.get_device())
     arguments = (x, tiles, unscale, columns, planes.chunks, padded, int(aligned))
     function.launch((rows, 1, 1), (threads, 1, 1), arguments, dependent=True)
@@ -178,7 +205,7 @@ def multiply(
         (blocks, prepared.padded_rows // config.rows, 1),
         (config.threads, 1, 1),
         arguments,
-        shared_bytes(planes, config),
+        planes.kept((NAME, config), lambda: shared_bytes(planes, config)),
         dependent=True,
     )
 
@@ -186,8 +213,11 @@ def multiply(
 def _function(
     name: str, planes: CudaPlanes, dtype: torch.dtype, config: Config, device: int
 ) -> launcher.Function:
-    kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
-    return _compiled(name, kind, config, device)
+    def compiled() -> launcher.Function:
+        kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
+        return _compiled(name, kind, config, device)
+
+    return planes.kept((NAME, name, dtype, config), compiled)
 
 
 @cache

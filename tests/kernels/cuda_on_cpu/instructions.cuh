@@ -36,15 +36,28 @@ inline unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
     return result;
 }
 
+inline unsigned held(unsigned number) { return number; }
+
 inline unsigned char *shared_pointer() {
     return reinterpret_cast<unsigned char *>(dynamic_memory.data());
 }
 
-inline void copy_async(void *shared, const void *global) {
-    running->open.push_back({shared, global});
+template <int WORDS>
+inline void store_shared(unsigned at, const unsigned (&words)[WORDS]) {
+    std::memcpy(shared_pointer(at), words, sizeof words);
 }
 
-inline void copy_or_zeros(void *shared, const void *global, bool present) {
+inline unsigned short load_shared_half(unsigned at) {
+    unsigned short number;
+    std::memcpy(&number, shared_pointer(at), sizeof number);
+    return number;
+}
+
+inline void store_shared_half(unsigned at, unsigned short number) {
+    std::memcpy(shared_pointer(at), &number, sizeof number);
+}
+
+inline void copy_or_zeros(unsigned shared, const void *global, bool present) {
     static const uint4 zeros = {0, 0, 0, 0};
     copy_async(shared, present ? global : &zeros);
 }

@@ -1,8 +1,8 @@
-// Stands in for kernels/gpu/cuda/wgmma.cuh where there is no GPU: the same functions in C++, and
-// clusters of blocks whose threads are coroutines. What is asynchronous happens late and in any
-// order: bulk copies at random, products when they are waited for, from the shared memory of then.
-// A write to registers that a product still reads, an address outside the shared memory and a
-// cluster in which nothing can go on end the process.
+// Stands in for kernels/gpu/cuda/wgmma.cuh and what it includes where there is no GPU: the same
+// functions in C++, and clusters of blocks whose threads are coroutines. What is asynchronous
+// happens late and in any order: bulk copies at random, products when they are waited for, from the
+// shared memory of then. A write to registers that a product still reads, an address outside the
+// shared memory and a cluster in which nothing can go on end the process.
 #pragma once
 #include <ucontext.h>
 
@@ -83,7 +83,7 @@ struct Block {
   std::map<u32, TransactionBarrier> barriers;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  Meeting whole, first;
+  Meeting whole, first, turns[2];
 };
 
 struct Copy {
@@ -125,6 +125,14 @@ inline void __syncthreads() { meet(running->block->whole, blockDim.x); }
 inline void __syncwarp() { meet(warp_of_thread().meeting, 32); }
 template <int COUNT>
 inline void threads_sync() { meet(running->block->first, COUNT); }
+template <int COUNT>
+inline void turn_wait(int whose) { meet(running->block->turns[whose], COUNT); }
+template <int COUNT>
+inline void turn_pass(int whose) {
+  Meeting& turn = running->block->turns[whose];
+  ++events;
+  if (++turn.waiting == COUNT) turn.waiting = 0, ++turn.round;
+}
 inline u32 cluster_rank() { return running->block->rank; }
 inline void cluster_sync() { meet(cluster_meeting, cluster.size() * blockDim.x); }
 
@@ -147,6 +155,10 @@ inline Lanes<Value> exchange(const Value& value) {
 inline u32 __reduce_max_sync(u32, u32 value) {
   const auto all = exchange(value);
   return *std::max_element(all.of, all.of + 32);
+}
+
+inline u32 __shfl_xor_sync(u32, u32 value, int mask) {
+  return exchange(value).of[threadIdx.x % 32 ^ mask];
 }
 
 // ---- shared memory. A cluster address has the block's rank + 1 in its upper bits.
@@ -175,10 +187,10 @@ inline float4 load_peer(u32 address) {
   std::memcpy(&v, shared_place(address, 16), 16);
   return v;
 }
-inline u32 shared_word(u32 address) { return shared_value<u32>(address); }
-inline void shared_pair(u32& low, u32& high, u32 address) {
-  const u64 both = shared_value<u64>(address);
-  low = both, high = both >> 32;
+template <int WORDS>
+inline void load_shared(u32 (&words)[WORDS], u32 address) {
+  if (address % sizeof words) fail("a misaligned address");
+  std::memcpy(words, shared_place(address, sizeof words), sizeof words);
 }
 inline void store_shared(u32 address, float v) {
   std::memcpy(shared_place(address, 4), &v, 4);
@@ -241,8 +253,8 @@ inline void make_a_copy() {
   change(barrier_at(*copy.block, copy.barrier), 0, -(long)copy.bytes);
 }
 
-inline void wait_for_previous_kernel() {}
-inline void start_next_kernel() {}
+inline void wait_for_previous_kernels() {}
+inline void let_next_kernel_start() {}
 template <int COUNT>
 inline void registers_up() {}
 template <int COUNT>
@@ -266,22 +278,24 @@ inline u32 __byte_perm(u32 low, u32 high, u32 selector) {
     result |= (u32)(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
   return result;
 }
-inline float half_to_float(u16 v) { return same_bits<_Float16>(v); }
+inline float float16_to_float(u16 v) { return same_bits<_Float16>(v); }
 inline u16 to_half(float v) { return same_bits<u16>((_Float16)v); }
-template <bool BFLOAT>
-inline u16 narrowed(float v) {
+inline float activation_to_float(u16 v) {
+  return BF16 ? same_bits<float>((u32)v << 16) : float16_to_float(v);
+}
+inline u16 float_to_activation(float v) {
   const u32 bits = same_bits<u32>(v);
-  if (!BFLOAT) return to_half(v);
+  if (!BF16) return to_half(v);
   return std::isnan(v) ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 inline u32 half_pair(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
 inline u32 add2(u32 a, u32 b) {  // float has 2 * 11 + 2 bits: rounding twice does no harm
-  return half_pair(half_to_float(a) + half_to_float(b),
-                   half_to_float(a >> 16) + half_to_float(b >> 16));
+  return half_pair(float16_to_float(a) + float16_to_float(b),
+                   float16_to_float(a >> 16) + float16_to_float(b >> 16));
 }
 inline u32 multiply2(u32 a, u32 b) {
-  return half_pair(half_to_float(a) * half_to_float(b),
-                   half_to_float(a >> 16) * half_to_float(b >> 16));
+  return half_pair(float16_to_float(a) * float16_to_float(b),
+                   float16_to_float(a >> 16) * float16_to_float(b >> 16));
 }
 
 // ---- wgmma
@@ -298,7 +312,7 @@ inline float operand_b(u64 b, int column, int k) {
   if (b >> 62 != 1) fail("a descriptor without the 128-byte swizzle");
   u32 at = start + column / 8 * stride + column % 8 * 128 + 2 * k;
   at ^= (at >> 7 & 7) << 4;
-  return half_to_float(shared_value<u16>(at));
+  return float16_to_float(shared_value<u16>(at));
 }
 
 inline void wgmma_fence() {}
@@ -326,7 +340,7 @@ inline void compute(const Product& product) {
   float a[2][16];
   for (int k = 0; k < 16; ++k)
     for (int h = 0; h < 2; ++h)
-      a[h][k] = half_to_float(all.of[4 * g + k % 8 / 2].a[k / 8 * 2 + h] >> 16 * (k % 2));
+      a[h][k] = float16_to_float(all.of[4 * g + k % 8 / 2].a[k / 8 * 2 + h] >> 16 * (k % 2));
   for (int column = 2 * t; column < product.columns; column += 8)
     for (int i = 0; i < 2; ++i) {
       float sum[2] = {0, 0};
