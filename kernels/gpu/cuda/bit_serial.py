@@ -117,10 +117,11 @@ def launch(
 def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
     """More warps where there are few tiles; two tiles where more than one row of x is read."""
     many = planes.tiles > 2 * multiprocessors
-    if rows == 1:
-        config = Config(8 if many else 16, 1, 2)
-    else:
-        config = Config(8, 2 if many else 1, 2)
+    config = Config(8, 1, 2)
+    if rows == 1 and not many:
+        config = Config(16, 1, 2)
+    elif rows > 1 and many:
+        config = Config(8, 2, 2)
     while shared_bytes(planes, config) > SHARED_BYTES:
         config = Config(config.warps // 2, 1, 2)
     return config
