@@ -263,7 +263,7 @@ def _errors_name(layer: str) -> Iterator[None]:
         yield
     except QbenchError as error:
         raise MethodError(f"layer {layer}: {error}") from error
-    except (RuntimeError, ValueError, ArithmeticError) as error:  # such as torch raises
+    except Exception as error:
         raise MethodError(f"layer {layer}: {type(error).__name__}: {error}") from error
 
 

@@ -95,7 +95,7 @@ def get_method(name: str, **params: Any) -> Any:
     """The method called `name` with its hyper-parameters.
 
     params: converted to the declared types, so that `period="4"` becomes 4. Raises ConfigError for
-    an unknown name or parameter, or a value that does not fit.
+    an unknown name or parameter, or a value that does not fit or that the method refuses.
     """
     cls = method_class(name)
     hints = get_type_hints(cls)
@@ -106,7 +106,12 @@ def get_method(name: str, **params: Any) -> Any:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise ConfigError(f"{name}.{key}={value!r}: {error.errors()[0]['msg']}") from None
-    return cls(**values)
+    try:
+        return cls(**values)
+    except QbenchError as error:
+        raise ConfigError(f"method {name!r}: {error}") from error
+    except Exception as error:  # whatever the constructor of a plug-in raises
+        raise ConfigError(f"method {name!r} cannot be made: {_reason(error)}") from error
 
 
 def check_parameter(method: str, key: str, known: dict[str, Any]) -> None:

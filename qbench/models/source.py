@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -30,6 +31,7 @@ ALIASES = {
 BUILT_IN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_135m}
 DTYPES = ("float32", "bfloat16", "float16")
 _PLUG_INS = "qbench.models"
+_NAMED_PACKAGE = re.compile(r"pip install (?:-U |--upgrade )?[`'\"]?([A-Za-z][\w.-]*)")
 _UNREACHABLE = ("offline", "connect", "connection", "resolve", "timed out", "internet")
 
 
@@ -183,8 +185,25 @@ def _from_hub(source: ModelSource, load: Callable[[], Any]) -> Any:
         return load()
     except QbenchError:
         raise
+    except ImportError as error:
+        raise ModelError(_missing_package(source, error)) from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_advice(source, error)) from error
+
+
+def _missing_package(source: ModelSource, error: ImportError) -> str:
+    """One sentence for a model whose code needs a package: its name, and how to get it.
+
+    transformers names it in words of its own, in one of several lines.
+    """
+    text = str(error)
+    named = error.name or _NAMED_PACKAGE.search(text)
+    package = named if isinstance(named, str) else named and named[1]
+    if package:
+        need = f"it needs the package {package!r}, which is not installed; `pip install {package}`"
+    else:
+        need = f"it needs a package that is not installed: {' '.join(text.split())}"
+    return f"model {source.name!r} cannot be loaded: {need}"
 
 
 def _advice(source: ModelSource, error: Exception) -> str:
