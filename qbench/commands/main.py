@@ -51,13 +51,6 @@ app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
 app.add_typer(data_app, name="data")
-CELL_MODULES = (  # what the process of a cell would import otherwise
-    "qbench.experiment.cell_process",
-    "datasets",
-    "lm_eval.models.huggingface",
-    "lm_eval.tasks",
-    "qbench.tasks.judging",
-)
 DRY = "Show the cells with estimated time and memory, and stop."
 
 
@@ -133,10 +126,11 @@ def run(
 
 def _run(grid: Grid, dry_run: bool) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
+    from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
 
     if not dry_run:
-        preload(*CELL_MODULES)  # beside the plan, which imports much of it in this process
+        preload(*MODULES)  # beside the plan, which imports much of it in this process
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
     from qbench.reports.registry import write_reports
