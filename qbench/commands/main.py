@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, folders, machine
+from qbench.commands import check, cleaning, folders, machine
 from qbench.commands.options import (
     Data,
     Device,
@@ -50,6 +50,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts
 app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
+app.add_typer(cleaning.app)
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 

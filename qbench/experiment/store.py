@@ -103,6 +103,23 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
         return found
 
+    def litter(self, delete: bool) -> list[tuple[Path, int]]:
+        """What runs that did not end have left, with bytes: scratch directories and `reference/`.
+
+        delete: whether to remove it. StoreError where a run is at work, as then it is in use.
+        """
+        with claimed(self.claim("runners")) as alone:
+            if not alone:
+                raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
+            found = leftovers(self.folder)
+            if (self.folder / "reference").is_dir():
+                found.append(self.folder / "reference")
+            sizes = [_size(path) for path in found]
+            if delete:
+                for path in found:
+                    shutil.rmtree(path)
+        return list(zip(found, sizes, strict=True))
+
     def record(self, cell: Cell) -> Record | None:
         """The record of a cell, where there is one that can be trusted."""
         try:
@@ -163,9 +180,14 @@ class Store:
 
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     """Records of an existing run; StoreError where the folder is none."""
+    return open_run(folder).read_records()
+
+
+def open_run(folder: Path) -> Store:
+    """The folder of an existing run; StoreError where it is none."""
     if not (folder / "records").is_dir():
         raise StoreError(f"{folder} holds no records; give the --out folder of a `qbench run`")
-    return Store(folder).read_records()
+    return Store(folder)
 
 
 def _trusted(path: Path) -> Record:
@@ -191,6 +213,11 @@ def _trusted(path: Path) -> Record:
             f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
         )
     return record
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _is_trusted(path: Path) -> bool:
