@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qbench.contracts import DECLARED
 from qbench.declarations import Declaration, declaration_of, methods_in
-from qbench.errors import ConfigError, QbenchError, unknown_name
+from qbench.errors import ConfigError, QbenchError, reason_of, unknown_name
 from qbench.method_source import Unreadable, file_label, module_file, read_declarations
 from qbench.plugin_file import import_plugin_file
 
@@ -61,7 +61,7 @@ def methods() -> dict[str, Any]:
         try:
             classes[name] = entry.load()
         except Exception as error:  # whatever a file raises on import, the others still work
-            classes[name] = Broken(entry.file, _reason(error))
+            classes[name] = Broken(entry.file, reason_of(error))
     return classes
 
 
@@ -87,7 +87,7 @@ def method_class(name: str) -> Any:
         return declaration.load()
     except Exception as error:  # a file of ours that does not import is its author's to see
         raise ConfigError(
-            f"method {name!r} from {declaration.file} cannot be used: {_reason(error)}"
+            f"method {name!r} from {declaration.file} cannot be used: {reason_of(error)}"
         ) from error
 
 
@@ -111,7 +111,7 @@ def get_method(name: str, **params: Any) -> Any:
     except QbenchError as error:
         raise ConfigError(f"method {name!r}: {error}") from error
     except Exception as error:  # whatever the constructor of a plug-in raises
-        raise ConfigError(f"method {name!r} cannot be made: {_reason(error)}") from error
+        raise ConfigError(f"method {name!r} cannot be made: {reason_of(error)}") from error
 
 
 def check_parameter(method: str, key: str, known: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ def _add_own(stem: str, usable: dict[str, Declaration], broken: list[tuple[str, 
     try:
         own = _read_own(f"{PACKAGE}.{stem}", file)
     except Exception as error:  # whatever is wrong with one file, the others still work
-        broken.append((stem, Broken(file, _reason(error))))
+        broken.append((stem, Broken(file, reason_of(error))))
         return
     for declaration in own:
         other = usable.get(declaration.name)
@@ -239,7 +239,7 @@ def _add_entry_point(
     try:
         usable[point.name] = declaration_of(point.load(), point.value)
     except Exception as error:  # a third party's import may raise anything; it is shown
-        broken.append((point.name, Broken(point.value, _reason(error))))
+        broken.append((point.name, Broken(point.value, reason_of(error))))
 
 
 def _taken(origin: str, name: str, other: Declaration) -> Broken:
@@ -248,8 +248,3 @@ def _taken(origin: str, name: str, other: Declaration) -> Broken:
         f"{origin} defines method {name!r}, which {other.file} defines already; "
         "choose another name",
     )
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; those of ours are sentences already."""
-    return str(error) if isinstance(error, QbenchError) else f"{type(error).__name__}: {error}"

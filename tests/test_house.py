@@ -19,7 +19,8 @@ ARROWS = {
     "errors": set(),
     "contracts": {"errors"},
     "records": {"contracts"},
-    "environment": set(),
+    "environment": {"errors"},
+    "isolation": set(),
     "files": {"errors"},
     "formats": {"contracts", "errors"},
     "models": {"errors", "files"},
@@ -29,8 +30,8 @@ ARROWS = {
     "plugin_file": {"errors"},
     "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
     "checks": {
-        "calibration", "contracts", "errors", "formats", "kernels", "models", "quantization",
-        "registry",
+        "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",
+        "quantization", "registry",
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
@@ -52,13 +53,14 @@ ARROWS = {
         "quantization",
     },
     "experiment": {
-        "calibration", "checkpoint", "contracts", "environment", "errors", "files", "kernels",
-        "models", "plugin_file", "quantization", "records", "registry", "tasks",
+        "calibration", "checkpoint", "checks", "contracts", "environment", "errors", "files",
+        "isolation", "kernels", "models", "plugin_file", "quantization", "records", "registry",
+        "tasks",
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",
-        "inspection", "kernels", "latency", "method_source", "models", "records", "registry",
-        "reports", "tasks",
+        "inspection", "isolation", "kernels", "latency", "method_source", "models", "records",
+        "registry", "reports", "tasks",
     },
 }  # fmt: skip
 

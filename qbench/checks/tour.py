@@ -135,8 +135,11 @@ def _whole_model(method: Any, scheme: Scheme, family: str, calls: list[Call]) ->
             calls.append(Call(where, scheme, error=f"{type(error).__name__}: {error}"))
 
 
-def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
-    """The same method with a verb that is watched: of a subclass, as it must stay a dataclass."""
+def spied_on(method: Any, where: str, calls: list[Call], compared: int | None = None) -> Any:
+    """The same method with a verb that is watched: of a subclass, as it must stay a dataclass.
+
+    compared: how many arguments are copied to be compared after the call; None for all.
+    """
     kind = type(method)
     verb = verb_of(method)
 
@@ -147,6 +150,7 @@ def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
             arguments,
             f"{where}, call {layer}",
             calls,
+            compared,
         )
 
     subclass = type(kind.__name__, (kind,), {verb: spy, "__module__": kind.__module__})
@@ -154,7 +158,11 @@ def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
 
 
 def watched(
-    verb: Callable[..., Any], arguments: tuple[Any, ...], where: str, calls: list[Call]
+    verb: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    where: str,
+    calls: list[Call],
+    compared: int | None = None,
 ) -> Any:
     """Call the verb, append what is seen to `calls`, and return its result or raise its error."""
     scheme = arguments[-1]
@@ -166,7 +174,7 @@ def watched(
     np.random.seed(seed)
     random.seed(seed)
     before = Surroundings.now()
-    arguments_before = Arguments.of(arguments)
+    arguments_before = Arguments.of(arguments[:compared])
     result = None
     error = None
     try:
@@ -180,7 +188,7 @@ def watched(
     random.setstate(states[2])
     text = None if error is None else f"{type(error).__name__}: {error}"
     try:
-        changes |= arguments_before.changes(arguments)
+        changes |= arguments_before.changes(arguments[:compared])
         changes |= _of_the_result(arguments_before, result)
     except Exception as broken:
         text = text or f"its result cannot be looked at: {type(broken).__name__}: {broken}"

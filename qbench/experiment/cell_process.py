@@ -26,11 +26,10 @@ from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import peak_memory, reset_peak_memory
-from qbench.errors import StoreError
+from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.plugins import load_plugins
-from qbench.experiment.reasons import reason_of
 from qbench.experiment.store import Store
 from qbench.files.atomic import write_whole
 from qbench.files.claims import claimed_in_time
@@ -38,7 +37,7 @@ from qbench.isolation import Tell
 from qbench.models.source import ModelSource, load_config, load_model
 from qbench.quantization import QuantizedModel, load, quantize
 from qbench.records import Cell, Score, TaskSpec
-from qbench.registry import get_method
+from qbench.registry import declared, get_method
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
 from qbench.tasks.registry import get_task
@@ -161,6 +160,10 @@ class _Work:
         cell = self.job.cell
         device = self.job.device
         method = get_method(cell.method, **cell.params)
+        if not declared(cell.method).module.startswith("qbench.methods"):
+            from qbench.checks.watch import watched  # takes long to import
+
+            method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
         model, tokenizer = load_model(self.job.model, dtype)
         tokens: Tensor | None = None

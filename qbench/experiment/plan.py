@@ -8,13 +8,12 @@ from typing import Any
 
 from qbench.contracts import check_scheme
 from qbench.environment import pick_device
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
 from qbench.experiment.estimate import Estimate, Rates, estimate, measure_rates
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
-from qbench.experiment.reasons import reason_of
 from qbench.models.source import ModelSource, find_model, load_skeleton
 from qbench.quantization import check_layers
 from qbench.records import Cell

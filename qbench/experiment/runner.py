@@ -15,13 +15,12 @@ from typing import Any, Literal, Protocol
 
 from qbench.checkpoint.folder import add_scores
 from qbench.environment import environment
-from qbench.errors import StoreError
+from qbench.errors import StoreError, readable
 from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.plan import Plan
 from qbench.experiment.plugins import plugins_of
-from qbench.experiment.reasons import readable
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed
 from qbench.isolation import Isolated
