@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import sys
 from functools import cache
@@ -106,6 +107,8 @@ def get_method(name: str, **params: Any) -> Any:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise ConfigError(f"{name}.{key}={value!r}: {error.errors()[0]['msg']}") from None
+        if isinstance(values[key], float) and not math.isfinite(values[key]):
+            raise ConfigError(f"{name}.{key}={value!r} is no finite number; give one")
     try:
         return cls(**values)
     except QbenchError as error:
