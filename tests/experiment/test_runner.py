@@ -288,6 +288,50 @@ def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
         (["run", "--preset", "fast"], "unknown preset 'fast'"),
         (["run", "--config", "/no/such.yaml"], "cannot be read"),
         (["run", "--nonsense"], "No such option: --nonsense"),
+        (["run", "--methods", ""], "--methods '' names nothing; give a name, or leave it out"),
+        (["run", "--tasks", ","], "--tasks ',' names nothing"),
+        (["run", "--model", ""], "--model '' names nothing"),
+        (["run", "--device", "gpu"], "unknown device 'gpu'"),
+        (["run", "--device", "cuda:99"], "device 'cuda:99' is not there: torch"),
+        (["run", "--set", "gptq.damp=-1"], "method 'gptq': damp=-1.0: give 0 or more"),
+        (["run", "--set", "gtpq.damp=1"], "unknown name in --set 'gtpq'. Did you mean 'gptq'"),
+        (
+            ["run", "--tasks", "arc_easy", "--set", "arc_easy.length=5"],
+            "--set arc_easy.length=5: the task 'arc_easy' has no 'length'",
+        ),
+        (
+            ["run", "--tasks", "arc_easy", "--set", "arc_easy.limit=100000"],
+            "--set arc_easy.limit=100000 is more than the",
+        ),
+        (
+            ["run", "--tasks", "wikitext", "--set", "wikitext.limit=10000000"],
+            "--set wikitext.limit=10000000 is more than the",
+        ),
+        (["run", "--time-limit", "0"], "time_limit=0.0: Input should be greater than 0"),
+        (
+            ["eval", "nowhere", "--data", "mini", "--set", "arc_eazy.limit=1"],
+            "unknown name in --set 'arc_eazy'. Did you mean 'arc_easy'",
+        ),
+        (
+            ["eval", "nowhere", "--data", "mini", "--set", "calibration.samples=1"],
+            "unknown name in --set 'calibration'",
+        ),
+        (
+            ["eval", "nowhere", "--data", "mini", "--set", "arc_easy.limit=1,2"],
+            "--set arc_easy.limit has 2 values",
+        ),
+        (
+            ["quantize", "--method", "gptq", "--bits", "3", "-o", "x", "--set", "gptq.damp=1,2"],
+            "--set gptq.damp has 2 values, 1, 2; give one here",
+        ),
+        (
+            ["quantize", "--method", "gptq", "--bits", "3", "-o", "x", "--set", "rtn.ratios=1"],
+            "unknown name in --set 'rtn'. Available: gptq",
+        ),
+        (
+            ["quantize", "--method", "rtn", "--bits", "3", "-o", "/dev/null/x"],
+            "/dev/null/x cannot be written: /dev/null is no folder",
+        ),
         (["report", "/no/such/run"], "holds no records"),
         (["list", "kernals"], "unknown list 'kernals'"),
     ],
@@ -298,6 +342,22 @@ def test_misuse_is_one_sentence_and_exit_code_two(command, tiny_folder, args, me
     code, text, error = command(*args, *model)
     assert code == 2 and message in error and "Traceback" not in error + text
     assert error.count("\n") == 1
+
+
+def test_an_output_that_is_there_is_refused_before_the_work(tiny_folder, command, monkeypatch):
+    monkeypatch.setattr(
+        "qbench.experiment.single.load_model", lambda *args: pytest.fail("work before the refusal")
+    )
+    args = ["quantize", "--model", tiny_folder, "--method", "rtn", "--bits", 3, "-o", tiny_folder]
+    code, _, error = command(*args)
+    assert code == 2 and "is there and was not written by qbench" in error
+
+
+def test_a_model_that_is_named_beside_a_config_is_the_one_that_runs(command, tmp_path):
+    (tmp_path / "grid.yaml").write_text("model: no-such-model\nmethods: [none]\n")
+    args = ["run", "--config", tmp_path / "grid.yaml", "--dry-run", "--data", "mini"]
+    assert "unknown model 'no-such-model'" in command(*args)[2]
+    assert "no-such-model" not in command(*args, "--model", "smollm2-135m")[2]
 
 
 def test_groups_that_do_not_divide_are_refused_before_any_work(tiny_folder, command, tmp_path):
