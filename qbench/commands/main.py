@@ -132,6 +132,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
 
     if not dry_run:
         preload(*MODULES)  # beside the plan, which imports much of it in this process
+    from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
     from qbench.reports.registry import write_reports
@@ -141,6 +142,8 @@ def _run(grid: Grid, dry_run: bool) -> int:
     if dry_run:
         _show_plan(plan)
         return 0
+    if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
+        _print_warnings(["the calibration is set, and no method of this run calibrates"])
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = _run_plan(plan, store)
