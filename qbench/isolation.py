@@ -26,7 +26,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-POLL = 0.02  # seconds between two looks at what was told
+POLL = 0.05  # seconds between two looks at what was told
 Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
 _BY_SYSTEM = {
     signal.SIGKILL: "as the system does where memory runs out",

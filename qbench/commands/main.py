@@ -131,7 +131,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     from qbench.isolation import preload
 
     if not dry_run:
-        preload(*MODULES)  # beside the plan, which imports much of it in this process
+        preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
     from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +29,8 @@ from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.plugins import load_plugins
+from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
-from qbench.files.atomic import write_whole
 from qbench.files.claims import claimed_in_time
 from qbench.isolation import Tell
 from qbench.models.source import ModelSource, load_config, load_model
@@ -192,15 +191,14 @@ class _Work:
         sample = self.job.cell.calibration
         assert sample is not None
         path = self.store.calibration(self.job.cell)
+
+        def draw() -> Tensor:
+            texts = self.source.text(CALIBRATION)
+            seed = self.job.cell.seed
+            return calibration_windows(texts, tokenizer, sample.samples, sample.length, seed)
+
         with self._claimed(path.stem):
-            if not _is_array(path):
-                texts = self.source.text(CALIBRATION)
-                seed = self.job.cell.seed
-                drawn = calibration_windows(texts, tokenizer, sample.samples, sample.length, seed)
-                with self._saving():
-                    write_whole(path, partial(_save_array, drawn.numpy()))
-        # Copied where it is written to, so that torch has what it may write to.
-        return torch.from_numpy(np.load(path, mmap_mode="c"))
+            return shared_tokens(path, draw)
 
     def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:
         """Scores of every task; the samples are written on the way.
@@ -292,19 +290,6 @@ class _Work:
         """Keep other runners from what has this name; waiting for them is told."""
         with claimed_in_time(self.store.claim(name), lambda: self.tell({"waiting": name})):
             yield
-
-
-def _is_array(path: Path) -> bool:
-    try:
-        np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return True
-
-
-def _save_array(array: np.ndarray[Any, Any], path: Path) -> None:
-    with path.open("wb") as file:  # np.save would add an ending to the name
-        np.save(file, array)
 
 
 def _stored_bits(source: ModelSource, dtype: str) -> float:

@@ -120,7 +120,13 @@ class _Run:
         """Run a cell, or say why not. StoreError where results cannot be written."""
         if cell.id in self.plan.skipped:
             return self._made(cell, "skipped", self.plan.skipped[cell.id])
-        outcome = self._isolated(cell)
+        try:
+            outcome = self._isolated(cell)
+        except OSError as error:
+            raise StoreError(
+                f"no process can be started, or {self.store.folder} not be written: {error}; free "
+                "memory and space, and give the same command again"
+            ) from error
         reason = outcome.get("reason")
         facts = outcome.get("facts", {})
         tokens = outcome.get("tokens", {})
