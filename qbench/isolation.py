@@ -43,6 +43,8 @@ def preload(*modules: str) -> None:
     if context.get_start_method() != "forkserver":
         return
     context.set_forkserver_preload(list(modules))
+    # A driver that was asked for GPUs before a fork is of no use after it; torch asks otherwise.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # The server imports before it guards itself against Ctrl-C, which reaches it, too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -146,6 +148,8 @@ def _enter(
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that everything it leaves behind ends with it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        # As in any Python, whatever this one was started by: a shell's background job ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _redirect(output)
     gc.freeze()  # what was imported is no garbage: looking through it takes a third of a second
