@@ -75,9 +75,9 @@ latency: $(READY) ## products with packed weights against dense ones and other p
 training-cost: $(READY) ## what block reconstruction costs in time and memory
 	$(RUN)python -P benchmarks/reconstruction.py
 
-gpu-report: ## what the GPU kernels compute and cost, on a machine with a GPU (PYTHON: the one that has torch and triton)
+gpu-report: ## what the GPU kernels and the pipeline compute and cost, on a machine with a GPU (SECTIONS, QUICK, PYTHON)
 	test -d .typetree/qbench || $(MAKE) -s links
-	PYTHONPATH=.typetree $(PYTHON) -P benchmarks/gpu_report.py $(if $(QUICK),--quick)
+	PYTHONPATH=.typetree:benchmarks $(PYTHON) -P -m gpu_report $(if $(SECTIONS),--sections $(SECTIONS)) $(if $(QUICK),--quick)
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench

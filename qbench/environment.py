@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+import qbench
 from qbench.errors import ConfigError, unknown_name
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -140,6 +141,8 @@ def _git(root: Path, *command: str) -> str:
 
 
 def _version(name: str) -> str | None:
+    if name == "qbench-llm":  # it may run from a plain source tree, which has no metadata
+        return qbench.__version__
     try:
         return version(name)
     except PackageNotFoundError:

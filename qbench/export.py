@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+import qbench
 from qbench.checkpoint.folder import (
     load_checkpoint,
     save_checkpoint,
@@ -58,7 +58,7 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
         "lm_head": False,  # the head is not quantized
         "checkpoint_format": layout,
         "pack_dtype": "int32",
-        "meta": {"quantizer": [f"qbench:{version('qbench-llm')}"]},
+        "meta": {"quantizer": [f"qbench:{qbench.__version__}"]},
     }
     return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, entry)
 

@@ -43,9 +43,10 @@ ARROWS = {
     "export": {"checkpoint", "contracts", "errors", "exchange", "formats"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
-    "kernels": {"contracts", "errors", "formats", "plugin_file"},
+    "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
-    "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
+    "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
+    "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "records"},
     "reports": {"errors", "files", "records", "tasks"},
     "latency": {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
+import qbench
 from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
@@ -88,7 +88,7 @@ def write_card(
     template = Environment(keep_trailing_newline=True).from_string(_TEMPLATE)
     text = template.render(
         title=_plain(title),
-        version=version("qbench-llm"),
+        version=qbench.__version__,
         method=_plain(entry.get("method")),
         paper=_plain(entry.get("paper", "")),
         scheme=f"{bits}-bit codes, groups: {group_size}",

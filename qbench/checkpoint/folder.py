@@ -41,6 +41,7 @@ from qbench.models.blocks import is_linear
 from qbench.records import Record
 
 LOG = "quantize_log.json"
+_CPU = torch.device("cpu")
 _NOT_STORED = (
     "torch_dtype",  # an older name of dtype
     "_name_or_path",  # a path of this machine
@@ -122,7 +123,7 @@ def write_model_folder(
         content["quantization_config"] = entry
 
     def write(part: Path) -> None:
-        write_shards(part, tensors, shard_bytes)
+        hashes = write_shards(part, tensors, shard_bytes)
         (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
         if generation_config is not None:
             # not save_pretrained, which refuses what some published models carry
@@ -130,7 +131,7 @@ def write_model_folder(
         if tokenizer is not None:
             _save_tokenizer(tokenizer, part)
         finish(part)
-        write_index(part)
+        write_index(part, hashes)
 
     try:
         return write_whole_folder(folder, write)
@@ -140,18 +141,21 @@ def write_model_folder(
         ) from error
 
 
-def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, dtype: str, packed: bool, device: torch.device = _CPU
+) -> Checkpoint:
     """Read a folder of ours, or one that `qbench.exchange` reads.
 
     dtype: of what is not quantized, as torch calls it; `auto` is what the folder states. packed:
-    linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder is
-    executed, every tensor of the files is used, and none may be missing: StoreError.
+    linear layers stay packed, else they are dequantized into `dtype`, on the device that all of
+    the model moves to. Nothing of the folder is executed, every tensor of the files is used, and
+    none may be missing: StoreError.
     """
     config = read_json(folder / "config.json")
     shards = Shards(folder)
     refuse_implausible(config, len(shards.entries), folder / "config.json")
     # Weights first: a folder whose files and config do not fit is refused before a model is built.
-    weights, manifest = _read_weights(folder, config, shards)
+    weights, manifest = _read_weights(folder, config, shards, device)
     model = read_skeleton(folder)
     kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
     if not isinstance(kind, torch.dtype):  # a config may state none
@@ -162,11 +166,12 @@ def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
     for name in sorted(shards.entries):
         if _is_quantized_part(name, weights):
             continue
-        tensor = shards.tensor(name)
+        tensor = shards.tensor(name).to(device)
         unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
     fill(model, unquantized, folder)
     if not packed:
         unpack(model, kind)
+    model.to(device)  # such as buffers that are in no file
     return Checkpoint(model.eval(), read_tokenizer(folder), weights, manifest)
 
 
@@ -232,7 +237,7 @@ def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict
 
 
 def _read_weights(
-    folder: Path, config: dict[str, Any], shards: Shards
+    folder: Path, config: dict[str, Any], shards: Shards, device: torch.device
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     """The quantized weights by layer, and what the method said about itself."""
     entry = config.get("quantization_config")
@@ -243,7 +248,7 @@ def _read_weights(
     layout = read_layout(config, folder / "config.json")
     weights = {}
     for name, group in compare(layout, shards).items():
-        tensors = {part: shards.tensor(f"{name}.{part}") for part in group.parts}
+        tensors = {part: shards.tensor(f"{name}.{part}").to(device) for part in group.parts}
         weights[name] = group.weight(tensors)
         _require_finite(name, weights[name], folder)
     return weights, layout.facts()
