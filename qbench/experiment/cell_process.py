@@ -33,7 +33,8 @@ from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed_in_time
 from qbench.isolation import Tell
-from qbench.models.source import ModelSource, load_config, load_model
+from qbench.models.loading import load_config, load_model
+from qbench.models.source import ModelSource
 from qbench.quantization import QuantizedModel, load, quantize
 from qbench.records import Cell, Score, TaskSpec
 from qbench.registry import declared, get_method

@@ -14,7 +14,8 @@ from typing import Any
 from qbench.environment import pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
-from qbench.models.source import ModelSource, resolved_revision
+from qbench.models.identity import resolved_revision
+from qbench.models.source import ModelSource
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source

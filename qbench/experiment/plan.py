@@ -14,7 +14,8 @@ from qbench.experiment.estimate import Estimate, Rates, estimate, measure_rates
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
-from qbench.models.source import ModelSource, find_model, load_skeleton
+from qbench.models.loading import load_skeleton
+from qbench.models.source import ModelSource, find_model
 from qbench.quantization import check_layers
 from qbench.records import Cell
 from qbench.registry import get_method, method_class
