@@ -346,7 +346,7 @@ def test_misuse_is_one_sentence_and_exit_code_two(command, tiny_folder, args, me
 
 def test_an_output_that_is_there_is_refused_before_the_work(tiny_folder, command, monkeypatch):
     monkeypatch.setattr(
-        "qbench.experiment.single.load_model", lambda *args: pytest.fail("work before the refusal")
+        "qbench.experiment.single.find_model", lambda *args: pytest.fail("work before the refusal")
     )
     args = ["quantize", "--model", tiny_folder, "--method", "rtn", "--bits", 3, "-o", tiny_folder]
     code, _, error = command(*args)
