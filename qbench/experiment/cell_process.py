@@ -233,7 +233,7 @@ class _Work:
         """Have what a task needs of the unquantized model; again where its file is damaged."""
         task = self.tasks[spec.name]
         path = self.store.reference(self.job.cell, spec)
-        with self._claimed(path.stem):
+        with self._claimed(f"reference-{path.stem}"):
             present = path.exists()
             try:
                 task.prepare(context, spec)

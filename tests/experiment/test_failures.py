@@ -108,20 +108,16 @@ def reasons(out):
     return {record.cell.label: record.reason for record in records}
 
 
-def kinds(*names):
-    return [pytest.param(list(names), id="quick"), pytest.param([*REASONS], marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("hows", kinds("attribute", "os-exit"))
-def test_every_way_to_fail_is_a_reason_and_the_grid_goes_on(tiny_folder, command, tmp_path, hows):
-    extra = [*plugin(tmp_path, "harsh", HARSH), "--set", f"harsh.how={','.join(hows)}"]
+@pytest.mark.slow
+def test_every_way_to_fail_is_a_reason_and_the_grid_goes_on(tiny_folder, command, tmp_path):
+    extra = [*plugin(tmp_path, "harsh", HARSH), "--set", f"harsh.how={','.join(REASONS)}"]
     out = tmp_path / "out"
     args = run_args(tiny_folder, out, "none,harsh,rtn", "4", extra, tasks=["wikitext"])
     code, text, error = command(*args)
     assert code == 1 and "Traceback" not in text + error
     found = reasons(out)
     assert found.pop("none") is found.pop("rtn 4b g32") is None
-    for how in hows:
+    for how in REASONS:
         label = "harsh 4b g32" if how == "attribute" else f"harsh 4b g32 how={how}"
         assert REASONS[how] in found[label], how
     logs = {path.stem: path.read_text() for path in (out / "logs").iterdir()}
