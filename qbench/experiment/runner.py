@@ -84,8 +84,9 @@ class _Run:
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
-        records = {record.id: record for record in self.store.read_records()[0]}
+        # The stamps first: what is recorded from here on is another runner's, and counts.
         before = {cell.id: self.store.stamp(cell) for cell in self.plan.cells}
+        records = {record.id: record for record in self.store.read_records()[0]}
         for cell in self.plan.cells:
             if cell.id in records and records[cell.id].status == "ok":
                 self.settled[cell.id] = records[cell.id]
