@@ -26,7 +26,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-POLL = 0.05  # seconds between two looks at what was told
+POLL = (0.01, 0.2)  # seconds between two looks at what was told: at first, and after a while
 Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
 _BY_SYSTEM = {
     signal.SIGKILL: "as the system does where memory runs out",
@@ -95,6 +95,7 @@ class Isolated:
         within: seconds to wait for it. `ending` tells one from the other.
         """
         deadline = time.monotonic() + within
+        pause, longest = POLL
         while True:
             alive = self.process.is_alive()  # looked at before the file: its last words count
             with self._events.open("rb") as file:
@@ -106,7 +107,8 @@ class Isolated:
                 return event
             if not alive or time.monotonic() > deadline:
                 return None
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
 
     @property
     def ending(self) -> str | None:
