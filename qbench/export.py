@@ -11,7 +11,6 @@ from torch import Tensor
 import qbench
 from qbench.checkpoint.folder import (
     load_checkpoint,
-    require_replaceable,
     save_checkpoint,
     unquantized_tensors,
     write_model_folder,
@@ -21,6 +20,7 @@ from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
 from qbench.files.atomic import put
+from qbench.files.shards import require_writable
 from qbench.formats import Uniform
 from qbench.models.published_names import published
 from qbench.read_back import BY_DEFAULT, prove, unproven
@@ -40,7 +40,7 @@ def export(
     if target not in TARGETS:
         raise ConfigError(unknown_name("export format", target, TARGETS))
     if target != "gguf":
-        require_replaceable(output)
+        require_writable(output)
     with unproven(output) as place:
         TARGETS[target](folder, place, dtype)
         size = sum(path.stat().st_size for path in place.parent.rglob("*"))

@@ -34,7 +34,7 @@ from qbench.contracts import (
     trains,
     verb_of,
 )
-from qbench.errors import ConfigError, MethodError, QbenchError
+from qbench.errors import ConfigError, MethodError, QbenchError, reason_of
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
@@ -302,8 +302,8 @@ def _errors_name(layer: str) -> Iterator[None]:
         yield
     except QbenchError as error:
         raise MethodError(f"layer {layer}: {error}") from error
-    except (RuntimeError, ValueError, ArithmeticError) as error:  # such as torch raises
-        raise MethodError(f"layer {layer}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise MethodError(f"layer {layer}: {reason_of(error)}") from error
 
 
 def _put(name: str, layer: Any, weight: WeightFormat) -> None:

@@ -39,8 +39,8 @@ from qbench.files.model_folder import quantization_settings, require_ordinary_fi
 from qbench.files.shards import (
     SHARD_BYTES,
     Shards,
-    may_be_replaced,
     read_json,
+    require_writable,
     write_index,
     write_shards,
 )
@@ -126,7 +126,7 @@ def write_model_folder(
     called with. StoreError where the disk refuses, and where something is there that qbench has not
     written.
     """
-    require_replaceable(folder)
+    require_writable(folder)
     content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
     content["dtype"] = _main_dtype(tensors)
     if entry is not None:
@@ -139,7 +139,7 @@ def write_model_folder(
             # not save_pretrained, which refuses what some published models carry
             generation_config.to_json_file(part / "generation_config.json")
         if tokenizer is not None:
-            tokenizer.save_pretrained(part)
+            _save_tokenizer(tokenizer, part)
         finish(part)
         write_index(part, hashes)
 
@@ -149,15 +149,6 @@ def write_model_folder(
         raise StoreError(
             f"{folder} cannot be written ({error}); free space, or choose another folder"
         ) from error
-
-
-def require_replaceable(folder: Path) -> None:
-    """StoreError where something is at `folder` that qbench has not written."""
-    if not may_be_replaced(folder):
-        raise StoreError(
-            f"{folder} is there and was not written by qbench, or is damaged; "
-            "choose another folder, or remove it first"
-        )
 
 
 def load_checkpoint(
@@ -308,6 +299,18 @@ def _narrowed(tensor: Tensor) -> Tensor:
             if torch.equal(tensor.to(dtype).float(), tensor):
                 return tensor.to(dtype)
     return tensor
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """StoreError where the disk refuses, of which the tokenizers library makes a bare Exception."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception and "os error" in str(error):
+            raise StoreError(
+                f"{folder} cannot be written ({error}); free space, or choose another folder"
+            ) from error
+        raise
 
 
 def _main_dtype(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -158,6 +159,26 @@ def may_be_replaced(folder: Path) -> bool:
         return "sha256" in read_json(folder / INDEX)["metadata"]
     except (StoreError, KeyError, TypeError):
         return False
+
+
+def require_writable(folder: Path) -> None:
+    """StoreError, before any work, where a model cannot be written to this folder.
+
+    It can where nothing is, or what may be replaced, and files can be made beside it.
+    """
+    if not may_be_replaced(folder):
+        raise StoreError(
+            f"{folder} is there and was not written by qbench, or is damaged; "
+            "choose another folder, or remove it first"
+        )
+    parent = folder.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{folder} cannot be written: {parent} is no folder that you can write to; "
+            "choose a place that is"
+        )
 
 
 def verify(folder: Path) -> dict[str, str | None]:

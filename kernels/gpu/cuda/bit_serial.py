@@ -34,7 +34,7 @@ class Config:
 
     warps: int = 8
     tiles: int = 1
-    stages: int = 4
+    stages: int = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +115,13 @@ def launch(
 
 
 def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
-    """Many warps where there are few tiles; two tiles where x is read often."""
-    per_multiprocessor = planes.tiles / multiprocessors
-    warps = 16 if per_multiprocessor <= 2 else 8
-    stages = 2 if planes.chunks <= 2 * warps else 4
-    config = Config(warps, 1, stages)
-    while shared_bytes(planes, config) > SHARED_BYTES and config.stages > 2:
-        config = Config(warps, 1, config.stages - 1)
+    """More warps where there are few tiles; two tiles where more than one row of x is read."""
+    many = planes.tiles > 2 * multiprocessors
+    config = Config(8, 1, 2)
+    if rows == 1 and not many:
+        config = Config(16, 1, 2)
+    elif rows > 1 and many:
+        config = Config(8, 2, 2)
     while shared_bytes(planes, config) > SHARED_BYTES:
         config = Config(config.warps // 2, 1, 2)
     return config
@@ -129,23 +129,31 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     """What is worth timing."""
+    limit = block_limit(planes)
     for warps, tiles, stages in (
-        (4, 1, 4),
-        (4, 1, 6),
-        (4, 2, 3),
         (8, 1, 2),
         (8, 1, 3),
-        (8, 1, 4),
         (8, 2, 2),
         (8, 2, 3),
         (16, 1, 2),
-        (16, 1, 3),
         (16, 2, 2),
+        (4, 1, 4),
+        (4, 1, 2),
+        (4, 2, 2),
     ):
         config = Config(warps, tiles, stages)
         useful = (stages - 2) * warps < planes.chunks
-        if useful and shared_bytes(planes, config) <= SHARED_BYTES:
+        if useful and shared_bytes(planes, config) <= limit:
             yield config
+
+
+def block_limit(planes: CudaPlanes) -> int:
+    """Shared memory of a thread block that is worth timing: two of them on a multiprocessor."""
+    if not planes.words.is_cuda:
+        return SHARED_BYTES
+    facts = torch.cuda.get_device_properties(planes.words.device)
+    most = facts.shared_memory_per_block_optin
+    return min(most, max(SHARED_BYTES, most // 2))
 
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:

@@ -23,6 +23,11 @@ constexpr unsigned EVEN = 0x40404040, ODD = 0x80808080;
 constexpr unsigned BIAS = 1u << 21;
 constexpr float BIAS_AS_FLOAT = 2.9387358770557188e-39f;  // 2^21 2^-149
 
+// Where there are registers for it: both blocks of a chunk in one go, and a block of x is read while
+// the one before it is multiplied.
+constexpr bool EARLY = PLANES * TILES <= 8 - 2 * FOURS;
+constexpr int HALVES = EARLY ? 2 : 1;
+
 // What a lane has of a block of four rows of x.
 struct Block {
   unsigned bytes[4][2];  // of four matrix instructions
@@ -98,7 +103,10 @@ __device__ __forceinline__ void multiply_part(float (&sums)[FOURS][2], const uns
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+// Warps that a multiprocessor shall hold. Without a number the compiler may aim at more, and spill.
+constexpr int RESIDENT = !EARLY ? 0 : FOURS == 1 ? 20 : 16;
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT / WARPS)
 byte_rows(const uint4* words, const char* parameters, const uint4* x_bytes, const float* x_blocks,
           const float* bias, unsigned short* y, int N, int chunks, int groups, int M) {
   let_next_kernel_start();
@@ -128,9 +136,9 @@ byte_rows(const uint4* words, const char* parameters, const uint4* x_bytes, cons
   wait_for_previous_kernels();
 
   float sums[TILES][FOURS][2] = {};
-  Block x[2][FOURS];  // the two blocks of a chunk; one is read while the other is multiplied
+  Block x[2][FOURS];  // the two blocks of a chunk
 #pragma unroll
-  for (int f = 0; f < FOURS; ++f)
+  for (int f = 0; EARLY && f < FOURS; ++f)
     x[0][f] = read_block(x_bytes, x_blocks, f, 2 * min(warp, chunks - 1), blocks, lane);
 
   unsigned current = ring, filled = ring + (STAGES - 1) * STAGE_BYTES;
@@ -141,36 +149,34 @@ byte_rows(const uint4* words, const char* parameters, const uint4* x_bytes, cons
     if (ahead < chunks) fetch(filled, tile_words, tile_parameters, ahead, lane);
     commit_copies();
 
-    unsigned own[TILES][PLANES][4];
-#pragma unroll
-    for (int i = 0; i < TILES; ++i)
-#pragma unroll
-      for (int p = 0; p < PLANES; ++p)
-        load_shared(own[i][p], current + i * TILE_BYTES + p * 512 + lane * 16);
+    unsigned own[TILES][PLANES][2 * HALVES];  // words of (row g, row g + 8), of one block or of both
     Parameters shared[TILES];
 #pragma unroll
+    for (int i = 0; i < TILES; ++i) {
+      if (PER_CHANNEL) shared[i] = channel[i];
+      else if (GROUPS == 1) shared[i] = read_group(current + i * TILE_BYTES, 0, g);
+    }
+#pragma unroll HALVES
     for (int half = 0; half < 2; ++half) {
       const int next = half == 0 ? 2 * chunk + 1 : 2 * min(chunk + WARPS, chunks - 1);
 #pragma unroll
       for (int f = 0; f < FOURS; ++f)
-        x[1 - half][f] = read_block(x_bytes, x_blocks, f, next, blocks, lane);
+        x[EARLY ? 1 - half : 0][f] =
+            read_block(x_bytes, x_blocks, f, EARLY ? next : 2 * chunk + half, blocks, lane);
 #pragma unroll
       for (int i = 0; i < TILES; ++i) {
+        const unsigned tile = current + i * TILE_BYTES;
         unsigned rows[PLANES][2];
 #pragma unroll
         for (int p = 0; p < PLANES; ++p) {
-          rows[p][0] = own[i][p][2 * half];
-          rows[p][1] = own[i][p][2 * half + 1];
+          if (!EARLY || half == 0) load_shared(own[i][p], tile + p * 512 + lane * 16 + half * 8);
+          rows[p][0] = own[i][p][EARLY ? 2 * half : 0];
+          rows[p][1] = own[i][p][EARLY ? 2 * half + 1 : 1];
         }
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
-          const int group = half * PARTS + part;
-          if (PER_CHANNEL) {
-            shared[i] = channel[i];
-          } else if (group % (2 * PARTS / GROUPS) == 0) {
-            shared[i] = read_group(current + i * TILE_BYTES, group, g);
-          }
-          multiply_part(sums[i], rows, x[half], shared[i], part);
+          if (GROUPS > 1) shared[i] = read_group(tile, half * PARTS + part, g);
+          multiply_part(sums[i], rows, x[EARLY ? half : 0], shared[i], part);
         }
       }
     }

@@ -1,4 +1,4 @@
-"""Products with 4 to 16 rows of x: planes of bits, made into bytes, times pairs of bytes (byte_rows.cu).
+"""Products with 4 to 16 rows of x: planes of bits as bytes, times pairs of bytes (byte_rows.cu).
 
 x is first turned into 16-bit integers, as high and low bytes, and a scale for each block of 128
 inputs (bytes.cu), which layers that read the same x share. The error is 2^-16 of a block's largest
@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qbench.kernels.gpu.cuda.bit_serial import SHARED_BYTES, tile_bytes
+from qbench.kernels.gpu.cuda.bit_serial import SHARED_BYTES, block_limit, tile_bytes
 from qbench.kernels.gpu.cuda.launch import Function, function
 from qbench.kernels.gpu.cuda.layout import CudaPlanes
 
@@ -78,17 +78,12 @@ def launch(
     it is read before the kernels that were launched earlier have ended.
     """
     rows, out = y.shape
-    kernel = _product(
-        planes.bits,
-        planes.uniform,
-        planes.shift,
-        planes.group_size,
-        planes.meta32,
-        y.dtype == torch.bfloat16,
-        len(prepared.bytes),
-        config,
-        y.get_device(),
-    )
+    fours = len(prepared.bytes)
+
+    def plan() -> tuple[Function, int]:
+        return _product(planes, y, fours, config), shared_bytes(planes, config)
+
+    kernel, shared = planes.kept((NAME, fours, y.dtype, config), plan)
     kernel.launch(
         (-(-planes.tiles // config.tiles), 1, 1),
         (32 * config.warps, 1, 1),
@@ -104,32 +99,37 @@ def launch(
             planes.groups,
             rows,
         ),
-        shared_bytes(planes, config),
+        shared,
         dependent=True,
     )
 
 
 def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
-    """What was good for most shapes, as far as it fits."""
-    return next(iter(configurations(rows, planes)))
+    """Two tiles where there are enough of them, since x is then read half as often."""
+    many = planes.tiles > 2 * multiprocessors
+    if many and planes.chunks > 16:
+        config = Config(8, 2, 2)
+    elif many:
+        config = Config(4, 1, 3)
+    else:
+        config = Config(8, 1, 2)
+    while shared_bytes(planes, config) > SHARED_BYTES:
+        config = Config(config.warps // 2, 1, 2)
+    return config
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
-    """What is worth timing, the default first."""
-    for warps, tiles, stages in (
-        (8, 1, 3),
-        (8, 1, 2),
-        (8, 2, 2),
-        (4, 1, 3),
-        (4, 2, 3),
-        (4, 4, 2),
-        (16, 1, 2),
-        (4, 1, 2),
-        (2, 1, 2),
-    ):
+    """What is worth timing."""
+    sizes = [(8, 2, 2), (8, 1, 2), (8, 1, 3), (4, 1, 3), (4, 1, 2), (4, 2, 3), (4, 2, 2)]
+    if rows <= 4:
+        sizes += [(16, 1, 2), (8, 2, 3)]
+    else:
+        sizes += [(4, 4, 2), (2, 4, 3)]
+    limit = block_limit(planes)
+    for warps, tiles, stages in sizes:
         config = Config(warps, tiles, stages)
         useful = (stages - 2) * warps < planes.chunks
-        if useful and shared_bytes(planes, config) <= SHARED_BYTES:
+        if useful and shared_bytes(planes, config) <= limit:
             yield config
 
 
@@ -143,28 +143,12 @@ def _bytes(bfloat16: bool, device: int) -> Function:
     return function("bytes.cu", "bytes", {"BF16": int(bfloat16)}, device)
 
 
-@cache
-def _product(
-    bits: int,
-    uniform: bool,
-    shift: bool,
-    group_size: int,
-    meta32: bool,
-    bfloat16: bool,
-    fours: int,
-    config: Config,
-    device: int,
-) -> Function:
+def _product(planes: CudaPlanes, y: Tensor, fours: int, config: Config) -> Function:
     macros = {
-        "PLANES": bits,
-        "UNIFORM": int(uniform),
-        "SHIFT": int(shift),
-        "GROUP": group_size,
-        "META32": int(meta32),
-        "BF16": int(bfloat16),
+        **planes.macros(y.dtype),
         "FOURS": fours,
         "WARPS": config.warps,
         "TILES": config.tiles,
         "STAGES": config.stages,
     }
-    return function("byte_rows.cu", "byte_rows", macros, device)
+    return function("byte_rows.cu", "byte_rows", macros, y.get_device())
