@@ -26,6 +26,7 @@ RESERVED_BYTES = 1 << 10  # of each block, for the system
 PRODUCER_REGISTERS = 24  # of a thread that only copies
 INPUTS_OF_A_TILE = 64
 TILES_OF_A_CHUNK = 4
+LEAST_X_STAGES = 4  # half a chunk is read while the half before it may still be
 MOST_X_STAGES = 16
 SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 
@@ -37,8 +38,6 @@ class Config:
     rows: of x that one block takes: 32, 64, 128, 192 or 256. out_groups: warpgroups that divide its
     outputs, 64 each. share: blocks that read each tile of x together. splits: blocks that divide
     the inputs. blocks: of one multiprocessor. k_groups: warpgroups that divide a block's inputs.
-    steps: fragments that a warp dequantizes before it multiplies with them: 1, 2 or 4. ordered:
-    whether two warpgroups take turns with the matrix units.
     """
 
     rows: int = 256
@@ -47,8 +46,6 @@ class Config:
     splits: int = 1
     blocks: int = 1
     k_groups: int = 1
-    steps: int = 4
-    ordered: int = 0
 
     @property
     def groups(self) -> int:
@@ -88,15 +85,20 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         few = size <= 64
         for out_groups, k_groups in ((2, 2), (1, 4)) if few else ((2, 1), (1, 2)):
             for share, splits in ((1, 1), (2, 1), (1, 2)):
-                config = Config(size, out_groups, share, splits, 1, k_groups, 2 if few else 1)
-                if splits <= planes.chunks and stages(planes, config)[0] >= 2:
+                config = Config(size, out_groups, share, splits, 1, k_groups)
+                if splits <= planes.chunks and stages(planes, config)[0] >= LEAST_X_STAGES:
                     yield config
 
 
 def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
     """What the source is compiled with."""
     rings = zip(STAGES, stages(planes, config), strict=True)
-    return planes.macros(dtype) | dict(rings) | _of(config)
+    return _of_planes(planes, dtype) | dict(rings) | _of(config)
+
+
+def _of_planes(planes: CudaPlanes, dtype: torch.dtype) -> dict[str, int]:
+    """The macros that the weight and x decide; weights become float16 whatever x is."""
+    return planes.macros(torch.float16) | {"X_BF16": int(dtype == torch.bfloat16)}
 
 
 def _of(config: Config) -> dict[str, int]:
@@ -214,7 +216,7 @@ def _function(
     name: str, planes: CudaPlanes, dtype: torch.dtype, config: Config, device: int
 ) -> launcher.Function:
     def compiled() -> launcher.Function:
-        kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
+        kind = (*_of_planes(planes, dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
         return _compiled(name, kind, config, device)
 
     return planes.kept((NAME, name, dtype, config), compiled)
