@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from qbench.errors import ConfigError
 from qbench.kernels.gpu.cuda import launch as launcher
 from qbench.kernels.gpu.cuda.layout import CudaPlanes
 
@@ -216,7 +217,13 @@ def _function(
     name: str, planes: CudaPlanes, dtype: torch.dtype, config: Config, device: int
 ) -> launcher.Function:
     def compiled() -> launcher.Function:
-        kind = (*_of_planes(planes, dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
+        rings = stages(planes, config)
+        if rings[0] < LEAST_X_STAGES:
+            raise ConfigError(
+                f"wide_rows has no room for {config} with {planes.bits} bits in groups of "
+                f"{planes.group_size}; take one with fewer rows or k_groups"
+            )
+        kind = (*_of_planes(planes, dtype).items(), *zip(STAGES, rings, strict=True))
         return _compiled(name, kind, config, device)
 
     return planes.kept((NAME, name, dtype, config), compiled)
