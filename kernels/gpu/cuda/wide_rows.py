@@ -20,7 +20,7 @@ NAME = "wide_rows"
 SOURCE = "wide_rows.cu"
 STAGES = ("X_STAGES", "W_STAGES")
 FEWEST_ROWS = 17
-ROWS = (32, 64, 128, 192, 256)
+ROWS = (32, 64, 128, 256)
 REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = 227 << 10  # of a block, at most; a multiprocessor has 1 KiB more
 RESERVED_BYTES = 1 << 10  # of each block, for the system
@@ -80,15 +80,20 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
-    """What is worth timing."""
-    sizes = [n for n in ROWS if n < 2 * rows]
-    for size in sizes[-2:]:
-        few = size <= 64
-        for out_groups, k_groups in ((2, 2), (1, 4)) if few else ((2, 1), (1, 2)):
-            for share, splits in ((1, 1), (2, 1), (1, 2)):
-                config = Config(size, out_groups, share, splits, 1, k_groups)
-                if splits <= planes.chunks and stages(planes, config)[0] >= LEAST_X_STAGES:
-                    yield config
+    """What is worth timing. Clusters have two blocks at most: larger ones leave GPCs unfilled."""
+    size = next((n for n in ROWS if n >= rows), ROWS[-1])
+    few = [Config(size, 2, 1, 1), Config(size, 2, 1, 2), Config(size, 1, 1, 2, 1, 2)]
+    candidates = {
+        32: [*few, Config(32, 2, 1, 2, 1, 2)],
+        64: [*few, Config(64, 2, 1, 2, 1, 2)],
+        128: few,
+        256: [Config(256), Config(256, 2, 1, 1), Config(256, 2, 1, 2), Config(128, 1, 1, 1, 1, 2)],
+    }[size]
+    for config in candidates:
+        if config.splits <= planes.chunks and stages(planes, config)[0] >= LEAST_X_STAGES:
+            yield config
+    if size == ROWS[-1]:  # fits whatever the bits and groups
+        yield Config(128, 2, 1, 1)
 
 
 def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
@@ -237,13 +242,14 @@ def _compiled(
 
 
 def _estimate(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -> float:
-    """Cycles: waves of blocks, each bound by the matrix units or by its dequantization."""
-    blocks = -(-planes.tiles * 16 // (config.outputs * config.share)) * config.share
+    """Cycles of all waves of blocks. The matrix units and the other ones hardly overlap: both use
+    the registers' ports. A sole warp of a scheduler waits for its own results.
+    """
+    blocks = -(-planes.shape[0] // (config.outputs * config.share)) * config.share
     blocks *= -(-rows // config.rows) * config.splits
     waves = -(-blocks // multiprocessors)
+    matrix = 8 * config.rows  # of a warpgroup's 64 outputs and a chunk of 256 inputs
+    dequantize = (250 + 100 * planes.bits) * (1.5 if config.groups == 1 else 1.0)
     chunks = -(-planes.chunks // config.splits)
-    matrix = 8 * config.rows  # cycles of a warpgroup's 64 outputs and a chunk of 256 inputs
-    dequantize = 128 * (planes.bits + 1)
-    work = chunks * config.out_groups * max(matrix, dequantize)
-    finish = 4 * config.rows * config.out_groups
-    return float(waves * (work + finish + 3000) + 1000 * config.splits)
+    work = chunks * config.out_groups * (matrix + dequantize)
+    return waves * (work + 8 * config.rows * config.out_groups + 6000 + 1500 * config.splits)
