@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
 	touch $@
 
 bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT)
-	$(RUN)qbench run --model $(MODEL) --bits $(BITS) --preset $(PRESET) --data $(DATA) --out $(OUT) \
+	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --preset $(PRESET) --data $(DATA) --out $(OUT) \
 	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS))
 
 report: $(READY) ## tables, plots and the page again, from the records in OUT

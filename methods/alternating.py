@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
+from qbench.errors import ConfigError
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
 from qbench.methods.greedy import greedy_planes, solve_positive
@@ -48,6 +49,10 @@ class Alternating:
 
     rounds: int = 15
     shift: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ConfigError(f"rounds={self.rounds} is too small; give 0 or more")
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
         """weight (out, in), floating: -> Binary.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
-from qbench.errors import MethodError
+from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
 from qbench.methods.rtn import RTN, zero_as_float
 
@@ -50,6 +50,13 @@ class GPTQ:
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
     norm: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.damp >= 0:
+            raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
+        if self.block_size < 1:
+            raise ConfigError(f"block_size={self.block_size} is too small; give 1 or more")
+        RTN(norm=self.norm)  # refuses what no grid can be searched with
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         """weight (out, in), Hessian (in, in): -> Uniform.

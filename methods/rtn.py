@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
+from qbench.errors import ConfigError
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 
@@ -50,6 +51,17 @@ class RTN:
     ratios: int = 5
     refinements: int = 2
     min_ratio: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not self.norm > 0:
+            raise ConfigError(f"norm={self.norm}: give more than 0; 2 is the squared error")
+        if self.ratios < 1 or self.refinements < 0:
+            raise ConfigError(
+                f"ratios={self.ratios}, refinements={self.refinements}: "
+                "give 1 or more ratios, and 0 or more refinements"
+            )
+        if not 0 < self.min_ratio <= 1:
+            raise ConfigError(f"min_ratio={self.min_ratio}: give a share of the range, within 0..1")
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
         """weight (out, in), floating: -> Uniform, its codes rounded to the grid as it is stored."""

@@ -45,11 +45,12 @@ def quantize(
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme, check_scheme
-    from qbench.experiment.grid import parse_set
+    from qbench.experiment.grid import parse_set, single_settings
     from qbench.registry import declared
 
     group = as_group(group_size)
     scheme = Scheme(bits, None if group == "channel" else group, symmetric)
+    settings = single_settings(parse_set(sets or []), method)
     if not plugin:  # else the method may stand in a plug-in, which is imported below
         check_scheme(declared(method), scheme)
     from qbench.experiment.single import CalibrationWindows, quantize_model  # imports torch
@@ -60,7 +61,7 @@ def quantize(
             method,
             scheme,
             output,
-            settings=parse_set(sets or []).get(method, {}),
+            settings=settings,
             plugins=plugin or [],
             data=data or "auto",
             calibration=CalibrationWindows(samples, length, seed),
@@ -92,12 +93,20 @@ def export(
     dtype: Annotated[
         str, typer.Option(help="Of what is dense: auto, float32, bfloat16, float16.")
     ] = "auto",
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Read it back and compare logits; by default up to 2 GB.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a quantized model for other programs: the same numbers, or the reason why not."""
     from qbench.export import export as export_folder
 
     with err.status(f"writing {to}"):
-        path = export_folder(folder, to, output, dtype)
+        path = export_folder(folder, to, output, dtype, verify)
     out.print(f"{path}", markup=False, soft_wrap=True)
 
 
@@ -126,7 +135,7 @@ def evaluate(
     grid = read_grid(
         None,
         {
-            "tasks": as_names(tasks),
+            "tasks": as_names(tasks, "--tasks"),
             "preset": preset,
             "set": parse_set(sets or []),
             "data": data,

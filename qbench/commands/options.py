@@ -9,12 +9,28 @@ import typer
 from rich.console import Console
 
 from qbench.errors import ConfigError
+from qbench.outside_text import printable
 
-out = Console()
-err = Console(stderr=True)
 
-Model = Annotated[
-    str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")
+class _Console(Console):
+    """A console that prints text from outside as it is: what a terminal would act on is escaped."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Strings become one line each. Other objects are rich's, made of printable text."""
+        shown = [printable(value) if isinstance(value, str) else value for value in objects]
+        super().print(*shown, **options)
+
+
+out = _Console()
+err = _Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder.")]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Name, NAME@REVISION, hub id or folder; several with commas. Default smollm2-135m.",
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -34,12 +50,18 @@ Plugins = Annotated[
 ]
 
 
-def as_names(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a list with commas, without empty ones; None where the option is left out."""
+def as_names(text: str | None, flag: str = "a list") -> tuple[str, ...] | None:
+    """The parts of a list with commas, without empty ones; None where the option is left out.
+
+    ConfigError naming the flag where there are none.
+    """
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    return tuple(part for part in parts if part)
+    names = tuple(part for part in parts if part)
+    if not names:
+        raise ConfigError(f"{flag} {text!r} names nothing; give a name, or leave it out")
+    return names
 
 
 def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:

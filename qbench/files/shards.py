@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -160,6 +161,26 @@ def may_be_replaced(folder: Path) -> bool:
         return False
 
 
+def require_writable(folder: Path) -> None:
+    """StoreError, before any work, where a model cannot be written to this folder.
+
+    It can where nothing is, or what may be replaced, and files can be made beside it.
+    """
+    if not may_be_replaced(folder):
+        raise StoreError(
+            f"{folder} is there and was not written by qbench, or is damaged; "
+            "choose another folder, or remove it first"
+        )
+    parent = folder.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{folder} cannot be written: {parent} is no folder that you can write to; "
+            "choose a place that is"
+        )
+
+
 def verify(folder: Path) -> dict[str, str | None]:
     """What is wrong with each file of a folder, None where nothing is.
 
@@ -236,15 +257,22 @@ def _inside(folder: Path, name: Any) -> Path:
             "only NAME.safetensors in the folder itself is read"
         )
     path = folder / name
-    home = folder.resolve()
-    if home.parent.name == "snapshots":  # the hub's cache: links from snapshots/REVISION into blobs
-        home = home.parent.parent
+    home = home_of(folder)
     if not path.resolve().is_relative_to(home):
         raise StoreError(
             f"{path} is a link out of its folder, to {path.resolve()}; "
             "replace it by the file itself"
         )
     return path
+
+
+def home_of(folder: Path) -> Path:
+    """Where the files of a folder may lie: in the folder, or in the hub's cache that it is part of.
+
+    The cache links from snapshots/REVISION into blobs.
+    """
+    home = folder.resolve()
+    return home.parent.parent if home.parent.name == "snapshots" else home
 
 
 def _headers(path: Path) -> Iterator[tuple[str, Entry]]:

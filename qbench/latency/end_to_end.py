@@ -113,7 +113,7 @@ def compare(
 @torch.inference_mode()
 def once(model: Any, prompt: int, tokens: int) -> tuple[float, float]:
     """Seconds from the prompt to the first new token, and seconds of the `tokens` - 1 others."""
-    ids = prompt_of(prompt, model.config.vocab_size)
+    ids = prompt_of(prompt, model.config.get_text_config().vocab_size)
     started = time.perf_counter()
     output = model(ids, use_cache=True, logits_to_keep=1)
     first = time.perf_counter()
