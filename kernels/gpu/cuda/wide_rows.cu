@@ -1,9 +1,9 @@
-// y = x W^T for 33 rows of x and more, on Hopper's asynchronous matrix units (sm_90a).
+// y = x W^T for 17 rows of x and more, on Hopper's asynchronous matrix units (sm_90a).
 //
 // A weight is dequantized once, in registers, for ROWS rows of x. Per 16 inputs, a warpgroup has a
 // fragment A of 64 outputs x 16 inputs in registers (half precision) and multiplies it with ROWS
 // rows of x in shared memory: wgmma m64 nROWS k16, sums in float32. While the matrix units work on
-// STEPS fragments, the warps dequantize the next.
+// two fragments, the warps dequantize the next two.
 //
 //   OUT_GROUPS x K_GROUPS warpgroups   dequantize and multiply 64 outputs, every K_GROUPSth chunk
 //   the last warpgroup                 warp 0 copies tiles of x, warp 1 words and parameters, into

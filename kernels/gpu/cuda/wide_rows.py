@@ -1,4 +1,4 @@
-"""Products with 33 rows and more on Hopper: weights in registers, x in shared memory, wgmma.
+"""Products with 17 rows and more on Hopper: weights in registers, x in shared memory, wgmma.
 
 What the kernel does stands in wide_rows.cu. Here are its tile sizes, its grid and its launch.
 """

@@ -64,7 +64,8 @@ __device__ __forceinline__ void store_tile(uint4* tiles, int i, int items, const
   u32 pairs[8], other[4];
   int upper = threadIdx.x & 1;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) pairs[j] = half_pair(widened(v[j]) * scale, widened(v[j] >> 16) * scale);
+  for (int j = 0; j < 8; ++j)
+    pairs[j] = half_pair(widened(v[j]) * scale, widened(v[j] >> 16) * scale);
 #pragma unroll
   for (int j = 0; j < 4; ++j)
     other[j] = __shfl_xor_sync(~0u, upper ? pairs[2 * j] : pairs[2 * j + 1], 1);
