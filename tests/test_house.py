@@ -43,7 +43,7 @@ ARROWS = {
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
-    "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
+    "kernels.cpu": {"contracts", "environment", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "records"},
