@@ -162,3 +162,18 @@ def test_shared_memory_of_a_block_is_what_the_source_takes():
     stage = 8 * 544 + 8 * (3 * 512 + 256)
     tables = 2 * 8 * 2 * 16 * 16
     assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage + tables
+
+
+@pytest.mark.parametrize("rows", [1, 8, 20, 64, 300])
+@pytest.mark.parametrize(
+    "kind, bits, group", [("binary", 3, 128), ("integer", 4, 32), ("binary", 8, 64)]
+)
+def test_what_is_offered_fits_hopper_and_the_source(kind, bits, group, rows):
+    planes = derive(sample(kind, bits, group, torch.float32, inputs=1024))
+    offered = list(half_rows.configurations(rows, planes))
+    assert half_rows.default(rows, planes, 132) in offered
+    for config in offered:
+        warps = config.threads // 32
+        assert config.shared_bytes(planes) + 1024 <= 227 << 10
+        assert config.rows % warps == 0 or warps % config.rows == 0, "lines of x are of one row"
+        assert config.stages >= 3, "parameters arrive a batch before their words are used"
