@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from qbench.outside_text import printable
+
 
 class QbenchError(Exception):
     """Root of all errors that qbench raises on purpose.
@@ -25,8 +27,11 @@ class QbenchError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        """The message; cut in the middle where a damaged file made it longer than one reads."""
-        text = super().__str__()
+        """The message on one line, cut in the middle where a damaged file made it endless.
+
+        It may quote a damaged file, so it holds nothing that a terminal would act on.
+        """
+        text = printable(" ".join(super().__str__().split()))
         if len(text) <= 1000:
             return text
         return f"{text[:600]} [...] {text[-300:]}"

@@ -11,6 +11,7 @@ from torch import Tensor
 import qbench
 from qbench.checkpoint.folder import (
     load_checkpoint,
+    require_replaceable,
     save_checkpoint,
     unquantized_tensors,
     write_model_folder,
@@ -19,19 +20,33 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
+from qbench.files.atomic import put
 from qbench.formats import Uniform
+from qbench.models.published_names import published
+from qbench.read_back import BY_DEFAULT, prove, unproven
 
 
-def export(folder: Path, target: str, output: Path, dtype: str = "auto") -> Path:
+def export(
+    folder: Path, target: str, output: Path, dtype: str = "auto", verify: bool | None = None
+) -> Path:
     """Write a saved model, or a GPTQ or AWQ one, to `output`: a folder, or for gguf a file.
 
     target: gptq, dense, gguf or qbench. dtype: of dense weights and of what is not quantized; auto
-    is the folder's own. ConfigError where the target cannot hold the same numbers, StoreError where
-    the folder is damaged or `output` exists as something else than such a folder.
+    is the folder's own. verify: read it back and compare logits before it is put at `output`; None
+    does so up to 2 GB. ConfigError where the target cannot hold the same numbers, StoreError where
+    the folder is damaged, the export reads back as another model, or `output` exists as something
+    else than such a folder.
     """
     if target not in TARGETS:
         raise ConfigError(unknown_name("export format", target, TARGETS))
-    return TARGETS[target](folder, output, dtype)
+    if target != "gguf":
+        require_replaceable(output)
+    with unproven(output) as place:
+        TARGETS[target](folder, place, dtype)
+        size = sum(path.stat().st_size for path in place.parent.rglob("*"))
+        if verify or (verify is None and size <= BY_DEFAULT):
+            prove(folder, place, target, dtype)
+        return put(place, output)
 
 
 def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
@@ -66,7 +81,7 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
 def _to_dense(folder: Path, output: Path, dtype: str) -> Path:
     """Every weight dequantized: for any program, at the size of the unquantized model."""
     checkpoint = load_checkpoint(folder, dtype, packed=False)
-    tensors = unquantized_tensors(checkpoint.model, {})
+    tensors = published(checkpoint.model, unquantized_tensors(checkpoint.model, {}))
     return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, None)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
-from qbench.checkpoint.folder import load_checkpoint, read_log, save_checkpoint
+from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
     BlockInputs,
     BlockResult,
@@ -38,9 +38,12 @@ from qbench.errors import ConfigError, MethodError, QbenchError
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
-from qbench.models.source import find_model, load_model, torch_dtype
+from qbench.models.loading import load_model
+from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
 
+_SMALLEST = 1e-8  # of a layer's largest weight; below 1e-9 scales meet the floor of the methods
+_LARGEST = 1e15  # above 1e19 squares overflow float32
 _TEXT_WINDOWS = 64  # taken from texts that calibrate
 _TEXT_LENGTH = 512  # tokens in each of them
 
@@ -99,6 +102,19 @@ def load(
     )
 
 
+def read_model(source: ModelSource, dtype: str) -> QuantizedModel:
+    """Any model as it is: an unquantized one has no weights in the result.
+
+    A folder or hub id that is quantized in a way that `load` reads is dequantized into `dtype`.
+    Raises what `load` and `qbench.models.loading.load_model` raise.
+    """
+    folder = local_folder(source)
+    if folder is None or not is_loadable(folder):
+        model, tokenizer = load_model(source, dtype)
+        return QuantizedModel(model, tokenizer, {}, {})
+    return load(folder, dtype, packed=False)
+
+
 def quantize(
     model: Any,
     method: Any,
@@ -131,7 +147,9 @@ def quantize(
     if isinstance(method, str):
         method = get_method(method)
     if isinstance(model, str):
-        model, tokenizer = load_model(find_model(model), "float32")
+        source = read_model(find_model(model), "float32")
+        refuse_quantized(source, model)
+        model, tokenizer = source.model, source.tokenizer
     unfuse_experts(model)  # before layers are looked for: experts in stacks are none
     check_layers(model, method, scheme)
 
@@ -161,6 +179,17 @@ def quantize(
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 
+def refuse_quantized(source: QuantizedModel, name: str) -> None:
+    """ConfigError where a model that is to be quantized is quantized already."""
+    if source.weights:
+        method = source.manifest.get("method", "another program")
+        bits = source.bits_per_weight["total"]
+        raise ConfigError(
+            f"model {name!r} is quantized already, by {method} at {bits:.2f} bits per weight; "
+            "give the unquantized model, or --requantize to round its rounded weights once more"
+        )
+
+
 def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
     """Refuse, before any work, what cannot be quantized.
 
@@ -177,6 +206,12 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
             raise MethodError(
                 f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
                 "repair the checkpoint"
+            )
+        largest = 0.0 if weight.is_meta else float(weight.abs().max())
+        if largest and not _SMALLEST <= largest <= _LARGEST:
+            raise MethodError(
+                f"the largest weight of {name} is {largest:.3g}; methods compute in "
+                f"float32 within {_SMALLEST:g} to {_LARGEST:g}: scale the layer"
             )
 
 

@@ -102,6 +102,7 @@ class Score(_Frozen):
 
     filter: of lm-eval, by which answers are extracted. value, stderr: in the metric's own unit. n:
     items behind it. samples: the file with a row for each item, relative to the run's folder.
+    suspicion: why the value may say nothing about the model, None where it looks as usual.
     """
 
     task: str
@@ -112,6 +113,7 @@ class Score(_Frozen):
     n: int
     higher_is_better: bool
     samples: str | None = None
+    suspicion: str | None = None
 
 
 class Record(_Frozen):

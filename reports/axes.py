@@ -11,7 +11,6 @@ from typing import Any
 
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import ScaledTranslation
 
 from qbench.records import Record
 from qbench.reports.headline import Headline, names, ordered, unquantized
@@ -33,6 +32,7 @@ COLOURS = {  # after Okabe and Ito, legible on white; beside each what a dark pa
 }
 MARKERS = "osD^vPXph<>"  # 11, coprime with the 8 colours: 88 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
+LEAST_TICKS = 3  # of a logarithmic axis: two tell neither its steps nor that it is one
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
 Look = dict[str, Any]  # keywords of matplotlib for a line
@@ -84,7 +84,7 @@ def panel(
     if scale.log:
         axes.set_yscale("log", nonpositive="clip")
     _frame(axes, headline)
-    _draw_lines(axes, lines, styles, scale, notes)
+    _draw_lines(axes, lines, styles, scale)
     if scale.edge is not None:
         _label_collapsed(axes, lines, styles, scale)
         arrow = _arrow(scale)
@@ -119,17 +119,9 @@ def _draw_lines(
     lines: dict[str, list[Point]],
     styles: dict[str, Look],
     scale: Scale,
-    notes: list[str],
 ) -> None:
-    shifts = _shifts(lines)
     for name, points in lines.items():
-        bars = _draw_line(axes, points, styles[name], scale)
-        inches = shifts[name] / 72  # in the paper, as the shift is no number of bits
-        aside = ScaledTranslation(inches, 0, axes.get_figure().dpi_scale_trans)
-        for artist in bars.get_children():
-            artist.set_transform(axes.transData + aside)
-    if any(shifts.values()):
-        notes.append("Points of equal bits are set side by side.")
+        _draw_line(axes, points, styles[name], scale)
 
 
 def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> Any:
@@ -151,24 +143,6 @@ def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> 
         zorder=3,
         **look,
     )
-
-
-def _shifts(lines: dict[str, list[Point]]) -> dict[str, float]:
-    """How many points (1/72 inch) each line moves aside.
-
-    So that lines which end at the same bits, to a tenth, do not cover each other.
-    """
-    together: dict[float, list[str]] = {}
-    for name, points in lines.items():
-        together.setdefault(round(points[-1].x, 1), []).append(name)
-    shifts = {}
-    for group in together.values():
-        # 5 points from one line to the next, less where many lines would spread over more than 28.
-        step = min(5.0, 28 / len(group))
-        middle = (len(group) - 1) / 2
-        for k, name in enumerate(group):
-            shifts[name] = (k - middle) * step
-    return shifts
 
 
 def _label_collapsed(
@@ -242,14 +216,19 @@ def _label(axes: Any, text: str, place: tuple[float, float], **how: Any) -> None
 
 
 def _log_ticks(axes: Any) -> None:
-    """Plain numbers, as many as are legible: matplotlib has too few where little is spanned."""
+    """Plain numbers, as few as tell the scale: at least three, of the coarsest series that has so.
+
+    matplotlib has one or two where little is spanned.
+    """
     low, high = axes.get_ylim()
-    span = high / low
-    locator: Locator = LogLocator(subs=(1,), numticks=9)
-    if span < 5:
-        locator = MaxNLocator(6, steps=[1, 2, 5, 10])
-    elif span < 300:
-        locator = LogLocator(subs=(1, 2, 5), numticks=9)
+    series: list[Locator] = [
+        LogLocator(subs=subs, numticks=9) for subs in ((1,), (1, 3), (1, 2, 5))
+    ]
+    series.append(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    for locator in series:
+        ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        if len(ticks) >= LEAST_TICKS:
+            break
     axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from qbench.files.atomic import write_text
+from qbench.outside_text import csv_cell
 from qbench.records import Record
 from qbench.reports.headline import ordered, params_text
 
@@ -78,9 +79,9 @@ def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
     rows = []
     for score in scores:
         score_columns = {
-            "task": score.task,
-            "metric": score.metric,
-            "filter": score.filter,
+            "task": csv_cell(score.task),
+            "metric": csv_cell(score.metric),
+            "filter": csv_cell(score.filter),
             "value": score.value,
             "stderr": score.stderr,
             "n": score.n,
@@ -94,12 +95,12 @@ def _cell_columns(record: Record) -> dict[str, object]:
     cell = record.cell
     columns: dict[str, object] = dict.fromkeys(WORDS, "")
     columns |= {
-        "model": cell.model,
-        "method": cell.method,
-        "params": params_text(cell),
+        "model": csv_cell(cell.model),
+        "method": csv_cell(cell.method),
+        "params": csv_cell(params_text(cell)),
         "bits_per_weight": record.bits_per_weight.get("total"),
         "status": record.status,
-        "reason": record.reason or "",
+        "reason": csv_cell(record.reason or ""),
         "cell": record.id,
     }
     if cell.scheme:

@@ -17,7 +17,7 @@ from qbench.records import Record, TaskSpec
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.headline import MINI_NOTICE, Headline, headlines, ordered, require, unquantized
 from qbench.reports.plots import leading, models, quality_figure, svg
-from qbench.reports.tables import CAPTION, failures, grid
+from qbench.reports.tables import CAPTION, doubts, failures, grid
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # The colours of a picture, and the page's variables that take their place, light or dark.
@@ -51,6 +51,7 @@ def html(records: Sequence[Record]) -> str:
         rows=rows,
         words=columns.index("method") + 1,
         failures=_failures(records),
+        doubts=[(_label(record), reason) for record, reason in doubts(records)],
         protocols=_protocols(records),
         environment=_environment(records),
         commands=_commands(records),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.files.atomic import write_text
+from qbench.outside_text import markdown as escaped
+from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports.headline import (
     MINI_NOTICE,
@@ -28,11 +29,13 @@ from qbench.reports.headline import (
     require,
 )
 
+EQUAL_BITS = 0.05  # measured bits per weight that count as none
 CAPTION = (
-    "Values are shown with one standard error. Bold: the best value among the cells of one model "
-    "and one number of nominal bits, where it is better than the next one at all; this is no claim "
-    "of significance, and cells of equal nominal bits may differ in measured bits per weight."
+    "Values are shown with one standard error. Bold: better than every cell of the same model that "
+    f"has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of "
+    "as many; this is no claim of significance."
 )
+DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 SCREEN_WIDTH = 100  # characters
 
 
@@ -55,22 +58,26 @@ class Entry:
 
 
 def best(records: Sequence[Record], headline: Headline) -> set[str]:
-    """Ids of the cells that are strictly best among their model, nominal bits and protocol."""
+    """Ids of the cells that win among their model and protocol, at equal measured bits.
+
+    A winner is strictly better than some cell of as many bits, and than all of as many or fewer.
+    """
     sign = -1 if headline.higher_is_better else 1  # so that the smallest is the best
-    rivals: dict[object, list[tuple[float, str]]] = {}
+    rivals: dict[object, list[tuple[float, float, str]]] = {}
     for record in records:
         score = headline.of(record)
-        scheme = record.cell.scheme
-        if score and scheme and math.isfinite(score.value):
-            key = (record.cell.model, scheme.bits, protocol(record, headline.task))
-            rivals.setdefault(key, []).append((sign * score.value, record.id))
+        bits = record.bits_per_weight.get("total")
+        if score and bits and record.cell.scheme and math.isfinite(score.value):
+            key = (record.cell.model, protocol(record, headline.task))
+            rivals.setdefault(key, []).append((bits, sign * score.value, record.id))
     winners = set()
     for group in rivals.values():
-        if len(group) < 2:
-            continue
-        (first_value, first_id), (second_value, _) = sorted(group)[:2]
-        if first_value < second_value:
-            winners.add(first_id)
+        for bits, value, name in group:
+            others = [rival for rival in group if rival[2] != name]
+            cheaper = [rival for rival in others if rival[0] <= bits + EQUAL_BITS]
+            equal = [rival for rival in cheaper if rival[0] >= bits - EQUAL_BITS]
+            if equal and all(value < other for _, other, _ in cheaper):
+                winners.add(name)
     return winners
 
 
@@ -133,7 +140,10 @@ def _score_entry(record: Record, headline: Headline, is_best: bool) -> Entry:
     score = headline.of(record)
     if score is None:
         return Entry("", best=is_best)
-    return Entry(number(score.value, score.stderr, score.metric), score.value, is_best)
+    text = number(score.value, score.stderr, score.metric)
+    if score.suspicion:
+        text += DOUBT
+    return Entry(text, score.value, is_best)
 
 
 def _cost(record: Record) -> list[Entry]:
@@ -168,6 +178,16 @@ def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
     return lost
 
 
+def doubts(records: Sequence[Record]) -> list[tuple[Record, str]]:
+    """The cells with scores that may say nothing, each with the scores and the reason."""
+    doubted = []
+    for record in ordered(records):
+        for score in record.scores:
+            if score.suspicion:
+                doubted.append((record, f"{score.task} {score.metric}: {score.suspicion}"))
+    return doubted
+
+
 def markdown(records: Sequence[Record]) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
@@ -175,13 +195,18 @@ def markdown(records: Sequence[Record]) -> str:
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
     parts += [_markdown_table(records), CAPTION]
-    items = []
-    for record, reason in failures(records):
-        cell = f"{_plain(record.cell.model)} {_plain(record.cell.label)}"
-        items.append(f"- {cell} ({record.status}): {_plain(reason)}")
+    items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
+    items = [_item(record, "", reason) for record, reason in doubts(records)]
+    if items:
+        parts += ["## Scores that may say nothing", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
+
+
+def _item(record: Record, status: str, reason: str) -> str:
+    cell = f"{record.cell.model} {record.cell.label}"
+    return f"- {escaped(cell)}{status}: {escaped(reason)}"
 
 
 def _has_mini_tasks(records: Sequence[Record]) -> bool:
@@ -193,21 +218,16 @@ def _markdown_table(records: Sequence[Record]) -> str:
     headings = {headline.title: headline.heading for headline in headlines(records)}
     words = columns.index("method") + 1  # these columns hold words, which stand on the left
     lines = [
-        [_plain(headings.get(column, column)) for column in columns],
+        [escaped(headings.get(column, column)) for column in columns],
         ["---"] * words + ["---:"] * (len(columns) - words),
     ]
     for row in rows:
         fields = []
         for entry in row:
-            text = _plain(entry.text)
+            text = escaped(entry.text)
             fields.append(f"**{text}**" if entry.best else text)
         lines.append(fields)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text from outside as Markdown that means itself."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def screen(records: Sequence[Record], console: Console) -> None:
@@ -220,7 +240,11 @@ def screen(records: Sequence[Record], console: Console) -> None:
         if any(record.status == "ok" for record in mine):
             console.print(_fitting_table(mine, console, width), width=width)
         for record, reason in failures(mine):
-            console.print(Text(f"{record.status}  {record.cell.label}  {reason}"), width=width)
+            line = printable(f"{record.status}  {record.cell.label}  {reason}")
+            console.print(Text(line), width=width)
+        for record, reason in doubts(mine):
+            line = printable(f"doubtful  {record.cell.label}  {reason}")
+            console.print(Text(line), width=width)
     if _has_mini_tasks(records):
         console.print(Text(f"Note: {MINI_NOTICE}."))
 
@@ -247,7 +271,10 @@ def _width(table: Table, console: Console) -> int:
 def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: int) -> Table:
     """gap: spaces between columns."""
     table = Table(
-        title=Text(records[0].cell.model), box=SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False
+        title=Text(printable(records[0].cell.model)),
+        box=SIMPLE_HEAD,
+        padding=(0, gap, 0, 0),
+        show_edge=False,
     )
     table.title_justify = "left"
     table.add_column("method", overflow="fold", max_width=16, vertical="bottom")
@@ -265,5 +292,5 @@ def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: in
             if score:
                 text = number(score.value, score.stderr, score.metric, digits=1, gap="")
             fields.append(text)
-        table.add_row(*map(Text, fields))
+        table.add_row(*[Text(printable(field)) for field in fields])
     return table

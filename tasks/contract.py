@@ -146,7 +146,18 @@ def mean_score(
         stderr=stderr,
         n=n,
         higher_is_better=higher,
+        suspicion=_suspicion(values),
     )
+
+
+def _suspicion(values: Sequence[float]) -> str | None:
+    """What is odd about the values of the items: a measure that is the same on all of them.
+
+    Right or wrong, 1 or 0, may well be so, and so may a divergence of 0.
+    """
+    if len(values) > 1 and values[0] not in (0.0, 1.0) and len(set(values)) == 1:
+        return f"the same value on all {len(values)} items"
+    return None
 
 
 def perplexity_score(nll: Score) -> Score:

@@ -69,6 +69,20 @@ class Source(Protocol):
         """Under which licence a table may be used."""
 
 
+def unix_lines(value: Any) -> Any:
+    """A cell of a table, or any nesting of such, with Unix line ends.
+
+    Answers are cut out of texts by their line ends, so that others would score 0.
+    """
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(value, dict):
+        return {key: unix_lines(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [unix_lines(member) for member in value]
+    return value
+
+
 def open_source(data: str) -> Source:
     """`auto`, a folder, `hub` or `mini` -> where data comes from; DataError where there is none."""
     from qbench.tasks.mini_source import MiniSource

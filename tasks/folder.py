@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError, DataError, unknown_name
 from qbench.files.atomic import write_whole
-from qbench.tasks.data import dataset, digest, table, tables
+from qbench.tasks.data import dataset, digest, table, tables, unix_lines
 from qbench.tasks.declaration import OtherLayout, Table
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _read(path: Path, _modified: int, _size: int) -> Columns:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path).to_pydict()
+        return unix_lines(pq.read_table(path).to_pydict())
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise DataError(
             f"{path} is not a readable parquet file ({error}); fetch it again"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import DataError
-from qbench.tasks.data import CALIBRATION, table, tables
+from qbench.tasks.data import CALIBRATION, dataset, table, tables, unix_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,9 +78,10 @@ def _rows(repository: str, config: str | None, split: str) -> Dataset:
     from datasets import load_dataset
 
     try:
-        return load_dataset(repository, config, split=split, revision=commit)
+        rows = load_dataset(repository, config, split=split, revision=commit)
     except Exception as error:  # the hub, its client and the readers have no common root
         raise _unreachable(repository, error) from error
+    return dataset(unix_lines(rows.to_dict()))
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +98,7 @@ def _c4_texts(repository: str) -> tuple[str, ...]:
             streaming=True,
             revision=commit,
         )
-        return tuple(row["text"] for row in islice(shard, C4_TEXTS))
+        return tuple(unix_lines(row["text"]) for row in islice(shard, C4_TEXTS))
     except Exception as error:
         raise _unreachable(repository, error) from error
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from qbench.tasks.harness import HarnessTask, Part
 
 SCORED = 0.1  # share of the time that the likelihoods of a generation task take
+ALIKE = "all choices are equally likely, on every item"
+LEAST_SPREAD = 1e-6  # nats, between the likeliest choice of an item and the least likely one
 COMPANIONS = {"gold_logprob": True, "gold_nll": False}  # whether higher is better
 Row = dict[str, Any]
 
@@ -63,12 +65,20 @@ def _multiple_choice(
         rows.append(row | _choice_values(row, declared.companion))
     directions = _directions(declared, parts[0])
     scores = _scores(spec.name, rows, directions)
+    if _choices_are_alike(rows):
+        scores = [score.model_copy(update={"suspicion": ALIKE}) for score in scores]
     categories = dict.fromkeys(part.category for part in parts if part.category)
     for category in categories:
         members = {part.subject for part in parts if part.category == category}
         own = [row for row in rows if row["subject"] in members]
         scores += _scores(source.task_name(category), own, directions)
     return Outcome(tuple(scores), rows)
+
+
+def _choices_are_alike(rows: list[Row]) -> bool:
+    """Whether the model tells no choice from another, on any of several items."""
+    spreads = [max(row["loglikelihoods"]) - min(row["loglikelihoods"]) for row in rows]
+    return len(rows) > 1 and max(spreads) < LEAST_SPREAD
 
 
 def _choice_values(row: Row, companion: str | None) -> Row:

@@ -17,7 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, ModelError
+from qbench.models.tokenizers import set_beginning, surroundings, without_ending
 
 if TYPE_CHECKING:
     from qbench.tasks.contract import Context
@@ -113,10 +114,9 @@ def language_model(context: Context, name: str) -> Any:
             self.cut += sum(len(self.tok_encode(string)) > room for string in strings)
             return super().tok_batch_encode(strings, *args, **options)
 
-    tokenizer = with_bos(context.tokenizer, getattr(context.model.config, "model_type", ""))
     return QuietModel(
         pretrained=context.model,
-        tokenizer=tokenizer,
+        tokenizer=prepared(context.tokenizer, context.model),
         batch_size=context.batch_size,
         softmax_dtype="float32",
     )
@@ -150,6 +150,24 @@ def warn_of_cut_prompts(lm: Any, name: str) -> None:
         )
 
 
+def prepared(tokenizer: Any, model: Any) -> Any:
+    """A copy of a tokenizer that begins a text as the model was trained, and puts no EOS after it.
+
+    It has a pad token inside the embedding, which lm-eval needs and the mask makes irrelevant.
+    ModelError where the tokenizer has no EOS.
+    """
+    own = with_bos(without_ending(tokenizer), getattr(model.config, "model_type", ""))
+    if own.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set "
+            "eos_token in the model's tokenizer_config.json"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if own.pad_token_id is None or own.pad_token_id >= rows:
+        own.pad_token = own.eos_token
+    return own
+
+
 def with_bos(tokenizer: Any, model_type: str) -> Any:
     """A copy of the tokenizer that starts a text with BOS where the model was trained so.
 
@@ -162,20 +180,14 @@ def with_bos(tokenizer: Any, model_type: str) -> Any:
     refused = own.init_kwargs.get("add_bos_token") is False
     trained = model_type.startswith(BOS_FAMILIES) and bos in BOS_TOKENS and not refused
     asked = trained or getattr(own, "add_bos_token", False) is True
-    if own.bos_token_id is None or not asked or own("a")["input_ids"][:1] == [own.bos_token_id]:
+    if own.bos_token_id is None or not asked or surroundings(own)[0] == [own.bos_token_id]:
         return own
-    from tokenizers.processors import TemplateProcessing
-
     if getattr(own, "backend_tokenizer", None) is None:
         raise ConfigError(
             f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; "
             "use a fast tokenizer"
         )
-    own.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos}:0 $A:0",
-        pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
-        special_tokens=[(bos, own.bos_token_id)],
-    )
+    set_beginning(own, [own.bos_token_id])
     return own
 
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import qbench
@@ -14,6 +15,7 @@ from qbench import Scheme
 from qbench.checkpoint.folder import unquantized_tensors, write_model_folder
 from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.export import export
+from qbench.inspection.report import inspect
 from qbench.kernels.dispatch import using
 from qbench.models.blocks import quantizable
 from samples import PROMPT
@@ -82,6 +84,31 @@ def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def other_scales(tensors, config):
+    return {name: 2 * tensor if "up_proj" in name else tensor for name, tensor in tensors.items()}
+
+
+def lost(tensors, config):
+    return {name: tensor for name, tensor in tensors.items() if "up_proj" not in name}
+
+
+@pytest.mark.parametrize(
+    "change, message", [(other_scales, "reads back as another model"), (lost, "misses 2 tensors")]
+)
+def test_an_export_that_says_something_else_is_not_left_there(
+    saved, tmp_path, monkeypatch, change, message
+):
+    kept = export(saved(), "dense", tmp_path / "dense")
+    monkeypatch.setattr("qbench.export.published", lambda model, tensors: change(tensors, model))
+    for verify in (None, True):
+        with pytest.raises(StoreError, match=message):
+            export(saved(), "dense", tmp_path / "dense", verify=verify)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+    model = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32)
+    assert torch.equal(model(PROMPT).logits, logits(saved())), "the older export is still there"
+    export(saved(), "dense", tmp_path / "unseen", verify=False)
+
+
 def edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= changes
@@ -94,8 +121,7 @@ def edit(folder, **changes):
         ({"quant_method": "aqlm"}, StoreError, "not the config of a model quantized by qbench"),
         ({"bits": "four"}, ModelError, "states no whole number for bits"),
         ({"bits": 8}, ModelError, "qzeros|scales|group"),
-        ({"group_size": 48}, ModelError, "group_size=48 does not divide"),
-        ({"dynamic": {"-:mlp": {}}}, ModelError, "settings per layer"),
+        ({"dynamic": ["-:mlp"]}, ModelError, "dynamic is list, not an object"),
     ],
 )
 def test_a_foreign_folder_that_cannot_be_read(saved, tmp_path, changes, error, message):
@@ -103,6 +129,70 @@ def test_a_foreign_folder_that_cannot_be_read(saved, tmp_path, changes, error, m
     edit(made, **changes)
     with pytest.raises(error, match=message):
         qbench.load(made)
+
+
+def rewrite(folder, change):
+    """Change the tensors of a folder, as other programs leave them: without our index."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def leave_frequencies(tensors):
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+
+
+def leave_zero_biases(tensors):
+    for name in [name for name in tensors if name.endswith(".qweight")]:
+        columns = tensors[name].shape[1]
+        tensors[name.replace("qweight", "bias")] = torch.zeros(columns, dtype=torch.float16)
+
+
+def reverse_the_groups(tensors):
+    """As act-order leaves them: the same weights, and groups that are no runs of inputs."""
+    for name in [name for name in tensors if name.endswith(".g_idx")]:
+        layer = name.removesuffix("g_idx")
+        tensors[name] = tensors[name].max() - tensors[name]
+        for part in ("scales", "qzeros"):
+            tensors[layer + part] = tensors[layer + part].flip(0).contiguous()
+
+
+@pytest.mark.parametrize("change", [leave_frequencies, leave_zero_biases, reverse_the_groups])
+@pytest.mark.filterwarnings("ignore:.*are dequantized, exactly")
+def test_what_older_programs_write_is_read_as_they_read_it(saved, tmp_path, change):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    expected = logits(made)
+    rewrite(made, change)
+    assert torch.equal(logits(made), expected)
+
+
+def test_a_bias_that_a_model_has_no_place_for_is_refused(saved, tmp_path):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    name = "model.layers.0.mlp.down_proj.bias"
+    rewrite(made, lambda tensors: tensors.update({name: torch.ones(64)}))
+    with pytest.raises(StoreError, match=f"unexpected .'{name}"):
+        qbench.load(made)
+
+
+@pytest.mark.parametrize(
+    "dynamic", [{"-:.*lm_head.*": {}}, {"+:.*mlp.*": {"bits": 4, "group_size": 32}}]
+)
+def test_settings_by_layer_are_seen_on_the_tensors(saved, tmp_path, dynamic):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    expected = logits(made)
+    edit(made, dynamic=dynamic)
+    assert torch.equal(logits(made), expected)
+
+
+def test_settings_beside_the_config_are_found(saved, tmp_path):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    expected = logits(made)
+    config = json.loads((made / "config.json").read_text())
+    (made / "quantize_config.json").write_text(json.dumps(config.pop("quantization_config")))
+    (made / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits(made), expected)
+    assert inspect(made).method == "gptq"
 
 
 def test_an_awq_folder_is_read(tiny, tmp_path):

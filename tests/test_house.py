@@ -16,13 +16,15 @@ from places import ROOT
 
 # What each room may import of ours: a folder is a room, and so is a module of qbench's root.
 ARROWS = {
-    "errors": set(),
+    "outside_text": set(),
+    "errors": {"outside_text"},
     "contracts": {"errors"},
     "records": {"contracts"},
     "environment": set(),
     "files": {"errors"},
     "formats": {"contracts", "errors"},
-    "models": {"errors", "files"},
+    "embedded": {"errors", "files"},
+    "models": {"embedded", "errors", "files"},
     "calibration": {"contracts", "errors", "models"},
     "declarations": {"contracts", "errors"},
     "method_source": {"contracts", "declarations"},
@@ -34,20 +36,24 @@ ARROWS = {
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
-        "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "records",
+        "contracts", "errors", "exchange", "files", "formats", "kernels", "models",
+        "outside_text", "records",
     },
     "quantization": {
         "calibration", "checkpoint", "contracts", "errors", "formats", "models", "registry",
     },
-    "export": {"checkpoint", "contracts", "errors", "exchange", "formats"},
+    "read_back": {"checkpoint", "errors", "models"},
+    "export": {
+        "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
+    },
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
-    "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
+    "kernels.cpu": {"contracts", "environment", "errors", "formats", "kernels"},
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
-    "tasks": {"calibration", "errors", "files", "records"},
-    "reports": {"errors", "files", "records", "tasks"},
+    "tasks": {"calibration", "errors", "files", "models", "records"},
+    "reports": {"errors", "files", "outside_text", "records", "tasks"},
     "latency": {
         "contracts", "environment", "errors", "kernels", "kernels.cpu", "kernels.gpu",
         "quantization",
@@ -58,8 +64,8 @@ ARROWS = {
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",
-        "inspection", "kernels", "latency", "method_source", "models", "records", "registry",
-        "reports", "tasks",
+        "inspection", "kernels", "latency", "method_source", "models", "outside_text", "records",
+        "registry", "reports", "tasks",
     },
 }  # fmt: skip
 

@@ -164,3 +164,23 @@ def test_a_block_method_that_leaves_a_layer_out(tiny):
         MethodError, match="block model.layers.0: the method returned other layers than it has"
     ):
         qbench.quantize(tiny(), Lazy(), Scheme(4, 16), TOKENS)
+
+
+@pytest.mark.parametrize("factor", [1e-21, 1e21])
+def test_weights_whose_squares_leave_float32_are_refused(tiny, factor):
+    model = tiny()
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(factor)
+    with pytest.raises(MethodError, match="the largest weight of model.layers.1.mlp.up_proj is"):
+        qbench.quantize(model, "rtn", Scheme(4, 16))
+
+
+def test_weights_of_unusual_but_possible_size_are_quantized_as_others(tiny):
+    """Up to what is refused, the relative error does not depend on the size."""
+
+    def error(factor):
+        weight = tiny().model.layers[1].mlp.up_proj.weight.detach() * factor
+        found = qbench.get_method("rtn").quantize_weight(weight, Scheme(4, 16)).dequantize()
+        return ((found - weight).norm() / weight.norm()).item()
+
+    for factor in (1e-5, 1e-3, 1e10, 1e15):
+        assert error(factor) == pytest.approx(error(1.0), rel=0.02)

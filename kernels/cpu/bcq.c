@@ -1,5 +1,6 @@
 /* The layout, and the walk over its tiles and blocks; the arithmetic is in one file for each instruction set. */
 #define _DEFAULT_SOURCE /* posix_memalign, madvise */
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #ifdef __linux__
@@ -61,7 +62,8 @@ int64_t bcq_size(const bcq_weight *w) {
     int whole = w->rows > 0 && w->group > 0 && w->columns > 0 && w->group % 32 == 0 && w->columns % w->group == 0;
     int typed = (w->scale_type == BCQ_F16 || w->scale_type == BCQ_F32) &&
                 (w->shift_type == BCQ_F16 || w->shift_type == BCQ_F32 || w->shift_type == BCQ_NONE);
-    if (!whole || !typed || w->bits < 1 || w->bits > 8 || w->rows > INT32_MAX || w->columns > INT32_MAX)
+    if (!whole || !typed || w->bits < 1 || w->bits > 8 || w->rows > INT32_MAX || w->columns > INT32_MAX || w->isa < 0 ||
+        w->isa >= BCQ_ISA_COUNT)
         return -1;
     return block_count(w) * (w->columns / 16 * w->bits * PLANE_BYTES + w->columns / w->group * scale_bytes(w));
 }
@@ -105,17 +107,27 @@ static void pack_group(const bcq_weight *w, const void *scale, const void *shift
         pack_scales(w, shift, bcq_bytes(w->shift_type), first, groups, group, to);
 }
 
+static void put_word(const bcq_weight *w, int64_t row, uint16_t word, uint16_t *plane) {
+    uint8_t *bytes = (uint8_t *)plane;
+    if (w->isa != BCQ_AVX2) {
+        plane[2 * (row % 16) + row / 16] = word;
+        return;
+    }
+    bytes[4 * (row % 8) + row / 8] = (uint8_t)word;
+    bytes[BCQ_ROWS + 4 * (row % 8) + row / 8] = (uint8_t)(word >> 8);
+}
+
 static void pack_words(const bcq_weight *w, const void *codes, int64_t first, int64_t input, int64_t length,
                        uint16_t *to) {
     uint16_t words[8];
-    for (int64_t k = 0; k < length; k += 16, to += bcq_stride(w))
+    for (int64_t k = 0; k < length; k += 16)
         for (int64_t r = 0; r < BCQ_ROWS; r++) {
             if (first + r < w->rows)
                 read_words(w, codes, first + r, input + k, words);
             else
                 memset(words, 0, sizeof words);
             for (int i = 0; i < w->bits; i++)
-                to[i * BCQ_ROWS + 2 * (r % 16) + r / 16] = words[i];
+                put_word(w, r, words[i], to + bcq_words_to(w, length, k, i));
         }
 }
 
@@ -159,7 +171,7 @@ static int has_f16c(void) { /* not every compiler's __builtin_cpu_supports knows
 }
 #endif
 
-int bcq_best_isa(void) {
+static int find_best_isa(void) {
 #ifdef BCQ_X86
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
@@ -170,6 +182,17 @@ int bcq_best_isa(void) {
         return BCQ_AVX2;
 #endif
     return BCQ_PORTABLE;
+}
+
+/* Asked once: in a virtual machine the processor's answer takes 20 us, as it comes from the host. */
+int bcq_best_isa(void) {
+    static _Atomic int best = -1;
+    int known = atomic_load_explicit(&best, memory_order_relaxed);
+    if (known < 0) {
+        known = find_best_isa();
+        atomic_store_explicit(&best, known, memory_order_relaxed);
+    }
+    return known;
 }
 
 int bcq_has_threads(void) {
@@ -206,19 +229,25 @@ typedef struct {
 /* The strips first..last-1, tile after tile. */
 static void multiply(const product *p, bcq_tables *tables, int64_t first, int64_t last) {
     const bcq_weight *w = p->weight;
-    int batch = (int)p->batch;
-    int64_t stride = bcq_together(w) * batch * BCQ_ROWS;
+    int batch = (int)p->batch, together = bcq_together(w);
+    int64_t stride = together * batch * BCQ_ROWS;
     memset(p->sums + first * stride, 0, sizeof(float) * (size_t)((last - first) * stride));
     for (int64_t start = 0, end; start < w->columns; start = end) {
         end = tile_end(w, start);
         int64_t group = min64(w->group, end - start);
         for (int m = 0; m < batch; m++)
             p->functions->tables(p->x + m * w->columns + start, end - start, group, p->parts, tables + m);
+        bcq_block strip[STRIP]; /* the strips of a tile are equally far apart */
+        for (int i = 0; i < together; i++)
+            strip[i] = block_at(w, p->derived, start, end, first * together + i);
+        bcq_block next = block_at(w, p->derived, start, end, (first + 1) * together);
+        int64_t words = (const char *)next.words - (const char *)strip->words, scales = next.scales - strip->scales;
         for (int64_t index = first; index < last; index++) {
-            bcq_block strip[STRIP];
-            for (int i = 0; i < bcq_together(w); i++)
-                strip[i] = block_at(w, p->derived, start, end, index * bcq_together(w) + i);
             p->functions->product(strip, tables, batch, p->parts, p->sums + index * stride);
+            for (int i = 0; i < together; i++) {
+                strip[i].words = (const uint16_t *)((const char *)strip[i].words + words);
+                strip[i].scales += scales;
+            }
         }
     }
 }
@@ -269,8 +298,8 @@ static int multiply_few(product p, const void *x, int32_t type, const float *bia
 }
 
 int bcq_product(const bcq_weight *w, const void *derived, const void *x, int32_t type, int64_t batch, const float *bias,
-                void *y, int32_t mode, int32_t isa, int32_t threads) {
-    product p = {.weight = w, .derived = derived, .parts = mode == BCQ_FAST ? 1 : 2, .functions = functions(isa)};
+                void *y, int32_t mode, int32_t threads) {
+    product p = {.weight = w, .derived = derived, .parts = mode == BCQ_FAST ? 1 : 2, .functions = functions(w->isa)};
     if (!p.functions)
         return BCQ_NO_ISA;
     if (bcq_size(w) < 0 || batch < 0 || (type != BCQ_F32 && type != BCQ_BF16) ||
@@ -310,8 +339,8 @@ static void widen(const dequantization *d, int64_t from, int64_t to) {
 }
 
 int bcq_dequantize(const bcq_weight *w, const void *derived, int64_t first, int64_t last, void *out, int32_t type,
-                   int32_t isa, int32_t threads) {
-    const bcq_functions *chosen = functions(isa);
+                   int32_t threads) {
+    const bcq_functions *chosen = functions(w->isa);
     if (!chosen)
         return BCQ_NO_ISA;
     if (bcq_size(w) < 0 || first < 0 || first % BCQ_ROWS || last > w->rows || (type != BCQ_F32 && type != BCQ_BF16))

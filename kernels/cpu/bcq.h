@@ -11,14 +11,17 @@
  *           reads one stream a tile while the tables of the tile's activations stay in the first-level cache
  *   block   32 rows of a tile
  *   strip   4 blocks at 1 bit, 2 at 2 bits, else 1, so that a table in registers serves several planes; the last one is
- *           padded with zeros
- *   record  one group of a strip: words uint16 [group/16][block][bits][32], then scales [block]
+ *           padded with zeros; with AVX2 always 1
+ *   record  one group of a strip: words uint16 [group/16][block][bits][32], then scales [block]; with AVX2, words
+ *           [segment][bits][16 inputs][32], as its tables leave registers for one plane at a time, and memory is best
+ *           read in order; a segment is 128 inputs, the last one of a group what remains
  *   scales  alpha [bits][32] (uniform: scale [32]), then shift (uniform: zero) [32] where there is one;
  *           groups longer than a tile have all their scales behind the last tile, as [block][group]
  *
- * A word holds 16 inputs of one row and plane, input 0 the lowest bit. Row r of a block is lane 2 (r mod 16) + r div
- * 16: as 32-bit lanes, the low halves are rows 0..15 and the high halves rows 16..31, both in order. So 16-bit kernels
- * see 32 rows, 32-bit kernels see twice 16, and every instruction set reads the same bytes.
+ * A word holds 16 inputs of one row and plane, input 0 the lowest bit. How 32 of them lie depends on what an
+ * instruction set permutes: 16 bits  row r is lane 2 (r mod 16) + r div 16: as 32-bit lanes, the low halves are rows
+ * 0..15 and the high halves rows 16..31, both in order bytes    (AVX2) the lower bytes of all rows, then the upper
+ * ones; in either, row r is byte 4 (r mod 8) + r div 8, so that each quarter of the 32-bit lanes holds 8 rows in order
  */
 #ifndef QBENCH_BCQ_H
 #define QBENCH_BCQ_H
@@ -27,6 +30,7 @@
 
 #define BCQ_API __attribute__((visibility("default")))
 #define BCQ_TILE 256 /* its exact tables take 8 KiB; with 16 KiB the stream of weights drives them out of the cache */
+#define BCQ_SEGMENT 128 /* inputs that one sum of integers covers at most; a group is cut into segments */
 #define BCQ_ROWS 32
 #define BCQ_BATCH 8 /* rows of x that share a reading of the weight */
 
@@ -40,6 +44,7 @@ typedef struct {
     int32_t bits;                   /* 1..8 */
     int32_t uniform;                /* 0 binary, 1 uniform */
     int32_t scale_type, shift_type; /* BCQ_F16 or BCQ_F32; shift_type also BCQ_NONE: shift 0, or zero 2^(b-1) */
+    int32_t isa;                    /* enum bcq_isa: whose layout it is, and what computes */
 } bcq_weight;
 
 /* Bytes of the derived layout, or -1 where the description is not one of a weight that the kernels take. */
@@ -53,12 +58,12 @@ BCQ_API int bcq_pack(const bcq_weight *weight, const void *codes, const void *sc
 /* y[m][rows] = x[m][columns] w^T + bias[rows], m < batch; x and y of `type` (BCQ_F32 or BCQ_BF16), bias float32 or
  * NULL. A row's bits depend neither on the batch nor on `threads`. */
 BCQ_API int bcq_product(const bcq_weight *weight, const void *derived, const void *x, int32_t type, int64_t batch,
-                        const float *bias, void *y, int32_t mode, int32_t isa, int32_t threads);
+                        const float *bias, void *y, int32_t mode, int32_t threads);
 
 /* out[last - first][columns] of `type`: rows first..last-1 of the weight, each number rounded once; 32 divides first.
  */
 BCQ_API int bcq_dequantize(const bcq_weight *weight, const void *derived, int64_t first, int64_t last, void *out,
-                           int32_t type, int32_t isa, int32_t threads);
+                           int32_t type, int32_t threads);
 
 /* Reads every byte once, and returns a value that depends on all: what the memory can deliver. */
 BCQ_API uint64_t bcq_read(const void *memory, int64_t bytes, int32_t isa, int32_t threads);

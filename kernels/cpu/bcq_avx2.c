@@ -1,252 +1,244 @@
-/* The kernels with AVX2, FMA and F16C. A byte shuffle looks up 16 entries of one byte in 32 lanes, so entries come in
- * two (fast) or three (exact) bytes, which are summed apart in 16 bits:
+/* The kernels with AVX2, FMA and F16C. A byte shuffle looks up 16 entries of one byte in 32 lanes, which are 32 rows,
+ * so entries come in digits of 6 bits, 2 of them (fast) or 4 (exact), and 4 lookups of one digit fit a byte:
  *
- *   entry = round(value/step) + 2^(8n-1), value the signed sum of 4 inputs, step = max sum |x| / (2^(8n-1) - 8)
+ *   entry = round(value/step) + 2^(6n-1), value the signed sum of 4 inputs, step = max sum |x| / (2^(6n-1) - 8)
  *
- * where 8 leaves room for the float32 rounding of step and value. A segment has at most 32 lookups, so a sum of bytes
- * is at most 8160, and rounding moves it by at most 32 step/2: 4.9e-4 (fast) or 1.9e-6 (exact) of max sum |x|. The
- * lanes are 16 bits wide, so the upper byte of each index is 0 and looks up entry 0: what that adds is known
- * beforehand. */
+ * where 8 leaves room for the float32 rounding of step and value. Bytes are added to 16-bit sums as they are, in pairs
+ * (S, which wraps), and the upper ones of the pairs alone (H): the lower ones are S - 2^8 H. A segment has at most 32
+ * lookups, so a sum of digits is at most 2016, one of values less than 2^28, and rounding moves it by at most 32
+ * step/2: 7.9e-3 (fast) or 1.9e-6 (exact) of max sum |x|. */
 #include "bcq_kernel.h"
 
 #ifdef BCQ_X86
-#include <immintrin.h>
+#include "bcq_avx2.h"
 
-#define TARGET __attribute__((target("avx2,fma,f16c")))
-#define LOOP INLINE TARGET
+#define DIGIT 6    /* bits; 4 numbers of so many bits add up in a byte */
+#define INPUTS 16  /* of a word: 4 lookups */
+#define AHEAD 6144 /* bytes; with 0, 3, 6, 8 KiB one row took 0.85, 0.72, 0.67, 0.67 of ggml's time at 3 and 4 bits */
 
-typedef struct { /* of 16 inputs, in the place of the 16-bit entries */
-    uint8_t bytes[4][3][16];
-    uint16_t stray[3]; /* of the segment that begins here: 256 times the sum of the entries 0, modulo 2^16 */
-} byte_tables;
-
-_Static_assert(sizeof(byte_tables) <= 2 * LOOKUPS * sizeof(int16_t), "byte tables fit the place of the others");
-
-INLINE byte_tables *tables_at(const bcq_tables *tables, int64_t input) {
-    return (byte_tables *)(uintptr_t)&tables->entries[input / 16];
+/* The tables of 16 inputs with so many digits: [lookup][digit][16 entries]. */
+INLINE uint8_t *tables_at(const bcq_tables *tables, int64_t input, int digits) {
+    return (uint8_t *)(uintptr_t)tables->entries + input / 4 * digits * 16;
 }
 
-LOOP __m256 load_scales(const char *from, int first, int32_t type) { /* of rows first .. first + 7 */
-    if (type == BCQ_F32)
-        return _mm256_loadu_ps((const float *)from + first);
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)from + first)));
-}
+typedef struct { /* of one group of a block, 4 times 8 rows each */
+    __m256 alpha[8][4];
+    __m256 shift[4]; /* what the sum of the activations counts */
+} group_scales;
 
-LOOP __m256 load_alpha(const bcq_weight *w, const char *scales, int plane, int first) {
-    if (w->uniform)
-        return _mm256_mul_ps(load_scales(scales, first, w->scale_type), _mm256_set1_ps(bcq_place(w, plane)));
-    return load_scales(scales + plane * BCQ_ROWS * bcq_bytes(w->scale_type), first, w->scale_type);
-}
-
-LOOP __m256 load_shift(const bcq_weight *w, const char *scales, int first) {
+LOOP void load_group(const bcq_weight *w, const char *scales, group_scales *out) {
     const char *shifts = bcq_shifts(w, scales);
-    if (!w->uniform)
-        return load_scales(shifts, first, w->shift_type);
-    __m256 zero = w->shift_type == BCQ_NONE ? _mm256_set1_ps(bcq_middle(w)) : load_scales(shifts, first, w->shift_type);
-    return _mm256_mul_ps(load_scales(scales, first, w->scale_type),
-                         _mm256_sub_ps(_mm256_set1_ps(bcq_half_range(w)), zero));
+    int stored = w->shift_type != BCQ_NONE;
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++) {
+        __m256 shift = stored ? load_scales(shifts, 8 * q, w->shift_type) : _mm256_setzero_ps();
+        if (w->uniform) {
+            __m256 scale = load_scales(scales, 8 * q, w->scale_type);
+            __m256 zero = stored ? shift : _mm256_set1_ps(bcq_middle(w));
+            shift = _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_set1_ps(bcq_half_range(w)), zero));
+            for (int i = 0; i < w->bits; i++)
+                out->alpha[i][q] = _mm256_mul_ps(scale, _mm256_set1_ps(bcq_place(w, i)));
+        }
+        out->shift[q] = shift;
+    }
+    for (int i = 0; i < (w->uniform ? 0 : w->bits); i++, scales += BCQ_ROWS * bcq_bytes(w->scale_type))
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+            out->alpha[i][q] = load_scales(scales, 8 * q, w->scale_type);
 }
 
 LOOP void add_to(float *sum, __m256 a, __m256 b) { _mm256_storeu_ps(sum, _mm256_fmadd_ps(a, b, _mm256_loadu_ps(sum))); }
 
-/* sums[0..7] and sums[16..23] += step alpha (sum of entries), for the 16 lanes that begin at `words`. */
-LOOP void add_lanes(const bcq_weight *w, const uint16_t *words, const bcq_tables *tables, int64_t first, int64_t length,
-                    __m256 low_scale, __m256 high_scale, float *sums, const int bytes) {
-    const __m256i nibble = _mm256_set1_epi16(15);
-    __m256i sum[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int64_t k = first; k < first + length; k += 16, words += bcq_stride(w)) {
-        const byte_tables *t = tables_at(tables, k);
-        __m256i word = _mm256_load_si256((const __m256i *)words);
+typedef struct { /* of one digit: of all bytes in pairs, and of the upper bytes of the pairs */
+    __m256i all, upper;
+} digit_sums;
+
+/* The entries that the indices choose. The table is loaded here and now: a compiler that sees more of them than there
+ * are registers likes to load them all beforehand, and to store them again. */
+LOOP __m256i look_up(const uint8_t *table, __m256i index) {
+    __m256i entries;
+    __asm__("vbroadcasti128 %1, %0" : "=x"(entries) : "m"(*(const __m128i *)table));
+    return _mm256_shuffle_epi8(entries, index);
+}
+
+/* A load that happens once: a compiler likes to repeat it as the operand of each instruction that needs the value. */
+LOOP __m256i load_once(const void *from) {
+    __m256i value = _mm256_load_si256(from);
+    __asm__("" : "+x"(value));
+    return value;
+}
+
+/* sum += the entries that 16 inputs of 32 rows choose */
+LOOP void add_lookups(const uint16_t *words, const uint8_t *tables, digit_sums *sum, const int digits) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i lower = load_once(words), upper = load_once(words + 16);
+    __m256i index[4] = {_mm256_and_si256(lower, nibble), _mm256_and_si256(_mm256_srli_epi16(lower, 4), nibble),
+                        _mm256_and_si256(upper, nibble), _mm256_and_si256(_mm256_srli_epi16(upper, 4), nibble)};
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            __m256i index = _mm256_and_si256(_mm256_srli_epi16(word, 4 * j), nibble);
+    for (int d = 0; d < digits; d++) {
+        __m256i found = look_up(tables + 16 * d, index[0]);
 #pragma GCC unroll 3
-            for (int p = 0; p < bytes; p++) {
-                __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)t->bytes[j][p]));
-                sum[p] = _mm256_add_epi16(sum[p], _mm256_shuffle_epi8(table, index));
-            }
+        for (int j = 1; j < 4; j++) {
+            found = _mm256_add_epi8(found, look_up(tables + 16 * (j * digits + d), index[j]));
+            __asm__("" : "+x"(found));
         }
+        sum[d].all = _mm256_add_epi16(sum[d].all, found);
+        sum[d].upper = _mm256_add_epi16(sum[d].upper, _mm256_srli_epi16(found, 8));
+        __asm__("" : "+x"(sum[d].all), "+x"(sum[d].upper));
     }
-    const byte_tables *t = tables_at(tables, first);
-    __m256i low = _mm256_set1_epi32((int32_t)-(length / 4) * (1 << (8 * bytes - 1))), high = low;
-#pragma GCC unroll 3
-    for (int p = 0; p < bytes; p++) {
-        __m256i clean = _mm256_sub_epi16(sum[p], _mm256_set1_epi16((short)t->stray[p]));
-        low = _mm256_add_epi32(low, _mm256_slli_epi32(_mm256_and_si256(clean, _mm256_set1_epi32(0xffff)), 8 * p));
-        high = _mm256_add_epi32(high, _mm256_slli_epi32(_mm256_srli_epi32(clean, 16), 8 * p));
+}
+
+/* The 16-bit numbers low + 2^6 high, of the lower (half 0) or upper halves of the 32-bit lanes. */
+LOOP __m256i join_digits(__m256i low, __m256i high, const int half) {
+    const __m256i weights = _mm256_set1_epi32(1 | 1 << (16 + DIGIT));
+    if (half)
+        return _mm256_madd_epi16(_mm256_blend_epi16(_mm256_srli_epi32(low, 16), high, 0xaa), weights);
+    return _mm256_madd_epi16(_mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa), weights);
+}
+
+/* y[0..31] += alpha (sum of entries) */
+LOOP void add_sums(const digit_sums *sum, const __m256 *alpha, __m256 *y, const int digits) {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++) {
+        __m256i part[4];
+#pragma GCC unroll 4
+        for (int d = 0; d < digits; d++)
+            part[d] = q % 2 ? sum[d].upper : _mm256_sub_epi16(sum[d].all, _mm256_slli_epi16(sum[d].upper, 8));
+        __m256i value = join_digits(part[digits - 2], part[digits - 1], q / 2);
+        if (digits == 4)
+            value = _mm256_add_epi32(_mm256_slli_epi32(value, 2 * DIGIT), join_digits(part[0], part[1], q / 2));
+        y[q] = _mm256_fmadd_ps(alpha[q], _mm256_cvtepi32_ps(value), y[q]);
     }
-    add_to(sums, low_scale, _mm256_cvtepi32_ps(low));
-    add_to(sums + 16, high_scale, _mm256_cvtepi32_ps(high));
 }
 
-TARGET static void add_exact(const bcq_weight *w, const uint16_t *words, const bcq_tables *tables, int64_t first,
-                             int64_t length, __m256 low_scale, __m256 high_scale, float *sums) {
-    add_lanes(w, words, tables, first, length, low_scale, high_scale, sums, 3);
+/* y[0..31] += step sum_i alpha_i (c_i . x) over a segment of `length` inputs of a block. */
+LOOP void add_segment(const uint16_t *words, int64_t length, int planes, const uint8_t *tables,
+                      const group_scales *scales, float step, float *y, const int digits) {
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    /* What the entries are too large by is 2^5 in each last digit. */
+    const __m256i less = _mm256_set1_epi16((short)(-(length / 4) * (1 << (DIGIT - 1))));
+    for (int i = 0; i < planes; i++) {
+        digit_sums sum[4];
+#pragma GCC unroll 4
+        for (int d = 0; d < digits; d++) {
+            sum[d].upper = d == digits - 1 ? less : _mm256_setzero_si256();
+            sum[d].all = _mm256_add_epi16(sum[d].upper, _mm256_slli_epi16(sum[d].upper, 8));
+        }
+        const uint8_t *table = tables;
+        for (int64_t k = 0; k < length; k += INPUTS, words += BCQ_ROWS, table += 64 * digits) {
+            _mm_prefetch((const char *)words + AHEAD, _MM_HINT_T0);
+            add_lookups(words, table, sum, digits);
+        }
+        add_sums(sum, scales->alpha[i], sums, digits);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++)
+        add_to(y + 8 * q, _mm256_set1_ps(step), sums[q]);
 }
 
-TARGET static void add_fast(const bcq_weight *w, const uint16_t *words, const bcq_tables *tables, int64_t first,
-                            int64_t length, __m256 low_scale, __m256 high_scale, float *sums) {
-    add_lanes(w, words, tables, first, length, low_scale, high_scale, sums, 2);
-}
-
-TARGET static void add_shifts(const bcq_weight *w, const char *scales, const bcq_tables *tables, int64_t g, int batch,
-                              float *sums) {
-    for (int row = 0; row < (w->uniform || w->shift_type != BCQ_NONE ? BCQ_ROWS : 0); row += 8)
-        for (int m = 0; m < batch; m++)
-            add_to(sums + m * BCQ_ROWS + row, load_shift(w, scales, row), _mm256_set1_ps(tables[m].sums[g]));
-}
-
-TARGET static void multiply(const bcq_block *block, const bcq_tables *tables, int batch, int parts, float *sums) {
+LOOP void multiply(const bcq_block *block, const bcq_tables *tables, int batch, float *sums, const int digits) {
     const bcq_weight *w = block->weight;
     int64_t segment = 0;
-    for (int64_t g = 0; g < block->length / block->group; g++) {
+    for (int64_t start = 0, g = 0; start < block->length; start += block->group, g++) {
         const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-        const char *scales = block->scales + g * block->scale_stride;
+        group_scales scales;
+        load_group(w, block->scales + g * block->scale_stride, &scales);
         for (int64_t k = 0, length; k < block->group; k += length, segment++) {
             length = block->group - k < SEGMENT ? block->group - k : SEGMENT;
-            for (int part = 0; part < 2 * w->bits; part++) { /* of a plane: rows 0..7 and 16..23, or 8..15 and 24..31 */
-                int row = part % 2 * 8, plane = part / 2;
-                const uint16_t *from = words + k / 16 * bcq_stride(w) + plane * BCQ_ROWS + 2 * row;
-                __m256 low = load_alpha(w, scales, plane, row), high = load_alpha(w, scales, plane, row + 16);
-                for (int m = 0; m < batch; m++) {
-                    __m256 step = _mm256_set1_ps(tables[m].steps[segment]);
-                    (parts == 2 ? add_exact : add_fast)(w, from, tables + m, g * block->group + k, length,
-                                                        _mm256_mul_ps(step, low), _mm256_mul_ps(step, high),
-                                                        sums + m * BCQ_ROWS + row);
-                }
-            }
+            for (int m = 0; m < batch; m++)
+                add_segment(words, length, w->bits, tables_at(tables + m, start + k, digits), &scales,
+                            tables[m].steps[segment], sums + m * BCQ_ROWS, digits);
+            words += length / INPUTS * w->bits * BCQ_ROWS;
         }
-        add_shifts(w, scales, tables, g, batch, sums);
+        for (int m = 0; m < (w->uniform || w->shift_type != BCQ_NONE ? batch : 0); m++)
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++)
+                add_to(sums + m * BCQ_ROWS + 8 * q, scales.shift[q], _mm256_set1_ps(tables[m].sums[g]));
     }
+}
+
+TARGET static void multiply_exact(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
+    multiply(block, tables, batch, sums, 4);
+}
+
+TARGET static void multiply_fast(const bcq_block *block, const bcq_tables *tables, int batch, float *sums) {
+    multiply(block, tables, batch, sums, 2);
 }
 
 static void product(const bcq_block *strip, const bcq_tables *tables, int batch, int parts, float *sums) {
-    for (int i = 0; i < bcq_together(strip->weight); i++)
-        multiply(strip + i, tables, batch, parts, sums + i * batch * BCQ_ROWS);
+    (parts == 2 ? multiply_exact : multiply_fast)(strip, tables, batch, sums);
 }
 
-/* The 16 signed sums of 4 inputs, and the bytes of their entries. */
-LOOP void fill(const float *x, float per_step, int bytes, uint8_t (*out)[16]) {
-    __m256i half[2], sign = _mm256_set1_epi32(INT32_MIN);
-    for (int h = 0; h < 2; h++) {
-        __m256i number = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * h));
+/* The digits of 8 entries, as 4 bytes for each, in the order: digit 0 of all, digit 1 of all, ... */
+LOOP __m256i split(__m256 value, __m256 per_step, const int digits) {
+    const __m256i order =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m256i entry = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(value, per_step)),
+                                     _mm256_set1_epi32(1 << (DIGIT * digits - 1)));
+    __m256i upper = _mm256_slli_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0xfff000)), 4);
+    entry = _mm256_or_si256(_mm256_and_si256(entry, _mm256_set1_epi32(0xfff)), upper); /* 12 bits in 16 */
+    upper = _mm256_slli_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0x0fc00fc0)), 2);
+    entry = _mm256_or_si256(_mm256_and_si256(entry, _mm256_set1_epi32(0x003f003f)), upper); /* 6 bits in 8 */
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(entry, order), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* The 16 entries of 4 inputs: +-x0 +-x1 +-x2 +-x3, where bit j of an entry's number is 0 if the sign of xj is turned.
+ */
+LOOP void fill(const float *x, __m256 per_step, uint8_t *out, const int digits) {
+    const __m256 turn = _mm256_set1_ps(-0.0f), zero = _mm256_setzero_ps();
+    __m256 a = _mm256_xor_ps(_mm256_set1_ps(x[0]), _mm256_blend_ps(turn, zero, 0xaa));
+    __m256 b = _mm256_xor_ps(_mm256_set1_ps(x[1]), _mm256_blend_ps(turn, zero, 0xcc));
+    __m256 c = _mm256_xor_ps(_mm256_set1_ps(x[2]), _mm256_blend_ps(turn, zero, 0xf0));
+    __m256 three = _mm256_add_ps(_mm256_add_ps(a, b), c), last = _mm256_set1_ps(x[3]);
+    __m256i first = split(_mm256_sub_ps(three, last), per_step, digits);
+    __m256i second = split(_mm256_add_ps(three, last), per_step, digits);
+    __m256i even = _mm256_unpacklo_epi64(first, second), odd = _mm256_unpackhi_epi64(first, second);
+    _mm256_store_si256((__m256i *)out, _mm256_permute2x128_si256(even, odd, 0x20));
+    if (digits == 4)
+        _mm256_store_si256((__m256i *)out + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+}
+
+LOOP float sum_of_lanes(__m256 value) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* The largest sum |x| of 4 inputs; NaN where an x is not finite. */
+LOOP float largest_of(const float *x, int64_t count) {
+    __m256 most = _mm256_setzero_ps(), all = most;
+    for (int64_t k = 0; k < count; k += 8) {
+        __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + k));
+        __m256 pairs = _mm256_hadd_ps(magnitude, magnitude);
+        most = _mm256_max_ps(most, _mm256_hadd_ps(pairs, pairs));
+        all = _mm256_add_ps(all, magnitude);
+    }
+    __m128 two = _mm_max_ss(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+    return _mm_cvtss_f32(two) + 0.0f * sum_of_lanes(all);
+}
+
+LOOP void fill_tables(const float *x, int64_t length, int64_t group, bcq_tables *out, const int digits) {
+    int64_t segment = 0;
+    for (int64_t start = 0; start < length; start += group) {
         __m256 sum = _mm256_setzero_ps();
-        for (int j = 0; j < 4; j++) { /* the sign is turned where bit j of the number is 0 */
-            __m256i turned = _mm256_andnot_si256(_mm256_slli_epi32(number, 31 - j), sign);
-            __m256 value = _mm256_xor_ps(_mm256_set1_ps(x[j]), _mm256_castsi256_ps(turned));
-            sum = j ? _mm256_add_ps(sum, value) : value;
-        }
-        half[h] = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(sum, _mm256_set1_ps(per_step))),
-                                   _mm256_set1_epi32(1 << (8 * bytes - 1)));
-    }
-    for (int p = 0; p < bytes; p++) {
-        __m256i a = _mm256_and_si256(_mm256_srli_epi32(half[0], 8 * p), _mm256_set1_epi32(255));
-        __m256i b = _mm256_and_si256(_mm256_srli_epi32(half[1], 8 * p), _mm256_set1_epi32(255));
-        __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
-        __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-        _mm_store_si128((__m128i *)out[p], packed);
-    }
-}
-
-TARGET static void fill_segment(const float *x, int64_t from, int64_t to, int parts, bcq_tables *out, int64_t segment) {
-    int bytes = parts + 1;
-    float largest = 0, magnitude;
-    for (int64_t k = from; k < to; k += 4) { /* written so that a NaN stays */
-        magnitude = 0;
-        for (int j = 0; j < 4; j++)
-            magnitude += __builtin_fabsf(x[k + j]);
-        largest = magnitude <= largest ? largest : magnitude;
-        if (largest != largest)
-            break;
-    }
-    byte_tables *head = tables_at(out, from);
-    out->steps[segment] = largest * (1.0f / (float)((1 << (8 * bytes - 1)) - 8));
-    memset(head->stray, 0, sizeof head->stray);
-    for (int64_t k = from; k < to; k += 16) {
-        byte_tables *t = tables_at(out, k);
-        for (int j = 0; j < 4; j++) {
-            fill(x + k + 4 * j, bcq_per_step(out->steps[segment]), bytes, t->bytes[j]);
-            for (int p = 0; p < bytes; p++)
-                head->stray[p] = (uint16_t)(head->stray[p] + 256 * t->bytes[j][p][0]);
+        for (int64_t k = start; k < start + group; k += 8)
+            sum = _mm256_add_ps(sum, _mm256_loadu_ps(x + k));
+        out->sums[start / group] = sum_of_lanes(sum);
+        for (int64_t from = start, to; from < start + group; from = to, segment++) {
+            to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
+            float step = largest_of(x + from, to - from) / (float)((1 << (DIGIT * digits - 1)) - 8);
+            out->steps[segment] = step;
+            for (int64_t k = from; k < to; k += 4)
+                fill(x + k, _mm256_set1_ps(bcq_per_step(step)), tables_at(out, k, digits), digits);
         }
     }
 }
 
 TARGET static void tables(const float *x, int64_t length, int64_t group, int parts, bcq_tables *out) {
-    int64_t segment = 0;
-    for (int64_t start = 0; start < length; start += group) {
-        float lanes[8] = {0};
-        for (int64_t k = start; k < start + group; k += 8)
-            for (int lane = 0; lane < 8; lane++)
-                lanes[lane] += x[k + lane];
-        out->sums[start / group] =
-            ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
-        for (int64_t from = start, to; from < start + group; from = to, segment++) {
-            to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
-            fill_segment(x, from, to, parts, out, segment);
-        }
-    }
-}
-
-/* Eight weights of one row from bit `bit` of their words on, in the order of operations that defines the format. */
-LOOP __m256 weights_of(const bcq_weight *w, const float *scale, float shift, const uint16_t *words, int bit) {
-    __m256i place = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(bit));
-    __m256i code = _mm256_setzero_si256();
-    __m256 value = _mm256_setzero_ps();
-    for (int i = 0; i < w->bits; i++) {
-        __m256i bits = _mm256_srlv_epi32(_mm256_set1_epi32(words[i * BCQ_ROWS]), place);
-        bits = _mm256_and_si256(bits, _mm256_set1_epi32(1));
-        code = _mm256_add_epi32(_mm256_add_epi32(code, code), bits);
-        if (w->uniform)
-            continue;
-        __m256i turned = _mm256_slli_epi32(_mm256_xor_si256(bits, _mm256_set1_epi32(1)), 31);
-        __m256 part = _mm256_xor_ps(_mm256_set1_ps(scale[i * BCQ_ROWS]), _mm256_castsi256_ps(turned));
-        value = i ? _mm256_add_ps(value, part) : part;
-    }
-    if (w->uniform)
-        return _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(shift)), _mm256_set1_ps(*scale));
-    return w->shift_type == BCQ_NONE ? value : _mm256_add_ps(value, _mm256_set1_ps(shift));
-}
-
-LOOP __m128i to_bfloats(__m256 value) { /* to nearest, ties to even; a NaN stays one */
-    __m256i bits = _mm256_castps_si256(value),
-            odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
-    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0xd8);
-    return _mm256_castsi256_si128(pairs);
-}
-
-LOOP void widen_scales(const bcq_weight *w, const char *scales, float (*scale)[BCQ_ROWS], float *shift) {
-    const char *shifts = bcq_shifts(w, scales);
-    for (int row = 0; row < BCQ_ROWS; row += 8) {
-        for (int i = 0; i < (w->uniform ? 1 : w->bits); i++)
-            _mm256_storeu_ps(scale[i] + row,
-                             load_scales(scales + i * BCQ_ROWS * bcq_bytes(w->scale_type), row, w->scale_type));
-        __m256 constant = _mm256_set1_ps(w->uniform ? bcq_middle(w) : 0.0f);
-        _mm256_storeu_ps(shift + row, w->shift_type == BCQ_NONE ? constant : load_scales(shifts, row, w->shift_type));
-    }
-}
-
-TARGET static void dequantize(const bcq_block *block, int rows, int64_t stride, void *out, int bfloat) {
-    const bcq_weight *w = block->weight;
-    float scale[8][BCQ_ROWS], shift[BCQ_ROWS];
-    for (int64_t g = 0; g < block->length / block->group; g++) {
-        const uint16_t *words = (const uint16_t *)((const char *)block->words + g * block->words_stride);
-        widen_scales(w, block->scales + g * block->scale_stride, scale, shift);
-        for (int row = 0; row < rows; row++)
-            for (int64_t k = 0; k < block->group; k += 8) {
-                const uint16_t *from = words + k / 16 * bcq_stride(w) + 2 * (row % 16) + row / 16;
-                __m256 value = weights_of(w, &scale[0][row], shift[row], from, (int)(k % 16));
-                int64_t at = row * stride + g * block->group + k;
-                if (bfloat)
-                    _mm_storeu_si128((__m128i *)((uint16_t *)out + at), to_bfloats(value));
-                else
-                    _mm256_storeu_ps((float *)out + at, value);
-            }
-    }
+    if (parts == 2)
+        fill_tables(x, length, group, out, 4);
+    else
+        fill_tables(x, length, group, out, 2);
 }
 
 TARGET static uint64_t read_all(const char *memory, int64_t bytes) {
@@ -262,5 +254,5 @@ TARGET static uint64_t read_all(const char *memory, int64_t bytes) {
     return bcq_portable.read(memory + 4 * part, bytes - 4 * part) ^ lanes[0] ^ lanes[1] ^ lanes[2] ^ lanes[3];
 }
 
-const bcq_functions bcq_avx2 = {tables, product, dequantize, read_all};
+const bcq_functions bcq_avx2 = {tables, product, bcq_avx2_dequantize, read_all};
 #endif

@@ -16,7 +16,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
-#define SEGMENT 128 /* inputs that one sum of integers covers at most; a group is cut into segments */
+#define SEGMENT BCQ_SEGMENT
 #define TILE_SEGMENTS (BCQ_TILE / 32)
 #define STRIP 4 /* blocks of a strip at most */
 
@@ -110,9 +110,19 @@ INLINE float bcq_place(const bcq_weight *weight, int plane) {
 INLINE float bcq_half_range(const bcq_weight *weight) { return (float)((1 << weight->bits) - 1) * 0.5f; }
 INLINE float bcq_middle(const bcq_weight *weight) { return (float)(1 << (weight->bits - 1)); }
 
-/* Blocks of a strip; words from 16 inputs of a block to its next 16. */
-INLINE int bcq_together(const bcq_weight *weight) { return weight->bits == 1 ? 4 : weight->bits == 2 ? 2 : 1; }
+/* Blocks of a strip; words from 16 inputs of a block to its next 16, but with AVX2. */
+INLINE int bcq_together(const bcq_weight *weight) {
+    return weight->isa == BCQ_AVX2 ? 1 : weight->bits == 1 ? 4 : weight->bits == 2 ? 2 : 1;
+}
 INLINE int64_t bcq_stride(const bcq_weight *weight) { return bcq_together(weight) * weight->bits * BCQ_ROWS; }
+
+/* Words from the start of a group, or the part of it in a tile, of `length` inputs to those of input k. */
+INLINE int64_t bcq_words_to(const bcq_weight *weight, int64_t length, int64_t k, int plane) {
+    if (weight->isa != BCQ_AVX2)
+        return k / 16 * bcq_stride(weight) + plane * BCQ_ROWS;
+    int64_t first = k / SEGMENT * SEGMENT, rest = length - first < SEGMENT ? length - first : SEGMENT;
+    return (first * weight->bits + plane * rest + (k - first)) / 16 * BCQ_ROWS;
+}
 
 INLINE const char *bcq_shifts(const bcq_weight *weight, const char *scales) {
     return scales + (weight->uniform ? 1 : weight->bits) * BCQ_ROWS * bcq_bytes(weight->scale_type);

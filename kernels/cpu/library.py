@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 
-from qbench.errors import QbenchError
+from qbench.errors import ConfigError, QbenchError
 
 ISAS = ("portable", "avx2", "avx512")  # by their numbers in enum bcq_isa
+ISA_VARIABLE = "QBENCH_ISA"
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # by enum bcq_type
 NO_TYPE = 3
 _FAILURES = {
@@ -32,9 +34,9 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pack": (ctypes.c_int, (_POINTER,) * 5),
     "product": (
         ctypes.c_int,
-        (_POINTER, _POINTER, _POINTER, _I32, _I64, _POINTER, _POINTER, _I32, _I32, _I32),
+        (_POINTER, _POINTER, _POINTER, _I32, _I64, _POINTER, _POINTER, _I32, _I32),
     ),
-    "dequantize": (ctypes.c_int, (_POINTER, _POINTER, _I64, _I64, _POINTER, _I32, _I32, _I32)),
+    "dequantize": (ctypes.c_int, (_POINTER, _POINTER, _I64, _I64, _POINTER, _I32, _I32)),
     "read": (ctypes.c_uint64, (_POINTER, _I64, _I32, _I32)),
     "prefer_huge_pages": (None, (_POINTER, _I64)),
     "best_isa": (ctypes.c_int, ()),
@@ -43,7 +45,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class Weight(ctypes.Structure):
-    """`bcq_weight`: rows (out), columns (in), group, bits, whether uniform, types of the scales."""
+    """`bcq_weight`: rows (out), columns (in), group, bits, whether uniform, types of the scales.
+
+    isa: index in ISAS of the instruction set whose layout it is.
+    """
 
     _fields_ = (
         ("rows", _I64),
@@ -53,6 +58,7 @@ class Weight(ctypes.Structure):
         ("uniform", _I32),
         ("scale_type", _I32),
         ("shift_type", _I32),
+        ("isa", _I32),
     )
 
 
@@ -101,6 +107,23 @@ def library() -> Any:
 def best_isa() -> int:
     """Index in ISAS of the best instruction set that this processor has."""
     return library().bcq_best_isa()
+
+
+def chosen_isa() -> int:
+    """Index in ISAS of what new layouts are made for: QBENCH_ISA, such as `avx2`, or the best.
+
+    ConfigError where QBENCH_ISA names another, or one that this processor lacks.
+    """
+    name = os.environ.get(ISA_VARIABLE)
+    if not name:
+        return best_isa()
+    here = ISAS[: best_isa() + 1]
+    if name not in here:
+        raise ConfigError(
+            f"{ISA_VARIABLE}={name!r} is not an instruction set of this processor; "
+            f"give one of {', '.join(here)}, or unset it for {here[-1]}"
+        )
+    return here.index(name)
 
 
 def check(status: int) -> None:

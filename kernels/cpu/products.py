@@ -1,12 +1,13 @@
 """Binary-coded and uniform weights on the CPU: products by tables, or dense where x has many rows.
 
 exact (`cpu-binary`) and fast (`cpu-binary-fast`) are the same sums of integers, with about 26 and
-16 bits to an entry of a table; `kernels/cpu/bcq_kernel.h` has the derivation. With L_g = sum |x|
-over a group and alpha_gi its scales (of a uniform weight scale * 2^(bits-2-i)), the error of a
-product is at most ERROR * sum_g L_g sum_i |alpha_gi|, beside the float32 rounding of the last sum
-over groups. Measured on random weights, the relative error is 2e-7 and 4e-4. An x that is not
-finite makes its whole row NaN. More rows than WORK allows take the weight dequantized to their
-dtype, some rows of it at a time: what the dense layer computes.
+16 bits to an entry of a table, with AVX2 24 and 12; `kernels/cpu/bcq_kernel.h` and `bcq_avx2.c`
+have the derivation. With L_g = sum |x| over a group and alpha_gi its scales (of a uniform weight
+scale * 2^(bits-2-i)), the error of a product is at most ERROR * sum_g L_g sum_i |alpha_gi|, beside
+the float32 rounding of the last sum over groups. Measured on random weights, the relative error is
+2e-7 and 4e-4. An x that is not finite makes its whole row NaN. Many rows
+take the weight dequantized to their dtype, some rows of it at a time: what the dense layer
+computes; where bfloat16 is emulated, in float32, rounded at the end.
 
 The kernels are a shared library with a plain C interface, so one build serves every version of
 torch. torch is imported first, and so is its OpenMP runtime, which the library then shares.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import WeightFormat
+from qbench.environment import faster_in_bfloat16
 from qbench.formats import Binary, Uniform
 from qbench.formats.packing import unpack
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
@@ -31,8 +33,8 @@ from qbench.kernels.cpu.library import (
     NO_TYPE,
     TYPES,
     Weight,
-    best_isa,
     check,
+    chosen_isa,
     library,
     unavailable,
 )
@@ -40,14 +42,15 @@ from qbench.kernels.layouts import Layouts
 
 # Rows of x times planes up to which tables are faster than dense products, which are slower in
 # float32. On a Zen 4 core at 4096 x 4096, a row and plane of a table product took 0.1 ms, a row of
-# a float32 dense one 0.43 ms, of bfloat16 0.2.
-WORK = {torch.float32: 512, torch.bfloat16: 64}
+# a float32 dense one 0.43 ms, of bfloat16 0.2; with AVX2 alone 0.15, 0.4, and 5 to dequantize.
+FLOAT32_WORK = {"portable": 512, "avx2": 160, "avx512": 512}
+BFLOAT16_WORK = 64
 TILE_BYTES = 1 << 22  # of dequantized weight between two dense products: they read it from a cache
 HUGE_PAGE = 1 << 21
 EXACT, FAST = 0, 1  # enum bcq_mode
 # At most, in units of the sum over the groups of sum |x| sum_i |alpha_i|:
 EXACT_ERROR = 2.5e-6
-FAST_ERROR = 5e-4
+FAST_ERROR = {"portable": 5e-4, "avx2": 8e-3, "avx512": 5e-4}
 
 
 class Derived:
@@ -57,8 +60,13 @@ class Derived:
     uniform weight widen to 16 bits each.
     """
 
-    def __init__(self, weight: Binary | Uniform) -> None:
-        """From the canonical tensors, on the CPU, which it does not keep."""
+    def __init__(self, weight: Binary | Uniform, isa: int | None = None) -> None:
+        """From the canonical tensors, on the CPU, which it does not keep.
+
+        isa: index in ISAS of the instruction set that computes; None: what `chosen_isa` says.
+        """
+        if isa is None:
+            isa = chosen_isa()
         if isinstance(weight, Uniform):
             codes = weight.codes
             scale = _stored(weight.scale)
@@ -84,6 +92,7 @@ class Derived:
             isinstance(weight, Uniform),
             TYPES[scale.dtype],
             shift_type,
+            isa,
         )
         self.about = ctypes.addressof(self.description)
         self.memory = _memory(library().bcq_size(self.about))
@@ -94,14 +103,12 @@ class Derived:
         )
         check(status)
 
-    def product(self, x: Tensor, bias: Tensor | None, mode: int, isa: int | None = None) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None, mode: int) -> Tensor:
         """The product by tables, y = x W^T + bias.
 
         x (..., in) float32 or bfloat16, contiguous; bias (out,) float32, contiguous, or None; mode
-        EXACT or FAST; isa an index in ISAS, by default the best -> (..., out) in the dtype of x.
+        EXACT or FAST -> (..., out) in the dtype of x.
         """
-        if isa is None:
-            isa = best_isa()
         out, columns = self.shape
         y = x.new_empty((*x.shape[:-1], out))
         status = self.multiply(
@@ -113,19 +120,16 @@ class Derived:
             _address(bias),
             y.data_ptr(),
             mode,
-            isa,
             torch.get_num_threads(),
         )
         check(status)
         return y
 
-    def dequantize(self, first: int, last: int, out: Tensor, isa: int | None = None) -> Tensor:
+    def dequantize(self, first: int, last: int, out: Tensor) -> Tensor:
         """Rows first..last-1 of the weight, in the first rows of `out`, which are returned.
 
         first: a multiple of 32. out (at least last - first, in) float32 or bfloat16.
         """
-        if isa is None:
-            isa = best_isa()
         status = library().bcq_dequantize(
             self.about,
             self.data,
@@ -133,7 +137,6 @@ class Derived:
             last,
             out.data_ptr(),
             TYPES[out.dtype],
-            isa,
             torch.get_num_threads(),
         )
         check(status)
@@ -170,7 +173,10 @@ class Derived:
 
     def by_tables(self, x: Tensor) -> bool:
         """Whether tables are the faster way for the rows of x (..., in)."""
-        return x.numel() // self.shape[1] * self.description.bits <= WORK[x.dtype]
+        work = BFLOAT16_WORK
+        if _dense_dtype(x.dtype) == torch.float32:
+            work = FLOAT32_WORK[ISAS[self.description.isa]]
+        return x.numel() // self.shape[1] * self.description.bits <= work
 
     def linear(self, x: Tensor, bias: Tensor | None, mode: int) -> Tensor:
         """The product in the faster way.
@@ -181,10 +187,18 @@ class Derived:
             if bias is not None:
                 bias = bias.float().contiguous()
             return self.product(x, bias, mode)
+        dtype = _dense_dtype(x.dtype)
         if bias is not None:
-            bias = bias.to(x.dtype)
-        y = self.dense_product(x.flatten(0, -2), bias)
-        return y.view(*x.shape[:-1], self.shape[0])
+            bias = bias.to(dtype)
+        y = self.dense_product(x.flatten(0, -2).to(dtype), bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+
+def _dense_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What dense products with x of this dtype are computed in: float32 where that is faster."""
+    if dtype == torch.bfloat16 and not faster_in_bfloat16():
+        return torch.float32
+    return dtype
 
 
 def _stored(scale: Tensor) -> Tensor:
@@ -258,7 +272,7 @@ def _refuses(request: Request) -> str | None:
 def _describe(note: str) -> str:
     if unavailable() is not None:
         return note
-    facts = ISAS[best_isa()]
+    facts = ISAS[chosen_isa()]
     if not library().bcq_has_threads():
         facts += ", one thread: built without OpenMP"
     return f"{note} ({facts})"

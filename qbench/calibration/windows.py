@@ -13,6 +13,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from qbench.errors import DataError, require_at_least
+from qbench.models.tokenizers import without_ending
 
 
 def windows(
@@ -60,4 +61,5 @@ def _tokens(texts: Sequence[str], tokenizer: Any) -> Tensor:
     joined = "\n\n".join(texts)
     if not joined.strip():
         raise DataError("the text is empty; give a data source with text")
-    return torch.tensor(tokenizer(joined, verbose=False)["input_ids"], dtype=torch.long)
+    ids = without_ending(tokenizer)(joined, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)

@@ -14,6 +14,7 @@ from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
 from qbench.formats import bits_per_weight
+from qbench.outside_text import markdown, printable
 from qbench.records import Record
 
 _TEMPLATE = """---
@@ -49,13 +50,14 @@ model = AutoModelForCausalLM.from_pretrained("this folder")  # `import qbench` m
 | task | metric | filter | value | standard error | items |
 |---|---|---|---|---|---|
 {% for score in scores -%}
-| {{ score.task }} | {{ score.metric }} | {{ score.filter }} | {{ "%.5g"|format(score.value) }} | \
+| {{ score.task | plain }} | {{ score.metric | plain }} | {{ score.filter | plain }} | \
+{{ "%.5g"|format(score.value) }} | \
 {{ "" if score.stderr is none else "%.2g"|format(score.stderr) }} | {{ score.n }} |
 {% endfor %}
 Record `{{ record.id }}`, reproduced by
 
 ```
-{{ record.command }}
+{{ command }}
 ```
 
 {% endif %}
@@ -85,23 +87,20 @@ def write_card(
     not_converted = entry.get("modules_to_not_convert", [])
     listed_elsewhere = ("groups", "modules_to_not_convert")
     facts = {key: value for key, value in entry.items() if key not in listed_elsewhere}
-    template = Environment(keep_trailing_newline=True).from_string(_TEMPLATE)
-    text = template.render(
-        title=_plain(title),
+    environment = Environment(keep_trailing_newline=True)
+    environment.filters["plain"] = markdown
+    text = environment.from_string(_TEMPLATE).render(
+        title=markdown(title),
         version=qbench.__version__,
-        method=_plain(entry.get("method")),
-        paper=_plain(entry.get("paper", "")),
+        method=markdown(str(entry.get("method"))),
+        paper=markdown(str(entry.get("paper", ""))),
         scheme=f"{bits}-bit codes, groups: {group_size}",
         bits=bits_per_weight(weights.values()) or {"total": 0.0},
         layers=len(weights),
-        kept=", ".join(_plain(name) for name in not_converted[:3]),
+        kept=", ".join(markdown(str(name)) for name in not_converted[:3]),
         facts=json.dumps(facts, indent=2),
         scores=record.scores if record else (),
         record=record,
+        command=printable(record.command) if record else "",
     )
     write_text(folder / CARD, text)
-
-
-def _plain(value: Any) -> str:
-    """Text from outside on one line, without what Markdown or HTML would act on."""
-    return "".join(c for c in str(value) if c.isprintable() and c not in "<>[]|`&")

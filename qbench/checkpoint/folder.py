@@ -24,11 +24,18 @@ from qbench.checkpoint.config import (
     stored_tensors,
 )
 from qbench.checkpoint.packed_linear import pack, unpack
-from qbench.checkpoint.skeleton import fill, read_skeleton, read_tokenizer
+from qbench.checkpoint.skeleton import (
+    fill,
+    read_generation,
+    read_skeleton,
+    read_tokenizer,
+    without_leftovers,
+)
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
 from qbench.files.atomic import write_whole_folder
+from qbench.files.model_folder import quantization_settings, require_ordinary_files
 from qbench.files.shards import (
     SHARD_BYTES,
     Shards,
@@ -37,7 +44,10 @@ from qbench.files.shards import (
     write_index,
     write_shards,
 )
+from qbench.kernels.description import moved
 from qbench.models.blocks import is_linear
+from qbench.models.published_names import own_names
+from qbench.models.source import torch_dtype
 from qbench.records import Record
 
 LOG = "quantize_log.json"
@@ -116,11 +126,7 @@ def write_model_folder(
     called with. StoreError where the disk refuses, and where something is there that qbench has not
     written.
     """
-    if not may_be_replaced(folder):
-        raise StoreError(
-            f"{folder} is there and was not written by qbench, or is damaged; "
-            "choose another folder, or remove it first"
-        )
+    require_replaceable(folder)
     content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
     content["dtype"] = _main_dtype(tensors)
     if entry is not None:
@@ -145,6 +151,15 @@ def write_model_folder(
         ) from error
 
 
+def require_replaceable(folder: Path) -> None:
+    """StoreError where something is at `folder` that qbench has not written."""
+    if not may_be_replaced(folder):
+        raise StoreError(
+            f"{folder} is there and was not written by qbench, or is damaged; "
+            "choose another folder, or remove it first"
+        )
+
+
 def load_checkpoint(
     folder: Path, dtype: str, packed: bool, device: torch.device = _CPU
 ) -> Checkpoint:
@@ -156,22 +171,30 @@ def load_checkpoint(
     none may be missing: StoreError.
     """
     config = read_json(folder / "config.json")
+    require_ordinary_files(folder)
     shards = Shards(folder)
     refuse_implausible(config, len(shards.entries), folder / "config.json")
     # Weights first: a folder whose files and config do not fit is refused before a model is built.
     weights, manifest = _read_weights(folder, config, shards, device)
     model = read_skeleton(folder)
-    kind = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
+    read_generation(model, folder)
+    kind = model.config.dtype if dtype == "auto" else torch_dtype(dtype)
     if not isinstance(kind, torch.dtype):  # a config may state none
         kind = torch.float32
-    pack(model, weights)
-
     unquantized: dict[str, Tensor] = {}
     for name in sorted(shards.entries):
         if _is_quantized_part(name, weights):
             continue
         tensor = shards.tensor(name).to(device)
         unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
+    if "foreign" in manifest:
+        own = own_names(model.config)
+        weights = {own(f"{name}.weight").removesuffix(".weight"): w for name, w in weights.items()}
+        unquantized = {own(name): tensor for name, tensor in unquantized.items()}
+    pack(model, weights)
+    if "foreign" in manifest:
+        unquantized = without_leftovers(model, unquantized)
+    _require_finite_tensors(unquantized, folder)
     fill(model, unquantized, folder)
     if not packed:
         unpack(model, kind)
@@ -220,8 +243,8 @@ def is_loadable(folder: Path) -> bool:
     """
     if not (folder / "config.json").is_file():
         return False
-    entry = read_json(folder / "config.json").get("quantization_config")
-    return isinstance(entry, dict) and entry.get("quant_method") in ["qbench", *READERS]
+    entry = quantization_settings(folder, read_json(folder / "config.json"))
+    return entry is not None and entry.get("quant_method") in ["qbench", *READERS]
 
 
 def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict[str, Tensor]:
@@ -244,11 +267,14 @@ def _read_weights(
     folder: Path, config: dict[str, Any], shards: Shards, device: torch.device
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     """The quantized weights by layer, and what the method said about itself."""
-    entry = config.get("quantization_config")
+    entry = quantization_settings(folder, config)
     # `in` a list, as a damaged entry may be anything, even something that cannot be hashed
-    if isinstance(entry, dict) and entry.get("quant_method") in list(READERS):
-        weights: dict[str, WeightFormat] = dict(read_foreign(entry, shards))
-        return weights, {"method": entry["quant_method"], "foreign": entry}
+    if entry is not None and entry.get("quant_method") in list(READERS):
+        weights: dict[str, WeightFormat] = {}
+        for name, weight in read_foreign(entry, shards).items():
+            _require_finite(name, weight, folder)
+            weights[name] = moved(weight, str(device))
+        return weights, {"method": entry["quant_method"], "foreign": dict(entry)}
     layout = read_layout(config, folder / "config.json")
     weights = {}
     for name, group in compare(layout, shards).items():
@@ -259,9 +285,14 @@ def _read_weights(
 
 
 def _require_finite(name: str, weight: WeightFormat, folder: Path) -> None:
-    for part, tensor in weight.to_tensors().items():
+    parts = {f"{name}.{part}": tensor for part, tensor in weight.to_tensors().items()}
+    _require_finite_tensors(parts, folder)
+
+
+def _require_finite_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise StoreError(f"{folder}: {name}.{part} is not finite; copy or quantize again")
+            raise StoreError(f"{folder}: {name} is not finite; copy or quantize again")
 
 
 def _is_quantized_part(name: str, weights: Mapping[str, object]) -> bool:

@@ -6,6 +6,7 @@ Nothing of a folder is executed.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,23 @@ def read_skeleton(folder: Path) -> Any:
     return model
 
 
+def read_generation(model: Any, folder: Path) -> None:
+    """Give a model the folder's generation_config.json, such as its several EOS, if it has one.
+
+    StoreError where the file is damaged.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except Exception as error:
+        raise StoreError(
+            f"{folder / 'generation_config.json'} cannot be read: {_short(error)}; copy it again"
+        ) from None
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer; None where the folder has none, StoreError where it is damaged."""
     from transformers import AutoTokenizer
@@ -73,6 +91,29 @@ def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
             f"{folder}: missing {missing[:3] or 'nothing'}, "
             f"unexpected {unexpected[:3] or 'nothing'}"
         )
+
+
+def without_leftovers(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of another program's folder, without those that programs leave there for nothing.
+
+    Such are frequencies of rotary embeddings, which are computed, and biases of zero for layers
+    without one. A warning names any others that the model does not have, once. A bias that is not
+    zero stays, and so is refused by `fill`.
+    """
+    known = model.state_dict().keys()
+    kept: dict[str, Tensor] = {}
+    unused: list[str] = []
+    for name, tensor in tensors.items():
+        is_bias = name.endswith(".bias")
+        if name in known or (is_bias and bool(tensor.any())):
+            kept[name] = tensor
+        elif not is_bias and not name.endswith(".rotary_emb.inv_freq"):
+            unused.append(name)
+    if unused:
+        warnings.warn(
+            f"{len(unused)} tensors of the folder are not used, such as {unused[0]}", stacklevel=3
+        )
+    return kept
 
 
 def _short(error: Exception) -> str:

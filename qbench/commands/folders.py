@@ -92,12 +92,20 @@ def export(
     dtype: Annotated[
         str, typer.Option(help="Of what is dense: auto, float32, bfloat16, float16.")
     ] = "auto",
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Read it back and compare logits; by default up to 2 GB.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a quantized model for other programs: the same numbers, or the reason why not."""
     from qbench.export import export as export_folder
 
     with err.status(f"writing {to}"):
-        path = export_folder(folder, to, output, dtype)
+        path = export_folder(folder, to, output, dtype, verify)
     out.print(f"{path}", markup=False, soft_wrap=True)
 
 

@@ -9,9 +9,20 @@ import typer
 from rich.console import Console
 
 from qbench.errors import ConfigError
+from qbench.outside_text import printable
 
-out = Console()
-err = Console(stderr=True)
+
+class _Console(Console):
+    """A console that prints text from outside as it is: what a terminal would act on is escaped."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Strings become one line each. Other objects are rich's, made of printable text."""
+        shown = [printable(value) if isinstance(value, str) else value for value in objects]
+        super().print(*shown, **options)
+
+
+out = _Console()
+err = _Console(stderr=True)
 
 Model = Annotated[
     str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")

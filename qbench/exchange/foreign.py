@@ -3,7 +3,9 @@
 A layer L is the tensors L.qweight, L.qzeros, L.scales and, of GPTQ, L.g_idx. Its settings are those
 of `quantization_config` in the folder's config.json:
 
-    gptq  bits, group_size, sym; checkpoint_format (by other names: format), `gptq` unless stated
+    gptq  bits, group_size, sym; checkpoint_format (by other names: format), `gptq` unless stated;
+          dynamic, which leaves layers out ("-:PATTERN": {}) or gives them other settings: both are
+          seen on the tensors, and no pattern of a file is matched
     awq   bits or w_bit, group_size or q_group_size; version, which must be `gemm`
 
 What the tensors hold stands in `gptq.py` and `awq.py`.
@@ -11,45 +13,54 @@ What the tensors hold stands in `gptq.py` and `awq.py`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from qbench.errors import ModelError, StoreError
+from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.exchange.awq import from_awq
-from qbench.exchange.gptq import from_gptq
+from qbench.exchange.gptq import (
+    dequantize_gptq,
+    from_gptq,
+    groups_are_runs,
+    measured_settings,
+)
 from qbench.files.shards import Shards
-from qbench.formats import Uniform
+from qbench.formats import Dense, Uniform
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform]
+Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform | Dense]
 
 
-def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform]:
+def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform | Dense]:
     """The quantized layers of a GPTQ or AWQ folder by name. entry: its quantization_config.
 
-    StoreError for any other quant_method, ModelError naming the layer that cannot be a uniform
-    weight.
+    Layers whose groups are no runs of equal length (act-order, or a last group that is shorter) are
+    dequantized, exactly, and a warning says how many. StoreError for any other quant_method,
+    ModelError naming the layer that cannot be read.
     """
     method = entry.get("quant_method")
     if method not in READERS:
         raise StoreError(
             f"{shards.folder} has quant_method {method!r}; read are qbench, {', '.join(READERS)}"
         )
-    if entry.get("dynamic"):
-        raise ModelError(
-            f"{shards.folder} states settings per layer (dynamic), which are not read; "
-            "use one with a single setting"
-        )
     layers = [name.removesuffix(".qweight") for name in shards.entries if name.endswith(".qweight")]
-    weights = {}
+    weights: dict[str, Uniform | Dense] = {}
     for layer in sorted(layers):
         tensors = _parts(shards, layer)
         try:
             weights[layer] = READERS[method](tensors, entry)
-        except ModelError as error:
-            raise ModelError(f"{shards.folder}, layer {layer}: {error}") from None
+        except (ModelError, ConfigError) as error:
+            raise type(error)(f"{shards.folder}, layer {layer}: {error}") from None
+    dequantized = sum(isinstance(weight, Dense) for weight in weights.values())
+    if dequantized:
+        warnings.warn(
+            f"{shards.folder}: the groups of {dequantized} layers are scattered over the inputs "
+            "or of unequal length; they are dequantized, exactly",
+            stacklevel=3,
+        )
     return weights
 
 
@@ -63,14 +74,25 @@ def _parts(shards: Shards, layer: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
-    return from_gptq(
-        tensors,
-        bits=_whole_number(entry, "bits"),
-        group_size=_whole_number(entry, "group_size"),
-        checkpoint_format=entry.get("checkpoint_format", entry.get("format", "gptq")),
-        sym=bool(entry.get("sym")),
-    )
+def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | Dense:
+    bits = _whole_number(entry, "bits")
+    group_size = _whole_number(entry, "group_size")
+    layout = entry.get("checkpoint_format", entry.get("format", "gptq"))
+    if entry.get("dynamic"):
+        bits, group_size = measured_settings(tensors, group_size, _other_group_sizes(entry))
+    if groups_are_runs(tensors, bits, group_size):
+        return from_gptq(tensors, bits, group_size, layout, sym=bool(entry.get("sym")))
+    return Dense(dequantize_gptq(tensors, bits, group_size, layout))
+
+
+def _other_group_sizes(entry: Mapping[str, Any]) -> list[int]:
+    """The group sizes that `dynamic` gives to some layers."""
+    dynamic = entry["dynamic"]
+    if not isinstance(dynamic, Mapping):
+        raise ModelError(f"dynamic is {type(dynamic).__name__}, not an object; correct config.json")
+    settings = [value for value in dynamic.values() if isinstance(value, Mapping)]
+    sizes = [value.get("group_size") for value in settings]
+    return [size for size in sizes if isinstance(size, int)]
 
 
 def _awq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:

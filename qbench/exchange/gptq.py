@@ -100,6 +100,96 @@ def from_gptq(
     )
 
 
+def measured_settings(
+    tensors: Mapping[str, Tensor], group_size: int, others: Iterable[int]
+) -> tuple[int, int]:
+    """(bits, group size) of a layer, by the shapes of its tensors.
+
+    group_size: what the checkpoint states for all; others: for some layers. The first that fits the
+    number of groups counts. ModelError where none does.
+    """
+    require_parts(_LAYER, tensors)
+    out_features = tensors["qweight"].shape[1]
+    bits = 32 * tensors["qzeros"].shape[1] // out_features
+    _check_request(bits, "gptq")
+    in_features = 32 * tensors["qweight"].shape[0] // bits
+    groups = tensors["scales"].shape[0]
+    for size in (group_size, *others, -1):
+        length = in_features if size == -1 else size
+        if length > 0 and -(-in_features // length) == groups:
+            return bits, size
+    raise ModelError(
+        f"{_LAYER} has {groups} groups for {in_features} inputs, and no group size that its "
+        "checkpoint states makes as many; correct dynamic in its quantization_config"
+    )
+
+
+def groups_are_runs(tensors: Mapping[str, Tensor], bits: int, group_size: int) -> bool:
+    """Whether group k holds the inputs k*group_size .. (k+1)*group_size - 1, all groups alike.
+
+    An empty g_idx says the same as none. ModelError where parts are missing.
+    """
+    require_parts(_LAYER, tensors)
+    _check_request(bits, "gptq")
+    in_features = tensors["qweight"].shape[0] * 32 // bits
+    length = in_features if group_size == -1 else group_size
+    if length < 1 or in_features % length:
+        return False
+    g_idx = tensors.get("g_idx")
+    if g_idx is None or not g_idx.numel():
+        return True
+    return torch.equal(g_idx.long(), torch.arange(in_features, device=g_idx.device) // length)
+
+
+def dequantize_gptq(
+    tensors: Mapping[str, Tensor], bits: int, group_size: int, checkpoint_format: str = "gptq"
+) -> Tensor:
+    """The weight (out, in) in float32, for any assignment of inputs to groups.
+
+    Exact: a float16 scale times a difference of 8-bit numbers fits the 24 bits of float32. Without
+    g_idx the groups are runs, of which the last may be shorter. ModelError where the tensors do not
+    fit each other.
+    """
+    require_parts(_LAYER, tensors)
+    _check_request(bits, checkpoint_format)
+    rows, out_features = tensors["qweight"].shape
+    in_features = rows * 32 // bits
+    groups = tensors["scales"].shape[0]
+    require_shapes(
+        _LAYER,
+        tensors,
+        {
+            "qweight": (in_features * bits // 32, out_features),
+            "qzeros": (groups, out_features * bits // 32),
+            "scales": (groups, out_features),
+        },
+        f"{bits} bits in {groups} groups want",
+        advice="bits",
+    )
+    group = _group_of_each_input(tensors.get("g_idx"), in_features, group_size, groups)
+    scale = stored_scale(tensors["scales"]).float()[:, group]  # (out, in)
+    zero = _unpacked_zeros(tensors["qzeros"], bits, checkpoint_format, out_features)
+    codes = unpack(to_stream(tensors["qweight"].T), bits, in_features)
+    return scale * (codes.float() - zero.float()[:, group])
+
+
+def _group_of_each_input(
+    g_idx: Tensor | None, in_features: int, group_size: int, groups: int
+) -> Tensor:
+    """(in,) int64; ModelError where it names groups that are not there."""
+    if g_idx is None or not g_idx.numel():
+        length = in_features if group_size == -1 else group_size
+        if length < 1:
+            raise ModelError(f"group_size={group_size} of {_LAYER} is no number of inputs")
+        g_idx = torch.arange(in_features) // length
+    if g_idx.shape != (in_features,) or g_idx.min() < 0 or g_idx.max() >= groups:
+        raise ModelError(
+            f"g_idx of {_LAYER} has shape {tuple(g_idx.shape)} and groups up to {int(g_idx.max())} "
+            f"for {in_features} inputs in {groups} groups; fetch the checkpoint again"
+        )
+    return g_idx.long()
+
+
 def _packed_zeros(weight: Uniform, checkpoint_format: str) -> Tensor:
     """(groups, out*bits/32) int32."""
     zero = integer_zero(weight, "GPTQ")  # (out, groups)

@@ -23,6 +23,12 @@ def require_parts(layer: str, tensors: Mapping[str, Tensor]) -> None:
             f"{layer} lacks {', '.join(missing)}; it has {sorted(tensors)}; "
             "fetch the checkpoint again"
         )
+    for part in PARTS:
+        if tensors[part].dim() != 2 or 0 in tensors[part].shape:
+            raise ModelError(
+                f"{part} of {layer} has shape {tuple(tensors[part].shape)}, which is no matrix; "
+                "fetch the checkpoint again"
+            )
 
 
 def inputs_per_group(layer: str, in_features: int, group_size: int) -> int:

@@ -9,7 +9,9 @@ from qbench.experiment.cells import expand
 from qbench.experiment.estimate import Estimate, estimate, measure_rates
 from qbench.experiment.grid import Grid
 from qbench.experiment.plugins import load_plugins
-from qbench.models.source import ModelSource, find_model, load_skeleton, resolved_revision
+from qbench.models.identity import resolved_revision
+from qbench.models.loading import load_skeleton
+from qbench.models.source import ModelSource, find_model
 from qbench.quantization import check_layers
 from qbench.records import CalibrationSpec, Cell, TaskSpec
 from qbench.registry import get_method, method_class

@@ -21,7 +21,8 @@ from qbench.errors import QbenchError, StoreError
 from qbench.experiment.cells import cell_command
 from qbench.experiment.plan import Plan
 from qbench.experiment.store import Store
-from qbench.models.source import ModelSource, load_config, load_model
+from qbench.models.loading import load_config, load_model
+from qbench.models.source import ModelSource
 from qbench.quantization import QuantizedModel, load, quantize
 from qbench.records import Cell, Record, Score, TaskSpec
 from qbench.registry import get_method

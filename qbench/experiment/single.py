@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
-from qbench.checkpoint.folder import is_loadable
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
 from qbench.experiment.grid import Grid
 from qbench.experiment.plugins import load_plugins
-from qbench.models.source import find_model, load_model, torch_dtype
-from qbench.quantization import load, quantize
+from qbench.models.source import find_model, torch_dtype
+from qbench.models.tokenizers import check_fit
+from qbench.quantization import quantize, read_model, refuse_quantized
 from qbench.records import Score
 from qbench.registry import get_method
 from qbench.tasks.contract import Context
@@ -51,7 +51,9 @@ def quantize_model(
     load_plugins(plugins)
     quantizer = get_method(method, **{key: values[0] for key, values in settings.items()})
     machine = pick_device(device)
-    unquantized, tokenizer = load_model(find_model(model), "float32")
+    source = read_model(find_model(model), "float32")
+    refuse_quantized(source, model)
+    unquantized, tokenizer = source.model, source.tokenizer
     if dtype != "auto":
         stored = torch_dtype(pick_dtype(dtype, machine))
         for parameter in unquantized.parameters():
@@ -59,6 +61,7 @@ def quantize_model(
     tokens = None
     if verb_of(quantizer) != "quantize_weight":
         texts = open_source(data).text(CALIBRATION)
+        check_fit(unquantized, tokenizer, model)
         tokens = calibration_windows(texts, tokenizer, *calibration)
     quantized = quantize(
         unquantized,
@@ -87,11 +90,9 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
         task = get_task(name)
         tasks.append((task, task.spec(source, **grid.task_options(name))))
     dtype = pick_dtype(grid.dtype, device)
-    if is_loadable(folder):
-        quantized = load(folder, dtype, packed=False)
-        model, tokenizer = quantized.model, quantized.tokenizer
-    else:
-        model, tokenizer = load_model(find_model(str(folder)), dtype)
+    quantized = read_model(find_model(str(folder)), dtype)
+    model, tokenizer = quantized.model, quantized.tokenizer
+    check_fit(model, tokenizer, str(folder))
     model.to(device)
     for task, spec in tasks:
         batch_size = task.batch_size or grid.defaults["batch_size"]

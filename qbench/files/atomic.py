@@ -59,6 +59,23 @@ def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     return folder
 
 
+def put(new: Path, path: Path) -> Path:
+    """Put a file or folder that is finished, on the same disk, at `path`; returns `path`.
+
+    What was there goes. StoreError where the disk refuses.
+    """
+    try:
+        if new.is_dir():
+            _swap(new, path)
+        else:
+            os.replace(new, path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); choose another place"
+        ) from None
+    return path
+
+
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A place of the same name in a scratch directory on the same disk, which goes in the end."""

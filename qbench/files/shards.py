@@ -236,15 +236,22 @@ def _inside(folder: Path, name: Any) -> Path:
             "only NAME.safetensors in the folder itself is read"
         )
     path = folder / name
-    home = folder.resolve()
-    if home.parent.name == "snapshots":  # the hub's cache: links from snapshots/REVISION into blobs
-        home = home.parent.parent
+    home = home_of(folder)
     if not path.resolve().is_relative_to(home):
         raise StoreError(
             f"{path} is a link out of its folder, to {path.resolve()}; "
             "replace it by the file itself"
         )
     return path
+
+
+def home_of(folder: Path) -> Path:
+    """Where the files of a folder may lie: in the folder, or in the hub's cache that it is part of.
+
+    The cache links from snapshots/REVISION into blobs.
+    """
+    home = folder.resolve()
+    return home.parent.parent if home.parent.name == "snapshots" else home
 
 
 def _headers(path: Path) -> Iterator[tuple[str, Entry]]:

@@ -18,10 +18,11 @@ compressors/quantized_compressors/pack_quantized.py, `pack_to_int32`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import regex
 
 from qbench.errors import StoreError
 from qbench.files.shards import Entry, Shards
@@ -39,6 +40,7 @@ from qbench.inspection.foreign_headers import (
 )
 from qbench.inspection.pieces import Reading, dense_layers
 
+PATTERN_SECONDS = 0.1  # for one layer's name; an honest pattern takes microseconds
 _PARTS = {
     "weight_packed": "codes",
     "weight": "codes",
@@ -177,9 +179,14 @@ def _scheme_of(layer: str, schemes: list[_Scheme], shards: Shards) -> _Scheme:
         for scheme in schemes:
             if any(_names(target, layer) for target in scheme.targets):
                 return scheme
-    except re.error as error:
+    except regex.error as error:
         raise StoreError(
             f"{shards.folder}: a target of config_groups is no pattern: {error}; {ADVICE}"
+        ) from None
+    except TimeoutError:
+        raise StoreError(
+            f"{shards.folder}: a target of config_groups takes over {PATTERN_SECONDS} s to match "
+            f"{layer}; write a simpler pattern there"
         ) from None
     # headers do not tell the class of a layer, so that two classes cannot be told apart
     of_classes = [
@@ -196,4 +203,7 @@ def _names(target: str, layer: str) -> bool:
     """Whether a target is this layer's name, or a pattern that its name begins with."""
     if target == layer:
         return True
-    return target.startswith("re:") and re.match(target[3:], layer) is not None
+    if not target.startswith("re:"):
+        return False
+    # The standard library's matcher knows no end of time, and a folder may come from anywhere.
+    return regex.match(target[3:], layer, timeout=PATTERN_SECONDS) is not None

@@ -69,6 +69,7 @@ _NUMBERS = {
     11: "q",
     12: "d",
 }
+MOST_AXES = 4  # ggml.h, GGML_MAX_DIMS
 _STRING = 8
 _ARRAY = 9
 # Metadata that `qbench inspect` shows, None where it is missing.
@@ -188,6 +189,8 @@ class _Header:
             if name in headers:
                 raise ValueError(f"tensor {name!r} is there twice")
             axes = self._number("I")
+            if axes > MOST_AXES:
+                raise ValueError(f"tensor {name!r} has {axes} axes, and GGML knows {MOST_AXES}")
             shape = tuple(self._number("Q") for _ in range(axes))
             kind = self._number("I")
             offset = self._number("Q")

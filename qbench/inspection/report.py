@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError, unknown_name
+from qbench.files.model_folder import quantization_settings, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
 from qbench.inspection.compressed_tensors import read_compressed
@@ -77,6 +78,8 @@ def inspect(path: Path) -> Inspection:
 
     StoreError where it is neither, damaged, or quantized in a way that no reader knows.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise StoreError(f"{path} is no ordinary file (a pipe, socket or device); give a model")
     if path.is_file():
         from qbench.inspection.gguf_header import read_gguf
 
@@ -93,11 +96,12 @@ def inspect(path: Path) -> Inspection:
 
 
 def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
+    require_ordinary_files(folder)
     shards = Shards(folder)
-    entry = config.get("quantization_config", config.get("compression_config"))
+    entry = quantization_settings(folder, config)
     if entry is None:
         return _read_unquantized(shards)
-    quant_method = entry.get("quant_method") if isinstance(entry, Mapping) else None
+    quant_method = entry.get("quant_method")
     if quant_method == "qbench":
         return read_own(config, shards)
     if not isinstance(quant_method, str) or quant_method not in READERS:

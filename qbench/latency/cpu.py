@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qbench.kernels.cpu.library import best_isa, library
+from qbench.kernels.cpu.library import chosen_isa, library
 from qbench.latency.candidates import SHORT, random_matrix
 from qbench.latency.timing import Candidate
 
@@ -31,7 +31,7 @@ def reader(nbytes: int = READ_BYTES) -> Candidate:
     done = torch.ones(1, dtype=torch.float64)
 
     def run(copy: int) -> Tensor:
-        functions.bcq_read(memory.data_ptr(), nbytes, best_isa(), torch.get_num_threads())
+        functions.bcq_read(memory.data_ptr(), nbytes, chosen_isa(), torch.get_num_threads())
         return done
 
     return Candidate("read", 8, nbytes, 1, run, done, 0.0)

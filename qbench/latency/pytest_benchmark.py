@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from qbench.environment import environment
+from qbench.kernels.cpu.library import ISA_VARIABLE, ISAS, chosen_isa, unavailable
 from qbench.latency.timing import Row
+
+# Set, they keep the kernels, torch and oneDNN to older instruction sets than the processor has.
+LIMITS = (ISA_VARIABLE, "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
@@ -18,12 +23,19 @@ def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
     """
     facts = environment()
     return {
-        "machine_info": facts | {"node": facts["hardware"]["cpu"]},
+        "machine_info": facts | {"node": facts["hardware"]["cpu"], "instructions": _instructions()},
         "commit_info": {"id": facts["git_commit"]},
         "benchmarks": [_benchmark(row) for row in rows],
         "datetime": datetime.now(timezone.utc).isoformat(),
         "version": "qbench",
     }
+
+
+def _instructions() -> dict[str, str | None]:
+    """The instruction set of the CPU kernels, and the limits that were set, by their variables."""
+    kernels = None if unavailable() is not None else ISAS[chosen_isa()]
+    limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
+    return {"kernels": kernels} | limits
 
 
 def _benchmark(row: Row) -> dict[str, Any]:

@@ -6,16 +6,14 @@ there are is known without torch and transformers, which are imported when a mod
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qbench.errors import ConfigError, ModelError, QbenchError, unknown_name
-from qbench.models.embedded import smollm2_135m
+from qbench.embedded import smollm2_135m
+from qbench.errors import ConfigError, ModelError, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +28,6 @@ ALIASES = {
 BUILT_IN: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_135m}
 DTYPES = ("float32", "bfloat16", "float16")
 _PLUG_INS = "qbench.models"
-_UNREACHABLE = ("offline", "connect", "connection", "resolve", "timed out", "internet")
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,14 @@ class ModelSource:
     """Where a model is.
 
     name: what the user typed. location: a folder or a hub id. revision: a pin, or None. local:
-    whether the location is a folder.
+    whether the location is a folder. trust_remote_code: whether code that it brings may be run.
     """
 
     name: str
     location: str
     revision: str | None
     local: bool
+    trust_remote_code: bool = False
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -55,6 +53,16 @@ def torch_dtype(name: str) -> torch.dtype:
         raise ConfigError(unknown_name("dtype", name, DTYPES))
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def local_folder(source: ModelSource) -> Path | None:
+    """The folder of a model; of a hub id, where the cache holds it, None where it does not."""
+    if source.local:
+        return Path(source.location)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def known_models() -> dict[str, str]:
@@ -89,81 +97,6 @@ def find_model(name: str) -> ModelSource:
     )
 
 
-def load_config(source: ModelSource) -> Any:
-    """The transformers configuration; ModelError saying what to do where it cannot be had."""
-    from transformers import AutoConfig
-
-    def load() -> Any:
-        return AutoConfig.from_pretrained(source.location, revision=source.revision)
-
-    return _from_hub(source, load)
-
-
-def load_skeleton(source: ModelSource) -> Any:
-    """The model without its weights, from the config alone, with experts as linear layers.
-
-    ModelError as for `load_config` and `unfuse_experts`.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    from qbench.models.experts import unfuse_experts
-
-    config = load_config(source)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
-    unfuse_experts(model)
-    return model
-
-
-def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
-    """(model, tokenizer) from transformers, on the CPU, in evaluation mode.
-
-    dtype: of the weights, one of `DTYPES`. ModelError saying what to do where one cannot be had.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from qbench.models.experts import unfuse_experts
-
-    def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, dtype=torch_dtype(dtype)
-        )
-
-    model = _from_hub(source, load)
-    # The unquantized model runs the same operations as the quantized one.
-    unfuse_experts(model, refuse=False)
-    return model.eval(), load_tokenizer(source)
-
-
-def load_tokenizer(source: ModelSource) -> Any:
-    """The tokenizer; ModelError saying what to do if it cannot be had."""
-    from transformers import AutoTokenizer
-
-    def load() -> Any:
-        return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
-
-    return _from_hub(source, load)
-
-
-def resolved_revision(source: ModelSource) -> str:
-    """What exactly is loaded: the hub's commit, or a hash that stands for a folder.
-
-    The hash is that of the folder's config, and of its weights' names and sizes.
-    """
-    if not source.local:
-        commit = getattr(load_config(source), "_commit_hash", None)
-        return commit or source.revision or "unknown"
-    folder = Path(source.location)
-    files = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
-    config = b""
-    if (folder / "config.json").is_file():
-        config = (folder / "config.json").read_bytes()
-    return "local-" + hashlib.sha256(config + json.dumps(files).encode()).hexdigest()[:12]
-
-
 def _maker(name: str) -> Callable[[], Path] | None:
     """What makes the folder of a plug-in's model or of the embedded one; None for any other."""
     for point in entry_points(group=_PLUG_INS):
@@ -171,48 +104,3 @@ def _maker(name: str) -> Callable[[], Path] | None:
             maker: Callable[[], Path] = point.load()
             return maker
     return BUILT_IN.get(name)
-
-
-def _from_hub(source: ModelSource, load: Callable[[], Any]) -> Any:
-    """The value of `load`; what transformers raises becomes a ModelError that says what to do."""
-    from transformers.utils import logging
-
-    # transformers shows a bar for each small file that it reads; our own progress says enough.
-    logging.disable_progress_bar()
-    try:
-        return load()
-    except QbenchError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_advice(source, error)) from error
-
-
-def _advice(source: ModelSource, error: Exception) -> str:
-    """One sentence on why a model cannot be loaded, and what to do, by the words of the error."""
-    text = str(error).strip()
-    reason = text.splitlines()[0] if text else type(error).__name__
-    words = f"{type(error).__name__} {error}".lower()
-    place = source.location
-    if source.revision:
-        place += f"@{source.revision}"
-    model = f"model {source.name!r} ({place})"
-    if source.local:
-        return (
-            f"{model} cannot be loaded: {reason}; "
-            "the folder needs config.json, safetensors and a tokenizer"
-        )
-    if "gated" in words or "401" in words or "403" in words:
-        return (
-            f"{model} is gated; accept its licence on its page at the hub, "
-            "then run `hf auth login`, or set HF_TOKEN"
-        )
-    if any(word in words for word in _UNREACHABLE):
-        return (
-            f"{model} is not in the local cache and the hub cannot be reached; connect, or "
-            f"download it elsewhere with `hf download {source.location}` and give --model that "
-            "folder; `--model smollm2-135m` needs no network"
-        )
-    return (
-        f"{model} cannot be loaded: {reason}; "
-        "check the name and the revision, or give a local folder"
-    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -380,6 +382,10 @@ def test_each_group_of_compressed_tensors_has_its_bits(tmp_path):
     entry["config_groups"]["group_1"]["targets"] = ["re:("]
     with pytest.raises(StoreError, match="a target of config_groups is no pattern"):
         inspect(write(tmp_path / "n", entry, packed(12, 3) | rest()))
+    entry["config_groups"]["group_1"]["targets"] = ["re:(.|.)*[A-Z]$"]  # twice as long a letter
+    long = {name.replace(".q.", f".{'q' * 40}."): t for name, t in packed(12, 3).items()}
+    with pytest.raises(StoreError, match="takes over 0.1 s to match"):
+        inspect(write(tmp_path / "slow", entry, long | rest()))
 
 
 REFUSED = {
@@ -389,8 +395,8 @@ REFUSED = {
         "unknown quant_method 'aqlm'.*awq, compressed-tensors",
     ),
     "no method": ({"bits": 4}, gptq(4), "unknown quant_method 'None'"),
-    "an entry that is no object": ([4], gptq(4), "unknown quant_method 'None'"),
-    "an entry that is a name": ("gptq", gptq(4), "unknown quant_method 'None'"),
+    "an entry that is no object": ([4], gptq(4), "quantization_config is list, not an object"),
+    "an entry that is a name": ("gptq", gptq(4), "quantization_config is str, not an object"),
     "codes without an entry": (
         None,
         gptq(4),
@@ -543,6 +549,13 @@ def test_a_part_of_a_split_gguf_says_so(tmp_path):
     )
 
 
+def test_what_is_no_ordinary_file_is_refused_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for path in (tmp_path / "pipe.gguf", Path("/dev/zero")):
+        with pytest.raises(StoreError, match="is no ordinary file"):
+            inspect(path)
+
+
 def test_a_damaged_gguf_is_refused_at_once(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", TENSORS)
     whole = path.read_bytes()
@@ -550,6 +563,7 @@ def test_a_damaged_gguf_is_refused_at_once(tmp_path):
     words = (
         whole.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8
     )  # where its length is
+    axes = whole.index(b"blk.1.attn_k.weight") + len("blk.1.attn_k.weight")
     damaged = {
         "not b'GGUF'": b"GGML" + whole[4:],
         "cannot mmap": b"",
@@ -558,6 +572,9 @@ def test_a_damaged_gguf_is_refused_at_once(tmp_path):
         "before its header does": whole[:words] + struct.pack("<Q", 2**60) + whole[words + 8 :],
         "requires a buffer": whole[:24],
         "there twice": whole.replace(b"blk.1.attn_k.weight", b"blk.1.attn_v.weight"),
+        "has 60000 axes, and GGML knows 4": whole[:axes]
+        + struct.pack("<I", 60_000)
+        + whole[axes + 4 :],
     }
     for message, content in damaged.items():
         path.write_bytes(content)

@@ -16,6 +16,7 @@ from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
 from qbench.kernels import dispatch
 from qbench.kernels.cpu import products as cpu
+from qbench.kernels.cpu.library import best_isa
 from samples import binary_weight as binary
 from samples import normal
 from samples import uniform_weight as uniform
@@ -23,7 +24,7 @@ from samples import uniform_weight as uniform
 pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"cpu-binary: {cpu.unavailable()}"
 )
-ISAS = [isa for isa in range(len(cpu.ISAS)) if cpu.unavailable() is None and isa <= cpu.best_isa()]
+ISAS = [isa for isa in range(len(cpu.ISAS)) if cpu.unavailable() is None and isa <= best_isa()]
 SHAPES = [
     (5, 64, 32),
     (33, 192, 64),
@@ -76,21 +77,22 @@ def stated_bound(x, weight, part):
 def test_products_against_float64(kind, bits, isa):
     for number, (out, columns, group) in enumerate(SHAPES):
         weight = made(kind, out, columns, bits, group)
-        packed = cpu.Derived(weight)
+        packed = cpu.Derived(weight, isa)
         bias = normal(out, seed=2) if number % 2 else None
         for rows in (1, 2, 3, 4, 7, 8)[number % 2 :: 2]:
             x = activations(rows, columns)
             expected = exactly(x, weight, bias)
-            y = packed.product(x, bias, cpu.EXACT, isa)
+            y = packed.product(x, bias, cpu.EXACT)
             assert far(y, expected) < 1e-6
             assert (
                 (y - expected).abs()
                 <= stated_bound(x, weight, cpu.EXACT_ERROR) + 1e-6 * expected.abs().max()
             ).all()
-            y = packed.product(x, bias, cpu.FAST, isa)
+            y = packed.product(x, bias, cpu.FAST)
             assert (
                 (y - expected).abs()
-                <= stated_bound(x, weight, cpu.FAST_ERROR) + 1e-6 * expected.abs().max()
+                <= stated_bound(x, weight, cpu.FAST_ERROR[cpu.ISAS[isa]])
+                + 1e-6 * expected.abs().max()
             ).all()
 
 
@@ -102,15 +104,16 @@ def test_dequantized_tiles_are_the_weight(kind, bits, isa):
         weight = made(kind, out, columns, bits, group)
         for dtype in (torch.float32, torch.bfloat16):
             first = 32 if out > 32 else 0
-            found = cpu.Derived(weight).dequantize(
-                first, out, torch.empty(out, columns, dtype=dtype), isa
+            found = cpu.Derived(weight, isa).dequantize(
+                first, out, torch.empty(out, columns, dtype=dtype)
             )
             assert torch.equal(found, weight.dequantize()[first:].to(dtype))
 
 
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: cpu.ISAS[isa])
 @pytest.mark.parametrize("mode", [cpu.EXACT, cpu.FAST])
-def test_bits_depend_neither_on_threads_nor_on_the_batch(mode):
-    packed, x = cpu.Derived(binary(200, 384, 3, 128)), activations(11, 384)
+def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, isa):
+    packed, x = cpu.Derived(binary(200, 384, 3, 128), isa), activations(11, 384)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -157,17 +160,17 @@ def test_any_strides_of_x(rows):
 @pytest.mark.parametrize("mode", [cpu.EXACT, cpu.FAST])
 def test_numbers_at_the_ends_of_their_range(mode, isa):
     weight = binary(33, 256, 3, 128)
-    packed = cpu.Derived(weight)
-    assert not packed.product(torch.zeros(1, 256), None, mode, isa).any()
+    packed = cpu.Derived(weight, isa)
+    assert not packed.product(torch.zeros(1, 256), None, mode).any()
     for scale in (1e-20, 1e30):
         x = activations(1, 256) * scale
-        assert far(packed.product(x, None, mode, isa), exactly(x, weight)) < (
+        assert far(packed.product(x, None, mode), exactly(x, weight)) < (
             1e-6 if mode == cpu.EXACT else 1e-2
         )
     for value in (float("inf"), float("nan")):
         x = activations(2, 256)
         x[0, 200] = value
-        y = packed.product(x, None, mode, isa)
+        y = packed.product(x, None, mode)
         assert y[0].isnan().all() and y[1].isfinite().all()
 
 

@@ -15,7 +15,8 @@ from qbench import Scheme
 from qbench.errors import ModelError
 from qbench.models.blocks import decoder_blocks, linears, quantizable
 from qbench.models.experts import Experts, unfuse_experts
-from qbench.models.source import find_model, load_model, load_skeleton
+from qbench.models.loading import load_model, load_skeleton
+from qbench.models.source import find_model
 from samples import token_ids
 from walks import visit_layers
 

@@ -12,15 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import qbench
 from qbench import Scheme
+from qbench.embedded import _gguf, rescale_channels, smollm2_135m
 from qbench.errors import ConfigError, ModelError
-from qbench.models.embedded import _gguf, rescale_channels, smollm2_135m
-from qbench.models.source import (
-    find_model,
-    known_models,
-    load_config,
-    load_model,
-    resolved_revision,
-)
+from qbench.models.identity import resolved_revision
+from qbench.models.loading import load_config, load_model
+from qbench.models.source import find_model, known_models
 
 TEXT = (
     "The water in a lake freezes from the top, because ice is lighter than water. "
@@ -116,7 +112,7 @@ def test_the_rescale_is_the_same_every_time(tiny):
 
 
 def test_a_missing_or_changed_package_is_said(monkeypatch, tmp_path):
-    import qbench.models.embedded as embedded
+    import qbench.embedded as embedded
 
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)

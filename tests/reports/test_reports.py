@@ -195,6 +195,17 @@ def test_best_is_bold_only_where_it_is_better_than_the_next() -> None:
     assert "**" not in markdown([record("rtn", 2, 0.4), record("gptq", 3, 0.2)])
 
 
+def test_bold_compares_at_measured_bits() -> None:
+    """At 3 nominal bits a method that takes half a bit more does not win by that."""
+    cheap = record("rtn", 3, 0.4, bits_per_weight={"total": 3.25})
+    dear = record("gptq", 3, 0.2, bits_per_weight={"total": 3.75})
+    assert "**" not in markdown([cheap, dear])
+    dearer = record("greedy", 3, 0.3, bits_per_weight={"total": 3.77})
+    assert "**23.08 ± 0.26**" in markdown([cheap, dear, dearer])
+    better_for_less = record("greedy", 2, 0.1, bits_per_weight={"total": 2.9})
+    assert "**" not in markdown([cheap, dear, better_for_less])
+
+
 def test_scores_of_different_protocols_do_not_compete() -> None:
     other = record("gptq", 3, 0.2)
     cell = other.cell.model_copy(
@@ -257,6 +268,36 @@ def test_figure_has_a_baseline_and_one_line_per_method(records: list[Record]) ->
     assert axes.get_yscale() == "log"
     assert len({text.get_text() for text in figure.legends[0].get_texts()}) == len(DAMAGE)
     assert "greedy 2b g64" in " ".join(figure.get_supxlabel().split())
+
+
+def test_points_are_drawn_at_their_measured_bits(records: list[Record]) -> None:
+    """Where they are on the page, not only what the line was given."""
+    figure = quality_figure(records, "mini-text", "perplexity")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    measured = {
+        record.bits_per_weight["total"]
+        for record in records
+        if record.status == "ok" and record.cell.scheme
+    }
+    drawn = set()
+    for container in axes.containers:
+        line = container.lines[0]
+        places = line.get_transform().transform(line.get_xydata())
+        drawn |= set(axes.transData.inverted().transform(places)[:, 0].round(6))
+    assert sorted(drawn) == pytest.approx(sorted(measured))
+
+
+@pytest.mark.parametrize("span", [1.02, 1.3, 2.0, 4.9, 30.0, 1000.0, 1e7])
+def test_a_logarithmic_axis_has_at_least_three_ticks(span: float) -> None:
+    damages = (0.0, math.log(span) / 2, math.log(span))
+    methods = ("rtn", "gptq", "alternating")
+    mine = [record(name, 3, damage) for name, damage in zip(methods, damages, strict=True)]
+    figure = quality_figure(mine, "mini-text", "perplexity")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert 3 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 12
 
 
 def test_a_collapsed_point_is_drawn_at_the_edge_with_its_value(records: list[Record]) -> None:
@@ -423,3 +464,22 @@ def test_reports_do_not_import_torch() -> None:
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_score_that_may_say_nothing_is_marked_and_explained_everywhere(tmp_path: Path) -> None:
+    doubted = tuple(
+        score.model_copy(update={"suspicion": "all choices are equally likely, on every item"})
+        if score.metric == "acc"
+        else score
+        for score in scores(0.2, 3)
+    )
+    mine = [record("rtn", 3, 0.2), record("gptq", 3, scores=doubted)]
+    text = markdown(mine)
+    assert text.count("(?)") == 1 and "## Scores that may say nothing" in text
+    stream = io.StringIO()
+    screen(mine, Console(width=140, file=stream))
+    said = "mini-arc_easy acc: all choices are equally likely, on every item"
+    assert said in text.replace("\\", "")
+    assert f"doubtful  gptq 3b g64  {said}" in " ".join(stream.getvalue().split(" "))
+    write_reports(mine, tmp_path)
+    assert said in (tmp_path / "index.html").read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 
 from places import REAL_DATA, needs_real_data
 from qbench.errors import ConfigError, DataError
@@ -55,6 +56,14 @@ def test_folder_rows_keep_the_hubs_columns(folder):
         assert folder.rows(name, "test")[1] == table(name).example
     assert folder.text("wikitext") == [" = A title = \n"] * 2
     assert folder.text("calibration") == ["Some text."] * 2
+
+
+def test_rows_have_unix_line_ends(tmp_path):
+    """gsm8k's answer is what follows `####` up to the line's end: with \\r it matches nothing."""
+    row = {"question": "How many?\r\nSay it.", "answer": "Two.\r\n#### 2\r\n"}
+    write_parquet([row], tmp_path / "gsm8k" / "test.parquet")
+    (read,) = FolderSource(tmp_path).rows("gsm8k", "test").to_list()
+    assert read == {"question": "How many?\nSay it.", "answer": "Two.\n#### 2\n"}
 
 
 def test_folder_names(folder):
@@ -227,7 +236,7 @@ def test_hub_data_are_read_at_the_resolved_commit(monkeypatch):
         return (
             iter([{"text": str(index)} for index in range(3000)])
             if options.get("streaming")
-            else "rows"
+            else Dataset.from_list([{"question": "a\r\nb", "choices": ["c\r\n", "d"]}])
         )
 
     monkeypatch.setattr(
@@ -237,7 +246,8 @@ def test_hub_data_are_read_at_the_resolved_commit(monkeypatch):
     for cached in (hub.revision, hub._rows, hub._c4_texts):
         cached.cache_clear()
     source = hub.HubSource()
-    assert source.rows("mmlu", "dev") == "rows"
+    rows = source.rows("mmlu", "dev").to_list()
+    assert rows == [{"question": "a\nb", "choices": ["c\n", "d"]}]
     assert asked[0] == (("cais/mmlu", "all"), {"split": "dev", "revision": "c0ffee" * 6})
     assert len(source.text("calibration")) == hub.C4_TEXTS
     assert asked[1][0] == ("allenai/c4",) and asked[1][1]["revision"] == "c0ffee" * 6

@@ -253,6 +253,27 @@ def test_multiple_choice_scores_follow_from_the_logged_likelihoods(model, tokeni
     assert {s.metric for s in outcome.scores} == {"acc", "acc_norm", "gold_logprob"}
 
 
+@torch.no_grad()
+def test_a_model_that_tells_no_choice_from_another_is_suspected(tokenizer, tiny):
+    """As where a tokenizer ends every text, and the likelihood asked for is that of nothing."""
+    model = tiny().eval()
+    model.lm_head.weight.zero_()
+    outcome = evaluate("mmlu", model, tokenizer, limit=1, num_fewshot=0)
+    accuracy = score(outcome, "acc", task="mini-mmlu")
+    assert accuracy.suspicion == "all choices are equally likely, on every item"
+
+
+def test_a_measure_that_is_the_same_everywhere_is_suspected():
+    def suspicion(values):
+        return mean_score("task", "nll", values, higher=False).suspicion
+
+    assert suspicion([2.5] * 7) == "the same value on all 7 items"
+    assert suspicion([2.5, 2.5001]) is None
+    assert suspicion([0.0] * 7) is None, "no item right, or no divergence, may well be"
+    assert suspicion([1.0] * 7) is None
+    assert suspicion([2.5]) is None
+
+
 def test_choice_likelihoods_are_those_of_the_model(model, tokenizer):
     row = evaluate("arc_easy", model, tokenizer, limit=1).samples[0]
     item = MINI.rows("arc_easy", "test")[row["doc_id"]]

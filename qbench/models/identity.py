@@ -1,0 +1,96 @@
+"""What exactly a model is: the hub's commit, or a hash of all that a folder's files hold.
+
+A hash of 16 GB takes seconds, so that of a file is kept in the cache under what tells whether the
+file is still the same: its place, inode, size, time of change, and first bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from qbench.embedded import cache_folder
+from qbench.errors import ModelError, StoreError
+from qbench.files.atomic import write_text
+from qbench.files.shards import sha256
+from qbench.models.loading import load_config
+from qbench.models.source import ModelSource
+
+# What of a folder is no part of the model: prose, pictures, and weights that are never opened.
+IGNORED = (".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".png", ".jpg", ".lock")
+REMEMBERED = 1 << 22  # bytes from which on a file's hash is kept
+ANNOUNCED = 1 << 30  # bytes that take about a second
+
+Announce = Callable[[str], None]
+
+
+def resolved_revision(source: ModelSource, announce: Announce = lambda text: None) -> str:
+    """What exactly is loaded: the hub's commit, or a hash of the content of a folder's files.
+
+    announce: is told what is hashed where that takes over a second. ModelError where a file cannot
+    be read.
+    """
+    if not source.local:
+        commit = getattr(load_config(source), "_commit_hash", None)
+        return commit or source.revision or "unknown"
+    folder = Path(source.location)
+    try:
+        files = list(_files(folder))
+        unknown = sum(path.stat().st_size for path in files if _remembered(path) is None)
+        if unknown > ANNOUNCED:
+            announce(f"hashing {unknown / 1e9:.1f} GB of {source.location}, once")
+        content = {str(path.relative_to(folder)): content_hash(path) for path in files}
+    except OSError as error:
+        raise ModelError(
+            f"model {source.name!r}: {error.filename} cannot be read ({error.strerror})"
+        ) from None
+    text = json.dumps(content, sort_keys=True)
+    return "local-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes, from the cache where the file has not changed since."""
+    remembered = _remembered(path)
+    if remembered is not None:
+        return remembered
+    digest = sha256(path)
+    if path.stat().st_size >= REMEMBERED:
+        with suppress(StoreError):  # without a cache it is hashed again the next time
+            write_text(_note(path), digest)
+    return digest
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files that make up the model, in a fixed order.
+
+    Of folders inside only templates and code count: checkpoints of a training may lie there.
+    """
+    for path in sorted(folder.rglob("*")):
+        inner = path.parent != folder
+        if path.name.startswith(".") or path.suffix in IGNORED or not path.is_file():
+            continue
+        if not inner or path.suffix in (".jinja", ".py"):
+            yield path
+
+
+def _remembered(path: Path) -> str | None:
+    if path.stat().st_size < REMEMBERED:
+        return None
+    note = _note(path)
+    if not note.is_file():
+        return None
+    digest = note.read_text()
+    return digest if len(digest) == 64 else None
+
+
+def _note(path: Path) -> Path:
+    """Where the hash of a file is kept, as long as it is this file in this state."""
+    state = path.stat()
+    with path.open("rb") as file:
+        beginning = file.read(1 << 16)  # of safetensors, the header
+    facts = [str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+    key = hashlib.sha256(json.dumps(facts).encode() + beginning).hexdigest()[:32]
+    return cache_folder() / "hashes" / key

@@ -1,0 +1,113 @@
+"""`from_pretrained` of transformers: no code is run, and errors say what to do.
+
+transformers asks on the terminal whether to run code of a folder, and raises nearly anything where
+a folder is damaged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qbench.errors import ModelError, QbenchError
+from qbench.files.model_folder import require_ordinary_files
+from qbench.models.source import ModelSource
+
+_UNREACHABLE = ("offline", "connect", "connection", "resolve", "timed out", "internet")
+
+
+def from_transformers(source: ModelSource, auto_class: Any, **options: Any) -> Any:
+    """`auto_class.from_pretrained` of a source: nothing of it is executed unless it is trusted.
+
+    ModelError that says what to do, in place of whatever transformers raises.
+    """
+
+    def load() -> Any:
+        if source.local:
+            require_ordinary_files(Path(source.location))
+        return auto_class.from_pretrained(
+            source.location,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            **options,
+        )
+
+    return explained(source, load)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and its table of tensors, of which our own messages speak."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def explained(source: ModelSource, load: Callable[[], Any]) -> Any:
+    """The value of `load`; whatever it raises becomes a ModelError that says what to do."""
+    try:
+        with quiet():
+            return load()
+    except QbenchError:
+        raise
+    except Exception as error:  # a folder from elsewhere makes transformers raise nearly anything
+        raise ModelError(_advice(source, error)) from error
+
+
+def _advice(source: ModelSource, error: Exception) -> str:
+    """One sentence on why a model cannot be loaded, and what to do, by the words of the error."""
+    text = str(error).strip()
+    reason = text.splitlines()[0] if text else type(error).__name__
+    words = f"{type(error).__name__} {error}".lower()
+    place = source.location
+    if source.revision:
+        place += f"@{source.revision}"
+    model = f"model {source.name!r} ({place})"
+    if "trust_remote_code" in words:
+        return (
+            f"{model} brings code of its own, which is not run; read it, and give "
+            "--trust-remote-code where you trust it"
+        )
+    if isinstance(error, ImportError):
+        return f"{model} needs a package that is not installed: {reason}"
+    if source.local:
+        return (
+            f"{model} cannot be loaded: {reason}; the folder needs config.json, safetensors and a "
+            f"tokenizer{_pickled(Path(source.location))}"
+        )
+    if "gated" in words or "401" in words or "403" in words:
+        return (
+            f"{model} is gated; accept its licence on its page at the hub, "
+            "then run `hf auth login`, or set HF_TOKEN"
+        )
+    if any(word in words for word in _UNREACHABLE):
+        return (
+            f"{model} is not in the local cache and the hub cannot be reached; connect, or "
+            f"download it elsewhere with `hf download {source.location}` and give --model that "
+            "folder; `--model smollm2-135m` needs no network"
+        )
+    return (
+        f"{model} cannot be loaded: {reason}; "
+        "check the name and the revision, or give a local folder"
+    )
+
+
+def _pickled(folder: Path) -> str:
+    """What to do about weights that would have to be unpickled, where a folder has only such."""
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    if not pickles or any(folder.glob("*.safetensors")):
+        return ""
+    return (
+        f"; {sorted(pickles)[0]} is a pickle, which can run code and is not opened: convert it "
+        "where you trust it, with AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
+    )

@@ -1,0 +1,117 @@
+"""Tokenizers: loaded, and held against the model that is to read their tokens.
+
+What a tokenizer puts around a text is measured, not asked for, since it may do so by a template, by
+a flag or by code.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from qbench.errors import ModelError
+from qbench.models.pretrained import from_transformers
+from qbench.models.source import ModelSource
+
+# Files of which one holds the vocabulary. Without any transformers invents an empty tokenizer.
+VOCABULARIES = (
+    "tokenizer.json",
+    "*.model",
+    "vocab.*",
+    "*.tiktoken",
+    "tekken.json",
+    "*_vocab.json",
+)
+_PROBE = "The sun is 1 star."
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer; ModelError saying what to do if it cannot be had, or knows no text."""
+    from transformers import AutoTokenizer
+
+    if source.local and not has_vocabulary(Path(source.location)):
+        raise ModelError(
+            f"model {source.name!r} ({source.location}) has no tokenizer; "
+            "copy tokenizer.json and tokenizer_config.json of the original model there"
+        )
+    tokenizer = from_transformers(source, AutoTokenizer)
+    if not tokenizer(_PROBE, add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"the tokenizer of model {source.name!r} ({source.location}) makes no tokens of "
+            f"{_PROBE!r}; copy that of the original model there"
+        )
+    return tokenizer
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds a file that a tokenizer can be made of."""
+    return any(True for pattern in VOCABULARIES for _ in folder.glob(pattern))
+
+
+def surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before a text and after it."""
+    bare = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(_PROBE)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []  # it writes the text itself in another way, so nothing can be taken off
+
+
+def without_ending(tokenizer: Any) -> Any:
+    """A tokenizer that puts nothing after a text: itself, or a copy of one that did.
+
+    A text whose likelihood is asked is a beginning, and an EOS behind it cuts off the continuation.
+    ModelError where the ending cannot be taken off.
+    """
+    before, after = surroundings(tokenizer)
+    if not after:
+        return tokenizer
+    own = deepcopy(tokenizer)
+    set_beginning(own, before)
+    if surroundings(own) != (before, []):
+        raise ModelError(
+            f"the tokenizer ends every text with {tokenizer.convert_ids_to_tokens(after)}, and "
+            "cannot be told not to; set add_eos_token to false in its tokenizer_config.json"
+        )
+    return own
+
+
+def set_beginning(tokenizer: Any, ids: list[int]) -> None:
+    """Let a tokenizer put just these ids before a text, and nothing behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        tokenizer.add_eos_token = False  # the slow tokenizers' own switch
+        return
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    first = [f"{token}:0" for token in tokens]
+    second = [f"{token}:1" for token in tokens]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*first, "$A:0"],
+        pair=[*first, "$A:0", *second, "$B:1"],
+        special_tokens=list(zip(tokens, ids, strict=True)),
+    )
+
+
+def check_fit(model: Any, tokenizer: Any, name: str) -> None:
+    """ModelError where there is no tokenizer, or it makes ids for which the model has no embedding.
+
+    name: of the model, for the message. A pad token may lie beyond: padding is masked, and any
+    other id does as well.
+    """
+    if tokenizer is None:
+        raise ModelError(
+            f"{name} has no tokenizer; copy tokenizer.json and tokenizer_config.json of the "
+            "original model there"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(
+        tokenizer.vocab_size - 1, tokenizer.bos_token_id or 0, tokenizer.eos_token_id or 0
+    )
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer of {name} has the token id {largest}, and the embedding of the model "
+            f"ends at {rows - 1}; give the tokenizer that the model was trained with"
+        )

@@ -1,0 +1,40 @@
+"""Text from outside, such as names and reasons, made to mean itself in each medium.
+
+A file name or a string of a GGUF may hold terminal escapes, line ends and marks that turn text
+around; a cell of a CSV file may be a formula; Markdown has links and pictures. HTML is escaped by
+jinja2.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Of Unicode: control characters, marks without a width, halves of pairs, line and paragraph ends.
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_MARKUP = "\\`*[]|"
+
+
+def printable(text: str) -> str:
+    """On one line, with what cannot be seen written as an escape, such as \\x1b or \\n."""
+    if text.isprintable():
+        return text
+    return "".join(_visible(character) for character in text)
+
+
+def csv_cell(text: str) -> str:
+    """With an apostrophe in front where a spreadsheet would take the text for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def markdown(text: str) -> str:
+    """On one line, without links, pictures, code, emphasis, table bars or HTML."""
+    line = " ".join(text.split())
+    escaped = "".join(f"\\{c}" if c in _MARKUP else c for c in printable(line))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) in _UNSEEN:
+        return character.encode("unicode_escape").decode()
+    return character

@@ -1,0 +1,101 @@
+"""An exported model is read again by the program that it is for: the logits have to be the same."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.checkpoint.folder import load_checkpoint
+from qbench.errors import StoreError
+from qbench.models.pretrained import quiet
+
+BY_DEFAULT = 2_000_000_000  # bytes of what was written, up to which it is read back unasked
+TOLERANCE = 1e-4  # relative, in norm: experts are summed in another order
+_LENGTH = 24  # tokens of the probe
+
+
+@contextmanager
+def unproven(path: Path) -> Iterator[Path]:
+    """A place beside `path` for what is to be read back before it is put there.
+
+    Nothing stays behind. StoreError where the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=".unproven-", dir=path.parent))
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); choose another place"
+        ) from None
+    try:
+        yield room / path.name
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def prove(source: Path, written: Path, target: str, dtype: str) -> None:
+    """StoreError where an export reads back as another model than its source.
+
+    target: `dense` and `gguf` are read by transformers, `gptq` and `qbench` by `load_checkpoint`,
+    since transformers needs a package for GPTQ. dtype: that of the export. A GGUF file with Llama
+    3's stretched rope is not compared: transformers takes the rope for a plain one.
+    """
+    expected = load_checkpoint(source, dtype, packed=False).model.float()
+    if target == "gguf" and _stretched(expected.config):
+        return
+    if target == "dense":
+        read = _by_transformers(written)
+    elif target == "gguf":
+        read = _by_transformers(written.parent, gguf_file=written.name)
+    else:
+        read = load_checkpoint(written, dtype, packed=False).model.float()
+    tokens = torch.arange(_LENGTH)[None] * 7919 % expected.config.get_text_config().vocab_size
+    difference = _difference(_logits(read, tokens), _logits(expected, tokens))
+    if not difference <= TOLERANCE:
+        raise StoreError(
+            f"{source} written as {target} reads back as another model (relative difference of the "
+            f"logits {difference:.2g}); nothing was written: please report this"
+        )
+
+
+def _by_transformers(folder: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise StoreError(
+            f"transformers misses {len(missing)} tensors of the export ({missing[0]}); nothing was "
+            "written: please report this"
+        )
+    return model.eval()
+
+
+@torch.no_grad()
+def _logits(model: Any, tokens: Tensor) -> Tensor:
+    return model(tokens).logits.double()
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    if logits.shape != expected.shape:
+        return float("inf")
+    return float((logits - expected).norm() / expected.norm())
+
+
+def _stretched(config: Any) -> bool:
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    return isinstance(scaling, dict) and scaling.get("rope_type", "default") != "default"

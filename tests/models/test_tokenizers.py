@@ -1,0 +1,66 @@
+"""Tokenizers are held against the model, and what they put around a text is known."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+
+from qbench.errors import ModelError
+from qbench.models.source import find_model
+from qbench.models.tokenizers import check_fit, load_tokenizer, surroundings, without_ending
+
+
+def around(tokenizer, before, after):
+    """A copy of the tokenizer that puts these tokens around a text."""
+    own = copy.deepcopy(tokenizer)
+    tokens = [*before, *after]
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*[f"{token}:0" for token in before], "$A:0", *[f"{token}:0" for token in after]],
+        pair="$A:0 $B:1",
+        special_tokens=[(token, own.convert_tokens_to_ids(token)) for token in tokens],
+    )
+    return own
+
+
+@pytest.mark.parametrize("before", [[], ["<bot>"]])
+def test_an_ending_is_taken_off_and_the_beginning_stays(tokenizer, before):
+    ending = around(tokenizer, before, ["</s>"])
+    ids = ending.convert_tokens_to_ids(before)
+    assert surroundings(ending) == (ids, [257])
+    own = without_ending(ending)
+    assert own("ab")["input_ids"] == ids + tokenizer("ab")["input_ids"]
+    assert ending("ab")["input_ids"][-1] == 257, "the tokenizer itself is left as it was"
+
+
+def test_a_tokenizer_without_an_ending_is_itself(tokenizer):
+    assert without_ending(tokenizer) is tokenizer
+
+
+class Model:
+    """Only an embedding of so many rows."""
+
+    def __init__(self, rows):
+        self.embedding = nn.Embedding(rows, 4)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+    check_fit(Model(259), tokenizer, "the model")
+    check_fit(Model(258), tokenizer, "the model")  # its pad token alone lies beyond
+    with pytest.raises(ModelError, match="token id 257, and the embedding of the model ends at 99"):
+        check_fit(Model(100), tokenizer, "the model")
+    with pytest.raises(ModelError, match="the model has no tokenizer; copy tokenizer.json"):
+        check_fit(Model(259), None, "the model")
+
+
+def test_no_tokenizer_is_invented(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        load_tokenizer(find_model(str(folder)))

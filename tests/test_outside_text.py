@@ -1,0 +1,67 @@
+"""Names and reasons from outside do nothing: not on a terminal, in a CSV file, in Markdown."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from markdown_it import MarkdownIt
+
+from qbench.errors import StoreError
+from qbench.outside_text import csv_cell, markdown, printable
+
+FORGED = "x\nok    model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("model-3b (g64) ≥ ü 漢", "model-3b (g64) ≥ ü 漢"),
+        ("\x1b[2J\x1b[31mred", "\\x1b[2J\\x1b[31mred"),
+        (FORGED, "x\\nok    model.safetensors"),
+        ("abc\u202egnp.exe", "abc\\u202egnp.exe"),
+        ("half \ud800 of a pair", "half \\ud800 of a pair"),
+        ("a\u2028b\x9bc\rd", "a\\u2028b\\x9bc\\rd"),
+    ],
+)
+def test_what_a_terminal_would_act_on_is_written_out(text, shown):
+    assert printable(text) == shown
+    shown.encode()
+
+
+def test_an_error_that_quotes_a_damaged_file_is_one_line():
+    message = str(StoreError(f"file {FORGED!s} \x1b]0;title\x07 is damaged"))
+    assert "\n" not in message and "\x1b" not in message and "\\x1b]0;title\\x07" in message
+
+
+def test_the_console_shows_one_line_for_a_string():
+    from qbench.commands.options import _Console
+
+    stream = io.StringIO()
+    _Console(file=stream, width=200).print(f"FAIL  {FORGED}\x1b[2J", markup=False)
+    assert stream.getvalue().count("\n") == 1 and "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2", "@SUM(A1)", "\tx", "\rx"])
+def test_no_cell_is_a_formula(text):
+    assert csv_cell(text) == f"'{text}"
+    assert csv_cell(f"a{text}") == f"a{text}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[click](javascript:alert(1))",
+        "![](https://example.org/pixel.png)",
+        "`code` **bold** <b>html</b> a|b",
+        "<script>alert(1)</script>",
+        "line\n# heading\n- item",
+        "\\[escaped](x)",
+    ],
+)
+def test_markdown_shows_the_text_itself(text):
+    """By a reader of Markdown: a paragraph of plain text, and that text is what was written."""
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).parse(markdown(text))
+    (content,) = [token for token in rendered if token.type == "inline"]
+    assert {token.type for token in content.children} <= {"text", "text_special"}
+    assert "".join(token.content for token in content.children) == " ".join(text.split())
