@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from gpu_report.random_model import LLAMA_8B, random_twins
+from qbench.latency.end_to_end import Speed
 from qbench.latency.gpu_end_to_end import time_models
 
 BITS = 3
@@ -27,7 +28,24 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     def progress(text: str) -> None:
         print(text, flush=True)
 
-    speeds = time_models(makers, PROMPT, TOKENS, REPEATS, progress)
+    facts: dict[str, Any] = {
+        "sizes": sizes,
+        "bits": BITS,
+        "group_size": GROUP,
+        "prompt": PROMPT,
+        "tokens": TOKENS,
+    }
+    for title, fuse in (("as transformers computes", False), ("norms and rotary fused", True)):
+        print(title, flush=True)
+        speeds = time_models(makers, PROMPT, TOKENS, REPEATS, progress, fuse)
+        show(speeds)
+        facts[title] = [asdict(speed) for speed in speeds]
+        write(facts)
+    return True
+
+
+def show(speeds: Sequence[Speed]) -> None:
+    """A line for each model, and how they compare."""
     for speed in speeds:
         print(
             f"{speed.name}: writes {speed.decode[0]:.1f} tokens/s, reads {speed.prefill[0]:.0f} "
@@ -37,6 +55,3 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         )
     ours, theirs = speeds
     print(f"packed writes {ours.decode[0] / theirs.decode[0]:.2f} times as fast", flush=True)
-    facts = {"sizes": sizes, "bits": BITS, "group_size": GROUP, "prompt": PROMPT, "tokens": TOKENS}
-    write(facts | {"rows": [asdict(speed) for speed in speeds]})
-    return True
