@@ -3,8 +3,8 @@
     make gpu-report, or make gpu-report SECTIONS=correctness,latency
 
 correctness  each kernel against the reference in float64, over bits, groups, formats and rows
-latency      what `qbench latency --device cuda` times, other programs among it
 tune         the fastest launches on this GPU, and the table that keeps them
+latency      what `qbench latency --device cuda` times, other programs among it
 pipeline     what quantizing blocks of 8B size costs
 end_to_end   a random model of 8B size that writes tokens, packed against dense
 
