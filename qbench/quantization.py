@@ -35,6 +35,8 @@ from qbench.contracts import (
     verb_of,
 )
 from qbench.errors import ConfigError, MethodError, QbenchError, reason_of
+from qbench.files.model_folder import quantization_settings
+from qbench.files.shards import read_json
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
@@ -177,6 +179,23 @@ def quantize(
             weights, log = _by_block(walk, method, scheme)
     manifest |= _facts(method, scheme)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
+
+
+def stored_as(source: ModelSource) -> str | None:
+    """How a model was quantized by whoever made it, such as `gptq 4b g128`; None where it was not.
+
+    StoreError where its config.json is damaged.
+    """
+    folder = local_folder(source)
+    if folder is None or not is_loadable(folder):
+        return None
+    entry = quantization_settings(folder, read_json(folder / "config.json")) or {}
+    scheme = entry.get("scheme", {}) if entry.get("quant_method") == "qbench" else entry
+    method = entry.get("method", entry.get("quant_method"))
+    group = scheme.get("group_size", scheme.get("q_group_size"))
+    words = [str(method), f"{scheme.get('bits', scheme.get('w_bit'))}b"]
+    words.append("channel" if group in (None, -1) else f"g{group}")
+    return " ".join(words)
 
 
 def refuse_quantized(source: QuantizedModel, name: str) -> None:

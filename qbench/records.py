@@ -61,8 +61,11 @@ class Cell(_Frozen):
 
     model, revision: the name as typed, and what exactly is loaded (a commit, or a hash of the
     files). source: a hash of the method's source files, so that an edited method is another cell.
-    scheme: None for the unquantized model. calibration: None where the method needs none. dtype: in
+    scheme: None for the model as it is. calibration: None where the method needs none. dtype: in
     which the model is evaluated. seed: of the calibration windows and of a method's own draws.
+    evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a time,
+    which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
+    is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
     """
 
     model: str
@@ -75,21 +78,40 @@ class Cell(_Frozen):
     tasks: tuple[TaskSpec, ...]
     dtype: str
     seed: int
+    evaluation: str = ""
+    batch_size: int | None = None
+    device: str = "cpu"
+    stored_as: str | None = None
 
     @property
     def id(self) -> str:
         """12 hex digits of the canonical JSON's SHA-256, which name every file about this cell."""
-        return _digest(self.model_dump(mode="json"))
+        return _digest(self._facts())
 
     @property
     def artifact(self) -> str:
-        """The id of the quantized model: cells that differ in their evaluation alone share it."""
-        return _digest(self.model_dump(mode="json", exclude={"tasks", "dtype"}))
+        """The id of the quantized model: cells that differ in their evaluation alone share it.
+
+        On a GPU the calibration computes in the cell's dtype, which then is part of it.
+        """
+        of_evaluation = {"tasks", "evaluation", "batch_size"}
+        if self.device == "cpu":
+            of_evaluation.add("dtype")
+        return _digest({k: v for k, v in self._facts().items() if k not in of_evaluation})
+
+    def _facts(self) -> dict[str, Any]:
+        """All fields, JSON-able; of the younger ones those that say something, so that the records
+        of older versions keep their ids.
+        """
+        younger = ("evaluation", "batch_size", "device", "stored_as")
+        defaults = {name: type(self).model_fields[name].default for name in younger}
+        facts = self.model_dump(mode="json")
+        return {k: v for k, v in facts.items() if k not in defaults or v != defaults[k]}
 
     @property
     def label(self) -> str:
         """`gptq 3b g64` or `rtn 3b g64 clip=none`, for people."""
-        words = [self.method]
+        words = [self.method if self.stored_as is None else self.stored_as]
         if self.scheme is not None:
             words.append(str(self.scheme))
         for key, value in sorted(self.params.items()):

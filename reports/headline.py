@@ -88,7 +88,7 @@ def require(records: Sequence[Record]) -> None:
 
 def unquantized(record: Record) -> bool:
     """Whether this is the baseline, the model as it is."""
-    return record.cell.method == "none"
+    return record.cell.method == "none" and record.cell.stored_as is None
 
 
 def params_text(cell: Cell) -> str:
@@ -188,7 +188,8 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     result = {}
     for record in records:
         varied = seen[_family(record.cell)]
-        words = ["unquantized" if unquantized(record) else record.cell.method]
+        name = record.cell.stored_as or record.cell.method
+        words = ["unquantized" if unquantized(record) else name]
         words.append(params_text(record.cell))
         for key, value in _traits(record.cell).items():
             if len(varied[key]) > 1 and (group or key != "group"):

@@ -41,7 +41,8 @@ ARROWS = {
         "outside_text", "records",
     },
     "quantization": {
-        "calibration", "checkpoint", "contracts", "errors", "formats", "models", "registry",
+        "calibration", "checkpoint", "contracts", "errors", "files", "formats", "models",
+        "registry",
     },
     "read_back": {"checkpoint", "errors", "models"},
     "export": {
@@ -61,8 +62,8 @@ ARROWS = {
     },
     "experiment": {
         "calibration", "checkpoint", "checks", "contracts", "environment", "errors", "files",
-        "isolation", "kernels", "models", "plugin_file", "quantization", "records", "registry",
-        "tasks",
+        "inspection", "isolation", "kernels", "models", "plugin_file", "quantization", "records",
+        "registry", "tasks",
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",

@@ -14,7 +14,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import Data, Device, Model, Plugins, Sets, as_group, as_names, err, out
+from qbench.commands.options import (
+    Data,
+    Device,
+    Model,
+    Plugins,
+    Requantize,
+    Sets,
+    Trust,
+    as_group,
+    as_names,
+    err,
+    out,
+)
 
 if TYPE_CHECKING:
     from qbench.inspection.report import Inspection
@@ -42,6 +54,8 @@ def quantize(
     dtype: Annotated[
         str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")
     ] = "auto",
+    requantize: Requantize = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme, check_scheme
@@ -68,6 +82,8 @@ def quantize(
             device=device or "auto",
             dtype=dtype,
             progress=lambda fraction, text: status.update(text),
+            requantize=requantize,
+            trust_remote_code=trust_remote_code,
         )
     total = bits_per_weight.pop("total")
     parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items())
@@ -126,6 +142,7 @@ def evaluate(
     data: Data = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Evaluate a saved model; prints one line per score."""
     from qbench.experiment.grid import parse_set, read_grid
@@ -141,6 +158,7 @@ def evaluate(
             "data": data,
             "device": device,
             "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
         },
     )
     with err.status("loading") as status:

@@ -23,7 +23,9 @@ from qbench.commands.options import (
     Device,
     Models,
     Plugins,
+    Requantize,
     Sets,
+    Trust,
     as_group,
     as_names,
     as_numbers,
@@ -92,6 +94,8 @@ def run(
         float | None,
         typer.Option(help="Seconds for one cell; default many times its estimate."),
     ] = None,
+    requantize: Requantize = False,
+    trust_remote_code: Trust = False,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
 ) -> None:
@@ -119,6 +123,8 @@ def run(
             "dtype": dtype,
             "out": out_folder,
             "time_limit": time_limit,
+            "requantize": requantize or None,
+            "trust_remote_code": trust_remote_code or None,
         },
     )
     grid.check_request()  # before `_run` imports torch
@@ -137,7 +143,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     from qbench.experiment.store import Store
     from qbench.reports.registry import write_reports
 
-    plan = make_plan(grid)
+    plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
     out.print(f"data  {plan.source.describe()}", markup=False, soft_wrap=True)
     if dry_run:
         _show_plan(plan)

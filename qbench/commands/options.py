@@ -44,6 +44,12 @@ Sets = Annotated[
         help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated.",
     ),
 ]
+Requantize = Annotated[
+    bool, typer.Option("--requantize", help="Quantize a model that is quantized already.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the model's folder brings.")
+]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file of methods or kernels, or a YAML task."),

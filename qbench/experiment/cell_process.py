@@ -32,10 +32,12 @@ from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed_in_time
+from qbench.inspection.report import inspect
 from qbench.isolation import Tell
-from qbench.models.loading import load_config, load_model
-from qbench.models.source import ModelSource
-from qbench.quantization import QuantizedModel, load, quantize
+from qbench.models.loading import load_config
+from qbench.models.source import ModelSource, local_folder
+from qbench.models.tokenizers import check_fit
+from qbench.quantization import QuantizedModel, load, quantize, read_model
 from qbench.records import Cell, Score, TaskSpec
 from qbench.registry import declared, get_method
 from qbench.tasks.contract import Context, Task, Unquantized
@@ -119,11 +121,10 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            model, tokenizer = load_model(self.job.model, cell.dtype)
-            stored = _stored_bits(self.job.model, cell.dtype)
-            self.facts["bits_per_weight"] = {"total": stored, "weight": stored}
+            model = read_model(self.job.model, cell.dtype)
+            self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
-            return QuantizedModel(model, tokenizer, {}, {})
+            return model
         folder = self.store.artifact(cell)
         with self._claimed(f"artifact-{cell.artifact}"):
             quantized = self._read_back(folder)
@@ -165,9 +166,11 @@ class _Work:
 
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
-        model, tokenizer = load_model(self.job.model, dtype)
+        original = read_model(self.job.model, dtype)
+        model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
+            check_fit(model, tokenizer, f"model {cell.model!r}")
             tokens = self._calibration_tokens(tokenizer)
         reset_peak_memory(device)
         started = time.perf_counter()
@@ -208,6 +211,7 @@ class _Work:
         over the model under test find it, whichever of them is evaluated first.
         """
         cell = self.job.cell
+        check_fit(model, tokenizer, f"model {cell.model!r}")
         model.to(self.job.device)
         torch.manual_seed(cell.seed)
         context = Context(model, tokenizer, self.source)
@@ -254,8 +258,8 @@ class _Work:
         """The model before quantization: the one under test where it is not quantized."""
         if self.job.cell.method == "none":
             return model, tokenizer
-        model, tokenizer = load_model(self.job.model, self.job.cell.dtype)
-        return model.to(self.job.device), tokenizer
+        original = read_model(self.job.model, self.job.cell.dtype)
+        return original.model.to(self.job.device), original.tokenizer
 
     def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
         """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
@@ -293,9 +297,13 @@ class _Work:
             yield
 
 
-def _stored_bits(source: ModelSource, dtype: str) -> float:
-    """Bits per weight of the unquantized model: those of its own dtype."""
-    stored = getattr(load_config(source), "dtype", None) or dtype
+def _bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
+    """Bits per weight of a model as it comes: measured where it is quantized, else of its dtype."""
+    folder = local_folder(source)
+    if cell.stored_as is not None and folder is not None:
+        return dict(inspect(folder).bits_per_weight)
+    stored = getattr(load_config(source), "dtype", None) or cell.dtype
     if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
         stored = getattr(torch, stored)
-    return float(torch.finfo(stored).bits)
+    bits = float(torch.finfo(stored).bits)
+    return {"total": bits, "weight": bits}

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 
 from qbench.experiment.grid import CALIBRATION, Grid, Settings
-from qbench.records import CalibrationSpec, Cell, TaskSpec
+from qbench.experiment.identity import Identity
+from qbench.records import Cell
 from qbench.registry import declared, method_class, source_hash
 
 
-def expand(
-    grid: Grid,
-    revisions: Mapping[str, str],
-    tasks: Sequence[TaskSpec],
-    calibration: CalibrationSpec,
-    dtype: str,
-) -> tuple[Cell, ...]:
+def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first.
 
-    revisions: of each model. `none` is one cell per model, whatever the bits. Cells whose scheme
-    the method does not support are among them. Raises ConfigError before any work where something
+    `none` is one cell per model, whatever the bits. Cells whose scheme the method does not support
+    are among them. Raises ConfigError before any work where something
     does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
@@ -35,15 +29,19 @@ def expand(
             for scheme in grid.schemes(method):
                 cell = Cell(
                     model=model,
-                    revision=revisions[model],
+                    revision=identity.revisions[model],
                     method=method,
                     params=params,
                     source=source,
                     scheme=scheme,
-                    calibration=calibration if calibrated else None,
-                    tasks=tuple(tasks),
-                    dtype=dtype,
+                    calibration=identity.calibration if calibrated else None,
+                    tasks=identity.tasks,
+                    dtype=identity.dtype,
                     seed=grid.seed,
+                    evaluation=identity.evaluation,
+                    batch_size=identity.batch_size,
+                    device=identity.device,
+                    stored_as=identity.stored_as[model] if scheme is None else None,
                 )
                 cells.append(cell)
     return tuple(cells)
@@ -58,7 +56,11 @@ def cell_command(grid: Grid, cell: Cell) -> str:
         if cell.scheme.symmetric:
             words.append("--symmetric")
     words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset, "--data", grid.data]
-    words += ["--dtype", cell.dtype, "--seed", str(cell.seed)]
+    words += ["--dtype", cell.dtype, "--seed", str(cell.seed), "--device", cell.device]
+    if grid.requantize:
+        words.append("--requantize")
+    if grid.trust_remote_code:
+        words.append("--trust-remote-code")
     for owner, settings in _settings_of(grid, cell).items():
         for key, values in settings.items():
             words += ["--set", f"{owner}.{key}={','.join(map(str, values))}"]

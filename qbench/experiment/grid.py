@@ -36,7 +36,9 @@ class Grid(BaseModel):
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
     preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
     `auto` takes bfloat16 where the hardware computes in it, else float32. time_limit: seconds that
-    one cell may take, None for many times its estimate.
+    one cell may take, None for many times its estimate. requantize: whether a model that is
+    quantized already may be quantized again. trust_remote_code: whether code that a model brings
+    may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,8 @@ class Grid(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: Path | None = None
     time_limit: float | None = Field(default=None, gt=0)
+    requantize: bool = False
+    trust_remote_code: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -6,17 +6,23 @@ of its scheme (`qbench.experiment.cells.expand`). What is not in it, two cells m
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from qbench.calibration import windows
 from qbench.environment import pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
-from qbench.models.identity import resolved_revision
+from qbench.models.identity import Announce, resolved_revision
 from qbench.models.source import ModelSource
+from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
+from qbench.tasks import judging
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
 from qbench.tasks.harness import HarnessTask
@@ -28,22 +34,33 @@ from qbench.tasks.text import TextTask
 class Identity:
     """What all cells of a grid have in common, but for the model.
 
-    revisions: what exactly is loaded, by the model's name. tasks: what is asked on this data.
-    calibration: of the methods that calibrate. dtype: in which models are evaluated.
+    revisions: what exactly is loaded, by the model's name. stored_as: how a model was quantized by
+    whoever made it, None where it was not, by its name. tasks: what is asked on this data.
+    calibration: of the methods that calibrate. dtype: in which models are evaluated. evaluation,
+    batch_size, device: as in `Cell`.
     """
 
     revisions: Mapping[str, str]
+    stored_as: Mapping[str, str | None]
     tasks: tuple[TaskSpec, ...]
     calibration: CalibrationSpec
     dtype: str
+    evaluation: str
+    batch_size: int
+    device: str
 
 
 def identify(
-    grid: Grid, models: Mapping[str, ModelSource], source: Source, device: str
+    grid: Grid,
+    models: Mapping[str, ModelSource],
+    source: Source,
+    device: str,
+    announce: Announce = lambda text: None,
 ) -> tuple[Identity, dict[str, Task]]:
     """What a grid stands for on this data and device, and its tasks by their names in cells.
 
-    Raises ConfigError or DataError where a task cannot be asked so.
+    announce: is told what takes over a second. Raises ConfigError or DataError where a task cannot
+    be asked so.
     """
     asked = ask(grid, source)
     calibration = CalibrationSpec(
@@ -52,11 +69,31 @@ def identify(
         dtype=pick_dtype("auto", device),
         **grid.calibration,
     )
-    revisions = {name: resolved_revision(model) for name, model in models.items()}
+    revisions = {name: resolved_revision(model, announce) for name, model in models.items()}
     dtype = pick_dtype(grid.dtype, device)
     specs = tuple(spec for _, spec in asked)
     tasks = {spec.name: task for task, spec in asked}
-    return Identity(revisions, specs, calibration, dtype), tasks
+    identity = Identity(
+        revisions=revisions,
+        stored_as={name: stored_as(model) for name, model in models.items()},
+        tasks=specs,
+        calibration=calibration,
+        dtype=dtype,
+        evaluation=evaluation_hash(tasks),
+        batch_size=grid.defaults["batch_size"],
+        device=device.partition(":")[0],
+    )
+    return identity, tasks
+
+
+def evaluation_hash(tasks: Mapping[str, Task]) -> str:
+    """12 hex digits for the code that judges: lm-eval's version, ours, and what tasks declare."""
+    digest = hashlib.sha256(version("lm_eval").encode())
+    for path in (*sorted(Path(judging.__file__).parent.glob("*.py")), Path(windows.__file__)):
+        digest.update(path.read_bytes())
+    for name in sorted(tasks):
+        digest.update(repr(tasks[name]).encode())
+    return digest.hexdigest()[:12]
 
 
 def ask(grid: Grid, source: Source) -> list[tuple[Task, TaskSpec]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from qbench.experiment.estimate import Estimate, Rates, estimate, measure_rates
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
+from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
 from qbench.models.source import ModelSource, find_model
 from qbench.quantization import check_layers
@@ -45,11 +46,12 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def make_plan(grid: Grid) -> Plan:
+def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     """Resolve models, data and tasks, and check every cell, before any work.
 
-    A scheme that a method or a model does not support is skipped with its reason. Raises
-    ConfigError, ModelError or DataError, also where no quantized cell is left.
+    announce: is told what takes over a second. A scheme that a method or a model does not support
+    is skipped with its reason. Raises ConfigError, ModelError or DataError, also where no quantized
+    cell is left.
     """
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
@@ -58,12 +60,25 @@ def make_plan(grid: Grid) -> Plan:
     grid = grid.model_copy(update={"data": chosen(grid.data)})
     for name, _ in grid.variants:
         method_class(name)  # refuses an unknown one
-    models = {name: find_model(name) for name in grid.model}
-    identity, tasks = identify(grid, models, source, device)
-    cells = expand(grid, identity.revisions, identity.tasks, identity.calibration, identity.dtype)
+    models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
+    identity, tasks = identify(grid, models, source, device, announce)
+    cells = expand(grid, identity)
+    _refuse_quantized(grid, identity.stored_as, cells)
     plan = Plan(grid, cells, models, source, tasks, device)
     _check_and_estimate(plan)
     return plan
+
+
+def _refuse_quantized(
+    grid: Grid, stored_as: Mapping[str, str | None], cells: Sequence[Cell]
+) -> None:
+    """ConfigError where a model that is quantized already would be quantized again, unasked."""
+    for cell in cells:
+        if cell.scheme is not None and stored_as[cell.model] and not grid.requantize:
+            raise ConfigError(
+                f"model {cell.model!r} is quantized already ({stored_as[cell.model]}); evaluate it "
+                "with --methods none, or give --requantize to round its rounded weights once more"
+            )
 
 
 def _check_and_estimate(plan: Plan) -> None:

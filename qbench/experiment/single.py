@@ -10,6 +10,7 @@ from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
+from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
 from qbench.experiment.plugins import load_plugins
@@ -44,19 +45,23 @@ def quantize_model(
     device: str,
     dtype: str,
     progress: Progress,
+    requantize: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, float]:
     """Quantize a model by name, save it to `output`, and return its measured bits per weight.
 
     settings: values of the method's parameters. dtype: what the model's parameters are rounded to
-    beforehand; `auto` leaves them as they are. StoreError before any work where nothing can be
-    written at `output`.
+    beforehand; `auto` leaves them as they are. requantize: whether a model that is quantized
+    already is taken. trust_remote_code: whether code that it brings may run. StoreError before any
+    work where nothing can be written at `output`.
     """
     require_writable(output)
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
-    source = read_model(find_model(model), "float32")
-    refuse_quantized(source, model)
+    source = read_model(find_model(model, trust_remote_code), "float32")
+    if not requantize:
+        refuse_quantized(source, model)
     unquantized, tokenizer = source.model, source.tokenizer
     if dtype != "auto":
         stored = torch_dtype(pick_dtype(dtype, machine))
@@ -91,8 +96,14 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
     source = open_source(grid.data)
     grid.check_owners([], calibrates=False)
     asked = ask(grid, source)
+    for task, spec in asked:
+        if task.needs_unquantized:
+            raise ConfigError(
+                f"{spec.name} compares with the unquantized model, which `qbench eval` does not "
+                "have; use `qbench run`, or leave it out"
+            )
     dtype = pick_dtype(grid.dtype, device)
-    quantized = read_model(find_model(str(folder)), dtype)
+    quantized = read_model(find_model(str(folder), grid.trust_remote_code), dtype)
     model, tokenizer = quantized.model, quantized.tokenizer
     check_fit(model, tokenizer, str(folder))
     model.to(device)

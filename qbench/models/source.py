@@ -74,14 +74,15 @@ def known_models() -> dict[str, str]:
     return models
 
 
-def find_model(name: str) -> ModelSource:
+def find_model(name: str, trust_remote_code: bool = False) -> ModelSource:
     """Where a model is, by `NAME`, `NAME@REVISION`, `owner/name[@REVISION]` of the hub or a folder.
 
-    The embedded model is converted first, where that has not been done. ModelError where the name
+    The embedded model is converted first, where that has not been done. trust_remote_code: whether
+    code that the model brings may be run. ModelError where the name
     is not known, ConfigError where it has a revision and cannot have one.
     """
     if Path(name).is_dir():
-        return ModelSource(name, name, None, True)
+        return ModelSource(name, name, None, True, trust_remote_code)
     base, _, revision = name.partition("@")
     make_folder = _maker(base)
     if make_folder is not None:
@@ -90,7 +91,9 @@ def find_model(name: str) -> ModelSource:
         return ModelSource(name, str(make_folder()), None, True)
     is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     if base in ALIASES or is_hub_id:
-        return ModelSource(name, ALIASES.get(base, base), revision or None, False)
+        return ModelSource(
+            name, ALIASES.get(base, base), revision or None, False, trust_remote_code
+        )
     raise ModelError(
         unknown_name("model", name, known_models())
         + "; or give a local folder, or a hub id such as 'Qwen/Qwen3-8B'"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
 from qbench import registry
 from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command, expand
 from qbench.experiment.grid import PRESETS, Grid, parse_set, read_grid
+from qbench.experiment.identity import Identity
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -17,7 +21,21 @@ TASKS = (TaskSpec(name="arc_easy", data="d", sha256="1"),)
 
 def cells(**changes):
     grid = Grid(**changes)
-    return expand(grid, dict.fromkeys(grid.model, "r"), TASKS, CALIBRATION, "float32")
+    return expand(grid, identity(grid))
+
+
+def identity(grid, **changes):
+    facts = {
+        "revisions": dict.fromkeys(grid.model, "r"),
+        "stored_as": dict.fromkeys(grid.model),
+        "tasks": tuple(TASKS),
+        "calibration": CALIBRATION,
+        "dtype": "float32",
+        "evaluation": "e",
+        "batch_size": 8,
+        "device": "cpu",
+    }
+    return Identity(**facts | changes)
 
 
 def test_the_default_grid():
@@ -48,7 +66,7 @@ def test_the_command_makes_the_cell_again():
         set={"gptq": {"damp": (0.1,)}, "wikitext": {"limit": (4,)}},
         data="mini",
     )
-    found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")[1]
+    found = expand(grid, identity(grid))[1]
     command = cell_command(grid, found)
     assert "--data 'my data'" in cell_command(grid.model_copy(update={"data": "my data"}), found)
     for part in (
@@ -210,7 +228,7 @@ def test_the_paper_preset_carries_the_settings_of_the_papers():
     grid = Grid(
         preset="paper", methods=("rtn", "uniquanf"), bits=(3,), set={"uniquanf": {"lr": ("0.01",)}}
     )
-    rtn, found = expand(grid, {"smollm2-135m": "r"}, TASKS, CALIBRATION, "float32")
+    rtn, found = expand(grid, identity(grid))
     assert rtn.scheme.group_size == 128 and grid.calibration == {"samples": 128, "length": 2048}
     made = get_method(found.method, **found.params)
     assert (made.epochs, made.batch_size, made.lr, made.lr_alpha) == (20, 1, 0.01, 5e-4)
@@ -267,3 +285,44 @@ def test_a_method_that_says_it_trains_gets_what_a_preset_fixes_for_training(tmp_
     path.write_text(TRAINED.replace("trains: ClassVar[bool] = True", ""))
     registry.load_plugin(path)
     assert Grid(preset="paper").method_settings("mine") == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluation": "of another version of lm-eval"},
+        {"batch_size": 16},
+        {"device": "cuda"},
+        {"dtype": "bfloat16"},
+        {"stored_as": {"smollm2-135m": "gptq 4b g128"}},
+    ],
+)
+def test_what_changes_a_number_makes_another_cell(change):
+    grid = Grid(methods=("none",))
+    (before,) = expand(grid, identity(grid))
+    (after,) = expand(grid, identity(grid, **change))
+    assert before.id != after.id
+
+
+def test_an_artifact_is_shared_where_only_the_evaluation_differs():
+    grid = Grid(methods=("rtn",), bits=(3,))
+
+    def artifact(**changes):
+        (cell,) = expand(grid, identity(grid, **changes))
+        return cell.artifact
+
+    assert artifact() == artifact(evaluation="other", batch_size=1, dtype="bfloat16")
+    assert artifact() != artifact(device="cuda")
+    on_gpu = artifact(device="cuda", dtype="float32")
+    assert on_gpu != artifact(device="cuda", dtype="bfloat16"), "there it calibrates in the dtype"
+
+
+def test_younger_facts_leave_the_ids_of_older_records():
+    """As written by the version before: the id is that of the fields it knew."""
+    grid = Grid(methods=("rtn",), bits=(3,))
+    (cell,) = expand(grid, identity(grid, evaluation="", batch_size=None))
+    known = cell.model_dump(
+        mode="json", exclude={"evaluation", "batch_size", "device", "stored_as"}
+    )
+    text = json.dumps(known, sort_keys=True, separators=(",", ":"))
+    assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:12]

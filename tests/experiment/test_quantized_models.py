@@ -1,0 +1,58 @@
+"""A model that is quantized already: it bears its own name and bits, and is not rounded again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import qbench
+from qbench import Scheme
+from qbench.export import export
+
+ASKED = (
+    "--data", "mini", "--tasks", "wikitext", "--set", "wikitext.length=64",
+    "--set", "wikitext.limit=2", "--dtype", "float32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder, tmp_path_factory):
+    """A saved model of ours, and the same as a GPTQ folder."""
+    place = tmp_path_factory.mktemp("quantized")
+    own = qbench.quantize(str(tiny_folder), "rtn", Scheme(4, 32, True)).save(place / "own")
+    return {"own": own, "gptq": export(own, "gptq", place / "gptq")}
+
+
+def records(out):
+    return [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
+
+
+@pytest.mark.parametrize(
+    "kind, name, bits", [("own", "rtn 4b g32", 4.5), ("gptq", "gptq 4b g32", 4.625)]
+)
+def test_it_is_evaluated_under_its_own_name_and_measured_bits(
+    command, folders, tmp_path, kind, name, bits
+):
+    out = tmp_path / "out"
+    code, text, said = command(
+        "run", "--model", folders[kind], "--methods", "none", *ASKED, "--out", out
+    )
+    assert code == 0, said
+    (record,) = records(out)
+    assert record["cell"]["stored_as"] == name
+    assert record["bits_per_weight"]["total"] >= bits - 1e-9
+    assert record["bits_per_weight"]["total"] < bits + 1
+    assert "unquantized" not in text and name in " ".join(text.split())
+
+
+def test_it_is_not_quantized_again_unless_asked(command, folders, tmp_path):
+    asked = ("run", "--model", folders["own"], "--methods", "rtn", "--bits", "3", *ASKED)
+    code, _, said = command(*asked, "--group-size", "32", "--out", tmp_path / "out")
+    assert code == 2
+    assert "is quantized already (rtn 4b g32)" in " ".join(said.split())
+    assert not (tmp_path / "out" / "records").exists()
+    code, _, said = command(*asked, "--group-size", "32", "--out", tmp_path / "out", "--requantize")
+    assert code == 0, said
+    (record,) = records(tmp_path / "out")
+    assert record["cell"]["method"] == "rtn" and "--requantize" in record["command"]
