@@ -195,7 +195,8 @@ def per_bit(entry: dict[str, Any]) -> float | None:
 def faults(entries: list[dict[str, Any]]) -> list[str]:
     """What a function does that it should not: it spills, or takes too many instructions a bit.
 
-    A word or two that the compiler puts aside once, outside the loop, are no fault. The bound counts where instructions are scarce: few rows on Hopper, the usual widths and groups.
+    A word or two that the compiler puts aside once, outside the loop, are no fault. The bound
+    counts where instructions are scarce: few rows on Hopper, the usual widths and groups.
     """
     found = []
     for entry in entries:
