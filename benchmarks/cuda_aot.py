@@ -38,7 +38,7 @@ UNIT = {
     "wide_rows": "HGMMA",
 }  # that multiplies
 BOUNDS = {"bit_serial": 0.65, "byte_rows": 1.1, "half_rows": 1.5, "wide_rows": 4.2}  # a bit
-FEW_BYTES = 8  # of stack
+FEW_BYTES = 16  # of stack
 PREPARATIONS = ("bit_planes", "bytes", "prepare", "dequantize")  # functions that multiply nothing
 ROWS = {
     "bit_serial": (1, 4),

@@ -70,8 +70,8 @@ def test_faults_are_seen(aot):
     spilling = {"loop": entry["loop"] | {"LDL": 2, "STL": 1}, "stack_bytes": 8}
     (fault,) = aot.faults([entry | spilling])
     assert "8 bytes of stack, 3 spills a pass" in fault
-    (fault,) = aot.faults([entry | {"stack_bytes": 16}])
-    assert "16 bytes of stack, 0 spills" in fault
+    (fault,) = aot.faults([entry | {"stack_bytes": 24}])
+    assert "24 bytes of stack, 0 spills" in fault
     (fault,) = aot.faults([entry | {"instructions_per_bit": 2.5}])
     assert "2.5 instructions a bit, not 0.65" in fault
     assert aot.faults([entry | {"instructions_per_bit": 2.5, "rows": 4}]) == []
