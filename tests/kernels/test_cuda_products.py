@@ -47,13 +47,19 @@ def no_files(monkeypatch, tmp_path):
         (8, "byte_rows"),
         (9, "half_rows"),
         (32, "half_rows"),
-        (64, "wide_rows"),
+        (64, "half_rows"),
+        (65, "wide_rows"),
         (512, "wide_rows"),
         (16384, "dequantize"),
     ],
 )
 def test_the_rows_decide_on_hopper(planes, rows, name):
     assert choice.choose(rows, planes, torch.bfloat16, H200).kernel == name
+
+
+def test_many_outputs_take_the_wide_kernel_from_fewer_rows():
+    planes = derive(binary_weight(8192, 256, 1, 128))
+    assert choice.choose(64, planes, torch.bfloat16, H200).kernel == "wide_rows"
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
