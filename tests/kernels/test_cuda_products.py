@@ -47,13 +47,19 @@ def no_files(monkeypatch, tmp_path):
         (8, "byte_rows"),
         (9, "half_rows"),
         (32, "half_rows"),
-        (64, "wide_rows"),
+        (64, "half_rows"),
+        (65, "wide_rows"),
         (512, "wide_rows"),
         (16384, "dequantize"),
     ],
 )
 def test_the_rows_decide_on_hopper(planes, rows, name):
     assert choice.choose(rows, planes, torch.bfloat16, H200).kernel == name
+
+
+def test_many_outputs_take_the_wide_kernel_from_fewer_rows():
+    planes = derive(binary_weight(8192, 256, 1, 128))
+    assert choice.choose(64, planes, torch.bfloat16, H200).kernel == "wide_rows"
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
@@ -73,11 +79,12 @@ def test_the_files_that_are_shipped_can_be_read_and_served(monkeypatch):
     choice._tuned.cache_clear()
     files = sorted(choice.TUNED.glob("*.json"))
     assert [path.stem for path in files] == ["NVIDIA_H200"]
+    weights = {}
     for name, chosen in choice._tuned("NVIDIA H200").items():
-        rows, n, k = (int(word[1:]) for word in name.split()[:3])
-        bits = int(name.split()[4][1:])
-        planes = derive(binary_weight(n // 256, k, bits, 128))
-        assert choice.refusal(chosen.kernel, rows, planes, H200) is None, name
+        rows, _, k, bits = (int(name.split()[i][1:]) for i in (0, 1, 2, 4))
+        if (k, bits) not in weights:
+            weights[k, bits] = derive(binary_weight(16, k, bits, 128))
+        assert choice.refusal(chosen.kernel, rows, weights[k, bits], H200) is None, name
 
 
 def test_every_candidate_serves_and_can_be_kept_in_a_file(planes, no_files):

@@ -67,8 +67,11 @@ def test_all_variants(tmp_path):
 def test_faults_are_seen(aot):
     (*_, entry) = aot.compiled(aot.Case("bit_serial", 90, 1, 3))
     assert aot.faults([entry]) == []
-    (fault,) = aot.faults([entry | {"spill_loads": 2, "spill_stores": 1, "stack_bytes": 8}])
-    assert "8 bytes of stack, 3 spills" in fault
+    spilling = {"loop": entry["loop"] | {"LDL": 2, "STL": 1}, "stack_bytes": 8}
+    (fault,) = aot.faults([entry | spilling])
+    assert "8 bytes of stack, 3 spills a pass" in fault
+    (fault,) = aot.faults([entry | {"stack_bytes": 24}])
+    assert "24 bytes of stack, 0 spills" in fault
     (fault,) = aot.faults([entry | {"instructions_per_bit": 2.5}])
     assert "2.5 instructions a bit, not 0.65" in fault
     assert aot.faults([entry | {"instructions_per_bit": 2.5, "rows": 4}]) == []
