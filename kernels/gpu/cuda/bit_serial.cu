@@ -1,7 +1,7 @@
 // y (ROWS, N) = x W^T + bias for few rows of x, on the matrix units' products of bits.
 //
 // W is planes of bits c_p and parameters (layout.py), x is planes of bits b_j and a scale for each
-// block of 128 inputs (bit_planes.cu). So all products are popcounts. For one row of W, one of x, and
+// block of 128 inputs (bit_planes.cu). So all products are popcounts. For a row of W, a row of x, and
 // the inputs i that share parameters and a scale
 //
 //   n_pj = sum_i c_pi b_ij       one matrix instruction: 16 rows of W, 8 planes j of x
