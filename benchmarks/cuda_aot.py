@@ -37,6 +37,7 @@ UNIT = {
     "half_rows": "HMMA",
     "wide_rows": "HGMMA",
 }  # that multiplies
+BOUNDS = {"bit_serial": 0.65, "byte_rows": 1.1, "half_rows": 1.5, "wide_rows": 4.2}  # a bit
 PREPARATIONS = ("bit_planes", "bytes", "prepare", "dequantize")  # functions that multiply nothing
 ROWS = {
     "bit_serial": (1, 4),
@@ -170,25 +171,43 @@ def compiled(case: Case) -> list[dict[str, Any]]:
 def per_bit(entry: dict[str, Any]) -> float | None:
     """Instructions of the loop that multiplies, of 32 lanes, for each stored bit that it takes.
 
-    A pass of the loop takes 256 inputs of 16 outputs a tile of the warp, which is what its matrix
-    instructions tell: 16 x 128 bits a BMMA pair of 8 planes of x, 16 x 16 weights an HMMA.
+    How many bits that are, its matrix instructions tell: one multiplies 16 x 128 bits by 8 planes
+    of x, 16 x 32 by 4 rows, 16 x 16 weights by 8 rows, or 64 x 16 of a warpgroup by all.
     """
     macros = entry["macros"]
-    loop = entry["loop"]
-    if entry["function"] in PREPARATIONS or not loop:
+    unit = UNIT.get(entry["kernel"], "")
+    multiplications = entry["loop"].get(unit, 0)
+    if entry["function"] in PREPARATIONS or not multiplications:
         return None
     bits = macros["PLANES"]
-    multiplications = loop.get(UNIT[entry["kernel"]], 0)
-    if not multiplications:
-        return None
-    if entry["kernel"] == "bit_serial":
-        planes_of_bits = multiplications / (macros["X_PLANES"] // 8 * macros["ROWS"])
-        stored = planes_of_bits * 16 * 128
-    elif entry["kernel"] == "half_rows":
-        stored = multiplications / max(1, macros["ROWS"] // 8) * 16 * 16 * bits
+    if unit == "BMMA":
+        stored = multiplications / (macros["X_PLANES"] // 8 * entry["rows"]) * 16 * 128
+    elif unit == "IMMA":
+        stored = multiplications / -(-entry["rows"] // 4) * 16 * 32
+    elif unit == "HMMA":
+        stored = multiplications / (macros["ROWS"] // 8) * 16 * 16 * bits
     else:
-        stored = multiplications * 64 * 16 / 4 * bits  # of a warpgroup, whose warps share them
-    return round(32 * sum(loop.values()) / stored, 3)
+        stored = multiplications * 64 * 16 / 4 * bits  # four warps share them
+    return round(32 * sum(entry["loop"].values()) / stored, 3)
+
+
+def faults(entries: list[dict[str, Any]]) -> list[str]:
+    """What a function does that it should not: it spills, or takes too many instructions a bit.
+
+    The bound counts where instructions are scarce: few rows on Hopper, the usual widths and groups.
+    """
+    found = []
+    for entry in entries:
+        what = row(entry).split("|")[0].strip()
+        spilled = entry["spill_loads"] + entry["spill_stores"]
+        if entry["stack_bytes"] or spilled:
+            found.append(f"{what}: {entry['stack_bytes']} bytes of stack, {spilled} spills")
+        usual = entry["bits"] in (2, 3, 4) and entry["group_size"] == 128
+        few = entry["architecture"] == 90 and entry["rows"] == ROWS[entry["kernel"]][0]
+        cost = entry["instructions_per_bit"]
+        if usual and few and cost is not None and cost > BOUNDS[entry["kernel"]]:
+            found.append(f"{what}: {cost} instructions a bit, not {BOUNDS[entry['kernel']]}")
+    return found
 
 
 def cuobjdump() -> Path:
@@ -211,9 +230,20 @@ def report(path: Path | None = None, quick: bool = False) -> list[dict[str, Any]
             for entry in found:
                 print(row(entry), flush=True)
     if path is not None:
-        facts = {"nvrtc": toolchain.nvrtc_version(), "cases": entries}
-        path.write_text(json.dumps(facts, indent=1) + "\n")
+        lines = ",\n".join(f"  {json.dumps(_brief(entry))}" for entry in entries)
+        version, bounds = toolchain.nvrtc_version(), json.dumps(BOUNDS)
+        path.write_text(
+            f'{{\n "nvrtc": "{version}",\n "instructions_per_bit_at_most": {bounds},\n'
+            f' "functions": [\n{lines}\n ]\n}}\n'
+        )
     return entries
+
+
+def _brief(entry: dict[str, Any]) -> dict[str, Any]:
+    """As it is written: of all instructions their number, and what the loop has most of."""
+    most = dict(list(entry["loop"].items())[:8])
+    total = {"instructions": sum(entry["instructions"].values())}
+    return entry | total | {"loop": sum(entry["loop"].values()), "loop_has_most": most}
 
 
 def row(entry: dict[str, Any]) -> str:
@@ -230,7 +260,7 @@ def row(entry: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Print the table; exit 1 where a kernel spills."""
+    """Print the table; exit 1 where a kernel spills, or takes too many instructions."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -238,9 +268,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="leave out what is used most")
     options = parser.parse_args()
     entries = report(options.json, options.quick)
-    spilled = sum(bool(entry["stack_bytes"] or entry["spill_loads"]) for entry in entries)
-    print(f"{spilled} functions spill registers")
-    return 1 if spilled else 0
+    found = faults(entries)
+    print("\n".join([*found, f"{len(found)} faults in {len(entries)} functions"]))
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

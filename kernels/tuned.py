@@ -64,5 +64,8 @@ def write(path: Path, facts: Mapping[str, str], configs: Mapping[str, dict[str, 
 
     facts: the GPU's name and the version of what compiles.
     """
-    known = read(path, dict)
-    write_text(path, json.dumps({**facts, "configs": {**known, **configs}}, indent=1) + "\n")
+    entries = {**read(path, dict), **configs}
+    head = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()]
+    body = [f"  {json.dumps(name)}: {json.dumps(fields)}" for name, fields in entries.items()]
+    lines = ",\n".join([*head, ' "configs": {\n' + ",\n".join(body) + "\n }"])
+    write_text(path, "{\n" + lines + "\n}\n")

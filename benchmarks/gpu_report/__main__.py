@@ -3,8 +3,8 @@
     make gpu-report, or make gpu-report SECTIONS=correctness,latency
 
 correctness  each kernel against the reference in float64, over bits, groups, formats and rows
-latency      what `qbench latency --device cuda` times, other programs among it
 tune         the fastest launches on this GPU, and the table that keeps them
+latency      what `qbench latency --device cuda` times, other programs among it
 pipeline     what quantizing blocks of 8B size costs
 end_to_end   a random model of 8B size that writes tokens, packed against dense
 
@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpu_report.processes import start_server
 from gpu_report.sections import SECTIONS, limits_of, report, store
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -38,7 +39,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--limits", default="", help="seconds of sections, such as correctness=40,latency=60"
     )
-    flags.add_argument("--quick", action="store_true", help="a few checks, one shape")
+    flags.add_argument(
+        "--quick",
+        nargs="?",
+        const=",".join(SECTIONS),
+        default="",
+        metavar="SECTIONS",
+        help="a few checks and shapes, in all sections or in these",
+    )
     flags.add_argument(
         "--json", type=Path, help="the file to write; else one in benchmarks/results"
     )
@@ -52,6 +60,7 @@ def run_part(section: str, path: Path, quick: bool, seconds: float) -> int:
 
     seconds: after which it will be ended; it leaves out what would take longer.
     """
+    start_server(f"gpu_report.{section}")
     module = importlib.import_module(f"gpu_report.{section}")
 
     def write(results: Any) -> None:
@@ -64,7 +73,7 @@ def main() -> int:
     """Run the sections one after the other; the exit code."""
     options = parser().parse_args()
     if options.part is not None:
-        return run_part(options.part, options.json, options.quick, options.seconds)
+        return run_part(options.part, options.json, bool(options.quick), options.seconds)
     limits = limits_of(options.sections, options.limits)
     from qbench.environment import environment
     from qbench.kernels.gpu.products import unavailable
@@ -77,10 +86,9 @@ def main() -> int:
 
     gpu = torch.cuda.get_device_name()
     path = options.json or RESULTS / f"gpu_{gpu.replace(' ', '_')}.json"
-    flags = ["--quick"] if options.quick else []
-    command = [sys.executable, "-P", "-m", "gpu_report", *flags]
+    command = [sys.executable, "-P", "-m", "gpu_report"]
     facts = {"gpu": gpu, "environment": environment()}
-    failed = report(limits, command, path, facts)
+    failed = report(limits, command, path, facts, options.quick.split(","))
     print(f"written to {os.path.relpath(path)}")
     return 1 if failed else 0
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from gpu_report.random_model import LLAMA_8B, random_twins
+from qbench.latency.decoding import Decoder
+from qbench.latency.end_to_end import Speed, prompt_of
 from qbench.latency.gpu_end_to_end import time_models
 
 BITS = 3
@@ -27,7 +29,50 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     def progress(text: str) -> None:
         print(text, flush=True)
 
-    speeds = time_models(makers, PROMPT, TOKENS, REPEATS, progress)
+    facts: dict[str, Any] = {
+        "sizes": sizes,
+        "bits": BITS,
+        "group_size": GROUP,
+        "prompt": PROMPT,
+        "tokens": TOKENS,
+    }
+    for title, fuse in (("as transformers computes", False), ("norms and rotary fused", True)):
+        print(title, flush=True)
+        speeds = time_models(makers, PROMPT, TOKENS, REPEATS, progress, fuse)
+        show(speeds)
+        facts[title] = [asdict(speed) for speed in speeds]
+        write(facts)
+    for name, make in makers.items():
+        facts[f"kernels of a step, {name}"] = kernels_of_a_step(make())
+        write(facts)
+    return True
+
+
+def kernels_of_a_step(model: Any) -> list[dict[str, Any]]:
+    """The kernels of writing one token, the longest first: how many, and microseconds of all."""
+    tokens = 5
+    decoder = Decoder(model, prompt_of(PROMPT, model.config.vocab_size), tokens)
+    decoder.read()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        decoder.write()
+        torch.cuda.synchronize()
+    rows = []
+    for event in profile.key_averages():
+        microseconds = event.self_device_time_total / (tokens - 1)
+        if microseconds:
+            count = event.count / (tokens - 1)
+            rows.append({"kernel": event.key, "count": count, "microseconds": microseconds})
+    rows.sort(key=lambda row: -row["microseconds"])
+    counted = sum(row["count"] for row in rows)
+    print(f"{counted:.0f} kernels, {sum(row['microseconds'] for row in rows):.0f} us", flush=True)
+    for row in rows[:12]:
+        print(f"  {row['count']:4.0f} x {row['microseconds']:7.1f} us {row['kernel'][:90]}")
+    return rows
+
+
+def show(speeds: Sequence[Speed]) -> None:
+    """A line for each model, and how they compare."""
     for speed in speeds:
         print(
             f"{speed.name}: writes {speed.decode[0]:.1f} tokens/s, reads {speed.prefill[0]:.0f} "
@@ -37,6 +82,3 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         )
     ours, theirs = speeds
     print(f"packed writes {ours.decode[0] / theirs.decode[0]:.2f} times as fast", flush=True)
-    facts = {"sizes": sizes, "bits": BITS, "group_size": GROUP, "prompt": PROMPT, "tokens": TOKENS}
-    write(facts | {"rows": [asdict(speed) for speed in speeds]})
-    return True

@@ -1,13 +1,15 @@
 """What `qbench latency --device cuda` times: our kernels, dense products and other programs.
 
 First every product runs once in a process of its own, many at a time: most of what a kernel costs
-the first time is its compilation, which all programs keep on the disk.
+the first time is its compilation, which all programs keep on the disk, and one that fails there is
+not timed. Then there are two passes over the shapes: one without the programs that compile and
+tune themselves, which take seconds for each shape, and one with them for few rows of x.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -33,8 +35,16 @@ QUICK_ROWS = ROWS[:3]
 BITS = (2, 3, 4)
 GROUP = 128
 REPETITIONS = 15
-WORKERS = 10
+WORKERS = 14
 COMPILING = 0.4  # of the section's time, at most
+SELF_TUNED = ("gemlite int4",)  # on every shape; what it compiles serves all shapes
+PLAIN = ("torch int4", "bitsandbytes nf4", "bitsandbytes int8")
+COMPILED = ("humming int2", "humming int3", "humming int4")  # for every shape
+COMPILED_ROWS = (1,)
+APART = "it is timed in a pass of its own"
+LEFT_OUT = "it is left out, as tuning itself takes seconds for each shape"
+
+Task = tuple[Shape, str]  # what runs once: `3 bits` of our kernels, or another program
 
 
 def shapes(quick: bool) -> list[Shape]:
@@ -43,57 +53,108 @@ def shapes(quick: bool) -> list[Shape]:
     return [Shape(*matrix, count) for count, matrix in product(rows, matrices)]
 
 
-def compile_all(shape: Shape) -> dict[str, str]:
-    """Every product of this shape once; the reasons of those that failed."""
-    failed = {}
+def first_runs(todo: list[Shape]) -> list[Task]:
+    """Everything that runs once before it is timed."""
+    tasks = [(shape, f"{bits} bits") for shape, bits in product(todo, BITS)]
+    for shape in todo:
+        few = shape.rows in COMPILED_ROWS
+        if shape.weight == todo[0].weight:
+            tasks += [(shape, name) for name in (*PLAIN, *(SELF_TUNED if few else ()))]
+        if few:
+            tasks += [(shape, name) for name in COMPILED]
+    return tasks
+
+
+def first_run(task: Task) -> dict[str, str]:
+    """The products of this task once; the reasons of our kernels that failed."""
+    shape, name = task
     x = random_matrix(shape.rows, shape.columns, 1, "cuda").bfloat16()
-    for bits in BITS:
+    failed = {}
+    if name in programs():
+        dense = random_matrix(shape.out, shape.columns, 2, "cuda")
+        programs()[name](dense)[0]().run(x)
+    else:
+        bits = int(name.split()[0])
         weight = moved(MAKERS["binary"](shape.weight, bits, GROUP, SEED), "cuda")
         exact = x.double() @ weight.dequantize().double().T
-        for name in gpu_kernels():
-            kernel = all_kernels()[name]
+        for kernel in map(all_kernels().__getitem__, gpu_kernels()):
             if kernel.refusal(request_of(x, weight)) is None:
-                try:
-                    y = prepare(kernel, weight).run(x).double()
-                    error = ((y - exact).norm() / exact.norm()).item()
-                    if not error <= kernel.bound(x.dtype):
-                        failed[name] = f"{bits} bits: the relative error is {error:.2g}"
-                except Exception as error:
-                    failed[name] = f"{type(error).__name__}: {error}"[:300]
-    dense = random_matrix(shape.out, shape.columns, 2, "cuda")
-    for name, pack in programs().items():
-        try:
-            pack(dense)[0]().run(x)
-        except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"[:300]
+                y = prepare(kernel, weight).run(x).double()
+                error = ((y - exact).norm() / exact.norm()).item()
+                if not error <= kernel.bound(x.dtype):
+                    failed[kernel.name] = f"{bits} bits: the relative error is {error:.2g}"
+    torch.cuda.synchronize()
+    return failed
+
+
+def failures(todo: list[Shape], seconds: float) -> dict[Shape, dict[str, str]]:
+    """Runs everything once, so long at most; what failed for each shape, with the reason."""
+    failed: dict[Shape, dict[str, str]] = {shape: {} for shape in todo}
+    for (shape, name), reasons, reason in each(first_run, first_runs(todo), WORKERS, seconds):
+        if reason is None:
+            failed[shape] |= reasons
+        elif name in programs():
+            failed[shape][name] = reason
+        elif "in time" not in reason:  # of ours rather than of a kernel that others have run
+            failed[shape]["cuda"] = reason
+    for shape, other in product(todo, todo):  # what failed for the first matrix fails for all
+        if other.weight == todo[0].weight and other.rows == shape.rows:
+            known = failed[other]
+            failed[shape] |= {name: known[name] for name in (*PLAIN, *SELF_TUNED) if name in known}
     return failed
 
 
 def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     """Time all shapes, or as many as there is time for; whether they could be timed."""
-    started = time.monotonic()
+    end = time.monotonic() + seconds
     todo = shapes(quick)
-    compiled: dict[str, dict[str, str]] = {}
-    for shape, failed, reason in each(compile_all, todo, WORKERS, COMPILING * seconds):
-        if reason is None or "in time" in reason:
-            compiled[str(shape)] = failed or {}
-        else:  # its process died: of ours rather than of a kernel that others have run
-            compiled[str(shape)] = {"cuda": reason}
-    for shape, failed in compiled.items():
-        if failed:
-            print(f"{shape}, first run: {failed}", flush=True)
+    failed = failures(todo, COMPILING * seconds)
+    for shape, reasons in failed.items():
+        for name, reason in reasons.items():
+            print(f"{shape}, first run of {name}: {reason}", flush=True)
+    print(f"{end - time.monotonic():.0f} s are left for timing", flush=True)
+    left_out = {name: LEFT_OUT for name in programs() if name.startswith("gemlite")}
+    apart = dict.fromkeys((*SELF_TUNED, *COMPILED), APART)
+    results: dict[str, Any] = {"first_runs": {str(shape): why for shape, why in failed.items()}}
+    passes = {
+        "timings": (todo, left_out | apart),
+        "with_compiled": (
+            [shape for shape in todo if shape.rows in COMPILED_ROWS],
+            {name: reason for name, reason in left_out.items() if name not in SELF_TUNED},
+        ),
+    }
+    whole = True
+    for title, (which, without) in passes.items():
+
+        def keep(stored: dict[str, Any], title: str = title) -> None:
+            results[title] = stored
+            write(results)
+
+        whole = timed(which, failed, without, end, keep) and whole
+    return whole
+
+
+def timed(
+    which: list[Shape],
+    failed: Mapping[Shape, Mapping[str, str]],
+    without: Mapping[str, str],
+    end: float,
+    keep: Callable[[dict[str, Any]], None],
+) -> bool:
+    """Times these shapes until `end`; whether they could be. `keep` gets all rows so far.
+
+    failed: what is not timed, since it could end this process; without: programs left out.
+    """
     rows: list[Row] = []
     missing: dict[str, dict[str, str]] = {}
     slowest = 0.0
-    for shape in todo:
+    for shape in which:
         begun = time.monotonic()
-        if begun - started + slowest > seconds:
+        if begun + slowest > end:
             print(f"no time is left for {shape} and what follows", flush=True)
             break
-        # what failed in its own process could end the context of this one
-        failed = compiled[str(shape)]
-        names = [name for name in gpu_kernels() if name not in failed] or ["dequantized"]
-        request = Request([shape], BITS, ["binary"], GROUP, names, failed)
+        names = [name for name in gpu_kernels() if name not in failed[shape]] or ["dequantized"]
+        request = Request([shape], BITS, ["binary"], GROUP, names, {**without, **failed[shape]})
         try:
             own, missing[str(shape)] = time_shape(shape, request, REPETITIONS, "cuda")
         except QbenchError as error:
@@ -102,7 +163,7 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
             continue
         rows += own
         show(own, missing[str(shape)])
-        write(as_benchmarks(rows) | {"not_timed": missing, "first_runs": compiled})
+        keep(as_benchmarks(rows) | {"not_timed": missing})
         torch.cuda.empty_cache()
         slowest = max(slowest, time.monotonic() - begun)
         print(f"  {time.monotonic() - begun:.1f} s for this shape", flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,6 +38,12 @@ def each(
         futures = [pool.submit(_one, context, function, item, deadline) for item in items]
         for future in as_completed(futures):
             yield future.result()
+
+
+def start_server(module: str) -> None:
+    """Let the server of `each` import this module now, while this process imports its own."""
+    get_context("forkserver").set_forkserver_preload([module])
+    forkserver.ensure_running()
 
 
 def _one(context: Any, function: Callable[[Any], Any], item: Any, deadline: float) -> Outcome:

@@ -16,10 +16,10 @@ from typing import Any
 from qbench.errors import ConfigError, unknown_name
 from qbench.files.atomic import write_text
 
-SECTIONS = {  # cheapest first; seconds after which a section is ended
+SECTIONS = {  # in this order: what is tuned is timed; seconds after which a section is ended
     "correctness": 75.0,
-    "latency": 120.0,
     "tune": 120.0,
+    "latency": 120.0,
     "pipeline": 90.0,
     "end_to_end": 90.0,
 }
@@ -48,12 +48,17 @@ def limits_of(names: str, changes: str = "") -> dict[str, float]:
 
 
 def report(
-    limits: Mapping[str, float], command: Sequence[str], path: Path, facts: Mapping[str, Any]
+    limits: Mapping[str, float],
+    command: Sequence[str],
+    path: Path,
+    facts: Mapping[str, Any],
+    quick: Sequence[str] = (),
 ) -> list[str]:
     """Run the sections, with the file at `path` whole after each of them; those that failed.
 
     limits: of each section, in seconds. command: runs the section that `--part NAME --json FILE
-    --seconds LIMIT` names. facts: what the file tells beside the sections.
+    --seconds LIMIT` names, and `--quick` after it for those in `quick`. facts: what the file tells
+    beside the sections.
     """
     stored: dict[str, Any] = {**facts, "sections": {}}
     store(path, stored)
@@ -62,6 +67,7 @@ def report(
         for name, limit in limits.items():
             part = Path(folder) / f"{name}.json"
             own = [*command, "--part", name, "--json", str(part), "--seconds", str(limit)]
+            own += ["--quick"] if name in quick else []
             print(f"--- {name}", flush=True)
             outcome = run_section(own, part, limit)
             print(f"--- {name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)

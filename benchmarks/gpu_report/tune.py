@@ -1,7 +1,8 @@
 """The fastest launches of the CUDA kernels on this GPU, and the table that keeps them.
 
 Everything is compiled first, in many processes. Times are those with x in bfloat16; the table has
-them for float16, too, which reads and computes as much. `table` goes to `kernels/gpu/cuda/tuned/`.
+them for float16, too, which reads and computes as much. The table is written where the kernels look
+for it, so that later sections go by it, and is part of the report.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from gpu_report.latency import BITS, GROUP, QUICK_SHAPES, SHAPES
 from gpu_report.processes import each
 from qbench.errors import ConfigError
+from qbench.kernels import tuned
 from qbench.kernels.description import moved
 from qbench.kernels.gpu.cuda import choice, products, toolchain
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive
@@ -24,7 +27,7 @@ from qbench.kernels.gpu.cuda.tune import measure
 from qbench.kernels.samples import MAKERS
 
 ROWS = (1, 64, 8, 16, 4, 2, 32, 128, 256)  # what matters most comes first
-QUICK_ROWS = (1, 8, 64)
+QUICK_ROWS = (1, 8, 64, 16, 4)
 FORMAT = "binary"
 WORKERS = 14
 COMPILING = 0.6  # of the section's time, at most
@@ -38,16 +41,16 @@ def tasks(quick: bool) -> list[Task]:
     return list(product(QUICK_ROWS if quick else ROWS, BITS, QUICK_SHAPES if quick else SHAPES))
 
 
-def planes_of(task: Task) -> CudaPlanes:
-    """The weight of a task, as the kernels read it, on the GPU."""
-    _, bits, shape = task
+@lru_cache(maxsize=12)  # tasks that differ in their rows alone share it
+def planes_of(bits: int, shape: tuple[int, int]) -> CudaPlanes:
+    """A weight (out, in), as the kernels read it, on the GPU."""
     return derive(moved(MAKERS[FORMAT](shape, bits, GROUP, 0), "cuda"))
 
 
 def compile_all(task: Task) -> int:
     """Every candidate of a task once; how many there are."""
-    rows = task[0]
-    packed = products.Packed(planes_of(task))
+    rows, bits, shape = task
+    packed = products.Packed(planes_of(bits, shape))
     x = torch.zeros(rows, packed.planes.shape[1], device="cuda", dtype=torch.bfloat16)
     gpu = choice.gpu_of(packed.planes.words.get_device())
     candidates = choice.candidates(rows, packed.planes, gpu)
@@ -74,7 +77,7 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         if task in reasons or time.monotonic() > end:
             continue
         rows, bits, shape = task
-        planes = planes_of(task)
+        planes = planes_of(bits, shape)
         ranked = measure(planes, rows, torch.bfloat16)
         best, chosen = ranked[0]
         for dtype in DTYPES:
@@ -82,6 +85,7 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         times = [{"seconds": each_time} | found.fields() for each_time, found in ranked]
         timed.append({"rows": rows, "bits": bits, "shape": shape, "candidates": times})
         print(f"{shape}, {rows} rows, {bits} bits: {best * 1e6:.1f} us, {chosen}", flush=True)
+        tuned.write(choice.tuned_file(facts["gpu"]), facts, configs)
         write({"table": facts | {"configs": configs}, "timed": timed})
     failed = [reason for reason in reasons.values() if "in time" not in reason]
     for reason in failed:

@@ -345,13 +345,15 @@ class Steps:
         hidden = self.mixed(inputs, batch)
         output = inputs.run(block, hidden, batch, {**fixed, **self.state.substitutes()})
         loss = block_loss(output, target, self.recipe.loss)
-        if torch.isfinite(loss):
+        # The device is waited for here, once: what follows runs while the next step is prepared.
+        value: float = loss.item()
+        if math.isfinite(value):
             loss.backward()
             self.optimizer.step()
             # At once: nothing holds gradients while a state is judged.
             self.optimizer.zero_grad(set_to_none=True)
             self.schedule.step()
-        return loss.item()
+        return value
 
 
 def _short(value: float) -> float | str:

@@ -31,7 +31,17 @@ def in_place(
         return
     kinds = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
     buffers, replay = _recorded(function, kinds, constants)
-    for buffer, tensor in zip(buffers, tensors, strict=True):
+    replay_on(buffers, replay, read, changed)
+
+
+def replay_on(
+    buffers: list[Tensor],
+    replay: Callable[[], None],
+    read: Sequence[Tensor],
+    changed: Sequence[Tensor],
+) -> None:
+    """Copy tensors into the buffers, replay, and copy back what has changed."""
+    for buffer, tensor in zip(buffers, (*read, *changed), strict=True):
         buffer.copy_(tensor)
     replay()
     for buffer, tensor in zip(buffers[len(read) :], changed, strict=True):

@@ -70,15 +70,15 @@ OVERHEADS = {
         start=2e-7,
         step=2.5e-8,
     ),
-    # NVIDIA H200, blocks of 8B size, 3 bits, groups of 128.
+    # NVIDIA H200, blocks of 8B size, 3 bits, groups of 128 (benchmarks/results).
     "cuda": Overheads(
         share=0.6,
         windows=1.3,
         hessians=1.2,
-        search=3e-9,
-        rounding=6e-9,
-        start=5e-9,
-        step=5e-11,
+        search=2.6e-9,
+        rounding=3.5e-9,
+        start=3e-9,
+        step=2.5e-11,
     ),
 }
 

@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from qbench.errors import ConfigError
+from qbench.latency.fusion import fused
+
+ALIGNMENT = 16  # of the cache's places, for which kernels of attention are written
 
 
 class Decoder:
     """A model with a static cache for one prompt of a fixed length, and for what follows it.
 
     model: a transformers model for causal language modelling, on one device. prompt: token ids
-    (1, length). tokens: how many are written, at least 2.
+    (1, length). tokens: how many are written, at least 2. fuse: on a GPU, whether norms and rotary
+    embeddings are one kernel each (`qbench.latency.fusion`). ConfigError where the model's layers
+    do not look back so far.
     """
 
-    def __init__(self, model: Any, prompt: Tensor, tokens: int) -> None:
+    def __init__(self, model: Any, prompt: Tensor, tokens: int, fuse: bool = True) -> None:
         from transformers import StaticCache
 
         device = model.device
@@ -31,15 +40,22 @@ class Decoder:
         self.written = torch.zeros(1, tokens, dtype=torch.int64, device=device)
         self.logits = torch.zeros(1, model.config.vocab_size, device=device)  # after the prompt
         self._model = model
+        self._fuse = fuse
         self._prompt = prompt.to(device)
         self._length = prompt.shape[1]
-        self._room = self._length + tokens
+        self._room = -(-(self._length + tokens) // ALIGNMENT) * ALIGNMENT
         self._cache = StaticCache(config=model.config, max_cache_len=self._room)
+        for layer in self._cache.layers:
+            if layer.max_cache_len < self._room:
+                raise ConfigError(
+                    f"the model looks back {layer.max_cache_len} tokens in some layers; read and "
+                    f"write at most as many together (now {self._length} and {tokens})"
+                )
+            layer.update = partial(self._update, layer, layer.update)
         self._token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self._count = torch.zeros(1, dtype=torch.int64, device=device)  # of tokens written
-        places = torch.arange(self._room, device=device)
-        # (1, 1, length, room): a token sees itself and those before it
-        self._mask = (places <= places[: self._length, None])[None, None]
+        self._all_places = torch.arange(self._room, device=device)
+        self._places = self._all_places  # those that a step writes to
         with torch.no_grad():
             self._read, self._write = self._captured()
 
@@ -62,38 +78,53 @@ class Decoder:
             return self._read_step, self._write_step
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles, and allocates what libraries keep
-            self._read_step()
-            self._write_step()
-        torch.cuda.current_stream().wait_stream(stream)
         replays = []
-        for step in (self._read_step, self._write_step):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                step()
-            replays.append(graph.replay)
+        with fused(self._model) if self._fuse else nullcontext():
+            with torch.cuda.stream(stream):  # compiles, and allocates what libraries keep
+                self._read_step()
+                self._write_step()
+            torch.cuda.current_stream().wait_stream(stream)
+            for step in (self._read_step, self._write_step):
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=stream):
+                    step()
+                replays.append(graph.replay)
         read, write = replays
         return read, write
 
     def _read_step(self) -> None:
-        logits = self._step(self._prompt, 0, self._mask)
+        logits = self._step(self._prompt, 0)
         self.logits.copy_(logits)
         self._keep(logits)
 
     def _write_step(self) -> None:
         # the first token was counted, and it stands behind the prompt
-        self._keep(self._step(self._token, self._count + (self._length - 1), None))
+        self._keep(self._step(self._token, self._count + (self._length - 1)))
 
-    def _step(self, ids: Tensor, begin: int | Tensor, mask: Tensor | None) -> Tensor:
+    def _step(self, ids: Tensor, begin: int | Tensor) -> Tensor:
         """ids (1, n) at the places from `begin` on -> logits (1, vocabulary) of the last one."""
         places = torch.arange(ids.shape[1], device=ids.device) + begin
-        options: dict[str, Any] = {"position_ids": places[None], "attention_mask": mask}
+        self._places = places
+        # (1, 1, n, room), added to the scores once for all layers: a token sees those up to itself
+        mask = torch.zeros(len(places), self._room, device=ids.device, dtype=self._model.dtype)
+        mask.masked_fill_(self._all_places > places[:, None], float("-inf"))
+        options: dict[str, Any] = {"position_ids": places[None], "attention_mask": mask[None, None]}
         if "cache_position" in inspect.signature(self._model.forward).parameters:
             options["cache_position"] = places  # before transformers 5.3 the cache did not count
         output = self._model(
             ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1, **options
         )
         return output.logits[:, -1]
+
+    def _update(
+        self, layer: Any, update: Callable[..., Any], keys: Tensor, values: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put keys and values at the step's places: that of the layer computes them every time."""
+        if not layer.is_initialized:
+            update(keys, values, *rest)  # makes its tensors
+        layer.keys.index_copy_(2, self._places, keys)
+        layer.values.index_copy_(2, self._places, values)
+        return layer.keys, layer.values
 
     def _keep(self, logits: Tensor) -> None:
         self._token.copy_(logits.argmax(-1, keepdim=True))

@@ -48,6 +48,7 @@ def time_models(
     tokens: int,
     repeats: int,
     progress: Callable[[str], None],
+    fuse: bool = True,
 ) -> list[Speed]:
     """The models that the functions give, each in its turn; the last one is the reference.
 
@@ -63,7 +64,7 @@ def time_models(
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         served(clear=True)
-        decoders[name] = Decoder(model, prompt_of(prompt, model.config.vocab_size), tokens)
+        decoders[name] = Decoder(model, prompt_of(prompt, model.config.vocab_size), tokens, fuse)
         once(decoders[name])
         kernels[name] = served(clear=True)
         peaks[name] = bytes_of(model) + torch.cuda.max_memory_allocated() - before

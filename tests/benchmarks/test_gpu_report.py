@@ -15,10 +15,11 @@ import torch
 from places import ROOT
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.errors import ConfigError
+from qbench.latency.timing import Shape
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from gpu_report import correctness, latency, sections
-from gpu_report.processes import each
+from gpu_report.processes import Outcome, each
 from gpu_report.random_model import random_twins
 
 sys.path.remove(str(ROOT / "benchmarks"))
@@ -42,9 +43,9 @@ def test_a_section_that_fails_or_hangs_leaves_the_others(tmp_path, capsys):
     script, path = tmp_path / "section.py", tmp_path / "results" / "gpu.json"
     script.write_text(SECTION)
     limits = sections.limits_of("pipeline,tune,latency,correctness", "tune=1.5")
-    assert list(limits) == ["correctness", "latency", "tune", "pipeline"]
+    assert list(limits) == ["correctness", "tune", "latency", "pipeline"]
     failed = sections.report(limits, [sys.executable, str(script)], path, {"gpu": "none"})
-    assert failed == ["latency", "tune"]
+    assert failed == ["tune", "latency"]
     stored = json.loads(path.read_text())
     assert stored["gpu"] == "none" and list(stored["sections"]) == list(limits)
     told = {name: section["status"] for name, section in stored["sections"].items()}
@@ -144,6 +145,34 @@ def test_what_matters_most_is_timed_first():
     assert len(set(todo)) == len(todo) == len(latency.SHAPES) * len(latency.ROWS)
     assert [shape.rows for shape in todo[:4]] == [1, 1, 1, 1]
     assert set(latency.shapes(quick=True)) < set(todo)
+
+
+def test_what_failed_in_a_process_of_its_own_is_not_timed(monkeypatch):
+    few, many, large = Shape(64, 256, 1), Shape(64, 256, 64), Shape(128, 256, 1)
+    todo = [few, many, large]
+    tasks = latency.first_runs(todo)
+    assert {(few, "gemlite int4"), (large, "humming int3"), (many, "torch int4")} < set(tasks)
+    assert not {(many, "humming int3"), (large, "gemlite int4"), (large, "torch int4")} & set(tasks)
+    outcomes = {
+        (few, "gemlite int4"): (None, "RuntimeError: no"),
+        (large, "humming int3"): (None, "not finished in time, 9 s after its start"),
+        (large, "3 bits"): (None, "its process ended with -11"),
+        (many, "2 bits"): ({"triton": "2 bits: the relative error is 1"}, None),
+        (many, "3 bits"): (None, "not reached in time"),
+    }
+
+    def each_of(function, items, workers, seconds):
+        return [Outcome(item, *outcomes.get(item, ({}, None))) for item in items]
+
+    monkeypatch.setattr(latency, "each", each_of)
+    failed = latency.failures(todo, 10)
+    assert failed[few] == {"gemlite int4": "RuntimeError: no"}
+    assert failed[many] == {"triton": "2 bits: the relative error is 1"}
+    assert failed[large] == {
+        "cuda": "its process ended with -11",
+        "gemlite int4": "RuntimeError: no",
+        "humming int3": "not finished in time, 9 s after its start",
+    }
 
 
 def test_random_twins_are_the_same_model():

@@ -42,8 +42,10 @@ def no_files(monkeypatch, tmp_path):
     "rows, name",
     [
         (1, "bit_serial"),
-        (4, "bit_serial"),
-        (5, "half_rows"),
+        (2, "bit_serial"),
+        (3, "byte_rows"),
+        (8, "byte_rows"),
+        (9, "half_rows"),
         (32, "half_rows"),
         (64, "wide_rows"),
         (512, "wide_rows"),
@@ -61,9 +63,21 @@ def test_no_gpu_is_given_instructions_that_it_has_not(planes, architecture, rows
     assert found != "wide_rows"
     if architecture >= 100:
         assert found != "bit_serial", "it would be emulated"
-        assert rows > 4 or found == "byte_rows"
+        assert rows > 8 or found == "byte_rows"
     if rows == 4096:
         assert found == "dequantize"
+
+
+def test_the_files_that_are_shipped_can_be_read_and_served(monkeypatch):
+    monkeypatch.undo()
+    choice._tuned.cache_clear()
+    files = sorted(choice.TUNED.glob("*.json"))
+    assert [path.stem for path in files] == ["NVIDIA_H200"]
+    for name, chosen in choice._tuned("NVIDIA H200").items():
+        rows, n, k = (int(word[1:]) for word in name.split()[:3])
+        bits = int(name.split()[4][1:])
+        planes = derive(binary_weight(n // 256, k, bits, 128))
+        assert choice.refusal(chosen.kernel, rows, planes, H200) is None, name
 
 
 def test_every_candidate_serves_and_can_be_kept_in_a_file(planes, no_files):
@@ -94,6 +108,10 @@ def test_what_was_measured_is_taken_before_the_default(planes, no_files):
     assert choice.choose(11, other, torch.float16, H200) == Choice("dequantize"), "the nearest"
     small = derive(binary_weight(512, 1024, 3, 32))
     assert choice.choose(11, small, torch.bfloat16, H200).kernel == "half_rows"
+    h100 = Gpu("NVIDIA H100 80GB HBM3", 90, 132)
+    assert choice.choose(11, planes, torch.bfloat16, h100) == Choice("dequantize")
+    smaller = Gpu("NVIDIA H100 PCIe", 90, 114)
+    assert choice.choose(11, planes, torch.bfloat16, smaller).kernel == "half_rows"
     choice._tuned.cache_clear()
     path.write_text("{}")
     with pytest.raises(ConfigError, match="tune again or delete it"):
@@ -230,12 +248,12 @@ def test_why_they_cannot_be_used(monkeypatch, capabilities, missing, reason):
     assert products.unavailable.__wrapped__() == reason
 
 
-def test_the_declared_error_is_twice_the_rounding_of_the_result():
+def test_the_declared_error_is_within_three_roundings_of_the_result():
     (kernel,) = products.KERNELS
     y = normal(100_000).double()
     for dtype in products.DTYPES:
         rounding = ((y.to(dtype).double() - y).norm() / y.norm()).item()
-        assert 1.9 * rounding < kernel.bound(dtype) < 2.3 * rounding
+        assert 2.5 * rounding < kernel.bound(dtype) < 3 * rounding
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

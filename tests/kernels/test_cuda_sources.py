@@ -35,7 +35,9 @@ def aot():
 )
 def test_a_kernel_for_hopper(aot, kernel):
     entries = aot.compiled(aot.Case(kernel, 90, aot.ROWS[kernel][0], 2))
-    assert_sound(entries)
+    assert aot.faults(entries) == []
+    for entry in entries:
+        assert 0 < entry["registers"] * entry["threads"] <= 65536, "a block fits a multiprocessor"
     found = {entry["function"]: entry["instructions"] for entry in entries}
     if kernel in UNITS:
         *_, product = found.values()
@@ -62,7 +64,11 @@ def test_all_variants(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def assert_sound(entries):
-    for entry in entries:
-        assert entry["spill_loads"] == entry["spill_stores"] == entry["stack_bytes"] == 0
-        assert 0 < entry["registers"] * entry["threads"] <= 65536, "a block fits a multiprocessor"
+def test_faults_are_seen(aot):
+    (*_, entry) = aot.compiled(aot.Case("bit_serial", 90, 1, 3))
+    assert aot.faults([entry]) == []
+    (fault,) = aot.faults([entry | {"spill_loads": 2, "spill_stores": 1, "stack_bytes": 8}])
+    assert "8 bytes of stack, 3 spills" in fault
+    (fault,) = aot.faults([entry | {"instructions_per_bit": 2.5}])
+    assert "2.5 instructions a bit, not 0.65" in fault
+    assert aot.faults([entry | {"instructions_per_bit": 2.5, "rows": 4}]) == []

@@ -11,11 +11,11 @@ import torch
 import qbench
 from qbench import Scheme
 from qbench.checkpoint.packed_linear import pack
-from qbench.errors import QbenchError
+from qbench.errors import ConfigError, QbenchError
 from qbench.kernels.contract import Kernel, Prepared
 from qbench.kernels.samples import MAKERS
 from qbench.kernels.sharing import shared
-from qbench.latency import candidates, gpu, gpu_end_to_end, gpu_peers
+from qbench.latency import candidates, fusion, gpu, gpu_end_to_end, gpu_peers
 from qbench.latency.candidates import kernel_candidate
 from qbench.latency.decoding import Decoder
 from qbench.latency.end_to_end import prompt_of
@@ -183,3 +183,63 @@ def test_a_kernel_that_prepares_x_is_also_timed_with_x_prepared_once():
     plain = Kernel("mine", lambda x, parts, bias, description: x @ parts[0].T)
     candidate = kernel_candidate(plain, weight, torch.randn(2, 32), 16)
     assert list(candidates._with_shared_inputs(candidate)) == []
+
+
+def test_only_norms_that_compute_the_same_are_fused(twins):
+    class Shifted(torch.nn.Module):  # as Gemma's, which multiplies with 1 + weight
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((8,), 0.5))
+            self.variance_epsilon = 1e-6
+
+        def forward(self, x):
+            return torch.nn.functional.rms_norm(x, (8,), 1 + self.weight, self.variance_epsilon)
+
+    assert fusion.fused_norm(Shifted()) is None and fusion.fused_norm(torch.nn.Linear(2, 2)) is None
+    model = twins[1]
+    norm = model.model.norm
+    x = torch.randn(3, 32)
+    assert (fusion.fused_norm(norm)(x) - norm(x)).norm() < 1e-6 * x.norm()
+
+
+def test_a_fused_model_is_as_it_was_afterwards(twins, monkeypatch):
+    called = []
+
+    def compiled(function):
+        def run(*arguments):
+            called.append(function.__name__)
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(fusion, "_compiled", compiled)
+    model = twins[1]
+    ids = prompt_of(5, 259)
+    expected = model(ids).logits
+    with fusion.fused(model):
+        assert "forward" in vars(model.model.norm)
+        logits = model(ids).logits
+    assert (logits - expected).norm() < 1e-5 * expected.norm()
+    assert called == ["apply_rotary_pos_emb"] * 2 and "forward" not in vars(model.model.norm)
+    assert torch.equal(model(ids).logits, expected) and len(called) == 2
+
+
+def test_what_torch_cannot_compile_is_called_as_it_is(monkeypatch):
+    def fails(function, dynamic):
+        def run(x):
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert fusion._compiled(abs)(-3) == 3
+
+
+def test_a_model_that_looks_back_less_is_refused():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64}
+    model = MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
+    with pytest.raises(ConfigError, match="looks back 16 tokens in some layers; read and write"):
+        Decoder(model, prompt_of(20, 64), 4)

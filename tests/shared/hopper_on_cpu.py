@@ -60,9 +60,10 @@ def compiled(folder: Path, source: str, name: str, macros: dict[str, int], devic
 def _library(folder: Path, macros: tuple[tuple[str, int], ...]) -> Path:
     build = Path(folder) / str(len(list(folder.iterdir())))
     build.mkdir()
-    for path in SOURCES.glob("wide_*.cu*"):
+    for path in (*SOURCES.glob("wide_*.cu*"), SOURCES / "weights.cuh", STAND_IN / "wgmma.cuh"):
         shutil.copy(path, build)
-    shutil.copy(STAND_IN / "wgmma.cuh", build)
+    shutil.copy(ROOT / "tests" / "kernels" / "cuda_on_cpu" / "instructions.cuh", build)
+    (build / "conversions.cuh").write_text('#include "wgmma.cuh"\n')
     (build / "entry.cc").write_text(ENTRY)
     library = build / "wide_rows.so"
     command = [COMPILER, "-std=c++17", "-O1", "-fno-gnu-unique", "-shared", "-fPIC"]

@@ -3,8 +3,8 @@
 An entry of `tuned/<name of the GPU>.json` (`qbench.kernels.tuned`) has the kernel's name and the
 fields of its `Config`. Without one, the rows of x decide:
 
-    bit_serial   few rows, on GPUs that multiply bits: sm_80 .. sm_90; newer ones emulate it
-    byte_rows    few rows on the others, whose matrix units multiply bytes
+    bit_serial   one or two, on GPUs that multiply bits: sm_80 .. sm_90; newer ones emulate it
+    byte_rows    few, by products of bytes
     half_rows    some, the weight made into half precision in registers
     wide_rows    many, on sm_90 alone: its asynchronous matrix units
     dequantize   the whole weight is written out in half precision, and cuBLAS multiplies
@@ -27,13 +27,17 @@ from qbench.kernels.gpu.cuda.layout import SMALL_GROUPS, CudaPlanes
 
 TUNED = Path(__file__).resolve().parent / "tuned"
 DEQUANTIZE = "dequantize"
+# (architecture, multiprocessors) -> a measured GPU that has the same processor: H100 and H200
+# differ in their memory
+SAME_PROCESSOR = {(90, 132): "NVIDIA H200"}
 MODULES: dict[str, ModuleType] = {
     module.NAME: module for module in (bit_serial, byte_rows, half_rows, wide_rows)
 }
 BIT_ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits
 # (rows of x at most, kernels by preference); the first that serves is taken
 ORDER: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (4, ("bit_serial", "byte_rows")),
+    (2, ("bit_serial", "byte_rows")),
+    (8, ("byte_rows",)),
     (32, ("half_rows",)),
     (64, ("wide_rows", "half_rows")),
     (1024, ("wide_rows",)),
@@ -74,7 +78,9 @@ def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choic
     What was not measured takes what was for binary weights, bfloat16 and groups of 128: it has the
     same bits and shape, and not less shared memory. Groups of 32 and 64 have more parameters.
     """
-    measured = _tuned(gpu.name)
+    measured = _tuned(gpu.name) or _tuned(
+        SAME_PROCESSOR.get((gpu.architecture, gpu.multiprocessors))
+    )
     names = [key(rows, planes, dtype)]
     if planes.group_size not in SMALL_GROUPS:
         names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
@@ -126,8 +132,8 @@ def tuned_file(gpu: str) -> Path:
 
 
 @cache
-def _tuned(gpu: str) -> dict[str, Choice]:
-    return tuned.read(tuned_file(gpu), _parsed)
+def _tuned(gpu: str | None) -> dict[str, Choice]:
+    return {} if gpu is None else tuned.read(tuned_file(gpu), _parsed)
 
 
 def _parsed(fields: Mapping[str, Any]) -> Choice:

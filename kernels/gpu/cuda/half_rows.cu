@@ -5,12 +5,12 @@
 //   TILES   tiles of 16 outputs of a warp, which share what it reads of x
 //   ACROSS  warps of a block beside each other along the outputs
 //   ALONG   warps of a block that share the inputs, chunk by chunk
-//   SPLIT   blocks that share the inputs: a cluster, so that they can add their sums (1 before sm_90)
+//   SPLIT   blocks that share the inputs: a cluster, which adds their sums (1 before sm_90)
 //   STAGES  batches of chunks in shared memory, of which all but one are on their way
 //   BLOCKS  blocks that should fit a multiprocessor
 //
 // A batch is ALONG chunks of 256 inputs. Each warp copies its own words and parameters, all warps
-// together copy x. Sums are added in a fixed order, so that the same x gives the same y bit for bit.
+// together copy x. Sums are added in a fixed order: the same x gives the same y bit for bit.
 #include "weights.cuh"
 
 constexpr int WARPS = ACROSS * ALONG;
@@ -26,7 +26,7 @@ constexpr int TILE_BYTES = WORD_BYTES + TABLE_BYTES;
 constexpr int WARP_BYTES = TILES * TILE_BYTES;
 constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
 constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;     // of a tile and chunk
-constexpr int TABLES_OF_BATCH = WARPS * TILES * SHARED_TABLE_BYTES;  // two of these after the stages
+constexpr int TABLES_OF_BATCH = WARPS * TILES * SHARED_TABLE_BYTES;  // two after the stages
 static_assert(STAGES >= 3, "parameters arrive a batch before their words are used");
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
@@ -154,7 +154,8 @@ __device__ __forceinline__ void copy_x(Inputs &from, bool aligned, unsigned to) 
     } else {
 #pragma unroll 1
         for (int i = 0; i < ALONG * ROWS; i += WARPS) {
-            int row = i % ROWS, input = i / ROWS * 256, left = row < from.rows ? from.left - input : 0;
+            int row = i % ROWS, input = i / ROWS * 256;
+            int left = row < from.rows ? from.left - input : 0;
             const unsigned short *at = from.x + row * from.inputs + input;
             if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
 #pragma unroll 1
@@ -234,7 +235,9 @@ __device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
                     }
                 }
                 unsigned a[2], b[2];
-                row_weights(words[t][row], k, tables[t][0][row], tables[t][later != table][row], a, b);
+                const unsigned *of_first = tables[t][0][row];
+                const unsigned *of_second = tables[t][later != table][row];
+                row_weights(words[t][row], k, of_first, of_second, a, b);
                 first[t][row] = a[0];
                 first[t][row + 2] = a[1];
                 second[t][row] = b[0];
@@ -275,8 +278,8 @@ __device__ __forceinline__ void keep_sums(const float (&sums)[TILES][COLUMNS][4]
     }
 }
 
-// What a thread adds up and writes: the block's outputs of all rows are cut up between the blocks of
-// the cluster, and those between threads.
+// What a thread adds up and writes: the outputs of all rows are cut up between the blocks of the
+// cluster, and those between threads.
 constexpr int RESULTS = (ROWS * OUTPUTS + SPLIT * THREADS - 1) / (SPLIT * THREADS);
 
 __device__ __forceinline__ int place_of_result(int i) {

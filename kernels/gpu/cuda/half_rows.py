@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import islice, product
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from qbench.kernels.gpu.cuda.layout import CHUNK, TILE, CudaPlanes
 
 NAME = "half_rows"
 MOST_ROWS = 64  # of a block
+MULTIPROCESSORS = 132  # of an H100 or H200, which configurations are ranked for
 X_ROW_BYTES = 2 * (CHUNK + 16)  # as in the source, with what keeps banks apart
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
@@ -78,9 +79,17 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
-    """What is worth measuring, at most a dozen."""
-    ranked = sorted(_sensible(rows, planes), key=lambda c: _cost(c, rows, planes, 132))
-    yield from ranked[:12]
+    """What is worth measuring: the best of each way to fill a multiprocessor."""
+
+    def cost(config: Config) -> float:
+        return _cost(config, rows, planes, MULTIPROCESSORS)
+
+    best: dict[tuple[int, ...], Config] = {}
+    for config in sorted(_sensible(rows, planes), key=cost):
+        best.setdefault((config.tiles, config.threads, config.along, config.blocks), config)
+    # Other kernels are faster at few rows and at many.
+    count = 6 if 4 < rows <= MOST_ROWS else 2
+    yield from islice(best.values(), count)
 
 
 def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config) -> None:
@@ -146,21 +155,23 @@ def _table_row(planes: CudaPlanes) -> int:
 def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     """Ways to cut the work that fit the GPU."""
     height = min(-(-rows // 8) * 8, MOST_ROWS)
-    tiles = 1 if height <= 16 or planes.bits > 4 else 2
     clusters, shared = _limits(planes.words.device)
-    for across, along, split in product((8, 4, 2), (1, 2, 4, 8), (1, 2, 4)):
+    for tiles, across, along, split in product((1, 2), (8, 4, 2), (1, 2, 4, 8), (1, 2, 4)):
         warps = across * along
-        if warps not in (4, 8, 16) or (split > 1 and not clusters):
+        if warps not in (4, 8, 16) or (height % warps and warps % height):
             continue
-        if warps == 16 and (tiles > 1 or planes.bits > 4 or (height % 16 and height != 8)):
-            continue  # more registers than such a block has, or lines of x that are not one's own
-        if along * split > planes.chunks and along * split > 1:
+        # In these cases there would be more registers than a multiprocessor has.
+        if planes.bits > 4 and (tiles == 2 or warps == 16):
+            continue
+        if warps == 16 and (tiles == 2 or height > 32):
+            continue
+        if (split > 1 and not clusters) or along * split > max(planes.chunks, 2):
             continue
         for stages in (4, 3):
             config = Config(height, tiles, across, along, split, stages, 1)
             used = config.shared_bytes(planes) + 1024
             if used <= shared:
-                twice = warps == 8 and 2 * used <= shared and (tiles == 1 or planes.bits <= 2)
+                twice = warps == 8 and 2 * used <= shared and tiles == 1 and height <= 32
                 yield replace(config, blocks=2 if twice else 1)
                 break
 
@@ -173,8 +184,9 @@ def _cost(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -
     batches = -(-planes.chunks // (config.split * config.along))
     # A scheduler of the multiprocessor works through its warps' tiles; a batch ends with a barrier.
     tiles = max(resident * config.across * config.along / 4, 1) * config.tiles
-    batch = 480 + tiles * (600 + 12 * config.rows)
-    return waves * (3000 + batches * batch) + {1: 0, 2: 1500, 4: 4000}[config.split]
+    cycles = waves * (3000 + batches * (480 + tiles * (600 + 12 * config.rows)))
+    # Clusters of 4 leave multiprocessors idle, which come in groups of 16 and 18.
+    return cycles * {1: 1.0, 2: 1.03, 4: 1.5}[config.split]
 
 
 @cache

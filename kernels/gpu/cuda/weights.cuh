@@ -3,8 +3,8 @@
 // A row is one output of a tile for one lane 4 g + t: g or g + 8. A word of it holds, for each of
 // the 8 steps of 16 inputs, the 4 inputs 16 step + 4 t + j: bit step + 8 j. `row_weights` gives the
 // steps k and k + 4 at once: `first` and `second` each have the pairs j = 0, 1 and j = 2, 3, which
-// are a0 and a2 of mma.m16n8k16 (row g; a1 and a3 for g + 8), where x's b0 is the inputs 4 t + {0, 1}
-// of the step and b1 the inputs 4 t + {2, 3}.
+// are a0 and a2 of mma.m16n8k16 (row g; a1 and a3 for g + 8), where x's b0 is the inputs
+// 4 t + {0, 1} of the step and b1 the inputs 4 t + {2, 3}.
 //
 // Three ways, by what takes the fewest instructions:
 // - octets: three planes select one of 8 levels. The levels' low and high bytes lie in four
@@ -41,7 +41,9 @@ constexpr int TABLE_ROW = TABLE_REGISTERS == 2 ? 2 : (TABLE_REGISTERS + 3) / 4 *
 constexpr float CODE_OFFSET = BF16 ? 128.0f : 1024.0f;
 constexpr unsigned CODE_HIGH_BYTES = BF16 ? 0x43434343 : 0x64646464;  // of that offset
 
-__device__ __forceinline__ unsigned twice(float value) { return floats_to_activations(value, value); }
+__device__ __forceinline__ unsigned twice(float value) {
+    return floats_to_activations(value, value);
+}
 
 __device__ __forceinline__ unsigned shifted_right(unsigned word, int places) {
     return places < 0 ? word << -places : word >> places;
@@ -55,7 +57,7 @@ __device__ __forceinline__ int group_of(int chunk, int table) {
     return GROUP ? (chunk * 256 + table * inputs) / (GROUP ? GROUP : 1) : 0;
 }
 
-// The numbers of one row, from shared memory. at: the address of the first of them, among the pairs.
+// The numbers of one row, from shared memory. at: address of the first of them, among the pairs.
 __device__ __forceinline__ void load_row(unsigned at, float (&row)[PARAMETERS]) {
 #pragma unroll
     for (int i = 0; i < PARAMETERS; ++i) {
@@ -94,7 +96,8 @@ __device__ __forceinline__ void load_parameters(const void *at, float (&row_g)[P
     for (int i = 0; i < PARAMETERS; ++i) {
         float2 pair;
         if (META32) {
-            pair = make_float2(__uint_as_float(numbers[2 * i]), __uint_as_float(numbers[2 * i + 1]));
+            pair.x = __uint_as_float(numbers[2 * i]);
+            pair.y = __uint_as_float(numbers[2 * i + 1]);
         } else {
             pair = float16_pair_to_floats(numbers[i]);
         }
@@ -206,10 +209,11 @@ __device__ __forceinline__ unsigned codes2(unsigned low, unsigned high, int odd)
     return chosen(0x55555555, shifted_right(low, odd), shifted_right(high, odd - 1));
 }
 
-// Codes of 3 or 4 planes as nibbles: of step k in the low nibble of byte j, of k + 4 in the high one.
+// Codes of 3 or 4 planes as nibbles: of step k in byte j's low nibble, of k + 4 in the high one.
 __device__ __forceinline__ unsigned codes3(const unsigned *words, int k) {
     unsigned third = words[2] & (k & 1 ? 0xAAAAAAAA : 0x55555555);
-    return chosen(0x33333333, codes2(words[0], words[1], k & 1) >> (k & 2), shifted_right(third, k - 2));
+    unsigned two = codes2(words[0], words[1], k & 1) >> (k & 2);
+    return chosen(0x33333333, two, shifted_right(third, k - 2));
 }
 
 __device__ __forceinline__ unsigned codes4(const unsigned *words, int k) {
@@ -276,7 +280,8 @@ __device__ __forceinline__ void code_weights(unsigned codes, const unsigned *tab
         unsigned integers = add(bytes_of(low_codes, CODE_HIGH_BYTES, places), table[0]);
         if (split) {
             unsigned high = bytes_of((codes >> 4) & 0x0F0F0F0F, CODE_HIGH_BYTES, places);
-            integers = multiply_add(add(high, 0xC300C300), 0x41804180, integers);  // (high - 128) 16
+            high = add(high, 0xC300C300);                           // less 128
+            integers = multiply_add(high, 0x41804180, integers);  // 16 times
         }
         weights[pair] = multiply_add(integers, table[1], table[2]);
     }
@@ -300,8 +305,10 @@ __device__ __forceinline__ void all_code_weights(const unsigned *words, int k,
 // The weights of the steps k and k + 4 (k 0..3) of 128 inputs of a row. words: one of each plane.
 // The tables of both steps are the same in groups of at least 128.
 __device__ __forceinline__ void row_weights(const unsigned (&words)[PLANES], int k,
-                                            const unsigned *first_table, const unsigned *second_table,
-                                            unsigned (&first)[2], unsigned (&second)[2]) {
+                                            const unsigned *first_table,
+                                            const unsigned *second_table,
+                                            unsigned (&first)[2],
+                                            unsigned (&second)[2]) {
     if (CODES) {
         all_code_weights(words, k, first_table, second_table, first, second);
         return;

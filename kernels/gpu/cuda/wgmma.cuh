@@ -7,7 +7,7 @@ typedef unsigned u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
 
-// ---- pairs of float16 numbers, the first in the low half of a word
+// ---- a pair of float16 numbers, the first in the low half of a word
 
 __device__ __forceinline__ u32 half_pair(float low, float high) {
   u32 pair;
@@ -15,35 +15,10 @@ __device__ __forceinline__ u32 half_pair(float low, float high) {
   return pair;
 }
 
-__device__ __forceinline__ u32 add2(u32 a, u32 b) {
-  u32 sum;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-
-__device__ __forceinline__ u32 multiply2(u32 a, u32 b) {
-  u32 product;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
-
-// ---- shared memory by its address
-
 // Of the block's first COUNT threads.
 template <int COUNT>
 __device__ __forceinline__ void threads_sync() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
-}
-
-// Of all COUNT threads that share a turn: one half waits for it, the other has passed it on.
-template <int COUNT>
-__device__ __forceinline__ void turn_wait(int whose) {
-  asm volatile("bar.sync %0, %1;" ::"r"(2 + whose), "n"(COUNT) : "memory");
-}
-
-template <int COUNT>
-__device__ __forceinline__ void turn_pass(int whose) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(2 + whose), "n"(COUNT) : "memory");
 }
 
 // ---- clusters: blocks that start together and see each other's shared memory

@@ -1,9 +1,9 @@
-// y = x W^T for 33 rows of x and more, on Hopper's asynchronous matrix units (sm_90a).
+// y = x W^T for 17 rows of x and more, on Hopper's asynchronous matrix units (sm_90a).
 //
 // A weight is dequantized once, in registers, for ROWS rows of x. Per 16 inputs, a warpgroup has a
 // fragment A of 64 outputs x 16 inputs in registers (half precision) and multiplies it with ROWS
 // rows of x in shared memory: wgmma m64 nROWS k16, sums in float32. While the matrix units work on
-// STEPS fragments, the warps dequantize the next.
+// two fragments, the warps dequantize the next two.
 //
 //   OUT_GROUPS x K_GROUPS warpgroups   dequantize and multiply 64 outputs, every K_GROUPSth chunk
 //   the last warpgroup                 warp 0 copies tiles of x, warp 1 words and parameters, into
@@ -14,12 +14,14 @@
 // outputs, and each sums a part of the rows over all of them, in their order: no atomics.
 //
 // Macros beside the common ones: ROWS (32, 64, 128, 192, 256), OUT_GROUPS, K_GROUPS, SHARE, SPLITS,
-// BLOCKS (of one multiprocessor), STEPS (fragments that are dequantized, and multiplied, together:
-// 1, 2, 4), ORDERED (two warpgroups take turns), X_STAGES and W_STAGES (of the rings),
-// CONSUMER_REGISTERS.
+// BLOCKS (of one multiprocessor), X_STAGES and W_STAGES (of the rings), CONSUMER_REGISTERS, and
+// X_BF16: whether x and y are bfloat16. BF16 is 0, since weights and tiles of x are float16.
 #include "wgmma.cuh"
-#include "wide_weights.cuh"
+#include "weights.cuh"
 #include "wide_x.cuh"
+
+// Parameters in float32 may be small where half precision has few bits left: they are scaled up.
+#define WEIGHT_SCALE (META32 ? 64.f : 1.f)
 
 #define CLUSTER (SHARE * SPLITS)
 #define OUTPUTS (64 * OUT_GROUPS)
@@ -27,13 +29,11 @@
 #define CONSUMERS (128 * OUT_GROUPS * K_GROUPS)
 #define THREADS (CONSUMERS + 128)
 
-#define PARAMETER_BYTES (8 * ENTRIES * (META32 ? 8 : 4))  // of a tile and group
-#define SLOTS (GROUP == 0 || GROUP % 256 == 0 ? 1 : GROUP < 128 ? 256 / GROUP : 2)  // of a chunk
-#define SLOT_COPIES (GROUP > 128 ? SLOTS : 1)  // up to 128, a chunk's groups are neighbours
+#define SLOT_COPIES (GROUP > 128 ? TABLES : 1)  // up to 128, a chunk's groups are neighbours
 
 #define X_BYTES (ROWS * 128)          // 64 inputs of a stage
 #define WORD_BYTES (PLANES * 512)     // of a tile and chunk
-#define SLOT_BYTES (SLOTS * PARAMETER_BYTES)
+#define SLOT_BYTES (TABLES * GROUP_BYTES)
 #define W_BYTES (TILES * (WORD_BYTES + SLOT_BYTES))
 #define PITCH (OUTPUTS + 4)           // floats of a row of sums: no two lanes in one bank
 #define RING_BYTES (X_STAGES * X_BYTES + W_STAGES * W_BYTES)
@@ -45,7 +45,10 @@
 struct Ring {  // a stage and the parity of its turn
   u32 stage = 0, parity = 0;
 
-  __device__ __forceinline__ void advance(u32 stages, u32 by = 1) {
+  __device__ __forceinline__ void advance(u32 stages) {
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
+  __device__ __forceinline__ void skip(u32 stages, u32 by) {
     for (stage += by; stage >= stages; stage -= stages) parity ^= 1;
   }
 };
@@ -125,7 +128,7 @@ __device__ __forceinline__ void copy_weights(const Shared& shared, const Place& 
       constexpr u32 bytes = SLOT_BYTES / SLOT_COPIES;
       int group = GROUP ? (chunk * 256 + copy * 128) / (GROUP ? GROUP : 1) : 0;
       copy_bulk(stage + TILES * WORD_BYTES + local * SLOT_BYTES + copy * bytes,
-                params + ((size_t)tile * groups + group) * PARAMETER_BYTES, bytes, full);
+                params + ((size_t)tile * groups + group) * GROUP_BYTES, bytes, full);
     }
   }
 }
@@ -140,63 +143,98 @@ __device__ __forceinline__ void release_x(const Shared& shared, const Place& pla
   }
 }
 
-// A warpgroup's 64 outputs x ROWS rows, summed over this block's chunks.
+// Tables of the rows g and g + 8, from the parameters at this address in shared memory.
+__device__ __forceinline__ void make_tables(u32 at, u32 (&tables)[2][TABLE_REGISTERS]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float numbers[PARAMETERS];
+    load_row(at + r * PARAMETER_BYTES, numbers);
+#pragma unroll
+    for (int i = 0; i < PARAMETERS; ++i) numbers[i] *= UNIFORM && i == 1 ? 1.f : WEIGHT_SCALE;
+    make_table(numbers, tables[r]);
+  }
+}
+
+// Which of the warpgroups that divide the inputs: the same in a warp, and known to be.
+__device__ __forceinline__ u32 group_of_inputs() {
+  return K_GROUPS == 1 ? 0 : __shfl_sync(~0u, threadIdx.x / (128 * OUT_GROUPS), 0);
+}
+
+// A warpgroup's 64 outputs x ROWS rows, summed over its chunks.
 __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Shared& shared,
                                          const Place& place) {
   int lane = threadIdx.x % 32, local = threadIdx.x / 32 % TILES;  // tile of 16 outputs of this warp
-  int group = threadIdx.x / 128, k_group = group / OUT_GROUPS;
+  u32 group = group_of_inputs();
   u32 word_offset = local * WORD_BYTES + lane * 16;
-  u32 parameter_offset =
-      TILES * WORD_BYTES + local * SLOT_BYTES + lane / 4 * (PARAMETER_BYTES / 8);
-  u32 words[PLANES][2], fragments[2][STEPS][4];
-  Parameters parameters;
+  u32 table_offset = TILES * WORD_BYTES + local * SLOT_BYTES + lane / 4 * PARAMETERS * PAIR_BYTES;
+  u32 words[2][PLANES];  // of the rows g and g + 8
+  u32 tables[2][2][TABLE_REGISTERS];  // of a step of 0 .. 3 and of the fourth after it, of g, g + 8
+  u32 fragments[2][2][4];
   Ring x_ring, w_ring;
-  u32 previous = ~0u;  // the stage of x that the matrix units still read
-  w_ring.advance(W_STAGES, k_group);
-  x_ring.advance(X_STAGES, 4 * k_group);
-  if (ORDERED && group == 1) turn_pass<CONSUMERS>(0);
-  for (int chunk = place.begin + k_group; chunk < place.end; chunk += K_GROUPS) {
+  if (K_GROUPS > 1) {
+    w_ring.skip(W_STAGES, group);
+    x_ring.skip(X_STAGES, 4 * group);
+  }
+  u32 read[2] = {~0u, ~0u};  // stages of x that the matrix units still read
+  for (int chunk = place.begin + group; chunk < place.end; chunk += K_GROUPS) {
     u32 stage = shared.weights(w_ring.stage);
     barrier_wait(shared.w_full(w_ring.stage), w_ring.parity);
 #pragma unroll
-    for (int first = 0; first < 16; first += STEPS) {
-      u32(&a)[STEPS][4] = fragments[first / STEPS % 2];
+    for (int half = 0; half < 2; ++half) {
+      u32 x_stages[2];
+      u64 x[2];  // descriptors of 64 inputs each
 #pragma unroll
-      for (int i = 0; i < STEPS; ++i) {
-        int step = first + i, slot = step * SLOTS / 16;
-        if (step % 8 == 0) {
+      for (int p = 0; p < PLANES; ++p) {
+        u32 both[2];
+        load_shared(both, stage + word_offset + p * 512 + half * 8);
+        words[0][p] = both[0], words[1][p] = both[1];
+      }
 #pragma unroll
-          for (int p = 0; p < PLANES; ++p)
-            load_shared(words[p], stage + word_offset + p * 512 + step);
+      for (int k = 0; k < 4; ++k) {  // the steps k and k + 4 of 16 inputs
+        int early = (8 * half + k) / TABLE_STEPS, late = (8 * half + k + 4) / TABLE_STEPS;
+        if (k % TABLE_STEPS == 0 && (half == 0 || TABLES > 1)) {
+          make_tables(stage + table_offset + early * GROUP_BYTES, tables[0]);
+          if (late != early) make_tables(stage + table_offset + late * GROUP_BYTES, tables[1]);
         }
-        if (step == 0 || (step - 1) * SLOTS / 16 != slot)
-          parameters.load(stage + parameter_offset + slot * PARAMETER_BYTES);
+        u32(&a)[2][4] = fragments[k % 2];
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          a[i][j] = weight_pair(words, j & 1, step % 8 + j / 2 * 8, parameters);
-      }
-      if (first + STEPS == 16) {
-        __syncwarp();
-        if (lane == 0) barrier_arrive(shared.w_empty(w_ring.stage));
-      }
-      if (first % 4 == 0) barrier_wait(shared.x_full(x_ring.stage), x_ring.parity);
-      u64 b = matrix_descriptor(shared.x(x_ring.stage)) + first % 4 * 2;
-      if (ORDERED) turn_wait<CONSUMERS>(group);
-      wgmma_fence();
+        for (int r = 0; r < 2; ++r) {
+          u32 first[2], second[2];
+          row_weights(words[r], k, tables[0][r], tables[late != early][r], first, second);
+          a[0][r] = first[0], a[0][2 + r] = first[1];
+          a[1][r] = second[0], a[1][2 + r] = second[1];
+        }
+        if (half == 1 && k == 3) {  // all words and parameters have been read
+          __syncwarp();
+          if (lane == 0) barrier_arrive(shared.w_empty(w_ring.stage));
+        }
+        if (k == 0) {
 #pragma unroll
-      for (int i = 0; i < STEPS; ++i) wgmma(sums, a[i], b + 2 * i);
-      wgmma_commit();
-      if (ORDERED && (group == 0 || first + STEPS < 16 || chunk + 1 < place.end))
-        turn_pass<CONSUMERS>(1 - group);
-      wgmma_wait<1>();  // what was issued before this has ended, and its fragments are free
-      if (first % 4 == 0 && previous != ~0u) release_x(shared, place, previous);
-      if ((first + STEPS) % 4 == 0) {
-        previous = x_ring.stage;
-        x_ring.advance(X_STAGES);
+          for (int i = 0; i < 2; ++i, x_ring.advance(X_STAGES)) {
+            barrier_wait(shared.x_full(x_ring.stage), x_ring.parity);
+            x_stages[i] = x_ring.stage;
+            x[i] = matrix_descriptor(shared.x(x_ring.stage));
+          }
+        }
+        wgmma_fence();
+        wgmma(sums, a[0], x[0] + 2 * k);
+        wgmma(sums, a[1], x[1] + 2 * k);
+        wgmma_commit();
+        wgmma_wait<1>();  // what was issued before this has ended, and its fragments are free
+        if (k == 0) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if (read[i] != ~0u) release_x(shared, place, read[i]);
+            read[i] = x_stages[i];
+          }
+        }
       }
     }
-    w_ring.advance(W_STAGES, K_GROUPS);
-    x_ring.advance(X_STAGES, 4 * (K_GROUPS - 1));
+    w_ring.advance(W_STAGES);
+    if (K_GROUPS > 1) {
+      w_ring.skip(W_STAGES, K_GROUPS - 1);
+      x_ring.skip(X_STAGES, 4 * (K_GROUPS - 1));
+    }
   }
   wgmma_wait<0>();
 }
@@ -212,6 +250,10 @@ __device__ __forceinline__ void store_sums(const float (&sums)[ROWS / 2], u32 ba
     u32 at = base + (row * PITCH + output + 8 * (i >> 1 & 1)) * 4;
     store_shared(at, sums[i]);
   }
+}
+
+__device__ __forceinline__ u16 rounded(float v) {
+  return X_BF16 ? float_to_bfloat16(v) : float_to_float16(v);
 }
 
 __device__ __forceinline__ void write_y(const Shared& shared, const Place& place,
@@ -235,7 +277,7 @@ __device__ __forceinline__ void write_y(const Shared& shared, const Place& place
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       bool inside = output + j < outputs;
-      result[j] = float_to_activation(sum[j] * scale + (bias && inside ? bias[output + j] : 0.f));
+      result[j] = rounded(sum[j] * scale + (bias && inside ? bias[output + j] : 0.f));
     }
     u16* to = y + (size_t)row * outputs + output;
     if (outputs % 4 == 0) {

@@ -1,4 +1,4 @@
-"""Products with 33 rows and more on Hopper: weights in registers, x in shared memory, wgmma.
+"""Products with 17 rows and more on Hopper: weights in registers, x in shared memory, wgmma.
 
 What the kernel does stands in wide_rows.cu. Here are its tile sizes, its grid and its launch.
 """
@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from qbench.errors import ConfigError
 from qbench.kernels.gpu.cuda import launch as launcher
 from qbench.kernels.gpu.cuda.layout import CudaPlanes
 
@@ -19,13 +20,14 @@ NAME = "wide_rows"
 SOURCE = "wide_rows.cu"
 STAGES = ("X_STAGES", "W_STAGES")
 FEWEST_ROWS = 17
-ROWS = (32, 64, 128, 192, 256)
+ROWS = (32, 64, 128, 256)
 REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = 227 << 10  # of a block, at most; a multiprocessor has 1 KiB more
 RESERVED_BYTES = 1 << 10  # of each block, for the system
 PRODUCER_REGISTERS = 24  # of a thread that only copies
 INPUTS_OF_A_TILE = 64
 TILES_OF_A_CHUNK = 4
+LEAST_X_STAGES = 4  # half a chunk is read while the half before it may still be
 MOST_X_STAGES = 16
 SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 
@@ -37,8 +39,6 @@ class Config:
     rows: of x that one block takes: 32, 64, 128, 192 or 256. out_groups: warpgroups that divide its
     outputs, 64 each. share: blocks that read each tile of x together. splits: blocks that divide
     the inputs. blocks: of one multiprocessor. k_groups: warpgroups that divide a block's inputs.
-    steps: fragments that a warp dequantizes before it multiplies with them: 1, 2 or 4. ordered:
-    whether two warpgroups take turns with the matrix units.
     """
 
     rows: int = 256
@@ -47,8 +47,6 @@ class Config:
     splits: int = 1
     blocks: int = 1
     k_groups: int = 1
-    steps: int = 4
-    ordered: int = 0
 
     @property
     def groups(self) -> int:
@@ -82,21 +80,31 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
-    """What is worth timing."""
-    sizes = [n for n in ROWS if n < 2 * rows]
-    for size in sizes[-2:]:
-        few = size <= 64
-        for out_groups, k_groups in ((2, 2), (1, 4)) if few else ((2, 1), (1, 2)):
-            for share, splits in ((1, 1), (2, 1), (1, 2)):
-                config = Config(size, out_groups, share, splits, 1, k_groups, 2 if few else 1)
-                if splits <= planes.chunks and stages(planes, config)[0] >= 2:
-                    yield config
+    """What is worth timing. Clusters have two blocks at most: larger ones leave GPCs unfilled."""
+    size = next((n for n in ROWS if n >= rows), ROWS[-1])
+    few = [Config(size, 2, 1, 1), Config(size, 2, 1, 2), Config(size, 1, 1, 2, 1, 2)]
+    candidates = {
+        32: [*few, Config(32, 2, 1, 2, 1, 2)],
+        64: [*few, Config(64, 2, 1, 2, 1, 2)],
+        128: few,
+        256: [Config(256), Config(256, 2, 1, 1), Config(256, 2, 1, 2), Config(128, 1, 1, 1, 1, 2)],
+    }[size]
+    for config in candidates:
+        if config.splits <= planes.chunks and stages(planes, config)[0] >= LEAST_X_STAGES:
+            yield config
+    if size == ROWS[-1]:  # fits whatever the bits and groups
+        yield Config(128, 2, 1, 1)
 
 
 def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
     """What the source is compiled with."""
     rings = zip(STAGES, stages(planes, config), strict=True)
-    return planes.macros(dtype) | dict(rings) | _of(config)
+    return _of_planes(planes, dtype) | dict(rings) | _of(config)
+
+
+def _of_planes(planes: CudaPlanes, dtype: torch.dtype) -> dict[str, int]:
+    """The macros that the weight and x decide; weights become float16 whatever x is."""
+    return planes.macros(torch.float16) | {"X_BF16": int(dtype == torch.bfloat16)}
 
 
 def _of(config: Config) -> dict[str, int]:
@@ -214,7 +222,13 @@ def _function(
     name: str, planes: CudaPlanes, dtype: torch.dtype, config: Config, device: int
 ) -> launcher.Function:
     def compiled() -> launcher.Function:
-        kind = (*planes.macros(dtype).items(), *zip(STAGES, stages(planes, config), strict=True))
+        rings = stages(planes, config)
+        if rings[0] < LEAST_X_STAGES:
+            raise ConfigError(
+                f"wide_rows has no room for {config} with {planes.bits} bits in groups of "
+                f"{planes.group_size}; take one with fewer rows or k_groups"
+            )
+        kind = (*_of_planes(planes, dtype).items(), *zip(STAGES, rings, strict=True))
         return _compiled(name, kind, config, device)
 
     return planes.kept((NAME, name, dtype, config), compiled)
@@ -228,13 +242,14 @@ def _compiled(
 
 
 def _estimate(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -> float:
-    """Cycles: waves of blocks, each bound by the matrix units or by its dequantization."""
-    blocks = -(-planes.tiles * 16 // (config.outputs * config.share)) * config.share
+    """Cycles of all waves of blocks. The matrix units and the other ones hardly overlap: both use
+    the registers' ports. A sole warp of a scheduler waits for its own results.
+    """
+    blocks = -(-planes.shape[0] // (config.outputs * config.share)) * config.share
     blocks *= -(-rows // config.rows) * config.splits
     waves = -(-blocks // multiprocessors)
+    matrix = 8 * config.rows  # of a warpgroup's 64 outputs and a chunk of 256 inputs
+    dequantize = (250 + 100 * planes.bits) * (1.5 if config.groups == 1 else 1.0)
     chunks = -(-planes.chunks // config.splits)
-    matrix = 8 * config.rows  # cycles of a warpgroup's 64 outputs and a chunk of 256 inputs
-    dequantize = 128 * (planes.bits + 1)
-    work = chunks * config.out_groups * max(matrix, dequantize)
-    finish = 4 * config.rows * config.out_groups
-    return float(waves * (work + finish + 3000) + 1000 * config.splits)
+    work = chunks * config.out_groups * (matrix + dequantize)
+    return waves * (work + 8 * config.rows * config.out_groups + 6000 + 1500 * config.splits)

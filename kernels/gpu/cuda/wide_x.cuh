@@ -3,10 +3,14 @@
 // Rows of bfloat16 are scaled by a power of two that brings their largest to 2^14..2^15: what
 // half precision does not hold of them is 2^-39 of the largest. y is scaled back.
 //
-// A word of a plane gives lane t the inputs 4 t + {0, 2} and 4 t + {1, 3} of 16 as two pairs; a
-// fragment has 2 t + {0, 1} and 2 t + 8 + {0, 1}. So of 16 inputs the even ones go first.
+// A word of a plane gives lane t the inputs 4 t + {0, 1} and 4 t + {2, 3} of 16 as two pairs; a
+// fragment has 2 t + {0, 1} and 2 t + 8 + {0, 1}. So of 16 inputs every second pair goes first.
 #pragma once
 #include "wgmma.cuh"
+
+__device__ __forceinline__ float widened(u32 v) {
+  return X_BF16 ? bfloat16_to_float((u16)v) : float16_to_float((u16)v);
+}
 
 // 16 inputs from `column` on, zero beyond the end, as 8 words of two.
 __device__ __forceinline__ void load_inputs(u32 (&v)[8], const u16* row, int column, int columns,
@@ -57,20 +61,19 @@ __device__ __forceinline__ u32 largest_of_block(u32 mine) {
 // items one after the other, a half each, so that sectors of 32 bytes are written whole.
 __device__ __forceinline__ void store_tile(uint4* tiles, int i, int items, const u32 (&v)[8],
                                            float scale, int r, int padded_rows) {
-  u32 even[4], odd[4], other[4];
+  u32 pairs[8], other[4];
   int upper = threadIdx.x & 1;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    u32 p = v[2 * j], q = v[2 * j + 1];
-    even[j] = half_pair(activation_to_float(p) * scale, activation_to_float(q) * scale);
-    odd[j] = half_pair(activation_to_float(p >> 16) * scale, activation_to_float(q >> 16) * scale);
-    other[j] = __shfl_xor_sync(~0u, upper ? even[j] : odd[j], 1);
-  }
+  for (int j = 0; j < 8; ++j)
+    pairs[j] = half_pair(widened(v[j]) * scale, widened(v[j] >> 16) * scale);
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    other[j] = __shfl_xor_sync(~0u, upper ? pairs[2 * j] : pairs[2 * j + 1], 1);
   if (i >= items) return;
   uint4* line = tiles + ((size_t)(i / 4) * padded_rows + r) * 8;
   int lower_item = i % 4 - upper, swizzle = r & 7;
-  uint4 own = upper ? make_uint4(odd[0], odd[1], odd[2], odd[3])
-                    : make_uint4(even[0], even[1], even[2], even[3]);
+  uint4 own = upper ? make_uint4(pairs[1], pairs[3], pairs[5], pairs[7])
+                    : make_uint4(pairs[0], pairs[2], pairs[4], pairs[6]);
   uint4 given = make_uint4(other[0], other[1], other[2], other[3]);
   line[(2 * lower_item + upper) ^ swizzle] = upper ? given : own;
   line[(2 * lower_item + 2 + upper) ^ swizzle] = upper ? own : given;
@@ -85,7 +88,7 @@ extern "C" __global__ void prepare(const u16* x, uint4* tiles, float* unscale, i
   const u16* row = x + (size_t)r * columns;
   Held held;
   float scale = 1.f;
-  if (BF16) {
+  if (X_BF16) {
     u32 largest = 0;
     for (int first = 0; first < items; first += stride) {
       load_held(held, first + threadIdx.x, row, columns, aligned);
@@ -100,7 +103,7 @@ extern "C" __global__ void prepare(const u16* x, uint4* tiles, float* unscale, i
   if (threadIdx.x == 0) unscale[r] = 1.f / scale;
   for (int first = 0; first < items; first += stride) {
     int i = first + threadIdx.x;
-    if (!BF16 || items > stride) load_held(held, i, row, columns, aligned);
+    if (!X_BF16 || items > stride) load_held(held, i, row, columns, aligned);
 #pragma unroll
     for (int j = 0; j < HELD; ++j)
       store_tile(tiles, i + j * blockDim.x, items, held[j], scale, r, padded_rows);

@@ -32,9 +32,11 @@ using std::max;
 using std::min;
 struct uint2 { u32 x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
+struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct dim3 { u32 x, y, z; };
 inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 
 // ---- threads, blocks, clusters
@@ -83,7 +85,7 @@ struct Block {
   std::map<u32, TransactionBarrier> barriers;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  Meeting whole, first, turns[2];
+  Meeting whole, first;
 };
 
 struct Copy {
@@ -125,14 +127,6 @@ inline void __syncthreads() { meet(running->block->whole, blockDim.x); }
 inline void __syncwarp() { meet(warp_of_thread().meeting, 32); }
 template <int COUNT>
 inline void threads_sync() { meet(running->block->first, COUNT); }
-template <int COUNT>
-inline void turn_wait(int whose) { meet(running->block->turns[whose], COUNT); }
-template <int COUNT>
-inline void turn_pass(int whose) {
-  Meeting& turn = running->block->turns[whose];
-  ++events;
-  if (++turn.waiting == COUNT) turn.waiting = 0, ++turn.round;
-}
 inline u32 cluster_rank() { return running->block->rank; }
 inline void cluster_sync() { meet(cluster_meeting, cluster.size() * blockDim.x); }
 
@@ -157,6 +151,8 @@ inline u32 __reduce_max_sync(u32, u32 value) {
   return *std::max_element(all.of, all.of + 32);
 }
 
+inline u32 __shfl_sync(u32, u32 value, int lane) { return exchange(value).of[lane]; }
+
 inline u32 __shfl_xor_sync(u32, u32 value, int mask) {
   return exchange(value).of[threadIdx.x % 32 ^ mask];
 }
@@ -180,6 +176,9 @@ inline Value shared_value(u32 address) {
 }
 
 inline u32 shared_memory() { return FIRST_ADDRESS; }
+inline char* shared_pointer(u32 address) { return shared_place(address, 1); }
+inline std::vector<uint4> dynamic_memory;  // of the stand-in for one block
+inline void copy_async(u32, const void*) { std::abort(); }
 inline u32 peer_address(u32 address, u32 rank) { return address | (rank + 1) << 24; }
 inline float4 load_peer(u32 address) {
   if (address % 16) fail("a misaligned address");
@@ -271,31 +270,21 @@ inline To same_bits(From from) {
 }
 
 inline float __uint_as_float(u32 bits) { return same_bits<float>(bits); }
-inline u32 __byte_perm(u32 low, u32 high, u32 selector) {
-  const u64 bytes = low | (u64)high << 32;
-  u32 result = 0;
-  for (int i = 0; i < 4; ++i)
-    result |= (u32)(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
-  return result;
-}
 inline float float16_to_float(u16 v) { return same_bits<_Float16>(v); }
 inline u16 to_half(float v) { return same_bits<u16>((_Float16)v); }
-inline float activation_to_float(u16 v) {
-  return BF16 ? same_bits<float>((u32)v << 16) : float16_to_float(v);
-}
-inline u16 float_to_activation(float v) {
+inline float bfloat16_to_float(u16 v) { return same_bits<float>((u32)v << 16); }
+inline u16 float_to_float16(float v) { return to_half(v); }
+inline u16 float_to_bfloat16(float v) {
   const u32 bits = same_bits<u32>(v);
-  if (!BF16) return to_half(v);
   return std::isnan(v) ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
+// Weights are float16 here: BF16 is 0.
+inline float activation_to_float(u16 v) { return float16_to_float(v); }
+inline u16 float_to_activation(float v) { return to_half(v); }
 inline u32 half_pair(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
-inline u32 add2(u32 a, u32 b) {  // float has 2 * 11 + 2 bits: rounding twice does no harm
-  return half_pair(float16_to_float(a) + float16_to_float(b),
-                   float16_to_float(a >> 16) + float16_to_float(b >> 16));
-}
-inline u32 multiply2(u32 a, u32 b) {
-  return half_pair(float16_to_float(a) * float16_to_float(b),
-                   float16_to_float(a >> 16) * float16_to_float(b >> 16));
+inline u32 floats_to_activations(float low, float high) { return half_pair(low, high); }
+inline float2 float16_pair_to_floats(u32 pair) {
+  return {float16_to_float(pair), float16_to_float(pair >> 16)};
 }
 
 // ---- wgmma

@@ -1,0 +1,45 @@
+"""What is recorded on a GPU and replayed gives what the functions give that it was recorded of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qbench.calibration.recorded import replay_on
+from qbench.checks.samples import sample_stats, sample_weight
+from qbench.contracts import Scheme
+from qbench.methods import gptq, vector_rounding
+from qbench.registry import get_method
+
+
+class Recorder:
+    """Stands for a GPU: every call goes through buffers that the calls of its kind share."""
+
+    def __init__(self):
+        self.buffers = {}
+        self.calls = 0
+
+    def in_place(self, function, read, changed, *constants):
+        self.calls += 1
+        tensors = (*read, *changed)
+        kind = (function, *(tensor.shape for tensor in tensors), *constants)
+        if kind not in self.buffers:
+            self.buffers[kind] = [torch.ones_like(tensor.contiguous()) for tensor in tensors]
+        buffers = self.buffers[kind]
+        replay_on(buffers, lambda: function(*buffers, *constants), read, changed)
+
+
+@pytest.mark.parametrize("module", [gptq, vector_rounding])
+def test_the_codes_are_the_same_through_buffers(module, monkeypatch):
+    def codes():
+        if module is gptq:
+            method = get_method("gptq", block_size=16)
+            return method.quantize_linear(sample_weight(), sample_stats(), Scheme(3, 32)).codes
+        return get_method("unisvq", dimension=2).prepare(sample_weight(), Scheme(2)).codes
+
+    monkeypatch.setattr(vector_rounding, "BUFFER", 16)  # several buffers, as of `block_size`
+    expected = codes()
+    recorder = Recorder()
+    monkeypatch.setattr(module, "in_place", recorder.in_place)
+    assert torch.equal(codes(), expected)
+    assert recorder.calls > len(recorder.buffers), "buffers are used again"
