@@ -4,7 +4,8 @@
 
 The file holds what was measured; the table that this prints is stored in it, as `projected`. A
 block of a larger model takes longer in proportion to its weights; for `gptq` that leaves out the
-factorizations, which grow faster, and are a fifth of its time at 8B.
+factorizations, which grow faster, and are a fifth of its time at 8B; for trained methods, the
+judging of every epoch, and what is once a process: compiling.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Overheads:
     windows: time of a pass over windows of text with logits and losses, relative to its products.
     hessians: work of x x^T, relative to a forward pass. Seconds of a weight: search, of methods
     that see weights alone; rounding, of those that see second moments; start, before training;
-    step, beside the products of each training step.
+    step, beside the products of each training step. compiling: seconds, once a process that trains.
     """
 
     share: float
@@ -55,6 +55,7 @@ class Overheads:
     rounding: float
     start: float
     step: float
+    compiling: float
 
 
 OVERHEADS = {
@@ -69,6 +70,7 @@ OVERHEADS = {
         rounding=2e-7,
         start=2e-7,
         step=2.5e-8,
+        compiling=0.0,
     ),
     # NVIDIA H200, blocks of 8B size, 3 bits, groups of 128 (benchmarks/results).
     "cuda": Overheads(
@@ -77,8 +79,9 @@ OVERHEADS = {
         hessians=1.2,
         search=2.6e-9,
         rounding=3.5e-9,
-        start=3e-9,
-        step=2.5e-11,
+        start=3.4e-9,
+        step=3.8e-11,
+        compiling=13.0,
     ),
 }
 
@@ -175,6 +178,7 @@ def _quantize_seconds(cell: Cell, rates: Rates) -> float:
         trained = method.training_tokens(tokens)
         steps = trained / (method.batch_size * cell.calibration.length)
         seconds += TRAINING * weights * trained / rates.training + weights * steps * other.step
+        seconds += other.compiling
     return seconds
 
 
