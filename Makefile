@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
 	touch $@
 
 bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT)
-	$(RUN)qbench run --model $(MODEL) --bits $(BITS) --preset $(PRESET) --data $(DATA) --out $(OUT) \
+	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --preset $(PRESET) --data $(DATA) --out $(OUT) \
 	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS))
 
 report: $(READY) ## tables, plots and the page again, from the records in OUT
@@ -75,9 +75,9 @@ latency: $(READY) ## products with packed weights against dense ones and other p
 training-cost: $(READY) ## what block reconstruction costs in time and memory
 	$(RUN)python -P benchmarks/reconstruction.py
 
-gpu-report: ## what the GPU kernels compute and cost, on a machine with a GPU (PYTHON: the one that has torch and triton)
+gpu-report: ## what the GPU kernels and the pipeline compute and cost, on a machine with a GPU (SECTIONS, QUICK, PYTHON)
 	test -d .typetree/qbench || $(MAKE) -s links
-	PYTHONPATH=.typetree $(PYTHON) -P benchmarks/gpu_report.py $(if $(QUICK),--quick)
+	PYTHONPATH=.typetree:benchmarks $(PYTHON) -P -m gpu_report $(if $(SECTIONS),--sections $(SECTIONS)) $(if $(QUICK),--quick)
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench

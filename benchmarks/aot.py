@@ -1,6 +1,6 @@
 """The Triton kernels compiled for GPUs that need not be there.
 
-    python benchmarks/aot.py [--json FILE] [--quick]
+    PYTHONPATH=benchmarks python benchmarks/aot.py [--json FILE] [--quick]
 
 Each kernel in its default configurations for sm_80, sm_90 and sm_100: registers, stack and spills
 (loads and stores of local memory in the machine code), shared memory, and the mix of instructions,
@@ -12,10 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
-import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -24,6 +20,7 @@ from typing import Any
 
 import torch
 import triton
+from machine_code import functions
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -41,10 +38,6 @@ POINTERS = {
 }
 SIZES = ("BN", "BM", "BK", "SPLIT", "BLOCK")  # compile-time arguments that say how it is launched
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-INSTRUCTION = re.compile(
-    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)(.*?);", re.MULTILINE
-)
-
 
 HEADER = (
     "kernel   sm   dtype     coding   b     g    m | blocks, warps, stages  | "
@@ -137,43 +130,9 @@ def compiled(case: Case) -> dict[str, Any]:
     target = GPUTarget("cuda", case.architecture, 32)
     binary = triton.compile(source, target=target, options=options)
     sizes = {name: fixed[name] for name in SIZES if name in fixed}
-    facts = machine_code(binary.asm["cubin"]) | {"shared_bytes": binary.metadata.shared}
+    (facts,) = functions(binary.asm["cubin"], CUOBJDUMP).values()
+    facts["shared_bytes"] = binary.metadata.shared
     return asdict(case) | {"kernel": name, "config": sizes | options} | facts
-
-
-def machine_code(binary: bytes) -> dict[str, Any]:
-    """Registers, bytes of stack, spills and the counts of opcodes in a cubin, by cuobjdump."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        usage = cuobjdump("--dump-resource-usage", file.name)
-        code = cuobjdump("--dump-sass", file.name)
-    needs = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    listing = [(int(at, 16), opcode, rest) for at, opcode, _, rest in INSTRUCTION.findall(code)]
-    if needs is None or not listing:
-        raise RuntimeError(f"cuobjdump printed neither registers nor instructions: {usage[:200]!r}")
-    mix = Counter(opcode for _, opcode, _ in listing)
-    first, last = longest_loop(listing)
-    loop = Counter(opcode for at, opcode, _ in listing if first <= at <= last)
-    spills = {"spill_loads": mix["LDL"], "spill_stores": mix["STL"]}
-    counts = {"instructions": dict(mix.most_common()), "loop": dict(loop.most_common())}
-    return {"registers": int(needs[1]), "stack_bytes": int(needs[2])} | spills | counts
-
-
-def cuobjdump(option: str, file: str) -> str:
-    """What the program prints."""
-    command = [CUOBJDUMP, option, file]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def longest_loop(listing: list[tuple[int, str, str]]) -> tuple[int, int]:
-    """First and last address between a backward branch and its target; (1, 0): there is none."""
-    loops = [(1, 0)]
-    for at, opcode, rest in listing:
-        target = re.search(r"0x([0-9a-f]+)", rest)
-        if opcode == "BRA" and target and int(target[1], 16) < at:
-            loops.append((int(target[1], 16), at))
-    return max(loops, key=lambda loop: loop[1] - loop[0])
 
 
 def per_bit(entry: dict[str, Any]) -> float | None:

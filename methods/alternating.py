@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
+from qbench.errors import ConfigError
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
 from qbench.methods.greedy import greedy_planes, solve_positive
-from qbench.methods.rtn import RTN, TINY, grid_error, zero_as_float
+from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, zero_as_float
 
 TRIAL = 2  # rounds from every start before the best one goes on alone
-CHUNK = 1 << 20  # weights at a time: bounds the temporaries
+CHUNK = 1 << 20  # weights at a time on a CPU: bounds the temporaries
 Coding = tuple[Tensor, Tensor]  # alpha (rows, b) and shift (rows,)
 
 
@@ -49,6 +50,10 @@ class Alternating:
     rounds: int = 15
     shift: bool = True
 
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ConfigError(f"rounds={self.rounds} is too small; give 0 or more")
+
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
         """weight (out, in), floating: -> Binary.
 
@@ -59,8 +64,8 @@ class Alternating:
         rows = weight.float().reshape(-1, group)  # (out * groups, g)
         alphas = []
         shifts = []
-        for chunk in rows.split(max(1, CHUNK // group)):
-            chunk_alpha, chunk_shift = self.fit(chunk, scheme.bits)
+        for part in row_slices(rows, CHUNK):
+            chunk_alpha, chunk_shift = self.fit(rows[part], scheme.bits)
             alphas.append(chunk_alpha)
             shifts.append(chunk_shift)
         alpha = as_stored(torch.cat(alphas))
@@ -136,7 +141,7 @@ class SortedGroups:
         self.energy = (W * W).sum(1, dtype=torch.float64)  # (rows,)
 
     def take(self, rows: Tensor) -> SortedGroups:
-        """Only these rows, by a mask or by indices."""
+        """Only these rows, by indices."""
         part = object.__new__(SortedGroups)  # without sorting again
         part.sorted = self.sorted[rows]
         part.prefix = self.prefix[rows]
@@ -186,20 +191,21 @@ def alternate(
         # A row is at work while its error falls by more than 1e-9 of it.
         moving = now < e * (1 - 1e-9)
         e = torch.minimum(now, e)
-        if not moving.any():
+        left = moving.nonzero()[:, 0]  # waits for the device, once a round
+        if not len(left):
             break
         # From the order of the values back to that of the patterns.
         count = torch.empty_like(count).scatter_(1, order, count)
         total = torch.empty_like(total).scatter_(1, order, total)
-        if moving.sum() < 0.7 * len(active):  # else selecting costs more than it saves
+        if len(left) < 0.7 * len(active):  # else selecting costs more than it saves
             alpha[active] = a
             shift[active] = s
             error[active] = e
-            active = active[moving]
-            part = part.take(moving)
-            e = e[moving]
-            count = count[moving]
-            total = total[moving]
+            active = active[left]
+            part = part.take(left)
+            e = e[left]
+            count = count[left]
+            total = total[left]
         a, s = least_squares(count, total, signs, shifted)
     alpha[active] = a
     shift[active] = s
@@ -244,9 +250,7 @@ def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
     bits = alpha.shape[1]
     signs = level_signs(bits, W.device).float()
     planes = torch.empty((bits, *W.shape), dtype=torch.bool, device=W.device)
-    step = max(1, CHUNK // W.shape[1])
-    for start in range(0, len(W), step):
-        part = slice(start, start + step)
+    for part in row_slices(W, CHUNK):
         levels, order = (shift[part, None] + alpha[part] @ signs.T).sort(1)  # (rows, L)
         middle = (levels[:, 1:] + levels[:, :-1]) / 2
         # The number of midpoints below a weight is the place of its nearest level.

@@ -43,7 +43,9 @@ from qbench.methods.rtn import (
 from qbench.methods.scale_sites import Site, observe
 from qbench.models.blocks import as_kept, linears
 
-CHUNK = 1 << 22  # partial products held at a time in the search of clips
+# Partial products held at a time in the search of clips, on a CPU and elsewhere.
+CHUNK = 1 << 22
+GPU_CHUNK = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,9 @@ class AWQ:
         W = W.unflatten(1, (-1, scheme.group_length(W.shape[1])))  # (out, groups, g)
         X = X.unflatten(1, W.shape[1:]).transpose(0, 1)  # (groups, tokens, g)
         products = X.shape[0] * X.shape[1]  # partial products of one output
+        held = CHUNK if W.device.type == "cpu" else GPU_CHUNK
         chosen = []
-        for part in W.split(max(1, CHUNK // products)):
+        for part in W.split(max(1, held // products)):
             least = part.new_full(part.shape[:2], math.inf)  # (out, groups)
             best = torch.ones_like(least)
             # Ratios 1, 1 - 1/clip_grid, ..; the last one is still above 1 - max_shrink.

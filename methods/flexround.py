@@ -12,13 +12,13 @@ s3. As S2 is a divisor, the gradient in d2 is proportional to the weight: large 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
 from qbench.contracts import Scheme
 from qbench.formats import Uniform
@@ -83,10 +83,8 @@ class FlexRoundWeight(TrainedWeight):
     @torch.no_grad()
     def export(self) -> Uniform:
         """The codes that the divisors choose, and s1 as it is stored."""
-        codes = torch.empty_like(self.X, dtype=torch.uint8)
-        for part in chunks(self.X):
-            v = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part])
-            codes[part] = v.add_(self.z[part]).round_().clamp_(0, 2**self.bits - 1)
+        parameters = (self.X, self.d1, self.d2, self.d3, self.z)
+        (codes,) = over_rows(_codes, *parameters, n=2**self.bits - 1)
         scale = as_stored(self.d1.exp().view(self.W.shape[:2]))  # (out, groups)
         return Uniform.from_codes(codes.view(len(self.W), -1), scale, self.zero, self.bits)
 
@@ -116,32 +114,41 @@ class _Rounded(torch.autograd.Function):
         """w^ (rows, g) of X, d2 (rows, g) and d1, d3, z (rows, 1); n = 2^b - 1."""
         ctx.save_for_backward(X, d1, d2, d3, z)
         ctx.n = n
-        weight = torch.empty_like(X)
-        for part in chunks(X):
-            v = divided(X[part], d1[part], d2[part], d3[part])
-            q = v.add_(z[part]).round_().clamp_(0, n)
-            torch.mul(q.sub_(z[part]), d1[part].exp(), out=weight[part])
+        (weight,) = over_rows(_rounded, X, d1, d2, d3, z, n=n)
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of d1, d2 and d3; the other three have none."""
-        X, d1, d2, d3, z = ctx.saved_tensors
-        G = grads[0]
-        grad_d1 = torch.empty_like(d1)
-        grad_d2 = torch.empty_like(d2)
-        grad_d3 = torch.empty_like(d3)
-        for part in chunks(X):
-            v = divided(X[part], d1[part], d2[part], d3[part])
-            q = (v + z[part]).round_()
-            inside = (q >= 0) & (q <= ctx.n)  # m
-            Gs = G[part] * d1[part].exp()  # G s
-            steps = q.clamp_(0, ctx.n).sub_(z[part])  # w^ / s
-            grad_d1[part] = (steps * Gs).sum(1, keepdim=True)  # sum G w^
-            # In place: Gs is m G s afterwards.
-            grad_d2[part] = torch.mul(Gs.mul_(inside), v).neg_()
-            grad_d3[part] = grad_d2[part].sum(1, keepdim=True)
-        return None, grad_d1 + grad_d3, grad_d2, grad_d3, None, None
+        return None, *over_rows(_gradients, *ctx.saved_tensors, grads[0], n=ctx.n), None, None
+
+
+def _codes(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int) -> tuple[Tensor]:
+    """(rows, g) uint8: which point of the grid each weight is rounded to."""
+    q = divided(X, d1, d2, d3).add_(z).round_().clamp_(0, n)
+    return (q.to(torch.uint8),)
+
+
+def _rounded(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, n: int) -> tuple[Tensor]:
+    """w^ (rows, g)."""
+    q = divided(X, d1, d2, d3).add_(z).round_().clamp_(0, n)
+    return (q.sub_(z).mul_(d1.exp()),)
+
+
+def _gradients(
+    X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, z: Tensor, G: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of d1 (rows, 1), d2 (rows, g) and d3 (rows, 1), from G = dL/dw^ (rows, g)."""
+    v = divided(X, d1, d2, d3)
+    q = (v + z).round_()
+    inside = (q >= 0) & (q <= n)  # m
+    Gs = G * d1.exp()  # G s
+    steps = q.clamp_(0, n).sub_(z)  # w^ / s
+    grad_d1 = (steps * Gs).sum(1, keepdim=True)  # sum G w^
+    # In place: Gs is m G s afterwards.
+    grad_d2 = torch.mul(Gs.mul_(inside), v).neg_()
+    grad_d3 = grad_d2.sum(1, keepdim=True)
+    return grad_d1 + grad_d3, grad_d2, grad_d3
 
 
 def divided(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor) -> Tensor:
@@ -150,14 +157,3 @@ def divided(X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor) -> Tensor:
     X, d2 (rows, g); d1, d3 (rows, 1).
     """
     return torch.add(d2, d1 + d3).neg_().exp_().mul_(X)
-
-
-def chunks(X: Tensor) -> Iterator[slice]:
-    """Slices of the rows of X (rows, g), of 2^18 weights on a CPU and of 2^24 elsewhere.
-
-    On a CPU the temporaries of one part then stay in its cache.
-    """
-    weights = 1 << 18 if X.device.type == "cpu" else 1 << 24
-    step = max(1, weights // X.shape[1])
-    for start in range(0, len(X), step):
-        yield slice(start, start + step)

@@ -21,8 +21,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
-from qbench.errors import MethodError
+from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
 from qbench.methods.rtn import RTN, zero_as_float
 
@@ -49,6 +50,13 @@ class GPTQ:
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
     norm: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.damp >= 0:
+            raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
+        if self.block_size < 1:
+            raise ConfigError(f"block_size={self.block_size} is too small; give 1 or more")
+        RTN(norm=self.norm)  # refuses what no grid can be searched with
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         """weight (out, in), Hessian (in, in): -> Uniform.
@@ -124,20 +132,43 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
     zT = z.T.contiguous()
     # In a group whose scale is zero every weight gets the code of the zero point.
     inverse = torch.where(sT > 0, 1 / sT, 0)
-    codes = torch.empty_like(WT)
+    codes = torch.empty(WT.shape, dtype=torch.uint8, device=W.device)
     n = len(WT)
-    # Before column i is rounded, WT[i:stop] has taken in the errors of all earlier columns, and
-    # WT[stop:] those of the earlier blocks.
+    # WT[start:] has taken in the errors of all earlier blocks.
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
-        errors = torch.empty_like(WT[start:stop])
-        for i in range(start, stop):
-            q = torch.addcmul(zT[i], WT[i], inverse[i]).round_().clamp_(0, top)  # w / s + z
-            codes[i] = q
-            e = (WT[i] - (q - zT[i]) * sT[i]) / U[i, i]
-            errors[i - start] = e
-            WT[i + 1 : stop].addr_(U[i, i + 1 : stop], e, alpha=-1)  # w_j -= e U_ij
+        here = slice(start, stop)
+        rounded = torch.empty_like(WT[here])
+        errors = torch.empty_like(WT[here])
+        read = (U[here, here], sT[here], inverse[here], zT[here])
+        in_place(round_block, read, (WT[here], rounded, errors), top)
+        codes[here] = rounded
         # The lazy update of algorithm 1: the columns behind the block, in one product,
         # w_j -= sum over i of the block of e_i U_ij.
-        WT[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
-    return codes.T.to(torch.uint8).contiguous()
+        WT[stop:].addmm_(U[here, stop:].T, errors, alpha=-1)
+    return codes.T.contiguous()
+
+
+def round_block(
+    U: Tensor,
+    s: Tensor,
+    inverse: Tensor,
+    z: Tensor,
+    W: Tensor,
+    codes: Tensor,
+    errors: Tensor,
+    top: int,
+) -> None:
+    """Round the columns of a block, each (out,), and enter their codes and errors.
+
+    U (columns, columns), all others (columns, out) float32; inverse is 1/s. In place, since a
+    column costs a GPU as much as it has operations.
+    """
+    diagonal = U.diagonal()
+    for i in range(len(W)):  # W[i:] has taken in the errors of all earlier columns
+        q = codes[i]
+        torch.addcmul(z[i], W[i], inverse[i], out=q).round_().clamp_(0, top)  # w / s + z
+        e = errors[i]
+        torch.sub(q, z[i], out=e).mul_(s[i])  # s (q - z)
+        torch.sub(W[i], e, out=e).div_(diagonal[i])
+        W[i + 1 :].addr_(U[i, i + 1 :], e, alpha=-1)  # w_j -= e U_ij

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.methods.flexround import chunks, divided
+from qbench.calibration.fused import over_rows
+from qbench.methods.flexround import divided
 
 
 def nearest(y: Tensor, levels: Tensor) -> Tensor:
@@ -22,12 +23,21 @@ def nearest(y: Tensor, levels: Tensor) -> Tensor:
     y (rows, n): transformed weights. levels (rows, L): in any order, L a power of two. Bisection:
     b comparisons with the midpoints of the sorted levels, in place of 2^b distances.
     """
+    return ranked(y, *midpoints(levels))
+
+
+def midpoints(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The midpoints (rows, L - 1) of the sorted levels (rows, L), and the order (rows, L) int64."""
     ordered, order = levels.sort(1)
-    middle = (ordered[:, 1:] + ordered[:, :-1]) / 2  # (rows, L - 1)
+    return (ordered[:, 1:] + ordered[:, :-1]) / 2, order
+
+
+def ranked(y: Tensor, middle: Tensor, order: Tensor) -> Tensor:
+    """`nearest`, once the levels are sorted."""
     # rank: how many midpoints lie below y, bit by bit from the most significant. After each
     # comparison it lies in rank .. rank + step - 1, and midpoint rank + step - 1 halves the next
     # interval.
-    step = levels.shape[1] // 2
+    step = order.shape[1] // 2
     rank = (y > middle[:, step - 1, None]).long().mul_(step)
     while step > 1:
         step //= 2
@@ -101,39 +111,75 @@ class MappedWeight(torch.autograd.Function):
         ctx.filtering = filtering
         # s (l + z_B + h - z), the weight that each code stands for.
         values = (a @ signs.T).add_(zb - centre).mul_(d1.exp())  # (rows, L)
-        weight = torch.empty_like(X)
-        for part in chunks(X):
-            torch.gather(values[part], 1, codes[part].long(), out=weight[part])
+        (weight,) = over_rows(_picked, codes, values)
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of X, d1, d2, d3, a, z_B, and of the four that have none."""
         X, d1, d2, d3, a, zb, centre, signs = ctx.saved_tensors
-        G = grads[0]
-        s = d1.exp()
         levels = a @ signs.T  # (rows, L)
         reach = a.abs().amin(1, keepdim=True)  # min_i |a_i|
-        grad_d1 = torch.empty_like(d1)
-        grad_d2 = torch.empty_like(d2)
-        grad_d3 = torch.empty_like(d3)
-        grad_zb = torch.empty_like(zb)
-        by_level = torch.zeros_like(levels)  # sum of m G s over the weights of each level
-        for part in chunks(X):
-            code = ctx.codes[part].long()
-            v = divided(X[part], d1[part], d2[part], d3[part])
-            level = levels[part].gather(1, code)
-            Gs = G[part] * s[part]
-            grad_zb[part] = Gs.sum(1, keepdim=True)
-            grad_d1[part] = (Gs * level).sum(1, keepdim=True)
-            if ctx.filtering:
-                # x - z_B - l = v + (z - h - z_B) - l
-                distance = (v + (centre[part] - zb[part])).sub_(level).abs_()
-                Gs.mul_(distance <= reach[part])  # m G s from here on
-            by_level[part].scatter_add_(1, code, Gs)
-            grad_d2[part] = v.mul_(Gs).neg_()
-            grad_d3[part] = grad_d2[part].sum(1, keepdim=True)
-        # sum G w^ = sum G s l + (z_B + h - z) sum G s
-        grad_d1 += grad_d3 + grad_zb * (zb - centre)
-        grad_a = by_level @ signs  # c_i is the same for all weights of a level
-        return None, grad_d1, grad_d2, grad_d3, grad_a, grad_zb, None, None, None, None
+        rows = (X, d1, d2, d3, zb, centre, ctx.codes, levels, reach, grads[0])
+        gradients = over_rows(_gradients, *rows, signs=signs, filtering=ctx.filtering)
+        return None, *gradients, None, None, None, None
+
+
+def _picked(codes: Tensor, values: Tensor) -> tuple[Tensor]:
+    """values (rows, L) at codes (rows, g)."""
+    return (values.gather(1, codes.long()),)
+
+
+def _gradients(
+    X: Tensor,
+    d1: Tensor,
+    d2: Tensor,
+    d3: Tensor,
+    zb: Tensor,
+    centre: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    reach: Tensor,
+    G: Tensor,
+    signs: Tensor,
+    filtering: bool,
+) -> tuple[Tensor, ...]:
+    """Those of d1, d2, d3, a and z_B from G = dL/dw^ (rows, g); reach (rows, 1) is min_i |a_i|."""
+    v = divided(X, d1, d2, d3)
+    level = levels.gather(1, codes.long())
+    Gs = G * d1.exp()
+    grad_zb = Gs.sum(1, keepdim=True)
+    grad_d1 = (Gs * level).sum(1, keepdim=True)
+    if filtering:
+        # x - z_B - l = v + (z - h - z_B) - l
+        distance = (v + (centre - zb)).sub_(level).abs_()
+        Gs.mul_(distance <= reach)  # m G s from here on
+    if Gs.device.type == "cpu":
+        grad_a = sums_by_level(Gs, codes, signs)
+    else:
+        grad_a = sums_by_plane(Gs, codes, signs.shape[1])
+    grad_d2 = v.mul_(Gs).neg_()
+    grad_d3 = grad_d2.sum(1, keepdim=True)
+    # sum G w^ = sum G s l + (z_B + h - z) sum G s
+    grad_d1 += grad_d3 + grad_zb * (zb - centre)
+    return grad_d1, grad_d2, grad_d3, grad_a, grad_zb
+
+
+def sums_by_level(Gs: Tensor, codes: Tensor, signs: Tensor) -> Tensor:
+    """(rows, b): the sums of Gs (rows, g) times the signs (L, b) of the codes (rows, g).
+
+    c_i is the same for all weights of a level, so that b sums become one. On a GPU the additions to
+    one level would wait for each other, and come in any order.
+    """
+    by_level = Gs.new_zeros(len(Gs), len(signs))
+    return by_level.scatter_add_(1, codes.long(), Gs) @ signs
+
+
+def sums_by_plane(Gs: Tensor, codes: Tensor, bits: int) -> Tensor:
+    """The same, plane by plane."""
+    opposite = -Gs
+    sums = []
+    for i in range(bits):
+        positive = (codes & (1 << (bits - 1 - i))) != 0  # c_i = +1
+        sums.append(torch.where(positive, Gs, opposite).sum(1))
+    return torch.stack(sums, 1)

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from qbench.calibration.folding import Fold, has_bias, moved
 from qbench.calibration.folding_search import find_folds
+from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
-from qbench.methods.flexround import chunks
 from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range
 from qbench.models.blocks import as_kept, linears, read_weight
 
@@ -196,29 +196,37 @@ class _Rounded(torch.autograd.Function):
         """w^ (rows, g) of W (rows, g), s and z (rows, 1); n = 2^b - 1."""
         ctx.save_for_backward(W, s, z)
         ctx.n = n
-        rounded = torch.empty_like(W)
-        for part in chunks(W):
-            q = (W[part] / s[part]).round_().add_(z[part]).clamp_(0, n)
-            torch.mul(q.sub_(z[part]), s[part], out=rounded[part])
-        return rounded
+        (weight,) = over_rows(_rounded, W, s, z, n=n)
+        return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of W, where it needs one, and of s; z and n have none."""
-        W, s, z = ctx.saved_tensors
-        G = grads[0]
-        grad_W = torch.empty_like(W) if ctx.needs_input_grad[0] else None
-        grad_s = torch.empty_like(s)
-        for part in chunks(W):
-            v = W[part] / s[part]
-            q = v.round().add_(z[part])
-            inside = (q >= 0) & (q <= ctx.n)  # m
-            steps = q.clamp_(0, ctx.n).sub_(z[part])  # w^ / s
-            steps.sub_(v.mul_(inside))  # (w^ - m w) / s
-            grad_s[part] = steps.mul_(G[part]).sum(1, keepdim=True)
-            if grad_W is not None:
-                torch.mul(G[part], inside, out=grad_W[part])
-        return grad_W, grad_s, None, None
+        saved = (*ctx.saved_tensors, grads[0])
+        if ctx.needs_input_grad[0]:
+            return *over_rows(_gradients, *saved, n=ctx.n)[::-1], None, None
+        return None, *over_rows(_scale_gradient, *saved, n=ctx.n), None, None
+
+
+def _rounded(W: Tensor, s: Tensor, z: Tensor, n: int) -> tuple[Tensor]:
+    """w^ (rows, g)."""
+    q = (W / s).round_().add_(z).clamp_(0, n)
+    return (q.sub_(z).mul_(s),)
+
+
+def _gradients(W: Tensor, s: Tensor, z: Tensor, G: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Those of s (rows, 1) and of W (rows, g), from G = dL/dw^ (rows, g)."""
+    v = W / s
+    q = v.round().add_(z)
+    inside = (q >= 0) & (q <= n)  # m
+    steps = q.clamp_(0, n).sub_(z)  # w^ / s
+    steps.sub_(v.mul_(inside))  # (w^ - m w) / s
+    return steps.mul_(G).sum(1, keepdim=True), G * inside
+
+
+def _scale_gradient(W: Tensor, s: Tensor, z: Tensor, G: Tensor, n: int) -> tuple[Tensor]:
+    """That of s alone, where the weight itself is not trained."""
+    return _gradients(W, s, z, G, n)[:1]
 
 
 class Transformed:

@@ -7,6 +7,7 @@ ratio r and keep the best per group.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
+from qbench.errors import ConfigError
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 
 # Scale and zero point; None is the midpoint of a symmetric grid.
 Grid = tuple[Tensor, Tensor | None]
 CHUNK = 1 << 18  # weights searched at a time: their temporaries stay in the processor's cache
+GPU_CHUNK = 1 << 25  # weights at a time elsewhere: few launches, and temporaries of 128 MB
 TINY = 1e-12  # a group of zeros has a zero range
 
 
@@ -49,6 +52,17 @@ class RTN:
     refinements: int = 2
     min_ratio: float = 0.4
 
+    def __post_init__(self) -> None:
+        if not self.norm > 0:
+            raise ConfigError(f"norm={self.norm}: give more than 0; 2 is the squared error")
+        if self.ratios < 1 or self.refinements < 0:
+            raise ConfigError(
+                f"ratios={self.ratios}, refinements={self.refinements}: "
+                "give 1 or more ratios, and 0 or more refinements"
+            )
+        if not 0 < self.min_ratio <= 1:
+            raise ConfigError(f"min_ratio={self.min_ratio}: give a share of the range, within 0..1")
+
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Uniform:
         """weight (out, in), floating: -> Uniform, its codes rounded to the grid as it is stored."""
         group = scheme.group_length(weight.shape[1])
@@ -62,8 +76,8 @@ class RTN:
         rows = W.reshape(-1, W.shape[-1])
         scales = []
         zeros = []
-        for chunk in rows.split(max(1, CHUNK // rows.shape[1])):
-            s, z = self._search(chunk, scheme)
+        for part in row_slices(rows, CHUNK):
+            s, z = self._search(rows[part], scheme)
             scales.append(s)
             zeros.append(z)
         scale = torch.cat(scales).view(W.shape[:-1])
@@ -99,6 +113,15 @@ class RTN:
             finer = step / 2 ** (halving + 1)
             trials = [(best_ratio + finer).clamp_max(1), best_ratio - finer]
         return s, z
+
+
+def row_slices(X: Tensor, weights: int) -> Iterator[slice]:
+    """Slices of the rows of X (rows, g): of so many weights on a CPU, of `GPU_CHUNK` elsewhere."""
+    if X.device.type != "cpu":
+        weights = GPU_CHUNK
+    step = max(1, weights // X.shape[1])
+    for start in range(0, len(X), step):
+        yield slice(start, start + step)
 
 
 def stored_zero(zero: Tensor, integer: bool) -> Tensor:

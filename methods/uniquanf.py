@@ -20,17 +20,24 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
 from qbench.contracts import Scheme
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
 from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
-from qbench.methods.flexround import chunks, divided
+from qbench.methods.flexround import divided
 from qbench.methods.greedy import greedy_planes
-from qbench.methods.level_mapping import MappedWeight, nearest, nearest_neighbour
-from qbench.methods.rtn import RTN, TINY
+from qbench.methods.level_mapping import (
+    MappedWeight,
+    midpoints,
+    nearest,
+    nearest_neighbour,
+    ranked,
+)
+from qbench.methods.rtn import RTN, TINY, row_slices
 
-CHUNK = 1 << 20  # weights initialized at a time: bounds the temporaries
+CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries
 Mapping = Literal["exact", "local", "full"]
 
 
@@ -92,8 +99,8 @@ class UniQuanF(Reconstruction):
         group = scheme.group_length(weight.shape[1])
         rows = weight.float().reshape(-1, group)  # (out * groups, g)
         parts = []
-        for chunk in rows.split(max(1, CHUNK // group)):
-            parts.append(method.start(chunk, scheme.bits))
+        for part in row_slices(rows, CHUNK):
+            parts.append(method.start(rows[part], scheme.bits))
         s = torch.cat([part.s for part in parts])
         z = torch.cat([part.z for part in parts])
         a = torch.cat([part.a for part in parts])
@@ -231,23 +238,16 @@ class UniQuanFWeight(TrainedWeight):
         The first time always by the exact mapping, as there are no neighbours yet.
         """
         mapping = self.method.mapping
-        codes = self.codes
-        if codes is None:
-            mapping = "exact"
-            codes = torch.empty_like(self.X, dtype=torch.uint8)
         levels = self.a @ self.signs.T  # (rows, L), in the order of the patterns
         offset = self.z - self.h - self.zb  # (rows, 1)
-        for part in chunks(self.X):
-            # y = x - z_B
-            v = divided(self.X[part], self.d1[part], self.d2[part], self.d3[part])
-            y = v.add_(offset[part])
-            if mapping == "exact":
-                codes[part] = nearest(y, levels[part])
-            elif mapping == "full":
-                # (rows, g, L) distances
-                codes[part] = (y[..., None] - levels[part, None]).abs().argmin(-1)
-            else:
-                codes[part] = nearest_neighbour(y, levels[part], codes[part], self.method.faithful)
+        transformed = (self.X, self.d1, self.d2, self.d3, offset)
+        if mapping == "exact" or self.codes is None:
+            (codes,) = over_rows(_exact, *transformed, *midpoints(levels))
+        elif mapping == "full":
+            (codes,) = over_rows(_full, *transformed, levels)
+        else:
+            present = (levels, self.codes)
+            (codes,) = over_rows(_local, *transformed, *present, faithful=self.method.faithful)
         self.codes = codes
         return codes
 
@@ -289,3 +289,34 @@ class UniQuanFWeight(TrainedWeight):
             {"params": transformation, "lr": self.method.lr},
             {"params": levels, "lr": self.method.lr_alpha},
         ]
+
+
+def _exact(
+    X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, offset: Tensor, middle: Tensor, order: Tensor
+) -> tuple[Tensor]:
+    """The mapping `exact`: codes (rows, g) uint8 of y = x - z_B = w / e^(d1 + d2 + d3) + offset."""
+    return (ranked(divided(X, d1, d2, d3).add_(offset), middle, order).to(torch.uint8),)
+
+
+def _full(
+    X: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, offset: Tensor, levels: Tensor
+) -> tuple[Tensor]:
+    """The mapping `full`."""
+    y = divided(X, d1, d2, d3).add_(offset)
+    distances = (y[..., None] - levels[:, None]).abs()  # (rows, g, L)
+    return (distances.argmin(-1).to(torch.uint8),)
+
+
+def _local(
+    X: Tensor,
+    d1: Tensor,
+    d2: Tensor,
+    d3: Tensor,
+    offset: Tensor,
+    levels: Tensor,
+    codes: Tensor,
+    faithful: bool,
+) -> tuple[Tensor]:
+    """The mapping `local`; codes: the present ones."""
+    y = divided(X, d1, d2, d3).add_(offset)
+    return (nearest_neighbour(y, levels, codes, faithful).to(torch.uint8),)

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -186,8 +186,7 @@ class UniSVQ(Reconstruction):
 
     def codebook(self, d: int, bits: int, device: torch.device) -> Codebook:
         """The codewords at the start: a grid in random rotation."""
-        G = rotation(d, torch.Generator().manual_seed(self.seed))
-        return RotatedGrid(G.to(device), bits)
+        return _rotated_grid(d, bits, self.seed, device)
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,19 @@ class UniSVQUntied(UniSVQ):
 
     def codebook(self, d: int, bits: int, device: torch.device) -> Codebook:
         """The map fitted to Gaussian vectors."""
-        return SignMap(gaussian_map(d, bits, self.seed).to(device), bits)
+        return _sign_map(d, bits, self.seed, device)
+
+
+# One object for all layers: what is recorded for it on a GPU serves them all.
+@cache
+def _rotated_grid(d: int, bits: int, seed: int, device: torch.device) -> RotatedGrid:
+    G = rotation(d, torch.Generator().manual_seed(seed))
+    return RotatedGrid(G.to(device), bits)
+
+
+@cache
+def _sign_map(d: int, bits: int, seed: int, device: torch.device) -> SignMap:
+    return SignMap(gaussian_map(d, bits, seed).to(device), bits)
 
 
 class LatticeWeight(TrainedWeight):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qbench.calibration.recorded import in_place
 from qbench.errors import MethodError
 from qbench.methods.codebooks import Codebook
 
@@ -104,14 +105,23 @@ def block_ldlq(W: Tensor, curvature: Curvature, codebook: Codebook) -> tuple[Ten
         start = max(0, stop - width)
         # The errors behind the buffer, in one product for all vectors of the buffer.
         T = torch.addmm(W[start:stop], L[stop:, start:stop].T, E[stop:])
-        for k in range(stop - d, start - 1, -d):
-            here = slice(k, k + d)
-            later = slice(k + d, stop)  # of this buffer
-            # (d, out): W_k with the errors of all later vectors.
-            t = torch.addmm(T[k - start : k - start + d], L[later, here].T, E[later])
-            codes[here], values = codebook.nearest(t)
-            torch.sub(W[here], values, out=E[here])
+        buffer = slice(start, stop)
+        read = (W[buffer], L[buffer, buffer], T)
+        in_place(_ldlq_buffer, read, (codes[buffer], E[buffer]), codebook, d)
     return codes, E
+
+
+def _ldlq_buffer(
+    W: Tensor, L: Tensor, T: Tensor, codes: Tensor, E: Tensor, codebook: Codebook, d: int
+) -> None:
+    """BlockLDLQ within a buffer: all (columns, out), but L (columns, columns)."""
+    for k in range(len(W) - d, -1, -d):
+        here = slice(k, k + d)
+        later = slice(k + d, None)
+        # (d, out): W_k with the errors of all later vectors.
+        t = torch.addmm(T[here], L[later, here].T, E[later])
+        codes[here], values = codebook.nearest(t)
+        torch.sub(W[here], values, out=E[here])
 
 
 def sweep(W: Tensor, E: Tensor, codes: Tensor, curvature: Curvature, codebook: Codebook) -> int:
@@ -128,21 +138,41 @@ def sweep(W: Tensor, E: Tensor, codes: Tensor, curvature: Curvature, codebook: C
     width = max(d, BUFFER // d * d)
     steps = torch.zeros((), dtype=torch.long, device=W.device)
     for start in range(0, n, width):
-        stop = min(n, start + width)
-        G = H[start:stop] @ E  # kept up to date within the buffer
-        for k in range(start, stop, d):
-            here = slice(k, k + d)
-            g = G[k - start : k - start + d]  # (H E)_k
-            values = W[here] - E[here]  # W^_k
-            t = torch.addmm(values, curvature.inverse[k // d], g)
-            z, nearest = codebook.nearest(t)
-            x = nearest - values
-            gradient = torch.addmm(g, H[here, here], x, beta=-2)  # H_kk x - 2 (H E)_k
-            better = (x * gradient).sum(0) < 0  # (out,)
-            x *= better  # other columns stay
-            codes[here] = torch.where(better, z, codes[here])
-            E[here] -= x
-            # (H E)_j of the later vectors of the buffer, as E_k has changed by -x.
-            G[k - start + d :].addmm_(H[k + d : stop, here], x, alpha=-1)
-            steps += better.sum()
+        buffer = slice(start, min(n, start + width))
+        G = H[buffer] @ E
+        inverse = curvature.inverse[start // d : buffer.stop // d]
+        read = (W[buffer], H[buffer, buffer], inverse)
+        in_place(_sweep_buffer, read, (codes[buffer], E[buffer], G, steps), codebook)
     return int(steps)
+
+
+def _sweep_buffer(
+    W: Tensor,
+    H: Tensor,
+    inverse: Tensor,
+    codes: Tensor,
+    E: Tensor,
+    G: Tensor,
+    steps: Tensor,
+    codebook: Codebook,
+) -> None:
+    """A sweep within a buffer: W, codes, E and G = H E (columns, out), H (columns, columns).
+
+    inverse: (columns/d, d, d), of the diagonal blocks of H. steps: their number is added to it.
+    """
+    d = inverse.shape[1]
+    for k in range(0, len(W), d):
+        here = slice(k, k + d)
+        g = G[here]  # (H E)_k
+        values = W[here] - E[here]  # W^_k
+        t = torch.addmm(values, inverse[k // d], g)
+        z, nearest = codebook.nearest(t)
+        x = nearest - values
+        gradient = torch.addmm(g, H[here, here], x, beta=-2)  # H_kk x - 2 (H E)_k
+        better = (x * gradient).sum(0) < 0  # (out,)
+        x *= better  # other columns stay
+        codes[here] = torch.where(better, z, codes[here])
+        E[here] -= x
+        # (H E)_j of the later vectors of the buffer, as E_k has changed by -x.
+        G[k + d :].addmm_(H[k + d :, here], x, alpha=-1)
+        steps += better.sum()

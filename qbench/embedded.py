@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
 from qbench.errors import ModelError
 from qbench.files.atomic import write_whole_folder
+from qbench.files.cache import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPREAD = 0.15  # of the rescale
 SEED = 0  # of the rescale; part of the cache's name
-
-
-def cache_folder() -> Path:
-    """Where converted models lie: QBENCH_CACHE, or the platform's cache directory."""
-    return Path(os.environ.get("QBENCH_CACHE") or user_cache_path("qbench", appauthor=False))
 
 
 def smollm2_135m() -> Path:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,10 @@ from typing import Any
 
 import psutil
 
+import qbench
+from qbench.errors import ConfigError, unknown_name
+
+DEVICES = ("auto", "cpu", "cuda")
 PACKAGES = (
     "qbench-llm",
     "torch",
@@ -69,12 +74,23 @@ def git_commit() -> str | None:
 
 
 def pick_device(device: str) -> str:
-    """`auto` is the first GPU, else the CPU; any other name stays."""
+    """`auto` is the first GPU, else the CPU. ConfigError for one that is not there."""
     import torch
 
-    if device != "auto":
+    if device == "cpu":
         return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    available = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        raise ConfigError(unknown_name("device", device, DEVICES))
+    count = torch.cuda.device_count() if available else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ConfigError(
+            f"device {device!r} is not there: torch {torch.__version__} finds {count} GPUs; "
+            "use --device cpu, or auto"
+        )
+    return device
 
 
 def pick_dtype(dtype: str, device: str) -> str:
@@ -125,6 +141,8 @@ def _git(root: Path, *command: str) -> str:
 
 
 def _version(name: str) -> str | None:
+    if name == "qbench-llm":  # it may run from a plain source tree, which has no metadata
+        return qbench.__version__
     try:
         return version(name)
     except PackageNotFoundError:

@@ -17,6 +17,8 @@ from difflib import get_close_matches
 
 from qbench.outside_text import printable
 
+LONGEST = 1000  # characters of a message
+
 
 class QbenchError(Exception):
     """Root of all errors that qbench raises on purpose.
@@ -32,7 +34,7 @@ class QbenchError(Exception):
         It may quote a damaged file, so it holds nothing that a terminal would act on.
         """
         text = printable(" ".join(super().__str__().split()))
-        if len(text) <= 1000:
+        if len(text) <= LONGEST:
             return text
         return f"{text[:600]} [...] {text[-300:]}"
 
@@ -73,3 +75,22 @@ def require_at_least(name: str, value: int | None, least: int = 1) -> None:
         raise ConfigError(
             f"{name}={value} is too small; give {least} or more, or leave it out for all"
         )
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in words: those of ours are sentences already, others come with their type."""
+    try:
+        text = str(error).strip()
+    except Exception:  # an error of a plug-in's own may be broken, too
+        text = ""
+    if not isinstance(error, QbenchError):
+        name = type(error).__name__
+        text = f"{name}: {text}" if text else name
+    return readable(text)
+
+
+def readable(text: str) -> str:
+    """The text cut to what one reads, and without halves of characters, which no file takes."""
+    if len(text) > LONGEST:
+        text = f"{text[:600]} [...] {text[-300:]}"
+    return text.encode("utf-8", "replace").decode()

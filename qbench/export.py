@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+import qbench
 from qbench.checkpoint.folder import (
     load_checkpoint,
-    require_replaceable,
     save_checkpoint,
     unquantized_tensors,
     write_model_folder,
@@ -21,6 +20,7 @@ from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
 from qbench.files.atomic import put
+from qbench.files.shards import require_writable
 from qbench.formats import Uniform
 from qbench.models.published_names import published
 from qbench.read_back import BY_DEFAULT, prove, unproven
@@ -40,7 +40,7 @@ def export(
     if target not in TARGETS:
         raise ConfigError(unknown_name("export format", target, TARGETS))
     if target != "gguf":
-        require_replaceable(output)
+        require_writable(output)
     with unproven(output) as place:
         TARGETS[target](folder, place, dtype)
         size = sum(path.stat().st_size for path in place.parent.rglob("*"))
@@ -73,7 +73,7 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
         "lm_head": False,  # the head is not quantized
         "checkpoint_format": layout,
         "pack_dtype": "int32",
-        "meta": {"quantizer": [f"qbench:{version('qbench-llm')}"]},
+        "meta": {"quantizer": [f"qbench:{qbench.__version__}"]},
     }
     return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, entry)
 

@@ -30,7 +30,7 @@ def import_plugin_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(
             f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"

@@ -34,7 +34,7 @@ from qbench.contracts import (
     trains,
     verb_of,
 )
-from qbench.errors import ConfigError, MethodError, QbenchError
+from qbench.errors import ConfigError, MethodError, QbenchError, reason_of
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
@@ -80,16 +80,19 @@ class QuantizedModel:
         )
 
 
-def load(folder: str | Path, dtype: str = "auto", packed: bool = True) -> QuantizedModel:
+def load(
+    folder: str | Path, dtype: str = "auto", packed: bool = True, device: str = "cpu"
+) -> QuantizedModel:
     """Read what `save` wrote, or a GPTQ or AWQ folder; nothing in the folder is executed.
 
     dtype: of what is not quantized, such as "bfloat16"; "auto" is what the folder states.
     packed: linear layers stay packed and take the memory that they take on the disk; False
     dequantizes them once, which computes faster without a kernel.
+    device: where the model is to be; what is dequantized is so there.
 
     StoreError where the directory is damaged, and by name where a tensor is missing or unexpected.
     """
-    checkpoint = load_checkpoint(Path(folder), dtype, packed)
+    checkpoint = load_checkpoint(Path(folder), dtype, packed, torch.device(device))
     return QuantizedModel(
         checkpoint.model,
         checkpoint.tokenizer,
@@ -197,7 +200,8 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
     for name, layer in quantizable(model).items():
         weight = read_weight(layer)
         scheme.group_length(weight.shape[1], name)
-        if not weight.is_meta and not torch.isfinite(weight).all():
+        # The ends of the range are not finite where any weight is not: one pass, no temporaries.
+        if not weight.is_meta and not torch.isfinite(torch.stack(weight.aminmax())).all():
             bad = int((~torch.isfinite(weight)).sum())
             raise MethodError(
                 f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
@@ -298,8 +302,8 @@ def _errors_name(layer: str) -> Iterator[None]:
         yield
     except QbenchError as error:
         raise MethodError(f"layer {layer}: {error}") from error
-    except (RuntimeError, ValueError, ArithmeticError) as error:  # such as torch raises
-        raise MethodError(f"layer {layer}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise MethodError(f"layer {layer}: {reason_of(error)}") from error
 
 
 def _put(name: str, layer: Any, weight: WeightFormat) -> None:
@@ -307,7 +311,8 @@ def _put(name: str, layer: Any, weight: WeightFormat) -> None:
     for part in weight.to_tensors().values():
         if not torch.isfinite(part).all():
             raise MethodError(f"layer {name}: the quantized weight is not finite")
-    write_weight(layer, weight.dequantize())
+    # In the layer's dtype before it moves: between devices every byte counts.
+    write_weight(layer, weight.dequantize().to(layer.weight.dtype))
 
 
 def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import sys
 from functools import cache
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qbench.contracts import DECLARED
 from qbench.declarations import Declaration, declaration_of, methods_in
-from qbench.errors import ConfigError, QbenchError, unknown_name
+from qbench.errors import ConfigError, QbenchError, reason_of, unknown_name
 from qbench.method_source import Unreadable, file_label, module_file, read_declarations
 from qbench.plugin_file import import_plugin_file
 
@@ -61,7 +62,7 @@ def methods() -> dict[str, Any]:
         try:
             classes[name] = entry.load()
         except Exception as error:  # whatever a file raises on import, the others still work
-            classes[name] = Broken(entry.file, _reason(error))
+            classes[name] = Broken(entry.file, reason_of(error))
     return classes
 
 
@@ -87,7 +88,7 @@ def method_class(name: str) -> Any:
         return declaration.load()
     except Exception as error:  # a file of ours that does not import is its author's to see
         raise ConfigError(
-            f"method {name!r} from {declaration.file} cannot be used: {_reason(error)}"
+            f"method {name!r} from {declaration.file} cannot be used: {reason_of(error)}"
         ) from error
 
 
@@ -95,7 +96,7 @@ def get_method(name: str, **params: Any) -> Any:
     """The method called `name` with its hyper-parameters.
 
     params: converted to the declared types, so that `period="4"` becomes 4. Raises ConfigError for
-    an unknown name or parameter, or a value that does not fit.
+    an unknown name or parameter, or a value that does not fit or that the method refuses.
     """
     cls = method_class(name)
     hints = get_type_hints(cls)
@@ -106,7 +107,14 @@ def get_method(name: str, **params: Any) -> Any:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise ConfigError(f"{name}.{key}={value!r}: {error.errors()[0]['msg']}") from None
-    return cls(**values)
+        if isinstance(values[key], float) and not math.isfinite(values[key]):
+            raise ConfigError(f"{name}.{key}={value!r} is no finite number; give one")
+    try:
+        return cls(**values)
+    except QbenchError as error:
+        raise ConfigError(f"method {name!r}: {error}") from error
+    except Exception as error:  # whatever the constructor of a plug-in raises
+        raise ConfigError(f"method {name!r} cannot be made: {reason_of(error)}") from error
 
 
 def check_parameter(method: str, key: str, known: dict[str, Any]) -> None:
@@ -206,7 +214,7 @@ def _add_own(stem: str, usable: dict[str, Declaration], broken: list[tuple[str, 
     try:
         own = _read_own(f"{PACKAGE}.{stem}", file)
     except Exception as error:  # whatever is wrong with one file, the others still work
-        broken.append((stem, Broken(file, _reason(error))))
+        broken.append((stem, Broken(file, reason_of(error))))
         return
     for declaration in own:
         other = usable.get(declaration.name)
@@ -234,7 +242,7 @@ def _add_entry_point(
     try:
         usable[point.name] = declaration_of(point.load(), point.value)
     except Exception as error:  # a third party's import may raise anything; it is shown
-        broken.append((point.name, Broken(point.value, _reason(error))))
+        broken.append((point.name, Broken(point.value, reason_of(error))))
 
 
 def _taken(origin: str, name: str, other: Declaration) -> Broken:
@@ -243,8 +251,3 @@ def _taken(origin: str, name: str, other: Declaration) -> Broken:
         f"{origin} defines method {name!r}, which {other.file} defines already; "
         "choose another name",
     )
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; those of ours are sentences already."""
-    return str(error) if isinstance(error, QbenchError) else f"{type(error).__name__}: {error}"

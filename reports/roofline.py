@@ -22,7 +22,7 @@ from qbench.files.atomic import write_bytes
 from qbench.reports.axes import COLOURS, INK, MARKERS, MUTED, Look
 from qbench.reports.plots import STYLE, png
 
-MEMORY = ("read", "copy")  # the probes on a CPU and on a GPU
+MEMORY = ("read", "copy")  # the probe of memory; `copy` is that of older files from GPUs
 ROOFS = {"multiply bf16": "-", "multiply fp32": "--"}  # the probes of dense products, and dashes
 DENSE = ("dense bf16", "dense fp32")
 

@@ -98,7 +98,7 @@ def language_model(context: Context, name: str) -> Any:
             lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
             self.cut += sum(length > self.max_length + 1 for length in lengths)
             likelihoods: list[Any] = [None] * len(requests)
-            vocabulary = self.model.config.vocab_size
+            vocabulary = self.model.config.get_text_config().vocab_size
             for size, members in batches(lengths, context.batch_size, vocabulary):
                 self.batch_size_per_gpu = size
                 of_members = super()._loglikelihood_tokens(

@@ -103,7 +103,7 @@ def window_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple
     inputs: (n, length) tokens. Raises ConfigError where the model's context is shorter.
     """
     length = inputs.shape[1]
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and room < length:
         raise ConfigError(
             f"length={length} is more than the model's context of {room} tokens; "

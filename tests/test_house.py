@@ -20,7 +20,8 @@ ARROWS = {
     "errors": {"outside_text"},
     "contracts": {"errors"},
     "records": {"contracts"},
-    "environment": set(),
+    "environment": {"errors"},
+    "isolation": set(),
     "files": {"errors"},
     "formats": {"contracts", "errors"},
     "embedded": {"errors", "files"},
@@ -31,8 +32,8 @@ ARROWS = {
     "plugin_file": {"errors"},
     "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
     "checks": {
-        "calibration", "contracts", "errors", "formats", "kernels", "models", "quantization",
-        "registry",
+        "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",
+        "quantization", "registry",
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
@@ -48,9 +49,10 @@ ARROWS = {
     },
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
-    "kernels": {"contracts", "errors", "formats", "plugin_file"},
+    "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
     "kernels.cpu": {"contracts", "errors", "formats", "kernels"},
-    "kernels.gpu": {"contracts", "errors", "files", "formats", "kernels"},
+    "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
+    "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "models", "records"},
     "reports": {"errors", "files", "outside_text", "records", "tasks"},
     "latency": {
@@ -58,12 +60,14 @@ ARROWS = {
         "quantization",
     },
     "experiment": {
-        "calibration", "checkpoint", "contracts", "environment", "errors", "files", "kernels",
-        "models", "plugin_file", "quantization", "records", "registry", "tasks",
+        "calibration", "checkpoint", "checks", "contracts", "environment", "errors", "files",
+        "isolation", "kernels", "models", "plugin_file", "quantization", "records", "registry",
+        "tasks",
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",
-        "inspection", "kernels", "latency", "method_source", "models", "outside_text", "records",
+        "inspection", "isolation", "kernels", "latency", "method_source", "models", "outside_text",
+        "records",
         "registry", "reports", "tasks",
     },
 }  # fmt: skip

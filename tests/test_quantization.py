@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 import qbench
 from qbench import Scheme
 from qbench.checkpoint.folder import bytes_on_disk
-from qbench.contracts import BlockResult
+from qbench.contracts import BlockResult, trains
 from qbench.errors import ConfigError, MethodError
 from qbench.models.blocks import linears
+from qbench.registry import get_method
 from samples import PROMPT, token_ids
 
 TOKENS = token_ids(4, 32, vocabulary=256)
@@ -44,6 +46,24 @@ def test_two_runs_give_the_same_bytes(tiny, tmp_path, method):
         folders.append(qbench.quantize(tiny(), method, Scheme(2, 16), TOKENS).save(tmp_path / run))
     first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert first == second
+
+
+@pytest.mark.parametrize(
+    "method", ["awq", "omniquant", "flexround", "uniquanf", "unisvq", "gptq", "rtn"]
+)
+def test_a_model_in_bfloat16_quantizes_in_float32(tiny, method):
+    """As the same model in float32, but for its position embeddings, which are rounded."""
+    options = {"epochs": 1} if trains(get_method(method)) else {}
+    half = tiny().bfloat16()
+    whole = copy.deepcopy(half).float()
+    scheme = Scheme(2, 16)
+    made = qbench.quantize(half, get_method(method, **options), scheme, TOKENS)
+    same = qbench.quantize(whole, get_method(method, **options), scheme, TOKENS)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    first = next(iter(made.weights))  # later layers see dequantized weights, rounded to bfloat16
+    weight = made.weights[first].dequantize()
+    expected = same.weights[first].dequantize()
+    assert (weight - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_the_bits_are_those_of_the_file(tiny, tmp_path):

@@ -1,5 +1,11 @@
-"""Kernels in Triton for GPUs; triton itself is imported with the first product."""
+"""Kernels for GPUs: in CUDA C++ for NVIDIA's, and in Triton for all that it knows.
 
-from qbench.kernels.gpu.products import KERNELS
+Triton itself is imported, and CUDA's sources are compiled, with the first product.
+"""
+
+from qbench.kernels.gpu import products
+from qbench.kernels.gpu.cuda import products as cuda
+
+KERNELS = (*cuda.KERNELS, *products.KERNELS)
 
 __all__ = ["KERNELS"]

@@ -211,9 +211,7 @@ def _refuses(request: Request) -> str | None:
 
 
 def _describe() -> str:
-    return (
-        "bit planes made into signs or weights in registers; not yet run on a GPU, so by name only"
-    )
+    return "bit planes made into signs or weights in registers, in Triton"
 
 
 KERNELS = (
@@ -224,7 +222,7 @@ KERNELS = (
         bits=(1, 8),
         devices=("cuda",),
         dtypes=DTYPES,
-        automatic=False,
+        automatic=True,
         error=1e-5,
         roundings=2.0,  # `_large` rounds every scale and partial sum of a weight
         available=unavailable,

@@ -1,17 +1,12 @@
 """How the Triton kernels are launched: defaults by shape, and one file of tuned ones per GPU model.
 
-A tuned file is `tuned/<name of the GPU, spaces as underscores>.json` beside this module:
-
-    {"gpu": "NVIDIA H200", "triton": "3.6.0", "configs": {
-        "m16 n4096 k4096 binary b3 g128 bfloat16": {"kind": "skinny", "block_n": 64, "split": 8}}}
-
-with the fields of `Config`; m is the bucket of the batch. The defaults come from the instruction
+A tuned file lies in `tuned` beside this module (see `qbench.kernels.tuned`) and has the fields of
+`Config`. The defaults come from the instruction
 counts and registers of the compiled kernels (`benchmarks/aot.py`), not from timings.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +14,10 @@ from typing import Literal
 
 import torch
 
-from qbench.errors import ConfigError
+from qbench.kernels import tuned
 from qbench.kernels.gpu.triton_layout import Planes
 
 Kind = Literal["skinny", "large", "dense"]
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 TUNED = Path(__file__).resolve().parent / "tuned"
 PROCESSORS = 132  # where no GPU says otherwise
 
@@ -64,9 +58,9 @@ def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
     n, k = planes.shape
     if device.type != "cuda":
         return default(m, n, k, dtype)
-    tuned = _tuned(torch.cuda.get_device_name(device)).get(key(m, planes, dtype))
-    if tuned is not None:
-        return tuned
+    measured = _tuned(torch.cuda.get_device_name(device)).get(key(m, planes, dtype))
+    if measured is not None:
+        return measured
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return default(m, n, k, dtype, processors)
 
@@ -101,28 +95,16 @@ def _half_precision(m: int) -> Config:
 
 
 def key(m: int, planes: Planes, dtype: torch.dtype) -> str:
-    """The name of a tuned launch; m is rounded up to a bucket."""
-    n, k = planes.shape
-    bucket = min([size for size in BUCKETS if m <= size], default=BUCKETS[-1])
+    """The name of a tuned launch."""
     kind = "uniform" if planes.uniform else "binary"
-    name = str(dtype).removeprefix("torch.")
-    return f"m{bucket} n{n} k{k} {kind} b{planes.bits} g{planes.group_size} {name}"
+    return tuned.key(m, planes.shape, kind, planes.bits, planes.group_size, dtype)
 
 
 def tuned_file(gpu: str) -> Path:
     """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
-    return TUNED / f"{gpu.replace(' ', '_')}.json"
+    return tuned.tuned_file(TUNED, gpu)
 
 
 @lru_cache
 def _tuned(gpu: str) -> dict[str, Config]:
-    path = tuned_file(gpu)
-    if not path.is_file():
-        return {}
-    try:
-        stored = json.loads(path.read_text())["configs"]
-        return {name: Config(**fields) for name, fields in stored.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is not a file of tuned configurations ({error}); tune again or delete it"
-        ) from None
+    return tuned.read(tuned_file(gpu), lambda fields: Config(**fields))

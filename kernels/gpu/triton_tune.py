@@ -1,22 +1,20 @@
 """Times launches of the Triton kernels on the present GPU, and keeps the best by shape.
 
-`triton_configs` describes the file.
+`qbench.kernels.tuned` describes the file.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
-from qbench.files.atomic import write_text
+from qbench.kernels import tuned
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_configs
 from qbench.kernels.gpu.triton_configs import Config
@@ -38,12 +36,10 @@ def tune(
 
     name = torch.cuda.get_device_name()
     path = path or triton_configs.tuned_file(name)
-    known: dict[str, Any] = json.loads(path.read_text())["configs"] if path.is_file() else {}
     for weight, m in product(list(weights), batches):
         x = torch.randn(m, weight.shape[1], device=weight.words.device, dtype=dtype)
-        known[triton_configs.key(m, weight, dtype)] = asdict(_best(x, weight))
-        stored = {"gpu": name, "triton": triton.__version__, "configs": known}
-        write_text(path, json.dumps(stored, indent=1) + "\n")
+        best = {triton_configs.key(m, weight, dtype): asdict(_best(x, weight))}
+        tuned.write(path, {"gpu": name, "triton": triton.__version__}, best)
     triton_configs._tuned.cache_clear()
     return path
 

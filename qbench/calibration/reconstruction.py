@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -107,6 +107,8 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         self.refuse_below(0, "epochs", "patience", "mixing", "holdout")
+        rates = [field.name for field in fields(self) if field.name.startswith("lr")]
+        self.refuse_below(0, *(name for name in rates if getattr(self, name) is not None))
         self.refuse_below(1, "batch_size")
         if self.mixing > 1 or self.holdout >= 1:
             raise ConfigError(

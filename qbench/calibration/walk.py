@@ -57,22 +57,20 @@ def walk_linears(
     finite.
     """
     prefix, blocks = decoder_blocks(model)
-    streams = enter(model, blocks, tokens, batch_size, device)
+    streams = enter(model, blocks, tokens, batch_size, device, dtype)
     for index, block in enumerate(blocks):
         progress(index / len(blocks), f"block {index + 1}/{len(blocks)}")
-        home = next(block.parameters()).device
-        block.to(device)  # one block at a time is on the device, and goes home when it is done
         names: dict[Any, str] = {}  # by layer: the layer's full name
         for name, layer in linears(block).items():
             names[layer] = f"{prefix}.{index}.{name}"
         # No cache: it would hold on to the low-precision copies of weights that have been replaced.
-        with torch.autocast(
+        low = torch.autocast(
             device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
-        ):
+        )
+        with _at_work(block, device, dtype), low:
             outputs = lock_step(block, index, streams, names, visit)
         for stream, hidden in zip(streams, outputs, strict=True):
             stream.hidden = hidden
-        block.to(home)
 
 
 @torch.no_grad()
@@ -91,7 +89,7 @@ def walk_blocks(
     weights: the quantized stream then goes through it.
     """
     prefix, blocks = decoder_blocks(model)
-    streams = enter(model, blocks, tokens, batch_size, device)
+    streams = enter(model, blocks, tokens, batch_size, device, dtype)
     full = [stream.hidden for stream in streams]  # before the first block both streams are the same
     for index, block in enumerate(blocks):
         place = f"block {index + 1}/{len(blocks)}"
@@ -101,34 +99,62 @@ def walk_blocks(
             progress((index + fraction) / len(blocks), f"{place} {text}")
 
         report(0.0, "")
-        home = next(block.parameters()).device
-        block.to(device)
         arguments = [stream.arguments[index] for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
-        # Before the visit the block's weights are still the model's own.
-        targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
-        visit(f"{prefix}.{index}", block, inputs, targets)
-        # The visit may have replaced weights: the quantized stream goes on through the new ones.
-        for batch, stream in enumerate(streams):
-            stream.hidden = inputs.run(block, stream.hidden, batch)
+        with _at_work(block, device, dtype):
+            # Before the visit the block's weights are still the model's own.
+            targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
+            visit(f"{prefix}.{index}", block, inputs, targets)
+            # The visit may have replaced weights: the quantized stream goes on through the new
+            # ones.
+            for batch, stream in enumerate(streams):
+                stream.hidden = inputs.run(block, stream.hidden, batch)
         full = targets
-        block.to(home)
+
+
+@contextmanager
+def _at_work(block: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """One block at a time is on the device, and goes home when it is done.
+
+    In float32 where its matrix products are: autocast makes them in any other dtype. At home every
+    parameter has its own dtype again.
+    """
+    dtypes = {parameter: parameter.dtype for parameter in block.parameters()}
+    home = next(block.parameters()).device
+    block.to(device)
+    if dtype == torch.float32:
+        for parameter in dtypes:
+            parameter.data = parameter.data.float()
+    yield
+    for parameter, own in dtypes.items():
+        parameter.data = parameter.data.to(own)
+    block.to(home)
 
 
 def enter(
-    model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int, device: torch.device
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    tokens: Tensor,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> list[Stream]:
     """Run everything before the first block, and record the arguments of each block's call.
 
     The blocks are passed over (they return their input), so this is cheap, and right for models
-    whose blocks get different masks or position embeddings.
+    whose blocks get different masks or position embeddings. What is recorded goes to the device, in
+    float32 where the matrix products of the blocks are.
     """
     streams = []
     tuples = None  # whether blocks return tuples: not known before the first batch
     home = next(model.parameters()).device
 
     def moved(leaf: Any) -> Any:
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if dtype == torch.float32 and leaf.is_floating_point():
+            return leaf.to(device, dtype)
+        return leaf.to(device)
 
     for batch in tokens.split(batch_size):
         with _recorded(blocks, tuples) as (calls, probe), suppress(_AllRecorded):
@@ -276,7 +302,7 @@ def _second_order(inputs: list[Tensor], name: str) -> LinearStats:
     hessian = torch.zeros(width, width, device=inputs[0].device)
     count = 0
     for x in inputs:
-        rows = x.reshape(-1, width).float()  # (tokens, in)
+        rows = x.reshape(-1, width)  # (tokens, in)
         hessian += _gram(rows)
         count += len(rows)
     hessian *= 2 / max(count, 1)  # a stream of no tokens leaves zeros
@@ -290,13 +316,17 @@ def _second_order(inputs: list[Tensor], name: str) -> LinearStats:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """x^T x (in, in) of rows (tokens, in), float32.
+    """x^T x (in, in) float32 of rows (tokens, in), floating.
 
-    On the CPU numpy sees the symmetry and does half the work, where torch does not.
+    On the CPU numpy sees the symmetry and does half the work, where torch does not. On a GPU the
+    tensor cores multiply numbers of 16 bits exactly, and add in float32.
     """
-    if rows.device.type != "cpu":
-        with torch.autocast(rows.device.type, enabled=False):  # statistics stay float32
-            return rows.T @ rows
-    array = rows.contiguous().numpy()
+    device = rows.device.type
+    if device != "cpu":
+        with torch.autocast(device, enabled=False):  # statistics stay float32
+            if torch.version.cuda and rows.dtype in (torch.bfloat16, torch.float16):
+                return torch.mm(rows.T, rows, out_dtype=torch.float32)
+            return rows.float().T @ rows.float()
+    array = rows.float().contiguous().numpy()
     with np.errstate(all="ignore"):  # what is not finite is reported by name, after all batches
         return torch.from_numpy(array.T @ array)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
+import qbench
 from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
@@ -91,7 +91,7 @@ def write_card(
     environment.filters["plain"] = markdown
     text = environment.from_string(_TEMPLATE).render(
         title=markdown(title),
-        version=version("qbench-llm"),
+        version=qbench.__version__,
         method=markdown(str(entry.get("method"))),
         paper=markdown(str(entry.get("paper", ""))),
         scheme=f"{bits}-bit codes, groups: {group_size}",

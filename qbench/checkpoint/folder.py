@@ -39,8 +39,8 @@ from qbench.files.model_folder import quantization_settings, require_ordinary_fi
 from qbench.files.shards import (
     SHARD_BYTES,
     Shards,
-    may_be_replaced,
     read_json,
+    require_writable,
     write_index,
     write_shards,
 )
@@ -50,6 +50,7 @@ from qbench.models.source import torch_dtype
 from qbench.records import Record
 
 LOG = "quantize_log.json"
+_CPU = torch.device("cpu")
 _NOT_STORED = (
     "torch_dtype",  # an older name of dtype
     "_name_or_path",  # a path of this machine
@@ -124,22 +125,22 @@ def write_model_folder(
     called with. StoreError where the disk refuses, and where something is there that qbench has not
     written.
     """
-    require_replaceable(folder)
+    require_writable(folder)
     content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
     content["dtype"] = _main_dtype(tensors)
     if entry is not None:
         content["quantization_config"] = entry
 
     def write(part: Path) -> None:
-        write_shards(part, tensors, shard_bytes)
+        hashes = write_shards(part, tensors, shard_bytes)
         (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
         if generation_config is not None:
             # not save_pretrained, which refuses what some published models carry
             generation_config.to_json_file(part / "generation_config.json")
         if tokenizer is not None:
-            tokenizer.save_pretrained(part)
+            _save_tokenizer(tokenizer, part)
         finish(part)
-        write_index(part)
+        write_index(part, hashes)
 
     try:
         return write_whole_folder(folder, write)
@@ -149,28 +150,22 @@ def write_model_folder(
         ) from error
 
 
-def require_replaceable(folder: Path) -> None:
-    """StoreError where something is at `folder` that qbench has not written."""
-    if not may_be_replaced(folder):
-        raise StoreError(
-            f"{folder} is there and was not written by qbench, or is damaged; "
-            "choose another folder, or remove it first"
-        )
-
-
-def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, dtype: str, packed: bool, device: torch.device = _CPU
+) -> Checkpoint:
     """Read a folder of ours, or one that `qbench.exchange` reads.
 
     dtype: of what is not quantized, as torch calls it; `auto` is what the folder states. packed:
-    linear layers stay packed, else they are dequantized into `dtype`. Nothing of the folder is
-    executed, every tensor of the files is used, and none may be missing: StoreError.
+    linear layers stay packed, else they are dequantized into `dtype`, on the device that all of
+    the model moves to. Nothing of the folder is executed, every tensor of the files is used, and
+    none may be missing: StoreError.
     """
     config = read_json(folder / "config.json")
     require_ordinary_files(folder)
     shards = Shards(folder)
     refuse_implausible(config, len(shards.entries), folder / "config.json")
     # Weights first: a folder whose files and config do not fit is refused before a model is built.
-    weights, manifest = _read_weights(folder, config, shards)
+    weights, manifest = _read_weights(folder, config, shards, device)
     model = read_skeleton(folder)
     read_generation(model, folder)
     kind = model.config.dtype if dtype == "auto" else torch_dtype(dtype)
@@ -180,7 +175,7 @@ def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
     for name in sorted(shards.entries):
         if _is_quantized_part(name, weights):
             continue
-        tensor = shards.tensor(name)
+        tensor = shards.tensor(name).to(device)
         unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
     if "foreign" in manifest:
         own = own_names(model.config)
@@ -193,6 +188,7 @@ def load_checkpoint(folder: Path, dtype: str, packed: bool) -> Checkpoint:
     fill(model, unquantized, folder)
     if not packed:
         unpack(model, kind)
+    model.to(device)  # such as buffers that are in no file
     return Checkpoint(model.eval(), read_tokenizer(folder), weights, manifest)
 
 
@@ -258,7 +254,7 @@ def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict
 
 
 def _read_weights(
-    folder: Path, config: dict[str, Any], shards: Shards
+    folder: Path, config: dict[str, Any], shards: Shards, device: torch.device
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
     """The quantized weights by layer, and what the method said about itself."""
     entry = quantization_settings(folder, config)
@@ -271,7 +267,7 @@ def _read_weights(
     layout = read_layout(config, folder / "config.json")
     weights = {}
     for name, group in compare(layout, shards).items():
-        tensors = {part: shards.tensor(f"{name}.{part}") for part in group.parts}
+        tensors = {part: shards.tensor(f"{name}.{part}").to(device) for part in group.parts}
         weights[name] = group.weight(tensors)
         _require_finite(name, weights[name], folder)
     return weights, layout.facts()
@@ -301,6 +297,18 @@ def _narrowed(tensor: Tensor) -> Tensor:
             if torch.equal(tensor.to(dtype).float(), tensor):
                 return tensor.to(dtype)
     return tensor
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """StoreError where the disk refuses, of which the tokenizers library makes a bare Exception."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception and "os error" in str(error):
+            raise StoreError(
+                f"{folder} cannot be written ({error}); free space, or choose another folder"
+            ) from error
+        raise
 
 
 def _main_dtype(tensors: Mapping[str, Tensor]) -> str:

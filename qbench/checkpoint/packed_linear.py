@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.formats import from_tensors
 from qbench.kernels.dispatch import describe
+from qbench.kernels.sharing import share_inputs
 from qbench.models.blocks import is_linear, read_weight
 
 
@@ -69,8 +71,10 @@ class QuantLinear(nn.Module):
 def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
     """Put QuantLinear in the place of linear layers.
 
-    weights: by the layers' full names. StoreError where a layer is not there or does not fit.
+    weights: by the layers' full names. StoreError where a layer is not there or does not fit. A
+    module with several of them lets them share an input that a kernel has to prepare.
     """
+    parents: Counter[str] = Counter()
     for name, weight in weights.items():
         try:
             layer: Any = model.get_submodule(name)
@@ -87,6 +91,10 @@ def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
             )
         bias = None if layer.bias is None else layer.bias.detach()
         _replace(model, name, QuantLinear(weight, bias))
+        parents[name.rpartition(".")[0]] += 1
+    for parent, layers in parents.items():
+        if layers > 1:
+            share_inputs(model.get_submodule(parent))
 
 
 def unpack(model: nn.Module, dtype: torch.dtype) -> None:

@@ -35,10 +35,27 @@ def check_answers_every_call(method: Any) -> None:
 def check_shape_and_format(method: Any) -> None:
     """The result has the weight's shape, the declared format, and finite values."""
     for call in answered(method):
-        if verb_of(method) == "quantize_block":
-            _expect_block_result(call)
-        for layer, weight in call.weights().items():
-            _expect_weight(method, call, layer, weight)
+        expect_shape_and_format(method, call)
+
+
+def expect_promises(method: Any, call: Call) -> None:
+    """Broke where one call alone shows that a promise was broken: of its result, or its effects."""
+    for sentence in call.changes.values():
+        raise Broke(sentence)
+    expect_shape_and_format(method, call)
+    if method.format != "dense":
+        for place, weight in _weights(call):
+            _expect_bits(call, place, weight)
+            _expect_groups(call, place, weight)
+            _expect_no_offset(call, place, weight)
+
+
+def expect_shape_and_format(method: Any, call: Call) -> None:
+    """Broke where a result is not what the method's verb is to give."""
+    if verb_of(method) == "quantize_block":
+        _expect_block_result(call)
+    for layer, weight in call.weights().items():
+        _expect_weight(method, call, layer, weight)
 
 
 def _expect_block_result(call: Call) -> None:
@@ -76,12 +93,16 @@ def check_no_more_bits_than_asked(method: Any) -> None:
     A scale counts 16 bits, or 32 where float16 would distort the part (`as_stored`).
     """
     for call, place, weight in _coded(method):
-        if weight.bits != call.scheme.bits:
-            raise Broke(f"{place}: codes have {weight.bits} bits")
-        measured = bits_per_weight([weight])["total"]
-        allowed = allowed_bits(weight, call.scheme)
-        if measured > allowed + 1e-9:
-            raise Broke(f"{place}: takes {measured:.4g} bits a weight, {allowed:.4g} are due")
+        _expect_bits(call, place, weight)
+
+
+def _expect_bits(call: Call, place: str, weight: Any) -> None:
+    if weight.bits != call.scheme.bits:
+        raise Broke(f"{place}: codes have {weight.bits} bits")
+    measured = bits_per_weight([weight])["total"]
+    allowed = allowed_bits(weight, call.scheme)
+    if measured > allowed + 1e-9:
+        raise Broke(f"{place}: takes {measured:.4g} bits a weight, {allowed:.4g} are due")
 
 
 def allowed_bits(weight: Uniform | Binary | Lattice, scheme: Scheme) -> float:
@@ -117,9 +138,7 @@ def check_group_size_honoured(method: Any) -> None:
     for call, place, weight in _coded(method):
         if isinstance(weight, Lattice):
             raise NotApplicable("the format has no groups")
-        expected = call.scheme.group_length(weight.shape[1])
-        if weight.group_size != expected:
-            raise Broke(f"{place}: groups of {weight.group_size}, not of {expected}")
+        _expect_groups(call, place, weight)
     bits = bits_of(method)[len(bits_of(method)) // 2]
     # Every other group is 50 times smaller: one grid for all would round it to almost nothing.
     sizes = torch.tensor([1.0, 0.02]).repeat_interleave(16).repeat(IN // 32)
@@ -137,14 +156,26 @@ def check_group_size_honoured(method: Any) -> None:
         )
 
 
+def _expect_groups(call: Call, place: str, weight: Any) -> None:
+    if isinstance(weight, Lattice):
+        return  # the format has none
+    expected = call.scheme.group_length(weight.shape[1])
+    if weight.group_size != expected:
+        raise Broke(f"{place}: groups of {weight.group_size}, not of {expected}")
+
+
 def check_symmetric_honoured(method: Any) -> None:
     """A symmetric scheme gives a grid without zero point or shift."""
     if not method.symmetric:
         raise NotApplicable("the method declares no symmetric grids")
     for call, place, weight in _coded(method):
-        offset = getattr(weight, "zero_point", getattr(weight, "shift", None))
-        if call.scheme.symmetric and offset is not None:
-            raise Broke(f"{place}: the result has a zero point or a shift")
+        _expect_no_offset(call, place, weight)
+
+
+def _expect_no_offset(call: Call, place: str, weight: Any) -> None:
+    offset = getattr(weight, "zero_point", getattr(weight, "shift", None))
+    if call.scheme.symmetric and offset is not None:
+        raise Broke(f"{place}: the result has a zero point or a shift")
 
 
 def check_stored_exactly(method: Any) -> None:
@@ -210,5 +241,11 @@ def _coded(method: Any) -> Iterator[tuple[Call, str, Any]]:
     if method.format == "dense":
         raise NotApplicable("an unquantized weight has neither codes nor groups")
     for call in answered(method):
-        for layer, weight in call.weights().items():
-            yield call, f"{call.where}{' ' * bool(layer)}{layer}", weight
+        for place, weight in _weights(call):
+            yield call, place, weight
+
+
+def _weights(call: Call) -> Iterator[tuple[str, Any]]:
+    """Every quantized weight of a call with its place."""
+    for layer, weight in call.weights().items():
+        yield f"{call.where}{' ' * bool(layer)}{layer}", weight

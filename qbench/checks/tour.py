@@ -27,6 +27,7 @@ from qbench.checks.surroundings import Surroundings, stay_in_own_process
 from qbench.checks.tiny_models import FAMILIES, GROUP_SIZE, WHAT, tiny_model, tokens
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of
+from qbench.errors import reason_of
 from qbench.models.blocks import linears, read_weight
 from qbench.quantization import quantize
 
@@ -121,7 +122,7 @@ def _bare_call(method: Any, scheme: Scheme, shape: tuple[int, int], calls: list[
             watched(getattr(method, verb_of(method)), arguments, where, calls)
     except BaseException as error:
         if not any(call.error for call in calls[start:]):  # raised between two calls
-            calls.append(Call(where, scheme, error=f"{type(error).__name__}: {error}"))
+            calls.append(Call(where, scheme, error=reason_of(error)))
 
 
 def _whole_model(method: Any, scheme: Scheme, family: str, calls: list[Call]) -> None:
@@ -132,11 +133,14 @@ def _whole_model(method: Any, scheme: Scheme, family: str, calls: list[Call]) ->
         quantize(tiny_model(family), spied_on(method, where, calls), scheme, tokens(8, 12))
     except BaseException as error:
         if not any(call.error for call in calls[start:]):  # raised between two calls
-            calls.append(Call(where, scheme, error=f"{type(error).__name__}: {error}"))
+            calls.append(Call(where, scheme, error=reason_of(error)))
 
 
-def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
-    """The same method with a verb that is watched: of a subclass, as it must stay a dataclass."""
+def spied_on(method: Any, where: str, calls: list[Call], compared: int | None = None) -> Any:
+    """The same method with a verb that is watched: of a subclass, as it must stay a dataclass.
+
+    compared: how many arguments are copied to be compared after the call; None for all.
+    """
     kind = type(method)
     verb = verb_of(method)
 
@@ -147,6 +151,7 @@ def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
             arguments,
             f"{where}, call {layer}",
             calls,
+            compared,
         )
 
     subclass = type(kind.__name__, (kind,), {verb: spy, "__module__": kind.__module__})
@@ -154,7 +159,11 @@ def spied_on(method: Any, where: str, calls: list[Call]) -> Any:
 
 
 def watched(
-    verb: Callable[..., Any], arguments: tuple[Any, ...], where: str, calls: list[Call]
+    verb: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    where: str,
+    calls: list[Call],
+    compared: int | None = None,
 ) -> Any:
     """Call the verb, append what is seen to `calls`, and return its result or raise its error."""
     scheme = arguments[-1]
@@ -166,7 +175,7 @@ def watched(
     np.random.seed(seed)
     random.seed(seed)
     before = Surroundings.now()
-    arguments_before = Arguments.of(arguments)
+    arguments_before = Arguments.of(arguments[:compared])
     result = None
     error = None
     try:
@@ -178,9 +187,9 @@ def watched(
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
-    text = None if error is None else f"{type(error).__name__}: {error}"
+    text = None if error is None else reason_of(error)
     try:
-        changes |= arguments_before.changes(arguments)
+        changes |= arguments_before.changes(arguments[:compared])
         changes |= _of_the_result(arguments_before, result)
     except Exception as broken:
         text = text or f"its result cannot be looked at: {type(broken).__name__}: {broken}"

@@ -45,11 +45,12 @@ def quantize(
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme, check_scheme
-    from qbench.experiment.grid import parse_set
+    from qbench.experiment.grid import parse_set, single_settings
     from qbench.registry import declared
 
     group = as_group(group_size)
     scheme = Scheme(bits, None if group == "channel" else group, symmetric)
+    settings = single_settings(parse_set(sets or []), method)
     if not plugin:  # else the method may stand in a plug-in, which is imported below
         check_scheme(declared(method), scheme)
     from qbench.experiment.single import CalibrationWindows, quantize_model  # imports torch
@@ -60,7 +61,7 @@ def quantize(
             method,
             scheme,
             output,
-            settings=parse_set(sets or []).get(method, {}),
+            settings=settings,
             plugins=plugin or [],
             data=data or "auto",
             calibration=CalibrationWindows(samples, length, seed),
@@ -134,7 +135,7 @@ def evaluate(
     grid = read_grid(
         None,
         {
-            "tasks": as_names(tasks),
+            "tasks": as_names(tasks, "--tasks"),
             "preset": preset,
             "set": parse_set(sets or []),
             "data": data,

@@ -109,12 +109,9 @@ def latency(
         )
     _load_plugins(plugin or ())
     if end_to_end is not None:
-        if plot is not None or tune or device not in ("auto", "cpu"):
-            raise ConfigError(
-                f"--plot, --tune and --device are about products; give them with --shapes "
-                f"(--device is {device!r})"
-            )
-        stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads)
+        if plot is not None or tune:
+            raise ConfigError("--plot and --tune are about products; give them with --shapes")
+        stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads, device)
     else:
         request = _requested(
             as_names(shapes) or (),
@@ -219,14 +216,19 @@ def _gflops(row: Row) -> str:
 
 
 def _end_to_end(
-    folder: Path, prompt: int, tokens: int, repeats: int, threads: int
+    folder: Path, prompt: int, tokens: int, repeats: int, threads: int, device: str
 ) -> dict[str, Any]:
     """Time and print a saved model; what `--json` stores."""
     from qbench.environment import environment
-    from qbench.latency.end_to_end import compare
+    from qbench.latency import end_to_end, gpu_end_to_end
+    from qbench.latency.request import device_of
 
+    place = device_of(device)
     with err.status("loading") as status:
-        rows = compare(folder, prompt, tokens, repeats, threads, lambda text: status.update(text))
+        if place == "cuda":
+            rows = gpu_end_to_end.compare(folder, prompt, tokens, repeats, status.update)
+        else:
+            rows = end_to_end.compare(folder, prompt, tokens, repeats, threads, status.update)
     table = Table(*MODEL_COLUMNS, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         kernels = ", ".join(f"{name} {count}" for name, count in row.kernels.items())
@@ -241,9 +243,7 @@ def _end_to_end(
     Console(width=max(out.width, WIDTH)).print(table)
     decode = {row.name: row.decode[0] for row in rows}
     ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
-    out.print(
-        f"decode  packed is {ratio:.2f} x dense in bfloat16, {threads} threads", highlight=False
-    )
+    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
     return {"rows": [asdict(row) for row in rows]} | environment()
 
 

@@ -17,11 +17,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, folders, machine
+from qbench.commands import check, cleaning, folders, machine
 from qbench.commands.options import (
     Data,
     Device,
-    Model,
+    Models,
     Plugins,
     Sets,
     as_group,
@@ -50,6 +50,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts
 app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
+app.add_typer(cleaning.app)
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
@@ -65,7 +66,7 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
     "`qbench run --methods gptq --set gptq.damp=0.01,0.1 --dry-run`"
 )
 def run(
-    model: Model = "smollm2-135m",
+    model: Models = None,
     bits: Annotated[str | None, typer.Option(help="Bits per weight code, with commas.")] = None,
     methods: Annotated[str | None, typer.Option(help="With commas; `qbench list methods`.")] = None,
     sweep: Annotated[
@@ -87,6 +88,10 @@ def run(
         Path | None,
         typer.Option("--out", help="Records, artifacts and report; default runs/MODEL."),
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds for one cell; default many times its estimate."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
 ) -> None:
@@ -95,15 +100,14 @@ def run(
     """
     from qbench.experiment.grid import parse_set, read_grid
 
-    explicit_model = model if config is None or model != "smollm2-135m" else None
     grid = read_grid(
         config,
         {
-            "model": as_names(explicit_model),
+            "model": as_names(model, "--model"),
             "bits": as_numbers("--bits", bits),
-            "methods": as_names(methods),
+            "methods": as_names(methods, "--methods"),
             "sweep": sweep,
-            "tasks": as_names(tasks),
+            "tasks": as_names(tasks, "--tasks"),
             "preset": preset,
             "group_size": as_group(group_size),
             "symmetric": symmetric,
@@ -114,6 +118,7 @@ def run(
             "device": device,
             "dtype": dtype,
             "out": out_folder,
+            "time_limit": time_limit,
         },
     )
     grid.check_request()  # before `_run` imports torch
@@ -122,6 +127,12 @@ def run(
 
 def _run(grid: Grid, dry_run: bool) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
+    from qbench.experiment.preloaded import MODULES
+    from qbench.isolation import preload
+
+    if not dry_run:
+        preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
+    from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
     from qbench.reports.registry import write_reports
@@ -131,13 +142,15 @@ def _run(grid: Grid, dry_run: bool) -> int:
     if dry_run:
         _show_plan(plan)
         return 0
+    if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
+        _print_warnings(["the calibration is set, and no method of this run calibrates"])
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = _run_plan(plan, store)
     _print_leaderboard(records)
     written = write_reports(store.read_records()[0], folder)
     _print_paths("report", written)
-    return 0 if all(record.status == "ok" for record in records) else 1
+    return 1 if any(record.status == "failed" for record in records) else 0
 
 
 def _run_plan(plan: Plan, store: Store) -> list[Record]:
@@ -148,17 +161,23 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     records, complaints = store.read_records()
     _print_warnings(complaints)
     done = {record.id for record in records if record.status == "ok"}
+    done &= {cell.id for cell in plan.cells}
+    skipped = plan.skipped.keys() - done
     seconds = {}
     for cell in plan.cells:
-        if cell.id not in done:
+        if cell.id not in done | skipped:
             seconds[cell.id] = plan.estimates[cell.id].seconds
+    left_out = f", {len(skipped)} skipped" if skipped else ""
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
-        f"{len(plan.cells) - len(seconds)} done ({store.folder}); "
+        f"{len(done)} done{left_out} ({store.folder}); "
         f"about {sum(seconds.values()) / 60:.0f} min, {plan.cells[0].dtype} on {plan.device}",
         markup=False,
         soft_wrap=True,
     )
+    removed = store.remove_leftovers()
+    if removed:
+        _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds) as view:
         return run_plan(plan, store, view)
 
@@ -171,6 +190,9 @@ def _show_plan(plan: Plan) -> None:
         table.add_column(name, justify="right")
     total = 0.0
     for cell in plan.cells:
+        if cell.id in plan.skipped:
+            table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
+            continue
         cost = plan.estimates[cell.id]
         total += cost.seconds
         table.add_row(
@@ -182,6 +204,10 @@ def _show_plan(plan: Plan) -> None:
             f"{cost.peak_bytes / 1e9:.1f} GB",
         )
     out.print(table)
+    for cell in plan.cells:
+        if cell.id in plan.skipped:
+            reason = plan.skipped[cell.id]
+            out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min "
         "(estimated from a matrix product timed on this machine)"

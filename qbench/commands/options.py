@@ -24,8 +24,13 @@ class _Console(Console):
 out = _Console()
 err = _Console(stderr=True)
 
-Model = Annotated[
-    str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder; several with commas.")
+Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder.")]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Name, NAME@REVISION, hub id or folder; several with commas. Default smollm2-135m.",
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -45,12 +50,18 @@ Plugins = Annotated[
 ]
 
 
-def as_names(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a list with commas, without empty ones; None where the option is left out."""
+def as_names(text: str | None, flag: str = "a list") -> tuple[str, ...] | None:
+    """The parts of a list with commas, without empty ones; None where the option is left out.
+
+    ConfigError naming the flag where there are none.
+    """
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    return tuple(part for part in parts if part)
+    names = tuple(part for part in parts if part)
+    if not names:
+        raise ConfigError(f"{flag} {text!r} names nothing; give a name, or leave it out")
+    return names
 
 
 def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:

@@ -76,7 +76,10 @@ class LiveView:
         if self.cell is None:
             return
         done = self.done + fraction * self.seconds.get(self.cell.id, 0.0)
-        title = f"{self.position} {self.cell.model} {self.cell.label}: {text}"
+        self._show(done, f"{self.position} {self.cell.model} {self.cell.label}: {text}")
+
+    def _show(self, done: float, title: str) -> None:
+        """done: estimated seconds of what is finished."""
         self._bar.update(self._task, completed=done, description=title)
         now = time.perf_counter()
         if self.err.is_terminal or now - self._last_line <= QUIET_SECONDS:
@@ -106,11 +109,19 @@ class LiveView:
                 words.append(f"{_metric(score)} {value}")
         self._line(f"       {task}: {', '.join(words)}")
 
+    def note(self, text: str) -> None:
+        """Something that people should know, and that ends nothing."""
+        self.err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def waiting(self, cells: int) -> None:
+        """So many cells are left, and other runners work on them."""
+        self._show(self.done, f"waiting for other runners: {cells} cells are at work")
+
     def finish(self, record: Record) -> None:
         """A cell is done, and its record written: one line with its bits and times."""
         if self.cell is not None:
             self.done += self.seconds.get(self.cell.id, 0.0)
-        outcome = f"{record.status}: {record.reason}"
+        outcome = f"{record.status}: {' '.join((record.reason or '').split())}"
         if record.status == "ok":
             outcome = _costs(record)
         cell = record.cell

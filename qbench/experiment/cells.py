@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from qbench.contracts import check_scheme
 from qbench.experiment.grid import CALIBRATION, Grid, Settings
 from qbench.records import CalibrationSpec, Cell, TaskSpec
 from qbench.registry import declared, method_class, source_hash
@@ -20,11 +19,13 @@ def expand(
 ) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first.
 
-    revisions: of each model. `none` is one cell per model, whatever the bits. Raises ConfigError
-    before any work where something does not fit, such as bits that a method does not support.
+    revisions: of each model. `none` is one cell per model, whatever the bits. Cells whose scheme
+    the method does not support are among them. Raises ConfigError before any work where something
+    does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
     grid.check_owners([method for method, _ in variants])
+    grid.check_schemes([method for method, _ in variants])
     cells = []
     for model in grid.model:
         for method, params in variants:
@@ -32,8 +33,6 @@ def expand(
             calibrated = declaration.verb != "quantize_weight"
             source = source_hash(method_class(method))
             for scheme in grid.schemes(method):
-                if scheme is not None:
-                    check_scheme(declaration, scheme)
                 cell = Cell(
                     model=model,
                     revision=revisions[model],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qbench.contracts import Scheme, check_scheme, trains
 from qbench.errors import ConfigError, unknown_name
@@ -35,7 +35,8 @@ class Grid(BaseModel):
     group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task:
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
     preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
-    `auto` takes bfloat16 where the hardware computes in it, else float32.
+    `auto` takes bfloat16 where the hardware computes in it, else float32. time_limit: seconds that
+    one cell may take, None for many times its estimate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class Grid(BaseModel):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: Path | None = None
+    time_limit: float | None = Field(default=None, gt=0)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -155,9 +157,30 @@ class Grid(BaseModel):
             return [None]
         return [Scheme(bits, self.group, self.symmetric) for bits in sorted(set(self.bits))]
 
-    def check_owners(self, methods: Sequence[str]) -> None:
-        """ConfigError where `set` names what is neither one of these methods nor a task."""
-        owners = (*dict.fromkeys(methods), *self.task_names, CALIBRATION)
+    def check_schemes(self, methods: Sequence[str]) -> None:
+        """ConfigError where none of these methods supports any of the bits that are asked for.
+
+        Where one of them does, the others are skipped.
+        """
+        refusals = []
+        for method in methods:
+            declaration = declared(method)
+            for scheme in self.schemes(method):
+                try:
+                    if scheme is not None:
+                        check_scheme(declaration, scheme)
+                        return
+                except ConfigError as error:
+                    refusals.append(error)
+        if refusals:
+            raise refusals[0]
+
+    def check_owners(self, methods: Sequence[str], calibrates: bool = True) -> None:
+        """ConfigError where `set` names what is neither one of these methods nor a task.
+
+        calibrates: whether the calibration may be set.
+        """
+        owners = (*dict.fromkeys(methods), *self.task_names, *[CALIBRATION] * calibrates)
         for owner in self.set:
             if owner not in owners:
                 raise ConfigError(unknown_name("name in --set", owner, owners))
@@ -168,6 +191,7 @@ class Grid(BaseModel):
         Methods are asked what they declare, and are not imported. Values of parameters, models and
         data are the plan's to check, and so is a grid with plug-ins, which the plan imports.
         """
+        self._check_lists()
         if self.plugin:
             return
         entries = self._entries()
@@ -176,14 +200,27 @@ class Grid(BaseModel):
             declaration = declared(method)
             for key in self._values(method, fixed):
                 check_parameter(method, key, declaration.parameters)
-            for scheme in self.schemes(method):
-                if scheme is not None:
-                    check_scheme(declaration, scheme)
+        self.check_schemes([method for method, _ in entries])
         from qbench.tasks.registry import get_task
 
         for task in self.task_names:
             get_task(task)
             self.task_options(task)
+
+    def _check_lists(self) -> None:
+        """ConfigError for an empty list, and for a scheme that nothing is quantized with."""
+        for key in ("model", "bits", "methods", "tasks"):
+            if getattr(self, key) == ():
+                raise ConfigError(f"{key} is an empty list; name at least one, or leave it out")
+        if {method for method, _ in self._entries()} - {"none"}:
+            return
+        for key in ("bits", "group_size", "symmetric"):
+            if key in self.model_fields_set and getattr(self, key):
+                flag = key.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} means nothing to the method 'none', which is the unquantized "
+                    "model; leave it out, or name a method that quantizes"
+                )
 
 
 def _unquantized_first(method: str) -> bool:
@@ -239,6 +276,25 @@ def parse_set(settings: Sequence[str]) -> Settings:
             )
         parsed.setdefault(owner, {})[key] = tuple(values.split(","))
     return parsed
+
+
+def single_settings(settings: Settings, method: str) -> dict[str, Scalar]:
+    """What `set` gives the one method of `qbench quantize`, a value for each parameter.
+
+    ConfigError where it names anything else, or sweeps.
+    """
+    for owner in settings:
+        if owner != method:
+            raise ConfigError(unknown_name("name in --set", owner, [method]))
+    chosen = {}
+    for key, values in settings.get(method, {}).items():
+        if len(values) != 1:
+            raise ConfigError(
+                f"--set {method}.{key} has {len(values)} values, {', '.join(map(str, values))}; "
+                "give one here: `qbench run` sweeps"
+            )
+        chosen[key] = values[0]
+    return chosen
 
 
 def _single_values(

@@ -8,7 +8,7 @@ from pathlib import Path
 from qbench.errors import ConfigError
 from qbench.kernels.registry import register_module
 from qbench.plugin_file import import_plugin_file
-from qbench.registry import register_methods
+from qbench.registry import declared, register_methods
 from qbench.tasks.registry import load_task_file
 
 
@@ -19,6 +19,15 @@ def load_plugins(paths: Iterable[Path]) -> None:
             load_task_file(path)
         else:
             load_python(path)
+
+
+def plugins_of(method: str, paths: Iterable[Path]) -> tuple[Path, ...]:
+    """The files that a cell of a method needs: those of tasks, and the one that defines the method.
+
+    So what one method's file does when it is imported is nothing to the cells of others.
+    """
+    file = declared(method).file
+    return tuple(path for path in paths if path.suffix != ".py" or str(path) == file)
 
 
 def load_python(path: Path) -> tuple[list[str], list[str]]:

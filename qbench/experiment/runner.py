@@ -1,33 +1,36 @@
-"""From a plan to records: quantize each artifact once, evaluate each cell, one record at a time."""
+"""From a plan to records: cell by cell, each in a process of its own, beside other runners.
+
+A runner claims a cell before it works on it. What others have claimed it leaves to them, and in the
+end it waits for them, so that all who run one plan on one folder end with the same records.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor
-
-from qbench.calibration.walk import Progress
-from qbench.calibration.windows import calibration_windows
-from qbench.checkpoint.folder import add_scores, bytes_on_disk, is_checkpoint
-from qbench.contracts import Scheme, verb_of
-from qbench.environment import environment, peak_memory, reset_peak_memory
-from qbench.errors import QbenchError, StoreError
+from qbench.checkpoint.folder import add_scores
+from qbench.environment import environment
+from qbench.errors import StoreError, readable
+from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
+from qbench.experiment.estimate import Estimate
 from qbench.experiment.plan import Plan
+from qbench.experiment.plugins import plugins_of
 from qbench.experiment.store import Store
-from qbench.models.loading import load_config, load_model
-from qbench.models.source import ModelSource
-from qbench.quantization import QuantizedModel, load, quantize
-from qbench.records import Cell, Record, Score, TaskSpec
-from qbench.registry import get_method
-from qbench.tasks.contract import Context, Task, Unquantized
-from qbench.tasks.data import CALIBRATION
+from qbench.files.claims import claimed
+from qbench.isolation import Isolated
+from qbench.records import Cell, Record, Score
+
+POLL = 0.5  # seconds between two looks at what other runners do
+# The default time limit is generous: an estimate is right within a factor of two on an idle
+# machine, and what hangs would hang for ever.
+LEAST_LIMIT = 600.0  # seconds
+LIMIT_FACTOR = 20
 
 
 class View(Protocol):
@@ -42,206 +45,181 @@ class View(Protocol):
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
         """A task of the present cell is done."""
 
+    def note(self, text: str) -> None:
+        """Something that people should know, and that ends nothing."""
+
+    def waiting(self, cells: int) -> None:
+        """So many cells are left, and other runners work on them."""
+
     def finish(self, record: Record) -> None:
         """A cell is done, and its record written."""
 
 
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
-    """Work through the cells without an `ok` record. A failing cell is recorded, and others go on.
+    """Work through the cells without an `ok` record; returns the records of all cells of the plan.
 
-    Raises StoreError where results can no longer be written; what was written stays, and the same
-    call resumes.
+    A failing cell is recorded, and others go on. Raises StoreError where results can no longer be
+    written; what was written stays, and the same call resumes.
     """
-    done = {record.id: record for record in store.read_records()[0] if record.status == "ok"}
-    machine = environment()
-    for position, cell in enumerate(plan.cells, 1):
-        if cell.id in done:
-            continue
-        view.begin(cell, position, len(plan.cells))
-        record = _Worker(plan, store, view, cell).record(machine)
-        store.write_record(record)
-        done[cell.id] = record
-        view.finish(record)
-    store.drop_references()
-    return [done[cell.id] for cell in plan.cells]
+    running = _Run(plan, store, view, environment())
+    with store.at_work():
+        running.work()
+        return [store.record(cell) or running.settled[cell.id] for cell in plan.cells]
 
 
-# What a model, a method or a task raises where it fails; the cell is recorded as failed.
-FAILURES = (RuntimeError, ValueError, ArithmeticError, KeyError, TypeError, IndexError, OSError)
+def time_limit(estimate: Estimate, asked: float | None) -> float:
+    """Seconds that a cell may take: what was asked for, or many times its estimate."""
+    return LEAST_LIMIT + LIMIT_FACTOR * estimate.seconds if asked is None else asked
 
 
 @dataclass
-class _Worker:
-    """One cell at work.
-
-    facts: fields of its record, as they become known. tokens: which tokens calibrated.
-    """
+class _Run:
+    """A runner at work. settled: by cell id, the records that this run made or found."""
 
     plan: Plan
     store: Store
     view: View
-    cell: Cell
-    facts: dict[str, Any] = field(default_factory=dict)
-    tokens: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any]
+    settled: dict[str, Record] = field(default_factory=dict)
 
-    def record(self, machine: dict[str, Any]) -> Record:
-        """Quantize, evaluate, say what happened; only StoreError and interruption pass through."""
-        status: Literal["ok", "failed"] = "ok"
-        reason: str | None = None
+    def work(self) -> None:
+        """Settle every cell, those of other runners last."""
+        # The stamps first: what is recorded from here on is another runner's, and counts.
+        before = {cell.id: self.store.stamp(cell) for cell in self.plan.cells}
+        records = {record.id: record for record in self.store.read_records()[0]}
+        for cell in self.plan.cells:
+            if cell.id in records and records[cell.id].status == "ok":
+                self.settled[cell.id] = records[cell.id]
+        while waiting := [cell for cell in self.plan.cells if cell.id not in self.settled]:
+            taken = [self._take(cell, before[cell.id]) for cell in waiting]
+            if not any(taken):
+                self.view.waiting(len(waiting))
+                time.sleep(POLL)
+
+    def _take(self, cell: Cell, before: object) -> bool:
+        """Settle a cell unless another runner works on it. before: the stamp of an old record."""
+        with claimed(self.store.claim(cell.id)) as mine:
+            record = self._from_elsewhere(cell, before)
+            if record is None and not mine:
+                return False
+            position = self.plan.cells.index(cell) + 1
+            self.view.begin(cell, position, len(self.plan.cells))
+            if record is None:
+                record = self._record(cell)
+                self.store.write_record(record)
+            self.settled[cell.id] = record
+            self.view.finish(record)
+        return True
+
+    def _from_elsewhere(self, cell: Cell, before: object) -> Record | None:
+        """What another runner has recorded since this one started, be it a failure."""
+        if self.store.stamp(cell) == before:
+            return None
+        return self.store.record(cell)
+
+    def _record(self, cell: Cell) -> Record:
+        """Run a cell, or say why not. StoreError where results cannot be written."""
+        if cell.id in self.plan.skipped:
+            return self._made(cell, "skipped", self.plan.skipped[cell.id])
         try:
-            quantized = self._quantized()
-            started = time.perf_counter()
-            self.facts["scores"] = self._evaluate(quantized.model, quantized.tokenizer)
-            self.facts["evaluate_seconds"] = time.perf_counter() - started
-        except StoreError:
-            raise  # results can no longer be written: nothing can be recorded
-        except QbenchError as error:
-            status = "failed"
-            reason = str(error)
-        except FAILURES as error:
-            status = "failed"
-            reason = f"{type(error).__name__}: {error}"
-        record = Record(
-            id=self.cell.id,
-            cell=self.cell,
-            status=status,
-            reason=reason,
-            environment=self._environment(machine),
-            command=cell_command(self.plan.grid, self.cell),
-            **self.facts,
-        )
+            outcome = self._isolated(cell)
+        except OSError as error:
+            raise StoreError(
+                f"no process can be started, or {self.store.folder} not be written: {error}; free "
+                "memory and space, and give the same command again"
+            ) from error
+        reason = outcome.get("reason")
+        facts = outcome.get("facts", {})
+        tokens = outcome.get("tokens", {})
+        if outcome.get("unwritable"):
+            raise StoreError(reason)
+        if reason is not None:
+            return self._made(cell, "failed", reason, facts, tokens)
+        record = self._made(cell, "ok", None, facts, tokens)
         # The card of the quantized model shows its scores; the unquantized one has no artifact.
-        if status == "ok" and self.cell.scheme is not None:
-            add_scores(self.store.artifact(self.cell), record)
+        if cell.scheme is not None:
+            add_scores(self.store.artifact(cell), record)
         return record
 
-    def _environment(self, machine: dict[str, Any]) -> dict[str, Any]:
+    def _made(
+        self,
+        cell: Cell,
+        status: Literal["ok", "failed", "skipped"],
+        reason: str | None,
+        facts: dict[str, Any] | None = None,
+        tokens: dict[str, Any] | None = None,
+    ) -> Record:
+        return Record(
+            id=cell.id,
+            cell=cell,
+            status=status,
+            reason=reason,
+            environment=self._environment(cell) | (tokens or {}),
+            command=cell_command(self.plan.grid, cell),
+            **(facts or {}),
+        )
+
+    def _environment(self, cell: Cell) -> dict[str, Any]:
         """The machine, and what of the run is not in the cell."""
-        protocol = [spec.model_dump(mode="json") for spec in self.cell.tasks]
+        protocol = [spec.model_dump(mode="json") for spec in cell.tasks]
         of_run = {
             "data": self.plan.source.label,
-            "seed": self.cell.seed,
+            "seed": cell.seed,
             "device": self.plan.device,
             "protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12],
         }
-        return machine | of_run | self.tokens
+        return self.machine | of_run
 
-    def _quantized(self) -> QuantizedModel:
-        """The model to evaluate, always as read back from disk; quantized first where need be."""
-        cell = self.cell
-        source = self.plan.sources[cell.model]
-        if cell.scheme is None:
-            model, tokenizer = load_model(source, cell.dtype)
-            stored = _stored_bits(source, cell.dtype)
-            self.facts["bits_per_weight"] = {"total": stored, "weight": stored}
-            self.facts["quantize_seconds"] = 0.0
-            return QuantizedModel(model, tokenizer, {}, {})
-        folder = self.store.artifact(cell)
-        if not is_checkpoint(folder):
-            self._quantize(source, cell.scheme)
-        quantized = load(folder, cell.dtype, packed=False)
-        costs = quantized.manifest["costs"]
-        self.facts["bits_per_weight"] = quantized.bits_per_weight
-        self.facts["bytes_on_disk"] = bytes_on_disk(folder)
-        self.facts["quantize_seconds"] = costs["seconds"]
-        self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
-        self.facts["log"] = quantized.log
-        if "calibration" in quantized.manifest:
-            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
-        return quantized
+    def _isolated(self, cell: Cell) -> dict[str, Any]:
+        """The outcome of a cell's process, as `cell_process.work` tells it, or a `reason` alone."""
+        limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+        log = self.store.log(cell)
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        with Isolated(work, (self._job(cell),), output=log) as process:
+            outcome = self._outcome(process, cell, limit)
+            if outcome is None:
+                ending = process.ending or f"was not done within {limit:.0f} s (--time-limit)"
+                outcome = {"reason": readable(f"the cell {ending}{_last_words(log)}")}
+        if "reason" not in outcome or not log.stat().st_size:
+            log.unlink(missing_ok=True)
+        return outcome
 
-    def _quantize(self, source: ModelSource, scheme: Scheme) -> None:
-        """Quantize the model and save the artifact."""
-        cell = self.cell
-        device = self.plan.device
-        method = get_method(cell.method, **cell.params)
-        dtype = "float32" if device == "cpu" else cell.dtype
-        model, tokenizer = load_model(source, dtype)
-        tokens: Tensor | None = None
-        if cell.calibration is not None and verb_of(method) != "quantize_weight":
-            texts = self.plan.source.text(CALIBRATION)
-            tokens = calibration_windows(
-                texts, tokenizer, cell.calibration.samples, cell.calibration.length, cell.seed
-            )
-        reset_peak_memory(device)
-        started = time.perf_counter()
-        quantized = quantize(
-            model,
-            method,
-            scheme,
-            tokens,
-            tokenizer=tokenizer,
-            device=device,
-            dtype=cell.calibration.dtype if cell.calibration else "float32",
-            progress=self._span(0.0, self.plan.estimates[cell.id].quantize_share, "quantizing"),
+    def _outcome(self, process: Isolated, cell: Cell, limit: float) -> dict[str, Any] | None:
+        """Pass on what is told until there is an outcome; None where none comes."""
+        deadline = time.monotonic() + limit
+        while event := process.next(deadline - time.monotonic()):
+            if "facts" in event:
+                return event
+            if "progress" in event:
+                self.view.progress(event["progress"], event["text"])
+            elif "scores" in event:
+                scores = [Score.model_validate(score) for score in event["scores"]]
+                self.view.scored(cell, scores)
+            elif "note" in event:
+                self.view.note(event["note"])
+            elif "waiting" in event:  # for another runner: that time does not count
+                deadline = time.monotonic() + limit
+        return None
+
+    def _job(self, cell: Cell) -> Job:
+        plan = self.plan
+        return Job(
+            cell=cell,
+            model=plan.sources[cell.model],
+            data=plan.grid.data,
+            task_names={name: task.name for name, task in plan.tasks.items()},
+            batch_size=plan.grid.defaults["batch_size"],
+            plugins=plugins_of(cell.method, plan.grid.plugin),
+            device=plan.device,
+            estimate=plan.estimates[cell.id],
+            folder=self.store.folder.resolve(),
+            place=Path.cwd(),
         )
-        seconds = time.perf_counter() - started
-        quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
-        quantized.save(self.store.artifact(cell))
-
-    def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:
-        """Scores of every task; the samples are written on the way.
-
-        What tasks need of the unquantized model they prepare first, so that tasks that share a pass
-        over the model under test find it, whichever of them is evaluated first.
-        """
-        model.to(self.plan.device)
-        torch.manual_seed(self.cell.seed)
-        context = Context(model, tokenizer, self.plan.source)
-        context.unquantized = Unquantized(
-            load=partial(self._unquantized, model, tokenizer),
-            file=partial(self.store.reference, self.cell),
-        )
-        specs = self.cell.tasks
-        preparing = [spec for spec in specs if self.plan.tasks[spec.name].needs_unquantized]
-        spans = self._spans([*preparing, *specs])
-        for spec in preparing:
-            task = self.plan.tasks[spec.name]
-            task.prepare(self._for_task(context, task, next(spans)), spec)
-        scores: list[Score] = []
-        for spec in specs:
-            task = self.plan.tasks[spec.name]
-            outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
-            path = self.store.write_samples(self.cell, spec.name, outcome.samples)
-            scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
-            self.view.scored(self.cell, outcome.scores)
-        return tuple(scores)
-
-    def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
-        """The cell's context with a task's own batch size and progress; the cache is shared."""
-        batch_size = task.batch_size or self.plan.grid.defaults["batch_size"]
-        return replace(context, batch_size=batch_size, progress=progress)
-
-    def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        """The model before quantization: the one under test where it is not quantized."""
-        if self.cell.method == "none":
-            return model, tokenizer
-        model, tokenizer = load_model(self.plan.sources[self.cell.model], self.cell.dtype)
-        return model.to(self.plan.device), tokenizer
-
-    def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
-        """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
-        estimated = self.plan.estimates[self.cell.id]
-        total = sum(estimated.tasks[spec.name] for spec in specs)
-        low = estimated.quantize_share
-        for spec in specs:
-            share = estimated.tasks[spec.name]
-            high = low + (1 - estimated.quantize_share) * share / total
-            yield self._span(low, high, spec.name)
-            low = high
-
-    def _span(self, low: float, high: float, name: str) -> Progress:
-        """A callback for a part of the work, whose fraction 0..1 is `low`..`high` of the cell's."""
-
-        def report(fraction: float, text: str) -> None:
-            self.view.progress(low + (high - low) * fraction, text or name)
-
-        return report
 
 
-def _stored_bits(source: ModelSource, dtype: str) -> float:
-    """Bits per weight of the unquantized model: those of its own dtype."""
-    stored = getattr(load_config(source), "dtype", None) or dtype
-    if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
-        stored = getattr(torch, stored)
-    return float(torch.finfo(stored).bits)
+def _last_words(log: Path) -> str:
+    """The last line that a process has printed, which is where libraries say why they abort."""
+    lines = log.read_bytes()[-10_000:].decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return f"; it last said: {said[-1]}" if said else ""

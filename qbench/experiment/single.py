@@ -11,7 +11,9 @@ from qbench.calibration.windows import calibration_windows
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import pick_device, pick_dtype
 from qbench.experiment.grid import Grid
+from qbench.experiment.identity import ask
 from qbench.experiment.plugins import load_plugins
+from qbench.files.shards import require_writable
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import quantize, read_model, refuse_quantized
@@ -19,7 +21,6 @@ from qbench.records import Score
 from qbench.registry import get_method
 from qbench.tasks.contract import Context
 from qbench.tasks.data import CALIBRATION, open_source
-from qbench.tasks.registry import get_task
 
 
 class CalibrationWindows(NamedTuple):
@@ -36,7 +37,7 @@ def quantize_model(
     scheme: Scheme,
     output: Path,
     *,
-    settings: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, Any],
     plugins: Sequence[Path],
     data: str,
     calibration: CalibrationWindows,
@@ -46,10 +47,13 @@ def quantize_model(
 ) -> dict[str, float]:
     """Quantize a model by name, save it to `output`, and return its measured bits per weight.
 
-    dtype: what its parameters are rounded to beforehand; `auto` leaves them as they are.
+    settings: values of the method's parameters. dtype: what the model's parameters are rounded to
+    beforehand; `auto` leaves them as they are. StoreError before any work where nothing can be
+    written at `output`.
     """
+    require_writable(output)
     load_plugins(plugins)
-    quantizer = get_method(method, **{key: values[0] for key, values in settings.items()})
+    quantizer = get_method(method, **settings)
     machine = pick_device(device)
     source = read_model(find_model(model), "float32")
     refuse_quantized(source, model)
@@ -82,19 +86,17 @@ def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Sco
 
     Raises ConfigError for a task that compares with the unquantized model: here is none.
     """
+    device = pick_device(grid.device)
     load_plugins(grid.plugin)
     source = open_source(grid.data)
-    device = pick_device(grid.device)
-    tasks = []
-    for name in grid.task_names:
-        task = get_task(name)
-        tasks.append((task, task.spec(source, **grid.task_options(name))))
+    grid.check_owners([], calibrates=False)
+    asked = ask(grid, source)
     dtype = pick_dtype(grid.dtype, device)
     quantized = read_model(find_model(str(folder)), dtype)
     model, tokenizer = quantized.model, quantized.tokenizer
     check_fit(model, tokenizer, str(folder))
     model.to(device)
-    for task, spec in tasks:
+    for task, spec in asked:
         batch_size = task.batch_size or grid.defaults["batch_size"]
         context = Context(model, tokenizer, source, batch_size, progress=progress)
         yield from task.evaluate(context, spec).scores

@@ -3,8 +3,14 @@
 OUT/records/ID.json       one record per cell, with a checksum
 OUT/samples/ID/TASK.jsonl every item of a task
 OUT/artifacts/KEY/        a quantized model, shared by the cells that differ only in evaluation
-OUT/reference/            log-probabilities of the unquantized model, removed when a run is complete
+OUT/reference/            what cells share, mapped into memory: log-probabilities of the unquantized
+                          model and calibration tokens, removed when the last run is complete
+OUT/claims/               files that a runner locks while it works on what they are named after
+OUT/logs/ID.txt           what a cell that failed has printed
 OUT/quarantine/           records that could not be trusted
+
+Several runners may share a folder: each claims a cell before it works on it, and nobody overwrites
+an `ok` record.
 """
 
 from __future__ import annotations
@@ -14,15 +20,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from qbench.errors import StoreError
-from qbench.files.atomic import write_text
+from qbench.files.atomic import leftovers, write_text
+from qbench.files.claims import claimed, claimed_in_time
 from qbench.records import SCHEMA, Cell, Record, TaskSpec
+
+DAY = 86400.0  # seconds
 
 
 class Store:
@@ -51,19 +61,88 @@ class Store:
         The same for all cells of that model, revision and dtype.
         """
         identity = [cell.model, cell.revision, cell.dtype, spec.model_dump(mode="json")]
-        text = json.dumps(identity, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return self.folder / "reference" / f"{key}.npy"
+        return self.folder / "reference" / f"{_key(identity)}.npy"
 
-    def drop_references(self) -> None:
-        """Remove them: they are large, and made again when needed."""
-        shutil.rmtree(self.folder / "reference", ignore_errors=True)
+    def calibration(self, cell: Cell) -> Path:
+        """Where the tokens that calibrate a cell are kept, until the run ends.
+
+        The same for all cells of that model, revision and sample.
+        """
+        sample = cell.calibration and cell.calibration.model_dump(mode="json", exclude={"dtype"})
+        identity = [cell.model, cell.revision, sample, cell.seed]
+        return self.folder / "reference" / f"tokens-{_key(identity)}.npy"
+
+    def log(self, cell: Cell) -> Path:
+        """Where a cell's process prints."""
+        return self.folder / "logs" / f"{cell.id}.txt"
+
+    def claim(self, name: str) -> Path:
+        """The file that is claimed by who works on what has this name."""
+        return self.folder / "claims" / name
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While cells are worked on. The last runner that completes removes what cells shared.
+
+        That is large, and made again when needed. A run that is interrupted leaves it for the next.
+        """
+        runners = self.claim("runners")
+        with claimed_in_time(runners, shared=True):
+            yield
+        with claimed(runners) as alone:
+            if alone:
+                shutil.rmtree(self.folder / "reference", ignore_errors=True)
+                for claim in runners.parent.iterdir():
+                    if claim != runners:
+                        claim.unlink()
+
+    def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
+        """Remove what killed saves have left, once it is a day old; returns the paths."""
+        found = leftovers(self.folder, seconds)
+        for path in found:
+            shutil.rmtree(path, ignore_errors=True)
+        return found
+
+    def litter(self, delete: bool) -> list[tuple[Path, int]]:
+        """What runs that did not end have left, with bytes: scratch directories and `reference/`.
+
+        delete: whether to remove it. StoreError where a run is at work, as then it is in use.
+        """
+        with claimed(self.claim("runners")) as alone:
+            if not alone:
+                raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
+            found = leftovers(self.folder)
+            if (self.folder / "reference").is_dir():
+                found.append(self.folder / "reference")
+            sizes = [_size(path) for path in found]
+            if delete:
+                for path in found:
+                    shutil.rmtree(path)
+        return list(zip(found, sizes, strict=True))
+
+    def record(self, cell: Cell) -> Record | None:
+        """The record of a cell, where there is one that can be trusted."""
+        try:
+            return _trusted(self._record_path(cell.id))
+        except StoreError:
+            return None
+
+    def stamp(self, cell: Cell) -> tuple[int, int] | None:
+        """What changes whenever the record of a cell is written; None where there is none."""
+        try:
+            status = self._record_path(cell.id).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def write_record(self, record: Record) -> None:
-        """Atomic: the old file or the new one, whole."""
+        """Atomic: the old file or the new one, whole. A record that is `ok` stays as it is."""
+        present = self.record(record.cell)
+        if present is not None and present.status == "ok":
+            return
         body = record.model_dump(mode="json")
         text = json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False)
-        write_text(self.folder / "records" / f"{record.id}.json", text + "\n")
+        write_text(self._record_path(record.id), text + "\n")
 
     def write_samples(self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]) -> str:
         """One JSON line per item; returns the path relative to the folder."""
@@ -80,18 +159,35 @@ class Store:
             try:
                 records.append(_trusted(path))
             except StoreError as error:
-                kept = self.folder / "quarantine" / path.name
-                kept.parent.mkdir(exist_ok=True)
-                os.replace(path, kept)
-                complaints.append(f"{error}; moved to {kept}, the cell will be run again")
+                kept = self._put_away(path)
+                if kept is not None:
+                    complaints.append(f"{error}; moved to {kept}, the cell will be run again")
         return records, complaints
+
+    def _put_away(self, path: Path) -> Path | None:
+        """Move a record to quarantine, unless another runner has done so or works on its cell."""
+        kept = self.folder / "quarantine" / path.name
+        with claimed(self.claim(path.stem)) as mine:
+            if not mine or _is_trusted(path) or not path.exists():
+                return None
+            kept.parent.mkdir(exist_ok=True)
+            os.replace(path, kept)
+        return kept
+
+    def _record_path(self, name: str) -> Path:
+        return self.folder / "records" / f"{name}.json"
 
 
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     """Records of an existing run; StoreError where the folder is none."""
+    return open_run(folder).read_records()
+
+
+def open_run(folder: Path) -> Store:
+    """The folder of an existing run; StoreError where it is none."""
     if not (folder / "records").is_dir():
         raise StoreError(f"{folder} holds no records; give the --out folder of a `qbench run`")
-    return Store(folder).read_records()
+    return Store(folder)
 
 
 def _trusted(path: Path) -> Record:
@@ -117,6 +213,25 @@ def _trusted(path: Path) -> Record:
             f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
         )
     return record
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _is_trusted(path: Path) -> bool:
+    try:
+        _trusted(path)
+    except StoreError:
+        return False
+    return True
+
+
+def _key(identity: Any) -> str:
+    """12 hex digits that stand for JSON-able values."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from qbench.errors import StoreError
 
 _AT_FDCWD = -100  # paths count from the working directory (linux/fcntl.h)
 _RENAME_EXCHANGE = 2  # (linux/fs.h)
+_SCRATCH = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")  # as `_beside` names a scratch directory
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
@@ -57,6 +60,27 @@ def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> Path:
         _flush(part)
         _swap(part, folder)
     return folder
+
+
+def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
+    """The scratch directories in a folder and below it that killed processes have left there.
+
+    seconds: how long nothing in them has changed; one that is written at this moment is young.
+    """
+    found = []
+    for path in sorted(folder.rglob(".*")):
+        name = _SCRATCH.fullmatch(path.name)
+        if name is None or path.is_symlink() or not path.is_dir():
+            continue
+        content = list(path.iterdir())
+        ours = {name["name"], f"{name['name']}.old"}
+        if not {entry.name for entry in content} <= ours:
+            continue
+        files = [path, *content, *(file for entry in content for file in entry.glob("*"))]
+        changed = max(file.lstat().st_mtime for file in files)
+        if time.time() - changed >= seconds:
+            found.append(path)
+    return found
 
 
 def put(new: Path, path: Path) -> Path:

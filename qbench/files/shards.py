@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from qbench.errors import StoreError
+from qbench.files.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"  # people edit it: it is not hashed
-SHARD_BYTES = 2_000_000_000  # one file at a time is in memory while a model is written
+SHARD_BYTES = 2_000_000_000
 JSON_BYTES = 100_000_000  # more than any index has: a damaged file must not fill the memory
 DTYPE_NAMES = {  # of safetensors -> of torch
     "F64": "float64",
@@ -102,28 +104,30 @@ class Shards:
         return self._open[file]
 
 
-def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int = SHARD_BYTES) -> None:
-    """Write tensors into files of at most `limit` bytes, with one file in memory at a time.
+def write_shards(
+    folder: Path, tensors: Mapping[str, Tensor], limit: int = SHARD_BYTES
+) -> dict[str, str]:
+    """Write tensors into files of at most `limit` bytes; the SHA-256 of each file by its name.
 
-    A tensor that is larger has a file of its own. The index is left to `write_index`, which
-    hashes all other files too. OSError or SafetensorError where the disk refuses.
+    A tensor that is larger has a file of its own. One tensor at a time is in the CPU's memory. The
+    index is left to `write_index`, once all other files are there. OSError where the disk refuses.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
 
     split = split_torch_state_dict_into_shards(
         dict(tensors), filename_pattern="model{suffix}.safetensors", max_shard_size=limit
     )
+    hashes = {}
     for file, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # it comes readable for its owner alone
+        hashes[file] = write_tensors(folder / file, {name: tensors[name] for name in names})
+    return hashes
 
 
-def write_index(folder: Path) -> None:
+def write_index(folder: Path, known: Mapping[str, str]) -> None:
     """Write the index with the hashes of all files, once they are there.
 
-    The folder is one that nobody reads yet: `qbench.files.atomic.write_whole_folder` makes it.
+    known: hashes that need not be computed, by the files' names. The folder is one that nobody
+    reads yet: `qbench.files.atomic.write_whole_folder` makes it.
     """
     weight_map: dict[str, str] = {}
     total = 0
@@ -134,7 +138,7 @@ def write_index(folder: Path) -> None:
     hashes: dict[str, str] = {}
     for file in sorted(folder.iterdir()):
         if file.name not in (INDEX, CARD):
-            hashes[file.name] = sha256(file)
+            hashes[file.name] = known.get(file.name) or sha256(file)
     index = {
         "metadata": {"total_size": total, "sha256": hashes},
         "weight_map": dict(sorted(weight_map.items())),
@@ -155,6 +159,26 @@ def may_be_replaced(folder: Path) -> bool:
         return "sha256" in read_json(folder / INDEX)["metadata"]
     except (StoreError, KeyError, TypeError):
         return False
+
+
+def require_writable(folder: Path) -> None:
+    """StoreError, before any work, where a model cannot be written to this folder.
+
+    It can where nothing is, or what may be replaced, and files can be made beside it.
+    """
+    if not may_be_replaced(folder):
+        raise StoreError(
+            f"{folder} is there and was not written by qbench, or is damaged; "
+            "choose another folder, or remove it first"
+        )
+    parent = folder.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{folder} cannot be written: {parent} is no folder that you can write to; "
+            "choose a place that is"
+        )
 
 
 def verify(folder: Path) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ A kernel appears here because it is registered; nothing is listed by hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def kernel_candidates(
     refusals: dict[str, str] = {}
     for width in bits:
         for kind in formats:
-            weight = moved(MAKERS[kind](shape.weight, width, group_size, SEED), device)
+            weight = _weight(kind, shape.weight, width, group_size, device)
             for dtype in DTYPES[device]:
                 for kernel in kernels:
                     refusal = kernel.refusal(request(x.to(dtype), weight))
@@ -109,6 +109,13 @@ def repeated(
 
     bits = 8 * nbytes / weight.numel()
     return Candidate(name, bits, nbytes, len(copies), run, x.double() @ weight.T, limit)
+
+
+@lru_cache(maxsize=12)  # shapes that differ in their rows alone share it
+def _weight(
+    kind: str, shape: tuple[int, int], bits: int, group_size: int, device: str
+) -> WeightFormat:
+    return moved(MAKERS[kind](shape, bits, group_size, SEED), device)
 
 
 def _timed(device: str) -> list[Kernel]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from qbench.errors import QbenchError
 from qbench.kernels.dispatch import served
@@ -97,8 +98,8 @@ def compare(
             decode.append((tokens - 1) / others)
         speed = Speed(
             variant.name,
-            _spread(prefill),
-            _spread(decode),
+            spread(prefill),
+            spread(decode),
             statistics.median(first_seconds),
             _peak(folder, variant, prompt, tokens),
             kernels[variant],
@@ -110,7 +111,7 @@ def compare(
 @torch.inference_mode()
 def once(model: Any, prompt: int, tokens: int) -> tuple[float, float]:
     """Seconds from the prompt to the first new token, and seconds of the `tokens` - 1 others."""
-    ids = (torch.arange(prompt)[None] * 7 + 1) % model.config.vocab_size  # (1, prompt)
+    ids = prompt_of(prompt, model.config.get_text_config().vocab_size)
     started = time.perf_counter()
     output = model(ids, use_cache=True, logits_to_keep=1)
     first = time.perf_counter()
@@ -120,6 +121,11 @@ def once(model: Any, prompt: int, tokens: int) -> tuple[float, float]:
             ids, use_cache=True, past_key_values=output.past_key_values, logits_to_keep=1
         )
     return first - started, time.perf_counter() - first
+
+
+def prompt_of(length: int, vocabulary: int) -> Tensor:
+    """Token ids (1, length), always the same."""
+    return (torch.arange(length)[None] * 7 + 1) % vocabulary
 
 
 def _peak(folder: Path, variant: Variant, prompt: int, tokens: int) -> int:
@@ -140,7 +146,7 @@ def _peak(folder: Path, variant: Variant, prompt: int, tokens: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """(median, least, most)."""
     return statistics.median(values), min(values), max(values)
 

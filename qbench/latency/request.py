@@ -93,13 +93,19 @@ def time_shape(
     names of kernels and programs that were not timed, and why. device: `cpu`, on so many threads,
     `cuda`, or `auto`. ConfigError for another, or where it is not here.
     """
-    place = pick_device(device)
-    if place not in DEVICES:
-        raise ConfigError(unknown_name("device", device, ("auto", *DEVICES)))
+    place = device_of(device)
     if place == "cuda":
         return _on_gpu(shape, request, rounds)
     with timing.threads(threads):
         return _on_cpu(shape, request, rounds)
+
+
+def device_of(device: str) -> str:
+    """`cpu` or `cuda`, for one of these or `auto`. ConfigError for another name."""
+    place = pick_device(device)
+    if place not in DEVICES:
+        raise ConfigError(unknown_name("device", device, ("auto", *DEVICES)))
+    return place
 
 
 def _on_cpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:

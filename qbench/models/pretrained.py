@@ -7,6 +7,7 @@ a folder is damaged.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from qbench.errors import ModelError, QbenchError
 from qbench.files.model_folder import require_ordinary_files
 from qbench.models.source import ModelSource
 
+_NAMED_PACKAGE = re.compile(r"pip install (?:-U |--upgrade )?[`'\"]?([A-Za-z][\w.-]*)")
 _UNREACHABLE = ("offline", "connect", "connection", "resolve", "timed out", "internet")
 
 
@@ -64,6 +66,16 @@ def explained(source: ModelSource, load: Callable[[], Any]) -> Any:
         raise ModelError(_advice(source, error)) from error
 
 
+def _missing_package(error: ImportError) -> str:
+    """Which package is needed. transformers says it in words of its own, in one of its lines."""
+    text = str(error)
+    named = _NAMED_PACKAGE.search(text)
+    package = error.name or (named and named[1])
+    if package:
+        return f"it needs the package {package!r}, which is not installed; `pip install {package}`"
+    return f"it needs a package that is not installed: {' '.join(text.split())}"
+
+
 def _advice(source: ModelSource, error: Exception) -> str:
     """One sentence on why a model cannot be loaded, and what to do, by the words of the error."""
     text = str(error).strip()
@@ -79,7 +91,7 @@ def _advice(source: ModelSource, error: Exception) -> str:
             "--trust-remote-code where you trust it"
         )
     if isinstance(error, ImportError):
-        return f"{model} needs a package that is not installed: {reason}"
+        return f"{model} cannot be loaded: {_missing_package(error)}"
     if source.local:
         return (
             f"{model} cannot be loaded: {reason}; the folder needs config.json, safetensors and a "

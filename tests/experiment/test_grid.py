@@ -116,11 +116,50 @@ def test_wrong_grids(changes, message):
         ({"bits": (0,)}, "bits=0 is outside 1..16"),
         ({"methods": ("greedy",), "symmetric": True}, "method 'greedy' has no symmetric form"),
         ({"set": {"arc_easy": {"limits": ("3",)}}}, "unknown setting of 'arc_easy' 'limits'"),
+        (
+            {"set": {"arc_eazy": {"limit": ("3",)}}},
+            "unknown name in --set 'arc_eazy'. Did you mean",
+        ),
+        ({"methods": ("rtn",), "set": {"gptq": {"damp": ("1",)}}}, "unknown name in --set 'gptq'"),
+        ({"methods": ()}, "methods is an empty list; name at least one"),
+        ({"tasks": ()}, "tasks is an empty list; name at least one"),
+        ({"bits": ()}, "bits is an empty list; name at least one"),
+        ({"methods": ("none",), "bits": (4,)}, "--bits means nothing to the method 'none'"),
+        ({"methods": ("none",), "group_size": 32}, "--group-size means nothing to the method"),
+        (
+            {"methods": ("unisvq",), "bits": (4, 8)},
+            "method 'unisvq' supports 2 to 3 bits, not bits=4",
+        ),
     ],
 )
 def test_requests_that_are_refused_before_any_plan(changes, message):
     with pytest.raises(ConfigError, match=message):
         Grid(**changes).check_request()
+
+
+def test_bits_that_some_method_supports_are_no_mistake():
+    Grid(methods=("rtn", "unisvq"), bits=(2, 3, 4)).check_request()
+    assert len(cells(methods=("rtn", "unisvq"), bits=(2, 3, 4))) == 6
+
+
+@pytest.mark.parametrize(
+    "method, values, message",
+    [
+        ("gptq", {"damp": "-1"}, "method 'gptq': damp=-1.0: give 0 or more"),
+        ("gptq", {"damp": "nan"}, "gptq.damp='nan' is no finite number"),
+        ("gptq", {"block_size": "0"}, "block_size=0 is too small"),
+        ("gptq", {"norm": "0"}, "norm=0.0: give more than 0"),
+        ("rtn", {"ratios": "0"}, "ratios=0, refinements=2: give 1 or more ratios"),
+        ("rtn", {"min_ratio": "2"}, "min_ratio=2.0: give a share of the range"),
+        ("alternating", {"rounds": "-1"}, "rounds=-1 is too small; give 0 or more"),
+        ("flexround", {"lr": "-0.1"}, "lr=-0.1 is too small; give 0 or more"),
+        ("omniquant", {"lr_let": "-1"}, "lr_let=-1.0 is too small; give 0 or more"),
+    ],
+)
+def test_values_are_refused_when_the_plan_is_made(method, values, message):
+    settings = {key: (value,) for key, value in values.items()}
+    with pytest.raises(ConfigError, match=message):
+        cells(methods=(method,), bits=(3,), set={method: settings})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 
 import pandas as pd
 import pytest
@@ -13,20 +12,7 @@ from qbench import registry
 from qbench.commands import main
 from qbench.errors import MethodError
 from qbench.experiment.store import read_records
-
-TASKS = ("wikitext", "divergence", "arc_easy", "gsm8k")
-LIMITS = (
-    "wikitext.limit=2",
-    "wikitext.length=64",
-    "divergence.limit=2",
-    "divergence.length=64",
-    "arc_easy.limit=4",
-    "gsm8k.limit=2",
-    "gsm8k.generate=1",
-    "calibration.samples=4",
-    "calibration.length=32",
-)
-COMMON = ["--data", "mini", "--dtype", "float32", "--group-size", "32"]
+from tiny_runs import empty_picture, run_args
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +22,7 @@ def no_plugins_left(monkeypatch):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    """Pages with empty pictures: drawing them takes longer than running a tiny model."""
-
-    def empty(figure, file, format, **options):
-        file.write("<svg/>" if format == "svg" else b"")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +32,6 @@ def finished(tiny_folder, tmp_path_factory, command):
     code, text, error = command(*run_args(tiny_folder, out))
     assert code == 0, text + error
     return out, text + error
-
-
-def run_args(
-    model,
-    out,
-    methods="none,rtn,alternating,gptq",
-    bits="2,4",
-    extra: Sequence[object] = (),
-    tasks=TASKS,
-):
-    """A run of the grid `methods` x `bits` on the first few items of the tasks."""
-    args = ["run", "--model", model, "--methods", methods, "--bits", bits, "--out", out, *COMMON]
-    args += ["--tasks", ",".join(tasks)]
-    for limit in LIMITS:
-        if limit.startswith((*tasks, "calibration")):
-            args += ["--set", limit]
-    return [*args, *extra]
 
 
 def scores(record):
@@ -188,15 +152,19 @@ def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
-def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path, monkeypatch):
+def test_an_artifact_serves_other_tasks(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(finished[0], out)
-    monkeypatch.setattr(
-        "qbench.experiment.runner.quantize", lambda *args, **kwargs: pytest.fail("quantized again")
-    )
+    before = inodes(out / "artifacts")
     extra = ["--set", "arc_easy.limit=6"]
     code, text, _ = command(*run_args(tiny_folder, out, methods="rtn", bits="4", extra=extra))
     assert code == 0 and "plan  1 cells: 1 to run" in text
+    assert inodes(out / "artifacts") == before, "nothing was quantized again"
+
+
+def inodes(folder):
+    """What changes when a folder below this one is written again."""
+    return {path.name: path.stat().st_ino for path in folder.iterdir()}
 
 
 FAILING = """
@@ -245,41 +213,23 @@ def test_a_failure_is_recorded_and_the_grid_goes_on(tiny_folder, command, tmp_pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch):
-    from qbench.experiment import runner
+    begun = []
 
-    real, calls = runner.quantize, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
+    def interrupted(view, cell, position, cells):
+        begun.append(cell)
+        if len(begun) == 2:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
 
-    monkeypatch.setattr(runner, "quantize", interrupted)
+    monkeypatch.setattr("qbench.commands.progress.LiveView.begin", interrupted)
     args = run_args(
         tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4", tasks=["arc_easy"]
     )
     code, _, error = command(*args)
     assert code == 130 and "interrupted; everything finished is kept" in error
     assert not list((tmp_path / "out").rglob(".*")), "no partial file stays"
+    monkeypatch.undo()
     code, text, _ = command(*args)
     assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
-def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
-    tiny_folder, command, tmp_path, monkeypatch
-):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    code, _, error = command(
-        *run_args(tiny_folder, tmp_path / "out", methods="none,rtn", bits="4", tasks=["arc_easy"])
-    )
-    assert code == 2 and "cannot be written" in error and "No space left" in error
-    assert [r.cell.method for r in read_records(tmp_path / "out")[0]] == ["none"]
 
 
 @pytest.mark.slow
@@ -338,6 +288,50 @@ def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
         (["run", "--preset", "fast"], "unknown preset 'fast'"),
         (["run", "--config", "/no/such.yaml"], "cannot be read"),
         (["run", "--nonsense"], "No such option: --nonsense"),
+        (["run", "--methods", ""], "--methods '' names nothing; give a name, or leave it out"),
+        (["run", "--tasks", ","], "--tasks ',' names nothing"),
+        (["run", "--model", ""], "--model '' names nothing"),
+        (["run", "--device", "gpu"], "unknown device 'gpu'"),
+        (["run", "--device", "cuda:99"], "device 'cuda:99' is not there: torch"),
+        (["run", "--set", "gptq.damp=-1"], "method 'gptq': damp=-1.0: give 0 or more"),
+        (["run", "--set", "gtpq.damp=1"], "unknown name in --set 'gtpq'. Did you mean 'gptq'"),
+        (
+            ["run", "--tasks", "arc_easy", "--set", "arc_easy.length=5"],
+            "--set arc_easy.length=5: the task 'arc_easy' has no 'length'",
+        ),
+        (
+            ["run", "--tasks", "arc_easy", "--set", "arc_easy.limit=100000"],
+            "--set arc_easy.limit=100000 is more than the",
+        ),
+        (
+            ["run", "--tasks", "wikitext", "--set", "wikitext.limit=10000000"],
+            "--set wikitext.limit=10000000 is more than the",
+        ),
+        (["run", "--time-limit", "0"], "time_limit=0.0: Input should be greater than 0"),
+        (
+            ["eval", "nowhere", "--data", "mini", "--set", "arc_eazy.limit=1"],
+            "unknown name in --set 'arc_eazy'. Did you mean 'arc_easy'",
+        ),
+        (
+            ["eval", "nowhere", "--data", "mini", "--set", "calibration.samples=1"],
+            "unknown name in --set 'calibration'",
+        ),
+        (
+            ["eval", "nowhere", "--data", "mini", "--set", "arc_easy.limit=1,2"],
+            "--set arc_easy.limit has 2 values",
+        ),
+        (
+            ["quantize", "--method", "gptq", "--bits", "3", "-o", "x", "--set", "gptq.damp=1,2"],
+            "--set gptq.damp has 2 values, 1, 2; give one here",
+        ),
+        (
+            ["quantize", "--method", "gptq", "--bits", "3", "-o", "x", "--set", "rtn.ratios=1"],
+            "unknown name in --set 'rtn'. Available: gptq",
+        ),
+        (
+            ["quantize", "--method", "rtn", "--bits", "3", "-o", "/dev/null/x"],
+            "/dev/null/x cannot be written: /dev/null is no folder",
+        ),
         (["report", "/no/such/run"], "holds no records"),
         (["list", "kernals"], "unknown list 'kernals'"),
     ],
@@ -348,6 +342,22 @@ def test_misuse_is_one_sentence_and_exit_code_two(command, tiny_folder, args, me
     code, text, error = command(*args, *model)
     assert code == 2 and message in error and "Traceback" not in error + text
     assert error.count("\n") == 1
+
+
+def test_an_output_that_is_there_is_refused_before_the_work(tiny_folder, command, monkeypatch):
+    monkeypatch.setattr(
+        "qbench.experiment.single.find_model", lambda *args: pytest.fail("work before the refusal")
+    )
+    args = ["quantize", "--model", tiny_folder, "--method", "rtn", "--bits", 3, "-o", tiny_folder]
+    code, _, error = command(*args)
+    assert code == 2 and "is there and was not written by qbench" in error
+
+
+def test_a_model_that_is_named_beside_a_config_is_the_one_that_runs(command, tmp_path):
+    (tmp_path / "grid.yaml").write_text("model: no-such-model\nmethods: [none]\n")
+    args = ["run", "--config", tmp_path / "grid.yaml", "--dry-run", "--data", "mini"]
+    assert "unknown model 'no-such-model'" in command(*args)[2]
+    assert "no-such-model" not in command(*args, "--model", "smollm2-135m")[2]
 
 
 def test_groups_that_do_not_divide_are_refused_before_any_work(tiny_folder, command, tmp_path):

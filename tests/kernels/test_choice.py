@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import pytest
 import torch
 
 from qbench.kernels.contract import Request
@@ -20,7 +21,10 @@ ROWS = (0, 1, 8, 64, 100_000)
 
 
 def expected(request):
-    """Tables of the CPU for binary and uniform weights that fit, else the plain product."""
+    """Tables of the CPU for binary and uniform weights that fit, else the plain product.
+
+    Without a GPU, no kernel for one is taken.
+    """
     kept = request.format in ("binary", "uniform") and request.device == "cpu"
     fits = (request.group_size or 0) % 32 == 0 and request.shape[1] % 32 == 0
     widths = 1 <= (request.bits or 0) <= 8
@@ -28,6 +32,7 @@ def expected(request):
     return "cpu-binary" if kept and fits and widths and types else "dequantized"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has kernels of its own")
 def test_the_automatic_choice_over_all_requests():
     grid = product(FORMATS, BITS, GROUPS, SHAPES, DEVICES, DTYPES, ROWS)
     requests = [Request(*point) for point in grid]

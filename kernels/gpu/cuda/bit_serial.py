@@ -1,0 +1,202 @@
+"""Products with one to four rows of x: planes of bits times planes of bits (bit_serial.cu).
+
+x is first turned into planes of bits and a scale for each block of 128 inputs (bit_planes.cu),
+which layers that read the same x share. The error of 16 planes is 2^-16 of a block's largest
+number; that of 8 planes, a fast mode that has to be asked for, 2^-8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from qbench.kernels.gpu.cuda.launch import Function, function
+from qbench.kernels.gpu.cuda.layout import CudaPlanes
+
+NAME = "bit_serial"
+MAX_ROWS = 4
+X_PLANES = 16
+SHARED_BYTES = 99 << 10  # of a thread block, on the smallest of the GPUs that are served
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the product is divided.
+
+    warps: of a thread block; they share the inputs. tiles: of 16 outputs, of a thread block.
+    stages: chunks of 256 inputs that a warp has in shared memory, of which all but one are on their
+    way, at least 2.
+    """
+
+    warps: int = 8
+    tiles: int = 1
+    stages: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """x (rows, in) as planes of bits.
+
+    planes int32 (rows, chunks, 32 lanes, 2 blocks, words): 8 planes to a word, see bit_planes.cu.
+    blocks float32 (rows, chunks, 2, 8): the scale of a block, and sums of its inputs.
+    """
+
+    planes: Tensor
+    blocks: Tensor
+
+
+def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
+    """Why a product is not computed here on this architecture (80, 90, ..), or None."""
+    if rows > MAX_ROWS:
+        return f"{rows} rows of x; up to {MAX_ROWS} are served"
+    if not 80 <= architecture < 100:
+        return f"sm_{architecture} has no products of bits in its matrix units; sm_80 to sm_90 have"
+    return None
+
+
+def preparation(planes: CudaPlanes) -> Hashable:
+    """What the prepared form of x depends on beside x."""
+    return (NAME, X_PLANES)
+
+
+def prepare(x: Tensor, planes: CudaPlanes, x_planes: int = X_PLANES) -> Prepared:
+    """x (rows, in) contiguous float16 or bfloat16 -> its planes, launched on the current stream.
+
+    x_planes: 16, or 8 for the fast mode.
+    """
+    rows, columns = x.shape
+    chunks = planes.chunks
+    prepared = Prepared(
+        x.new_empty(rows, chunks, 32, 2, x_planes // 8, dtype=torch.int32),
+        x.new_empty(rows, chunks, 2, 8, dtype=torch.float32),
+    )
+    kernel = _bit_planes(x.dtype == torch.bfloat16, x_planes, x.get_device())
+    arguments = (x, prepared.planes, prepared.blocks, columns)
+    kernel.launch((chunks, rows, 1), (256, 1, 1), arguments, dependent=True)
+    return prepared
+
+
+def launch(
+    prepared: Prepared, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
+) -> None:
+    """Write the product to y (rows, out), contiguous, in the dtype of x.
+
+    bias float32 (out,) contiguous, or None. The weight has to be complete when `prepare` is called:
+    it is read before the kernels that were launched earlier have ended.
+    """
+    rows, out = y.shape
+    x_planes = 8 * prepared.planes.shape[-1]
+    kernel = _product(
+        planes.bits,
+        planes.uniform,
+        planes.shift,
+        planes.group_size,
+        planes.meta32,
+        y.dtype == torch.bfloat16,
+        x_planes,
+        rows,
+        config,
+        y.get_device(),
+    )
+    kernel.launch(
+        (-(-planes.tiles // config.tiles), 1, 1),
+        (32 * config.warps, 1, 1),
+        (
+            planes.words,
+            planes.params,
+            prepared.planes,
+            prepared.blocks,
+            bias,
+            y,
+            out,
+            planes.chunks,
+            planes.groups,
+        ),
+        shared_bytes(planes, config),
+        dependent=True,
+    )
+
+
+def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
+    """Many warps where there are few tiles; two tiles where x is read often."""
+    per_multiprocessor = planes.tiles / multiprocessors
+    warps = 16 if per_multiprocessor <= 2 else 8
+    stages = 2 if planes.chunks <= 2 * warps else 4
+    config = Config(warps, 1, stages)
+    while shared_bytes(planes, config) > SHARED_BYTES and config.stages > 2:
+        config = Config(warps, 1, config.stages - 1)
+    while shared_bytes(planes, config) > SHARED_BYTES:
+        config = Config(config.warps // 2, 1, 2)
+    return config
+
+
+def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
+    """What is worth timing."""
+    for warps, tiles, stages in (
+        (4, 1, 4),
+        (4, 1, 6),
+        (4, 2, 3),
+        (8, 1, 2),
+        (8, 1, 3),
+        (8, 1, 4),
+        (8, 2, 2),
+        (8, 2, 3),
+        (16, 1, 2),
+        (16, 1, 3),
+        (16, 2, 2),
+    ):
+        config = Config(warps, tiles, stages)
+        useful = (stages - 2) * warps < planes.chunks
+        if useful and shared_bytes(planes, config) <= SHARED_BYTES:
+            yield config
+
+
+def shared_bytes(planes: CudaPlanes, config: Config) -> int:
+    """Dynamic shared memory of a thread block of the product: the stages of bit_serial.cu."""
+    parameters = 0
+    if planes.group_size:
+        groups = 256 // planes.group_size if planes.group_size < 128 else 2
+        if planes.group_size % 256 == 0:
+            groups = 1
+        parameters = groups * planes.params[0, 0].nbytes
+    tile = planes.bits * 512 + parameters
+    return config.warps * config.stages * config.tiles * tile
+
+
+@cache
+def _bit_planes(bfloat16: bool, x_planes: int, device: int) -> Function:
+    macros = {"BF16": int(bfloat16), "X_PLANES": x_planes}
+    return function("bit_planes.cu", "bit_planes", macros, device)
+
+
+@cache
+def _product(
+    bits: int,
+    uniform: bool,
+    shift: bool,
+    group_size: int,
+    meta32: bool,
+    bfloat16: bool,
+    x_planes: int,
+    rows: int,
+    config: Config,
+    device: int,
+) -> Function:
+    macros = {
+        "PLANES": bits,
+        "UNIFORM": int(uniform),
+        "SHIFT": int(shift),
+        "GROUP": group_size,
+        "META32": int(meta32),
+        "BF16": int(bfloat16),
+        "X_PLANES": x_planes,
+        "ROWS": rows,
+        "WARPS": config.warps,
+        "TILES": config.tiles,
+        "STAGES": config.stages,
+    }
+    return function("bit_serial.cu", "bit_serial", macros, device)

@@ -1,0 +1,223 @@
+"""What the CUDA kernels read: one layout for all numbers of rows, derived once from a weight.
+
+words int32 (tiles, chunks, P, 32, 4): tiles of 16 outputs, chunks of 256 inputs, both rounded up.
+For a plane, lane 4 g + t (g 0..7, t 0..3) has one 128-bit load: the words of (inputs 0..127 of the
+chunk, output g of the tile), (0..127, g + 8), (128..255, g), (128..255, g + 8). Bit i of a word is
+input 128 half + 16 (i & 7) + 4 t + (i >> 3): what the fragments of m16n8k128 of bits and of
+m16n8k16 of half precision both hold. A set bit is c = 1.
+
+params (tiles, groups, 8, A, 2), float16 or float32: the numbers of the stored format, those of the
+outputs g and g + 8 of a tile side by side.
+
+    binary   w = shift + sum_p alpha_p (2 c_p - 1)        alpha_0, .., alpha_P-1[, shift]
+    uniform  w = scale (sum_p 2^p c_p - zero_point)       scale, zero_point
+
+Outputs, inputs and groups that pad have zero bits and zero parameters. Groups go over the padded
+inputs: the last of them may be cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from qbench.contracts import WeightFormat
+from qbench.errors import ConfigError
+from qbench.formats import Binary, Uniform
+from qbench.formats.packing import unpack
+
+TILE = 16  # outputs
+CHUNK = 256  # inputs
+SMALL_GROUPS = (32, 64)  # and all multiples of 128
+
+
+@dataclass(frozen=True, eq=False)
+class CudaPlanes:
+    """A binary or uniform weight (out, in) as the kernels read it.
+
+    words, params: see above. shape: (out, in), without padding. group_size: inputs that share
+    parameters, or 0: all. uniform: which of the two meanings the parameters have. shift: whether
+    binary ones have one.
+    """
+
+    words: Tensor
+    params: Tensor
+    shape: tuple[int, int]
+    group_size: int
+    uniform: bool
+    shift: bool
+
+    @property
+    def bits(self) -> int:
+        """Number of planes P."""
+        return self.words.shape[2]
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 16 outputs."""
+        return self.words.shape[0]
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of 256 inputs."""
+        return self.words.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Groups over the padded inputs."""
+        return self.params.shape[1]
+
+    @property
+    def meta32(self) -> bool:
+        """Whether the parameters are float32."""
+        return self.params.dtype == torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product with one row reads."""
+        return self.words.nbytes + self.params.nbytes
+
+    def macros(self, dtype: torch.dtype) -> dict[str, int]:
+        """What every source is compiled with, for x and y of this dtype."""
+        return {
+            "PLANES": self.bits,
+            "UNIFORM": int(self.uniform),
+            "SHIFT": int(self.shift),
+            "GROUP": self.group_size,
+            "META32": int(self.meta32),
+            "BF16": int(dtype == torch.bfloat16),
+        }
+
+    def weights(self) -> Tensor:
+        """The weight (out, in) in float64, from the definition: for tests."""
+        out, columns = self.shape
+        codes = _bits(self.words)  # (P, 16 tiles, 256 chunks)
+        # (16 tiles, groups, A)
+        params = self.params.double().permute(0, 4, 2, 1, 3).flatten(0, 2)
+        size = self.group_size or codes.shape[2]
+        group = torch.arange(columns, device=codes.device) // size
+        each = params[:, group]  # (16 tiles, in, A)
+        codes = codes[:, :, :columns].double()
+        if self.uniform:
+            places = 2.0 ** torch.arange(self.bits, device=codes.device)
+            code = (codes * places[:, None, None]).sum(0)
+            return (each[..., 0] * (code - each[..., 1]))[:out]
+        weight = (each[..., : self.bits].permute(2, 0, 1) * (2 * codes - 1)).sum(0)
+        if self.shift:
+            weight = weight + each[..., self.bits]
+        return weight[:out]
+
+
+def derive(weight: WeightFormat) -> CudaPlanes:
+    """The layout of a weight, on its device. ConfigError where it is not served."""
+    if not isinstance(weight, Binary | Uniform):
+        raise ConfigError(
+            f"there are no CUDA kernels for the format {weight.format!r}; "
+            f"multiply with the dequantized weight instead"
+        )
+    columns = weight.shape[1]
+    refused = not_served(columns, weight.group_size)
+    if refused is not None:
+        raise ConfigError(f"{refused}; multiply with the dequantized weight instead")
+    if isinstance(weight, Binary):
+        bitmaps = weight.planes
+        columns_of_params = [*weight.alpha.unbind(2)]
+        if weight.shift is not None:
+            columns_of_params.append(weight.shift)
+    else:
+        bitmaps = _bitmaps(weight)
+        columns_of_params = [weight.scale, _zero_point(weight)]
+    return CudaPlanes(
+        _words(bitmaps),
+        _params(columns_of_params, columns, weight.group_size),
+        weight.shape,
+        0 if weight.group_size == columns else weight.group_size,
+        isinstance(weight, Uniform),
+        isinstance(weight, Binary) and weight.shift is not None,
+    )
+
+
+def not_served(columns: int, group_size: int) -> str | None:
+    """Why there are no kernels for groups of this size in so many inputs, or None."""
+    if group_size == columns or group_size in SMALL_GROUPS or group_size % 128 == 0:
+        return None
+    return f"groups of {group_size} are neither 32, 64, a multiple of 128 nor all {columns} inputs"
+
+
+def _words(bitmaps: Tensor) -> Tensor:
+    """(P, out, ceil(in/8)) uint8 -> (tiles, chunks, P, 32, 4) int32.
+
+    The 16 bytes of 128 inputs are byte 2 s + u for s 0..7 and u 0, 1, and word t of their output
+    has in byte j the bits 4 t + j of s = 0..7: bytes of equal u are 8 x 8 bits, transposed.
+    """
+    planes, out, length = bitmaps.shape
+    padded = pad(bitmaps, (0, -length % (CHUNK // 8), 0, -out % TILE))
+    # (P, tiles, h, g, chunks, half, s, u), output 8 h + g
+    bytes_ = padded.view(planes, -1, 2, 8, padded.shape[2] // (CHUNK // 8), 2, 8, 2)
+    ordered = bytes_.permute(1, 4, 0, 3, 7, 5, 2, 6).contiguous()  # (.., P, g, u, half, h, s)
+    square = _transposed(ordered.view(torch.int64).squeeze(-1))  # (.., P, g, u, half, h)
+    pairs = square.view(torch.int32).unflatten(-1, (2, 2))  # t = 2 u + v: (.., u, half, h, v)
+    words = pairs.permute(0, 1, 2, 3, 4, 7, 5, 6)  # (tiles, chunks, P, g, u, v, half, h)
+    return words.reshape(*words.shape[:3], 32, 4).contiguous()
+
+
+def _bits(words: Tensor) -> Tensor:
+    """The inverse of `_words`, bit by bit: (P, 16 tiles, 256 chunks) uint8 in {0, 1}."""
+    at = torch.arange(32, device=words.device)
+    bits = ((words[..., None] >> at) & 1).to(torch.uint8)
+    # (tiles, chunks, P, g, t, half, h, j, s)
+    split = bits.unflatten(-1, (4, 8)).unflatten(4, (2, 2)).unflatten(3, (8, 4))
+    # (P, tiles, h, g, chunks, half, s, t, j)
+    return split.permute(2, 0, 6, 3, 1, 5, 8, 4, 7).flatten(4).flatten(1, 3)
+
+
+def _transposed(squares: Tensor) -> Tensor:
+    """8 x 8 bits in each int64, byte by byte, transposed (Warren, Hacker's Delight, 7-3)."""
+    for step, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
+        changed = (squares ^ (squares >> step)) & mask
+        squares = squares ^ changed ^ (changed << step)
+    return squares
+
+
+def _bitmaps(weight: Uniform) -> Tensor:
+    """(P, out, ceil(in/8)) uint8, plane p the bit of place value 2^p of the codes."""
+    bits = weight.bits
+    stream = pad(weight.codes, (0, -weight.codes.shape[1] % bits))
+    octets = stream.unflatten(1, (-1, bits))  # (out, in/8, bits): 8 codes in each
+    word = octets[..., 0].long()
+    for j in range(1, bits):
+        word |= octets[..., j].long() << (8 * j)
+    planes = []
+    for p in range(bits):
+        bitmap = (word >> p) & 1
+        for i in range(1, 8):
+            bitmap |= ((word >> (bits * i + p)) & 1) << i
+        planes.append(bitmap.to(torch.uint8))
+    return torch.stack(planes)
+
+
+def _zero_point(weight: Uniform) -> Tensor:
+    """(out, groups), float16 where that is exact, else float32."""
+    zero = weight.zero_point
+    if zero is None:
+        return torch.full_like(weight.scale, 2.0 ** (weight.bits - 1), dtype=torch.float16)
+    if zero.dtype == torch.uint8:
+        return unpack(zero, weight.bits, weight.scale.shape[1]).half()
+    half = zero.half()
+    return half if torch.equal(half.float(), zero.float()) else zero.float()
+
+
+def _params(parts: list[Tensor], columns: int, group_size: int) -> Tensor:
+    """A parts (out, groups) -> (tiles, groups over padded inputs, 8, A, 2)."""
+    half = all(part.dtype == torch.float16 for part in parts)
+    dtype = torch.float16 if half else torch.float32
+    stacked = torch.stack([part.to(dtype) for part in parts], -1)  # (out, groups, A)
+    inputs = columns + -columns % CHUNK
+    groups = 1 if group_size == columns else -(-inputs // group_size)
+    out, present, _ = stacked.shape
+    padded = pad(stacked, (0, 0, 0, groups - present, 0, -out % TILE))
+    # (tiles, h, g, groups, A) -> (tiles, groups, g, A, h)
+    return padded.unflatten(0, (-1, 2, 8)).permute(0, 3, 2, 4, 1).contiguous()

@@ -1,0 +1,189 @@
+"""Binary-coded and uniform weights on NVIDIA GPUs: products by the kernels in CUDA C++.
+
+`qbench.kernels.gpu.cuda.choice` says which kernel computes what. All of them sum in float32 in a
+fixed order, without atomics, and round y once:
+
+    bit_serial   x rounded to 16-bit integers of its group's largest magnitude; nothing else
+    half_rows,   the weight rounded to the dtype of x, as a dense layer in that dtype has it
+    wide_rows,
+    dequantize
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+from qbench.errors import ConfigError
+from qbench.kernels.contract import Description, Kernel, Prepared, Request
+from qbench.kernels.gpu.cuda import bit_serial, dequantize, toolchain
+from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, choose, gpu_of
+from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, not_served
+from qbench.kernels.layouts import Layouts
+from qbench.kernels.sharing import shared
+
+DTYPES = (torch.float16, torch.bfloat16)
+LEAST_CAPABILITY = (8, 0)
+
+
+class Packed:
+    """A weight (out, in) on a GPU, and the kernel that was chosen for each number of rows."""
+
+    def __init__(self, planes: CudaPlanes) -> None:
+        self.planes = planes
+        self._choices: dict[tuple[int, torch.dtype], Choice] = {}
+        # the last bias that was not float32: (bias, what it was, in float32)
+        self._bias: tuple[ref[Tensor], Any, Tensor] | None = None
+
+    def choice(self, rows: int, dtype: torch.dtype) -> Choice:
+        """The kernel for x of so many rows, and how it is launched."""
+        known = self._choices.get((rows, dtype))
+        if known is None:
+            gpu = gpu_of(self.planes.words.get_device())
+            known = self._choices[rows, dtype] = choose(rows, self.planes, dtype, gpu)
+        return known
+
+    def in_float32(self, bias: Tensor) -> Tensor:
+        """A bias (out,) as the kernels read it; one in half precision is converted once."""
+        if bias.dtype == torch.float32:
+            return bias.contiguous()
+        stamp = (bias.data_ptr(), 0 if bias.is_inference() else bias._version)
+        known = self._bias
+        if known is not None and known[0]() is bias and known[1] == stamp:
+            return known[2]
+        converted = bias.float().contiguous()
+        if not _capturing(bias):  # else it holds nothing before the graph's first replay
+            self._bias = (ref(bias), stamp, converted)
+        return converted
+
+
+def product(
+    x: Tensor, packed: Packed, bias: Tensor | None = None, choice: Choice | None = None
+) -> Tensor:
+    """x (..., in) float16 or bfloat16, bias (out,) floating or None -> (..., out).
+
+    choice: how, by default what the table says. ConfigError where x does not fit.
+    """
+    planes = packed.planes
+    out, columns = planes.shape
+    if x.shape[-1] != columns or x.dtype not in DTYPES:
+        raise ConfigError(
+            f"x {tuple(x.shape)} {x.dtype} does not fit; "
+            f"expected (..., {columns}) in float16 or bfloat16"
+        )
+    rows = x.numel() // columns
+    y = x.new_empty(*x.shape[:-1], out)
+    if y.numel() == 0:
+        return y
+    if choice is None:
+        choice = packed.choice(rows, x.dtype)
+    flat = x.reshape(rows, columns).contiguous()
+    if choice.kernel == DEQUANTIZE:
+        dense = dequantize.weight(planes, x.dtype)
+        constant = None if bias is None else bias.to(x.dtype)
+        return torch.nn.functional.linear(flat, dense, constant).view(y.shape)
+    if bias is not None:
+        bias = packed.in_float32(bias)
+    if choice.kernel == bit_serial.NAME:
+        prepared = shared(
+            x, bit_serial.preparation(planes), lambda: bit_serial.prepare(flat, planes)
+        )
+        bit_serial.launch(prepared, planes, bias, y.view(rows, out), choice.config)
+    else:
+        MODULES[choice.kernel].launch(flat, planes, bias, y.view(rows, out), choice.config)
+    return y
+
+
+def pack(weight: WeightFormat) -> Packed:
+    """A weight on a GPU as the kernels read it.
+
+    ConfigError where it is not served, or while a CUDA graph is captured: what is derived then
+    would hold nothing before the graph's first replay.
+    """
+    if any(map(_capturing, weight.to_tensors().values())):
+        raise ConfigError(
+            "a weight's layout cannot be derived while a CUDA graph is captured; "
+            "run the model once before"
+        )
+    return Packed(derive(weight))
+
+
+def _capturing(tensor: Tensor) -> bool:
+    """Whether what is computed with this tensor now becomes part of a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+_layouts = Layouts(pack)
+
+
+def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, description: Description) -> Tensor:
+    packed = _layouts.of(parts, description)
+    if x.get_device() == torch.cuda.current_device():
+        return product(x, packed, bias)
+    with torch.cuda.device_of(x):
+        return product(x, packed, bias)
+
+
+def _prepare(weight: WeightFormat) -> Prepared:
+    packed = pack(weight)
+
+    def run(x: Tensor) -> Tensor:
+        return product(x, packed)
+
+    return Prepared(run, packed.planes.nbytes)
+
+
+@cache
+def unavailable() -> str | None:
+    """Why the kernels cannot be used in this process, or None."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.version.hip is not None:
+        return "they are for NVIDIA GPUs"
+    oldest = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+    if oldest < LEAST_CAPABILITY:
+        return f"a GPU here has compute capability {_dotted(oldest)}, less than 8.0"
+    return toolchain.unavailable()
+
+
+def _refuses(request: Request) -> str | None:
+    return not_served(request.shape[1], request.group_size or request.shape[1])
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def _describe() -> str:
+    note = "products of bits on matrix units, or weights made in registers"
+    if unavailable() is not None:
+        return note
+    architecture = toolchain.architecture(torch.cuda.get_device_capability())
+    return f"{note} ({architecture}, NVRTC {toolchain.nvrtc_version()})"
+
+
+KERNELS = (
+    Kernel(
+        "cuda",
+        _run,
+        formats=("binary", "uniform"),
+        bits=(1, 8),
+        devices=("cuda",),
+        dtypes=DTYPES,
+        automatic=True,
+        priority=20,  # before Triton's
+        error=1e-5,
+        # Rounding y alone makes about 0.21 epsilons in norm; this is twice as much.
+        roundings=0.45,
+        available=unavailable,
+        refuses=_refuses,
+        describe=_describe,
+        prepare=_prepare,
+        label="cuda",
+    ),
+)

@@ -1,0 +1,113 @@
+"""Times the CUDA kernels on the present GPU, and keeps the best of each product.
+
+A time is that of a CUDA graph over copies of the weight that are more than the L2 cache holds.
+`qbench.kernels.tuned` describes the file.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qbench.errors import ConfigError
+from qbench.kernels import tuned
+from qbench.kernels.gpu.cuda import choice, products, toolchain
+from qbench.kernels.gpu.cuda.choice import Choice
+from qbench.kernels.gpu.cuda.layout import CudaPlanes
+from qbench.kernels.gpu.cuda.products import Packed
+
+AGREEMENT = 0.01  # how far a product may be from the default's, relative, in norm
+REPLAYS = 9
+MOST_COPIES = 32
+
+
+def tune(
+    weights: Iterable[CudaPlanes],
+    batches: Iterable[int],
+    dtype: torch.dtype,
+    path: Path | None = None,
+) -> Path:
+    """Time all candidates for each weight and number of rows; write the GPU's file, or `path`.
+
+    weights: on the present GPU. Entries of other products stay. A candidate counts only if its
+    product agrees with the default's. Returns the file. ConfigError where there is no GPU.
+    """
+    reason = products.unavailable()
+    if reason is not None:
+        raise ConfigError(f"nothing can be tuned: {reason}; tune on the machine that will serve")
+    name = torch.cuda.get_device_name()
+    path = path or choice.tuned_file(name)
+    facts = {"gpu": name, "nvrtc": toolchain.nvrtc_version()}
+    for planes, rows in product(list(weights), batches):
+        best = measure(planes, rows, dtype)[0][1]
+        tuned.write(path, facts, {choice.key(rows, planes, dtype): best.fields()})
+    choice._tuned.cache_clear()
+    return path
+
+
+def measure(planes: CudaPlanes, rows: int, dtype: torch.dtype) -> list[tuple[float, Choice]]:
+    """(seconds, choice) of every candidate that agrees with the default, the fastest first.
+
+    A candidate that the GPU refuses, for the shared memory that it asks for, is left out.
+    """
+    device = planes.words.get_device()
+    gpu = choice.gpu_of(device)
+    x = torch.randn(rows, planes.shape[1], device=planes.words.device, dtype=dtype)
+    copies = [Packed(planes), *(Packed(_copy(planes)) for _ in range(_copies(planes) - 1))]
+    default = choice.default(rows, planes, gpu)
+    expected = products.product(x, copies[0], choice=default).float()
+    timed = []
+    for candidate in {default: None, **dict.fromkeys(choice.candidates(rows, planes, gpu))}:
+        try:
+            y = products.product(x, copies[0], choice=candidate).float()
+        except ConfigError:
+            continue
+        if (y - expected).norm() <= AGREEMENT * expected.norm():
+            timed.append((_seconds(x, copies, candidate), candidate))
+    return sorted(timed, key=lambda pair: pair[0])
+
+
+def _copies(planes: CudaPlanes) -> int:
+    """How many copies of a weight are more than the cache holds."""
+    cache = torch.cuda.get_device_properties(planes.words.device).L2_cache_size
+    return min(MOST_COPIES, 2 * cache // planes.nbytes + 2)
+
+
+def _copy(planes: CudaPlanes) -> CudaPlanes:
+    return replace(planes, words=planes.words.clone(), params=planes.params.clone())
+
+
+def _seconds(x: Tensor, copies: list[Packed], candidate: Choice) -> float:
+    """Of one product: the median replay of a graph over all copies."""
+
+    def run() -> None:
+        for packed in copies:
+            products.product(x, packed, choice=candidate)
+
+    return graph_seconds(run) / len(copies)
+
+
+def graph_seconds(run: Callable[[], None]) -> float:
+    """The median time of a CUDA graph of what `run` launches."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()  # compiles, and allocates what libraries keep
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    times = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return statistics.median(times)

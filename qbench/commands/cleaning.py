@@ -1,0 +1,35 @@
+"""The command `qbench gc`: what killed runs have left in their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qbench.commands.options import out
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `qbench gc runs/smollm2-135m --delete`")
+def gc(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it, too.")] = False,
+) -> None:
+    """List what interrupted and killed runs have left; nothing is removed without --delete.
+
+    Those are halves of saves, and what cells share while a run is at work. Results stay.
+    """
+    from qbench.experiment.store import open_run
+
+    litter = open_run(folder).litter(delete)
+    for path, size in litter:
+        _print(f"{'removed' if delete else 'litter '}  {size / 1e6:9.1f} MB  {path}")
+    total = sum(size for _, size in litter)
+    hint = "" if delete or not litter else "; --delete removes them"
+    _print(f"{len(litter)} leftovers, {total / 1e6:.1f} MB{hint}")
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""Quantized models of a run: believed only where every byte is the one that was written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qbench.errors import StoreError
+from qbench.files.shards import read_json, verify
+from qbench.records import Cell
+
+
+def check_artifact(folder: Path, cell: Cell) -> None:
+    """StoreError, saying what is wrong, unless a folder is the whole quantized model of a cell.
+
+    Every file is held against its hash in the folder's index, which costs less than reading the
+    model; and what the folder says of its method and scheme against the cell.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise StoreError(f"{folder} is no folder")
+    try:
+        problems = verify(folder)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read ({error.strerror})") from error
+    for name, problem in problems.items():
+        if problem is not None:
+            raise StoreError(f"{folder / name} {problem}")
+    entry = read_json(folder / "config.json").get("quantization_config")
+    facts = entry if isinstance(entry, dict) else {}
+    _check_facts(folder, facts, cell)
+
+
+def remove(path: Path) -> None:
+    """Remove an artifact, whatever it is; StoreError where that is refused."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be removed ({error.strerror}); remove it yourself"
+        ) from error
+
+
+def _check_facts(folder: Path, facts: dict[str, Any], cell: Cell) -> None:
+    """That the costs are there, and that it is the model of this cell."""
+    costs = facts.get("costs")
+    for key in ("seconds", "peak_bytes"):
+        value = costs.get(key) if isinstance(costs, dict) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise StoreError(f"{folder} does not say what it cost: costs.{key} is {value!r}")
+    key = facts.get("artifact", cell.artifact)  # models of older versions do not say it
+    if key != cell.artifact or facts.get("method") != cell.method:
+        raise StoreError(f"{folder} holds the model {key!r} of method {facts.get('method')!r}")

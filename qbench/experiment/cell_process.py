@@ -1,0 +1,301 @@
+"""The process that a cell has to itself: it quantizes and evaluates, and tells what comes out.
+
+It is told what to do by a `Job` and opens everything anew: plug-ins, data, tasks and the model.
+What cells share lies in files that are mapped into memory: the unquantized model's
+log-probabilities and the calibration tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.calibration.walk import Progress
+from qbench.calibration.windows import calibration_windows
+from qbench.checkpoint.folder import bytes_on_disk
+from qbench.contracts import Scheme, verb_of
+from qbench.environment import peak_memory, reset_peak_memory
+from qbench.errors import StoreError, reason_of
+from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.estimate import Estimate
+from qbench.experiment.plugins import load_plugins
+from qbench.experiment.shared_tokens import shared_tokens
+from qbench.experiment.store import Store
+from qbench.files.claims import claimed_in_time
+from qbench.isolation import Tell
+from qbench.models.loading import load_config, load_model
+from qbench.models.source import ModelSource
+from qbench.quantization import QuantizedModel, load, quantize
+from qbench.records import Cell, Score, TaskSpec
+from qbench.registry import declared, get_method
+from qbench.tasks.contract import Context, Task, Unquantized
+from qbench.tasks.data import CALIBRATION, Source, open_source
+from qbench.tasks.registry import get_task
+
+PROGRESS_SECONDS = 0.1  # between two events that only say how far the work is
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the process of a cell is told.
+
+    model: where the cell's model is. data: of which source. task_names: what the user calls a task,
+    by its name in the cell. batch_size: items at a time, for tasks without one of their own.
+    plugins: the files that this cell needs. folder: of the run. place: the working directory.
+    """
+
+    cell: Cell
+    model: ModelSource
+    data: str
+    task_names: dict[str, str]
+    batch_size: int
+    plugins: tuple[Path, ...]
+    device: str
+    estimate: Estimate
+    folder: Path
+    place: Path
+
+
+def work(tell: Tell, job: Job) -> None:
+    """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
+
+    Events: `progress` and `text`; `scores` of a task; `note`, a sentence for people; `waiting`, now
+    and then while another runner holds what is needed; in the end `facts`, the fields of the record
+    that are known, with `tokens`, which say what calibrated; and with `reason` where the cell
+    failed, and `unwritable` where the reason is that results cannot be written.
+    """
+    os.chdir(job.place)
+    with suppress(OSError):  # where memory runs out, this process is to go, and not the runner
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    at_work = _Work(tell, job)
+    outcome: dict[str, Any] = {}
+    try:
+        at_work.do()
+    except BaseException as error:  # an exit, too, and the panics of libraries in other languages
+        traceback.print_exc()
+        unwritable = at_work.saving and isinstance(error, (StoreError, OSError))
+        outcome = {"reason": reason_of(error), "unwritable": unwritable}
+    tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
+
+
+@dataclass
+class _Work:
+    """One cell at work.
+
+    facts: fields of its record, as they become known. tokens: which tokens calibrated. saving:
+    whether results are being written.
+    """
+
+    tell: Tell
+    job: Job
+    facts: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)
+    saving: bool = False
+    told: float = 0.0
+
+    def do(self) -> None:
+        """Quantize and evaluate."""
+        load_plugins(self.job.plugins)
+        self.store = Store(self.job.folder)
+        self.source: Source = open_source(self.job.data)
+        self.tasks = {name: get_task(typed) for name, typed in self.job.task_names.items()}
+        quantized = self._quantized()
+        started = time.perf_counter()
+        scores = self._evaluate(quantized.model, quantized.tokenizer)
+        self.facts["scores"] = [score.model_dump(mode="json") for score in scores]
+        self.facts["evaluate_seconds"] = time.perf_counter() - started
+
+    def _quantized(self) -> QuantizedModel:
+        """The model to evaluate, always as read back from disk; quantized first where need be."""
+        cell = self.job.cell
+        if cell.scheme is None:
+            model, tokenizer = load_model(self.job.model, cell.dtype)
+            stored = _stored_bits(self.job.model, cell.dtype)
+            self.facts["bits_per_weight"] = {"total": stored, "weight": stored}
+            self.facts["quantize_seconds"] = 0.0
+            return QuantizedModel(model, tokenizer, {}, {})
+        folder = self.store.artifact(cell)
+        with self._claimed(f"artifact-{cell.artifact}"):
+            quantized = self._read_back(folder)
+            if quantized is None:
+                self._quantize(cell.scheme, folder)
+                quantized = load(folder, cell.dtype, packed=False)
+        costs = quantized.manifest["costs"]
+        self.facts["bits_per_weight"] = quantized.bits_per_weight
+        self.facts["bytes_on_disk"] = bytes_on_disk(folder)
+        self.facts["quantize_seconds"] = costs["seconds"]
+        self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
+        self.facts["log"] = quantized.log
+        if "calibration" in quantized.manifest:
+            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
+        return quantized
+
+    def _read_back(self, folder: Path) -> QuantizedModel | None:
+        """The model that an earlier run has quantized; None where there is none, or it is damaged.
+
+        A damaged one is said and removed.
+        """
+        if not os.path.lexists(folder):
+            return None
+        try:
+            check_artifact(folder, self.job.cell)
+            return load(folder, self.job.cell.dtype, packed=False)
+        except StoreError as error:
+            self.tell({"note": f"{reason_of(error)}; this model is quantized again"})
+        remove(folder)
+        return None
+
+    def _quantize(self, scheme: Scheme, folder: Path) -> None:
+        """Quantize the model and save the artifact."""
+        cell = self.job.cell
+        device = self.job.device
+        method = get_method(cell.method, **cell.params)
+        if not declared(cell.method).module.startswith("qbench.methods"):
+            from qbench.checks.watch import watched  # takes long to import
+
+            method = watched(method)  # our own are checked by the tests
+        dtype = "float32" if device == "cpu" else cell.dtype
+        model, tokenizer = load_model(self.job.model, dtype)
+        tokens: Tensor | None = None
+        if cell.calibration is not None and verb_of(method) != "quantize_weight":
+            tokens = self._calibration_tokens(tokenizer)
+        reset_peak_memory(device)
+        started = time.perf_counter()
+        quantized = quantize(
+            model,
+            method,
+            scheme,
+            tokens,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=cell.calibration.dtype if cell.calibration else "float32",
+            progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
+        )
+        seconds = time.perf_counter() - started
+        quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
+        quantized.manifest["artifact"] = cell.artifact
+        with self._saving():
+            quantized.save(folder)
+
+    def _calibration_tokens(self, tokenizer: Any) -> Tensor:
+        """(samples, length) int64, mapped from the file that cells share; made where it is not."""
+        sample = self.job.cell.calibration
+        assert sample is not None
+        path = self.store.calibration(self.job.cell)
+
+        def draw() -> Tensor:
+            texts = self.source.text(CALIBRATION)
+            seed = self.job.cell.seed
+            return calibration_windows(texts, tokenizer, sample.samples, sample.length, seed)
+
+        with self._claimed(path.stem):
+            return shared_tokens(path, draw)
+
+    def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:
+        """Scores of every task; the samples are written on the way.
+
+        What tasks need of the unquantized model they prepare first, so that tasks that share a pass
+        over the model under test find it, whichever of them is evaluated first.
+        """
+        cell = self.job.cell
+        model.to(self.job.device)
+        torch.manual_seed(cell.seed)
+        context = Context(model, tokenizer, self.source)
+        context.unquantized = Unquantized(
+            load=partial(self._unquantized, model, tokenizer),
+            file=partial(self.store.reference, cell),
+        )
+        preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
+        spans = self._spans([*preparing, *cell.tasks])
+        for spec in preparing:
+            self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
+        scores: list[Score] = []
+        for spec in cell.tasks:
+            task = self.tasks[spec.name]
+            outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
+            with self._saving():
+                path = self.store.write_samples(cell, spec.name, outcome.samples)
+            scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
+            self.tell({"scores": [score.model_dump(mode="json") for score in outcome.scores]})
+        return tuple(scores)
+
+    def _prepare(self, context: Context, spec: TaskSpec) -> None:
+        """Have what a task needs of the unquantized model; again where its file is damaged."""
+        task = self.tasks[spec.name]
+        path = self.store.reference(self.job.cell, spec)
+        with self._claimed(f"reference-{path.stem}"):
+            present = path.exists()
+            try:
+                task.prepare(context, spec)
+            except StoreError as error:
+                if not present:
+                    raise
+                self.tell({"note": f"{reason_of(error)}; it is made again"})
+                remove(path)
+                task.prepare(context, spec)
+
+    def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
+        """The cell's context with a task's own batch size and progress; the cache is shared."""
+        return replace(
+            context, batch_size=task.batch_size or self.job.batch_size, progress=progress
+        )
+
+    def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """The model before quantization: the one under test where it is not quantized."""
+        if self.job.cell.method == "none":
+            return model, tokenizer
+        model, tokenizer = load_model(self.job.model, self.job.cell.dtype)
+        return model.to(self.job.device), tokenizer
+
+    def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
+        """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
+        estimated = self.job.estimate
+        total = sum(estimated.tasks[spec.name] for spec in specs)
+        low = estimated.quantize_share
+        for spec in specs:
+            share = estimated.tasks[spec.name]
+            high = low + (1 - estimated.quantize_share) * share / total
+            yield self._span(low, high, spec.name)
+            low = high
+
+    def _span(self, low: float, high: float, name: str) -> Progress:
+        """A callback for a part of the work, whose fraction 0..1 is `low`..`high` of the cell's."""
+
+        def report(fraction: float, text: str) -> None:
+            now = time.monotonic()
+            if now - self.told >= PROGRESS_SECONDS:
+                self.told = now
+                self.tell({"progress": low + (high - low) * fraction, "text": text or name})
+
+        return report
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Where an error means that results can no longer be written."""
+        self.saving = True
+        yield
+        self.saving = False
+
+    @contextmanager
+    def _claimed(self, name: str) -> Iterator[None]:
+        """Keep other runners from what has this name; waiting for them is told."""
+        with claimed_in_time(self.store.claim(name), lambda: self.tell({"waiting": name})):
+            yield
+
+
+def _stored_bits(source: ModelSource, dtype: str) -> float:
+    """Bits per weight of the unquantized model: those of its own dtype."""
+    stored = getattr(load_config(source), "dtype", None) or dtype
+    if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
+        stored = getattr(torch, stored)
+    return float(torch.finfo(stored).bits)

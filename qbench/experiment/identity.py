@@ -1,0 +1,114 @@
+"""What decides the identity of cells: all that could change their numbers, resolved and hashed.
+
+A cell's id is the hash of what is gathered here, of its method with its parameters and source, and
+of its scheme (`qbench.experiment.cells.expand`). What is not in it, two cells may not differ in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qbench.environment import pick_dtype
+from qbench.errors import ConfigError
+from qbench.experiment.grid import Grid
+from qbench.models.identity import resolved_revision
+from qbench.models.source import ModelSource
+from qbench.records import CalibrationSpec, TaskSpec
+from qbench.tasks.contract import Task
+from qbench.tasks.data import CALIBRATION, Source
+from qbench.tasks.harness import HarnessTask
+from qbench.tasks.registry import get_task
+from qbench.tasks.text import TextTask
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all cells of a grid have in common, but for the model.
+
+    revisions: what exactly is loaded, by the model's name. tasks: what is asked on this data.
+    calibration: of the methods that calibrate. dtype: in which models are evaluated.
+    """
+
+    revisions: Mapping[str, str]
+    tasks: tuple[TaskSpec, ...]
+    calibration: CalibrationSpec
+    dtype: str
+
+
+def identify(
+    grid: Grid, models: Mapping[str, ModelSource], source: Source, device: str
+) -> tuple[Identity, dict[str, Task]]:
+    """What a grid stands for on this data and device, and its tasks by their names in cells.
+
+    Raises ConfigError or DataError where a task cannot be asked so.
+    """
+    asked = ask(grid, source)
+    calibration = CalibrationSpec(
+        data=source.table_name(CALIBRATION),
+        sha256=source.sha256(CALIBRATION),
+        dtype=pick_dtype("auto", device),
+        **grid.calibration,
+    )
+    revisions = {name: resolved_revision(model) for name, model in models.items()}
+    dtype = pick_dtype(grid.dtype, device)
+    specs = tuple(spec for _, spec in asked)
+    tasks = {spec.name: task for task, spec in asked}
+    return Identity(revisions, specs, calibration, dtype), tasks
+
+
+def ask(grid: Grid, source: Source) -> list[tuple[Task, TaskSpec]]:
+    """The grid's tasks, and what each asks on this data.
+
+    Raises ConfigError where one has no such setting, or where the data has fewer items.
+    """
+    asked = []
+    for name in grid.task_names:
+        task = get_task(name)
+        spec = task.spec(source, **grid.task_options(task.name))
+        settings = grid.set.get(name, {})
+        _refuse_meaningless(name, settings, spec)
+        _refuse_too_many(task, settings, spec, source)
+        asked.append((task, spec))
+    return asked
+
+
+def _refuse_meaningless(name: str, asked: Mapping[str, Any], spec: TaskSpec) -> None:
+    """ConfigError for a setting that the task does not know: it would be left out of the cell."""
+    for key, values in asked.items():
+        if getattr(spec, key) is None and values != ("all",):
+            raise ConfigError(
+                f"--set {name}.{key}={values[0]}: the task {name!r} has no {key!r}; leave it out"
+            )
+
+
+def _refuse_too_many(task: Task, asked: Mapping[str, Any], spec: TaskSpec, source: Source) -> None:
+    """ConfigError where more items are asked for than the data has."""
+    for key in ("limit", "generate"):
+        number = getattr(spec, key)
+        if key not in asked or number is None:
+            continue
+        most = _items(task, spec, source)
+        if most is not None and number > most:
+            raise ConfigError(
+                f"--set {task.name}.{key}={number} is more than the {most} items that "
+                f"{source.label} has for it; give at most {most}, or 'all'"
+            )
+
+
+def _items(task: Task, spec: TaskSpec, source: Source) -> int | None:
+    """How many items a limit can choose from: rows, those of the largest subject, or windows.
+
+    Of windows it is a bound: a token is at least one byte of the text. None for tasks of others.
+    """
+    if isinstance(task, HarnessTask):
+        rows = source.rows(task.table_name, task.splits[-1])
+        if task.subject_column is None:
+            return len(rows)
+        return max(Counter(rows[task.subject_column][:]).values())
+    if isinstance(task, TextTask) and spec.length is not None:
+        letters = len("\n\n".join(source.text(task.table_name)).encode())
+        return letters // spec.length
+    return None

@@ -1,0 +1,23 @@
+"""What the server imports once, so that the process of a cell need not: whatever takes long.
+
+The classes of a model are imported when it is loaded, but for those of Llama, which bring with them
+what all others need.
+"""
+
+from __future__ import annotations
+
+MODULES = (
+    "qbench.experiment.cell_process",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation",
+    "transformers.models.auto.tokenization_auto",
+    "datasets",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "lm_eval.tasks",
+    "qbench.tasks.divergence",
+    "qbench.tasks.judging",
+    "qbench.tasks.mini_source",
+    "qbench.tasks.perplexity",
+    "qbench.tasks.window_pass",
+)

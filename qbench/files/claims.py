@@ -1,0 +1,74 @@
+"""Claims on a piece of work: a lock on a file, which the system lets go when its holder ends.
+
+So a runner that was killed holds nothing up. Where a file system knows no locks, as some of
+clusters do not, every claim is granted: one runner works as ever, and several are not kept apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qbench.errors import StoreError
+
+POLL = 0.2  # seconds between two tries where a claim is waited for
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+
+
+@contextmanager
+def claimed(path: Path, shared: bool = False) -> Iterator[bool]:
+    """Whether the file at `path` is claimed for the `with` block, or somebody else has it.
+
+    shared: together with others who share it. StoreError where the file cannot be made.
+    """
+    descriptor = _open(path)
+    try:
+        yield _lock(descriptor, shared)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def claimed_in_time(
+    path: Path, waiting: Callable[[], None] = lambda: None, shared: bool = False
+) -> Iterator[None]:
+    """Claim the file at `path`; `waiting` is called now and then while somebody else has it."""
+    descriptor = _open(path)
+    try:
+        while not _lock(descriptor, shared):
+            waiting()
+            time.sleep(POLL)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); "
+            "free space, or choose a place that you can write to"
+        ) from error
+
+
+def _lock(descriptor: int, shared: bool) -> bool:
+    """Whether the lock is ours; it goes when the last copy of the descriptor is closed."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True

@@ -1,0 +1,196 @@
+"""A function in a process of its own, and what it tells: a hang, a crash or an exit is an answer.
+
+    with Isolated(judge, ("gptq", 3)) as process:      # judge(tell, "gptq", 3)
+        while event := process.next(within=60):        # what judge told, one by one
+            ...
+        print(process.ending)                          # None while it runs, else why it is over
+
+A server imports what is heavy once and forks a fresh process each time, so that a start takes
+hundredths of a second. Where there are no forks, the process is spawned.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+POLL = (0.01, 0.2)  # seconds between two looks at what was told: at first, and after a while
+Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
+_BY_SYSTEM = {
+    signal.SIGKILL: "as the system does where memory runs out",
+    signal.SIGBUS: "as the system does where a mapped file cannot be had, on a full disk for one",
+}
+
+
+def preload(*modules: str) -> None:
+    """Start the server, and have it import these modules while the caller does something else.
+
+    Processes are started by it from then on. Where it runs already, nothing happens.
+    """
+    context = _context()
+    if context.get_start_method() != "forkserver":
+        return
+    context.set_forkserver_preload(list(modules))
+    # A driver that was asked for GPUs before a fork is of no use after it; torch asks otherwise.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # The server imports before it guards itself against Ctrl-C, which reaches it, too.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Isolated:
+    """A running function and the events that it has told.
+
+    At the end of the `with` block it and all processes that it has started are ended. It ends with
+    the process that started it, however that one ends.
+    """
+
+    def __init__(
+        self, function: Callable[..., None], arguments: tuple[Any, ...], output: Path | None = None
+    ) -> None:
+        """function: of a module's top level, called with `tell` and the arguments, which are
+        pickled. output: the file for what it prints; None for nowhere.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="qbench-process-")
+        self._events = Path(self._folder.name) / "events.jsonl"
+        self._events.touch()
+        self._read = 0  # bytes of the file that were given as events
+        target = None if output is None else str(output.resolve())
+        self.process = _context().Process(
+            target=_enter, args=(function, arguments, str(self._events), target)
+        )
+        self.process.start()
+
+    def __enter__(self) -> Isolated:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process and all that it left behind."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self._folder.cleanup()
+
+    def next(self, within: float) -> dict[str, Any] | None:
+        """The next event; None where the process ended without one, or none came in time.
+
+        within: seconds to wait for it. `ending` tells one from the other.
+        """
+        deadline = time.monotonic() + within
+        pause, longest = POLL
+        while True:
+            alive = self.process.is_alive()  # looked at before the file: its last words count
+            with self._events.open("rb") as file:
+                file.seek(self._read)
+                line = file.readline()
+            if line.endswith(b"\n"):
+                self._read += len(line)
+                event: dict[str, Any] = json.loads(line)
+                return event
+            if not alive or time.monotonic() > deadline:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    @property
+    def ending(self) -> str | None:
+        """How the process ended, in words that follow its name; None while it runs."""
+        code = self.process.exitcode
+        if code is None:
+            return None
+        if code >= 0:
+            return f"ended the process with exit code {code}"
+        with suppress(ValueError):
+            sent = signal.Signals(-code)
+            why = f", {_BY_SYSTEM[sent]}" if sent in _BY_SYSTEM else ""
+            return f"ended the process by {sent.name}{why}"
+        return f"ended the process by signal {-code}"
+
+
+def limit_memory(room: int) -> None:
+    """Let this process take at most `room` bytes of address space more than it has.
+
+    An endless allocation then ends in a MemoryError, and not in the machine's.
+    """
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + room
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _context() -> Any:
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return multiprocessing.get_context(method)
+
+
+def _enter(
+    function: Callable[..., None], arguments: tuple[Any, ...], events: str, output: str | None
+) -> None:
+    """What the new process does, from its first line to its last."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # a group of its own, so that everything it leaves behind ends with it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        # As in any Python, whatever this one was started by: a shell's background job ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _redirect(output)
+    gc.freeze()  # what was imported is no garbage: looking through it takes a third of a second
+    own = os.getpid()
+
+    def tell(event: dict[str, Any]) -> None:
+        if os.getpid() != own:
+            os._exit(0)  # a twin that the function forked has nothing to tell
+        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        # By its absolute path each time: what the function closes or where it changes to makes
+        # no difference.
+        descriptor = os.open(events, os.O_WRONLY | os.O_APPEND)
+        os.write(descriptor, line)
+        os.close(descriptor)
+
+    code = 0
+    try:
+        function(tell, *arguments)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # At once: exit handlers and threads that the function left would have the last word.
+    os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that started this one, and end this one's group."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        if hasattr(os, "killpg"):
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+
+def _redirect(output: str | None) -> None:
+    """Nothing is read, and what is printed goes to a file or nowhere."""
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    with open(output or os.devnull, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

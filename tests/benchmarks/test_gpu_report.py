@@ -1,0 +1,159 @@
+"""`make gpu-report`: sections end in time and alone, and what they wrote until then is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from itertools import product
+
+import pytest
+import torch
+
+from places import ROOT
+from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.errors import ConfigError
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from gpu_report import correctness, latency, sections
+from gpu_report.processes import each
+from gpu_report.random_model import random_twins
+
+sys.path.remove(str(ROOT / "benchmarks"))
+
+SECTION = """
+import json, os, subprocess, sys, time
+name, path, seconds = sys.argv[2], sys.argv[4], float(sys.argv[6])
+with open(path, "w") as file:
+    json.dump({"section": name, "seconds": seconds}, file)
+if name == "latency":
+    raise SystemExit(3)
+if name == "tune":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with open(path, "w") as file:
+        json.dump({"child": child.pid}, file)
+    time.sleep(60)
+"""
+
+
+def test_a_section_that_fails_or_hangs_leaves_the_others(tmp_path, capsys):
+    script, path = tmp_path / "section.py", tmp_path / "results" / "gpu.json"
+    script.write_text(SECTION)
+    limits = sections.limits_of("pipeline,tune,latency,correctness", "tune=1.5")
+    assert list(limits) == ["correctness", "latency", "tune", "pipeline"]
+    failed = sections.report(limits, [sys.executable, str(script)], path, {"gpu": "none"})
+    assert failed == ["latency", "tune"]
+    stored = json.loads(path.read_text())
+    assert stored["gpu"] == "none" and list(stored["sections"]) == list(limits)
+    told = {name: section["status"] for name, section in stored["sections"].items()}
+    assert told["correctness"] == told["pipeline"] == "ok"
+    assert told["latency"] == "failed: exit code 3" and told["tune"] == "stopped after its 2 s"
+    results = stored["sections"]["latency"]["results"]
+    assert results == {"section": "latency", "seconds": limits["latency"]}
+    assert "--- tune: stopped" in capsys.readouterr().out
+    assert ended(stored["sections"]["tune"]["results"]["child"]), "what it started lives on"
+
+
+def ended(process):
+    """Whether this process is gone, or is nothing but its exit code; it is given ten seconds."""
+    for _ in range(100):
+        try:
+            with open(f"/proc/{process}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_section_that_writes_nothing_has_no_results(tmp_path):
+    outcome = sections.run_section([sys.executable, "-c", ""], tmp_path / "none.json", 60)
+    assert outcome["status"] == "ok" and outcome["results"] is None
+
+
+@pytest.mark.parametrize(
+    "names, changes, message",
+    [
+        ("latensy", "", "unknown section 'latensy'. Did you mean 'latency'"),
+        ("latency", "tunes=3", "unknown section 'tunes'. Did you mean 'tune'"),
+        ("latency", "tune=soon", "the limit 'tune=soon' is no number of seconds"),
+        ("latency", "tune=-1", "the limit 'tune=-1' is no number of seconds"),
+    ],
+)
+def test_unknown_sections_and_limits_are_refused(names, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        sections.limits_of(names, changes)
+
+
+def test_what_one_process_does_to_itself_is_its_own_outcome(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where the processes find their code
+    roots = {item: (result, reason) for item, result, reason in each(math.sqrt, [4, -1], 2, 60)}
+    assert roots[4] == (2.0, None)
+    assert roots[-1][0] is None and roots[-1][1].startswith("ValueError")
+    [(item, result, reason)] = each(os._exit, [3], 1, 60)
+    assert (item, result, reason) == (3, None, "its process ended with 3")
+    slow = list(each(time.sleep, [60, 61], 1, 0.5))
+    assert [outcome.result for outcome in slow] == [None, None]
+    assert "not finished in time" in slow[0].reason and "not reached in time" in slow[1].reason
+
+
+def test_the_checks_cover_every_pair_that_a_kernel_is_compiled_for():
+    checks = correctness.checks(("cuda", "triton"))
+    pairs = {(check.bits, check.group_size) for check in checks}
+    assert pairs >= set(product(range(1, 9), correctness.INPUTS))
+    for field in ("bits", "group_size"):
+        triples = {(getattr(check, field), check.coding, check.dtype) for check in checks}
+        values = {getattr(check, field) for check in checks}
+        assert triples == set(product(values, ("binary", "uniform"), correctness.DTYPES))
+    for rows in correctness.ALL_ROWS:
+        assert {check.bits for check in checks if rows in check.rows} == set(range(1, 9))
+    assert {check.parameters for check in checks} >= {"no shift", "float32", "real zero"}
+
+
+@pytest.mark.parametrize("check", correctness.checks(("cuda",))[1::7], ids=str)
+def test_the_weights_are_what_the_checks_say(check):
+    weight = correctness.weight_of(check)
+    assert weight.format == check.coding and weight.bits == check.bits
+    assert weight.shape == (333, correctness.INPUTS[check.group_size])
+    assert weight.group_size == (check.group_size or weight.shape[1])
+
+
+def test_parameters_are_stored_in_every_way():
+    ways = {check.parameters: check for check in correctness.checks(("cuda",))}
+    stored = {way: correctness.weight_of(check) for way, check in ways.items()}
+    assert stored["no shift"].shift is None and stored["middle zero"].zero_point is None
+    assert stored["float32"].alpha.dtype.itemsize == 4
+    assert stored["real zero"].zero_point.is_floating_point()
+
+
+def test_a_summary_counts_what_is_right_and_refused():
+    right = {"kernel": "cuda", "right": True, "error": 2e-3, "rounding": 1e-3}
+    wrong = right | {"right": False, "error": 1.0}
+    other = {"kernel": "triton", "refused": "no"}
+    line = correctness.summary([right, wrong, other], "cuda")
+    assert line.startswith("cuda: 1 of 2 products are right, 0 refused; largest error 0.002")
+    assert line.endswith("at most 2.00 times the rounding of the result")
+    assert "0 of 0 products are right, 1 refused" in correctness.summary([other], "triton")
+
+
+def test_what_matters_most_is_timed_first():
+    todo = latency.shapes(quick=False)
+    assert len(set(todo)) == len(todo) == len(latency.SHAPES) * len(latency.ROWS)
+    assert [shape.rows for shape in todo[:4]] == [1, 1, 1, 1]
+    assert set(latency.shapes(quick=True)) < set(todo)
+
+
+def test_random_twins_are_the_same_model():
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
+    packed, dense = random_twins(sizes, 3, 32, "cpu", torch.float32)
+    ids = torch.arange(5)[None]
+    difference = packed(ids).logits - dense(ids).logits
+    assert difference.norm() < 1e-5 * dense(ids).logits.norm()
+    names = [name for name, layer in packed.named_modules() if isinstance(layer, QuantLinear)]
+    assert len(names) == 2 * 7 and "lm_head" not in names
+    weight = dense.get_submodule(names[0]).weight
+    assert 0.5 < weight.std() * weight.shape[1] ** 0.5 < 2  # so that activations keep their size

@@ -1,0 +1,121 @@
+"""A damaged artifact is found before it is read, said, and that one alone is made again."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+
+import pytest
+
+from places import ROOT
+from qbench.contracts import Scheme
+from qbench.errors import StoreError
+from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.store import read_records
+from qbench.files.atomic import leftovers
+from qbench.quantization import quantize
+from qbench.records import Cell
+from tiny_runs import empty_picture, run_args
+
+_SPEC = importlib.util.spec_from_file_location("abuse", ROOT / "benchmarks" / "abuse.py")
+abuse = importlib.util.module_from_spec(_SPEC)
+sys.modules.setdefault("abuse", abuse)
+_SPEC.loader.exec_module(abuse)
+
+
+def cell(bits):
+    return Cell(
+        model="m",
+        revision="r",
+        method="rtn",
+        params={},
+        source="0" * 12,
+        scheme=Scheme(bits, 32),
+        calibration=None,
+        tasks=(),
+        dtype="float32",
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny, tokenizer, tmp_path_factory):
+    """Two artifacts as the runner writes them."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    for bits in (3, 4):
+        quantized = quantize(tiny(), "rtn", Scheme(bits, 32), tokenizer=tokenizer)
+        quantized.manifest["costs"] = {"seconds": 1.0, "peak_bytes": 1}
+        quantized.manifest["artifact"] = cell(bits).artifact
+        quantized.save(folder / cell(bits).artifact)
+    return folder
+
+
+def test_a_whole_artifact_is_believed(artifacts):
+    check_artifact(artifacts / cell(4).artifact, cell(4))
+
+
+@pytest.mark.parametrize("name", abuse.DAMAGES)
+def test_every_damage_is_found_and_what_is_left_can_be_removed(artifacts, name, tmp_path):
+    shutil.copytree(artifacts, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / cell(4).artifact
+    abuse.DAMAGES[name](folder)
+    with pytest.raises(StoreError):
+        check_artifact(folder, cell(4))
+    remove(folder)
+    assert not folder.exists()
+
+
+def test_any_byte_that_changes_is_found(artifacts, tmp_path):
+    shutil.copytree(artifacts, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / cell(4).artifact
+    for place in (0.0, 0.3, 0.6, 1.0):
+        abuse.flip(folder / "model.safetensors", place)
+        with pytest.raises(StoreError, match=r"model.safetensors differs from the hash"):
+            check_artifact(folder, cell(4))
+        abuse.flip(folder / "model.safetensors", place)
+    check_artifact(folder, cell(4))
+
+
+@pytest.mark.slow
+def test_a_damaged_artifact_alone_is_redone(tiny_folder, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    out = tmp_path / "out"
+    assert command(*run_args(tiny_folder, out, "rtn", tasks=["wikitext"]))[0] == 0
+    before = abuse.table(out)
+    inodes = {path.name: path.stat().st_ino for path in (out / "artifacts").iterdir()}
+    damaged, intact = (record.cell for record in read_records(out)[0])
+    for record in (out / "records").iterdir():
+        record.unlink()
+    abuse.flip(out / "artifacts" / damaged.artifact / "model.safetensors", 0.9)
+    code, _, error = command(*run_args(tiny_folder, out, "rtn", tasks=["wikitext"]))
+    assert code == 0 and abuse.table(out) == before
+    assert error.count("this model is quantized again") == 1 and damaged.artifact in error
+    assert (out / "artifacts" / intact.artifact).stat().st_ino == inodes[intact.artifact]
+
+
+def test_litter_is_what_a_killed_save_leaves_and_nothing_else(tmp_path):
+    scratch = tmp_path / "artifacts" / ".model-abc_0123"
+    (scratch / "model").mkdir(parents=True)
+    (scratch / "model" / "config.json").write_text("{}")
+    (tmp_path / ".model-abcdefgh" / "mine").mkdir(parents=True)  # holds another name
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".record.json-abcdefgh").write_text("")  # no directory
+    assert leftovers(tmp_path) == [scratch]
+    assert leftovers(tmp_path, seconds=3600) == []
+
+
+def test_gc_shows_litter_and_removes_it_only_when_told(command, tmp_path):
+    scratch = tmp_path / "records" / ".0123.json-abcdefgh"
+    scratch.mkdir(parents=True)
+    (scratch / "0123.json").write_text("half")
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "x.npy").write_bytes(bytes(2_000_000))
+    code, text, _ = command("gc", tmp_path)
+    assert code == 0 and "2 leftovers, 2.0 MB; --delete removes them" in text and scratch.exists()
+    code, text, _ = command("gc", tmp_path, "--delete")
+    assert code == 0 and text.count("removed") == 2
+    assert not scratch.exists() and not (tmp_path / "reference").exists()
+    assert "0 leftovers" in command("gc", tmp_path)[1]
+    code, _, error = command("gc", tmp_path / "records")
+    assert code == 2 and "holds no records" in error

@@ -1,0 +1,148 @@
+"""Several runners on one folder: each cell is worked on once, and all end with the same records."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from qbench.experiment import runner
+from qbench.experiment.grid import Grid
+from qbench.experiment.plan import make_plan
+from qbench.experiment.store import Store
+from qbench.files.claims import claimed
+
+
+class Silent:
+    """A view that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *values: self.told.append((name, *values))
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_folder):
+    grid = Grid(
+        model=(str(tiny_folder),),
+        methods=("none", "rtn", "greedy"),
+        bits=(2, 4),
+        group_size=32,
+        tasks=("wikitext",),
+        data="mini",
+        dtype="float32",
+        set={"wikitext": {"length": ("64",)}},
+    )
+    return make_plan(grid)
+
+
+@pytest.fixture
+def worked_on(monkeypatch, plan):
+    """The cells whose process was started, in order; greedy fails, and the others take a moment."""
+    cells = []
+
+    def isolated(self, cell):
+        cells.append(cell.id)
+        time.sleep(0.1)
+        if cell.method == "greedy":
+            return {"reason": "no", "facts": {}, "tokens": {}}
+        return {"facts": {"bits_per_weight": {"total": 4.0}}, "tokens": {}}
+
+    monkeypatch.setattr(runner._Run, "_isolated", isolated)
+    monkeypatch.setattr(runner, "add_scores", lambda folder, record: None)
+    monkeypatch.setattr(runner, "environment", dict)
+    monkeypatch.setattr(runner, "POLL", 0.01)
+    return cells
+
+
+def statuses(records):
+    return [(record.id, record.status, record.reason) for record in records]
+
+
+def test_two_runners_share_the_cells_and_see_the_same(plan, worked_on, tmp_path):
+    found = {}
+
+    def start(name):
+        found[name] = runner.run(plan, Store(tmp_path), Silent())
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = [cell.id for cell in plan.cells]
+    assert sorted(worked_on) == sorted(ids), "a failure of the other runner is not tried again"
+    assert statuses(found["a"]) == statuses(found["b"])
+    assert {record.status for record in found["a"]} == {"ok", "failed"}
+    assert [path.name for path in (tmp_path / "claims").iterdir()] == ["runners"]
+
+
+def test_what_failed_in_an_earlier_run_is_tried_again(plan, worked_on, tmp_path):
+    runner.run(plan, Store(tmp_path), Silent())
+    first = len(worked_on)
+    runner.run(plan, Store(tmp_path), Silent())
+    again = worked_on[first:]
+    assert [cell.method for cell in plan.cells if cell.id in again] == ["greedy", "greedy"]
+
+
+def test_a_cell_that_another_works_on_is_left_to_it_and_waited_for(plan, worked_on, tmp_path):
+    store = Store(tmp_path)
+    last = plan.cells[-1]
+    view = Silent()
+    with ExitStack() as held:
+        assert held.enter_context(claimed(store.claim(last.id)))
+        running = threading.Thread(target=runner.run, args=(plan, Store(tmp_path), view))
+        running.start()
+        while ("waiting", 1) not in view.told:
+            assert running.is_alive()
+            time.sleep(0.01)
+        assert last.id not in worked_on and len(worked_on) == len(plan.cells) - 1
+    running.join()
+    assert worked_on[-1] == last.id, "its runner died without a record"
+
+
+def test_a_record_that_is_ok_stays(plan, worked_on, tmp_path):
+    store = Store(tmp_path)
+    first = runner.run(plan, store, Silent())[0]
+    store.write_record(first.model_copy(update={"status": "failed", "reason": "later"}))
+    assert store.record(plan.cells[0]) == first
+
+
+def test_the_last_runner_removes_what_cells_share(tmp_path):
+    store = Store(tmp_path)
+    shared = tmp_path / "reference" / "x.npy"
+    shared.parent.mkdir()
+    shared.write_bytes(b"x")
+    with store.at_work():
+        with Store(tmp_path).at_work():
+            pass
+        assert shared.exists(), "the other runner is still at work"
+    assert not shared.exists()
+    shared.parent.mkdir()
+    shared.write_bytes(b"x")
+    with pytest.raises(KeyboardInterrupt), store.at_work():
+        raise KeyboardInterrupt
+    assert shared.exists(), "the next run goes on with it"
+
+
+def test_methods_are_skipped_where_they_do_not_support_the_bits(tiny_folder, worked_on, tmp_path):
+    grid = Grid(
+        model=(str(tiny_folder),),
+        methods=("none", "rtn", "unisvq"),
+        bits=(3, 4),
+        group_size=32,
+        tasks=("wikitext",),
+        data="mini",
+        set={"wikitext": {"length": ("64",)}},
+    )
+    plan = make_plan(grid)
+    records = runner.run(plan, Store(tmp_path), Silent())
+    by_label = {record.cell.label: record for record in records}
+    skipped = by_label["unisvq 4b g32"]
+    assert skipped.status == "skipped" and skipped.id not in worked_on
+    assert skipped.reason == "method 'unisvq' supports 2 to 3 bits, not bits=4"
+    assert {r.status for label, r in by_label.items() if label != "unisvq 4b g32"} == {"ok"}

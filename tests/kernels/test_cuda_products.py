@@ -1,0 +1,261 @@
+"""Products by the CUDA kernels without a GPU: which kernel is chosen, and what it is given.
+
+In the place of the kernels stand plain products with the derived layout.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qbench.errors import ConfigError
+from qbench.kernels import sharing
+from qbench.kernels.contract import Request
+from qbench.kernels.gpu.cuda import choice, products, toolchain, tune
+from qbench.kernels.gpu.cuda.choice import Choice, Gpu
+from qbench.kernels.gpu.cuda.layout import derive
+from qbench.kernels.gpu.cuda.products import Packed, product
+from samples import binary_weight, normal, uniform_weight
+
+H200 = Gpu("NVIDIA H200", 90, 132)
+OTHERS = {80: Gpu("A100", 80, 108), 89: Gpu("L4", 89, 58), 100: Gpu("B200", 100, 148)}
+
+
+@pytest.fixture(scope="module")
+def planes():
+    return derive(binary_weight(512, 1024, 3, 128))
+
+
+@pytest.fixture(autouse=True)
+def no_files(monkeypatch, tmp_path):
+    """No tuned file of a real GPU decides here."""
+    monkeypatch.setattr(choice, "TUNED", tmp_path)
+    choice._tuned.cache_clear()
+    yield tmp_path
+    choice._tuned.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "rows, name",
+    [
+        (1, "bit_serial"),
+        (4, "bit_serial"),
+        (5, "half_rows"),
+        (32, "half_rows"),
+        (64, "wide_rows"),
+        (512, "wide_rows"),
+        (16384, "dequantize"),
+    ],
+)
+def test_the_rows_decide_on_hopper(planes, rows, name):
+    assert choice.choose(rows, planes, torch.bfloat16, H200).kernel == name
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+@pytest.mark.parametrize("rows", [1, 4, 5, 64, 256, 4096])
+def test_no_gpu_is_given_instructions_that_it_has_not(planes, architecture, rows):
+    found = choice.choose(rows, planes, torch.float16, OTHERS[architecture]).kernel
+    assert found != "wide_rows"
+    if architecture >= 100:
+        assert found != "bit_serial", "it would be emulated"
+    if rows == 4096:
+        assert found == "dequantize"
+
+
+def test_every_candidate_serves_and_can_be_kept_in_a_file(planes, no_files):
+    for rows in (1, 2, 4, 8, 16, 64, 256, 2048):
+        candidates = choice.candidates(rows, planes, H200)
+        assert len(set(candidates)) == len(candidates) > 0
+        for candidate in candidates:
+            assert choice.refusal(candidate.kernel, rows, planes, H200) is None
+            kept = json.loads(json.dumps(candidate.fields()))
+            assert choice._parsed(kept) == candidate
+
+
+def test_what_was_measured_is_taken_before_the_default(planes, no_files):
+    key = choice.key(11, planes, torch.bfloat16)
+    assert key == "m16 n512 k1024 binary b3 g128 bfloat16"
+    measured = {key: {"kernel": "dequantize"}, choice.key(1, planes, torch.float16): {
+        "kernel": "wide_rows"}}  # fmt: skip
+    path = choice.tuned_file("NVIDIA H200")
+    assert path == no_files / "NVIDIA_H200.json"
+    path.write_text(json.dumps({"gpu": "NVIDIA H200", "configs": measured}))
+    assert choice.choose(11, planes, torch.bfloat16, H200) == Choice("dequantize")
+    assert choice.choose(17, planes, torch.bfloat16, H200).kernel == "half_rows", "another bucket"
+    assert choice.choose(11, planes, torch.bfloat16, OTHERS[80]).kernel == "half_rows"
+    assert choice.choose(1, planes, torch.float16, H200).kernel == "bit_serial", (
+        "what the kernel refuses is not taken, whatever the file says"
+    )
+    choice._tuned.cache_clear()
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="tune again or delete it"):
+        choice.choose(1, planes, torch.bfloat16, H200)
+
+
+class Plain:
+    """A kernel's module that multiplies with the layout's weights, and counts what it is asked."""
+
+    def __init__(self, name):
+        self.NAME = name
+        self.prepared = 0
+
+    def preparation(self, planes):
+        return self.NAME
+
+    def prepare(self, x, planes):
+        self.prepared += 1
+        return x.clone()
+
+    def launch(self, x, planes, bias, y, config):
+        assert x.is_contiguous() and y.is_contiguous() and x.ndim == y.ndim == 2
+        exact = x.double() @ planes.weights().T
+        if bias is not None:
+            assert bias.dtype == torch.float32 and bias.is_contiguous()
+            exact += bias
+        y.copy_(exact)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Plain products in the place of all kernels, on CPU tensors."""
+    modules = {name: Plain(name) for name in choice.MODULES}
+    monkeypatch.setattr(products, "MODULES", modules)
+    monkeypatch.setattr(products, "bit_serial", modules["bit_serial"])
+    monkeypatch.setattr(products, "gpu_of", lambda device: H200)
+    dense = SimpleNamespace(weight=lambda planes, dtype: planes.weights().to(dtype))
+    monkeypatch.setattr(products, "dequantize", dense)
+    return modules
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 40, 5000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_of_all_rows_with_bias(plain, rows, dtype):
+    weight = uniform_weight(19, 96, 3, 32)
+    packed = Packed(derive(weight))
+    x = normal(rows, 96).bfloat16()
+    bias = normal(19, seed=1).to(dtype)
+    expected = x.double() @ weight.dequantize().double().T + bias.double()
+    y = product(x, packed, bias)
+    assert y.dtype == torch.bfloat16 and y.shape == (rows, 19)
+    assert (y.double() - expected).norm() <= 4e-3 * expected.norm()
+
+
+def test_inputs_of_any_shape_and_strides(plain):
+    weight = binary_weight(16, 64, 2, 32)
+    packed = Packed(derive(weight))
+    x = normal(2, 64, 3).half()
+    y = product(x.transpose(1, 2), packed)
+    expected = x.transpose(1, 2).double() @ weight.dequantize().double().T
+    assert y.shape == (2, 3, 16) and (y.double() - expected).norm() <= 1e-3 * expected.norm()
+    assert product(x.new_empty(0, 64), packed).shape == (0, 16)
+    assert product(x[0, :, 0], packed).shape == (16,)
+    for wrong in (x, x.transpose(1, 2).float()):
+        with pytest.raises(ConfigError, match=r"expected \(\.\.\., 64\) in float16 or bfloat16"):
+            product(wrong, packed)
+
+
+def test_layers_that_read_the_same_x_prepare_it_once(plain):
+    packed = [Packed(derive(binary_weight(16, 64, bits, 32))) for bits in (1, 2, 3)]
+    x = normal(1, 1, 64).half()
+    counts = plain["bit_serial"]
+    with sharing.sharing():
+        first = [product(x, weight) for weight in packed]
+    assert counts.prepared == 1
+    alone = [product(x, weight) for weight in packed]
+    assert counts.prepared == 4
+    assert all(map(torch.equal, first, alone))
+
+
+def test_a_bias_in_half_precision_is_converted_once_and_never_stale(planes):
+    packed = Packed(planes)
+    bias = normal(512).half()
+    first = packed.in_float32(bias)
+    assert first.dtype == torch.float32 and packed.in_float32(bias) is first
+    bias.add_(1)
+    assert torch.equal(packed.in_float32(bias), bias.float())
+    bias.data = normal(512, seed=3).half()
+    assert torch.equal(packed.in_float32(bias), bias.float())
+    other = normal(512, seed=2).bfloat16()
+    assert torch.equal(packed.in_float32(other), other.float())
+    assert packed.in_float32(other.float()[::1]).dtype == torch.float32
+
+
+def test_no_layout_is_derived_in_a_capture(monkeypatch):
+    weight = binary_weight(16, 64, 2, 32)
+    assert torch.equal(products.pack(weight).planes.words, derive(weight).words)
+    monkeypatch.setattr(products, "_capturing", lambda tensor: True)
+    with pytest.raises(ConfigError, match="run the model once before"):
+        products.pack(weight)
+
+
+def test_what_is_refused():
+    (kernel,) = products.KERNELS
+    request = Request("binary", 3, 48, (64, 96), "cuda", torch.float16, 1)
+    assert "groups of 48" in products._refuses(request)
+    assert products._refuses(request._replace(group_size=96)) is None
+    assert products._refuses(request._replace(group_size=32)) is None
+    assert "float32 is not one of" in kernel.refusal(request._replace(dtype=torch.float32))
+    assert "lattice is not one of" in kernel.refusal(request._replace(format="lattice"))
+
+
+@pytest.mark.parametrize(
+    "capabilities, missing, reason",
+    [
+        ([], None, "there is no GPU"),
+        ([(9, 0), (7, 5)], None, "a GPU here has compute capability 7.5, less than 8.0"),
+        ([(9, 0)], "cuda-bindings is not installed", "cuda-bindings is not installed"),
+        ([(8, 0), (12, 0)], None, None),
+    ],
+)
+def test_why_they_cannot_be_used(monkeypatch, capabilities, missing, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+    monkeypatch.setattr(toolchain, "unavailable", lambda: missing)
+    assert products.unavailable.__wrapped__() == reason
+
+
+def test_the_declared_error_is_twice_the_rounding_of_the_result():
+    (kernel,) = products.KERNELS
+    y = normal(100_000).double()
+    for dtype in products.DTYPES:
+        rounding = ((y.to(dtype).double() - y).norm() / y.norm()).item()
+        assert 1.9 * rounding < kernel.bound(dtype) < 2.3 * rounding
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nothing_is_tuned_without_a_gpu(planes):
+    with pytest.raises(ConfigError, match="nothing can be tuned: there is no GPU"):
+        tune.tune([planes], [1], torch.bfloat16)
+
+
+def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
+    """Of a wrong, a refused, a fast and a slow candidate."""
+    weight = derive(binary_weight(16, 64, 2, 32))
+    names = ("bit_serial", "half_rows", "wide_rows", "dequantize")
+    slow, wrong, refused, fast = (Choice(name) for name in names)
+    plain["half_rows"].launch = lambda x, planes, bias, y, config: y.fill_(1)
+
+    def refuse(*arguments):
+        raise ConfigError("too much shared memory")
+
+    plain["wide_rows"].launch = refuse
+    monkeypatch.setattr(choice, "gpu_of", lambda device: H200)
+    monkeypatch.setattr(choice, "default", lambda rows, planes, gpu: slow)
+    monkeypatch.setattr(choice, "candidates", lambda *_: [slow, wrong, refused, fast])
+    monkeypatch.setattr(tune, "_copies", lambda planes: 2)
+    monkeypatch.setattr(tune, "_seconds", lambda x, copies, chosen: 1.0 + (chosen is slow))
+    assert tune.measure(weight, 3, torch.bfloat16) == [(1.0, fast), (2.0, slow)]
+
+    monkeypatch.setattr(products, "unavailable", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
+    path = tune.tune([weight], [3, 5], torch.bfloat16)
+    kept = json.loads(path.read_text())
+    assert path == no_files / "NVIDIA_X.json" and kept["gpu"] == "NVIDIA X"
+    name = "n16 k64 binary b2 g32 bfloat16"
+    assert kept["configs"] == {f"m{m} {name}": {"kernel": "dequantize"} for m in (3, 8)}
+    tune.tune([weight], [16], torch.bfloat16)
+    assert len(json.loads(path.read_text())["configs"]) == 3, "what was measured before stays"

@@ -1,0 +1,164 @@
+"""Products with weights made in registers, without a GPU: the CUDA sources, run on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cuda_on_cpu import FunctionOnCpu, needs_compiler
+from qbench.kernels.gpu.cuda import dequantize, half_rows
+from qbench.kernels.gpu.cuda import launch as launching
+from qbench.kernels.gpu.cuda.half_rows import Config
+from qbench.kernels.gpu.cuda.layout import derive
+from samples import binary_weight, normal, uniform_weight
+
+pytestmark = needs_compiler
+
+SMALL = Config(rows=8, tiles=1, across=2, along=1, split=1, stages=2, blocks=1)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch, tmp_path_factory):
+    """Functions run on the CPU; each source and set of macros is compiled once."""
+    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
+    folder.mkdir(exist_ok=True)
+
+    def function(source, name, macros, device):
+        return FunctionOnCpu(source, name, macros, folder)
+
+    monkeypatch.setattr(launching, "function", function)
+    caches = (half_rows._compiled, dequantize._compiled)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def sample(kind, bits, group, parameters=torch.float16, inputs=1152, out=40):
+    """A weight; groups of 256 take 1280 inputs."""
+    inputs = 1280 if group == 256 else inputs
+    if kind in ("binary", "unshifted"):
+        return binary_weight(out, inputs, bits, group, kind == "binary", dtype=parameters)
+    return uniform_weight(out, inputs, bits, group, zero=kind, dtype=parameters)
+
+
+def multiply(weight, x, bias=None, config=SMALL):
+    y = torch.full((len(x), weight.shape[0]), torch.nan, dtype=x.dtype)
+    half_rows.launch(x, derive(weight), bias, y, config)
+    return y
+
+
+def rounding_errors(weight, dtype):
+    """Differences between what is made and the weight, in spacings of the dtype.
+
+    The spacing is that of the largest sum on the way: of all alpha, or of code and zero point.
+    """
+    made = dequantize.weight(derive(weight), dtype).double()
+    exact = weight.dequantize().double()
+    spacing = torch.finfo(dtype).eps * largest_sums(weight)
+    return (made - exact).abs() / spacing, made, exact
+
+
+def largest_sums(weight):
+    """(out, in) float64."""
+    if weight.format == "uniform":
+        _, scale, _ = weight.unpacked()
+        most = scale.double() * 2**weight.bits
+    else:
+        most = weight.alpha.double().abs().sum(2)
+        if weight.shift is not None:
+            most = most + weight.shift.double().abs()
+    return most.repeat_interleave(weight.group_size, 1)
+
+
+def case(kind, bits, group, parameters, dtype, quick=False):
+    name = f"{kind}-{bits}-{group}-{str(dtype)[6:]}"
+    marks = () if quick else pytest.mark.slow
+    return pytest.param(kind, bits, group, parameters, dtype, marks=marks, id=name)
+
+
+HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
+FORMATS = [
+    case("binary", 1, 128, HALF, HALF),
+    case("binary", 2, 128, HALF, BRAIN, quick=True),
+    case("binary", 3, 128, HALF, HALF),
+    case("binary", 3, 128, HALF, BRAIN, quick=True),
+    case("unshifted", 3, 1152, FLOAT, BRAIN),
+    case("binary", 3, 64, HALF, BRAIN),
+    case("binary", 3, 32, HALF, HALF),
+    case("integer", 3, 128, HALF, BRAIN),
+    case("real", 2, 384, HALF, HALF),
+    case("binary", 4, 128, HALF, BRAIN),
+    case("integer", 4, 128, HALF, HALF),
+    case("integer", 4, 128, HALF, BRAIN, quick=True),
+    case("middle", 4, 32, HALF, BRAIN),
+    case("real", 4, 64, FLOAT, BRAIN, quick=True),
+    case("real", 4, 64, FLOAT, HALF),
+    case("unshifted", 5, 256, HALF, HALF, quick=True),
+    case("integer", 5, 128, HALF, BRAIN),
+    case("binary", 6, 384, HALF, HALF),
+    case("integer", 7, 1152, HALF, BRAIN),
+    case("binary", 8, 128, HALF, BRAIN),
+    case("integer", 8, 128, HALF, HALF),
+    case("integer", 8, 128, HALF, BRAIN, quick=True),
+    case("integer", 8, 64, HALF, BRAIN),
+]
+
+
+@pytest.mark.parametrize("kind, bits, group, parameters, dtype", FORMATS)
+def test_weights_are_those_of_the_format_rounded(kind, bits, group, parameters, dtype):
+    weight = sample(kind, bits, group, parameters)
+    errors, made, exact = rounding_errors(weight, dtype)
+    if bits < 4 and group >= 128:  # one table, and one rounding
+        # Levels are added in float32: hardly ever does that change how one is rounded.
+        assert (made == exact.to(dtype)).float().mean() > 0.998
+    assert errors.max() <= 1.1
+
+
+@pytest.mark.parametrize("kind, bits, group, parameters, dtype", FORMATS)
+def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, dtype):
+    weight = sample(kind, bits, group, parameters)
+    x = normal(7, weight.shape[1], seed=1).to(dtype)
+    bias = normal(40, seed=2)
+    made = dequantize.weight(derive(weight), dtype)
+    reference = x.double() @ made.double().T + bias
+    y = multiply(weight, x, bias)
+    error = (y.double() - reference).norm() / reference.norm()
+    assert error <= 0.3 * torch.finfo(dtype).eps  # that of rounding y
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(8, 1, 1, 4, 1, 3, 1),
+        Config(16, 2, 2, 1, 1, 2, 1),
+        Config(24, 2, 1, 2, 1, 4, 1),
+        Config(64, 2, 2, 1, 1, 3, 1),
+    ],
+    ids=lambda config: "-".join(map(str, vars(config).values())),
+)
+def test_every_configuration_computes_the_same(config):
+    weight = binary_weight(72, 1280, 3, 128)
+    x = normal(19, 1280).half()
+    expected = multiply(weight, x)
+    torch.testing.assert_close(multiply(weight, x, config=config), expected, rtol=2e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("inputs", [1000, 1001])
+def test_inputs_that_fill_no_chunk_are_zeros(inputs):
+    weight = binary_weight(24, inputs, 3, inputs)
+    x = normal(9, inputs).half()
+    reference = x.double() @ weight.dequantize().double().T
+    y = multiply(weight, x, config=Config(16, 1, 2, 1, 1, 2, 1))
+    torch.testing.assert_close(y.double(), reference, rtol=2e-3, atol=2e-2)
+    made = dequantize.weight(derive(weight), torch.float16)
+    torch.testing.assert_close(made, weight.dequantize().half(), rtol=1e-3, atol=0)
+
+
+def test_shared_memory_of_a_block_is_what_the_source_takes():
+    planes = derive(binary_weight(32, 512, 3, 128))
+    # words 3 * 512, parameters 2 groups * 8 rows * 4 numbers * 4 bytes; rows of x: 272 numbers
+    stage = 8 * 544 + 8 * (3 * 512 + 256)
+    tables = 8 * 2 * 16 * 16
+    assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage + tables

@@ -1,0 +1,80 @@
+"""A function in a process of its own: what it tells, how it ends, and what it leaves: nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+
+from fresh_python import run_python
+from isolated_functions import leave, leave_a_child, tell_numbers
+from places import ROOT
+from qbench.isolation import Isolated
+
+PARENT = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from isolated_functions import leave
+from qbench.isolation import Isolated
+if __name__ == "__main__":
+    process = Isolated(leave, ("hang",))
+    process.next(60)
+    print(process.process.pid, flush=True)
+    os._exit(9)  # as if it were killed: nothing is cleaned up
+"""
+
+
+def gone(pid):
+    """Wait until a process is gone; whether it is after a minute."""
+    for _ in range(600):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_events_come_one_by_one_and_what_is_printed_goes_to_a_file(tmp_path):
+    with Isolated(tell_numbers, (1, 2.5), tmp_path / "log") as process:
+        assert process.next(60) == {"number": 1} and process.next(60) == {"number": 2.5}
+        assert process.next(60) is None
+        assert process.ending == "ended the process with exit code 0"
+    assert (tmp_path / "log").read_text() == "to stdout\nto stderr\n"
+
+
+@pytest.mark.parametrize(
+    "how, ending",
+    [
+        ("raise", "ended the process with exit code 1"),
+        ("exit", "ended the process with exit code 3"),
+        ("crash", "ended the process by SIGSEGV"),
+        ("hang", None),
+    ],
+)
+def test_every_end_is_told_in_words(how, ending):
+    with Isolated(leave, (how,)) as process:
+        assert process.next(60) == {"how": how}
+        assert process.next(0.2 if how == "hang" else 60) is None
+        assert process.ending == ending
+        pid = process.process.pid
+    assert gone(pid)
+
+
+def test_a_twin_that_the_function_forks_tells_nothing():
+    with Isolated(leave, ("fork",)) as process:
+        told = [process.next(60) for _ in range(3)]
+    assert told == [{"how": "fork"}, {"told": "twice"}, None]
+
+
+def test_what_the_function_leaves_behind_ends_with_it():
+    with Isolated(leave_a_child, ()) as process:
+        child = process.next(60)["child"]
+    assert gone(child)
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    done = run_python(tmp_path / "parent.py", ROOT / "tests" / "shared", env={**os.environ})
+    assert done.returncode == 9, done.stderr
+    assert gone(int(done.stdout))
