@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,8 @@ from qbench.contracts import Scheme
 
 SCHEMA: Literal[1] = 1
 Scalar = bool | int | float | str | None
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of bits, bytes, seconds or items
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Frozen(BaseModel):
@@ -130,9 +132,9 @@ class Score(_Frozen):
     task: str
     metric: str
     filter: str = "none"
-    value: float
-    stderr: float | None
-    n: int
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    stderr: Amount | None
+    n: Count
     higher_is_better: bool
     samples: str | None = None
     suspicion: str | None = None
@@ -153,11 +155,11 @@ class Record(_Frozen):
     status: Literal["ok", "failed", "skipped"]
     reason: str | None = None
     scores: tuple[Score, ...] = ()
-    bits_per_weight: dict[str, float] = {}
-    bytes_on_disk: int | None = None
-    quantize_seconds: float | None = None
-    quantize_peak_bytes: int | None = None
-    evaluate_seconds: float | None = None
+    bits_per_weight: dict[str, Amount] = {}
+    bytes_on_disk: Count | None = None
+    quantize_seconds: Amount | None = None
+    quantize_peak_bytes: Count | None = None
+    evaluate_seconds: Amount | None = None
     log: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     command: str = ""

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import qbench
 from qbench import Scheme
 from qbench.checkpoint.folder import unquantized_tensors, write_model_folder
-from qbench.errors import ConfigError, ModelError, StoreError
+from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
 from qbench.inspection.report import inspect
 from qbench.kernels.dispatch import using
@@ -137,6 +137,38 @@ def rewrite(folder, change):
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("sym", "false", "sym='false', which is neither true nor false"),
+        ("desc_act", 0, "desc_act=0, which is neither"),
+        ("group_size", True, "states no whole number for group_size"),
+        ("bits", True, "states no whole number for bits"),
+        ("bits", [4], "states no whole number for bits"),
+        ("checkpoint_format", {}, "unknown checkpoint format {}"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(saved, tmp_path, key, value, message):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    edit(made, **{key: value})
+    with pytest.raises(QbenchError, match=message):
+        qbench.load(made)
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (2, 2, 2), (0, 8)])
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+def test_parts_that_are_no_matrices_are_named(saved, tmp_path, part, shape):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    name = f"model.layers.0.mlp.up_proj.{part}"
+
+    def reshape(tensors):
+        tensors[name] = torch.zeros(shape, dtype=tensors[name].dtype)
+
+    rewrite(made, reshape)
+    with pytest.raises(QbenchError, match=f"{part} of a GPTQ layer .* no matrix"):
+        qbench.load(made)
 
 
 def leave_frequencies(tensors):

@@ -13,8 +13,7 @@ that a file can be held against its own config, and a model be built, before a b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -30,14 +29,6 @@ VERSION: Literal[2] = 2
 SENTINEL = "weight"  # see `stored_tensors`
 Size = Annotated[int, Field(ge=0, lt=2**31)]
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES.values()}
-_COUNTS = (  # of things that have tensors of their own: no file holds fewer tensors than these say
-    "num_hidden_layers",
-    "num_layers",
-    "n_layer",
-    "num_local_experts",
-    "num_experts",
-)
-_WIDTHS = ("head_dim", "hidden_size", "n_embd", "num_attention_heads")  # of buffers
 
 
 class Part(BaseModel):
@@ -190,34 +181,3 @@ def compare(layout: QuantizationConfig, shards: Shards) -> dict[str, Group]:
                     f"says {part.dtype} {tuple(part.shape)}; copy or quantize again"
                 )
     return modules
-
-
-def refuse_implausible(config: Mapping[str, Any], tensors: int, where: object) -> None:
-    """StoreError where a config.json declares a model that its files cannot hold.
-
-    config: its content. tensors: how many the files hold. where: its place, for the message. Held
-    against before the model is built, as a damaged number could take all memory.
-    """
-    numbers = list(_integers(config))
-    for key, value in numbers:
-        limit = tensors if key.startswith(_COUNTS) else 2**31
-        if not -(2**63) <= value <= limit:
-            raise StoreError(
-                f"{where}: {key}={value} cannot be; at most {limit} fits this folder; copy it again"
-            )
-    # transformers makes buffers, such as tables of angles, as large as the config says at once.
-    widths = [value for key, value in numbers if key in _WIDTHS and value > 0]
-    if prod(widths) > 2**40:
-        raise StoreError(
-            f"{where}: {', '.join(_WIDTHS)} are too large together; copy the folder again"
-        )
-
-
-def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The integers of a config, then those of the configs in it, as of a text model in a larger."""
-    for key, value in config.items():
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield key, value
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key != "quantization_config":
-            yield from _integers(value)

@@ -20,7 +20,6 @@ from qbench.checkpoint.config import (
     compare,
     quantization_entry,
     read_layout,
-    refuse_implausible,
     stored_tensors,
 )
 from qbench.checkpoint.packed_linear import pack, unpack
@@ -46,6 +45,7 @@ from qbench.files.shards import (
 )
 from qbench.kernels.description import moved
 from qbench.models.blocks import is_linear
+from qbench.models.limits import refuse_implausible
 from qbench.models.published_names import own_names
 from qbench.models.source import torch_dtype
 from qbench.records import Record
@@ -164,10 +164,10 @@ def load_checkpoint(
     config = read_json(folder / "config.json")
     require_ordinary_files(folder)
     shards = Shards(folder)
-    refuse_implausible(config, len(shards.entries), folder / "config.json")
+    refuse_implausible(config, shards.entries, folder / "config.json")
     # Weights first: a folder whose files and config do not fit is refused before a model is built.
     weights, manifest = _read_weights(folder, config, shards, device)
-    model = read_skeleton(folder)
+    model = read_skeleton(folder, len(shards.entries))
     read_generation(model, folder)
     kind = model.config.dtype if dtype == "auto" else torch_dtype(dtype)
     if not isinstance(kind, torch.dtype):  # a config may state none

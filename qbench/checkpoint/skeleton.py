@@ -14,32 +14,45 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.models.experts import unfuse_experts
+from qbench.models.limits import built
+from qbench.models.loading import import_model_class, read_config
+from qbench.models.pretrained import is_panic
+from qbench.models.tokenizer_trial import try_tokenizer
 
 
-def read_skeleton(folder: Path) -> Any:
+def read_skeleton(folder: Path, tensors: int) -> Any:
     """The model with its parameters on the meta device and experts as linear layers.
 
-    StoreError where config.json describes no model.
+    tensors: how many the folder's files hold. StoreError where config.json describes no model, or
+    one whose building takes more than `qbench.models.limits` grants.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
         from transformers.initialization import no_init_weights
     except ImportError:  # transformers 4
         from transformers.modeling_utils import no_init_weights
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
+    place = folder / "config.json"
+
+    def skeleton() -> Any:
         with no_init_weights(), init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)
         unfuse_experts(model, refuse=False)
+        return model
+
+    try:
+        config = read_config(place, tensors=tensors)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        import_model_class(config)
+        return built(place, skeleton, tensors)
+    except StoreError:
+        raise
     except Exception as error:
         raise StoreError(
-            f"{folder / 'config.json'} describes no model: {_short(error)}; copy it again"
+            f"{place} describes no model: {_short(error)}; copy it again"
         ) from None
-    return model
 
 
 def read_generation(model: Any, folder: Path) -> None:
@@ -65,9 +78,12 @@ def read_tokenizer(folder: Path) -> Any:
 
     if not (folder / "tokenizer_config.json").is_file():
         return None
+    try_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise StoreError(
             f"the tokenizer in {folder} cannot be read: {_short(error)}; copy it again"
         ) from None
@@ -116,5 +132,5 @@ def without_leftovers(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tenso
     return kept
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"

@@ -78,10 +78,12 @@ def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | 
     bits = _whole_number(entry, "bits")
     group_size = _whole_number(entry, "group_size")
     layout = entry.get("checkpoint_format", entry.get("format", "gptq"))
+    symmetric = _flag(entry, "sym")
+    _flag(entry, "desc_act")  # what it says is seen on g_idx
     if entry.get("dynamic"):
         bits, group_size = measured_settings(tensors, group_size, _other_group_sizes(entry))
     if groups_are_runs(tensors, bits, group_size):
-        return from_gptq(tensors, bits, group_size, layout, sym=bool(entry.get("sym")))
+        return from_gptq(tensors, bits, group_size, layout, sym=symmetric)
     return Dense(dequantize_gptq(tensors, bits, group_size, layout))
 
 
@@ -92,10 +94,11 @@ def _other_group_sizes(entry: Mapping[str, Any]) -> list[int]:
         raise ModelError(f"dynamic is {type(dynamic).__name__}, not an object; correct config.json")
     settings = [value for value in dynamic.values() if isinstance(value, Mapping)]
     sizes = [value.get("group_size") for value in settings]
-    return [size for size in sizes if isinstance(size, int)]
+    return [size for size in sizes if type(size) is int]
 
 
 def _awq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
+    _flag(entry, "zero_point")  # zero points are in the tensors either way
     if str(entry.get("version", "gemm")).lower() != "gemm":
         raise ModelError(
             f"AWQ version {entry['version']!r} is not read; use a checkpoint of version 'gemm'"
@@ -110,11 +113,22 @@ def _awq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
 def _whole_number(entry: Mapping[str, Any], *keys: str) -> int:
     """The first of these entries that is an integer: programs call the same setting otherwise."""
     for key in keys:
-        if isinstance(entry.get(key), int):
+        if type(entry.get(key)) is int:  # True is no number of bits
             return int(entry[key])
     raise ModelError(
         f"quantization_config states no whole number for {keys[0]}; correct it in config.json"
     )
+
+
+def _flag(entry: Mapping[str, Any], key: str) -> bool:
+    """An entry that is true or false, and false where there is none; "false" is neither."""
+    value = entry.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelError(
+            f"quantization_config states {key}={value!r}, which is neither true nor false; "
+            "correct it in config.json"
+        )
+    return bool(value)
 
 
 READERS: dict[str, Reader] = {"gptq": _gptq, "awq": _awq}

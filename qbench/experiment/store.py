@@ -33,6 +33,7 @@ from qbench.files.claims import claimed, claimed_in_time
 from qbench.records import SCHEMA, Cell, Record, TaskSpec
 
 DAY = 86400.0  # seconds
+RECORD_BYTES = 100_000_000  # more than any log of a method takes
 
 
 class Store:
@@ -136,10 +137,18 @@ class Store:
         return status.st_ino, status.st_mtime_ns
 
     def write_record(self, record: Record) -> None:
-        """Atomic: the old file or the new one, whole. A record that is `ok` stays as it is."""
-        present = self.record(record.cell)
-        if present is not None and present.status == "ok":
-            return
+        """Atomic: the old file or the new one, whole. A record that is `ok` stays as it is.
+
+        StoreError where there is one of a newer qbench, which would be lost.
+        """
+        try:
+            present = _trusted(self._record_path(record.id))
+            if present.status == "ok":
+                return
+        except _NewerRecordError as error:
+            raise StoreError(f"{error}; give another --out") from None
+        except StoreError:
+            pass  # it is put away, or was never there
         body = record.model_dump(mode="json")
         text = json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False)
         write_text(self._record_path(record.id), text + "\n")
@@ -152,12 +161,17 @@ class Store:
         return str(path)
 
     def read_records(self) -> tuple[list[Record], list[str]]:
-        """All trusted records, and a sentence for each that was put into quarantine."""
+        """All trusted records, and a sentence for each of the others.
+
+        They are put into quarantine, but for those that a newer qbench wrote.
+        """
         records = []
         complaints = []
         for path in sorted((self.folder / "records").glob("*.json")):
             try:
                 records.append(_trusted(path))
+            except _NewerRecordError as error:
+                complaints.append(f"{error}; it stays where it is")
             except StoreError as error:
                 kept = self._put_away(path)
                 if kept is not None:
@@ -170,8 +184,14 @@ class Store:
         with claimed(self.claim(path.stem)) as mine:
             if not mine or _is_trusted(path) or not path.exists():
                 return None
-            kept.parent.mkdir(exist_ok=True)
-            os.replace(path, kept)
+            try:
+                kept.parent.mkdir(exist_ok=True)
+                os.replace(path, kept)
+            except OSError as error:
+                raise StoreError(
+                    f"{path} cannot be moved to {kept.parent} ({error.strerror}); "
+                    "make that a folder that you can write to"
+                ) from None
         return kept
 
     def _record_path(self, name: str) -> Path:
@@ -190,15 +210,27 @@ def open_run(folder: Path) -> Store:
     return Store(folder)
 
 
+class _NewerRecordError(StoreError):
+    """A record of a schema that came after this one."""
+
+
 def _trusted(path: Path) -> Record:
     try:
-        body = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if not path.is_file() or path.stat().st_size > RECORD_BYTES:
+            raise ValueError(f"it is no file of at most {RECORD_BYTES // 1_000_000} MB")
+        body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        checksum = _checksum(body)
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
     schema = body.get("schema") if isinstance(body, dict) else None
+    if type(schema) is int and schema > SCHEMA:
+        raise _NewerRecordError(
+            f"record {path.name} is of schema {schema}, newer than {SCHEMA}, which this qbench "
+            "reads: use the qbench that wrote it"
+        )
     if schema != SCHEMA:
         raise StoreError(f"record {path.name} is of schema {schema}, not {SCHEMA}")
-    if body.pop("checksum", None) != _checksum(body):
+    if body.pop("checksum", None) != checksum:
         raise StoreError(
             f"record {path.name} was changed after it was written (its checksum does not fit)"
         )
@@ -234,6 +266,13 @@ def _key(identity: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _checksum(body: Mapping[str, Any]) -> str:
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number")
+
+
+def _checksum(body: Any) -> str:
+    """Of everything in a record but the checksum; ValueError where a number is not finite."""
+    if isinstance(body, dict):
+        body = {key: value for key, value in body.items() if key != "checksum"}
     text = json.dumps(body, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

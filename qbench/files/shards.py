@@ -43,6 +43,10 @@ DTYPE_NAMES = {  # of safetensors -> of torch
     "BOOL": "bool",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
 }
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _AGAIN = "copy or quantize again"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from qbench.errors import StoreError
 from qbench.formats.packing import expect, group_count, pack, packed_length, unpack
 from qbench.formats.uniform import Uniform
 
@@ -41,6 +42,11 @@ class Binary:
         bits, out = (-1, -1)  # what any tensor of another rank is refused with
         if self.planes.ndim == 3:
             bits, out = self.planes.shape[:2]
+        if bits == 0:
+            raise StoreError(
+                "planes of a binary weight has no plane; a plane or more makes a weight: "
+                "copy or quantize again"
+            )
         expect("planes", self.planes, (bits, out, packed_length(self.in_features, 1)), torch.uint8)
         expect("alpha", self.alpha, (out, groups, bits))
         if self.shift is not None:

@@ -90,7 +90,13 @@ def inspect(path: Path) -> Inspection:
         )
     config = read_json(path / "config.json")
     reading = _read_folder(path, config)
-    if config.get("tie_word_embeddings") is True:
+    tied = config.get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        raise StoreError(
+            f"{path / 'config.json'}: tie_word_embeddings is {tied!r}, which is neither true nor "
+            "false; copy it again"
+        )
+    if tied:
         reading = _count_tied_head_once(reading)
     return _summary(path, reading)
 

@@ -9,48 +9,81 @@ weights are safetensors.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qbench.errors import ModelError
+from qbench.errors import ModelError, StoreError
+from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.shards import Entry, Shards, read_json
 from qbench.models.experts import unfuse_experts
+from qbench.models.limits import built, refuse_implausible
 from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ModelSource, torch_dtype
 from qbench.models.tokenizers import load_tokenizer
 
 _SHOWN = 3  # names of tensors in a message
+_OF_THE_HUB = 100_000  # tensors, for the time that building may take: how many there are is unknown
+_PACKED = 16  # parameters in one number, of 2 bits in 32
+_SMALL = 1 << 25  # parameters that may be missing: that they are is said by name
 
 
 def load_config(source: ModelSource) -> Any:
     """The transformers configuration; ModelError saying what to do where it cannot be had."""
+    if source.local:
+        return explained(source, lambda: read_config(_config_of(source), source.trust_remote_code))
     from transformers import AutoConfig
 
     return from_transformers(source, AutoConfig)
 
 
+def read_config(path: Path, trust_remote_code: bool = False, tensors: int = 0) -> Any:
+    """The transformers configuration in a config.json, read within `qbench.models.limits`.
+
+    tensors: how many the folder's files hold. StoreError where the limits do not do; what
+    transformers raises passes through.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    require_ordinary_files(path.parent)
+    with suppress(KeyError, TypeError):
+        # Importing a class takes up to two seconds, which are not the folder's doing.
+        CONFIG_MAPPING[read_json(path).get("model_type")]
+
+    def load() -> Any:
+        return AutoConfig.from_pretrained(path.parent, trust_remote_code=trust_remote_code)
+
+    return built(path, load, tensors)
+
+
 def load_skeleton(source: ModelSource) -> Any:
     """The model without its weights, from the config alone, with experts as linear layers.
 
-    ModelError as for `load_config` and `unfuse_experts`.
+    ModelError as for `load_config` and `unfuse_experts`, StoreError where its files cannot hold
+    what the config describes.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(source)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-
-    def build() -> Any:
-        with init_empty_weights():
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=source.trust_remote_code
-            )
-
-    model = explained(source, build)
+    entries = _entries(source)
+    model = _unfilled(source, len(entries) if source.local else _OF_THE_HUB)
+    if source.local and entries:
+        _require_room(source, model, entries)
     unfuse_experts(model)
     return model
+
+
+def import_model_class(config: Any) -> None:
+    """Import the module of transformers that a config's model stands in, before time is limited.
+
+    Classes of other code are imported when they are used.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with suppress(KeyError, ImportError, AttributeError):
+        AutoModelForCausalLM._model_mapping[type(config)]
 
 
 def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
@@ -61,6 +94,10 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM
 
+    if source.local:
+        entries = _entries(source)
+        if entries:  # else there is nothing to load, as transformers will say
+            _require_room(source, _unfilled(source, len(entries)), entries)
     model, report = from_transformers(
         source,
         AutoModelForCausalLM,
@@ -74,6 +111,63 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     unfuse_experts(model, refuse=False)
     refuse_not_finite(model.state_dict().items(), f"model {source.name!r}")
     return model.eval(), load_tokenizer(source)
+
+
+def _unfilled(source: ModelSource, tensors: int) -> Any:
+    """The model as transformers makes it, without its weights, built within limits.
+
+    tensors: how many its files hold.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    import_model_class(config)
+
+    def build() -> Any:
+        with init_empty_weights():
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=source.trust_remote_code
+            )
+
+    return explained(source, lambda: built(_config_of(source), build, tensors))
+
+
+def _require_room(source: ModelSource, model: Any, entries: Mapping[str, Entry]) -> None:
+    """StoreError where a model has more parameters than its files, so that they would be invented.
+
+    model: without its weights. Those of other programs' formats pack many into one number.
+    """
+    folder = Path(source.location)
+    config = read_json(_config_of(source))
+    packed = _PACKED if quantization_settings(folder, config) is not None else 1
+    declared = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(prod(entry.shape) for entry in entries.values())
+    if declared > 2 * packed * held + _SMALL:
+        raise StoreError(
+            f"{_config_of(source)} describes a model of {declared:,} parameters, and the files "
+            f"hold {held:,} numbers; copy the folder again"
+        )
+
+
+def _entries(source: ModelSource) -> Mapping[str, Entry]:
+    """The headers of a local folder's tensors, empty where it has no safetensors.
+
+    StoreError where its config cannot be true of them.
+    """
+    folder = Path(source.location)
+    if not source.local or not any(folder.glob("*.safetensors")):
+        return {}
+    require_ordinary_files(folder)
+    entries = Shards(folder).entries
+    refuse_implausible(read_json(_config_of(source)), entries, _config_of(source))
+    return entries
+
+
+def _config_of(source: ModelSource) -> Path:
+    return Path(source.location) / "config.json"
 
 
 def refuse_not_finite(tensors: Any, place: str) -> None:

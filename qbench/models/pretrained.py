@@ -64,6 +64,15 @@ def explained(source: ModelSource, load: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # a folder from elsewhere makes transformers raise nearly anything
         raise ModelError(_advice(source, error)) from error
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise ModelError(_advice(source, RuntimeError(str(error)))) from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a library in Rust, such as tokenizers; it is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def _missing_package(error: ImportError) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from qbench.errors import ModelError
 from qbench.models.pretrained import from_transformers
 from qbench.models.source import ModelSource
+from qbench.models.tokenizer_trial import try_tokenizer
 
 # Files of which one holds the vocabulary. Without any transformers invents an empty tokenizer.
 VOCABULARIES = (
@@ -35,6 +36,8 @@ def load_tokenizer(source: ModelSource) -> Any:
             f"model {source.name!r} ({source.location}) has no tokenizer; "
             "copy tokenizer.json and tokenizer_config.json of the original model there"
         )
+    if source.local:
+        try_tokenizer(Path(source.location))
     tokenizer = from_transformers(source, AutoTokenizer)
     if not tokenizer(_PROBE, add_special_tokens=False)["input_ids"]:
         raise ModelError(

@@ -63,7 +63,11 @@ def test_the_id_is_the_content(tmp_path):
     [
         (lambda text: text[: len(text) // 2], "is truncated or no JSON"),
         (lambda text: text.replace("0.5", "0.9"), "was changed after it was written"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), "is of schema 2, not 1"),
+        (lambda text: text.replace('"schema": 1', '"schema": 0'), "is of schema 0, not 1"),
+        (lambda text: text.replace("0.5", "NaN"), "holds NaN, which is no number"),
+        (lambda text: text.replace("0.5", "1e400"), "is truncated or no JSON"),
+        (lambda text: "[" * 100_000, "is truncated or no JSON"),
+        (lambda text: '{"schema": "\\ud800"}', "is of schema"),
         (lambda text: "[]", "is of schema None"),
     ],
 )
@@ -77,6 +81,35 @@ def test_a_record_that_cannot_be_trusted_goes_to_quarantine(tmp_path, damage, me
     assert message in complaints[0] and "moved to" in complaints[0]
     assert (tmp_path / "quarantine" / path.name).is_file() and not path.exists()
     assert store.read_records() == ([], [])
+
+
+def test_a_record_of_a_newer_qbench_stays_where_it_is(tmp_path):
+    store = Store(tmp_path)
+    store.write_record(record())
+    path = tmp_path / "records" / f"{record().id}.json"
+    text = path.read_text().replace('"schema": 1', '"schema": 2')
+    path.write_text(text)
+    for _ in range(2):
+        found, complaints = store.read_records()
+        assert found == [] and "newer than 1" in complaints[0] and "stays" in complaints[0]
+    with pytest.raises(StoreError, match="newer than 1.* another --out"):
+        store.write_record(record())
+    assert path.read_text() == text and not (tmp_path / "quarantine").exists()
+
+
+def test_numbers_that_cannot_be_are_no_record():
+    for field, value in [("stderr", -0.1), ("n", -1), ("value", float("nan"))]:
+        fields = record().scores[0].model_dump() | {field: value}
+        with pytest.raises(ValueError, match=field):
+            Score(**fields)
+
+
+def test_a_quarantine_that_is_a_file_is_named(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "records" / "broken.json").write_text("{")
+    (tmp_path / "quarantine").write_text("")
+    with pytest.raises(StoreError, match="cannot be moved to .*quarantine"):
+        store.read_records()
 
 
 def test_a_record_under_another_name_is_not_trusted(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections import Counter
 from contextlib import suppress
@@ -647,3 +648,11 @@ def test_verify_names_every_file_and_what_is_wrong(command, tiny, tmp_path):
     (folder / INDEX).unlink()
     code, _, error = command("verify", folder)
     assert code == 2 and f"{INDEX} cannot be read" in error
+
+
+def test_a_flag_that_is_a_word_is_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": "yes"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StoreError, match="tie_word_embeddings is 'yes', which is neither"):
+        inspect(folder)
