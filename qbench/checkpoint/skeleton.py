@@ -50,9 +50,7 @@ def read_skeleton(folder: Path, tensors: int) -> Any:
     except StoreError:
         raise
     except Exception as error:
-        raise StoreError(
-            f"{place} describes no model: {_short(error)}; copy it again"
-        ) from None
+        raise StoreError(f"{place} describes no model: {_short(error)}; copy it again") from None
 
 
 def read_generation(model: Any, folder: Path) -> None:
