@@ -1,6 +1,6 @@
 // x (rows, K) -> integers in blocks of 128 inputs, and these -> bit planes, for bit_serial.cu.
 //
-//   x_i ~ scale q_i,   scale = max |x| / LARGEST over the block,   q_i rounded to nearest, ties to even
+//   x_i ~ scale q_i,   scale = max |x| / LARGEST over the block,   q_i rounded, ties to even
 //   q_i = sum_j 2^j b_ij - 2^X_PLANES b_i,top   (two's complement: the top plane counts negative)
 //
 // Macros: BF16 (0: x is float16), X_PLANES (8 or 16).

@@ -1,22 +1,22 @@
 // y (ROWS, N) = x W^T + bias for few rows of x, on the matrix units' products of bits.
 //
 // W is planes of bits c_p and parameters (layout.py), x is planes of bits b_j and a scale for each
-// block of 128 inputs (bit_planes.cu). So all products are popcounts. For one row of W, one row of x
-// and the inputs i that share parameters and a scale
+// block of 128 inputs (bit_planes.cu). So all products are popcounts. For a row of W, a row of x, and
+// the inputs i that share parameters and a scale
 //
-//   n_pj = sum_i c_pi b_ij                                one matrix instruction: 16 rows of W, 8 planes j
+//   n_pj = sum_i c_pi b_ij       one matrix instruction: 16 rows of W, 8 planes j of x
 //   v_p  = sum_j 2^j n_pj - 2^X_PLANES n_p,top            = sum_i c_pi q_i, exactly
 //   X    = scale_x sum_i q_i                              = sum_i x_i
 //   y   += scale_x sum_p 2 alpha_p v_p + (shift - sum_p alpha_p) X          binary
 //   y   += scale_x scale sum_p 2^p v_p - scale zero_point X                 uniform
 //
-// Lane 4 g + t of a warp counts for the rows g and g + 8 and the planes 2 t, 2 t + 1 and the same + 8.
+// Lane 4 g + t of a warp counts for the rows g and g + 8 and the planes 2 t, 2 t + 1 and these + 8.
 // It works with the places 1, 2, 256, 512 of these four (the last one of lane t = 3 negative), and
 // 4^t, the place of the lane, is multiplied once at the end.
 //
 // No count is converted: the bits of an integer n < 2^23, read as a float, are the subnormal number
 // n 2^-149, and fma takes subnormal numbers exactly at full speed. In return the parameters are
-// lifted by 2^101 and the scales of x by 2^48 (bit_planes.cu), which keeps both far from the limits.
+// lifted by 2^101 and the scales of x by 2^48 (bit_planes.cu): both stay far from the limits.
 //
 // Macros: PLANES, UNIFORM, SHIFT, GROUP, META32, BF16 (layout.py), X_PLANES (8 or 16), and
 //   ROWS   rows of x
@@ -32,7 +32,7 @@ constexpr int PLACES = 2 * X_WORDS;    // counts of a lane and row of W
 struct Inputs {
   unsigned words[2][X_WORDS];
   float scale[2];
-  float sums[2][PARTS];  // X in the lanes t = 0, zero in the others: the lanes are summed at the end
+  float sums[2][PARTS];  // X in the lanes t = 0; zero in the others, which are added at the end
 };
 
 // chunk: of all rows of x, one after the other.
@@ -107,7 +107,8 @@ __device__ __forceinline__ float2 multiply_group(const unsigned (&rows)[PLANES][
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
-           const float* x_blocks, const float* bias, unsigned short* y, int N, int chunks, int groups) {
+           const float* x_blocks, const float* bias, unsigned short* y, int N, int chunks,
+           int groups) {
   let_next_kernel_start();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int g = lane >> 2, t = lane & 3;
@@ -139,7 +140,8 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
   Inputs next[ROWS];
 #pragma unroll
   for (int m = 0; m < ROWS; ++m)
-    next[m] = read_inputs(x_planes, x_blocks, static_cast<size_t>(m) * chunks + min(warp, chunks - 1), lane);
+    next[m] = read_inputs(x_planes, x_blocks,
+                          static_cast<size_t>(m) * chunks + min(warp, chunks - 1), lane);
 
   unsigned current = ring, filled = ring + (STAGES - 1) * STAGE_BYTES;
   for (int chunk = warp; chunk < chunks; chunk += WARPS) {
@@ -177,7 +179,8 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
         for (int m = 0; m < ROWS; ++m) {
           unsigned x[X_WORDS];
 #pragma unroll
-          for (int j = 0; j < X_WORDS; ++j) x[j] = part_of_word(inputs[m].words[half][j], part % PARTS);
+          for (int j = 0; j < X_WORDS; ++j)
+            x[j] = part_of_word(inputs[m].words[half][j], part % PARTS);
           const float2 v = multiply_group(rows, x, shared, top);
           const float scale = inputs[m].scale[half];
           const float sum = inputs[m].sums[half][part % PARTS];
@@ -203,17 +206,5 @@ bit_serial(const uint4* words, const char* parameters, const unsigned* x_planes,
         sum += __shfl_xor_sync(~0u, sum, 2);
         if (t == 0) store_shared(ring + 4 * ((m * TILES + i) * 16 + 8 * h + g), sum);
       }
-  __syncthreads();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < ROWS * TILES * 16; i += 32 * WARPS) {
-    const int row = i / (TILES * 16), column = i % (TILES * 16);
-    const int output = blockIdx.x * TILES * 16 + column;
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) sum += load_shared_float(first_ring + w * (STAGES * STAGE_BYTES) + 4 * i);
-    if (output < N) {
-      if (bias != nullptr) sum += bias[output];
-      y[static_cast<size_t>(row) * N + output] = float_to_activation(sum);
-    }
-  }
+  write_outputs(first_ring, bias, y, ROWS, N);
 }

@@ -152,7 +152,7 @@ def block_limit(planes: CudaPlanes) -> int:
     if not planes.words.is_cuda:
         return SHARED_BYTES
     facts = torch.cuda.get_device_properties(planes.words.device)
-    most = facts.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    most: int = getattr(facts, "shared_memory_per_block_optin", SHARED_BYTES)
     return min(most, max(SHARED_BYTES, most // 2))
 
 

@@ -11,7 +11,7 @@ constexpr float SMALLEST = 1e-30f;
 constexpr float BLOCK_LIFT = 281474976710656.0f;
 
 // The largest magnitude of a block of which each lane has four numbers. As bits, magnitudes are
-// ordered like numbers, with infinity and NaN at the end: these reach the scale, and so every output.
+// ordered like numbers, infinity and NaN at the end: these reach the scale, and so every output.
 __device__ __forceinline__ float largest_magnitude(const float (&values)[4]) {
   unsigned largest = __float_as_uint(SMALLEST);
 #pragma unroll

@@ -1,16 +1,17 @@
-// y (M, N) = x W^T + bias for 4 to 16 rows of x, on the matrix units' products of bytes.
+// y (M, N) = x W^T + bias for up to 16 rows of x, on the matrix units' products of bytes.
 //
 // As in bit_serial.cu W is planes of bits c_p and parameters, and x is integers q with a scale for
 // each block of 128 inputs, here as two signed bytes (bytes.cu): q = 256 high + low. Of the bits of
 // a plane one AND makes four bytes 0 or 128, in the odd steps of 16 inputs, or 0 or 64, in the even
-// ones, whose q are doubled: so one shift does for two steps. Four rows of x fill the eight columns of a
-// matrix instruction:
+// ones, whose q are doubled: so one shift does for two steps. Four rows of x fill the eight columns
+// of a matrix instruction. Over at most 128 inputs
 //
-//   n = 2^21 + sum_i 128 c_pi high_i,   m = 2^21 + sum_i 128 c_pi low_i        over at most 128 inputs
+//   n = 2^21 + sum_i 128 c_pi high_i,   m = 2^21 + sum_i 128 c_pi low_i
 //   v_p = (256 (n - 2^21) + (m - 2^21)) / 128 = sum_i c_pi q_i, exactly
 //
-// and the rest is the algebra of bit_serial.cu; the 128 is in the scales of x. The 2^21 keeps n and m positive and below 2^23, so that
-// their bits, read as floats, are n 2^-149 and m 2^-149; it is taken off all planes at once.
+// and the rest is the algebra of bit_serial.cu; the 128 is in the scales of x. The 2^21 keeps n and
+// m positive and below 2^23, so that their bits, read as floats, are n 2^-149 and m 2^-149; it is
+// taken off all planes at once.
 //
 // Lane 4 g + t sums for the rows g and g + 8 of a tile and the row t of each four rows of x.
 //
@@ -18,13 +19,13 @@
 // bit_serial.cu, and FOURS: how many times four rows of x.
 #include "ring.cuh"
 
-constexpr int PART_PRODUCTS = 4 / PARTS;  // matrix instructions of a block that share parameters
+constexpr int PART_PRODUCTS = 4 / PARTS;  // instructions of a block that share parameters
 constexpr unsigned EVEN = 0x40404040, ODD = 0x80808080;
 constexpr unsigned BIAS = 1u << 21;
 constexpr float BIAS_AS_FLOAT = 2.9387358770557188e-39f;  // 2^21 2^-149
 
-// Where there are registers for it: both blocks of a chunk in one go, and a block of x is read while
-// the one before it is multiplied.
+// Where there are registers for it: both blocks of a chunk in one go, and a block of x is read
+// while the one before it is multiplied.
 constexpr bool EARLY = PLANES * TILES <= 8 - 2 * FOURS;
 constexpr int HALVES = EARLY ? 2 : 1;
 
@@ -62,15 +63,16 @@ __device__ __forceinline__ Block read_block(const uint4* x_bytes, const float* x
 }
 
 // Adds to `sums` [four][row g, row g + 8] what the inputs of part `part` of a block give.
-__device__ __forceinline__ void multiply_part(float (&sums)[FOURS][2], const unsigned (&rows)[PLANES][2],
-                                              const Block (&x)[FOURS], const Parameters& parameters,
-                                              int part) {
+__device__ __forceinline__ void multiply_part(float (&sums)[FOURS][2],
+                                              const unsigned (&rows)[PLANES][2],
+                                              const Block (&x)[FOURS],
+                                              const Parameters& parameters, int part) {
   float counts[FOURS][4];  // (row g, high), (row g, low), (row g + 8, high), (row g + 8, low)
 #pragma unroll
   for (int f = 0; f < FOURS; ++f)
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      counts[f][k] = UNIFORM ? -BIAS_AS_FLOAT * ((1 << PLANES) - 1) : -BIAS_AS_FLOAT * parameters.total[k / 2];
+    for (int k = 0; k < 4; ++k)  // the planes' factors in sum, times the bias
+      counts[f][k] = -BIAS_AS_FLOAT * (UNIFORM ? (1 << PLANES) - 1 : parameters.total[k / 2]);
 #pragma unroll
   for (int p = 0; p < PLANES; ++p) {
     int n[FOURS][4];
@@ -149,7 +151,7 @@ byte_rows(const uint4* words, const char* parameters, const uint4* x_bytes, cons
     if (ahead < chunks) fetch(filled, tile_words, tile_parameters, ahead, lane);
     commit_copies();
 
-    unsigned own[TILES][PLANES][2 * HALVES];  // words of (row g, row g + 8), of one block or of both
+    unsigned own[TILES][PLANES][2 * HALVES];  // (row g, row g + 8), of one block or of both
     Parameters shared[TILES];
 #pragma unroll
     for (int i = 0; i < TILES; ++i) {
@@ -192,17 +194,5 @@ byte_rows(const uint4* words, const char* parameters, const uint4* x_bytes, cons
 #pragma unroll
       for (int h = 0; h < 2; ++h)
         store_shared(ring + 4 * (((4 * f + t) * TILES + i) * 16 + 8 * h + g), sums[i][f][h]);
-  __syncthreads();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < M * TILES * 16; i += 32 * WARPS) {
-    const int row = i / (TILES * 16), column = i % (TILES * 16);
-    const int output = blockIdx.x * TILES * 16 + column;
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) sum += load_shared_float(first_ring + w * (STAGES * STAGE_BYTES) + 4 * i);
-    if (output < N) {
-      if (bias != nullptr) sum += bias[output];
-      y[static_cast<size_t>(row) * N + output] = float_to_activation(sum);
-    }
-  }
+  write_outputs(first_ring, bias, y, M, N);
 }

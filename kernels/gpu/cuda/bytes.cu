@@ -2,14 +2,14 @@
 //
 //   x_i ~ scale q_i,   scale = max |x| / 16256 over the block,   q_i or 2 q_i = 256 high_i + low_i
 //
-// with both bytes signed; q_i is rounded to nearest, ties to even. It is doubled in the even ones of
-// the eight steps of 16 inputs of a block, whose weights count half as much (byte_rows.cu).
+// with both bytes signed; q_i is rounded to nearest, ties to even. It is doubled in the even ones
+// of the eight steps of 16 inputs of a block, whose weights count half as much (byte_rows.cu).
 //
 // Macro: BF16 (0: x is float16).
 //
-// bytes [4 rows][chunk of 256][block][2][32 lanes] uint4: what lane 4 g + t gives to four products of
-//   32 inputs each, of which the first two are in the first uint4: the inputs 4 t .. 4 t + 3 and 16 +
-//   4 t .. of column g. Columns 2 r and 2 r + 1 are the high and low bytes of row r.
+// bytes [4 rows][chunk of 256][block][2][32 lanes] uint4: what lane 4 g + t gives to four products
+//   of 32 inputs each, of which the first two are in the first uint4: the inputs 4 t .. 4 t + 3 and
+//   16 + 4 t .. of column g. Columns 2 r and 2 r + 1 are the high and low bytes of row r.
 // blocks: see blocks.cuh; the scale is divided by 128, which the bits of the weights count.
 //
 // A warp has a block of a row, a lane four inputs in sequence. Inputs from K on are zero, and rows

@@ -145,8 +145,8 @@ __device__ __forceinline__ void wait_for_previous_kernels() {
 
 // ---- matrix units: PTX ISA, section "Warp-level matrix instructions"; lane = 4 g + t ----
 
-// counts[i] = popcounts of (a & b) over 128 bits. a: bits 32 t .. 32 t + 31 of the rows g and g + 8,
-// b: the same bits of column g; counts: (row g, columns 2 t and 2 t + 1), then (row g + 8, ...).
+// counts[i] = popcounts of (a & b) over 128 bits. a: bits 32 t .. 32 t + 31 of the rows g and
+// g + 8, b: the same bits of column g; counts: (row g, columns 2 t and 2 t + 1), then (row g + 8, ...).
 __device__ __forceinline__ void multiply_bits(unsigned (&counts)[4], unsigned row_g,
                                               unsigned row_g8, unsigned column) {
   asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc "
@@ -156,8 +156,8 @@ __device__ __forceinline__ void multiply_bits(unsigned (&counts)[4], unsigned ro
 }
 
 // sums += a b, 16 x 32 by 32 x 8, a of unsigned and b of signed bytes. a: (row g, inputs 4 t ..
-// 4 t + 3), (row g + 8, the same), (row g, inputs 16 + 4 t ..), (row g + 8, the same); b: inputs 4 t
-// .. and 16 + 4 t .. of column g; sums like the counts above.
+// 4 t + 3), (row g + 8, the same), (row g, inputs 16 + 4 t ..), (row g + 8, the same); b: inputs
+// 4 t .. and 16 + 4 t .. of column g; sums like the counts above.
 __device__ __forceinline__ void multiply_bytes(int (&sums)[4], const unsigned (&a)[4], unsigned b0,
                                                unsigned b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "

@@ -1,7 +1,7 @@
 // Weights on their way to the integer products (bit_serial.cu, byte_rows.cu): a warp has a ring of
 // stages in shared memory, each with one chunk of 256 inputs of TILES tiles of 16 outputs.
 //
-// Macros: PLANES, UNIFORM, SHIFT, GROUP, META32 (layout.py), TILES.
+// Macros: PLANES, UNIFORM, SHIFT, GROUP, META32, BF16 (layout.py), WARPS, TILES, STAGES.
 #pragma once
 #include "conversions.cuh"
 
@@ -15,7 +15,7 @@ constexpr int PARTS = GROUP == 32 ? 4 : GROUP == 64 ? 2 : 1;
 constexpr int GROUPS = GROUP % 256 == 0 ? 1 : 2 * PARTS;
 constexpr bool PER_CHANNEL = GROUP == 0;
 constexpr float LIFT = 2535301200456458802993406410752.0f;  // 2^101
-// A stage has of each tile the words [PLANES][32 lanes][16 bytes], then the parameters of the groups.
+// A stage has of each tile the words [PLANES][32 lanes][16 bytes], then the groups' parameters.
 constexpr int WORDS_BYTES = PLANES * 512;
 constexpr int PARAMETERS_BYTES = PER_CHANNEL ? 0 : GROUPS * GROUP_BYTES;
 constexpr int TILE_BYTES = WORDS_BYTES + PARAMETERS_BYTES;
@@ -76,7 +76,8 @@ __device__ __forceinline__ void fetch(unsigned stage, const uint4* const (&words
 #pragma unroll
     for (int byte = 0; byte < PARAMETERS_BYTES; byte += 512)
       if (byte + 512 <= PARAMETERS_BYTES || byte + lane * 16 < PARAMETERS_BYTES)
-        copy_async(to + WORDS_BYTES + byte, parameters[i] + parameter_offset(chunk, byte + lane * 16));
+        copy_async(to + WORDS_BYTES + byte,
+                   parameters[i] + parameter_offset(chunk, byte + lane * 16));
   }
 }
 
@@ -94,4 +95,24 @@ __device__ __forceinline__ Parameters read_group(unsigned tile, int group, int g
   unsigned own[PARAMETERS * PAIR_WORDS];
   load_shared(own, tile + WORDS_BYTES + group * GROUP_BYTES + g * LANE_BYTES);
   return make_ready(own);
+}
+
+// y (rows, N) = the sums of the warps, in their order, + bias. Each warp has put its sums where its
+// ring began, [row][TILES * 16] floats, when its last copies had arrived.
+__device__ __forceinline__ void write_outputs(unsigned first_ring, const float* bias,
+                                              unsigned short* y, int rows, int N) {
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * TILES * 16; i += 32 * WARPS) {
+    const int row = i / (TILES * 16), column = i % (TILES * 16);
+    const int output = blockIdx.x * TILES * 16 + column;
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w)
+      sum += load_shared_float(first_ring + w * (STAGES * STAGE_BYTES) + 4 * i);
+    if (output < N) {
+      if (bias != nullptr) sum += bias[output];
+      y[static_cast<size_t>(row) * N + output] = float_to_activation(sum);
+    }
+  }
 }
