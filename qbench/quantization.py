@@ -104,17 +104,18 @@ def load(
     )
 
 
-def read_model(source: ModelSource, dtype: str) -> QuantizedModel:
-    """Any model as it is: an unquantized one has no weights in the result.
+def read_model(source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
+    """Any model as it is: an unquantized one has no weights in the result, and is on the CPU.
 
-    A folder or hub id that is quantized in a way that `load` reads is dequantized into `dtype`.
+    A folder or hub id that is quantized in a way that `load` reads is dequantized into `dtype`, on
+    the device.
     Raises what `load` and `qbench.models.loading.load_model` raise.
     """
     folder = local_folder(source)
     if folder is None or not is_loadable(folder):
         model, tokenizer = load_model(source, dtype)
         return QuantizedModel(model, tokenizer, {}, {})
-    return load(folder, dtype, packed=False)
+    return load(folder, dtype, False, device)
 
 
 def quantize(

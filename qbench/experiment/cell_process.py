@@ -121,7 +121,7 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            model = read_model(self.job.model, cell.dtype)
+            model = read_model(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             return model
@@ -130,7 +130,7 @@ class _Work:
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
-                quantized = load(folder, cell.dtype, packed=False)
+                quantized = load(folder, cell.dtype, False, self.job.device)
         costs = quantized.manifest["costs"]
         self.facts["bits_per_weight"] = quantized.bits_per_weight
         self.facts["bytes_on_disk"] = bytes_on_disk(folder)
@@ -150,7 +150,7 @@ class _Work:
             return None
         try:
             check_artifact(folder, self.job.cell)
-            return load(folder, self.job.cell.dtype, packed=False)
+            return load(folder, self.job.cell.dtype, False, self.job.device)
         except StoreError as error:
             self.tell({"note": f"{reason_of(error)}; this model is quantized again"})
         remove(folder)
