@@ -35,7 +35,7 @@ _SMALL = 1 << 25  # parameters that may be missing: that they are is said by nam
 
 def load_config(source: ModelSource) -> Any:
     """The transformers configuration; ModelError saying what to do where it cannot be had."""
-    if source.local:
+    if source.local and _config_of(source).is_file():
         return explained(source, lambda: read_config(_config_of(source), source.trust_remote_code))
     from transformers import AutoConfig
 

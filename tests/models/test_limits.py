@@ -27,6 +27,8 @@ LARGE = [
 ]
 
 
+# The interruption may fall into a hook of the test runner, which says so and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("family, key, value", LARGE)
 @pytest.mark.parametrize(
     "load", [load_skeleton, lambda source: load_model(source, "float32")], ids=["plan", "weights"]
@@ -48,7 +50,7 @@ def test_building_ends_where_its_time_or_memory_does():
         while True:
             pass
 
-    with pytest.raises(StoreError, match="config.json .* more than 1 s of processor time"):
+    with pytest.raises(StoreError, match="config.json .* more than .* s of processor time"):
         built("config.json", endless)
     with pytest.raises(StoreError, match="more than 700 MB"):
         built("config.json", lambda: torch.zeros(MEMORY))

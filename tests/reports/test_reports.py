@@ -306,7 +306,7 @@ def test_a_collapsed_point_is_drawn_at_the_edge_with_its_value(records: list[Rec
     assert "↑ 1.1e6" in {text.get_text() for text in figure.axes[0].texts}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("value", [0.0, -1.0])
 def test_what_cannot_be_drawn_is_named(value: float) -> None:
     odd = Score(
         task="mini-text", metric="perplexity", value=value, stderr=None, n=1, higher_is_better=False
