@@ -18,6 +18,7 @@ from qbench.models.limits import built
 from qbench.models.loading import import_model_class, read_config
 from qbench.models.pretrained import is_panic
 from qbench.models.tokenizer_trial import try_tokenizer
+from qbench.models.tokenizers import has_vocabulary
 
 
 def read_skeleton(folder: Path, tensors: int) -> Any:
@@ -76,6 +77,10 @@ def read_tokenizer(folder: Path) -> Any:
 
     if not (folder / "tokenizer_config.json").is_file():
         return None
+    if not has_vocabulary(folder):
+        raise StoreError(
+            f"the tokenizer in {folder} has no vocabulary, such as tokenizer.json; copy it again"
+        )
     try_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

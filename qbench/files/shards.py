@@ -223,6 +223,8 @@ def sha256(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. StoreError where the file is missing, too large, or anything else."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would never end
+            raise ValueError("it is no ordinary file")
         if path.stat().st_size > JSON_BYTES:
             raise ValueError(f"it is larger than {JSON_BYTES // 1_000_000} MB")
         content = json.loads(path.read_text(encoding="utf-8"))

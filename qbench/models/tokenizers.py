@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import ModelError
-from qbench.models.pretrained import from_transformers
+from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ModelSource
 from qbench.models.tokenizer_trial import try_tokenizer
 
@@ -39,7 +39,8 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.local:
         try_tokenizer(Path(source.location))
     tokenizer = from_transformers(source, AutoTokenizer)
-    if not tokenizer(_PROBE, add_special_tokens=False)["input_ids"]:
+    # A setting of the wrong kind, such as a length that is an object, shows when it is used.
+    if not explained(source, lambda: tokenizer(_PROBE)["input_ids"]):
         raise ModelError(
             f"the tokenizer of model {source.name!r} ({source.location}) makes no tokens of "
             f"{_PROBE!r}; copy that of the original model there"
@@ -49,7 +50,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def has_vocabulary(folder: Path) -> bool:
     """Whether a folder holds a file that a tokenizer can be made of."""
-    return any(True for pattern in VOCABULARIES for _ in folder.glob(pattern))
+    return any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern))
 
 
 def surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -57,6 +58,14 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer):
         check_fit(Model(100), tokenizer, "the model")
     with pytest.raises(ModelError, match="the model has no tokenizer; copy tokenizer.json"):
         check_fit(Model(259), None, "the model")
+
+
+def test_a_setting_of_the_wrong_kind_is_said(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": {"a": 1}}))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_tokenizer(find_model(str(folder)))
 
 
 def test_no_tokenizer_is_invented(tiny_folder, tmp_path):
