@@ -223,7 +223,7 @@ DAMAGE = {
     ),
     "a later version": (
         config(lambda c: c.update(version=99)),
-        "format version 99; this qbench reads version 2",
+        "format version 99; this qbench reads versions 2 and 3",
     ),
     "no groups": (config(lambda c: c.update(groups=[])), "size mismatch for model.layers.0"),
     "an unknown format": (

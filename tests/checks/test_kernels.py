@@ -53,7 +53,7 @@ def ignores_shifts(x, parts, bias, description):
 def real_zero_points_are_rounded(x, parts, bias, description):
     weight = weight_from(parts, description)
     zero_point = getattr(weight, "zero_point", None)
-    if zero_point is not None and zero_point.dtype != torch.uint8:
+    if len(parts) == 3 and zero_point is not None and zero_point.dtype != torch.uint8:
         parts = [parts[0], parts[1], zero_point.round()]
     return dense(x, parts, bias, description)
 
