@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -187,6 +189,31 @@ def test_the_card_tells_what_it_is(tiny, tokenizer, tmp_path):
         and "bits per weight**, counted from the file: codes 3.000" in card
     )
     assert '"tokens": [\n      2,\n      9\n    ]' in card and "import qbench" in card
+
+
+# Folders of the format's version before
+
+
+def test_a_folder_of_version_2_is_read_and_saved_as_version_3(tmp_path):
+    """Uniform and binary layers, of before scales could be integers; the logits are its own."""
+    old = Path(__file__).parent / "version_2"
+    expected = torch.tensor([0.02317484, 0.00134906, -0.05978778, 0.04073974, 0.01268493])
+    assert set(verify(old).values()) == {None}
+    for packed in (True, False):
+        model = qbench.load(old, "float32", packed=packed).model
+        found = model(torch.arange(8)[None]).logits[0, -1, :5]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    loaded = AutoModelForCausalLM.from_pretrained(old, dtype=torch.float32)
+    found = loaded(torch.arange(8)[None]).logits[0, -1, :5]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    again = qbench.load(old).save(tmp_path / "again")
+    stored = [load_file(folder / "model.safetensors") for folder in (old, again)]
+    assert all(torch.equal(tensor, stored[1][name]) for name, tensor in stored[0].items())
+    entries = [
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (old, again)
+    ]
+    assert [entry.pop("version") for entry in entries] == [2, 3] and entries[0] == entries[1]
 
 
 # Damage
