@@ -58,6 +58,14 @@ def real_zero_points_are_rounded(x, parts, bias, description):
     return dense(x, parts, bias, description)
 
 
+def takes_one_span_for_all_rows(x, parts, bias, description):
+    named = zip(description["parts"], parts, strict=True)
+    spans = [
+        part.mean().expand_as(part) if name.endswith("_span") else part for name, part in named
+    ]
+    return dense(x, spans, bias, description)
+
+
 def ignores_the_bias(x, parts, bias, description):
     return dense(x, parts, None, description)
 
@@ -215,6 +223,7 @@ HALF = {"dtypes": (torch.float32, torch.bfloat16)}
         (ignores_zero_points, "offsets", {}),
         (ignores_shifts, "offsets", {}),
         (real_zero_points_are_rounded, "offsets", {}),
+        (takes_one_span_for_all_rows, "offsets", {}),
         (ignores_the_bias, "bias", {}),
         (a_bias_of_another_dtype_is_reinterpreted, "bias", HALF),
         (transposes, "bits", {}),

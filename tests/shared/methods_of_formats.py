@@ -23,9 +23,7 @@ METHOD_OF_FORMAT = {
 
 @dataclass(frozen=True)
 class SteppedRTN(RTN):
-    """Round-to-nearest with real zero points, its numbers of groups stored as 6-bit integers."""
-
-    zero_point: str = "real"
+    """Round-to-nearest, its scales stored as 6-bit integers, and zero points that are real."""
 
     def quantize_weight(self, weight, scheme):
         made = super().quantize_weight(weight, scheme)
@@ -46,10 +44,10 @@ class SteppedAlternating(Alternating):
 def method_of_format(name: str) -> Method:
     """A method that makes weights of the format, without training."""
     stepped = {
-        "uniform, scales as integers": SteppedRTN,
-        "binary, scales as integers": SteppedAlternating,
+        "uniform, scales as integers": SteppedRTN(zero_point="real"),
+        "binary, scales as integers": SteppedAlternating(),
     }
     if name in stepped:
-        return stepped[name]()
+        return stepped[name]
     settings = {"epochs": 0} if name == "lattice" else {}
     return qbench.get_method(METHOD_OF_FORMAT[name], **settings)
