@@ -2,7 +2,7 @@
 
 An error in any alpha or in the shift of a binary coding moves a weight by as much, as codes are +1
 or -1. So the best step is one for all of them, and the smaller ones have fewer bits: with a span
-for each, a row of few groups pays more for a larger error (ARCHITECTURE.md has the figures).
+for each, a row of few groups pays more for a larger error. `benchmarks/scale_bits.py` shows both.
 
 The nearest published relative is double quantization (QLoRA, arXiv:2305.14314, section 3), which
 has 8 bits for a scale and a float32 for 256 of them.
@@ -16,20 +16,47 @@ A method snaps first and chooses codes by `values` of what it got, which is what
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
 from qbench.formats.packing import as_stored
-from qbench.formats.stepped import MOST, Numbers, Stepped
+from qbench.formats.stepped import MOST, Numbers, Stepped, limits, nearest
 
 HALF = 16  # scale_bits of half precision
 LEAST = 4  # of integers
-FEWEST = 2  # bits of the smallest alpha
-# Spans that are tried: parts of the least one that reaches every number. A smaller one cuts the
-# largest numbers off and makes the step finer for all.
-TRIALS = 24
+FEWEST = 3  # bits of a difference
+# Steps that are tried, from the least one that cuts nothing off down to this part of the one that
+# reaches the largest scale: a smaller step cuts some numbers off and is finer for all others.
+TRIALS = 32
 SMALLEST_PART = 0.6
+
+
+class Part(NamedTuple):
+    """Numbers of a weight's groups that are to be integers.
+
+    numbers (float32, (out, groups, len(bits)) or (out, groups)). bits, signed: see `Stepped`.
+    vanish: whether a number that is not zero may become zero.
+    """
+
+    numbers: Tensor
+    bits: tuple[int, ...] | int
+    signed: bool = False
+    vanish: bool = True
+
+    def nearest(self, step: Tensor) -> Tensor:
+        """Whole multiples, of the shape of the numbers, of a step (out,), which may be zero."""
+        divisor = torch.where(step > 0, step, torch.inf)
+        multiples = nearest(self.numbers / self.by_row(divisor), self.bits, self.signed)
+        if self.vanish:
+            return multiples
+        return torch.maximum(multiples, (self.numbers > 0).float())
+
+    def by_row(self, rows: Tensor) -> Tensor:
+        """(out,) as it broadcasts over the numbers."""
+        return rows.view(-1, *[1] * (self.numbers.ndim - 1))
 
 
 def check_scale_bits(scale_bits: int) -> None:
@@ -42,13 +69,15 @@ def check_scale_bits(scale_bits: int) -> None:
 
 
 def coding_bits(scale_bits: int, planes: int) -> tuple[tuple[int, ...], int]:
-    """Bits of the alphas, largest first, and of the shift in two's complement.
+    """Bits of the alphas' chain, and of the shift in two's complement.
 
-    A plane's alpha is about half of the one before, and so has a bit less. The shift lies within a
-    quarter of the largest alpha on either side in most groups, which is a bit less as well.
+    An alpha lies about half of the one before, the closer the more planes there are. The shift lies
+    within a quarter of the largest alpha on either side in most groups.
     """
-    widths = tuple(max(FEWEST, scale_bits - plane) for plane in range(planes))
-    return widths, scale_bits - 1
+    widths = [scale_bits]
+    for plane in range(1, planes):
+        widths.append(max(FEWEST, scale_bits - max(2, planes - 1) - (plane - 1)))
+    return tuple(widths), scale_bits - 1
 
 
 def stored_coding(
@@ -69,30 +98,17 @@ def stored_coding(
     """
     check_scale_bits(scale_bits)
     halves = (as_stored(alpha), None if shift is None else as_stored(shift))
-    if scale_bits == HALF:
+    if scale_bits == HALF or not _finite(alpha, shift):
         return halves
-    if (alpha < 0).any():
-        raise ConfigError(
-            f"alpha is {alpha.amin().item():.4g} somewhere, and as an integer it has no sign; "
-            "give its magnitude, and its sign to the plane"
-        )
+    _require_magnitudes("alpha", alpha, " to the plane")
     widths, shift_bits = coding_bits(scale_bits, alpha.shape[2])
-    numbers = alpha.float()
-    low = [0] * len(widths)
-    high = [2**width - 1 for width in widths]
+    parts = [Part(alpha.float(), widths)]
     if shift is not None:
-        numbers = torch.cat([numbers, shift.float()[..., None]], -1)  # (out, groups, numbers)
-        low.append(-(2 ** (shift_bits - 1)))
-        high.append(2 ** (shift_bits - 1) - 1)
-    if not torch.isfinite(numbers).all():
+        parts.append(Part(shift.float(), shift_bits, signed=True))
+    stepped = _snapped(parts, scale_bits, importance)
+    if not _saves(stepped, halves):
         return halves
-    codes, span = _snap(numbers, low, high, scale_bits, importance)
-    planes = len(widths)
-    alphas = Stepped.pack(codes[..., :planes], span, widths, scale_bits)
-    if shift is None:
-        return (alphas, None) if _saves([alphas], halves) else halves
-    shifts = Stepped.pack(codes[..., planes], span, shift_bits, scale_bits, signed=True)
-    return (alphas, shifts) if _saves([alphas, shifts], halves) else halves
+    return stepped[0], None if shift is None else stepped[1]
 
 
 def stored_grid(
@@ -111,84 +127,98 @@ def stored_grid(
     In half precision as `stored_coding` says, each of the two for itself. ConfigError likewise.
     """
     check_scale_bits(scale_bits)
-    half = as_stored(scale)
-    real = zero is not None and zero.is_floating_point()
-    half_zero = as_stored(zero) if zero is not None and real else zero
-    if scale_bits == HALF:
-        return half, half_zero
-    if (scale < 0).any():
-        raise ConfigError(
-            f"scale is {scale.amin().item():.4g} somewhere, and as an integer it has no sign; "
-            "give its magnitude"
-        )
-    top = 2**scale_bits - 1
-    steps = _one_number(scale, 0, top, scale_bits, importance, half)
-    if zero is None or not real:
-        return steps, zero
-    middle = 2.0 ** (bits - 1)
-    half_way = 2 ** (scale_bits - 1)
-    zeros = _one_number(
-        zero, -half_way, half_way - 1, scale_bits - 1, importance, as_stored(zero), middle
-    )
-    return steps, zeros
+    scales: Numbers = as_stored(scale)
+    if scale_bits != HALF and _finite(scale):
+        _require_magnitudes("scale", scale)
+        # a grid whose scale is zero has a single level
+        part = Part(scale.float(), scale_bits, vanish=False)
+        scales = _smaller(part, scale_bits, importance, scales)
+    if zero is None or not zero.is_floating_point():
+        return scales, zero
+    zeros: Numbers = as_stored(zero)
+    if scale_bits != HALF and _finite(zero):
+        middle = 2.0 ** (bits - 1)
+        part = Part(zero.float() - middle, scale_bits, signed=True)
+        zeros = _smaller(part, scale_bits - 1, importance, zeros, middle)
+    return scales, zeros
 
 
-def _one_number(
-    numbers: Tensor,
-    low: int,
-    high: int,
-    places: int,
-    importance: Tensor | None,
-    half: Tensor,
-    middle: float = 0.0,
+def _smaller(
+    part: Part, places: int, importance: Tensor | None, half: Tensor, middle: float = 0.0
 ) -> Numbers:
-    """Numbers (out, groups) as integers in low..high, or `half` where that is to be."""
-    if not torch.isfinite(numbers).all():
-        return half
-    about = numbers.float()[..., None] - middle
-    codes, span = _snap(about, [low], [high], places, importance)
-    codes = codes[..., 0]
-    signed = low < 0
-    if not signed:
-        codes = torch.where(numbers > 0, codes.clamp_min(1), codes)
-    bits = (high - low).bit_length()
-    steps = Stepped.pack(codes, span, bits, places, signed, middle)
-    return steps if _saves([steps], (half,)) else half
+    """The part as integers, or `half` where that takes no more bytes."""
+    stepped = _snapped([part], places, importance, middle)
+    return stepped[0] if _saves(stepped, (half,)) else half
 
 
-def _snap(
-    numbers: Tensor, low: list[int], high: list[int], places: int, importance: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Codes (float32, as numbers) and span (out,) of least squared error among the trials.
-
-    numbers (float32, (out, groups, k)); low, high: the limits of each of the k. places: of the
-    span. importance: see `stored_coding`.
-    """
-    least = numbers.new_tensor(low)
-    most = numbers.new_tensor(high)
-    reach = (numbers.abs() / most).amax((1, 2)) * 2.0**places  # (out,): cuts nothing off
-    dtype = as_stored(reach).dtype
-    best_error = torch.full_like(reach, torch.inf)
-    best_span = torch.zeros_like(reach, dtype=dtype)
-    best_codes = torch.zeros_like(numbers)
+def _snapped(
+    parts: list[Part], places: int, importance: Tensor | None, middle: float = 0.0
+) -> list[Stepped]:
+    """Parts that share a span, with the step of least squared error for each row."""
+    widest = torch.stack([_reach(part) for part in parts]).amax(0)  # (out,): it cuts nothing off
+    first = parts[0]
+    largest = first.numbers if isinstance(first.bits, int) else first.numbers[..., 0]
+    width = first.bits if isinstance(first.bits, int) else first.bits[0]
+    finest = _reach(Part(largest, width, first.signed)) * SMALLEST_PART
+    dtype = as_stored(widest * 2.0**places).dtype
+    error = torch.full_like(widest, torch.inf)
+    span = torch.zeros_like(widest, dtype=dtype)
+    chosen = [torch.zeros_like(part.numbers) for part in parts]
     for trial in range(TRIALS):
-        part = SMALLEST_PART ** (trial / (TRIALS - 1))  # from 1 down
-        span = (reach * part).to(dtype)
-        step = (span.float() * 2.0**-places)[:, None, None]
-        codes = (numbers / torch.where(step > 0, step, torch.inf)).round_()
-        codes = codes.clamp_(least, most)
-        error = (codes * step).sub_(numbers).square_().sum(-1)  # (out, groups)
-        if importance is not None:
-            error = error * importance
-        total = error.sum(1)
-        better = total < best_error
-        best_error = torch.where(better, total, best_error)
-        best_span = torch.where(better, span, best_span)
-        best_codes = torch.where(better[:, None, None], codes, best_codes)
-    return best_codes, best_span
+        fraction = trial / (TRIALS - 1)
+        # between them in equal ratios; a row of zeros has a step of zero
+        tried = (widest ** (1 - fraction) * finest**fraction * 2.0**places).to(dtype)
+        step = tried.float() * 2.0**-places
+        found = [part.nearest(step) for part in parts]
+        now = _error(parts, found, step, importance)
+        better = now < error
+        error = torch.where(better, now, error)
+        span = torch.where(better, tried, span)
+        for index, part in enumerate(parts):
+            chosen[index] = torch.where(part.by_row(better), found[index], chosen[index])
+    return [
+        Stepped.pack(multiples, span, part.bits, places, part.signed, middle)
+        for part, multiples in zip(parts, chosen, strict=True)
+    ]
 
 
-def _saves(steps: list[Stepped], halves: tuple[Tensor | None, ...]) -> bool:
+def _reach(part: Part) -> Tensor:
+    """(out,): the least step with which no number of a part is cut off."""
+    if isinstance(part.bits, int):
+        return part.numbers.abs().amax(1) / limits(part.bits, part.signed)[1]
+    columns = part.numbers.unbind(-1)  # (out, groups) each
+    reach = columns[0].amax(1) / limits(part.bits[0], signed=False)[1]
+    for before, number, width in zip(columns, columns[1:], part.bits[1:], strict=False):
+        difference = (number - before / 2).abs().amax(1)
+        reach = torch.maximum(reach, difference / limits(width, signed=True)[1])
+    return reach
+
+
+def _error(
+    parts: list[Part], found: list[Tensor], step: Tensor, importance: Tensor | None
+) -> Tensor:
+    """(out,): the squared error of the parts as multiples of a step, summed over the groups."""
+    total = torch.zeros_like(step)
+    for part, multiples in zip(parts, found, strict=True):
+        error = (multiples * part.by_row(step) - part.numbers).square()
+        error = error if error.ndim == 2 else error.sum(-1)  # (out, groups)
+        total += (error if importance is None else error * importance).sum(1)
+    return total
+
+
+def _finite(*numbers: Tensor | None) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in numbers if part is not None)
+
+
+def _require_magnitudes(name: str, numbers: Tensor, where: str = "") -> None:
+    if (numbers < 0).any():
+        raise ConfigError(
+            f"{name} is {numbers.amin().item():.4g} somewhere, and as an integer it has no sign; "
+            f"give its magnitude{', and its sign' * bool(where)}{where}"
+        )
+
+
+def _saves(stepped: list[Stepped], halves: tuple[Tensor | None, ...]) -> bool:
     """Whether numbers as integers, with one span, take fewer bytes than in half precision."""
-    stepped = sum(numbers.codes.nbytes for numbers in steps) + steps[0].span.nbytes
-    return stepped < sum(half.nbytes for half in halves if half is not None)
+    integers = sum(part.codes.nbytes for part in stepped) + stepped[0].span.nbytes
+    return integers < sum(half.nbytes for half in halves if half is not None)

@@ -1,10 +1,12 @@
 """Scales, shifts and the like as integers times a step per row.
 
-A row of a weight has one span, and every group's numbers are integer codes:
+A row of a weight has one span, and every group's numbers are whole multiples of a step:
 
-    number = middle + code * span / 2^places,    rounded to the dtype of the span
+    number = middle + k * span / 2^places,    rounded to the dtype of the span
 
-`qbench.formats.snapping` chooses spans and codes.
+Where a group has one number its code is k. The alphas of a group are a chain: the code of the first
+is k_1, and that of each later one is k_i - floor(k_(i-1) / 2), since an alpha is about half of the
+one before. `qbench.formats.snapping` chooses spans and codes.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ class Stepped:
     `qbench.formats.packing` packs it: group by group, a code of each of `bits` after the other, the
     lowest bit first.
     span (float16 or float32, (out,)): what a code of 2^places means.
-    bits: of each of a group's numbers, or an int where a group has one and the numbers no axis for
-    it. groups: of a row. signed: whether codes are in two's complement. middle: what a code of 0
-    means.
+    bits: of the codes of a chain; or an int where a group has one number, and the numbers no axis
+    for it. groups: of a row. signed: whether the code of a single number is in two's complement; in
+    a chain, all codes but the first are. middle: what a code of 0 means.
 
     StoreError where parts do not fit.
     """
@@ -61,17 +63,19 @@ class Stepped:
     @classmethod
     def pack(
         cls,
-        codes: Tensor,
+        multiples: Tensor,
         span: Tensor,
         bits: tuple[int, ...] | int,
         places: int,
         signed: bool = False,
         middle: float = 0.0,
     ) -> Stepped:
-        """Pack codes (integer), of the shape of `dequantize`; each has to fit its bits."""
-        columns = codes[..., None] if isinstance(bits, int) else codes  # (out, groups, numbers)
+        """Pack whole multiples of the step (of the shape of `dequantize`) that `nearest` gave."""
+        columns = multiples[..., None] if isinstance(bits, int) else multiples
+        half = (columns[..., :-1] / 2).floor()
+        codes = columns - torch.nn.functional.pad(half, (1, 0))  # (out, groups, numbers)
         digits = []
-        for code, width in zip(columns.long().unbind(-1), _widths(bits), strict=True):
+        for code, width in zip(codes.long().unbind(-1), _widths(bits), strict=True):
             # A negative code's lowest bits are its two's complement.
             digits.append((code[..., None] >> torch.arange(width, device=codes.device)) & 1)
         stream = torch.cat(digits, -1).flatten(1)  # (out, groups * sum(bits))
@@ -94,20 +98,47 @@ class Stepped:
         stream = unpack(self.codes, 1, self.groups * width)  # (out, groups * width)
         digits = stream.unflatten(1, (self.groups, width)).float()
         # Whole numbers of at most 8 bits, exact in float32 as is their product with a float16 step.
-        codes = digits @ self._digit_values(digits.device)  # (out, groups, numbers)
+        multiples = []
+        for code in (digits @ self._digit_values(digits.device)).unbind(-1):
+            before = multiples[-1] if multiples else torch.zeros_like(code)
+            multiples.append(code + (before / 2).floor())
         step = self.span.float() * 2.0**-self.places
-        numbers = (codes * step[:, None, None] + self.middle).to(self.span.dtype)
+        numbers = torch.stack(multiples, -1) * step[:, None, None]  # (out, groups, numbers)
+        numbers = (numbers + self.middle).to(self.span.dtype)
         return numbers[..., 0] if isinstance(self.bits, int) else numbers
 
     def _digit_values(self, device: torch.device) -> Tensor:
         """(sum(widths), numbers): what each bit of a group's stream adds to each of its codes."""
         columns = []
-        for width in self.widths:
+        for number, width in enumerate(self.widths):
             column = 2.0 ** torch.arange(width, device=device)
-            if self.signed:
+            if number or self.signed:
                 column[-1] = -column[-1]
             columns.append(column[:, None])
         return torch.block_diag(*columns)
+
+
+def nearest(in_steps: Tensor, bits: tuple[int, ...] | int, signed: bool = False) -> Tensor:
+    """The whole multiples of a step that are nearest to these and that the bits can hold.
+
+    in_steps (float32, (out, groups, len(bits)) or (out, groups)): numbers in units of the step. In
+    a chain each is the nearest one that the one before leaves within reach.
+    """
+    whole = in_steps.round()
+    if isinstance(bits, int):
+        low, high = limits(bits, signed)
+        return whole.clamp_(low, high)
+    chain = [whole[..., 0].clamp(*limits(bits[0], signed=False))]
+    for number, width in enumerate(bits[1:], 1):
+        half = (chain[-1] / 2).floor()
+        low, high = limits(width, signed=True)
+        chain.append((whole[..., number] - half).clamp_(low, high).add_(half).clamp_(min=0))
+    return torch.stack(chain, -1)
+
+
+def limits(bits: int, signed: bool) -> tuple[int, int]:
+    """The least and the greatest code of so many bits."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 def _widths(bits: tuple[int, ...] | int) -> tuple[int, ...]:
