@@ -105,7 +105,7 @@ def stored_coding(
     parts = [Part(alpha.float(), widths)]
     if shift is not None:
         parts.append(Part(shift.float(), shift_bits, signed=True))
-    stepped = _snapped(parts, scale_bits, importance)
+    stepped = snapped(parts, scale_bits, importance)
     if not _saves(stepped, halves):
         return halves
     return stepped[0], None if shift is None else stepped[1]
@@ -127,19 +127,21 @@ def stored_grid(
     In half precision as `stored_coding` says, each of the two for itself. ConfigError likewise.
     """
     check_scale_bits(scale_bits)
-    scales: Numbers = as_stored(scale)
+    half = as_stored(scale)
+    scales: Numbers = half
     if scale_bits != HALF and _finite(scale):
         _require_magnitudes("scale", scale)
         # a grid whose scale is zero has a single level
         part = Part(scale.float(), scale_bits, vanish=False)
-        scales = _smaller(part, scale_bits, importance, scales)
+        scales = _smaller(part, scale_bits, importance, half)
     if zero is None or not zero.is_floating_point():
         return scales, zero
-    zeros: Numbers = as_stored(zero)
+    half_zero = as_stored(zero)
+    zeros: Numbers = half_zero
     if scale_bits != HALF and _finite(zero):
         middle = 2.0 ** (bits - 1)
         part = Part(zero.float() - middle, scale_bits, signed=True)
-        zeros = _smaller(part, scale_bits - 1, importance, zeros, middle)
+        zeros = _smaller(part, scale_bits - 1, importance, half_zero, middle)
     return scales, zeros
 
 
@@ -147,11 +149,11 @@ def _smaller(
     part: Part, places: int, importance: Tensor | None, half: Tensor, middle: float = 0.0
 ) -> Numbers:
     """The part as integers, or `half` where that takes no more bytes."""
-    stepped = _snapped([part], places, importance, middle)
+    stepped = snapped([part], places, importance, middle)
     return stepped[0] if _saves(stepped, (half,)) else half
 
 
-def _snapped(
+def snapped(
     parts: list[Part], places: int, importance: Tensor | None, middle: float = 0.0
 ) -> list[Stepped]:
     """Parts that share a span, with the step of least squared error for each row."""

@@ -98,7 +98,7 @@ class Stepped:
         stream = unpack(self.codes, 1, self.groups * width)  # (out, groups * width)
         digits = stream.unflatten(1, (self.groups, width)).float()
         # Whole numbers of at most 8 bits, exact in float32 as is their product with a float16 step.
-        multiples = []
+        multiples: list[Tensor] = []
         for code in (digits @ self._digit_values(digits.device)).unbind(-1):
             before = multiples[-1] if multiples else torch.zeros_like(code)
             multiples.append(code + (before / 2).floor())

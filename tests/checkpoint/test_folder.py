@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import qbench
 from fresh_python import run_python
-from methods_of_formats import METHOD_OF_FORMAT, method_of_format
+from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, method_of_format
 from qbench import Scheme
 from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
@@ -217,6 +218,18 @@ def test_a_folder_of_version_2_is_read_and_saved_as_version_3(tmp_path):
 
 
 # Damage
+
+
+def test_a_step_that_makes_infinite_scales_is_refused(tiny, tmp_path):
+    made = qbench.quantize(tiny(), SteppedAlternating(), Scheme(3, 8))
+    name, weight = next(iter(made.weights.items()))
+    alpha, shift = weight.stored_alpha, weight.stored_shift
+    span = torch.full_like(alpha.span, 60000.0)
+    alpha, shift = (replace(part, span=span, places=1) for part in (alpha, shift))
+    made.weights[name] = replace(weight, stored_alpha=alpha, stored_shift=shift)
+    folder = made.save(tmp_path / "s")
+    with pytest.raises(StoreError, match=f"{name}.(alpha|shift) is not finite"):
+        qbench.load(folder)
 
 
 def edit(folder, change, file="config.json"):
