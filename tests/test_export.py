@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import qbench
+from methods_of_formats import SteppedAlternating, SteppedRTN
 from qbench import Scheme
 from qbench.checkpoint.folder import unquantized_tensors, write_model_folder
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
@@ -70,6 +71,22 @@ def test_a_dense_folder_needs_nothing_of_ours(saved, tmp_path, method):
     assert torch.equal(model(PROMPT).logits, logits(folder))
     half = export(folder, "dense", tmp_path / "half", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(half, dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "method, target",
+    [(SteppedRTN(), "gptq"), (SteppedAlternating(), "dense")],
+    ids=["gptq", "dense"],
+)
+def test_scales_as_integers_are_exported_as_the_numbers_they_are(saved, tmp_path, method, target):
+    folder = saved(group_size=8, method=method)
+    assert any(name.endswith("_span") for name in load_file(folder / "model.safetensors"))
+    made = export(folder, target, tmp_path / target)
+    if target == "dense":
+        model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+        assert torch.equal(model(PROMPT).logits, logits(folder))
+    else:
+        assert torch.equal(logits(made), logits(folder))
 
 
 def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path):

@@ -277,6 +277,11 @@ def _read_weights(
 
 def _require_finite(name: str, weight: WeightFormat, folder: Path) -> None:
     parts = {f"{name}.{part}": tensor for part, tensor in weight.to_tensors().items()}
+    # A finite step may still make numbers that are not, in a file that has been changed.
+    for part in ("alpha", "shift", "scale", "zero_point"):
+        numbers = getattr(weight, part, None)
+        if numbers is not None:
+            parts[f"{name}.{part}"] = numbers
     _require_finite_tensors(parts, folder)
 
 

@@ -171,10 +171,10 @@ def test_parameters_that_gptq_lacks_are_refused():
     with pytest.raises(
         ConfigError, match=r"the scale 0\.100000001 \(output 3, group 1\) is not a float16 number"
     ):
-        to_gptq(dataclasses.replace(weight, scale=scale))
+        to_gptq(dataclasses.replace(weight, stored_scale=scale))
     zero = weight.unpacked()[2].half()
     zero[2, 0] = 7.25
-    real = dataclasses.replace(weight, zero_point=zero)
+    real = dataclasses.replace(weight, stored_zero=zero)
     for refuse in (to_gptq, lambda weight: checkpoint_format([weight])):
         with pytest.raises(
             ConfigError,
