@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
-from qbench.contracts import Scheme
+from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Binary
 from qbench.formats.packing import as_stored
 from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
@@ -88,7 +88,9 @@ class UniQuanF(Reconstruction):
         super().__post_init__()
         self.refuse_below(0, "grid", "rounds", "period")
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> UniQuanFWeight:
+    def prepare(
+        self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
+    ) -> UniQuanFWeight:
         """weight (out, in), floating: -> its parameters at the initialization, float32."""
         method = self
         if method.lr is None:

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from qbench.contracts import BlockInputs, BlockResult, Scheme, WeightFormat
+from qbench.calibration.input_statistics import input_statistics, no_statistics
+from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat
 from qbench.errors import ConfigError, MethodError
 from qbench.models.blocks import as_kept, linears, read_weight
 
@@ -141,19 +142,36 @@ class Reconstruction:
         """Tokens that pass forward and backward where `tokens` calibrate, to estimate times."""
         return math.ceil(tokens * (1 - self.holdout) * self.epochs)
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> TrainedWeight:
-        """(out, in) -> its parameterization at the initialization. Must not change `weight`."""
+    def prepare(self, weight: Tensor, scheme: Scheme, stats: LinearStats) -> TrainedWeight:
+        """(out, in) -> its parameterization at the initialization. Must not change `weight`.
+
+        stats: of the layer's input in the quantized stream; layers with the same input share one
+        object. A layer that no token reaches has zeros and the count 0.
+        """
         raise NotImplementedError
 
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
         """Initialize every linear layer, and train them together on the block's output."""
+        weights = self._prepared(block, inputs, scheme)
+        return reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
+
+    def _prepared(
+        self, block: nn.Module, inputs: BlockInputs, scheme: Scheme
+    ) -> dict[str, TrainedWeight]:
+        """Every linear layer at its initialization.
+
+        No statistics outlive this call: none is in memory while the block trains.
+        """
+        inputs.progress(0.0, "collecting second moments")
+        statistics = input_statistics(block, inputs)
         weights = {}
         for name, layer in linears(block).items():
             inputs.progress(0.0, f"initializing {name}")
-            weights[name] = self.prepare(read_weight(layer), scheme)
-        return reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
+            stats = statistics.pop(name, None) or no_statistics(layer)
+            weights[name] = self.prepare(read_weight(layer), scheme, stats)
+        return weights
 
 
 def reconstruct(

@@ -225,6 +225,28 @@ def test_the_engine_equals_a_plain_loop(case):
     )
 
 
+def test_a_weight_is_prepared_with_the_second_moments_of_its_input(case):
+    block, inputs, targets = case
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Reconstruction):
+        def prepare(self, weight, scheme, stats):
+            seen.append((weight, stats))
+            return FreeWeight(weight)
+
+    with torch.no_grad():
+        Watching(epochs=0).quantize_block(block, inputs, targets, SCHEME)
+        rows = torch.cat([block.norm(x) for x in inputs.quantized]).flatten(0, 1).double()
+        hidden = torch.relu(block.up(rows.float())).double()
+    for (weight, stats), layer, x in zip(seen, (block.up, block.down), (rows, hidden), strict=True):
+        assert torch.equal(weight, layer.weight) and stats.count == len(x) == 192
+        torch.testing.assert_close(
+            stats.hessian.double(), 2 / len(x) * x.T @ x, rtol=1e-4, atol=1e-5
+        )
+    assert not any(layer._forward_pre_hooks for layer in (block.up, block.down))
+
+
 def test_inputs_are_mixed_element_by_element(case):
     _, inputs, _ = case
     weight = FreeWeight(torch.ones(2, 2))
