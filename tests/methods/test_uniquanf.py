@@ -11,7 +11,7 @@ from qbench import Scheme
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import _Rounded
 from qbench.methods.level_mapping import nearest, nearest_neighbour
-from qbench.methods.uniquanf import UniQuanF, UniQuanFWeight
+from qbench.methods.uniquanf import Start, UniQuanF, UniQuanFWeight
 from samples import normal, seeded
 
 
@@ -23,8 +23,8 @@ def random_state(bits, dtype=torch.float64, spread=0.05, **params):
     """A UniQuanF weight of 24 groups of 32 with every parameter moved away from its start."""
     X = gauss(24, 32, dtype)
     method = UniQuanF(**params)
-    s, z, a, zb = (part.to(dtype) for part in method.start(X.float(), bits))
-    state = UniQuanFWeight(X, s, z, a, zb, 24, method)
+    start = Start(*(part.to(dtype) for part in method.start(X.float(), bits)))
+    state = UniQuanFWeight(X, start, 24, method)
     draw = seeded(1)
     for name, size in (
         ("d1", spread),
@@ -198,7 +198,8 @@ def test_at_the_grid_of_uniform_levels_it_is_rounding():
     rtn = qbench.get_method("rtn", zero_point="real").quantize_weight(weight, Scheme(bits, 64))
     _, scale, zero = rtn.unpacked()
     a = torch.tensor([2.0, 1.0, 0.5]).expand(8, 3)
-    state = UniQuanFWeight(weight, scale[:, 0], zero[:, 0], a, torch.zeros(8), 8, UniQuanF())
+    start = Start(scale[:, 0], zero[:, 0], a, torch.zeros(8))
+    state = UniQuanFWeight(weight, start, 8, UniQuanF())
     torch.testing.assert_close(state().detach(), rtn.dequantize(), rtol=1e-4, atol=1e-5)
 
 
