@@ -143,9 +143,7 @@ class Rounded(NamedTuple):
     loss: Tensor
 
 
-def round_columns(
-    W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int
-) -> Rounded:
+def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Rounded:
     """Round W to the grid s (q - z), q in 0..top, with error feedback through U.
 
     W, s, z (out, in) float32, columns in the order of processing; U (in, in) upper.

@@ -79,7 +79,8 @@ class MappedWeight(torch.autograd.Function):
     l = sum_i a_i c_i is the level of the weight, s = e^d1, v = w / e^(d1 + d2 + d3), and
     x = v + z - h. Gradient filtering (section 4.3): m = 0 where |x - z_B - l| > min_i |a_i|, else
     m = 1. That is `distance`; of these, `range` takes those beyond all levels alone, as rounding
-    does where it clips: between two distant levels the estimate holds. With G = dL/dw^ and sums over the group,
+    does where it clips: between two distant levels the estimate holds. With G = dL/dw^ and sums
+    over the group,
 
         dL/da_i = sum m G s c_i        dL/dd2 = -m G s v        dL/dd3 = sum dL/dd2
         dL/dd1  = sum G w^ + dL/dd3    dL/dz_B = sum G s.
