@@ -2,14 +2,16 @@
 
 Levels by alternating least squares in which an error of input j counts H_jj, the numbers that are
 stored snapped to integers times a step per row, and then GPTQ's error feedback (arXiv:2210.17323)
-by decreasing H_jj, onto the nearest level in place of the nearest point of a grid.
+by decreasing H_jj, onto the nearest level in place of the nearest point of a grid. Then levels and
+codes are fitted to each other again, in the whole Hessian.
 
 The nearest published relatives: BPDQ (ICML 2026, arXiv:2602.04163) fits its scales inside the loop,
 group by group on compensated weights in the metric of the group's conditional Hessian, from the
 planes of an 8-bit grid; here all levels are fixed before the first column is rounded, so that
 columns go in any order and the snapped scales are those that the feedback sees. LNQ (GuidedQuant,
 arXiv:2505.07004) alternates between exact least squares for free levels of a whole row, in the full
-Hessian, and coordinate descent for the codes; here the levels are sums of b scales for every group.
+Hessian, and coordinate descent for the codes, from k-means; the refits here do the same for levels
+that are sums of b scales in every group, snapped each time, after the feedback. Neither snaps.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ from qbench.methods.stored_numbers import default_scale_bits
 class AlternatingH:
     """Curvature-weighted binary coding with error feedback.
 
-    rounds: at most so many least-squares steps. damp: added to the diagonal of the Hessian, as a
-    fraction of its mean. scale_bits: of the largest scale; smaller ones have fewer, and 16 is half
-    precision. None is 7 up to 3 bits, and 6 above.
+    rounds: at most so many least-squares steps. refits: of levels and codes to each other under the
+    whole Hessian, as long as that lowers the layer's loss. damp: added to the diagonal of the
+    Hessian, as a fraction of its mean. scale_bits: of the largest scale; smaller ones have fewer,
+    and 16 is half precision. None is 7 up to 3 bits, and 6 above.
     """
 
     name: ClassVar[str] = "alternating-h"
@@ -48,12 +51,14 @@ class AlternatingH:
     symmetric: ClassVar[bool] = False
 
     rounds: int = 8
+    refits: int = 2
     damp: float = 0.05
     scale_bits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ConfigError(f"rounds={self.rounds} is too small; give 0 or more")
+        for name in ("rounds", "refits"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small; give 0 or more")
         if not self.damp >= 0:
             raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
         if self.scale_bits is not None:
@@ -65,7 +70,7 @@ class AlternatingH:
         MethodError where no damping makes the Hessian positive definite.
         """
         scale_bits = self.scale_bits or default_scale_bits(scheme.bits)
-        coding = CurvatureCoding(self.rounds, self.damp, scale_bits)
+        coding = CurvatureCoding(self.rounds, self.refits, self.damp, scale_bits)
         start = curvature_start(weight, stats, scheme, coding)
         group = scheme.group_length(weight.shape[1])
         planes = nearest_planes(

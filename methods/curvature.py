@@ -1,15 +1,16 @@
 """Binary coding under the curvature of a layer's loss: levels, and error feedback onto them.
 
 With H = 2/n sum x x^T over a layer's inputs, moving its weight by dw raises the mean squared output
-by dw H dw^T / 2 a row. Two steps use that, neither of which trains anything:
+by dw H dw^T / 2 a row. Three steps use that, none of which trains anything:
 
 - `weighted_levels`: alternating coding (`alternating.py`) in which an error of input j counts H_jj
   plus damping, so that the levels lie where the large inputs have their weights;
 - `feed_back`: the columns go to their nearest levels in the order of decreasing H_jj, and those
-  still to come take in each rounding error (`gptq.py`, whose derivation holds for any levels).
+  still to come take in each rounding error (`gptq.py`, whose derivation holds for any levels);
+- `curvature_refinement.py` fits levels and codes to each other under the whole of H.
 
-Feedback ends with compensated values: what each weight was when its level was chosen. Their nearest
-levels are the codes, so that a method that maps values to levels can start from them.
+It ends with compensated values: what each weight should have been when its level was chosen. Their
+nearest levels are the codes, so that a method that maps values to levels can start from them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats.stepped import Numbers, values
 from qbench.methods.alternating import Coding, SortedGroups, alternate, level_signs
+from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.gptq import importance, inverse_cholesky, live_hessian
 from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, rows_of, zero_as_float
 from qbench.methods.stored_numbers import stored_numbers
@@ -37,11 +39,13 @@ BLOCK = 128  # columns between two large updates; the result does not depend on 
 class CurvatureCoding:
     """How `curvature_start` fits: see there.
 
-    rounds: of least squares, at most. damp: added to the diagonal of H, as a fraction of its mean.
-    scale_bits: of the numbers that are stored, as `stored_coding` takes them.
+    rounds: of least squares, at most. refits: of levels and codes to each other under the whole
+    Hessian. damp: added to the diagonal of H, as a fraction of its mean. scale_bits: of the numbers
+    that are stored, as `stored_coding` takes them.
     """
 
     rounds: int = 8
+    refits: int = 2
     damp: float = 0.05
     scale_bits: int = 16
 
@@ -58,6 +62,10 @@ class CurvatureStart(NamedTuple):
     values: Tensor
     loss: Tensor
 
+    def levels(self) -> Tensor:
+        """(out, groups, L), in the order of the patterns of signs."""
+        return coded_levels(values(self.alpha), values(self.shift))
+
 
 def curvature_start(
     weight: Tensor, stats: LinearStats | None, scheme: Scheme, coding: CurvatureCoding
@@ -72,19 +80,53 @@ def curvature_start(
     W = weight.float()
     H = torch.eye(columns, device=W.device) if stats is None else live_hessian(stats)
     weights = importance(H, coding.damp).view(-1, group)  # (groups, g)
-    fitted = weighted_levels(W.reshape(-1, group), weights, scheme.bits, coding.rounds)
-    alpha, shift = stored_numbers(
-        fitted[0].view(out, -1, scheme.bits),
-        fitted[1].view(out, -1),
-        coding.scale_bits,
-        weights.sum(1),
-    )
+    alpha, shift = weighted_levels(W.reshape(-1, group), weights, scheme.bits, coding.rounds)
+    alpha = alpha.view(out, -1, scheme.bits)
+    shift = shift.view(out, -1)
     order = H.diagonal().argsort(descending=True, stable=True)
     U = inverse_cholesky(H[order][:, order], coding.damp)
-    signs = level_signs(scheme.bits, W.device).float()  # (L, b)
-    levels = values(shift).float()[..., None] + values(alpha).float() @ signs.T  # (out, groups, L)
-    compensated, loss = feed_back(W, U, levels.sort(2).values, order)
-    return CurvatureStart(alpha, shift, compensated, loss)
+    numbers = stored_numbers(alpha, shift, coding.scale_bits, weights.sum(1))
+    levels = coded_levels(values(numbers[0]), values(numbers[1]))
+    best = CurvatureStart(*numbers, *feed_back(W, U, levels.sort(2).values, order))
+    H.diagonal().copy_(weights.flatten())  # damped
+    for _ in range(coding.refits):
+        codes = nearest_codes(best.values, best.levels())
+        fitted = refit(W, H, codes, scheme.bits)
+        alpha = torch.where(fitted[0].isnan(), alpha, fitted[0])
+        shift = torch.where(fitted[1].isnan(), shift, fitted[1])
+        numbers = stored_numbers(alpha, shift, coding.scale_bits, weights.sum(1))
+        levels = coded_levels(values(numbers[0]), values(numbers[1])).sort(2).values
+        compensated, _ = feed_back(W, U, levels, order)
+        targets, V = descend(W, H, levels, nearest_levels(compensated, levels))
+        change = V - W
+        loss = ((change @ H) * change).sum(1)
+        if not loss.sum() < best.loss.sum():
+            break
+        best = CurvatureStart(*numbers, targets, loss)
+    return best
+
+
+def coded_levels(alpha: Tensor, shift: Tensor) -> Tensor:
+    """All levels (out, groups, L) float32 of alpha (out, groups, b) and shift (out, groups).
+
+    In the order of the patterns of signs, which is that of the values only in super-increasing
+    codings.
+    """
+    signs = level_signs(alpha.shape[-1], alpha.device).float()  # (L, b)
+    return shift.float()[..., None] + alpha.float() @ signs.T
+
+
+def nearest_codes(W: Tensor, levels: Tensor) -> Tensor:
+    """Patterns (out, groups, g) int64 of the levels (out, groups, L) nearest to W (out, in)."""
+    ascending, order = levels.sort(2)
+    middle = (ascending[..., 1:] + ascending[..., :-1]) / 2
+    rank = torch.searchsorted(middle, W.unflatten(1, (levels.shape[1], -1)).contiguous())
+    return order.gather(2, rank)
+
+
+def nearest_levels(W: Tensor, levels: Tensor) -> Tensor:
+    """The levels (out, in) nearest to W (out, in), of levels (out, groups, L)."""
+    return levels.gather(2, nearest_codes(W, levels)).flatten(1)
 
 
 def weighted_levels(W: Tensor, weights: Tensor, bits: int, rounds: int) -> Coding:

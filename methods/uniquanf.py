@@ -66,15 +66,15 @@ class UniQuanF(Reconstruction):
     is 0.002 from the curvature's start, whose codes a larger one destroys, else 0.08 / 2^bits, for
     a weight must move in proportion to the grid's step to change its code. lr_alpha: of the scales
     and of the shift. learn_shift: train the shift. scale_bits: of the stored numbers, as in
-    `alternating-h`; training sees them as they are stored. damp: of the curvature. rounds: of
-    alternating. grid: without the curvature, 0 takes the starts of `alternating`, G > 0 tries G
-    clip ratios as the authors do. shift: without the curvature, fit z_B. mapping: of weights to
-    levels: `exact` by the midpoints of the sorted levels, `local` among the present level and its
-    neighbours, `full` by the distance to each (slow, for comparison). period: steps from one
-    mapping to the next, 0 for never again. gradient_filtering: no gradient where a weight lies
-    further than the group's smallest scale from its level (`distance`, as published), or from the
-    range of all levels (`range`). faithful: start, rates, filter, mapping and stored numbers of the
-    published code, which trains on all batches.
+    `alternating-h`; training sees them as they are stored. damp, refits: of the curvature, as
+    there. rounds: of alternating. grid: without the curvature, 0 takes the starts of `alternating`,
+    G > 0 tries G clip ratios as the authors do. shift: without the curvature, fit z_B. mapping: of
+    weights to levels: `exact` by the midpoints of the sorted levels, `local` among the present
+    level and its neighbours, `full` by the distance to each (slow, for comparison). period: steps
+    from one mapping to the next, 0 for never again. gradient_filtering: no gradient where a weight
+    lies further than the group's smallest scale from its level (`distance`, as published), or from
+    the range of all levels (`range`). faithful: start, rates, filter, mapping and stored numbers of
+    the published code, which trains on all batches.
     """
 
     name: ClassVar[str] = "uniquanf"
@@ -83,6 +83,7 @@ class UniQuanF(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (1, 6)
     symmetric: ClassVar[bool] = False
 
+    epochs: int = 2
     lr: float | None = None
     lr_alpha: float = 5e-3
     initialization: Literal["curvature", "unified", "separate"] = "curvature"
@@ -90,6 +91,7 @@ class UniQuanF(Reconstruction):
     damp: float = 0.05
     grid: int = 0
     rounds: int = 15
+    refits: int = 2
     shift: bool = True
     learn_shift: bool = True
     mapping: Mapping = "exact"
@@ -99,7 +101,7 @@ class UniQuanF(Reconstruction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(0, "grid", "rounds", "period", "damp")
+        self.refuse_below(0, "grid", "rounds", "refits", "period", "damp")
         if self.scale_bits is not None:
             check_scale_bits(self.scale_bits)
 
@@ -145,7 +147,7 @@ class UniQuanF(Reconstruction):
         out = weight.shape[0]
         group = scheme.group_length(weight.shape[1])
         if method.initialization == "curvature":
-            coding = CurvatureCoding(method.rounds, method.damp, method.scale_bits)
+            coding = CurvatureCoding(method.rounds, method.refits, method.damp, method.scale_bits)
             found = curvature_start(weight, stats, scheme, coding)
             start = in_its_own_frame(
                 values(found.alpha).float().flatten(0, 1), values(found.shift).float().flatten()

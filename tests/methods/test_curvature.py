@@ -18,9 +18,11 @@ from qbench.methods.curvature import (
     WeightedGroups,
     curvature_start,
     feed_back,
+    nearest_levels,
     uniform_start,
     weighted_levels,
 )
+from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.gptq import inverse_cholesky
 from qbench.methods.stored_numbers import Steps, stored_numbers
 from samples import normal, seeded
@@ -140,6 +142,79 @@ def test_feedback_is_the_optimal_brain_surgeon_onto_levels(bits, groups, monkeyp
     assert torch.equal(W, before)
 
 
+# --- levels and codes under the whole Hessian
+
+
+def row_loss(V, W, H):
+    change = (V - W).double()
+    return ((change @ H.double()) * change).sum(1)
+
+
+@pytest.mark.parametrize("bits, groups", [(1, 4), (2, 1), (3, 4)])
+def test_refitted_levels_are_least_squares_under_the_hessian(bits, groups, monkeypatch):
+    monkeypatch.setattr("qbench.methods.curvature_refinement.SYSTEMS", 3 * (groups * 4) ** 2)
+    W, H = normal(9, 64), correlated().hessian
+    codes = torch.randint(2**bits, (9, groups, 64 // groups), generator=seeded(4))
+    alpha, shift = refit(W, H, codes, bits)
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=bits))).double()
+    root = torch.linalg.cholesky(H.double(), upper=True)
+    for row in range(len(W)):
+        blocks = [
+            torch.cat([signs[codes[row, i]], torch.ones(64 // groups, 1).double()], 1)
+            for i in range(groups)
+        ]
+        C = torch.block_diag(*blocks)
+        theta = torch.linalg.lstsq(root @ C, (root @ W[row].double())[:, None]).solution
+        theta = theta[:, 0].view(groups, bits + 1)
+        expected = theta[:, :bits].abs().sort(1, descending=True).values
+        torch.testing.assert_close(alpha[row].double(), expected, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(shift[row].double(), theta[:, bits], rtol=2e-3, atol=2e-3)
+
+
+def test_planes_that_agree_leave_a_system_that_is_solved_or_said():
+    W, H = normal(2, 32), correlated(32).hessian
+    alpha, shift = refit(W, H, torch.zeros(2, 2, 16, dtype=torch.long), 2)
+    constant = torch.stack([alpha.sum(2), shift])
+    assert torch.isfinite(constant).all() or constant.isnan().all()
+
+
+def plain_descent(W, H, levels, V):
+    W, H, V = W.double(), H.double(), V.double().clone()
+    targets = torch.zeros_like(V)
+    group = W.shape[1] // levels.shape[1]
+    for j in range(W.shape[1]):
+        targets[:, j] = V[:, j] - ((V - W) @ H[:, j]) / H[j, j]
+        table = levels[:, j // group].double()
+        nearest = (targets[:, j, None] - table).abs().argmin(1)
+        V[:, j] = table.gather(1, nearest[:, None])[:, 0]
+    return targets, V
+
+
+@pytest.mark.parametrize("bits, groups", [(1, 4), (3, 1), (3, 4)])
+def test_descent_gives_each_column_its_best_level(bits, groups, monkeypatch):
+    monkeypatch.setattr("qbench.methods.curvature_refinement.BLOCK", 24)
+    W, H = normal(9, 64), correlated().hessian
+    levels = torch.randn(9, groups, 2**bits, generator=seeded(bits)).sort(-1).values
+    V = nearest_levels(W, levels)
+    before = V.clone()
+    targets, found = descend(W, H, levels, V)
+    expected_targets, expected = plain_descent(W, H, levels, V)
+    torch.testing.assert_close(found.double(), expected)
+    torch.testing.assert_close(targets.double(), expected_targets, rtol=1e-3, atol=1e-3)
+    assert torch.equal(nearest_levels(targets, levels), found) and torch.equal(V, before)
+    assert (row_loss(found, W, H) <= row_loss(V, W, H) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_refits_lower_the_loss_of_the_layer(bits):
+    weight, stats, scheme = normal(24, 64), correlated(), Scheme(bits, 16)
+    losses = [
+        curvature_start(weight, stats, scheme, CurvatureCoding(refits=refits)).loss.sum()
+        for refits in (0, 1, 4)
+    ]
+    assert losses[1] < 0.98 * losses[0] and losses[2] <= losses[1]
+
+
 # --- numbers as they are stored
 
 
@@ -233,7 +308,7 @@ def test_a_layer_that_saw_no_token_is_coded_by_its_weights_alone():
 
 @pytest.mark.parametrize(
     "params, words",
-    [({"rounds": -1}, "rounds=-1"), ({"damp": -0.1}, "damp=-0.1"), ({"scale_bits": 9}, "scale_")],
+    [({"refits": -1}, "refits=-1"), ({"damp": -0.1}, "damp=-0.1"), ({"scale_bits": 9}, "scale_")],
 )
 def test_settings_out_of_range_are_refused(params, words):
     with pytest.raises(ConfigError, match=words):
