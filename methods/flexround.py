@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
-from qbench.contracts import Scheme
+from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 from qbench.methods.rtn import RTN, TINY, zero_as_float
@@ -45,7 +45,9 @@ class FlexRound(Reconstruction):
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> FlexRoundWeight:
+    def prepare(
+        self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
+    ) -> FlexRoundWeight:
         """weight (out, in), floating: -> its parameters on the grid that `rtn` finds."""
         group = scheme.group_length(weight.shape[1])
         W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)

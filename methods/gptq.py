@@ -16,7 +16,7 @@ every group is fixed beforehand (static groups), so that the order needs not be 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class GPTQ:
         top = 2**scheme.bits - 1
         codes = torch.empty((out, columns), dtype=torch.uint8, device=weight.device)
         # Back to the order of the weight: column order[i] was the i-th to be rounded.
-        codes[:, order] = round_columns(W[:, order], U, s, z, top, self.block_size)
+        codes[:, order] = round_columns(W[:, order], U, s, z, top, self.block_size).codes
         return Uniform.from_codes(codes, scale, zero, scheme.bits)
 
 
@@ -95,6 +95,15 @@ def live_hessian(stats: LinearStats) -> Tensor:
     diagonal = H.diagonal()  # a view
     diagonal[diagonal == 0] = 1
     return H
+
+
+def importance(H: Tensor, damp: float) -> Tensor:
+    """(in,) float32: diag(H) + damp times its mean, what an error of each input counts for itself.
+
+    H (in, in): as `live_hessian` gives it.
+    """
+    diagonal = H.diagonal()
+    return diagonal + damp * diagonal.mean()
 
 
 def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
@@ -121,18 +130,45 @@ def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
     )
 
 
-def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Tensor:
-    """Codes (out, in) uint8 of W on the grid s (q - z), q in 0..top, with error feedback through U.
+class Rounded(NamedTuple):
+    """What error feedback makes of the columns of a weight, in the order of processing.
+
+    codes (out, in) uint8. values (out, in) float32: what each column was when it was rounded, with
+    the errors of those before it taken in; the codes are the nearest ones to these. loss (out,)
+    float32: dw H dw^T of each row, H damped as it was for U.
+    """
+
+    codes: Tensor
+    values: Tensor
+    loss: Tensor
+
+
+def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Rounded:
+    """Round W to the grid s (q - z), q in 0..top, with error feedback through U.
 
     W, s, z (out, in) float32, columns in the order of processing; U (in, in) upper.
     """
     # (in, out): a column of the weight is contiguous.
-    WT = W.T.contiguous()
-    sT = s.T.contiguous()
-    zT = z.T.contiguous()
+    values = W.T.clone(memory_format=torch.contiguous_format)
+    codes, loss = round_span(values, U, s.T, z.T, top, block_size)
+    return Rounded(codes.T.contiguous(), values.T.contiguous(), loss)
+
+
+def round_span(
+    WT: Tensor, U: Tensor, sT: Tensor, zT: Tensor, top: int, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Codes (columns, out) uint8 and the loss (out,) of consecutive columns WT (columns, out).
+
+    U (columns, columns), sT and zT (columns, out). WT becomes what its columns were when they were
+    rounded.
+    """
+    sT = sT.contiguous()
+    zT = zT.contiguous()
     # In a group whose scale is zero every weight gets the code of the zero point.
     inverse = torch.where(sT > 0, 1 / sT, 0)
-    codes = torch.empty(WT.shape, dtype=torch.uint8, device=W.device)
+    codes = torch.empty(WT.shape, dtype=torch.uint8, device=WT.device)
+    # U^-T U^-1 is H, and U^-1 of the change of a row its errors: dw H dw^T is their square.
+    loss = torch.zeros_like(WT[0])
     n = len(WT)
     # WT[start:] has taken in the errors of all earlier blocks.
     for start in range(0, n, block_size):
@@ -146,7 +182,8 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
         # The lazy update of algorithm 1: the columns behind the block, in one product,
         # w_j -= sum over i of the block of e_i U_ij.
         WT[stop:].addmm_(U[here, stop:].T, errors, alpha=-1)
-    return codes.T.contiguous()
+        loss += errors.square_().sum(0)
+    return codes, loss
 
 
 def round_block(

@@ -71,13 +71,17 @@ class RTN:
         codes = round_to_grid(W, s, z, scheme.bits).flatten(1)  # (out, in)
         return Uniform.from_codes(codes, s, z, scheme.bits)
 
-    def grid(self, W: Tensor, scheme: Scheme) -> Grid:
-        """W (..., g) float32: -> scale and zero point (...), in the dtypes they are stored in."""
+    def grid(self, W: Tensor, scheme: Scheme, importance: Tensor | None = None) -> Grid:
+        """W (..., g) float32: -> scale and zero point (...), in the dtypes they are stored in.
+
+        importance (groups, g) float32, not negative: what an error of each input counts in the
+        search, for W (..., groups, g). None counts all alike.
+        """
         rows = W.reshape(-1, W.shape[-1])
         scales = []
         zeros = []
         for part in row_slices(rows, CHUNK):
-            s, z = self._search(rows[part], scheme)
+            s, z = self._search(rows[part], scheme, rows_of(importance, part, len(rows)))
             scales.append(s)
             zeros.append(z)
         scale = torch.cat(scales).view(W.shape[:-1])
@@ -86,11 +90,13 @@ class RTN:
         zero = torch.cat(zeros).view(W.shape[:-1])
         return as_stored(scale), stored_zero(zero, self.zero_point == "integer")
 
-    def _search(self, W: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, W: Tensor, scheme: Scheme, importance: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """W (rows, g): -> scale and zero point (rows,), float32, with the least error of the group.
 
-        Coarse to fine: `ratios` shrink ratios for all rows, then both neighbours of each row's best
-        at half the distance, `refinements` times.
+        importance: (rows, g), or None. Coarse to fine: `ratios` shrink ratios for all rows, then
+        both neighbours of each row's best at half the distance, `refinements` times.
         """
         integer = self.zero_point == "integer"
         low, high = weight_range(W, scheme.symmetric, integer)
@@ -104,7 +110,7 @@ class RTN:
         for halving in range(self.refinements + 1):
             for ratio in trials:  # (rows,)
                 scale, zero = range_grid(low, high, scheme, ratio, integer)
-                error = grid_error(W, scale, zero, scheme.bits, self.norm)
+                error = grid_error(W, scale, zero, scheme.bits, self.norm, importance)
                 better = error < least
                 least = torch.where(better, error, least)
                 best_ratio = torch.where(better, ratio, best_ratio)
@@ -113,6 +119,17 @@ class RTN:
             finer = step / 2 ** (halving + 1)
             trials = [(best_ratio + finer).clamp_max(1), best_ratio - finer]
         return s, z
+
+
+def rows_of(importance: Tensor | None, part: slice, rows: int) -> Tensor | None:
+    """Of importance (groups, g), that of the rows `part` of (out * groups, g), out * groups = rows.
+
+    Row r belongs to group r % groups.
+    """
+    if importance is None:
+        return None
+    start, stop, _ = part.indices(rows)
+    return importance[torch.arange(start, stop, device=importance.device) % len(importance)]
 
 
 def row_slices(X: Tensor, weights: int) -> Iterator[slice]:
@@ -166,18 +183,21 @@ def range_grid(
     return s, n / 2 - (low + high) / (2 * s)
 
 
-def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, norm: float) -> Tensor:
-    """(rows,): the sum over each row of |w - s (q - z)|^norm with q the nearest code.
+def grid_error(
+    W: Tensor, s: Tensor, z: Tensor, bits: int, norm: float, importance: Tensor | None = None
+) -> Tensor:
+    """(rows,): the sum over each row of f |w - s (q - z)|^norm with q the nearest code.
 
-    W (rows, g), s and z (rows,), float32. In place where it can: this is the inner loop of the
-    search.
+    W (rows, g), s and z (rows,), f = importance (rows, g) or None for 1, float32. In place where it
+    can: this is the inner loop of the search.
     """
     q = torch.addcmul(z[:, None], W, (1 / s)[:, None])  # w / s + z
     q.round_().clamp_(0, 2**bits - 1)
     error = q.sub_(z[:, None]).mul_(s[:, None]).sub_(W)  # s (q - z) - w
-    if norm == 2:
-        return error.square_().sum(1)
-    return error.abs_().pow_(norm).sum(1)
+    error = error.square_() if norm == 2 else error.abs_().pow_(norm)
+    if importance is not None:
+        error.mul_(importance)
+    return error.sum(1)
 
 
 def round_to_grid(W: Tensor, s: Tensor, z: Tensor | None, bits: int) -> Tensor:

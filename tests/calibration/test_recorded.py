@@ -35,7 +35,7 @@ def test_the_codes_are_the_same_through_buffers(module, monkeypatch):
         if module is gptq:
             method = get_method("gptq", block_size=16)
             return method.quantize_linear(sample_weight(), sample_stats(), Scheme(3, 32)).codes
-        return get_method("unisvq", dimension=2).prepare(sample_weight(), Scheme(2)).codes
+        return get_method("unisvq", dimension=2).start(sample_weight(), Scheme(2)).codes
 
     monkeypatch.setattr(vector_rounding, "BUFFER", 16)  # several buffers, as of `block_size`
     expected = codes()
