@@ -5,7 +5,7 @@ It is then that of what the columns have become, with the errors of all earlier 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -57,7 +57,7 @@ class DynamicGroups:
             zero[:, place] = best.z
             loss += best.loss
             WT[stop:].addmm_(U[here, stop:].T, best.errors, alpha=-1)
-        grid = (_stored(scale_kind, scale), None if zero_kind is None else _stored(zero_kind, zero))
+        grid = (like(scale_kind, scale), None if zero_kind is None else like(zero_kind, zero))
         return Rounded(codes.T.contiguous(), WT.T.contiguous(), loss), grid
 
     def _round_group(self, WT: Tensor, U: Tensor) -> _Group:
@@ -86,12 +86,13 @@ class DynamicGroups:
         counts = None if curvature is None else curvature[None]
         s, z = self.grids.real_grid(W, self.scheme, counts)
         scale_kind, zero_kind = self.stored
-        s = values(_stored(scale_kind, s)).float()
+        s = values(like(scale_kind, s)).float()
         if zero_kind is None:
             return s[:, 0], z[:, 0]
-        if isinstance(scale_kind, Stepped) and zero_kind.dtype == torch.uint8:
+        integer = isinstance(zero_kind, Tensor) and zero_kind.dtype == torch.uint8
+        if integer and isinstance(scale_kind, Stepped):
             z = self.grids.zero_points(W, self.scheme, counts, s, z)
-        return s[:, 0], values(_stored(zero_kind, z)).float()[:, 0]
+        return s[:, 0], values(like(zero_kind, z)).float()[:, 0]
 
 
 class _Group(NamedTuple):
@@ -105,7 +106,7 @@ class _Group(NamedTuple):
     loss: Tensor
 
 
-def _stored(kind: Numbers, numbers: Tensor) -> Numbers:
+def like(kind: Numbers, numbers: Tensor) -> Numbers:
     """Numbers (out, any), float32, in the dtype or in the steps of `kind`."""
     if isinstance(kind, Tensor):
         return numbers.to(kind.dtype)

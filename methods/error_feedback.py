@@ -97,10 +97,10 @@ def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_si
 def round_span(
     WT: Tensor, U: Tensor, sT: Tensor, zT: Tensor, top: int, block_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Codes (columns, out) uint8 and errors (columns, out) of consecutive columns, WT of that shape.
+    """Codes (uint8) and errors of consecutive columns WT, (columns, out) each.
 
-    U (columns, columns), sT and zT (columns, out). WT becomes what its columns were when they were
-    rounded.
+    U (columns, columns), sT and zT (columns, out), float32. WT becomes what its columns were when
+    they were rounded.
     """
     sT = sT.contiguous()
     zT = zT.contiguous()
