@@ -27,7 +27,7 @@ from qbench.contracts import LinearStats, Scheme
 from qbench.formats.stepped import Numbers, values
 from qbench.methods.alternating import Coding, SortedGroups, alternate, level_signs
 from qbench.methods.curvature_refinement import descend, refit
-from qbench.methods.gptq import importance, inverse_cholesky, live_hessian
+from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
 from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, rows_of, zero_as_float
 from qbench.methods.stored_numbers import stored_numbers
 
