@@ -25,9 +25,14 @@ POSITIONS = 256  # rows of the vocabulary that are in fp32 at a time
 LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
 
 
+def window_key(spec: TaskSpec) -> tuple[Any, ...]:
+    """What says which windows `spec` asks, whatever the task."""
+    return (spec.sha256, spec.length, spec.limit, spec.spread)
+
+
 def reference_key(spec: TaskSpec) -> tuple[Any, ...]:
     """Where a cell's cache holds the reference of the windows of `spec`, whatever the task."""
-    return ("reference", spec.sha256, spec.length, spec.limit)
+    return ("reference", *window_key(spec))
 
 
 @dataclass(frozen=True)
