@@ -72,30 +72,35 @@ def _losses(
 ) -> WindowLosses:
     """logits: (length - 1, V). tokens: (length,). index: of the window in the reference."""
     targets = tokens[1:].to(logits.device)  # (length - 1,)
+    stored = None if reference is None else reference.read(index).to(logits.device)
     nll = 0.0
-    kl = [np.zeros(0, dtype=np.float32)]
-    agree = [np.zeros(0, dtype=np.float32)]
-    for part in parts_of(len(logits)):
+    kl = [torch.zeros(0)]
+    agree = [torch.zeros(0)]
+    for part in parts_of(len(logits), logits.device):
         q = logits[part].float().log_softmax(-1)  # (positions, V)
         nll -= float(q.gather(1, targets[part, None]).double().sum())
-        if reference is None:
-            continue
-        stored = reference.read(index, part).to(q.device)
-        kl.append(_divergence(stored, q).cpu().numpy())
-        agree.append(_agreement(stored, q).cpu().numpy())
+        if stored is not None:
+            p = stored[part].float()
+            kl.append(_divergence(p, q).cpu())
+            agree.append(_agreement(p, q).float().cpu())
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    return WindowLosses(digest, None, nll / len(targets), np.concatenate(kl), np.concatenate(agree))
+    mean = nll / len(targets)
+    return WindowLosses(digest, None, mean, torch.cat(kl).numpy(), torch.cat(agree).numpy())
 
 
-def _divergence(stored: Tensor, q: Tensor) -> Tensor:
-    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's in float16."""
-    # Rounded to float16 they are no longer a distribution: make them one again.
-    p = stored.float().log_softmax(-1)
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's rounded to 16 bits.
+
+    Rounded they are no longer a distribution: with Z the sum of exp p, which is about 1, it is
+    KL = (sum of exp p (p - q)) / Z - ln Z.
+    """
     weight = p.exp()
-    return torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
+    total = weight.sum(-1)
+    weighted = torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
+    return weighted / total - total.log()
 
 
-def _agreement(stored: Tensor, q: Tensor) -> Tensor:
+def _agreement(p: Tensor, q: Tensor) -> Tensor:
     """(positions,) bool: whether Q's top token is one of P's; a tie after rounding agrees."""
-    log_p_of_top = stored.gather(1, q.argmax(-1, keepdim=True))[:, 0]
-    return log_p_of_top >= stored.amax(-1)
+    log_p_of_top = p.gather(1, q.argmax(-1, keepdim=True))[:, 0]
+    return log_p_of_top >= p.amax(-1)

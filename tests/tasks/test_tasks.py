@@ -24,7 +24,7 @@ from qbench.tasks.declaration import Cost
 from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.mini_source import EMBEDDED, MiniSource
-from qbench.tasks.reference import ReferenceLogits, reference_key
+from qbench.tasks.reference import POSITIONS, ReferenceLogits, reference_key
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
 from qbench.tasks.scores import mean_score
 
@@ -147,7 +147,7 @@ def test_a_model_does_not_diverge_from_itself(model, tokenizer, reference):
 
 
 def test_divergence_is_that_of_a_plain_computation(model, tokenizer, reference, monkeypatch):
-    monkeypatch.setattr("qbench.tasks.reference.POSITIONS", 10)  # windows in uneven parts
+    monkeypatch.setitem(POSITIONS, "cpu", 10)  # windows in uneven parts
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.model.layers[1].mlp.down_proj.weight += 0.05
