@@ -12,9 +12,10 @@ import numpy as np
 
 from qbench.errors import ConfigError
 from qbench.records import Score
-from qbench.tasks.contract import Context, Outcome, mean_score
+from qbench.tasks.contract import Context, Outcome
 from qbench.tasks.declaration import Cost, DeclaredScore, Table
-from qbench.tasks.text import TextTask, window_row
+from qbench.tasks.scores import mean_score
+from qbench.tasks.text import TextTask, window_row, window_score
 
 if TYPE_CHECKING:
     from qbench.records import TaskSpec
@@ -35,6 +36,7 @@ class Divergence(TextTask):
             metric="top1_agreement", unit="%", better="higher", headline=True, screen="top-1 %"
         ),
         DeclaredScore(metric="kl_p99", better="lower"),
+        DeclaredScore(metric="kl_noise", better="lower"),
     )
     order: int = 20
     needs_unquantized: bool = True
@@ -45,7 +47,7 @@ class Divergence(TextTask):
         They go into the cell's cache, where the pass that judges the model finds them, whichever
         task on the same windows is evaluated first.
         """
-        from qbench.calibration.windows import windows
+        from qbench.tasks.article_windows import article_windows
         from qbench.tasks.reference import ReferenceLogits, reference_key
 
         unquantized = context.unquantized
@@ -57,14 +59,18 @@ class Divergence(TextTask):
         else:
             model, tokenizer = unquantized.load()
             texts = context.source.text(self.table_name)
-            inputs = windows(texts, tokenizer, spec.length or 0, spec.limit)
+            inputs = article_windows(texts, tokenizer, spec).tokens
             reference = ReferenceLogits.write(
                 model, inputs, path, context.progress, context.batch_size
             )
         context.cache[reference_key(spec)] = reference
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
-        """Scores `kl_mean`, `kl_p99` (over tokens) and `top1_agreement`; one row per window."""
+        """Scores `kl_mean`, `kl_p99` (over tokens) and `top1_agreement`; one row per window.
+
+        Also `kl_noise`, what rounding alone makes of the unquantized model: a KL that is not far
+        above it says nothing.
+        """
         from qbench.tasks.reference import reference_key
         from qbench.tasks.window_pass import measure
 
@@ -77,10 +83,8 @@ class Divergence(TextTask):
             agreement = float(window.agree.mean())
             values = {"kl_mean": kl_mean, "top1_agreement": agreement}
             rows.append(window_row(index, window) | values)
-        mean = mean_score(spec.name, "kl_mean", [row["kl_mean"] for row in rows], higher=False)
-        top = mean_score(
-            spec.name, "top1_agreement", [row["top1_agreement"] for row in rows], higher=True
-        )
+        mean = window_score(spec.name, "kl_mean", rows, higher=False)
+        top = window_score(spec.name, "top1_agreement", rows, higher=True)
         every_token = np.concatenate([window.kl for window in losses])
         tail = Score(
             task=spec.name,
@@ -90,7 +94,11 @@ class Divergence(TextTask):
             n=len(every_token),
             higher_is_better=False,
         )
-        return Outcome((mean, tail, top), rows)
+        scores: tuple[Score, ...] = (mean, tail, top)
+        noise = context.cache[reference_key(spec)].noise
+        if noise:
+            scores = (*scores, mean_score(spec.name, "kl_noise", noise, higher=False))
+        return Outcome(scores, rows)
 
 
 def _no_reference(spec: TaskSpec) -> ConfigError:

@@ -5,6 +5,7 @@ Log-probabilities and not logits: float16 is then precise where it matters, near
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,24 +19,37 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from qbench.errors import ConfigError, StoreError
-from qbench.files.atomic import write_whole
+from qbench.files.atomic import write_text, write_whole
 from qbench.records import TaskSpec
 
-POSITIONS = 256  # rows of the vocabulary that are in fp32 at a time
+# Positions whose logits are in fp32 at a time: on a CPU few enough for its cache, which takes a
+# quarter of the time of a whole window.
+POSITIONS = {"cpu": 8, "cuda": 256}
+NOISE_WINDOWS = 4
 LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
+
+
+def window_key(spec: TaskSpec) -> tuple[Any, ...]:
+    """What says which windows `spec` asks, whatever the task."""
+    return (spec.sha256, spec.length, spec.limit, spec.spread)
 
 
 def reference_key(spec: TaskSpec) -> tuple[Any, ...]:
     """Where a cell's cache holds the reference of the windows of `spec`, whatever the task."""
-    return ("reference", spec.sha256, spec.length, spec.limit)
+    return ("reference", *window_key(spec))
 
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """A .npy file: (windows, length - 1, vocabulary) float16."""
+    """A .npy file: (windows, length - 1, vocabulary) float16.
+
+    noise: of some windows, the mean KL in nats of the unquantized model from itself where its
+    products have other shapes, which sum in another order; in a file beside it.
+    """
 
     path: Path
     shape: tuple[int, int, int]
+    noise: tuple[float, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> ReferenceLogits:
@@ -50,7 +64,7 @@ class ReferenceLogits:
             raise StoreError(
                 f"{path} is {stored.dtype} of shape {stored.shape}, not 3-d float16; remove it"
             )
-        return cls(Path(path), stored.shape)
+        return cls(Path(path), stored.shape, _read_noise(Path(path)))
 
     @classmethod
     def write(
@@ -82,18 +96,48 @@ class ReferenceLogits:
                 stored.flush()
 
         write_whole(path, fill)
+        noise = cls.open(path)._noise(model, windows)
+        write_text(_noise_path(path), json.dumps(noise) + "\n")
         return cls.open(path)
 
-    def read(self, index: int, part: slice) -> Tensor:
-        """Some positions of one window, (positions, vocabulary) float16."""
+    def _noise(self, model: Any, windows: Tensor) -> list[float]:
+        """`noise`, of the first windows without their last fifth."""
+        count = windows.shape[1]
+        kept = max(2, count - count // 5)
+        noise = []
+        for index, logits in window_logits(model, windows[:NOISE_WINDOWS, :kept], 1):
+            stored = self.read(index).to(logits.device)
+            total = 0.0
+            for part in parts_of(len(logits), logits.device):
+                q = logits[part].float().log_softmax(-1)
+                p = stored[: len(logits)][part].float()
+                total += float(divergence(p, q).double().sum())
+            noise.append(total / len(logits))
+        return noise
+
+    def read(self, index: int) -> Tensor:
+        """One window, (length - 1, vocabulary) float16."""
         stored = open_memmap(self.path, mode="r")
-        return torch.from_numpy(np.array(stored[index, part]))
+        return torch.from_numpy(np.array(stored[index]))
 
 
-def parts_of(positions: int) -> Iterator[slice]:
-    """The positions of a window in parts, whose float32 copies fit the memory."""
-    for start in range(0, positions, POSITIONS):
-        yield slice(start, start + POSITIONS)
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's of 16 bits.
+
+    Rounded they are no longer a distribution: with Z the sum of exp p, which is about 1, it is
+    KL = (sum of exp p (p - q)) / Z - ln Z.
+    """
+    weight = p.exp()
+    total = weight.sum(-1)
+    weighted = torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
+    return weighted / total - total.log()
+
+
+def parts_of(positions: int, device: torch.device) -> Iterator[slice]:
+    """The positions of a window in parts, whose float32 copies fit cache or memory."""
+    step = POSITIONS.get(device.type, POSITIONS["cuda"])
+    for start in range(0, positions, step):
+        yield slice(start, start + step)
 
 
 @torch.no_grad()
@@ -119,9 +163,24 @@ def window_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple
 
 def _store_window(stored: np.memmap[Any, Any], index: int, logits: Tensor) -> None:
     """logits: (length - 1, vocabulary), turned into log-probabilities part by part."""
-    for part in parts_of(len(logits)):
+    for part in parts_of(len(logits), logits.device):
         log_probabilities = logits[part].float().log_softmax(-1).clamp_(min=LOWEST)
         stored[index, part] = log_probabilities.half().cpu().numpy()
+
+
+def _noise_path(path: Path) -> Path:
+    return path.with_suffix(".noise.json")
+
+
+def _read_noise(path: Path) -> tuple[float, ...]:
+    """What `_noise` found; StoreError where its file is damaged, nothing where there is none."""
+    place = _noise_path(path)
+    if not place.is_file():
+        return ()
+    try:
+        return tuple(float(value) for value in json.loads(place.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise StoreError(f"{place} cannot be read ({error}); remove it and {path}") from error
 
 
 def _check_room(folder: Path, needed: int) -> None:
