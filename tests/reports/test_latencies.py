@@ -94,7 +94,7 @@ def test_the_table_has_columns_for_it_and_says_what_is_missing():
 
 def test_the_long_table_has_a_row_for_every_figure():
     table = long_table(RECORDS)
-    mine = table[table.task == "latency"].set_index("metric").value
+    mine = table[(table.task == "latency") & (table.bits == 3)].set_index("metric").value
     assert mine["batch_1_ms"] == 5.0 and mine["batch_16_speedup"] == 4.0
     assert mine["decode_speedup"] == 2.0 and mine["prefill_speedup"] == 0.5
     assert mine["peak_bytes"] == 5e6 and mine["bytes_on_disk"] == 4e6
