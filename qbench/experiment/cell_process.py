@@ -231,7 +231,11 @@ class _Work:
         scores: list[Score] = []
         for spec in cell.tasks:
             task = self.tasks[spec.name]
+            started = time.perf_counter()
             outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
+            seconds = time.perf_counter() - started
+            told = self.facts.setdefault("evaluation", {})
+            told[spec.name] = {"seconds": seconds, **outcome.facts}
             with self._saving():
                 path = self.store.write_samples(cell, spec.name, outcome.samples)
             scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]

@@ -26,7 +26,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
 LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
-TASK_KEYS = ("limit", "num_fewshot", "length", "generate")
+TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread")
 
 
 class Grid(BaseModel):
@@ -153,7 +153,7 @@ class Grid(BaseModel):
         return tuple(self.defaults["tasks"])
 
     def task_options(self, task: str) -> dict[str, Any]:
-        """limit, num_fewshot, length and generate: the preset's, overridden by `set`."""
+        """limit, num_fewshot, length, generate, spread: the preset's, overridden by `set`."""
         preset = self.defaults["tasks"].get(task, {})
         return {**preset, **_single_values(task, self.set.get(task, {}), TASK_KEYS)}
 
