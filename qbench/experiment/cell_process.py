@@ -192,6 +192,8 @@ class _Work:
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
         quantized.manifest["artifact"] = cell.artifact
+        if not Path(cell.model).is_dir():
+            quantized.manifest["model"] = cell.model
         with self._saving():
             quantized.save(folder)
 
