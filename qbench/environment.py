@@ -60,6 +60,13 @@ def hardware() -> dict[str, Any]:
     return machine
 
 
+def cores() -> int:
+    """Cores of the processor that this process may use."""
+    with suppress(AttributeError):  # not every system has such a thing
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def git_commit() -> str | None:
     """The commit of the checkout that qbench runs from, with `+changes` where it is not clean.
 
@@ -156,6 +163,11 @@ def peak_memory(device: str) -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):  # such as `VmHWM:   12345 kB`
                 return int(line.split()[1]) * 1024
+    return resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes that this process has in memory."""
     return int(psutil.Process().memory_info().rss)
 
 

@@ -1,4 +1,4 @@
-"""The long table for programs, one row per score: `leaderboard.csv`."""
+"""The long table for programs, one row per score or figure of latency: `leaderboard.csv`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Record
 from qbench.reports.headline import ordered, params_text
+from qbench.reports.latencies import figures
 
 COLUMNS = (
     "model",
@@ -59,7 +60,10 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def long_table(records: Sequence[Record]) -> pd.DataFrame:
-    """COLUMNS, one row per score; a failed or skipped cell is one row without a score."""
+    """COLUMNS, one row per score and per figure of latency.
+
+    A failed or skipped cell is one row without a score.
+    """
     records = ordered(records)
     tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
     rows: list[dict[str, object]] = []
@@ -69,10 +73,17 @@ def long_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
-    """The rows of one cell, its scores by task, metric and filter. tasks: in their order."""
+    """The rows of one cell, its scores by task, metric and filter, then its latency.
+
+    tasks: in their order.
+    """
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
         return [cell]
+    timed = [
+        cell | {"task": "latency", "metric": metric, "filter": "none", "value": value}
+        for metric, value in figures(record)
+    ]
     scores = sorted(
         record.scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
     )
@@ -87,7 +98,7 @@ def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
             "n": score.n,
         }
         rows.append(cell | score_columns)
-    return rows
+    return rows + timed
 
 
 def _cell_columns(record: Record) -> dict[str, object]:

@@ -18,6 +18,7 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
 from qbench.outside_text import printable
 from qbench.records import Record
+from qbench.reports import latencies
 from qbench.reports.headline import (
     MINI_NOTICE,
     Headline,
@@ -91,6 +92,7 @@ def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
     columns = ["model"] if several_models else []
     columns += ["method", "bits", "group", "bits/weight (measured)"]
     columns += [headline.title for headline in scores]
+    columns += latencies.columns(records)
     columns += ["quantize seconds", "peak memory MB"]
     if trained:
         columns += ["block loss at the start", "block loss"]
@@ -103,6 +105,7 @@ def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
         row += _identity(record, called[record.id])
         for headline in scores:
             row.append(_score_entry(record, headline, record.id in winners[headline]))
+        row += [_number_entry(value, ".3g") for value in latencies.values(record, records)]
         row += _cost(record)
         if trained:
             row += _losses(record)
@@ -194,13 +197,16 @@ def markdown(records: Sequence[Record]) -> str:
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
-    parts += [_markdown_table(records), CAPTION]
+    parts += [_markdown_table(records), CAPTION, *latencies.caption(records)]
     items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
     items = [_item(record, "", reason) for record, reason in doubts(records)]
     if items:
         parts += ["## Scores that may say nothing", "\n".join(items)]
+    items = [_item(record, "", reason) for record, reason in latencies.missing(ordered(records))]
+    if items:
+        parts += ["## Latencies that were not measured", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -280,6 +286,9 @@ def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: in
     table.add_column("method", overflow="fold", max_width=16, vertical="bottom")
     for name in ("bits", "bits /\nweight", *(headline.short or "" for headline in scores)):
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    timed = "tokens/s" in latencies.columns(records)
+    if timed:
+        table.add_column("tokens\n/s", justify="right", no_wrap=True, vertical="bottom")
     called = names(records)
     for record in records:
         if record.status != "ok":
@@ -292,5 +301,8 @@ def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: in
             if score:
                 text = number(score.value, score.stderr, score.metric, digits=1, gap="")
             fields.append(text)
+        if timed:
+            decoding = record.latency.decoding if record.latency else None
+            fields.append(f"{decoding.packed[0]:.3g}" if decoding else "")
         table.add_row(*[Text(printable(field)) for field in fields])
     return table

@@ -137,8 +137,16 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option(help="With commas; `qbench list tasks`.")
     ] = "wikitext,arc_easy",
-    preset: Annotated[str, typer.Option(help="quick or paper: limits and shots.")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick, standard or paper: limits and shots.")
+    ] = "quick",
     sets: Sets = None,
+    unquantized: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that divergence compares with; default the one that FOLDER was made of."
+        ),
+    ] = None,
     data: Data = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -162,7 +170,11 @@ def evaluate(
         },
     )
     with err.status("loading") as status:
-        for score in evaluate_model(folder, grid, lambda fraction, text: status.update(text)):
+
+        def progress(fraction: float, text: str) -> None:
+            status.update(text)
+
+        for score in evaluate_model(folder, grid, progress, unquantized):
             value = number(score.value, score.stderr, score.metric)
             out.print(
                 f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}",

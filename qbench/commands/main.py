@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -57,8 +56,22 @@ app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        import qbench
+
+        out.print(f"qbench {qbench.__version__}", markup=False, highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which qbench this is.", callback=_say_version),
+    ] = False,
+) -> None:
     """Which quantization method, at how many real bits, is better, and is the difference real?"""
 
 
@@ -69,22 +82,33 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
 )
 def run(
     model: Models = None,
-    bits: Annotated[str | None, typer.Option(help="Bits per weight code, with commas.")] = None,
-    methods: Annotated[str | None, typer.Option(help="With commas; `qbench list methods`.")] = None,
+    bits: Annotated[
+        str | None, typer.Option(help="Bits per weight code, with commas; default 2,3,4.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="With commas; default the preset's; `qbench list methods`.")
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="With commas; `qbench list tasks`.")] = None,
-    preset: Annotated[str | None, typer.Option(help="quick or paper.")] = None,
-    group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick, standard or paper; default what suits the machine.")
+    ] = None,
+    group_size: Annotated[
+        str | None, typer.Option(help="Inputs per group, or 'channel'; default the preset's.")
+    ] = None,
     symmetric: Annotated[bool | None, typer.Option("--symmetric", help="Symmetric grids.")] = None,
     sets: Sets = None,
     plugin: Plugins = None,
     data: Data = None,
-    seed: Annotated[int | None, typer.Option(help="Of the calibration sample.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
     device: Device = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")
+        str | None,
+        typer.Option(help="Of the evaluated model: auto (default), float32, bfloat16, float16."),
     ] = None,
     out_folder: Annotated[
         Path | None,
@@ -93,6 +117,17 @@ def run(
     time_limit: Annotated[
         float | None,
         typer.Option(help="Seconds for one cell; default many times its estimate."),
+    ] = None,
+    latency: Annotated[
+        bool | None,
+        typer.Option(
+            "--latency/--no-latency",
+            help="Time products and tokens of packed models at the end; default on.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Cells at a time on the processor; default as many as it takes."),
     ] = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
@@ -123,6 +158,8 @@ def run(
             "dtype": dtype,
             "out": out_folder,
             "time_limit": time_limit,
+            "latency": latency,
+            "jobs": jobs,
             "requantize": requantize or None,
             "trust_remote_code": trust_remote_code or None,
         },
@@ -144,7 +181,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     from qbench.reports.registry import write_reports
 
     plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
-    out.print(f"data  {plan.source.describe()}", markup=False, soft_wrap=True)
+    out.print(_protocol(plan), markup=False, soft_wrap=True)
     if dry_run:
         _show_plan(plan)
         return 0
@@ -169,30 +206,59 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     done = {record.id for record in records if record.status == "ok"}
     done &= {cell.id for cell in plan.cells}
     skipped = plan.skipped.keys() - done
+    timed = {record.id for record in records if record.latency and not record.latency.reason}
     seconds = {}
+    latencies = {}
     for cell in plan.cells:
         if cell.id not in done | skipped:
-            seconds[cell.id] = plan.estimates[cell.id].seconds
+            seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
+        if cell.id not in timed | skipped:
+            latencies[cell.id] = plan.estimates[cell.id].latency
+    total = sum(seconds.values()) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
         f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {sum(seconds.values()) / 60:.0f} min, {plan.cells[0].dtype} on {plan.device}",
+        f"about {total / 60:.0f} min, {_place(plan)}{_downloads(plan)}",
         markup=False,
         soft_wrap=True,
     )
     removed = store.remove_leftovers()
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
-    with LiveView(out, err, seconds) as view:
+    with LiveView(out, err, seconds, latencies) as view:
         return run_plan(plan, store, view)
+
+
+def _protocol(plan: Plan) -> str:
+    """The first line of a run: its data, with a warning where they are not real, and its preset."""
+    data = plan.source.describe()
+    if plan.warning is not None:
+        data += f"; warning: {plan.warning}"
+    return f"data  {data}; preset {plan.grid.preset}: {plan.grid.defaults['about']}"
+
+
+def _downloads(plan: Plan) -> str:
+    """What is to come from the hub first; nothing where all weights are here."""
+    if not plan.downloads:
+        return ""
+    return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
+
+
+def _place(plan: Plan) -> str:
+    """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
+    words = f"{plan.cells[0].dtype} on {plan.device}"
+    if plan.jobs > 1:
+        threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+        words += f", {plan.jobs} cells at a time on {threads} each"
+    return words
 
 
 def _show_plan(plan: Plan) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("cell", "model", "method"):
         table.add_column(name)
-    for name in ("quantize", "evaluate", "peak memory"):
+    for name in ("quantize", "evaluate", "latency", "peak memory"):
         table.add_column(name, justify="right")
     total = 0.0
     for cell in plan.cells:
@@ -200,13 +266,14 @@ def _show_plan(plan: Plan) -> None:
             table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
             continue
         cost = plan.estimates[cell.id]
-        total += cost.seconds
+        total += cost.seconds / plan.jobs + cost.latency
         table.add_row(
             cell.id,
             Text(cell.model),
             Text(cell.label),
             f"{cost.quantize:.0f} s",
             f"{sum(cost.tasks.values()):.0f} s",
+            f"{cost.latency:.0f} s",
             f"{cost.peak_bytes / 1e9:.1f} GB",
         )
     out.print(table)
@@ -216,7 +283,7 @@ def _show_plan(plan: Plan) -> None:
             out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min "
-        "(estimated from a matrix product timed on this machine)"
+        f"(estimated from a matrix product timed on this machine){_downloads(plan)}"
     )
 
 
@@ -234,7 +301,9 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, tasks, models, sweeps or kernels.")],
+    what: Annotated[
+        str, typer.Argument(help="methods, tasks, models, presets, sweeps or kernels.")
+    ],
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:

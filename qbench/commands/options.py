@@ -34,9 +34,11 @@ Models = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`)."),
+    typer.Option(
+        "--data", help="auto (default), mini, hub, or a folder of parquet (`qbench data list`)."
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from qbench.calibration.walk import Progress
@@ -53,7 +54,8 @@ class Job:
 
     model: where the cell's model is. data: of which source. task_names: what the user calls a task,
     by its name in the cell. batch_size: items at a time, for tasks without one of their own.
-    plugins: the files that this cell needs. folder: of the run. place: the working directory.
+    plugins: the files that this cell needs. threads: of the processor, which other cells share.
+    folder: of the run. place: the working directory.
     """
 
     cell: Cell
@@ -63,6 +65,7 @@ class Job:
     batch_size: int
     plugins: tuple[Path, ...]
     device: str
+    threads: int
     estimate: Estimate
     folder: Path
     place: Path
@@ -79,6 +82,8 @@ def work(tell: Tell, job: Job) -> None:
     os.chdir(job.place)
     with suppress(OSError):  # where memory runs out, this process is to go, and not the runner
         Path("/proc/self/oom_score_adj").write_text("1000")
+    torch.set_num_threads(job.threads)
+    threadpool_limits(job.threads)  # of numpy, which has its own
     at_work = _Work(tell, job)
     outcome: dict[str, Any] = {}
     try:
@@ -187,6 +192,8 @@ class _Work:
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
         quantized.manifest["artifact"] = cell.artifact
+        if not Path(cell.model).is_dir():
+            quantized.manifest["model"] = cell.model
         with self._saving():
             quantized.save(folder)
 

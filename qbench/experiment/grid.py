@@ -23,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
 SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("sweeps.yaml").read_text()
 )
+QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and a GPU in a night
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
 LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
@@ -34,11 +35,13 @@ class Grid(BaseModel):
 
     group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task:
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
-    preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
-    `auto` takes bfloat16 where the hardware computes in it, else float32. time_limit: seconds that
-    one cell may take, None for many times its estimate. requantize: whether a model that is
-    quantized already may be quantized again. trust_remote_code: whether code that a model brings
-    may run.
+    preset. preset: None for the one that suits the machine (`preset_for`). sweep: a named list of
+    variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
+    hardware computes in it, else float32. time_limit: seconds that one cell may take, None for many
+    times its estimate. latency: whether products and tokens of the packed models are timed, None
+    for what the preset says. jobs: cells at a time, None for as many as the processor and its
+    memory take. requantize: whether a model that is quantized already may be quantized again.
+    trust_remote_code: whether code that a model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +51,7 @@ class Grid(BaseModel):
     methods: tuple[str, ...] | None = None
     sweep: str | None = None
     tasks: tuple[str, ...] | None = None
-    preset: str = "quick"
+    preset: str | None = None
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
     set: Settings = {}
@@ -59,15 +62,21 @@ class Grid(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: Path | None = None
     time_limit: float | None = Field(default=None, gt=0)
+    latency: bool | None = None
+    jobs: int | None = Field(default=None, ge=1)
     requantize: bool = False
     trust_remote_code: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The preset's settings; ConfigError for an unknown preset."""
-        if self.preset not in PRESETS:
-            raise ConfigError(unknown_name("preset", self.preset, PRESETS))
-        return PRESETS[self.preset]
+        """The preset's settings, those of QUICK where it is left to the plan.
+
+        ConfigError for an unknown preset.
+        """
+        preset = QUICK if self.preset is None else self.preset
+        if preset not in PRESETS:
+            raise ConfigError(unknown_name("preset", preset, PRESETS))
+        return PRESETS[preset]
 
     @property
     def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
@@ -129,6 +138,11 @@ class Grid(BaseModel):
             settings |= preset.get("trained", {})
         settings |= preset.get(method, {})
         return settings
+
+    @property
+    def with_latency(self) -> bool:
+        """Whether latency is measured when all cells are done."""
+        return bool(self.defaults["latency"]) if self.latency is None else self.latency
 
     @property
     def group(self) -> int | None:
@@ -225,6 +239,14 @@ class Grid(BaseModel):
                     f"--{flag} means nothing to the method 'none', which is the unquantized "
                     "model; leave it out, or name a method that quantizes"
                 )
+
+
+def preset_for(device: str, real_data: bool) -> str:
+    """The preset that suits a machine: on a GPU as many items as papers take, where there are any.
+
+    real_data: whether the data are not the few embedded items.
+    """
+    return STANDARD if device != "cpu" and real_data else QUICK
 
 
 def _unquantized_first(method: str) -> bool:

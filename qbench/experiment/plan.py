@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psutil
+import torch
+
 from qbench.contracts import check_scheme
-from qbench.environment import pick_device
+from qbench.environment import cores, pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
-from qbench.experiment.estimate import Estimate, Rates, estimate, measure_rates
-from qbench.experiment.grid import Grid
+from qbench.experiment.estimate import (
+    CELL_SECONDS,
+    LATENCY_SECONDS,
+    Estimate,
+    Rates,
+    estimate,
+    measure_rates,
+)
+from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
-from qbench.models.source import ModelSource, find_model
+from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
 from qbench.quantization import check_layers
 from qbench.records import Cell
-from qbench.registry import get_method, method_class
+from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
-from qbench.tasks.data import Source, chosen, open_source
+from qbench.tasks.data import CALIBRATION, Source, choose, chosen, open_source
 from qbench.tasks.declaration import Cost
+from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
+HALF = 2  # bytes of a parameter where a config does not say
+MOST_JOBS = 4  # cells at a time, unless more are asked for
+MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
 @dataclass
@@ -33,7 +47,8 @@ class Plan:
 
     sources: where each model is, by its name in the grid. source: of the data. tasks: by their
     names in the cells' specs. estimates: by the cell's id. skipped: why a cell is not run, by its
-    id.
+    id. jobs: cells at a time. threads: of the processor, for each of them. warning: about the data.
+    downloads: bytes of weights that are to come from the hub, by the model's name.
     """
 
     grid: Grid
@@ -44,6 +59,10 @@ class Plan:
     device: str
     estimates: dict[str, Estimate] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    jobs: int = 1
+    threads: int = 1
+    warning: str | None = None
+    downloads: dict[str, int] = field(default_factory=dict)
 
 
 def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
@@ -55,18 +74,46 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     """
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
-    source = open_source(grid.data)
-    # The command in a record names the data that `auto` stood for.
-    grid = grid.model_copy(update={"data": chosen(grid.data)})
+    embedded = all(name in BUILT_IN for name in grid.model)
+    tables = (CALIBRATION, *(get_task(name).table_name for name in grid.task_names))
+    choice = choose(grid.data, embedded, tables)
+    source = open_source(grid.data if chosen(grid.data) == choice.data else choice.data)
+    preset = grid.preset or preset_for(device, choice.data != "mini")
+    # The command in a record names what was chosen.
+    grid = grid.model_copy(update={"data": choice.data, "preset": preset})
     for name, _ in grid.variants:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
     identity, tasks = identify(grid, models, source, device, announce)
     cells = expand(grid, identity)
     _refuse_quantized(grid, identity.stored_as, cells)
-    plan = Plan(grid, cells, models, source, tasks, device)
+    plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
     _check_and_estimate(plan)
+    _share_cores(plan)
     return plan
+
+
+def _share_cores(plan: Plan) -> None:
+    """Decide how many cells are at work at a time, and on how many threads each.
+
+    On one core each, cells of a small model are done sooner than one after the other on all: what
+    is not a large product does not spread. A GPU has one cell.
+    """
+    if plan.grid.jobs is not None:
+        plan.jobs = plan.grid.jobs
+    elif plan.device == "cpu":
+        peak = max(estimated.peak_bytes for estimated in plan.estimates.values())
+        room = int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, peak))
+        left = len(plan.cells) - len(plan.skipped)
+        plan.jobs = max(1, min(cores(), MOST_JOBS, room, left))
+    plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
+
+
+def stored_bytes(skeleton: Any) -> int:
+    """Of a model's weights as they are published, in the dtype that its config states."""
+    stated = getattr(skeleton.config, "dtype", None)
+    itemsize = stated.itemsize if isinstance(stated, torch.dtype) else HALF
+    return itemsize * sum(parameter.numel() for parameter in skeleton.parameters())
 
 
 def _refuse_quantized(
@@ -86,6 +133,8 @@ def _check_and_estimate(plan: Plan) -> None:
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
     rates = {}
     for name, skeleton in skeletons.items():
+        if not is_here(plan.sources[name]):
+            plan.downloads[name] = stored_bytes(skeleton)
         rates[name] = measure_rates(skeleton, plan.device, plan.cells[0].dtype)
     costs = {name: task.cost for name, task in plan.tasks.items()}
     for cell in plan.cells:
@@ -94,9 +143,23 @@ def _check_and_estimate(plan: Plan) -> None:
         except Exception as error:  # of a plug-in's constructor, it may be any
             plan.skipped[cell.id] = reason_of(error)
             plan.estimates[cell.id] = UNKNOWN
+    if plan.grid.with_latency:
+        _add_latencies(plan)
     quantized = [cell.id for cell in plan.cells if cell.scheme is not None]
     if quantized and all(name in plan.skipped for name in quantized):
         raise ConfigError(plan.skipped[quantized[0]])
+
+
+def _add_latencies(plan: Plan) -> None:
+    """Price the latencies: cells of one model, format and scheme share what is measured."""
+    seen = set()
+    for cell in plan.cells:
+        if cell.scheme is None or cell.id in plan.skipped:
+            continue
+        shared = (cell.model, declared(cell.method).format, cell.scheme)
+        seconds = CELL_SECONDS if shared in seen else LATENCY_SECONDS
+        seen.add(shared)
+        plan.estimates[cell.id] = replace(plan.estimates[cell.id], latency=seconds)
 
 
 def _priced(cell: Cell, skeleton: Any, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:

@@ -1,14 +1,17 @@
 """From a plan to records: cell by cell, each in a process of its own, beside other runners.
 
 A runner claims a cell before it works on it. What others have claimed it leaves to them, and in the
-end it waits for them, so that all who run one plan on one folder end with the same records.
+end it waits for them, so that all who run one plan on one folder end with the same records. On the
+processor a runner works on several cells at a time, each on a part of the cores.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,14 +22,16 @@ from qbench.errors import StoreError, readable
 from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.latencies import measure, not_measured, wanted
 from qbench.experiment.plan import Plan
 from qbench.experiment.plugins import plugins_of
 from qbench.experiment.store import Store
-from qbench.files.claims import claimed
-from qbench.isolation import Isolated
-from qbench.records import Cell, Record, Score
+from qbench.files.claims import claimed, claimed_in_time
+from qbench.isolation import Isolated, Tell
+from qbench.records import Cell, Latency, Record, Score
 
 POLL = 0.5  # seconds between two looks at what other runners do
+COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
 # The default time limit is generous: an estimate is right within a factor of two on an idle
 # machine, and what hangs would hang for ever.
 LEAST_LIMIT = 600.0  # seconds
@@ -34,16 +39,16 @@ LIMIT_FACTOR = 20
 
 
 class View(Protocol):
-    """Who is told what happens."""
+    """Who is told what happens, by several threads where several cells are at work."""
 
     def begin(self, cell: Cell, position: int, cells: int) -> None:
         """A cell starts."""
 
-    def progress(self, fraction: float, text: str) -> None:
-        """Part of the present cell is done, 0..1."""
+    def progress(self, cell: Cell, fraction: float, text: str) -> None:
+        """Part of a cell is done, 0..1."""
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
-        """A task of the present cell is done."""
+        """A task of a cell is done."""
 
     def note(self, text: str) -> None:
         """Something that people should know, and that ends nothing."""
@@ -54,6 +59,12 @@ class View(Protocol):
     def finish(self, record: Record) -> None:
         """A cell is done, and its record written."""
 
+    def begin_latency(self, cell: Cell) -> None:
+        """The latency of a finished cell is being measured."""
+
+    def measured(self, record: Record) -> None:
+        """The latency of a finished cell is known, or why it is not, and stands in its record."""
+
 
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
     """Work through the cells without an `ok` record; returns the records of all cells of the plan.
@@ -61,9 +72,14 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     A failing cell is recorded, and others go on. Raises StoreError where results can no longer be
     written; what was written stays, and the same call resumes.
     """
-    running = _Run(plan, store, view, environment())
+    machine = environment()
+    if "hardware" in machine:
+        machine["hardware"]["threads"] = plan.threads
+    running = _Run(plan, store, view, machine)
     with store.at_work():
         running.work()
+        if plan.grid.with_latency:
+            running.measure()
         return [store.record(cell) or running.settled[cell.id] for cell in plan.cells]
 
 
@@ -74,13 +90,20 @@ def time_limit(estimate: Estimate, asked: float | None) -> float:
 
 @dataclass
 class _Run:
-    """A runner at work. settled: by cell id, the records that this run made or found."""
+    """A runner at work.
+
+    settled: by cell id, the records that this run made or found. at_work: ids of the cells that it
+    works on. stopping: whether it has been told to end.
+    """
 
     plan: Plan
     store: Store
     view: View
     machine: dict[str, Any]
     settled: dict[str, Record] = field(default_factory=dict)
+    at_work: set[str] = field(default_factory=set)
+    taking: threading.Lock = field(default_factory=threading.Lock)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
@@ -90,14 +113,69 @@ class _Run:
         for cell in self.plan.cells:
             if cell.id in records and records[cell.id].status == "ok":
                 self.settled[cell.id] = records[cell.id]
+        if self.plan.jobs == 1:
+            self._settle(before)
+            return
+        with ThreadPoolExecutor(self.plan.jobs) as pool:
+            workers = [pool.submit(self._settle, before) for _ in range(self.plan.jobs)]
+            try:
+                for worker in as_completed(workers):
+                    worker.result()
+            except BaseException:  # of one of them, or Ctrl-C
+                self.stopping.set()
+                raise
+
+    def _settle(self, before: Mapping[str, object]) -> None:
+        """Take cells until none is left. before: the stamps of old records, by cell id."""
         while waiting := [cell for cell in self.plan.cells if cell.id not in self.settled]:
             taken = [self._take(cell, before[cell.id]) for cell in waiting]
+            if self.stopping.is_set():
+                return
             if not any(taken):
-                self.view.waiting(len(waiting))
+                if not self.at_work:
+                    self.view.waiting(len(waiting))
                 time.sleep(POLL)
 
+    def measure(self) -> None:
+        """Give the finished cells their latency, one after the other, while nothing computes here.
+
+        Those of records that an older run has left without one are among them.
+        """
+        for cell in self.plan.cells:
+            settled = self.settled[cell.id]
+            if settled.status != "ok" or not wanted(cell, settled.latency):
+                continue
+            with claimed_in_time(self.store.claim(COMPUTING), lambda: self.view.waiting(1)):
+                record = self.store.record(cell) or settled
+                if wanted(cell, record.latency):  # else another runner was faster
+                    self.view.begin_latency(cell)
+                    record = self.store.add_latency(cell, self._latency(cell))
+            self.settled[cell.id] = record
+            self.view.measured(record)
+
+    def _latency(self, cell: Cell) -> Latency:
+        """What its packed model costs here; what cannot be measured has a reason."""
+        try:
+            outcome = self._isolated(measure, cell, LEAST_LIMIT)
+        except OSError as error:
+            outcome = {"reason": f"no process can be started: {error}"}
+        if "latency" in outcome:
+            return Latency.model_validate(outcome["latency"])
+        return not_measured(cell, self.machine["hardware"], outcome["reason"])
+
     def _take(self, cell: Cell, before: object) -> bool:
-        """Settle a cell unless another runner works on it. before: the stamp of an old record."""
+        """Settle a cell unless somebody else works on it. before: the stamp of an old record."""
+        with self.taking:
+            if self.stopping.is_set() or cell.id in self.settled or cell.id in self.at_work:
+                return False
+            self.at_work.add(cell.id)
+        try:
+            return self._settled(cell, before)
+        finally:
+            self.at_work.remove(cell.id)
+
+    def _settled(self, cell: Cell, before: object) -> bool:
+        """Settle a cell; False where another runner works on it."""
         with claimed(self.store.claim(cell.id)) as mine:
             record = self._from_elsewhere(cell, before)
             if record is None and not mine:
@@ -105,7 +183,8 @@ class _Run:
             position = self.plan.cells.index(cell) + 1
             self.view.begin(cell, position, len(self.plan.cells))
             if record is None:
-                record = self._record(cell)
+                with claimed_in_time(self.store.claim(COMPUTING), shared=True):
+                    record = self._record(cell)
                 self.store.write_record(record)
             self.settled[cell.id] = record
             self.view.finish(record)
@@ -122,7 +201,8 @@ class _Run:
         if cell.id in self.plan.skipped:
             return self._made(cell, "skipped", self.plan.skipped[cell.id])
         try:
-            outcome = self._isolated(cell)
+            limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+            outcome = self._isolated(work, cell, limit)
         except OSError as error:
             raise StoreError(
                 f"no process can be started, or {self.store.folder} not be written: {error}; free "
@@ -166,17 +246,22 @@ class _Run:
             "data": self.plan.source.label,
             "seed": cell.seed,
             "device": self.plan.device,
+            "data_warning": self.plan.warning,
             "protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12],
         }
         return self.machine | of_run
 
-    def _isolated(self, cell: Cell) -> dict[str, Any]:
-        """The outcome of a cell's process, as `cell_process.work` tells it, or a `reason` alone."""
-        limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+    def _isolated(
+        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float
+    ) -> dict[str, Any]:
+        """What a function tells in the end in the cell's own process, or a `reason` alone.
+
+        limit: seconds that it may take.
+        """
         log = self.store.log(cell)
         log.parent.mkdir(exist_ok=True)
         log.unlink(missing_ok=True)
-        with Isolated(work, (self._job(cell),), output=log) as process:
+        with Isolated(function, (self._job(cell),), output=log) as process:
             outcome = self._outcome(process, cell, limit)
             if outcome is None:
                 ending = process.ending or f"was not done within {limit:.0f} s (--time-limit)"
@@ -188,11 +273,11 @@ class _Run:
     def _outcome(self, process: Isolated, cell: Cell, limit: float) -> dict[str, Any] | None:
         """Pass on what is told until there is an outcome; None where none comes."""
         deadline = time.monotonic() + limit
-        while event := process.next(deadline - time.monotonic()):
-            if "facts" in event:
+        while event := self._event(process, deadline):
+            if "facts" in event or "latency" in event:
                 return event
             if "progress" in event:
-                self.view.progress(event["progress"], event["text"])
+                self.view.progress(cell, event["progress"], event["text"])
             elif "scores" in event:
                 scores = [Score.model_validate(score) for score in event["scores"]]
                 self.view.scored(cell, scores)
@@ -201,6 +286,17 @@ class _Run:
             elif "waiting" in event:  # for another runner: that time does not count
                 deadline = time.monotonic() + limit
         return None
+
+    def _event(self, process: Isolated, deadline: float) -> dict[str, Any] | None:
+        """The next thing told; None where none comes in time, or the process has ended."""
+        while not self.stopping.is_set():
+            left = deadline - time.monotonic()
+            event = process.next(min(POLL, left))
+            if event is None and process.ending is not None:
+                return process.next(0)  # its last words may have come in between
+            if event is not None or left <= 0:
+                return event
+        raise KeyboardInterrupt
 
     def _job(self, cell: Cell) -> Job:
         plan = self.plan
@@ -212,6 +308,7 @@ class _Run:
             batch_size=plan.grid.defaults["batch_size"],
             plugins=plugins_of(cell.method, plan.grid.plugin),
             device=plan.device,
+            threads=plan.threads,
             estimate=plan.estimates[cell.id],
             folder=self.store.folder.resolve(),
             place=Path.cwd(),

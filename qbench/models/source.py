@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 ALIASES = {
+    "gpt2": "openai-community/gpt2",  # names from before the hub had owners
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
     "llama3-8b-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
     "llama3-70b": "meta-llama/Meta-Llama-3-70B",
@@ -63,6 +68,19 @@ def local_folder(source: ModelSource) -> Path | None:
 
     config = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def is_here(source: ModelSource) -> bool:
+    """Whether the weights need not be downloaded."""
+    if source.local:
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        found = try_to_load_from_cache(source.location, name, revision=source.revision)
+        if isinstance(found, str):
+            return True
+    return False
 
 
 def known_models() -> dict[str, str]:
