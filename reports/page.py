@@ -127,7 +127,7 @@ def _picture(
     figure = quality_figure(
         records, headline.task, headline.metric, filter=headline.filter, model=model
     )
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg(figure))
+    text = svg(figure, prefix, "cells")
     for colour, name in INKS.items():
         text = text.replace(f": {colour}", f": var(--{name})")
     title = f"{headline.title} of {model} against measured bits per weight"
