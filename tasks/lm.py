@@ -73,11 +73,13 @@ def language_model(context: Context, name: str) -> Any:
     """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress."""
     from lm_eval.models.huggingface import HFLM
 
+    from qbench.tasks.prefix_pass import PrefixModel, reach, why_not
+
     class QuietModel(HFLM):
-        """HFLM without its bars.
+        """HFLM without its bars, which computes the beginnings that requests share once.
 
         cut: how many prompts lm-eval cut from the left. span: what the next call fills of the
-        task's progress.
+        task's progress. ways: how many requests were answered in which way.
         """
 
         cut = 0
@@ -95,19 +97,41 @@ def language_model(context: Context, name: str) -> Any:
             self, requests: Any, disable_tqdm: bool = True, **options: Any
         ) -> Any:
             # The model reads all tokens but the last, so that max_length + 1 of them fit.
-            lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
-            self.cut += sum(length > self.max_length + 1 for length in lengths)
+            room = self.max_length + 1
+            self.cut += sum(len(prompt) + len(answer) > room for _, prompt, answer in requests)
+            inputs = [(prompt + answer)[-room:][:-1] for _, prompt, answer in requests]
+            longest = self.longest_together(inputs)
             likelihoods: list[Any] = [None] * len(requests)
+            together = [i for i, tokens in enumerate(inputs) if len(tokens) <= longest]
+            apart = [i for i, tokens in enumerate(inputs) if len(tokens) > longest]
+
+            def done(place: int, likelihood: Any) -> None:
+                index = together[place]
+                likelihoods[index] = likelihood
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], likelihood)
+
+            if together:
+                PrefixModel(self.model).likelihoods(
+                    [inputs[i] for i in together], [requests[i][2] for i in together], done
+                )
+            lengths = [len(inputs[i]) for i in apart]
             vocabulary = self.model.config.get_text_config().vocab_size
             for size, members in batches(lengths, context.batch_size, vocabulary):
                 self.batch_size_per_gpu = size
+                places = [apart[i] for i in members]
                 of_members = super()._loglikelihood_tokens(
-                    [requests[i] for i in members], disable_tqdm=True, **options
+                    [requests[i] for i in places], disable_tqdm=True, **options
                 )
-                for index, likelihood in zip(members, of_members, strict=True):
+                for index, likelihood in zip(places, of_members, strict=True):
                     likelihoods[index] = likelihood
             self.batch_size_per_gpu = context.batch_size
             return likelihoods
+
+        def longest_together(self, inputs: Sequence[Sequence[int]]) -> float:
+            """Up to how many tokens requests are answered together, 0 where the probe says no."""
+            if "prefixes" not in context.cache:
+                context.cache["prefixes"] = why_not(self.model, max(inputs, key=len, default=()))
+            return 0 if context.cache["prefixes"] else reach(self.model.config)
 
         def tok_batch_encode(self, strings: Any, *args: Any, **options: Any) -> Any:
             room = options.get("left_truncate_len") or float("inf")
