@@ -9,9 +9,9 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
-from xml.etree import ElementTree
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from qbench.errors import DataError
-from qbench.files.atomic import write_bytes, write_text
+from qbench.files.atomic import write_bytes
 from qbench.records import Record
 from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
 from qbench.reports.headline import Headline, headlines, ordered, require
@@ -105,27 +105,6 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     paths = []
     for index, model in enumerate(models(records)):
         paths.append(write_quality(records, folder, model, first=index == 0))
-    return paths
-
-
-def write_pictures(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`quality.png`, the first picture, and an SVG per headline score; their paths.
-
-    The files of a further model have its name in theirs.
-    """
-    require(records)
-    paths = []
-    for index, model in enumerate(models(records)):
-        paths.append(write_quality(records, folder, model, first=index == 0))
-        mine = [record for record in records if record.cell.model == model]
-        for headline in headlines(mine):
-            words = [headline.task, headline.metric]
-            if headline.filter != "none":
-                words.append(headline.filter)
-            if index > 0:
-                words.append(model)
-            path = folder / f"{slug('-'.join(words))}.svg"
-            paths.append(write_text(path, svg(_figure(records, [headline], model))))
     return paths
 
 
@@ -215,7 +194,9 @@ def _figure(
             figure.text(0.5, 0.5, text, ha="center", va="center")
             return figure
         styles = looks(records)
-        notes = [f"{model}. Bars and band: ± 1 standard error. Grey: no other cell is better there."]
+        notes = [
+            f"{model}. Bars and band: ± 1 standard error. Grey: no other cell is better there."
+        ]
         drawn: set[str] = set()
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, headline in zip(row, panels, strict=True):

@@ -27,16 +27,24 @@ class Cost:
     of: Callable[[Record], float | None]
 
 
-BITS = Cost(
-    "measured bits per weight",
-    "measured bits per weight",
-    lambda record: record.bits_per_weight.get("total"),
-)
-SIZE = Cost(
-    "size on disk in MB",
-    "size on disk",
-    lambda record: None if record.bytes_on_disk is None else record.bytes_on_disk / 1e6,
-)
+def _measured_bits(record: Record) -> float | None:
+    # The unquantized model has no place among quantized ones: it is a line.
+    return record.bits_per_weight.get("total")
+
+
+def _megabytes(record: Record) -> float | None:
+    return None if record.bytes_on_disk is None else record.bytes_on_disk / 1e6
+
+
+def _milliseconds(record: Record) -> float | None:
+    timed = record.latency.milliseconds(1) if record.latency is not None else None
+    return None if timed is None else timed[0]
+
+
+BITS = Cost("measured bits per weight", "measured bits per weight", _measured_bits)
+SIZE = Cost("size on disk in MB", "size on disk", _megabytes)
+LATENCY = Cost("all quantized layers for one token, in ms", "latency at batch 1", _milliseconds)
+COSTS = (BITS, SIZE, LATENCY)
 
 
 @dataclass(frozen=True)
