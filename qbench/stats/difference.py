@@ -188,7 +188,7 @@ def cluster_sums(values: Floats, clusters: Labels | None) -> tuple[Floats, Float
     if len(clusters) != len(values):
         raise ValueError(f"{len(clusters)} labels of clusters for {len(values)} items")
     index = cluster_index(clusters)
-    return np.bincount(index, values), np.bincount(index).astype(np.float64)
+    return np.bincount(index, values).astype(np.float64), np.bincount(index).astype(np.float64)
 
 
 def cluster_index(clusters: Labels) -> NDArray[np.int64]:
