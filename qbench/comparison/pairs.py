@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,8 @@ class Contrast:
         half = (high - low) / 2
         if not math.isfinite(half) or half <= 0:
             return FIGURES
+        if self.ratio and half >= 1:
+            return 1
         return min(5, max(0, 1 - math.floor(math.log10(half))))
 
 
@@ -155,7 +157,11 @@ class Pairs:
         if score is None or items is None:
             return None
         ideal = np.full_like(items.values, 1.0 if score.higher_is_better else 0.0)
-        return contrast(score, ideal, items.values, items)
+        found = contrast(score, ideal, items.values, items)
+        one = found.difference
+        # Nothing diverges less than not at all, or agrees more than wholly.
+        low, high = (one.low, min(one.high, 0.0)) if found.share else (max(one.low, 0.0), one.high)
+        return replace(found, difference=replace(one, low=low, high=high))
 
 
 def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items) -> Contrast:
@@ -168,6 +174,9 @@ def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items
         difference = crossed_share(base, candidate, clusters)
     else:
         difference = crossed_mean(candidate - base, clusters)
+    if share:  # Student's interval does not know where shares end
+        low, high = max(difference.low, -1.0), min(difference.high, 1.0)
+        difference = replace(difference, low=low, high=high)
     ratio = score.metric.endswith("perplexity")
     return Contrast(difference, ratio, share, score.higher_is_better)
 
