@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qbench.comparison.pairs import protocol
 from qbench.records import Record, Score
-from qbench.reports.headline import Headline, names, number, protocol, unquantized
+from qbench.reports.headline import Headline, names, number, unquantized
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fresh_python import run_python
+from paired_items import with_items
+from qbench.comparison.pairs import TIMES
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
@@ -97,6 +99,11 @@ def scores(damage: float, bits: int | None) -> tuple[Score, ...]:
         Score(task=f"mini-{t}", metric=m, filter=f, value=v, stderr=e, n=100, higher_is_better=h)
         for t, m, f, v, e, h in rows
     )
+
+
+def stored(records: Sequence[Record], folder: Path) -> list[Record]:
+    """The records with sample files of 100 items each, whose means are their scores."""
+    return [with_items(one, folder) for one in records]
 
 
 def failed(method: str, bits: int) -> Record:
@@ -195,39 +202,77 @@ def test_numbers_show_as_many_places_as_their_error_deserves(
     assert number(value, stderr, metric) == text
 
 
-def test_best_is_bold_only_where_it_is_better_than_the_next() -> None:
-    pair = [record("rtn", 3, 0.4), record("gptq", 3, 0.2)]
-    assert "**23.08 ± 0.26**" in markdown(pair)
-    assert "**" not in markdown([record("rtn", 3, 0.3), record("gptq", 3, 0.3)])
-    assert "**" not in markdown([record("rtn", 2, 0.4), record("gptq", 3, 0.2)])
+def test_a_score_stands_beside_its_difference_from_the_unquantized_model(tmp_path: Path) -> None:
+    mine = stored([record("none", None), record("rtn", 3, 0.4)], tmp_path)
+    text = markdown(mine, tmp_path)
+    assert "| 18.90 ± 0.21 |" in text
+    factor = math.exp(0.4)
+    assert f"28.20 ({TIMES}{factor:.4f} " in text
+    row = wide_table(mine, tmp_path).iloc[1]
+    accuracy, low, high = (
+        float(x) for x in re.findall(r"[-+]?\d+\.\d", row["mini-arc_easy acc %"])[1:]
+    )
+    assert low < accuracy < high and accuracy == pytest.approx(-9.0, abs=0.5)
+    assert row["mini-divergence kl_mean"] == "0.360 ± 0.012"
+    table = long_table(mine, tmp_path)
+    found = table[(table.method == "rtn") & (table.metric == "perplexity")].iloc[0]
+    assert found.difference == pytest.approx(factor)
+    assert found.difference_low < factor < found.difference_high
+    assert (found.difference_kind, found.pairs, found.clusters) == ("ratio", 100, 100)
+    assert list(table[table.method == "none"].difference_kind.unique()) == [""]
+    stream = io.StringIO()
+    screen(mine, Console(width=140, file=stream), tmp_path)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100 and any(f"28.2 {TIMES}1.49" in line for line in lines)
+    assert any("After a score: its difference" in line for line in lines)
 
 
-def test_bold_compares_at_measured_bits() -> None:
+def test_without_items_a_score_has_its_error(tmp_path: Path) -> None:
+    mine = stored([record("none", None), record("rtn", 3, 0.4)], tmp_path)
+    for path in (tmp_path / "samples").rglob("mini-text.jsonl"):
+        path.write_text('{"half of a row')
+    assert "28.20 ± 0.31" in markdown(mine, tmp_path)
+
+
+def test_best_is_bold_only_where_pairs_tell_it_from_the_next(tmp_path: Path) -> None:
+    pair = stored([record("rtn", 3, 0.4), record("gptq", 3, 0.2)], tmp_path)
+    assert "**23.08 ± 0.26**" in markdown(pair, tmp_path)
+    assert "**" not in markdown(pair)  # nothing is claimed without the items
+    for rivals in (
+        [record("rtn", 3, 0.3), record("gptq", 3, 0.3)],
+        [record("rtn", 3, 0.2004), record("gptq", 3, 0.2)],
+        [record("rtn", 2, 0.4), record("gptq", 3, 0.2)],
+    ):
+        assert "**" not in markdown(stored(rivals, tmp_path), tmp_path)
+
+
+def test_bold_compares_at_measured_bits(tmp_path: Path) -> None:
     """At 3 nominal bits a method that takes half a bit more does not win by that."""
     cheap = record("rtn", 3, 0.4, bits_per_weight={"total": 3.25})
     dear = record("gptq", 3, 0.2, bits_per_weight={"total": 3.75})
-    assert "**" not in markdown([cheap, dear])
     dearer = record("greedy", 3, 0.3, bits_per_weight={"total": 3.77})
-    assert "**23.08 ± 0.26**" in markdown([cheap, dear, dearer])
     better_for_less = record("greedy", 2, 0.1, bits_per_weight={"total": 2.9})
-    assert "**" not in markdown([cheap, dear, better_for_less])
+    all_four = stored([cheap, dear, dearer, better_for_less], tmp_path)
+    assert "**" not in markdown(all_four[:2], tmp_path)
+    assert "**23.08 ± 0.26**" in markdown(all_four[:3], tmp_path)
+    three = [all_four[0], all_four[1], all_four[3]]
+    assert "**" not in markdown(three, tmp_path)
 
 
-def test_scores_of_different_protocols_do_not_compete() -> None:
+def test_scores_of_different_protocols_do_not_compete(tmp_path: Path) -> None:
     other = record("gptq", 3, 0.2)
     cell = other.cell.model_copy(
         update={"tasks": tuple(t.model_copy(update={"limit": 5}) for t in TASKS)}
     )
-    assert "**" not in markdown(
-        [record("rtn", 3, 0.4), other.model_copy(update={"cell": cell, "id": cell.id})]
-    )
+    both = [record("rtn", 3, 0.4), other.model_copy(update={"cell": cell, "id": cell.id})]
+    assert "**" not in markdown(stored(both, tmp_path), tmp_path)
 
 
 def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None:
     text = markdown(records)
     assert "<script>" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| not finite" in text
-    assert "no claim of significance" in text
+    assert "by the interval of the paired difference" in text
     assert "not comparable with published scores" in text
 
 
