@@ -12,5 +12,5 @@ from qbench.reports.long_table import long_table
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`leaderboard.jsonl`: the rows of the CSV; null where a row has no value."""
-    text = long_table(records).to_json(orient="records", lines=True, force_ascii=False)
+    text = long_table(records, folder).to_json(orient="records", lines=True, force_ascii=False)
     return [write_text(folder / "leaderboard.jsonl", text)]

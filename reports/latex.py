@@ -18,18 +18,19 @@ SPECIAL = {
     "±": r"$\pm$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
+    "×": r"$\times$",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`leaderboard.tex`."""
-    return [write_text(folder / "leaderboard.tex", latex(records))]
+    return [write_text(folder / "leaderboard.tex", latex(records, folder))]
 
 
-def latex(records: Sequence[Record]) -> str:
+def latex(records: Sequence[Record], folder: Path | None = None) -> str:
     """A `tabular`, one row per cell, the best values bold. It needs the package booktabs."""
     require(records)
-    columns, rows = grid(records)
+    columns, rows = grid(records, folder)
     headings = {headline.title: headline.heading for headline in headlines(records)}
     words = columns.index("method") + 1  # these columns hold words, which stand on the left
     alignment = "l" * words + "r" * (len(columns) - words)
@@ -43,7 +44,7 @@ def latex(records: Sequence[Record]) -> str:
     for row in rows:
         fields = []
         for entry in row:
-            text = escaped(entry.text)
+            text = escaped(entry.whole)
             fields.append(f"\\textbf{{{text}}}" if entry.best else text)
         lines.append(_line(fields))
     lines += ["\\bottomrule", "\\end{tabular}"]

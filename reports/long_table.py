@@ -1,4 +1,4 @@
-"""The long table for programs, one row per score: `leaderboard.csv`."""
+"""The long table for programs, one row per score or figure of latency: `leaderboard.csv`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Record, Score
 from qbench.reports.headline import ordered, params_text
+from qbench.reports.latencies import figures
 
 COLUMNS = (
     "model",
@@ -71,12 +72,19 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     return [write_text(folder / "leaderboard.csv", text)]
 
 
+<<<<<<< HEAD
 def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
     """COLUMNS, one row per score; a failed or skipped cell is one row without a score.
 
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`.
+=======
+def long_table(records: Sequence[Record]) -> pd.DataFrame:
+    """COLUMNS, one row per score and per figure of latency.
+
+    A failed or skipped cell is one row without a score.
+>>>>>>> bench
     """
     records = ordered(records)
     pairs = Pairs(records, folder)
@@ -87,11 +95,23 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
 
 
+<<<<<<< HEAD
 def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, object]]:
     """The rows of one cell, its scores by task, metric and filter. tasks: in their order."""
+=======
+def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
+    """The rows of one cell, its scores by task, metric and filter, then its latency.
+
+    tasks: in their order.
+    """
+>>>>>>> bench
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
         return [cell]
+    timed = [
+        cell | {"task": "latency", "metric": metric, "filter": "none", "value": value}
+        for metric, value in figures(record)
+    ]
     scores = sorted(
         record.scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
     )
@@ -105,8 +125,13 @@ def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, 
             "stderr": score.stderr,
             "n": score.n,
         }
+<<<<<<< HEAD
         rows.append(cell | score_columns | _difference_columns(record, score, pairs))
     return rows
+=======
+        rows.append(cell | score_columns)
+    return rows + timed
+>>>>>>> bench
 
 
 def _difference_columns(record: Record, score: Score, pairs: Pairs) -> dict[str, object]:

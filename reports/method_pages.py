@@ -28,7 +28,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`methods/NAME.html` for every method of the records."""
     require(records)
     paths = []
-    columns, rows = ranking(records)
+    columns, rows = ranking(records, folder)
     for method in dict.fromkeys(record.cell.method for record in ordered(records)):
         own = [row for row in rows if row.method == method]
         paths.append(write_text(folder / method_page(method), html(method, columns, own)))

@@ -29,13 +29,16 @@ INKS |= {colour: f"c{colour[1:]}" for colour in COLOURS}
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`index.html`, the page."""
-    return [write_text(folder / "index.html", html(records))]
+    return [write_text(folder / "index.html", html(records, folder))]
 
 
-def html(records: Sequence[Record]) -> str:
-    """The page as one text; pictures, style and script are in it, and it asks for nothing else."""
+def html(records: Sequence[Record], folder: Path | None = None) -> str:
+    """The page as one text; pictures, style and script are in it, and it asks for nothing else.
+
+    folder: of the run, where the items of its cells lie.
+    """
     require(records)
-    columns, rows = ranking(records)
+    columns, rows = ranking(records, folder)
     has_mini_tasks = any(spec.name.startswith("mini-") for spec in specs(records))
     return rendered(
         "page.html",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from qbench.comparison.pairs import Pairs
+from qbench.comparison.ranks import ranks
 from qbench.records import Record
 from qbench.reports.explanations import explanation
 from qbench.reports.headline import Headline, headlines, ordered, unquantized
@@ -53,25 +56,28 @@ class Filter:
     choices: list[str]
 
 
-def ranking(records: Sequence[Record]) -> tuple[list[Column], list[Row]]:
+def ranking(
+    records: Sequence[Record], folder: Path | None = None
+) -> tuple[list[Column], list[Row]]:
     """All cells: by model and nominal bits, and there the best first by the leading score.
 
-    The unquantized model comes first, cells without that score last.
+    folder: of the run, where the items lie, by whose pairs cells are ranked. The unquantized model
+    comes first, cells without that score last.
     """
-    names, rows = grid(records)
-    leaders = leading(records)
-    columns = [Column(RANK, explanation(RANK, None), "stick-not extra")]
-    columns += [_column(name, records, leaders) for name in names]
+    names, rows = grid(records, folder)
+    leader = _leader(records)
+    places = {} if leader is None else ranks(records, leader.key, Pairs(records, folder))
+    columns = [Column(RANK, explanation(RANK, None), "extra")]
+    columns += [_column(name, records) for name in names]
     cells = list(zip(ordered(records), rows, strict=True))
-    cells.sort(key=lambda cell: _order(cell[0], leaders))  # stable: the order of reports else
+    cells.sort(key=lambda cell: _order(cell[0], leader))  # stable: the order of reports else
     ranked = []
-    ranks: dict[tuple[str, int], int] = {}
     for record, row in cells:
-        rank = _rank(record, leaders, ranks)
+        rank = places.get(record.id)
         fields = [Field("" if rank is None else str(rank), rank)]
         for name, entry in zip(names, row, strict=True):
-            href = _page(record, name)
-            fields.append(Field(entry.text, entry.value, entry.best, href))
+            href = cell_page(record.id) if name == "method" else None
+            fields.append(Field(entry.text, entry.value, entry.best, href, entry.below))
         ranked.append(Row(fields, record.cell.method, _filter_values(record)))
     return columns, ranked
 
@@ -96,7 +102,7 @@ def method_page(method: str) -> str:
     return f"methods/{slug(method)}.html"
 
 
-def _column(name: str, records: Sequence[Record], leaders: Sequence[Headline]) -> Column:
+def _column(name: str, records: Sequence[Record]) -> Column:
     by_title = {headline.title: headline for headline in headlines(records)}
     headline = by_title.get(name)
     metric = None if headline is None else headline.metric
@@ -105,42 +111,26 @@ def _column(name: str, records: Sequence[Record], leaders: Sequence[Headline]) -
         classes.append("word")
     if name == "method":
         classes.append("stick")
-    if name not in ("method", "bits/weight (measured)") and headline not in leaders:
+    if name not in ("method", "bits/weight (measured)") and headline not in leading(records):
         classes.append("extra")
     heading = name if headline is None else headline.heading
     return Column(heading, explanation(name, metric), " ".join(classes))
 
 
-def _page(record: Record, column: str) -> str | None:
-    """What a field leads to: the method's name to the cell."""
-    return cell_page(record.id) if column == "method" else None
+def _leader(records: Sequence[Record]) -> Headline | None:
+    """The score that cells are ranked by: the divergence if it is there, which sees most."""
+    leaders = leading(records)
+    return leaders[-1] if leaders else None
 
 
-def _bits(record: Record) -> int:
-    return -1 if record.cell.scheme is None else record.cell.scheme.bits
-
-
-def _order(record: Record, leaders: Sequence[Headline]) -> tuple[str, int, float]:
-    return record.cell.model, _bits(record), _badness(record, leaders)
-
-
-def _badness(record: Record, leaders: Sequence[Headline]) -> float:
-    """The last leading score with the sign that makes a smaller one better; inf without one."""
-    score = leaders[-1].of(record) if leaders else None
-    if score is None or not math.isfinite(score.value):
-        return math.inf
-    return -score.value if leaders[-1].higher_is_better else score.value
-
-
-def _rank(
-    record: Record, leaders: Sequence[Headline], ranks: dict[tuple[str, int], int]
-) -> int | None:
-    """1 for the first cell of its model and bits; None for the baseline and where nothing ranks."""
-    if unquantized(record) or math.isinf(_badness(record, leaders)):
-        return None
-    key = (record.cell.model, _bits(record))
-    ranks[key] = ranks.get(key, 0) + 1
-    return ranks[key]
+def _order(record: Record, leader: Headline | None) -> tuple[str, int, float]:
+    """By model, nominal bits, and the score with the sign that makes a smaller one better."""
+    scheme = record.cell.scheme
+    score = None if leader is None else leader.of(record)
+    badness = math.inf
+    if leader is not None and score is not None and math.isfinite(score.value):
+        badness = -score.value if leader.higher_is_better else score.value
+    return record.cell.model, -1 if scheme is None else scheme.bits, badness
 
 
 def _filter_values(record: Record) -> list[str]:
