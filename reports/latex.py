@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qbench.comparison.pairs import TIMES
 from qbench.files.atomic import write_text
 from qbench.outside_text import printable
 from qbench.records import Record
@@ -18,7 +19,7 @@ SPECIAL = {
     "±": r"$\pm$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
-    "×": r"$\times$",
+    TIMES: r"$\times$",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 

@@ -72,19 +72,12 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     return [write_text(folder / "leaderboard.csv", text)]
 
 
-<<<<<<< HEAD
 def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
-    """COLUMNS, one row per score; a failed or skipped cell is one row without a score.
+    """COLUMNS, one row per score and per figure of latency; one of a failed or skipped cell.
 
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`.
-=======
-def long_table(records: Sequence[Record]) -> pd.DataFrame:
-    """COLUMNS, one row per score and per figure of latency.
-
-    A failed or skipped cell is one row without a score.
->>>>>>> bench
     """
     records = ordered(records)
     pairs = Pairs(records, folder)
@@ -95,16 +88,11 @@ def long_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
 
 
-<<<<<<< HEAD
 def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, object]]:
-    """The rows of one cell, its scores by task, metric and filter. tasks: in their order."""
-=======
-def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
     """The rows of one cell, its scores by task, metric and filter, then its latency.
 
     tasks: in their order.
     """
->>>>>>> bench
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
         return [cell]
@@ -125,13 +113,8 @@ def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
             "stderr": score.stderr,
             "n": score.n,
         }
-<<<<<<< HEAD
         rows.append(cell | score_columns | _difference_columns(record, score, pairs))
-    return rows
-=======
-        rows.append(cell | score_columns)
     return rows + timed
->>>>>>> bench
 
 
 def _difference_columns(record: Record, score: Score, pairs: Pairs) -> dict[str, object]:

@@ -198,10 +198,7 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
-<<<<<<< HEAD
-    parts += [_markdown_table(records, folder), CAPTION]
-=======
-    parts += [_markdown_table(records), CAPTION, *latencies.caption(records)]
+    parts += [_markdown_table(records, folder), CAPTION, *latencies.caption(records)]
     items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
@@ -308,14 +305,7 @@ def _screen_table(
         _, bits, _, measured = _identity(record, "")
         fields = [called[record.id], bits.text, measured.text]
         for headline in scores:
-<<<<<<< HEAD
             fields.append(_screen_text(record, headline, pairs))
-=======
-            score = headline.of(record)
-            text = ""
-            if score:
-                text = number(score.value, score.stderr, score.metric, digits=1, gap="")
-            fields.append(text)
         if timed:
             decoding = record.latency.decoding if record.latency else None
             fields.append(f"{decoding.packed[0]:.3g}" if decoding else "")
