@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qbench.comparison.pairs import Pairs
 from qbench.files.atomic import write_text
 from qbench.records import Latency, Product, Record, Score
+from qbench.reports.changed_items import MOST, Changes, changed_items
 from qbench.reports.explanations import METRICS
 from qbench.reports.headline import number, ordered, require
 from qbench.reports.page import rendered
@@ -20,11 +22,18 @@ CURVE = (720, 160)  # width and height of a loss curve
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`cells/ID.html` for every record."""
     require(records)
-    return [write_text(folder / cell_page(record.id), html(record)) for record in ordered(records)]
+    pairs = Pairs(records, folder)
+    paths = []
+    for record in ordered(records):
+        changes = changed_items(records, record, pairs)
+        scores = [_score(record, score, pairs) for score in record.scores]
+        page = html(record, scores, changes)
+        paths.append(write_text(folder / cell_page(record.id), page))
+    return paths
 
 
-def html(record: Record) -> str:
-    """The page of one cell."""
+def html(record: Record, scores: list[dict[str, Any]], changes: list[Changes]) -> str:
+    """The page of one cell. scores: as `_score` gives them."""
     latency = record.latency
     return rendered(
         "cell.html",
@@ -35,9 +44,9 @@ def html(record: Record) -> str:
         method=record.cell.method,
         method_page=method_page(record.cell.method),
         facts=_facts(record),
-        scores=[_score(score) for score in record.scores],
-        flips=[],
-        most_flips=0,
+        scores=scores,
+        changes=changes,
+        most_changes=MOST,
         products=[] if latency is None else [_product(product) for product in latency.products],
         latency_note="" if latency is None else _latency_note(latency),
         bits=[(part, f"{value:.4f}") for part, value in record.bits_per_weight.items()],
@@ -70,13 +79,15 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     return list(facts.items())
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score(record: Record, score: Score, pairs: Pairs) -> dict[str, Any]:
+    contrast = pairs.from_unquantized(record, (score.task, score.metric, score.filter))
     name = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     return {
         "task": score.task,
         "metric": name,
         "arrow": "↑" if score.higher_is_better else "↓",
         "text": number(score.value, score.stderr, score.metric),
+        "difference": "" if contrast is None else contrast.text,
         "suspicion": score.suspicion,
         "n": score.n,
         "explanation": METRICS.get(score.metric, ""),
