@@ -35,6 +35,7 @@ COLOURS = {  # after Okabe and Ito, legible on white; beside each what a dark pa
 MARKERS = "osD^vPXph<>"  # 11, coprime with the 8 colours: 88 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
+MOST_LINES = 40  # that a panel can tell apart
 POINT = "point-"  # before a cell's id: the name of its mark in an SVG
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
@@ -92,6 +93,7 @@ def panel(
             baselines.append(points[0])
         else:
             lines[name] = sorted(points, key=lambda point: point.x)
+    lines = _fewer(lines, headline, notes)
     quantized = [point for line in lines.values() for point in line]
     scale = scale_of(headline, baselines + quantized)
     if scale.log:
@@ -114,6 +116,21 @@ def panel(
     if scale.edge is not None:
         _strip(axes, scale)
     return set(lines)
+
+
+def _fewer(
+    lines: dict[str, list[Point]], headline: Headline, notes: list[str]
+) -> dict[str, list[Point]]:
+    """At most MOST_LINES, those that hold the best points; a note tells how many were left out."""
+    if len(lines) <= MOST_LINES:
+        return lines
+    sign = -1 if headline.higher_is_better else 1
+    best = sorted(lines, key=lambda name: min(sign * point.y for point in lines[name]))
+    notes.append(
+        f"{len(lines) - MOST_LINES} more lines, with worse scores, are in the table alone."
+    )
+    chosen = set(best[:MOST_LINES])
+    return {name: points for name, points in lines.items() if name in chosen}
 
 
 def _frame(axes: Any, headline: Headline, cost: Cost, scale: Scale) -> None:

@@ -23,7 +23,7 @@ function show() {
 }
 
 function key(row, k) {
-  const value = row.cells[k].dataset.v, number = Number(value);
+  const cell = row.cells[k], value = cell.dataset.v ?? cell.textContent, number = Number(value);
   return value === "" ? null : Number.isNaN(number) ? value : number;
 }
 

@@ -16,7 +16,7 @@ from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.headline import MINI_NOTICE, require
 from qbench.reports.pictures import drawn, file_name, offered
 from qbench.reports.plots import leading, models, svg
-from qbench.reports.provenance import commands, environment, label, lead, protocols, reasons, specs
+from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs
 from qbench.reports.ranking import filters, ranking
 from qbench.reports.tables import CAPTION, doubts
 
@@ -56,7 +56,6 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
         doubts=[(label(record), reason) for record, reason in doubts(records)],
         protocols=protocols(records),
         environment=environment(records),
-        commands=commands(records),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
     )
 

@@ -64,14 +64,6 @@ def reasons(records: Sequence[Record]) -> list[tuple[str, str]]:
     return [(f"{label(record)} ({record.status})", reason) for record, reason in failures(records)]
 
 
-def commands(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(cell, the command that runs it again)."""
-    return [
-        (f"{label(record)}, cell {record.id}", record.command or "not recorded")
-        for record in ordered(records)
-    ]
-
-
 def protocols(records: Sequence[Record]) -> list[tuple[str, str]]:
     """(task, how it was asked), and the calibrations."""
     rows = [(spec.name, _protocol(spec)) for spec in specs(records)]

@@ -68,7 +68,9 @@ def ranking(
     leader = _leader(records)
     places = {} if leader is None else ranks(records, leader.key, Pairs(records, folder))
     columns = [Column(RANK, explanation(RANK, None), "extra")]
-    columns += [_column(name, records) for name in names]
+    by_title = {headline.title: headline for headline in headlines(records)}
+    leaders = leading(records)
+    columns += [_column(name, by_title.get(name), leaders) for name in names]
     cells = list(zip(ordered(records), rows, strict=True))
     cells.sort(key=lambda cell: _order(cell[0], leader))  # stable: the order of reports else
     ranked = []
@@ -102,16 +104,14 @@ def method_page(method: str) -> str:
     return f"methods/{slug(method)}.html"
 
 
-def _column(name: str, records: Sequence[Record]) -> Column:
-    by_title = {headline.title: headline for headline in headlines(records)}
-    headline = by_title.get(name)
+def _column(name: str, headline: Headline | None, leaders: Sequence[Headline]) -> Column:
     metric = None if headline is None else headline.metric
     classes = []
     if name in ("model", "method"):
         classes.append("word")
     if name == "method":
         classes.append("stick")
-    if name not in ("method", "bits/weight (measured)") and headline not in leading(records):
+    if name not in ("method", "bits/weight (measured)") and headline not in leaders:
         classes.append("extra")
     heading = name if headline is None else headline.heading
     return Column(heading, explanation(name, metric), " ".join(classes))
