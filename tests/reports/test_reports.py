@@ -322,7 +322,7 @@ def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
 def test_a_point_is_named_and_leads_to_its_cell() -> None:
     cell = record("rtn", 3, 0.3)
     text = plots.svg(quality_figure([record("none", None), cell], "mini-text", "perplexity"), "x-")
-    assert f'id="x-point-{cell.id}"><title>rtn 3b g64 clip=search period=4: ' in text
+    assert re.search(rf'id="x-point-{cell.id}">\s*<title>rtn 3b g64 clip=search period=4: ', text)
     assert "<a " not in text
     linked = plots.svg(quality_figure([cell], "mini-text", "perplexity"), "x-", "cells")
     assert f'<a href="cells/{cell.id}.html"' in linked
