@@ -190,7 +190,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = _run_plan(plan, store)
-    _print_leaderboard(records)
+    _print_leaderboard(records, folder)
     written = write_reports(store.read_records()[0], folder)
     _print_paths("report", written)
     return 1 if any(record.status == "failed" for record in records) else 0
@@ -295,7 +295,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
     records, complaints = read_records(folder)
     _print_warnings(complaints)
-    _print_leaderboard(records)
+    _print_leaderboard(records, folder)
     _print_paths("report", write_reports(records, folder))
 
 
@@ -375,10 +375,10 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _print_leaderboard(records: Sequence[Record]) -> None:
+def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
     from qbench.reports.tables import screen
 
-    screen(records, out)
+    screen(records, out, folder)
 
 
 def _print_paths(title: str, paths: Iterable[Path]) -> None:
