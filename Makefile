@@ -29,11 +29,11 @@ bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (
 report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(OUT)
 
-test: $(READY) ## the test suite, all of it: about five minutes
-	$(RUN)pytest -q
+test: $(READY) ## the test suite, all of it, on all cores
+	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile
 
-test-quick: $(READY) ## the tests that take little time, of every room: about a minute
-	$(RUN)pytest -q -m "not slow"
+test-quick: $(READY) ## the tests that take little time, of every room
+	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile -m "not slow"
 
 test-triton: $(READY) ## the GPU kernels without a GPU: under Triton's interpreter, and compiled ahead
 	test -d build/triton || .venv/bin/python -m pip install --quiet --no-deps --target build/triton triton==3.9.0

@@ -156,6 +156,11 @@ def peak_memory(device: str) -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):  # such as `VmHWM:   12345 kB`
                 return int(line.split()[1]) * 1024
+    return resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes that this process has in memory."""
     return int(psutil.Process().memory_info().rss)
 
 

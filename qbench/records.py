@@ -140,13 +140,84 @@ class Score(_Frozen):
     suspicion: str | None = None
 
 
+Spread = tuple[Amount, Amount, Amount]  # the median, and the ends of a range around it
+
+
+class Product(_Frozen):
+    """What a product with one layer's weight costs, beside torch's dense product.
+
+    out, columns, rows: of the weight, and rows of x. layers: how many linear layers of the model
+    are of this shape and format. kernel: which one serves it. seconds, dense: the median, the tenth
+    and the ninetieth percentile, measured in turns.
+    """
+
+    out: Count
+    columns: Count
+    rows: Count
+    layers: Count
+    kernel: str
+    seconds: Spread
+    dense: Spread
+
+
+class Decoding(_Frozen):
+    """How fast a whole model reads and writes, packed and dense in turns: batch 1, greedy.
+
+    prompt, tokens: read and written. packed, dense: tokens written per second; median, least, most.
+    packed_prefill, dense_prefill: tokens read per second. packed_peak_bytes, dense_peak_bytes: of
+    memory, for loading, reading and writing.
+    """
+
+    prompt: Count
+    tokens: Count
+    packed: Spread
+    dense: Spread
+    packed_prefill: Spread
+    dense_prefill: Spread
+    packed_peak_bytes: Count
+    dense_peak_bytes: Count
+
+
+class Latency(_Frozen):
+    """What the packed model costs where it ran.
+
+    device: name of the processor or GPU. threads: of the processor, None on a GPU. dtype: of x, and
+    of the dense model. reason: why something is not there, None where all is.
+    """
+
+    device: str
+    threads: Count | None
+    dtype: str
+    products: tuple[Product, ...] = ()
+    decoding: Decoding | None = None
+    reason: str | None = None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The numbers of rows of x that were timed, ascending."""
+        return tuple(sorted({product.rows for product in self.products}))
+
+    def milliseconds(self, rows: int) -> tuple[float, float] | None:
+        """Of all quantized linear layers of the model, once each: packed, and dense.
+
+        None where that was not timed.
+        """
+        timed = [product for product in self.products if product.rows == rows]
+        if not timed:
+            return None
+        packed = sum(1000 * product.layers * product.seconds[0] for product in timed)
+        dense = sum(1000 * product.layers * product.dense[0] for product in timed)
+        return packed, dense
+
+
 class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
     saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
     block, what a method that trains has to tell, such as its loss on the way. environment: see
-    `qbench.environment`. command: what reproduces this cell alone.
+    `qbench.environment`. command: what reproduces this cell alone. latency: of the packed model,
+    measured when all cells of a run are done; None where it was not.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -163,6 +234,7 @@ class Record(_Frozen):
     log: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     command: str = ""
+    latency: Latency | None = None
 
 
 def _digest(value: Any) -> str:

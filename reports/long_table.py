@@ -1,4 +1,4 @@
-"""The long table for programs, one row per score: `leaderboard.csv`."""
+"""The long table for programs, one row per score or figure of latency: `leaderboard.csv`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Record, Score
 from qbench.reports.headline import ordered, params_text
+from qbench.reports.latencies import figures
 
 COLUMNS = (
     "model",
@@ -72,8 +73,9 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
-    """COLUMNS, one row per score; a failed or skipped cell is one row without a score.
+    """COLUMNS, one row per score and per figure of latency.
 
+    A failed or skipped cell is one row without a score.
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`.
@@ -88,10 +90,17 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
 
 
 def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, object]]:
-    """The rows of one cell, its scores by task, metric and filter. tasks: in their order."""
+    """The rows of one cell, its scores by task, metric and filter, then its latency.
+
+    tasks: in their order.
+    """
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
         return [cell]
+    timed = [
+        cell | {"task": "latency", "metric": metric, "filter": "none", "value": value}
+        for metric, value in figures(record)
+    ]
     scores = sorted(
         record.scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
     )
@@ -106,7 +115,7 @@ def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, 
             "n": score.n,
         }
         rows.append(cell | score_columns | _difference_columns(record, score, pairs))
-    return rows
+    return rows + timed
 
 
 def _difference_columns(record: Record, score: Score, pairs: Pairs) -> dict[str, object]:

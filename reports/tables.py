@@ -20,6 +20,7 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
 from qbench.outside_text import printable
 from qbench.records import Record
+from qbench.reports import latencies
 from qbench.reports.headline import (
     MINI_NOTICE,
     Headline,
@@ -88,6 +89,7 @@ def grid(
     columns = ["model"] if several_models else []
     columns += ["method", "bits", "group", "bits/weight (measured)"]
     columns += [headline.title for headline in scores]
+    columns += latencies.columns(records)
     columns += ["quantize seconds", "peak memory MB"]
     if trained:
         columns += ["block loss at the start", "block loss"]
@@ -100,6 +102,7 @@ def grid(
         row += _identity(record, called[record.id])
         for headline in scores:
             row.append(_score_entry(record, headline, record.id in best[headline], pairs))
+        row += [_number_entry(value, ".3g") for value in latencies.values(record, records)]
         row += _cost(record)
         if trained:
             row += _losses(record)
@@ -195,13 +198,16 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
-    parts += [_markdown_table(records, folder), CAPTION]
+    parts += [_markdown_table(records, folder), CAPTION, *latencies.caption(records)]
     items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
     items = [_item(record, "", reason) for record, reason in doubts(records)]
     if items:
         parts += ["## Scores that may say nothing", "\n".join(items)]
+    items = [_item(record, "", reason) for record, reason in latencies.missing(ordered(records))]
+    if items:
+        parts += ["## Latencies that were not measured", "\n".join(items)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -289,6 +295,9 @@ def _screen_table(
     table.add_column("method", overflow="fold", max_width=16, vertical="bottom")
     for name in ("bits", "bits /\nweight", *(headline.short or "" for headline in scores)):
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    timed = "tokens/s" in latencies.columns(records)
+    if timed:
+        table.add_column("tokens\n/s", justify="right", no_wrap=True, vertical="bottom")
     called = names(records)
     for record in records:
         if record.status != "ok":
@@ -297,6 +306,9 @@ def _screen_table(
         fields = [called[record.id], bits.text, measured.text]
         for headline in scores:
             fields.append(_screen_text(record, headline, pairs))
+        if timed:
+            decoding = record.latency.decoding if record.latency else None
+            fields.append(f"{decoding.packed[0]:.3g}" if decoding else "")
         table.add_row(*[Text(printable(field)) for field in fields])
     return table
 

@@ -57,13 +57,13 @@ ARROWS = {
     "tasks": {"calibration", "errors", "files", "models", "records"},
     "reports": {"errors", "files", "outside_text", "records", "tasks"},
     "latency": {
-        "contracts", "environment", "errors", "kernels", "kernels.cpu", "kernels.gpu",
-        "quantization",
+        "checkpoint", "contracts", "environment", "errors", "kernels", "kernels.cpu",
+        "kernels.gpu", "models", "quantization", "records",
     },
     "experiment": {
         "calibration", "checkpoint", "checks", "contracts", "environment", "errors", "files",
-        "inspection", "isolation", "kernels", "models", "plugin_file", "quantization", "records",
-        "registry", "tasks",
+        "inspection", "isolation", "kernels", "latency", "models", "plugin_file", "quantization",
+        "records", "registry", "tasks",
     },
     "commands": {
         "checks", "contracts", "environment", "errors", "experiment", "export", "files",

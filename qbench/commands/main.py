@@ -94,6 +94,12 @@ def run(
         float | None,
         typer.Option(help="Seconds for one cell; default many times its estimate."),
     ] = None,
+    latency: Annotated[
+        bool | None,
+        typer.Option(
+            "--latency/--no-latency", help="Time products and tokens of packed models at the end."
+        ),
+    ] = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
@@ -123,6 +129,7 @@ def run(
             "dtype": dtype,
             "out": out_folder,
             "time_limit": time_limit,
+            "latency": latency,
             "requantize": requantize or None,
             "trust_remote_code": trust_remote_code or None,
         },
@@ -169,22 +176,27 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     done = {record.id for record in records if record.status == "ok"}
     done &= {cell.id for cell in plan.cells}
     skipped = plan.skipped.keys() - done
+    timed = {record.id for record in records if record.latency and not record.latency.reason}
     seconds = {}
+    latencies = {}
     for cell in plan.cells:
         if cell.id not in done | skipped:
             seconds[cell.id] = plan.estimates[cell.id].seconds
+        if cell.id not in timed | skipped:
+            latencies[cell.id] = plan.estimates[cell.id].latency
+    total = sum(seconds.values()) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
         f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {sum(seconds.values()) / 60:.0f} min, {plan.cells[0].dtype} on {plan.device}",
+        f"about {total / 60:.0f} min, {plan.cells[0].dtype} on {plan.device}",
         markup=False,
         soft_wrap=True,
     )
     removed = store.remove_leftovers()
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
-    with LiveView(out, err, seconds) as view:
+    with LiveView(out, err, seconds, latencies) as view:
         return run_plan(plan, store, view)
 
 
@@ -192,7 +204,7 @@ def _show_plan(plan: Plan) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("cell", "model", "method"):
         table.add_column(name)
-    for name in ("quantize", "evaluate", "peak memory"):
+    for name in ("quantize", "evaluate", "latency", "peak memory"):
         table.add_column(name, justify="right")
     total = 0.0
     for cell in plan.cells:
@@ -200,13 +212,14 @@ def _show_plan(plan: Plan) -> None:
             table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
             continue
         cost = plan.estimates[cell.id]
-        total += cost.seconds
+        total += cost.seconds + cost.latency
         table.add_row(
             cell.id,
             Text(cell.model),
             Text(cell.label),
             f"{cost.quantize:.0f} s",
             f"{sum(cost.tasks.values()):.0f} s",
+            f"{cost.latency:.0f} s",
             f"{cost.peak_bytes / 1e9:.1f} GB",
         )
     out.print(table)

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from qbench.records import Cell, Record, Score
+from qbench.records import Cell, Latency, Record, Score
 from qbench.reports.headline import number
 
 QUIET_SECONDS = 20.0  # between two lines in a log
@@ -28,11 +28,22 @@ class LiveView:
     It is the `View` of `qbench.experiment.runner`.
     """
 
-    def __init__(self, out: Console, err: Console, seconds: dict[str, float]) -> None:
-        """seconds: the estimate for each cell that is to be run, by id."""
+    def __init__(
+        self,
+        out: Console,
+        err: Console,
+        seconds: dict[str, float],
+        latencies: dict[str, float] | None = None,
+    ) -> None:
+        """seconds: the estimate for each cell that is to be run, by id. latencies: for measuring
+        the latency of each, which comes after all cells.
+        """
         self.out = out
         self.err = err
         self.seconds = seconds
+        self.latencies = latencies or {}
+        self.total = sum(seconds.values()) + sum(self.latencies.values())
+        self.part = 0.0  # estimated seconds of what is at work
         self.started = time.perf_counter()
         self.done = 0.0  # estimated seconds of the cells that are finished
         self.cell: Cell | None = None
@@ -49,7 +60,7 @@ class LiveView:
             disable=not err.is_terminal,
             speed_estimate_period=600,
         )
-        self._task = self._bar.add_task("", total=max(sum(seconds.values()), 1e-9))
+        self._task = self._bar.add_task("", total=max(self.total, 1e-9))
 
     def __enter__(self) -> LiveView:
         """Show the bar, where there is a terminal."""
@@ -69,13 +80,21 @@ class LiveView:
         """A cell starts, the `position`-th of `cells`."""
         self.cell = cell
         self.position = f"{position}/{cells}"
+        self.part = self.seconds.get(cell.id, 0.0)
+        self.progress(0.0, "loading")
+
+    def begin_latency(self, cell: Cell) -> None:
+        """The latency of a finished cell is being measured."""
+        self.cell = cell
+        self.position = "latency"
+        self.part = self.latencies.get(cell.id, 0.0)
         self.progress(0.0, "loading")
 
     def progress(self, fraction: float, text: str) -> None:
         """The present cell is done to `fraction`, 0..1; in a log, a line at most every 20 s."""
         if self.cell is None:
             return
-        done = self.done + fraction * self.seconds.get(self.cell.id, 0.0)
+        done = self.done + fraction * self.part
         self._show(done, f"{self.position} {self.cell.model} {self.cell.label}: {text}")
 
     def _show(self, done: float, title: str) -> None:
@@ -93,11 +112,10 @@ class LiveView:
 
     def _seconds_left(self, done: float, now: float) -> float:
         """From the estimate, corrected by the pace so far once a twentieth is done."""
-        total = sum(self.seconds.values())
         pace = 1.0
-        if done > total / 20:
+        if done > self.total / 20:
             pace = (now - self.started) / done
-        return (total - done) * pace
+        return (self.total - done) * pace
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
         """A task of the present cell is done: one line with its scores."""
@@ -127,6 +145,14 @@ class LiveView:
         cell = record.cell
         self._line(f"{self.position:>6} {cell.model}  {cell.label}  {outcome}  {record.id}")
 
+    def measured(self, record: Record) -> None:
+        """The latency of a finished cell is known: one line with what a token costs."""
+        self.done += self.latencies.get(record.id, 0.0)
+        cell = record.cell
+        if record.latency is not None:
+            what = "  ".join(_latency(record.latency))
+            self._line(f"latency {cell.model}  {cell.label}  {what}")
+
     def _line(self, text: str) -> None:
         self.out.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -141,6 +167,22 @@ def _costs(record: Record) -> str:
     if record.evaluate_seconds:
         costs.append(f"evaluated in {record.evaluate_seconds:.1f} s")
     return "  ".join(costs)
+
+
+def _latency(latency: Latency) -> list[str]:
+    """Its figures in words, and what is missing."""
+    words = []
+    for rows in latency.rows:
+        times = latency.milliseconds(rows)
+        if times is not None:
+            packed, dense = times
+            words.append(f"batch {rows}: {packed:.3g} ms ({dense / packed:.2f}x)")
+    if latency.decoding is not None:
+        packed, dense = latency.decoding.packed[0], latency.decoding.dense[0]
+        words.append(f"{packed:.1f} tokens/s ({packed / dense:.2f}x)")
+    if latency.reason is not None:
+        words.append(f"not measured: {' '.join(latency.reason.split())}")
+    return words
 
 
 def _metric(score: Score) -> str:

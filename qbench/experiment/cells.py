@@ -57,6 +57,8 @@ def cell_command(grid: Grid, cell: Cell) -> str:
             words.append("--symmetric")
     words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset, "--data", grid.data]
     words += ["--dtype", cell.dtype, "--seed", str(cell.seed), "--device", cell.device]
+    if not grid.with_latency:
+        words.append("--no-latency")
     if grid.requantize:
         words.append("--requantize")
     if grid.trust_remote_code:

@@ -34,6 +34,7 @@ FORWARD = 2  # flops of a weight for each token that passes
 TRAINING = 6  # with the products that give the gradients of the inputs and of the weights
 SLOW_WRITING = 4  # a token that is written costs as much as four that are read: memory bound
 TASK_SECONDS = 2  # of a task, whatever it asks
+LATENCY_SECONDS = 15  # of a format that is new to the run: products, and the whole model
 CELL_SECONDS = 3  # of loading, saving and loading again
 
 
@@ -115,15 +116,16 @@ class Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds to quantize, seconds by task, and bytes at the peak."""
+    """seconds to quantize, seconds by task, bytes at the peak, and seconds to measure latency."""
 
     quantize: float
     tasks: dict[str, float]
     peak_bytes: int
+    latency: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Quantizing and all tasks."""
+        """Quantizing and all tasks: what comes before latencies are measured."""
         return self.quantize + sum(self.tasks.values())
 
     @property

@@ -36,7 +36,8 @@ class Grid(BaseModel):
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
     preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
     `auto` takes bfloat16 where the hardware computes in it, else float32. time_limit: seconds that
-    one cell may take, None for many times its estimate. requantize: whether a model that is
+    one cell may take, None for many times its estimate. latency: whether products and tokens of the
+    packed models are timed, None for what the preset says. requantize: whether a model that is
     quantized already may be quantized again. trust_remote_code: whether code that a model brings
     may run.
     """
@@ -59,6 +60,7 @@ class Grid(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: Path | None = None
     time_limit: float | None = Field(default=None, gt=0)
+    latency: bool | None = None
     requantize: bool = False
     trust_remote_code: bool = False
 
@@ -129,6 +131,11 @@ class Grid(BaseModel):
             settings |= preset.get("trained", {})
         settings |= preset.get(method, {})
         return settings
+
+    @property
+    def with_latency(self) -> bool:
+        """Whether latency is measured when all cells are done."""
+        return bool(self.defaults["latency"]) if self.latency is None else self.latency
 
     @property
     def group(self) -> int | None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qbench.contracts import check_scheme
 from qbench.environment import pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
-from qbench.experiment.estimate import Estimate, Rates, estimate, measure_rates
+from qbench.experiment.estimate import (
+    CELL_SECONDS,
+    LATENCY_SECONDS,
+    Estimate,
+    Rates,
+    estimate,
+    measure_rates,
+)
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
@@ -19,7 +26,7 @@ from qbench.models.loading import load_skeleton
 from qbench.models.source import ModelSource, find_model
 from qbench.quantization import check_layers
 from qbench.records import Cell
-from qbench.registry import get_method, method_class
+from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
 from qbench.tasks.data import Source, chosen, open_source
 from qbench.tasks.declaration import Cost
@@ -94,9 +101,23 @@ def _check_and_estimate(plan: Plan) -> None:
         except Exception as error:  # of a plug-in's constructor, it may be any
             plan.skipped[cell.id] = reason_of(error)
             plan.estimates[cell.id] = UNKNOWN
+    if plan.grid.with_latency:
+        _add_latencies(plan)
     quantized = [cell.id for cell in plan.cells if cell.scheme is not None]
     if quantized and all(name in plan.skipped for name in quantized):
         raise ConfigError(plan.skipped[quantized[0]])
+
+
+def _add_latencies(plan: Plan) -> None:
+    """Price the latencies: cells of one model, format and scheme share what is measured."""
+    seen = set()
+    for cell in plan.cells:
+        if cell.scheme is None or cell.id in plan.skipped:
+            continue
+        shared = (cell.model, declared(cell.method).format, cell.scheme)
+        seconds = CELL_SECONDS if shared in seen else LATENCY_SECONDS
+        seen.add(shared)
+        plan.estimates[cell.id] = replace(plan.estimates[cell.id], latency=seconds)
 
 
 def _priced(cell: Cell, skeleton: Any, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,14 +19,16 @@ from qbench.errors import StoreError, readable
 from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.latencies import measure, not_measured, wanted
 from qbench.experiment.plan import Plan
 from qbench.experiment.plugins import plugins_of
 from qbench.experiment.store import Store
-from qbench.files.claims import claimed
-from qbench.isolation import Isolated
-from qbench.records import Cell, Record, Score
+from qbench.files.claims import claimed, claimed_in_time
+from qbench.isolation import Isolated, Tell
+from qbench.records import Cell, Latency, Record, Score
 
 POLL = 0.5  # seconds between two looks at what other runners do
+COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
 # The default time limit is generous: an estimate is right within a factor of two on an idle
 # machine, and what hangs would hang for ever.
 LEAST_LIMIT = 600.0  # seconds
@@ -54,6 +56,12 @@ class View(Protocol):
     def finish(self, record: Record) -> None:
         """A cell is done, and its record written."""
 
+    def begin_latency(self, cell: Cell) -> None:
+        """The latency of a finished cell is being measured."""
+
+    def measured(self, record: Record) -> None:
+        """The latency of a finished cell is known, or why it is not, and stands in its record."""
+
 
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
     """Work through the cells without an `ok` record; returns the records of all cells of the plan.
@@ -64,6 +72,8 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     running = _Run(plan, store, view, environment())
     with store.at_work():
         running.work()
+        if plan.grid.with_latency:
+            running.measure()
         return [store.record(cell) or running.settled[cell.id] for cell in plan.cells]
 
 
@@ -96,6 +106,33 @@ class _Run:
                 self.view.waiting(len(waiting))
                 time.sleep(POLL)
 
+    def measure(self) -> None:
+        """Give the finished cells their latency, one after the other, while nothing computes here.
+
+        Those of records that an older run has left without one are among them.
+        """
+        for cell in self.plan.cells:
+            settled = self.settled[cell.id]
+            if settled.status != "ok" or not wanted(cell, settled.latency):
+                continue
+            with claimed_in_time(self.store.claim(COMPUTING), lambda: self.view.waiting(1)):
+                record = self.store.record(cell) or settled
+                if wanted(cell, record.latency):  # else another runner was faster
+                    self.view.begin_latency(cell)
+                    record = self.store.add_latency(cell, self._latency(cell))
+            self.settled[cell.id] = record
+            self.view.measured(record)
+
+    def _latency(self, cell: Cell) -> Latency:
+        """What its packed model costs here; what cannot be measured has a reason."""
+        try:
+            outcome = self._isolated(measure, cell, LEAST_LIMIT)
+        except OSError as error:
+            outcome = {"reason": f"no process can be started: {error}"}
+        if "latency" in outcome:
+            return Latency.model_validate(outcome["latency"])
+        return not_measured(cell, self.machine["hardware"], outcome["reason"])
+
     def _take(self, cell: Cell, before: object) -> bool:
         """Settle a cell unless another runner works on it. before: the stamp of an old record."""
         with claimed(self.store.claim(cell.id)) as mine:
@@ -105,7 +142,8 @@ class _Run:
             position = self.plan.cells.index(cell) + 1
             self.view.begin(cell, position, len(self.plan.cells))
             if record is None:
-                record = self._record(cell)
+                with claimed_in_time(self.store.claim(COMPUTING), shared=True):
+                    record = self._record(cell)
                 self.store.write_record(record)
             self.settled[cell.id] = record
             self.view.finish(record)
@@ -122,7 +160,8 @@ class _Run:
         if cell.id in self.plan.skipped:
             return self._made(cell, "skipped", self.plan.skipped[cell.id])
         try:
-            outcome = self._isolated(cell)
+            limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+            outcome = self._isolated(work, cell, limit)
         except OSError as error:
             raise StoreError(
                 f"no process can be started, or {self.store.folder} not be written: {error}; free "
@@ -170,13 +209,17 @@ class _Run:
         }
         return self.machine | of_run
 
-    def _isolated(self, cell: Cell) -> dict[str, Any]:
-        """The outcome of a cell's process, as `cell_process.work` tells it, or a `reason` alone."""
-        limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+    def _isolated(
+        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float
+    ) -> dict[str, Any]:
+        """What a function tells in the end in the cell's own process, or a `reason` alone.
+
+        limit: seconds that it may take.
+        """
         log = self.store.log(cell)
         log.parent.mkdir(exist_ok=True)
         log.unlink(missing_ok=True)
-        with Isolated(work, (self._job(cell),), output=log) as process:
+        with Isolated(function, (self._job(cell),), output=log) as process:
             outcome = self._outcome(process, cell, limit)
             if outcome is None:
                 ending = process.ending or f"was not done within {limit:.0f} s (--time-limit)"
@@ -189,7 +232,7 @@ class _Run:
         """Pass on what is told until there is an outcome; None where none comes."""
         deadline = time.monotonic() + limit
         while event := process.next(deadline - time.monotonic()):
-            if "facts" in event:
+            if "facts" in event or "latency" in event:
                 return event
             if "progress" in event:
                 self.view.progress(event["progress"], event["text"])

@@ -5,6 +5,7 @@ OUT/samples/ID/TASK.jsonl every item of a task
 OUT/artifacts/KEY/        a quantized model, shared by the cells that differ only in evaluation
 OUT/reference/            what cells share, mapped into memory: log-probabilities of the unquantized
                           model and calibration tokens, removed when the last run is complete
+OUT/latency/              times of products and models, shared by cells of equal formats
 OUT/claims/               files that a runner locks while it works on what they are named after
 OUT/logs/ID.txt           what a cell that failed has printed
 OUT/quarantine/           records that could not be trusted
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pydantic import ValidationError
 from qbench.errors import StoreError
 from qbench.files.atomic import leftovers, write_text
 from qbench.files.claims import claimed, claimed_in_time
-from qbench.records import SCHEMA, Cell, Record, TaskSpec
+from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 
 DAY = 86400.0  # seconds
 RECORD_BYTES = 100_000_000  # more than any log of a method takes
@@ -72,6 +73,10 @@ class Store:
         sample = cell.calibration and cell.calibration.model_dump(mode="json", exclude={"dtype"})
         identity = [cell.model, cell.revision, sample, cell.seed]
         return self.folder / "reference" / f"tokens-{_key(identity)}.npy"
+
+    def latency(self, facts: Sequence[Any]) -> Path:
+        """Where a time is kept that was measured under these JSON-able facts."""
+        return self.folder / "latency" / f"{_key(facts)}.json"
 
     def log(self, cell: Cell) -> Path:
         """Where a cell's process prints."""
@@ -149,6 +154,19 @@ class Store:
             raise StoreError(f"{error}; give another --out") from None
         except StoreError:
             pass  # it is put away, or was never there
+        self._write(record)
+
+    def add_latency(self, cell: Cell, latency: Latency) -> Record:
+        """Give the record of a finished cell its latency, in place of an older one; returns it.
+
+        Nothing else of the record changes. StoreError where there is no record to be trusted.
+        """
+        record = _trusted(self._record_path(cell.id)).model_copy(update={"latency": latency})
+        self._write(record)
+        return record
+
+    def _write(self, record: Record) -> None:
+        """Atomic: the old file or the new one, whole."""
         body = record.model_dump(mode="json")
         text = json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False)
         write_text(self._record_path(record.id), text + "\n")

@@ -58,7 +58,7 @@ def test_a_record_says_all_that_is_promised(finished):
     out, _ = finished
     body = json.loads(next((out / "records").glob("*.json")).read_text())
     keys = "schema id cell status reason scores bits_per_weight bytes_on_disk quantize_seconds "
-    keys += "quantize_peak_bytes evaluate_seconds log environment command checksum"
+    keys += "quantize_peak_bytes evaluate_seconds log environment command latency checksum"
     assert set(keys.split()) == set(body)
     assert body["scores"][0].keys() >= {
         "task",

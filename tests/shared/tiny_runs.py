@@ -16,7 +16,7 @@ LIMITS = (
     "calibration.samples=4",
     "calibration.length=32",
 )
-COMMON = ["--data", "mini", "--dtype", "float32", "--group-size", "32"]
+COMMON = ["--data", "mini", "--dtype", "float32", "--group-size", "32", "--no-latency"]
 
 
 def run_args(

@@ -1,0 +1,178 @@
+"""The latency of cells: measured when nothing else of the run computes, and shared between cells.
+
+A product's time belongs to the weight's shape and format, the rows of x, the device and the code of
+the kernels; a model's, to its layers, dtype and device. Each is measured once in a run's folder,
+and kept in `latency/`, in a file named after all of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from qbench import kernels
+from qbench.environment import hardware
+from qbench.errors import StoreError, reason_of
+from qbench.experiment.cell_process import Job
+from qbench.experiment.plugins import load_plugins
+from qbench.experiment.store import Store
+from qbench.files.atomic import write_text
+from qbench.isolation import Tell
+from qbench.latency import of_model
+from qbench.latency.of_model import ROWS, Alike
+from qbench.quantization import load
+from qbench.records import Cell, Decoding, Latency, Product
+
+SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".so", ".json")  # what decides a product's time
+M = TypeVar("M", bound=BaseModel)
+
+
+def measure(tell: Tell, job: Job) -> None:
+    """Measure what a cell's packed model costs, in a process of its own; told as `latency`.
+
+    Whatever is raised is the reason of what is missing. `progress` is told on the way.
+    """
+    os.chdir(job.place)
+    measuring = _Measuring(tell, job)
+    tell({"latency": measuring.latency().model_dump(mode="json")})
+
+
+def device_name(machine: dict[str, Any], device: str) -> str:
+    """The processor's or the GPU's. machine: of `qbench.environment.hardware`."""
+    return str(machine["cpu"] if device == "cpu" else machine["gpu"])
+
+
+def not_measured(cell: Cell, machine: dict[str, Any], reason: str) -> Latency:
+    """A latency of which there is nothing but the reason."""
+    name = device_name(machine, cell.device)
+    return Latency(device=name, threads=None, dtype=cell.dtype, reason=reason)
+
+
+def wanted(cell: Cell, latency: Latency | None) -> bool:
+    """Whether a finished cell has a packed model whose latency is not known in full."""
+    return cell.scheme is not None and (latency is None or latency.reason is not None)
+
+
+@dataclass
+class _Measuring:
+    """One cell's packed model on this device."""
+
+    tell: Tell
+    job: Job
+
+    def latency(self) -> Latency:
+        """All that can be measured, and why the rest cannot."""
+        products: list[Product] = []
+        decoding: Decoding | None = None
+        reason: str | None = None
+        try:
+            load_plugins(self.job.plugins)
+            layers = self._layers()
+            for index, (group, rows) in enumerate((g, r) for g in layers for r in ROWS):
+                share = index / (len(layers) * len(ROWS))
+                self._say(f"timing {group.weight.shape} times {rows}", share / 2)
+                products.append(self._product(group, rows))
+            decoding = self._decoding(layers)
+        except BaseException as error:
+            traceback.print_exc()
+            reason = reason_of(error)
+        return Latency(
+            device=device_name(hardware(), self.job.cell.device),
+            threads=self._threads,
+            dtype=self.job.cell.dtype,
+            products=tuple(products),
+            decoding=decoding,
+            reason=reason,
+        )
+
+    def _layers(self) -> list[Alike]:
+        if not self._folder.is_dir():
+            raise StoreError(
+                f"the quantized model {self._folder} is not there any more; remove the record "
+                f"records/{self.job.cell.id}.json, and the cell is made again"
+            )
+        model = load(self._folder, self.job.cell.dtype, True, self.job.device).model
+        return of_model.alike(model)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self._store.artifact(self.job.cell)
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.job.folder)
+
+    @property
+    def _threads(self) -> int | None:
+        return torch.get_num_threads() if self.job.cell.device == "cpu" else None
+
+    def _product(self, group: Alike, rows: int) -> Product:
+        """The product with these layers, from the run's folder where it is known."""
+        cell = self.job.cell
+
+        def timed() -> Product:
+            return of_model.time_product(group, rows, cell.dtype, self.job.device)
+
+        product = self._shared(Product, ["product", group.key, rows], timed)
+        return product.model_copy(update={"layers": group.count})
+
+    def _decoding(self, layers: Sequence[Alike]) -> Decoding:
+        """The model's rates, of any model of the run with the same layers."""
+        cell = self.job.cell
+        alike = sorted([group.key, group.count] for group in layers)
+
+        def timed() -> Decoding:
+            say = lambda text: self._say(text, 0.5)  # noqa: E731
+            return of_model.time_model(self._folder, cell.dtype, self.job.device, say)
+
+        return self._shared(Decoding, ["model", cell.model, cell.revision, alike], timed)
+
+    def _shared(self, kind: type[M], facts: list[Any], timed: Callable[[], M]) -> M:
+        """What an earlier cell has measured under the same facts; else measured and kept."""
+        machine = [device_name(hardware(), self.job.cell.device), self._threads]
+        facts = [*facts, self.job.cell.dtype, *machine, _code(self.job.plugins)]
+        path = self._store.latency(facts)
+        known = _read(path, kind, facts)
+        if known is not None:
+            return known
+        result = timed()
+        body = {"facts": facts, "result": result.model_dump(mode="json")}
+        write_text(path, json.dumps(body, indent=1) + "\n")
+        return result
+
+    def _say(self, text: str, fraction: float) -> None:
+        self.tell({"progress": fraction, "text": text})
+
+
+def _read(path: Path, kind: type[M], facts: list[Any]) -> M | None:
+    """What is kept under these facts; None where there is none, or it is damaged."""
+    try:
+        body = json.loads(path.read_text())
+        if body["facts"] == json.loads(json.dumps(facts)):
+            return kind.model_validate(body["result"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        pass
+    return None
+
+
+def _code(plugins: Sequence[Path]) -> str:
+    """12 hex digits for the kernels, those of plug-ins among them, and for how they are timed."""
+    digest = hashlib.sha256()
+    folders = [Path(kernels.__file__).parent, Path(of_model.__file__).parent]
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in SOURCES and path.is_file():
+                digest.update(path.read_bytes())
+    for path in plugins:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,96 @@
+"""The latency of packed models in tables: columns for people, and figures for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qbench.records import Latency, Record
+
+
+def columns(records: Sequence[Record]) -> list[str]:
+    """Titles of the columns that `values` fills; none where no record has a latency."""
+    if not any(record.latency for record in records):
+        return []
+    titles = ["on disk MB"]
+    for rows in _rows(records):
+        titles += [f"batch {rows} ms", f"batch {rows} x dense"]
+    return [*titles, "tokens/s", "tokens/s x dense", "in memory MB"]
+
+
+def values(record: Record, records: Sequence[Record]) -> list[float | None]:
+    """What stands in these columns for one record, None where it is not known."""
+    if not columns(records):
+        return []
+    disk = None if record.bytes_on_disk is None else record.bytes_on_disk / 1e6
+    found: list[float | None] = [disk]
+    latency = record.latency
+    for rows in _rows(records):
+        times = latency.milliseconds(rows) if latency else None
+        found += [None, None] if times is None else [times[0], times[1] / times[0]]
+    if latency is None or latency.decoding is None:
+        return [*found, None, None, None]
+    rates = latency.decoding
+    rate = rates.packed[0]
+    return [*found, rate, rate / rates.dense[0], rates.packed_peak_bytes / 1e6]
+
+
+def figures(record: Record) -> list[tuple[str, float]]:
+    """(metric, value) of everything that is known of a record's latency, for programs."""
+    latency = record.latency
+    if latency is None:
+        return []
+    found: list[tuple[str, float]] = []
+    for rows in latency.rows:
+        times = latency.milliseconds(rows)
+        if times is not None:
+            found += [
+                (f"batch_{rows}_ms", times[0]),
+                (f"batch_{rows}_speedup", times[1] / times[0]),
+            ]
+    rates = latency.decoding
+    if rates is not None:
+        found += [
+            ("decode_tokens_per_second", rates.packed[0]),
+            ("decode_speedup", rates.packed[0] / rates.dense[0]),
+            ("prefill_tokens_per_second", rates.packed_prefill[0]),
+            ("prefill_speedup", rates.packed_prefill[0] / rates.dense_prefill[0]),
+            ("peak_bytes", float(rates.packed_peak_bytes)),
+            ("dense_peak_bytes", float(rates.dense_peak_bytes)),
+        ]
+    if record.bytes_on_disk is not None:
+        found.append(("bytes_on_disk", float(record.bytes_on_disk)))
+    return found
+
+
+def missing(records: Sequence[Record]) -> list[tuple[Record, str]]:
+    """The records of which some latency was not measured, each with the reason in one line."""
+    found = []
+    for record in records:
+        if record.latency and record.latency.reason:
+            found.append((record, " ".join(record.latency.reason.split())))
+    return found
+
+
+def caption(records: Sequence[Record]) -> list[str]:
+    """A paragraph on what the columns mean and where they were measured; none without them."""
+    places = dict.fromkeys(_place(record.latency) for record in records if record.latency)
+    if not places:
+        return []
+    return [
+        "Latency: milliseconds for the products of all quantized layers at a batch of so many "
+        "rows, tokens written per second by the packed model at a batch of one, and the memory "
+        "that this takes; x dense: how many times as fast as the unpacked model in turns with it. "
+        f"Measured on {'; '.join(places)}."
+    ]
+
+
+def _rows(records: Sequence[Record]) -> list[int]:
+    return sorted({rows for record in records if record.latency for rows in record.latency.rows})
+
+
+def _place(latency: Latency) -> str:
+    words = [latency.device]
+    if latency.threads is not None:
+        words.append(f"{latency.threads} threads" if latency.threads > 1 else "1 thread")
+    words.append(latency.dtype)
+    return ", ".join(words)

@@ -1,0 +1,117 @@
+"""The latency of cells: beside the scores, shared, given to older records, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from qbench.experiment.store import Store, read_records
+from tiny_runs import empty_picture, run_args
+
+TASKS = ("wikitext",)
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, command, tmp_path_factory):
+    """A function: the folder of a finished run with latency, and what it said."""
+
+    def finished(out, methods="none,rtn,gptq,alternating", extra=("--latency",)):
+        args = run_args(tiny_folder, out, methods, "3", extra, TASKS)
+        code, text, error = command(*args)
+        assert code == 0, text + error
+        return text + error
+
+    return finished
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+        out = tmp_path_factory.mktemp("latency") / "tiny"
+        return out, run(out)
+
+
+def by_method(out):
+    return {record.cell.method: record for record in read_records(out)[0]}
+
+
+@pytest.mark.slow
+def test_every_quantized_cell_has_a_latency_and_the_unquantized_one_has_none(finished):
+    records = by_method(finished[0])
+    assert records.pop("none").latency is None
+    for record in records.values():
+        latency = record.latency
+        assert latency.reason is None and latency.threads and latency.device
+        assert latency.rows == (1, 16, 512) and latency.dtype == record.cell.dtype
+        shapes = {(p.out, p.columns): p.layers for p in latency.products if p.rows == 1}
+        assert sum(shapes.values()) == 14, "seven layers in each of two blocks"
+        for product in latency.products:
+            for middle, low, high in (product.seconds, product.dense):
+                assert 0 < low <= middle <= high
+        packed, dense = latency.milliseconds(1)
+        assert packed > 0 and dense > 0 and latency.milliseconds(7) is None
+        rates = latency.decoding
+        assert rates.packed[0] > 0 and rates.dense_prefill[0] > 0 and rates.dense_peak_bytes >= 0
+    assert "latency" in finished[1]
+
+
+@pytest.mark.slow
+def test_cells_of_one_format_share_what_was_measured(finished):
+    records = by_method(finished[0])
+    assert records["rtn"].latency == records["gptq"].latency
+    assert records["rtn"].latency != records["alternating"].latency
+    kept = [json.loads(path.read_text()) for path in (finished[0] / "latency").iterdir()]
+    models = [body for body in kept if body["facts"][0] == "model"]
+    assert len(models) == 2, "one of each format"
+    assert len(kept) == 2 + 2 * len(records["rtn"].latency.products)
+
+
+@pytest.mark.slow
+def test_tables_show_it(finished):
+    out, _ = finished
+    table = pd.read_csv(out / "leaderboard.csv")
+    mine = table[table.task == "latency"]
+    assert set(mine.method) == {"rtn", "gptq", "alternating"}
+    assert {"batch_1_ms", "batch_1_speedup", "decode_tokens_per_second"} <= set(mine.metric)
+    head = (out / "leaderboard.md").read_text().splitlines()
+    assert any("batch 1 ms" in line and "tokens/s" in line for line in head)
+
+
+@pytest.mark.slow
+def test_a_record_without_latency_is_given_it_and_nothing_is_quantized_again(run, tmp_path):
+    out = tmp_path / "run"
+    run(out, "rtn,gptq", ())
+    before = by_method(out)
+    assert all(record.latency is None for record in before.values())
+    shutil.rmtree(out / "artifacts" / before["gptq"].cell.artifact)
+    said = run(out, "rtn,gptq")
+    after = by_method(out)
+    without = after["rtn"].model_copy(update={"latency": None})
+    assert without == before["rtn"] and after["rtn"].latency.reason is None
+    assert "to run, 2 done" in said
+    # the model of the other is gone: its scores stay, and it says so
+    assert after["gptq"].scores == before["gptq"].scores and after["gptq"].status == "ok"
+    assert "is not there any more" in after["gptq"].latency.reason
+    assert "not measured" in said
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_measured_again_where_it_is_damaged(finished, run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    record = by_method(out)["rtn"]
+    for path in (out / "latency").iterdir():
+        path.write_text(path.read_text()[:-20])
+    Store(out).add_latency(record.cell, record.latency.model_copy(update={"reason": "it failed"}))
+    run(out, "none,rtn")
+    again = by_method(out)["rtn"].latency
+    assert again.reason is None and again.products != record.latency.products
