@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, folders, machine
+from qbench.commands import check, cleaning, compare, folders, machine
 from qbench.commands.options import (
     Data,
     Device,
@@ -53,6 +53,8 @@ app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
+app.add_typer(compare.app)
+app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qbench.comparison.pairs import Pairs, ScoreKey, aligned, protocol, score_of
+from qbench.comparison.pairs import ScoreKey, aligned, protocol, score_of
+from qbench.comparison.samples import Items
 from qbench.records import Record
 
-ENGINE = 0.1  # of a margin: how far the unquantized model may be from itself
 PACKAGES = ("lm_eval", "torch", "transformers")
 ALLOWABLE = ("calibration", "dtype", "batch_size", "device", "evaluation", "packages")
 
@@ -32,8 +32,13 @@ def differences(base: Record, candidate: Record, allowed: Sequence[str] = ()) ->
     return found
 
 
-def items_differ(base: Record, candidate: Record, key: ScoreKey, pairs: Pairs) -> list[str]:
-    """Why one score of two cells is not comparable: its protocol, its items, or their prompts."""
+def items_differ(
+    base: Record, candidate: Record, key: ScoreKey, items: Items | None, others: Items | None
+) -> list[str]:
+    """Why one score of two cells is not comparable: its protocol, its items, or their prompts.
+
+    items, others: of base and candidate, None where they cannot be read.
+    """
     task = key[0]
     asked, again = protocol(base, task), protocol(candidate, task)
     if asked != again and asked and again:
@@ -44,40 +49,22 @@ def items_differ(base: Record, candidate: Record, key: ScoreKey, pairs: Pairs) -
         return [f"{task}: the {side} has no {key[1]}"]
     if first.n != second.n:
         return [f"{task}: {first.n} against {second.n} items"]
-    rows, others = pairs.items(base, key), pairs.items(candidate, key)
-    if rows is None or others is None:
-        side = "base" if rows is None else "candidate"
+    if items is None or others is None:
+        side = "base" if items is None else "candidate"
         return [f"{task}: the {side}'s sample file is missing, damaged, or not that of its score"]
-    order = aligned(rows, others)
+    order = aligned(items, others)
     if order is None:
         known = set(others.keys)
-        missing = sum(one not in known for one in rows.keys)
-        return [f"{task}: {missing} of {len(rows.keys)} items are others"]
+        missing = sum(one not in known for one in items.keys)
+        return [f"{task}: {missing} of {len(items.keys)} items are others"]
     for column in ("prompt_hash", "target_hash", "cluster"):
         changed = sum(
             row.get(column) != others.rows[place].get(column)
-            for row, place in zip(rows.rows, order, strict=True)
+            for row, place in zip(items.rows, order, strict=True)
         )
         if changed:
             return [f"{task}: {changed} of {len(order)} items differ in their {column}"]
     return []
-
-
-def engine_differs(
-    base: Record, candidate: Record, key: ScoreKey, margin: float, pairs: Pairs
-) -> str | None:
-    """What tells that the unquantized model itself is scored otherwise; None where nothing does.
-
-    base, candidate: two cells of the unquantized model. Then the engine, the batch or the machine
-    has changed, and no method is to blame.
-    """
-    found = pairs.between(base, candidate, key)
-    if found is None or abs(found.difference.value) <= ENGINE * margin:
-        return None
-    return (
-        f"{key[0]} {key[1]}: the unquantized model itself differs by "
-        f"{found.difference.value:+.2g}, more than a tenth of the margin {margin:.2g}"
-    )
 
 
 def _packages(base: Record, candidate: Record) -> list[str]:
