@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +24,7 @@ app = typer.Typer()
 baseline_app = typer.Typer(no_args_is_help=True, help="Runs kept to compare with: plain files.")
 Baselines = Annotated[Path, typer.Option("--baselines", help="Where baselines lie.")]
 HERE = Path("baselines")
+WIDTH = 100  # characters that the table takes at least, also in a log
 
 
 @app.command(
@@ -149,9 +150,7 @@ def _show(verdict: Verdict) -> None:
     """The table, then what was not compared, the changed answers and the costs."""
     from qbench.comparison import written
 
-    rows = [written.fields(cell, one) for cell in verdict.cells for one in cell.findings]
-    if rows:
-        out.print(_table(written.HEADINGS, rows))
+    Console(width=max(WIDTH, out.width)).print(_table(verdict))
     for cell in verdict.cells:
         if cell.status != "compared":
             _print(written.lost_line(cell))
@@ -165,17 +164,27 @@ def _show(verdict: Verdict) -> None:
     _print(f"{verdict.outcome}: {written.SENTENCES[verdict.outcome]}")
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Without the columns that are empty in every row."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+def _table(verdict: Verdict) -> Table:
+    """A line for each cell, and below it its scores; without columns that are empty throughout."""
+    from qbench.comparison import written
+
+    rows = []
+    for cell in verdict.cells:
+        for index, finding in enumerate(cell.findings):
+            word, label, *rest = written.fields(cell, finding)
+            if index == 0:
+                rows.append(["", label, *[""] * (len(rest) - 1)])
+            rows.append([word, f" {rest[0]}", *rest[1:]])
+    headings = [name for name in written.HEADINGS if name != "cell"]
     kept = [k for k in range(len(headings)) if any(row[k] for row in rows)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for k in kept:
-        words = k < 3
+        wraps = headings[k] == "needs"
         table.add_column(
             headings[k],
-            justify="left" if words else "right",
+            justify="left" if k < 2 or wraps else "right",
             overflow="fold",
-            no_wrap=not words and headings[k] != "needs",
+            no_wrap=not wraps,
         )
     for row in rows:
         table.add_row(*[Text(printable(row[k])) for k in kept])

@@ -38,7 +38,7 @@ def fields(cell: CellVerdict, finding: Finding) -> list[str]:
         _score(endpoint, finding.base),
         _score(endpoint, finding.candidate),
         harm_text(finding),
-        _amount(endpoint, endpoint.margin),
+        _margin(endpoint),
         p_text(finding.p_value),
         finding.needed,
     ]
@@ -150,14 +150,19 @@ def _score(endpoint: Endpoint, value: float) -> str:
     return f"{100 * value:.1f} %" if endpoint.unit == "points" else f"{value:.4g}"
 
 
+def _margin(endpoint: Endpoint) -> str:
+    if endpoint.unit == "log ratio":
+        return f"{TIMES}{math.exp(endpoint.margin):.2f}"
+    return _amount(endpoint, endpoint.margin)
+
+
 def _amount(endpoint: Endpoint, value: float) -> str:
     """A harm or a margin in the endpoint's unit."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
     if endpoint.unit == "log ratio":
-        return (
-            f"{TIMES}{math.exp(value):.4f}" if abs(value) < 5 else f"{TIMES}{math.exp(value):.3g}"
-        )
+        factor = math.exp(min(value, 700.0))
+        return f"{TIMES}{factor:.3f}" if factor < 10 else f"{TIMES}{factor:.3g}"
     if endpoint.unit == "points":
         return f"{100 * value:+.1f}"
     return f"{value:+.3f}"
