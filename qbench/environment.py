@@ -60,6 +60,13 @@ def hardware() -> dict[str, Any]:
     return machine
 
 
+def cores() -> int:
+    """Cores of the processor that this process may use."""
+    with suppress(AttributeError):  # not every system has such a thing
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def git_commit() -> str | None:
     """The commit of the checkout that qbench runs from, with `+changes` where it is not clean.
 

@@ -56,6 +56,11 @@ class TaskSpec(_Frozen):
     num_fewshot: int | None = None
     length: int | None = None
     generate: int | None = None
+    spread: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All fields, JSON-able, but for younger ones that say nothing."""
+        return _older(self, ("spread",))
 
 
 class Cell(_Frozen):
@@ -105,10 +110,8 @@ class Cell(_Frozen):
         """All fields, JSON-able; of the younger ones those that say something, so that the records
         of older versions keep their ids.
         """
-        younger = ("evaluation", "batch_size", "device", "stored_as")
-        defaults = {name: type(self).model_fields[name].default for name in younger}
-        facts = self.model_dump(mode="json")
-        return {k: v for k, v in facts.items() if k not in defaults or v != defaults[k]}
+        facts = _older(self, ("evaluation", "batch_size", "device", "stored_as"))
+        return facts | {"tasks": [task.facts() for task in self.tasks]}
 
     @property
     def label(self) -> str:
@@ -126,7 +129,8 @@ class Score(_Frozen):
 
     filter: of lm-eval, by which answers are extracted. value, stderr: in the metric's own unit. n:
     items behind it. samples: the file with a row for each item, relative to the run's folder.
-    suspicion: why the value may say nothing about the model, None where it looks as usual.
+    suspicion: why the value may say nothing about the model, None where it looks as usual. low,
+    high: of a share of right answers, its 95 % interval (Wilson), which holds near 0 and 1, too.
     """
 
     task: str
@@ -138,6 +142,8 @@ class Score(_Frozen):
     higher_is_better: bool
     samples: str | None = None
     suspicion: str | None = None
+    low: Amount | None = None
+    high: Amount | None = None
 
 
 Spread = tuple[Amount, Amount, Amount]  # the median, and the ends of a range around it
@@ -215,9 +221,10 @@ class Record(_Frozen):
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
     saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
-    block, what a method that trains has to tell, such as its loss on the way. environment: see
-    `qbench.environment`. command: what reproduces this cell alone. latency: of the packed model,
-    measured when all cells of a run are done; None where it was not.
+    block, what a method that trains has to tell, such as its loss on the way. evaluation: by task,
+    how it was computed and what was odd about it (`qbench.tasks.contract.Outcome`). environment:
+    see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
+    model, measured when all cells of a run are done; None where it was not.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -232,9 +239,17 @@ class Record(_Frozen):
     quantize_peak_bytes: Count | None = None
     evaluate_seconds: Amount | None = None
     log: dict[str, Any] = {}
+    evaluation: dict[str, dict[str, Any]] = {}
     environment: dict[str, Any] = {}
     command: str = ""
     latency: Latency | None = None
+
+
+def _older(model: BaseModel, younger: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a model, JSON-able, without those of `younger` that are at their defaults."""
+    defaults = {name: type(model).model_fields[name].default for name in younger}
+    facts = model.model_dump(mode="json")
+    return {k: v for k, v in facts.items() if k not in defaults or v != defaults[k]}
 
 
 def _digest(value: Any) -> str:

@@ -7,11 +7,9 @@ outcome.scores, outcome.samples          # aggregates with standard errors, ever
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from qbench.errors import MethodError
 from qbench.records import Score, TaskSpec
 
 if TYPE_CHECKING:
@@ -23,10 +21,16 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """Scores, whose path `samples` the runner fills in, and a JSON-able row per item and filter."""
+    """What a task says about a model.
+
+    scores: their path `samples` is filled in by the runner. samples: a JSON-able row per item and
+    filter; rows with one `cluster`, such as an article or a subject, are not independent. facts:
+    JSON-able, for the record: how it was computed, and what was odd about it.
+    """
 
     scores: tuple[Score, ...]
     samples: list[dict[str, Any]]
+    facts: dict[str, Any] = {}
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -112,6 +116,7 @@ class Task(Protocol):
         num_fewshot: int | None = None,
         length: int | None = None,
         generate: int | None = None,
+        spread: int | None = None,
     ) -> TaskSpec:
         """The evaluation on this data, defaults filled in; what has no meaning here stays None."""
 
@@ -120,57 +125,3 @@ class Task(Protocol):
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
         """Judge the model. Leaves it, the tokenizer and the global random state as they were."""
-
-
-def mean_score(
-    task: str, metric: str, values: Sequence[float], *, higher: bool, filter: str = "none"
-) -> Score:
-    """The mean, with standard error sqrt(variance / n); MethodError where one is not finite."""
-    bad = sum(not math.isfinite(value) for value in values)
-    if bad:
-        raise MethodError(
-            f"{task}: {metric} is not finite on {bad} of {len(values)} items; "
-            "the quantized model gives NaN or infinity"
-        )
-    n = len(values)
-    mean = math.fsum(values) / n
-    stderr = None
-    if n > 1:
-        variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-        stderr = math.sqrt(variance / n)
-    return Score(
-        task=task,
-        metric=metric,
-        filter=filter,
-        value=mean,
-        stderr=stderr,
-        n=n,
-        higher_is_better=higher,
-        suspicion=_suspicion(values),
-    )
-
-
-def _suspicion(values: Sequence[float]) -> str | None:
-    """What is odd about the values of the items: a measure that is the same on all of them.
-
-    Right or wrong, 1 or 0, may well be so, and so may a divergence of 0.
-    """
-    if len(values) > 1 and values[0] not in (0.0, 1.0) and len(set(values)) == 1:
-        return f"the same value on all {len(values)} items"
-    return None
-
-
-def perplexity_score(nll: Score) -> Score:
-    """exp of a mean negative log-likelihood; its standard error by the delta method.
-
-    Raises MethodError where the exponential overflows.
-    """
-    if nll.value > 700:
-        raise MethodError(
-            f"{nll.task}: exp of the mean nll {nll.value:.4g} overflows; "
-            "the quantized model is broken"
-        )
-    value = math.exp(nll.value)
-    stderr = None if nll.stderr is None else value * nll.stderr  # d exp(m) = exp(m) dm
-    changes = {"metric": "perplexity", "value": value, "stderr": stderr, "higher_is_better": False}
-    return nll.model_copy(update=changes)

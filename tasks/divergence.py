@@ -12,9 +12,9 @@ import numpy as np
 
 from qbench.errors import ConfigError
 from qbench.records import Score
-from qbench.tasks.contract import Context, Outcome, mean_score
+from qbench.tasks.contract import Context, Outcome
 from qbench.tasks.declaration import Cost, DeclaredScore, Table
-from qbench.tasks.text import TextTask, window_row
+from qbench.tasks.text import TextTask, window_row, window_score
 
 if TYPE_CHECKING:
     from qbench.records import TaskSpec
@@ -45,7 +45,7 @@ class Divergence(TextTask):
         They go into the cell's cache, where the pass that judges the model finds them, whichever
         task on the same windows is evaluated first.
         """
-        from qbench.calibration.windows import windows
+        from qbench.tasks.article_windows import article_windows
         from qbench.tasks.reference import ReferenceLogits, reference_key
 
         unquantized = context.unquantized
@@ -57,7 +57,7 @@ class Divergence(TextTask):
         else:
             model, tokenizer = unquantized.load()
             texts = context.source.text(self.table_name)
-            inputs = windows(texts, tokenizer, spec.length or 0, spec.limit)
+            inputs = article_windows(texts, tokenizer, spec).tokens
             reference = ReferenceLogits.write(
                 model, inputs, path, context.progress, context.batch_size
             )
@@ -77,10 +77,8 @@ class Divergence(TextTask):
             agreement = float(window.agree.mean())
             values = {"kl_mean": kl_mean, "top1_agreement": agreement}
             rows.append(window_row(index, window) | values)
-        mean = mean_score(spec.name, "kl_mean", [row["kl_mean"] for row in rows], higher=False)
-        top = mean_score(
-            spec.name, "top1_agreement", [row["top1_agreement"] for row in rows], higher=True
-        )
+        mean = window_score(spec.name, "kl_mean", rows, higher=False)
+        top = window_score(spec.name, "top1_agreement", rows, higher=True)
         every_token = np.concatenate([window.kl for window in losses])
         tail = Score(
             task=spec.name,

@@ -63,6 +63,7 @@ class HarnessTask(Declaration):
         num_fewshot: int | None = None,
         length: int | None = None,
         generate: int | None = None,
+        spread: int | None = None,
     ) -> TaskSpec:
         """The protocol on this data; where there are no examples for prompts, 0-shot."""
         require_at_least("limit", limit)
@@ -101,7 +102,7 @@ class HarnessTask(Declaration):
             lm = language_model(context, spec.name)
             outcome = judge(self, lm, parts, spec, context.source)
         warn_of_cut_prompts(lm, spec.name)
-        return outcome
+        return outcome._replace(facts=lm.facts | outcome.facts)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError
 from qbench.records import Score, TaskSpec
-from qbench.tasks.contract import Outcome, mean_score, perplexity_score
+from qbench.tasks.contract import Outcome
 from qbench.tasks.lm import answers, gold_choice, loglikelihoods, prompts
+from qbench.tasks.scores import mean_score, perplexity_score
 
 if TYPE_CHECKING:
     from qbench.tasks.data import Source
@@ -120,6 +121,7 @@ def _generation(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpe
     writes = spec.generate != 0
     scores: list[Score] = []
     rows: list[Row] = []
+    facts: Row = {}
     if declared.companion == "gold_nll":
         lm.span = (0.0, SCORED if writes else 1.0)
         rows = _gold_rows(lm, part)
@@ -127,9 +129,32 @@ def _generation(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpe
     if writes:
         lm.span = (SCORED if rows else 0.0, 1.0)
         written = _answers(lm, parts, spec.generate)
+        facts = _told_of_writing(lm, part, written)
         scores += _scores(spec.name, written, part.task.higher_is_better())
         rows += written
-    return Outcome(tuple(scores), rows)
+    return Outcome(tuple(scores), rows, facts)
+
+
+def _told_of_writing(lm: Any, part: Part, written: list[Row]) -> Row:
+    """Where generation ended, and how many answers are empty or reached that limit.
+
+    Each row gets `tokens` of what was written, up to the stop string, and `cut_off`.
+    """
+    asked = part.task.config.generation_kwargs or {}
+    most = asked.get("max_gen_toks", lm.max_gen_toks)
+    for row in written:
+        ((text, *_), *_) = row["responses"]
+        row["tokens"] = len(lm.tok_encode(text, add_special_tokens=False))
+        row["cut_off"] = row["tokens"] >= most
+    (first, *_) = [row["filter"] for row in written]
+    answers = [row for row in written if row["filter"] == first]
+    return {
+        "max_gen_toks": most,
+        "until": list(asked.get("until", ())),
+        "written": len(answers),
+        "cut_off": sum(row["cut_off"] for row in answers),
+        "empty": sum(not row["responses"][0][0].strip() for row in answers),
+    }
 
 
 def _gold_rows(lm: Any, part: Part) -> list[Row]:
@@ -171,7 +196,7 @@ def _answer_row(part: Part, sample: dict[str, Any]) -> Row:
     if part.task.OUTPUT_TYPE == "multiple_choice":
         row["target"] = gold_choice(part.task, sample["doc"])
     if part.subject:
-        row["subject"] = part.subject
+        row["subject"] = row["cluster"] = part.subject
     row["responses"] = sample["resps"]
     row["filtered"] = sample["filtered_resps"]
     for metric in sample["metrics"]:
@@ -181,16 +206,33 @@ def _answer_row(part: Part, sample: dict[str, Any]) -> Row:
 
 def _scores(task: str, rows: list[Row], directions: dict[str, bool]) -> list[Score]:
     """Every metric under every filter, in the order in which they first appear."""
-    values: dict[tuple[str, str], list[float]] = {}
+    having: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         for metric in directions:
             if metric in row:
-                values.setdefault((metric, row["filter"]), []).append(row[metric])
+                having.setdefault((metric, row["filter"]), []).append(row)
     scores = []
-    for (metric, name), of_items in values.items():
-        higher = directions[metric]
-        scores.append(mean_score(task, metric, of_items, higher=higher, filter=name))
+    for (metric, name), of_metric in having.items():
+        values = [row[metric] for row in of_metric]
+        score = mean_score(
+            task,
+            metric,
+            values,
+            higher=directions[metric],
+            filter=name,
+            clusters=[row.get("cluster", row["doc_id"]) for row in of_metric],
+            chance=None if metric in COMPANIONS else _chance(values, of_metric),
+        )
+        scores.append(score)
     return scores
+
+
+def _chance(values: list[float], rows: list[Row]) -> float | None:
+    """The share that guessing gets right, where values say right or wrong, 1 or 0; else None."""
+    if not set(values) <= {0.0, 1.0}:
+        return None
+    choices = [len(row.get("loglikelihoods", ())) for row in rows]
+    return math.fsum(1 / count for count in choices if count) / len(rows)
 
 
 def _hash(text: str) -> str:

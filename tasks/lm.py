@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SEED = 1234  # lm-eval's own default for few-shot examples
 LOGIT_BYTES = 2_000_000_000
+PROBED = "why requests are not answered together"  # in the cell's cache
 BOS_FAMILIES = ("llama", "mistral", "mixtral", "ministral", "gemma")
 BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
 
@@ -73,15 +74,19 @@ def language_model(context: Context, name: str) -> Any:
     """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress."""
     from lm_eval.models.huggingface import HFLM
 
+    from qbench.tasks.prefix_pass import PrefixModel, reach, why_not
+
     class QuietModel(HFLM):
-        """HFLM without its bars.
+        """HFLM without its bars, which computes the beginnings that requests share once.
 
         cut: how many prompts lm-eval cut from the left. span: what the next call fills of the
-        task's progress.
+        task's progress. together, apart: requests whose likelihood was computed so.
         """
 
         cut = 0
         span = (0.0, 1.0)
+        together = 0
+        apart = 0
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             self.set_cache_hook(_Progress(context, name, len(requests), self.span))
@@ -95,19 +100,48 @@ def language_model(context: Context, name: str) -> Any:
             self, requests: Any, disable_tqdm: bool = True, **options: Any
         ) -> Any:
             # The model reads all tokens but the last, so that max_length + 1 of them fit.
-            lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
-            self.cut += sum(length > self.max_length + 1 for length in lengths)
-            likelihoods: list[Any] = [None] * len(requests)
+            room = self.max_length + 1
+            self.cut += sum(len(prompt) + len(answer) > room for _, prompt, answer in requests)
+            inputs = [(prompt + answer)[-room:][:-1] for _, prompt, answer in requests]
+            longest = self._longest_together(inputs)
+            together = [i for i, tokens in enumerate(inputs) if len(tokens) <= longest]
+            apart = [i for i, tokens in enumerate(inputs) if len(tokens) > longest]
+            self.together += len(together)
+            self.apart += len(apart)
+            likelihoods: dict[int, Any] = {}
+
+            def done(place: int, likelihood: Any) -> None:
+                index = together[place]
+                likelihoods[index] = likelihood
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], likelihood)
+
+            prefix_model = PrefixModel(self.model)
+            continuations = [requests[i][2] for i in together]
+            prefix_model.likelihoods([inputs[i] for i in together], continuations, done)
             vocabulary = self.model.config.get_text_config().vocab_size
-            for size, members in batches(lengths, context.batch_size, vocabulary):
+            lengths = [len(inputs[i]) for i in apart]
+            for size, places in batches(lengths, context.batch_size, vocabulary):
                 self.batch_size_per_gpu = size
-                of_members = super()._loglikelihood_tokens(
-                    [requests[i] for i in members], disable_tqdm=True, **options
-                )
-                for index, likelihood in zip(members, of_members, strict=True):
-                    likelihoods[index] = likelihood
+                members = [apart[place] for place in places]
+                of_members = [requests[i] for i in members]
+                found = super()._loglikelihood_tokens(of_members, disable_tqdm=True, **options)
+                likelihoods.update(zip(members, found, strict=True))
             self.batch_size_per_gpu = context.batch_size
-            return likelihoods
+            return [likelihoods[index] for index in range(len(requests))]
+
+        def _longest_together(self, inputs: Sequence[Sequence[int]]) -> float:
+            """Up to how many tokens requests are answered together; 0 where the probe says no."""
+            if PROBED not in context.cache:
+                context.cache[PROBED] = why_not(self.model, max(inputs, key=len, default=()))
+            return 0 if context.cache[PROBED] else reach(self.model.config)
+
+        @property
+        def facts(self) -> dict[str, Any]:
+            """How requests were answered, for the record."""
+            facts = {"together": self.together, "apart": self.apart, "cut_prompts": self.cut}
+            if context.cache.get(PROBED):
+                facts["apart_because"] = context.cache[PROBED]
+            return facts
 
         def tok_batch_encode(self, strings: Any, *args: Any, **options: Any) -> Any:
             room = options.get("left_truncate_len") or float("inf")

@@ -3,17 +3,19 @@
 It follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323): the texts joined by blank lines, tokenised
 once (BOS only where the tokenizer puts it, at the start), cut into non-overlapping windows of
 `length` tokens, the tail dropped; exp of the mean over windows of the mean negative log-likelihood
-of their length - 1 predictions. It is a number per token: compare it only at the same tokenizer,
-`length` and text.
+of their length - 1 predictions. With `spread` the windows are of many articles, a few of each
+(`qbench.tasks.article_windows`). It is a number per token: compare it only at the same tokenizer,
+`length`, `spread` and text.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qbench.tasks.contract import Context, Outcome, mean_score, perplexity_score
+from qbench.tasks.contract import Context, Outcome
 from qbench.tasks.declaration import Cost, DeclaredScore, Table
-from qbench.tasks.text import TextTask, window_row
+from qbench.tasks.scores import perplexity_score
+from qbench.tasks.text import TextTask, window_row, window_score
 
 if TYPE_CHECKING:
     from qbench.records import TaskSpec
@@ -48,6 +50,6 @@ class Perplexity(TextTask):
         from qbench.tasks.window_pass import measure
 
         losses = measure(context, spec, self.table_name)
-        nll = mean_score(spec.name, "nll", [window.nll for window in losses], higher=False)
         rows = [window_row(i, window) | {"nll": window.nll} for i, window in enumerate(losses)]
+        nll = window_score(spec.name, "nll", rows, higher=False)
         return Outcome((perplexity_score(nll), nll), rows)

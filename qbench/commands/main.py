@@ -102,6 +102,10 @@ def run(
             "--latency/--no-latency", help="Time products and tokens of packed models at the end."
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Cells at a time on the processor; default as many as it takes."),
+    ] = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
@@ -132,6 +136,7 @@ def run(
             "out": out_folder,
             "time_limit": time_limit,
             "latency": latency,
+            "jobs": jobs,
             "requantize": requantize or None,
             "trust_remote_code": trust_remote_code or None,
         },
@@ -183,7 +188,7 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     latencies = {}
     for cell in plan.cells:
         if cell.id not in done | skipped:
-            seconds[cell.id] = plan.estimates[cell.id].seconds
+            seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
         if cell.id not in timed | skipped:
             latencies[cell.id] = plan.estimates[cell.id].latency
     total = sum(seconds.values()) + sum(latencies.values())
@@ -191,7 +196,7 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
         f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {total / 60:.0f} min, {plan.cells[0].dtype} on {plan.device}",
+        f"about {total / 60:.0f} min, {_place(plan)}",
         markup=False,
         soft_wrap=True,
     )
@@ -200,6 +205,15 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
         return run_plan(plan, store, view)
+
+
+def _place(plan: Plan) -> str:
+    """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
+    words = f"{plan.cells[0].dtype} on {plan.device}"
+    if plan.jobs > 1:
+        threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+        words += f", {plan.jobs} cells at a time on {threads} each"
+    return words
 
 
 def _show_plan(plan: Plan) -> None:
@@ -214,7 +228,7 @@ def _show_plan(plan: Plan) -> None:
             table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
             continue
         cost = plan.estimates[cell.id]
-        total += cost.seconds + cost.latency
+        total += cost.seconds / plan.jobs + cost.latency
         table.add_row(
             cell.id,
             Text(cell.model),

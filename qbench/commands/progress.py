@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -35,19 +37,18 @@ class LiveView:
         seconds: dict[str, float],
         latencies: dict[str, float] | None = None,
     ) -> None:
-        """seconds: the estimate for each cell that is to be run, by id. latencies: for measuring
-        the latency of each, which comes after all cells.
+        """seconds: what each cell that is to be run adds to the run's time, by id. latencies: what
+        measuring its latency adds, after all cells.
         """
         self.out = out
         self.err = err
         self.seconds = seconds
         self.latencies = latencies or {}
         self.total = sum(seconds.values()) + sum(self.latencies.values())
-        self.part = 0.0  # estimated seconds of what is at work
         self.started = time.perf_counter()
         self.done = 0.0  # estimated seconds of the cells that are finished
-        self.cell: Cell | None = None
-        self.position = ""
+        self._at_work: dict[str, _Part] = {}  # by the cell's id
+        self._lock = threading.RLock()  # several cells may be at work
         self._last_line = 0.0
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -78,24 +79,32 @@ class LiveView:
 
     def begin(self, cell: Cell, position: int, cells: int) -> None:
         """A cell starts, the `position`-th of `cells`."""
-        self.cell = cell
-        self.position = f"{position}/{cells}"
-        self.part = self.seconds.get(cell.id, 0.0)
-        self.progress(0.0, "loading")
+        self._begin(cell, f"{position}/{cells}", self.seconds)
 
     def begin_latency(self, cell: Cell) -> None:
         """The latency of a finished cell is being measured."""
-        self.cell = cell
-        self.position = "latency"
-        self.part = self.latencies.get(cell.id, 0.0)
-        self.progress(0.0, "loading")
+        self._begin(cell, "latency", self.latencies)
 
-    def progress(self, fraction: float, text: str) -> None:
-        """The present cell is done to `fraction`, 0..1; in a log, a line at most every 20 s."""
-        if self.cell is None:
-            return
-        done = self.done + fraction * self.part
-        self._show(done, f"{self.position} {self.cell.model} {self.cell.label}: {text}")
+    def _begin(self, cell: Cell, position: str, seconds: dict[str, float]) -> None:
+        with self._lock:
+            self._at_work[cell.id] = _Part(position, seconds.get(cell.id, 0.0))
+            self.progress(cell, 0.0, "loading")
+
+    def progress(self, cell: Cell, fraction: float, text: str) -> None:
+        """A cell is done to `fraction`, 0..1; in a log, a line at most every 20 s."""
+        with self._lock:
+            part = self._at_work.get(cell.id)
+            if part is None:
+                return
+            part.fraction = fraction
+            done = self.done + sum(p.fraction * p.seconds for p in self._at_work.values())
+            self._show(done, f"{part.position} {cell.model} {cell.label}: {text}")
+
+    def _end(self, cell: Cell) -> str:
+        """A cell, or its latency, is done; its position."""
+        part = self._at_work.pop(cell.id, _Part("", 0.0))
+        self.done += part.seconds
+        return part.position
 
     def _show(self, done: float, title: str) -> None:
         """done: estimated seconds of what is finished."""
@@ -125,7 +134,7 @@ class LiveView:
             if score.task == task:
                 value = number(score.value, score.stderr, score.metric)
                 words.append(f"{_metric(score)} {value}")
-        self._line(f"       {task}: {', '.join(words)}")
+        self._line(f"       {cell.label}  {task}: {', '.join(words)}")
 
     def note(self, text: str) -> None:
         """Something that people should know, and that ends nothing."""
@@ -137,24 +146,38 @@ class LiveView:
 
     def finish(self, record: Record) -> None:
         """A cell is done, and its record written: one line with its bits and times."""
-        if self.cell is not None:
-            self.done += self.seconds.get(self.cell.id, 0.0)
+        with self._lock:
+            position = self._end(record.cell)
         outcome = f"{record.status}: {' '.join((record.reason or '').split())}"
         if record.status == "ok":
             outcome = _costs(record)
         cell = record.cell
-        self._line(f"{self.position:>6} {cell.model}  {cell.label}  {outcome}  {record.id}")
+        self._line(f"{position:>6} {cell.model}  {cell.label}  {outcome}  {record.id}")
 
     def measured(self, record: Record) -> None:
         """The latency of a finished cell is known: one line with what a token costs."""
-        self.done += self.latencies.get(record.id, 0.0)
+        with self._lock:
+            self._end(record.cell)
         cell = record.cell
         if record.latency is not None:
             what = "  ".join(_latency(record.latency))
             self._line(f"latency {cell.model}  {cell.label}  {what}")
 
     def _line(self, text: str) -> None:
-        self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self._lock:
+            self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Part:
+    """A cell, or its latency, at work: its place in the run, what it adds to it, and how far it is.
+
+    seconds: estimated. fraction: 0..1.
+    """
+
+    position: str
+    seconds: float
+    fraction: float = 0.0
 
 
 def _costs(record: Record) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from qbench.calibration.walk import Progress
@@ -53,7 +54,8 @@ class Job:
 
     model: where the cell's model is. data: of which source. task_names: what the user calls a task,
     by its name in the cell. batch_size: items at a time, for tasks without one of their own.
-    plugins: the files that this cell needs. folder: of the run. place: the working directory.
+    plugins: the files that this cell needs. threads: of the processor, which other cells share.
+    folder: of the run. place: the working directory.
     """
 
     cell: Cell
@@ -63,6 +65,7 @@ class Job:
     batch_size: int
     plugins: tuple[Path, ...]
     device: str
+    threads: int
     estimate: Estimate
     folder: Path
     place: Path
@@ -79,6 +82,8 @@ def work(tell: Tell, job: Job) -> None:
     os.chdir(job.place)
     with suppress(OSError):  # where memory runs out, this process is to go, and not the runner
         Path("/proc/self/oom_score_adj").write_text("1000")
+    torch.set_num_threads(job.threads)
+    threadpool_limits(job.threads)  # of numpy, which has its own
     at_work = _Work(tell, job)
     outcome: dict[str, Any] = {}
     try:
@@ -226,7 +231,11 @@ class _Work:
         scores: list[Score] = []
         for spec in cell.tasks:
             task = self.tasks[spec.name]
+            started = time.perf_counter()
             outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
+            seconds = time.perf_counter() - started
+            told = self.facts.setdefault("evaluation", {})
+            told[spec.name] = {"seconds": seconds, **outcome.facts}
             with self._saving():
                 path = self.store.write_samples(cell, spec.name, outcome.samples)
             scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]

@@ -26,7 +26,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
 LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
-TASK_KEYS = ("limit", "num_fewshot", "length", "generate")
+TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread")
 
 
 class Grid(BaseModel):
@@ -37,7 +37,8 @@ class Grid(BaseModel):
     preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
     `auto` takes bfloat16 where the hardware computes in it, else float32. time_limit: seconds that
     one cell may take, None for many times its estimate. latency: whether products and tokens of the
-    packed models are timed, None for what the preset says. requantize: whether a model that is
+    packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
+    as the processor and its memory take. requantize: whether a model that is
     quantized already may be quantized again. trust_remote_code: whether code that a model brings
     may run.
     """
@@ -61,6 +62,7 @@ class Grid(BaseModel):
     out: Path | None = None
     time_limit: float | None = Field(default=None, gt=0)
     latency: bool | None = None
+    jobs: int | None = Field(default=None, ge=1)
     requantize: bool = False
     trust_remote_code: bool = False
 
@@ -151,7 +153,7 @@ class Grid(BaseModel):
         return tuple(self.defaults["tasks"])
 
     def task_options(self, task: str) -> dict[str, Any]:
-        """limit, num_fewshot, length and generate: the preset's, overridden by `set`."""
+        """limit, num_fewshot, length, generate, spread: the preset's, overridden by `set`."""
         preset = self.defaults["tasks"].get(task, {})
         return {**preset, **_single_values(task, self.set.get(task, {}), TASK_KEYS)}
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psutil
+import torch
+
 from qbench.contracts import check_scheme
-from qbench.environment import pick_device
+from qbench.environment import cores, pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
 from qbench.experiment.estimate import (
@@ -32,6 +35,8 @@ from qbench.tasks.data import Source, chosen, open_source
 from qbench.tasks.declaration import Cost
 
 UNKNOWN = Estimate(0.0, {}, 0)
+MOST_JOBS = 4  # cells at a time, unless more are asked for
+MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Plan:
 
     sources: where each model is, by its name in the grid. source: of the data. tasks: by their
     names in the cells' specs. estimates: by the cell's id. skipped: why a cell is not run, by its
-    id.
+    id. jobs: cells at a time. threads: of the processor, for each of them.
     """
 
     grid: Grid
@@ -51,6 +56,8 @@ class Plan:
     device: str
     estimates: dict[str, Estimate] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    jobs: int = 1
+    threads: int = 1
 
 
 def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
@@ -73,7 +80,24 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     _refuse_quantized(grid, identity.stored_as, cells)
     plan = Plan(grid, cells, models, source, tasks, device)
     _check_and_estimate(plan)
+    _share_cores(plan)
     return plan
+
+
+def _share_cores(plan: Plan) -> None:
+    """Decide how many cells are at work at a time, and on how many threads each.
+
+    On one core each, cells of a small model are done sooner than one after the other on all: what
+    is not a large product does not spread. A GPU has one cell.
+    """
+    if plan.grid.jobs is not None:
+        plan.jobs = plan.grid.jobs
+    elif plan.device == "cpu":
+        peak = max(estimated.peak_bytes for estimated in plan.estimates.values())
+        room = int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, peak))
+        left = len(plan.cells) - len(plan.skipped)
+        plan.jobs = max(1, min(cores(), MOST_JOBS, room, left))
+    plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
 
 
 def _refuse_quantized(

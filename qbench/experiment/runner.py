@@ -1,14 +1,17 @@
 """From a plan to records: cell by cell, each in a process of its own, beside other runners.
 
 A runner claims a cell before it works on it. What others have claimed it leaves to them, and in the
-end it waits for them, so that all who run one plan on one folder end with the same records.
+end it waits for them, so that all who run one plan on one folder end with the same records. On the
+processor a runner works on several cells at a time, each on a part of the cores.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,16 +39,16 @@ LIMIT_FACTOR = 20
 
 
 class View(Protocol):
-    """Who is told what happens."""
+    """Who is told what happens, by several threads where several cells are at work."""
 
     def begin(self, cell: Cell, position: int, cells: int) -> None:
         """A cell starts."""
 
-    def progress(self, fraction: float, text: str) -> None:
-        """Part of the present cell is done, 0..1."""
+    def progress(self, cell: Cell, fraction: float, text: str) -> None:
+        """Part of a cell is done, 0..1."""
 
     def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
-        """A task of the present cell is done."""
+        """A task of a cell is done."""
 
     def note(self, text: str) -> None:
         """Something that people should know, and that ends nothing."""
@@ -69,7 +72,10 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     A failing cell is recorded, and others go on. Raises StoreError where results can no longer be
     written; what was written stays, and the same call resumes.
     """
-    running = _Run(plan, store, view, environment())
+    machine = environment()
+    if "hardware" in machine:
+        machine["hardware"]["threads"] = plan.threads
+    running = _Run(plan, store, view, machine)
     with store.at_work():
         running.work()
         if plan.grid.with_latency:
@@ -84,13 +90,20 @@ def time_limit(estimate: Estimate, asked: float | None) -> float:
 
 @dataclass
 class _Run:
-    """A runner at work. settled: by cell id, the records that this run made or found."""
+    """A runner at work.
+
+    settled: by cell id, the records that this run made or found. at_work: ids of the cells that it
+    works on. stopping: whether it has been told to end.
+    """
 
     plan: Plan
     store: Store
     view: View
     machine: dict[str, Any]
     settled: dict[str, Record] = field(default_factory=dict)
+    at_work: set[str] = field(default_factory=set)
+    taking: threading.Lock = field(default_factory=threading.Lock)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
@@ -100,10 +113,27 @@ class _Run:
         for cell in self.plan.cells:
             if cell.id in records and records[cell.id].status == "ok":
                 self.settled[cell.id] = records[cell.id]
+        if self.plan.jobs == 1:
+            self._settle(before)
+            return
+        with ThreadPoolExecutor(self.plan.jobs) as pool:
+            workers = [pool.submit(self._settle, before) for _ in range(self.plan.jobs)]
+            try:
+                for worker in as_completed(workers):
+                    worker.result()
+            except BaseException:  # of one of them, or Ctrl-C
+                self.stopping.set()
+                raise
+
+    def _settle(self, before: Mapping[str, object]) -> None:
+        """Take cells until none is left. before: the stamps of old records, by cell id."""
         while waiting := [cell for cell in self.plan.cells if cell.id not in self.settled]:
             taken = [self._take(cell, before[cell.id]) for cell in waiting]
+            if self.stopping.is_set():
+                return
             if not any(taken):
-                self.view.waiting(len(waiting))
+                if not self.at_work:
+                    self.view.waiting(len(waiting))
                 time.sleep(POLL)
 
     def measure(self) -> None:
@@ -134,7 +164,18 @@ class _Run:
         return not_measured(cell, self.machine["hardware"], outcome["reason"])
 
     def _take(self, cell: Cell, before: object) -> bool:
-        """Settle a cell unless another runner works on it. before: the stamp of an old record."""
+        """Settle a cell unless somebody else works on it. before: the stamp of an old record."""
+        with self.taking:
+            if self.stopping.is_set() or cell.id in self.settled or cell.id in self.at_work:
+                return False
+            self.at_work.add(cell.id)
+        try:
+            return self._settled(cell, before)
+        finally:
+            self.at_work.remove(cell.id)
+
+    def _settled(self, cell: Cell, before: object) -> bool:
+        """Settle a cell; False where another runner works on it."""
         with claimed(self.store.claim(cell.id)) as mine:
             record = self._from_elsewhere(cell, before)
             if record is None and not mine:
@@ -231,11 +272,11 @@ class _Run:
     def _outcome(self, process: Isolated, cell: Cell, limit: float) -> dict[str, Any] | None:
         """Pass on what is told until there is an outcome; None where none comes."""
         deadline = time.monotonic() + limit
-        while event := process.next(deadline - time.monotonic()):
+        while event := self._event(process, deadline):
             if "facts" in event or "latency" in event:
                 return event
             if "progress" in event:
-                self.view.progress(event["progress"], event["text"])
+                self.view.progress(cell, event["progress"], event["text"])
             elif "scores" in event:
                 scores = [Score.model_validate(score) for score in event["scores"]]
                 self.view.scored(cell, scores)
@@ -244,6 +285,17 @@ class _Run:
             elif "waiting" in event:  # for another runner: that time does not count
                 deadline = time.monotonic() + limit
         return None
+
+    def _event(self, process: Isolated, deadline: float) -> dict[str, Any] | None:
+        """The next thing told; None where none comes in time, or the process has ended."""
+        while not self.stopping.is_set():
+            left = deadline - time.monotonic()
+            event = process.next(min(POLL, left))
+            if event is None and process.ending is not None:
+                return process.next(0)  # its last words may have come in between
+            if event is not None or left <= 0:
+                return event
+        raise KeyboardInterrupt
 
     def _job(self, cell: Cell) -> Job:
         plan = self.plan
@@ -255,6 +307,7 @@ class _Run:
             batch_size=plan.grid.defaults["batch_size"],
             plugins=plugins_of(cell.method, plan.grid.plugin),
             device=plan.device,
+            threads=plan.threads,
             estimate=plan.estimates[cell.id],
             folder=self.store.folder.resolve(),
             place=Path.cwd(),

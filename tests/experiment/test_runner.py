@@ -403,3 +403,16 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 def test_method_errors_are_failures_and_not_misuse():
     assert MethodError.exit_code == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
+def test_two_cells_at_a_time_end_as_one_after_the_other(finished, tiny_folder, command, tmp_path):
+    out = tmp_path / "out"
+    code, text, error = command(*run_args(tiny_folder, out, extra=["--jobs", "2"]))
+    assert code == 0, text + error
+    assert "2 cells at a time" in text
+    alone = {record.id: scores(record) for record in read_records(finished[0])[0]}
+    for record in read_records(out)[0]:
+        assert record.environment["hardware"]["threads"] == 1
+        assert scores(record) == pytest.approx(alone[record.id], rel=1e-4, abs=1e-6)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
+from qbench.errors import StoreError
 from qbench.experiment import runner
 from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan
@@ -36,6 +38,8 @@ def plan(tiny_folder):
         data="mini",
         dtype="float32",
         set={"wikitext": {"length": ("64",)}},
+        latency=False,
+        jobs=1,
     )
     return make_plan(grid)
 
@@ -45,7 +49,7 @@ def worked_on(monkeypatch, plan):
     """The cells whose process was started, in order; greedy fails, and the others take a moment."""
     cells = []
 
-    def isolated(self, cell):
+    def isolated(self, function, cell, limit):
         cells.append(cell.id)
         time.sleep(0.1)
         if cell.method == "greedy":
@@ -61,6 +65,27 @@ def worked_on(monkeypatch, plan):
 
 def statuses(records):
     return [(record.id, record.status, record.reason) for record in records]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_one_runner_works_on_every_cell_once(plan, worked_on, tmp_path, jobs):
+    view = Silent()
+    records = runner.run(replace(plan, jobs=jobs), Store(tmp_path), view)
+    ids = [cell.id for cell in plan.cells]
+    assert sorted(worked_on) == sorted(ids) and [record.id for record in records] == ids
+    assert sorted(said[0] for said in view.told if said[0] != "waiting") == (
+        ["begin"] * len(ids) + ["finish"] * len(ids)
+    )
+
+
+def test_an_error_of_one_worker_ends_all(plan, worked_on, tmp_path, monkeypatch):
+    def unwritable(self, record):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "write_record", unwritable)
+    with pytest.raises(StoreError, match="the disk is full"):
+        runner.run(replace(plan, jobs=2), Store(tmp_path), Silent())
+    assert len(worked_on) <= 4, "no cell is begun after the error"
 
 
 def test_two_runners_share_the_cells_and_see_the_same(plan, worked_on, tmp_path):
@@ -138,6 +163,8 @@ def test_methods_are_skipped_where_they_do_not_support_the_bits(tiny_folder, wor
         tasks=("wikitext",),
         data="mini",
         set={"wikitext": {"length": ("64",)}},
+        latency=False,
+        jobs=1,
     )
     plan = make_plan(grid)
     records = runner.run(plan, Store(tmp_path), Silent())

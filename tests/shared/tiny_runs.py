@@ -16,7 +16,17 @@ LIMITS = (
     "calibration.samples=4",
     "calibration.length=32",
 )
-COMMON = ["--data", "mini", "--dtype", "float32", "--group-size", "32", "--no-latency"]
+COMMON = [
+    "--data",
+    "mini",
+    "--dtype",
+    "float32",
+    "--group-size",
+    "32",
+    "--no-latency",
+    "--jobs",
+    "1",
+]
 
 
 def run_args(

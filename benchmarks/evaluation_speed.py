@@ -1,0 +1,136 @@
+"""Answers to multiple choice beside plain lm-eval: the same requests, in turns, on one thread.
+
+    python benchmarks/evaluation_speed.py [--data DIR] [--rounds 3] [--dtype float32] [--store]
+
+Ours is `qbench.tasks.lm`, theirs lm-eval's HFLM with batch 16, both with a float32 softmax. Times
+are processor times. Each round asks both the same requests in a random order; the ratio of a round
+is theirs by ours, and its spread is over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qbench.embedded import smollm2_135m
+from qbench.files.atomic import write_text
+from qbench.tasks import lm
+from qbench.tasks.contract import Context
+from qbench.tasks.data import Source, open_source
+from qbench.tasks.harness import stock_parts
+from qbench.tasks.registry import get_task
+
+RESULTS = Path(__file__).parent / "results" / "evaluation_speed.json"
+BATCH = 16
+ASKED: dict[str, dict[str, int]] = {  # task -> its protocol, and how many subjects are asked
+    "arc_easy": {"limit": 24, "subjects": 1},
+    "arc_challenge": {"limit": 24, "subjects": 1},
+    "mmlu": {"limit": 12, "num_fewshot": 5, "subjects": 2},
+}
+
+
+def requests_of(name: str, source: Source, subjects: int, **protocol: int) -> list[Any]:
+    """lm-eval's requests of a task; the first subjects with at least `limit` items of one with."""
+    task = get_task(name)
+    requests = []
+    for part in stock_parts(task, source, task.spec(source, **protocol))[:subjects]:
+        part.task.set_fewshot_seed(lm.SEED)
+        part.task.build_all_requests(limit=None, rank=0, world_size=1)
+        requests += part.task.instances
+    return requests
+
+
+def answered(model: Any, requests: list[Any]) -> tuple[float, list[float]]:
+    """Processor seconds, and the log-likelihoods."""
+    started = time.process_time()
+    found = model.loglikelihood(requests, disable_tqdm=True)
+    return time.process_time() - started, [log for log, _ in found]
+
+
+def compare(models: dict[str, Any], requests: list[Any], rounds: int) -> dict[str, Any]:
+    """Seconds of each round, the ratios, and how far the log-likelihoods are apart."""
+    draw = random.Random(0)
+    seconds: dict[str, list[float]] = {"ours": [], "lm_eval": []}
+    logs: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for who in draw.sample(sorted(models), 2):
+            taken, logs[who] = answered(models[who](), requests)
+            seconds[who].append(taken)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm_eval"], strict=True)]
+    apart = [abs(a - b) for a, b in zip(logs["ours"], logs["lm_eval"], strict=True)]
+    return {
+        "requests": len(requests),
+        "seconds": seconds,
+        "ratio": statistics.median(ratios),
+        "ratios": [min(ratios), max(ratios)],
+        "nats_apart": max(apart),
+    }
+
+
+def measure(data: str, rounds: int, dtype: str) -> dict[str, Any]:
+    """The table by task."""
+    from lm_eval.models.huggingface import HFLM
+
+    torch.set_num_threads(1)
+    folder = smollm2_135m()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    source = open_source(data)
+
+    def theirs() -> Any:
+        own = lm.prepared(tokenizer, model)
+        return HFLM(pretrained=model, tokenizer=own, batch_size=BATCH, softmax_dtype="float32")
+
+    found = {}
+    for name, protocol in ASKED.items():
+        with lm.quiet():
+            requests = requests_of(name, source, **protocol)
+            models = {
+                "ours": lambda: lm.language_model(Context(model, tokenizer, source, BATCH), "t"),
+                "lm_eval": theirs,
+            }
+            found[name] = {**protocol, **compare(models, requests, rounds)}
+        row = found[name]
+        low, high = row["ratios"]
+        print(
+            f"{name:14} {row['requests']:4} requests  ours {min(row['seconds']['ours']):6.1f} s  "
+            f"lm-eval {min(row['seconds']['lm_eval']):6.1f} s  {row['ratio']:.2f} times "
+            f"({low:.2f} to {high:.2f})  {row['nats_apart']:.1e} nats apart",
+            flush=True,
+        )
+    return found
+
+
+def main() -> None:
+    """Measure, print, and with --store keep the numbers beside the other results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--store", action="store_true")
+    options = parser.parse_args()
+    found = measure(options.data, options.rounds, options.dtype)
+    if options.store:
+        facts = {
+            "model": "smollm2-135m",
+            "dtype": options.dtype,
+            "batch": BATCH,
+            "threads": 1,
+            "machine": platform.processor() or platform.machine(),
+            "versions": {name: version(name) for name in ("lm_eval", "torch", "transformers")},
+        }
+        write_text(RESULTS, json.dumps(facts | {"tasks": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

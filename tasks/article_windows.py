@@ -1,0 +1,131 @@
+"""Windows of a text to evaluate on, each with the article that it is from.
+
+Two ways to cut them. Consecutive: the whole text joined and cut into windows, as published
+perplexities are (`qbench.calibration.windows`); the first of them are all of the first articles.
+Spread: each article cut by itself, and at most a few windows of one article, so that as many tokens
+say more about the text as a whole. Windows of one article are alike, and count as one cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.calibration.windows import windows
+from qbench.errors import DataError
+from qbench.models.tokenizers import without_ending
+from qbench.records import TaskSpec
+
+SEED = 1234  # of the choice of articles and of their windows
+TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")  # a line of WikiText that begins an article
+
+
+@dataclass(frozen=True)
+class ArticleWindows:
+    """tokens (n, length) int64, and the article of each window, None where that is not known."""
+
+    tokens: Tensor
+    articles: tuple[str | None, ...]
+
+
+def article_windows(texts: Sequence[str], tokenizer: Any, spec: TaskSpec) -> ArticleWindows:
+    """The windows that a task on running text asks; DataError where there is not one."""
+    length = spec.length or 0
+    if spec.spread is not None:
+        return _spread(texts, tokenizer, length, spec.limit, spec.spread)
+    tokens = windows(texts, tokenizer, length, spec.limit)
+    return ArticleWindows(tokens, _articles_of(texts, tokenizer, length, len(tokens)))
+
+
+def articles(texts: Sequence[str]) -> list[list[str]]:
+    """The texts by article: those behind one line with a title, or each for itself."""
+    if not any(TITLE.fullmatch(text) for text in texts):
+        return [[text] for text in texts]
+    parts: list[list[str]] = [[]]
+    for text in texts:
+        if TITLE.fullmatch(text):
+            parts.append([])
+        parts[-1].append(text)
+    return parts
+
+
+def _spread(
+    texts: Sequence[str], tokenizer: Any, length: int, limit: int | None, most: int
+) -> ArticleWindows:
+    """Windows of as many articles as possible, up to `most` of each, in the text's order."""
+    parts = articles(texts)
+    cut = {}
+    for index, part in enumerate(parts):
+        if any(text.strip() for text in part):
+            of_article = _windows_of(part, tokenizer, length)
+            if len(of_article):
+                cut[index] = of_article
+    if not cut:
+        raise DataError(
+            f"none of the {len(parts)} articles of the text has {length} tokens; give a smaller "
+            "length, or leave out `spread` to cut windows from the whole text"
+        )
+    drawn = _draw({index: len(found) for index, found in cut.items()}, most)
+    chosen = sorted(drawn[:limit])
+    tokens = torch.stack([cut[article][window] for article, window in chosen])
+    return ArticleWindows(tokens, tuple(_name(article) for article, _ in chosen))
+
+
+def _windows_of(part: Sequence[str], tokenizer: Any, length: int) -> Tensor:
+    """(n, length), n = 0 where the article is too short."""
+    ids = without_ending(tokenizer)("\n\n".join(part), verbose=False)["input_ids"]
+    count = len(ids) // length
+    return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
+
+
+def _draw(counts: dict[int, int], most: int) -> list[tuple[int, int]]:
+    """(article, window) in the order in which they are taken: one of each, then a second of each.
+
+    So the windows of a small limit are among those of a larger one.
+    """
+    random = Random(SEED)
+    order = list(counts)
+    random.shuffle(order)
+    drawn = {}
+    for article, count in counts.items():
+        drawn[article] = random.sample(range(count), min(most, count))
+    return list(_turns(order, drawn, most))
+
+
+def _turns(
+    order: Sequence[int], drawn: dict[int, list[int]], most: int
+) -> Iterator[tuple[int, int]]:
+    for turn in range(most):
+        for article in order:
+            if turn < len(drawn[article]):
+                yield article, drawn[article][turn]
+
+
+def _articles_of(
+    texts: Sequence[str], tokenizer: Any, length: int, count: int
+) -> tuple[str | None, ...]:
+    """The article in which each of the consecutive windows begins, by the tokens' letters."""
+    if not getattr(tokenizer, "is_fast", False):
+        return (None,) * count
+    joined = "\n\n".join(texts)
+    encoded = without_ending(tokenizer)(joined, verbose=False, return_offsets_mapping=True)
+    begins = [0]
+    for part in articles(texts):
+        begins.append(begins[-1] + len("\n\n".join(part)) + len("\n\n"))
+    names = []
+    for index in range(count):
+        letter = encoded["offset_mapping"][index * length][0]
+        names.append(_name(bisect_right(begins, letter) - 1))
+    return tuple(names)
+
+
+def _name(article: int) -> str:
+    """How rows of the samples name an article: by its place in the text, from 0."""
+    return f"article-{article}"

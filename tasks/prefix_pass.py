@@ -1,0 +1,163 @@
+"""The model over sequences that share beginnings, and the proof that this gives its own numbers.
+
+A pass (`qbench.tasks.shared_prefixes`) is one row of tokens with a mask of its own and positions by
+depth, so it serves models whose tokens know of others by attention alone, and of their place by
+`position_ids`. Which these are is not looked up: a probe compares with the model's plain answers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.tasks.shared_prefixes import Pass, passes
+
+# New tokens of a pass. Many more do not make products faster, and each costs attention to all.
+BUDGET = {"cpu": 512, "cuda": 4096}
+LOGIT_BYTES = 2_000_000_000
+# Mean KL between a pass and the plain model, in nats, that rounding explains.
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-9}
+TOLERANCE_OF_16_BITS = 5e-3
+PROBE = (24, 8, 8)  # tokens of the probe's stem, of its branches, and of theirs
+LENGTH_BOUND_ROPE = ("dynamic", "longrope")  # rotations that change with the text's length
+Likelihood = tuple[float, bool]
+
+
+def reach(config: Any) -> float:
+    """Up to how many tokens a model treats all texts alike: its window, or where its rope changes.
+
+    A pass is only right within that, and the probe is shorter.
+    """
+    text = config.get_text_config()
+    limits = [getattr(text, "sliding_window", None), getattr(text, "attention_window_size", None)]
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) in LENGTH_BOUND_ROPE:
+        limits.append(
+            rope.get("original_max_position_embeddings")
+            or getattr(text, "original_max_position_embeddings", None)
+            or text.max_position_embeddings
+        )
+    return min((limit for limit in limits if limit), default=float("inf"))
+
+
+class PrefixModel:
+    """A causal model of transformers, called pass by pass."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.device = model.get_input_embeddings().weight.device
+        self.selects = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.cache: Any = None
+        self.cached = 0
+
+    @property
+    def budget(self) -> int:
+        """New tokens of a pass."""
+        room = LOGIT_BYTES // (4 * self.model.config.get_text_config().vocab_size)
+        return max(1, min(BUDGET.get(self.device.type, BUDGET["cuda"]), room))
+
+    @torch.no_grad()
+    def logits(self, step: Pass, rows: Tensor) -> Tensor:
+        """(len(rows), V) of the tokens `rows` of a pass, in the model's dtype."""
+        from transformers import DynamicCache
+
+        keeps = not step.scored
+        if step.past == 0:
+            self.cache, self.cached = (DynamicCache() if keeps else None), 0
+        elif self.cached > step.past:
+            self.cache.crop(step.past - self.cached)
+        options: dict[str, Any] = {"use_cache": self.cache is not None}
+        if self.cache is not None:
+            options["past_key_values"] = self.cache
+        if not step.is_chain:
+            options["attention_mask"] = self._mask(step)
+            options["position_ids"] = torch.from_numpy(step.depth)[None].to(self.device)
+        if self.selects:
+            options["logits_to_keep"] = rows.to(self.device)
+        tokens = torch.from_numpy(step.tokens)[None].to(self.device)
+        logits = self.model(input_ids=tokens, **options).logits[0]
+        self.cached = step.past + len(step.tokens)
+        return logits if self.selects else logits[rows.to(self.device)]
+
+    def _mask(self, step: Pass) -> Tensor:
+        """(1, 1, n, past + n): 0 where a token sees another, else the lowest number."""
+        dtype = self.model.dtype
+        visible = torch.from_numpy(step.visible())
+        lowest = torch.finfo(dtype).min
+        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, lowest)
+        return mask[None, None].to(self.device)
+
+    def likelihoods(
+        self,
+        sequences: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        done: Callable[[int, Likelihood], None],
+    ) -> None:
+        """`done(i, (ln p, greedy))` for each sequence, whose end predicts continuation i.
+
+        greedy: whether each token of it is the most likely one.
+        """
+        scored = [len(continuation) for continuation in continuations]
+        for step in passes(sequences, scored, self.budget):
+            for index, logits in self.of_pass(step).items():
+                targets = torch.tensor(continuations[index], device=logits.device)[:, None]
+                logs = logits.gather(1, targets)[:, 0] - logits.logsumexp(-1)
+                greedy = bool((logits.argmax(-1) == targets[:, 0]).all())
+                done(index, (float(logs.sum()), greedy))
+
+    def of_pass(self, step: Pass) -> dict[int, Tensor]:
+        """Sequence -> its scored logits, (continuation, V) in float32; nothing of a stem."""
+        if not step.scored:
+            self.logits(step, torch.tensor([len(step.tokens) - 1]))
+            return {}
+        wanted = [torch.from_numpy(rows) for rows in step.scored.values()]
+        rows = torch.cat(wanted).unique()
+        logits = self.logits(step, rows)
+        of_sequences = {}
+        for index, own in zip(step.scored, wanted, strict=True):
+            places = torch.searchsorted(rows, own)
+            of_sequences[index] = logits[places.to(self.device)].float()
+        return of_sequences
+
+
+def why_not(model: Any, tokens: Sequence[int]) -> str | None:
+    """Why passes do not serve a model, None where they do: tried on these tokens.
+
+    Two passes behind a stem, of two branches each, are compared with the plain model.
+    """
+    stem, branch, leaf = PROBE
+    tokens = (list(tokens) * PROBE[0])[: stem + branch + leaf]
+    sequences = []
+    for turn in (0, 3):  # other tokens behind the same stem
+        middle = tokens[stem + turn : stem + branch] + tokens[:turn]
+        for ending in (tokens[-leaf:], tokens[-leaf:][::-1]):
+            sequences.append([*tokens[:stem], *middle, *ending])
+    try:
+        divergence = _divergence(model, sequences)
+    except Exception as error:  # whatever an unknown model raises, the plain way is there
+        reason = str(error).partition("\n")[0][:200]
+        return f"it cannot be called so ({type(error).__name__}: {reason})"
+    tolerance = TOLERANCE.get(model.dtype, TOLERANCE_OF_16_BITS)
+    if not divergence <= tolerance:
+        return f"a mean KL of {divergence:.2g} nats from the plain model, above {tolerance:.0e}"
+    return None
+
+
+@torch.no_grad()
+def _divergence(model: Any, sequences: list[list[int]]) -> float:
+    """Mean KL, in nats, of passes from the plain model at the ends of the sequences."""
+    prefix_model = PrefixModel(model)
+    scored = [PROBE[1]] * len(sequences)
+    budget = PROBE[1] + 2 * PROBE[2]
+    total = 0.0
+    for step in passes(sequences, scored, budget, shortest_stem=PROBE[0]):
+        for index, logits in prefix_model.of_pass(step).items():
+            tokens = torch.tensor([sequences[index]], device=logits.device)
+            plain = model(input_ids=tokens, use_cache=False).logits[0, -scored[index] :]
+            p, q = plain.double().log_softmax(-1), logits.double().log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum())
+    return total / sum(scored)

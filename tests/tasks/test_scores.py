@@ -1,0 +1,70 @@
+"""Standard errors and intervals against plain formulas, published values and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from qbench.tasks.scores import mean_score, standard_error, wilson
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 2), (0, 57), (3, 40), (20, 40), (57, 57), (1, 1)])
+def test_wilson_is_scipys(right, n):
+    expected = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_nothing_right_has_an_interval_and_no_error_of_zero():
+    score = mean_score("t", "acc", [0.0] * 20, higher=True, chance=0.25)
+    assert (score.value, score.stderr, score.low) == (0.0, None, 0.0)
+    assert score.high == pytest.approx(0.1611, abs=1e-4)
+    assert score.suspicion == (
+        "at the floor: 0 % right of 20, 0 to 16.1 % at 95 %, is not above the 25 % of guessing"
+    )
+    score = mean_score("t", "acc", [1.0] * 20, higher=True, chance=0.25)
+    assert (score.stderr, score.high, score.suspicion) == (None, 1.0, None)
+
+
+def test_a_measure_is_no_share():
+    score = mean_score("t", "kl_mean", [0.0, 0.0], higher=False)
+    assert (score.stderr, score.low, score.high) == (0.0, None, None)
+
+
+def test_clusters_of_one_are_items():
+    values = np.random.default_rng(0).normal(size=30).tolist()
+    plain = float(np.std(values, ddof=1)) / math.sqrt(30)
+    assert standard_error(values) == pytest.approx(plain)
+    assert standard_error(values, list(range(30))) == pytest.approx(plain)
+
+
+def test_an_item_that_is_told_k_times_is_one_item():
+    values = np.random.default_rng(0).normal(size=30)
+    clusters = np.repeat(np.arange(30), 4).tolist()
+    repeated = np.repeat(values, 4).tolist()
+    assert standard_error(repeated, clusters) == pytest.approx(standard_error(values.tolist()))
+    assert standard_error(repeated) < 0.6 * standard_error(values.tolist())
+    right = np.repeat(values > 0, 4).astype(float).tolist()
+    share = mean_score("t", "acc", right, higher=True, clusters=clusters, chance=0.25)
+    assert (share.low, share.high) == pytest.approx(wilson(share.value, 30))
+
+
+def test_one_cluster_says_nothing_about_its_error():
+    assert standard_error([1.0, 2.0, 3.0], ["a"] * 3) is None
+    assert standard_error([1.0]) is None
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_clustered_errors_cover_what_they_promise(spread):
+    """Articles with an effect of their own; by windows 85 % would be covered, not 95 %."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    clusters = np.repeat(np.arange(40), 3)
+    for _ in range(400):
+        values = rng.normal(size=120) + spread * rng.normal(size=40)[clusters]
+        error = standard_error(values.tolist(), clusters.tolist())
+        assert error is not None
+        covered += abs(values.mean()) < 2.0227 * error  # Student's t of 39 degrees of freedom
+    assert 0.92 < covered / 400 < 0.98
