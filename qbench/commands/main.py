@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, compare, folders, machine
+from qbench.commands import check, cleaning, compare, folders, machine, regress
 from qbench.commands.options import (
     Data,
     Device,
@@ -54,6 +54,7 @@ app.add_typer(folders.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
+app.add_typer(regress.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
@@ -84,6 +85,10 @@ def run(
     plugin: Plugins = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(help="Of the calibration sample.")] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(help="Draws of the calibration sample for each cell; default 1."),
+    ] = None,
     device: Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")
@@ -131,6 +136,7 @@ def run(
             "plugin": plugin or None,
             "data": data,
             "seed": seed,
+            "replicates": replicates,
             "device": device,
             "dtype": dtype,
             "out": out_folder,
@@ -141,11 +147,11 @@ def run(
             "trust_remote_code": trust_remote_code or None,
         },
     )
-    grid.check_request()  # before `_run` imports torch
-    raise typer.Exit(_run(grid, dry_run))
+    grid.check_request()  # before `run_grid` imports torch
+    raise typer.Exit(run_grid(grid, dry_run))
 
 
-def _run(grid: Grid, dry_run: bool) -> int:
+def run_grid(grid: Grid, dry_run: bool = False) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
