@@ -73,8 +73,9 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
-    """COLUMNS, one row per score and per figure of latency; one of a failed or skipped cell.
+    """COLUMNS, one row per score and per figure of latency.
 
+    A failed or skipped cell is one row without a score.
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`.

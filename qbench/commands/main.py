@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, folders, machine
+from qbench.commands import check, cleaning, compare, folders, machine, regress
 from qbench.commands.options import (
     Data,
     Device,
@@ -52,6 +52,9 @@ app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
+app.add_typer(compare.app)
+app.add_typer(regress.app)
+app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
@@ -105,6 +108,10 @@ def run(
     plugin: Plugins = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(help="Draws of the calibration sample for each cell; default 1."),
+    ] = None,
     device: Device = None,
     dtype: Annotated[
         str | None,
@@ -154,6 +161,7 @@ def run(
             "plugin": plugin or None,
             "data": data,
             "seed": seed,
+            "replicates": replicates,
             "device": device,
             "dtype": dtype,
             "out": out_folder,
@@ -164,11 +172,11 @@ def run(
             "trust_remote_code": trust_remote_code or None,
         },
     )
-    grid.check_request()  # before `_run` imports torch
-    raise typer.Exit(_run(grid, dry_run))
+    grid.check_request()  # before `run_grid` imports torch
+    raise typer.Exit(run_grid(grid, dry_run))
 
 
-def _run(grid: Grid, dry_run: bool) -> int:
+def run_grid(grid: Grid, dry_run: bool = False) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload

@@ -58,6 +58,7 @@ class Grid(BaseModel):
     plugin: tuple[Path, ...] = ()
     data: str = "auto"
     seed: int = 0
+    replicates: int | None = Field(default=None, ge=1)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: Path | None = None
@@ -138,6 +139,13 @@ class Grid(BaseModel):
             settings |= preset.get("trained", {})
         settings |= preset.get(method, {})
         return settings
+
+    def seeds(self, calibrates: bool) -> tuple[int, ...]:
+        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn."""
+        if not calibrates:
+            return (0,)
+        draws = self.replicates or self.defaults.get("replicates", 1)
+        return tuple(range(self.seed, self.seed + draws))
 
     @property
     def with_latency(self) -> bool:
