@@ -95,7 +95,7 @@ def _stretch(config: Any, divisors: Any, source: ModelSource) -> None:
     """Set Llama 3's rope. ModelError where the divisors are not those of one."""
     if (divisors == 1).all():
         return
-    factor = float(divisors.max())
+    factor = round(float(divisors.max()), 3)  # they are float32, and factors few digits long
     head_dim = _head_dim(config)
     theta = _theta(config)
     if len(divisors) == head_dim // 2 and factor > 1:

@@ -111,9 +111,9 @@ def _read(path: Path) -> Header:
     try:
         from qbench.files.gguf_header import read_header
     except ImportError as error:
+        package = (error.name or "gguf").partition(".")[0]
         raise ModelError(
-            f"{path} needs the package {error.name!r}, which is not installed; "
-            f"`pip install {error.name}`"
+            f"{path} needs the package {package!r}, which is not installed; `pip install {package}`"
         ) from None
     return read_header(path)
 
