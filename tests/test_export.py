@@ -229,6 +229,9 @@ def test_settings_beside_the_config_are_found(saved, tmp_path):
     (made / "config.json").write_text(json.dumps(config))
     assert torch.equal(logits(made), expected)
     assert inspect(made).method == "gptq"
+    (made / "model.safetensors.index.json").unlink()
+    (made / "model.safetensors").rename(made / "gptq_model-4bit-32g.safetensors")
+    assert torch.equal(logits(made), expected), "older programs call the file so"
 
 
 def test_an_awq_folder_is_read(tiny, tmp_path):

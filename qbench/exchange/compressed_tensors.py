@@ -29,7 +29,7 @@ from torch import Tensor
 
 from qbench.errors import ModelError
 from qbench.exchange.exact import to_stream
-from qbench.formats import Dense, Uniform
+from qbench.formats import Uniform
 from qbench.formats.packing import packed_length, unpack
 
 PARTS = (
@@ -76,9 +76,7 @@ def from_compressed(tensors: Mapping[str, Tensor], schemes: Sequence[PackedSchem
     )
 
 
-def dequantize_compressed(
-    tensors: Mapping[str, Tensor], schemes: Sequence[PackedScheme]
-) -> Tensor:
+def dequantize_compressed(tensors: Mapping[str, Tensor], schemes: Sequence[PackedScheme]) -> Tensor:
     """The weight (out, in) in float32, for any assignment of inputs to groups of equal length.
 
     Exact: a scale of 16 bits times a difference of 8-bit numbers fits the 24 bits of float32.

@@ -46,8 +46,8 @@ class Reader(NamedTuple):
     """How the layers of one program are read.
 
     read: from a layer's tensors by part and the quantization_config to its weight. parts: which
-    tensors are taken; the first one tells the quantized layers from others. check: raises ModelError
-    where the quantization_config alone tells that the folder cannot be read.
+    tensors are taken; the first one tells the quantized layers from others. check: raises
+    ModelError where the quantization_config alone tells that the folder cannot be read.
     """
 
     read: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform | Dense]
@@ -73,8 +73,8 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
     layers = [name.removesuffix(codes) for name in shards.entries if name.endswith(codes)]
     if not layers:
         raise StoreError(
-            f"{shards.folder}: no tensor ends in {codes}, as quant_method {method!r} says; fetch the "
-            "checkpoint again"
+            f"{shards.folder}: no tensor ends in {codes}, as quant_method {method!r} says; fetch "
+            "the checkpoint again"
         )
     weights: dict[str, Uniform | Dense] = {}
     for layer in sorted(layers):

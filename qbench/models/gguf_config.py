@@ -52,6 +52,9 @@ _HARMLESS = (
     "tensor_data_layout",
     "vocab_size",
 )
+# Layers of the one size of a family whose attention is scaled by the width of a head as such, and
+# not by its length: llama.cpp knows it by them (src/models/gemma2.cpp and gemma3.cpp).
+_LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 _OWN_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss"}
 _LOW, _HIGH = 1.0, 4.0
 
@@ -62,6 +65,8 @@ def completed(config: Any, source: ModelSource, header: Header) -> Any:
     if FREQUENCIES in tensors:
         divisors = read_float32(source.path, tensors[FREQUENCIES])
         _stretch(config, divisors.astype("float64"), source)
+    if header.metadata["general.architecture"] in _LARGEST_GEMMA:
+        _scale_attention(config, header)
     _compare_metadata(config, source, header)
     return config
 
@@ -74,7 +79,7 @@ def tensors_left_out(model: Any, header: Header) -> list[str]:
     try:
         from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
     except ImportError:
-        GGUF_CONFIG_ARCHS = {}  # noqa: N806
+        GGUF_CONFIG_ARCHS = {}
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -136,6 +141,15 @@ def _set_rope(config: Any, theta: float, factor: float, context: int) -> None:
         config.rope_parameters = {"rope_theta": theta, **rope}
     else:  # transformers 4
         config.rope_scaling = rope
+
+
+def _scale_attention(config: Any, header: Header) -> None:
+    """Set what the scores of Gemma's attention are divided by, the square of it."""
+    largest = _LARGEST_GEMMA[header.metadata["general.architecture"]]
+    if config.num_hidden_layers == largest:
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+    else:
+        config.query_pre_attn_scalar = _head_dim(config)
 
 
 def _compare_metadata(config: Any, source: ModelSource, header: Header) -> None:

@@ -107,6 +107,6 @@ def _set_split(tokenizer: Any, pre: Any, source: ModelSource) -> None:
     elif pre not in (*_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS):
         known = ", ".join((*_LIKE_GPT2, *_DIGITS_APART, *GGUF_PRE_TOKENIZER_SPLITS))
         raise ModelError(
-            f"model {source.name!r}: its file names the pre-tokenizer {pre!r}, for which no rule is "
+            f"model {source.name!r}: its file names the pre-tokenizer {pre!r}, of which no rule is "
             f"known here (known are {known}); give a folder with the model's safetensors"
         )

@@ -90,9 +90,9 @@ def find_model(name: str, trust_remote_code: bool = False) -> ModelSource:
     """Where a model is, by `NAME`, `NAME@REVISION`, `owner/name[@REVISION]` of the hub or a path.
 
     A path is that of a folder or of a GGUF file, also of a folder that holds one and no other
-    weights. The embedded model is converted first, where that has not been done. trust_remote_code: whether
-    code that the model brings may be run. ModelError where the name
-    is not known, ConfigError where it has a revision and cannot have one.
+    weights. The embedded model is converted first, where that has not been done. trust_remote_code:
+    whether code that the model brings may be run. ModelError where the name is not known,
+    ConfigError where it has a revision and cannot have one.
     """
     path = Path(name)
     if path.is_dir():

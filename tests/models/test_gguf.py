@@ -273,7 +273,10 @@ def test_a_tokenizer_is_tried_in_a_process_of_its_own(file, tmp_path, monkeypatc
     broken = rewritten(file, tmp_path / "x.gguf", {"tokenizer.ggml.merges": ["no"] * 3})
     for path, problem in ((file, None), (broken, "the tokenizer in this GGUF file cannot be used")):
         header = read_header(path)
-        with alone(path) as folder, pytest.raises(StoreError, match=problem) if problem else nullcontext():
+        with (
+            alone(path) as folder,
+            pytest.raises(StoreError, match=problem) if problem else nullcontext(),
+        ):
             try_gguf_tokenizer(folder / ALONE, header.nbytes, sum(header.arrays.values()))
     assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 1
 
@@ -295,14 +298,10 @@ def test_a_missing_package_is_named(file, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_is_judged_under_its_own_name_and_rounded_again_only_when_asked(
-    command, made, tmp_path
-):
+def test_it_is_judged_under_its_own_name_and_rounded_again_only_when_asked(command, made, tmp_path):
     model, path = made()
     out = tmp_path / "out"
-    code, text, said = command(
-        "run", "--model", path, "--methods", "none", *ASKED, "--out", out
-    )
+    code, text, said = command("run", "--model", path, "--methods", "none", *ASKED, "--out", out)
     assert code == 0, said
     (record,) = [json.loads(file.read_text()) for file in (out / "records").glob("*.json")]
     assert record["cell"]["stored_as"] == "gguf Q4_0" and "gguf Q4_0" in " ".join(text.split())
