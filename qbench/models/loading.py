@@ -115,6 +115,12 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     dtype: of the weights, one of `DTYPES`. ModelError saying what to do where one cannot be had,
     and where the checkpoint and the model do not hold the same tensors.
     """
+    model = load_weights(source, dtype)
+    return model, load_gguf_tokenizer(source) if source.gguf else load_tokenizer(source)
+
+
+def load_weights(source: ModelSource, dtype: str) -> Any:
+    """The model that `load_model` gives. Raises what that raises of it."""
     from transformers import AutoModelForCausalLM
 
     if source.local:
@@ -135,8 +141,7 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     # The unquantized model runs the same operations as the quantized one.
     unfuse_experts(model, refuse=False)
     refuse_not_finite(model.state_dict().items(), f"model {source.name!r}")
-    tokenizer = load_gguf_tokenizer(source) if source.gguf else load_tokenizer(source)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def _dequantized(source: ModelSource) -> dict[str, Any]:

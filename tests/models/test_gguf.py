@@ -22,6 +22,7 @@ from qbench import Scheme
 from qbench.checkpoint.folder import unquantized_tensors
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.exchange.gguf_model import export_model_gguf
+from qbench.export import export
 from qbench.files.gguf_header import read_header
 from qbench.models.blocks import quantizable
 from qbench.models.gguf_file import bits_of_blocks, quantized_as
@@ -149,6 +150,18 @@ def test_a_stretched_rope_is_that_of_the_file(made):
     model, _ = load_model(find_model(str(path)), "float32")
     assert model.config.rope_parameters == rope
     torch.testing.assert_close(logits(model), logits(expected), rtol=0, atol=1e-5)
+
+
+def test_an_export_with_a_stretched_rope_is_proven(tiny, tmp_path, monkeypatch):
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    model = tiny(vocab_size=280, hidden_size=64, head_dim=32, rope_parameters=rope)
+    quantized = qbench.quantize(model, "rtn", Scheme(4, 32, True), tokenizer=byte_level())
+    own = quantized.save(tmp_path / "own")
+    export(own, "gguf", tmp_path / "x.gguf")
+    monkeypatch.setattr("qbench.exchange.gguf_model.rope_divisors", lambda config: None)
+    with pytest.raises(StoreError, match="written as gguf reads back as another model"):
+        export(own, "gguf", tmp_path / "y.gguf")
 
 
 def test_another_stretch_is_refused(file, tmp_path):
