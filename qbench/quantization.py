@@ -87,7 +87,7 @@ class QuantizedModel:
 def load(
     folder: str | Path, dtype: str = "auto", packed: bool = True, device: str = "cpu"
 ) -> QuantizedModel:
-    """Read what `save` wrote, or a GPTQ or AWQ folder; nothing in the folder is executed.
+    """Read what `save` wrote, or a GPTQ, AWQ or compressed-tensors folder; nothing there is run.
 
     dtype: of what is not quantized, such as "bfloat16"; "auto" is what the folder states.
     packed: linear layers stay packed and take the memory that they take on the disk; False
@@ -110,7 +110,7 @@ def read_model(source: ModelSource, dtype: str, device: str = "cpu") -> Quantize
     """Any model as it is: an unquantized one has no weights in the result, and is on the CPU.
 
     A folder or hub id that is quantized in a way that `load` reads is dequantized into `dtype`, on
-    the device.
+    the device; a GGUF file by transformers, and then the manifest has its label and bits.
     Raises what `load` and `qbench.models.loading.load_model` raise.
     """
     folder = local_folder(source)
