@@ -41,8 +41,8 @@ ARROWS = {
         "outside_text", "records",
     },
     "quantization": {
-        "calibration", "checkpoint", "contracts", "errors", "files", "formats", "models",
-        "registry",
+        "calibration", "checkpoint", "contracts", "errors", "exchange", "files", "formats",
+        "models", "registry",
     },
     "read_back": {"checkpoint", "errors", "models"},
     "export": {

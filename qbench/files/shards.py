@@ -245,7 +245,9 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     None stands for any names, where there is no index. A file may lie nowhere but in the folder.
     """
     if not (folder / INDEX).is_file():
-        return {_inside(folder, SINGLE): None}
+        names = [path.name for path in folder.glob("*.safetensors")]
+        # older programs call their only file otherwise, such as gptq_model-4bit-128g.safetensors
+        return {_inside(folder, names[0] if len(names) == 1 else SINGLE): None}
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise StoreError(f"{folder / INDEX} has no weight_map; {_AGAIN}")

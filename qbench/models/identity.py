@@ -38,11 +38,13 @@ def resolved_revision(source: ModelSource, announce: Announce = lambda text: Non
         return commit or source.revision or "unknown"
     folder = Path(source.location)
     try:
-        files = list(_files(folder))
+        files = [source.path] if source.gguf else list(_files(folder))
         unknown = sum(path.stat().st_size for path in files if _remembered(path) is None)
         if unknown > ANNOUNCED:
             announce(f"hashing {unknown / 1e9:.1f} GB of {source.location}, once")
-        content = {str(path.relative_to(folder)): content_hash(path) for path in files}
+        # What a GGUF file is called says nothing of what is loaded.
+        names = ["" if source.gguf else str(path.relative_to(folder)) for path in files]
+        content = dict(zip(names, map(content_hash, files), strict=True))
     except OSError as error:
         raise ModelError(
             f"model {source.name!r}: {error.filename} cannot be read ({error.strerror})"
