@@ -34,7 +34,8 @@ from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
 from qbench.files.atomic import write_whole_folder
-from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.model_folder import quantization_settings
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import (
     SHARD_BYTES,
     Shards,

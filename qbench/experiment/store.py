@@ -30,10 +30,10 @@ from pydantic import ValidationError
 from qbench.errors import StoreError
 from qbench.files.atomic import leftovers, write_text
 from qbench.files.claims import claimed, claimed_in_time
+from qbench.files.ordinary import ordinary_text
 from qbench.records import SCHEMA, Cell, Record, TaskSpec
 
 DAY = 86400.0  # seconds
-RECORD_BYTES = 100_000_000  # more than any log of a method takes
 
 
 class Store:
@@ -216,11 +216,13 @@ class _NewerRecordError(StoreError):
 
 def _trusted(path: Path) -> Record:
     try:
-        if not path.is_file() or path.stat().st_size > RECORD_BYTES:
-            raise ValueError(f"it is no file of at most {RECORD_BYTES // 1_000_000} MB")
-        body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = ordinary_text(path, path.parent)
+    except StoreError as error:
+        raise StoreError(f"record {path.name} cannot be read: {error}") from None
+    try:
+        body = json.loads(text, parse_constant=_refuse_constant)
         checksum = _checksum(body)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
     schema = body.get("schema") if isinstance(body, dict) else None
     if type(schema) is int and schema > SCHEMA:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError, unknown_name
-from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.model_folder import quantization_settings
+from qbench.files.ordinary import ordinary_file, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
 from qbench.inspection.compressed_tensors import read_compressed
@@ -78,9 +79,8 @@ def inspect(path: Path) -> Inspection:
 
     StoreError where it is neither, damaged, or quantized in a way that no reader knows.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise StoreError(f"{path} is no ordinary file (a pipe, socket or device); give a model")
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        ordinary_file(path)
         from qbench.inspection.gguf_header import read_gguf
 
         return _summary(path, read_gguf(path))

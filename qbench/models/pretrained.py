@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import ModelError, QbenchError
-from qbench.files.model_folder import require_ordinary_files
+from qbench.files.ordinary import require_ordinary_files
 from qbench.models.source import ModelSource
 
 _NAMED_PACKAGE = re.compile(r"pip install (?:-U |--upgrade )?[`'\"]?([A-Za-z][\w.-]*)")

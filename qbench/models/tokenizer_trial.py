@@ -18,6 +18,7 @@ from typing import Any
 from qbench.errors import StoreError
 from qbench.files.atomic import write_bytes
 from qbench.files.cache import cache_folder
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import read_json, sha256
 
 MEMORY = 1 << 30  # bytes; a file takes up to 20 times its size beside that
@@ -63,6 +64,7 @@ def try_tokenizer(folder: Path) -> None:
 
     What can be said against its files without loading them is said first.
     """
+    require_ordinary_files(folder)
     _check_settings(folder)
     files = {path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}
     size = sum(path.stat().st_size for path in files)
