@@ -4,34 +4,38 @@
 
 Folders of ours, of GPTQ and of AWQ, GGUF files, folders of records, grid files and data folders are
 damaged: by what they are made of (numbers, types, shapes, offsets, names, links, missing files),
-and blindly (flips, cuts). Each case is a forked process with 2 s of processor time and 1 GB beyond
-what it starts with. There a command of `COMMANDS` must do its work or raise one of the project's
-errors. A model that was loaded must be the undamaged one, or `verify` must find the damage. Exit
-code 1 where a case did anything else; it is printed, and can be repeated from its number alone.
+and blindly (flips, cuts). A case has 2 s of processor time and 1 GB, in a forked process. There a
+command of `COMMANDS` must do its work or raise one of the project's errors. A model that was loaded
+must be the undamaged one, or `verify` must find the damage. A case that did anything else is
+repeated in a process of its own, and printed if it does so again: exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import io
 import json
 import os
 import random
 import resource
+import select
 import shutil
+import signal
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from transformers.utils import logging
 
 from fuzz.damage import damage
@@ -46,6 +50,8 @@ from qbench.quantization import read_model
 SECONDS = 2.0  # of processor time that a case may take
 BYTES = 1 << 30  # that a case may take beyond what it starts with
 REPORTED = 200  # cases between two lines of progress
+TOGETHER = 20  # cases in one process: forking costs as much as one does
+FINE = ("done", "refused")
 # What is done with a folder, by its name; `load` is no command, but how `eval` and `run` begin.
 COMMANDS = {
     "records": ("report", "report", "gc"),
@@ -70,12 +76,20 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass
-class Usage:
-    """What a case took: processor seconds, and bytes beyond those that it started with."""
+QBENCH = typer.main.get_command(app)  # made once, as it takes longer than most cases
 
-    seconds: float
-    grown: int
+
+@dataclass(frozen=True)
+class Result:
+    """What a case did: a word, what was done and said, processor seconds, and bytes beyond those
+    that it started with.
+    """
+
+    number: int
+    word: str
+    text: str
+    seconds: float = 0.0
+    grown: int = 0
 
 
 def fingerprint(model: Any) -> str:
@@ -97,7 +111,7 @@ def outcome(folder: Path, command: str, weights: str, changed: bool = False) -> 
         with redirect_stdout(silent), redirect_stderr(silent), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if command != "load":
-                app(_arguments(folder, command), standalone_mode=False)
+                QBENCH(_arguments(folder, command), standalone_mode=False)
                 return "done", ""
             model = read_model(find_model(str(folder)), "float32").model
             if (changed or fingerprint(model) != weights) and not _found(folder):
@@ -145,61 +159,95 @@ def _content(folder: Path) -> dict[str, bytes | None]:
     return content
 
 
-def one_case(
-    number: int, seed: int, models: dict[Path, str], scratch: Path
-) -> tuple[str, str, Usage]:
-    """(outcome, what was done and said, what it took)."""
-    rng = random.Random(f"{seed} {number}")
-    original = rng.choice(list(models))
-    folder = scratch / "case"
-    shutil.copytree(original, folder)
-    done = damage(folder, rng)
-    command = rng.choice(COMMANDS.get(original.name, OF_MODELS))
-    changed = command == "load" and _differ(folder, original)
-    answer = scratch / "answer"
-    answer.unlink(missing_ok=True)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        _limit(writing)
-        answer.write_text(json.dumps(outcome(folder, command, models[original], changed)))
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        before = int(pipe.readline())
-    status, usage = _wait(child)
-    word, message = "died", f"status {status}"
-    if answer.is_file():
-        word, message = json.loads(answer.read_text())
-    for path in (folder, scratch / "out"):
-        shutil.rmtree(path, ignore_errors=True)
-    took = Usage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 - before)
-    if word in ("done", "refused"):
-        word = "slow" if took.seconds > SECONDS else "large" if took.grown > BYTES else word
-    return word, f"{command} of {original.name}, {done}: {message}", took
+@dataclass(frozen=True)
+class Cases:
+    """What every case is made from. models: the originals with the hashes of their weights."""
+
+    seed: int
+    models: dict[Path, str]
+    scratch: Path
+
+    def run(self, number: int) -> Result:
+        """Run one case in this process, which is bounded; it may not come back."""
+        rng = random.Random(f"{self.seed} {number}")
+        original = rng.choice(list(self.models))
+        folder = self.scratch / f"case-{number}"
+        shutil.copytree(original, folder)
+        done = damage(folder, rng)
+        command = rng.choice(COMMANDS.get(original.name, OF_MODELS))
+        changed = command == "load" and _differ(folder, original)
+        with bounded() as took:
+            word, message = outcome(folder, command, self.models[original], changed)
+        for path in (folder, self.scratch / "out"):
+            shutil.rmtree(path, ignore_errors=True)
+        seconds, grown = took()
+        if word in FINE:
+            word = "slow" if seconds > SECONDS else "large" if grown > BYTES else word
+        return Result(
+            number, word, f"{command} of {original.name}, {done}: {message}", seconds, grown
+        )
+
+    def run_apart(self, numbers: Sequence[int]) -> Iterator[Result]:
+        """Run cases in one forked process, and those after one that ended it in another."""
+        left = list(numbers)
+        while left:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(reading)
+                for number in left:
+                    os.write(writing, (json.dumps(asdict(self.run(number))) + "\n").encode())
+                os._exit(0)
+            os.close(writing)
+            for line in _lines(reading, child):
+                result = Result(**json.loads(line))
+                left.remove(result.number)
+                yield result
+            status = os.waitpid(child, 0)[1]
+            if left:
+                yield Result(left.pop(0), "died", f"status {status}")
 
 
-def _limit(writing: int) -> None:
-    """In the child: bound what it may take, and tell how large it is at its start."""
+def _lines(reading: int, child: int) -> Iterator[bytes]:
+    """The lines that a child writes; it is ended where none comes for two minutes."""
+    pending = b""
+    while True:
+        if not select.select([reading], [], [], 120)[0]:
+            os.kill(child, signal.SIGKILL)
+        piece = os.read(reading, 1 << 16)
+        if not piece:
+            os.close(reading)
+            return
+        *lines, pending = (pending + piece).split(b"\n")
+        yield from lines
+
+
+@contextmanager
+def bounded() -> Iterator[Callable[[], tuple[float, int]]]:
+    """Bound what this process may take from here on; tells processor seconds and bytes, so far."""
     pages, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
     page = resource.getpagesize()
-    os.write(writing, f"{resident * page}\n".encode())
-    os.close(writing)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * page + BYTES, pages * page + BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (5, 6))
+    before = _seconds()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    resource.setrlimit(resource.RLIMIT_AS, (pages * page + BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(before) + 6, resource.RLIM_INFINITY))
+
+    def took() -> tuple[float, int]:
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 - resident * page
+        others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        return _seconds() - before, max(peak, others)
+
+    try:
+        yield took
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def _wait(child: int) -> tuple[int, Any]:
-    """Status and usage of a child, which is ended where it waits for two minutes."""
-    deadline = time.monotonic() + 120
-    while True:
-        pid, status, usage = os.wait4(child, os.WNOHANG)
-        if pid:
-            return status, usage
-        if time.monotonic() > deadline:
-            os.kill(child, 9)
-            deadline = float("inf")
-        time.sleep(0.002)
+def _seconds() -> float:
+    """Processor seconds of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def warmed_up(scratch: Path) -> dict[Path, str]:
@@ -217,6 +265,26 @@ def warmed_up(scratch: Path) -> dict[Path, str]:
     return models
 
 
+def run_all(cases: Cases, numbers: range) -> list[Result]:
+    """Run cases in turn, and print what went wrong; what did is repeated alone, and that counts."""
+    results: list[Result] = []
+    for start in range(0, len(numbers), TOGETHER):
+        for result in list(cases.run_apart(numbers[start : start + TOGETHER])):
+            if result.word not in FINE:
+                (result,) = cases.run_apart([result.number])
+            results.append(result)
+            if result.word not in FINE:
+                print(_sentence(result), flush=True)
+        if len(results) % REPORTED < TOGETHER:
+            print(f"{len(results)} of {len(numbers)}", file=sys.stderr, flush=True)
+    return results
+
+
+def _sentence(result: Result) -> str:
+    text = f"case {result.number} {result.word} ({result.seconds:.1f} s): {result.text[:500]}"
+    return text.encode("ascii", "backslashreplace").decode()
+
+
 def main() -> int:
     """Run the cases and print what happened; 1 where a case did what it must not."""
     parser = argparse.ArgumentParser("fuzz", description=__doc__.splitlines()[0])
@@ -228,32 +296,27 @@ def main() -> int:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    counts: Counter[str] = Counter()
-    most = Usage(0.0, 0)
-    wrong = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         os.environ["QBENCH_CACHE"] = str(scratch / "cache")
-        models = warmed_up(scratch / "originals")
-        for number in range(args.first, args.first + args.cases):
-            word, text, took = one_case(number, args.seed, models, scratch)
-            counts[word] += 1
-            most = Usage(max(most.seconds, took.seconds), max(most.grown, took.grown))
-            if word not in ("done", "refused"):
-                wrong.append(f"case {number} {word} ({took.seconds:.1f} s): {text[:500]}")
-                print(wrong[-1].encode("ascii", "backslashreplace").decode(), flush=True)
-            if (number - args.first) % REPORTED == REPORTED - 1:
-                print(f"{number - args.first + 1} of {args.cases}", file=sys.stderr, flush=True)
-    print(f"{args.cases} cases: {dict(counts)}; slowest {most.seconds:.2f} s, largest "
-          f"{most.grown / 1e6:.0f} MB; {len(wrong)} wrong")  # fmt: skip
+        cases = Cases(args.seed, warmed_up(scratch / "originals"), scratch)
+        gc.collect()
+        gc.freeze()  # looking for garbage would write to every page that is shared
+        results = run_all(cases, range(args.first, args.first + args.cases))
+    counts = Counter(result.word for result in results)
+    slowest = max(result.seconds for result in results)
+    largest = max(result.grown for result in results)
+    wrong = [_sentence(result) for result in results if result.word not in FINE]
+    print(f"{len(results)} cases: {dict(counts)}; slowest {slowest:.2f} s, largest "
+          f"{largest / 1e6:.0f} MB; {len(wrong)} wrong")  # fmt: skip
     if args.json:
         facts = {
             "cases": args.cases,
             "first": args.first,
             "seed": args.seed,
             "outcomes": counts,
-            "slowest_seconds": most.seconds,
-            "largest_bytes": most.grown,
+            "slowest_seconds": slowest,
+            "largest_bytes": largest,
             "wrong": wrong,
             "environment": environment(),
         }
