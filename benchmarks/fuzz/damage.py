@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qbench.experiment.store import checksum
 from qbench.files.shards import CARD
+from qbench.records import Cell
 
 # What an entry of a JSON document becomes: other types, extremes, and empty containers.
 VALUES: list[Any] = [None, True, "false", -1, 0, 1, 7, 3.5, 2**20, 2**31, 2**63, 10**30, 1e308]
@@ -113,4 +115,18 @@ def damage(folder: Path, rng: random.Random) -> str:
         changes += [structure] * 4
     change = rng.choice(changes)
     path.write_bytes(change(bytearray(path.read_bytes()), rng))
-    return f"{change.__name__} in {path.name}"
+    signed = path.parent.name == "records" and rng.random() < 0.7 and sign(path)
+    return f"{change.__name__} in {path.name}{', signed' if signed else ''}"
+
+
+def sign(path: Path) -> bool:
+    """Give a damaged record the checksum and the name of what it says now; whether it has such."""
+    try:
+        body = json.loads(path.read_text())
+        body["id"] = Cell.model_validate(body["cell"]).id
+        text = json.dumps(body | {"checksum": checksum(body)})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    path.unlink()
+    path.with_name(f"{body['id']}.json").write_text(text)
+    return True

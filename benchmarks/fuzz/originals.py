@@ -35,6 +35,7 @@ def originals(folder: Path) -> list[Path]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:64]
     bpe = BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), eos_token="!")
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
     folder.mkdir()
     paths = []
@@ -55,9 +56,6 @@ def originals(folder: Path) -> list[Path]:
     paths.append(awq(folder / "awq", LlamaForCausalLM(config), tokenizer))
     (folder / "gguf").mkdir()
     (folder / "gguf" / "model.gguf").write_bytes(gguf_bytes())
-    templates = folder / "dense" / "additional_chat_templates"
-    templates.mkdir()
-    (templates / "tool.jinja").write_text("{{ messages }}")
     return [
         *paths,
         folder / "gguf",

@@ -311,6 +311,10 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
             raise StoreError(
                 f"{folder} cannot be written ({error}); free space, or choose another folder"
             ) from error
+        if isinstance(error, UnicodeError):
+            raise StoreError(
+                f"the tokenizer holds text that no file takes ({error}); give that of the original"
+            ) from None
         raise
 
 

@@ -89,6 +89,25 @@ def contents_of(folder: Path) -> Iterator[Path]:
         raise StoreError(f"{error.filename} cannot be read ({error.strerror})") from None
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at a path that a user names; a name that no system takes is none.
+
+    `Path.is_dir` raises where a name is too long.
+    """
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is an ordinary file at a path that a user names; see `is_folder`."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def homes_of(folder: Path) -> tuple[Path, ...]:
     """Where the files of a folder may lie: in it, or in the blobs of the hub's cache it is part of.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from qbench.errors import StoreError
-from qbench.files.ordinary import contents_of, ordinary_file, ordinary_text
+from qbench.files.ordinary import contents_of, is_folder, ordinary_file, ordinary_text
 from qbench.files.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ DTYPE_NAMES = {  # of safetensors -> of torch
     "U64": "uint64",
 }
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character, which no file takes
 _AGAIN = "copy or quantize again"
 
 
@@ -154,8 +155,8 @@ def may_be_replaced(folder: Path) -> bool:
 
     It may where it is not there, is empty, or has an index with hashes, which only we write.
     """
-    if not folder.is_dir():
-        return not folder.exists()
+    if not is_folder(folder):
+        return not os.path.lexists(folder)
     if not any(folder.iterdir()):
         return True
     try:
@@ -246,6 +247,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        if _HALF.search(text):  # most are halves of a whole character
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}; {_AGAIN}") from None
     return content

@@ -7,6 +7,7 @@ gives the pieces of every tensor: `own.py` (qbench's folders), `gptq.py`, `awq.p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from qbench.errors import StoreError, unknown_name
 from qbench.files.model_folder import quantization_settings
-from qbench.files.ordinary import ordinary_file, require_ordinary_files
+from qbench.files.ordinary import is_file, is_folder, ordinary_file, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
 from qbench.inspection.compressed_tensors import read_compressed
@@ -79,12 +80,12 @@ def inspect(path: Path) -> Inspection:
 
     StoreError where it is neither, damaged, or quantized in a way that no reader knows.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not is_folder(path):
         ordinary_file(path)
         from qbench.inspection.gguf_header import read_gguf
 
         return _summary(path, read_gguf(path))
-    if not (path / "config.json").is_file():
+    if not is_file(path / "config.json"):
         raise StoreError(
             f"{path} is no model: give a GGUF file, or a Hugging Face folder with a config.json"
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qbench.embedded import smollm2_135m
 from qbench.errors import ConfigError, ModelError, unknown_name
+from qbench.files.ordinary import is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,7 @@ def find_model(name: str, trust_remote_code: bool = False) -> ModelSource:
     code that the model brings may be run. ModelError where the name
     is not known, ConfigError where it has a revision and cannot have one.
     """
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         return ModelSource(name, name, None, True, trust_remote_code)
     base, _, revision = name.partition("@")
     make_folder = _maker(base)
