@@ -29,7 +29,7 @@ ARROWS = {
     "calibration": {"contracts", "errors", "models"},
     "declarations": {"contracts", "errors"},
     "method_source": {"contracts", "declarations"},
-    "plugin_file": {"errors"},
+    "plugin_file": {"errors", "files"},
     "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
     "checks": {
         "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",

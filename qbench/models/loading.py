@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from qbench.errors import ModelError, StoreError
-from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.model_folder import quantization_settings
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Entry, Shards, read_json
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_config import completed, tensors_left_out

@@ -15,9 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from qbench.errors import ModelError, QbenchError, StoreError
-from qbench.files.model_folder import require_ordinary_files
-from qbench.files.shards import home_of
+from qbench.errors import ModelError, QbenchError
+from qbench.files.ordinary import ordinary_file, require_ordinary_files
 from qbench.models.source import ModelSource
 
 ALONE = "model.gguf"
@@ -55,9 +54,7 @@ def alone(path: Path) -> Iterator[Path]:
     transformers would take what lies beside a GGUF file, such as the settings of another tokenizer.
     StoreError where the file is a link out of its folder.
     """
-    target = path.resolve()
-    if path.is_symlink() and not target.is_relative_to(home_of(path.parent)):
-        raise StoreError(f"{path} is a link out of its folder, to {target}; give {target} itself")
+    target = ordinary_file(path, path.parent).resolve()
     with tempfile.TemporaryDirectory(prefix="qbench-gguf-") as folder:
         place = Path(folder)
         (place / ALONE).symlink_to(target)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qbench.embedded import smollm2_135m
 from qbench.errors import ConfigError, ModelError, unknown_name
+from qbench.files.ordinary import is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,7 @@ def find_model(name: str, trust_remote_code: bool = False) -> ModelSource:
     ConfigError where it has a revision and cannot have one.
     """
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         return ModelSource(name, name, None, True, trust_remote_code, _only_gguf(path))
     if path.exists() or path.suffix == ".gguf":
         _require_gguf(path)

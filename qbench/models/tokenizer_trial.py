@@ -18,6 +18,7 @@ from typing import Any
 from qbench.errors import StoreError
 from qbench.files.atomic import write_bytes
 from qbench.files.cache import cache_folder
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import read_json, sha256
 
 MEMORY = 1 << 30  # bytes; a file takes up to 20 times its size beside that
@@ -30,6 +31,12 @@ _WORDS_PER_SECOND = 5000  # on a slow machine; 20,000 on a fast one
 _IMPORTING = 10  # seconds that transformers takes to import on a slow machine
 _LONGEST = 1_000_000  # characters of a string in tokenizer_config.json; templates have 20,000
 _LARGEST = 10_000_000  # number there, but for model_max_length
+_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
 _FILES = ("*token*", "*vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
 # Long runs make patterns that try all ways of cutting them take all time.
 _TRIAL = """
@@ -68,6 +75,7 @@ def try_tokenizer(folder: Path) -> None:
 
     What can be said against its files without loading them is said first.
     """
+    require_ordinary_files(folder)
     _check_settings(folder)
     files = {path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}
     size = sum(path.stat().st_size for path in files)
@@ -145,19 +153,19 @@ def _trial(path: Path, memory: int, seconds: int) -> str | None:
 
 
 def _check_settings(folder: Path) -> None:
-    """StoreError where tokenizer_config.json has strings or numbers without measure.
+    """StoreError where a file of settings has strings or numbers without measure.
 
     transformers makes tokens of them in loops, in this process.
     """
-    path = folder / "tokenizer_config.json"
-    for key, value in _leaves(read_json(path)) if path.is_file() else ():
-        too_long = isinstance(value, str) and len(value) > _LONGEST
-        too_large = isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST
-        if too_long or (too_large and key not in ("model_max_length", "max_length")):
-            raise StoreError(
-                f"{path}: {key} is {'longer' if too_long else 'larger'} than any tokenizer's; "
-                "copy that of the original model"
-            )
+    for path in (folder / name for name in _SETTINGS):
+        for key, value in _leaves(read_json(path)) if path.is_file() else ():
+            too_long = isinstance(value, str) and len(value) > _LONGEST
+            too_large = isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST
+            if too_long or (too_large and key not in ("model_max_length", "max_length")):
+                raise StoreError(
+                    f"{path}: {key} is {'longer' if too_long else 'larger'} than any tokenizer's; "
+                    "copy that of the original model"
+                )
 
 
 def _leaves(value: Any, key: str = "") -> Any:
