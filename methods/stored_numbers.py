@@ -33,13 +33,14 @@ def stored_numbers(
     smaller than its row's largest are few of the row's steps. In half precision where more than
     `DISTORTED` of the groups move by a quarter of their largest scale.
     """
-    stored = stored_coding(alpha, shift, scale_bits, weights)
-    moved = (values(stored[0]).float() - alpha).abs().amax(2)
-    moved = torch.maximum(moved, (values(stored[1]).float() - shift).abs())  # (out, groups)
+    stored_alpha, stored_shift = stored_coding(alpha, shift, scale_bits, weights)
+    assert stored_shift is not None  # a shift was given
+    moved = (values(stored_alpha).float() - alpha).abs().amax(2)
+    moved = torch.maximum(moved, (values(stored_shift).float() - shift).abs())  # (out, groups)
     if (moved > alpha[..., 0] / 4).float().mean() > DISTORTED:
-        stored = stored_coding(alpha, shift)
-    assert stored[1] is not None  # a shift was given
-    return stored[0], stored[1]
+        stored_alpha, stored_shift = stored_coding(alpha, shift)
+        assert stored_shift is not None
+    return stored_alpha, stored_shift
 
 
 @dataclass(frozen=True)

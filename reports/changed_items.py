@@ -66,8 +66,8 @@ def _changes(base: Record, record: Record, headline: Headline, pairs: Pairs) -> 
     order = aligned(before, after)
     if order is None:
         return None
-    kinds = []
-    items = []
+    kinds: list[Kind | None] = []
+    items: list[Change] = []
     for old, new in zip(before.rows, (after.rows[place] for place in order), strict=True):
         right = (bool(old[headline.metric]), bool(new[headline.metric]))
         kind = kind_of(right, (_answer(old), _answer(new)))

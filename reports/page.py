@@ -79,7 +79,7 @@ def _pictures(records: Sequence[Record], model: str, index: int) -> dict[str, An
     """The pictures of one model: the leading scores drawn here, and all of them as files."""
     mine = [record for record in records if record.cell.model == model]
     leaders = leading(mine)
-    drawings = []
+    drawings: list[dict[str, Any]] = []
     files = []
     for _, headline, cost in offered(mine):
         title = f"{headline.title} against {cost.short}"

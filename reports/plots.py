@@ -147,7 +147,8 @@ def svg(figure: Figure, prefix: str = "", cells: str | None = None) -> str:
     element = text[text.index("<svg") :]
     element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     root = ElementTree.fromstring(element)
-    words = {line.get_gid(): str(line.get_label()) for axes in figure.axes for line in axes.lines}
+    lines = [line for axes in figure.axes for line in axes.lines]
+    words = {line.get_gid() or "": str(line.get_label()) for line in lines}
     _name_points(root, words, cells)
     element = ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)

@@ -71,7 +71,7 @@ def _leaders(group: Sequence[Record], key: ScoreKey) -> Iterator[tuple[Record, l
         mine[index] = False
         equal = mine & (bits >= bits[index] - EQUAL_BITS)
         if equal.any() and badness[mine].min() > badness[index]:
-            yield cell, [group[k] for k in np.flatnonzero(mine)]
+            yield cell, [group[int(k)] for k in np.flatnonzero(mine)]
 
 
 def _is_better(pairs: Pairs, base: Record, candidate: Record, key: ScoreKey) -> bool:
