@@ -59,8 +59,8 @@ class Cost(_Declared):
     items: how many the whole data set asks; of running text, windows. tokens: of one item with all
     its choices, without examples; what choices share counts once. tokens_per_shot: of one example
     in the prompt. shared_shots: whether all items of a subject have the same examples, which are
-    then read once. written: tokens that the model writes for one item. subjects: how many times a limit counts. pass_share: of one
-    pass over the windows, for tasks that share it.
+    then read once. written: tokens that the model writes for one item. subjects: how many times a
+    limit counts. pass_share: of one pass over the windows, for tasks that share it.
     """
 
     items: int = Field(ge=1)
