@@ -74,9 +74,11 @@ class Steps:
         return alphas, (shift / step).round_().clamp_(-limit, limit - 1)
 
     def snapped(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest numbers that can be stored, in these shapes."""
+        """The nearest numbers that can be stored, in these shapes, float32."""
         alphas, shifts = self.codes(alpha, shift)
-        return alphas * self.step[..., None], shifts * self.step
+        dtype = self.span.dtype  # to which a reader rounds the products
+        alphas = (alphas * self.step[..., None]).to(dtype).float()
+        return alphas, (shifts * self.step).to(dtype).float()
 
     def stored(self, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
         """The nearest numbers, as they are stored."""
