@@ -33,13 +33,13 @@ def stored_numbers(
     smaller than its row's largest are few of the row's steps. In half precision where more than
     `DISTORTED` of the groups move by a quarter of their largest scale.
     """
-    stored = stored_coding(alpha, shift, scale_bits, weights)
-    moved = (values(stored[0]).float() - alpha).abs().amax(2)
-    moved = torch.maximum(moved, (values(stored[1]).float() - shift).abs())  # (out, groups)
+    alphas, shifts = stored_coding(alpha, shift, scale_bits, weights)
+    assert shifts is not None  # a shift was given
+    moved = (values(alphas).float() - alpha).abs().amax(2)
+    moved = torch.maximum(moved, (values(shifts).float() - shift).abs())  # (out, groups)
     if (moved > alpha[..., 0] / 4).float().mean() > DISTORTED:
-        stored = stored_coding(alpha, shift)
-    assert stored[1] is not None  # a shift was given
-    return stored[0], stored[1]
+        return as_stored(alpha), as_stored(shift)
+    return alphas, shifts
 
 
 @dataclass(frozen=True)

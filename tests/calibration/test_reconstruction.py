@@ -63,6 +63,8 @@ def make_case(batches=4, spoil=0.02):
 
 def trained(case, name="flexround", **params):
     block, inputs, targets = case
+    if name == "flexround":  # whose other start leaves nothing to train in so small a block
+        params = {"start": "weights", **params}
     with torch.no_grad():
         return qbench.get_method(name, **params).quantize_block(block, inputs, targets, SCHEME)
 

@@ -23,7 +23,7 @@ from qbench.methods.curvature import (
     weighted_levels,
 )
 from qbench.methods.curvature_refinement import descend, refit
-from qbench.methods.gptq import inverse_cholesky
+from qbench.methods.error_feedback import inverse_cholesky
 from qbench.methods.stored_numbers import Steps, stored_numbers
 from samples import normal, seeded
 
