@@ -9,15 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from qbench.comparison.pairs import RELATIVE, ScoreKey, is_unquantized, score_of
 from qbench.errors import DataError
-from qbench.records import Cell, Record, Score, TaskSpec
+from qbench.records import Cell, Record, Score
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
 
 MINI_NOTICE = "mini tasks are stand-ins shipped with qbench: not comparable with published scores"
-
-
-ScoreKey = tuple[str, str, str]  # task, metric, filter
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,19 @@ class Headline:
     screen: str | None = field(default=None, compare=False)
 
     @property
+    def key(self) -> ScoreKey:
+        """By which its score is found in a record."""
+        return self.task, self.metric, self.filter
+
+    @property
     def unit(self) -> str:
         """`%` for a share, else nothing."""
         return unit_of(self.metric)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether it is a difference from the unquantized model already."""
+        return self.metric.startswith(RELATIVE)
 
     @property
     def title(self) -> str:
@@ -68,13 +76,7 @@ class Headline:
 
     def of(self, record: Record) -> Score | None:
         """This score of a finished cell."""
-        if record.status != "ok":
-            return None
-        wanted = (self.task, self.metric, self.filter)
-        for score in record.scores:
-            if (score.task, score.metric, score.filter) == wanted:
-                return score
-        return None
+        return score_of(record, self.key)
 
 
 def require(records: Sequence[Record]) -> None:
@@ -88,7 +90,7 @@ def require(records: Sequence[Record]) -> None:
 
 def unquantized(record: Record) -> bool:
     """Whether this is the baseline, the model as it is."""
-    return record.cell.method == "none" and record.cell.stored_as is None
+    return is_unquantized(record)
 
 
 def params_text(cell: Cell) -> str:
@@ -166,14 +168,6 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
     return columns
 
 
-def protocol(record: Record, task: str) -> TaskSpec | None:
-    """How this cell was asked to run that task; other protocols are not comparable."""
-    for spec in record.cell.tasks:
-        if spec.name == task:
-            return spec
-    return None
-
-
 def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     """Each cell's name by its id: method, parameters, and what else tells it from its siblings.
 
@@ -223,12 +217,22 @@ def _traits(cell: Cell) -> dict[str, str]:
     }
 
 
-def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:
-    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits."""
+def number(
+    value: float,
+    stderr: float | None,
+    metric: str,
+    digits: int = 2,
+    gap: str = " ",
+    bare: bool = False,
+) -> str:
+    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits.
+
+    bare: without the error, and as if there were none.
+    """
     is_share = unit_of(metric) == "%"
     scale = 100.0 if is_share else 1.0
     value = value * scale
-    error = (stderr or 0.0) * scale
+    error = 0.0 if bare else (stderr or 0.0) * scale
     if not math.isfinite(value):
         return str(value)
     if not math.isfinite(error):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from qbench.comparison.pairs import Pairs
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
-from qbench.records import Record
+from qbench.records import Record, Score
 from qbench.reports.headline import ordered, params_text
 from qbench.reports.latencies import figures
 
@@ -26,6 +27,12 @@ COLUMNS = (
     "value",
     "stderr",
     "n",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "difference_kind",
+    "pairs",
+    "clusters",
     "status",
     "reason",
     "cell",
@@ -39,6 +46,7 @@ WORDS = (
     "task",
     "metric",
     "filter",
+    "difference_kind",
     "status",
     "reason",
     "cell",
@@ -50,29 +58,38 @@ _NUMBERS = {
     "stderr": "float64",
     "bits": "Int64",
     "n": "Int64",
+    "difference": "float64",
+    "difference_low": "float64",
+    "difference_high": "float64",
+    "pairs": "Int64",
+    "clusters": "Int64",
 }
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`leaderboard.csv`."""
-    text = long_table(records).to_csv(index=False, lineterminator="\n")
+    text = long_table(records, folder).to_csv(index=False, lineterminator="\n")
     return [write_text(folder / "leaderboard.csv", text)]
 
 
-def long_table(records: Sequence[Record]) -> pd.DataFrame:
+def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
     """COLUMNS, one row per score and per figure of latency.
 
     A failed or skipped cell is one row without a score.
+    folder: of the run, where the items lie. A difference is from the unquantized model on the same
+    items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
+    plain `difference`.
     """
     records = ordered(records)
+    pairs = Pairs(records, folder)
     tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
     rows: list[dict[str, object]] = []
     for record in records:
-        rows += _rows(record, tasks)
+        rows += _rows(record, tasks, pairs)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
 
 
-def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
+def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, object]]:
     """The rows of one cell, its scores by task, metric and filter, then its latency.
 
     tasks: in their order.
@@ -97,8 +114,24 @@ def _rows(record: Record, tasks: Sequence[str]) -> list[dict[str, object]]:
             "stderr": score.stderr,
             "n": score.n,
         }
-        rows.append(cell | score_columns)
+        rows.append(cell | score_columns | _difference_columns(record, score, pairs))
     return rows + timed
+
+
+def _difference_columns(record: Record, score: Score, pairs: Pairs) -> dict[str, object]:
+    """What a score differs by from the unquantized model's; nothing where it cannot be paired."""
+    found = pairs.from_unquantized(record, (score.task, score.metric, score.filter))
+    if found is None:
+        return {}
+    value, low, high = found.figures
+    return {
+        "difference": value,
+        "difference_low": low,
+        "difference_high": high,
+        "difference_kind": found.kind,
+        "pairs": found.difference.items,
+        "clusters": found.difference.clusters,
+    }
 
 
 def _cell_columns(record: Record) -> dict[str, object]:

@@ -14,6 +14,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from qbench.comparison.pairs import TIMES, Pairs
+from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
 from qbench.outside_text import printable
@@ -26,15 +28,22 @@ from qbench.reports.headline import (
     names,
     number,
     ordered,
-    protocol,
     require,
 )
 
-EQUAL_BITS = 0.05  # measured bits per weight that count as none
 CAPTION = (
-    "Values are shown with one standard error. Bold: better than every cell of the same model that "
-    f"has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of "
-    "as many; this is no claim of significance."
+    "Beside a score stands its difference from the unquantized model on the same items, with a "
+    f"95 % interval: a factor ({TIMES}) of perplexities, points of percent, or the metric's unit. "
+    "It is over clusters, such as articles, and does not hold what another calibration sample "
+    "would change. Divergences are such differences already. Without items of both, a score has "
+    "one standard error. Bold: better, by the interval of the paired difference, than every cell "
+    f"of the same model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, "
+    "where there is one of as many."
+)
+SCREEN_NOTE = (
+    "After a score: its difference from the unquantized model on the same items, and half of the "
+    f"95 % interval; {TIMES} is the factor of perplexities. Directly at a score: one standard "
+    "error."
 )
 DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 SCREEN_WIDTH = 100  # characters
@@ -42,7 +51,7 @@ SCREEN_WIDTH = 100  # characters
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`leaderboard.md`, the wide table as Markdown."""
-    return [write_text(folder / "leaderboard.md", markdown(records))]
+    return [write_text(folder / "leaderboard.md", markdown(records, folder))]
 
 
 @dataclass(frozen=True)
@@ -50,41 +59,29 @@ class Entry:
     """One field of the wide table.
 
     text: what people read. value: what it sorts by, None where there is nothing. best: whether it
-    is the best of its kind.
+    is better than its rivals at equal bits. below: the difference from the unquantized model.
     """
 
     text: str
     value: float | str | None = None
     best: bool = False
+    below: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Both on one line."""
+        return f"{self.text} ({self.below})" if self.below else self.text
 
 
-def best(records: Sequence[Record], headline: Headline) -> set[str]:
-    """Ids of the cells that win among their model and protocol, at equal measured bits.
+def grid(
+    records: Sequence[Record], folder: Path | None = None
+) -> tuple[list[str], list[list[Entry]]]:
+    """The wide table with everything a page needs: its columns, and one row of entries per cell.
 
-    A winner is strictly better than some cell of as many bits, and than all of as many or fewer.
+    folder: of the run, where the items lie; without them there are no differences and no winners.
     """
-    sign = -1 if headline.higher_is_better else 1  # so that the smallest is the best
-    rivals: dict[object, list[tuple[float, float, str]]] = {}
-    for record in records:
-        score = headline.of(record)
-        bits = record.bits_per_weight.get("total")
-        if score and bits and record.cell.scheme and math.isfinite(score.value):
-            key = (record.cell.model, protocol(record, headline.task))
-            rivals.setdefault(key, []).append((bits, sign * score.value, record.id))
-    winners = set()
-    for group in rivals.values():
-        for bits, value, name in group:
-            others = [rival for rival in group if rival[2] != name]
-            cheaper = [rival for rival in others if rival[0] <= bits + EQUAL_BITS]
-            equal = [rival for rival in cheaper if rival[0] >= bits - EQUAL_BITS]
-            if equal and all(value < other for _, other, _ in cheaper):
-                winners.add(name)
-    return winners
-
-
-def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
-    """The wide table with everything a page needs: its columns, and one row of entries per cell."""
     records = ordered(records)
+    pairs = Pairs(records, folder)
     scores = headlines(records)
     several_models = len({record.cell.model for record in records}) > 1
     trained = any(block_loss(record, "final") for record in records)
@@ -97,15 +94,16 @@ def grid(records: Sequence[Record]) -> tuple[list[str], list[list[Entry]]]:
     if trained:
         columns += ["block loss at the start", "block loss"]
 
+    timed = latencies.timed_rows(records)
     called = names(records, group=False)
-    winners = {headline: best(records, headline) for headline in scores}
+    best = {headline: winners(records, headline.key, pairs) for headline in scores}
     rows = []
     for record in records:
         row = [Entry(record.cell.model, record.cell.model)] if several_models else []
         row += _identity(record, called[record.id])
         for headline in scores:
-            row.append(_score_entry(record, headline, record.id in winners[headline]))
-        row += [_number_entry(value, ".3g") for value in latencies.values(record, records)]
+            row.append(_score_entry(record, headline, record.id in best[headline], pairs))
+        row += [_number_entry(value, ".3g") for value in latencies.values(record, timed)]
         row += _cost(record)
         if trained:
             row += _losses(record)
@@ -139,14 +137,18 @@ def _identity(record: Record, name: str) -> list[Entry]:
     return [Entry(label, name), bits, group, _number_entry(measured, ".2f")]
 
 
-def _score_entry(record: Record, headline: Headline, is_best: bool) -> Entry:
+def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs) -> Entry:
     score = headline.of(record)
     if score is None:
         return Entry("", best=is_best)
+    found = pairs.from_unquantized(record, headline.key)
+    below = ""
     text = number(score.value, score.stderr, score.metric)
+    if found is not None and not headline.is_relative:
+        text, below = number(score.value, score.stderr, score.metric, bare=True), found.text
     if score.suspicion:
         text += DOUBT
-    return Entry(text, score.value, is_best)
+    return Entry(text, score.value, is_best, below)
 
 
 def _cost(record: Record) -> list[Entry]:
@@ -165,10 +167,10 @@ def _number_entry(value: float | None, form: str) -> Entry:
     return Entry("" if value is None else f"{value:{form}}", value)
 
 
-def wide_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per cell, for people: every headline score with its standard error."""
-    columns, rows = grid(records)
-    return pd.DataFrame([[entry.text for entry in row] for row in rows], columns=columns)
+def wide_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
+    """One row per cell, for people: every headline score with its difference or error."""
+    columns, rows = grid(records, folder)
+    return pd.DataFrame([[entry.whole for entry in row] for row in rows], columns=columns)
 
 
 def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
@@ -191,13 +193,13 @@ def doubts(records: Sequence[Record]) -> list[tuple[Record, str]]:
     return doubted
 
 
-def markdown(records: Sequence[Record]) -> str:
+def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
-    parts += [_markdown_table(records), CAPTION, *latencies.caption(records)]
+    parts += [_markdown_table(records, folder), CAPTION, *latencies.caption(records)]
     items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
@@ -219,8 +221,8 @@ def _has_mini_tasks(records: Sequence[Record]) -> bool:
     return any(headline.task.startswith("mini-") for headline in headlines(records))
 
 
-def _markdown_table(records: Sequence[Record]) -> str:
-    columns, rows = grid(records)
+def _markdown_table(records: Sequence[Record], folder: Path | None) -> str:
+    columns, rows = grid(records, folder)
     headings = {headline.title: headline.heading for headline in headlines(records)}
     words = columns.index("method") + 1  # these columns hold words, which stand on the left
     lines = [
@@ -230,42 +232,48 @@ def _markdown_table(records: Sequence[Record]) -> str:
     for row in rows:
         fields = []
         for entry in row:
-            text = escaped(entry.text)
+            text = escaped(entry.whole)
             fields.append(f"**{text}**" if entry.best else text)
         lines.append(fields)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def screen(records: Sequence[Record], console: Console) -> None:
-    """A table per model in at most SCREEN_WIDTH columns, and below it the cells without scores."""
+def screen(records: Sequence[Record], console: Console, folder: Path | None = None) -> None:
+    """A table per model in at most SCREEN_WIDTH columns, and below it the cells without scores.
+
+    folder: of the run; with its items, every score has its difference from the unquantized model.
+    """
     require(records)
+    pairs = Pairs(records, folder)
     width = min(SCREEN_WIDTH, console.width)
     records = ordered(records)
     for model in dict.fromkeys(record.cell.model for record in records):
         mine = [record for record in records if record.cell.model == model]
         if any(record.status == "ok" for record in mine):
-            console.print(_fitting_table(mine, console, width), width=width)
+            console.print(_fitting_table(mine, console, width, pairs), width=width)
         for record, reason in failures(mine):
             line = printable(f"{record.status}  {record.cell.label}  {reason}")
             console.print(Text(line), width=width)
         for record, reason in doubts(mine):
             line = printable(f"doubtful  {record.cell.label}  {reason}")
             console.print(Text(line), width=width)
+    if any(_has_differences(record, pairs) for record in records):
+        console.print(Text(SCREEN_NOTE), width=width)
     if _has_mini_tasks(records):
         console.print(Text(f"Note: {MINI_NOTICE}."))
 
 
-def _fitting_table(records: Sequence[Record], console: Console, width: int) -> Table:
+def _fitting_table(records: Sequence[Record], console: Console, width: int, pairs: Pairs) -> Table:
     """The table with as many scores as fit: first the gaps between columns go, then the last."""
     scores = [headline for headline in headlines(records) if headline.short]
     gap = 1
-    table = _screen_table(records, scores, gap)
+    table = _screen_table(records, scores, gap, pairs)
     while scores and _width(table, console) > width:
         if gap:
             gap = 0
         else:
             scores = scores[:-1]
-        table = _screen_table(records, scores, gap)
+        table = _screen_table(records, scores, gap, pairs)
     return table
 
 
@@ -274,7 +282,9 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update_width(1000), table).maximum
 
 
-def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: int) -> Table:
+def _screen_table(
+    records: Sequence[Record], scores: Sequence[Headline], gap: int, pairs: Pairs
+) -> Table:
     """gap: spaces between columns."""
     table = Table(
         title=Text(printable(records[0].cell.model)),
@@ -296,13 +306,28 @@ def _screen_table(records: Sequence[Record], scores: Sequence[Headline], gap: in
         _, bits, _, measured = _identity(record, "")
         fields = [called[record.id], bits.text, measured.text]
         for headline in scores:
-            score = headline.of(record)
-            text = ""
-            if score:
-                text = number(score.value, score.stderr, score.metric, digits=1, gap="")
-            fields.append(text)
+            fields.append(_screen_text(record, headline, pairs))
         if timed:
             decoding = record.latency.decoding if record.latency else None
             fields.append(f"{decoding.packed[0]:.3g}" if decoding else "")
         table.add_row(*[Text(printable(field)) for field in fields])
     return table
+
+
+def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:
+    """A score, and its difference from the unquantized model or its standard error."""
+    score = headline.of(record)
+    if score is None:
+        return ""
+    found = pairs.from_unquantized(record, headline.key)
+    if found is None or headline.is_relative:
+        return number(score.value, score.stderr, score.metric, digits=1, gap="")
+    value = number(score.value, score.stderr, score.metric, digits=1, bare=True)
+    return f"{value} {found.short}"
+
+
+def _has_differences(record: Record, pairs: Pairs) -> bool:
+    for headline in headlines([record]):
+        if not headline.is_relative and pairs.from_unquantized(record, headline.key):
+            return True
+    return False

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from qbench.errors import ConfigError, DataError, unknown_name
+from qbench.files.ordinary import is_folder
 from qbench.tasks.declaration import Table
 from qbench.tasks.registry import task_tables
 
@@ -142,7 +143,7 @@ def _folder(name: str, said_by: str) -> Source:
     from qbench.tasks.folder import FolderSource
 
     path = Path(name).expanduser()
-    if not path.is_dir():
+    if not is_folder(path):
         raise DataError(
             f"{said_by}={name!r} is no folder; give auto, mini, hub or a folder such as "
             "`qbench data fetch DIR` makes"

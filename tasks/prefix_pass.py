@@ -53,6 +53,7 @@ class PrefixModel:
         self.selects = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache: Any = None
         self.cached = 0
+        self.computed = 0  # tokens
 
     @property
     def budget(self) -> int:
@@ -81,6 +82,7 @@ class PrefixModel:
         tokens = torch.from_numpy(step.tokens)[None].to(self.device)
         logits = self.model(input_ids=tokens, **options).logits[0]
         self.cached = step.past + len(step.tokens)
+        self.computed += len(step.tokens)
         return logits if self.selects else logits[rows.to(self.device)]
 
     def _mask(self, step: Pass) -> Tensor:

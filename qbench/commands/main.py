@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, folders, machine
+from qbench.commands import check, cleaning, compare, folders, machine, regress
 from qbench.commands.options import (
     Data,
     Device,
@@ -52,6 +52,9 @@ app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
+app.add_typer(compare.app)
+app.add_typer(regress.app)
+app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
@@ -105,6 +108,10 @@ def run(
     plugin: Plugins = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(help="Draws of the calibration sample for each cell; default 1."),
+    ] = None,
     device: Device = None,
     dtype: Annotated[
         str | None,
@@ -154,6 +161,7 @@ def run(
             "plugin": plugin or None,
             "data": data,
             "seed": seed,
+            "replicates": replicates,
             "device": device,
             "dtype": dtype,
             "out": out_folder,
@@ -164,11 +172,11 @@ def run(
             "trust_remote_code": trust_remote_code or None,
         },
     )
-    grid.check_request()  # before `_run` imports torch
-    raise typer.Exit(_run(grid, dry_run))
+    grid.check_request()  # before `run_grid` imports torch
+    raise typer.Exit(run_grid(grid, dry_run))
 
 
-def _run(grid: Grid, dry_run: bool) -> int:
+def run_grid(grid: Grid, dry_run: bool = False) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code."""
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
@@ -190,7 +198,7 @@ def _run(grid: Grid, dry_run: bool) -> int:
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = _run_plan(plan, store)
-    _print_leaderboard(records)
+    _print_leaderboard(records, folder)
     written = write_reports(store.read_records()[0], folder)
     _print_paths("report", written)
     return 1 if any(record.status == "failed" for record in records) else 0
@@ -295,7 +303,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
     records, complaints = read_records(folder)
     _print_warnings(complaints)
-    _print_leaderboard(records)
+    _print_leaderboard(records, folder)
     _print_paths("report", write_reports(records, folder))
 
 
@@ -375,10 +383,10 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _print_leaderboard(records: Sequence[Record]) -> None:
+def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
     from qbench.reports.tables import screen
 
-    screen(records, out)
+    screen(records, out, folder)
 
 
 def _print_paths(title: str, paths: Iterable[Path]) -> None:

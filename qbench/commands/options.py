@@ -24,12 +24,15 @@ class _Console(Console):
 out = _Console()
 err = _Console(stderr=True)
 
-Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Name, NAME@REVISION, hub id, folder or GGUF file.")
+]
 Models = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Name, NAME@REVISION, hub id or folder; several with commas. Default smollm2-135m.",
+        help="Name, NAME@REVISION, hub id, folder or GGUF file; several with commas. "
+        "Default smollm2-135m.",
     ),
 ]
 Data = Annotated[

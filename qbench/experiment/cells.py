@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 
 from qbench.experiment.grid import CALIBRATION, QUICK, Grid, Settings
@@ -14,7 +15,8 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first.
 
     `none` is one cell per model, whatever the bits. Cells whose scheme the method does not support
-    are among them. Raises ConfigError before any work where something
+    are among them. A method that calibrates has a cell for each draw of the calibration sample;
+    what draws nothing has one, without a seed. Raises ConfigError before any work where something
     does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
@@ -26,7 +28,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
             declaration = declared(method)
             calibrated = declaration.verb != "quantize_weight"
             source = source_hash(method_class(method))
-            for scheme in grid.schemes(method):
+            for scheme, seed in itertools.product(grid.schemes(method), grid.seeds(calibrated)):
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
@@ -37,7 +39,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     calibration=identity.calibration if calibrated else None,
                     tasks=identity.tasks,
                     dtype=identity.dtype,
-                    seed=grid.seed,
+                    seed=seed,
                     evaluation=identity.evaluation,
                     batch_size=identity.batch_size,
                     device=identity.device,
@@ -58,6 +60,8 @@ def cell_command(grid: Grid, cell: Cell) -> str:
     words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset or QUICK]
     words += ["--data", grid.data]
     words += ["--dtype", cell.dtype, "--seed", str(cell.seed), "--device", cell.device]
+    if len(grid.model_copy(update={"replicates": None}).seeds(calibrates=True)) > 1:
+        words += ["--replicates", "1"]
     if not grid.with_latency:
         words.append("--no-latency")
     if grid.requantize:

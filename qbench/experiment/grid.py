@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.errors import ConfigError, unknown_name
+from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.files.ordinary import ordinary_text
 from qbench.records import Scalar
 from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
@@ -27,6 +28,7 @@ QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
 LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
+GRID_BYTES = 1_000_000  # YAML takes microseconds for each
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread")
 
 
@@ -58,6 +60,7 @@ class Grid(BaseModel):
     plugin: tuple[Path, ...] = ()
     data: str = "auto"
     seed: int = 0
+    replicates: int | None = Field(default=None, ge=1)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: Path | None = None
@@ -138,6 +141,13 @@ class Grid(BaseModel):
             settings |= preset.get("trained", {})
         settings |= preset.get(method, {})
         return settings
+
+    def seeds(self, calibrates: bool) -> tuple[int, ...]:
+        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn."""
+        if not calibrates:
+            return (0,)
+        draws = self.replicates or self.defaults.get("replicates", 1)
+        return tuple(range(self.seed, self.seed + draws))
 
     @property
     def with_latency(self) -> bool:
@@ -275,8 +285,8 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
 def _read_config(config: Path) -> dict[str, Any]:
     """The keys of a grid file; a single value stands for a list of one."""
     try:
-        settings = yaml.safe_load(config.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(ordinary_text(config, limit=GRID_BYTES)) or {}
+    except (StoreError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"grid file {str(config)!r} cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(

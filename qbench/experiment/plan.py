@@ -32,7 +32,7 @@ from qbench.records import Cell
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source, choose, chosen, open_source
-from qbench.tasks.declaration import Cost
+from qbench.tasks.declaration import Cost, Declaration
 from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
@@ -75,8 +75,10 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
     embedded = all(name in BUILT_IN for name in grid.model)
-    tables = (CALIBRATION, *(get_task(name).table_name for name in grid.task_names))
-    choice = choose(grid.data, embedded, tables)
+    asked = [get_task(name) for name in grid.task_names]
+    # A task of somebody else's may bring its own data.
+    tables = [task.table_name for task in asked if isinstance(task, Declaration)]
+    choice = choose(grid.data, embedded, (CALIBRATION, *tables))
     source = open_source(grid.data if chosen(grid.data) == choice.data else choice.data)
     preset = grid.preset or preset_for(device, choice.data != "mini")
     # The command in a record names what was chosen.

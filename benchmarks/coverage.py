@@ -1,0 +1,296 @@
+"""Do the intervals of `qbench.stats` cover, and do its tests alarm, as often as they say?
+
+    python -P benchmarks/coverage.py [--runs 2000] [--json FILE]
+
+Every case draws comparisons whose true difference is known. Reported: the share of 95 % intervals
+that hold it (Monte Carlo error 0.5 points at 2,000 runs), the share of null comparisons that alarm,
+and the power at the smallest difference that was promised to be found with 80 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from scipy import stats
+
+from qbench.stats.difference import Difference, mean_difference, share_difference
+from qbench.stats.many import holm
+from qbench.stats.power import detectable, items_for_share
+from qbench.stats.replicates import crossed_mean
+from qbench.stats.shares import Flipped, mcnemar, score_statistic
+
+RUNS = 2000
+ITEMS = (50, 200, 1000)
+DISCORDANCE = (0.02, 0.05, 0.10, 0.20)
+CLUSTER = 5  # items
+Floats = np.ndarray
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was drawn, and in percent how often the interval held the truth, or the test alarmed."""
+
+    name: str
+    items: int
+    clusters: int
+    draws: int
+    discordance: float | None
+    cover: float | None = None
+    alarms: float | None = None
+    power: float | None = None
+    promised: float | None = None
+
+
+def holds(found: Difference, truth: float) -> bool:
+    """Whether the 95 % interval holds the true difference."""
+    return found.low <= truth <= found.high
+
+
+def exact_shares() -> Iterator[Case]:
+    """Tango's interval on independent items: summed over all counts, not drawn."""
+    for items in ITEMS:
+        for discordance in DISCORDANCE:
+            covered = [
+                exact_cover(items, discordance, share * discordance)
+                for share in (0.0, 0.25, 0.5, 0.75)
+            ]
+            yield Case(
+                "right or wrong, exact",
+                items,
+                items,
+                1,
+                discordance,
+                cover=100 * float(np.mean(covered)),
+                alarms=100 * (1 - covered[0]),
+            )
+
+
+def exact_cover(items: int, discordance: float, difference: float) -> float:
+    """Probability that Tango's 95 % interval holds the difference."""
+    reach = float(stats.norm.ppf(0.975))
+    gains = (discordance + difference) / 2 / discordance
+    total = 0.0
+    for changed in range(items + 1):
+        weight = float(stats.binom.pmf(changed, items, discordance))
+        if weight < 1e-10:
+            continue
+        chances = stats.binom.pmf(np.arange(changed + 1), changed, gains)
+        for gained, chance in enumerate(chances):
+            flipped = Flipped(gained, changed - gained, items)
+            if chance > 1e-10 and abs(score_statistic(flipped, difference)) <= reach:
+                total += weight * float(chance)
+    return total
+
+
+def answers(
+    generator: Generator, items: int, discordance: float, lean: float, clustered: bool
+) -> tuple[Floats, Floats, list[int] | None]:
+    """Base, candidate and clusters. lean: the share of changes that are gains, on average.
+
+    In clusters both how many answers change and which way depends on the cluster.
+    """
+    groups = items // CLUSTER if clustered else items
+    size = items // groups
+    change = np.full(groups, discordance)
+    gain = np.full(groups, lean)
+    if clustered:
+        change = generator.beta(4 * discordance, 4 * (1 - discordance), groups)
+        gain = generator.beta(4 * lean, 4 * (1 - lean), groups)
+    changed = generator.random((groups, size)) < change[:, None]
+    gained = generator.random((groups, size)) < gain[:, None]
+    right = generator.random((groups, size)) < 0.5
+    base = np.where(changed, ~gained, right).astype(float).ravel()
+    candidate = np.where(changed, gained, right).astype(float).ravel()
+    labels = [k // size for k in range(items)] if clustered else None
+    return base, candidate, labels
+
+
+def shares_in_clusters(runs: int, seed: int) -> Iterator[Case]:
+    """Right and wrong answers in clusters of five."""
+    generator = np.random.default_rng(seed)
+    for items in ITEMS:
+        for discordance in DISCORDANCE:
+            covered = []
+            for lean in (0.5, 0.7):
+                truth = discordance * (2 * lean - 1)
+                for _ in range(runs // 2):
+                    drawn = answers(generator, items, discordance, lean, clustered=True)
+                    covered.append((lean, holds(share_difference(*drawn), truth)))
+            nulls = [held for lean, held in covered if lean == 0.5]
+            yield Case(
+                "right or wrong, in clusters",
+                items,
+                items // CLUSTER,
+                1,
+                discordance,
+                cover=100 * float(np.mean([held for _, held in covered])),
+                alarms=100 * (1 - float(np.mean(nulls))),
+            )
+
+
+def means(runs: int, seed: int) -> Iterator[Case]:
+    """Heavy-tailed differences (Student's t of 4 degrees), alone and in unequal clusters."""
+    generator = np.random.default_rng(seed)
+    for items in ITEMS:
+        for clustered in (False, True):
+            labels = unequal(items) if clustered else None
+            groups = items if labels is None else len(set(labels))
+            covered = []
+            for _ in range(runs):
+                values = generator.standard_t(4, items)
+                if labels is not None:
+                    values = values + 0.7 * generator.standard_t(4, groups)[labels]
+                covered.append(holds(mean_difference(np.zeros(items), values, labels), 0.0))
+            cover = 100 * float(np.mean(covered))
+            name = "means, in unequal clusters" if clustered else "means"
+            yield Case(name, items, groups, 1, None, cover=cover, alarms=100 - cover)
+
+
+def unequal(items: int) -> list[int]:
+    """Labels of clusters of 1, 2, 3, 4 and 5 items, and again."""
+    labels: list[int] = []
+    while len(labels) < items:
+        labels += [len(set(labels))] * (len(set(labels)) % 5 + 1)
+    return labels[:items]
+
+
+def crossed(runs: int, seed: int) -> Iterator[Case]:
+    """Draws of the quantization, articles and windows, the draws' spread from none to large."""
+    generator = np.random.default_rng(seed)
+    labels = [k // 2 for k in range(48)]
+    for draws in (1, 2, 4, 8):
+        for spread, name in ((0.0, "no"), (0.2, "some"), (0.5, "much")):
+            covered = []
+            for _ in range(runs):
+                base, candidate = (model_losses(generator, draws, labels, spread) for _ in range(2))
+                covered.append(holds(crossed_mean(candidate - base, labels), 0.0))
+            cover = 100 * float(np.mean(covered))
+            yield Case(
+                f"windows of articles, {name} spread between draws",
+                len(labels),
+                24,
+                draws,
+                None,
+                cover=cover,
+                alarms=100 - cover,
+            )
+
+
+def model_losses(generator: Generator, draws: int, labels: list[int], spread: float) -> Floats:
+    """(draws, items): a draw's own level, what it does to each article, and each window's noise."""
+    groups = max(labels) + 1
+    level = spread * generator.standard_normal((draws, 1))
+    of_articles = 0.5 * generator.standard_normal((1, groups))
+    of_both = 0.3 * generator.standard_normal((draws, groups))
+    windows = 0.7 * generator.standard_t(5, (draws, len(labels)))
+    return np.asarray(level + (of_articles + of_both)[:, labels] + windows)
+
+
+def powers(runs: int, seed: int) -> Iterator[Case]:
+    """What was promised with 80 %: items for a share, and the smallest detectable mean."""
+    generator = np.random.default_rng(seed)
+    for discordance, difference in ((0.05, 0.03), (0.10, 0.03), (0.20, 0.03), (0.10, 0.05)):
+        for sided in (1, 2):
+            items = items_for_share(discordance, difference, sided=sided)
+            lean = (1 + difference / discordance) / 2
+            found = []
+            for _ in range(runs):
+                base, candidate, _ = answers(generator, items, discordance, lean, clustered=False)
+                one = share_difference(base, candidate)
+                p_value = one.p_above(0.0) if sided == 1 else one.p_value
+                found.append(p_value <= 0.05)
+            yield Case(
+                f"a share's {100 * difference:.0f} points, {sided}-sided",
+                items,
+                items,
+                1,
+                discordance,
+                power=100 * float(np.mean(found)),
+                promised=80.0,
+            )
+    for items in (20, 50, 200):
+        shift = detectable(1 / np.sqrt(items), items - 1)
+        found = []
+        for _ in range(runs):
+            values = generator.standard_normal(items) + shift
+            found.append(mean_difference(np.zeros(items), values).p_value <= 0.05)
+        power = 100 * float(np.mean(found))
+        yield Case("a mean's detectable difference", items, items, 1, None, None, None, power, 80.0)
+
+
+def families(runs: int, seed: int) -> Iterator[Case]:
+    """Twelve null comparisons at once: how often Holm lets any of them alarm."""
+    generator = np.random.default_rng(seed)
+    alarms = []
+    for _ in range(runs):
+        values = generator.standard_t(4, (12, 60))
+        p_values = [mean_difference(np.zeros(60), row).p_value for row in values]
+        alarms.append(min(holm(p_values)) <= 0.05)
+    yield Case("any of 12, by Holm", 60, 60, 1, None, alarms=100 * float(np.mean(alarms)))
+    for discordance in DISCORDANCE:
+        changed = generator.binomial(200, discordance, runs)
+        gained = generator.binomial(changed, 0.5)
+        pairs = zip(gained.tolist(), (changed - gained).tolist(), strict=True)
+        share = float(np.mean([mcnemar(one, other) <= 0.05 for one, other in pairs]))
+        yield Case("McNemar, exact", 200, 200, 1, discordance, alarms=100 * share)
+
+
+def simulate(runs: int, show: Callable[[Case], None] = lambda case: None) -> list[Case]:
+    """All cases. runs: comparisons drawn for each."""
+    cases = []
+    sources = (
+        exact_shares(),
+        shares_in_clusters(runs, 1),
+        means(runs, 2),
+        crossed(runs, 3),
+        powers(runs, 4),
+        families(runs, 5),
+    )
+    for source in sources:
+        for case in source:
+            show(case)
+            cases.append(case)
+    return cases
+
+
+def line(case: Case) -> str:
+    """One row of the table on the screen."""
+    discordance = "" if case.discordance is None else f"{100 * case.discordance:.0f} %"
+    figures = [
+        f"{name} {value:.1f}"
+        for name, value in (("cover", case.cover), ("alarms", case.alarms), ("power", case.power))
+        if value is not None
+    ]
+    counts = f"{case.items:5} items {case.clusters:5} clusters {case.draws} draws"
+    return f"{case.name:50} {counts} {discordance:>5}  {'  '.join(figures)}"
+
+
+def main() -> None:
+    """Print every case, and write them all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    start = time.perf_counter()
+    cases = simulate(options.runs, lambda case: print(line(case), flush=True))
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.0f} s")
+    if options.json:
+        body = {
+            "command": f"python -P benchmarks/coverage.py --runs {options.runs}",
+            "runs": options.runs,
+            "seconds": round(seconds),
+            "cases": [asdict(case) for case in cases],
+        }
+        options.json.write_text(json.dumps(body, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The commands `qbench compare` and `qbench baseline`: is a candidate worse than a base?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qbench.commands.options import as_names, err, out
+from qbench.errors import ConfigError, unknown_name
+from qbench.outside_text import printable
+
+if TYPE_CHECKING:
+    from qbench.comparison.matching import Side
+    from qbench.comparison.verdicts import Verdict
+
+app = typer.Typer()
+baseline_app = typer.Typer(no_args_is_help=True, help="Runs kept to compare with: plain files.")
+Baselines = Annotated[Path, typer.Option("--baselines", help="Where baselines lie.")]
+HERE = Path("baselines")
+WIDTH = 100  # characters that the table takes at least, also in a log
+
+
+@app.command(
+    epilog="Examples: `qbench compare runs/main runs/mine`   "
+    "`qbench compare runs/smollm2-135m:gptq runs/smollm2-135m:'gptq 3b g64 damp=0.1'`   "
+    "`qbench compare uniquanf-3b runs/mine:my_variant --markdown comment.md`"
+)
+def compare(
+    base: Annotated[
+        str, typer.Argument(help="A run's folder, a record's file or a baseline; :LABEL chooses.")
+    ],
+    candidate: Annotated[str, typer.Argument(help="The same; what is judged.")],
+    tasks: Annotated[
+        str | None, typer.Option(help="Those that count, with commas; default all with a margin.")
+    ] = None,
+    margin: Annotated[
+        list[str] | None,
+        typer.Option("--margin", help="METRIC=AMOUNT that still passes, such as acc=0.02."),
+    ] = None,
+    allow: Annotated[
+        str | None,
+        typer.Option(
+            help="What may differ: calibration, dtype, batch_size, device, evaluation, packages."
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where undecided, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="File for a comment in Markdown.")
+    ] = None,
+    baselines: Baselines = HERE,
+) -> None:
+    """Is CANDIDATE worse than BASE? Paired on the same items, by margins.
+
+    Exit code 0: no; 1: yes, worse beyond a margin; 2: not comparable, or nothing to compare.
+    """
+    from qbench.comparison.comparable import ALLOWABLE
+    from qbench.comparison.endpoints import read_margins
+    from qbench.comparison.verdicts import compare as compared
+
+    allowed = as_names(allow, "--allow") or ()
+    for name in allowed:
+        if name not in ALLOWABLE:
+            raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
+    verdict = compared(
+        _side(base, baselines),
+        _side(candidate, baselines),
+        margins=read_margins(margin or []),
+        tasks=as_names(tasks, "--tasks"),
+        allowed=allowed,
+    )
+    raise typer.Exit(report(verdict, as_json, markdown, strict))
+
+
+def report(verdict: Verdict, as_json: bool, markdown: Path | None, strict: bool) -> int:
+    """Print a verdict, write its Markdown where asked for, and return the exit code."""
+    from qbench.comparison import written
+    from qbench.comparison.verdicts import EXIT
+    from qbench.files.atomic import write_text
+
+    if markdown is not None:
+        write_text(markdown, written.markdown(verdict))
+    if as_json:
+        print(json.dumps(written.as_json(verdict), indent=2, allow_nan=False))
+    else:
+        _show(verdict)
+    if strict and verdict.outcome == "undecided":
+        return 1
+    return EXIT[verdict.outcome]
+
+
+@baseline_app.command("save", epilog="Example: `qbench baseline save runs/main:gptq gptq-main`")
+def baseline_save(
+    run: Annotated[str, typer.Argument(help="A run's folder; :LABEL chooses.")],
+    name: Annotated[str, typer.Argument(help="What it is called from now on.")],
+    baselines: Baselines = HERE,
+) -> None:
+    """Keep the records of a run and the rows of its items, to compare with later."""
+    from qbench.commands.sides import save_baseline
+
+    folder = save_baseline(_side(run, baselines), name, baselines)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    _print(f"{folder}  {size / 1e6:.1f} MB")
+
+
+@baseline_app.command("list")
+def baseline_list(baselines: Baselines = HERE) -> None:
+    """The saved baselines, with their cells."""
+    from qbench.commands.sides import baseline_names
+
+    for name in baseline_names(baselines):
+        side = _side(str(baselines / name), baselines)
+        labels = dict.fromkeys(record.cell.label for record in side.quantized)
+        _print(f"{name}  {', '.join(labels)}")
+
+
+@baseline_app.command("show", epilog="Example: `qbench baseline show gptq-main`")
+def baseline_show(
+    name: Annotated[str, typer.Argument(help="Of a baseline, or a run's folder.")],
+    baselines: Baselines = HERE,
+) -> None:
+    """Its cells and scores, and the command that made each."""
+    from qbench.reports.headline import number
+
+    for record in _side(name, baselines).records:
+        _print(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")
+        for score in record.scores:
+            value = number(score.value, score.stderr, score.metric)
+            _print(f"  {score.task}  {score.metric}  {score.filter}  {value}  n={score.n}")
+        _print(f"  {record.command}")
+
+
+def _side(text: str, baselines: Path) -> Side:
+    from qbench.commands.sides import read_side
+
+    side, complaints = read_side(text, baselines)
+    for complaint in complaints:
+        err.print(f"warning: {complaint}", markup=False)
+    return side
+
+
+def _show(verdict: Verdict) -> None:
+    """The table, then what was not compared, the changed answers and the costs."""
+    from qbench.comparison import written
+
+    Console(width=max(WIDTH, out.width)).print(_table(verdict))
+    for cell in verdict.cells:
+        if cell.status != "compared":
+            _print(written.lost_line(cell))
+        for finding in cell.findings:
+            for line in written.flip_lines(finding):
+                _print(f"answers  {cell.label}  {line}")
+        if cell.costs:
+            _print(f"costs    {cell.label}  {', '.join(written.cost_lines(cell))}")
+    for note in dict.fromkeys(note for cell in verdict.cells for note in cell.notes):
+        _print(f"note     {note}")
+    _print(f"{verdict.outcome}: {written.SENTENCES[verdict.outcome]}")
+
+
+def _table(verdict: Verdict) -> Table:
+    """A line for each cell, and below it its scores; without columns that are empty throughout."""
+    from qbench.comparison import written
+
+    rows = []
+    for cell in verdict.cells:
+        for index, finding in enumerate(cell.findings):
+            word, label, *rest = written.fields(cell, finding)
+            if index == 0:
+                rows.append(["", label, *[""] * (len(rest) - 1)])
+            rows.append([word, f" {rest[0]}", *rest[1:]])
+    headings = [name for name in written.HEADINGS if name != "cell"]
+    kept = [k for k in range(len(headings)) if any(row[k] for row in rows)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for k in kept:
+        wraps = headings[k] == "needs"
+        table.add_column(
+            headings[k],
+            justify="left" if k < 2 or wraps else "right",
+            overflow="fold",
+            no_wrap=not wraps,
+        )
+    for row in rows:
+        table.add_row(*[Text(printable(row[k])) for k in kept])
+    return table
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)

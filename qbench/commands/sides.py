@@ -1,0 +1,98 @@
+"""What `qbench compare` is given: a run's folder, a record, or a saved baseline, with a label."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from qbench.comparison.matching import Side, chosen
+from qbench.comparison.pairs import is_unquantized
+from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.experiment.store import read_records
+from qbench.files.atomic import write_whole_folder
+
+BASELINES = Path("baselines")
+
+
+def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
+    """FOLDER, FOLDER:LABEL, a record's file, or a baseline by name, with or without :LABEL.
+
+    Returns the side, and a sentence for each record that cannot be trusted. ConfigError where there
+    is no such thing.
+    """
+    place, label = text, ""
+    found = _place(place, baselines)
+    if found is None and ":" in text:
+        place, _, label = text.rpartition(":")
+        found = _place(place, baselines)
+    if found is None:
+        raise ConfigError(_nothing(place, baselines))
+    if found.suffix == ".json":
+        return _one_record(found, text)
+    records, complaints = read_records(found)
+    side = Side(place, found, tuple(records))
+    return (chosen(side, label) if label else side), complaints
+
+
+def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
+    """Copy the records of a side and their sample files, and nothing else; returns the folder.
+
+    An older baseline of that name is replaced. ConfigError for a name that is none.
+    """
+    if not name or Path(name).name != name or name.startswith(".") or ":" in name:
+        raise ConfigError(f"baseline name {name!r} is not a plain name; for example uniquanf-3b")
+    if not side.quantized:
+        raise ConfigError(f"{side.name} holds no quantized cell, so there is nothing to save")
+
+    def write(folder: Path) -> None:
+        (folder / "records").mkdir()
+        for record in side.records:
+            _copy(side.folder, folder, f"records/{record.id}.json")
+            for path in {score.samples for score in record.scores if score.samples}:
+                _copy(side.folder, folder, path)
+
+    return write_whole_folder(baselines / name, write)
+
+
+def baseline_names(baselines: Path = BASELINES) -> list[str]:
+    """The saved baselines, in alphabetical order."""
+    if not baselines.is_dir():
+        return []
+    return sorted(path.parent.name for path in baselines.glob("*/records"))
+
+
+def _copy(source: Path, target: Path, path: str) -> None:
+    file = (source / path).resolve()
+    if not file.is_relative_to(source.resolve()) or not file.is_file():
+        raise StoreError(f"{source / path} is missing, so this is no whole baseline; run it again")
+    (target / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target / path)
+
+
+def _place(text: str, baselines: Path) -> Path | None:
+    """Where this lies, None where nothing does."""
+    path = Path(text)
+    if (path / "records").is_dir() or (path.suffix == ".json" and path.is_file()):
+        return path
+    if text in baseline_names(baselines):
+        return baselines / text
+    return None
+
+
+def _one_record(path: Path, text: str) -> tuple[Side, list[str]]:
+    """A record by its file, with the unquantized cells of its run."""
+    records, complaints = read_records(path.resolve().parent.parent)
+    kept = [one for one in records if one.id == path.stem or is_unquantized(one)]
+    if not any(one.id == path.stem for one in kept):
+        raise ConfigError(f"{text} is no record that can be trusted; give one of a run's records/")
+    return Side(text, path.resolve().parent.parent, tuple(kept)), complaints
+
+
+def _nothing(text: str, baselines: Path) -> str:
+    if "/" in text or Path(text).exists():
+        return (
+            f"{text} is neither the folder of a run nor a record's file; give the --out folder of "
+            "a `qbench run`, with :LABEL where a method is to be chosen"
+        )
+    names = baseline_names(baselines)
+    return f"{unknown_name('run or baseline', text, names)}; or give the --out folder of a run"

@@ -1,0 +1,99 @@
+"""Whether two cells may be compared: what must agree, and what differs, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qbench.comparison.pairs import ScoreKey, aligned, protocol, score_of
+from qbench.comparison.samples import Items
+from qbench.records import Record
+
+PACKAGES = ("lm_eval", "torch", "transformers")
+ALLOWABLE = ("calibration", "dtype", "batch_size", "device", "evaluation", "packages")
+
+
+def differences(base: Record, candidate: Record, allowed: Sequence[str] = ()) -> list[str]:
+    """Why two cells are not comparable, apart from their items; empty where they are.
+
+    allowed: of ALLOWABLE, what may differ.
+    """
+    found = []
+    first, second = base.cell, candidate.cell
+    for name in ("model", "revision"):
+        found += _differs(name, getattr(first, name), getattr(second, name))
+    for name in ("dtype", "batch_size", "device", "evaluation"):
+        if name not in allowed:
+            found += _differs(_called(name), getattr(first, name), getattr(second, name))
+    if "calibration" not in allowed and first.calibration and second.calibration:
+        found += _fields("calibration", first.calibration, second.calibration)
+    if "packages" not in allowed:
+        found += _packages(base, candidate)
+    return found
+
+
+def items_differ(
+    base: Record, candidate: Record, key: ScoreKey, items: Items | None, others: Items | None
+) -> list[str]:
+    """Why one score of two cells is not comparable: its protocol, its items, or their prompts.
+
+    items, others: of base and candidate, None where they cannot be read.
+    """
+    task = key[0]
+    asked, again = protocol(base, task), protocol(candidate, task)
+    if asked != again and asked and again:
+        return _fields(task, asked, again)
+    first, second = score_of(base, key), score_of(candidate, key)
+    if first is None or second is None:
+        side = "base" if first is None else "candidate"
+        return [f"{task}: the {side} has no {key[1]}"]
+    if first.n != second.n:
+        return [f"{task}: {first.n} against {second.n} items"]
+    if items is None or others is None:
+        side = "base" if items is None else "candidate"
+        return [f"{task}: the {side}'s sample file is missing, damaged, or not that of its score"]
+    order = aligned(items, others)
+    if order is None:
+        known = set(others.keys)
+        missing = sum(one not in known for one in items.keys)
+        return [f"{task}: {missing} of {len(items.keys)} items are others"]
+    for column in ("prompt_hash", "target_hash", "cluster"):
+        changed = sum(
+            row.get(column) != others.rows[place].get(column)
+            for row, place in zip(items.rows, order, strict=True)
+        )
+        if changed:
+            return [f"{task}: {changed} of {len(order)} items differ in their {column}"]
+    return []
+
+
+def _packages(base: Record, candidate: Record) -> list[str]:
+    first = base.environment.get("packages", {})
+    second = candidate.environment.get("packages", {})
+    found = []
+    for name in PACKAGES:
+        found += _differs(name, first.get(name), second.get(name))
+    return found
+
+
+def _fields(owner: str, first: Any, second: Any) -> list[str]:
+    """The fields in which two models of the same class differ."""
+    found = []
+    for name in type(first).model_fields:
+        found += _differs(f"{owner} {name}", getattr(first, name), getattr(second, name))
+    return found
+
+
+def _differs(name: str, first: object, second: object) -> list[str]:
+    if first == second:
+        return []
+    return [f"{name}: {_brief(first)} against {_brief(second)}"]
+
+
+def _brief(value: object) -> str:
+    text = "all" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def _called(name: str) -> str:
+    return {"evaluation": "code that judges", "batch_size": "batch size"}.get(name, name)

@@ -1,0 +1,138 @@
+"""What a comparison is decided by: which scores, in which unit, and how much worse still passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qbench.comparison.pairs import ScoreKey
+from qbench.comparison.samples import Items
+from qbench.errors import ConfigError, unknown_name
+from qbench.records import Record
+from qbench.stats.difference import Difference, Floats, log_ratio_items
+from qbench.stats.replicates import MeanSquares, crossed_mean, crossed_share, mean_squares
+
+# By metric, how much worse still passes. In nats, but of divergences the share of the base's own
+# and of answers the share of all.
+MARGINS = {
+    "perplexity": 0.02,
+    "kl_mean": 0.05,
+    "gold_nll": 0.02,
+    "acc": 0.01,
+    "exact_match": 0.01,
+}
+LEAST_KL = 1e-4  # nats; below, a ratio of divergences is one of rounding errors
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One score that decides. margin: of `harm`, in its unit."""
+
+    key: ScoreKey
+    margin: float
+    higher_is_better: bool
+
+    @property
+    def name(self) -> str:
+        """`wikitext perplexity` or `gsm8k exact_match (strict-match)`."""
+        task, metric, name = self.key
+        return f"{task} {metric}" + (f" ({name})" if name != "none" else "")
+
+    @property
+    def unit(self) -> str:
+        """What harm is measured in: `log ratio`, `points` of percent or `nats`."""
+        if self.key[1] in ("perplexity", "kl_mean"):
+            return "log ratio"
+        return "points" if self.counts_answers else "nats"
+
+    @property
+    def counts_answers(self) -> bool:
+        """Whether items are right or wrong."""
+        return self.key[1] in ("acc", "exact_match")
+
+    def harms(self, base: Floats, candidate: Floats) -> Floats:
+        """(draws, items) of both -> of each pair, how much worse the candidate is."""
+        if self.key[1] == "kl_mean":
+            rows = zip(base, candidate, strict=True)
+            return np.stack([log_ratio_items(one, other) for one, other in rows])
+        sign = -1.0 if self.higher_is_better else 1.0
+        return np.asarray(sign * (candidate - base))
+
+    def harm(self, base: Floats, candidate: Floats, clusters: Sequence[str] | None) -> Difference:
+        """How much worse the candidate is, over draws and clusters of items."""
+        if self.counts_answers:
+            return crossed_share(candidate, base, clusters)
+        return crossed_mean(self.harms(base, candidate), clusters)
+
+    def spread(
+        self, base: Floats, candidate: Floats, clusters: Sequence[str] | None
+    ) -> MeanSquares | None:
+        """What draws and clusters spread; None of a single draw."""
+        return mean_squares(self.harms(base, candidate), clusters)
+
+    def refusal(self, base: Floats) -> str | None:
+        """Why these items decide nothing; None where they do."""
+        if self.key[1] == "kl_mean" and base.mean() < LEAST_KL:
+            return f"the base diverges by {base.mean():.1e} nats, so that a ratio says nothing"
+        return None
+
+
+def endpoints(
+    base: Record, candidate: Record, margins: Mapping[str, float], tasks: Sequence[str] | None
+) -> list[Endpoint]:
+    """The scores of either cell that have a margin, in the order of the base's record.
+
+    tasks: those that count, None for all. A score that one side lacks is among them.
+    """
+    found: dict[ScoreKey, Endpoint] = {}
+    for record in (base, candidate):
+        for score in record.scores:
+            key = (score.task, score.metric, score.filter)
+            wanted = tasks is None or score.task in tasks
+            if wanted and score.metric in margins and not _is_part(record, score.task):
+                margin = margins[score.metric]
+                if score.metric == "kl_mean":
+                    margin = math.log1p(margin)
+                found[key] = Endpoint(key, margin, score.higher_is_better)
+    return list(found.values())
+
+
+def read_margins(settings: Sequence[str]) -> dict[str, float]:
+    """`["acc=0.02"]` over the defaults; ConfigError for an unknown metric or no positive number."""
+    margins = dict(MARGINS)
+    for setting in settings:
+        metric, _, text = setting.partition("=")
+        if metric not in MARGINS:
+            raise ConfigError(unknown_name("metric in --margin", metric, MARGINS))
+        try:
+            margin = float(text)
+        except ValueError:
+            margin = math.nan
+        if not 0 < margin < math.inf:
+            raise ConfigError(
+                f"--margin {setting!r} is not METRIC=NUMBER with a number above 0; for example "
+                f"--margin {metric}={MARGINS[metric]}"
+            )
+        margins[metric] = margin
+    return margins
+
+
+def values(base: Sequence[Items], candidate: Sequence[Items]) -> tuple[Floats, Floats]:
+    """(draws, items) of both, the items in the order of the first base."""
+    return _table(base, base[0]), _table(candidate, base[0])
+
+
+def _table(draws: Sequence[Items], first: Items) -> Floats:
+    rows = []
+    for items in draws:
+        places = {key: index for index, key in enumerate(items.keys)}
+        rows.append(items.values[[places[key] for key in first.keys]])
+    return np.stack(rows)
+
+
+def _is_part(record: Record, task: str) -> bool:
+    """Whether a score is of a part of a task, such as a group of subjects, which has no items."""
+    return all(spec.name != task for spec in record.cell.tasks)

@@ -1,0 +1,231 @@
+"""The paired difference of two cells in one score, with its interval and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qbench.comparison.samples import Items, Samples
+from qbench.records import Record, Score, TaskSpec
+from qbench.stats.difference import Difference
+from qbench.stats.replicates import crossed_mean, crossed_share
+from qbench.tasks.registry import unit_of
+
+ScoreKey = tuple[str, str, str]  # task, metric, filter
+RELATIVE = ("kl_", "top1_")  # metrics that are differences from the unquantized model already
+TIMES = "\u00d7"
+FIGURES = 3  # significant digits of what is no share
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Candidate minus base in one score, on the same items.
+
+    difference: in the unit of the items; of perplexity, in nats. ratio: whether `exp` of it is the
+    factor between two perplexities. share: whether items are shares, shown in points of percent.
+    """
+
+    difference: Difference
+    ratio: bool
+    share: bool
+    higher_is_better: bool
+
+    @property
+    def kind(self) -> str:
+        """`ratio`, `points` or `difference`: what the figures are."""
+        if self.ratio:
+            return "ratio"
+        return "points" if self.share else "difference"
+
+    @property
+    def figures(self) -> tuple[float, float, float]:
+        """(value, low, high) as people read them: factors, points of percent, or plain numbers."""
+        one = self.difference
+        values = (one.value, one.low, one.high)
+        if self.ratio:
+            return tuple(_exp(value) for value in values)  # type: ignore[return-value]
+        scale = 100.0 if self.share else 1.0
+        return tuple(scale * value for value in values)  # type: ignore[return-value]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the whole interval is on the better side of no difference."""
+        one = self.difference
+        return one.low > 0 if self.higher_is_better else one.high < 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the whole interval is on the worse side of no difference."""
+        one = self.difference
+        return one.high < 0 if self.higher_is_better else one.low > 0
+
+    @property
+    def text(self) -> str:
+        """`×1.221 [1.190, 1.253]`, `-3.8 [-6.1, -1.5]` or `+0.123 [0.100, 0.146]`."""
+        value, low, high = self.figures
+        places = self._places()
+        if self.ratio:
+            return f"{TIMES}{_plain(value, places)} [{_plain(low, places)}, {_plain(high, places)}]"
+        return f"{_signed(value, places)} [{_signed(low, places)}, {_signed(high, places)}]"
+
+    @property
+    def short(self) -> str:
+        """`×1.22±0.03` or `-3.8±2.3`: half of the interval behind the sign."""
+        value, low, high = self.figures
+        places = self._places()
+        half = (high - low) / 2
+        shown = f"{TIMES}{_plain(value, places)}" if self.ratio else _signed(value, places)
+        return f"{shown}±{_plain(half, places)}"
+
+    def _places(self) -> int:
+        """Digits after the point: two of half the interval, one of points of percent."""
+        if self.share:
+            return 1
+        _, low, high = self.figures
+        half = (high - low) / 2
+        if not math.isfinite(half) or half <= 0:
+            return FIGURES
+        if self.ratio and half >= 1:
+            return 1
+        return min(5, max(0, 1 - math.floor(math.log10(half))))
+
+
+class Pairs:
+    """The records of a run with their items, from which differences are taken."""
+
+    def __init__(self, records: Sequence[Record], folder: Path | None) -> None:
+        """folder: of the run, where the sample files lie; without it nothing can be paired."""
+        self.samples = Samples(folder)
+        self._unquantized: dict[str, list[Record]] = {}
+        for record in records:
+            if is_unquantized(record) and record.status == "ok":
+                self._unquantized.setdefault(record.cell.model, []).append(record)
+        self._items: dict[tuple[str, ScoreKey], Items | None] = {}
+        self._known: dict[tuple[str, str, ScoreKey], Contrast | None] = {}
+
+    def from_unquantized(self, record: Record, key: ScoreKey) -> Contrast | None:
+        """The difference from the unquantized model, asked in the same way; None where none is.
+
+        What is such a difference by its nature is given as it is.
+        """
+        if is_unquantized(record):
+            return None
+        if key[1].startswith(RELATIVE):
+            return self._itself(record, key)
+        for base in self._unquantized.get(record.cell.model, []):
+            if base.id != record.id and protocol(base, key[0]) == protocol(record, key[0]):
+                return self.between(base, record, key)
+        return None
+
+    def between(self, base: Record, candidate: Record, key: ScoreKey) -> Contrast | None:
+        """The difference of two cells of one model; None where they cannot be paired.
+
+        That is so where either lacks the score or its items, or where they were asked otherwise.
+        """
+        known = (base.id, candidate.id, key)
+        if known not in self._known:
+            self._known[known] = self._contrast(base, candidate, key)
+        return self._known[known]
+
+    def items(self, record: Record, key: ScoreKey) -> Items | None:
+        """The items behind a cell's score."""
+        known = (record.id, key)
+        if known not in self._items:
+            score = score_of(record, key)
+            self._items[known] = None if score is None else self.samples.items(score)
+        return self._items[known]
+
+    def _contrast(self, base: Record, candidate: Record, key: ScoreKey) -> Contrast | None:
+        score = score_of(candidate, key)
+        first, second = self.items(base, key), self.items(candidate, key)
+        if score is None or first is None or second is None:
+            return None
+        if protocol(base, key[0]) != protocol(candidate, key[0]):
+            return None
+        order = aligned(first, second)
+        if order is None:
+            return None
+        return contrast(score, first.values, second.values[order], first)
+
+    def _itself(self, record: Record, key: ScoreKey) -> Contrast | None:
+        """A divergence's own mean; of an agreement, what it lacks to 1."""
+        score, items = score_of(record, key), self.items(record, key)
+        if score is None or items is None:
+            return None
+        ideal = np.full_like(items.values, 1.0 if score.higher_is_better else 0.0)
+        found = contrast(score, ideal, items.values, items)
+        one = found.difference
+        # Nothing diverges less than not at all, or agrees more than wholly.
+        low, high = (one.low, min(one.high, 0.0)) if found.share else (max(one.low, 0.0), one.high)
+        return replace(found, difference=replace(one, low=low, high=high))
+
+
+def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items) -> Contrast:
+    """Of values (items,) or (draws, items), candidate minus base, in the clusters of the items."""
+    clusters = items.clusters if items.clustered else None
+    both = np.concatenate([np.ravel(base), np.ravel(candidate)])
+    share = unit_of(score.metric) == "%"
+    answers = share and not score.metric.startswith(RELATIVE)
+    if answers and np.isin(both, (0.0, 1.0)).all():
+        difference = crossed_share(base, candidate, clusters)
+    else:
+        difference = crossed_mean(candidate - base, clusters)
+    if share:  # Student's interval does not know where shares end
+        low, high = max(difference.low, -1.0), min(difference.high, 1.0)
+        difference = replace(difference, low=low, high=high)
+    ratio = score.metric.endswith("perplexity")
+    return Contrast(difference, ratio, share, score.higher_is_better)
+
+
+def aligned(first: Items, second: Items) -> list[int] | None:
+    """Where each item of the first stands in the second; None where they are not the same."""
+    places = {key: index for index, key in enumerate(second.keys)}
+    if len(first.keys) != len(second.keys) or not all(key in places for key in first.keys):
+        return None
+    return [places[key] for key in first.keys]
+
+
+def is_unquantized(record: Record) -> bool:
+    """Whether this is the model as it is, and not quantized by whoever made it."""
+    return record.cell.method == "none" and record.cell.stored_as is None
+
+
+def protocol(record: Record, task: str) -> TaskSpec | None:
+    """How this cell was asked to run that task."""
+    for spec in record.cell.tasks:
+        if spec.name == task:
+            return spec
+    return None
+
+
+def score_of(record: Record, key: ScoreKey) -> Score | None:
+    """A finished cell's score by task, metric and filter."""
+    if record.status != "ok":
+        return None
+    for score in record.scores:
+        if (score.task, score.metric, score.filter) == key:
+            return score
+    return None
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _plain(value: float, places: int) -> str:
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞"
+    if abs(value) >= 1e5:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:.{places}f}"
+
+
+def _signed(value: float, places: int) -> str:
+    text = _plain(value, places)
+    if text.strip("-0.") == "":  # no sign of nothing
+        return text.lstrip("-")
+    return text if text.startswith("-") else f"+{text}"

@@ -1,0 +1,123 @@
+"""The items behind a score, read from the file of rows that a run has written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qbench.records import Score
+
+Row = Mapping[str, Any]
+Key = tuple[str, ...]  # what says which item a row is about
+SAME = 1e-6  # relative, within which a score is the mean of its rows
+
+
+@dataclass(frozen=True)
+class Items:
+    """The values of a score's items by what they are about, in the order of the file.
+
+    values (float64, (items,)). clusters: what an item belongs to, such as the article of a window;
+    an item of its own where the row names none. rows: as they stand in the file.
+    """
+
+    keys: tuple[Key, ...]
+    values: NDArray[np.float64]
+    clusters: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def clustered(self) -> bool:
+        """Whether any two items belong together."""
+        return len(set(self.clusters)) < len(self.clusters)
+
+
+class Samples:
+    """The sample files of a run's folder, each read once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """folder: of the run; without one there are no samples."""
+        self.folder = folder
+        self._files: dict[str, tuple[Row, ...]] = {}
+
+    def rows(self, path: str | None) -> tuple[Row, ...]:
+        """The rows of a file, relative to the folder; none where it is missing or damaged.
+
+        A path out of the folder is not followed: records may come from elsewhere.
+        """
+        if self.folder is None or path is None:
+            return ()
+        if path not in self._files:
+            self._files[path] = _read(self.folder, path)
+        return self._files[path]
+
+    def items(self, score: Score) -> Items | None:
+        """The items of a score; None where it is no mean of values in its rows."""
+        rows = [row for row in self.rows(score.samples) if row.get("filter") == score.filter]
+        chosen = []
+        values = []
+        for row in rows:
+            value = _value(row, score.metric)
+            if value is not None:
+                chosen.append(row)
+                values.append(value)
+        if not values or len(values) != score.n or not _is_mean(values, score):
+            return None
+        clusters = []
+        for index, row in enumerate(chosen):
+            clusters.append(str(row["cluster"]) if "cluster" in row else f"item {index}")
+        return Items(keys(chosen), np.array(values), tuple(clusters), tuple(chosen))
+
+
+def keys(rows: Sequence[Row]) -> tuple[Key, ...]:
+    """Of each row: the filter, the subject, the hash of the item, and which of its like it is.
+
+    The hash is of the document, or of prompt and target where a row has none.
+    """
+    seen: Counter[Key] = Counter()
+    found = []
+    for row in rows:
+        digest = row.get("doc_hash") or f"{row.get('prompt_hash')} {row.get('target_hash')}"
+        key = (str(row.get("filter")), str(row.get("subject", "")), str(digest))
+        found.append((*key, str(seen[key])))
+        seen[key] += 1
+    return tuple(found)
+
+
+def _value(row: Row, metric: str) -> float | None:
+    """What the row adds to the score: for perplexity the negative log-likelihood."""
+    value = row.get(metric)
+    if metric.endswith("perplexity"):
+        value = row.get("nll")
+        if value is None and _is_number(row.get("loglikelihood")):
+            value = -row["loglikelihood"]
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
+def _is_mean(values: Sequence[float], score: Score) -> bool:
+    mean = float(np.mean(values))
+    if score.metric.endswith("perplexity"):
+        mean = float(np.exp(mean))
+    return abs(mean - score.value) <= SAME * max(1.0, abs(score.value))
+
+
+def _read(folder: Path, path: str) -> tuple[Row, ...]:
+    try:
+        file = (folder / path).resolve()
+        if not file.is_relative_to(folder.resolve()):
+            return ()
+        lines = file.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line]
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(row for row in rows if isinstance(row, dict))

@@ -1,0 +1,310 @@
+"""The verdict on a candidate: comparable or not, and then better, same, worse or undecided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from qbench.comparison.changed_answers import Change, flips
+from qbench.comparison.comparable import differences, items_differ
+from qbench.comparison.costs import costs
+from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
+from qbench.comparison.matching import Match, Side, matched
+from qbench.comparison.pairs import Pairs, aligned, is_unquantized, score_of
+from qbench.comparison.samples import Items
+from qbench.records import Record
+from qbench.stats.difference import Difference
+from qbench.stats.flips import Flips
+from qbench.stats.power import detectable, draws_to_pass, items_to_pass
+from qbench.stats.replicates import MeanSquares
+from qbench.stats.verdict import Word, judge
+
+Status = Literal["compared", "not comparable", "missing", "failed"]
+Outcome = Literal["pass", "worse", "undecided", "not comparable"]
+EXIT = {"pass": 0, "undecided": 0, "worse": 1, "not comparable": 2}
+ENGINE = 0.1  # of a margin: how far the unquantized model may be from itself
+NO_DRAWS = "calibration noise is not included: one draw stands for the method (--replicates 4)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one endpoint of one cell says.
+
+    base, candidate: the scores, means over draws. harm: how much worse the candidate is. word,
+    p_value: the verdict, and the p-value of the claim that it makes, adjusted over all findings.
+    detectable: the smallest harm that is found with 80 %. needed: what would decide it, in words.
+    """
+
+    endpoint: Endpoint
+    base: float
+    candidate: float
+    harm: Difference
+    word: Word
+    p_value: float
+    detectable: float
+    needed: str
+    flips: Flips | None = None
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellVerdict:
+    """What is said about one cell. reasons: why it was not compared. costs: by name, both sides'.
+
+    notes: what a reader must know, such as that one draw stands for the method.
+    """
+
+    model: str
+    label: str
+    status: Status
+    reasons: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said about the candidate. base, candidate: as they were named."""
+
+    base: str
+    candidate: str
+    cells: tuple[CellVerdict, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """`worse` where anything is; `pass` where all endpoints of all cells pass."""
+        words = [finding.word for cell in self.cells for finding in cell.findings]
+        if "worse" in words:
+            return "worse"
+        if not words or any(cell.status != "compared" for cell in self.cells):
+            return "not comparable"
+        return "undecided" if "undecided" in words else "pass"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """An endpoint of a cell before all are judged together."""
+
+    endpoint: Endpoint
+    base: float
+    candidate: float
+    harm: Difference
+    spread: MeanSquares | None
+    flips: Flips | None
+    changes: tuple[Change, ...]
+
+
+def compare(
+    base: Side,
+    candidate: Side,
+    margins: Mapping[str, float] = MARGINS,
+    tasks: Sequence[str] | None = None,
+    allowed: Sequence[str] = (),
+) -> Verdict:
+    """Hold every cell of the candidate against its like of the base.
+
+    margins: by metric, see `endpoints`. tasks: those that count, None for all. allowed: what may
+    differ between the two. ConfigError where a side has no cell.
+    """
+    readers = Pairs(base.records, base.folder), Pairs(candidate.records, candidate.folder)
+    engine = _engine_reasons(base, candidate, readers, margins, tasks)
+    cells: list[CellVerdict] = []
+    measured: list[list[_Measured]] = []
+    for match in matched(base, candidate):
+        cell, found = _measure(match, readers, margins, tasks, allowed)
+        if engine and cell.status == "compared":
+            cell, found = replace(cell, status="not comparable", reasons=tuple(engine)), []
+        cells.append(cell)
+        measured.append(found)
+    judged = iter(_judge([one for found in measured for one in found]))
+    verdicts = []
+    for cell, found in zip(cells, measured, strict=True):
+        findings = tuple(next(judged) for _ in found)
+        verdicts.append(replace(cell, findings=findings))
+    return Verdict(base.name, candidate.name, tuple(verdicts))
+
+
+def _measure(
+    match: Match,
+    readers: tuple[Pairs, Pairs],
+    margins: Mapping[str, float],
+    tasks: Sequence[str] | None,
+    allowed: Sequence[str],
+) -> tuple[CellVerdict, list[_Measured]]:
+    """One cell: what was measured of each endpoint, or why it is not compared."""
+    cell = CellVerdict(match.model, match.label, "compared")
+    lost = _lost(match)
+    if lost is not None:
+        return replace(cell, status=lost[0], reasons=(lost[1],)), []
+    draws = match.draws()
+    reasons: list[str] = []
+    for one, other in draws:
+        reasons += differences(one, other, allowed)
+    if not draws:
+        seeds = [", ".join(map(str, side)) for side in (match.base, match.candidate)]
+        reasons.append(f"calibration seed: {seeds[0]} against {seeds[1]}, none in common")
+    found: list[_Measured] = []
+    notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []
+    deciding = [] if reasons else endpoints(*draws[0], margins, tasks)
+    for endpoint in deciding:
+        items, why = _items(endpoint, draws, readers)
+        reasons += why
+        if items is not None:
+            refusal = endpoint.refusal(items[0][0].values)
+            if refusal is None:
+                found.append(_of_endpoint(endpoint, draws, *items))
+            else:
+                notes.append(f"{endpoint.name} decides nothing: {refusal}")
+    if not deciding and not reasons:
+        reasons.append(f"no score has a margin; margins are for {', '.join(margins)}")
+    if reasons:
+        unique = tuple(dict.fromkeys(reasons))
+        return replace(cell, status="not comparable", reasons=unique), []
+    return replace(cell, costs=costs(draws), notes=tuple(notes)), found
+
+
+def _lost(match: Match) -> tuple[Status, str] | None:
+    """Why a cell cannot be compared at all: a side lacks it, or it has no scores."""
+    sides = (("base", match.base), ("candidate", match.candidate))
+    for name, side in sides:
+        if not side:
+            return "missing", f"the {name} has no such cell"
+    for name, side in sides:
+        for record in side.values():
+            if record.status != "ok":
+                return "failed", f"the {name} {record.status}: {record.reason or 'no reason given'}"
+    return None
+
+
+def _items(
+    endpoint: Endpoint, draws: Sequence[tuple[Record, Record]], readers: tuple[Pairs, Pairs]
+) -> tuple[tuple[list[Items], list[Items]] | None, list[str]]:
+    """The items of every draw of base and candidate; or why they are not the same."""
+    found: tuple[list[Items], list[Items]] = ([], [])
+    for pair in draws:
+        both = [r.items(record, endpoint.key) for r, record in zip(readers, pair, strict=True)]
+        reasons = items_differ(*pair, endpoint.key, *both)
+        first, second = both
+        if reasons or first is None or second is None:
+            return None, reasons
+        found[0].append(first)
+        found[1].append(second)
+    if any(aligned(found[0][0], one) is None for one in found[0]):
+        return None, [f"{endpoint.key[0]}: the draws were judged on different items"]
+    return found, []
+
+
+def _of_endpoint(
+    endpoint: Endpoint,
+    draws: Sequence[tuple[Record, Record]],
+    base: list[Items],
+    candidate: list[Items],
+) -> _Measured:
+    """One endpoint over all draws."""
+    tables = values(base, candidate)
+    clusters = base[0].clusters if base[0].clustered else None
+    flipped: Flips | None = None
+    changes: list[Change] = []
+    if endpoint.counts_answers:
+        order = aligned(base[0], candidate[0]) or []
+        flipped, changes = flips(base[0], candidate[0], order)
+    scores = []
+    for side in (0, 1):
+        found = [score_of(pair[side], endpoint.key) for pair in draws]
+        scores.append(sum(one.value for one in found if one is not None) / len(draws))
+    return _Measured(
+        endpoint,
+        scores[0],
+        scores[1],
+        endpoint.harm(*tables, clusters),
+        endpoint.spread(*tables, clusters),
+        flipped,
+        tuple(changes),
+    )
+
+
+def _judge(measured: Sequence[_Measured]) -> list[Finding]:
+    """The words of all endpoints of all cells, adjusted together."""
+    judged = judge([one.harm for one in measured], [one.endpoint.margin for one in measured])
+    findings = []
+    for one, verdict in zip(measured, judged, strict=True):
+        claim = verdict.p_better if verdict.word == "better" else verdict.p_worse
+        findings.append(
+            Finding(
+                endpoint=one.endpoint,
+                base=one.base,
+                candidate=one.candidate,
+                harm=one.harm,
+                word=verdict.word,
+                p_value=claim,
+                detectable=detectable(one.harm.stderr, one.harm.degrees),
+                needed=_needed(one) if verdict.word == "undecided" else "",
+                flips=one.flips,
+                changes=one.changes,
+            )
+        )
+    return findings
+
+
+def _needed(one: _Measured) -> str:
+    """How many items or draws would show, with 80 %, that nothing is worse, if that is so."""
+    harm, margin = one.harm, one.endpoint.margin
+    if not math.isfinite(harm.stderr):
+        return "items of at least two clusters"
+    if one.spread is not None:
+        draws = draws_to_pass(one.spread, margin)
+        if draws is not None and draws > harm.draws:
+            return f"{draws} draws, for {harm.draws}"
+    stderr = harm.stderr
+    if stderr == 0:
+        return "more items"
+    items = items_to_pass(stderr, harm.items, margin)
+    if items <= harm.items:
+        return "more items: it lies at the margin"
+    return f"{items:,} items, for {harm.items:,}"
+
+
+def _engine_reasons(
+    base: Side,
+    candidate: Side,
+    readers: tuple[Pairs, Pairs],
+    margins: Mapping[str, float],
+    tasks: Sequence[str] | None,
+) -> list[str]:
+    """What tells that the unquantized model itself is scored otherwise in the two.
+
+    Then the engine, the batch or the machine has changed, and no method is to blame.
+    """
+    reasons = []
+    for one in base.records:
+        for other in candidate.records:
+            if not (is_unquantized(one) and is_unquantized(other)):
+                continue
+            if one.id == other.id and base.folder == candidate.folder:
+                continue
+            if one.cell.model != other.cell.model or differences(one, other):
+                continue
+            for endpoint in endpoints(one, other, margins, tasks):
+                reasons += _engine_reason(endpoint, one, other, readers)
+    return reasons
+
+
+def _engine_reason(
+    endpoint: Endpoint, one: Record, other: Record, readers: tuple[Pairs, Pairs]
+) -> list[str]:
+    if endpoint.key[1] == "kl_mean":  # of a model from itself: rounding
+        return []
+    items, _ = _items(endpoint, [(one, other)], readers)
+    if items is None:
+        return []
+    tables = values(*items)
+    harm = float(endpoint.harms(*tables).mean())
+    if abs(harm) <= ENGINE * endpoint.margin:
+        return []
+    return [
+        f"{endpoint.name}: the unquantized model itself differs by {harm:+.2g}, more than a tenth "
+        f"of the margin {endpoint.margin:.2g}, so the engine or the machine has changed"
+    ]

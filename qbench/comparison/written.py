@@ -1,0 +1,179 @@
+"""A verdict as people and programs read it: lines, Markdown, and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from qbench.comparison.changed_answers import Change
+from qbench.comparison.endpoints import Endpoint
+from qbench.comparison.pairs import TIMES
+from qbench.comparison.verdicts import CellVerdict, Finding, Verdict
+from qbench.outside_text import markdown as escaped
+
+HEADINGS = ("verdict", "cell", "score", "base", "candidate", "worse by", "margin", "p", "needs")
+SENTENCES = {
+    "pass": "No endpoint is worse by its margin or more.",
+    "worse": "At least one endpoint is worse by more than its margin.",
+    "undecided": "Nothing is worse beyond its margin for sure, and not every endpoint passes.",
+    "not comparable": "Some of what was to be compared could not be.",
+}
+EXPLANATION = (
+    "Worse by: the paired difference on the same items, positive where the candidate is worse, "
+    f"with its 95 % interval ({TIMES}: a factor). worse: the interval is above the margin. same: "
+    "it is below. better: it is below no difference. p: of that claim, adjusted by Holm over all "
+    "rows; for others, of being worse."
+)
+
+
+def fields(cell: CellVerdict, finding: Finding) -> list[str]:
+    """One row under HEADINGS."""
+    endpoint = finding.endpoint
+    return [
+        finding.word,
+        cell.label,
+        endpoint.name,
+        _score(endpoint, finding.base),
+        _score(endpoint, finding.candidate),
+        harm_text(finding),
+        _margin(endpoint),
+        p_text(finding.p_value),
+        finding.needed,
+    ]
+
+
+def harm_text(finding: Finding) -> str:
+    """`×1.021 [1.008, 1.034]` or `+1.5 [0.2, 2.8]`: how much worse the candidate is."""
+    harm, endpoint = finding.harm, finding.endpoint
+    ends = [_amount(endpoint, value).lstrip(TIMES) for value in (harm.low, harm.high)]
+    return f"{_amount(endpoint, harm.value)} [{', '.join(ends)}]"
+
+
+def p_text(p_value: float) -> str:
+    """Two digits, and no more zeros than one reads."""
+    if p_value < 0.0001:
+        return "<.0001"
+    return f"{p_value:.2g}"
+
+
+def lost_line(cell: CellVerdict) -> str:
+    """A cell that was not compared, and why."""
+    return f"{cell.status}  {cell.label}  {'; '.join(cell.reasons)}"
+
+
+def cost_lines(cell: CellVerdict) -> list[str]:
+    """`gptq 3b g64  bits per weight 3.25 -> 3.25 (x1.00)`, a line for each that is known."""
+    lines = []
+    for name, (base, candidate) in cell.costs.items():
+        ratio = f" ({TIMES}{candidate / base:.2f})" if base else ""
+        lines.append(f"{name} {base:.4g} -> {candidate:.4g}{ratio}")
+    return lines
+
+
+def flip_lines(finding: Finding) -> list[str]:
+    """How many answers changed, and each that is listed."""
+    found = finding.flips
+    if found is None:
+        return []
+    head = (
+        f"{finding.endpoint.name}: of {found.items} answers {found.lost} became wrong, "
+        f"{found.gained} right, {found.moved} wrong in another way"
+    )
+    return [head, *(_change_line(change) for change in finding.changes)]
+
+
+def markdown(verdict: Verdict) -> str:
+    """A comment for a pull request: the verdict, the table, what changed, what it costs."""
+    parts = [
+        f"## {verdict.outcome}: {escaped(verdict.candidate)} against {escaped(verdict.base)}",
+        SENTENCES[verdict.outcome],
+    ]
+    rows = [fields(cell, finding) for cell in verdict.cells for finding in cell.findings]
+    if rows:
+        parts += [_table(HEADINGS, rows), EXPLANATION]
+    lost = [f"- {escaped(lost_line(c))}" for c in verdict.cells if c.status != "compared"]
+    if lost:
+        parts.append("\n".join(lost))
+    notes = dict.fromkeys(note for cell in verdict.cells for note in cell.notes)
+    if notes:
+        parts.append("\n".join(f"- {escaped(note)}" for note in notes))
+    costs = [
+        f"- {escaped(cell.label)}: {escaped(', '.join(cost_lines(cell)))}"
+        for cell in verdict.cells
+        if cell.costs
+    ]
+    if costs:
+        parts += ["### Costs", "\n".join(costs)]
+    changed = _changed(verdict)
+    if changed:
+        parts += ["<details><summary>Answers that changed</summary>", changed, "</details>"]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """Everything; what is not finite is None."""
+    body = _plain(asdict(verdict))
+    assert isinstance(body, dict)
+    return {"outcome": verdict.outcome, **body}
+
+
+def _changed(verdict: Verdict) -> str:
+    lines = []
+    for cell in verdict.cells:
+        for finding in cell.findings:
+            for index, line in enumerate(flip_lines(finding)):
+                prefix = f"- {escaped(cell.label)}, " if index == 0 else "  - "
+                lines.append(f"{prefix}{escaped(line)}")
+    return "\n".join(lines)
+
+
+def _change_line(change: Change) -> str:
+    text = f" {change.text}" if change.text else ""
+    return (
+        f"{change.kind}: item {change.item}{text}; answered {change.before!r}, now "
+        f"{change.after!r}, right is {change.target!r}"
+    )
+
+
+def _table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [list(headings), ["---"] * 3 + ["---:"] * (len(headings) - 3)]
+    for row in rows:
+        shown = [escaped(text) for text in row]
+        shown[0] = f"**{shown[0]}**"
+        lines.append(shown)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _score(endpoint: Endpoint, value: float) -> str:
+    return f"{100 * value:.1f} %" if endpoint.unit == "points" else f"{value:.4g}"
+
+
+def _margin(endpoint: Endpoint) -> str:
+    if endpoint.unit == "log ratio":
+        return f"{TIMES}{math.exp(endpoint.margin):.2f}"
+    return _amount(endpoint, endpoint.margin)
+
+
+def _amount(endpoint: Endpoint, value: float) -> str:
+    """A harm or a margin in the endpoint's unit."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞"
+    if endpoint.unit == "log ratio":
+        factor = math.exp(min(value, 700.0))
+        return f"{TIMES}{factor:.3f}" if factor < 10 else f"{TIMES}{factor:.3g}"
+    if endpoint.unit == "points":
+        return f"{100 * value:+.1f}"
+    return f"{value:+.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able, without what is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

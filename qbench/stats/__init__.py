@@ -1,0 +1,1 @@
+"""Statistics of paired comparisons, on arrays alone: numpy and scipy, and nothing of ours."""

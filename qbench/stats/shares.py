@@ -1,0 +1,83 @@
+"""Right and wrong answers to the same questions: exact McNemar, Tango's score, Wilson's interval.
+
+Of n items, `gained` became right and `lost` became wrong; the others say nothing about a difference
+of the two shares. Counts may be fractions, as those of clusters are after division by their design
+effect.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import optimize, stats
+
+EDGE = 1e-9  # from -1 and 1, where the score has no variance
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """How many of `items` became right and wrong."""
+
+    gained: float
+    lost: float
+    items: float
+
+    @property
+    def value(self) -> float:
+        """The difference of the shares, candidate minus base."""
+        return (self.gained - self.lost) / self.items
+
+
+def mcnemar(gained: int, lost: int, alternative: str = "two-sided") -> float:
+    """The exact p-value of no difference, which is a sign test of the answers that changed.
+
+    alternative: `two-sided`, `greater` (more gained than lost) or `less`. McNemar 1947,
+    Psychometrika 12, 153; 1 where nothing changed.
+    """
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost, 0.5, alternative).pvalue)
+
+
+def score_statistic(flipped: Flipped, difference: float) -> float:
+    """How many standard errors the observed difference is above `difference`, in (-1, 1).
+
+    The error is that of the null hypothesis: the likeliest shares with this difference. Tango 1998,
+    Statistics in Medicine 17, 891, equations (6) to (8).
+    """
+    n, gained, lost = flipped.items, flipped.gained, flipped.lost
+    # The share that became wrong, q, is the larger root of 2n q^2 + linear q + constant.
+    linear = -gained - lost + (2 * n - gained + lost) * difference
+    constant = -lost * difference * (1 - difference)
+    root = math.sqrt(max(linear**2 - 8 * n * constant, 0.0))
+    q = (root - linear) / (4 * n)
+    variance = n * (2 * q + difference * (1 - difference))
+    distance = gained - lost - n * difference
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def score_bounds(flipped: Flipped, reach: float) -> tuple[float, float]:
+    """The differences from which the observed one is `reach` standard errors away."""
+
+    def bound(end: float, aim: float) -> float:
+        if abs(score_statistic(flipped, end)) <= reach:
+            return math.copysign(1.0, end)
+        found = optimize.brentq(lambda d: score_statistic(flipped, d) - aim, end, flipped.value)
+        return float(found)
+
+    return bound(-1 + EDGE, reach), bound(1 - EDGE, -reach)
+
+
+def wilson(right: float, items: float, reach: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share, which ends within 0 and 1 and is never a point.
+
+    Wilson 1927, Journal of the American Statistical Association 22, 209.
+    """
+    share = right / items
+    weight = reach**2 / items
+    middle = (share + weight / 2) / (1 + weight)
+    half = reach / (1 + weight) * math.sqrt(share * (1 - share) / items + weight / (4 * items))
+    return max(0.0, middle - half), min(1.0, middle + half)

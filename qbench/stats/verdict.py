@@ -1,0 +1,54 @@
+"""From differences to words: better, same, worse or undecided, by non-inferiority."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qbench.stats.difference import Difference
+from qbench.stats.many import holm
+
+Word = Literal["better", "same", "worse", "undecided"]
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict on one difference.
+
+    harm: the difference, positive where the candidate is worse. p_worse: of harm at most the margin
+    (adjusted). p_better: of no gain (adjusted). passes: whether harm of the margin or more is ruled
+    out, which is so where the word is `better` or `same`.
+    """
+
+    word: Word
+    harm: Difference
+    margin: float
+    p_worse: float
+    p_better: float
+
+    @property
+    def passes(self) -> bool:
+        return self.word in ("better", "same")
+
+
+def judge(harms: Sequence[Difference], margins: Sequence[float]) -> list[Judged]:
+    """Verdicts on several differences, positive where the candidate is worse.
+
+    worse: the lower end of the interval is above the margin. same: the upper end is below it.
+    better: the upper end is below 0. Otherwise it is undecided. `worse` and `better` are claims,
+    so their p-values (twice the one-sided ones, as the intervals are two-sided) are adjusted by
+    Holm over all that are judged together; all others must pass, which needs no adjustment.
+    """
+    worse = holm([min(1.0, 2 * one.p_above(m)) for one, m in zip(harms, margins, strict=True)])
+    better = holm([min(1.0, 2 * one.p_below(0.0)) for one in harms])
+    judged = []
+    for one, margin, p_worse, p_better in zip(harms, margins, worse, better, strict=True):
+        word: Word = "undecided"
+        if p_worse <= ALPHA:
+            word = "worse"
+        elif one.high < margin:
+            word = "better" if p_better <= ALPHA else "same"
+        judged.append(Judged(word, one, margin, p_worse, p_better))
+    return judged

@@ -1,0 +1,397 @@
+"""Cells held against each other: what is comparable, the words, the exit codes, the baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import run_command
+from paired_items import ITEMS, with_items
+from qbench.comparison.changed_answers import answer
+from qbench.comparison.comparable import differences
+from qbench.comparison.endpoints import read_margins
+from qbench.comparison.matching import Side, chosen, matched
+from qbench.comparison.pairs import Pairs
+from qbench.comparison.samples import Samples, keys
+from qbench.comparison.verdicts import compare
+from qbench.comparison.written import as_json, markdown
+from qbench.contracts import Scheme
+from qbench.errors import ConfigError
+from qbench.experiment.store import Store
+from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+
+TASKS = tuple(
+    TaskSpec(name=name, data=name, sha256="a" * 64, limit=ITEMS)
+    for name in ("wikitext", "divergence", "arc_easy", "gsm8k")
+)
+CALIBRATION = CalibrationSpec(data="c", sha256="c" * 64, samples=8, length=64, dtype="float32")
+CLUSTERS = [f"article-{k // 4}" for k in range(ITEMS)]
+
+
+def cell(
+    method: str = "gptq",
+    bits: int | None = 3,
+    seed: int = 0,
+    damage: float = 0.2,
+    **changes: object,
+) -> Record:
+    """A record whose scores follow from the damage, without items."""
+    facts = {
+        "model": "tiny",
+        "revision": "main",
+        "method": method,
+        "params": {},
+        "source": "0" * 12,
+        "scheme": Scheme(bits, 64) if bits else None,
+        "calibration": CALIBRATION if method == "gptq" else None,
+        "tasks": TASKS,
+        "dtype": "float32",
+        "seed": seed,
+    }
+    of_record = {name: changes.pop(name) for name in ("status", "reason") if name in changes}
+    made = Cell(**facts | changes)
+    rows = [
+        ("wikitext", "perplexity", 19 * math.exp(damage), False),
+        ("arc_easy", "acc", 0.6 - 0.1 * damage, True),
+        ("gsm8k", "gold_nll", 0.7 + damage, False),
+    ]
+    if bits:
+        rows.insert(1, ("divergence", "kl_mean", 0.5 * damage + 0.05, False))
+    scores = [
+        Score(task=t, metric=m, value=v, stderr=0.1, n=ITEMS, higher_is_better=h)
+        for t, m, v, h in rows
+    ]
+    return Record(
+        id=made.id,
+        cell=made,
+        status="ok",
+        scores=tuple(scores),
+        bits_per_weight={"total": 3.25},
+        quantize_seconds=2.0,
+        environment={"packages": {"torch": "2.11.0", "lm_eval": "0.4.13"}},
+        command="qbench run",
+    ).model_copy(update=of_record)
+
+
+def side(folder: Path, *records: Record, clusters: Sequence[str] | None = None) -> Side:
+    """The records with items, stored as a run stores them."""
+    store = Store(folder)
+    kept = []
+    for record in records:
+        whole = with_items(record, folder, clusters) if record.status == "ok" else record
+        store.write_record(whole)
+        kept.append(whole)
+    return Side(folder.name, folder, tuple(kept))
+
+
+def words(verdict: object) -> dict[str, str]:
+    return {
+        finding.endpoint.key[1]: finding.word for cell in verdict.cells for finding in cell.findings
+    }
+
+
+# ---- items and pairs
+
+
+def test_items_are_found_whatever_their_order_and_damaged_files_are_none(tmp_path: Path) -> None:
+    base = side(tmp_path, cell(damage=0.1), cell(bits=4, damage=0.2))
+    key = ("wikitext", "perplexity", "none")
+    before = Pairs(base.records, tmp_path).between(*base.records, key)
+    path = tmp_path / base.records[1].scores[0].samples
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[::-1]))
+    after = Pairs(base.records, tmp_path).between(*base.records, key)
+    assert after.difference.value == pytest.approx(before.difference.value) == pytest.approx(0.1)
+    assert after.difference.stderr == pytest.approx(before.difference.stderr)
+    path.write_text("\n".join(lines[:-1]))
+    assert Pairs(base.records, tmp_path).between(*base.records, key) is None
+    path.write_text("{")
+    assert Pairs(base.records, tmp_path).between(*base.records, key) is None
+    assert Pairs(base.records, None).between(*base.records, key) is None
+
+
+def test_a_path_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "secret.jsonl").write_text('{"filter": "none"}\n')
+    samples = Samples(tmp_path / "run")
+    assert samples.rows("../secret.jsonl") == ()
+    assert samples.rows(str(tmp_path / "secret.jsonl")) == ()
+
+
+def test_equal_documents_are_told_apart() -> None:
+    rows = [
+        {"filter": "none", "doc_hash": "a"},
+        {"filter": "none", "doc_hash": "a"},
+        {"filter": "none", "doc_hash": "a", "subject": "law"},
+        {"filter": "none", "prompt_hash": "p", "target_hash": "t"},
+    ]
+    assert len(set(keys(rows))) == 4
+
+
+def test_a_score_that_is_no_mean_of_its_rows_is_not_paired(tmp_path: Path) -> None:
+    made = side(tmp_path, cell())
+    score = made.records[0].scores[0]
+    assert Samples(tmp_path).items(score) is not None
+    assert Samples(tmp_path).items(score.model_copy(update={"value": score.value + 1})) is None
+    assert Samples(tmp_path).items(score.model_copy(update={"metric": "kl_p99"})) is None
+
+
+def test_clusters_of_the_rows_widen_the_interval(tmp_path: Path) -> None:
+    """All items of a cluster alike: the interval is that of the clusters."""
+    key = ("gsm8k", "gold_nll", "none")
+    widths = {}
+    for name, clusters in (("alone", None), ("articles", CLUSTERS)):
+        made = side(tmp_path / name, cell(damage=0.1), cell(bits=4), clusters=clusters)
+        path = tmp_path / name / made.records[1].scores[-1].samples
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        shift = np.random.default_rng(1).standard_normal(ITEMS // 4)
+        shift -= shift.mean()
+        for index, row in enumerate(rows):
+            row["gold_nll"] += shift[index // 4]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = Pairs(made.records, tmp_path / name).between(*made.records, key).difference
+        widths[name] = found.high - found.low
+        assert found.clusters == (ITEMS if clusters is None else ITEMS // 4)
+    assert widths["articles"] == pytest.approx(2 * widths["alone"], rel=0.1)
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize(
+    ("damage", "outcome", "perplexity"),
+    [(0.2, "pass", "same"), (0.3, "worse", "worse"), (0.1, "pass", "better")],
+)
+def test_the_verdict_goes_by_the_margin(
+    tmp_path: Path, damage: float, outcome: str, perplexity: str
+) -> None:
+    base = side(tmp_path / "base", cell())
+    candidate = side(tmp_path / "candidate", cell(damage=damage, source="1" * 12))
+    verdict = compare(base, candidate, tasks=("wikitext", "divergence", "gsm8k"))
+    assert verdict.outcome == outcome
+    assert words(verdict)["perplexity"] == words(verdict)["gold_nll"] == perplexity
+    assert "calibration noise is not included" in verdict.cells[0].notes[0]
+    assert f"## {outcome}:" in markdown(verdict)
+    assert json.loads(json.dumps(as_json(verdict), allow_nan=False))["outcome"] == outcome
+
+
+def test_few_answers_are_undecided_and_the_items_that_would_decide_are_named(
+    tmp_path: Path,
+) -> None:
+    base, candidate = (side(tmp_path / name, cell(source=name[0] * 12)) for name in ("1", "2"))
+    verdict = compare(base, candidate)
+    assert verdict.outcome == "undecided" and words(verdict)["acc"] == "undecided"
+    (finding,) = [one for one in verdict.cells[0].findings if one.endpoint.key[1] == "acc"]
+    assert "items, for 100" in finding.needed
+    assert compare(base, candidate, margins=read_margins(["acc=0.2"])).outcome == "pass"
+
+
+def test_draws_are_shared_and_their_spread_is_in_the_interval(tmp_path: Path) -> None:
+    """A base that differs from draw to draw: one draw says worse, four say that it is noise."""
+    levels = (0.2, 0.3, 0.24, 0.28)
+    others = (0.32, 0.2, 0.3, 0.24)
+    base = side(tmp_path / "base", *(cell(seed=k, damage=v) for k, v in enumerate(levels)))
+    candidate = side(
+        tmp_path / "candidate",
+        *(cell(seed=k, damage=v, source="1" * 12) for k, v in enumerate(others)),
+    )
+    text = ("wikitext",)
+    alone = [Side(one.name, one.folder, one.records[:1]) for one in (base, candidate)]
+    assert compare(*alone, tasks=text).outcome == "worse"
+    verdict = compare(base, candidate, tasks=text)
+    (finding,) = verdict.cells[0].findings
+    assert finding.harm.draws == 4 and finding.word == "undecided"
+    assert finding.harm.value == pytest.approx(np.mean(others) - np.mean(levels))
+    assert "draws, for 4" in finding.needed
+    assert verdict.cells[0].notes == ()
+
+
+def test_what_is_not_random_has_one_draw_that_goes_with_all(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell("rtn", damage=0.4))
+    candidate = side(tmp_path / "mine", *(cell(seed=k, damage=0.3) for k in range(3)))
+    (match,) = matched(base, candidate)
+    assert [(one.cell.method, other.cell.seed) for one, other in match.draws()] == [
+        ("rtn", k) for k in range(3)
+    ]
+    verdict = compare(base, candidate, tasks=("wikitext",))
+    assert words(verdict) == {"perplexity": "better"}
+    assert verdict.cells[0].label == "rtn 3b g64 -> gptq 3b g64"
+    fixed = side(tmp_path / "fixed", cell("rtn", damage=0.4, source="1" * 12))
+    assert compare(base, fixed, tasks=("wikitext",)).cells[0].notes == ()
+
+
+def test_many_comparisons_of_noise_do_not_alarm(tmp_path: Path) -> None:
+    """Cells against themselves with another noise: none is worse, by Holm over all of them."""
+    for name in ("base", "candidate"):
+        side(tmp_path / name, *(cell(bits=b, source=name[0] * 12) for b in (2, 3, 4)))
+    both = [
+        Side(n, tmp_path / n, tuple(Store(tmp_path / n).read_records()[0]))
+        for n in ("base", "candidate")
+    ]
+    assert compare(*both, tasks=("wikitext", "gsm8k", "divergence")).outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"revision": "other"}, "revision: main against other"),
+        ({"dtype": "bfloat16"}, "dtype: float32 against bfloat16"),
+        ({"batch_size": 4}, "batch size: all against 4"),
+        ({"evaluation": "new"}, "code that judges:  against new"),
+        (
+            {"calibration": CALIBRATION.model_copy(update={"samples": 16})},
+            "calibration samples: 8 against 16",
+        ),
+        (
+            {"tasks": tuple(task.model_copy(update={"limit": 50}) for task in TASKS)},
+            "wikitext limit: 100 against 50",
+        ),
+        ({"seed": 7}, "calibration seed: 0 against 7, none in common"),
+    ],
+)
+def test_what_differs_is_named_and_is_no_regression(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    base = side(tmp_path / "base", cell())
+    candidate = side(tmp_path / "candidate", cell(damage=0.9, **change))
+    verdict = compare(base, candidate)
+    assert verdict.outcome == "not comparable"
+    assert reason in verdict.cells[0].reasons
+
+
+def test_what_is_allowed_to_differ_may(tmp_path: Path) -> None:
+    base, candidate = cell(), cell(dtype="bfloat16", batch_size=4)
+    assert len(differences(base, candidate)) == 2
+    assert differences(base, candidate, ("dtype", "batch_size")) == []
+
+
+def test_items_are_counted_and_compared(tmp_path: Path) -> None:
+    """200 against 294 items: what read as a loss of 43 % elsewhere."""
+    base = side(tmp_path / "base", cell())
+    candidate = side(tmp_path / "candidate", cell(source="1" * 12))
+    path = tmp_path / "candidate" / candidate.records[0].scores[0].samples
+    score = candidate.records[0].scores[0]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"doc_hash": "x"}) + "\n" for row in rows))
+    verdict = compare(base, candidate)
+    assert "wikitext: 100 of 100 items are others" in verdict.cells[0].reasons
+    few = score.model_copy(update={"n": 60})
+    record = candidate.records[0].model_copy(
+        update={"scores": (few, *candidate.records[0].scores[1:])}
+    )
+    verdict = compare(base, Side("few", candidate.folder, (record,)))
+    assert "wikitext: 100 against 60 items" in verdict.cells[0].reasons
+
+
+def test_a_crash_and_a_missing_cell_are_no_regression(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell(), cell(bits=4))
+    crashed = cell(damage=0.2, status="failed", reason="out of memory")
+    verdict = compare(base, side(tmp_path / "candidate", crashed))
+    assert [one.status for one in verdict.cells] == ["failed", "missing"]
+    assert verdict.outcome == "not comparable"
+    assert "out of memory" in verdict.cells[0].reasons[0]
+
+
+def test_an_engine_that_scores_the_unquantized_model_otherwise_is_named(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell("none", None, damage=0.0), cell())
+    candidate = side(
+        tmp_path / "candidate", cell("none", None, damage=0.01), cell(damage=0.4, source="1" * 12)
+    )
+    verdict = compare(base, candidate, tasks=("wikitext",))
+    assert verdict.outcome == "not comparable"
+    assert "the unquantized model itself differs by +0.01" in verdict.cells[0].reasons[0]
+
+
+def test_a_score_at_its_bound_and_no_change_at_all_are_not_certain(tmp_path: Path) -> None:
+    """A score equal to a bound is no failure, and 100 answers that did not change prove little."""
+    base = side(tmp_path / "base", cell())
+    verdict = compare(base, base, tasks=("arc_easy",))
+    (finding,) = verdict.cells[0].findings
+    assert finding.harm.value == 0 and finding.word == "undecided"
+    assert finding.harm.high == pytest.approx(0.037, abs=0.001)
+
+
+def test_changed_answers_are_listed(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell(damage=0.0))
+    candidate = side(tmp_path / "candidate", cell(damage=2.0, source="1" * 12))
+    verdict = compare(base, candidate, tasks=("arc_easy",))
+    (finding,) = verdict.cells[0].findings
+    assert finding.flips.lost - finding.flips.gained == 20
+    assert finding.word == "worse" and len(finding.changes) == 10
+    assert "became wrong" in markdown(verdict)
+    assert answer({"loglikelihoods": [-3.0, -1.0, -2.0]}) == 1
+    assert answer({"filtered": ["42"]}) == "42"
+
+
+def test_cells_are_chosen_by_label(tmp_path: Path) -> None:
+    whole = side(tmp_path / "run", cell(), cell(bits=4), cell("rtn"), cell("none", None))
+    assert len(chosen(whole, "gptq").quantized) == 2
+    assert [one.cell.label for one in chosen(whole, "gptq 4b").quantized] == ["gptq 4b g64"]
+    with pytest.raises(ConfigError, match=r"no cell 'gpt'; it has .*gptq 3b g64"):
+        chosen(whole, "gpt")
+
+
+# ---- the command
+
+
+def test_the_command_ends_with_the_verdicts_code(tmp_path: Path) -> None:
+    side(tmp_path / "base", cell(damage=0.2))
+    side(tmp_path / "worse", cell(damage=0.4, source="1" * 12))
+    run = ("compare", tmp_path / "base", tmp_path / "worse", "--tasks", "wikitext,divergence")
+    done = run_command(*run, "--markdown", tmp_path / "comment.md")
+    assert done.code == 1 and "worse: At least one endpoint" in done.out
+    assert "gptq 3b g64" in done.out and "seconds to quantize" in done.out
+    assert (tmp_path / "comment.md").read_text().startswith("## worse:")
+    found = json.loads(run_command(*run, "--json").out)
+    assert found["outcome"] == "worse" and len(found["cells"][0]["findings"]) == 2
+    same = ("compare", tmp_path / "base", f"{tmp_path / 'base'}:gptq")
+    assert run_command(*same, "--tasks", "wikitext").code == 0
+    assert run_command(*same).code == 0  # undecided: the answers are few
+    assert run_command(*same, "--strict").code == 1
+    nothing = run_command(*same, "--tasks", "mmlu")
+    assert nothing.code == 2 and "no score has a margin" in nothing.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nothing", "BASE"), "unknown run or baseline 'nothing'"),
+        (("BASE", "runs/nowhere"), "runs/nowhere is neither the folder of a run"),
+        (("BASE:awq", "BASE"), "has no cell 'awq'; it has gptq 3b g64"),
+        (("BASE", "BASE", "--margin", "acc=-1"), "'acc=-1' is not METRIC=NUMBER"),
+        (("BASE", "BASE", "--margin", "ack=1"), "Did you mean 'acc'?"),
+        (("BASE", "BASE", "--allow", "torch"), "unknown name in --allow 'torch'"),
+    ],
+)
+def test_misuse_is_one_sentence(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    side(tmp_path / "base", cell())
+    words = [word.replace("BASE", str(tmp_path / "base")) for word in arguments]
+    done = run_command("compare", *words)
+    assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
+
+
+def test_a_baseline_is_saved_listed_shown_and_compared(tmp_path: Path) -> None:
+    side(tmp_path / "run", cell("none", None, damage=0.0), cell(), cell("rtn"))
+    place = ("--baselines", tmp_path / "baselines")
+    assert run_command("baseline", "save", f"{tmp_path / 'run'}:gptq", "main", *place).code == 0
+    assert run_command("baseline", "list", *place).out.split() == ["main", "gptq", "3b", "g64"]
+    shown = run_command("baseline", "show", "main", *place).out
+    assert "gptq 3b g64" in shown and "rtn" not in shown and "unquantized" not in shown
+    done = run_command("compare", "main", f"{tmp_path / 'run'}:gptq", "--tasks", "wikitext", *place)
+    assert done.code == 0, done.err + done.out
+    kept = tmp_path / "baselines" / "main"
+    assert {path.name for path in kept.iterdir()} == {"records", "samples"}
+    refused = run_command("baseline", "save", tmp_path / "run", "../main", *place)
+    assert refused.code == 2 and "is not a plain name" in refused.err
+
+
+def test_a_record_is_compared_by_its_file(tmp_path: Path) -> None:
+    made = side(tmp_path / "run", cell(), cell(bits=4))
+    path = tmp_path / "run" / "records" / f"{made.records[0].id}.json"
+    done = run_command("compare", path, path, "--tasks", "wikitext")
+    assert done.code == 0 and "4b" not in done.out
