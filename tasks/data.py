@@ -5,7 +5,8 @@ Each task declares its table: its folder, splits and columns, which are the hub'
 calibrate on; `qbench data fetch DIR` makes one, and `qbench data list` says what one has.
 
 `auto` is the folder that QBENCH_DATA names; else, for a model that is not embedded, the hub or its
-local cache; else the embedded data, which bear the name `mini-...` everywhere.
+local cache; else the embedded data, which bear the name `mini-...` everywhere. `open_source` itself
+never goes to the network for it: what a run takes is decided by `choose`.
 """
 
 from __future__ import annotations

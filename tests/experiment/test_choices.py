@@ -79,8 +79,7 @@ def test_accuracies_of_the_standard_preset_are_precise_to_a_percent():
     tasks = PRESETS["standard"]["tasks"]
     assert tasks["mmlu"]["limit"] * 57 >= 2500 and tasks["mmlu"]["num_fewshot"] == 5
     assert tasks["arc_easy"].get("limit") is None and tasks["gsm8k"]["num_fewshot"] == 5
-    same = [name for name, preset in PRESETS.items() if set(preset["tasks"]) == set(tasks)]
-    assert same == list(PRESETS), "a preset changes how tasks are asked, not which"
+    assert set(PRESETS["quick"]["tasks"]) == set(tasks) == set(PRESETS["paper"]["tasks"])
 
 
 def test_the_default_grid_is_the_named_methods_at_three_widths():
