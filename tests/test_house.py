@@ -55,7 +55,9 @@ ARROWS = {
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "models", "records"},
-    "reports": {"errors", "files", "outside_text", "records", "tasks"},
+    "stats": set(),
+    "comparison": {"errors", "outside_text", "records", "stats", "tasks"},
+    "reports": {"comparison", "errors", "files", "outside_text", "records", "tasks"},
     "latency": {
         "checkpoint", "contracts", "environment", "errors", "kernels", "kernels.cpu",
         "kernels.gpu", "models", "quantization", "records",
@@ -66,9 +68,9 @@ ARROWS = {
         "records", "registry", "tasks",
     },
     "commands": {
-        "checks", "contracts", "environment", "errors", "experiment", "export", "files",
-        "inspection", "isolation", "kernels", "latency", "method_source", "models", "outside_text",
-        "records",
+        "checks", "comparison", "contracts", "environment", "errors", "experiment", "export",
+        "files", "inspection", "isolation", "kernels", "latency", "method_source", "models",
+        "outside_text", "records",
         "registry", "reports", "tasks",
     },
 }  # fmt: skip

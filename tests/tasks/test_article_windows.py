@@ -56,7 +56,9 @@ def test_a_small_choice_is_part_of_a_larger_one(tokenizer):
     )
     again = article_windows(texts, tokenizer, asked(length=64, limit=9, spread=2))
     assert torch.equal(few.tokens, again.tokens)
-    assert {tuple(row.tolist()) for row in few.tokens} < {tuple(row.tolist()) for row in more.tokens}
+    assert {tuple(row.tolist()) for row in few.tokens} < {
+        tuple(row.tolist()) for row in more.tokens
+    }
     assert len(set(more.articles)) >= 24
     assert list(more.articles) == sorted(more.articles, key=lambda name: int(name.split("-")[1]))
 

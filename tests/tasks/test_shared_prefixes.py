@@ -68,7 +68,9 @@ def test_choices_share_their_question():
 
 def test_what_a_subject_shares_is_computed_once():
     examples = list(range(500))
-    sequences = [[*examples, *range(q, q + 60), 7, c] for q in range(600, 5600, 100) for c in (1, 2)]
+    sequences = [
+        [*examples, *range(q, q + 60), 7, c] for q in range(600, 5600, 100) for c in (1, 2)
+    ]
     computed = check(sequences, [1] * len(sequences), budget=300)
     assert computed == 500 + 50 * 63
 
