@@ -31,8 +31,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gate"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--bits", default="3")
-    parser.add_argument("rest", nargs="*", help="options of qbench run, behind --")
-    options = parser.parse_args()
+    mine, rest = split(sys.argv[1:])
+    options = parser.parse_args(mine)
     options.out.mkdir(parents=True, exist_ok=True)
     comment = options.out / "comment.md"
     methods = changed_methods(options.revision)
@@ -43,7 +43,7 @@ def main() -> int:
         return 0
     print(f"changed since {options.revision}: {', '.join(methods)}", flush=True)
     grid = ["run", "--preset", "gate", "--model", options.model, "--bits", options.bits]
-    grid += ["--methods", ",".join(["none", *methods]), *options.rest]
+    grid += ["--methods", ",".join(["none", *methods]), *rest]
     sides = {name: (options.out / name).resolve() for name in ("base", "candidate")}
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "tree"
@@ -58,6 +58,14 @@ def main() -> int:
         ROOT,
         ["compare", *map(str, sides.values()), "--markdown", str(comment.resolve())],
     )
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and behind it: options of `qbench run`."""
+    if "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
 
 
 def changed_methods(revision: str) -> list[str]:
