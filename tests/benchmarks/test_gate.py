@@ -19,6 +19,11 @@ SMALL = (
     "--tasks wikitext,divergence --set wikitext.limit=6 --set divergence.limit=6 "
     "--set wikitext.length=64 --set divergence.length=64 --group-size 32 --dtype float32 --jobs 1"
 )
+GH = """#!/bin/sh
+printf "%s\\n" "$@" > ../gh
+while [ "$1" != --body-file ]; do shift; done
+cat "$2"
+"""
 WORSE = """
 
 _round = RTN.quantize_weight
@@ -75,9 +80,7 @@ def run_steps(tree: Path, model: Path, base: str) -> tuple[int, str, str]:
     ready.touch()
     tools = tree.parent / "tools"
     tools.mkdir(exist_ok=True)
-    (tools / "gh").write_text(
-        '#!/bin/sh\nprintf "%s\\n" "$@" > ../gh\nwhile [ "$1" != --body-file ]; do shift; done\ncat "$2"\n'
-    )
+    (tools / "gh").write_text(GH)
     (tools / "gh").chmod(0o755)
     environment = os.environ | {
         "MAKEFLAGS": "e",  # so that the variables below hold
