@@ -12,6 +12,7 @@ import pytest
 
 from command_line import run_command
 from paired_items import ITEMS, with_items
+from qbench.commands.questions import questions
 from qbench.comparison.changed_answers import answer
 from qbench.comparison.comparable import differences
 from qbench.comparison.endpoints import read_margins
@@ -24,6 +25,7 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.tasks.data import open_source
 
 TASKS = tuple(
     TaskSpec(name=name, data=name, sha256="a" * 64, limit=ITEMS)
@@ -395,3 +397,16 @@ def test_a_record_is_compared_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "run" / "records" / f"{made.records[0].id}.json"
     done = run_command("compare", path, path, "--tasks", "wikitext")
     assert done.code == 0 and "4b" not in done.out
+
+
+def test_changed_answers_are_quoted_where_the_data_are_those(tmp_path: Path) -> None:
+    source = open_source("mini")
+    specs = [
+        TaskSpec(name="mini-arc_easy", data="d", sha256=source.sha256("arc_easy")),
+        TaskSpec(name="mini-mmlu", data="d", sha256=source.sha256("mmlu")),
+    ]
+    first = source.rows("arc_easy", "test")[3]["question"]
+    assert questions(specs[0], None)["3"][:30] == " ".join(first.split())[:30]
+    subject = source.rows("mmlu", "test")[0]["subject"]
+    assert questions(specs[1], "mini")[f"{subject} 0"]
+    assert questions(specs[0].model_copy(update={"sha256": "other"}), None) == {}
