@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -390,6 +391,18 @@ def test_a_baseline_is_saved_listed_shown_and_compared(tmp_path: Path) -> None:
     assert {path.name for path in kept.iterdir()} == {"records", "samples"}
     refused = run_command("baseline", "save", tmp_path / "run", "../main", *place)
     assert refused.code == 2 and "is not a plain name" in refused.err
+
+
+def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:
+    side(tmp_path / "base", cell(damage=0.2))
+    made = side(tmp_path / "mine", cell(damage=0.9, source="1" * 12), cell(source="2" * 12))
+    old = tmp_path / "mine" / "records" / f"{made.records[0].id}.json"
+    run = ("compare", tmp_path / "base", tmp_path / "mine", "--tasks", "wikitext")
+    os.utime(old, ns=(1, 1))
+    done = run_command(*run)
+    assert done.code == 0 and "1 older cells" in done.err
+    os.utime(old)
+    assert run_command(*run).code == 1
 
 
 def test_a_record_is_compared_by_its_file(tmp_path: Path) -> None:
