@@ -3,12 +3,14 @@ PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
 OUT    ?= runs/$(notdir $(MODEL))
+BASE   ?= gptq
+REVISION ?= origin/main
 SHAPES ?= 4096x4096,14336x4096
 THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report test test-quick test-triton test-transformers4 check house table sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report regress gate test test-quick test-triton test-transformers4 check house table sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -27,6 +29,12 @@ bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (
 
 report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(OUT)
+
+regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (MODEL, OUT); docs/gate.md
+	$(RUN)qbench regress $(METHOD) --base $(BASE) --model $(MODEL) $(if $(DATA),--data $(DATA)) --markdown runs/regress.md --json runs/regress.json
+
+gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, GATE); docs/gate.md
+	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(MODEL) -- $(if $(DATA),--data $(DATA)) $(GATE)
 
 test: $(READY) ## the test suite, all of it, on all cores
 	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import as_names, err, out
+from qbench.commands.options import Data, as_names, err, out
 from qbench.errors import ConfigError, unknown_name
 from qbench.outside_text import printable
 
@@ -55,12 +55,14 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="File for a comment in Markdown.")
     ] = None,
+    data: Data = None,
     baselines: Baselines = HERE,
 ) -> None:
     """Is CANDIDATE worse than BASE? Paired on the same items, by margins.
 
     Exit code 0: no; 1: yes, worse beyond a margin; 2: not comparable, or nothing to compare.
     """
+    from qbench.commands.questions import with_questions
     from qbench.comparison.comparable import ALLOWABLE
     from qbench.comparison.endpoints import read_margins
     from qbench.comparison.verdicts import compare as compared
@@ -69,14 +71,15 @@ def compare(
     for name in allowed:
         if name not in ALLOWABLE:
             raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
+    first, second = _side(base, baselines), _side(candidate, baselines)
     verdict = compared(
-        _side(base, baselines),
-        _side(candidate, baselines),
+        first,
+        second,
         margins=read_margins(margin or []),
         tasks=as_names(tasks, "--tasks"),
         allowed=allowed,
     )
-    raise typer.Exit(report(verdict, as_json, markdown, strict))
+    raise typer.Exit(report(with_questions(verdict, first, data), as_json, markdown, strict))
 
 
 def report(verdict: Verdict, as_json: bool, markdown: Path | None, strict: bool) -> int:

@@ -35,7 +35,8 @@ def regress(
     data: Data = None,
     device: Device = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Default runs/regress/METHOD.")
+        Path | None,
+        typer.Option("--out", help="Default runs/regress/, a folder for each state of the two."),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="As in `qbench run`.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where undecided, too.")] = False,
@@ -59,7 +60,7 @@ def regress(
             f"METHOD and --base are both {name!r}; name another one, or run `qbench run` at two "
             "revisions and hold the folders against each other by `qbench compare`"
         )
-    folder = out_folder or Path("runs") / "regress" / name
+    folder = out_folder or Path("runs") / "regress" / f"{name}-{_digest(method, base)}"
     flags: dict[str, Any] = {
         "model": (model,),
         "bits": as_numbers("--bits", bits),
@@ -98,6 +99,17 @@ def _checked(method: str) -> str:
     (name,) = subjects
     _print(f"ok    {name}  all contract checks")
     return name
+
+
+def _digest(method: str, base: str) -> str:
+    """8 hex digits that stand for the present state of the file and of the base's source."""
+    import hashlib
+
+    from qbench.registry import method_class, source_hash
+
+    path = Path(method)
+    state = path.read_bytes() if path.is_file() else source_hash(method_class(method)).encode()
+    return hashlib.sha256(state + source_hash(method_class(base)).encode()).hexdigest()[:8]
 
 
 def _judged(

@@ -10,6 +10,7 @@ from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
+from qbench.records import Record
 
 BASELINES = Path("baselines")
 
@@ -30,7 +31,14 @@ def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
     if found.suffix == ".json":
         return _one_record(found, text)
     records, complaints = read_records(found)
-    side = Side(place, found, tuple(records))
+    newest = _newest(records, found)
+    older = len(records) - len(newest)
+    if older:
+        complaints.append(
+            f"{place} holds {older} older cells beside newer ones of the same label and seed, as "
+            "of an edited method; the newest count"
+        )
+    side = Side(place, found, tuple(newest))
     return (chosen(side, label) if label else side), complaints
 
 
@@ -59,6 +67,18 @@ def baseline_names(baselines: Path = BASELINES) -> list[str]:
     if not baselines.is_dir():
         return []
     return sorted(path.parent.name for path in baselines.glob("*/records"))
+
+
+def _newest(records: list[Record], folder: Path) -> list[Record]:
+    """Of cells that differ in nothing that has a name, such as the method's source, the newest."""
+    written = {}
+    for record in records:
+        written[record.id] = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
+    kept: dict[tuple[object, ...], Record] = {}
+    for record in sorted(records, key=lambda one: written[one.id]):
+        cell = record.cell
+        kept[cell.model, cell.method, cell.label, cell.seed] = record
+    return [record for record in records if record in kept.values()]
 
 
 def _copy(source: Path, target: Path, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from command_line import run_command
 from paired_items import ITEMS, with_items
+from qbench.commands.questions import questions
 from qbench.comparison.changed_answers import answer
 from qbench.comparison.comparable import differences
 from qbench.comparison.endpoints import read_margins
@@ -24,6 +26,7 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.tasks.data import open_source
 
 TASKS = tuple(
     TaskSpec(name=name, data=name, sha256="a" * 64, limit=ITEMS)
@@ -390,8 +393,33 @@ def test_a_baseline_is_saved_listed_shown_and_compared(tmp_path: Path) -> None:
     assert refused.code == 2 and "is not a plain name" in refused.err
 
 
+def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:
+    side(tmp_path / "base", cell(damage=0.2))
+    made = side(tmp_path / "mine", cell(damage=0.9, source="1" * 12), cell(source="2" * 12))
+    old = tmp_path / "mine" / "records" / f"{made.records[0].id}.json"
+    run = ("compare", tmp_path / "base", tmp_path / "mine", "--tasks", "wikitext")
+    os.utime(old, ns=(1, 1))
+    done = run_command(*run)
+    assert done.code == 0 and "1 older cells" in done.err
+    os.utime(old)
+    assert run_command(*run).code == 1
+
+
 def test_a_record_is_compared_by_its_file(tmp_path: Path) -> None:
     made = side(tmp_path / "run", cell(), cell(bits=4))
     path = tmp_path / "run" / "records" / f"{made.records[0].id}.json"
     done = run_command("compare", path, path, "--tasks", "wikitext")
     assert done.code == 0 and "4b" not in done.out
+
+
+def test_changed_answers_are_quoted_where_the_data_are_those(tmp_path: Path) -> None:
+    source = open_source("mini")
+    specs = [
+        TaskSpec(name="mini-arc_easy", data="d", sha256=source.sha256("arc_easy")),
+        TaskSpec(name="mini-mmlu", data="d", sha256=source.sha256("mmlu")),
+    ]
+    first = source.rows("arc_easy", "test")[3]["question"]
+    assert questions(specs[0], None)["3"][:30] == " ".join(first.split())[:30]
+    subject = source.rows("mmlu", "test")[0]["subject"]
+    assert questions(specs[1], "mini")[f"{subject} 0"]
+    assert questions(specs[0].model_copy(update={"sha256": "other"}), None) == {}

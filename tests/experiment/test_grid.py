@@ -330,3 +330,28 @@ def test_younger_facts_leave_the_ids_of_older_records():
         assert task.pop("spread") is None
     text = json.dumps(known, sort_keys=True, separators=(",", ":"))
     assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_replicates_are_draws_of_the_calibration_sample_and_of_nothing_else():
+    found = cells(methods=("none", "rtn", "gptq"), bits=(3,), seed=5, replicates=3)
+    assert [(cell.method, cell.seed) for cell in found] == [
+        ("none", 0),
+        ("rtn", 0),
+        ("gptq", 5),
+        ("gptq", 6),
+        ("gptq", 7),
+    ]
+    assert len({cell.id for cell in found}) == 5
+
+
+def test_what_draws_nothing_carries_no_seed():
+    first, second = (cells(methods=("none", "rtn"), bits=(3,), seed=k) for k in (0, 1))
+    assert [cell.id for cell in first] == [cell.id for cell in second]
+
+
+def test_the_command_of_a_draw_makes_that_draw_alone():
+    grid = Grid(methods=("gptq",), bits=(3,), preset="gate")
+    draws = cells(methods=("gptq",), bits=(3,), preset="gate")
+    assert [cell.seed for cell in draws] == [0, 1, 2, 3]
+    command = cell_command(grid, draws[2])
+    assert "--seed 2" in command and "--replicates 1" in command

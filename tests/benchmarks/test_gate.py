@@ -1,0 +1,167 @@
+"""The gate of pull requests: the steps of the workflow, run here on a copy of the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from places import ROOT
+
+WORKFLOW = ROOT / ".github" / "workflows" / "gate.yml"
+SMALL = (
+    "--tasks wikitext,divergence --set wikitext.limit=6 --set divergence.limit=6 "
+    "--set wikitext.length=64 --set divergence.length=64 --group-size 32 --dtype float32 --jobs 1"
+)
+GH = """#!/bin/sh
+printf "%s\\n" "$@" > ../gh
+while [ "$1" != --body-file ]; do shift; done
+cat "$2"
+"""
+WORSE = """
+
+_round = RTN.quantize_weight
+
+
+def _worse(self, weight, scheme):
+    return _round(self, weight * 1.3, scheme)
+
+
+RTN.quantize_weight = _worse
+"""
+
+
+def steps() -> dict[str, dict[str, object]]:
+    """The steps of the workflow's job by their names."""
+    job = yaml.safe_load(WORKFLOW.read_text())["jobs"]["gate"]
+    return {step["name"]: step for step in job["steps"] if "name" in step}
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A repository of its own that holds the tracked files as they are now, in one commit."""
+    tree = tmp_path / "copy"
+    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
+    for name in listed.split("\n"):
+        if name and (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tree / name)
+    git(tree, "init", "--quiet")
+    commit(tree, "base")
+    return tree
+
+
+def git(tree: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit(tree: Path, message: str) -> str:
+    """Commit everything; the commit before it, or nothing."""
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    git(tree, "add", "--all")
+    git(tree, *who, "commit", "--quiet", "-m", message)
+    return git(tree, "rev-parse", "HEAD")
+
+
+def run_steps(tree: Path, model: Path, base: str) -> tuple[int, str, str]:
+    """Run the judging and the commenting step as the workflow's runner would.
+
+    Returns the first one's exit code and output, and the comment. The environment is there already,
+    and GitHub is not.
+    """
+    ready = tree.parent / "ready"
+    ready.touch()
+    tools = tree.parent / "tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "gh").write_text(GH)
+    (tools / "gh").chmod(0o755)
+    environment = os.environ | {
+        "MAKEFLAGS": "e",  # so that the variables below hold
+        "READY": str(ready),
+        "RUN": f"PYTHONSAFEPATH=1 {Path(sys.prefix) / 'bin'}/",
+        "MODEL": str(model),
+        "DATA": "mini",
+        "GATE": SMALL,
+        "BASE_SHA": base,
+        "NUMBER": "7",
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = shell(steps()["Judge"], tree, environment)
+    said = shell(steps()["Comment"], tree, environment)
+    assert said.returncode == 0, done.stderr + said.stderr
+    assert (tree.parent / "gh").read_text().split("\n")[:3] == ["pr", "comment", "7"]
+    return done.returncode, done.stdout + done.stderr, said.stdout
+
+
+def shell(step: dict[str, object], tree: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+    command = ["bash", "-e", "-c", step["run"]]
+    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+
+
+def test_the_workflow_names_what_exists() -> None:
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    assert workflow[True]["pull_request"]["paths"] == ["methods/**"]  # YAML reads `on` as true
+    targets = (ROOT / "Makefile").read_text()
+    assert steps()["Install"]["run"] == "make setup" and "\nsetup:" in targets
+    assert "\ngate:" in targets and steps()["Judge"]["run"].startswith("make gate ")
+    assert steps()["Comment"]["if"] == "always()"
+
+
+@pytest.mark.slow
+def test_a_change_that_changes_nothing_passes_and_a_worse_one_does_not(
+    copy: Path, tiny_folder: Path
+) -> None:
+    base = git(copy, "rev-parse", "HEAD")
+    code, output, comment = run_steps(copy, tiny_folder, base)
+    assert code == 0 and "No method" in comment, output
+    method = copy / "methods" / "rtn.py"
+    method.write_text(method.read_text() + "\n# A remark.\n")
+    commit(copy, "a remark")
+    code, output, comment = run_steps(copy, tiny_folder, base)
+    assert code == 0, output
+    assert "changed since" in output and comment.startswith("## pass:")
+    method.write_text(method.read_text() + WORSE)
+    commit(copy, "worse")
+    code, output, comment = run_steps(copy, tiny_folder, base)
+    assert code == 2, output  # make's code for a failure of any kind
+    assert comment.startswith("## worse:") and "rtn 3b g32" in comment
+    assert git(copy, "worktree", "list").count("\n") == 0
+
+
+@pytest.mark.slow
+def test_regress_checks_runs_and_judges(tiny_folder: Path, tmp_path: Path, command) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from qbench.methods.gptq import GPTQ\n\n\n"
+        "@dataclass(frozen=True)\nclass Mine(GPTQ):\n"
+        '    """GPTQ again."""\n\n    name: ClassVar[str] = "mine"\n'
+    )
+    words = ["regress", plugin, "--base", "gptq", "--model", tiny_folder, "--data", "mini"]
+    words += ["--group-size", "32", "--replicates", "2", "--out", tmp_path / "run"]
+    words += ["--json", tmp_path / "verdict.json", "--markdown", tmp_path / "comment.md"]
+    limits = ("wikitext.limit=6", "divergence.limit=6", "wikitext.length=64", "gsm8k.limit=3")
+    limits += ("divergence.length=64", "calibration.samples=4", "calibration.length=32")
+    for limit in limits:
+        words += ["--set", limit]
+    code, output, error = command(*words)
+    assert code == 0, output + error
+    assert "ok    mine  all contract checks" in output and "pass: No endpoint" in output
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["outcome"] == "pass"
+    (cell,) = verdict["cells"]
+    assert [one["word"] for one in cell["findings"]] == ["same"] * 3
+    assert {one["harm"]["draws"] for one in cell["findings"]} == {2} and cell["notes"] == []
+    assert (tmp_path / "comment.md").read_text().startswith("## pass: ")
+    plugin.write_text(plugin.read_text().replace("GPTQ again", "x") + "    damp: float = -1\n")
+    code, output, error = command(*words)
+    assert code in (1, 2) and "Traceback" not in output + error
+    code, output, error = command(*["gptq" if word == plugin else word for word in words])
+    assert code == 2 and "are both 'gptq'" in error
