@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 
@@ -18,10 +17,11 @@ from qbench.quantization import quantize
 from qbench.records import Cell
 from tiny_runs import empty_picture, run_args
 
-_SPEC = importlib.util.spec_from_file_location("abuse", ROOT / "benchmarks" / "abuse.py")
-abuse = importlib.util.module_from_spec(_SPEC)
-sys.modules.setdefault("abuse", abuse)
-_SPEC.loader.exec_module(abuse)
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from abuse import damage
+from abuse.bench import table
+
+sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def cell(bits):
@@ -55,11 +55,11 @@ def test_a_whole_artifact_is_believed(artifacts):
     check_artifact(artifacts / cell(4).artifact, cell(4))
 
 
-@pytest.mark.parametrize("name", abuse.DAMAGES)
+@pytest.mark.parametrize("name", damage.DAMAGES)
 def test_every_damage_is_found_and_what_is_left_can_be_removed(artifacts, name, tmp_path):
     shutil.copytree(artifacts, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / cell(4).artifact
-    abuse.DAMAGES[name](folder)
+    damage.DAMAGES[name](folder)
     with pytest.raises(StoreError):
         check_artifact(folder, cell(4))
     remove(folder)
@@ -70,10 +70,10 @@ def test_any_byte_that_changes_is_found(artifacts, tmp_path):
     shutil.copytree(artifacts, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / cell(4).artifact
     for place in (0.0, 0.3, 0.6, 1.0):
-        abuse.flip(folder / "model.safetensors", place)
+        damage.flip(folder / "model.safetensors", place)
         with pytest.raises(StoreError, match=r"model.safetensors differs from the hash"):
             check_artifact(folder, cell(4))
-        abuse.flip(folder / "model.safetensors", place)
+        damage.flip(folder / "model.safetensors", place)
     check_artifact(folder, cell(4))
 
 
@@ -82,14 +82,14 @@ def test_a_damaged_artifact_alone_is_redone(tiny_folder, command, tmp_path, monk
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
     out = tmp_path / "out"
     assert command(*run_args(tiny_folder, out, "rtn", tasks=["wikitext"]))[0] == 0
-    before = abuse.table(out)
+    before = table(out)
     inodes = {path.name: path.stat().st_ino for path in (out / "artifacts").iterdir()}
     damaged, intact = (record.cell for record in read_records(out)[0])
     for record in (out / "records").iterdir():
         record.unlink()
-    abuse.flip(out / "artifacts" / damaged.artifact / "model.safetensors", 0.9)
+    damage.flip(out / "artifacts" / damaged.artifact / "model.safetensors", 0.9)
     code, _, error = command(*run_args(tiny_folder, out, "rtn", tasks=["wikitext"]))
-    assert code == 0 and abuse.table(out) == before
+    assert code == 0 and table(out) == before
     assert error.count("this model is quantized again") == 1 and damaged.artifact in error
     assert (out / "artifacts" / intact.artifact).stat().st_ino == inodes[intact.artifact]
 
