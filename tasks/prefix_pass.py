@@ -19,8 +19,8 @@ from qbench.tasks.shared_prefixes import Pass, passes
 # New tokens of a pass. Many more do not make products faster, and each costs attention to all.
 BUDGET = {"cpu": 512, "cuda": 4096}
 LOGIT_BYTES = 2_000_000_000
-# Mean KL between a pass and the plain model, in nats, that rounding explains: SmolLM2 has 2e-11 in
-# float32, 5e-5 in float16 and 3e-3 in bfloat16; a mask or a position that is not heeded, 0.05 and up.
+# Mean KL between a pass and the plain model, in nats, that rounding explains. SmolLM2 has 2e-11 in
+# float32, 5e-5 in float16, 3e-3 in bfloat16; a mask or position that is not heeded, 0.05 and up.
 TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-6,
