@@ -124,13 +124,14 @@ class ReferenceLogits:
 def divergence(p: Tensor, q: Tensor) -> Tensor:
     """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's of 16 bits.
 
-    Rounded they are no longer a distribution: with Z the sum of exp p, which is about 1, it is
-    KL = (sum of exp p (p - q)) / Z - ln Z.
+    Neither is quite a distribution, P by its rounding and Q by that of a float32 log-softmax, which
+    is off by up to 1e-5: with Z the sums of their exponentials, which are about 1,
+    KL = (sum of exp p (p - q)) / Z_p - ln Z_p + ln Z_q.
     """
     weight = p.exp()
     total = weight.sum(-1)
     weighted = torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
-    return weighted / total - total.log()
+    return weighted / total - total.log() + q.exp().sum(-1).log()
 
 
 def parts_of(positions: int, device: torch.device) -> Iterator[slice]:

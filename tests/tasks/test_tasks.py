@@ -24,7 +24,7 @@ from qbench.tasks.declaration import Cost
 from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.mini_source import EMBEDDED, MiniSource
-from qbench.tasks.reference import POSITIONS, ReferenceLogits, reference_key
+from qbench.tasks.reference import POSITIONS, ReferenceLogits, divergence, reference_key
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
 from qbench.tasks.scores import mean_score
 
@@ -181,6 +181,18 @@ def test_a_divergence_stands_beside_what_rounding_makes(model, tokenizer, refere
     reference.path.with_suffix(".noise.json").write_text("[1,")
     with pytest.raises(StoreError, match=r"noise\.json cannot be read"):
         ReferenceLogits.open(reference.path)
+
+
+def test_a_small_divergence_is_right_in_float32():
+    """With a large vocabulary the sum in a log-softmax of float32 is off by more than such a KL."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 49152, generator=draw) * 3 + 10
+    other = logits + 0.003 * torch.randn(16, 49152, generator=draw)
+    p = logits.log_softmax(-1).half()
+    exact = divergence(p.double(), other.double().log_softmax(-1))
+    assert 1e-6 < exact.mean() < 1e-5
+    found = divergence(p.float(), other.log_softmax(-1))
+    assert float((found - exact).abs().max()) < 3e-7
 
 
 def test_both_text_tasks_share_one_pass(model, tokenizer, reference):
