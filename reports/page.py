@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from qbench.files.atomic import write_text
 from qbench.records import Record
+from qbench.reports import latencies
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.headline import MINI_NOTICE, require
 from qbench.reports.pictures import drawn, file_name, offered
@@ -47,6 +48,7 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
         mini=MINI_NOTICE if has_mini_tasks else "",
         pictures=[_pictures(records, model, k) for k, model in enumerate(models(records))],
         caption=CAPTION,
+        notes=latencies.caption(records),
         files=FILES,
         columns=columns,
         explained=[column for column in columns if column.explanation],

@@ -1,7 +1,7 @@
-"""The command line: `qbench run`, `report`, `list` and `data`, and its entry point.
+"""The command line: `qbench run`, `report` and `list`, and its entry point.
 
-The commands about one model are in `folders`, those about this machine in `machine`, and `check` in
-a module of its own. Results go to stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell,
+The commands about one model are in `folders`, those about this machine in `machine`, the others in
+modules of their own. Results go to stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell,
 check or file, 2 misuse, 130 interrupted. What a command needs is imported in it, so that help,
 lists and typing errors are fast.
 """
@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, compare, folders, machine, regress
+from qbench.commands import check, cleaning, compare, data, folders, machine, regress
 from qbench.commands.options import (
     Data,
     Device,
@@ -47,7 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
 app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(machine.app)
@@ -55,7 +54,7 @@ app.add_typer(cleaning.app)
 app.add_typer(compare.app)
 app.add_typer(regress.app)
 app.add_typer(compare.baseline_app, name="baseline")
-app.add_typer(data_app, name="data")
+app.add_typer(data.app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
 
@@ -199,8 +198,7 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
     store = Store(folder)
     records = _run_plan(plan, store)
     _print_leaderboard(records, folder)
-    written = write_reports(store.read_records()[0], folder)
-    _print_paths("report", written)
+    _print_report(write_reports(store.read_records()[0], folder), folder)
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
@@ -304,7 +302,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
     records, complaints = read_records(folder)
     _print_warnings(complaints)
     _print_leaderboard(records, folder)
-    _print_paths("report", write_reports(records, folder))
+    _print_report(write_reports(records, folder), folder)
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
@@ -330,30 +328,6 @@ def list_(
     for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
-
-
-@data_app.command("list")
-def data_list(data: Data = None) -> None:
-    """Tables of a data source, with rows, hashes and licences."""
-    from qbench.tasks.data import inventory, open_source
-
-    source = open_source(data or "auto")
-    out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
-    table = Table("table", "split", "rows", "sha256", "licence", box=None, padding=(0, 2, 0, 0))
-    for row in inventory(source):
-        cells = ["missing" if value is None else str(value) for value in row.values()]
-        table.add_row(*map(Text, cells))
-    out.print(table)
-
-
-@data_app.command(
-    "fetch", epilog="Example: `qbench data fetch data` and then `export QBENCH_DATA=data`"
-)
-def data_fetch(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
-    """Download the data sets from the hub into a folder, for machines without a network."""
-    from qbench.tasks.data import fetch
-
-    fetch(folder, progress=lambda line: out.print(line, markup=False))
 
 
 def main() -> None:
@@ -392,6 +366,12 @@ def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
 def _print_paths(title: str, paths: Iterable[Path]) -> None:
     line = "  ".join(map(str, paths))
     out.print(f"{title}  {line}", markup=False, soft_wrap=True)
+
+
+def _print_report(paths: Iterable[Path], folder: Path) -> None:
+    """The files of the folder itself, the page first; it leads to those in folders below."""
+    files = sorted(path for path in paths if path.parent == folder)
+    _print_paths("report", sorted(files, key=lambda path: path.suffix != ".html"))
 
 
 def _print_warnings(complaints: Iterable[str]) -> None:
