@@ -51,7 +51,7 @@ class AlternatingH:
     symmetric: ClassVar[bool] = False
 
     rounds: int = 8
-    refits: int = 2
+    refits: int = 0
     damp: float = 0.05
     scale_bits: int | None = None
 

@@ -45,7 +45,7 @@ class CurvatureCoding:
     """
 
     rounds: int = 8
-    refits: int = 2
+    refits: int = 0
     damp: float = 0.05
     scale_bits: int = 16
 

@@ -11,7 +11,8 @@ from qbench import LinearStats, Scheme
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import _Rounded
 from qbench.methods.level_mapping import nearest, nearest_neighbour
-from qbench.methods.uniquanf import Start, UniQuanF, UniQuanFWeight
+from qbench.methods.mapped_weight import Start, UniQuanFWeight
+from qbench.methods.uniquanf import UniQuanF
 from samples import normal, seeded
 
 PUBLISHED = {"initialization": "unified", "scale_bits": 16}  # starts of the papers
