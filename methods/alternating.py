@@ -185,14 +185,18 @@ class SortedGroups:
 
         levels: (rows, L), ascending.
         """
-        middle = ((levels[:, 1:] + levels[:, :-1]) / 2).float()
-        # Where the cells begin and end in the sorted group: 0, the L - 1 thresholds, g.
-        ends = torch.searchsorted(self.sorted, middle)  # (rows, L - 1)
-        ends = torch.nn.functional.pad(ends, (1, 1))  # (rows, L + 1)
-        ends[:, -1] = self.sorted.shape[1]
+        ends = self.ends(levels)
         count = ends.diff(dim=1).double()
         total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
         return count, total
+
+    def ends(self, levels: Tensor) -> Tensor:
+        """(rows, L + 1): where the cells of the levels begin and end in the sorted group."""
+        middle = ((levels[:, 1:] + levels[:, :-1]) / 2).float()
+        ends = torch.searchsorted(self.sorted, middle)  # (rows, L - 1)
+        ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
+        ends[:, -1] = self.sorted.shape[1]
+        return ends
 
 
 def alternate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from greenlet import greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from qbench.calibration.head import head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.contracts import BlockInputs, LinearStats
 from qbench.models.blocks import decoder_blocks, linears
@@ -101,6 +102,9 @@ def walk_blocks(
         report(0.0, "")
         arguments = [stream.arguments[index] for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
+        if block is blocks[-1]:
+            tuples = return_tuples(model, blocks, tokens)
+            inputs = replace(inputs, logits=head_of(model, blocks, tuples, device, dtype))
         with _at_work(block, device, dtype):
             # Before the visit the block's weights are still the model's own.
             targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
@@ -145,10 +149,7 @@ def enter(
     """
     streams = []
     home = next(model.parameters()).device
-    # A few tokens show whether blocks return tuples: for that, one of them is really run.
-    with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
-        model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
-    tuples = probe[0]
+    tuples = return_tuples(model, blocks, tokens)
 
     def moved(copies: dict[Tensor, Tensor], leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -168,6 +169,14 @@ def enter(
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
         streams.append(Stream(*tree_map(partial(moved, {}), (hidden, arguments))))
     return streams
+
+
+def return_tuples(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> bool:
+    """Whether the blocks return tuples: a few tokens show it, for which one of them really runs."""
+    home = next(model.parameters()).device
+    with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
+        model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
+    return bool(probe[0])
 
 
 class _AllRecorded(Exception):
