@@ -13,7 +13,7 @@ import qbench
 from families import GPT2, OPT
 from qbench import Scheme
 from qbench.calibration.folding_search import find_folds
-from qbench.calibration.reconstruction import Steps, Weights
+from qbench.calibration.reconstruction import Objective, Steps, Weights
 from qbench.checks.samples import sample_weight
 from qbench.methods.flexround import FlexRound
 from qbench.methods.omniquant import OmniQuant, Transformed, augmented, largest_inputs, migration
@@ -145,7 +145,8 @@ def test_the_learning_rate_stays_as_it_is(tiny):
     block, *_ = walked_block(tiny(), TOKENS)
     for method, least in ((OmniQuant(epochs=2), 1.0), (FlexRound(epochs=2), 0.0)):
         weight = method.prepare(sample_weight(), SCHEME)
-        steps = Steps(Weights(block, {"weight": weight}), method, 3, torch.device("cpu"))
+        state = Weights(block, {"weight": weight})
+        steps = Steps(state, method, Objective("mse"), 3, torch.device("cpu"))
         rate = steps.optimizer.param_groups[0]["lr"]
         for _ in range(6):
             steps.optimizer.step()
