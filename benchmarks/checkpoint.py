@@ -75,8 +75,8 @@ def _random_weight(out: int, columns: int, bits: int) -> Uniform:
     groups = columns // GROUP_SIZE
     return Uniform(
         codes=torch.randint(0, 256, (out, columns * bits // 8), dtype=torch.uint8),
-        scale=torch.ones(out, groups, dtype=torch.float16),
-        zero_point=torch.randint(0, 256, (out, packed_length(groups, bits)), dtype=torch.uint8),
+        stored_scale=torch.ones(out, groups, dtype=torch.float16),
+        stored_zero=torch.randint(0, 256, (out, packed_length(groups, bits)), dtype=torch.uint8),
         bits=bits,
         in_features=columns,
         group_size=GROUP_SIZE,

@@ -16,6 +16,7 @@ from reconstruction import step_of
 
 import qbench
 from qbench import Scheme
+from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.contracts import LinearStats
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.registry import get_kernel
@@ -52,6 +53,19 @@ def test_product(in_turns, read, kind, bits, rows):
     candidate = kernel_candidate(kernel, weight, x, bits)
     copies = itertools.cycle(range(candidate.copies))
     in_turns(lambda: candidate.run(next(copies)), read)
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+@pytest.mark.parametrize("shape", [(4096, 4096), SHAPE])
+def test_a_layer_with_scales_as_integers(in_turns, shape):
+    """Its yardstick is the same layer with scales in half precision, whose layout it shares."""
+    stepped, half = (
+        QuantLinear(random_binary(shape, 3, 64, scale_bits=scale_bits), None)
+        for scale_bits in (7, 16)
+    )
+    x = torch.randn(1, shape[1], generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        in_turns(lambda: stepped(x), lambda: half(x), 200)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

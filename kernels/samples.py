@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.formats import Binary, Dense, Lattice, Uniform
 from qbench.formats.lattice import Features
+from qbench.formats.snapping import HALF, stored_coding, stored_grid
 
 ZeroPoints = Literal["integer", "real", "middle"]
 OFFSET = 0.1  # the least size of a scale, so that none vanishes
@@ -23,10 +25,12 @@ def random_binary(
     seed: int = 0,
     shift: bool = True,
     dtype: torch.dtype = torch.float16,
+    scale_bits: int = HALF,
 ) -> Binary:
     """A binary-coded weight (out, in) of random codes, as alternating coding stores it.
 
-    shift: whether groups have one. dtype: of the scales and shifts.
+    shift: whether groups have one. dtype: of the scales and shifts. scale_bits: as methods have it;
+    16 is `dtype`.
     """
     out, columns = shape
     generator = torch.Generator().manual_seed(seed)
@@ -35,7 +39,10 @@ def random_binary(
     alpha = torch.rand(out, groups, bits, generator=generator) + OFFSET
     alpha = alpha.div_(columns**0.5).to(dtype)
     shifts = torch.randn(out, groups, generator=generator).div_(columns**0.5).to(dtype)
-    return Binary(planes, alpha, shifts if shift else None, columns, group_size)
+    offset = shifts if shift else None
+    if scale_bits == HALF:
+        return Binary(planes, alpha, offset, columns, group_size)
+    return Binary(planes, *stored_coding(alpha, offset, scale_bits), columns, group_size)
 
 
 def random_uniform(
@@ -45,11 +52,12 @@ def random_uniform(
     seed: int = 0,
     zero_points: ZeroPoints = "integer",
     dtype: torch.dtype = torch.float16,
+    scale_bits: int = HALF,
 ) -> Uniform:
     """A uniform weight (out, in) of random codes.
 
     zero_points: packed integers, real numbers, or none, which means the middle of the grid. dtype:
-    of the scales and real zero points.
+    of the scales and real zero points. scale_bits: as methods have it; 16 is `dtype`.
     """
     out, columns = shape
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +70,10 @@ def random_uniform(
         "real": integers.to(dtype) + 0.25,
         "middle": None,
     }
-    return Uniform.from_codes(codes, scale, zero[zero_points], bits)
+    if scale_bits == HALF:
+        return Uniform.from_codes(codes, scale, zero[zero_points], bits)
+    numbers = stored_grid(scale, zero[zero_points], bits, scale_bits)
+    return Uniform.from_codes(codes, *numbers, bits)
 
 
 def random_lattice(
@@ -99,6 +110,11 @@ MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
     "uniform": random_uniform,
     "lattice": random_lattice,
     "dense": random_dense,
+}
+# the same with scales as integers, of the formats that can have them
+STEPPED_MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
+    "binary": partial(random_binary, scale_bits=6),
+    "uniform": partial(random_uniform, scale_bits=6, zero_points="real"),
 }
 
 

@@ -21,13 +21,17 @@ from torch import Tensor
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Binary
-from qbench.formats.packing import as_stored
+from qbench.formats.snapping import check_scale_bits, stored_coding
+from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, zero_as_float
 
-TRIAL = 2  # rounds from every start before the best one goes on alone
+TRIAL = 3  # rounds from every greedy start before the best ones go on alone
+FINALISTS = 2  # greedy starts that go on
+OFFSETS = (0.0, -0.6, -0.3, 0.3, 0.6)  # of the centres of greedy starts, in standard deviations
 CHUNK = 1 << 20  # weights at a time on a CPU: bounds the temporaries
 Coding = tuple[Tensor, Tensor]  # alpha (rows, b) and shift (rows,)
+Fit = tuple[Tensor, Tensor, Tensor]  # the squared error (rows,), alpha and shift
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Alternating:
 
     rounds: at most so many least-squares steps from each start. shift: also fit an offset per
     group. The starts are the clip-searched uniform grid, so that the squared error is never above
-    that of `rtn`, and greedy coding.
+    that of `rtn`, and greedy codings about several centres. scale_bits: of scales and shifts, see
+    `qbench.formats.snapping`; 16 is half precision.
     """
 
     name: ClassVar[str] = "alternating"
@@ -49,10 +54,12 @@ class Alternating:
 
     rounds: int = 15
     shift: bool = True
+    scale_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.rounds < 0:
             raise ConfigError(f"rounds={self.rounds} is too small; give 0 or more")
+        check_scale_bits(self.scale_bits)
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
         """weight (out, in), floating: -> Binary.
@@ -68,33 +75,48 @@ class Alternating:
             chunk_alpha, chunk_shift = self.fit(rows[part], scheme.bits)
             alphas.append(chunk_alpha)
             shifts.append(chunk_shift)
-        alpha = as_stored(torch.cat(alphas))
-        shift = as_stored(torch.cat(shifts))
-        planes = nearest_planes(rows, alpha.float(), shift.float())  # (b, out * groups, g)
-        return Binary.from_planes(
-            planes.view(scheme.bits, *weight.shape),
-            alpha.view(out, -1, scheme.bits),  # (out, groups, b)
-            shift.view(out, -1) if self.shift else None,  # (out, groups)
-        )
+        shift = torch.cat(shifts).view(out, -1) if self.shift else None  # (out, groups)
+        alpha = torch.cat(alphas).view(out, -1, scheme.bits)  # (out, groups, b)
+        scales, offsets = stored_coding(alpha, shift, self.scale_bits)
+        alpha = values(scales).float().flatten(0, 1)
+        shift = torch.zeros_like(alpha[:, 0]) if offsets is None else values(offsets).flatten()
+        planes = nearest_planes(rows, alpha, shift.float())  # (b, out * groups, g)
+        return Binary.from_planes(planes.view(scheme.bits, *weight.shape), scales, offsets)
 
     def fit(self, W: Tensor, bits: int) -> Coding:
         """W (rows, g) float32: -> the best coding of each row, alpha descending, float32."""
         group = SortedGroups(W)
-        trial = min(self.rounds, TRIAL)
-        _, greedy_alpha, greedy_shift = greedy_planes(W, bits, self.shift, refine=False)
-        error, alpha, shift = alternate(group, greedy_alpha, greedy_shift, trial, self.shift)
+        best = self._from_greedy(group, W, bits)
         if bits > 1:
-            uniform_alpha, uniform_shift = self._uniform_start(W, bits)
-            other_error, other_alpha, other_shift = alternate(
-                group, uniform_alpha, uniform_shift, trial, self.shift
-            )
-            better = other_error < error
-            alpha = torch.where(better[:, None], other_alpha, alpha)
-            shift = torch.where(better, other_shift, shift)
-        _, alpha, shift = alternate(group, alpha, shift, self.rounds - trial, self.shift)
+            # To the end for itself: it is the slowest to improve, and a trial would drop it.
+            uniform = alternate(group, *self._uniform_start(W, bits), self.rounds, self.shift)
+            best = _better(best, uniform)
+        _, alpha, shift = best
         # -alpha_i c_i is alpha_i (-c_i): signs and order of the scales do not change the levels,
         # from which the planes are chosen afterwards.
         return alpha.abs().sort(1, descending=True).values.float(), shift.float()
+
+    def _from_greedy(self, group: SortedGroups, W: Tensor, bits: int) -> Fit:
+        """The best of the greedy codings about several centres; without a shift about zero alone.
+
+        All have TRIAL rounds, and the FINALISTS of each row the rest.
+        """
+        trial = min(self.rounds, TRIAL)
+        trials = []
+        for offset in OFFSETS if self.shift and bits > 1 else (0.0,):
+            centre = W.std(1, correction=0) * offset
+            _, alpha, shift = greedy_planes(W - centre[:, None], bits, self.shift, refine=False)
+            trials.append(alternate(group, alpha, shift + centre, trial, self.shift))
+        errors, alphas, shifts = (torch.stack(parts) for parts in zip(*trials, strict=True))
+        first = errors.argsort(dim=0, stable=True)  # (starts, rows)
+        best = None
+        for chosen in first[:FINALISTS]:
+            alpha = alphas.gather(0, chosen[None, :, None].expand(1, -1, bits))[0]
+            shift = shifts.gather(0, chosen[None])[0]
+            found = alternate(group, alpha, shift, self.rounds - trial, self.shift)
+            best = found if best is None else _better(best, found)
+        assert best is not None  # there is a start
+        return best
 
     def _uniform_start(self, W: Tensor, bits: int) -> Coding:
         """The better of two clip-searched uniform grids (s, z) per group, as a binary coding.
@@ -126,6 +148,16 @@ class Alternating:
         return alpha, shift
 
 
+def _better(first: Fit, second: Fit) -> Fit:
+    """Of every row the one with the smaller error; `first` where they are equal."""
+    better = second[0] < first[0]
+    return (
+        torch.where(better, second[0], first[0]),
+        torch.where(better[:, None], second[1], first[1]),
+        torch.where(better, second[2], first[2]),
+    )
+
+
 class SortedGroups:
     """Groups sorted once, with prefix sums, for repeated assignment to levels."""
 
@@ -153,14 +185,18 @@ class SortedGroups:
 
         levels: (rows, L), ascending.
         """
-        middle = ((levels[:, 1:] + levels[:, :-1]) / 2).float()
-        # Where the cells begin and end in the sorted group: 0, the L - 1 thresholds, g.
-        ends = torch.searchsorted(self.sorted, middle)  # (rows, L - 1)
-        ends = torch.nn.functional.pad(ends, (1, 1))  # (rows, L + 1)
-        ends[:, -1] = self.sorted.shape[1]
+        ends = self.ends(levels)
         count = ends.diff(dim=1).double()
         total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
         return count, total
+
+    def ends(self, levels: Tensor) -> Tensor:
+        """(rows, L + 1): where the cells of the levels begin and end in the sorted group."""
+        middle = ((levels[:, 1:] + levels[:, :-1]) / 2).float()
+        ends = torch.searchsorted(self.sorted, middle)  # (rows, L - 1)
+        ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
+        ends[:, -1] = self.sorted.shape[1]
+        return ends
 
 
 def alternate(

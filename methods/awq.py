@@ -30,10 +30,12 @@ from qbench.calibration.folding import moved
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
-from qbench.formats.packing import as_stored
+from qbench.formats.snapping import check_scale_bits, stored_grid
+from qbench.formats.stepped import Stepped, values
 from qbench.methods.rtn import (
     RTN,
-    Grid,
+    TINY,
+    SnappedGrid,
     range_grid,
     round_to_grid,
     stored_zero,
@@ -54,9 +56,10 @@ class AWQ:
 
     grid: steps of the ratio r; every other is tried, and then the neighbours of the best. clip:
     `awq` shrinks the range of a group where that lowers the error of its part of the output; it
-    tries 1 - i/clip_grid down to 1 - max_shrink. zero_point: as in `rtn`. Of the calibration
-    tokens, mean_tokens give mean|x|, in whole batches, scale_tokens judge the scales, in whole
-    sequences, and clip_tokens the clips: one is chosen for many, so that few tokens decide.
+    tries 1 - i/clip_grid down to 1 - max_shrink. zero_point, scale_bits: as in `rtn`. Of the
+    calibration tokens, mean_tokens give mean|x|, in whole batches, scale_tokens judge the scales,
+    in whole sequences, and clip_tokens the clips: one is chosen for many, so that few tokens
+    decide.
     """
 
     name: ClassVar[str] = "awq"
@@ -73,8 +76,10 @@ class AWQ:
     mean_tokens: int = 8192
     scale_tokens: int = 2048
     clip_tokens: int = 512
+    scale_bits: int = 16
 
     def __post_init__(self) -> None:
+        check_scale_bits(self.scale_bits)
         counts = (self.grid, self.clip_grid, self.mean_tokens, self.scale_tokens, self.clip_tokens)
         if min(counts) < 1 or not 0 < self.max_shrink < 1:
             raise ConfigError(
@@ -113,7 +118,9 @@ class AWQ:
             W = values.pop(f"{name}.weight", layer.weight.detach())
             W = as_kept(layer, W).float()  # (out, in)
             if name in unseen:  # nothing is known but its weights
-                weights[name] = RTN(zero_point=self.zero_point).quantize_weight(W, scheme)
+                weights[name] = RTN(
+                    zero_point=self.zero_point, scale_bits=self.scale_bits
+                ).quantize_weight(W, scheme)
             else:
                 weights[name] = self._rounded(W, scheme, ratios.get(name))
         return BlockResult(weights, values, log)
@@ -222,7 +229,7 @@ class AWQ:
         """W (out, in), rounded to the grid that `ratio` (out, groups) clips."""
         W = W.unflatten(1, (-1, scheme.group_length(W.shape[1])))  # (out, groups, g)
         s, z = self._grid(W, scheme, ratio)
-        codes = round_to_grid(W, s, z, scheme.bits).flatten(1)
+        codes = round_to_grid(W, values(s), values(z), scheme.bits).flatten(1)
         return Uniform.from_codes(codes, s, z, scheme.bits)
 
     def _dense(self, W: Tensor, scheme: Scheme, ratio: Tensor | None = None) -> Tensor:
@@ -232,12 +239,13 @@ class AWQ:
         """
         if W.dim() == 2:
             W = W.unflatten(1, (-1, scheme.group_length(W.shape[1])))
-        s, z = self._grid(W, scheme, ratio)
+        scale, zero_numbers = self._grid(W, scheme, ratio)
+        s, z = values(scale), values(zero_numbers)
         zero = zero_as_float(s, z, scheme.bits)
         q = round_to_grid(W, s, z, scheme.bits).float()
         return q.sub_(zero[..., None]).mul_(s.float()[..., None]).flatten(1)  # s (q - z)
 
-    def _grid(self, W: Tensor, scheme: Scheme, ratio: Tensor | None) -> Grid:
+    def _grid(self, W: Tensor, scheme: Scheme, ratio: Tensor | None) -> SnappedGrid:
         """The grid (out, groups) of W (out, groups, g), clamped where a ratio is there.
 
         ratio: (out, groups), of the largest magnitude of the group.
@@ -250,9 +258,13 @@ class AWQ:
             low = torch.maximum(low, -limit)
             high = torch.minimum(high, limit)
         s, z = range_grid(low, high, scheme, 1.0, integer)
-        if scheme.symmetric:
-            return as_stored(s), None
-        return as_stored(s), stored_zero(z, integer)
+        zero = None if scheme.symmetric else stored_zero(z, integer)
+        scale, zero_numbers = stored_grid(s, zero, scheme.bits, self.scale_bits)
+        if isinstance(scale, Stepped) and not scheme.symmetric and integer:
+            # The zero point that belongs to the scale as it is stored.
+            z = (-low / scale.dequantize().float().clamp_min(TINY)).round_()
+            zero_numbers = stored_zero(z.clamp_(0, 2**scheme.bits - 1), integer)
+        return scale, zero_numbers
 
 
 def _least(errors: dict[int, float]) -> int:

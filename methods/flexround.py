@@ -5,6 +5,9 @@ factor S2 and the row factor s3, all positive and 1 at the start but for s1,
 
     w^ = s1 ( clip( round( w / (s1 S2 s3) + z ), 0, n ) - z ).
 
+Start from GPTQ. Where the codes of the start come of error feedback, w is not the weight but what
+the feedback had made of it when it was rounded: rounding to nearest then gives GPTQ's codes.
+
 Only s1, z and the codes are stored. Parameters are logarithms: d1 = log s1, d2 = log S2, d3 = log
 s3. As S2 is a divisor, the gradient in d2 is proportional to the weight: large weights move further
 (the reciprocal rule of the paper). With groups, s1 and s3 have one entry per group.
@@ -20,9 +23,13 @@ from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
-from qbench.contracts import Scheme
+from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
+from qbench.formats.snapping import check_scale_bits
+from qbench.formats.stepped import Numbers, values
+from qbench.methods.dynamic_groups import like
+from qbench.methods.gptq import GPTQ
 from qbench.methods.rtn import RTN, TINY, zero_as_float
 
 
@@ -30,9 +37,12 @@ from qbench.methods.rtn import RTN, TINY, zero_as_float
 class FlexRound(Reconstruction):
     """Learned rounding by element-wise division, on the output of a block.
 
-    lr: of the logarithms of s1, S2 and s3; None is 0.12 / 2^bits, for a weight must move in
-    proportion to the grid's step to change its code. clip, zero_point: of the grid at the start, as
-    in `rtn`.
+    start: `curvature` takes the grid of `gptq`, and in place of the weights the values that it
+    rounded, so that the codes at the start are those of `gptq`; `weights` the grid of `rtn` and the
+    weights. lr: of the logarithms of s1, S2 and s3; None is 0.002 after `curvature`, whose codes a
+    higher rate loses, and 0.12 / 2^bits after `weights`, for a weight must move in proportion to
+    the grid's step to change its code. clip, zero_point, scale_bits: of the grid at the start, as
+    in `rtn`; with scale_bits below 16 s1 is trained on the steps of the start.
     """
 
     name: ClassVar[str] = "flexround"
@@ -42,16 +52,32 @@ class FlexRound(Reconstruction):
     symmetric: ClassVar[bool] = True
 
     lr: float | None = None
+    start: Literal["curvature", "weights"] = "curvature"
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
+    scale_bits: int = 16
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> FlexRoundWeight:
-        """weight (out, in), floating: -> its parameters on the grid that `rtn` finds."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_scale_bits(self.scale_bits)
+
+    def prepare(
+        self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
+    ) -> FlexRoundWeight:
+        """weight (out, in), floating: -> its parameters at the start, without `stats` `weights`."""
         group = scheme.group_length(weight.shape[1])
-        W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
-        scale, zero = RTN(clip=self.clip, zero_point=self.zero_point).grid(W, scheme)
-        lr = 0.12 / 2**scheme.bits if self.lr is None else self.lr
-        return FlexRoundWeight(W, scale, zero, scheme.bits, lr)
+        if self.start == "curvature" and stats is not None:
+            feedback = GPTQ(clip=self.clip, zero_point=self.zero_point, scale_bits=self.scale_bits)
+            found = feedback.rounded(weight, stats, scheme)
+            scale, zero, W = found.scale, found.zero, found.values
+            lr = 0.002
+        else:
+            W = weight.float()
+            grids = RTN(self.clip, self.zero_point, scale_bits=self.scale_bits)
+            scale, zero = grids.snapped_grid(W.unflatten(1, (-1, group)), scheme)
+            lr = 0.12 / 2**scheme.bits
+        W = W.unflatten(1, (-1, group))  # (out, groups, g)
+        return FlexRoundWeight(W, scale, zero, scheme.bits, lr if self.lr is None else self.lr)
 
 
 class FlexRoundWeight(TrainedWeight):
@@ -60,34 +86,55 @@ class FlexRoundWeight(TrainedWeight):
     Parameters, float32: d1, d3 (rows, 1) and d2 (rows, g).
     """
 
-    def __init__(self, W: Tensor, scale: Tensor, zero: Tensor | None, bits: int, lr: float) -> None:
+    def __init__(
+        self, W: Tensor, scale: Numbers, zero: Numbers | None, bits: int, lr: float
+    ) -> None:
         """W (out, groups, g) float32; scale and zero point (out, groups) as stored."""
         super().__init__()
         self.W = W
+        self.scale = scale
         self.zero = zero
         self.bits = bits
         self.lr = lr
         self.X = W.flatten(0, 1)  # (rows, g)
-        self.z = zero_as_float(scale, zero, bits).reshape(-1, 1)  # (rows, 1)
+        start = values(scale).float()
+        self.z = zero_as_float(start, values(zero), bits).reshape(-1, 1)  # (rows, 1)
         # S2 = s3 = 1: the start is the grid itself.
-        self.d1 = nn.Parameter(scale.float().clamp_min(TINY).log().reshape(-1, 1))
+        self.d1 = nn.Parameter(start.clamp_min(TINY).log().reshape(-1, 1))
         self.d2 = nn.Parameter(torch.zeros_like(self.X))
         self.d3 = nn.Parameter(torch.zeros_like(self.d1))
 
     def forward(self) -> Tensor:
         """(out, in) in the dtype of the products."""
         top = 2**self.bits - 1
-        parameters = (self.X, self.d1, self.d2, self.d3, self.z)
+        parameters = (self.X, self._snapped(), self.d2, self.d3, self.z)
         weight: Tensor = _Rounded.apply(*parameters, top, self.products)
         return weight.view(len(self.W), -1)
+
+    def _snapped(self) -> Tensor:
+        """d1 (rows, 1); of scales that are stored as integers, the nearest of these.
+
+        The gradient passes through that rounding.
+        """
+        if isinstance(self.scale, Tensor):
+            return self.d1
+        with torch.no_grad():
+            snapped = values(self._stored_scale()).float().clamp_min(TINY).log().view(-1, 1)
+            change = snapped - self.d1
+        return self.d1 + change
+
+    def _stored_scale(self) -> Numbers:
+        """s1 (out, groups) as it is stored."""
+        scale = self.d1.exp().view(self.W.shape[:2])
+        return as_stored(scale) if isinstance(self.scale, Tensor) else like(self.scale, scale)
 
     @torch.no_grad()
     def export(self) -> Uniform:
         """The codes that the divisors choose, and s1 as it is stored."""
-        parameters = (self.X, self.d1, self.d2, self.d3, self.z)
+        parameters = (self.X, self._snapped(), self.d2, self.d3, self.z)
         (codes,) = over_rows(_codes, *parameters, n=2**self.bits - 1)
-        scale = as_stored(self.d1.exp().view(self.W.shape[:2]))  # (out, groups)
-        return Uniform.from_codes(codes.view(len(self.W), -1), scale, self.zero, self.bits)
+        codes = codes.view(len(self.W), -1)
+        return Uniform.from_codes(codes, self._stored_scale(), self.zero, self.bits)
 
     def groups(self) -> Groups:
         """All three at one rate, as in the authors' code."""

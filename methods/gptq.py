@@ -1,30 +1,37 @@
 """GPTQ: round column by column, and spread each rounding error over the columns still to come.
 
-Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1. With H = 2/n sum x x^T
-and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i to q leaves e = (w_i - q)
-/ U_ii, and w_j -= e U_ij for j > i.
+Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1, which
+`qbench.methods.error_feedback` explains. Act-order processes the columns by decreasing H_ii.
 
-That is the step of the optimal brain surgeon. Let F = i..n be the columns that are still free. The
-least increase of the error moves w_F by -(w_i - q) (H_F^-1)_iF / (H_F^-1)_ii. Since H = U^-1 U^-T
-and U^-1 is upper, H_F^-1 = U_F^T U_F; its first row is U_ii U_iF, and the step is -e U_iF. So one
-factorization serves all i.
+Two ways to the grids of groups, whose order needs not be stored in either. Static groups: all grids
+are fixed beforehand, and columns come in any order. Dynamic groups: a group's grid is that of what
+its columns have become when their turn comes, and its columns come one after the other; the groups
+are ordered by their mean curvature (as GAR, group-aware reordering, Gafni et al. 2025,
+arXiv:2505.14638, does, with grids of its own).
 
-Act-order processes the columns by decreasing H_ii; the grid of
-every group is fixed beforehand (static groups), so that the order needs not be stored.
+An error of column i, when it is made, costs (w_i - q)^2 / U_ii^2 exactly, as the loss is the sum of
+the e^2. So 1 / U_ii^2, the curvature of a column that the later ones make up for, is what the
+search of a grid may weight errors by.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
-from qbench.errors import ConfigError, MethodError
+from qbench.errors import ConfigError
 from qbench.formats import Uniform
+from qbench.formats.stepped import Numbers, Stepped, values
+from qbench.methods.dynamic_groups import DynamicGroups
+from qbench.methods.error_feedback import importance as importance
+from qbench.methods.error_feedback import inverse_cholesky as inverse_cholesky
+from qbench.methods.error_feedback import live_hessian as live_hessian
+from qbench.methods.error_feedback import round_columns as round_columns
 from qbench.methods.rtn import RTN, zero_as_float
 
 
@@ -34,8 +41,12 @@ class GPTQ:
 
     damp: added to the diagonal, as a fraction of its mean; multiplied by 10 up to three times where
     the Cholesky factorization fails. act_order: columns by decreasing curvature. block_size:
-    columns between two large updates; the result does not depend on it. clip, zero_point, norm: of
-    the grid, as in `rtn`.
+    columns between two large updates; the result does not depend on it. clip, zero_point, norm,
+    scale_bits: of the grid, as in `rtn`. importance: what errors count in the search of a grid,
+    `none` all alike, `curvature` by the curvature of their column, `best` both, and for every row
+    the one with the smaller loss. groups: `static` grids are those of the weights, which allows any
+    order; `dynamic` ones of what the columns of a group are when their turn comes, and the groups
+    come as wholes; `best` the one with the smaller loss of a row.
     """
 
     name: ClassVar[str] = "gptq"
@@ -50,125 +61,148 @@ class GPTQ:
     clip: Literal["search", "none"] = "search"
     zero_point: Literal["integer", "real"] = "integer"
     norm: float = 2.0
+    importance: Literal["best", "curvature", "none"] = "best"
+    groups: Literal["best", "static", "dynamic"] = "best"
+    scale_bits: int = 16
 
     def __post_init__(self) -> None:
         if not self.damp >= 0:
             raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
         if self.block_size < 1:
             raise ConfigError(f"block_size={self.block_size} is too small; give 1 or more")
-        RTN(norm=self.norm)  # refuses what no grid can be searched with
+        # refuses what no grid can be searched with
+        RTN(norm=self.norm, scale_bits=self.scale_bits)
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         """weight (out, in), Hessian (in, in): -> Uniform.
 
         MethodError where no damping makes the Hessian positive definite.
         """
-        out, columns = weight.shape
-        group = scheme.group_length(columns)
-        W = weight.float()
+        found = self.rounded(weight, stats, scheme)
+        return Uniform.from_codes(found.codes, found.scale, found.zero, scheme.bits)
+
+    def rounded(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> OnGrid:
+        """weight (out, in), Hessian (in, in): -> its codes, grids and compensated values.
+
+        Of every row those of the least loss among the ways that `importance` and `groups` name.
+        """
         H = live_hessian(stats)
-        grids = RTN(clip=self.clip, zero_point=self.zero_point, norm=self.norm)
-        scale, zero = grids.grid(W.unflatten(1, (-1, group)), scheme)  # (out, groups)
-        order = torch.arange(columns, device=H.device)
-        if self.act_order:
-            order = H.diagonal().argsort(descending=True, stable=True)
+        W = weight.float()
+        group = scheme.group_length(weight.shape[1])
+        dynamic = self.groups != "static" and group < len(H)  # else the same as static
+        best = None
+        if not dynamic or self.groups == "best":
+            order = torch.arange(len(H), device=H.device)
+            if self.act_order:
+                order = H.diagonal().argsort(descending=True, stable=True)
+            for found in self._static(W, H, order, group, scheme):
+                best = found if best is None else better_rows(best, found)
+        if dynamic:
+            order = _group_order(H.diagonal(), group, self.act_order)
+            found = self._dynamic(W, H, order, group, scheme)
+            best = found if best is None else better_rows(best, found)
+        assert best is not None  # at least one of the two
+        return best
+
+    @property
+    def _grids(self) -> RTN:
+        return RTN(self.clip, self.zero_point, self.norm, scale_bits=self.scale_bits)
+
+    @property
+    def _weighted(self) -> tuple[bool, ...]:
+        """Whether the errors in the search of a grid are weighted, for every search."""
+        return {"best": (False, True), "curvature": (True,), "none": (False,)}[self.importance]
+
+    def _static(
+        self, W: Tensor, H: Tensor, order: Tensor, group: int, scheme: Scheme
+    ) -> Iterator[OnGrid]:
+        """One way for each kind of search; all grids are those of W (out, in) itself."""
         # Rows and columns of H alike go into the order of processing.
         U = inverse_cholesky(H[order][:, order], self.damp)
-        # (out, in): each column's scale and zero point, in the order of processing.
-        s = scale.float().repeat_interleave(group, 1)[:, order]
-        z = zero_as_float(scale, zero, scheme.bits).repeat_interleave(group, 1)[:, order]
-        top = 2**scheme.bits - 1
-        codes = torch.empty((out, columns), dtype=torch.uint8, device=weight.device)
-        # Back to the order of the weight: column order[i] was the i-th to be rounded.
-        codes[:, order] = round_columns(W[:, order], U, s, z, top, self.block_size)
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        curvature = torch.empty_like(U[0])
+        curvature[order] = U.diagonal() ** -2
+        grouped = W.unflatten(1, (-1, group))  # (out, groups, g)
+        for weighted in self._weighted:
+            counts = curvature.view(-1, group) if weighted else None
+            scale, zero = self._grids.snapped_grid(grouped, scheme, counts)
+            # (out, in): each column's scale and zero point, in the order of processing.
+            s = values(scale).float()
+            z = zero_as_float(s, values(zero), scheme.bits).repeat_interleave(group, 1)[:, order]
+            s = s.repeat_interleave(group, 1)[:, order]
+            top = 2**scheme.bits - 1
+            codes, compensated, loss = round_columns(W[:, order], U, s, z, top, self.block_size)
+            # Back to the order of the weight: column order[i] was the i-th to be rounded.
+            back = order.argsort()
+            yield OnGrid(codes[:, back], scale, zero, compensated[:, back], loss)
+
+    def _dynamic(self, W: Tensor, H: Tensor, order: Tensor, group: int, scheme: Scheme) -> OnGrid:
+        """Grids of what the columns of a group have become; the better search for every row."""
+        U = inverse_cholesky(H[order][:, order], self.damp)
+        counts = importance(H, self.damp).view(-1, group)
+        # Says in which dtype, or in which steps, scales and zero points are stored.
+        stored = self._grids.snapped_grid(W.unflatten(1, (-1, group)), scheme, counts)
+        groups = DynamicGroups(self._grids, stored, self._weighted, scheme, self.block_size)
+        rounded, (scale, zero) = groups.round(W[:, order], U, order)
+        back = order.argsort()
+        return OnGrid(rounded.codes[:, back], scale, zero, rounded.values[:, back], rounded.loss)
 
 
-def live_hessian(stats: LinearStats) -> Tensor:
-    """The Hessian (in, in) float32 with curvature 1 for dead inputs, which are always zero.
+class OnGrid(NamedTuple):
+    """A weight on a grid: codes, scale and zero are what `Uniform.from_codes` takes.
 
-    Their weights are then rounded to nearest. The authors' code sets these weights to zero, which
-    loses them for inputs that the calibration text did not show. A layer that saw no token at all
-    (an expert) has the identity.
+    values (out, in) float32: the compensated weights, to which the codes are nearest. loss (out,)
+    float32: see `error_feedback.Rounded`.
     """
-    H = stats.hessian.float().clone()
-    diagonal = H.diagonal()  # a view
-    diagonal[diagonal == 0] = 1
-    return H
+
+    codes: Tensor
+    scale: Numbers
+    zero: Numbers | None
+    values: Tensor
+    loss: Tensor
 
 
-def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
-    """Upper U (n, n) float32 with H^-1 = U^T U, after damping of H (n, n).
+def better_rows(first: OnGrid, second: OnGrid) -> OnGrid:
+    """Every row from the one where its loss is smaller; `first` where they are equal.
 
-    damp: a fraction of the mean diagonal. Tried at 1, 10, 100 and 1000 times that, each in float32
-    and then in float64. MethodError where none is positive definite.
+    Whole, where the two store their scales or zero points in different kinds of numbers.
     """
-    mean = H.diagonal().mean().item()
-    for factor in (1, 10, 100, 1000):
-        for dtype in (torch.float32, torch.float64):
-            identity = torch.eye(len(H), dtype=dtype, device=H.device)
-            damped = H.to(dtype) + identity * (damp * factor * mean)
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if failed:
-                continue
-            inverse = torch.cholesky_inverse(lower)  # H^-1, from H = lower lower^T
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed and torch.isfinite(upper).all():
-                return upper.float()
-    raise MethodError(
-        f"the Hessian of this layer is not positive definite with damping up to {1000 * damp:g} "
-        "of its diagonal; give more calibration tokens or a larger gptq.damp"
+    better = second.loss < first.loss  # (out,)
+    scale = _rows_of(better, second.scale, first.scale)
+    zero = None if first.zero is None else _rows_of(better, second.zero, first.zero)
+    if scale is None or (zero is None) != (first.zero is None):
+        return second if second.loss.sum() < first.loss.sum() else first
+    return OnGrid(
+        torch.where(better[:, None], second.codes, first.codes),
+        scale,
+        zero,
+        torch.where(better[:, None], second.values, first.values),
+        torch.where(better, second.loss, first.loss),
     )
 
 
-def round_columns(W: Tensor, U: Tensor, s: Tensor, z: Tensor, top: int, block_size: int) -> Tensor:
-    """Codes (out, in) uint8 of W on the grid s (q - z), q in 0..top, with error feedback through U.
+def _rows_of(better: Tensor, chosen: Numbers | None, other: Numbers | None) -> Numbers | None:
+    """Rows of `chosen` where `better` (out,) says so, else of `other`; None if they do not fit."""
+    if isinstance(chosen, Tensor) and isinstance(other, Tensor):
+        if chosen.dtype != other.dtype:
+            return None
+        return torch.where(better[:, None], chosen, other)
+    if isinstance(chosen, Stepped) and isinstance(other, Stepped):
+        if chosen.span.dtype != other.span.dtype:
+            return None
+        codes = torch.where(better[:, None], chosen.codes, other.codes)
+        return replace(chosen, codes=codes, span=torch.where(better, chosen.span, other.span))
+    return None
 
-    W, s, z (out, in) float32, columns in the order of processing; U (in, in) upper.
+
+def _group_order(diagonal: Tensor, group: int, act_order: bool) -> Tensor:
+    """(in,) int64: groups one after the other, as `round_groups` takes them.
+
+    act_order: groups by decreasing mean of diagonal (in,), and columns within a group likewise.
     """
-    # (in, out): a column of the weight is contiguous.
-    WT = W.T.contiguous()
-    sT = s.T.contiguous()
-    zT = z.T.contiguous()
-    # In a group whose scale is zero every weight gets the code of the zero point.
-    inverse = torch.where(sT > 0, 1 / sT, 0)
-    codes = torch.empty(WT.shape, dtype=torch.uint8, device=W.device)
-    n = len(WT)
-    # WT[start:] has taken in the errors of all earlier blocks.
-    for start in range(0, n, block_size):
-        stop = min(start + block_size, n)
-        here = slice(start, stop)
-        rounded = torch.empty_like(WT[here])
-        errors = torch.empty_like(WT[here])
-        read = (U[here, here], sT[here], inverse[here], zT[here])
-        in_place(round_block, read, (WT[here], rounded, errors), top)
-        codes[here] = rounded
-        # The lazy update of algorithm 1: the columns behind the block, in one product,
-        # w_j -= sum over i of the block of e_i U_ij.
-        WT[stop:].addmm_(U[here, stop:].T, errors, alpha=-1)
-    return codes.T.contiguous()
-
-
-def round_block(
-    U: Tensor,
-    s: Tensor,
-    inverse: Tensor,
-    z: Tensor,
-    W: Tensor,
-    codes: Tensor,
-    errors: Tensor,
-    top: int,
-) -> None:
-    """Round the columns of a block, each (out,), and enter their codes and errors.
-
-    U (columns, columns), all others (columns, out) float32; inverse is 1/s. In place, since a
-    column costs a GPU as much as it has operations.
-    """
-    diagonal = U.diagonal()
-    for i in range(len(W)):  # W[i:] has taken in the errors of all earlier columns
-        q = codes[i]
-        torch.addcmul(z[i], W[i], inverse[i], out=q).round_().clamp_(0, top)  # w / s + z
-        e = errors[i]
-        torch.sub(q, z[i], out=e).mul_(s[i])  # s (q - z)
-        torch.sub(W[i], e, out=e).div_(diagonal[i])
-        W[i + 1 :].addr_(U[i, i + 1 :], e, alpha=-1)  # w_j -= e U_ij
+    columns = torch.arange(len(diagonal), device=diagonal.device).view(-1, group)
+    if not act_order:
+        return columns.flatten()
+    grouped = diagonal.view(-1, group)
+    inner = grouped.argsort(dim=1, descending=True, stable=True)
+    outer = grouped.mean(1).argsort(descending=True, stable=True)
+    return columns.gather(1, inner)[outer].flatten()

@@ -8,13 +8,15 @@ the later ones.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from qbench.calibration.fused import over_rows
 from qbench.methods.flexround import divided
+
+Filter = Literal["distance", "range", "none"]
 
 
 def nearest(y: Tensor, levels: Tensor) -> Tensor:
@@ -75,8 +77,10 @@ class MappedWeight(torch.autograd.Function):
     """w^ = s (l + z_B + h - z) for fixed codes, with the straight-through estimate dq/dx = 1.
 
     l = sum_i a_i c_i is the level of the weight, s = e^d1, v = w / e^(d1 + d2 + d3), and
-    x = v + z - h. Gradient filtering (section 4.3): m = 0 where it is on and
-    |x - z_B - l| > min_i |a_i|, else m = 1. With G = dL/dw^ and sums over the group,
+    x = v + z - h. Gradient filtering (section 4.3): m = 0 where |x - z_B - l| > min_i |a_i|, else
+    m = 1. That is `distance`; of these, `range` takes those beyond all levels alone, as rounding
+    does where it clips: between two distant levels the estimate holds. With G = dL/dw^ and sums
+    over the group,
 
         dL/da_i = sum m G s c_i        dL/dd2 = -m G s v        dL/dd3 = sum dL/dd2
         dL/dd1  = sum G w^ + dL/dd3    dL/dz_B = sum G s.
@@ -99,7 +103,7 @@ class MappedWeight(torch.autograd.Function):
         centre: Tensor,
         codes: Tensor,
         signs: Tensor,
-        filtering: bool,
+        filtering: Filter,
         dtype: torch.dtype | None,
     ) -> Tensor:
         """w^ (rows, g) in this dtype.
@@ -143,7 +147,7 @@ def _gradients(
     reach: Tensor,
     G: Tensor,
     signs: Tensor,
-    filtering: bool,
+    filtering: Filter,
 ) -> tuple[Tensor, ...]:
     """Those of d1, d2, d3, a and z_B from G = dL/dw^ (rows, g); reach (rows, 1) is min_i |a_i|."""
     v = divided(X, d1, d2, d3)
@@ -151,9 +155,13 @@ def _gradients(
     Gs = G * d1.exp()
     grad_zb = Gs.sum(1, keepdim=True)
     grad_d1 = (Gs * level).sum(1, keepdim=True)
-    if filtering:
-        # x - z_B - l = v + (z - h - z_B) - l
-        distance = (v + (centre - zb)).sub_(level).abs_()
+    if filtering != "none":
+        y = v + (centre - zb)  # x - z_B = v + (z - h) - z_B
+        if filtering == "range":
+            level_or_end = y.clamp(levels.amin(1, keepdim=True), levels.amax(1, keepdim=True))
+            distance = y.sub_(level_or_end).abs_()
+        else:
+            distance = y.sub_(level).abs_()
         Gs.mul_(distance <= reach)  # m G s from here on
     if Gs.device.type == "cpu":
         grad_a = sums_by_level(Gs, codes, signs)

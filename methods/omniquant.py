@@ -27,7 +27,7 @@ from qbench.calibration.folding import Fold, has_bias, moved
 from qbench.calibration.folding_search import find_folds
 from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight, reconstruct
-from qbench.contracts import BlockInputs, BlockResult, Scheme
+from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range
@@ -59,8 +59,10 @@ class OmniQuant(Reconstruction):
     clip: Literal["search", "none"] = "search"
     let: Literal["auto", "on", "off"] = "auto"
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> LearnedClip:
-        """weight (out, in), floating: -> its learned clipping at the start."""
+    def prepare(
+        self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
+    ) -> LearnedClip:
+        """weight (out, in), floating: -> its learned clipping at the start; no use of `stats`."""
         group = scheme.group_length(weight.shape[1])
         W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
         start = torch.full(W.shape[:2], START, device=W.device)

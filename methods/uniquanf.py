@@ -22,13 +22,16 @@ from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
-from qbench.contracts import Scheme
+from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import Binary
-from qbench.formats.packing import as_stored
+from qbench.formats.snapping import check_scale_bits
+from qbench.formats.stepped import values
 from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
+from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.flexround import divided
 from qbench.methods.greedy import greedy_planes
 from qbench.methods.level_mapping import (
+    Filter,
     MappedWeight,
     midpoints,
     nearest,
@@ -36,9 +39,12 @@ from qbench.methods.level_mapping import (
     ranked,
 )
 from qbench.methods.rtn import RTN, TINY, row_slices
+from qbench.methods.stored_numbers import Steps, default_scale_bits, in_storage, stored_numbers
 
 CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries
 Mapping = Literal["exact", "local", "full"]
+PUBLISHED_LR = 5e-3  # of the transformation, in the published script
+PUBLISHED_LR_ALPHA = 5e-4  # of the scales
 
 
 class Start(NamedTuple):
@@ -54,16 +60,21 @@ class Start(NamedTuple):
 class UniQuanF(Reconstruction):
     """Binary coding trained through FlexRound's transformation.
 
-    lr: of d1, d2 and d3; None is 0.08 / 2^bits, for a weight must move in proportion to the grid's
-    step to change its code. lr_alpha: of the scales (and of the shift). initialization: `unified`
-    expresses one coding, fitted to the weights, in both sets of parameters; `separate` fits each on
-    its own. grid, rounds: of that fit: grid 0 takes the starts of `alternating`, G > 0 tries G clip
-    ratios as the authors do; then so many rounds of alternating. shift: fit z_B. learn_shift: train
-    it. mapping: of weights to levels: `exact` by the midpoints of the sorted levels, `local` among
-    the present level and its neighbours, `full` by the distance to each (slow, for comparison).
-    period: steps from one mapping to the next, 0 for never again. gradient_filtering: no gradient
-    where a weight lies further from its level than the group's smallest scale. faithful: as the
-    published code does it: greedy start, no shift, neighbours in the order of the sign patterns.
+    initialization: `curvature` codes under the curvature of the layer's loss, as `alternating-h`
+    does, and trains the compensated weights; `unified` expresses one coding, fitted to the weights
+    alone, in both sets of parameters; `separate` fits each on its own. lr: of d1, d2 and d3; None
+    is 0.002 from the curvature's start, whose codes a larger one destroys, else 0.08 / 2^bits, for
+    a weight must move in proportion to the grid's step to change its code. lr_alpha: of the scales
+    and of the shift. learn_shift: train the shift. scale_bits: of the stored numbers, as in
+    `alternating-h`; training sees them as they are stored. damp, refits: of the curvature, as
+    there. rounds: of alternating. grid: without the curvature, 0 takes the starts of `alternating`,
+    G > 0 tries G clip ratios as the authors do. shift: without the curvature, fit z_B. mapping: of
+    weights to levels: `exact` by the midpoints of the sorted levels, `local` among the present
+    level and its neighbours, `full` by the distance to each (slow, for comparison). period: steps
+    from one mapping to the next, 0 for never again. gradient_filtering: no gradient where a weight
+    lies further than the group's smallest scale from its level (`distance`, as published), or from
+    the range of all levels (`range`). faithful: start, rates, filter, mapping and stored numbers of
+    the published code, which trains on all batches.
     """
 
     name: ClassVar[str] = "uniquanf"
@@ -72,40 +83,88 @@ class UniQuanF(Reconstruction):
     bits: ClassVar[tuple[int, int]] = (1, 6)
     symmetric: ClassVar[bool] = False
 
+    epochs: int = 2
     lr: float | None = None
-    lr_alpha: float = 5e-4
-    initialization: Literal["unified", "separate"] = "unified"
+    lr_alpha: float = 5e-3
+    initialization: Literal["curvature", "unified", "separate"] = "curvature"
+    scale_bits: int | None = None
+    damp: float = 0.05
     grid: int = 0
     rounds: int = 15
+    refits: int = 2
     shift: bool = True
-    learn_shift: bool = False
+    learn_shift: bool = True
     mapping: Mapping = "exact"
     period: int = 2
-    gradient_filtering: bool = True
+    gradient_filtering: Filter = "range"
     faithful: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(0, "grid", "rounds", "period")
+        self.refuse_below(0, "grid", "rounds", "refits", "period", "damp")
+        if self.scale_bits is not None:
+            check_scale_bits(self.scale_bits)
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> UniQuanFWeight:
-        """weight (out, in), floating: -> its parameters at the initialization, float32."""
-        method = self
-        if method.lr is None:
-            method = replace(method, lr=0.08 / 2**scheme.bits)
-        if method.faithful:
-            method = replace(method, shift=False, learn_shift=False, mapping="local")
-            method = replace(method, grid=self.grid or 1)
+    def quantize_block(
+        self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
+    ) -> BlockResult:
+        """As in `Reconstruction`, with what the bits and `faithful` decide."""
+        method = self.decided(scheme.bits)
+        return Reconstruction.quantize_block(method, block, inputs, targets, scheme)
+
+    def decided(self, bits: int) -> UniQuanF:
+        """The method with every parameter that the bits or `faithful` decide set."""
+        if self.faithful:
+            return replace(
+                self,
+                lr=PUBLISHED_LR if self.lr is None else self.lr,
+                lr_alpha=PUBLISHED_LR_ALPHA,
+                initialization="unified",
+                scale_bits=16,
+                grid=self.grid or 1,
+                shift=False,
+                learn_shift=False,
+                mapping="local",
+                gradient_filtering="distance",
+                holdout=0.0,
+            )
+        lr = self.lr
+        if lr is None:
+            lr = 0.002 if self.initialization == "curvature" else 0.08 / 2**bits
+        scale_bits = default_scale_bits(bits) if self.scale_bits is None else self.scale_bits
+        return replace(self, lr=lr, scale_bits=scale_bits)
+
+    def prepare(
+        self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
+    ) -> UniQuanFWeight:
+        """weight (out, in), floating: -> its parameters at the initialization, float32.
+
+        stats: of the layer's inputs; None takes them as white. MethodError where no damping makes
+        the Hessian positive definite.
+        """
+        method = self.decided(scheme.bits)
+        assert method.scale_bits is not None
+        out = weight.shape[0]
         group = scheme.group_length(weight.shape[1])
+        if method.initialization == "curvature":
+            coding = CurvatureCoding(method.rounds, method.refits, method.damp, method.scale_bits)
+            found = curvature_start(weight, stats, scheme, coding)
+            start = in_its_own_frame(
+                values(found.alpha).float().flatten(0, 1), values(found.shift).float().flatten()
+            )
+            steps = Steps.of(found.alpha, found.shift)
+            rows = found.values.reshape(-1, group)
+            return UniQuanFWeight(rows, start, out, method, steps)
         rows = weight.float().reshape(-1, group)  # (out * groups, g)
         parts = []
         for part in row_slices(rows, CHUNK):
             parts.append(method.start(rows[part], scheme.bits))
-        s = torch.cat([part.s for part in parts])
-        z = torch.cat([part.z for part in parts])
-        a = torch.cat([part.a for part in parts])
-        zb = torch.cat([part.zb for part in parts])
-        return UniQuanFWeight(rows, s, z, a, zb, weight.shape[0], method)
+        start = Start(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        alpha = (start.s[:, None] * start.a).view(out, -1, scheme.bits)
+        h = (2**scheme.bits - 1) / 2
+        shift = (start.s * (start.zb + h - start.z)).view(out, -1)
+        steps = Steps.of(*stored_numbers(alpha, shift, method.scale_bits))
+        return UniQuanFWeight(rows, start, out, method, steps)
 
     def start(self, X: Tensor, bits: int) -> Start:
         """X (rows, g) float32: -> the initialization of section 4 for each row.
@@ -177,6 +236,17 @@ class UniQuanF(Reconstruction):
         return alpha, centre + moved.float()
 
 
+def in_its_own_frame(alpha: Tensor, shift: Tensor) -> Start:
+    """alpha (rows, b), shift (rows,), float32, of levels that take the place of a grid.
+
+    The grid whose first and last point are the outermost levels: s (2^b - 1) = 2 sum alpha_i, and
+    z_B = 0 where its middle s (h - z) is the shift.
+    """
+    n = 2 ** alpha.shape[1] - 1
+    s = (2 / n * alpha.sum(1)).clamp_min(TINY)
+    return Start(s, n / 2 - shift / s, alpha / s[:, None], torch.zeros_like(s))
+
+
 class UniQuanFWeight(TrainedWeight):
     """One weight in training, rows = out * groups.
 
@@ -187,27 +257,29 @@ class UniQuanFWeight(TrainedWeight):
     def __init__(
         self,
         X: Tensor,
-        s: Tensor,
-        z: Tensor,
-        a: Tensor,
-        zb: Tensor,
+        start: Start,
         out_features: int,
         method: UniQuanF,
+        steps: Steps | None = None,
     ) -> None:
-        """X (rows, g): the weights; s, z, a, zb: as `UniQuanF.start` gives them."""
+        """X (rows, g): the weights that are mapped. method: with a rate (`UniQuanF.decided`).
+
+        steps: what alpha and shift are multiples of, None in half precision.
+        """
         super().__init__()
         self.X = X
-        self.z = z[:, None]
+        self.z = start.z[:, None]
         self.out_features = out_features
         self.method = method
-        self.bits = a.shape[1]
+        self.steps = steps
+        self.bits = start.a.shape[1]
         self.h = (2**self.bits - 1) / 2
         self.signs = level_signs(self.bits, X.device).to(X.dtype)  # (L, b)
-        self.d1 = nn.Parameter(s[:, None].log())
+        self.d1 = nn.Parameter(start.s[:, None].log())
         self.d2 = nn.Parameter(torch.zeros_like(X))
         self.d3 = nn.Parameter(torch.zeros_like(self.d1))
-        self.a = nn.Parameter(a.clone())
-        self.zb = nn.Parameter(zb[:, None].clone(), requires_grad=method.learn_shift)
+        self.a = nn.Parameter(start.a.clone())
+        self.zb = nn.Parameter(start.zb[:, None].clone(), requires_grad=method.learn_shift)
         self.codes: Tensor | None = None
         self.calls = 0
 
@@ -217,13 +289,14 @@ class UniQuanFWeight(TrainedWeight):
         if self.codes is None or (period and self.calls % period == 0):
             self.remap()
         self.calls += 1
+        a, zb = self.snapped()
         weight: Tensor = MappedWeight.apply(
             self.X,
             self.d1,
             self.d2,
             self.d3,
-            self.a,
-            self.zb,
+            a,
+            zb,
             (self.z - self.h).detach(),
             self.codes,
             self.signs,
@@ -232,6 +305,27 @@ class UniQuanFWeight(TrainedWeight):
         )
         return weight.view(self.out_features, -1)
 
+    def snapped(self) -> tuple[Tensor, Tensor]:
+        """a (rows, b) and z_B (rows, 1) of the numbers that are stored.
+
+        Straight through: their gradients are those of the parameters.
+        """
+        if self.steps is None:
+            return self.a, self.zb
+        with torch.no_grad():
+            s = self.d1.exp()
+            alpha, shift = self.steps.snapped(*self.numbers())
+            a = alpha.view_as(self.a) / s
+            zb = shift.view_as(s) / s - (self.h - self.z)
+        return self.a + (a - self.a).detach(), self.zb + (zb - self.zb).detach()
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """Theorem 1: alpha (out, groups, b) and shift (out, groups), as they are trained."""
+        s = self.d1.exp()
+        alpha = s * self.a
+        shift = s * (self.zb + self.h - self.z)
+        return alpha.view(self.out_features, -1, self.bits), shift.view(self.out_features, -1)
+
     @torch.no_grad()
     def remap(self) -> Tensor:
         """Choose, keep and return the codes of the present parameters, (rows, g) uint8.
@@ -239,8 +333,9 @@ class UniQuanFWeight(TrainedWeight):
         The first time always by the exact mapping, as there are no neighbours yet.
         """
         mapping = self.method.mapping
-        levels = self.a @ self.signs.T  # (rows, L), in the order of the patterns
-        offset = self.z - self.h - self.zb  # (rows, 1)
+        a, zb = self.snapped()
+        levels = a @ self.signs.T  # (rows, L), in the order of the patterns
+        offset = self.z - self.h - zb  # (rows, 1)
         transformed = (self.X, self.d1, self.d2, self.d3, offset)
         if mapping == "exact" or self.codes is None:
             (codes,) = over_rows(_exact, *transformed, *midpoints(levels))
@@ -256,29 +351,29 @@ class UniQuanFWeight(TrainedWeight):
     def merged(self) -> tuple[Tensor, Tensor, Tensor]:
         """Theorem 1: alpha (rows, b) >= 0, shift (rows,), planes bool (b, rows, g).
 
-        Not yet rounded to storage. A negative scale becomes a positive one whose plane has the
-        opposite signs.
+        In half precision they are not yet rounded to storage, and a negative scale becomes a
+        positive one whose plane has the opposite signs. Integers are not negative.
         """
         codes = self.remap() if self.codes is None else self.codes
-        s = self.d1.exp()
-        alpha = s * self.a
-        shift = s * (self.zb + self.h - self.z)
+        alpha, shift = self.numbers()
+        if self.steps is not None:
+            alpha, shift = self.steps.snapped(alpha, shift)
+        alpha = alpha.flatten(0, 1)
         planes = []
         for i in range(self.bits):
             positive = ((codes >> (self.bits - 1 - i)) & 1).bool()  # c_i = +1
             planes.append(positive ^ (alpha[:, i, None] < 0))
-        return alpha.abs(), shift[:, 0], torch.stack(planes)
+        return alpha.abs(), shift.flatten(), torch.stack(planes)
 
     def export(self) -> Binary:
         """Plain binary coding, with the codes that the present parameters choose."""
         if self.method.period:
             self.remap()
         alpha, shift, planes = self.merged()
-        return Binary.from_planes(
-            planes.view(self.bits, self.out_features, -1),  # (b, out, in)
-            as_stored(alpha.view(self.out_features, -1, self.bits)),  # (out, groups, b)
-            as_stored(shift.view(self.out_features, -1)),  # (out, groups)
-        )
+        alpha = alpha.view(self.out_features, -1, self.bits)  # (out, groups, b)
+        shift = shift.view(self.out_features, -1)  # (out, groups)
+        planes = planes.view(self.bits, self.out_features, -1)  # (b, out, in)
+        return Binary.from_planes(planes, *in_storage(self.steps, alpha, shift))
 
     def groups(self) -> Groups:
         """One rate for the transformation and one for the levels, as in the authors' code."""

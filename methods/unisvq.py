@@ -24,14 +24,14 @@ form is M = [2^(B-2) A, .., A, A / 2].
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.input_statistics import input_statistics
 from qbench.calibration.reconstruction import (
     Groups,
     Reconstruction,
@@ -39,7 +39,6 @@ from qbench.calibration.reconstruction import (
     Weights,
     reconstruct,
 )
-from qbench.calibration.walk import InputStatistics
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Lattice
@@ -112,11 +111,11 @@ class UniSVQ(Reconstruction):
             if curvature is None or stats is None or stats is not last:
                 curvature = self.curvature(weight, scheme, stats)
                 last = stats
-            weights[name] = self.prepare(weight, scheme, curvature)
+            weights[name] = self.start(weight, scheme, curvature)
         return reconstruct(block, Weights(block, weights), inputs, targets, self)
 
     @torch.no_grad()
-    def prepare(
+    def start(
         self, weight: Tensor, scheme: Scheme, curvature: Curvature | None = None
     ) -> LatticeWeight:
         """weight (out, in), floating: -> its codes, and what is trained.
@@ -290,44 +289,3 @@ def two_sided(X: Tensor) -> Tensor:
     m, n = X.shape
     XT = hadamard(X, block_length(n), 1)
     return hadamard(XT, block_length(m), 0)
-
-
-@torch.no_grad()
-def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearStats]:
-    """By layer, the statistics of its inputs in the quantized stream, with the block as it is.
-
-    Layers that are called with the same tensor, one after the other, share one object. A layer that
-    no token reaches is missing. MethodError naming a layer whose inputs are not finite.
-    """
-    statistics = InputStatistics()
-    sums: dict[str, LinearStats] = {}  # over the batches, by the first layer with these inputs
-    owners: dict[str, str] = {}  # that first layer, by layer
-    last: LinearStats | None = None
-    owner = ""
-
-    def collect(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        nonlocal last, owner
-        stats = statistics.of([args[0]], name)
-        if stats is not last:  # an input that no layer has been called with in this batch
-            last = stats
-            owner = name
-            if name in sums:
-                sums[name] = _merged(sums[name], stats)
-            else:
-                sums[name] = stats
-        owners[name] = owner
-
-    with ExitStack() as stack:
-        for name, layer in linears(block).items():
-            handle = layer.register_forward_pre_hook(partial(collect, name))
-            stack.callback(handle.remove)
-        for batch, hidden in enumerate(inputs.quantized):
-            inputs.run(block, hidden, batch)
-    return {name: sums[first] for name, first in owners.items()}
-
-
-def _merged(old: LinearStats, new: LinearStats) -> LinearStats:
-    """The statistics of both sets of tokens: the mean of the Hessians by their counts."""
-    count = old.count + new.count
-    hessian = torch.lerp(old.hessian, new.hessian, new.count / max(count, 1))
-    return LinearStats(hessian, count)

@@ -148,8 +148,10 @@ class BlockInputs:
 
     quantized: hidden states (batch, length, width) that the quantized blocks before it give. full:
     those that the full-precision blocks give. arguments: positional and keyword arguments of its
-    call, beside the hidden states. dtype: in which matrix products are computed. progress: a long
-    method calls it with the part that is done, 0..1, and a word.
+    call, beside the hidden states. logits: of the last block alone, the model's logits (batch,
+    length, vocabulary) for hidden states behind it, differentiable in these. dtype: in which matrix
+    products are computed. progress: a long method calls it with the part that is done, 0..1, and a
+    word.
     """
 
     quantized: list[Tensor]
@@ -157,6 +159,7 @@ class BlockInputs:
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
     dtype: Any = None
     progress: Callable[[float, str], None] = lambda fraction, text: None
+    logits: Callable[[Tensor], Tensor] | None = None
 
     def run(
         self,

@@ -12,7 +12,7 @@ Every message says what was wrong (with its value and place), what is allowed, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from qbench.outside_text import printable
@@ -64,9 +64,21 @@ class StoreError(QbenchError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence for an unknown name: the name, the nearest known one, and all that exist."""
     names = sorted(known)
-    nearest = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = _nearest(name, names)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}"
+
+
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
+    """The names that are meant, at most two: in other letters, misspelt, or begun alike."""
+    by_small = {known.lower(): known for known in names}
+    small = name.lower()
+    if small in by_small:
+        return [by_small[small]]
+    begun = [known for low, known in by_small.items() if small and low.startswith(small)]
+    if 0 < len(begun) <= 2:
+        return begun
+    return [by_small[low] for low in get_close_matches(small, by_small, n=1)]
 
 
 def require_at_least(name: str, value: int | None, least: int = 1) -> None:

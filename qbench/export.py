@@ -29,7 +29,7 @@ from qbench.read_back import BY_DEFAULT, prove, unproven
 def export(
     folder: Path, target: str, output: Path, dtype: str = "auto", verify: bool | None = None
 ) -> Path:
-    """Write a saved model, or a GPTQ or AWQ one, to `output`: a folder, or for gguf a file.
+    """Write a saved model, or a foreign one, to `output`: a folder, or for gguf a file.
 
     target: gptq, dense, gguf or qbench. dtype: of dense weights and of what is not quantized; auto
     is the folder's own. verify: read it back and compare logits before it is put at `output`; None

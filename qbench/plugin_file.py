@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from qbench.errors import ConfigError
+from qbench.files.ordinary import is_file
 
 
 def import_plugin_file(path: Path) -> ModuleType:
@@ -16,7 +17,7 @@ def import_plugin_file(path: Path) -> ModuleType:
 
     ConfigError naming the file where it is absent, is not Python, or raises.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(
             f"plug-in {str(path)!r} is not a file; "
             "give the path of a Python file that defines methods or kernels"

@@ -35,11 +35,13 @@ from qbench.contracts import (
     verb_of,
 )
 from qbench.errors import ConfigError, MethodError, QbenchError, reason_of
+from qbench.exchange.compressed_settings import scheme_in_words
 from qbench.files.model_folder import quantization_settings
 from qbench.files.shards import read_json
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable, read_weight, write_weight
 from qbench.models.experts import unfuse_experts
+from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
 from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
@@ -85,7 +87,7 @@ class QuantizedModel:
 def load(
     folder: str | Path, dtype: str = "auto", packed: bool = True, device: str = "cpu"
 ) -> QuantizedModel:
-    """Read what `save` wrote, or a GPTQ or AWQ folder; nothing in the folder is executed.
+    """Read what `save` wrote, or a GPTQ, AWQ or compressed-tensors folder; nothing there is run.
 
     dtype: of what is not quantized, such as "bfloat16"; "auto" is what the folder states.
     packed: linear layers stay packed and take the memory that they take on the disk; False
@@ -108,13 +110,16 @@ def read_model(source: ModelSource, dtype: str, device: str = "cpu") -> Quantize
     """Any model as it is: an unquantized one has no weights in the result, and is on the CPU.
 
     A folder or hub id that is quantized in a way that `load` reads is dequantized into `dtype`, on
-    the device.
+    the device; a GGUF file by transformers, and then the manifest has its label and bits.
     Raises what `load` and `qbench.models.loading.load_model` raise.
     """
     folder = local_folder(source)
     if folder is None or not is_loadable(folder):
         model, tokenizer = load_model(source, dtype)
-        return QuantizedModel(model, tokenizer, {}, {})
+        manifest: dict[str, Any] = {}
+        if source.gguf and quantized_as(source):  # its blocks are dequantized by transformers
+            manifest = {"method": quantized_as(source), "bits": bits_of_blocks(source)}
+        return QuantizedModel(model, tokenizer, {}, manifest)
     return load(folder, dtype, False, device)
 
 
@@ -185,14 +190,18 @@ def quantize(
 def stored_as(source: ModelSource) -> str | None:
     """How a model was quantized by whoever made it, such as `gptq 4b g128`; None where it was not.
 
-    StoreError where its config.json is damaged.
+    StoreError where its config.json is damaged, ModelError where nothing reads it.
     """
+    if source.gguf:
+        return quantized_as(source)
     folder = local_folder(source)
     if folder is None or not is_loadable(folder):
         return None
     entry = quantization_settings(folder, read_json(folder / "config.json")) or {}
     scheme = entry.get("scheme", {}) if entry.get("quant_method") == "qbench" else entry
     method = entry.get("method", entry.get("quant_method"))
+    if method == "compressed-tensors":
+        return f"{method} {scheme_in_words(entry)}"
     group = scheme.get("group_size", scheme.get("q_group_size"))
     words = [str(method), f"{scheme.get('bits', scheme.get('w_bit'))}b"]
     words.append("channel" if group in (None, -1) else f"g{group}")
@@ -201,9 +210,9 @@ def stored_as(source: ModelSource) -> str | None:
 
 def refuse_quantized(source: QuantizedModel, name: str) -> None:
     """ConfigError where a model that is to be quantized is quantized already."""
-    if source.weights:
+    if source.weights or "bits" in source.manifest:
         method = source.manifest.get("method", "another program")
-        bits = source.bits_per_weight["total"]
+        bits = source.bits_per_weight["total"] if source.weights else source.manifest["bits"]
         raise ConfigError(
             f"model {name!r} is quantized already, by {method} at {bits:.2f} bits per weight; "
             "give the unquantized model, or --requantize to round its rounded weights once more"

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from qbench.checkpoint.folder import load_checkpoint
 from qbench.errors import StoreError
+from qbench.models.loading import load_weights
 from qbench.models.pretrained import quiet
+from qbench.models.source import find_model
 
 BY_DEFAULT = 2_000_000_000  # bytes of what was written, up to which it is read back unasked
 TOLERANCE = 1e-4  # relative, in norm: experts are summed in another order
@@ -44,13 +46,13 @@ def prove(source: Path, written: Path, target: str, dtype: str) -> None:
     """StoreError where an export reads back as another model than its source.
 
     target: `dense` and `gguf` are read by transformers, `gptq` and `qbench` by `load_checkpoint`,
-    since transformers needs a package for GPTQ. dtype: that of the export. A GGUF file with Llama
-    3's stretched rope is not compared: transformers takes the rope for a plain one.
+    since transformers needs a package for GPTQ. dtype: that of the export. transformers takes the
+    stretched rope of Llama 3 for a plain one, which `load_weights` puts right.
     """
     expected = load_checkpoint(source, dtype, packed=False).model.float()
     if target == "gguf" and _stretched(expected.config):
-        return
-    if target == "dense":
+        read = load_weights(find_model(str(written)), "float32")
+    elif target == "dense":
         read = _by_transformers(written)
     elif target == "gguf":
         read = _by_transformers(written.parent, gguf_file=written.name)

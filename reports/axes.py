@@ -1,6 +1,8 @@
-"""One panel: a score against measured bits per weight.
+"""One panel: a score against measured bits per weight, size or latency.
 
-A line per method, the unquantized model as a dashed line with a band of one standard error.
+A line per method, the unquantized model as a dashed line with a band of one standard error, and
+the Pareto line of the cells that no other one beats at its cost. Each point is an element of its
+own, so that a page can name it and link it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 
 from qbench.records import Record
 from qbench.reports.headline import Headline, names, ordered, unquantized
-from qbench.reports.points import Point, Scale, points_by_line, scale_of
+from qbench.reports.points import BITS, Cost, Point, Scale, frontier, points_by_line, scale_of
 
 INK = "#1f2328"
 MUTED = "#59636e"
@@ -32,58 +34,72 @@ COLOURS = {  # after Okabe and Ito, legible on white; beside each what a dark pa
 }
 MARKERS = "osD^vPXph<>"  # 11, coprime with the 8 colours: 88 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
-LEAST_TICKS = 3  # of a logarithmic axis: two tell neither its steps nor that it is one
+LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
+MOST_LINES = 40  # that a panel can tell apart
+POINT = "point-"  # before a cell's id: the name of its mark in an SVG
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
 Look = dict[str, Any]  # keywords of matplotlib for a line
 
 
 def looks(records: Sequence[Record]) -> dict[str, Look]:
-    """Colour, marker and dashes of every line by its name, the same in all pictures of these."""
+    """Colour, marker and dashes of every line by its name, the same in all pictures of these.
+
+    The colour is the method's; its group sizes and parameters differ in marker and dashes.
+    """
     called = names(records)
-    # In the order of reports, each once: the cells of a line share its name.
-    labels: dict[str, None] = {}
+    methods: dict[str, None] = {}
+    variants: dict[str, list[str]] = {}  # the lines of each method, in the order of reports
     for record in ordered(records):
         if not unquantized(record):
-            labels[called[record.id]] = None
+            methods[record.cell.method] = None
+            lines = variants.setdefault(record.cell.method, [])
+            if called[record.id] not in lines:
+                lines.append(called[record.id])
     colours = list(COLOURS)
     styles = {}
-    # Colours and markers turn with different periods; dashes change with every round of colours.
-    for k, label in enumerate(labels):
-        styles[label] = {
-            "color": colours[k % len(colours)],
-            "marker": MARKERS[k % len(MARKERS)],
-            "linestyle": DASHES[k // len(colours) % len(DASHES)],
-            "linewidth": 1.6,
-            "markersize": 6.5,
-            "markerfacecolor": "none",
-            "markeredgewidth": 1.5,
-        }
+    # Markers turn with another period than colours, so that a pair comes again after 88 methods.
+    for k, method in enumerate(methods):
+        for variant, label in enumerate(variants[method]):
+            styles[label] = {
+                "color": colours[k % len(colours)],
+                "marker": MARKERS[(k + variant) % len(MARKERS)],
+                "linestyle": DASHES[variant % len(DASHES)],
+                "linewidth": 1.6,
+                "markersize": 6.5,
+                "markerfacecolor": "none",
+                "markeredgewidth": 1.5,
+            }
     return styles
 
 
 def panel(
-    axes: Any, mine: Sequence[Record], headline: Headline, styles: dict[str, Look], notes: list[str]
+    axes: Any,
+    mine: Sequence[Record],
+    headline: Headline,
+    styles: dict[str, Look],
+    notes: list[str],
+    cost: Cost = BITS,
 ) -> set[str]:
     """Draw one score of one model; return the names of its lines.
 
     mine: the records of the model. styles: of all lines by name. notes: gets what could not be
-    drawn, and what a reader must know.
+    drawn, and what a reader must know. cost: what the score is drawn against.
     """
     baselines: list[Point] = []
     lines: dict[str, list[Point]] = {}
-    for name, points in points_by_line(mine, headline, notes).items():
+    for name, points in points_by_line(mine, headline, notes, cost).items():
         if points[0].baseline:
             baselines.append(points[0])
         else:
             lines[name] = sorted(points, key=lambda point: point.x)
-    drawn = list(baselines)
-    for line in lines.values():
-        drawn += line
-    scale = scale_of(headline, drawn)
+    lines = _fewer(lines, headline, notes)
+    quantized = [point for line in lines.values() for point in line]
+    scale = scale_of(headline, baselines + quantized)
     if scale.log:
         axes.set_yscale("log", nonpositive="clip")
-    _frame(axes, headline)
+    _frame(axes, headline, cost, scale)
+    _pareto(axes, [point for point in quantized if not scale.beyond(point.y)], scale)
     _draw_lines(axes, lines, styles, scale)
     if scale.edge is not None:
         _label_collapsed(axes, lines, styles, scale)
@@ -97,19 +113,38 @@ def panel(
         axes.set_xticks([])
     if scale.log:
         _log_ticks(axes)
+    if scale.edge is not None:
+        _strip(axes, scale)
     return set(lines)
 
 
-def _frame(axes: Any, headline: Headline) -> None:
+def _fewer(
+    lines: dict[str, list[Point]], headline: Headline, notes: list[str]
+) -> dict[str, list[Point]]:
+    """At most MOST_LINES, those that hold the best points; a note tells how many were left out."""
+    if len(lines) <= MOST_LINES:
+        return lines
+    sign = -1 if headline.higher_is_better else 1
+    best = sorted(lines, key=lambda name: min(sign * point.y for point in lines[name]))
+    notes.append(
+        f"{len(lines) - MOST_LINES} more lines, with worse scores, are in the table alone."
+    )
+    chosen = set(best[:MOST_LINES])
+    return {name: points for name, points in lines.items() if name in chosen}
+
+
+def _frame(axes: Any, headline: Headline, cost: Cost, scale: Scale) -> None:
     better = "lower is better ↓"
     if headline.higher_is_better:
         better = "higher is better ↑"
     label = headline.metric
     if headline.unit:
         label += f" {headline.unit}"
+    if scale.log:
+        label += " (log scale)"
     axes.set_title(headline.title, loc="left", fontsize=11, fontweight="bold")
     axes.set_ylabel(f"{label}, {better}", labelpad=7)
-    axes.set_xlabel("measured bits per weight")
+    axes.set_xlabel(cost.label)
     axes.margins(0.08, 0.1)
     axes.grid(False, axis="x")
 
@@ -124,8 +159,8 @@ def _draw_lines(
         _draw_line(axes, points, styles[name], scale)
 
 
-def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> Any:
-    """The line with its error bars; a point at the edge has none."""
+def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> None:
+    """The line with its error bars, and a mark per point; a point at the edge has no bar."""
     upper = []
     lower = []
     for point in points:
@@ -134,14 +169,58 @@ def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> 
             error = 0.0
         upper.append(error)
         lower.append(scale.lower_error(error, point.y))
-    return axes.errorbar(
+    axes.errorbar(
         [point.x for point in points],
         [scale.place(point.y) for point in points],
         yerr=[lower, upper],
         capsize=2.5,
         elinewidth=1.1,
         zorder=3,
-        **look,
+        **(look | {"marker": ""}),
+    )
+    for point in points:
+        place = ([point.x], [scale.place(point.y)])
+        mark = look | {"linestyle": "", "label": point.text}
+        axes.plot(*place, zorder=4, gid=f"{POINT}{point.cell}", **mark)
+
+
+def _pareto(axes: Any, points: Sequence[Point], scale: Scale) -> None:
+    """The line of the points that no other one beats at its cost, in steps."""
+    best = frontier(points, scale.worse)
+    if len(best) > 1:
+        axes.plot(
+            [point.x for point in best],
+            [point.y for point in best],
+            drawstyle="steps-post",
+            color=RULE,
+            linewidth=5,
+            solid_capstyle="round",
+            zorder=1.5,
+            gid="pareto",
+        )
+
+
+def _strip(axes: Any, scale: Scale) -> None:
+    """The strip of the points that are off the scale, marked as such."""
+    assert scale.edge is not None
+    low, high = axes.get_ylim()
+    end = high if scale.worse > 0 else low
+    if scale.log:
+        begin = scale.edge * (high / low) ** (-0.03 * scale.worse)
+    else:
+        begin = scale.edge - 0.03 * scale.worse * (high - low)
+    axes.axhspan(begin, end, color=MUTED, alpha=0.13, linewidth=0, zorder=0.5)
+    axes.set_ylim(low, high)
+    _label(
+        axes,
+        "off the scale",
+        (1, end),
+        xycoords=("axes fraction", "data"),
+        color=MUTED,
+        fontsize=8,
+        xytext=(-4, -3 * scale.worse),
+        ha="right",
+        va="top" if scale.worse > 0 else "bottom",
     )
 
 
@@ -216,7 +295,7 @@ def _label(axes: Any, text: str, place: tuple[float, float], **how: Any) -> None
 
 
 def _log_ticks(axes: Any) -> None:
-    """Plain numbers, as few as tell the scale: at least three, of the coarsest series that has so.
+    """Plain numbers, as few as tell the scale: at least four, of the coarsest series that has so.
 
     matplotlib has one or two where little is spanned.
     """

@@ -9,22 +9,26 @@ from qbench.records import Latency, Record
 
 def columns(records: Sequence[Record]) -> list[str]:
     """Titles of the columns that `values` fills; none where no record has a latency."""
-    if not any(record.latency for record in records):
+    timed = timed_rows(records)
+    if not timed:
         return []
     titles = ["on disk MB"]
-    for rows in _rows(records):
+    for rows in timed:
         titles += [f"batch {rows} ms", f"batch {rows} x dense"]
     return [*titles, "tokens/s", "tokens/s x dense", "in memory MB"]
 
 
-def values(record: Record, records: Sequence[Record]) -> list[float | None]:
-    """What stands in these columns for one record, None where it is not known."""
-    if not columns(records):
+def values(record: Record, timed: Sequence[int]) -> list[float | None]:
+    """What stands in these columns for one record, None where it is not known.
+
+    timed: as `timed_rows` gives them; none where no record has a latency.
+    """
+    if not timed:
         return []
     disk = None if record.bytes_on_disk is None else record.bytes_on_disk / 1e6
     found: list[float | None] = [disk]
     latency = record.latency
-    for rows in _rows(records):
+    for rows in timed:
         times = latency.milliseconds(rows) if latency else None
         found += [None, None] if times is None else [times[0], times[1] / times[0]]
     if latency is None or latency.decoding is None:
@@ -84,7 +88,8 @@ def caption(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _rows(records: Sequence[Record]) -> list[int]:
+def timed_rows(records: Sequence[Record]) -> list[int]:
+    """Every number of rows of x that some record has timed, ascending."""
     return sorted({rows for record in records if record.latency for rows in record.latency.rows})
 
 

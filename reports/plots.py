@@ -1,4 +1,4 @@
-"""Pictures from records: quality against measured bits per weight.
+"""Pictures from records: quality against measured bits per weight, size and latency.
 
 They are made by the object API of matplotlib alone: no global state of figures.
 """
@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -18,11 +19,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from qbench.errors import DataError
-from qbench.files.atomic import write_bytes, write_text
+from qbench.files.atomic import write_bytes
 from qbench.records import Record
-from qbench.reports.axes import INK, MUTED, PAPER, RULE, Look, looks, panel
+from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
 from qbench.reports.headline import Headline, headlines, ordered, require
-from qbench.reports.points import unbroken
+from qbench.reports.points import BITS, Cost, unbroken
 
 STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -43,9 +44,12 @@ STYLE: dict[str, Any] = {
     "ytick.labelcolor": INK,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text stays text: light, found by a search, read aloud
     "svg.hashsalt": "qbench",  # so that the same records give the same file
 }
+SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", SVG.strip("{}"))
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 # Characters that fit the width of one panel: in the legend, and in the note below.
 _LEGEND_CHARACTERS = 74
 _NOTE_CHARACTERS = 90
@@ -59,8 +63,9 @@ def quality_figure(
     *,
     filter: str | None = None,
     model: str | None = None,
+    cost: Cost = BITS,
 ) -> Figure:
-    """One score of one model against measured bits per weight.
+    """One score of one model against measured bits per weight, or another cost.
 
     filter: the first one of that metric, unless named. model: the first one of the tables, unless
     named. DataError where no record has the score.
@@ -77,7 +82,7 @@ def quality_figure(
         there = ", ".join(titles) or "none, every cell failed or was skipped"
         wanted = f"{task} {metric} {filter or ''}".rstrip()
         raise DataError(f"no record has the score {wanted}; there are: {there}")
-    return _figure(records, matching[:1], model or ordered(records)[0].cell.model)
+    return _figure(records, matching[:1], model or ordered(records)[0].cell.model, cost)
 
 
 def first_figure(records: Sequence[Record], model: str) -> Figure:
@@ -100,27 +105,6 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     paths = []
     for index, model in enumerate(models(records)):
         paths.append(write_quality(records, folder, model, first=index == 0))
-    return paths
-
-
-def write_pictures(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`quality.png`, the first picture, and an SVG per headline score; their paths.
-
-    The files of a further model have its name in theirs.
-    """
-    require(records)
-    paths = []
-    for index, model in enumerate(models(records)):
-        paths.append(write_quality(records, folder, model, first=index == 0))
-        mine = [record for record in records if record.cell.model == model]
-        for headline in headlines(mine):
-            words = [headline.task, headline.metric]
-            if headline.filter != "none":
-                words.append(headline.filter)
-            if index > 0:
-                words.append(model)
-            path = folder / f"{slug('-'.join(words))}.svg"
-            paths.append(write_text(path, svg(_figure(records, [headline], model))))
     return paths
 
 
@@ -148,10 +132,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, prefix: str = "", cells: str | None = None) -> str:
     """The figure as an `<svg>` element without time stamps or foreign addresses.
 
-    Same records, same text.
+    Same records, same text. Each point has its words as a title, which browsers show. prefix: of
+    the names of its parts, which must differ between the pictures of one page. cells: the folder
+    of the pages that the points link to, None for no links.
     """
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -159,7 +145,30 @@ def svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata=no_metadata)
     text = buffer.getvalue()
     element = text[text.index("<svg") :]
-    return re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    root = ElementTree.fromstring(element)
+    lines = [line for axes in figure.axes for line in axes.lines]
+    words = {line.get_gid() or "": str(line.get_label()) for line in lines}
+    _name_points(root, words, cells)
+    element = ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)
+
+
+def _name_points(root: ElementTree.Element, words: dict[str, str], cells: str | None) -> None:
+    """Give each point its title and its link, in place."""
+    for parent in list(root.iter()):
+        for index, child in enumerate(list(parent)):
+            name = child.get("id", "")
+            if not name.startswith(POINT):
+                continue
+            title = ElementTree.Element(f"{SVG}title")
+            title.text = words[name]
+            child.insert(0, title)
+            if cells is not None:
+                href = f"{cells}/{name.removeprefix(POINT)}.html"
+                link = ElementTree.Element(f"{SVG}a", {"href": href, "aria-label": words[name]})
+                link.append(child)
+                parent[index] = link
 
 
 def _scores(records: Sequence[Record]) -> list[Headline]:
@@ -173,7 +182,9 @@ def _scores(records: Sequence[Record]) -> list[Headline]:
     return scores
 
 
-def _figure(records: Sequence[Record], panels: Sequence[Headline], model: str) -> Figure:
+def _figure(
+    records: Sequence[Record], panels: Sequence[Headline], model: str, cost: Cost = BITS
+) -> Figure:
     """A panel per score, above them the legend, below them what was not drawn and why."""
     mine = [record for record in ordered(records) if record.cell.model == model]
     with rc_context(STYLE):
@@ -184,11 +195,13 @@ def _figure(records: Sequence[Record], panels: Sequence[Headline], model: str) -
             figure.text(0.5, 0.5, text, ha="center", va="center")
             return figure
         styles = looks(records)
-        notes = [f"{model}. Bars and band: ± 1 standard error."]
+        notes = [
+            f"{model}. Bars and band: ± 1 standard error. Grey: no other cell is better there."
+        ]
         drawn: set[str] = set()
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, headline in zip(row, panels, strict=True):
-            drawn |= panel(axes, mine, headline, styles, notes)
+            drawn |= panel(axes, mine, headline, styles, notes, cost)
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
         if lost:
             notes.append(f"Failed or skipped: {', '.join(lost)}.")

@@ -1,15 +1,15 @@
-"""The points of a panel, scores against measured bits per weight, and the scale they need."""
+"""The points of a panel, scores against bits, size or latency, and the scales they need."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qbench.comparison.pairs import protocol
 from qbench.records import Record, Score
-from qbench.reports.headline import Headline, names, unquantized
+from qbench.reports.headline import Headline, names, number, unquantized
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.
@@ -17,11 +17,44 @@ COLLAPSE = {"perplexity": 30.0, "gold_logprob": 2.0, "gold_nll": 2.0}
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a score is drawn against.
+
+    label: of the axis, with its unit. short: in a title. of: the value of a cell, or None.
+    """
+
+    label: str
+    short: str
+    of: Callable[[Record], float | None]
+
+
+def _measured_bits(record: Record) -> float | None:
+    # The unquantized model has no place among quantized ones: it is a line.
+    return record.bits_per_weight.get("total")
+
+
+def _megabytes(record: Record) -> float | None:
+    return None if record.bytes_on_disk is None else record.bytes_on_disk / 1e6
+
+
+def _milliseconds(record: Record) -> float | None:
+    timed = record.latency.milliseconds(1) if record.latency is not None else None
+    return None if timed is None else timed[0]
+
+
+BITS = Cost("measured bits per weight", "measured bits per weight", _measured_bits)
+SIZE = Cost("size on disk in MB", "size on disk", _megabytes)
+LATENCY = Cost("all quantized layers for one token, in ms", "latency at batch 1", _milliseconds)
+COSTS = (BITS, SIZE, LATENCY)
+
+
+@dataclass(frozen=True)
 class Point:
     """A cell in a panel.
 
-    x: measured bits per weight. y, error: the score and its standard error, percent for shares.
-    bits: the nominal ones, None where it has none. baseline: whether it is the unquantized model.
+    x: what it costs, such as measured bits per weight. y, error: the score and its standard error,
+    percent for shares. bits: the nominal ones, None where it has none. baseline: whether it is the
+    unquantized model. cell: the id. text: what it is, in words.
     """
 
     x: float
@@ -29,6 +62,8 @@ class Point:
     error: float
     bits: int | None
     baseline: bool
+    cell: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -70,11 +105,12 @@ def _is_log(headline: Headline) -> bool:
 
 
 def points_by_line(
-    mine: Sequence[Record], headline: Headline, notes: list[str]
+    mine: Sequence[Record], headline: Headline, notes: list[str], cost: Cost = BITS
 ) -> dict[str, list[Point]]:
     """The points of each line by its name, in the order of the records.
 
     mine: the records of one model. notes: gets a sentence for every score that cannot be drawn.
+    A cell without the cost has no point.
     """
     scored = []
     for record in mine:
@@ -95,20 +131,24 @@ def points_by_line(
             # The divergence of the unquantized model from itself is rounding, and would stretch
             # the axis.
             continue
-        point = _point(record, score, headline, notes)
+        point = _point(record, score, headline, notes, cost)
         if point is not None:
             lines.setdefault(called[record.id], []).append(point)
     return lines
 
 
-def _point(record: Record, score: Score, headline: Headline, notes: list[str]) -> Point | None:
-    """None where the score cannot be drawn, which a note says."""
+def _point(
+    record: Record, score: Score, headline: Headline, notes: list[str], cost: Cost
+) -> Point | None:
+    """None where the score cannot be drawn, which a note says, or where it has no such cost."""
     percent = 100.0 if headline.unit == "%" else 1.0
-    x = record.bits_per_weight.get("total")
+    x = cost.of(record)
     if unquantized(record):
         x = 0.0  # a line across the panel, which has no place in bits
+    if x is None:
+        return None
     y = score.value * percent
-    if x is None or not math.isfinite(y) or (_is_log(headline) and y <= 0):
+    if not math.isfinite(y) or (_is_log(headline) and y <= 0):
         label = unbroken(record.cell.label)
         notes.append(f"Not drawn, {headline.metric} {y:g}: {label}.")
         return None
@@ -118,7 +158,21 @@ def _point(record: Record, score: Score, headline: Headline, notes: list[str]) -
     bits = None
     if record.cell.scheme:
         bits = record.cell.scheme.bits
-    return Point(x, y, error, bits, unquantized(record))
+    shown = number(score.value, score.stderr, score.metric)
+    text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
+    return Point(x, y, error, bits, unquantized(record), record.id, text)
+
+
+def frontier(points: Sequence[Point], worse: int) -> list[Point]:
+    """The points that no other one beats at the same cost or less (Pareto), by cost.
+
+    worse: +1 where a smaller y is better, else -1.
+    """
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, worse * point.y)):
+        if not best or worse * point.y < worse * best[-1].y:
+            best.append(point)
+    return best
 
 
 def scale_of(headline: Headline, points: Sequence[Point]) -> Scale:

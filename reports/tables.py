@@ -94,6 +94,7 @@ def grid(
     if trained:
         columns += ["block loss at the start", "block loss"]
 
+    timed = latencies.timed_rows(records)
     called = names(records, group=False)
     best = {headline: winners(records, headline.key, pairs) for headline in scores}
     rows = []
@@ -102,7 +103,7 @@ def grid(
         row += _identity(record, called[record.id])
         for headline in scores:
             row.append(_score_entry(record, headline, record.id in best[headline], pairs))
-        row += [_number_entry(value, ".3g") for value in latencies.values(record, records)]
+        row += [_number_entry(value, ".3g") for value in latencies.values(record, timed)]
         row += _cost(record)
         if trained:
             row += _losses(record)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from qbench.records import Score, TaskSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from qbench.tasks.data import Source
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
     scores: tuple[Score, ...]
     samples: list[dict[str, Any]]
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple has no factory, and it is not changed
 
 
 def _silent(fraction: float, text: str) -> None:

@@ -4,7 +4,9 @@ Each task declares its table: its folder, splits and columns, which are the hub'
 `FOLDER/SPLIT.parquet` of every table, and `c4_sample/train.parquet` with the column `text` to
 calibrate on; `qbench data fetch DIR` makes one, and `qbench data list` says what one has.
 
-`auto` never goes to the network. Data of the embedded source bears the name `mini-...` everywhere.
+`auto` is the folder that QBENCH_DATA names; else, for a model that is not embedded, the hub or its
+local cache; else the embedded data, which bear the name `mini-...` everywhere. `open_source` itself
+never goes to the network for it: what a run takes is decided by `choose`.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from qbench.errors import ConfigError, DataError, unknown_name
+from qbench.files.ordinary import is_folder
 from qbench.tasks.declaration import Table
 from qbench.tasks.registry import task_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from datasets import Dataset
 
@@ -108,11 +111,39 @@ def chosen(data: str) -> str:
     return os.environ.get("QBENCH_DATA") or "mini"
 
 
+class Choice(NamedTuple):
+    """What `--data` comes to. warning: why it is not what one would expect, None where it is."""
+
+    data: str
+    warning: str | None
+
+
+def choose(data: str, embedded: bool, names: Sequence[str]) -> Choice:
+    """What `auto` stands for, for a model that is embedded or not, and the tables of its tasks.
+
+    The folder that QBENCH_DATA names; without one, the hub or its cache where the model is not
+    embedded; and `mini` where they have not all of these tables, with a warning.
+    """
+    named = chosen(data)
+    if embedded or named != "mini" or data != "auto":
+        return Choice(named, None)
+    from qbench.tasks.hub import refusal
+
+    reason = refusal(names)
+    if reason is None:
+        return Choice("hub", None)
+    return Choice(
+        "mini",
+        "stand-ins are used in place of the real data, and no score is comparable with a "
+        f"published one: {reason}",
+    )
+
+
 def _folder(name: str, said_by: str) -> Source:
     from qbench.tasks.folder import FolderSource
 
     path = Path(name).expanduser()
-    if not path.is_dir():
+    if not is_folder(path):
         raise DataError(
             f"{said_by}={name!r} is no folder; give auto, mini, hub or a folder such as "
             "`qbench data fetch DIR` makes"

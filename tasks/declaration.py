@@ -57,14 +57,16 @@ class Cost(_Declared):
     """What judging one item takes; for the estimate of a run, so a tenth more or less is no matter.
 
     items: how many the whole data set asks; of running text, windows. tokens: of one item with all
-    its choices, without examples. tokens_per_shot: of one example in the prompt. written: tokens
-    that the model writes for one item. subjects: how many times a limit counts. pass_share: of one
-    pass over the windows, for tasks that share it.
+    its choices, without examples; what choices share counts once. tokens_per_shot: of one example
+    in the prompt. shared_shots: whether all items of a subject have the same examples, which are
+    then read once. written: tokens that the model writes for one item. subjects: how many times a
+    limit counts. pass_share: of one pass over the windows, for tasks that share it.
     """
 
     items: int = Field(ge=1)
     tokens: int = Field(default=0, ge=0)
     tokens_per_shot: int = Field(default=0, ge=0)
+    shared_shots: bool = False
     written: int = Field(default=0, ge=0)
     subjects: int = Field(default=1, ge=1)
     pass_share: float = Field(default=1.0, gt=0, le=1)
@@ -74,6 +76,12 @@ class Cost(_Declared):
         if limit is None:
             return self.items
         return limit * self.subjects
+
+    def read(self, limit: int | None, shots: int) -> int:
+        """How many tokens the model reads of prompts and choices under a limit."""
+        items = self.asked(limit)
+        prompts = min(items, self.subjects) if self.shared_shots else items
+        return items * self.tokens + prompts * shots * self.tokens_per_shot
 
 
 class DeclaredScore(_Declared):

@@ -14,6 +14,7 @@ from qbench.errors import ConfigError
 from qbench.records import Score
 from qbench.tasks.contract import Context, Outcome
 from qbench.tasks.declaration import Cost, DeclaredScore, Table
+from qbench.tasks.scores import mean_score
 from qbench.tasks.text import TextTask, window_row, window_score
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Divergence(TextTask):
             metric="top1_agreement", unit="%", better="higher", headline=True, screen="top-1 %"
         ),
         DeclaredScore(metric="kl_p99", better="lower"),
+        DeclaredScore(metric="kl_noise", better="lower"),
     )
     order: int = 20
     needs_unquantized: bool = True
@@ -64,7 +66,11 @@ class Divergence(TextTask):
         context.cache[reference_key(spec)] = reference
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
-        """Scores `kl_mean`, `kl_p99` (over tokens) and `top1_agreement`; one row per window."""
+        """Scores `kl_mean`, `kl_p99` (over tokens) and `top1_agreement`; one row per window.
+
+        Also `kl_noise`, what rounding alone makes of the unquantized model: a KL that is not far
+        above it says nothing.
+        """
         from qbench.tasks.reference import reference_key
         from qbench.tasks.window_pass import measure
 
@@ -88,7 +94,11 @@ class Divergence(TextTask):
             n=len(every_token),
             higher_is_better=False,
         )
-        return Outcome((mean, tail, top), rows)
+        scores: tuple[Score, ...] = (mean, tail, top)
+        noise = context.cache[reference_key(spec)].noise
+        if noise:
+            scores = (*scores, mean_score(spec.name, "kl_noise", noise, higher=False))
+        return Outcome(scores, rows)
 
 
 def _no_reference(spec: TaskSpec) -> ConfigError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError, DataError, unknown_name
 from qbench.files.atomic import write_whole
+from qbench.files.ordinary import ordinary_file
 from qbench.tasks.data import dataset, digest, table, tables, unix_lines
 from qbench.tasks.declaration import OtherLayout, Table
 
@@ -56,7 +57,7 @@ class FolderSource:
             self._columns(table_name, declared.splits[0])  # says what is missing
         contents = {}
         for split in splits:
-            path = self._file(declared, split)
+            path = ordinary_file(self._file(declared, split), self.folder)
             contents[split] = _file_digest(*_stamp(path))
             other = declared.other_layout
             if other is not None and path == self._other_path(declared, split):
@@ -109,6 +110,7 @@ class FolderSource:
                 f"{', '.join(declared.columns)}; `qbench data fetch DIR` makes such a folder, "
                 "and --data mini needs none"
             )
+        ordinary_file(path, self.folder)
         columns = _read(*_stamp(path))
         other = declared.other_layout
         if other is not None and path == self._other_path(declared, split):

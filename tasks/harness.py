@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from qbench.errors import ConfigError, DataError, require_at_least
+from qbench.errors import ConfigError, DataError, StoreError, require_at_least
+from qbench.files.ordinary import ordinary_text
 from qbench.records import TaskSpec
 from qbench.tasks.declaration import Declaration
 
@@ -123,8 +124,8 @@ class Part:
 def read_task(path: Path) -> HarnessTask:
     """One YAML file; ConfigError naming the file and the key."""
     try:
-        return HarnessTask.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+        return HarnessTask.model_validate(yaml.safe_load(ordinary_text(path)))
+    except StoreError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not readable YAML: {error}") from error

@@ -16,7 +16,7 @@ from qbench.errors import DataError
 from qbench.tasks.data import CALIBRATION, dataset, table, tables, unix_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from datasets import Dataset
 
@@ -103,15 +103,46 @@ def _c4_texts(repository: str) -> tuple[str, ...]:
         raise _unreachable(repository, error) from error
 
 
+def refusal(names: Sequence[str]) -> str | None:
+    """Why these tables cannot be had, neither from the hub nor from its local cache; or None.
+
+    Nothing is downloaded where the hub answers; where it does not, what the cache has is read.
+    """
+    source = HubSource()
+    for name in names:
+        declared = table(name)
+        try:
+            source.sha256(name)
+            if isinstance(_current(declared.repository), Exception):
+                if declared.running_text:
+                    source.text(name)
+                else:
+                    for split in declared.splits:
+                        source.rows(name, split)
+        except DataError as error:
+            return str(error)
+    return None
+
+
+def _current(repository: str) -> str | Exception | None:
+    """The commit that the hub names for a data set, or why it does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        commit: str | None = HfApi().dataset_info(repository, timeout=20).sha
+    except Exception as error:  # the hub and its client have no common root
+        return error
+    return commit
+
+
 @lru_cache(maxsize=32)
 def revision(repository: str) -> str:
     """The commit hash of a data set's main branch."""
-    from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    try:
-        commit = HfApi().dataset_info(repository, timeout=20).sha
-    except Exception as error:
+    commit = _current(repository)
+    if isinstance(commit, Exception):
+        error = commit
         cached = Path(HF_HUB_CACHE, f"datasets--{repository.replace('/', '--')}", "refs", "main")
         if not cached.is_file():
             raise _unreachable(repository, error) from error

@@ -87,6 +87,7 @@ def language_model(context: Context, name: str) -> Any:
         span = (0.0, 1.0)
         together = 0
         apart = 0
+        computed = 0
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             self.set_cache_hook(_Progress(context, name, len(requests), self.span))
@@ -118,6 +119,7 @@ def language_model(context: Context, name: str) -> Any:
             prefix_model = PrefixModel(self.model)
             continuations = [requests[i][2] for i in together]
             prefix_model.likelihoods([inputs[i] for i in together], continuations, done)
+            self.computed += prefix_model.computed
             vocabulary = self.model.config.get_text_config().vocab_size
             lengths = [len(inputs[i]) for i in apart]
             for size, places in batches(lengths, context.batch_size, vocabulary):
@@ -138,7 +140,12 @@ def language_model(context: Context, name: str) -> Any:
         @property
         def facts(self) -> dict[str, Any]:
             """How requests were answered, for the record."""
-            facts = {"together": self.together, "apart": self.apart, "cut_prompts": self.cut}
+            facts: dict[str, Any] = {
+                "together": self.together,
+                "tokens_together": self.computed,
+                "apart": self.apart,
+                "cut_prompts": self.cut,
+            }
             if context.cache.get(PROBED):
                 facts["apart_because"] = context.cache[PROBED]
             return facts

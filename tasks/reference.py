@@ -5,6 +5,7 @@ Log-probabilities and not logits: float16 is then precise where it matters, near
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,12 +19,13 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from qbench.errors import ConfigError, StoreError
-from qbench.files.atomic import write_whole
+from qbench.files.atomic import write_text, write_whole
 from qbench.records import TaskSpec
 
 # Positions whose logits are in fp32 at a time: on a CPU few enough for its cache, which takes a
 # quarter of the time of a whole window.
 POSITIONS = {"cpu": 8, "cuda": 256}
+NOISE_WINDOWS = 4
 LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
 
 
@@ -39,10 +41,15 @@ def reference_key(spec: TaskSpec) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class ReferenceLogits:
-    """A .npy file: (windows, length - 1, vocabulary) float16."""
+    """A .npy file: (windows, length - 1, vocabulary) float16.
+
+    noise: of some windows, the mean KL in nats of the unquantized model from itself where its
+    products have other shapes, which sum in another order; in a file beside it.
+    """
 
     path: Path
     shape: tuple[int, int, int]
+    noise: tuple[float, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> ReferenceLogits:
@@ -57,7 +64,7 @@ class ReferenceLogits:
             raise StoreError(
                 f"{path} is {stored.dtype} of shape {stored.shape}, not 3-d float16; remove it"
             )
-        return cls(Path(path), stored.shape)
+        return cls(Path(path), stored.shape, _read_noise(Path(path)))
 
     @classmethod
     def write(
@@ -89,12 +96,41 @@ class ReferenceLogits:
                 stored.flush()
 
         write_whole(path, fill)
+        noise = cls.open(path)._noise(model, windows)
+        write_text(_noise_path(path), json.dumps(noise) + "\n")
         return cls.open(path)
+
+    def _noise(self, model: Any, windows: Tensor) -> list[float]:
+        """`noise`, of the first windows without their last fifth."""
+        count = windows.shape[1]
+        kept = max(2, count - count // 5)
+        noise = []
+        for index, logits in window_logits(model, windows[:NOISE_WINDOWS, :kept], 1):
+            stored = self.read(index).to(logits.device)
+            total = 0.0
+            for part in parts_of(len(logits), logits.device):
+                q = logits[part].float().log_softmax(-1)
+                p = stored[: len(logits)][part].float()
+                total += float(divergence(p, q).double().sum())
+            noise.append(total / len(logits))
+        return noise
 
     def read(self, index: int) -> Tensor:
         """One window, (length - 1, vocabulary) float16."""
         stored = open_memmap(self.path, mode="r")
         return torch.from_numpy(np.array(stored[index]))
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's of 16 bits.
+
+    Rounded they are no longer a distribution: with Z the sum of exp p, which is about 1, it is
+    KL = (sum of exp p (p - q)) / Z - ln Z.
+    """
+    weight = p.exp()
+    total = weight.sum(-1)
+    weighted = torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
+    return weighted / total - total.log()
 
 
 def parts_of(positions: int, device: torch.device) -> Iterator[slice]:
@@ -130,6 +166,21 @@ def _store_window(stored: np.memmap[Any, Any], index: int, logits: Tensor) -> No
     for part in parts_of(len(logits), logits.device):
         log_probabilities = logits[part].float().log_softmax(-1).clamp_(min=LOWEST)
         stored[index, part] = log_probabilities.half().cpu().numpy()
+
+
+def _noise_path(path: Path) -> Path:
+    return path.with_suffix(".noise.json")
+
+
+def _read_noise(path: Path) -> tuple[float, ...]:
+    """What `_noise` found; StoreError where its file is damaged, nothing where there is none."""
+    place = _noise_path(path)
+    if not place.is_file():
+        return ()
+    try:
+        return tuple(float(value) for value in json.loads(place.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise StoreError(f"{place} cannot be read ({error}); remove it and {path}") from error
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from qbench.errors import ConfigError, unknown_name
+from qbench.files.ordinary import is_file
 from qbench.tasks.contract import Task
 from qbench.tasks.declaration import Table
 from qbench.tasks.harness import read_task
@@ -70,7 +71,7 @@ def load_task_file(path: Path) -> str:
 
     Raises ConfigError where the file is absent or describes no task, or where its name is taken.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"task file {str(path)!r} is not a file; give a YAML file with a task")
     task = read_task(path)
     place = path.resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from qbench.errors import MethodError
 from qbench.records import Score
@@ -47,8 +48,8 @@ def mean_score(
     )
     if chance is None:
         return score
-    low, high = wilson(mean, _independent(values, stderr))
-    changes = {"low": low, "high": high, "stderr": stderr or None}
+    low, high = wilson(mean, _independent(mean, stderr, len(values)))
+    changes: dict[str, Any] = {"low": low, "high": high, "stderr": stderr or None}
     if low <= chance:
         changes["suspicion"] = (
             f"at the floor: {100 * mean:.3g} % right of {len(values)}, {100 * low:.3g} to "
@@ -88,12 +89,11 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
-def _independent(values: Sequence[float], stderr: float | None) -> float:
-    """How many independent answers say as much as these: n, or less where clusters are alike."""
-    plain = standard_error(values)
-    if not plain or not stderr:
-        return len(values)
-    return len(values) * min(1.0, (plain / stderr) ** 2)
+def _independent(share: float, stderr: float | None, n: int) -> float:
+    """How many independent answers say as much as n: less where those of a cluster are alike."""
+    if not stderr:
+        return n
+    return min(n, share * (1 - share) / stderr**2 + 1)
 
 
 def _suspicion(values: Sequence[float]) -> str | None:

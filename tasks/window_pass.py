@@ -14,7 +14,14 @@ from qbench.errors import StoreError
 from qbench.records import TaskSpec
 from qbench.tasks.article_windows import article_windows
 from qbench.tasks.contract import Context
-from qbench.tasks.reference import ReferenceLogits, parts_of, reference_key, window_key, window_logits
+from qbench.tasks.reference import (
+    ReferenceLogits,
+    divergence,
+    parts_of,
+    reference_key,
+    window_key,
+    window_logits,
+)
 
 
 @dataclass(frozen=True)
@@ -81,23 +88,11 @@ def _losses(
         nll -= float(q.gather(1, targets[part, None]).double().sum())
         if stored is not None:
             p = stored[part].float()
-            kl.append(_divergence(p, q).cpu())
+            kl.append(divergence(p, q).cpu())
             agree.append(_agreement(p, q).float().cpu())
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     mean = nll / len(targets)
     return WindowLosses(digest, None, mean, torch.cat(kl).numpy(), torch.cat(agree).numpy())
-
-
-def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's rounded to 16 bits.
-
-    Rounded they are no longer a distribution: with Z the sum of exp p, which is about 1, it is
-    KL = (sum of exp p (p - q)) / Z - ln Z.
-    """
-    weight = p.exp()
-    total = weight.sum(-1)
-    weighted = torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
-    return weighted / total - total.log()
 
 
 def _agreement(p: Tensor, q: Tensor) -> Tensor:

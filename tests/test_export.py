@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import qbench
+from methods_of_formats import SteppedAlternating, SteppedRTN
 from qbench import Scheme
-from qbench.checkpoint.folder import unquantized_tensors, write_model_folder
+from qbench.checkpoint.folder import load_checkpoint, unquantized_tensors, write_model_folder
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
 from qbench.inspection.report import inspect
 from qbench.kernels.dispatch import using
 from qbench.models.blocks import quantizable
-from samples import PROMPT
+from qbench.models.source import find_model
+from qbench.quantization import stored_as
+from samples import PROMPT, integers, scales
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,22 @@ def test_a_dense_folder_needs_nothing_of_ours(saved, tmp_path, method):
     assert torch.equal(model(PROMPT).logits, logits(folder))
     half = export(folder, "dense", tmp_path / "half", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(half, dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "method, target",
+    [(SteppedRTN(), "gptq"), (SteppedAlternating(), "dense")],
+    ids=["gptq", "dense"],
+)
+def test_scales_as_integers_are_exported_as_the_numbers_they_are(saved, tmp_path, method, target):
+    folder = saved(group_size=8, method=method)
+    assert any(name.endswith("_span") for name in load_file(folder / "model.safetensors"))
+    made = export(folder, target, tmp_path / target)
+    if target == "dense":
+        model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+        assert torch.equal(model(PROMPT).logits, logits(folder))
+    else:
+        assert torch.equal(logits(made), logits(folder))
 
 
 def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path):
@@ -225,6 +246,9 @@ def test_settings_beside_the_config_are_found(saved, tmp_path):
     (made / "config.json").write_text(json.dumps(config))
     assert torch.equal(logits(made), expected)
     assert inspect(made).method == "gptq"
+    (made / "model.safetensors.index.json").unlink()
+    (made / "model.safetensors").rename(made / "gptq_model-4bit-32g.safetensors")
+    assert torch.equal(logits(made), expected), "older programs call the file so"
 
 
 def test_an_awq_folder_is_read(tiny, tmp_path):
@@ -259,6 +283,140 @@ def awq_words(values):
     return (
         (values.unflatten(1, (-1, 8))[..., order] << (4 * torch.arange(8))).sum(-1).to(torch.int32)
     )
+
+
+@pytest.mark.parametrize("bits, zeros", [(4, True), (4, False), (8, True)])
+def test_a_folder_of_compressed_tensors_is_read(saved, tmp_path, bits, zeros):
+    """A random checkpoint of packed integers, against the products by definition."""
+    made = compressed_folder(saved(), tmp_path / "c", bits, zeros)
+    model = qbench.load(made.folder, "float32")
+    assert set(model.weights) == set(made.weights) and model.manifest["method"] == CT
+    for name, weight in made.weights.items():
+        assert torch.equal(model.weights[name].dequantize(), weight)
+    source = find_model(str(made.folder))
+    assert stored_as(source) == f"{CT} {bits}b g32"
+    with pytest.raises(ConfigError, match=f"quantized already, by {CT}"):
+        qbench.quantize(str(made.folder), "rtn", Scheme(3, 32))
+    assert logits(export(made.folder, "qbench", tmp_path / "own")).equal(logits(made.folder))
+    if not zeros:
+        assert logits(export(made.folder, "gptq", tmp_path / "gptq")).equal(logits(made.folder))
+
+
+def test_a_format_of_compressed_tensors_that_is_not_packed_integers(saved, tmp_path):
+    made = compressed_folder(saved(), tmp_path / "c", 4, False).folder
+    edit(made, format="marlin-24")
+    for read in (qbench.load, lambda folder: stored_as(find_model(str(folder)))):
+        with pytest.raises(ModelError, match="the format 'marlin-24' of compressed-tensors is not"):
+            read(made)
+    edit(made, format="pack-quantized")
+    rewrite(made, lambda tensors: [tensors.pop(n) for n in list(tensors) if "_packed" in n])
+    with pytest.raises(StoreError, match="no tensor ends in .weight_packed"):
+        qbench.load(made)
+
+
+CT = "compressed-tensors"
+
+
+class Made(NamedTuple):
+    folder: Path
+    weights: dict[str, torch.Tensor]
+
+
+def compressed_folder(own, target, bits, zeros):
+    """A copy of a model of ours with random packed integers in its quantized layers."""
+    checkpoint = load_checkpoint(own, "float32", packed=False)
+    weights, tensors = {}, unquantized_tensors(checkpoint.model, checkpoint.weights)
+    each = 32 // bits
+    for number, (name, weight) in enumerate(checkpoint.weights.items()):
+        out, inputs = weight.shape
+        codes = integers((out, inputs), 0, 2**bits, number)
+        zero = integers((out, inputs // 32), 0, 2**bits, number + 1)
+        scale = (scales((out, inputs // 32), number) / 2**bits / 9).half()
+        shift = bits * torch.arange(each)
+        words = (codes.unflatten(1, (-1, each)).long() << shift).sum(-1)
+        tensors[f"{name}.weight_packed"] = words.to(torch.int32)
+        tensors[f"{name}.weight_scale"] = scale
+        tensors[f"{name}.weight_shape"] = torch.tensor([out, inputs])
+        if zeros:
+            rows = (zero.T.unflatten(1, (-1, each)).long() << shift).sum(-1)
+            tensors[f"{name}.weight_zero_point"] = rows.T.to(torch.int32).contiguous()
+        else:
+            zero = torch.full_like(zero, 2 ** (bits - 1))
+        wide = [part.repeat_interleave(32, 1).float() for part in (zero, scale)]
+        weights[name] = (codes.float() - wide[0]) * wide[1]
+    stated = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": 32}
+    groups = {"group_0": {"targets": ["Linear"], "weights": stated, "input_activations": None}}
+    entry = {"quant_method": CT, "format": "pack-quantized", "config_groups": groups}
+    config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
+    return Made(write_model_folder(target, config, tokenizer, tensors, entry), weights)
+
+
+def test_groups_that_do_not_divide_the_inputs_are_dequantized(saved, tmp_path):
+    """GPTQ's last group may be shorter than the others: 64 inputs in groups of 24, 24 and 16."""
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    edit(made, group_size=24)
+    expected = {}
+
+    def regroup(tensors):
+        for name in [name for name in tensors if name.endswith(".qweight")]:
+            layer = name.removesuffix("qweight")
+            inputs, outputs = 8 * tensors[name].shape[0], tensors[name].shape[1]
+            groups = -(-inputs // 24)
+            scale = (scales((groups, outputs), inputs) / 200).half()
+            tensors[layer + "scales"] = scale
+            tensors[layer + "qzeros"] = torch.full((groups, outputs // 8), 0x77777777).int()
+            tensors[layer + "g_idx"] = (torch.arange(inputs) // 24).int()
+            codes = (tensors[name][:, None] >> 4 * torch.arange(8)[None, :, None]) & 15
+            wide = scale.float().repeat_interleave(24, 0)[:inputs]
+            expected[layer[:-1]] = ((codes.flatten(0, 1) - 8).float() * wide).T
+
+    rewrite(made, regroup)
+    with pytest.warns(UserWarning, match="scattered over the inputs or of unequal length"):
+        weights = qbench.load(made, "float32").weights
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(weights[name].dequantize(), weight)
+
+
+def test_experts_that_are_quantized_have_their_published_names(tmp_path, random_model, tokenizer):
+    """As GPTQ folders of Mixtral name them: w1, w2 and w3 of each expert."""
+    config = MixtralConfig(
+        vocab_size=259, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    model = random_model(MixtralForCausalLM, config)
+    quantized = qbench.quantize(model, "rtn", Scheme(4, 32, True), tokenizer=tokenizer)
+    own = quantized.save(tmp_path / "own")
+    made = export(own, "gptq", tmp_path / "gptq")
+    names = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+    def publish(tensors):
+        for name in [name for name in tensors if ".experts." in name]:
+            published = name.replace(".mlp.experts.", ".block_sparse_moe.experts.")
+            for ours, theirs in names.items():
+                published = published.replace(f".{ours}.", f".{theirs}.")
+            tensors[published] = tensors.pop(name)
+        for name in [name for name in tensors if name.endswith("mlp.gate.weight")]:
+            tensors[name.replace(".mlp.", ".block_sparse_moe.")] = tensors.pop(name)
+
+    rewrite(made, publish)
+    assert "model.layers.0.block_sparse_moe.experts.3.w2.qweight" in load_file(
+        made / "model.safetensors"
+    )
+    assert torch.equal(logits(made), logits(own))
+
+
+def test_the_command_says_the_bits_of_what_it_writes_and_of_the_source(command, saved, tmp_path):
+    own = saved(symmetric=True)
+    for target, written in (("gptq", 4.625), ("dense", None)):
+        code, text, said = command("export", own, "--to", target, "-o", tmp_path / target)
+        assert code == 0, said
+        own_bits = inspect(own).bits_per_weight["total"]
+        assert f"({own}: {own_bits:.3f} bits/weight)" in text
+        bits = inspect(tmp_path / target).bits_per_weight.get("total")
+        assert (bits is None) == (written is None)
+        words = "bits/parameter, unquantized" if bits is None else f"{bits:.3f} bits/weight"
+        assert text.startswith(str(tmp_path / target)) and words in text.partition(" (")[0]
 
 
 def test_a_gguf_file_of_the_model(saved, tmp_path):

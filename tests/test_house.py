@@ -16,6 +16,7 @@ from places import ROOT
 
 # What each room may import of ours: a folder is a room, and so is a module of qbench's root.
 ARROWS = {
+    "stats": set(),
     "outside_text": set(),
     "errors": {"outside_text"},
     "contracts": {"errors"},
@@ -29,7 +30,7 @@ ARROWS = {
     "calibration": {"contracts", "errors", "models"},
     "declarations": {"contracts", "errors"},
     "method_source": {"contracts", "declarations"},
-    "plugin_file": {"errors"},
+    "plugin_file": {"errors", "files"},
     "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
     "checks": {
         "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",
@@ -37,12 +38,12 @@ ARROWS = {
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
-        "contracts", "errors", "exchange", "files", "formats", "kernels", "models",
-        "outside_text", "records",
+        "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "outside_text",
+        "records",
     },
     "quantization": {
-        "calibration", "checkpoint", "contracts", "errors", "files", "formats", "models",
-        "registry",
+        "calibration", "checkpoint", "contracts", "errors", "exchange", "files", "formats",
+        "models", "registry",
     },
     "read_back": {"checkpoint", "errors", "models"},
     "export": {
@@ -55,9 +56,11 @@ ARROWS = {
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "models", "records"},
-    "stats": set(),
     "comparison": {"errors", "outside_text", "records", "stats", "tasks"},
-    "reports": {"comparison", "errors", "files", "outside_text", "records", "tasks"},
+    "reports": {
+        "comparison", "declarations", "errors", "files", "method_source", "outside_text",
+        "records", "registry", "stats", "tasks",
+    },
     "latency": {
         "checkpoint", "contracts", "environment", "errors", "kernels", "kernels.cpu",
         "kernels.gpu", "models", "quantization", "records",
@@ -68,10 +71,9 @@ ARROWS = {
         "records", "registry", "tasks",
     },
     "commands": {
-        "checks", "comparison", "contracts", "environment", "errors", "experiment", "export",
-        "files", "inspection", "isolation", "kernels", "latency", "method_source", "models",
-        "outside_text", "records",
-        "registry", "reports", "tasks",
+        "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
+        "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
+        "models", "outside_text", "records", "registry", "reports", "tasks",
     },
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -33,7 +33,7 @@ DTYPES = ("bfloat16", "float16")
 ROWS = ((1, 33), (2, 16), (4, 64), (5, 200), (8, 1))  # taken in turns, as each is compiled
 ALL_ROWS = (1, 2, 4, 5, 8, 16, 33, 64, 200)
 LATTICE_LIMIT = 2e-2  # as bfloat16 and float16 round the transformed inputs
-Parameters = Literal["", "no shift", "float32", "real zero", "middle zero"]
+Parameters = Literal["", "no shift", "float32", "integers", "real zero", "middle zero"]
 
 
 class Check(NamedTuple):
@@ -54,8 +54,7 @@ def checks(names: tuple[str, ...]) -> list[Check]:
     first = [Check("binary", 3, 128, "bfloat16", ALL_ROWS, names, shape=(4112, 4096))]
     for coding, dtype in product(("binary", "uniform"), DTYPES):
         first.append(Check(coding, 3, 128, dtype, ALL_ROWS, names))
-    special: tuple[Parameters, ...] = ("no shift", "float32", "real zero", "middle zero")
-    for parameters in special:
+    for parameters in get_args(Parameters)[1:]:
         coding = "uniform" if parameters.endswith("zero") else "binary"
         first.append(Check(coding, 3, 64, "bfloat16", (1, 8, 64), names, parameters))
     ours = tuple(name for name in names if name != "triton")
@@ -75,7 +74,8 @@ def weight_of(check: Check) -> WeightFormat:
     if check.coding == "binary":
         dtype = torch.float32 if check.parameters == "float32" else torch.float16
         shift = check.parameters != "no shift"
-        return random_binary(shape, check.bits, group, shift=shift, dtype=dtype)
+        scale_bits = 7 if check.parameters == "integers" else 16
+        return random_binary(shape, check.bits, group, 0, shift, dtype, scale_bits)
     if check.parameters == "real zero":
         return random_uniform(shape, check.bits, group, zero_points="real")
     if check.parameters == "middle zero":

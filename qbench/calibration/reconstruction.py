@@ -9,7 +9,7 @@ optimizer, the batches, and which state is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from qbench.contracts import BlockInputs, BlockResult, Scheme, WeightFormat
+from qbench.calibration.input_statistics import input_statistics, no_statistics
+from qbench.calibration.objective import Objective
+from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat
 from qbench.errors import ConfigError, MethodError
 from qbench.models.blocks import as_kept, linears, read_weight
 
@@ -103,9 +105,11 @@ class Reconstruction:
     epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences
     per step. mixing: probability with which an input element comes from the quantized prefix, else
     from the full-precision model. loss: `mse`, or `damped` or `capped`, where tokens larger than
-    the median count less (`block_loss`). holdout: share of the batches that judge the states and
-    are not trained on (with a single batch, it does both). patience: epochs without improvement
-    after which training stops, 0 for never. seed: of the order of the batches and of the mixing.
+    the median count less (`block_loss`). head: what the divergence of the logits counts beside the
+    loss of the last block, each in units of its value at the start. holdout: share of the batches
+    that judge the states and are not trained on (with a single batch, it does both). patience:
+    epochs without improvement after which training stops, 0 for never. seed: of the order of the
+    batches and of the mixing.
     """
 
     trains: ClassVar[Literal[True]] = True
@@ -114,12 +118,13 @@ class Reconstruction:
     batch_size: int = 4
     mixing: float = 1.0
     loss: Literal["damped", "capped", "mse"] = "damped"
+    head: float = 1.0
     holdout: float = 0.125
     patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.refuse_below(0, "epochs", "patience", "mixing", "holdout")
+        self.refuse_below(0, "epochs", "patience", "mixing", "holdout", "head")
         rates = [field.name for field in fields(self) if field.name.startswith("lr")]
         self.refuse_below(0, *(name for name in rates if getattr(self, name) is not None))
         self.refuse_below(1, "batch_size")
@@ -141,19 +146,51 @@ class Reconstruction:
         """Tokens that pass forward and backward where `tokens` calibrate, to estimate times."""
         return math.ceil(tokens * (1 - self.holdout) * self.epochs)
 
-    def prepare(self, weight: Tensor, scheme: Scheme) -> TrainedWeight:
-        """(out, in) -> its parameterization at the initialization. Must not change `weight`."""
+    def objective(self, inputs: BlockInputs, at_start: Callable[[Objective], float]) -> Objective:
+        """What is lowered in the block that has these inputs.
+
+        at_start: the value that an objective has at the initialization.
+        """
+        if inputs.logits is None or not self.head:
+            return Objective(self.loss)
+        block = at_start(Objective(self.loss))
+        seen = at_start(Objective(self.loss, inputs.logits, 1.0)) - block
+        if not (math.isfinite(block) and math.isfinite(seen) and seen > 0):
+            return Objective(self.loss)
+        # At the start it has the value of the block's loss, in whose units it is recorded.
+        share = 1 / (1 + self.head)
+        return Objective(self.loss, inputs.logits, share * self.head * block / seen, share)
+
+    def prepare(self, weight: Tensor, scheme: Scheme, stats: LinearStats) -> TrainedWeight:
+        """(out, in) -> its parameterization at the initialization. Must not change `weight`.
+
+        stats: of the layer's input in the quantized stream; layers with the same input share one
+        object. A layer that no token reaches has zeros and the count 0.
+        """
         raise NotImplementedError
 
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
         """Initialize every linear layer, and train them together on the block's output."""
+        weights = self._prepared(block, inputs, scheme)
+        return reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
+
+    def _prepared(
+        self, block: nn.Module, inputs: BlockInputs, scheme: Scheme
+    ) -> dict[str, TrainedWeight]:
+        """Every linear layer at its initialization.
+
+        No statistics outlive this call: none is in memory while the block trains.
+        """
+        inputs.progress(0.0, "collecting second moments")
+        statistics = input_statistics(block, inputs)
         weights = {}
         for name, layer in linears(block).items():
             inputs.progress(0.0, f"initializing {name}")
-            weights[name] = self.prepare(read_weight(layer), scheme)
-        return reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
+            stats = statistics.pop(name, None) or no_statistics(layer)
+            weights[name] = self.prepare(read_weight(layer), scheme, stats)
+        return weights
 
 
 def reconstruct(
@@ -173,15 +210,16 @@ def reconstruct(
     # What the block runs with; `state` overrides some, and no gradient reaches the others.
     fixed = {name: value.detach() for name, value in block.named_parameters()}
     training, judging = split(len(targets), recipe.holdout)
-    judge = partial(_judged, block, fixed, inputs, targets, judging, recipe.loss)
+    judge = partial(_judged, block, fixed, inputs, targets, judging)
     best = state.export()
-    history = _History([], [judge(best)])
+    objective = recipe.objective(inputs, lambda loss: judge(loss, best))
+    history = _History([], [judge(objective, best)])
     if not math.isfinite(history.judged[0]):
         raise MethodError(
             "the block's loss is not finite before any training; "
             "check the model and the calibration text"
         )
-    steps = Steps(state, recipe, len(training), targets[0].device)
+    steps = Steps(state, recipe, objective, len(training), targets[0].device)
     total = recipe.epochs * len(training)
     for epoch in range(recipe.epochs):
         for batch in steps.order(training):
@@ -193,7 +231,7 @@ def reconstruct(
                 history.stopped = f"stopped at step {len(history.losses)}: the loss is {loss}"
                 return replace(best, log=history.log())
         result = state.export()
-        history.judged.append(judge(result))
+        history.judged.append(judge(objective, result))
         stale = epoch + 1 - history.best_epoch  # epochs since the best one
         if stale == 0:
             best = result
@@ -251,31 +289,6 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
     return indices[:training], indices[training:] or indices
 
 
-def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean squared error, where a token of mean square r times the median's counts r^-p.
-
-    output, target: (batch, length, width); the loss is a scalar, float32. r is at least 1, and the
-    larger of that in the output and in the target; the median is of the batch's targets. A few
-    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all
-    later tokens attend to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth
-    block on). p = 1, `capped`: the norm that follows sees them so, but as one token of hundreds
-    they are forgotten, and with them what the others attend to (the same model at 2 bits). p = 1/2,
-    `damped`, lies between.
-    """
-    error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
-    if kind != "mse":
-        # Detached: the weights of the tokens are constants, so that the block cannot lower its loss
-        # by making its output larger.
-        target_size = target.detach().float().square().mean(-1)  # (batch, length)
-        output_size = output.detach().float().square().mean(-1)
-        size = torch.maximum(target_size, output_size).clamp_min(1e-30)  # not to divide by 0
-        factor = (target_size.median() / size).clamp_max(1)  # 1 / r
-        if kind == "damped":
-            factor = factor.sqrt()
-        error = error * factor
-    return error.mean()
-
-
 @torch.no_grad()
 def _judged(
     block: nn.Module,
@@ -283,7 +296,7 @@ def _judged(
     inputs: BlockInputs,
     targets: list[Tensor],
     batches: list[int],
-    kind: str,
+    objective: Objective,
     result: BlockResult,
 ) -> float:
     """The loss of a quantized block on these batches of the quantized stream."""
@@ -294,7 +307,7 @@ def _judged(
     losses = []
     for batch in batches:
         output = inputs.run(block, inputs.quantized[batch], batch, values)
-        losses.append(block_loss(output, targets[batch], kind).item())
+        losses.append(objective(output, targets[batch]).item())
     return sum(losses) / len(losses)
 
 
@@ -302,11 +315,18 @@ class Steps:
     """Adam under a cosine schedule to zero, the order of batches, and the mixing of inputs."""
 
     def __init__(
-        self, state: Trainable, recipe: Reconstruction, batches: int, device: torch.device
+        self,
+        state: Trainable,
+        recipe: Reconstruction,
+        objective: Objective,
+        batches: int,
+        device: torch.device,
     ) -> None:
         """batches: number of the batches that train, each once per epoch."""
         self.state = state
         self.recipe = recipe
+        self.objective = objective
+        self.taken = 0
         self.optimizer = torch.optim.Adam(state.groups(), fused=True)
         total = max(1, recipe.epochs * batches)  # 0 epochs: the schedule is never stepped
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=total)
@@ -344,7 +364,8 @@ class Steps:
         """One step; returns its loss. Parameters do not move where that is not finite."""
         hidden = self.mixed(inputs, batch)
         output = inputs.run(block, hidden, batch, {**fixed, **self.state.substitutes()})
-        loss = block_loss(output, target, self.recipe.loss)
+        loss = self.objective(output, target, self.taken)
+        self.taken += 1
         # The device is waited for here, once: what follows runs while the next step is prepared.
         value: float = loss.item()
         if math.isfinite(value):

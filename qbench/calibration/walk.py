@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from greenlet import greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from qbench.calibration.head import head_of
+from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.contracts import BlockInputs, LinearStats
-from qbench.errors import MethodError
-from qbench.models.blocks import decoder_blocks, linears, read_weight
+from qbench.models.blocks import decoder_blocks, linears
 
 PROBED = 8  # tokens that show what a block returns
 Visit = Callable[[str, nn.Module, LinearStats], None]
@@ -102,6 +102,9 @@ def walk_blocks(
         report(0.0, "")
         arguments = [stream.arguments[index] for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
+        if block is blocks[-1]:
+            tuples = return_tuples(model, blocks, tokens)
+            inputs = replace(inputs, logits=head_of(model, blocks, tuples, device, dtype))
         with _at_work(block, device, dtype):
             # Before the visit the block's weights are still the model's own.
             targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
@@ -146,10 +149,7 @@ def enter(
     """
     streams = []
     home = next(model.parameters()).device
-    # A few tokens show whether blocks return tuples: for that, one of them is really run.
-    with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
-        model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
-    tuples = probe[0]
+    tuples = return_tuples(model, blocks, tokens)
 
     def moved(copies: dict[Tensor, Tensor], leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -169,6 +169,14 @@ def enter(
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
         streams.append(Stream(*tree_map(partial(moved, {}), (hidden, arguments))))
     return streams
+
+
+def return_tuples(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> bool:
+    """Whether the blocks return tuples: a few tokens show it, for which one of them really runs."""
+    home = next(model.parameters()).device
+    with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
+        model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
+    return bool(probe[0])
 
 
 class _AllRecorded(Exception):
@@ -258,7 +266,7 @@ def lock_step(
             hook.remove()
     for layer in order:
         if layer in unvisited:
-            visit(names[layer], layer, _no_statistics(layer))
+            visit(names[layer], layer, no_statistics(layer))
     return states
 
 
@@ -266,70 +274,3 @@ def _forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
     args, kwargs = stream.arguments[index]
     output = block(stream.hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
-
-
-def _no_statistics(layer: Any) -> LinearStats:
-    """Of a layer that no token reached."""
-    _, width = read_weight(layer).shape
-    return LinearStats(torch.zeros(width, width, device=layer.weight.device), 0)
-
-
-class InputStatistics:
-    """Second-order statistics of a layer's inputs; layers with the same inputs share the result."""
-
-    def __init__(self) -> None:
-        self._inputs: list[Tensor] = []
-        self._stats: LinearStats | None = None
-
-    def of(self, inputs: list[Tensor], name: str) -> LinearStats:
-        """The statistics over all of `inputs`, one tensor (batch, length, in) per stream.
-
-        The same object as before where the tensors are the same as in the last call. MethodError
-        naming the layer where the inputs are not finite.
-        """
-        if self._stats is None or not self._are_the_last(inputs):
-            self._stats = _second_order(inputs, name)
-            self._inputs = inputs
-        return self._stats
-
-    def _are_the_last(self, inputs: list[Tensor]) -> bool:
-        """Whether they are the very tensors of the last call, such as those of q, k and v."""
-        if len(inputs) != len(self._inputs):
-            return False
-        return all(new is old for new, old in zip(inputs, self._inputs, strict=True))
-
-
-def _second_order(inputs: list[Tensor], name: str) -> LinearStats:
-    """2/count * sum over all tokens of x x^T; `name` is the layer's, for the error."""
-    width = inputs[0].shape[-1]
-    hessian = torch.zeros(width, width, device=inputs[0].device)
-    count = 0
-    for x in inputs:
-        rows = x.reshape(-1, width)  # (tokens, in)
-        hessian += _gram(rows)
-        count += len(rows)
-    hessian *= 2 / max(count, 1)  # a stream of no tokens leaves zeros
-    # One sum shows it: a single token that is not finite leaves NaN or infinity on the diagonal.
-    if not torch.isfinite(hessian).all():
-        raise MethodError(
-            f"the inputs of {name} are not finite on the calibration text; "
-            "check the model in float32"
-        )
-    return LinearStats(hessian, count)
-
-
-def _gram(rows: Tensor) -> Tensor:
-    """x^T x (in, in) float32 of rows (tokens, in), floating.
-
-    On the CPU numpy sees the symmetry and does half the work, where torch does not. On a GPU the
-    tensor cores multiply numbers of 16 bits exactly, and add in float32.
-    """
-    device = rows.device.type
-    if device != "cpu":
-        with torch.autocast(device, enabled=False):  # statistics stay float32
-            if torch.version.cuda and rows.dtype in (torch.bfloat16, torch.float16):
-                return torch.mm(rows.T, rows, out_dtype=torch.float32)
-            return rows.float().T @ rows.float()
-    array = rows.float().contiguous().numpy()
-    with np.errstate(all="ignore"):  # what is not finite is reported by name, after all batches
-        return torch.from_numpy(array.T @ array)

@@ -3,12 +3,15 @@
 Layers that agree in everything stand in one group. Every tensor's dtype and shape are stated, so
 that a file can be held against its own config, and a model be built, before a byte of data is read:
 
-    {"quant_method": "qbench", "version": 2, "method": "rtn", ...,
+    {"quant_method": "qbench", "version": 3, "method": "rtn", ...,
      "modules_to_not_convert": ["lm_head"],
      "groups": [{"format": "uniform",
                  "spec": {"bits": 4, "in_features": 64, "group_size": 32},
                  "parts": {"codes": {"dtype": "uint8", "shape": [64, 32]}, ...},
                  "modules": ["model.layers.0.self_attn.q_proj", ...]}, ...]}
+
+Version 3 has scales as integers (`qbench.formats.stepped`): parts and settings that version 2 did
+not know. All else is as it was in version 2, which is read as well.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from qbench.errors import StoreError
 from qbench.files.shards import DTYPE_NAMES, Shards
 from qbench.formats import from_tensors
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
+READABLE = (2, 3)
 SENTINEL = "weight"  # see `stored_tensors`
 Size = Annotated[int, Field(ge=0, lt=2**31)]
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES.values()}
@@ -71,7 +75,7 @@ class QuantizationConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     quant_method: Literal["qbench"] = "qbench"
-    version: Literal[2] = VERSION
+    version: Literal[2, 3] = VERSION
     modules_to_not_convert: list[str] = []
     groups: list[Group]
 
@@ -138,10 +142,11 @@ def read_layout(config: Mapping[str, Any], where: object) -> QuantizationConfig:
             f"{where} is not the config of a model quantized by qbench: "
             f"quant_method is {quant_method!r}"
         )
-    if entry.get("version") != VERSION:
+    if entry.get("version") not in READABLE:
+        readable = " and ".join(map(str, READABLE))
         raise StoreError(
-            f"{where} has format version {entry.get('version')!r}; this qbench reads version "
-            f"{VERSION}: quantize again, or use the qbench that wrote it"
+            f"{where} has format version {entry.get('version')!r}; this qbench reads versions "
+            f"{readable}: quantize again, or use the qbench that wrote it"
         )
     try:
         layout = QuantizationConfig.model_validate(entry)

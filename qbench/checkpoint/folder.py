@@ -34,7 +34,8 @@ from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
 from qbench.files.atomic import write_whole_folder
-from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.model_folder import quantization_settings
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import (
     SHARD_BYTES,
     Shards,
@@ -277,6 +278,11 @@ def _read_weights(
 
 def _require_finite(name: str, weight: WeightFormat, folder: Path) -> None:
     parts = {f"{name}.{part}": tensor for part, tensor in weight.to_tensors().items()}
+    # A finite step may still make numbers that are not, in a file that has been changed.
+    for part in ("alpha", "shift", "scale", "zero_point"):
+        numbers = getattr(weight, part, None)
+        if numbers is not None:
+            parts[f"{name}.{part}"] = numbers
     _require_finite_tensors(parts, folder)
 
 
@@ -310,6 +316,10 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
             raise StoreError(
                 f"{folder} cannot be written ({error}); free space, or choose another folder"
             ) from error
+        if isinstance(error, UnicodeError):
+            raise StoreError(
+                f"the tokenizer holds text that no file takes ({error}); give that of the original"
+            ) from None
         raise
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qbench.errors import StoreError
+from qbench.files.shards import read_json
 from qbench.models.experts import unfuse_experts
 from qbench.models.limits import built
 from qbench.models.loading import import_model_class, read_config
@@ -63,6 +64,7 @@ def read_generation(model: Any, folder: Path) -> None:
 
     if not (folder / "generation_config.json").is_file():
         return
+    read_json(folder / "generation_config.json")  # no link, no pipe, an object
     try:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     except Exception as error:

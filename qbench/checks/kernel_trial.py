@@ -11,7 +11,7 @@ from qbench.formats import FORMATS, from_tensors
 from qbench.kernels import dispatch, reference
 from qbench.kernels.contract import Kernel
 from qbench.kernels.description import moved
-from qbench.kernels.samples import MAKERS
+from qbench.kernels.samples import MAKERS, STEPPED_MAKERS
 
 OUT, IN, GROUP, BITS, ROWS = 40, 256, 64, 3, 5  # of a check that varies something else
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -117,10 +117,24 @@ def sample(
     return moved(MAKERS[kind](shape, width, group, seed), trial.device)
 
 
+def storages(trial: Trial, kind: str, seed: int = 0) -> list[WeightFormat]:
+    """Random weights (OUT, IN) where the kernel runs: one for each way to store the format."""
+    weights = [sample(trial, kind, seed=seed)]
+    if kind in STEPPED_MAKERS:
+        bits = weights[0].spec().get("bits", BITS)
+        stepped = STEPPED_MAKERS[kind]((OUT, IN), bits, GROUP, seed)
+        weights.append(moved(stepped, trial.device))
+    return weights
+
+
 def scaled(weight: WeightFormat, factor: float) -> WeightFormat:
     """`factor` times the weight, by its scales."""
     # Everything that the weight is linear in: codes, zero points and maps stay.
-    parts = {"binary": ("alpha", "shift"), "uniform": ("scale",), "lattice": ("sv",)}
+    parts = {
+        "binary": ("alpha", "shift", "alpha_span"),
+        "uniform": ("scale", "scale_span"),
+        "lattice": ("sv",),
+    }
     tensors = weight.to_tensors()
     for part in parts.get(weight.format, ("weight",)):
         if part in tensors:

@@ -22,6 +22,7 @@ from qbench.checks.kernel_trial import (
     inputs,
     sample,
     scaled,
+    storages,
 )
 from qbench.checks.verdict import Broke, Verdict
 from qbench.contracts import WeightFormat
@@ -130,7 +131,10 @@ def check_bias(trial: Trial) -> None:
 
 
 def check_offsets(trial: Trial) -> None:
-    """Zero points (integer, real, none), shifts (or none) and float32 scales mean what they say."""
+    """Zero points, shifts, float32 scales and scales as integers mean what they say.
+
+    Zero points are integers, real numbers or none; shifts are there or not.
+    """
     stored = (torch.float16, torch.float32)
     for bits, dtype, scales in product((1, 2, 3, 4, 8), trial.dtypes(), stored):
         variants: dict[str, WeightFormat] = {}
@@ -139,10 +143,29 @@ def check_offsets(trial: Trial) -> None:
             variants[f"{zero_points} zero points"] = uniform
         variants["a shift"] = random_binary((OUT, IN), bits, GROUP, dtype=scales)
         variants["no shift"] = random_binary((OUT, IN), bits, GROUP, shift=False, dtype=scales)
+        if scales == torch.float16:
+            variants |= _stepped_variants(bits)
         variants["features by sign"] = random_lattice((OUT, IN), bits, features="signs")
         for what, weight in variants.items():
             x = inputs(trial, ROWS, IN, dtype) + 1  # a mean, so that offsets count
             trial.compare(x, moved(weight, trial.device), what=f"{what}, {bits} bits")
+
+
+def _stepped_variants(bits: int) -> dict[str, WeightFormat]:
+    """Weights whose scales are stored as integers times a step."""
+    variants: dict[str, WeightFormat] = {}
+    for scale_bits in (4, 7):
+        what = f"{scale_bits}-bit scales"
+        for offset in (True, False):
+            shift = "a" if offset else "no"
+            variants[f"{what}, {shift} shift"] = random_binary(
+                (OUT, IN), bits, GROUP, shift=offset, scale_bits=scale_bits
+            )
+        for zero_points in ("integer", "real", "middle"):
+            variants[f"{what}, {zero_points} zero points"] = random_uniform(
+                (OUT, IN), bits, GROUP, zero_points=zero_points, scale_bits=scale_bits
+            )
+    return variants
 
 
 def check_zero_rows(trial: Trial) -> None:
@@ -230,33 +253,34 @@ def check_written_weight(trial: Trial) -> None:
     """A weight that is written in place is read again."""
     for kind, dtype in product(trial.formats(), trial.dtypes()):
         x = inputs(trial, ROWS, IN, dtype)
-        for part in sample(trial, kind).to_tensors():
-            weight = sample(trial, kind)
-            if not trial.serves(x, weight):
-                continue
-            trial.multiply(x, weight)
-            with torch.no_grad():
-                tensor = weight.to_tensors()[part]
-                tensor.copy_(sample(trial, kind, seed=9).to_tensors()[part])
-            trial.compare(x, weight, what=f"after {part} was written in place")
+        for made, other in zip(storages(trial, kind), storages(trial, kind, seed=9), strict=True):
+            for part, tensor in other.to_tensors().items():
+                copies = {name: old.clone() for name, old in made.to_tensors().items()}
+                weight = from_tensors(kind, copies, made.spec())
+                if not trial.serves(x, weight):
+                    continue
+                trial.multiply(x, weight)
+                with torch.no_grad():
+                    copies[part].copy_(tensor)
+                trial.compare(x, weight, what=f"after {part} was written in place")
 
 
 def check_other_weights(trial: Trial) -> None:
     """Weights that take turns, or share memory with others, are told apart."""
     for kind, dtype in product(trial.formats(), trial.dtypes()):
         x = inputs(trial, ROWS, IN, dtype)
-        weights = [sample(trial, kind, seed=seed) for seed in (0, 1, 2)]
-        for weight in (*weights, *weights):
-            trial.compare(x, weight, what="weights in turn")
-        parts = weights[0].to_tensors()
-        stacked = {part: torch.stack([tensor, tensor]) for part, tensor in parts.items()}
-        other = weights[1].to_tensors()
-        for part, tensor in stacked.items():
-            tensor[1] = other[part]
-        for index in (0, 1):
-            views = {part: tensor[index] for part, tensor in stacked.items()}
-            weight = from_tensors(kind, views, weights[0].spec())
-            trial.compare(x, weight, what=f"weight {index} of two in one storage")
+        for weights in zip(*(storages(trial, kind, seed) for seed in (0, 1, 2)), strict=True):
+            for weight in (*weights, *weights):
+                trial.compare(x, weight, what="weights in turn")
+            parts = weights[0].to_tensors()
+            stacked = {part: torch.stack([tensor, tensor]) for part, tensor in parts.items()}
+            other = weights[1].to_tensors()
+            for part, tensor in stacked.items():
+                tensor[1] = other[part]
+            for index in (0, 1):
+                views = {part: tensor[index] for part, tensor in stacked.items()}
+                weight = from_tensors(kind, views, weights[0].spec())
+                trial.compare(x, weight, what=f"weight {index} of two in one storage")
 
 
 def check_prepared(trial: Trial) -> None:

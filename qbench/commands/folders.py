@@ -100,7 +100,10 @@ def quantize(
 )
 def export(
     folder: Annotated[
-        Path, typer.Argument(help="A folder that `qbench quantize` wrote, or a GPTQ or AWQ one.")
+        Path,
+        typer.Argument(
+            help="A folder that `qbench quantize` wrote, or one of GPTQ, AWQ or compressed-tensors."
+        ),
     ],
     to: Annotated[str, typer.Option("--to", help="gptq, dense, gguf or qbench.")],
     output: Annotated[
@@ -118,12 +121,14 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a quantized model for other programs: the same numbers, or the reason why not."""
+    """Write a quantized model for other programs: the same numbers, or the reason why not.
+    Prints the bits of what it wrote, and of the source.
+    """
     from qbench.export import export as export_folder
 
     with err.status(f"writing {to}"):
         path = export_folder(folder, to, output, dtype, verify)
-    out.print(f"{path}", markup=False, soft_wrap=True)
+    _print(f"{path}  {_bits(path)} ({folder}: {_bits(folder)})")
 
 
 @app.command(
@@ -132,13 +137,22 @@ def export(
 )
 def evaluate(
     folder: Annotated[
-        Path, typer.Argument(help="A folder that `qbench quantize` wrote, or any model.")
+        Path,
+        typer.Argument(help="A folder that `qbench quantize` wrote, a GGUF file, or any model."),
     ],
     tasks: Annotated[
         str, typer.Option(help="With commas; `qbench list tasks`.")
     ] = "wikitext,arc_easy",
-    preset: Annotated[str, typer.Option(help="quick or paper: limits and shots.")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick, standard or paper: limits and shots.")
+    ] = "quick",
     sets: Sets = None,
+    unquantized: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that divergence compares with; default the one that FOLDER was made of."
+        ),
+    ] = None,
     data: Data = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -162,7 +176,11 @@ def evaluate(
         },
     )
     with err.status("loading") as status:
-        for score in evaluate_model(folder, grid, lambda fraction, text: status.update(text)):
+
+        def progress(fraction: float, text: str) -> None:
+            status.update(text)
+
+        for score in evaluate_model(folder, grid, progress, unquantized):
             value = number(score.value, score.stderr, score.metric)
             out.print(
                 f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}",
@@ -214,6 +232,17 @@ def verify(
     for name, problem in sorted(problems.items()):
         _print(f"FAIL  {name}  {problem}" if problem else f"ok    {name}")
     raise typer.Exit(1 if any(problems.values()) else 0)
+
+
+def _bits(path: Path) -> str:
+    """What the files of a model take, measured from their headers."""
+    from qbench.inspection.report import inspect as inspect_model
+
+    inspection = inspect_model(path)
+    total = inspection.bits_per_weight.get("total")
+    if total is None:
+        return f"{inspection.bits_per_parameter:.3f} bits/parameter, unquantized"
+    return f"{total:.3f} bits/weight"
 
 
 def _flat(parameters: Mapping[str, Any]) -> str:

@@ -23,11 +23,12 @@ NEEDS = {
 
 
 def listing(what: str) -> tuple[Columns, Rows]:
-    """Column names and rows for `methods`, `tasks`, `models`, `sweeps` or `kernels`."""
+    """Column names and rows for `methods`, `tasks`, `models`, `presets`, `sweeps` or `kernels`."""
     kinds = {
         "methods": _methods,
         "tasks": _tasks,
         "models": _models,
+        "presets": _presets,
         "sweeps": _sweeps,
         "kernels": _kernels,
     }
@@ -103,6 +104,22 @@ def _sweeps() -> tuple[Columns, Rows]:
             settings = [f"{key}={value}" for key, value in variant.items() if key != "method"]
             rows.append((name, variant["method"], " ".join(settings)))
     return ("sweep", "method", "parameters"), rows
+
+
+def _presets() -> tuple[Columns, Rows]:
+    from qbench.experiment.grid import PRESETS
+
+    rows: Rows = []
+    for name, preset in PRESETS.items():
+        calibration = "{samples} x {length}".format(**preset["calibration"])
+        tasks = []
+        for task, options in preset["tasks"].items():
+            words = [f"{key}={value}" for key, value in options.items()]
+            tasks.append(" ".join([task, *words]))
+        methods = " ".join(preset["methods"])
+        group = str(preset["group_size"])
+        rows.append((name, preset["about"], methods, group, calibration, "; ".join(tasks)))
+    return ("preset", "what", "methods", "group", "calibration", "tasks"), rows
 
 
 def _models() -> tuple[Columns, Rows]:

@@ -34,7 +34,8 @@ app = typer.Typer()
 
 @app.command()
 def doctor() -> None:
-    """What this machine can do, and why not: hardware, packages, kernels."""
+    """What this machine can do, and what to do about the rest: data, hub, disks, GPU, kernels."""
+    from qbench.commands.health import findings
     from qbench.commands.listing import listing
     from qbench.environment import environment
 
@@ -42,6 +43,10 @@ def doctor() -> None:
     for title in ("hardware", "packages"):
         values = "  ".join(f"{key}={value}" for key, value in facts[title].items())
         _print(f"{title}  {values}")
+    for found in findings():
+        _print(f"{found.what}  {found.state}")
+        if found.advice:
+            _print(f"  -> {found.advice}")
     columns, rows = listing("kernels")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:

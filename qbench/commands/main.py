@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -60,8 +59,22 @@ app.add_typer(data_app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        import qbench
+
+        out.print(f"qbench {qbench.__version__}", markup=False, highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which qbench this is.", callback=_say_version),
+    ] = False,
+) -> None:
     """Which quantization method, at how many real bits, is better, and is the difference real?"""
 
 
@@ -72,26 +85,37 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
 )
 def run(
     model: Models = None,
-    bits: Annotated[str | None, typer.Option(help="Bits per weight code, with commas.")] = None,
-    methods: Annotated[str | None, typer.Option(help="With commas; `qbench list methods`.")] = None,
+    bits: Annotated[
+        str | None, typer.Option(help="Bits per weight code, with commas; default 2,3,4.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="With commas; default the preset's; `qbench list methods`.")
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="With commas; `qbench list tasks`.")] = None,
-    preset: Annotated[str | None, typer.Option(help="quick or paper.")] = None,
-    group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick, standard or paper; default what suits the machine.")
+    ] = None,
+    group_size: Annotated[
+        str | None, typer.Option(help="Inputs per group, or 'channel'; default the preset's.")
+    ] = None,
     symmetric: Annotated[bool | None, typer.Option("--symmetric", help="Symmetric grids.")] = None,
     sets: Sets = None,
     plugin: Plugins = None,
     data: Data = None,
-    seed: Annotated[int | None, typer.Option(help="Of the calibration sample.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
     replicates: Annotated[
         int | None,
         typer.Option(help="Draws of the calibration sample for each cell; default 1."),
     ] = None,
     device: Device = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the evaluated model: auto, float32, bfloat16, float16.")
+        str | None,
+        typer.Option(help="Of the evaluated model: auto (default), float32, bfloat16, float16."),
     ] = None,
     out_folder: Annotated[
         Path | None,
@@ -104,7 +128,8 @@ def run(
     latency: Annotated[
         bool | None,
         typer.Option(
-            "--latency/--no-latency", help="Time products and tokens of packed models at the end."
+            "--latency/--no-latency",
+            help="Time products and tokens of packed models at the end; default on.",
         ),
     ] = None,
     jobs: Annotated[
@@ -164,7 +189,7 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
     from qbench.reports.registry import write_reports
 
     plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
-    out.print(f"data  {plan.source.describe()}", markup=False, soft_wrap=True)
+    out.print(_protocol(plan), markup=False, soft_wrap=True)
     if dry_run:
         _show_plan(plan)
         return 0
@@ -202,7 +227,7 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
         f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {total / 60:.0f} min, {_place(plan)}",
+        f"about {total / 60:.0f} min, {_place(plan)}{_downloads(plan)}",
         markup=False,
         soft_wrap=True,
     )
@@ -211,6 +236,21 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
         return run_plan(plan, store, view)
+
+
+def _protocol(plan: Plan) -> str:
+    """The first line of a run: its data, with a warning where they are not real, and its preset."""
+    data = plan.source.describe()
+    if plan.warning is not None:
+        data += f"; warning: {plan.warning}"
+    return f"data  {data}; preset {plan.grid.preset}: {plan.grid.defaults['about']}"
+
+
+def _downloads(plan: Plan) -> str:
+    """What is to come from the hub first; nothing where all weights are here."""
+    if not plan.downloads:
+        return ""
+    return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
 
 
 def _place(plan: Plan) -> str:
@@ -251,7 +291,7 @@ def _show_plan(plan: Plan) -> None:
             out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min "
-        "(estimated from a matrix product timed on this machine)"
+        f"(estimated from a matrix product timed on this machine){_downloads(plan)}"
     )
 
 
@@ -269,7 +309,9 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
 
 @app.command(name="list", epilog="Example: `qbench list methods`")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, tasks, models, sweeps or kernels.")],
+    what: Annotated[
+        str, typer.Argument(help="methods, tasks, models, presets, sweeps or kernels.")
+    ],
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:

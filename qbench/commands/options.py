@@ -24,19 +24,24 @@ class _Console(Console):
 out = _Console()
 err = _Console(stderr=True)
 
-Model = Annotated[str, typer.Option("--model", help="Name, NAME@REVISION, hub id or folder.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Name, NAME@REVISION, hub id, folder or GGUF file.")
+]
 Models = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Name, NAME@REVISION, hub id or folder; several with commas. Default smollm2-135m.",
+        help="Name, NAME@REVISION, hub id, folder or GGUF file; several with commas. "
+        "Default smollm2-135m.",
     ),
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="auto, mini, hub, or a folder of parquet (`qbench data list`)."),
+    typer.Option(
+        "--data", help="auto (default), mini, hub, or a folder of parquet (`qbench data list`)."
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from qbench.comparison.pairs import Pairs, ScoreKey, protocol, score_of
 from qbench.records import Record
 
 EQUAL_BITS = 0.05  # measured bits per weight that count as none
+MOST_RANKED = 300  # cells of one model and protocol; each is paired with all others
 
 
 def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
@@ -16,36 +19,61 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
     Rivals are the cells of the same model and protocol that have as many measured bits (within
     EQUAL_BITS) or fewer. One of as many must be among them: more bits alone win nothing.
     """
-    found = set()
-    for cell, rivals in _with_rivals(records, key):
-        bits = cell.bits_per_weight["total"]
-        equal = [one for one in rivals if one.bits_per_weight["total"] >= bits - EQUAL_BITS]
-        if equal and all(_is_better(pairs, one, cell, key) for one in rivals):
-            found.add(cell.id)
-    return found
+    best = set()
+    for group in _groups(records, key):
+        for cell, rivals in _leaders(group, key):
+            if rivals and all(_is_better(pairs, rival, cell, key) for rival in rivals):
+                best.add(cell.id)
+    return best
 
 
 def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, int]:
-    """1 and how many rivals are better, pair by pair: cells that cannot be told apart tie."""
-    found = {}
-    for cell, rivals in _with_rivals(records, key):
-        found[cell.id] = 1 + sum(_is_better(pairs, cell, one, key) for one in rivals)
-    return found
+    """1 and how many rivals are better, pair by pair: cells that cannot be told apart tie.
+
+    None of more than MOST_RANKED cells, whose pairs would take minutes.
+    """
+    places = {}
+    for group in _groups(records, key):
+        if len(group) > MOST_RANKED:
+            continue
+        for cell in group:
+            rivals = [rival for rival in group if rival.id != cell.id and _costs(rival, cell)]
+            better = sum(_is_better(pairs, cell, rival, key) for rival in rivals)
+            places[cell.id] = 1 + better
+    return places
 
 
-def _with_rivals(records: Sequence[Record], key: ScoreKey) -> Iterator[tuple[Record, list[Record]]]:
-    """Each quantized cell with this score, and the others that take no more bits."""
+def _groups(records: Sequence[Record], key: ScoreKey) -> list[list[Record]]:
+    """The quantized cells with this score, those of one model and protocol together."""
     groups: dict[object, list[Record]] = {}
     for record in records:
         if record.cell.scheme and record.bits_per_weight.get("total") and score_of(record, key):
             groups.setdefault((record.cell.model, protocol(record, key[0])), []).append(record)
-    for group in groups.values():
-        for cell in group:
-            most = cell.bits_per_weight["total"] + EQUAL_BITS
-            rivals = [one for one in group if one.id != cell.id]
-            yield cell, [one for one in rivals if one.bits_per_weight["total"] <= most]
+    return list(groups.values())
+
+
+def _costs(rival: Record, cell: Record) -> bool:
+    """Whether a rival takes no more bits than a cell."""
+    return rival.bits_per_weight["total"] <= cell.bits_per_weight["total"] + EQUAL_BITS
+
+
+def _leaders(group: Sequence[Record], key: ScoreKey) -> Iterator[tuple[Record, list[Record]]]:
+    """The cells with a better mean than every rival, and the rivals; none without an equal one.
+
+    Only these can win, and they are few, so that few pairs are taken.
+    """
+    bits = np.array([record.bits_per_weight["total"] for record in group])
+    scores = [score_of(record, key) for record in group]
+    sign = -1.0 if scores[0] is not None and scores[0].higher_is_better else 1.0
+    badness = np.array([np.inf if score is None else sign * score.value for score in scores])
+    for index, cell in enumerate(group):
+        mine = bits <= bits[index] + EQUAL_BITS
+        mine[index] = False
+        equal = mine & (bits >= bits[index] - EQUAL_BITS)
+        if equal.any() and badness[mine].min() > badness[index]:
+            yield cell, [group[int(k)] for k in np.flatnonzero(mine)]
 
 
 def _is_better(pairs: Pairs, base: Record, candidate: Record, key: ScoreKey) -> bool:
-    found = pairs.between(base, candidate, key)
-    return found is not None and found.is_better
+    contrast = pairs.between(base, candidate, key)
+    return contrast is not None and contrast.is_better

@@ -1,26 +1,35 @@
 """Folders that other programs quantized: their layers as uniform weights, read from the shards.
 
-A layer L is the tensors L.qweight, L.qzeros, L.scales and, of GPTQ, L.g_idx. Its settings are those
-of `quantization_config` in the folder's config.json:
+A layer L is the tensors L.qweight, L.qzeros, L.scales and, of GPTQ, L.g_idx; of compressed-tensors
+L.weight_packed and others. Its settings are those of `quantization_config` in the folder's
+config.json:
 
     gptq  bits, group_size, sym; checkpoint_format (by other names: format), `gptq` unless stated;
           dynamic, which leaves layers out ("-:PATTERN": {}) or gives them other settings: both are
           seen on the tensors, and no pattern of a file is matched
     awq   bits or w_bit, group_size or q_group_size; version, which must be `gemm`
+    compressed-tensors  what `compressed_settings.py` says
 
-What the tensors hold stands in `gptq.py` and `awq.py`.
+What the tensors hold stands in `gptq.py`, `awq.py` and `compressed_tensors.py`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.exchange.awq import from_awq
+from qbench.exchange.compressed_settings import packed_schemes
+from qbench.exchange.compressed_tensors import PARTS as COMPRESSED_PARTS
+from qbench.exchange.compressed_tensors import (
+    dequantize_compressed,
+    from_compressed,
+    groups_are_in_order,
+)
 from qbench.exchange.gptq import (
     dequantize_gptq,
     from_gptq,
@@ -31,27 +40,47 @@ from qbench.files.shards import Shards
 from qbench.formats import Dense, Uniform
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform | Dense]
+
+
+class Reader(NamedTuple):
+    """How the layers of one program are read.
+
+    read: from a layer's tensors by part and the quantization_config to its weight. parts: which
+    tensors are taken; the first one tells the quantized layers from others. check: raises
+    ModelError where the quantization_config alone tells that the folder cannot be read.
+    """
+
+    read: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform | Dense]
+    parts: tuple[str, ...] = PARTS
+    check: Callable[[Mapping[str, Any]], object] = lambda entry: None
 
 
 def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform | Dense]:
-    """The quantized layers of a GPTQ or AWQ folder by name. entry: its quantization_config.
+    """The quantized layers of another program's folder by name. entry: its quantization_config.
 
     Layers whose groups are no runs of equal length (act-order, or a last group that is shorter) are
-    dequantized, exactly, and a warning says how many. StoreError for any other quant_method,
-    ModelError naming the layer that cannot be read.
+    dequantized, exactly, and a warning says how many. StoreError for any other quant_method and
+    where no layer is quantized, ModelError naming the layer that cannot be read.
     """
     method = entry.get("quant_method")
     if method not in READERS:
         raise StoreError(
             f"{shards.folder} has quant_method {method!r}; read are qbench, {', '.join(READERS)}"
         )
-    layers = [name.removesuffix(".qweight") for name in shards.entries if name.endswith(".qweight")]
+    reader = READERS[method]
+    reader.check(entry)
+    codes = f".{reader.parts[0]}"
+    layers = [name.removesuffix(codes) for name in shards.entries if name.endswith(codes)]
+    if not layers:
+        raise StoreError(
+            f"{shards.folder}: no tensor ends in {codes}, as quant_method {method!r} says; fetch "
+            "the checkpoint again"
+        )
     weights: dict[str, Uniform | Dense] = {}
     for layer in sorted(layers):
-        tensors = _parts(shards, layer)
+        tensors = _parts(shards, layer, reader.parts)
         try:
-            weights[layer] = READERS[method](tensors, entry)
+            weights[layer] = reader.read(tensors, entry)
         except (ModelError, ConfigError) as error:
             raise type(error)(f"{shards.folder}, layer {layer}: {error}") from None
     dequantized = sum(isinstance(weight, Dense) for weight in weights.values())
@@ -64,10 +93,10 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
     return weights
 
 
-def _parts(shards: Shards, layer: str) -> dict[str, Tensor]:
-    """Those of PARTS that the layer has."""
+def _parts(shards: Shards, layer: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Those of `parts` that the layer has."""
     tensors = {}
-    for part in PARTS:
+    for part in parts:
         name = f"{layer}.{part}"
         if name in shards.entries:
             tensors[part] = shards.tensor(name)
@@ -110,6 +139,13 @@ def _awq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform:
     )
 
 
+def _compressed(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | Dense:
+    schemes = packed_schemes(entry)
+    if groups_are_in_order(tensors, schemes):
+        return from_compressed(tensors, schemes)
+    return Dense(dequantize_compressed(tensors, schemes))
+
+
 def _whole_number(entry: Mapping[str, Any], *keys: str) -> int:
     """The first of these entries that is an integer: programs call the same setting otherwise."""
     for key in keys:
@@ -131,4 +167,8 @@ def _flag(entry: Mapping[str, Any], key: str) -> bool:
     return bool(value)
 
 
-READERS: dict[str, Reader] = {"gptq": _gptq, "awq": _awq}
+READERS: dict[str, Reader] = {
+    "gptq": Reader(_gptq),
+    "awq": Reader(_awq),
+    "compressed-tensors": Reader(_compressed, COMPRESSED_PARTS, packed_schemes),
+}

@@ -92,8 +92,8 @@ def from_gptq(
     symmetric = sym and bool((zero == 2 ** (bits - 1)).all())
     return Uniform(
         codes=codes,
-        scale=scale,
-        zero_point=None if symmetric else pack(zero, bits),
+        stored_scale=scale,
+        stored_zero=None if symmetric else pack(zero, bits),
         bits=bits,
         in_features=in_features,
         group_size=group,

@@ -192,6 +192,8 @@ class _Work:
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
         quantized.manifest["artifact"] = cell.artifact
+        if not Path(cell.model).is_dir():
+            quantized.manifest["model"] = cell.model
         with self._saving():
             quantized.save(folder)
 
@@ -309,8 +311,8 @@ class _Work:
 def _bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
     """Bits per weight of a model as it comes: measured where it is quantized, else of its dtype."""
     folder = local_folder(source)
-    if cell.stored_as is not None and folder is not None:
-        return dict(inspect(folder).bits_per_weight)
+    if cell.stored_as is not None and (folder is not None or source.gguf):
+        return dict(inspect(folder or source.path).bits_per_weight)
     stored = getattr(load_config(source), "dtype", None) or cell.dtype
     if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
         stored = getattr(torch, stored)

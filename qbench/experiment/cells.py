@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 
-from qbench.experiment.grid import CALIBRATION, Grid, Settings
+from qbench.experiment.grid import CALIBRATION, QUICK, Grid, Settings
 from qbench.experiment.identity import Identity
 from qbench.records import Cell
 from qbench.registry import declared, method_class, source_hash
@@ -57,7 +57,8 @@ def cell_command(grid: Grid, cell: Cell) -> str:
         words += ["--bits", str(cell.scheme.bits), "--group-size", str(group)]
         if cell.scheme.symmetric:
             words.append("--symmetric")
-    words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset, "--data", grid.data]
+    words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset or QUICK]
+    words += ["--data", grid.data]
     words += ["--dtype", cell.dtype, "--seed", str(cell.seed), "--device", cell.device]
     if len(grid.model_copy(update={"replicates": None}).seeds(calibrates=True)) > 1:
         words += ["--replicates", "1"]

@@ -205,10 +205,10 @@ def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:
     items = cost.asked(spec.limit)
     if spec.length is not None:
         return items * spec.length * per_token * cost.pass_share * rates.overheads.windows
-    prompt = cost.tokens + (spec.num_fewshot or 0) * cost.tokens_per_shot
+    read = cost.read(spec.limit, spec.num_fewshot or 0)
     solutions = items if spec.generate is None else spec.generate
     written = solutions * cost.written
-    return items * prompt * per_token + written * per_token * SLOW_WRITING + TASK_SECONDS
+    return read * per_token + written * per_token * SLOW_WRITING + TASK_SECONDS
 
 
 def _logits_bytes(cell: Cell, rates: Rates) -> int:

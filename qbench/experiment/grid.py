@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.errors import ConfigError, unknown_name
+from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.files.ordinary import ordinary_text
 from qbench.records import Scalar
 from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
@@ -23,9 +24,11 @@ PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
 SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("sweeps.yaml").read_text()
 )
+QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and a GPU in a night
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
 LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
+GRID_BYTES = 1_000_000  # YAML takes microseconds for each
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread")
 
 
@@ -34,13 +37,13 @@ class Grid(BaseModel):
 
     group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task:
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
-    preset. sweep: a named list of variants in place of methods. dtype: of the evaluated model;
-    `auto` takes bfloat16 where the hardware computes in it, else float32. time_limit: seconds that
-    one cell may take, None for many times its estimate. latency: whether products and tokens of the
-    packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
-    as the processor and its memory take. requantize: whether a model that is
-    quantized already may be quantized again. trust_remote_code: whether code that a model brings
-    may run.
+    preset. preset: None for the one that suits the machine (`preset_for`). sweep: a named list of
+    variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
+    hardware computes in it, else float32. time_limit: seconds that one cell may take, None for many
+    times its estimate. latency: whether products and tokens of the packed models are timed, None
+    for what the preset says. jobs: cells at a time, None for as many as the processor and its
+    memory take. requantize: whether a model that is quantized already may be quantized again.
+    trust_remote_code: whether code that a model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +53,7 @@ class Grid(BaseModel):
     methods: tuple[str, ...] | None = None
     sweep: str | None = None
     tasks: tuple[str, ...] | None = None
-    preset: str = "quick"
+    preset: str | None = None
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
     set: Settings = {}
@@ -69,10 +72,14 @@ class Grid(BaseModel):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The preset's settings; ConfigError for an unknown preset."""
-        if self.preset not in PRESETS:
-            raise ConfigError(unknown_name("preset", self.preset, PRESETS))
-        return PRESETS[self.preset]
+        """The preset's settings, those of QUICK where it is left to the plan.
+
+        ConfigError for an unknown preset.
+        """
+        preset = QUICK if self.preset is None else self.preset
+        if preset not in PRESETS:
+            raise ConfigError(unknown_name("preset", preset, PRESETS))
+        return PRESETS[preset]
 
     @property
     def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
@@ -244,6 +251,14 @@ class Grid(BaseModel):
                 )
 
 
+def preset_for(device: str, real_data: bool) -> str:
+    """The preset that suits a machine: on a GPU as many items as papers take, where there are any.
+
+    real_data: whether the data are not the few embedded items.
+    """
+    return STANDARD if device != "cpu" and real_data else QUICK
+
+
 def _unquantized_first(method: str) -> bool:
     return method != "none"
 
@@ -270,8 +285,8 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
 def _read_config(config: Path) -> dict[str, Any]:
     """The keys of a grid file; a single value stands for a list of one."""
     try:
-        settings = yaml.safe_load(config.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(ordinary_text(config, limit=GRID_BYTES)) or {}
+    except (StoreError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"grid file {str(config)!r} cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(

@@ -62,7 +62,7 @@ def identify(
     announce: is told what takes over a second. Raises ConfigError or DataError where a task cannot
     be asked so.
     """
-    asked = ask(grid, source)
+    asked = ask(grid, source, announce)
     calibration = CalibrationSpec(
         data=source.table_name(CALIBRATION),
         sha256=source.sha256(CALIBRATION),
@@ -96,20 +96,38 @@ def evaluation_hash(tasks: Mapping[str, Task]) -> str:
     return digest.hexdigest()[:12]
 
 
-def ask(grid: Grid, source: Source) -> list[tuple[Task, TaskSpec]]:
+def ask(
+    grid: Grid, source: Source, announce: Announce = lambda text: None
+) -> list[tuple[Task, TaskSpec]]:
     """The grid's tasks, and what each asks on this data.
 
-    Raises ConfigError where one has no such setting, or where the data has fewer items.
+    Where a preset asks for examples in prompts and the data has none, there are none, which is
+    announced. Raises ConfigError where one has no such setting, or where the data has fewer items.
     """
     asked = []
     for name in grid.task_names:
         task = get_task(name)
-        spec = task.spec(source, **grid.task_options(task.name))
         settings = grid.set.get(name, {})
+        options = grid.task_options(task.name)
+        shots = options.get("num_fewshot")
+        if shots and "num_fewshot" not in settings and not has_examples(task, source):
+            options["num_fewshot"] = 0
+            announce(
+                f"{source.label} has no examples for the prompts of {name}, so that it is asked "
+                f"0-shot and not {shots}-shot; --data DIR or --data hub has them"
+            )
+        spec = task.spec(source, **options)
         _refuse_meaningless(name, settings, spec)
         _refuse_too_many(task, settings, spec, source)
         asked.append((task, spec))
     return asked
+
+
+def has_examples(task: Task, source: Source) -> bool:
+    """Whether the data has examples for a task's prompts; so it is taken for tasks of others."""
+    if not isinstance(task, HarnessTask):
+        return True
+    return task.fewshot_split in source.splits(task.table_name)
 
 
 def _refuse_meaningless(name: str, asked: Mapping[str, Any], spec: TaskSpec) -> None:

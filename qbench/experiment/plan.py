@@ -21,20 +21,22 @@ from qbench.experiment.estimate import (
     estimate,
     measure_rates,
 )
-from qbench.experiment.grid import Grid
+from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
-from qbench.models.source import ModelSource, find_model
+from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
 from qbench.quantization import check_layers
 from qbench.records import Cell
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
-from qbench.tasks.data import Source, chosen, open_source
-from qbench.tasks.declaration import Cost
+from qbench.tasks.data import CALIBRATION, Source, choose, chosen, open_source
+from qbench.tasks.declaration import Cost, Declaration
+from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
+HALF = 2  # bytes of a parameter where a config does not say
 MOST_JOBS = 4  # cells at a time, unless more are asked for
 MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
@@ -45,7 +47,8 @@ class Plan:
 
     sources: where each model is, by its name in the grid. source: of the data. tasks: by their
     names in the cells' specs. estimates: by the cell's id. skipped: why a cell is not run, by its
-    id. jobs: cells at a time. threads: of the processor, for each of them.
+    id. jobs: cells at a time. threads: of the processor, for each of them. warning: about the data.
+    downloads: bytes of weights that are to come from the hub, by the model's name.
     """
 
     grid: Grid
@@ -58,6 +61,8 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
     jobs: int = 1
     threads: int = 1
+    warning: str | None = None
+    downloads: dict[str, int] = field(default_factory=dict)
 
 
 def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
@@ -69,16 +74,22 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     """
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
-    source = open_source(grid.data)
-    # The command in a record names the data that `auto` stood for.
-    grid = grid.model_copy(update={"data": chosen(grid.data)})
+    embedded = all(name in BUILT_IN for name in grid.model)
+    asked = [get_task(name) for name in grid.task_names]
+    # A task of somebody else's may bring its own data.
+    tables = [task.table_name for task in asked if isinstance(task, Declaration)]
+    choice = choose(grid.data, embedded, (CALIBRATION, *tables))
+    source = open_source(grid.data if chosen(grid.data) == choice.data else choice.data)
+    preset = grid.preset or preset_for(device, choice.data != "mini")
+    # The command in a record names what was chosen.
+    grid = grid.model_copy(update={"data": choice.data, "preset": preset})
     for name, _ in grid.variants:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
     identity, tasks = identify(grid, models, source, device, announce)
     cells = expand(grid, identity)
     _refuse_quantized(grid, identity.stored_as, cells)
-    plan = Plan(grid, cells, models, source, tasks, device)
+    plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
     _check_and_estimate(plan)
     _share_cores(plan)
     return plan
@@ -100,6 +111,13 @@ def _share_cores(plan: Plan) -> None:
     plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
 
 
+def stored_bytes(skeleton: Any) -> int:
+    """Of a model's weights as they are published, in the dtype that its config states."""
+    stated = getattr(skeleton.config, "dtype", None)
+    itemsize = stated.itemsize if isinstance(stated, torch.dtype) else HALF
+    return itemsize * sum(parameter.numel() for parameter in skeleton.parameters())
+
+
 def _refuse_quantized(
     grid: Grid, stored_as: Mapping[str, str | None], cells: Sequence[Cell]
 ) -> None:
@@ -117,6 +135,8 @@ def _check_and_estimate(plan: Plan) -> None:
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
     rates = {}
     for name, skeleton in skeletons.items():
+        if not is_here(plan.sources[name]):
+            plan.downloads[name] = stored_bytes(skeleton)
         rates[name] = measure_rates(skeleton, plan.device, plan.cells[0].dtype)
     costs = {name: task.cost for name, task in plan.tasks.items()}
     for cell in plan.cells:

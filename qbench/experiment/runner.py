@@ -246,6 +246,7 @@ class _Run:
             "data": self.plan.source.label,
             "seed": cell.seed,
             "device": self.plan.device,
+            "data_warning": self.plan.warning,
             "protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12],
         }
         return self.machine | of_run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from qbench.models.tokenizers import check_fit
 from qbench.quantization import quantize, read_model, refuse_quantized
 from qbench.records import Score
 from qbench.registry import get_method
-from qbench.tasks.contract import Context
+from qbench.tasks.contract import Context, Unquantized
 from qbench.tasks.data import CALIBRATION, open_source
 
 
@@ -82,32 +84,50 @@ def quantize_model(
         dtype=pick_dtype("auto", machine),
         progress=progress,
     )
+    if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
+        quantized.manifest["model"] = model
     quantized.save(output)
     return quantized.bits_per_weight
 
 
-def evaluate_model(folder: Path, grid: Grid, progress: Progress) -> Iterator[Score]:
+def evaluate_model(
+    folder: Path, grid: Grid, progress: Progress, unquantized: str | None = None
+) -> Iterator[Score]:
     """Scores of a saved model, task by task, under the protocol of a grid.
 
-    Raises ConfigError for a task that compares with the unquantized model: here is none.
+    unquantized: the model that tasks compare with, None for the one that the folder says it was
+    made from. Raises ConfigError for such a task where that is not known.
     """
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
     source = open_source(grid.data)
     grid.check_owners([], calibrates=False)
     asked = ask(grid, source)
-    for task, spec in asked:
-        if task.needs_unquantized:
-            raise ConfigError(
-                f"{spec.name} compares with the unquantized model, which `qbench eval` does not "
-                "have; use `qbench run`, or leave it out"
-            )
     dtype = pick_dtype(grid.dtype, device)
     quantized = read_model(find_model(str(folder), grid.trust_remote_code), dtype)
     model, tokenizer = quantized.model, quantized.tokenizer
     check_fit(model, tokenizer, str(folder))
-    model.to(device)
+    name = unquantized or quantized.manifest.get("model")
     for task, spec in asked:
-        batch_size = task.batch_size or grid.defaults["batch_size"]
-        context = Context(model, tokenizer, source, batch_size, progress=progress)
-        yield from task.evaluate(context, spec).scores
+        if task.needs_unquantized and name is None:
+            raise ConfigError(
+                f"{spec.name} compares with the unquantized model, and {folder} does not say which "
+                "that is; give --unquantized MODEL, or leave the task out"
+            )
+    model.to(device)
+
+    def load() -> tuple[Any, Any]:
+        original = read_model(find_model(str(name), grid.trust_remote_code), dtype)
+        return original.model.to(device), original.tokenizer
+
+    with tempfile.TemporaryDirectory(prefix="qbench-reference-") as scratch:
+        context = Context(model, tokenizer, source, progress=progress)
+        context.unquantized = Unquantized(load, lambda spec: Path(scratch) / f"{spec.name}.npy")
+        contexts = []
+        for task, spec in asked:
+            batch_size = task.batch_size or grid.defaults["batch_size"]
+            contexts.append(replace(context, batch_size=batch_size))
+            if task.needs_unquantized:  # first, as tasks may share a pass over the windows
+                task.prepare(contexts[-1], spec)
+        for mine, (task, spec) in zip(contexts, asked, strict=True):
+            yield from task.evaluate(mine, spec).scores

@@ -31,10 +31,10 @@ from pydantic import ValidationError
 from qbench.errors import StoreError
 from qbench.files.atomic import leftovers, write_text
 from qbench.files.claims import claimed, claimed_in_time
+from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 
 DAY = 86400.0  # seconds
-RECORD_BYTES = 100_000_000  # more than any log of a method takes
 
 
 class Store:
@@ -168,7 +168,7 @@ class Store:
     def _write(self, record: Record) -> None:
         """Atomic: the old file or the new one, whole."""
         body = record.model_dump(mode="json")
-        text = json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False)
+        text = json.dumps(body | {"checksum": checksum(body)}, indent=1, allow_nan=False)
         write_text(self._record_path(record.id), text + "\n")
 
     def write_samples(self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]) -> str:
@@ -223,7 +223,7 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
 
 def open_run(folder: Path) -> Store:
     """The folder of an existing run; StoreError where it is none."""
-    if not (folder / "records").is_dir():
+    if not is_folder(folder / "records"):
         raise StoreError(f"{folder} holds no records; give the --out folder of a `qbench run`")
     return Store(folder)
 
@@ -234,11 +234,13 @@ class _NewerRecordError(StoreError):
 
 def _trusted(path: Path) -> Record:
     try:
-        if not path.is_file() or path.stat().st_size > RECORD_BYTES:
-            raise ValueError(f"it is no file of at most {RECORD_BYTES // 1_000_000} MB")
-        body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        checksum = _checksum(body)
-    except (OSError, ValueError, RecursionError) as error:
+        text = ordinary_text(path, path.parent)
+    except StoreError as error:
+        raise StoreError(f"record {path.name} cannot be read: {error}") from None
+    try:
+        body = json.loads(text, parse_constant=_refuse_constant)
+        expected = checksum(body)
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
     schema = body.get("schema") if isinstance(body, dict) else None
     if type(schema) is int and schema > SCHEMA:
@@ -248,7 +250,7 @@ def _trusted(path: Path) -> Record:
         )
     if schema != SCHEMA:
         raise StoreError(f"record {path.name} is of schema {schema}, not {SCHEMA}")
-    if body.pop("checksum", None) != checksum:
+    if body.pop("checksum", None) != expected:
         raise StoreError(
             f"record {path.name} was changed after it was written (its checksum does not fit)"
         )
@@ -288,8 +290,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is no number")
 
 
-def _checksum(body: Any) -> str:
-    """Of everything in a record but the checksum; ValueError where a number is not finite."""
+def checksum(body: Any) -> str:
+    """Of everything in a record but itself; ValueError where a number is not finite."""
     if isinstance(body, dict):
         body = {key: value for key, value in body.items() if key != "checksum"}
     text = json.dumps(body, sort_keys=True, allow_nan=False)

@@ -55,7 +55,7 @@ def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     with _beside(folder) as part:
         part.mkdir()
         write(part)
-        for file in part.iterdir():
+        for file in part.rglob("*"):
             _flush(file)
         _flush(part)
         _swap(part, folder)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from qbench.errors import StoreError
+from qbench.files.ordinary import contents_of, is_folder, ordinary_file, ordinary_text
 from qbench.files.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"  # people edit it: it is not hashed
 SHARD_BYTES = 2_000_000_000
-JSON_BYTES = 100_000_000  # more than any index has: a damaged file must not fill the memory
 DTYPE_NAMES = {  # of safetensors -> of torch
     "F64": "float64",
     "F32": "float32",
@@ -49,6 +49,7 @@ DTYPE_NAMES = {  # of safetensors -> of torch
     "U64": "uint64",
 }
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character, which no file takes
 _AGAIN = "copy or quantize again"
 
 
@@ -140,9 +141,8 @@ def write_index(folder: Path, known: Mapping[str, str]) -> None:
             weight_map[name] = file.name
             total += entry.nbytes
     hashes: dict[str, str] = {}
-    for file in sorted(folder.iterdir()):
-        if file.name not in (INDEX, CARD):
-            hashes[file.name] = known.get(file.name) or sha256(file)
+    for name, file in _hashed(folder).items():
+        hashes[name] = known.get(name) or sha256(file)
     index = {
         "metadata": {"total_size": total, "sha256": hashes},
         "weight_map": dict(sorted(weight_map.items())),
@@ -155,8 +155,8 @@ def may_be_replaced(folder: Path) -> bool:
 
     It may where it is not there, is empty, or has an index with hashes, which only we write.
     """
-    if not folder.is_dir():
-        return not folder.exists()
+    if not is_folder(folder):
+        return not os.path.lexists(folder)
     if not any(folder.iterdir()):
         return True
     try:
@@ -188,7 +188,8 @@ def require_writable(folder: Path) -> None:
 def verify(folder: Path) -> dict[str, str | None]:
     """What is wrong with each file of a folder, None where nothing is.
 
-    Compared are the files' SHA-256 with those in the index. StoreError where it has none.
+    Compared are the SHA-256 of the files, those in folders inside too, with those in the index.
+    StoreError where it has none.
     """
     metadata = read_json(folder / INDEX).get("metadata")
     hashes = metadata.get("sha256") if isinstance(metadata, dict) else None
@@ -197,18 +198,30 @@ def verify(folder: Path) -> dict[str, str | None]:
             f"{folder / INDEX} states no hashes; "
             "only folders that qbench has written can be verified"
         )
-    present = {path.name: path for path in folder.iterdir() if path.is_file()}
-    problems: dict[str, str | None] = {}
-    for name in hashes:
-        if name not in present:
-            problems[name] = "is missing"
+    present = _hashed(folder)
+    problems: dict[str, str | None] = dict.fromkeys(hashes.keys() - present.keys(), "is missing")
     for name in sorted(hashes.keys() & present.keys()):
-        intact = sha256(present[name]) == hashes[name]
-        problems[name] = None if intact else "differs from the hash that the index states"
+        problems[name] = _problem(present[name], hashes[name], folder)
     # a file that was added may be a shard, which would be read
-    for name in present.keys() - hashes.keys() - {INDEX, CARD}:
-        problems[name] = "is not in the index"
-    return problems
+    return problems | dict.fromkeys(present.keys() - hashes.keys(), "is not in the index")
+
+
+def _hashed(folder: Path) -> dict[str, Path]:
+    """What the index states the hashes of, by name, such as additional_chat_templates/x.jinja."""
+    found = {}
+    for path in contents_of(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in (INDEX, CARD) and not (path.is_dir() and not path.is_symlink()):
+            found[name] = path
+    return found
+
+
+def _problem(path: Path, stated: Any, folder: Path) -> str | None:
+    try:
+        ordinary_file(path, folder)
+    except StoreError as error:
+        return str(error)
+    return None if sha256(path) == stated else "differs from the hash that the index states"
 
 
 def sha256(path: Path) -> str:
@@ -221,19 +234,21 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. StoreError where the file is missing, too large, or anything else."""
+    """A JSON object in a folder from outside.
+
+    StoreError where the file is missing, no ordinary one in its folder, or anything else.
+    """
+    if not os.path.lexists(path):
+        raise StoreError(
+            f"{path} cannot be read, as it is missing; give the folder of a saved model"
+        )
+    text = ordinary_text(path, path.parent)
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would never end
-            raise ValueError("it is no ordinary file")
-        if path.stat().st_size > JSON_BYTES:
-            raise ValueError(f"it is larger than {JSON_BYTES // 1_000_000} MB")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be read: {error.strerror}; give the folder of a saved model"
-        ) from None
+        if _HALF.search(text):  # most are halves of a whole character
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}; {_AGAIN}") from None
     return content
@@ -245,7 +260,9 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     None stands for any names, where there is no index. A file may lie nowhere but in the folder.
     """
     if not (folder / INDEX).is_file():
-        return {_inside(folder, SINGLE): None}
+        names = [path.name for path in folder.glob("*.safetensors")]
+        # older programs call their only file otherwise, such as gptq_model-4bit-128g.safetensors
+        return {_inside(folder, names[0] if len(names) == 1 else SINGLE): None}
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise StoreError(f"{folder / INDEX} has no weight_map; {_AGAIN}")
@@ -262,23 +279,7 @@ def _inside(folder: Path, name: Any) -> Path:
             f"{folder / INDEX} names the file {name!r}; "
             "only NAME.safetensors in the folder itself is read"
         )
-    path = folder / name
-    home = home_of(folder)
-    if not path.resolve().is_relative_to(home):
-        raise StoreError(
-            f"{path} is a link out of its folder, to {path.resolve()}; "
-            "replace it by the file itself"
-        )
-    return path
-
-
-def home_of(folder: Path) -> Path:
-    """Where the files of a folder may lie: in the folder, or in the hub's cache that it is part of.
-
-    The cache links from snapshots/REVISION into blobs.
-    """
-    home = folder.resolve()
-    return home.parent.parent if home.parent.name == "snapshots" else home
+    return ordinary_file(folder / name, folder)
 
 
 def _headers(path: Path) -> Iterator[tuple[str, Entry]]:

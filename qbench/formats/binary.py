@@ -1,6 +1,7 @@
 """Binary-coded (BCQ) weights: w = shift + sum_i alpha_i * c_i with c_i in {-1, +1}.
 
-One alpha per plane i and one shift serve a group of consecutive inputs of one output.
+One alpha per plane i and one shift serve a group of consecutive inputs of one output. They are
+stored in half precision, or as integers times a step per row (`qbench.formats.stepped`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.formats.packing import expect, group_count, pack, packed_length, unpack
+from qbench.formats.stepped import (
+    Numbers,
+    Stepped,
+    expect_numbers,
+    from_parts,
+    to_parts,
+    to_spec,
+    values,
+)
 from qbench.formats.uniform import Uniform
+
+SPAN = "alpha_span"  # the part that alpha and shift share
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +35,10 @@ class Binary:
 
     planes (uint8, (bits, out, ceil(in/8))): a bitmap for each plane, in which bit k of byte j of a
     row is input 8j + k. A set bit is +1, the others are -1.
-    alpha (float16 or float32, (out, groups, bits)): the scale of each plane.
-    shift (float16 or float32, (out, groups)): the middle of the levels; or None: zero.
+    stored_alpha (float16 or float32, (out, groups, bits)): the scale of each plane.
+    stored_shift (float16 or float32, (out, groups)): the middle of the levels; or None: zero.
+
+    Both may be `Stepped` numbers of one span; `alpha` and `shift` are tensors all the same.
 
     StoreError where parts do not fit.
     """
@@ -32,8 +46,8 @@ class Binary:
     format: ClassVar[str] = "binary"
 
     planes: Tensor
-    alpha: Tensor
-    shift: Tensor | None
+    stored_alpha: Numbers
+    stored_shift: Numbers | None
     in_features: int
     group_size: int
 
@@ -48,20 +62,31 @@ class Binary:
                 "copy or quantize again"
             )
         expect("planes", self.planes, (bits, out, packed_length(self.in_features, 1)), torch.uint8)
-        expect("alpha", self.alpha, (out, groups, bits))
-        if self.shift is not None:
-            expect("shift", self.shift, (out, groups))
+        alpha = self.stored_alpha
+        shift = self.stored_shift
+        expect_numbers("alpha", alpha, (out, groups, bits))
+        if shift is None:
+            return
+        expect_numbers("shift", shift, (out, groups))
+        spans = [part.span if isinstance(part, Stepped) else None for part in (alpha, shift)]
+        if spans[0] is not spans[1]:
+            raise StoreError(
+                "alpha and shift of a binary weight do not share one span; give both as tensors, "
+                "or both as stored_coding makes them"
+            )
 
     @classmethod
-    def from_planes(cls, planes: Tensor, alpha: Tensor, shift: Tensor | None) -> Binary:
+    def from_planes(cls, planes: Tensor, alpha: Numbers, shift: Numbers | None) -> Binary:
         """Pack a weight's planes.
 
         planes (any number type, (bits, out, in)): positive where the code is +1. alpha (floating,
-        (out, groups, bits)). shift (floating, (out, groups)), or None.
+        (out, groups, bits)). shift (floating, (out, groups)), or None. Both may be as
+        `qbench.formats.snapping.stored_coding` gives them.
         """
         bitmaps = [pack((plane > 0).to(torch.uint8), 1) for plane in planes]
         in_features = planes.shape[2]
-        group_size = in_features // alpha.shape[1]
+        groups = alpha.groups if isinstance(alpha, Stepped) else alpha.shape[1]
+        group_size = in_features // groups
         return cls(torch.stack(bitmaps), alpha, shift, in_features, group_size)
 
     @classmethod
@@ -77,6 +102,16 @@ class Binary:
         planes = torch.stack([(codes.flatten(1) >> place) & 1 for place in places])
         alpha = torch.stack([scale * 2.0 ** (place - 1) for place in places], -1)
         return cls.from_planes(planes, alpha, scale * ((2**weight.bits - 1) / 2 - zero))
+
+    @property
+    def alpha(self) -> Tensor:
+        """The scale of each plane, (out, groups, bits) float16 or float32; made when it is read."""
+        return values(self.stored_alpha)
+
+    @property
+    def shift(self) -> Tensor | None:
+        """The middle of the levels, (out, groups) float16 or float32; made when it is read."""
+        return values(self.stored_shift)
 
     @property
     def bits(self) -> int:
@@ -100,22 +135,36 @@ class Binary:
         weight = self.signs(0).mul_(alpha[:, :, 0, None])  # (out, groups, group_size)
         for i in range(1, self.bits):
             weight.addcmul_(self.signs(i), alpha[:, :, i, None])
-        if self.shift is not None:
-            weight += self.shift.float()[..., None]
+        shift = self.shift
+        if shift is not None:
+            weight += shift.float()[..., None]
         return weight.flatten(1)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """What is stored: planes, alpha and, unless it is None, shift."""
-        tensors = {"planes": self.planes, "alpha": self.alpha}
-        if self.shift is not None:
-            tensors["shift"] = self.shift
-        return tensors
+        """What is stored.
+
+        planes, alpha and, unless it is None, shift; or alpha_codes, shift_codes and alpha_span.
+        """
+        alpha = to_parts("alpha", self.stored_alpha, SPAN)
+        shift = to_parts("shift", self.stored_shift, SPAN)
+        return {"planes": self.planes} | alpha | shift
 
     def spec(self) -> dict[str, Any]:
-        """What reading needs beside the tensors: in_features, group_size."""
-        return {"in_features": self.in_features, "group_size": self.group_size}
+        """What reading needs beside the tensors.
+
+        in_features, group_size; with codes alpha_bits, alpha_places, shift_bits and shift_places.
+        """
+        alpha = to_spec("alpha", self.stored_alpha)
+        shift = to_spec("shift", self.stored_shift)
+        return {"in_features": self.in_features, "group_size": self.group_size} | alpha | shift
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Binary:
         """The inverse of `to_tensors` and `spec`."""
-        return cls(tensors["planes"], tensors["alpha"], tensors.get("shift"), **spec)
+        rest = dict(spec)
+        groups = group_count(spec["in_features"], spec["group_size"])
+        alpha = from_parts("alpha", tensors, rest, groups, SPAN)
+        shift = from_parts("shift", tensors, rest, groups, SPAN, signed=True)
+        if alpha is None:
+            raise KeyError("alpha")
+        return cls(tensors["planes"], alpha, shift, **rest)

@@ -17,6 +17,13 @@ PARTS = {
     "alpha": "scales",
     "zero_point": "zero_points",
     "shift": "shifts",
+    "scale_codes": "scales",
+    "scale_span": "scales",
+    "alpha_codes": "scales",
+    "alpha_span": "scales",  # of the shifts too
+    "zero_point_codes": "zero_points",
+    "zero_point_span": "zero_points",
+    "shift_codes": "shifts",
     "map": "codebooks",
     "offset": "codebooks",
     "su": "sign_vectors",

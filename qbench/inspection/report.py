@@ -7,13 +7,15 @@ gives the pieces of every tensor: `own.py` (qbench's folders), `gptq.py`, `awq.p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError, unknown_name
-from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.model_folder import quantization_settings
+from qbench.files.ordinary import is_file, is_folder, ordinary_file, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
 from qbench.inspection.compressed_tensors import read_compressed
@@ -78,13 +80,12 @@ def inspect(path: Path) -> Inspection:
 
     StoreError where it is neither, damaged, or quantized in a way that no reader knows.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise StoreError(f"{path} is no ordinary file (a pipe, socket or device); give a model")
-    if path.is_file():
+    if os.path.lexists(path) and not is_folder(path):
+        ordinary_file(path)
         from qbench.inspection.gguf_header import read_gguf
 
         return _summary(path, read_gguf(path))
-    if not (path / "config.json").is_file():
+    if not is_file(path / "config.json"):
         raise StoreError(
             f"{path} is no model: give a GGUF file, or a Hugging Face folder with a config.json"
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from qbench.embedded import cache_folder
 from qbench.errors import ModelError, StoreError
 from qbench.files.atomic import write_text
+from qbench.files.ordinary import contents_of, require_ordinary_files
 from qbench.files.shards import sha256
 from qbench.models.loading import load_config
 from qbench.models.source import ModelSource
@@ -31,18 +32,21 @@ def resolved_revision(source: ModelSource, announce: Announce = lambda text: Non
     """What exactly is loaded: the hub's commit, or a hash of the content of a folder's files.
 
     announce: is told what is hashed where that takes over a second. ModelError where a file cannot
-    be read.
+    be read, StoreError where one is a link out of the folder or no ordinary file.
     """
     if not source.local:
         commit = getattr(load_config(source), "_commit_hash", None)
         return commit or source.revision or "unknown"
     folder = Path(source.location)
+    require_ordinary_files(folder)
     try:
-        files = list(_files(folder))
+        files = [source.path] if source.gguf else list(_files(folder))
         unknown = sum(path.stat().st_size for path in files if _remembered(path) is None)
         if unknown > ANNOUNCED:
             announce(f"hashing {unknown / 1e9:.1f} GB of {source.location}, once")
-        content = {str(path.relative_to(folder)): content_hash(path) for path in files}
+        # What a GGUF file is called says nothing of what is loaded.
+        names = ["" if source.gguf else str(path.relative_to(folder)) for path in files]
+        content = dict(zip(names, map(content_hash, files), strict=True))
     except OSError as error:
         raise ModelError(
             f"model {source.name!r}: {error.filename} cannot be read ({error.strerror})"
@@ -68,7 +72,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
     Of folders inside only templates and code count: checkpoints of a training may lie there.
     """
-    for path in sorted(folder.rglob("*")):
+    for path in contents_of(folder):
         inner = path.parent != folder
         if path.name.startswith(".") or path.suffix in IGNORED or not path.is_file():
             continue

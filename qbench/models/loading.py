@@ -11,6 +11,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ import torch
 from torch import Tensor
 
 from qbench.errors import ModelError, StoreError
-from qbench.files.model_folder import quantization_settings, require_ordinary_files
+from qbench.files.model_folder import quantization_settings
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Entry, Shards, read_json
 from qbench.models.experts import unfuse_experts
+from qbench.models.gguf_config import completed, tensors_left_out
+from qbench.models.gguf_file import gguf_header, stored_dtype, torch_shapes
+from qbench.models.gguf_tokenizer import load_gguf_tokenizer
 from qbench.models.limits import built, refuse_implausible
 from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ModelSource, torch_dtype
@@ -35,6 +41,9 @@ _SMALL = 1 << 25  # parameters that may be missing: that they are is said by nam
 
 def load_config(source: ModelSource) -> Any:
     """The transformers configuration; ModelError saying what to do where it cannot be had."""
+    if source.gguf:
+        state = source.path.stat()
+        return deepcopy(_gguf_config(source, state.st_size, state.st_mtime_ns))
     if source.local and _config_of(source).is_file():
         return explained(source, lambda: read_config(_config_of(source), source.trust_remote_code))
     from transformers import AutoConfig
@@ -59,6 +68,21 @@ def read_config(path: Path, trust_remote_code: bool = False, tensors: int = 0) -
         return AutoConfig.from_pretrained(path.parent, trust_remote_code=trust_remote_code)
 
     return built(path, load, tensors)
+
+
+@lru_cache(maxsize=8)
+def _gguf_config(source: ModelSource, size: int, changed: int) -> Any:
+    """The configuration of a GGUF file, of which transformers makes lists of all words first.
+
+    size, changed: of the file, so that another one under its name is read anew. Its dtype is that
+    of the weights, unless these are in blocks.
+    """
+    from transformers import AutoConfig
+
+    header = gguf_header(source)
+    config = from_transformers(source, AutoConfig)
+    config.dtype = stored_dtype(header)
+    return explained(source, lambda: completed(config, source, header))
 
 
 def load_skeleton(source: ModelSource) -> Any:
@@ -92,6 +116,12 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
     dtype: of the weights, one of `DTYPES`. ModelError saying what to do where one cannot be had,
     and where the checkpoint and the model do not hold the same tensors.
     """
+    model = load_weights(source, dtype)
+    return model, load_gguf_tokenizer(source) if source.gguf else load_tokenizer(source)
+
+
+def load_weights(source: ModelSource, dtype: str) -> Any:
+    """The model that `load_model` gives. Raises what that raises of it."""
     from transformers import AutoModelForCausalLM
 
     if source.local:
@@ -102,15 +132,39 @@ def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
         source,
         AutoModelForCausalLM,
         dtype=torch_dtype(dtype),
-        use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported, and refused below
+        **(_dequantized(source) if source.gguf else {"use_safetensors": True}),
     )
     _require_whole(source, report)
+    if source.gguf:
+        _forget_the_file(model)
     # The unquantized model runs the same operations as the quantized one.
     unfuse_experts(model, refuse=False)
     refuse_not_finite(model.state_dict().items(), f"model {source.name!r}")
-    return model.eval(), load_tokenizer(source)
+    return model.eval()
+
+
+def _dequantized(source: ModelSource) -> dict[str, Any]:
+    """What `from_pretrained` is told of a GGUF file: its config, and to keep no blocks."""
+    options = {"config": load_config(source)}
+    with suppress(ImportError):  # older versions always dequantize
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    return options
+
+
+def _forget_the_file(model: Any) -> None:
+    """Let a model be an ordinary one, of dense weights, where it came out of a GGUF file."""
+    for owner, name in (
+        (model.config, "quantization_config"),
+        (model, "hf_quantizer"),
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+    ):
+        with suppress(AttributeError):
+            delattr(owner, name)
 
 
 def _unfilled(source: ModelSource, tensors: int) -> Any:
@@ -132,7 +186,16 @@ def _unfilled(source: ModelSource, tensors: int) -> Any:
                 config, trust_remote_code=source.trust_remote_code
             )
 
-    return explained(source, lambda: built(_config_of(source), build, tensors))
+    model = explained(source, lambda: built(_config_of(source), build, tensors))
+    if source.gguf:
+        unused = explained(source, lambda: tensors_left_out(model, gguf_header(source)))
+        if unused:
+            raise ModelError(
+                f"model {source.name!r}: transformers' reader of GGUF has no place for "
+                f"{len(unused)} tensors of the file ({_first(unused)}), and would leave them out; "
+                "give a folder with the model's safetensors"
+            )
+    return model
 
 
 def _require_room(source: ModelSource, model: Any, entries: Mapping[str, Entry]) -> None:
@@ -140,9 +203,11 @@ def _require_room(source: ModelSource, model: Any, entries: Mapping[str, Entry])
 
     model: without its weights. Those of other programs' formats pack many into one number.
     """
-    folder = Path(source.location)
-    config = read_json(_config_of(source))
-    packed = _PACKED if quantization_settings(folder, config) is not None else 1
+    packed = 1
+    if not source.gguf:
+        config = read_json(_config_of(source))
+        if quantization_settings(Path(source.location), config) is not None:
+            packed = _PACKED
     declared = sum(parameter.numel() for parameter in model.parameters())
     held = sum(prod(entry.shape) for entry in entries.values())
     if declared > 2 * packed * held + _SMALL:
@@ -153,10 +218,16 @@ def _require_room(source: ModelSource, model: Any, entries: Mapping[str, Entry])
 
 
 def _entries(source: ModelSource) -> Mapping[str, Entry]:
-    """The headers of a local folder's tensors, empty where it has no safetensors.
+    """The headers of a local model's tensors, empty where a folder has no safetensors.
 
     StoreError where its config cannot be true of them.
     """
+    if source.gguf:
+        shapes = torch_shapes(gguf_header(source))
+        # Of blocks there is no dtype; of these only the shapes are asked for.
+        entries = {name: Entry(source.path, torch.uint8, shape) for name, shape in shapes.items()}
+        refuse_implausible(load_config(source).to_dict(), entries, source.path)
+        return entries
     folder = Path(source.location)
     if not source.local or not any(folder.glob("*.safetensors")):
         return {}
@@ -167,7 +238,8 @@ def _entries(source: ModelSource) -> Mapping[str, Entry]:
 
 
 def _config_of(source: ModelSource) -> Path:
-    return Path(source.location) / "config.json"
+    """The file that describes the model."""
+    return source.path if source.gguf else Path(source.location) / "config.json"
 
 
 def refuse_not_finite(tensors: Any, place: str) -> None:

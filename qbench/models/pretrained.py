@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from qbench.errors import ModelError, QbenchError
-from qbench.files.model_folder import require_ordinary_files
+from qbench.files.ordinary import ordinary_file, require_ordinary_files
 from qbench.models.source import ModelSource
 
+ALONE = "model.gguf"
 _NAMED_PACKAGE = re.compile(r"pip install (?:-U |--upgrade )?[`'\"]?([A-Za-z][\w.-]*)")
 _UNREACHABLE = ("offline", "connect", "connection", "resolve", "timed out", "internet")
 
@@ -28,6 +31,10 @@ def from_transformers(source: ModelSource, auto_class: Any, **options: Any) -> A
     """
 
     def load() -> Any:
+        if source.gguf:
+            # its bar goes straight to stderr, and cannot be switched off
+            with alone(source.path) as folder, redirect_stderr(StringIO()):
+                return auto_class.from_pretrained(folder, gguf_file=ALONE, **options)
         if source.local:
             require_ordinary_files(Path(source.location))
         return auto_class.from_pretrained(
@@ -38,6 +45,20 @@ def from_transformers(source: ModelSource, auto_class: Any, **options: Any) -> A
         )
 
     return explained(source, load)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[Path]:
+    """A folder that holds one file, as `ALONE`.
+
+    transformers would take what lies beside a GGUF file, such as the settings of another tokenizer.
+    StoreError where the file is a link out of its folder.
+    """
+    target = ordinary_file(path, path.parent).resolve()
+    with tempfile.TemporaryDirectory(prefix="qbench-gguf-") as folder:
+        place = Path(folder)
+        (place / ALONE).symlink_to(target)
+        yield place
 
 
 @contextmanager
@@ -101,6 +122,11 @@ def _advice(source: ModelSource, error: Exception) -> str:
         )
     if isinstance(error, ImportError):
         return f"{model} cannot be loaded: {_missing_package(error)}"
+    if source.gguf:
+        return (
+            f"{model} cannot be loaded: {reason}; transformers reads GGUF files, and not all "
+            "kinds of them: give another file, or a folder with the model's safetensors"
+        )
     if source.local:
         return (
             f"{model} cannot be loaded: {reason}; the folder needs config.json, safetensors and a "

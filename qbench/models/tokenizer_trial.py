@@ -18,6 +18,7 @@ from typing import Any
 from qbench.errors import StoreError
 from qbench.files.atomic import write_bytes
 from qbench.files.cache import cache_folder
+from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import read_json, sha256
 
 MEMORY = 1 << 30  # bytes; a file takes up to 20 times its size beside that
@@ -25,9 +26,17 @@ SECONDS = 1  # of processor time, and one more for 5 MB of file
 FILE_BYTES = 200_000_000  # the largest tokenizers are those of 256,000 words, 33 MB
 _PER_BYTE = 20
 _BYTES_PER_SECOND = 5_000_000
+_PER_WORD = 2000  # bytes that lists and arrays of a word of a GGUF file take, several times over
+_WORDS_PER_SECOND = 5000  # on a slow machine; 20,000 on a fast one
 _IMPORTING = 10  # seconds that transformers takes to import on a slow machine
 _LONGEST = 1_000_000  # characters of a string in tokenizer_config.json; templates have 20,000
 _LARGEST = 10_000_000  # number there, but for model_max_length
+_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
 _FILES = ("*token*", "*vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
 # Long runs make patterns that try all ways of cutting them take all time.
 _TRIAL = """
@@ -49,7 +58,10 @@ try:
         ids = tokenizer.encode(probe).ids
     else:
         from transformers import AutoTokenizer
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        options = {"trust_remote_code": False}
+        if path.endswith(".gguf"):
+            path, _, options["gguf_file"] = path.rpartition("/")
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         ids = tokenizer(probe)["input_ids"]
     tokenizer.decode(ids)
 except BaseException as error:
@@ -63,6 +75,7 @@ def try_tokenizer(folder: Path) -> None:
 
     What can be said against its files without loading them is said first.
     """
+    require_ordinary_files(folder)
     _check_settings(folder)
     files = {path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}
     size = sum(path.stat().st_size for path in files)
@@ -72,28 +85,50 @@ def try_tokenizer(folder: Path) -> None:
             f"{FILE_BYTES // 1_000_000} MB are read: copy that of the original model"
         )
     state = "".join(f"{path.name}\0{sha256(path)}\0" for path in sorted(files))
-    note = cache_folder() / "tokenizers" / hashlib.sha256(state.encode()).hexdigest()[:32]
+    path = folder / "tokenizer.json"
+    seconds = SECONDS + size // _BYTES_PER_SECOND
+    memory = MEMORY + _PER_BYTE * size
+    if not path.is_file():
+        path = folder.resolve()
+        seconds += _IMPORTING
+        memory *= 4  # of address space, of which libraries take most
+    _try_once(path, str(folder), state.encode(), memory, seconds)
+
+
+def try_gguf_tokenizer(path: Path, header_bytes: int, words: int) -> None:
+    """The same for the tokenizer of a GGUF file.
+
+    path: absolute; nothing else may lie in its folder. header_bytes: in which the tokenizer is.
+    words: of which transformers makes lists.
+    """
+    with path.open("rb") as file:
+        state = file.read(header_bytes)
+    seconds = SECONDS + _IMPORTING + words // _WORDS_PER_SECOND
+    # The file is mapped as a whole, which takes address space alone.
+    memory = 4 * MEMORY + _PER_BYTE * header_bytes + _PER_WORD * words + path.stat().st_size
+    _try_once(path, "this GGUF file", state, memory, seconds)
+
+
+def _try_once(path: Path, place: str, state: bytes, memory: int, seconds: int) -> None:
+    """StoreError where a tokenizer cannot be used; what was found harmless is remembered.
+
+    place: where it is, for the message. state: what decides it.
+    """
+    note = cache_folder() / "tokenizers" / hashlib.sha256(state).hexdigest()[:32]
     if note.is_file():
         return
-    problem = _trial(folder, size)
+    problem = _trial(path, memory, seconds)
     if problem:
         raise StoreError(
-            f"the tokenizer in {folder} cannot be used: {problem}; copy that of the original model"
+            f"the tokenizer in {place} cannot be used: {problem}; copy that of the original model"
         )
     with suppress(StoreError):  # without a cache it is tried again the next time
         write_bytes(note, b"")
 
 
-def _trial(folder: Path, size: int) -> str | None:
-    """What goes wrong, None where nothing does. size: bytes of the files."""
-    path = folder / "tokenizer.json"
-    seconds = SECONDS + size // _BYTES_PER_SECOND
-    memory = MEMORY + _PER_BYTE * size
-    if not path.is_file():
-        path = folder
-        seconds += _IMPORTING
-        memory *= 4  # of address space, of which libraries take most
-    command = [sys.executable, "-I", "-c", _TRIAL, str(path.resolve()), str(memory), str(seconds)]
+def _trial(path: Path, memory: int, seconds: int) -> str | None:
+    """What goes wrong, None where nothing does. memory: bytes; seconds: of processor time."""
+    command = [sys.executable, "-I", "-c", _TRIAL, str(path), str(memory), str(seconds)]
     environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(
@@ -118,19 +153,19 @@ def _trial(folder: Path, size: int) -> str | None:
 
 
 def _check_settings(folder: Path) -> None:
-    """StoreError where tokenizer_config.json has strings or numbers without measure.
+    """StoreError where a file of settings has strings or numbers without measure.
 
     transformers makes tokens of them in loops, in this process.
     """
-    path = folder / "tokenizer_config.json"
-    for key, value in _leaves(read_json(path)) if path.is_file() else ():
-        too_long = isinstance(value, str) and len(value) > _LONGEST
-        too_large = isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST
-        if too_long or (too_large and key not in ("model_max_length", "max_length")):
-            raise StoreError(
-                f"{path}: {key} is {'longer' if too_long else 'larger'} than any tokenizer's; "
-                "copy that of the original model"
-            )
+    for path in (folder / name for name in _SETTINGS):
+        for key, value in _leaves(read_json(path)) if path.is_file() else ():
+            too_long = isinstance(value, str) and len(value) > _LONGEST
+            too_large = isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST
+            if too_long or (too_large and key not in ("model_max_length", "max_length")):
+                raise StoreError(
+                    f"{path}: {key} is {'longer' if too_long else 'larger'} than any tokenizer's; "
+                    "copy that of the original model"
+                )
 
 
 def _leaves(value: Any, key: str = "") -> Any:

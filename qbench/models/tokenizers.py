@@ -39,13 +39,18 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.local:
         try_tokenizer(Path(source.location))
     tokenizer = from_transformers(source, AutoTokenizer)
+    require_tokens(tokenizer, source)
+    return tokenizer
+
+
+def require_tokens(tokenizer: Any, source: ModelSource) -> None:
+    """ModelError where a tokenizer makes no tokens of a text, or raises something."""
     # A setting of the wrong kind, such as a length that is an object, shows when it is used.
     if not explained(source, lambda: tokenizer(_PROBE)["input_ids"]):
         raise ModelError(
             f"the tokenizer of model {source.name!r} ({source.location}) makes no tokens of "
             f"{_PROBE!r}; copy that of the original model there"
         )
-    return tokenizer
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -111,7 +111,12 @@ def test_the_checks_cover_every_pair_that_a_kernel_is_compiled_for():
         assert triples == set(product(values, ("binary", "uniform"), correctness.DTYPES))
     for rows in correctness.ALL_ROWS:
         assert {check.bits for check in checks if rows in check.rows} == set(range(1, 9))
-    assert {check.parameters for check in checks} >= {"no shift", "float32", "real zero"}
+    assert {check.parameters for check in checks} >= {
+        "no shift",
+        "float32",
+        "integers",
+        "real zero",
+    }
 
 
 @pytest.mark.parametrize("check", correctness.checks(("cuda",))[1::7], ids=str)

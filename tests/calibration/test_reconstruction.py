@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from torch import nn
 
 import qbench
 from qbench import Scheme
+from qbench.calibration.objective import STRIDE, Objective, block_loss
 from qbench.calibration.reconstruction import (
     Reconstruction,
     Steps,
     TrainedWeight,
     Weights,
-    block_loss,
     reconstruct,
     split,
 )
@@ -63,6 +63,8 @@ def make_case(batches=4, spoil=0.02):
 
 def trained(case, name="flexround", **params):
     block, inputs, targets = case
+    if name == "flexround":  # whose other start leaves nothing to train in so small a block
+        params = {"start": "weights", **params}
     with torch.no_grad():
         return qbench.get_method(name, **params).quantize_block(block, inputs, targets, SCHEME)
 
@@ -80,7 +82,8 @@ def loss_of(case, result, batches):
 
 @pytest.mark.parametrize("name", ["flexround", "uniquanf"])
 def test_training_lowers_the_loss_and_the_log_says_the_truth(case, name):
-    start, found = trained(case, name, epochs=0), trained(case, name, epochs=10, lr=1e-2)
+    rate = {"flexround": 1e-2, "uniquanf": 2e-3}[name]  # the curvature's start is nearly the end
+    start, found = trained(case, name, epochs=0), trained(case, name, epochs=10, lr=rate)
     assert loss_of(case, found, [3]) == pytest.approx(found.log["final"], rel=1e-4)
     assert loss_of(case, start, [3]) == pytest.approx(found.log["initial"], rel=1e-4)
     assert found.log["final"] < 0.96 * found.log["initial"] and found.log["final"] == min(
@@ -102,6 +105,8 @@ def test_the_learning_rate_follows_the_step_of_the_grid_unless_it_is_given(name,
     weight = normal(8, 32)
 
     def rates(bits, **params):
+        if name != "flexround":
+            params = {"initialization": "unified", **params}
         return qbench.get_method(name, **params).prepare(weight, Scheme(bits, 32)).groups()[0]["lr"]
 
     assert [rates(bits) for bits in (2, 3, 4)] == pytest.approx(
@@ -146,7 +151,7 @@ def test_training_stops_without_improvement(case):
 def test_one_batch_trains_and_judges(name):
     case = make_case(batches=1)
     assert (
-        trained(case, name, epochs=8, lr=1e-2).log["final"]
+        trained(case, name, epochs=8, lr=2e-3).log["final"]
         < trained(case, name, epochs=0).log["initial"]
     )
 
@@ -225,14 +230,67 @@ def test_the_engine_equals_a_plain_loop(case):
     )
 
 
+def test_a_weight_is_prepared_with_the_second_moments_of_its_input(case):
+    block, inputs, targets = case
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Reconstruction):
+        def prepare(self, weight, scheme, stats):
+            seen.append((weight, stats))
+            return FreeWeight(weight)
+
+    with torch.no_grad():
+        Watching(epochs=0).quantize_block(block, inputs, targets, SCHEME)
+        rows = torch.cat([block.norm(x) for x in inputs.quantized]).flatten(0, 1).double()
+        hidden = torch.relu(block.up(rows.float())).double()
+    for (weight, stats), layer, x in zip(seen, (block.up, block.down), (rows, hidden), strict=True):
+        assert torch.equal(weight, layer.weight) and stats.count == len(x) == 192
+        torch.testing.assert_close(
+            stats.hessian.double(), 2 / len(x) * x.T @ x, rtol=1e-4, atol=1e-5
+        )
+    assert not any(layer._forward_pre_hooks for layer in (block.up, block.down))
+
+
 def test_inputs_are_mixed_element_by_element(case):
     _, inputs, _ = case
     weight = FreeWeight(torch.ones(2, 2))
     for mixing in (0.0, 0.3, 1.0):
-        mixed = Steps(weight, Free(mixing=mixing), 1, torch.device("cpu")).mixed(inputs, 0)
+        mixed = Steps(weight, Free(mixing=mixing), Objective("mse"), 1, torch.device("cpu")).mixed(
+            inputs, 0
+        )
         from_quantized, from_full = mixed == inputs.quantized[0], mixed == inputs.full[0]
         assert (from_quantized | from_full).all()
         assert from_quantized.float().mean().item() == pytest.approx(mixing, abs=0.03)
+
+
+def test_the_last_block_is_judged_by_the_logits_too(case):
+    block, inputs, targets = case
+    head = nn.Linear(32, 50)
+    seen = replace(inputs, logits=head)
+    with torch.no_grad():
+        plain = qbench.get_method("flexround", epochs=0)
+        start = plain.quantize_block(block, seen, targets, SCHEME)
+        alone = plain.quantize_block(block, inputs, targets, SCHEME)
+        # Either part counts by its value at the start, in units of the block's loss.
+        assert start.log["initial"] == pytest.approx(alone.log["initial"], rel=1e-4)
+        values = {f"{name}.weight": weight.dequantize() for name, weight in start.weights.items()}
+        output = inputs.run(block, inputs.quantized[3], 3, values).double()
+        p, q = (
+            torch.softmax(part[:, 1::STRIDE] @ head.weight.double().T + head.bias.double(), -1)
+            for part in (targets[3].double(), output)
+        )
+        kl = (p * (p.log() - q.log())).sum(-1).mean().item()
+        objective = Objective("mse", head, 2.0, 0.5)
+        error = (output - targets[3]).square().mean().item()
+        found = objective(output.float(), targets[3], 1).item()
+        assert found == pytest.approx(error / 2 + 2 * kl, rel=1e-4) and kl > 0
+    moved = trained((block, seen, targets), epochs=6, lr=1e-2)
+    other = trained(case, epochs=6, lr=1e-2)
+    assert moved.log["final"] < moved.log["initial"]
+    assert not torch.equal(moved.weights["up"].codes, other.weights["up"].codes)
+    without = trained((block, seen, targets), epochs=6, lr=1e-2, head=0)
+    assert torch.equal(without.weights["up"].codes, other.weights["up"].codes)
 
 
 def test_the_last_batches_judge():

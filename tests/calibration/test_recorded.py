@@ -8,7 +8,7 @@ import torch
 from qbench.calibration.recorded import replay_on
 from qbench.checks.samples import sample_stats, sample_weight
 from qbench.contracts import Scheme
-from qbench.methods import gptq, vector_rounding
+from qbench.methods import error_feedback, vector_rounding
 from qbench.registry import get_method
 
 
@@ -29,13 +29,13 @@ class Recorder:
         replay_on(buffers, lambda: function(*buffers, *constants), read, changed)
 
 
-@pytest.mark.parametrize("module", [gptq, vector_rounding])
+@pytest.mark.parametrize("module", [error_feedback, vector_rounding])
 def test_the_codes_are_the_same_through_buffers(module, monkeypatch):
     def codes():
-        if module is gptq:
+        if module is error_feedback:
             method = get_method("gptq", block_size=16)
             return method.quantize_linear(sample_weight(), sample_stats(), Scheme(3, 32)).codes
-        return get_method("unisvq", dimension=2).prepare(sample_weight(), Scheme(2)).codes
+        return get_method("unisvq", dimension=2).start(sample_weight(), Scheme(2)).codes
 
     monkeypatch.setattr(vector_rounding, "BUFFER", 16)  # several buffers, as of `block_size`
     expected = codes()

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import qbench
 from fresh_python import run_python
-from methods_of_formats import METHOD_OF_FORMAT, method_of_format
+from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, method_of_format
 from qbench import Scheme
 from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
@@ -189,7 +192,44 @@ def test_the_card_tells_what_it_is(tiny, tokenizer, tmp_path):
     assert '"tokens": [\n      2,\n      9\n    ]' in card and "import qbench" in card
 
 
+# Folders of the format's version before
+
+
+def test_a_folder_of_version_2_is_read_and_saved_as_version_3(tmp_path):
+    """Uniform and binary layers, of before scales could be integers; the logits are its own."""
+    old = Path(__file__).parent / "version_2"
+    expected = torch.tensor([0.02317484, 0.00134906, -0.05978778, 0.04073974, 0.01268493])
+    assert set(verify(old).values()) == {None}
+    for packed in (True, False):
+        model = qbench.load(old, "float32", packed=packed).model
+        found = model(torch.arange(8)[None]).logits[0, -1, :5]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    loaded = AutoModelForCausalLM.from_pretrained(old, dtype=torch.float32)
+    found = loaded(torch.arange(8)[None]).logits[0, -1, :5]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    again = qbench.load(old).save(tmp_path / "again")
+    stored = [load_file(folder / "model.safetensors") for folder in (old, again)]
+    assert all(torch.equal(tensor, stored[1][name]) for name, tensor in stored[0].items())
+    entries = [
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (old, again)
+    ]
+    assert [entry.pop("version") for entry in entries] == [2, 3] and entries[0] == entries[1]
+
+
 # Damage
+
+
+def test_a_step_that_makes_infinite_scales_is_refused(tiny, tmp_path):
+    made = qbench.quantize(tiny(), SteppedAlternating(), Scheme(3, 8))
+    name, weight = next(iter(made.weights.items()))
+    alpha, shift = weight.stored_alpha, weight.stored_shift
+    span = torch.full_like(alpha.span, 60000.0)
+    alpha, shift = (replace(part, span=span, places=1) for part in (alpha, shift))
+    made.weights[name] = replace(weight, stored_alpha=alpha, stored_shift=shift)
+    folder = made.save(tmp_path / "s")
+    with pytest.raises(StoreError, match=f"{name}.(alpha|shift) is not finite"):
+        qbench.load(folder)
 
 
 def edit(folder, change, file="config.json"):
@@ -223,7 +263,7 @@ DAMAGE = {
     ),
     "a later version": (
         config(lambda c: c.update(version=99)),
-        "format version 99; this qbench reads version 2",
+        "format version 99; this qbench reads versions 2 and 3",
     ),
     "no groups": (config(lambda c: c.update(groups=[])), "size mismatch for model.layers.0"),
     "an unknown format": (

@@ -108,7 +108,7 @@ WEIGHTS = (
         "no_more_bits_than_asked",
         """
         result = good(weight, scheme)
-        return replace(result, scale=result.scale.float())
+        return replace(result, stored_scale=result.scale.float())
         """,
     ),
     Fault(
@@ -268,7 +268,7 @@ WEIGHTS = (
         "no_gradients_left",
         """
         result = good(weight, scheme)
-        return replace(result, scale=result.scale.requires_grad_())
+        return replace(result, stored_scale=result.scale.requires_grad_())
         """,
     ),
 )

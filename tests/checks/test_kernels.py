@@ -53,9 +53,17 @@ def ignores_shifts(x, parts, bias, description):
 def real_zero_points_are_rounded(x, parts, bias, description):
     weight = weight_from(parts, description)
     zero_point = getattr(weight, "zero_point", None)
-    if zero_point is not None and zero_point.dtype != torch.uint8:
+    if len(parts) == 3 and zero_point is not None and zero_point.dtype != torch.uint8:
         parts = [parts[0], parts[1], zero_point.round()]
     return dense(x, parts, bias, description)
+
+
+def takes_one_span_for_all_rows(x, parts, bias, description):
+    named = zip(description["parts"], parts, strict=True)
+    spans = [
+        part.mean().expand_as(part) if name.endswith("_span") else part for name, part in named
+    ]
+    return dense(x, spans, bias, description)
 
 
 def ignores_the_bias(x, parts, bias, description):
@@ -215,6 +223,7 @@ HALF = {"dtypes": (torch.float32, torch.bfloat16)}
         (ignores_zero_points, "offsets", {}),
         (ignores_shifts, "offsets", {}),
         (real_zero_points_are_rounded, "offsets", {}),
+        (takes_one_span_for_all_rows, "offsets", {}),
         (ignores_the_bias, "bias", {}),
         (a_bias_of_another_dtype_is_reinterpreted, "bias", HALF),
         (transposes, "bits", {}),

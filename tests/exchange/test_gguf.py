@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from qbench.errors import ConfigError
 from qbench.exchange.gguf import blocks
 from qbench.formats import Uniform
+from qbench.kernels.samples import random_uniform
 from samples import seeded
 
 Q4_0, Q5_0, Q8_0 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0
@@ -113,6 +114,13 @@ def test_any_integer_zero_point_finds_a_type_up_to_seven_bits(bits, kind):
     assert blocks(uniform(bits, (64, 64), 2, zero=(0, 2**bits)))[0] == kind
 
 
+def test_scales_as_integers_are_half_precision_in_a_block():
+    weight = random_uniform((8, 512), 4, 32, scale_bits=6)
+    assert "scale_codes" in weight.to_tensors()
+    kind, data = blocks(weight)
+    assert np.array_equal(quants.dequantize(data, kind), weight.dequantize().numpy())
+
+
 def test_what_no_type_holds_is_refused():
     with pytest.raises(
         ConfigError, match=r"group_size=16 is not a multiple of 32, the block of GGUF's types"
@@ -131,9 +139,9 @@ def test_what_no_type_holds_is_refused():
         ConfigError,
         match=r"the scale 0\.100000001 \(output 1, group 1\) .* GGUF stores scales in float16",
     ):
-        blocks(dataclasses.replace(weight, scale=scale))
+        blocks(dataclasses.replace(weight, stored_scale=scale))
     zero = weight.unpacked()[2] + 0.5
     with pytest.raises(
         ConfigError, match=r"the zero point .* \(output 0, group 0\) is not an integer, and GGUF"
     ):
-        blocks(dataclasses.replace(weight, zero_point=zero))
+        blocks(dataclasses.replace(weight, stored_zero=zero))

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbench.errors import ConfigError, ModelError
-from qbench.exchange.gptq import BITS, checkpoint_format, from_gptq, to_gptq
+from qbench.exchange.gptq import (
+    BITS,
+    checkpoint_format,
+    dequantize_gptq,
+    from_gptq,
+    to_gptq,
+)
 from qbench.formats import Uniform
 from samples import integers, scales
 
@@ -171,10 +177,10 @@ def test_parameters_that_gptq_lacks_are_refused():
     with pytest.raises(
         ConfigError, match=r"the scale 0\.100000001 \(output 3, group 1\) is not a float16 number"
     ):
-        to_gptq(dataclasses.replace(weight, scale=scale))
+        to_gptq(dataclasses.replace(weight, stored_scale=scale))
     zero = weight.unpacked()[2].half()
     zero[2, 0] = 7.25
-    real = dataclasses.replace(weight, zero_point=zero)
+    real = dataclasses.replace(weight, stored_zero=zero)
     for refuse in (to_gptq, lambda weight: checkpoint_format([weight])):
         with pytest.raises(
             ConfigError,
@@ -207,6 +213,19 @@ def test_act_order_is_refused_unless_it_changes_nothing():
     )
     with pytest.raises(ModelError, match="act-order"):
         from_gptq(tensors | {"g_idx": tensors["g_idx"].flip(0)}, 4, 16)
+
+
+def test_scattered_groups_are_dequantized_number_by_number():
+    weight = uniform(4, (8, 32), 4)
+    tensors = to_gptq(weight, "gptq_v2")
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(3))
+    tensors["g_idx"] = tensors["g_idx"][order]
+    codes, scale, zero = weight.unpacked()
+    got = dequantize_gptq(tensors, 4, 8, "gptq_v2")
+    for row in range(8):
+        for column, group in enumerate(tensors["g_idx"].tolist()):
+            difference = float(codes[row].flatten()[column]) - float(zero[row, group])
+            assert got[row, column].item() == float(scale[row, group]) * difference
 
 
 def test_tensors_that_do_not_fit_are_refused():

@@ -41,8 +41,9 @@ def identity(grid, **changes):
 def test_the_default_grid():
     found = cells()
     assert [cell.method for cell in found[:4]] == ["none", "rtn", "rtn", "rtn"]
-    assert len(found) == 1 + 4 * 3 and len({cell.id for cell in found}) == 13
-    assert {cell.method for cell in found if cell.calibration} == {"gptq"}
+    assert len(found) == 1 + 6 * 3 and len({cell.id for cell in found}) == 19
+    calibrated = {cell.method for cell in found if cell.calibration}
+    assert calibrated == {"gptq", "awq", "flexround", "uniquanf"}
     assert found[0].scheme is None
 
 
@@ -195,7 +196,7 @@ def test_settings_of_tasks_and_of_the_calibration():
     assert (
         grid.task_options("arc_easy")["limit"] == 7 and grid.task_options("mmlu")["limit"] is None
     )
-    assert grid.calibration == {"samples": 3, "length": 512}
+    assert grid.calibration == {"samples": 3, "length": 256}
     with pytest.raises(
         ConfigError, match="unknown setting of 'arc_easy' 'limits'. Did you mean 'limit'"
     ):
@@ -209,8 +210,9 @@ def test_settings_of_tasks_and_of_the_calibration():
 def test_a_sweep_is_a_list_of_variants():
     found = cells(sweep="uniquanf-ablation", bits=(3,))
     assert found[0].method == "none" and len(found) == 15 and len({cell.id for cell in found}) == 15
-    zero = {"initialization": "separate", "mapping": "full", "period": 1}
-    assert [cell.params for cell in found if cell.method == "uniquanf"][:2] == [{}, zero]
+    of_preset = PRESETS["quick"]["settings"]["trained"]
+    zero = {"initialization": "separate", "mapping": "full", "period": 1, **of_preset}
+    assert [cell.params for cell in found if cell.method == "uniquanf"][:2] == [of_preset, zero]
     longer = cells(sweep="uniquanf-ablation", bits=(3,), set={"uniquanf": {"epochs": ("9",)}})
     assert all(cell.params["epochs"] == 9 for cell in longer if cell.method == "uniquanf")
     with pytest.raises(

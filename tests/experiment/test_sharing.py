@@ -169,7 +169,9 @@ def test_methods_are_skipped_where_they_do_not_support_the_bits(tiny_folder, wor
     plan = make_plan(grid)
     records = runner.run(plan, Store(tmp_path), Silent())
     by_label = {record.cell.label: record for record in records}
-    skipped = by_label["unisvq 4b g32"]
+    skipped = by_label["unisvq 4b g32 epochs=1"]
     assert skipped.status == "skipped" and skipped.id not in worked_on
     assert skipped.reason == "method 'unisvq' supports 2 to 3 bits, not bits=4"
-    assert {r.status for label, r in by_label.items() if label != "unisvq 4b g32"} == {"ok"}
+    assert {r.status for label, r in by_label.items() if label != "unisvq 4b g32 epochs=1"} == {
+        "ok"
+    }

@@ -30,10 +30,24 @@ from qbench.models.experts import unfuse_experts
 from samples import token_ids
 
 PARTS = {
-    "uniform": {"codes": "codes", "scales": "scale", "zero_points": "zero_point"},
-    "binary": {"codes": "planes", "scales": "alpha", "shifts": "shift"},
-    "lattice": {"codes": "codes"},
-    "dense": {"dense_weights": "weight"},
+    "uniform": {"codes": ["codes"], "scales": ["scale"], "zero_points": ["zero_point"]},
+    "binary": {"codes": ["planes"], "scales": ["alpha"], "shifts": ["shift"]},
+    "lattice": {
+        "codes": ["codes"],
+        "sign_vectors": ["su", "sv"],
+        "codebooks": ["map", "offset"],
+    },
+    "dense": {"dense_weights": ["weight"]},
+    "uniform, scales as integers": {  # where that is smaller: not in layers of two groups
+        "codes": ["codes"],
+        "scales": ["scale_codes", "scale_span", "scale"],
+        "zero_points": ["zero_point_codes", "zero_point_span", "zero_point"],
+    },
+    "binary, scales as integers": {
+        "codes": ["planes"],
+        "scales": ["alpha_codes", "alpha_span"],
+        "shifts": ["shift_codes"],
+    },
 }
 I32, F16, I8, F8 = torch.int32, torch.float16, torch.int8, torch.float8_e4m3fn
 
@@ -73,15 +87,15 @@ def test_our_folders_agree_with_the_quantized_model(ours):
     kind, made, folder = ours
     found, expected = inspect(folder), made.bits_per_weight
     assert found.bits_per_weight["total"] == expected["total"]
-    assert all(found.bits_per_weight[item] == expected[part] for item, part in PARTS[kind].items())
-    if kind == "lattice":
-        assert found.bits_per_weight["sign_vectors"] == expected["su"] + expected["sv"]
-        assert found.bits_per_weight["codebooks"] == expected["map"] + expected.get("offset", 0)
+    for item, parts in PARTS[kind].items():
+        bits = sum(expected.get(part, 0) for part in parts)
+        assert found.bits_per_weight[item] == pytest.approx(bits)
+    assert found.bits_per_weight.keys() == {"total", *PARTS[kind]}
     assert found.quantized_weights == sum(w.shape[0] * w.shape[1] for w in made.weights.values())
     assert found.quantized_layers == len(made.weights) == 14
     assert (found.source, found.format_version, found.method) == (
         "qbench",
-        "2",
+        "3",
         METHOD_OF_FORMAT[kind],
     )
     assert found.stated_bits == 3 and found.parameters["scheme"]["group_size"] == 16
@@ -599,7 +613,7 @@ def test_the_command_prints_a_headline_and_the_table(command, tiny, tmp_path):
     headline, columns, *lines = text.splitlines()
     assert (
         code == 0
-        and "qbench (2), rtn: 5.250 bits per weight (stated: 4-bit codes) over 18,432 weights"
+        and "qbench (3), rtn: 5.250 bits per weight (stated: 4-bit codes) over 18,432 weights"
         in headline
     )
     assert columns.split() == ["item", "tensors", "bytes", "share", "bits", "per", "weight"]

@@ -7,12 +7,14 @@ import torch
 
 import qbench
 import qbench.experiment.grid
-from qbench import Scheme
+from qbench import LinearStats, Scheme
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import _Rounded
 from qbench.methods.level_mapping import nearest, nearest_neighbour
-from qbench.methods.uniquanf import UniQuanF, UniQuanFWeight
+from qbench.methods.uniquanf import Start, UniQuanF, UniQuanFWeight
 from samples import normal, seeded
+
+PUBLISHED = {"initialization": "unified", "scale_bits": 16}  # starts of the papers
 
 
 def gauss(rows=64, columns=256, dtype=torch.float32):
@@ -23,8 +25,8 @@ def random_state(bits, dtype=torch.float64, spread=0.05, **params):
     """A UniQuanF weight of 24 groups of 32 with every parameter moved away from its start."""
     X = gauss(24, 32, dtype)
     method = UniQuanF(**params)
-    s, z, a, zb = (part.to(dtype) for part in method.start(X.float(), bits))
-    state = UniQuanFWeight(X, s, z, a, zb, 24, method)
+    start = Start(*(part.to(dtype) for part in method.start(X.float(), bits)))
+    state = UniQuanFWeight(X, start, 24, method)
     draw = seeded(1)
     for name, size in (
         ("d1", spread),
@@ -75,17 +77,19 @@ def plain_uniquanf(state, filtering):
     h, signs = (2**state.bits - 1) / 2, state.signs
     x = state.X / (state.d1 + state.d2 + state.d3).exp() + state.z
     q = (state.a @ signs.T).gather(1, state.codes.long())
-    far = (
-        (x - state.zb - h - q).abs() > state.a.abs().amin(1, keepdim=True)
-        if filtering
-        else torch.zeros_like(q) > 0
-    )
+    y, levels = x - state.zb - h, state.a @ signs.T
+    reach = state.a.abs().amin(1, keepdim=True)
+    far = {
+        "distance": (y - q).abs() > reach,
+        "range": (y > levels.amax(1, True) + reach) | (y < levels.amin(1, True) - reach),
+        "none": torch.zeros_like(q) > 0,
+    }[filtering]
     q, u = torch.where(far, q.detach(), q), torch.where(far, x.detach(), x)
     return state.d1.exp() * (q + state.zb + h + (u - u.detach()) - state.z), far
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-@pytest.mark.parametrize("filtering", [True, False])
+@pytest.mark.parametrize("filtering", ["distance", "range", "none"])
 def test_uniquanf_gradients_are_those_of_the_paper(bits, filtering):
     state = random_state(bits, gradient_filtering=filtering, learn_shift=True)
     found = state().view_as(state.X)
@@ -103,7 +107,7 @@ def test_uniquanf_gradients_are_those_of_the_paper(bits, filtering):
         torch.testing.assert_close(
             mine, theirs, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
         )
-    if filtering:
+    if filtering != "none":
         assert far.any() and (ours[1][far] == 0).all(), "a filtered weight has no gradient in d2"
 
 
@@ -135,7 +139,7 @@ def test_what_is_merged_is_what_was_trained(bits, dtype, tolerance):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_what_is_stored_is_plain_binary_coding_of_the_same_size(bits):
     weight, scheme = gauss(), Scheme(bits, 64)
-    state = qbench.get_method("uniquanf").prepare(weight, scheme)
+    state = qbench.get_method("uniquanf", scale_bits=16).prepare(weight, scheme)
     with torch.no_grad():
         found, trained = state.export(), state()
     assert (found.dequantize() - trained).abs().max() <= 2e-3 * weight.abs().max()  # float16 scales
@@ -147,13 +151,44 @@ def test_what_is_stored_is_plain_binary_coding_of_the_same_size(bits):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_what_is_trained_is_what_is_stored_in_few_bits(bits):
+    weight, scheme = gauss(), Scheme(bits, 64)
+    state = qbench.get_method("uniquanf").prepare(weight, scheme)
+    draw = seeded(7)
+    with torch.no_grad():
+        for parameter in (state.d1, state.d2, state.a, state.zb):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
+        state.a[3, -1] = -0.01
+        found, trained = state.export(), state()
+    assert state.steps is not None and (found.alpha >= 0).all()
+    # The step's product with an integer is rounded to float16, and to no less.
+    assert (found.dequantize() - trained).abs().max() <= 2e-3 * weight.abs().max()
+    alpha = found.alpha.float() / state.steps.step[..., None]
+    assert (alpha - alpha.round()).abs().max() < 0.1
+    assert found.bits == bits
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_it_starts_from_the_codes_of_alternating_h(bits):
+    weight, scheme = gauss(16, 64), Scheme(bits, 16)
+    x = gauss(200, 64) @ gauss(64, 64)
+    stats = LinearStats(2 / 200 * x.T @ x, 200)
+    found = qbench.get_method("uniquanf").prepare(weight, scheme, stats).export()
+    expected = qbench.get_method("alternating-h", rounds=15).quantize_linear(weight, stats, scheme)
+    assert torch.equal(found.alpha, expected.alpha) and torch.equal(found.shift, expected.shift)
+    # A value in the middle of two levels may go to either: numbers are rounded to be stored.
+    assert (found.dequantize() != expected.dequantize()).float().mean() < 0.005
+
+
 # --- initialization
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
 def test_the_unified_start_is_never_above_rtn(bits):
     weight, scheme = gauss() * torch.logspace(-3, 1, 64)[:, None], Scheme(bits, 64)
-    state = qbench.get_method("uniquanf").prepare(weight, scheme)
+    method = qbench.get_method("uniquanf", initialization="unified", scale_bits=16)
+    state = method.prepare(weight, scheme)
     with torch.no_grad():
         errors = (state() - weight).double().square().view(-1, 64).sum(1)
     for zero_point in ("integer", "real"):
@@ -179,7 +214,7 @@ def test_the_published_start(bits, expected):
 def test_the_start_of_flexbcq(bits, expected):
     weight = gauss(256, 1024)
     with torch.no_grad():
-        state = qbench.get_method("flexbcq").prepare(weight, Scheme(bits, 128))
+        state = qbench.get_method("flexbcq", **PUBLISHED).prepare(weight, Scheme(bits, 128))
         assert (state() - weight).square().mean().item() == pytest.approx(expected, rel=0.01)
 
 
@@ -188,7 +223,8 @@ def test_a_separate_start_is_worse():
     errors = {}
     for params in ({}, {"shift": False}, {"initialization": "separate"}):
         with torch.no_grad():
-            state = qbench.get_method("uniquanf", **params).prepare(weight, Scheme(3, 64))
+            method = qbench.get_method("uniquanf", **{"initialization": "unified", **params})
+            state = method.prepare(weight, Scheme(3, 64))
             errors[next(iter(params), "unified")] = (state() - weight).square().mean().item()
     assert errors["unified"] <= errors["shift"] < errors["initialization"] / 1.1
 
@@ -198,7 +234,8 @@ def test_at_the_grid_of_uniform_levels_it_is_rounding():
     rtn = qbench.get_method("rtn", zero_point="real").quantize_weight(weight, Scheme(bits, 64))
     _, scale, zero = rtn.unpacked()
     a = torch.tensor([2.0, 1.0, 0.5]).expand(8, 3)
-    state = UniQuanFWeight(weight, scale[:, 0], zero[:, 0], a, torch.zeros(8), 8, UniQuanF())
+    start = Start(scale[:, 0], zero[:, 0], a, torch.zeros(8))
+    state = UniQuanFWeight(weight, start, 8, UniQuanF())
     torch.testing.assert_close(state().detach(), rtn.dequantize(), rtol=1e-4, atol=1e-5)
 
 

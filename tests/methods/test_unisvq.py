@@ -11,6 +11,7 @@ from torch import nn
 
 import qbench
 from qbench import LinearStats, Scheme
+from qbench.calibration.input_statistics import input_statistics
 from qbench.checks.samples import sample_inputs, sample_stats, sample_weight
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError, StoreError
@@ -18,7 +19,7 @@ from qbench.formats import bits_per_weight, from_tensors
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import features_of
 from qbench.methods.codebooks import RotatedGrid, SignMap, gaussian_map, rotation
-from qbench.methods.unisvq import input_statistics, random_signs, two_sided
+from qbench.methods.unisvq import random_signs, two_sided
 from qbench.methods.vector_rounding import Curvature, block_ldlq, sweep
 from qbench.models.blocks import linears
 from samples import integers, lattice_weight, normal, seeded, token_ids
@@ -198,7 +199,7 @@ def test_only_the_untied_form_has_a_coding_gain_on_gaussian_weights(name, d, bit
 def test_the_fitted_map_is_kept_and_training_does_not_change_it():
     M = gaussian_map(2, 2, 0)
     before = M.clone()
-    weight = qbench.get_method("unisvq-untied", dimension=2).prepare(sample_weight(), Scheme(2))
+    weight = qbench.get_method("unisvq-untied", dimension=2).start(sample_weight(), Scheme(2))
     weight.map.data += 1
     assert gaussian_map(2, 2, 0) is M and torch.equal(M, before)
     assert not torch.equal(gaussian_map.__wrapped__(2, 2, 1), M)
@@ -309,7 +310,7 @@ def test_at_two_bits_it_is_far_better_than_rounding(name):
     weight, stats = sample_weight(), sample_stats()
     method = qbench.get_method(name, epochs=0)
     curvature = method.curvature(weight, Scheme(2), stats)
-    found = method.prepare(weight, Scheme(2), curvature).export()
+    found = method.start(weight, Scheme(2), curvature).export()
     plain = qbench.get_method("rtn").quantize_weight(weight, Scheme(2, 32))
 
     def error(candidate):
@@ -327,7 +328,7 @@ def test_at_two_bits_it_is_far_better_than_rounding(name):
 def test_any_shape(name, shape, bits):
     weight = normal(*shape)
     method = qbench.get_method(name, epochs=0, dimension=2)
-    found = method.prepare(weight, Scheme(bits)).export()
+    found = method.start(weight, Scheme(bits)).export()
     assert found.shape == shape and torch.isfinite(found.dequantize()).all()
     assert (found.dequantize() - weight).square().mean() < 0.5 * weight.square().mean()
 
@@ -346,12 +347,12 @@ def test_the_dimension_divides_the_inputs_and_bounds_the_codewords():
 @pytest.mark.parametrize("name", PAIR)
 def test_zero_weights_stay_zero_and_zero_inputs_are_as_none(name):
     method = qbench.get_method(name, dimension=2)
-    zero = method.prepare(torch.zeros(8, 12), Scheme(2))
+    zero = method.start(torch.zeros(8, 12), Scheme(2))
     assert not zero.export().dequantize().any() and not zero().any()
     weight = normal(8, 12)
     weight[3] = 0
     found = [
-        method.prepare(weight, Scheme(2), method.curvature(weight, Scheme(2), stats))
+        method.start(weight, Scheme(2), method.curvature(weight, Scheme(2), stats))
         .export()
         .dequantize()
         for stats in (
@@ -380,7 +381,7 @@ def test_the_metric_survives_the_transform():
 
 @pytest.mark.parametrize("name", PAIR)
 def test_the_trained_weight_is_what_is_stored_and_all_parameters_have_gradients(name):
-    state = qbench.get_method(name, dimension=2).prepare(sample_weight(), Scheme(2))
+    state = qbench.get_method(name, dimension=2).start(sample_weight(), Scheme(2))
     found = state.export()
     torch.testing.assert_close(state(), found.dequantize(), rtol=0, atol=1e-2)  # float16 parameters
     state().square().sum().backward()
@@ -396,7 +397,7 @@ def test_the_trained_weight_is_what_is_stored_and_all_parameters_have_gradients(
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    state = qbench.get_method("unisvq", dimension=2).prepare(normal(4, 8), Scheme(2)).double()
+    state = qbench.get_method("unisvq", dimension=2).start(normal(4, 8), Scheme(2)).double()
     state.su, state.sv, probe = (
         state.su.double(),
         state.sv.double(),
@@ -452,7 +453,7 @@ def test_a_layer_that_no_token_reaches_has_the_identity():
     method = qbench.get_method("unisvq", epochs=1, batch_size=1)
     with torch.no_grad():
         result = method.quantize_block(block, inputs, [block(hidden)], Scheme(3))
-    expected = method.prepare(normal(8, 8), Scheme(3)).export()
+    expected = method.start(normal(8, 8), Scheme(3)).export()
     assert torch.equal(result.weights["unused"].codes, expected.codes) and result.weights[
         "used"
     ].shape == (8, 8)
@@ -483,7 +484,7 @@ def test_the_searched_scale_is_nearly_as_good_as_any(name, scales):
     def error(scale):
         method = qbench.get_method(name, scale=scale)
         E = (
-            method.prepare(weight, Scheme(2), method.curvature(weight, Scheme(2), stats))
+            method.start(weight, Scheme(2), method.curvature(weight, Scheme(2), stats))
             .export()
             .dequantize()
             - weight
@@ -502,7 +503,7 @@ def test_wrong_parameters_are_one_sentence():
     with pytest.raises(ConfigError, match="epochs=-1"):
         qbench.get_method("unisvq", epochs=-1)
     with pytest.raises(ConfigError, match="group_size=100 does not divide"):
-        qbench.get_method("unisvq").prepare(sample_weight(), Scheme(2, 100))
+        qbench.get_method("unisvq").start(sample_weight(), Scheme(2, 100))
 
 
 @pytest.mark.slow

@@ -14,97 +14,20 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fresh_python import run_python
-from paired_items import with_items
 from qbench.comparison.pairs import TIMES
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
-from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.records import Record, Score
+from qbench.reports import pictures, plots
 from qbench.reports.headline import headlines, names, number
 from qbench.reports.long_table import COLUMNS, long_table
-from qbench.reports.plots import quality_figure, write_pictures
+from qbench.reports.plots import quality_figure
+from qbench.reports.points import Point, frontier
 from qbench.reports.registry import write_reports, writers
 from qbench.reports.tables import markdown, screen, wide_table
+from synthetic_records import DAMAGE, REASON, TASKS, failed, record, scores, stored
 
-REASON = "<script>alert(1)</script> | not finite"
-DAMAGE = {
-    "rtn": (11.0, 0.35, 0.06),
-    "greedy": (2.9, 0.5, 0.13),
-    "alternating": (1.6, 0.2, 0.05),
-    "gptq": (1.9, 0.2, 0.03),
-}
-TASKS = tuple(
-    TaskSpec(name=f"mini-{name}", data=name, sha256="a" * 64, length=512)
-    for name in ("text", "divergence", "arc_easy", "gsm8k")
-)
-
-
-def record(
-    method: str, bits: int | None, damage: float = 0.0, model: str = "tiny", **changes: object
-) -> Record:
-    scheme = Scheme(bits, 64) if bits else None
-    calibration = (
-        CalibrationSpec(data="cal", sha256="c" * 64, samples=8, length=512, dtype="float32")
-        if method == "gptq"
-        else None
-    )
-    params = {"period": 4, "clip": "search"} if method == "rtn" else {}
-    cell = Cell(
-        **{
-            "model": model,
-            "revision": "main",
-            "method": method,
-            "params": params,
-            "source": "0" * 12,
-            "scheme": scheme,
-        },
-        **{"calibration": calibration, "tasks": TASKS, "dtype": "float32", "seed": 0},
-    )
-    found = {
-        "id": cell.id,
-        "cell": cell,
-        "status": "ok",
-        "scores": scores(damage, bits),
-        "bits_per_weight": {
-            "total": bits + (0.5 if method in ("rtn", "gptq") else 0.25 * (bits + 1))
-            if bits
-            else 16.0
-        },
-        "quantize_seconds": 3.25 if bits else None,
-        "quantize_peak_bytes": 812_345_678 if bits else None,
-        "environment": {"hardware": {"cpu": "Xeon & co"}, "packages": {"torch": "2.11.0"}},
-        "command": f"qbench run --model {model} --methods {method}",
-    }
-    return Record.model_validate(found | changes)
-
-
-def scores(damage: float, bits: int | None) -> tuple[Score, ...]:
-    ppl, acc = 18.9 * math.exp(damage), 0.25 + 0.27 * math.exp(-damage)
-    rows = [("text", "perplexity", "none", ppl, ppl / 90, False)]
-    if bits:
-        rows.append(("divergence", "kl_mean", "none", 0.9 * damage, 0.03 * damage, False))
-        rows.append(("divergence", "top1_agreement", "none", math.exp(-0.7 * damage), 0.004, True))
-    rows += [
-        ("arc_easy", "acc", "none", acc, 0.025, True),
-        ("arc_easy", "gold_logprob", "none", -1.4 - damage, 0.05, True),
-    ]
-    rows += [
-        ("gsm8k", "exact_match", kind, 0.18 * acc, 0.02, True)
-        for kind in ("strict-match", "flexible-extract")
-    ]
-    rows += [("gsm8k", "gold_nll", "none", 0.6 + damage, 0.012, False)]
-    return tuple(
-        Score(task=f"mini-{t}", metric=m, filter=f, value=v, stderr=e, n=100, higher_is_better=h)
-        for t, m, f, v, e, h in rows
-    )
-
-
-def stored(records: Sequence[Record], folder: Path) -> list[Record]:
-    """The records with sample files of 100 items each, whose means are their scores."""
-    return [with_items(one, folder) for one in records]
-
-
-def failed(method: str, bits: int) -> Record:
-    return record(method, bits, status="failed", reason=REASON, scores=(), bits_per_weight={})
+EVERYTHING = 9  # six files, and the folders cells, methods and pictures
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +44,10 @@ def records() -> list[Record]:
 def report(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The files of a report of all records, in a folder of their own."""
     return write_reports(records, tmp_path_factory.mktemp("report"))
+
+
+def at(report: list[Path], name: str) -> Path:
+    return next(path for path in report if path.name == name)
 
 
 def lines_of(figure: Figure) -> list[Sequence[float]]:
@@ -152,7 +79,7 @@ def test_csv_survives_a_round_trip(records: list[Record], report: list[Path]) ->
         name: "string"
         for name in ("params", "group_size", "task", "metric", "filter", "reason", "cell")
     }
-    back = pd.read_csv(report[0].parent / "leaderboard.csv", dtype=types)
+    back = pd.read_csv(at(report, "leaderboard.csv"), dtype=types)
     assert tuple(back.columns) == COLUMNS
     table = long_table(records)
     assert list(back.value.dropna()) == list(table.value.dropna())
@@ -376,22 +303,57 @@ def test_an_unknown_score_is_refused_with_what_there_is(records: list[Record]) -
         quality_figure(records, "wikitext", "perplexity")
 
 
+def files_of(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
 def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
-    paths = write_pictures(
-        [record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")], tmp_path
-    )
+    two = [record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")]
+    paths = pictures.write(two, tmp_path) + plots.write(two, tmp_path)
     there = {path.name for path in paths}
-    assert {"quality.png", "quality-zoo-other-x_1.png", "mini-text-perplexity.svg"} <= there
-    assert "mini-gsm8k-exact_match-strict-match-zoo-other-x_1.svg" in there
-    assert {path.name for path in tmp_path.iterdir()} == there
+    assert {"quality.png", "quality-zoo-other-x_1.png"} <= there
+    assert "tiny-mini-text-perplexity-against-measured-bits-per-weight.svg" in there
+    assert "zoo-other-x_1-mini-text-perplexity-against-measured-bits-per-weight.pdf" in there
+    assert files_of(tmp_path) == set(paths)
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_point_is_named_and_leads_to_its_cell() -> None:
+    cell = record("rtn", 3, 0.3)
+    text = plots.svg(quality_figure([record("none", None), cell], "mini-text", "perplexity"), "x-")
+    assert re.search(rf'id="x-point-{cell.id}">\s*<title>rtn 3b g64 clip=search period=4: ', text)
+    assert "<a " not in text
+    linked = plots.svg(quality_figure([cell], "mini-text", "perplexity"), "x-", "cells")
+    assert f'<a href="cells/{cell.id}.html"' in linked
+    assert "measured bits per weight</text>" in linked
+
+
+def test_a_picture_stays_light() -> None:
+    many = [record(f"m{i}", bits, 0.1 * i) for i in range(12) for bits in (2, 3, 4)]
+    text = plots.svg(quality_figure(many, "mini-text", "perplexity"), "x-", "cells")
+    assert len(text) < 300_000
+
+
+def test_the_frontier_is_what_no_other_cell_beats() -> None:
+    points = [
+        Point(x, y, 0.0, None, False, f"{x}", "")
+        for x, y in ((2, 5), (3, 6), (3, 4), (4, 4), (5, 1))
+    ]
+    assert [(point.x, point.y) for point in frontier(points, 1)] == [(2, 5), (3, 4), (5, 1)]
+    assert [(point.x, point.y) for point in frontier(points, -1)] == [(2, 5), (3, 6)]
+
+
+def test_scores_are_drawn_against_size_and_latency_where_they_are_known() -> None:
+    sized = record("rtn", 3, 0.3, bytes_on_disk=70_000_000)
+    costs = {cost.short for _, _, cost in pictures.offered([record("none", None), sized])}
+    assert costs == {"measured bits per weight", "size on disk"}
 
 
 @pytest.mark.slow
 def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
     some = [record("none", None), record("rtn", 3, 0.3)]
-    first, second = (write_pictures(some, tmp_path / name) for name in "ab")
+    first, second = (pictures.write(some, tmp_path / name) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -401,26 +363,26 @@ def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
 def test_page_is_whole_escaped_and_asks_for_nothing(
     records: list[Record], report: list[Path]
 ) -> None:
-    folder = report[0].parent
-    assert {path.name for path in report} == {
-        "leaderboard.md",
-        "leaderboard.csv",
-        "quality.png",
-        "index.html",
-    }
-    assert {path.name for path in folder.iterdir()} == {
-        path.name for path in report
-    }  # no temporary file stays
+    folder = at(report, "index.html").parent
+    names = {str(path.relative_to(folder)) for path in report}
+    assert {f"leaderboard.{kind}" for kind in ("md", "csv", "jsonl", "tex")} <= names
+    assert {"quality.png", "index.html", "methods/rtn.html"} <= names
+    assert {f"cells/{record.id}.html" for record in records} <= names
+    assert files_of(folder) == set(report)  # no temporary file stays
+    for page in folder.rglob("*.html"):
+        for link in re.findall(r'href="([^"#][^"]*)"', page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page.name} leads to {link}"
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "Xeon &amp; co" in text
-    assert not re.search(r'<link|<img|@import|\bsrc=|url\((?!#)|href="(?!#)', text)
+    assert not re.search(r'<link|<img|@import|\bsrc=|url\((?!#)|href="[a-z]+:|href="/', text)
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert text.count("<svg") == len(headlines(records))
+    assert text.count("<svg") == len(plots.leading(records))
     assert "not comparable with published scores" in text
-    assert "qbench run --model tiny --methods gptq" in text
+    cell = folder / "cells" / f"{records[4].id}.html"
+    assert records[4].command in cell.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("write", writers().values(), ids=writers())
@@ -435,7 +397,8 @@ def test_a_report_writes_what_it_names_whatever_the_records_are(
     for name, cells in cases.items():
         first, again = tmp_path / name / "first", tmp_path / name / "again"
         paths = write(cells, first)
-        assert paths and sorted(paths) == sorted(first.iterdir())
+        assert set(paths) == files_of(first)
+        assert paths or write is pictures.write
         contents = [path.read_bytes() for path in paths]
         assert contents == [path.read_bytes() for path in write(cells, again)]
 
@@ -450,12 +413,12 @@ def test_a_report_that_raises_is_named_and_the_others_are_written(
     monkeypatch.setattr("qbench.reports.registry.writers", lambda: {"mine": broken} | known)
     with pytest.raises(ConfigError, match="report 'mine' cannot be written: ZeroDivisionError: by"):
         write_reports([record("rtn", 3, 0.3)], tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == EVERYTHING
 
 
 def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
     lost = [failed("rtn", 2), failed("gptq", 2)]
-    assert len(write_reports(lost, tmp_path)) == 4
+    write_reports(lost, tmp_path)
     assert "no cell of this model has a score" in (tmp_path / "index.html").read_text(
         encoding="utf-8"
     )
@@ -469,7 +432,7 @@ def test_no_records_is_one_clear_sentence(tmp_path: Path) -> None:
     for use in (
         markdown,
         lambda r: write_reports(r, tmp_path),
-        lambda r: write_pictures(r, tmp_path),
+        lambda r: pictures.write(r, tmp_path),
     ):
         with pytest.raises(DataError, match="there are no records to report"):
             use([])
@@ -481,7 +444,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_sentence(
     records: list[Record], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match=r"leaderboard.md cannot be written .*choose a place"):
+    with pytest.raises(StoreError, match=r"leaderboard\.\w+ cannot be written .*choose a place"):
         write_reports(records[:2], tmp_path / "file")
 
 

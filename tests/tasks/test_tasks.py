@@ -135,7 +135,8 @@ def reference(model, tokenizer, tmp_path):
         batch_size=2,
     )
     assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert [path.name for path in tmp_path.iterdir()] == ["reference.npy"]
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["reference.noise.json", "reference.npy"]
     return found
 
 
@@ -170,6 +171,16 @@ def test_divergence_is_that_of_a_plain_computation(model, tokenizer, reference, 
     )
     assert (score(outcome, "kl_p99").stderr, score(outcome, "kl_p99").n) == (None, 5 * (LENGTH - 1))
     assert score(outcome, "top1_agreement").value == pytest.approx(float(agree.mean()), abs=1e-6)
+
+
+def test_a_divergence_stands_beside_what_rounding_makes(model, tokenizer, reference):
+    outcome = evaluate("divergence", model, tokenizer, reference=reference, **SPREAD)
+    noise = score(outcome, "kl_noise")
+    assert (noise.n, noise.higher_is_better) == (4, False)
+    assert 0 < abs(noise.value) < 1e-5, "float32, and products of other shapes"
+    reference.path.with_suffix(".noise.json").write_text("[1,")
+    with pytest.raises(StoreError, match=r"noise\.json cannot be read"):
+        ReferenceLogits.open(reference.path)
 
 
 def test_both_text_tasks_share_one_pass(model, tokenizer, reference):

@@ -1,0 +1,1 @@
+"""Runs that are killed, run in pairs and find damage; `__main__` tells all."""

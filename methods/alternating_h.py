@@ -1,0 +1,82 @@
+"""Alternating binary coding under the curvature of the layer's loss; nothing is trained.
+
+Levels by alternating least squares in which an error of input j counts H_jj, the numbers that are
+stored snapped to integers times a step per row, and then GPTQ's error feedback (arXiv:2210.17323)
+by decreasing H_jj, onto the nearest level in place of the nearest point of a grid. Then levels and
+codes are fitted to each other again, in the whole Hessian.
+
+The nearest published relatives: BPDQ (ICML 2026, arXiv:2602.04163) fits its scales inside the loop,
+group by group on compensated weights in the metric of the group's conditional Hessian, from the
+planes of an 8-bit grid; here all levels are fixed before the first column is rounded, so that
+columns go in any order and the snapped scales are those that the feedback sees. LNQ (GuidedQuant,
+arXiv:2505.07004) alternates between exact least squares for free levels of a whole row, in the full
+Hessian, and coordinate descent for the codes, from k-means; the refits here do the same for levels
+that are sums of b scales in every group, snapped each time, after the feedback. Neither snaps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from qbench.contracts import LinearStats, Scheme
+from qbench.errors import ConfigError
+from qbench.formats import Binary
+from qbench.formats.snapping import check_scale_bits
+from qbench.formats.stepped import values
+from qbench.methods.alternating import nearest_planes
+from qbench.methods.curvature import CurvatureCoding, curvature_start
+from qbench.methods.stored_numbers import default_scale_bits
+
+
+@dataclass(frozen=True)
+class AlternatingH:
+    """Curvature-weighted binary coding with error feedback.
+
+    rounds: at most so many least-squares steps. refits: of levels and codes to each other under the
+    whole Hessian, as long as that lowers the layer's loss. damp: added to the diagonal of the
+    Hessian, as a fraction of its mean. scale_bits: of the largest scale; smaller ones have fewer,
+    and 16 is half precision. None is 7 up to 3 bits, and 6 above.
+    """
+
+    name: ClassVar[str] = "alternating-h"
+    paper: ClassVar[str] = (
+        "alternating coding (Xu et al., arXiv:1802.00150) under GPTQ's curvature "
+        "(arXiv:2210.17323); of this project"
+    )
+    format: ClassVar[str] = "binary"
+    bits: ClassVar[tuple[int, int]] = (1, 6)
+    symmetric: ClassVar[bool] = False
+
+    rounds: int = 8
+    refits: int = 2
+    damp: float = 0.05
+    scale_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "refits"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small; give 0 or more")
+        if not self.damp >= 0:
+            raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
+        if self.scale_bits is not None:
+            check_scale_bits(self.scale_bits)
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Binary:
+        """weight (out, in), Hessian (in, in): -> Binary.
+
+        MethodError where no damping makes the Hessian positive definite.
+        """
+        scale_bits = self.scale_bits or default_scale_bits(scheme.bits)
+        coding = CurvatureCoding(self.rounds, self.refits, self.damp, scale_bits)
+        start = curvature_start(weight, stats, scheme, coding)
+        group = scheme.group_length(weight.shape[1])
+        planes = nearest_planes(
+            start.values.reshape(-1, group),
+            values(start.alpha).float().flatten(0, 1),
+            values(start.shift).float().flatten(),
+        )  # (b, out * groups, g)
+        planes = planes.view(scheme.bits, *weight.shape)
+        return Binary.from_planes(planes, start.alpha, start.shift)

@@ -1,0 +1,121 @@
+"""Error feedback where the grid of a group is searched for when the group's turn comes.
+
+It is then that of what the columns have become, with the errors of all earlier groups taken in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qbench.contracts import Scheme
+from qbench.formats.stepped import Numbers, Stepped, values
+from qbench.methods.error_feedback import Rounded, round_span
+from qbench.methods.rtn import RTN, SnappedGrid, zero_as_float
+
+
+@dataclass(frozen=True)
+class DynamicGroups:
+    """How the grids of groups are found.
+
+    grids: the search. stored (out, groups): in which dtype, or in which steps, scales and zero
+    points are stored; the steps are those of the weight's own grids. weighted: of the searches that
+    are tried, whether errors count by the curvature of their columns; a row of a group has the grid
+    with the smaller loss. block_size: see `gptq`.
+    """
+
+    grids: RTN
+    stored: SnappedGrid
+    weighted: tuple[bool, ...]
+    scheme: Scheme
+    block_size: int
+
+    def round(self, W: Tensor, U: Tensor, order: Tensor) -> tuple[Rounded, SnappedGrid]:
+        """Round W (out, in), columns in the order of processing, with feedback through U.
+
+        order (in,): where they stand in the weight, a whole group after the other. The grids that
+        are returned are in the order of the weight's groups.
+        """
+        WT = W.T.clone(memory_format=torch.contiguous_format)  # (in, out)
+        codes = torch.empty(WT.shape, dtype=torch.uint8, device=WT.device)
+        loss = torch.zeros_like(WT[0])
+        scale_kind, zero_kind = self.stored
+        scale = values(scale_kind).float()
+        zero = zero_as_float(scale, values(zero_kind), self.scheme.bits)
+        group = self.scheme.group_length(len(WT))
+        for start in range(0, len(WT), group):
+            stop = start + group
+            here = slice(start, stop)
+            best = self._round_group(WT[here], U[here, here])
+            WT[here] = best.columns
+            codes[here] = best.codes
+            place = order[start] // group
+            scale[:, place] = best.s
+            zero[:, place] = best.z
+            loss += best.loss
+            WT[stop:].addmm_(U[here, stop:].T, best.errors, alpha=-1)
+        grid = (like(scale_kind, scale), None if zero_kind is None else like(zero_kind, zero))
+        return Rounded(codes.T.contiguous(), WT.T.contiguous(), loss), grid
+
+    def _round_group(self, WT: Tensor, U: Tensor) -> _Group:
+        """The columns WT (g, out) of one group, on the best of its grids."""
+        best = None
+        for weighted in self.weighted:
+            s, z = self._grid(WT, U.diagonal() ** -2 if weighted else None)
+            columns = WT.clone()
+            steps = s.expand_as(columns)
+            zeros = z.expand_as(columns)
+            top = 2**self.scheme.bits - 1
+            codes, errors = round_span(columns, U, steps, zeros, top, self.block_size)
+            found = _Group(codes, columns, errors, s, z, errors.square().sum(0))
+            if best is None:
+                best = found
+                continue
+            better = found.loss < best.loss
+            pairs = zip(found, best, strict=True)
+            best = _Group(*(torch.where(better, new, old) for new, old in pairs))
+        assert best is not None  # `weighted` names at least one search
+        return best
+
+    def _grid(self, WT: Tensor, curvature: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scale and zero point (out,) float32, as they will be stored, of columns WT (g, out)."""
+        W = WT.T[:, None].contiguous()  # (out, 1, g)
+        counts = None if curvature is None else curvature[None]
+        s, z = self.grids.real_grid(W, self.scheme, counts)
+        scale_kind, zero_kind = self.stored
+        s = values(like(scale_kind, s)).float()
+        if zero_kind is None:
+            return s[:, 0], z[:, 0]
+        integer = isinstance(zero_kind, Tensor) and zero_kind.dtype == torch.uint8
+        if integer and isinstance(scale_kind, Stepped):
+            z = self.grids.zero_points(W, self.scheme, counts, s, z)
+        return s[:, 0], values(like(zero_kind, z)).float()[:, 0]
+
+
+class _Group(NamedTuple):
+    """codes (uint8), columns, errors (g, out); s, z, loss (out,); float32."""
+
+    codes: Tensor
+    columns: Tensor
+    errors: Tensor
+    s: Tensor
+    z: Tensor
+    loss: Tensor
+
+
+def like(kind: Numbers, numbers: Tensor) -> Numbers:
+    """Numbers (out, any), float32, in the dtype or in the steps of `kind`."""
+    if isinstance(kind, Tensor):
+        return numbers.to(kind.dtype)
+    assert isinstance(kind.bits, int)  # a group has one scale and one zero point
+    step = (kind.span.float() * 2.0**-kind.places)[:, None]
+    codes = ((numbers - kind.middle) / torch.where(step > 0, step, torch.inf)).round_()
+    if kind.signed:
+        codes.clamp_(-(2 ** (kind.bits - 1)), 2 ** (kind.bits - 1) - 1)
+    else:
+        codes.clamp_(0, 2**kind.bits - 1)
+        codes = torch.where(numbers > 0, codes.clamp_min(1), codes)
+    return Stepped.pack(codes, kind.span, kind.bits, kind.places, kind.signed, kind.middle)

@@ -1,0 +1,95 @@
+"""Scales and shifts of a binary coding as they are stored: at the start, and while they train.
+
+The numbers of a row that are integers times a step (`qbench.formats.stepped`) keep that step in
+training, so that what is trained is what is stored. In half precision they train as they are, and
+are rounded at the end: that moves a number by no more than a 2048th.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qbench.formats.packing import as_stored
+from qbench.formats.snapping import stored_coding
+from qbench.formats.stepped import Numbers, Stepped, values
+
+DISTORTED = 1 / 8  # share of the groups that one step per row may distort
+
+
+def default_scale_bits(bits: int) -> int:
+    """So that scales take no more than about 0.4 bits a weight in groups of 64."""
+    return 7 if bits <= 3 else 6
+
+
+def stored_numbers(
+    alpha: Tensor, shift: Tensor, scale_bits: int, weights: Tensor | None = None
+) -> tuple[Numbers, Numbers]:
+    """`stored_coding` of alpha (out, groups, b) and shift (out, groups), where that serves most.
+
+    weights (groups,): what an error counts in each group. The scales of a group that is many times
+    smaller than its row's largest are few of the row's steps. In half precision where more than
+    `DISTORTED` of the groups move by a quarter of their largest scale.
+    """
+    stored_alpha, stored_shift = stored_coding(alpha, shift, scale_bits, weights)
+    assert stored_shift is not None  # a shift was given
+    moved = (values(stored_alpha).float() - alpha).abs().amax(2)
+    moved = torch.maximum(moved, (values(stored_shift).float() - shift).abs())  # (out, groups)
+    if (moved > alpha[..., 0] / 4).float().mean() > DISTORTED:
+        stored_alpha, stored_shift = stored_coding(alpha, shift)
+        assert stored_shift is not None
+    return stored_alpha, stored_shift
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a weight's numbers are multiples of.
+
+    step (out, 1): of a row. widths: bits of every alpha. shift_bits: of the shift, signed. span and
+    places: as in `Stepped`.
+    """
+
+    step: Tensor
+    widths: tuple[int, ...]
+    shift_bits: int
+    span: Tensor
+    places: int
+
+    @classmethod
+    def of(cls, alpha: Numbers, shift: Numbers) -> Steps | None:
+        """Those of numbers as `stored_numbers` gives them; None in half precision."""
+        if not isinstance(alpha, Stepped) or not isinstance(shift, Stepped):
+            return None
+        assert isinstance(shift.bits, int)
+        step = alpha.span.float()[:, None] * 2.0**-alpha.places
+        return cls(step, alpha.widths, shift.bits, alpha.span, alpha.places)
+
+    def codes(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest integers, float32, of alpha (out, groups, b) and shift (out, groups)."""
+        step = torch.where(self.step > 0, self.step, torch.inf)
+        most = torch.tensor([2.0**width - 1 for width in self.widths], device=alpha.device)
+        limit = 2.0 ** (self.shift_bits - 1)
+        alphas = (alpha / step[..., None]).round_().clamp_min_(0).minimum(most)
+        return alphas, (shift / step).round_().clamp_(-limit, limit - 1)
+
+    def snapped(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest numbers that can be stored, in these shapes."""
+        alphas, shifts = self.codes(alpha, shift)
+        return alphas * self.step[..., None], shifts * self.step
+
+    def stored(self, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
+        """The nearest numbers, as they are stored."""
+        alphas, shifts = self.codes(alpha, shift)
+        return (
+            Stepped.pack(alphas, self.span, self.widths, self.places),
+            Stepped.pack(shifts, self.span, self.shift_bits, self.places, signed=True),
+        )
+
+
+def in_storage(steps: Steps | None, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
+    """alpha (out, groups, b) and shift (out, groups) as they are stored; steps None: in halves."""
+    if steps is None:
+        return as_stored(alpha), as_stored(shift)
+    return steps.stored(alpha, shift)

@@ -1,0 +1,119 @@
+"""What the quantization_config of a compressed-tensors folder states, as far as it can be computed.
+
+    format          pack-quantized; by group where it is mixed-precision
+    config_groups   by any name: targets, format, and of weights, as a table
+      num_bits        1 to 8
+      type            int
+      strategy        group, channel or tensor
+      group_size      inputs per scale, of `group`
+      symmetric       whether there are no zero points
+    kv_cache_scheme, sparsity_config, transform_config, and of a group input_activations and
+    output_activations   change the numbers beside the weights: such folders are refused
+
+Targets are patterns of names. Which group a layer belongs to is seen on its tensors, and no pattern
+of a file is matched. Source: compressed-tensors, quantization/quant_config.py, quant_scheme.py and
+quant_args.py; the formats: config/base.py, `CompressionFormat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qbench.errors import ModelError
+from qbench.exchange.compressed_tensors import PackedScheme
+
+FORMAT = "pack-quantized"
+STRATEGIES = ("group", "channel", "tensor")
+_ELSEWHERE = "use the model before it was compressed, or evaluate it with the program it is for"
+# What changes the numbers beside the weights, and what it is.
+_BESIDE = {
+    "kv_cache_scheme": "a quantized cache of keys and values",
+    "transform_config": "rotations of the activations",
+}
+_OF_ACTIVATIONS = ("input_activations", "output_activations")
+
+
+def packed_schemes(entry: Mapping[str, Any]) -> list[PackedScheme]:
+    """The schemes of config_groups; entry: the quantization_config.
+
+    ModelError naming the format, or what else is asked beside packed integer weights.
+    """
+    for key, words in _BESIDE.items():
+        if entry.get(key):
+            raise ModelError(
+                f"compressed-tensors with {key}, {words}, is not computed here; {_ELSEWHERE}"
+            )
+    sparsity = entry.get("sparsity_config")
+    if isinstance(sparsity, Mapping) and sparsity.get("format") not in (None, "dense"):
+        raise _other_format(sparsity["format"])
+    groups = entry.get("config_groups")
+    if not isinstance(groups, Mapping):
+        raise ModelError(
+            f"quantization_config states config_groups={type(groups).__name__}, not an object; "
+            "correct it in config.json"
+        )
+    schemes = [
+        _scheme(group, group.get("format") or entry.get("format"))
+        for group in groups.values()
+        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
+    ]
+    if not schemes:
+        raise ModelError(
+            "config_groups of the quantization_config state no weights; correct it in config.json"
+        )
+    return schemes
+
+
+def scheme_in_words(entry: Mapping[str, Any]) -> str:
+    """Such as `4b g128`, of several groups `4b/8b g128`. Raises what `packed_schemes` raises."""
+    schemes = packed_schemes(entry)
+    bits = sorted({f"{scheme.bits}b" for scheme in schemes})
+    sizes = {scheme.group_size for scheme in schemes}
+    groups = sorted("channel" if size is None else f"g{size}" for size in sizes)
+    return f"{'/'.join(bits)} {'/'.join(groups)}"
+
+
+def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
+    """The scheme of one group. layout: its format."""
+    if layout != FORMAT:
+        raise _other_format(layout)
+    for key in _OF_ACTIVATIONS:
+        if group.get(key):
+            raise ModelError(
+                f"compressed-tensors with {key}, quantized activations, is not computed here; "
+                f"{_ELSEWHERE}"
+            )
+    weights = group["weights"]
+    if weights.get("type", "int") != "int":
+        raise _other_format(f"{layout} of type {weights['type']}")
+    bits = _whole_number(weights, "num_bits", range(1, 9))
+    size = weights.get("group_size")
+    strategy = weights.get("strategy")
+    if strategy is None:  # as the library infers it
+        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    if strategy not in STRATEGIES:
+        raise ModelError(
+            f"config_groups state the strategy {strategy!r}; read are {', '.join(STRATEGIES)}; "
+            f"{_ELSEWHERE}"
+        )
+    group_size = None
+    if strategy == "group":
+        group_size = _whole_number(weights, "group_size", range(1, 2**31))
+    return PackedScheme(bits, group_size)
+
+
+def _whole_number(weights: Mapping[str, Any], key: str, allowed: range) -> int:
+    value = weights.get(key)
+    if type(value) is not int or value not in allowed:  # True is no number of bits
+        raise ModelError(
+            f"config_groups state {key}={value!r}; {allowed.start} to {allowed.stop - 1} can be; "
+            "correct it in config.json"
+        )
+    return value
+
+
+def _other_format(name: Any) -> ModelError:
+    return ModelError(
+        f"the format {name!r} of compressed-tensors is not read, only {FORMAT!r} is; {_ELSEWHERE}"
+    )

@@ -1,0 +1,226 @@
+"""Scales as integers times a step per row: chosen so that weights move least, before their codes.
+
+An error in any alpha or in the shift of a binary coding moves a weight by as much, as codes are +1
+or -1. So the best step is one for all of them, and the smaller ones have fewer bits: with a span
+for each, a row of few groups pays more for a larger error. `benchmarks/scale_bits.py` shows both.
+
+The nearest published relative is double quantization (QLoRA, arXiv:2305.14314, section 3), which
+has 8 bits for a scale and a float32 for 256 of them.
+
+A method snaps first and chooses codes by `values` of what it got, which is what it stores:
+
+    alpha, shift = stored_coding(alpha, shift, scale_bits)
+    planes = nearest_planes(W, values(alpha), values(shift))
+    Binary.from_planes(planes, alpha, shift)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qbench.errors import ConfigError
+from qbench.formats.packing import as_stored
+from qbench.formats.stepped import MOST, Numbers, Stepped, limits, nearest
+
+HALF = 16  # scale_bits of half precision
+LEAST = 4  # of integers
+FEWEST = 3  # bits of a difference
+# Steps that are tried, from the least one that cuts nothing off down to this part of the one that
+# reaches the largest scale: a smaller step cuts some numbers off and is finer for all others.
+TRIALS = 32
+SMALLEST_PART = 0.6
+
+
+class Part(NamedTuple):
+    """Numbers of a weight's groups that are to be integers.
+
+    numbers (float32, (out, groups, len(bits)) or (out, groups)). bits, signed: see `Stepped`.
+    vanish: whether a number that is not zero may become zero.
+    """
+
+    numbers: Tensor
+    bits: tuple[int, ...] | int
+    signed: bool = False
+    vanish: bool = True
+
+    def nearest(self, step: Tensor) -> Tensor:
+        """Whole multiples, of the shape of the numbers, of a step (out,), which may be zero."""
+        divisor = torch.where(step > 0, step, torch.inf)
+        multiples = nearest(self.numbers / self.by_row(divisor), self.bits, self.signed)
+        if self.vanish:
+            return multiples
+        return torch.maximum(multiples, (self.numbers > 0).float())
+
+    def by_row(self, rows: Tensor) -> Tensor:
+        """(out,) as it broadcasts over the numbers."""
+        return rows.view(-1, *[1] * (self.numbers.ndim - 1))
+
+
+def check_scale_bits(scale_bits: int) -> None:
+    """ConfigError unless `scale_bits` is 16, half precision, or from 4 to 8."""
+    if scale_bits != HALF and not LEAST <= scale_bits <= MOST:
+        raise ConfigError(
+            f"scale_bits={scale_bits} is neither {HALF} (half precision) nor from {LEAST} to "
+            f"{MOST}; choose 16, or 6, 7 or 8 for 2, 3 or 4 bits"
+        )
+
+
+def coding_bits(scale_bits: int, planes: int) -> tuple[tuple[int, ...], int]:
+    """Bits of the alphas' chain, and of the shift in two's complement.
+
+    An alpha lies about half of the one before, the closer the more planes there are. The shift lies
+    within a quarter of the largest alpha on either side in most groups.
+    """
+    widths = [scale_bits]
+    for plane in range(1, planes):
+        widths.append(max(FEWEST, scale_bits - max(2, planes - 1) - (plane - 1)))
+    return tuple(widths), scale_bits - 1
+
+
+def stored_coding(
+    alpha: Tensor,
+    shift: Tensor | None,
+    scale_bits: int = HALF,
+    importance: Tensor | None = None,
+) -> tuple[Numbers, Numbers | None]:
+    """Alphas and shift of a binary weight as they are to be stored.
+
+    alpha (floating, (out, groups, planes)): magnitudes, the largest first. shift (floating, (out,
+    groups)), or None. importance (floating, (out, groups) or (groups,)): what a squared error
+    counts in a group, such as the sum of the Hessian's diagonal over its inputs; None: all alike.
+
+    In half precision (`as_stored`) where scale_bits is 16, where integers would take no fewer bytes
+    (one group per row and few planes), and where a number is not finite. ConfigError for other
+    scale_bits than `check_scale_bits` allows, and where an alpha is negative.
+    """
+    check_scale_bits(scale_bits)
+    halves = (as_stored(alpha), None if shift is None else as_stored(shift))
+    if scale_bits == HALF or not _finite(alpha, shift):
+        return halves
+    _require_magnitudes("alpha", alpha, " to the plane")
+    widths, shift_bits = coding_bits(scale_bits, alpha.shape[2])
+    parts = [Part(alpha.float(), widths)]
+    if shift is not None:
+        parts.append(Part(shift.float(), shift_bits, signed=True))
+    stepped = snapped(parts, scale_bits, importance)
+    if not _saves(stepped, halves):
+        return halves
+    return stepped[0], None if shift is None else stepped[1]
+
+
+def stored_grid(
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    scale_bits: int = HALF,
+    importance: Tensor | None = None,
+) -> tuple[Numbers, Numbers | None]:
+    """Scale and zero point of a uniform weight of `bits` bits as they are to be stored.
+
+    scale (floating, (out, groups)): not negative; one that is not zero does not become zero. zero:
+    real numbers (floating, (out, groups)), which get a span of their own about the middle
+    2^(bits-1); integers (uint8) or None come back as they are. importance: see `stored_coding`.
+
+    In half precision as `stored_coding` says, each of the two for itself. ConfigError likewise.
+    """
+    check_scale_bits(scale_bits)
+    half = as_stored(scale)
+    scales: Numbers = half
+    if scale_bits != HALF and _finite(scale):
+        _require_magnitudes("scale", scale)
+        # a grid whose scale is zero has a single level
+        part = Part(scale.float(), scale_bits, vanish=False)
+        scales = _smaller(part, scale_bits, importance, half)
+    if zero is None or not zero.is_floating_point():
+        return scales, zero
+    half_zero = as_stored(zero)
+    zeros: Numbers = half_zero
+    if scale_bits != HALF and _finite(zero):
+        middle = 2.0 ** (bits - 1)
+        part = Part(zero.float() - middle, scale_bits, signed=True)
+        zeros = _smaller(part, scale_bits - 1, importance, half_zero, middle)
+    return scales, zeros
+
+
+def _smaller(
+    part: Part, places: int, importance: Tensor | None, half: Tensor, middle: float = 0.0
+) -> Numbers:
+    """The part as integers, or `half` where that takes no more bytes."""
+    stepped = snapped([part], places, importance, middle)
+    return stepped[0] if _saves(stepped, (half,)) else half
+
+
+def snapped(
+    parts: list[Part], places: int, importance: Tensor | None, middle: float = 0.0
+) -> list[Stepped]:
+    """Parts that share a span, with the step of least squared error for each row."""
+    widest = torch.stack([_reach(part) for part in parts]).amax(0)  # (out,): it cuts nothing off
+    first = parts[0]
+    largest = first.numbers if isinstance(first.bits, int) else first.numbers[..., 0]
+    width = first.bits if isinstance(first.bits, int) else first.bits[0]
+    finest = _reach(Part(largest, width, first.signed)) * SMALLEST_PART
+    dtype = as_stored(widest * 2.0**places).dtype
+    error = torch.full_like(widest, torch.inf)
+    span = torch.zeros_like(widest, dtype=dtype)
+    chosen = [torch.zeros_like(part.numbers) for part in parts]
+    for trial in range(TRIALS):
+        fraction = trial / (TRIALS - 1)
+        # between them in equal ratios; a row of zeros has a step of zero
+        tried = (widest ** (1 - fraction) * finest**fraction * 2.0**places).to(dtype)
+        step = tried.float() * 2.0**-places
+        found = [part.nearest(step) for part in parts]
+        now = _error(parts, found, step, importance)
+        better = now < error
+        error = torch.where(better, now, error)
+        span = torch.where(better, tried, span)
+        for index, part in enumerate(parts):
+            chosen[index] = torch.where(part.by_row(better), found[index], chosen[index])
+    return [
+        Stepped.pack(multiples, span, part.bits, places, part.signed, middle)
+        for part, multiples in zip(parts, chosen, strict=True)
+    ]
+
+
+def _reach(part: Part) -> Tensor:
+    """(out,): the least step with which no number of a part is cut off."""
+    if isinstance(part.bits, int):
+        return part.numbers.abs().amax(1) / limits(part.bits, part.signed)[1]
+    columns = part.numbers.unbind(-1)  # (out, groups) each
+    reach = columns[0].amax(1) / limits(part.bits[0], signed=False)[1]
+    for before, number, width in zip(columns, columns[1:], part.bits[1:], strict=False):
+        difference = (number - before / 2).abs().amax(1)
+        reach = torch.maximum(reach, difference / limits(width, signed=True)[1])
+    return reach
+
+
+def _error(
+    parts: list[Part], found: list[Tensor], step: Tensor, importance: Tensor | None
+) -> Tensor:
+    """(out,): the squared error of the parts as multiples of a step, summed over the groups."""
+    total = torch.zeros_like(step)
+    for part, multiples in zip(parts, found, strict=True):
+        error = (multiples * part.by_row(step) - part.numbers).square()
+        error = error if error.ndim == 2 else error.sum(-1)  # (out, groups)
+        total += (error if importance is None else error * importance).sum(1)
+    return total
+
+
+def _finite(*numbers: Tensor | None) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in numbers if part is not None)
+
+
+def _require_magnitudes(name: str, numbers: Tensor, where: str = "") -> None:
+    if (numbers < 0).any():
+        raise ConfigError(
+            f"{name} is {numbers.amin().item():.4g} somewhere, and as an integer it has no sign; "
+            f"give its magnitude{', and its sign' * bool(where)}{where}"
+        )
+
+
+def _saves(stepped: list[Stepped], halves: tuple[Tensor | None, ...]) -> bool:
+    """Whether numbers as integers, with one span, take fewer bytes than in half precision."""
+    integers = sum(part.codes.nbytes for part in stepped) + stepped[0].span.nbytes
+    return integers < sum(half.nbytes for half in halves if half is not None)

@@ -1,0 +1,38 @@
+"""What the columns of a table mean, in a sentence each, with their units."""
+
+from __future__ import annotations
+
+METRICS = {
+    "perplexity": "e to the mean negative log-likelihood of a token of the text, in nats",
+    "token_perplexity": "e to the mean negative log-likelihood of a token, in nats",
+    "kl_mean": "mean over tokens of the KL divergence, in nats, of the model's next-token "
+    "distribution from that of the unquantized model",
+    "kl_p99": "the KL divergence, in nats, that one token in a hundred exceeds",
+    "top1_agreement": "share of tokens whose likeliest next token is that of the unquantized model",
+    "acc": "share of items whose right choice is the likeliest one",
+    "acc_norm": "the same with log-likelihoods divided by the length of the choice in bytes",
+    "exact_match": "share of items whose generated answer is the right one, as the filter reads it",
+    "gold_logprob": "mean log-probability, in nats, of the right choice among the choices",
+    "gold_nll": "mean negative log-likelihood, in nats per token, of the given solution",
+}
+COLUMNS = {
+    "#": "1 and the number of cells of as many measured bits or fewer that are better in the "
+    "divergence, else the first score, item by item with 95 % confidence; empty without items",
+    "model": "what was quantized",
+    "method": "how, with the parameters that differ from their defaults",
+    "bits": "nominal: what was asked for",
+    "group": "inputs that share a scale",
+    "bits/weight (measured)": "all bytes of the quantized layers' tensors, scales among them, over "
+    "the number of their weights",
+    "quantize seconds": "wall-clock time of the quantization alone",
+    "peak memory MB": "of the process, or of the GPU where one was used, while quantizing",
+    "block loss": "geometric mean over the blocks of the reconstruction loss on held-out text",
+    "block loss at the start": "the same before training",
+}
+
+
+def explanation(column: str, metric: str | None) -> str:
+    """Of a column by its name, or by its metric where it is a score; empty where there is none."""
+    if metric is not None:
+        return METRICS.get(metric, "")
+    return COLUMNS.get(column, "")

@@ -1,0 +1,144 @@
+"""The rows of the page's table: ranked, with links, and with what they are filtered by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench.comparison.pairs import Pairs
+from qbench.comparison.ranks import ranks
+from qbench.records import Record
+from qbench.reports.explanations import explanation
+from qbench.reports.headline import Headline, headlines, ordered, unquantized
+from qbench.reports.plots import leading, slug
+from qbench.reports.tables import grid
+
+RANK = "#"
+
+
+@dataclass(frozen=True)
+class Column:
+    """heading: with arrow and unit. classes: of CSS; `extra` columns are not shown on a phone."""
+
+    heading: str
+    explanation: str
+    classes: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """text, below: what people read, the latter small. value: what it sorts by. href: a page."""
+
+    text: str
+    value: float | str | None = None
+    best: bool = False
+    href: str | None = None
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """method: of the cell. filters: the values that the choices of `filters` are compared with."""
+
+    entries: list[Field]
+    method: str
+    filters: list[str]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A choice above the table."""
+
+    key: str
+    name: str
+    choices: list[str]
+
+
+def ranking(
+    records: Sequence[Record], folder: Path | None = None
+) -> tuple[list[Column], list[Row]]:
+    """All cells: by model and nominal bits, and there the best first by the leading score.
+
+    folder: of the run, where the items lie, by whose pairs cells are ranked. The unquantized model
+    comes first, cells without that score last.
+    """
+    names, rows = grid(records, folder)
+    leader = _leader(records)
+    places = {} if leader is None else ranks(records, leader.key, Pairs(records, folder))
+    columns = [Column(RANK, explanation(RANK, None), "extra")]
+    by_title = {headline.title: headline for headline in headlines(records)}
+    leaders = leading(records)
+    columns += [_column(name, by_title.get(name), leaders) for name in names]
+    cells = list(zip(ordered(records), rows, strict=True))
+    cells.sort(key=lambda cell: _order(cell[0], leader))  # stable: the order of reports else
+    ranked = []
+    for record, row in cells:
+        rank = places.get(record.id)
+        fields = [Field("" if rank is None else str(rank), rank)]
+        for name, entry in zip(names, row, strict=True):
+            href = cell_page(record.id) if name == "method" else None
+            fields.append(Field(entry.text, entry.value, entry.best, href, entry.below))
+        ranked.append(Row(fields, record.cell.method, _filter_values(record)))
+    return columns, ranked
+
+
+def filters(records: Sequence[Record]) -> list[Filter]:
+    """The choices that tell some cells from others."""
+    keys = ("model", "bits", "method", "group", "status")
+    values = list(zip(*(_filter_values(record) for record in ordered(records)), strict=True))
+    return [
+        Filter(key, key, list(dict.fromkeys(value for value in column if value)))
+        for key, column in zip(keys, values, strict=True)
+    ]
+
+
+def cell_page(cell: str) -> str:
+    """The page of a cell by its id, relative to the run's folder."""
+    return f"cells/{cell}.html"
+
+
+def method_page(method: str) -> str:
+    """The page of a method, relative to the run's folder."""
+    return f"methods/{slug(method)}.html"
+
+
+def _column(name: str, headline: Headline | None, leaders: Sequence[Headline]) -> Column:
+    metric = None if headline is None else headline.metric
+    classes = []
+    if name in ("model", "method"):
+        classes.append("word")
+    if name == "method":
+        classes.append("stick")
+    if name not in ("method", "bits/weight (measured)") and headline not in leaders:
+        classes.append("extra")
+    heading = name if headline is None else headline.heading
+    return Column(heading, explanation(name, metric), " ".join(classes))
+
+
+def _leader(records: Sequence[Record]) -> Headline | None:
+    """The score that cells are ranked by: the divergence if it is there, which sees most."""
+    leaders = leading(records)
+    return leaders[-1] if leaders else None
+
+
+def _order(record: Record, leader: Headline | None) -> tuple[str, int, float]:
+    """By model, nominal bits, and the score with the sign that makes a smaller one better."""
+    scheme = record.cell.scheme
+    score = None if leader is None else leader.of(record)
+    badness = math.inf
+    if leader is not None and score is not None and math.isfinite(score.value):
+        badness = -score.value if leader.higher_is_better else score.value
+    return record.cell.model, -1 if scheme is None else scheme.bits, badness
+
+
+def _filter_values(record: Record) -> list[str]:
+    cell = record.cell
+    group = ""
+    bits = ""
+    if cell.scheme is not None:
+        bits = str(cell.scheme.bits)
+        group = str(cell.scheme.group_size or "channel")
+    method = "unquantized" if unquantized(record) else cell.stored_as or cell.method
+    return [cell.model, bits, method, group, record.status]

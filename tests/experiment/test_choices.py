@@ -1,0 +1,143 @@
+"""What a run chooses where nothing is said: data, preset, shots, and how it says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from qbench.errors import ConfigError, DataError, unknown_name
+from qbench.experiment.grid import PRESETS, Grid, preset_for
+from qbench.experiment.plan import make_plan
+from qbench.tasks import hub
+from qbench.tasks.data import choose
+from qbench.tasks.declaration import Table
+from tiny_runs import run_args
+
+NEEDED = ("calibration", "arc_easy")
+
+
+@pytest.fixture(autouse=True)
+def no_data_named(monkeypatch):
+    monkeypatch.delenv("QBENCH_DATA", raising=False)
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    asked = []
+
+    def refusal(names):
+        asked.append(tuple(names))
+        return "the data set 'x' cannot be had from the hub (ConnectError)"
+
+    monkeypatch.setattr(hub, "refusal", refusal)
+    return asked
+
+
+@pytest.fixture
+def hub_answers(monkeypatch):
+    monkeypatch.setattr(hub, "refusal", lambda names: None)
+
+
+@pytest.mark.usefixtures("hub_answers")
+def test_auto_is_the_named_folder_then_the_hub(monkeypatch):
+    assert choose("auto", False, NEEDED) == ("hub", None)
+    assert choose("auto", True, NEEDED) == ("mini", None), "the embedded model needs no network"
+    monkeypatch.setenv("QBENCH_DATA", "somewhere")
+    assert choose("auto", False, NEEDED) == choose("auto", True, NEEDED) == ("somewhere", None)
+    assert choose("mini", False, NEEDED) == ("mini", None)
+
+
+def test_auto_ends_with_mini_and_a_warning(no_hub):
+    data, warning = choose("auto", False, NEEDED)
+    assert data == "mini" and "no score is comparable" in warning and "ConnectError" in warning
+    assert no_hub == [NEEDED]
+
+
+def test_the_cache_serves_without_a_network_where_it_has_the_rows(monkeypatch):
+    monkeypatch.setattr(hub, "_current", lambda repository: ConnectionError("no network"))
+    monkeypatch.setattr(hub.HubSource, "sha256", lambda self, name: "0" * 40)
+    monkeypatch.setattr(hub.HubSource, "text", lambda self, name: ["text"])
+    read = []
+
+    def rows(self, name, split):
+        read.append((name, split))
+        if name == "gsm8k":
+            raise DataError("the cache has no gsm8k")
+        return []
+
+    monkeypatch.setattr(hub.HubSource, "rows", rows)
+    assert hub.refusal(NEEDED) is None and {name for name, _ in read} == {"arc_easy"}
+    assert hub.refusal((*NEEDED, "gsm8k")) == "the cache has no gsm8k"
+
+
+def test_a_gpu_with_real_data_takes_the_standard_preset():
+    assert preset_for("cuda", True) == "standard"
+    assert preset_for("cuda", False) == preset_for("cpu", True) == "quick"
+    assert Grid().defaults is PRESETS["quick"]
+
+
+def test_accuracies_of_the_standard_preset_are_precise_to_a_percent():
+    tasks = PRESETS["standard"]["tasks"]
+    assert tasks["mmlu"]["limit"] * 57 >= 2500 and tasks["mmlu"]["num_fewshot"] == 5
+    assert tasks["arc_easy"].get("limit") is None and tasks["gsm8k"]["num_fewshot"] == 5
+    assert set(PRESETS["quick"]["tasks"]) == set(tasks) == set(PRESETS["paper"]["tasks"])
+
+
+def test_the_default_grid_is_the_named_methods_at_three_widths():
+    named = ["none", "rtn", "alternating", "gptq", "awq", "flexround", "uniquanf"]
+    grid = Grid()
+    assert [method for method, _ in grid.variants] == named
+    assert sum(len(grid.schemes(method)) for method in named) == 19 and grid.with_latency
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_the_first_line_tells_data_and_preset(tiny_folder, command, tmp_path):
+    args = run_args(
+        tiny_folder, tmp_path, "rtn", "3", ["--dry-run", "--data", "auto"], ["arc_easy"]
+    )
+    code, text, error = command(*args)
+    first = text.splitlines()[0]
+    assert code == 0, error
+    assert first.startswith("data  mini") and "warning: stand-ins are used" in first
+    assert "preset quick: 19 cells in 25 minutes" in first
+
+
+def test_the_paper_preset_on_mini_data_says_what_it_cannot_do(tiny_folder, command, tmp_path):
+    args = ["run", "--model", tiny_folder, "--preset", "paper", "--data", "mini", "--dry-run"]
+    args += ["--group-size", 32]
+    code, text, error = command(*args, "--out", tmp_path)
+    assert code == 0, error
+    assert "has no examples for the prompts of mmlu" in error and "not 5-shot" in error
+    assert "preset paper" in text
+    code, _, error = command(*args, "--set", "mmlu.num_fewshot=5")
+    assert code == 2 and "use 0, or data that has it" in error, (
+        "who asks for shots gets them or not"
+    )
+
+
+def test_a_plan_says_what_is_to_be_downloaded(tiny_folder, monkeypatch):
+    from qbench.experiment import plan as planning
+
+    grid = Grid(model=(str(tiny_folder),), methods=("rtn",), bits=(3,), group_size=32, data="mini")
+    assert make_plan(grid).downloads == {}
+    monkeypatch.setattr(planning, "is_here", lambda source: False)
+    (nbytes,) = make_plan(grid).downloads.values()
+    weights = (tiny_folder / "model.safetensors").stat().st_size
+    assert abs(nbytes - weights) < 0.2 * weights
+
+
+def test_names_are_found_in_other_letters_and_by_their_beginning():
+    assert "Did you mean 'gptq'?" in unknown_name("method", "GPTQ", ["awq", "gptq"])
+    known = ["arc_challenge", "arc_easy", "mmlu"]
+    assert "'arc_challenge' or 'arc_easy'?" in unknown_name("task", "arc", known)
+    assert "Did you mean" not in unknown_name("task", "zzz", known)
+    assert "Did you mean" not in unknown_name("task", "", known)
+
+
+def test_a_table_of_the_hub_is_declared_for_every_task_of_a_preset():
+    from qbench.tasks.registry import get_task
+
+    for preset in PRESETS.values():
+        for name in preset["tasks"]:
+            assert isinstance(get_task(get_task(name).table_name).table, Table)
+    with pytest.raises(ConfigError, match="unknown preset"):
+        Grid(preset="fast").defaults  # noqa: B018

@@ -1,0 +1,125 @@
+"""The command lines of the README, run as they are written, with a tiny model behind every name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from places import ROOT
+from qbench import registry
+from qbench.experiment import grid
+from qbench.experiment.grid import Grid
+from qbench.models import source
+from qbench.tasks import hub
+from tiny_runs import empty_picture
+
+README = (ROOT / "README.md").read_text()
+# What takes long with any model, or is not about models: their own tests run them.
+ELSEWHERE = ("check", "doctor", "latency")
+FEW = {
+    "wikitext": {"limit": 2, "length": 64},
+    "divergence": {"limit": 2, "length": 64},
+    "arc_easy": {"limit": 2},
+    "arc_challenge": {"limit": 2},
+    "mmlu": {"limit": 1, "num_fewshot": 0},
+    "gsm8k": {"limit": 1, "generate": 0},
+}
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from qbench.methods.rtn import RTN
+
+@dataclass(frozen=True)
+class Mine(RTN):
+    name: ClassVar[str] = "mine"
+"""
+
+
+def blocks(language=""):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [text for kind, text in found if kind == language]
+
+
+def lines():
+    """The command lines of the README's blocks, without comments."""
+    found = [line for block in blocks() for line in block.splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in found]
+
+
+def commands():
+    """Every `qbench` command, as words; lines that go on with && are several."""
+    parts = [part.strip() for line in lines() for part in line.split("&&")]
+    return [shlex.split(part)[1:] for part in parts if part.startswith(".venv/bin/qbench")]
+
+
+def made(line):
+    """The words that `make` would give to `qbench run`; it is asked and runs nothing."""
+    done = subprocess.run(
+        [*shlex.split(line), "-n", "-o", ".venv/.ready", "RUN="],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shown = done.stdout.replace("\\\n", " ")
+    return shlex.split(shown[shown.index("qbench run") :])[1:]
+
+
+@pytest.fixture
+def small(tiny_folder, tmp_path, monkeypatch):
+    """A tiny model behind the names, few items, no hub, and a folder to be in."""
+    names = ("smollm2-135m", "llama3-8b")
+    monkeypatch.setattr(source, "BUILT_IN", dict.fromkeys(names, lambda: tiny_folder))
+    monkeypatch.setattr("qbench.experiment.plan.BUILT_IN", {})
+    monkeypatch.setattr(hub, "refusal", lambda names: "there is no hub here")
+    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    few = {"tasks": FEW, "calibration": {"samples": 4, "length": 32}, "group_size": 32}
+    presets = {name: {**preset, **few} for name, preset in grid.PRESETS.items()}
+    monkeypatch.setattr(grid, "PRESETS", presets)
+    monkeypatch.delenv("QBENCH_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("my_variant.py").write_text(PLUGIN)
+
+
+def test_there_are_lines_of_every_kind():
+    verbs = {words[0] for words in commands()}
+    assert verbs >= {"run", "quantize", "eval", "inspect", "verify", "export", "report"}
+    assert sum(line.startswith("make bench") for line in lines()) == 3
+
+
+@pytest.mark.usefixtures("small")
+def test_make_bench_lines_are_planned_as_written(command):
+    for line in lines():
+        if line.startswith("make bench"):
+            words = made(line)
+            assert ("DRY=1" in line) == ("--dry-run" in words)
+            code, text, error = command(*words, *[] if "DRY=1" in line else ["--dry-run"])
+            assert code == 0, error
+            first, *_, last = text.splitlines()
+            assert "warning: stand-ins are used" in first and "preset" in first
+            assert "cells, about" in last, "what it costs is said"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_qbench_lines_run_as_written(command):
+    for words in commands():
+        if words[0] in ELSEWHERE:
+            continue
+        # trained methods and groups of the README are those of larger models
+        more = ["--set", "uniquanf.epochs=1"] if "uniquanf.epochs=8" in words else []
+        code, text, error = command(*words, *more)
+        assert code == 0, f"{' '.join(words)}\n{text}{error}"
+    assert Path("runs/first/leaderboard.md").is_file() and Path("smollm2-3b.gguf").is_file()
+    shutil.rmtree("runs")
+
+
+def test_the_grid_file_is_one():
+    (text,) = blocks("yaml")
+    found = Grid.model_validate(yaml.safe_load(text))
+    found.check_request()
+    assert [method for method, _ in found.variants] == ["none", "gptq", "gptq", "uniquanf"]
