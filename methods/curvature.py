@@ -6,7 +6,7 @@ by dw H dw^T / 2 a row. Three steps use that, none of which trains anything:
 - `weighted_levels`: alternating coding (`alternating.py`) in which an error of input j counts H_jj
   plus damping, so that the levels lie where the large inputs have their weights;
 - `feed_back`: the columns go to their nearest levels in the order of decreasing H_jj, and those
-  still to come take in each rounding error (`gptq.py`, whose derivation holds for any levels);
+  still to come take in each rounding error (`error_feedback.py`; it holds for any levels);
 - `curvature_refinement.py` fits levels and codes to each other under the whole of H.
 
 It ends with compensated values: what each weight should have been when its level was chosen. Their

@@ -33,14 +33,13 @@ def stored_numbers(
     smaller than its row's largest are few of the row's steps. In half precision where more than
     `DISTORTED` of the groups move by a quarter of their largest scale.
     """
-    stored_alpha, stored_shift = stored_coding(alpha, shift, scale_bits, weights)
-    assert stored_shift is not None  # a shift was given
-    moved = (values(stored_alpha).float() - alpha).abs().amax(2)
-    moved = torch.maximum(moved, (values(stored_shift).float() - shift).abs())  # (out, groups)
+    alphas, shifts = stored_coding(alpha, shift, scale_bits, weights)
+    assert shifts is not None  # a shift was given
+    moved = (values(alphas).float() - alpha).abs().amax(2)
+    moved = torch.maximum(moved, (values(shifts).float() - shift).abs())  # (out, groups)
     if (moved > alpha[..., 0] / 4).float().mean() > DISTORTED:
-        stored_alpha, stored_shift = stored_coding(alpha, shift)
-        assert stored_shift is not None
-    return stored_alpha, stored_shift
+        return as_stored(alpha), as_stored(shift)
+    return alphas, shifts
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,11 @@ class Steps:
         return alphas, (shift / step).round_().clamp_(-limit, limit - 1)
 
     def snapped(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest numbers that can be stored, in these shapes."""
+        """The nearest numbers that can be stored, in these shapes, float32."""
         alphas, shifts = self.codes(alpha, shift)
-        return alphas * self.step[..., None], shifts * self.step
+        dtype = self.span.dtype  # to which a reader rounds the products
+        alphas = (alphas * self.step[..., None]).to(dtype).float()
+        return alphas, (shifts * self.step).to(dtype).float()
 
     def stored(self, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
         """The nearest numbers, as they are stored."""

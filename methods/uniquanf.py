@@ -29,7 +29,7 @@ from qbench.formats.stepped import values
 from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
 from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.flexround import divided
-from qbench.methods.greedy import greedy_planes
+from qbench.methods.greedy import fit_scales, greedy_planes
 from qbench.methods.level_mapping import (
     Filter,
     MappedWeight,
@@ -228,10 +228,18 @@ class UniQuanF(Reconstruction):
         return s, z, alpha, shift
 
     def _coding_about(self, X: Tensor, centre: Tensor, bits: int) -> Coding:
-        """Greedy coding of X - centre, then alternating: alpha (rows, b) descending, and shift."""
+        """Greedy coding of X - centre, then alternating: alpha (rows, b) descending, and shift.
+
+        As many least-squares steps as `rounds`, the first of them for the greedy codes.
+        """
         about = X - centre[:, None]
-        _, alpha, moved = greedy_planes(about, bits, False, refine=False)
-        _, alpha, moved = alternate(SortedGroups(about), alpha, moved, self.rounds, self.shift)
+        planes, alpha, moved = greedy_planes(about, bits, False, refine=False)
+        if self.rounds:
+            alpha, moved = fit_scales(about, torch.stack([*planes], -1) * 2.0 - 1, self.shift)
+        if self.rounds > 1:
+            # It ends with one step more than its rounds.
+            group = SortedGroups(about)
+            _, alpha, moved = alternate(group, alpha, moved, self.rounds - 2, self.shift)
         alpha = alpha.abs().sort(1, descending=True).values.float()
         return alpha, centre + moved.float()
 

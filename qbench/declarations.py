@@ -10,6 +10,7 @@ from typing import Any
 
 from qbench.contracts import DECLARED, VERBS, Verb, trains, verb_of
 from qbench.errors import ConfigError
+from qbench.weight_range import guarded
 
 _KINDS = {"name": str, "paper": str, "format": str, "symmetric": bool}
 OF_TRAINING = ("epochs", "batch_size", "training_tokens")  # what `contracts.TrainedMethod` has
@@ -50,11 +51,14 @@ class Declaration:
             )
 
     def load(self) -> type:
-        """The class itself; importing its module may raise anything."""
+        """The class itself, whose verb refuses weights that no method can compute with.
+
+        Importing its module may raise anything.
+        """
         if self.cls is not None:
-            return self.cls
+            return guarded(self.cls)
         module = importlib.import_module(self.module)
-        return getattr(module, self.class_name)
+        return guarded(getattr(module, self.class_name))
 
 
 def declaration_of(cls: Any, file: str) -> Declaration:

@@ -45,9 +45,8 @@ from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
 from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
+from qbench.weight_range import require_computable
 
-_SMALLEST = 1e-8  # of a layer's largest weight; below 1e-9 scales meet the floor of the methods
-_LARGEST = 1e15  # above 1e19 squares overflow float32
 _TEXT_WINDOWS = 64  # taken from texts that calibrate
 _TEXT_LENGTH = 512  # tokens in each of them
 
@@ -223,25 +222,13 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
     """Refuse, before any work, what cannot be quantized.
 
     ConfigError where the scheme does not fit the method or a layer; MethodError where weights are
-    not finite.
+    not finite, or too large or small to compute with.
     """
     check_scheme(method, scheme)
     for name, layer in quantizable(model).items():
         weight = read_weight(layer)
         scheme.group_length(weight.shape[1], name)
-        # The ends of the range are not finite where any weight is not: one pass, no temporaries.
-        if not weight.is_meta and not torch.isfinite(torch.stack(weight.aminmax())).all():
-            bad = int((~torch.isfinite(weight)).sum())
-            raise MethodError(
-                f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
-                "repair the checkpoint"
-            )
-        largest = 0.0 if weight.is_meta else float(weight.abs().max())
-        if largest and not _SMALLEST <= largest <= _LARGEST:
-            raise MethodError(
-                f"the largest weight of {name} is {largest:.3g}; methods compute in "
-                f"float32 within {_SMALLEST:g} to {_LARGEST:g}: scale the layer"
-            )
+        require_computable(weight, name)
 
 
 def _facts(method: Any, scheme: Scheme) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from qbench.tasks.shared_prefixes import Pass, passes
 BUDGET = {"cpu": 512, "cuda": 4096}
 LOGIT_BYTES = 2_000_000_000
 # Mean KL between a pass and the plain model, in nats, that rounding explains: SmolLM2 has 2e-11 in
-# float32, 5e-5 in float16 and 3e-3 in bfloat16; a mask or a position that is not heeded, 0.05 and up.
+# float32, 5e-5 in float16, 3e-3 in bfloat16; a mask or a position that is not heeded, 0.05 and up.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
 PROBE = (24, 8, 8)  # tokens of the probe's stem, of its branches, and of theirs
 LENGTH_BOUND_ROPE = ("dynamic", "longrope")  # rotations that change with the text's length

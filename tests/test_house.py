@@ -28,7 +28,8 @@ ARROWS = {
     "embedded": {"errors", "files"},
     "models": {"embedded", "errors", "files"},
     "calibration": {"contracts", "errors", "models"},
-    "declarations": {"contracts", "errors"},
+    "weight_range": {"contracts", "errors"},
+    "declarations": {"contracts", "errors", "weight_range"},
     "method_source": {"contracts", "declarations"},
     "plugin_file": {"errors", "files"},
     "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
@@ -43,7 +44,7 @@ ARROWS = {
     },
     "quantization": {
         "calibration", "checkpoint", "contracts", "errors", "exchange", "files", "formats",
-        "models", "registry",
+        "models", "registry", "weight_range",
     },
     "read_back": {"checkpoint", "errors", "models"},
     "export": {

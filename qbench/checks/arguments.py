@@ -40,36 +40,44 @@ def tensors_in(arguments: tuple[Any, ...]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tensors of a call with copies of their values, and the state of every module."""
+    """The tensors of a call, and the state of every module.
+
+    copies: of their values, or of some. versions: how often torch has written to each.
+    """
 
     tensors: Mapping[str, Tensor]
     copies: Mapping[str, Tensor]
+    versions: Mapping[str, int]
     flags: Mapping[str, tuple[bool, bool]]
     modules: Mapping[str, tuple[Any, ...]]
 
     @classmethod
-    def of(cls, arguments: tuple[Any, ...]) -> Arguments:
-        """What they are now."""
+    def of(cls, arguments: tuple[Any, ...], copied: int | None = None) -> Arguments:
+        """What they are now. copied: of how many arguments values are kept; None for all."""
         tensors = tensors_in(arguments)
-        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        kept = tensors_in(arguments[:copied])
+        copies = {name: tensor.detach().clone() for name, tensor in kept.items()}
+        versions = {name: tensor._version for name, tensor in tensors.items()}
         flags = {name: _flags(tensor) for name, tensor in tensors.items()}
         modules: dict[str, tuple[Any, ...]] = {}
         for argument in arguments:
             if isinstance(argument, nn.Module):
                 for name, part in argument.named_modules():
                     modules[name] = _state(part)
-        return cls(tensors, copies, flags, modules)
+        return cls(tensors, copies, versions, flags, modules)
 
     def changes(self, arguments: tuple[Any, ...]) -> dict[str, str]:
         """`inputs`: a value was changed in place. `block`: a flag, a hook or a module changed."""
-        later = Arguments.of(arguments)
+        later = Arguments.of(arguments, 0)
         sentences: dict[str, str] = {}
         if later.tensors.keys() != self.tensors.keys():
             odd = sorted(later.tensors.keys() ^ self.tensors.keys())
             sentences["inputs"] = f"{odd[0]} appeared or went away"
             return sentences
         for name, tensor in later.tensors.items():
-            if not _same(tensor, self.copies[name]):
+            copy = self.copies.get(name)
+            same = later.versions[name] == self.versions[name]
+            if not (same if copy is None else _same(tensor, copy)):
                 sentences.setdefault("inputs", f"{name} was changed in place")
             if later.flags[name] != self.flags[name] or tensor is not self.tensors[name]:
                 sentences.setdefault(

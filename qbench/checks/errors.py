@@ -24,10 +24,13 @@ from qbench.checks.samples import (
 from qbench.checks.tiny_models import GROUP_SIZE, WHAT, tiny_block
 from qbench.checks.verdict import Broke, NotApplicable
 from qbench.contracts import BlockResult, Scheme, verb_of
+from qbench.errors import QbenchError
 from qbench.models.blocks import linears, read_weight
 from qbench.registry import get_method
 
 ABOVE_ROUNDING = 1.05  # of the squared error of rounding on the grid from minimum to maximum
+ABOVE_SCALED = 1.1  # of the squared error of a weight, relative to its scale
+EXPONENTS = (-30, -20, -12, -9, -7, 7, 14, 17, 20, 30)  # of ten, by which a weight is scaled
 ABOVE_START = 1.15  # of the held-out loss: what is kept was chosen on other tokens
 
 
@@ -129,6 +132,27 @@ def check_outliers(method: Any) -> None:
         raise Broke(
             f"an outlier in one row makes the error of the other rows {times} times as large"
         )
+
+
+def check_extreme_weights(method: Any) -> None:
+    """At any scale of the weight the error follows the scale, or the weight is refused by name."""
+    _quantizes(method)
+    weight = sample_weight()
+    inputs = white_inputs(IN)
+    scheme = Scheme(max(3, method.bits[0]), GROUP)
+    expected = weight_error(quantize_sample(method, scheme, weight, inputs), weight)
+    for exponent in EXPONENTS:
+        scaled = weight * 10.0**exponent
+        try:
+            dense = quantize_sample(method, scheme, scaled, inputs).dequantize()
+        except QbenchError:
+            continue
+        error = ((dense.double() - scaled.double()) / 10.0**exponent).square().sum().item()
+        if not error <= ABOVE_SCALED * expected:
+            raise Broke(
+                f"with weights of about 1e{exponent} the relative squared error is "
+                f"{error / expected:.3g} times that at 1; at most {ABOVE_SCALED} is allowed"
+            )
 
 
 def rounded(block: Any, scheme: Scheme) -> BlockResult:

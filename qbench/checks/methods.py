@@ -15,6 +15,7 @@ from qbench.checks.errors import (
     check_block_loss_on_held_out_inputs,
     check_error_falls_with_bits,
     check_error_within_rounding,
+    check_extreme_weights,
     check_outliers,
     check_zeros_and_constants,
 )
@@ -94,6 +95,7 @@ CHECKS: tuple[Check, ...] = (
     check_block_loss_on_held_out_inputs,
     check_zeros_and_constants,
     check_outliers,
+    check_extreme_weights,
     check_half_precision_weights,
     check_strided_weights,
     check_refuses_bad_schemes,

@@ -136,10 +136,11 @@ def _whole_model(method: Any, scheme: Scheme, family: str, calls: list[Call]) ->
             calls.append(Call(where, scheme, error=reason_of(error)))
 
 
-def spied_on(method: Any, where: str, calls: list[Call], compared: int | None = None) -> Any:
+def spied_on(method: Any, where: str, calls: list[Call], copied: int | None = None) -> Any:
     """The same method with a verb that is watched: of a subclass, as it must stay a dataclass.
 
-    compared: how many arguments are copied to be compared after the call; None for all.
+    copied: how many arguments are copied to be compared after the call; None for all. Of the
+    others it shows whether torch has written to them.
     """
     kind = type(method)
     verb = verb_of(method)
@@ -151,7 +152,7 @@ def spied_on(method: Any, where: str, calls: list[Call], compared: int | None = 
             arguments,
             f"{where}, call {layer}",
             calls,
-            compared,
+            copied,
         )
 
     subclass = type(kind.__name__, (kind,), {verb: spy, "__module__": kind.__module__})
@@ -163,7 +164,7 @@ def watched(
     arguments: tuple[Any, ...],
     where: str,
     calls: list[Call],
-    compared: int | None = None,
+    copied: int | None = None,
 ) -> Any:
     """Call the verb, append what is seen to `calls`, and return its result or raise its error."""
     scheme = arguments[-1]
@@ -175,7 +176,7 @@ def watched(
     np.random.seed(seed)
     random.seed(seed)
     before = Surroundings.now()
-    arguments_before = Arguments.of(arguments[:compared])
+    arguments_before = Arguments.of(arguments, copied)
     result = None
     error = None
     try:
@@ -189,7 +190,7 @@ def watched(
     random.setstate(states[2])
     text = None if error is None else reason_of(error)
     try:
-        changes |= arguments_before.changes(arguments[:compared])
+        changes |= arguments_before.changes(arguments)
         changes |= _of_the_result(arguments_before, result)
     except Exception as broken:
         text = text or f"its result cannot be looked at: {type(broken).__name__}: {broken}"

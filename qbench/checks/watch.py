@@ -1,32 +1,60 @@
 """A method whose calls are held against the contract while it is at work on a real model.
 
 What `qbench check` proves on samples, a run cannot take on trust from a plug-in: a result of
-another shape or of more bits than asked, or a change of what everybody shares, is an error at that
-call.
+another shape or of more bits than asked, weights that are not those of the layer, a second answer
+that differs from the first, or a change of what everybody shares, is an error at that call. How
+good a result is, is what the run measures.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from torch import Tensor
+
+from qbench.checks.methods import check_is_a_value
 from qbench.checks.results import expect_promises
+from qbench.checks.samples import equal, hyper_parameters
 from qbench.checks.tour import Call, spied_on
 from qbench.checks.verdict import Broke
 from qbench.contracts import verb_of
 from qbench.errors import MethodError
 
 WHERE = "in the run"
+# Of the squared error, to the weight's own square. Zeros have 1, and a grid without zero a little
+# more where one weight of a group is huge; another matrix, or a transposed one, has 2.
+WORST = 1.5
 
 
 def watched(method: Any) -> Any:
-    """The same method; MethodError from a call of its verb that breaks a promise.
+    """The same method; MethodError from a call of its verb that breaks a promise, or at once.
 
-    What is seen is one call after the other, so that a promise about several calls, such as to be
-    deterministic, is left to `qbench check`.
+    Of a verb that takes one weight the first call is made twice. Other promises about several calls
+    are left to `qbench check`.
     """
-    # Of a block's inputs there may be gigabytes: the block alone is compared.
-    compared = 1 if verb_of(method) == "quantize_block" else None
-    return spied_on(method, WHERE, _Judge(method), compared)
+    judge = _Judge(method)
+    try:
+        check_is_a_value(method)
+    except Broke as broken:
+        raise _broken(str(broken)) from None
+    verb = verb_of(method)
+    if verb == "quantize_block":
+        # Of a block's inputs there may be gigabytes: the block alone is copied to be compared.
+        return spied_on(method, WHERE, judge, copied=1)
+    kind = type(spied_on(method, WHERE, judge))
+
+    def judged(self: Any, *arguments: Any) -> Any:
+        first = len(judge) == 0
+        result = getattr(kind, verb)(self, *arguments)
+        if verb == "quantize_weight":
+            _expect_its_own(arguments[0], result)
+        if first and not equal(result, getattr(kind, verb)(self, *arguments)):
+            raise _broken("the same call gives another result")
+        return result
+
+    subclass = type(kind.__name__, (kind,), {verb: judged, "__module__": kind.__module__})
+    return subclass(**hyper_parameters(method))
 
 
 class _Judge(list[Call]):
@@ -35,16 +63,37 @@ class _Judge(list[Call]):
     def __init__(self, method: Any) -> None:
         super().__init__()
         self.method = method
+        self.seen = 0
+
+    def __len__(self) -> int:
+        """How many calls there were; each has random states of its own."""
+        return self.seen
 
     def append(self, call: Call) -> None:
         """Judge a call that has given a result; an error that was raised speaks for itself."""
+        self.seen += 1
         if call.error is not None:
             return
         try:
             expect_promises(self.method, call)
         except Broke as broken:
-            # The layer or block is named by who catches it.
-            reason = str(broken).removeprefix(f"{WHERE}, call 0").lstrip(": ")
-            raise MethodError(
-                f"the method breaks its contract: {reason} (`qbench check` with it tells more)"
-            ) from None
+            raise _broken(str(broken)) from None
+
+
+def _expect_its_own(weight: Tensor, result: Any) -> None:
+    """MethodError where a result is further from the weight than zeros are, and more."""
+    W = weight.double()
+    error = float((result.dequantize().double() - W).square().sum())
+    if error > WORST * float(W.square().sum()):
+        raise _broken(
+            f"the squared error is {error / float(W.square().sum()):.3g} times the square of the "
+            "weight: it is another one, transposed, or in another order"
+        )
+
+
+def _broken(reason: str) -> MethodError:
+    """The layer or block is named by who catches it."""
+    reason = re.sub(rf"^{WHERE}, call \d+:? *", "", reason)
+    return MethodError(
+        f"the method breaks its contract: {reason} (`qbench check` with it tells more)"
+    )

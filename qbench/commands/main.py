@@ -32,6 +32,7 @@ from qbench.commands.options import (
     err,
     out,
 )
+from qbench.commands.planned import downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
@@ -189,9 +190,9 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
     from qbench.reports.registry import write_reports
 
     plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
-    out.print(_protocol(plan), markup=False, soft_wrap=True)
+    out.print(protocol(plan), markup=False, soft_wrap=True)
     if dry_run:
-        _show_plan(plan)
+        show_plan(plan)
         return 0
     if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
         _print_warnings(["the calibration is set, and no method of this run calibrates"])
@@ -227,7 +228,7 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
         f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {total / 60:.0f} min, {_place(plan)}{_downloads(plan)}",
+        f"about {total / 60:.0f} min, {place(plan)}{downloads(plan)}",
         markup=False,
         soft_wrap=True,
     )
@@ -236,63 +237,6 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
         return run_plan(plan, store, view)
-
-
-def _protocol(plan: Plan) -> str:
-    """The first line of a run: its data, with a warning where they are not real, and its preset."""
-    data = plan.source.describe()
-    if plan.warning is not None:
-        data += f"; warning: {plan.warning}"
-    return f"data  {data}; preset {plan.grid.preset}: {plan.grid.defaults['about']}"
-
-
-def _downloads(plan: Plan) -> str:
-    """What is to come from the hub first; nothing where all weights are here."""
-    if not plan.downloads:
-        return ""
-    return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
-
-
-def _place(plan: Plan) -> str:
-    """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
-    words = f"{plan.cells[0].dtype} on {plan.device}"
-    if plan.jobs > 1:
-        threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
-        words += f", {plan.jobs} cells at a time on {threads} each"
-    return words
-
-
-def _show_plan(plan: Plan) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("cell", "model", "method"):
-        table.add_column(name)
-    for name in ("quantize", "evaluate", "latency", "peak memory"):
-        table.add_column(name, justify="right")
-    total = 0.0
-    for cell in plan.cells:
-        if cell.id in plan.skipped:
-            table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
-            continue
-        cost = plan.estimates[cell.id]
-        total += cost.seconds / plan.jobs + cost.latency
-        table.add_row(
-            cell.id,
-            Text(cell.model),
-            Text(cell.label),
-            f"{cost.quantize:.0f} s",
-            f"{sum(cost.tasks.values()):.0f} s",
-            f"{cost.latency:.0f} s",
-            f"{cost.peak_bytes / 1e9:.1f} GB",
-        )
-    out.print(table)
-    for cell in plan.cells:
-        if cell.id in plan.skipped:
-            reason = plan.skipped[cell.id]
-            out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
-    out.print(
-        f"{len(plan.cells)} cells, about {total / 60:.0f} min "
-        f"(estimated from a matrix product timed on this machine){_downloads(plan)}"
-    )
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")

@@ -262,6 +262,11 @@ WEIGHTS = (
         """,
     ),
     Fault("not-frozen", "is_a_value", "return good(weight, scheme)", frozen=False),
+    Fault(
+        "loses-small-weights",
+        "extreme_weights",
+        "return good(weight * (weight.abs().amax() > 1e-6), scheme)",
+    ),
     Fault("the-weight-itself", "results_own_their_memory", "return Dense(weight)", format="dense"),
     Fault(
         "keeps-the-graph",

@@ -21,15 +21,16 @@ broken = importlib.util.module_from_spec(_SPEC)
 sys.modules.setdefault("broken_methods", broken)  # dataclasses look their module up here
 _SPEC.loader.exec_module(broken)
 
-# Faults that one sees while a method quantizes a real model; the others are about quality, about
-# several calls, or about shapes that a tiny Llama does not have.
+# Faults that one sees while a method quantizes a real model; the others are about quality, which a
+# run measures, or about shapes that a tiny Llama does not have.
 SEEN = {
-    "answers_every_call", "block_untouched", "inputs_untouched", "no_gradients_left",
+    "answers_every_call", "block_untouched", "deterministic", "inputs_untouched", "is_a_value",
+    "keeps_no_state", "no_gradients_left",
     "no_more_bits_than_asked", "nothing_patched", "process_untouched", "random_state_untouched",
     "results_own_their_memory", "settings_untouched", "shape_and_format",
 }  # fmt: skip
 UNSEEN = {
-    "changes-the-inputs", "changes-the-targets", "fails-on-odd-rows", "infinite-per-row",
+    "fails-on-odd-rows", "infinite-per-row",
     "loses-the-odd-row", "nan-on-tall-weights", "no-biases", "no-conv1d", "no-experts",
 }  # fmt: skip
 ENDLESS = {"hangs", "computes-for-ever", "takes-all-memory"}
@@ -165,7 +166,7 @@ def test_broken_methods_fail_in_a_run_and_the_good_cell_beside_them_is_right(
     code, _, error = command(*run_args(tiny_folder, out, names, "4", extra, tasks=["wikitext"]))
     assert code == 1 and "Traceback" not in error
     found = reasons(out)
-    assert len(faults) > 55 and len(found) == len(faults) + 2
+    assert len(faults) > 60 and len(found) == len(faults) + 2
     assert found.pop("rtn 4b g32") is found.pop("good-rounding 4b g32") is None
     assert [label for label, reason in found.items() if not reason] == []
     values = {

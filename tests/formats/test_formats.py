@@ -116,3 +116,10 @@ def test_parameters_are_float16_unless_that_distorts_them():
     assert as_stored(torch.tensor([0.1, 3.0])).dtype == torch.float16
     assert as_stored(torch.tensor([1e5, 3.0])).dtype == torch.float32
     assert as_stored(torch.tensor([1e-6, 2e-5])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 2), (4, 2), (1, 1, 4, 2), (2,)])
+def test_a_binary_weight_of_no_planes_or_another_rank_is_refused(shape):
+    planes = torch.zeros(shape, dtype=torch.uint8)
+    with pytest.raises(StoreError, match="planes"):
+        Binary(planes, torch.ones(4, 1, shape[0]), None, in_features=16, group_size=16)

@@ -23,7 +23,7 @@ from qbench.methods.curvature import (
     weighted_levels,
 )
 from qbench.methods.curvature_refinement import descend, refit
-from qbench.methods.gptq import inverse_cholesky
+from qbench.methods.error_feedback import inverse_cholesky
 from qbench.methods.stored_numbers import Steps, stored_numbers
 from samples import normal, seeded
 
@@ -227,13 +227,14 @@ def test_numbers_are_snapped_in_training_as_they_are_stored():
     # What is stored already is a fixed point, and other numbers move by half a step at most.
     kept = steps.snapped(values(stored[0]).float(), values(stored[1]).float())
     for ours, theirs in zip(kept, stored, strict=True):
-        torch.testing.assert_close(ours, values(theirs).float(), rtol=2e-3, atol=1e-6)
+        assert torch.equal(ours, values(theirs).float())
     moved = values(stored[0]).float() + 0.003 * normal(6, 5, 3).abs()
     snapped, _ = steps.snapped(moved, shift)
     inside = snapped < (2.0 ** torch.tensor([7, 6, 5]) - 1.5) * steps.step[..., None]
-    assert ((snapped - moved).abs() <= 0.501 * steps.step[..., None])[inside & (moved > 0)].all()
+    most = 0.5 * steps.step[..., None] + 2.0**-10 * snapped  # the product is rounded to float16
+    assert ((snapped - moved).abs() <= most)[inside & (moved > 0)].all()
     packed, _ = steps.stored(moved, shift)
-    torch.testing.assert_close(values(packed).float(), snapped, rtol=2e-3, atol=1e-6)
+    assert torch.equal(values(packed).float(), snapped)
     assert packed.codes.shape == stored[0].codes.shape
     assert torch.equal(packed.span, stored[0].span)
     negative, _ = steps.snapped(-moved, shift)

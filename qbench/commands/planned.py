@@ -1,0 +1,73 @@
+"""What `qbench run` says of a plan: its first lines, and the table of a dry run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from qbench.commands.options import out
+
+WIDTH = 110  # of a terminal, at least: names do not wrap
+
+if TYPE_CHECKING:
+    from qbench.experiment.plan import Plan
+
+
+def protocol(plan: Plan) -> str:
+    """The first line of a run: its data, with a warning where they are not real, and its preset."""
+    data = plan.source.describe()
+    if plan.warning is not None:
+        data += f"; warning: {plan.warning}"
+    return f"data  {data}; preset {plan.grid.preset}: {plan.grid.defaults['about']}"
+
+
+def downloads(plan: Plan) -> str:
+    """What is to come from the hub first; nothing where all weights are here."""
+    if not plan.downloads:
+        return ""
+    return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
+
+
+def place(plan: Plan) -> str:
+    """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
+    words = f"{plan.cells[0].dtype} on {plan.device}"
+    if plan.jobs > 1:
+        threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+        words += f", {plan.jobs} cells at a time on {threads} each"
+    return words
+
+
+def show_plan(plan: Plan) -> None:
+    """The cells with what each will cost, those that are skipped, and what all cost together."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("cell", "model", "method"):
+        table.add_column(name)
+    for name in ("quantize", "evaluate", "latency", "peak memory"):
+        table.add_column(name, justify="right")
+    total = 0.0
+    for cell in plan.cells:
+        if cell.id in plan.skipped:
+            table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
+            continue
+        cost = plan.estimates[cell.id]
+        total += cost.seconds / plan.jobs + cost.latency
+        table.add_row(
+            cell.id,
+            Text(cell.model),
+            Text(cell.label),
+            f"{cost.quantize:.0f} s",
+            f"{sum(cost.tasks.values()):.0f} s",
+            f"{cost.latency:.0f} s",
+            f"{cost.peak_bytes / 1e9:.1f} GB",
+        )
+    out.print(table, width=max(out.width, WIDTH))
+    for cell in plan.cells:
+        if cell.id in plan.skipped:
+            reason = plan.skipped[cell.id]
+            out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
+    out.print(
+        f"{len(plan.cells)} cells, about {total / 60:.0f} min "
+        f"(estimated from a matrix product timed on this machine){downloads(plan)}"
+    )

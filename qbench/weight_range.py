@@ -1,0 +1,72 @@
+"""Which weights the methods can compute with, asked before every call of a verb.
+
+Methods compute in float32, with floors below which a range counts as none, and with squares. So
+weights far from 1 would come back as zeros, or overflow, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from qbench.contracts import verb_of
+from qbench.errors import MethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALLEST = 1e-8  # of a layer's largest weight; below 1e-9 scales meet the floor of the methods
+LARGEST = 1e15  # above 1e19 squares overflow float32
+_MARK = "__refuses_extremes__"
+
+
+def require_computable(weight: Tensor, name: str = "the weight") -> None:
+    """MethodError naming the weight where it holds NaN or infinity, or its largest is out of range.
+
+    A weight of zeros is within it, and one without data is taken on trust.
+    """
+    if weight.is_meta or not weight.numel():
+        return
+    # The ends of the range are not finite where any weight is not: one pass, no temporaries.
+    low, high = (float(end) for end in weight.aminmax())
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        bad = int((~weight.isfinite()).sum())
+        raise MethodError(
+            f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
+            "repair the checkpoint"
+        )
+    largest = max(-low, high)
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise MethodError(
+            f"the largest weight of {name} is {largest:.3g}; methods compute in "
+            f"float32 within {SMALLEST:g} to {LARGEST:g}: scale the layer"
+        )
+
+
+def guarded(cls: type) -> type:
+    """A method's class, whose verb from now on refuses what it cannot compute with."""
+    verb = verb_of(cls)
+    inner = getattr(cls, verb)
+    if hasattr(inner, _MARK):  # by an earlier call, or inherited from a method that is
+        return cls
+
+    @wraps(inner)
+    def checked(self: Any, first: Any, *others: Any, **named: Any) -> Any:
+        for name, weight in _weights(first):
+            require_computable(weight, name)
+        return inner(self, first, *others, **named)
+
+    setattr(checked, _MARK, True)
+    setattr(cls, verb, checked)
+    return cls
+
+
+def _weights(first: Any) -> Iterator[tuple[str, Any]]:
+    """The weights that a verb is called with first: one, or the matrices of a block."""
+    if not hasattr(first, "named_parameters"):
+        yield "the weight", first
+        return
+    for name, parameter in first.named_parameters():
+        if parameter.ndim == 2:
+            yield name, parameter.detach()
