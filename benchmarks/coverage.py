@@ -4,7 +4,8 @@
 
 Every case draws comparisons whose true difference is known. Reported: the share of 95 % intervals
 that hold it (Monte Carlo error 0.5 points at 2,000 runs), the share of null comparisons that alarm,
-and the power at the smallest difference that was promised to be found with 80 %.
+and the power at the smallest difference that was promised to be found with 80 %; for the gate, how
+often it passes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qbench.stats.many import holm
 from qbench.stats.power import detectable, items_for_share
 from qbench.stats.replicates import crossed_mean
 from qbench.stats.shares import Flipped, mcnemar, score_statistic
+from qbench.stats.verdict import judge
 
 RUNS = 2000
 ITEMS = (50, 200, 1000)
@@ -242,6 +244,41 @@ def families(runs: int, seed: int) -> Iterator[Case]:
         yield Case("McNemar, exact", 200, 200, 1, discordance, alarms=100 * share)
 
 
+def gates(runs: int, seed: int) -> Iterator[Case]:
+    """The gate on identical code with fresh calibration draws: three endpoints of one cell.
+
+    As measured on SmolLM2: windows' log perplexity ratios spread by 0.05 nats, divergences by 12 %
+    and solutions' by 0.05 nats, and draws by one to two errors over the items of one draw.
+    """
+    generator = np.random.default_rng(seed)
+    labels = [k // 2 for k in range(40)]
+    margins = (0.02, float(np.log1p(0.05)), 0.02)
+    for draws in (1, 4):
+        for ratio in (1.0, 2.0):
+            alarms = 0
+            passes = 0
+            for _ in range(runs):
+                harms = []
+                for spread, margin_items in ((0.05, 40), (0.12, 40), (0.05, 24)):
+                    error = spread / np.sqrt(margin_items)
+                    level = ratio * error * generator.standard_normal((draws, 1))
+                    values = level + spread * generator.standard_t(5, (draws, margin_items)) / 1.29
+                    clusters = labels if margin_items == 40 else None
+                    harms.append(crossed_mean(values, clusters))
+                words = [one.word for one in judge(harms, margins)]
+                alarms += "worse" in words
+                passes += all(word in ("same", "better") for word in words)
+            yield Case(
+                f"the gate on identical code, draws spread {ratio:.0f} errors",
+                40,
+                20,
+                draws,
+                None,
+                alarms=100 * alarms / runs,
+                power=100 * passes / runs,
+            )
+
+
 def simulate(runs: int, show: Callable[[Case], None] = lambda case: None) -> list[Case]:
     """All cases. runs: comparisons drawn for each."""
     cases = []
@@ -252,6 +289,7 @@ def simulate(runs: int, show: Callable[[Case], None] = lambda case: None) -> lis
         crossed(runs, 3),
         powers(runs, 4),
         families(runs, 5),
+        gates(runs, 6),
     )
     for source in sources:
         for case in source:

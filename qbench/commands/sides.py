@@ -78,7 +78,8 @@ def _newest(records: list[Record], folder: Path) -> list[Record]:
     for record in sorted(records, key=lambda one: written[one.id]):
         cell = record.cell
         kept[cell.model, cell.method, cell.label, cell.seed] = record
-    return [record for record in records if record in kept.values()]
+    names = {record.id for record in kept.values()}
+    return [record for record in records if record.id in names]
 
 
 def _copy(source: Path, target: Path, path: str) -> None:

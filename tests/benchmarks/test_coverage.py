@@ -1,0 +1,37 @@
+"""A small version of `benchmarks/coverage.py`: every case is drawn, and the figures are sane."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fresh_python import run_python
+from places import ROOT
+
+
+@pytest.mark.slow
+def test_the_simulation_covers_what_it_says(tmp_path):
+    path = tmp_path / "coverage.json"
+    script = ROOT / "benchmarks" / "coverage.py"
+    done = run_python("-P", script, "--runs", 60, "--json", path)
+    assert done.returncode == 0, done.stderr
+    cases = json.loads(path.read_text())["cases"]
+    assert len(cases) > 40
+    for case in cases:
+        if case["draws"] == 1 and "spread between draws" in case["name"]:
+            continue  # what this is about: one draw does not cover
+        if case["cover"] is not None:
+            assert case["cover"] >= 80, case
+        if "gate" in case["name"]:
+            assert case["alarms"] <= 10, case
+
+
+def test_the_stored_figures_are_those_that_the_document_gives():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text())
+    text = (ROOT / "docs" / "gate.md").read_text()
+    four = [c for c in stored["cases"] if "spread between draws" in c["name"] and c["draws"] == 4]
+    covers = ", ".join(f"{case['cover']:.1f}" for case in four)
+    alarms = ", ".join(f"{case['alarms']:.1f}" for case in four)
+    assert stored["runs"] == 2000
+    assert f"| {covers} % | {alarms} % |" in text
