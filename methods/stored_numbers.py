@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from qbench.formats.packing import as_stored
-from qbench.formats.snapping import stored_coding
-from qbench.formats.stepped import Numbers, Stepped, values
+from qbench.formats.snapping import LEAST, stored_coding
+from qbench.formats.stepped import MOST, Numbers, Stepped, nearest, values
 
 DISTORTED = 1 / 8  # share of the groups that one step per row may distort
 
 
 def default_scale_bits(bits: int) -> int:
-    """So that scales take no more than about 0.4 bits a weight in groups of 64."""
-    return 7 if bits <= 3 else 6
+    """What costs about a hundredth of the squared error, and 0.27 to 0.45 bits in groups of 64.
+
+    See `benchmarks/scale_bits.py`: 6, 7 and 8 bits for the largest scale at 2, 3 and 4 bits.
+    """
+    return min(MOST, max(LEAST, bits + 4))
 
 
 def stored_numbers(
@@ -46,8 +49,8 @@ def stored_numbers(
 class Steps:
     """What a weight's numbers are multiples of.
 
-    step (out, 1): of a row. widths: bits of every alpha. shift_bits: of the shift, signed. span and
-    places: as in `Stepped`.
+    step (out, 1): of a row. widths: bits of the alphas' chain. shift_bits: of the shift, signed.
+    span, places: as in `Stepped`.
     """
 
     step: Tensor
@@ -68,10 +71,8 @@ class Steps:
     def codes(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest integers, float32, of alpha (out, groups, b) and shift (out, groups)."""
         step = torch.where(self.step > 0, self.step, torch.inf)
-        most = torch.tensor([2.0**width - 1 for width in self.widths], device=alpha.device)
-        limit = 2.0 ** (self.shift_bits - 1)
-        alphas = (alpha / step[..., None]).round_().clamp_min_(0).minimum(most)
-        return alphas, (shift / step).round_().clamp_(-limit, limit - 1)
+        alphas = nearest(alpha / step[..., None], self.widths)
+        return alphas, nearest(shift / step, self.shift_bits, signed=True)
 
     def snapped(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest numbers that can be stored, in these shapes, float32."""

@@ -198,7 +198,11 @@ def _require_plain(tree: ast.Module) -> None:
         elif isinstance(statement, ast.ImportFrom):
             fine = statement.level == 0 and _has_names(statement)
         else:
-            fine = isinstance(statement, definitions) or _is_text(statement)
+            fine = (
+                isinstance(statement, definitions)
+                or _is_text(statement)
+                or _is_for_types(statement)
+            )
         if not fine:
             raise Unreadable(ast.unparse(statement))
 
@@ -239,6 +243,11 @@ def _is_ours(module: str | None) -> bool:
 
 def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _is_for_types(statement: ast.stmt) -> bool:
+    """Whether it is an `if TYPE_CHECKING:`, which no import runs."""
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
 
 
 def _is_classvar(annotation: ast.expr) -> bool:

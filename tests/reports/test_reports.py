@@ -459,9 +459,9 @@ def test_a_failed_write_keeps_the_old_file(
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(StoreError, match="No space left on device"):
         write_reports(records[:2], tmp_path)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
-        ("leaderboard.md", "old")
-    ]
+    assert {path: path.read_text() for path in files_of(tmp_path)} == {
+        tmp_path / "leaderboard.md": "old"
+    }
 
 
 @pytest.mark.slow
