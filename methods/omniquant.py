@@ -7,6 +7,13 @@ function, n = 2^b - 1:
     h = sigma(gamma) max(W),  l = sigma(beta) min(W),  s = (h - l) / n,  z = round(-l / s),
     w^ = s ( clip( round( w / s ) + z, 0, n ) - z ).
 
+Where all weights of a group have one sign, the range need not hold zero, and z lies outside of
+0..n; a layer with such a group stores its zero points as float16.
+
+At few bits the authors add the error to what the full-precision block makes of the quantized
+prefix's output (`aug_loss`). Squared errors to two targets are, but for a constant, twice that to
+their mean, which is what is trained on here. The learning rates are constant, as theirs.
+
 Learnable equivalent transformation, equation 3, without its shift: W diag(s_c) is rounded instead
 of W, and 1/s_c goes into what comes before, at the places of `qbench.calibration.folding`. The
 authors use it for OPT and not for Llama's weights.
@@ -30,11 +37,15 @@ from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWei
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
-from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range
+from qbench.formats.snapping import check_scale_bits, stored_grid
+from qbench.formats.stepped import Stepped, values
+from qbench.methods.dynamic_groups import like
+from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range, zero_as_float
 from qbench.models.blocks import as_kept, linears, read_weight
 
 START = 4.0  # of gamma and beta: sigma(4) = 0.982, nearly the whole range
 LARGEST = 6.0  # at the start: sigma(6) = 0.998; beyond it the gradient is lost
+FARTHEST = 2048  # of zero points: up to it, float16 holds every integer
 SMALLEST = 1e-2  # below which a scale of LET is cut off, as in the authors' code
 
 
@@ -46,6 +57,9 @@ class OmniQuant(Reconstruction):
     finds. let: `auto` is on where the norm before a fold has a bias (LayerNorm models such as OPT),
     as in the authors' scripts. lr_lwc: of gamma and beta; the authors' 0.01 is for 2560 steps, and
     hardly moves them in the tens of steps of a quick run. lr_let: of the logarithms of the scales.
+    aug_loss: also the error to what the full-precision block makes of the quantized stream; `auto`
+    at 2 and 3 bits. scale_bits: as in `rtn`; below 16 the scales are trained on the steps of the
+    start.
     """
 
     name: ClassVar[str] = "omniquant"
@@ -53,11 +67,18 @@ class OmniQuant(Reconstruction):
     format: ClassVar[str] = "uniform"
     bits: ClassVar[tuple[int, int]] = (2, 8)
     symmetric: ClassVar[bool] = True
+    schedule: ClassVar[Literal["constant"]] = "constant"
 
     lr_lwc: float = 0.1
     lr_let: float = 5e-3
     clip: Literal["search", "none"] = "search"
     let: Literal["auto", "on", "off"] = "auto"
+    aug_loss: Literal["auto", "on", "off"] = "auto"
+    scale_bits: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_scale_bits(self.scale_bits)
 
     def prepare(
         self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
@@ -66,25 +87,24 @@ class OmniQuant(Reconstruction):
         group = scheme.group_length(weight.shape[1])
         W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
         start = torch.full(W.shape[:2], START, device=W.device)
+        starts = (start, start)
         if self.clip == "search":
-            start = self._searched(W, scheme)
-        return LearnedClip(W, start, scheme, self.lr_lwc)
+            starts = self._searched(W, scheme)
+        return LearnedClip(W, starts, scheme, self)
 
-    def _searched(self, W: Tensor, scheme: Scheme) -> Tensor:
-        """gamma and beta (out, groups) that give W (out, groups, g) the scales that `rtn` finds.
+    def _searched(self, W: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+        """gamma and beta (out, groups) that give W (out, groups, g) the ranges that `rtn` finds.
 
-        Both ends shrink alike there, gamma = beta, so that s = sigma(gamma) (max W - min W) / n:
-        sigma(gamma) is the ratio of the searched scale to the one of the whole range.
+        sigma(gamma) is the part of max W that the grid's upper end is, and sigma(beta) likewise. A
+        part of 1 or more is nearly 1; an end of the other sign, which none is a part of, is START.
         """
-        low, high = weight_range(W, scheme.symmetric, integer=True)
-        if scheme.symmetric:
-            whole = 2 * high / (2**scheme.bits - 2)  # max|w| / (2^(b-1) - 1), as in `range_grid`
-        else:
-            whole = (high - low) / (2**scheme.bits - 1)
-        scale, _ = RTN().grid(W, scheme)
-        ratio = scale.float() / whole.clamp_min(TINY)
-        # The inverse of sigma; eps keeps it finite for a ratio of 0 or 1.
-        return torch.logit(ratio, eps=1e-3).clamp_max(LARGEST)
+        n = 2**scheme.bits - 1
+        low, high = weight_range(W, scheme.symmetric, integer=False)
+        stored, zero = RTN().grid(W, scheme)
+        s = stored.float()
+        z = zero_as_float(stored, zero, scheme.bits)
+        top = s * (n // 2) if scheme.symmetric else s * (n - z)
+        return _part(top, high), _part(-s * z, low)
 
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
@@ -93,6 +113,8 @@ class OmniQuant(Reconstruction):
 
         LET starts from max|x|^0.5 / max|w|^0.5, or from 1 where that has the smaller loss.
         """
+        if self.aug_loss == "on" or (self.aug_loss == "auto" and scheme.bits <= 3):
+            targets = augmented(block, inputs, targets)
         folds = self._folds(block, inputs)
         if not folds:
             return super().quantize_block(block, inputs, targets, scheme)
@@ -121,20 +143,46 @@ class OmniQuant(Reconstruction):
         return folds
 
 
+def _part(end: Tensor, whole: Tensor) -> Tensor:
+    """The inverse of sigma of end / whole, both the same end of ranges (out, groups)."""
+    ratio = end / torch.where(whole != 0, whole, torch.inf)
+    # eps keeps it finite for a ratio of 0 or 1; above 1 it is cut to 1.
+    start = torch.logit(ratio.clamp(0, 1), eps=1e-3).clamp_max(LARGEST)
+    return torch.where(ratio > 0, start, START)
+
+
+@torch.no_grad()
+def augmented(block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> list[Tensor]:
+    """The means of `targets` and of what the block gives for the quantized stream."""
+    means = []
+    for batch, target in enumerate(targets):
+        means.append((target + inputs.run(block, inputs.quantized[batch], batch)) / 2)
+    return means
+
+
 class LearnedClip(TrainedWeight):
     """One weight in training.
 
     Parameters: gamma, beta (out, groups) float32; a symmetric grid has gamma only.
     """
 
-    def __init__(self, W: Tensor, start: Tensor, scheme: Scheme, lr: float) -> None:
-        """W (out, groups, g) float32; start (out, groups) of gamma and beta."""
+    def __init__(
+        self, W: Tensor, starts: tuple[Tensor, Tensor], scheme: Scheme, method: OmniQuant
+    ) -> None:
+        """W (out, groups, g) float32; starts (out, groups) of gamma and beta."""
         super().__init__()
         self.W = W
         self.scheme = scheme
-        self.lr = lr
-        self.gamma = nn.Parameter(start.clone())
-        self.beta = None if scheme.symmetric else nn.Parameter(start.clone())
+        self.lr = method.lr_lwc
+        gamma, beta = starts
+        self.gamma = nn.Parameter(gamma.clone())
+        self.beta = None if scheme.symmetric else nn.Parameter(beta.clone())
+        self.steps: Stepped | None = None  # what scales are integers of, where they are
+        with torch.no_grad():
+            s, _ = self.grid(W)
+        scale, _ = stored_grid(s, None, scheme.bits, method.scale_bits)
+        if isinstance(scale, Stepped):
+            self.steps = scale
 
     def forward(self, W: Tensor | None = None) -> Tensor:
         """(out, in) in the dtype of the products.
@@ -154,25 +202,37 @@ class LearnedClip(TrainedWeight):
         The rounding of the zero point passes no gradient.
         """
         n = 2**self.scheme.bits - 1
-        low, high = weight_range(W, self.scheme.symmetric, integer=True)
+        low, high = weight_range(W, self.scheme.symmetric, integer=False)
         h = self.gamma.sigmoid() * high
         if self.beta is None:
             # n // 2 = 2^(b-1) - 1 steps on each side of the midpoint code (n + 1) / 2 = 2^(b-1).
-            s = (h / (n // 2)).clamp_min(TINY)
+            s = self._snapped((h / (n // 2)).clamp_min(TINY))
             return s, torch.full_like(h, (n + 1) / 2)
         low = self.beta.sigmoid() * low
-        s = ((h - low) / n).clamp_min(TINY)
-        z = (-low / s).detach().round().clamp(0, n)
-        return s, z
+        # Far from zero, and narrow: at this scale the zero point is the farthest one.
+        least = (low.detach().abs() / FARTHEST).clamp_min(TINY)
+        s = self._snapped(torch.maximum((h - low) / n, least))
+        return s, (-low / s).detach().round().clamp(-FARTHEST, FARTHEST)
+
+    def _snapped(self, s: Tensor) -> Tensor:
+        """The nearest scales (out, groups) that are stored; the gradient passes through."""
+        if self.steps is None:
+            return s
+        with torch.no_grad():
+            change = values(like(self.steps, s)).float().clamp_min(TINY) - s
+        return s + change
 
     @torch.no_grad()
     def export(self, W: Tensor | None = None) -> Uniform:
         """Rounded to the grid as it is stored. W: as in `forward`."""
         W = self.W if W is None else W.view_as(self.W)
         s, z = self.grid(W)
-        scale = as_stored(s)
-        zero = None if self.beta is None else z.to(torch.uint8)
-        codes = round_to_grid(W, scale, zero, self.scheme.bits)
+        scale = as_stored(s) if self.steps is None else like(self.steps, s)
+        zero = None
+        if self.beta is not None:
+            within = bool(((z >= 0) & (z < 2**self.scheme.bits)).all())
+            zero = z.to(torch.uint8) if within else as_stored(z)
+        codes = round_to_grid(W, values(scale), zero, self.scheme.bits)
         return Uniform.from_codes(codes.flatten(1), scale, zero, self.scheme.bits)
 
     def groups(self) -> Groups:

@@ -113,6 +113,8 @@ class Reconstruction:
     """
 
     trains: ClassVar[Literal[True]] = True
+    # Of the learning rates: down to zero, or as they are.
+    schedule: ClassVar[Literal["cosine", "constant"]] = "cosine"
 
     epochs: int = 4
     batch_size: int = 4
@@ -312,7 +314,7 @@ def _judged(
 
 
 class Steps:
-    """Adam under a cosine schedule to zero, the order of batches, and the mixing of inputs."""
+    """Adam under the recipe's schedule, the order of batches, and the mixing of inputs."""
 
     def __init__(
         self,
@@ -329,7 +331,11 @@ class Steps:
         self.taken = 0
         self.optimizer = torch.optim.Adam(state.groups(), fused=True)
         total = max(1, recipe.epochs * batches)  # 0 epochs: the schedule is never stepped
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=total)
+        self.schedule: torch.optim.lr_scheduler.LRScheduler
+        if recipe.schedule == "cosine":
+            self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=total)
+        else:
+            self.schedule = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1)
         # Two generators, of which that of the noise is on the device, where the noise is drawn. So
         # the order of the batches depends neither on the mixing nor on the device.
         self.shuffle = torch.Generator().manual_seed(recipe.seed)

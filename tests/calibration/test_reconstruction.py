@@ -63,8 +63,9 @@ def make_case(batches=4, spoil=0.02):
 
 def trained(case, name="flexround", **params):
     block, inputs, targets = case
-    if name == "flexround":  # whose other start leaves nothing to train in so small a block
-        params = {"start": "weights", **params}
+    # Starts from error feedback leave nothing to train in so small a block.
+    starts = {"flexround": {"start": "weights"}, "uniquanf": {"initialization": "unified"}}
+    params = starts.get(name, {}) | params
     with torch.no_grad():
         return qbench.get_method(name, **params).quantize_block(block, inputs, targets, SCHEME)
 
@@ -286,7 +287,7 @@ def test_the_last_block_is_judged_by_the_logits_too(case):
         objective = Objective("mse", head, 2.0, 0.5)
         error = (output - targets[3]).square().mean().item()
         found = objective(output.float(), targets[3], 1).item()
-        assert found == pytest.approx(error / 2 + 2 * kl, rel=1e-4) and kl > 0
+        assert found == pytest.approx(error / 2 + 2 * kl, rel=1e-3) and kl > 0
     moved = trained((block, seen, targets), epochs=6, lr=1e-2)
     other = trained(case, epochs=6, lr=1e-2)
     assert moved.log["final"] < moved.log["initial"]

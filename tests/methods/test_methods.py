@@ -73,7 +73,7 @@ def test_rtn_minmax_error_on_gaussian_weights(gauss, bits, zero_point, expected)
     assert group_errors(found, gauss).mean().item() == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("bits, expected", [(2, 0.137), (3, 0.0353), (4, 0.00913)])
+@pytest.mark.parametrize("bits, expected", [(2, 0.1327), (3, 0.0349), (4, 0.00907)])
 def test_rtn_clip_search_error_on_gaussian_weights(gauss, bits, expected):
     errors = group_errors(quantized("rtn", gauss, bits), gauss)
     assert errors.mean().item() == pytest.approx(expected, rel=0.02)
@@ -222,7 +222,9 @@ def plain_gptq(weight, hessian, scheme, damp=0.01):
 def test_gptq_equals_a_plain_reference_in_float64():
     weight, stats, scheme = sample_weight()[:, :96], sample_stats(), Scheme(3, 32)
     hessian = stats.hessian[:96, :96].contiguous()
-    method = qbench.get_method("gptq", act_order=False, block_size=32)
+    method = qbench.get_method(
+        "gptq", act_order=False, block_size=32, importance="none", groups="static"
+    )
     found = (
         method.quantize_linear(weight, LinearStats(hessian, stats.count), scheme)
         .dequantize()
@@ -233,7 +235,7 @@ def test_gptq_equals_a_plain_reference_in_float64():
 
 
 def test_gptq_block_size_does_not_matter():
-    stats, scheme = sample_stats(), Scheme(3, 32)
+    stats, scheme = sample_stats(), Scheme(3, 64)
     small, large = (
         qbench.get_method("gptq", block_size=size)
         .quantize_linear(sample_weight(), stats, scheme)

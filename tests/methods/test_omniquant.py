@@ -13,8 +13,10 @@ import qbench
 from families import GPT2, OPT
 from qbench import Scheme
 from qbench.calibration.folding_search import find_folds
+from qbench.calibration.reconstruction import Objective, Steps, Weights
 from qbench.checks.samples import sample_weight
-from qbench.methods.omniquant import OmniQuant, Transformed, largest_inputs, migration
+from qbench.methods.flexround import FlexRound
+from qbench.methods.omniquant import OmniQuant, Transformed, augmented, largest_inputs, migration
 from qbench.methods.rtn import range_grid, round_to_grid, weight_range
 from qbench.models.blocks import linears, quantizable
 from samples import normal, token_ids
@@ -67,7 +69,9 @@ def test_the_start_of_a_search_is_that_of_rtn(symmetric):
     found = OmniQuant().prepare(weight, scheme).export().dequantize()
     plain = qbench.get_method("rtn").quantize_weight(weight, scheme).dequantize()
     errors = [(dense - weight).square().sum(1) for dense in (found, plain)]
-    assert (errors[0] <= 1.05 * errors[1]).all()
+    # The search may end a grid beyond the largest weight, and a part of the range cannot.
+    assert (errors[0] <= 1.1 * errors[1]).all()
+    assert errors[0].sum() <= 1.03 * errors[1].sum()
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -95,6 +99,59 @@ def test_gradients_equal_those_of_the_plain_equation(symmetric):
     )
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_range_without_zero_is_not_stretched_to_it(sign):
+    """All weights of a group of one sign: the zero point lies outside of the codes."""
+    weight = sample_weight()
+    weight[:, :32] = sign * (1 + 0.1 * normal(48, 32).sigmoid())
+    found = OmniQuant(clip="none").prepare(weight, Scheme(3, 32)).export()
+    assert found.zero_point.is_floating_point()
+    error = (found.dequantize() - weight)[:, :32].abs().amax()
+    assert error <= 0.1 / 7 + 0.02 * 1.1  # a step, and what sigmoid(4) cuts off
+    plain = qbench.get_method("rtn").quantize_weight(weight, Scheme(3, 32)).dequantize()
+    assert error < (plain - weight)[:, :32].abs().amax()
+    # A layer of ordinary groups keeps integers of `bits` bits.
+    assert OmniQuant().prepare(sample_weight(), Scheme(3, 32)).export().zero_point.dtype == (
+        torch.uint8
+    )
+
+
+def test_a_constant_group_far_from_zero_is_kept():
+    weight = torch.full((4, 32), 3.0)
+    found = OmniQuant(clip="none").prepare(weight, Scheme(2, 32)).export().dequantize()
+    torch.testing.assert_close(found, weight, rtol=0.02, atol=0)  # sigmoid(4) is 0.982
+
+
+def test_the_augmented_loss_trains_on_the_mean_of_both_targets(tiny):
+    block, inputs, targets = walked_block(tiny(), TOKENS)
+    means = augmented(block, inputs, targets)
+    output = normal(*targets[0].shape)
+    both = [targets[0], inputs.run(block, inputs.quantized[0], 0)]
+    errors = [(output - target).square().sum(-1) for target in both]
+    apart = (both[0] - both[1]).square().sum(-1)
+    torch.testing.assert_close(
+        sum(errors), 2 * (output - means[0]).square().sum(-1) + apart / 2, rtol=1e-4, atol=1e-4
+    )
+    off, auto = (
+        OmniQuant(epochs=2, aug_loss=choice).quantize_block(block, inputs, targets, SCHEME)
+        for choice in ("off", "auto")
+    )
+    assert (off.log == auto.log) == (torch.equal(means[0], targets[0]))
+
+
+def test_the_learning_rate_stays_as_it_is(tiny):
+    block, *_ = walked_block(tiny(), TOKENS)
+    for method, least in ((OmniQuant(epochs=2), 1.0), (FlexRound(epochs=2), 0.0)):
+        weight = method.prepare(sample_weight(), SCHEME)
+        state = Weights(block, {"weight": weight})
+        steps = Steps(state, method, Objective("mse"), 3, torch.device("cpu"))
+        rate = steps.optimizer.param_groups[0]["lr"]
+        for _ in range(6):
+            steps.optimizer.step()
+            steps.schedule.step()
+        assert steps.optimizer.param_groups[0]["lr"] == pytest.approx(least * rate)
 
 
 def test_training_lowers_the_loss_of_a_block(tiny):
