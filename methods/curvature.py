@@ -235,6 +235,7 @@ def feed_back_block(U: Tensor, tables: Tensor, group_of: Tensor, W: Tensor, erro
     takes in the errors of earlier columns, in place, and so ends as the compensated values.
     """
     diagonal = U.diagonal()
+    group_of = group_of % len(tables)  # a GPU records this on ones, which may be no group
     for i in range(len(W)):
         levels = tables.index_select(0, group_of[i : i + 1])[0]  # (L, out)
         middle = (levels[1:] + levels[:-1]) / 2

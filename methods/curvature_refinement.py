@@ -100,6 +100,7 @@ def descend_block(
     H (columns, columns); tables (groups, L, out); group_of (columns,); all others (columns, out).
     """
     diagonal = H.diagonal()
+    group_of = group_of % len(tables)  # a GPU records this on ones, which may be no group
     for i in range(len(V)):
         torch.sub(V[i], pull[i] / diagonal[i], out=targets[i])
         levels = tables.index_select(0, group_of[i : i + 1])[0]  # (L, out)

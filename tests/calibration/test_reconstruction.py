@@ -83,8 +83,10 @@ def loss_of(case, result, batches):
 
 @pytest.mark.parametrize("name", ["flexround", "uniquanf"])
 def test_training_lowers_the_loss_and_the_log_says_the_truth(case, name):
-    rate = {"flexround": 1e-2, "uniquanf": 2e-3}[name]  # the curvature's start is nearly the end
-    start, found = trained(case, name, epochs=0), trained(case, name, epochs=10, lr=rate)
+    # From a start that knows the inputs there would be nothing to gain on so few tokens.
+    params = {"initialization": "unified"} if name == "uniquanf" else {}
+    start = trained(case, name, epochs=0, **params)
+    found = trained(case, name, epochs=10, lr=1e-2, **params)
     assert loss_of(case, found, [3]) == pytest.approx(found.log["final"], rel=1e-4)
     assert loss_of(case, start, [3]) == pytest.approx(found.log["initial"], rel=1e-4)
     assert found.log["final"] < 0.96 * found.log["initial"] and found.log["final"] == min(
