@@ -63,8 +63,8 @@ def main() -> None:
         print("  ".join(f"{key} {text}" for key, text in line["worse by"].items()))
     if options.json:
         body = {
-            "command": "python -P benchmarks/planted_faults.py --quick" * options.quick
-            or "python -P benchmarks/planted_faults.py",
+            "command": f"python -P benchmarks/planted_faults.py --draws {options.draws}"
+            + " --quick" * options.quick,
             "model": records[0].cell.model,
             "hardware": records[0].environment.get("hardware"),
             "faults": lines,

@@ -30,7 +30,7 @@ _round = RTN.quantize_weight
 
 
 def _worse(self, weight, scheme):
-    return _round(self, weight * 1.3, scheme)
+    return _round(self, weight * -2, scheme)
 
 
 RTN.quantize_weight = _worse
