@@ -70,8 +70,8 @@ def _about(declaration: Declaration) -> list[tuple[str, str]]:
 
 
 def _docstring(declaration: Declaration) -> str:
-    """What the source says of its class; empty where there is no source to read."""
-    path = module_file(declaration.module)
+    """What the source says of its class; empty of one that is none of our modules."""
+    path = module_file(declaration.module) if declaration.module.startswith("qbench.") else None
     if path is None:
         return ""
     tree = ast.parse(path.read_text(encoding="utf-8"))
