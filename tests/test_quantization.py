@@ -63,7 +63,8 @@ def test_a_model_in_bfloat16_quantizes_in_float32(tiny, method):
     first = next(iter(made.weights))  # later layers see dequantized weights, rounded to bfloat16
     weight = made.weights[first].dequantize()
     expected = same.weights[first].dequantize()
-    assert (weight - expected).norm() <= 0.02 * expected.norm()
+    # A code that comes out otherwise moves its weight by a whole step; in training some do.
+    assert (weight - expected).norm() <= 0.05 * expected.norm()
 
 
 def test_the_bits_are_those_of_the_file(tiny, tmp_path):
