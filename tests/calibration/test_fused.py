@@ -7,7 +7,7 @@ import torch
 
 from qbench.calibration import fused
 from qbench.calibration.fused import over_rows
-from qbench.methods import flexround, level_mapping, omniquant, uniquanf
+from qbench.methods import flexround, level_mapping, mapped_weight, omniquant
 from qbench.methods.alternating import level_signs
 
 ROWS, G, BITS = 40, 16, 3
@@ -30,11 +30,12 @@ def arguments():
         (flexround._gradients, (*transformed, G_), {"n": n}),
         (omniquant._rounded, (X, d1.exp(), z), {"n": n, "dtype": torch.float32}),
         (omniquant._gradients, (X, d1.exp(), z, G_), {"n": n}),
-        (uniquanf._exact, (*transformed, *level_mapping.midpoints(levels)), {}),
-        (uniquanf._full, (*transformed, levels), {}),
-        (uniquanf._local, (*transformed, levels, codes), {"faithful": False}),
+        (mapped_weight._exact, (*transformed, *level_mapping.midpoints(levels)), {}),
+        (mapped_weight._full, (*transformed, levels), {}),
+        (mapped_weight._local, (*transformed, levels, codes), {"faithful": False}),
         (level_mapping._picked, (codes, levels), {}),
-        (level_mapping._gradients, mapped, {"signs": signs, "filtering": True}),
+        (level_mapping._gradients, mapped, {"signs": signs, "filtering": "distance"}),
+        (level_mapping._gradients, mapped, {"signs": signs, "filtering": "range"}),
     ]
 
 
