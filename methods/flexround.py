@@ -39,10 +39,10 @@ class FlexRound(Reconstruction):
 
     start: `curvature` takes the grid of `gptq`, and in place of the weights the values that it
     rounded, so that the codes at the start are those of `gptq`; `weights` the grid of `rtn` and the
-    weights. lr: of the logarithms of s1, S2 and s3; None is 0.002 after `curvature`, whose codes a
-    higher rate loses, and 0.12 / 2^bits after `weights`, for a weight must move in proportion to
-    the grid's step to change its code. clip, zero_point, scale_bits: of the grid at the start, as
-    in `rtn`; with scale_bits below 16 s1 is trained on the steps of the start.
+    weights. lr: of the logarithms of s1, S2 and s3; None is 0.12 / 2^bits, for a weight must move
+    in proportion to the grid's step to change its code, and 0.016 / 2^bits after `curvature`, whose
+    codes a higher rate loses. clip, zero_point, scale_bits: of the grid at the start, as in `rtn`;
+    with scale_bits below 16 s1 is trained on the steps of the start.
     """
 
     name: ClassVar[str] = "flexround"
@@ -70,7 +70,7 @@ class FlexRound(Reconstruction):
             feedback = GPTQ(clip=self.clip, zero_point=self.zero_point, scale_bits=self.scale_bits)
             found = feedback.rounded(weight, stats, scheme)
             scale, zero, W = found.scale, found.zero, found.values
-            lr = 0.002
+            lr = 0.016 / 2**scheme.bits
         else:
             W = weight.float()
             grids = RTN(self.clip, self.zero_point, scale_bits=self.scale_bits)

@@ -22,9 +22,7 @@ authors use it for OPT and not for Llama's weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -40,13 +38,13 @@ from qbench.formats.packing import as_stored
 from qbench.formats.snapping import check_scale_bits, stored_grid
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.dynamic_groups import like
+from qbench.methods.migration import SMALLEST, largest_inputs, migration
 from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range, zero_as_float
 from qbench.models.blocks import as_kept, linears, read_weight
 
 START = 4.0  # of gamma and beta: sigma(4) = 0.982, nearly the whole range
 LARGEST = 6.0  # at the start: sigma(6) = 0.998; beyond it the gradient is lost
 FARTHEST = 2048  # of zero points: up to it, float16 holds every integer
-SMALLEST = 1e-2  # below which a scale of LET is cut off, as in the authors' code
 
 
 @dataclass(frozen=True)
@@ -368,37 +366,3 @@ class Transformed:
         if W is None:
             return read_weight(layer).float()
         return as_kept(layer, W)
-
-
-def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> list[Tensor]:
-    """max|x| over the calibration tokens, (in,) float32 for each fold."""
-    largest = []
-    for fold in folds:
-        largest.append(torch.zeros(len(fold.channels), device=fold.channels.device))
-
-    def record(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows = args[0].flatten(0, -2).float()  # (tokens, in)
-        largest[i] = torch.maximum(largest[i], rows.abs().amax(0))
-
-    with ExitStack() as stack:
-        for i, fold in enumerate(folds):
-            layer = block.get_submodule(fold.layers[0])  # all layers of a fold have the same input
-            handle = layer.register_forward_pre_hook(partial(record, i))
-            stack.callback(handle.remove)
-        for batch, hidden in enumerate(inputs.quantized):
-            inputs.run(block, hidden, batch)
-    return largest
-
-
-def migration(block: nn.Module, fold: Fold, largest: Tensor) -> Tensor:
-    """max|x|^0.5 / max|w|^0.5 per channel, (in,): the start of SmoothQuant, as the authors take it.
-
-    largest: max|x|, (in,). max|w| is over the rows of all layers of the fold.
-    """
-    columns = []
-    for name in fold.layers:
-        W = read_weight(block.get_submodule(name)).float()  # (out, in)
-        columns.append(W.abs().amax(0))
-    weight = torch.stack(columns).amax(0)  # (in,)
-    scale = (largest.clamp_min(1e-5) / weight.clamp_min(1e-5)).sqrt()
-    return fold.shared(scale.clamp_min(SMALLEST))
