@@ -167,7 +167,7 @@ def test_bits_that_some_method_supports_are_no_mistake():
         ("gptq", {"damp": "nan"}, "gptq.damp='nan' is no finite number"),
         ("gptq", {"block_size": "0"}, "block_size=0 is too small"),
         ("gptq", {"norm": "0"}, "norm=0.0: give more than 0"),
-        ("rtn", {"ratios": "0"}, "ratios=0, refinements=2: give 1 or more ratios"),
+        ("rtn", {"ratios": "0"}, "ratios=0, refinements=2, fits=1: give 1 or more ratios"),
         ("rtn", {"min_ratio": "2"}, "min_ratio=2.0: give a share of the range"),
         ("alternating", {"rounds": "-1"}, "rounds=-1 is too small; give 0 or more"),
         ("flexround", {"lr": "-0.1"}, "lr=-0.1 is too small; give 0 or more"),
