@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qbench
 from qbench import Scheme
+from qbench.calibration.objective import Objective
 from qbench.calibration.reconstruction import Steps, Weights
 from qbench.calibration.walk import enter
 from qbench.contracts import BlockInputs
@@ -100,7 +101,7 @@ def step_of(name: str, bits: int) -> Callable[[], float]:
         name: method.prepare(read_weight(layer), Scheme(bits, 64))
         for name, layer in linears(block).items()
     }
-    steps = Steps(Weights(block, weights), method, 1, torch.device("cpu"))
+    steps = Steps(Weights(block, weights), method, Objective(method.loss), 1, torch.device("cpu"))
     return lambda: steps.take(block, fixed, inputs, targets[0], 0)
 
 

@@ -28,12 +28,11 @@ from qbench.methods.alternating import Alternating, Coding, SortedGroups, altern
 from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.greedy import fit_scales, greedy_planes
 from qbench.methods.level_mapping import Filter, nearest
-from qbench.methods.mapped_weight import Start, UniQuanFWeight, in_its_own_frame
+from qbench.methods.mapped_weight import Mapping, Start, UniQuanFWeight, in_its_own_frame
 from qbench.methods.rtn import RTN, TINY, row_slices
 from qbench.methods.stored_numbers import Steps, default_scale_bits, stored_numbers
 
 CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries
-Mapping = Literal["exact", "local", "full"]
 PUBLISHED_LR = 5e-3  # of the transformation, in the published script
 PUBLISHED_LR_ALPHA = 5e-4  # of the scales
 

@@ -31,7 +31,10 @@ def head_of(
         if not values:
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if id(tensor) not in inside:
-                    values[name] = _computed_in(tensor.detach().to(device), hidden.dtype)
+                    # In float32 where the products are, as the blocks are (`walk.py`).
+                    to_float32 = dtype == torch.float32 and tensor.is_floating_point()
+                    kind = torch.float32 if to_float32 else tensor.dtype
+                    values[name] = tensor.detach().to(device, kind)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         arguments = {"input_ids": ids, "use_cache": False}
         low = torch.autocast(
@@ -43,11 +46,6 @@ def head_of(
         return result
 
     return logits
-
-
-def _computed_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Parameters of a model in half precision in the dtype of the hidden states, as the walk's."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 @contextmanager

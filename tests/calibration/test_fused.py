@@ -34,7 +34,8 @@ def arguments():
         (mapped_weight._full, (*transformed, levels), {}),
         (mapped_weight._local, (*transformed, levels, codes), {"faithful": False}),
         (level_mapping._picked, (codes, levels), {}),
-        (level_mapping._gradients, mapped, {"signs": signs, "filtering": True}),
+        (level_mapping._gradients, mapped, {"signs": signs, "filtering": "distance"}),
+        (level_mapping._gradients, mapped, {"signs": signs, "filtering": "range"}),
     ]
 
 
