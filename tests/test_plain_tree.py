@@ -38,7 +38,7 @@ from qbench.environment import environment
 from qbench.commands.listing import listing
 from qbench.experiment.grid import PRESETS
 from qbench.kernels.registry import broken_kernels
-from qbench.reports.page import TEMPLATE
+from qbench.reports.page import FOLDER
 
 config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                      num_attention_heads=2, num_key_value_heads=1)
@@ -50,7 +50,7 @@ print(json.dumps({
     "version": environment()["packages"]["qbench-llm"],
     "tasks": len(listing("tasks")[1]),
     "presets": len(PRESETS),
-    "template": TEMPLATE.is_file(),
+    "template": all((FOLDER / f"page.{kind}").is_file() for kind in ("html", "css", "js")),
     "broken": broken_kernels(),
 }))
 """

