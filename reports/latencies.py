@@ -26,16 +26,16 @@ def values(record: Record, timed: Sequence[int]) -> list[float | None]:
     if not timed:
         return []
     disk = None if record.bytes_on_disk is None else record.bytes_on_disk / 1e6
-    found: list[float | None] = [disk]
+    entries: list[float | None] = [disk]
     latency = record.latency
     for rows in timed:
         times = latency.milliseconds(rows) if latency else None
-        found += [None, None] if times is None else [times[0], times[1] / times[0]]
+        entries += [None, None] if times is None else [times[0], times[1] / times[0]]
     if latency is None or latency.decoding is None:
-        return [*found, None, None, None]
+        return [*entries, None, None, None]
     rates = latency.decoding
     rate = rates.packed[0]
-    return [*found, rate, rate / rates.dense[0], rates.packed_peak_bytes / 1e6]
+    return [*entries, rate, rate / rates.dense[0], rates.packed_peak_bytes / 1e6]
 
 
 def figures(record: Record) -> list[tuple[str, float]]:
@@ -43,17 +43,17 @@ def figures(record: Record) -> list[tuple[str, float]]:
     latency = record.latency
     if latency is None:
         return []
-    found: list[tuple[str, float]] = []
+    entries: list[tuple[str, float]] = []
     for rows in latency.rows:
         times = latency.milliseconds(rows)
         if times is not None:
-            found += [
+            entries += [
                 (f"batch_{rows}_ms", times[0]),
                 (f"batch_{rows}_speedup", times[1] / times[0]),
             ]
     rates = latency.decoding
     if rates is not None:
-        found += [
+        entries += [
             ("decode_tokens_per_second", rates.packed[0]),
             ("decode_speedup", rates.packed[0] / rates.dense[0]),
             ("prefill_tokens_per_second", rates.packed_prefill[0]),
@@ -62,17 +62,17 @@ def figures(record: Record) -> list[tuple[str, float]]:
             ("dense_peak_bytes", float(rates.dense_peak_bytes)),
         ]
     if record.bytes_on_disk is not None:
-        found.append(("bytes_on_disk", float(record.bytes_on_disk)))
-    return found
+        entries.append(("bytes_on_disk", float(record.bytes_on_disk)))
+    return entries
 
 
 def missing(records: Sequence[Record]) -> list[tuple[Record, str]]:
     """The records of which some latency was not measured, each with the reason in one line."""
-    found = []
+    entries = []
     for record in records:
         if record.latency and record.latency.reason:
-            found.append((record, " ".join(record.latency.reason.split())))
-    return found
+            entries.append((record, " ".join(record.latency.reason.split())))
+    return entries
 
 
 def caption(records: Sequence[Record]) -> list[str]:

@@ -120,17 +120,17 @@ def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, 
 
 def _difference_columns(record: Record, score: Score, pairs: Pairs) -> dict[str, object]:
     """What a score differs by from the unquantized model's; nothing where it cannot be paired."""
-    found = pairs.from_unquantized(record, (score.task, score.metric, score.filter))
-    if found is None:
+    contrast = pairs.from_unquantized(record, (score.task, score.metric, score.filter))
+    if contrast is None:
         return {}
-    value, low, high = found.figures
+    value, low, high = contrast.figures
     return {
         "difference": value,
         "difference_low": low,
         "difference_high": high,
-        "difference_kind": found.kind,
-        "pairs": found.difference.items,
-        "clusters": found.difference.clusters,
+        "difference_kind": contrast.kind,
+        "pairs": contrast.difference.items,
+        "clusters": contrast.difference.clusters,
     }
 
 

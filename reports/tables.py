@@ -141,11 +141,11 @@ def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs
     score = headline.of(record)
     if score is None:
         return Entry("", best=is_best)
-    found = pairs.from_unquantized(record, headline.key)
+    contrast = pairs.from_unquantized(record, headline.key)
     below = ""
     text = number(score.value, score.stderr, score.metric)
-    if found is not None and not headline.is_relative:
-        text, below = number(score.value, score.stderr, score.metric, bare=True), found.text
+    if contrast is not None and not headline.is_relative:
+        text, below = number(score.value, score.stderr, score.metric, bare=True), contrast.text
     if score.suspicion:
         text += DOUBT
     return Entry(text, score.value, is_best, below)
@@ -319,11 +319,11 @@ def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:
     score = headline.of(record)
     if score is None:
         return ""
-    found = pairs.from_unquantized(record, headline.key)
-    if found is None or headline.is_relative:
+    contrast = pairs.from_unquantized(record, headline.key)
+    if contrast is None or headline.is_relative:
         return number(score.value, score.stderr, score.metric, digits=1, gap="")
     value = number(score.value, score.stderr, score.metric, digits=1, bare=True)
-    return f"{value} {found.short}"
+    return f"{value} {contrast.short}"
 
 
 def _has_differences(record: Record, pairs: Pairs) -> bool:

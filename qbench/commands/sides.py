@@ -22,23 +22,23 @@ def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
     is no such thing.
     """
     place, label = text, ""
-    found = _place(place, baselines)
-    if found is None and ":" in text:
+    spot = _place(place, baselines)
+    if spot is None and ":" in text:
         place, _, label = text.rpartition(":")
-        found = _place(place, baselines)
-    if found is None:
+        spot = _place(place, baselines)
+    if spot is None:
         raise ConfigError(_nothing(place, baselines))
-    if found.suffix == ".json":
-        return _one_record(found, text)
-    records, complaints = read_records(found)
-    newest = _newest(records, found)
+    if spot.suffix == ".json":
+        return _one_record(spot, text)
+    records, complaints = read_records(spot)
+    newest = _newest(records, spot)
     older = len(records) - len(newest)
     if older:
         complaints.append(
             f"{place} holds {older} older cells beside newer ones of the same label and seed, as "
             "of an edited method; the newest count"
         )
-    side = Side(place, found, tuple(newest))
+    side = Side(place, spot, tuple(newest))
     return (chosen(side, label) if label else side), complaints
 
 
@@ -75,7 +75,7 @@ def _newest(records: list[Record], folder: Path) -> list[Record]:
     for record in records:
         written[record.id] = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
     kept: dict[tuple[object, ...], Record] = {}
-    for record in sorted(records, key=lambda one: written[one.id]):
+    for record in sorted(records, key=lambda row: written[row.id]):
         cell = record.cell
         kept[cell.model, cell.method, cell.label, cell.seed] = record
     names = {record.id for record in kept.values()}
@@ -103,8 +103,8 @@ def _place(text: str, baselines: Path) -> Path | None:
 def _one_record(path: Path, text: str) -> tuple[Side, list[str]]:
     """A record by its file, with the unquantized cells of its run."""
     records, complaints = read_records(path.resolve().parent.parent)
-    kept = [one for one in records if one.id == path.stem or is_unquantized(one)]
-    if not any(one.id == path.stem for one in kept):
+    kept = [row for row in records if row.id == path.stem or is_unquantized(row)]
+    if not any(row.id == path.stem for row in kept):
         raise ConfigError(f"{text} is no record that can be trusted; give one of a run's records/")
     return Side(text, path.resolve().parent.parent, tuple(kept)), complaints
 

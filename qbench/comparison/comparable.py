@@ -18,18 +18,18 @@ def differences(base: Record, candidate: Record, allowed: Sequence[str] = ()) ->
 
     allowed: of ALLOWABLE, what may differ.
     """
-    found = []
+    complaints = []
     first, second = base.cell, candidate.cell
     for name in ("model", "revision"):
-        found += _differs(name, getattr(first, name), getattr(second, name))
+        complaints += _differs(name, getattr(first, name), getattr(second, name))
     for name in ("dtype", "batch_size", "device", "evaluation"):
         if name not in allowed:
-            found += _differs(_called(name), getattr(first, name), getattr(second, name))
+            complaints += _differs(_called(name), getattr(first, name), getattr(second, name))
     if "calibration" not in allowed and first.calibration and second.calibration:
-        found += _fields("calibration", first.calibration, second.calibration)
+        complaints += _fields("calibration", first.calibration, second.calibration)
     if "packages" not in allowed:
-        found += _packages(base, candidate)
-    return found
+        complaints += _packages(base, candidate)
+    return complaints
 
 
 def items_differ(
@@ -55,7 +55,7 @@ def items_differ(
     order = aligned(items, others)
     if order is None:
         known = set(others.keys)
-        missing = sum(one not in known for one in items.keys)
+        missing = sum(item_key not in known for item_key in items.keys)
         return [f"{task}: {missing} of {len(items.keys)} items are others"]
     for column in ("prompt_hash", "target_hash", "cluster"):
         changed = sum(
@@ -70,18 +70,18 @@ def items_differ(
 def _packages(base: Record, candidate: Record) -> list[str]:
     first = base.environment.get("packages", {})
     second = candidate.environment.get("packages", {})
-    found = []
+    complaints = []
     for name in PACKAGES:
-        found += _differs(name, first.get(name), second.get(name))
-    return found
+        complaints += _differs(name, first.get(name), second.get(name))
+    return complaints
 
 
 def _fields(owner: str, first: Any, second: Any) -> list[str]:
     """The fields in which two models of the same class differ."""
-    found = []
+    complaints = []
     for name in type(first).model_fields:
-        found += _differs(f"{owner} {name}", getattr(first, name), getattr(second, name))
-    return found
+        complaints += _differs(f"{owner} {name}", getattr(first, name), getattr(second, name))
+    return complaints
 
 
 def _differs(name: str, first: object, second: object) -> list[str]:

@@ -9,7 +9,7 @@ from qbench.records import Record
 
 def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, tuple[float, float]]:
     """What both sides cost, means over draws, where both were measured."""
-    found = {}
+    by_name = {}
     for name, of in COSTS.items():
         both = []
         for side in (0, 1):
@@ -18,8 +18,8 @@ def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, tuple[float, floa
             if numbers:
                 both.append(sum(numbers) / len(numbers))
         if len(both) == 2:
-            found[name] = (both[0], both[1])
-    return found
+            by_name[name] = (both[0], both[1])
+    return by_name
 
 
 def _decoding(record: Record) -> float | None:

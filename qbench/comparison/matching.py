@@ -60,8 +60,8 @@ class Match:
 
         Draws are shared: the same seed cuts the same calibration windows for both.
         """
-        base = {seed: one for seed, one in self.base.items() if one.status == "ok"}
-        candidate = {seed: one for seed, one in self.candidate.items() if one.status == "ok"}
+        base = {seed: entry for seed, entry in self.base.items() if entry.status == "ok"}
+        candidate = {seed: entry for seed, entry in self.candidate.items() if entry.status == "ok"}
         if not base or not candidate:
             return []
         shared = sorted(base.keys() & candidate.keys())
@@ -105,7 +105,7 @@ def matched(base: Side, candidate: Side) -> list[Match]:
                 f"{side.name} holds no quantized cell, so there is nothing to compare"
             )
     names = [{_variant(record) for record in side.quantized} for side in (base, candidate)]
-    by_scheme = all(len(one) == 1 for one in names)
+    by_scheme = all(len(entry) == 1 for entry in names)
     groups = [_grouped(side.quantized, by_scheme) for side in (base, candidate)]
     matches = []
     for key in dict.fromkeys([*groups[0], *groups[1]]):
@@ -141,5 +141,6 @@ def _variant(record: Record) -> tuple[str, ...]:
 def _is_fixed(draws: Mapping[int, Record]) -> bool:
     """Whether nothing in the method is random, so that its one draw stands for all."""
     return all(
-        one.cell.calibration is None and "seed" not in one.cell.params for one in draws.values()
+        entry.cell.calibration is None and "seed" not in entry.cell.params
+        for entry in draws.values()
     )

@@ -44,8 +44,8 @@ class Contrast:
     @property
     def figures(self) -> tuple[float, float, float]:
         """(value, low, high) as people read them: factors, points of percent, or plain numbers."""
-        one = self.difference
-        values = (one.value, one.low, one.high)
+        interval = self.difference
+        values = (interval.value, interval.low, interval.high)
         if self.ratio:
             return tuple(_exp(value) for value in values)  # type: ignore[return-value]
         scale = 100.0 if self.share else 1.0
@@ -54,14 +54,14 @@ class Contrast:
     @property
     def is_better(self) -> bool:
         """Whether the whole interval is on the better side of no difference."""
-        one = self.difference
-        return one.low > 0 if self.higher_is_better else one.high < 0
+        interval = self.difference
+        return interval.low > 0 if self.higher_is_better else interval.high < 0
 
     @property
     def is_worse(self) -> bool:
         """Whether the whole interval is on the worse side of no difference."""
-        one = self.difference
-        return one.high < 0 if self.higher_is_better else one.low > 0
+        interval = self.difference
+        return interval.high < 0 if self.higher_is_better else interval.low > 0
 
     @property
     def text(self) -> str:
@@ -157,11 +157,15 @@ class Pairs:
         if score is None or items is None:
             return None
         ideal = np.full_like(items.values, 1.0 if score.higher_is_better else 0.0)
-        found = contrast(score, ideal, items.values, items)
-        one = found.difference
+        own = contrast(score, ideal, items.values, items)
+        interval = own.difference
         # Nothing diverges less than not at all, or agrees more than wholly.
-        low, high = (one.low, min(one.high, 0.0)) if found.share else (max(one.low, 0.0), one.high)
-        return replace(found, difference=replace(one, low=low, high=high))
+        low, high = (
+            (interval.low, min(interval.high, 0.0))
+            if own.share
+            else (max(interval.low, 0.0), interval.high)
+        )
+        return replace(own, difference=replace(interval, low=low, high=high))
 
 
 def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items) -> Contrast:

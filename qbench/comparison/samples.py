@@ -81,13 +81,13 @@ def keys(rows: Sequence[Row]) -> tuple[Key, ...]:
     The hash is of the document, or of prompt and target where a row has none.
     """
     seen: Counter[Key] = Counter()
-    found = []
+    identities = []
     for row in rows:
         digest = row.get("doc_hash") or f"{row.get('prompt_hash')} {row.get('target_hash')}"
         key = (str(row.get("filter")), str(row.get("subject", "")), str(digest))
-        found.append((*key, str(seen[key])))
+        identities.append((*key, str(seen[key])))
         seen[key] += 1
-    return tuple(found)
+    return tuple(identities)
 
 
 def _value(row: Row, metric: str) -> float | None:

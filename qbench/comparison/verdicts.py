@@ -114,15 +114,15 @@ def compare(
     cells: list[CellVerdict] = []
     measured: list[list[_Measured]] = []
     for match in matched(base, candidate):
-        cell, found = _measure(match, readers, margins, tasks, allowed)
+        cell, measures = _measure(match, readers, margins, tasks, allowed)
         if engine and cell.status == "compared":
-            cell, found = replace(cell, status="not comparable", reasons=tuple(engine)), []
+            cell, measures = replace(cell, status="not comparable", reasons=tuple(engine)), []
         cells.append(cell)
-        measured.append(found)
-    judged = iter(_judge([one for found in measured for one in found]))
+        measured.append(measures)
+    judged = iter(_judge([entry for measures in measured for entry in measures]))
     verdicts = []
-    for cell, found in zip(cells, measured, strict=True):
-        findings = tuple(next(judged) for _ in found)
+    for cell, measures in zip(cells, measured, strict=True):
+        findings = tuple(next(judged) for _ in measures)
         verdicts.append(replace(cell, findings=findings))
     return Verdict(base.name, candidate.name, tuple(verdicts))
 
@@ -141,12 +141,12 @@ def _measure(
         return replace(cell, status=lost[0], reasons=(lost[1],)), []
     draws = match.draws()
     reasons: list[str] = []
-    for one, other in draws:
-        reasons += differences(one, other, allowed)
+    for entry, other in draws:
+        reasons += differences(entry, other, allowed)
     if not draws:
         seeds = [", ".join(map(str, side)) for side in (match.base, match.candidate)]
         reasons.append(f"calibration seed: {seeds[0]} against {seeds[1]}, none in common")
-    found: list[_Measured] = []
+    measures: list[_Measured] = []
     notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []
     deciding = [] if reasons else endpoints(*draws[0], margins, tasks)
     for endpoint in deciding:
@@ -155,7 +155,7 @@ def _measure(
         if items is not None:
             refusal = endpoint.refusal(items[0][0].values)
             if refusal is None:
-                found.append(_of_endpoint(endpoint, draws, *items))
+                measures.append(_of_endpoint(endpoint, draws, *items))
             else:
                 notes.append(f"{endpoint.name} decides nothing: {refusal}")
     if not deciding and not reasons:
@@ -163,7 +163,7 @@ def _measure(
     if reasons:
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
-    return replace(cell, costs=costs(draws), notes=tuple(notes)), found
+    return replace(cell, costs=costs(draws), notes=tuple(notes)), measures
 
 
 def _lost(match: Match) -> tuple[Status, str] | None:
@@ -183,18 +183,18 @@ def _items(
     endpoint: Endpoint, draws: Sequence[tuple[Record, Record]], readers: tuple[Pairs, Pairs]
 ) -> tuple[tuple[list[Items], list[Items]] | None, list[str]]:
     """The items of every draw of base and candidate; or why they are not the same."""
-    found: tuple[list[Items], list[Items]] = ([], [])
+    measures: tuple[list[Items], list[Items]] = ([], [])
     for pair in draws:
         both = [r.items(record, endpoint.key) for r, record in zip(readers, pair, strict=True)]
         reasons = items_differ(*pair, endpoint.key, *both)
         first, second = both
         if reasons or first is None or second is None:
             return None, reasons
-        found[0].append(first)
-        found[1].append(second)
-    if any(aligned(found[0][0], one) is None for one in found[0]):
+        measures[0].append(first)
+        measures[1].append(second)
+    if any(aligned(measures[0][0], entry) is None for entry in measures[0]):
         return None, [f"{endpoint.key[0]}: the draws were judged on different items"]
-    return found, []
+    return measures, []
 
 
 def _of_endpoint(
@@ -213,8 +213,8 @@ def _of_endpoint(
         flipped, changes = flips(base[0], candidate[0], order)
     scores = []
     for side in (0, 1):
-        found = [score_of(pair[side], endpoint.key) for pair in draws]
-        scores.append(sum(one.value for one in found if one is not None) / len(draws))
+        measures = [score_of(pair[side], endpoint.key) for pair in draws]
+        scores.append(sum(entry.value for entry in measures if entry is not None) / len(draws))
     return _Measured(
         endpoint,
         scores[0],
@@ -228,34 +228,36 @@ def _of_endpoint(
 
 def _judge(measured: Sequence[_Measured]) -> list[Finding]:
     """The words of all endpoints of all cells, adjusted together."""
-    judged = judge([one.harm for one in measured], [one.endpoint.margin for one in measured])
+    judged = judge(
+        [entry.harm for entry in measured], [entry.endpoint.margin for entry in measured]
+    )
     findings = []
-    for one, verdict in zip(measured, judged, strict=True):
+    for entry, verdict in zip(measured, judged, strict=True):
         claim = verdict.p_better if verdict.word == "better" else verdict.p_worse
         findings.append(
             Finding(
-                endpoint=one.endpoint,
-                base=one.base,
-                candidate=one.candidate,
-                harm=one.harm,
+                endpoint=entry.endpoint,
+                base=entry.base,
+                candidate=entry.candidate,
+                harm=entry.harm,
                 word=verdict.word,
                 p_value=claim,
-                detectable=detectable(one.harm.stderr, one.harm.degrees),
-                needed=_needed(one) if verdict.word == "undecided" else "",
-                flips=one.flips,
-                changes=one.changes,
+                detectable=detectable(entry.harm.stderr, entry.harm.degrees),
+                needed=_needed(entry) if verdict.word == "undecided" else "",
+                flips=entry.flips,
+                changes=entry.changes,
             )
         )
     return findings
 
 
-def _needed(one: _Measured) -> str:
+def _needed(entry: _Measured) -> str:
     """How many items or draws would show, with 80 %, that nothing is worse, if that is so."""
-    harm, margin = one.harm, one.endpoint.margin
+    harm, margin = entry.harm, entry.endpoint.margin
     if not math.isfinite(harm.stderr):
         return "items of at least two clusters"
-    if one.spread is not None:
-        draws = draws_to_pass(one.spread, margin)
+    if entry.spread is not None:
+        draws = draws_to_pass(entry.spread, margin)
         if draws is not None and draws > harm.draws:
             return f"{draws} draws, for {harm.draws}"
     stderr = harm.stderr
@@ -279,25 +281,25 @@ def _engine_reasons(
     Then the engine, the batch or the machine has changed, and no method is to blame.
     """
     reasons = []
-    for one in base.records:
+    for entry in base.records:
         for other in candidate.records:
-            if not (is_unquantized(one) and is_unquantized(other)):
+            if not (is_unquantized(entry) and is_unquantized(other)):
                 continue
-            if one.id == other.id and base.folder == candidate.folder:
+            if entry.id == other.id and base.folder == candidate.folder:
                 continue
-            if one.cell.model != other.cell.model or differences(one, other):
+            if entry.cell.model != other.cell.model or differences(entry, other):
                 continue
-            for endpoint in endpoints(one, other, margins, tasks):
-                reasons += _engine_reason(endpoint, one, other, readers)
+            for endpoint in endpoints(entry, other, margins, tasks):
+                reasons += _engine_reason(endpoint, entry, other, readers)
     return reasons
 
 
 def _engine_reason(
-    endpoint: Endpoint, one: Record, other: Record, readers: tuple[Pairs, Pairs]
+    endpoint: Endpoint, entry: Record, other: Record, readers: tuple[Pairs, Pairs]
 ) -> list[str]:
     if endpoint.key[1] == "kl_mean":  # of a model from itself: rounding
         return []
-    items, _ = _items(endpoint, [(one, other)], readers)
+    items, _ = _items(endpoint, [(entry, other)], readers)
     if items is None:
         return []
     tables = values(*items)

@@ -74,12 +74,12 @@ def cost_lines(cell: CellVerdict) -> list[str]:
 
 def flip_lines(finding: Finding) -> list[str]:
     """How many answers changed, and each that is listed."""
-    found = finding.flips
-    if found is None:
+    tally = finding.flips
+    if tally is None:
         return []
     head = (
-        f"{finding.endpoint.name}: of {found.items} answers {found.lost} became wrong, "
-        f"{found.gained} right, {found.moved} wrong in another way"
+        f"{finding.endpoint.name}: of {tally.items} answers {tally.lost} became wrong, "
+        f"{tally.gained} right, {tally.moved} wrong in another way"
     )
     return [head, *(_change_line(change) for change in finding.changes)]
 
@@ -173,7 +173,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

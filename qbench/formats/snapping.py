@@ -171,13 +171,13 @@ def snapped(
         # between them in equal ratios; a row of zeros has a step of zero
         tried = (widest ** (1 - fraction) * finest**fraction * 2.0**places).to(dtype)
         step = tried.float() * 2.0**-places
-        found = [part.nearest(step) for part in parts]
-        now = _error(parts, found, step, importance)
+        candidates = [part.nearest(step) for part in parts]
+        now = _error(parts, candidates, step, importance)
         better = now < error
         error = torch.where(better, now, error)
         span = torch.where(better, tried, span)
         for index, part in enumerate(parts):
-            chosen[index] = torch.where(part.by_row(better), found[index], chosen[index])
+            chosen[index] = torch.where(part.by_row(better), candidates[index], chosen[index])
     return [
         Stepped.pack(multiples, span, part.bits, places, part.signed, middle)
         for part, multiples in zip(parts, chosen, strict=True)
@@ -197,11 +197,11 @@ def _reach(part: Part) -> Tensor:
 
 
 def _error(
-    parts: list[Part], found: list[Tensor], step: Tensor, importance: Tensor | None
+    parts: list[Part], candidates: list[Tensor], step: Tensor, importance: Tensor | None
 ) -> Tensor:
     """(out,): the squared error of the parts as multiples of a step, summed over the groups."""
     total = torch.zeros_like(step)
-    for part, multiples in zip(parts, found, strict=True):
+    for part, multiples in zip(parts, candidates, strict=True):
         error = (multiples * part.by_row(step) - part.numbers).square()
         error = error if error.ndim == 2 else error.sum(-1)  # (out, groups)
         total += (error if importance is None else error * importance).sum(1)

@@ -35,17 +35,17 @@ def pooled_mean(differences: Sequence[Difference], level: float = LEVEL) -> Diff
     if not differences:
         raise ValueError("there is no difference to pool")
     count = len(differences)
-    variances = np.array([one.stderr**2 for one in differences])
-    degrees = np.array([one.degrees for one in differences])
+    variances = np.array([term.stderr**2 for term in differences])
+    degrees = np.array([term.degrees for term in differences])
     total = float(variances.sum())
     spread = float((variances**2 / degrees).sum()) if math.isfinite(total) else math.inf
     return student(
-        float(np.mean([one.value for one in differences])),
+        float(np.mean([term.value for term in differences])),
         math.sqrt(total) / count,
         total**2 / spread if 0 < spread < math.inf else math.inf,
-        sum(one.items for one in differences),
-        sum(one.clusters for one in differences),
-        min(one.draws for one in differences),
+        sum(term.items for term in differences),
+        sum(term.clusters for term in differences),
+        min(term.draws for term in differences),
         level,
     )
 
@@ -56,6 +56,6 @@ def pooled_mcnemar(flips: Sequence[tuple[int, int]], alternative: str = "two-sid
     Under no difference a changed answer is as likely gained as lost in every task, so the tasks'
     counts add up.
     """
-    gained = sum(one for one, _ in flips)
+    gained = sum(term for term, _ in flips)
     lost = sum(other for _, other in flips)
     return mcnemar(gained, lost, alternative)

@@ -136,10 +136,16 @@ def crossed_share(
     after = np.atleast_2d(np.asarray(candidate, np.float64))
     if len(before) == 1:
         return share_difference(before[0], after[0], clusters, level)
-    found = crossed_mean(after - before, clusters, level)
-    least = 3 / found.items / quantile(level, found.degrees)
-    if found.stderr >= least:
-        return found
+    interval = crossed_mean(after - before, clusters, level)
+    least = 3 / interval.items / quantile(level, interval.degrees)
+    if interval.stderr >= least:
+        return interval
     return student(
-        found.value, least, found.degrees, found.items, found.clusters, found.draws, level
+        interval.value,
+        least,
+        interval.degrees,
+        interval.items,
+        interval.clusters,
+        interval.draws,
+        level,
     )

@@ -65,8 +65,8 @@ def score_bounds(flipped: Flipped, reach: float) -> tuple[float, float]:
     def bound(end: float, aim: float) -> float:
         if abs(score_statistic(flipped, end)) <= reach:
             return math.copysign(1.0, end)
-        found = optimize.brentq(lambda d: score_statistic(flipped, d) - aim, end, flipped.value)
-        return float(found)
+        reached = optimize.brentq(lambda d: score_statistic(flipped, d) - aim, end, flipped.value)
+        return float(reached)
 
     return bound(-1 + EDGE, reach), bound(1 - EDGE, -reach)
 

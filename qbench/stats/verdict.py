@@ -41,14 +41,16 @@ def judge(harms: Sequence[Difference], margins: Sequence[float]) -> list[Judged]
     so their p-values (twice the one-sided ones, as the intervals are two-sided) are adjusted by
     Holm over all that are judged together; all others must pass, which needs no adjustment.
     """
-    worse = holm([min(1.0, 2 * one.p_above(m)) for one, m in zip(harms, margins, strict=True)])
-    better = holm([min(1.0, 2 * one.p_below(0.0)) for one in harms])
+    worse = holm(
+        [min(1.0, 2 * contrast.p_above(m)) for contrast, m in zip(harms, margins, strict=True)]
+    )
+    better = holm([min(1.0, 2 * contrast.p_below(0.0)) for contrast in harms])
     judged = []
-    for one, margin, p_worse, p_better in zip(harms, margins, worse, better, strict=True):
+    for contrast, margin, p_worse, p_better in zip(harms, margins, worse, better, strict=True):
         word: Word = "undecided"
         if p_worse <= ALPHA:
             word = "worse"
-        elif one.high < margin:
+        elif contrast.high < margin:
             word = "better" if p_better <= ALPHA else "same"
-        judged.append(Judged(word, one, margin, p_worse, p_better))
+        judged.append(Judged(word, contrast, margin, p_worse, p_better))
     return judged
