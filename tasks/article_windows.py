@@ -61,21 +61,39 @@ def _spread(
 ) -> ArticleWindows:
     """Windows of as many articles as possible, up to `most` of each, in the text's order."""
     parts = articles(texts)
+    cut = _cut(parts, tokenizer, length)
+    if not cut:  # of articles that are all shorter than a window, some make one together
+        cut = _cut(_joined(parts, tokenizer, length), tokenizer, length)
+    if not cut:
+        raise DataError(
+            f"the {len(parts)} articles of the text have fewer than {length} tokens together; "
+            "give a smaller length, or more text"
+        )
+    drawn = _draw({index: len(found) for index, found in cut.items()}, most)
+    chosen = sorted(drawn[:limit])
+    tokens = torch.stack([cut[article][window] for article, window in chosen])
+    return ArticleWindows(tokens, tuple(_name(article) for article, _ in chosen))
+
+
+def _cut(parts: Sequence[Sequence[str]], tokenizer: Any, length: int) -> dict[int, Tensor]:
+    """The windows of each part that has one, by its place."""
     cut = {}
     for index, part in enumerate(parts):
         if any(text.strip() for text in part):
             of_article = _windows_of(part, tokenizer, length)
             if len(of_article):
                 cut[index] = of_article
-    if not cut:
-        raise DataError(
-            f"none of the {len(parts)} articles of the text has {length} tokens; give a smaller "
-            "length, or leave out `spread` to cut windows from the whole text"
-        )
-    drawn = _draw({index: len(found) for index, found in cut.items()}, most)
-    chosen = sorted(drawn[:limit])
-    tokens = torch.stack([cut[article][window] for article, window in chosen])
-    return ArticleWindows(tokens, tuple(_name(article) for article, _ in chosen))
+    return cut
+
+
+def _joined(parts: Sequence[Sequence[str]], tokenizer: Any, length: int) -> list[list[str]]:
+    """Parts with those behind them, until they hold a window."""
+    joined: list[list[str]] = [[]]
+    for part in parts:
+        if len(_windows_of(joined[-1], tokenizer, length)):
+            joined.append([])
+        joined[-1].extend(part)
+    return joined
 
 
 def _windows_of(part: Sequence[str], tokenizer: Any, length: int) -> Tensor:

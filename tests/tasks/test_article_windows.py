@@ -74,9 +74,15 @@ def test_published_windows_are_consecutive_and_know_their_article(tokenizer):
         assert first == text_of(int(article.split("-")[1]), 1)
 
 
-def test_no_article_is_long_enough(tokenizer):
-    with pytest.raises(DataError, match="none of the 2 articles of the text has 50 tokens; give"):
-        article_windows(["a" * 40, "b" * 40], tokenizer, asked(length=50, spread=1))
+def test_articles_shorter_than_a_window_are_joined(tokenizer):
+    cut = article_windows(["a" * 40, "b" * 40, "c" * 40], tokenizer, asked(length=50, spread=1))
+    assert tokenizer.decode(cut.tokens[0]) == "a" * 40 + "\n\n" + "b" * 8
+    assert len(cut.tokens) == 1
+
+
+def test_the_text_is_too_short(tokenizer):
+    with pytest.raises(DataError, match="the 2 articles of the text have fewer than 90 tokens"):
+        article_windows(["a" * 40, "b" * 40], tokenizer, asked(length=90, spread=1))
     with pytest.raises(ConfigError, match="spread=0 is too small; give 1 or more"):
         asked(spread=0)
 
