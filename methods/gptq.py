@@ -28,10 +28,12 @@ from qbench.errors import ConfigError
 from qbench.formats import Uniform
 from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.dynamic_groups import DynamicGroups
-from qbench.methods.error_feedback import importance as importance
-from qbench.methods.error_feedback import inverse_cholesky as inverse_cholesky
-from qbench.methods.error_feedback import live_hessian as live_hessian
-from qbench.methods.error_feedback import round_columns as round_columns
+from qbench.methods.error_feedback import (
+    importance,
+    inverse_cholesky,
+    live_hessian,
+    round_columns,
+)
 from qbench.methods.rtn import RTN, zero_as_float
 
 

@@ -59,3 +59,4 @@ def test_what_is_recorded_on_ones_meets_no_group_that_is_not_there(function, ten
     """As `_recorded` runs it: every tensor is of ones, also the index of a row's only group."""
     changed = [torch.ones(4, 3) for _ in range(tensors)]
     function(torch.ones(4, 4), torch.ones(1, 8, 3), torch.ones(4, dtype=torch.long), *changed)
+    assert all(torch.isfinite(tensor).all() for tensor in changed)

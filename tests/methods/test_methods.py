@@ -14,7 +14,7 @@ from qbench.checks.methods import CHECKS, run_check
 from qbench.checks.samples import sample_stats, sample_weight
 from qbench.errors import ConfigError, MethodError
 from qbench.methods.alternating import SortedGroups, alternate
-from qbench.methods.gptq import inverse_cholesky
+from qbench.methods.error_feedback import inverse_cholesky
 from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.registry import methods
 from samples import normal
