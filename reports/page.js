@@ -4,18 +4,22 @@ const table = document.getElementById("cells"), body = table.tBodies[0];
 const form = document.getElementById("filters"), more = document.getElementById("more");
 let rows = [...body.rows], all = rows.length <= FIRST;
 
-function matches(row) {
-  const values = row.dataset.f.split("|"), selects = [...form.querySelectorAll("select")];
-  if (selects.some((select, k) => select.value && select.value !== values[k])) return false;
-  const words = form.elements.text.value.toLowerCase().split(/\s+/);
-  return words.every((word) => row.textContent.toLowerCase().includes(word));
+function matches(row, wanted, words) {
+  if (wanted.length) {
+    const values = row.dataset.f.split("|");
+    if (wanted.some(([k, value]) => value !== values[k])) return false;
+  }
+  return !words.length || words.every((word) => row.textContent.toLowerCase().includes(word));
 }
 
 function show() {
+  const selects = [...form.querySelectorAll("select")];
+  const wanted = selects.map((select, k) => [k, select.value]).filter(([, value]) => value);
+  const words = form.elements.text.value.toLowerCase().split(/\s+/).filter((word) => word);
   let count = 0;
   for (const row of rows) {
-    const fits = matches(row);
-    row.hidden = !fits || (!all && count >= FIRST);
+    const fits = matches(row, wanted, words), hidden = !fits || (!all && count >= FIRST);
+    if (row.hidden !== hidden) row.hidden = hidden;
     count += fits;
   }
   form.elements.count.value = `${count} of ${rows.length} cells`;
@@ -42,7 +46,7 @@ function sort(head) {
   });
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-  for (const row of rows) row.hidden = true;
+  for (const row of rows) row.hidden = true;  // what is not laid out is cheap to move
   body.replaceChildren(...rows);
   show();
 }
