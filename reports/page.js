@@ -14,7 +14,7 @@ function matches(row, wanted, words) {
 
 function show() {
   const selects = [...form.querySelectorAll("select")];
-  const wanted = selects.map((select, k) => [k, select.value]).filter(([, value]) => value);
+  const wanted = selects.map((select) => [select.dataset.place, select.value]).filter(([, value]) => value);
   const words = form.elements.text.value.toLowerCase().split(/\s+/).filter((word) => word);
   let count = 0;
   for (const row of rows) {

@@ -49,8 +49,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Filter:
-    """A choice above the table."""
+    """A choice above the table. place: of its value among those of a row."""
 
+    place: int
     key: str
     name: str
     choices: list[str]
@@ -89,8 +90,8 @@ def filters(records: Sequence[Record]) -> list[Filter]:
     keys = ("model", "bits", "method", "group", "status")
     values = list(zip(*(_filter_values(record) for record in ordered(records)), strict=True))
     return [
-        Filter(key, key, list(dict.fromkeys(value for value in column if value)))
-        for key, column in zip(keys, values, strict=True)
+        Filter(place, key, key, list(dict.fromkeys(value for value in column if value)))
+        for place, (key, column) in enumerate(zip(keys, values, strict=True))
     ]
 
 

@@ -83,6 +83,10 @@ def test_filters_offer_what_there_is(run: tuple[list[Record], Path]) -> None:
     assert choices["bits"] == ["3", "4"]
     assert choices["status"] == ["ok", "failed"]
     assert "unquantized" in choices["method"]
+    _, rows = ranking(records)
+    for choice in filters(records):
+        assert {row.filters[choice.place] for row in rows} - {""} == set(choice.choices)
+    assert 'name="bits" data-place="1"' in html(records)  # that of the model is left out
 
 
 def test_the_page_shows_latency_and_a_phone_sees_scores(run: tuple[list[Record], Path]) -> None:
