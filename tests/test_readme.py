@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -60,9 +61,12 @@ def commands():
 
 def made(line):
     """The words that `make` would give to `qbench run`; it is asked and runs nothing."""
+    # Within `make test` the outer make's flags would be taken over, and its folders printed.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    alone.pop("MFLAGS", None)
     done = subprocess.run(
         [*shlex.split(line), "-n", "-o", ".venv/.ready", "RUN="],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, capture_output=True, text=True, check=True, env=alone,
     )  # fmt: skip
     shown = done.stdout.replace("\\\n", " ")
     return shlex.split(shown[shown.index("qbench run") :])[1:]
