@@ -7,6 +7,7 @@ its functions.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import random
@@ -70,8 +71,13 @@ class _Progress:
         self.context.progress(fraction, f"{self.name}  {self.done}/{self.total} {what}")
 
 
-def language_model(context: Context, name: str) -> Any:
-    """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress."""
+def language_model(
+    context: Context, name: str, chat_template: bool = False, bos: str | None = None
+) -> Any:
+    """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress.
+
+    chat_template, bos: as in `TaskSpec`.
+    """
     from lm_eval.models.huggingface import HFLM
 
     from qbench.tasks.prefix_pass import PrefixModel, reach, why_not
@@ -80,9 +86,11 @@ def language_model(context: Context, name: str) -> Any:
         """HFLM without its bars, which computes the beginnings that requests share once.
 
         cut: how many prompts lm-eval cut from the left. span: what the next call fills of the
-        task's progress. together, apart: requests whose likelihood was computed so.
+        task's progress. together, apart: requests whose likelihood was computed so. templated:
+        whether prompts are put into the model's own template.
         """
 
+        templated = chat_template
         cut = 0
         span = (0.0, 1.0)
         together = 0
@@ -145,6 +153,8 @@ def language_model(context: Context, name: str) -> Any:
                 "tokens_together": self.computed,
                 "apart": self.apart,
                 "cut_prompts": self.cut,
+                "beginning": _beginning(self),
+                "chat_template": _template_digest(self.tokenizer) if chat_template else None,
             }
             if context.cache.get(PROBED):
                 facts["apart_because"] = context.cache[PROBED]
@@ -157,10 +167,25 @@ def language_model(context: Context, name: str) -> Any:
 
     return QuietModel(
         pretrained=context.model,
-        tokenizer=prepared(context.tokenizer, context.model),
+        tokenizer=prepared(context.tokenizer, context.model, bos),
         batch_size=context.batch_size,
         softmax_dtype="float32",
     )
+
+
+def _beginning(lm: Any) -> list[str]:
+    """The tokens that every prompt starts with: the first of a template, or those before a text."""
+    if lm.templated:
+        turn = lm.apply_chat_template([{"role": "user", "content": "1"}])
+        ids = lm.tok_encode(turn)[:1]
+    else:
+        ids = surroundings(lm.tokenizer)[0]
+    return list(lm.tokenizer.convert_ids_to_tokens(ids))
+
+
+def _template_digest(tokenizer: Any) -> str:
+    """sha256 of the text of a chat template."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
 def batches(
@@ -191,13 +216,19 @@ def warn_of_cut_prompts(lm: Any, name: str) -> None:
         )
 
 
-def prepared(tokenizer: Any, model: Any) -> Any:
+def prepared(tokenizer: Any, model: Any, bos: str | None = None) -> Any:
     """A copy of a tokenizer that begins a text as the model was trained, and puts no EOS after it.
 
+    bos: `none` for nothing before a text, `tokenizer` for what the tokenizer itself puts there.
     It has a pad token inside the embedding, which lm-eval needs and the mask makes irrelevant.
     ModelError where the tokenizer has no EOS.
     """
-    own = with_bos(without_ending(tokenizer), getattr(model.config, "model_type", ""))
+    own = without_ending(tokenizer)
+    if bos is None:
+        own = with_bos(own, getattr(model.config, "model_type", ""))
+    elif bos == "none" and surroundings(own)[0]:
+        own = deepcopy(own)
+        set_beginning(own, [])
     if own.eos_token_id is None:
         raise ModelError(
             "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set "
@@ -278,7 +309,15 @@ def answers(
     for task in tasks:
         task.set_fewshot_seed(SEED)
     by_name = {task.task_name: task for task in tasks}
-    results = evaluate(lm, {"tasks": by_name}, limit=limit, bootstrap_iters=0, log_samples=True)
+    results = evaluate(
+        lm,
+        {"tasks": by_name},
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=lm.templated,
+        fewshot_as_multiturn=lm.templated,
+    )
     return results["samples"]
 
 
@@ -294,10 +333,21 @@ def gold_choice(task: Any, doc: dict[str, Any]) -> int:
     return gold
 
 
-def prompts(task: Any) -> list[tuple[dict[str, Any], str]]:
-    """Every item with its prompt, exactly as `answers` will build them."""
+def prompts(task: Any, lm: Any = None) -> list[tuple[dict[str, Any], str]]:
+    """Every item with its prompt, exactly as `answers` will build them.
+
+    lm: what `language_model` gives, whose template is used where it is templated.
+    """
     task.set_fewshot_seed(SEED)
-    task.build_all_requests(limit=None, rank=0, world_size=1)
+    options: dict[str, Any] = {}
+    if lm is not None and lm.templated:
+        options = {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": True,
+            "chat_template": lm.apply_chat_template,
+            "tokenizer_name": lm.tokenizer_name,
+        }
+    task.build_all_requests(limit=None, rank=0, world_size=1, **options)
     return [(instance.doc, instance.args[0]) for instance in task.instances]
 
 

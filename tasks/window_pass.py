@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.records import TaskSpec
-from qbench.tasks.article_windows import article_windows
+from qbench.tasks.article_windows import BETWEEN, article_windows
 from qbench.tasks.contract import Context
 from qbench.tasks.reference import (
     ReferenceLogits,
@@ -42,17 +42,19 @@ class WindowLosses:
     agree: np.ndarray[Any, Any]
 
 
-def measure(context: Context, spec: TaskSpec, table_name: str) -> list[WindowLosses]:
+def measure(
+    context: Context, spec: TaskSpec, table_name: str, between: str = BETWEEN
+) -> list[WindowLosses]:
     """The losses of every window; a second task on the same windows finds them in the cell's cache.
 
-    Raises StoreError where the reference is of other windows or of another model.
+    between: what joins the texts of the table. Raises StoreError where the reference is of other windows or of another model.
     """
     reference = context.cache.get(reference_key(spec))
     key = ("windows", *window_key(spec), reference)
     if key in context.cache:
         return context.cache[key]
     texts = context.source.text(table_name)
-    found = article_windows(texts, context.tokenizer, spec)
+    found = article_windows(texts, context.tokenizer, spec, between)
     inputs = found.tokens
     count = len(inputs)
     losses = []

@@ -40,7 +40,7 @@ from qbench.models.source import ModelSource, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, load, quantize, read_model
 from qbench.records import Cell, Score, TaskSpec
-from qbench.registry import declared, get_method
+from qbench.registry import declared, get_method, parameters
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
 from qbench.tasks.registry import get_task
@@ -114,6 +114,8 @@ class _Work:
         """Quantize and evaluate."""
         load_plugins(self.job.plugins)
         self.store = Store(self.job.folder)
+        method = get_method(self.job.cell.method, **self.job.cell.params)
+        self.facts["parameters"] = parameters(method)
         self.source: Source = open_source(self.job.data)
         self.tasks = {name: get_task(typed) for name, typed in self.job.task_names.items()}
         quantized = self._quantized()
@@ -239,7 +241,8 @@ class _Work:
             told = self.facts.setdefault("evaluation", {})
             told[spec.name] = {"seconds": seconds, **outcome.facts}
             with self._saving():
-                path = self.store.write_samples(cell, spec.name, outcome.samples)
+                path, digest = self.store.write_samples(cell, spec.name, outcome.samples)
+            told[spec.name]["samples_sha256"] = digest
             scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
             self.tell({"scores": [score.model_dump(mode="json") for score in outcome.scores]})
         return tuple(scores)

@@ -7,7 +7,6 @@ processor a runner works on several cells at a time, each on a part of the cores
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -236,18 +235,18 @@ class _Run:
             reason=reason,
             environment=self._environment(cell) | (tokens or {}),
             command=cell_command(self.plan.grid, cell),
+            protocol=self.plan.protocol,
             **(facts or {}),
         )
 
     def _environment(self, cell: Cell) -> dict[str, Any]:
         """The machine, and what of the run is not in the cell."""
-        protocol = [spec.model_dump(mode="json") for spec in cell.tasks]
         of_run = {
             "data": self.plan.source.label,
             "seed": cell.seed,
             "device": self.plan.device,
             "data_warning": self.plan.warning,
-            "protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12],
+            "protocol": self.plan.protocol["hash"],
         }
         return self.machine | of_run
 
