@@ -270,7 +270,7 @@ class Record(_Frozen):
     command: str = ""
     latency: Latency | None = None
     protocol: dict[str, Any] = {}
-    parameters: dict[str, Scalar] = {}
+    parameters: dict[str, Any] = {}
     coverage: dict[str, Any] = {}
     warnings: tuple[Caution, ...] = ()
 

@@ -25,6 +25,7 @@ from qbench.reports.headline import (
     MINI_NOTICE,
     Headline,
     headlines,
+    in_words,
     names,
     number,
     ordered,
@@ -96,7 +97,10 @@ def grid(
 
     timed = latencies.timed_rows(records)
     called = names(records, group=False)
-    best = {headline: winners(records, headline.key, pairs) for headline in scores}
+    best = {}
+    for headline in scores:
+        asked_so = [record for record in records if headline.of(record)]
+        best[headline] = winners(asked_so, headline.key, pairs)
     rows = []
     for record in records:
         row = [Entry(record.cell.model, record.cell.model)] if several_models else []
@@ -209,7 +213,20 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     items = [_item(record, "", reason) for record, reason in latencies.missing(ordered(records))]
     if items:
         parts += ["## Latencies that were not measured", "\n".join(items)]
+    parts += ["## How the tasks were asked", "\n".join(_asked(records))]
     return "\n\n".join(parts) + "\n"
+
+
+def _asked(records: Sequence[Record]) -> list[str]:
+    """A line for each way in which a task was asked, and for each run's protocol."""
+    lines = []
+    for record in ordered(records):
+        for spec in record.cell.tasks:
+            lines.append(f"- {escaped(spec.name)}: {escaped(in_words(spec))}")
+        if record.protocol:
+            name, digest = record.protocol["name"], record.protocol["hash"]
+            lines.append(f"- protocol {escaped(f'{name}: {digest}')}")
+    return list(dict.fromkeys(lines))
 
 
 def _item(record: Record, status: str, reason: str) -> str:

@@ -38,10 +38,10 @@ class Table(_Declared):
 
     folder: its place in a data folder. splits, columns: what it must have, by the hub's names.
     repository, config: where it is on the hub. licence: as its publisher says. running_text: its
-    column `text` is to be joined, and there are no questions. texts: how many of them are taken, the
-    first ones, None for all. shards: split -> the file on the hub of which they are, where a split
-    has many. other_layout: read where a folder has
-    no file of the first form. example: a row of our own in these columns, for tests.
+    column `text` is to be joined, and there are no questions. texts: how many of them are taken,
+    the first ones, None for all. shards: split -> the file on the hub of which they are, where a
+    split has many. other_layout: read where a folder has no file of the first form. example: a row
+    of our own in these columns, for tests.
     """
 
     folder: str

@@ -47,7 +47,8 @@ def measure(
 ) -> list[WindowLosses]:
     """The losses of every window; a second task on the same windows finds them in the cell's cache.
 
-    between: what joins the texts of the table. Raises StoreError where the reference is of other windows or of another model.
+    between: what joins the texts of the table. Raises StoreError where the reference is of other
+    windows or of another model.
     """
     reference = context.cache.get(reference_key(spec))
     key = ("windows", *window_key(spec), reference)

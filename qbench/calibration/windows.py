@@ -15,7 +15,6 @@ from torch import LongTensor, Tensor
 from qbench.errors import DataError, require_at_least
 from qbench.models.tokenizers import without_ending
 
-
 BETWEEN = "\n\n"  # joins the texts
 
 

@@ -42,11 +42,11 @@ class Grid(BaseModel):
     variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
     hardware computes in it, else float32. chat_template: whether prompts are put into the model's
     own template; bos: what stands before a prompt: what the model was `trained` with, what its
-    `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one cell may take, None for many
-    times its estimate. latency: whether products and tokens of the packed models are timed, None
-    for what the preset says. jobs: cells at a time, None for as many as the processor and its
-    memory take. requantize: whether a model that is quantized already may be quantized again.
-    trust_remote_code: whether code that a model brings may run.
+    `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
+    cell may take, None for many times its estimate. latency: whether products and tokens of the
+    packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
+    as the processor and its memory take. requantize: whether a model that is quantized already may
+    be quantized again. trust_remote_code: whether code that a model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

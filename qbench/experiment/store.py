@@ -174,7 +174,7 @@ class Store:
     def write_samples(
         self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]
     ) -> tuple[str, str]:
-        """One JSON line per item; returns the path relative to the folder, and the file's sha256."""
+        """One JSON line per item; returns the path relative to the folder, and its sha256."""
         path = Path("samples") / cell.id / f"{task}.jsonl"
         text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
         write_text(self.folder / path, text)
