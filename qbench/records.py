@@ -250,7 +250,7 @@ class Record(_Frozen):
     model, measured when all cells of a run are done; None where it was not. protocol: `name`,
     `hash` and `statement` of how the run judges (`qbench.experiment.protocols`). parameters: all of
     the method's, those at their defaults too. coverage: which linear layers were quantized
-    (`qbench.inspection.coverage`). warnings: what may be wrong with the evaluation.
+    (`qbench.experiment.coverage`). warnings: what may be wrong with the evaluation.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")

@@ -7,7 +7,6 @@ its functions.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import random
@@ -18,8 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.errors import ConfigError, ModelError
-from qbench.models.tokenizers import set_beginning, surroundings, without_ending
+from qbench.tasks.beginnings import prepared, prompt_facts
 
 if TYPE_CHECKING:
     from qbench.tasks.contract import Context
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 SEED = 1234  # lm-eval's own default for few-shot examples
 LOGIT_BYTES = 2_000_000_000
 PROBED = "why requests are not answered together"  # in the cell's cache
-BOS_FAMILIES = ("llama", "mistral", "mixtral", "ministral", "gemma")
-BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
 
 
 @contextlib.contextmanager
@@ -153,9 +149,7 @@ def language_model(
                 "tokens_together": self.computed,
                 "apart": self.apart,
                 "cut_prompts": self.cut,
-                "beginning": _beginning(self),
-                "chat_template": _template_digest(self.tokenizer) if chat_template else None,
-            }
+            } | prompt_facts(self, context)
             if context.cache.get(PROBED):
                 facts["apart_because"] = context.cache[PROBED]
             return facts
@@ -171,21 +165,6 @@ def language_model(
         batch_size=context.batch_size,
         softmax_dtype="float32",
     )
-
-
-def _beginning(lm: Any) -> list[str]:
-    """The tokens that every prompt starts with: the first of a template, or those before a text."""
-    if lm.templated:
-        turn = lm.apply_chat_template([{"role": "user", "content": "1"}])
-        ids = lm.tok_encode(turn)[:1]
-    else:
-        ids = surroundings(lm.tokenizer)[0]
-    return list(lm.tokenizer.convert_ids_to_tokens(ids))
-
-
-def _template_digest(tokenizer: Any) -> str:
-    """sha256 of the text of a chat template."""
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
 def batches(
@@ -214,53 +193,6 @@ def warn_of_cut_prompts(lm: Any, name: str) -> None:
             "tokens and were cut from the left, as lm-eval does; fewer shots avoid that",
             stacklevel=3,
         )
-
-
-def prepared(tokenizer: Any, model: Any, bos: str | None = None) -> Any:
-    """A copy of a tokenizer that begins a text as the model was trained, and puts no EOS after it.
-
-    bos: `none` for nothing before a text, `tokenizer` for what the tokenizer itself puts there.
-    It has a pad token inside the embedding, which lm-eval needs and the mask makes irrelevant.
-    ModelError where the tokenizer has no EOS.
-    """
-    own = without_ending(tokenizer)
-    if bos is None:
-        own = with_bos(own, getattr(model.config, "model_type", ""))
-    elif bos == "none" and surroundings(own)[0]:
-        own = deepcopy(own)
-        set_beginning(own, [])
-    if own.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set "
-            "eos_token in the model's tokenizer_config.json"
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if own.pad_token_id is None or own.pad_token_id >= rows:
-        own.pad_token = own.eos_token
-    return own
-
-
-def with_bos(tokenizer: Any, model_type: str) -> Any:
-    """A copy of the tokenizer that starts a text with BOS where the model was trained so.
-
-    That is where the tokenizer asks for it, and for Llama, Mistral and Gemma with their own BOS
-    tokens unless the tokenizer says no: without it a quantized model of these families collapses.
-    Others are unchanged.
-    """
-    own = deepcopy(tokenizer)
-    bos = own.bos_token
-    refused = own.init_kwargs.get("add_bos_token") is False
-    trained = model_type.startswith(BOS_FAMILIES) and bos in BOS_TOKENS and not refused
-    asked = trained or getattr(own, "add_bos_token", False) is True
-    if own.bos_token_id is None or not asked or surroundings(own)[0] == [own.bos_token_id]:
-        return own
-    if getattr(own, "backend_tokenizer", None) is None:
-        raise ConfigError(
-            f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; "
-            "use a fast tokenizer"
-        )
-    set_beginning(own, [own.bos_token_id])
-    return own
 
 
 @lru_cache(maxsize=8)

@@ -47,12 +47,16 @@ class Perplexity(TextTask):
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
         """Scores `perplexity` (standard error by the delta method) and `nll`; a row per window."""
+        from qbench.tasks.beginnings import text_facts
         from qbench.tasks.window_pass import measure
 
         losses = measure(context, spec, self.table_name, self.between)
         rows = [window_row(i, window) | {"nll": window.nll} for i, window in enumerate(losses)]
         nll = window_score(spec.name, "nll", rows, higher=False)
-        return Outcome((perplexity_score(nll), nll), rows)
+        facts = text_facts(context.tokenizer, context.model)
+        bos = context.tokenizer.bos_token_id
+        facts["windows_without_bos"] = sum(window.first != bos for window in losses)
+        return Outcome((perplexity_score(nll), nll), rows, facts)
 
 
 # Frantar et al. evaluate on the first 1,100 validation texts of one shard, joined by a space, of

@@ -22,6 +22,7 @@ from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.latencies import measure, not_measured, wanted
+from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan
 from qbench.experiment.plugins import plugins_of
 from qbench.experiment.store import Store
@@ -92,7 +93,8 @@ class _Run:
     """A runner at work.
 
     settled: by cell id, the records that this run made or found. at_work: ids of the cells that it
-    works on. stopping: whether it has been told to end.
+    works on. stopping: whether it has been told to end. overlaps: what of each task the calibration
+    text holds.
     """
 
     plan: Plan
@@ -103,6 +105,7 @@ class _Run:
     at_work: set[str] = field(default_factory=set)
     taking: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
+    overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
@@ -112,6 +115,8 @@ class _Run:
         for cell in self.plan.cells:
             if cell.id in records and records[cell.id].status == "ok":
                 self.settled[cell.id] = records[cell.id]
+        if any(cell.calibration and cell.id not in self.settled for cell in self.plan.cells):
+            self.overlaps = overlaps(self.plan.source, self.plan.tasks.values())
         if self.plan.jobs == 1:
             self._settle(before)
             return
@@ -311,6 +316,7 @@ class _Run:
             estimate=plan.estimates[cell.id],
             folder=self.store.folder.resolve(),
             place=Path.cwd(),
+            overlaps=self.overlaps,
         )
 
 
