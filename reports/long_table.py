@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs, protocol
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
-from qbench.records import Record, Score
+from qbench.records import Caution, Record, Score
 from qbench.reports.headline import asked, ordered, params_text
 from qbench.reports.latencies import figures
 from qbench.tasks.registry import unit_of
@@ -98,21 +99,24 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`. asked: the hash of how the task was asked; scores with different ones are
-    not comparable. protocol, protocol_hash: of the whole run.
+    not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
     """
     records = ordered(records)
     pairs = Pairs(records, folder)
     tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
+    cautions = lint(records, pairs)
     rows: list[dict[str, object]] = []
     for record in records:
-        rows += _rows(record, tasks, pairs)
+        rows += _rows(record, tasks, pairs, cautions.get(record.id, []))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
 
 
-def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, object]]:
+def _rows(
+    record: Record, tasks: Sequence[str], pairs: Pairs, cautions: Sequence[Caution]
+) -> list[dict[str, object]]:
     """The rows of one cell, its scores by task, metric and filter, then its latency.
 
-    tasks: in their order.
+    tasks: in their order. cautions: about the cell, and about its tasks.
     """
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
@@ -137,6 +141,8 @@ def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, 
             "direction": "higher" if score.higher_is_better else "lower",
         }
         score_columns |= _protocol_columns(record, score.task)
+        said = [caution.kind for caution in cautions if caution.task in (None, score.task)]
+        score_columns["warnings"] = csv_cell(" ".join(dict.fromkeys(said)))
         rows.append(cell | score_columns | _difference_columns(record, score, pairs))
     return rows + timed
 

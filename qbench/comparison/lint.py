@@ -1,4 +1,4 @@
-"""What may be wrong with the evaluations of a run: what each cell knows, and what its siblings show.
+"""What may be wrong with the evaluations of a run: what a cell knows, and what its siblings show.
 
 What needs other cells is worked out from records and items when a report is written, since cells of
 one run end one after the other: whether answers became longer, and whether a task tells methods
@@ -25,6 +25,8 @@ from qbench.comparison.pairs import (
 from qbench.comparison.samples import Items
 from qbench.records import Caution, Record
 from qbench.stats.difference import log_ratio
+from qbench.tasks.mini_source import record_names
+from qbench.tasks.registry import ordered_tasks
 
 LONGER = 1.1  # a factor of mean lengths that is worth a word
 ALPHA = 0.05
@@ -123,14 +125,26 @@ def _extremes(entries: Sequence[tuple[float, Record]], key: ScoreKey, pairs: Pai
 
 
 def _groups(records: Sequence[Record]) -> list[tuple[ScoreKey, list[Record]]]:
-    """The quantized cells of one model that were judged alike, by score."""
+    """The quantized cells of one model that were judged alike, by headline score."""
+    shown = _headlines()
     groups: dict[tuple[object, ...], tuple[ScoreKey, list[Record]]] = {}
     for record in records:
         if record.cell.scheme is None:
             continue
         for score in record.scores:
             key = (score.task, score.metric, score.filter)
+            if key not in shown:
+                continue
             judged = [getattr(record.cell, name) for name in JUDGED_BY]
             alike = (key, record.cell.model, protocol(record, score.task), *judged)
             groups.setdefault(alike, (key, []))[1].append(record)
     return list(groups.values())
+
+
+def _headlines() -> set[ScoreKey]:
+    """The scores that tasks declare as headlines, on real and on embedded data."""
+    keys = set()
+    for task in ordered_tasks():
+        for name in record_names(task.name):
+            keys |= {(name, score.metric, score.filter) for score in task.scores if score.headline}
+    return keys
