@@ -61,11 +61,14 @@ def advice(report: Mapping[str, Any]) -> str:
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
-    return f"{difference['value']:.3g} [{difference['low']:.2g}, {difference['high']:.2g}]"
+    low, high = (difference[end] for end in ("low", "high"))
+    if low is None or high is None:
+        return f"{difference['value']:.3g}"
+    return f"{difference['value']:.3g} [{low:.2g}, {high:.2g}]"
 
 
 def heat_map(report: Mapping[str, Any], title: str) -> Figure:
-    """A panel for each of PANELS that is known: block by kind of layer, dark where it costs most."""
+    """A panel for each of PANELS that is known: block by kind, dark where it costs most."""
     effects = report["effects"]
     kinds = list(dict.fromkeys(effect["kind"] for effect in effects))
     count = 1 + max(effect["block"] for effect in effects)

@@ -1,10 +1,9 @@
-"""The command `qbench layers`: what each layer of a quantized model costs, and what keeping buys."""
+"""The command `qbench layers`: what each layer of a quantized model costs, and what it buys."""
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +62,7 @@ def layers(
         raise ConfigError("there is nothing to measure; give a quantized folder, or --model MODEL")
     from qbench.experiment.layers import LayerRequest, layers_of, scratch
     from qbench.files.atomic import write_bytes, write_text
+    from qbench.layers.effects import facts
     from qbench.reports.layer_map import heat_map
     from qbench.reports.plots import png, svg
 
@@ -85,7 +85,7 @@ def layers(
             _quantize(request, folder, scheme, sets or [], plugin or [])
         with _Timed() as progress:
             measured = layers_of(folder, request, progress)
-    report = {"model": title, "windows": windows, "length": length} | asdict(measured)
+    report = {"model": title, "windows": windows, "length": length} | facts(measured)
     paths = [write_text(output / "layers.json", json.dumps(report, indent=1) + "\n")]
     figure = heat_map(report, title)
     paths.append(write_text(output / "layers.svg", svg(figure)))

@@ -86,8 +86,9 @@ def text_windows(
     cut = article_windows(source.text(TEXT), tokenizer, spec)
     if len(cut.tokens) < 2 * count:
         raise DataError(
-            f"the text has {len(cut.tokens)} windows of {length} tokens, and {2 * count} are needed, "
-            f"{count} for the layers and as many to judge what is kept; ask fewer or shorter ones"
+            f"the text has {len(cut.tokens)} windows of {length} tokens, and {2 * count} are "
+            f"needed, {count} for the layers and as many to judge what is kept; ask fewer or "
+            "shorter ones"
         )
     halves = []
     for first in (0, 1):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,22 @@ def measure(
         kept = replace(kept, **_bits_of_kept(kept.names, parts, weights))
     progress(1.0, "done")
     return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
+
+
+def facts(report: LayerReport) -> dict[str, Any]:
+    """JSON-able: of a difference `value`, `low` and `high`, None where these are not finite."""
+    return _jsonable(report)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Difference):
+        ends = {"value": value.value, "low": value.low, "high": value.high}
+        return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+    if is_dataclass(value):
+        return {entry.name: _jsonable(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, tuple):
+        return [_jsonable(member) for member in value]
+    return value
 
 
 def _every_part(
