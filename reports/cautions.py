@@ -23,7 +23,9 @@ def summary(records: Sequence[Record], pairs: Pairs) -> list[tuple[str, str]]:
     lines = []
     for caution, members in cells.items():
         task = f"{caution.task}: " if caution.task else ""
-        lines.append((_named(members), f"{task}{caution.text}"))
+        # What is said of a score stands at the first of the cells that have it.
+        where = members[0].cell.model if caution.kind == "indistinct" else _named(members)
+        lines.append((where, f"{task}{caution.text}"))
     return lines
 
 

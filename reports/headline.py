@@ -164,7 +164,7 @@ def in_words(spec: TaskSpec) -> str:
     words = []
     for name, written in SETTINGS.items():
         value = getattr(spec, name)
-        meant = name in ALWAYS or value not in (None, False)
+        meant = name in ALWAYS or (value is not None and value is not False)
         if meant and not (name in WITH_PROMPTS and spec.num_fewshot is None):
             words.append(written(value))
     return f"{', '.join(words)}; {spec.data}, protocol {_hash(spec)}"
