@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.commands.options import Data, Device, Plugins, Sets, Trust, as_group, err, out
-from qbench.commands.progress import QUIET_SECONDS
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from qbench.experiment.layers import LayerRequest
 
 app = typer.Typer()
+QUIET_SECONDS = 20.0  # between two lines in a log
 
 
 @app.command(
@@ -62,7 +62,6 @@ def layers(
         raise ConfigError("there is nothing to measure; give a quantized folder, or --model MODEL")
     from qbench.experiment.layers import LayerRequest, layers_of, scratch
     from qbench.files.atomic import write_bytes, write_text
-    from qbench.layers.effects import facts
     from qbench.reports.layer_map import heat_map
     from qbench.reports.plots import png, svg
 
@@ -85,7 +84,7 @@ def layers(
             _quantize(request, folder, scheme, sets or [], plugin or [])
         with _Timed() as progress:
             measured = layers_of(folder, request, progress)
-    report = {"model": title, "windows": windows, "length": length} | facts(measured)
+    report = {"model": title, "windows": windows, "length": length} | measured
     paths = [write_text(output / "layers.json", json.dumps(report, indent=1) + "\n")]
     figure = heat_map(report, title)
     paths.append(write_text(output / "layers.svg", svg(figure)))

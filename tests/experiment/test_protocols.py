@@ -97,7 +97,7 @@ def test_a_protocol_is_called_by_its_name_where_it_is_asked_as_declared(tiny_fol
         {"set": parse_set(["arc_easy.limit=3"])},
         {"set": parse_set(["arc_easy.num_fewshot=0", "wikitext.spread=1"])},
         {"set": parse_set(["calibration.samples=5"])},
-        {"tasks": ("wikitext", "arc_challenge")},
+        {"tasks": ("wikitext", "arc_challenge"), "set": {}},
         {"bos": "none"},
     ):
         other = plan(tiny_folder, **change).protocol
