@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.commands.options import Data, Device, Plugins, Sets, Trust, as_group, err, out
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qbench.experiment.layers import LayerRequest
 
 app = typer.Typer()
-QUIET_SECONDS = 20.0  # between two lines in a log
 
 
 @app.command(
@@ -127,16 +126,7 @@ class _Timed:
     """A bar with the time left on a terminal, and in a log a line now and then."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=err,
-            disable=not err.is_terminal,
-            speed_estimate_period=600,
-        )
+        self._bar = time_bar(err)
         self._task = self._bar.add_task("loading", total=1.0)
         self._last = self._started = self._bar.get_time()
 
