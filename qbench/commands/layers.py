@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qbench.experiment.layers import LayerRequest
 
 app = typer.Typer()
+WIDTH = 130  # of a terminal, at least: names do not wrap
 
 
 @app.command(
@@ -151,7 +152,9 @@ def _show(report: dict[str, Any], title: str) -> None:
     """The layers that gain most, and what keeping them buys."""
     from qbench.reports.layer_map import COLUMNS, advice, rows
 
-    table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in COLUMNS:
+        table.add_column(name, no_wrap=True)
     for row in rows(report):
         table.add_row(*map(Text, map(printable, row)))
     total = report["total"]
@@ -161,7 +164,7 @@ def _show(report: dict[str, Any], title: str) -> None:
         markup=False,
         soft_wrap=True,
     )
-    out.print(table)
+    out.print(table, width=max(out.width, WIDTH))
     sentence = advice(report)
     if sentence:
         out.print(sentence, markup=False, soft_wrap=True)
