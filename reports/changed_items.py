@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qbench.comparison.pairs import Pairs, aligned, is_unquantized, protocol
+from qbench.comparison.pairs import Pairs, aligned, is_unquantized, judged_alike
 from qbench.comparison.samples import Row
 from qbench.records import Record
 from qbench.reports.headline import Headline, headlines
@@ -52,7 +52,7 @@ def _baseline(records: Sequence[Record], record: Record, headline: Headline) -> 
     """The unquantized model, asked the same."""
     for base in records:
         same_model = base.cell.model == record.cell.model and base.id != record.id
-        asked_alike = protocol(base, headline.task) == protocol(record, headline.task)
+        asked_alike = judged_alike(base, record, headline.task)
         if same_model and asked_alike and is_unquantized(base) and headline.of(base):
             return base
     return None

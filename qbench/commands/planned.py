@@ -20,7 +20,13 @@ def protocol(plan: Plan) -> str:
     data = plan.source.describe()
     if plan.warning is not None:
         data += f"; warning: {plan.warning}"
-    return f"data  {data}; preset {plan.grid.preset}: {plan.grid.defaults['about']}"
+    about = plan.grid.defaults["about"]
+    of_run = plan.protocol
+    line = f"data  {data}; preset {plan.grid.preset}: {about}"
+    line += f"; protocol {of_run['hash']} ({of_run['name']})"
+    if "differs" in plan.grid.defaults:
+        line += f"; other than the source: {plan.grid.defaults['differs']}"
+    return line
 
 
 def downloads(plan: Plan) -> str:
