@@ -46,7 +46,10 @@ class TaskSpec(_Frozen):
     data, sha256: the data set's name and the hash of its content. limit: items (windows for text
     tasks; per subject for mmlu), None for all. num_fewshot: examples in the prompt, None where that
     has no meaning. length: tokens per window, for text tasks. generate: items that are generated
-    (gsm8k), None for all.
+    (gsm8k), None for all. spread: windows of one article at most, None for consecutive ones.
+    max_gen_toks: tokens that an answer may have, None for lm-eval's own number. chat_template:
+    whether prompts are put into the model's own. bos: what stands before a prompt: `none`, or what
+    the `tokenizer` puts there; None for what the model was trained with.
     """
 
     name: str
@@ -57,10 +60,18 @@ class TaskSpec(_Frozen):
     length: int | None = None
     generate: int | None = None
     spread: int | None = None
+    max_gen_toks: int | None = None
+    chat_template: bool = False
+    bos: Literal["none", "tokenizer"] | None = None
 
     def facts(self) -> dict[str, Any]:
         """All fields, JSON-able, but for younger ones that say nothing."""
-        return _older(self, ("spread",))
+        return _older(self, ("spread", "max_gen_toks", "chat_template", "bos"))
+
+    @property
+    def protocol(self) -> str:
+        """8 hex digits: scores of one task are of one kind where these are equal."""
+        return digest(self.facts())[:8]
 
 
 class Cell(_Frozen):
@@ -93,7 +104,7 @@ class Cell(_Frozen):
     @property
     def id(self) -> str:
         """12 hex digits of the canonical JSON's SHA-256, which name every file about this cell."""
-        return _digest(self._facts())
+        return digest(self._facts())
 
     @property
     def artifact(self) -> str:
@@ -104,7 +115,7 @@ class Cell(_Frozen):
         of_evaluation = {"tasks", "evaluation", "batch_size"}
         if self.device == "cpu":
             of_evaluation.add("dtype")
-        return _digest({k: v for k, v in self._facts().items() if k not in of_evaluation})
+        return digest({k: v for k, v in self._facts().items() if k not in of_evaluation})
 
     def _facts(self) -> dict[str, Any]:
         """All fields, JSON-able; of the younger ones those that say something, so that the records
@@ -216,6 +227,18 @@ class Latency(_Frozen):
         return packed, dense
 
 
+class Caution(_Frozen):
+    """What may be wrong with an evaluation. task: None where it is about the whole cell.
+
+    kind: `template`, `strict`, `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`,
+    `overlap`, `coverage` or `size`; of several cells, `length` or `indistinct`. text: a sentence.
+    """
+
+    kind: str
+    task: str | None = None
+    text: str
+
+
 class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
@@ -224,7 +247,10 @@ class Record(_Frozen):
     block, what a method that trains has to tell, such as its loss on the way. evaluation: by task,
     its `seconds`, how it was computed and what was odd (`facts` of a task's outcome). environment:
     see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
-    model, measured when all cells of a run are done; None where it was not.
+    model, measured when all cells of a run are done; None where it was not. protocol: `name`,
+    `hash` and `statement` of how the run judges (`qbench.experiment.protocols`). parameters: all of
+    the method's, those at their defaults too. coverage: which linear layers were quantized
+    (`qbench.experiment.coverage`). warnings: what may be wrong with the evaluation.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -243,6 +269,10 @@ class Record(_Frozen):
     environment: dict[str, Any] = {}
     command: str = ""
     latency: Latency | None = None
+    protocol: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    coverage: dict[str, Any] = {}
+    warnings: tuple[Caution, ...] = ()
 
 
 def _older(model: BaseModel, younger: tuple[str, ...]) -> dict[str, Any]:
@@ -252,7 +282,7 @@ def _older(model: BaseModel, younger: tuple[str, ...]) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if k not in defaults or v != defaults[k]}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     """12 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False

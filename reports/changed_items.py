@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbench.comparison.changed_answers import answer
-from qbench.comparison.pairs import Pairs, aligned, is_unquantized, protocol
+from qbench.comparison.pairs import Pairs, aligned, is_unquantized, judged_alike, protocol
 from qbench.comparison.samples import Row, item_name, items_file
 from qbench.records import Record
 from qbench.reports.headline import Headline, headlines
@@ -74,7 +74,7 @@ def _baseline(records: Sequence[Record], record: Record, headline: Headline) -> 
     """The unquantized model, asked the same."""
     for base in records:
         same_model = base.cell.model == record.cell.model and base.id != record.id
-        asked_alike = protocol(base, headline.task) == protocol(record, headline.task)
+        asked_alike = judged_alike(base, record, headline.task)
         if same_model and asked_alike and is_unquantized(base) and headline.of(base):
             return base
     return None

@@ -6,15 +6,31 @@ What a task's scores are, in which order, unit and direction, its own file decla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
-from qbench.comparison.pairs import RELATIVE, ScoreKey, is_unquantized, score_of
+from qbench.comparison.pairs import RELATIVE, ScoreKey, is_unquantized, protocol, score_of
 from qbench.errors import DataError
-from qbench.records import Cell, Record, Score
+from qbench.records import Cell, Record, Score, TaskSpec
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
 
+# How a setting of a protocol is written; others as their name and value.
+SETTINGS: dict[str, Callable[[Any], str]] = {
+    "sha256": lambda value: f"data {value[:8]}",
+    "limit": lambda value: "all items" if value is None else f"limit {value}",
+    "num_fewshot": lambda value: f"{value}-shot",
+    "length": lambda value: f"{value} tokens",
+    "generate": lambda value: "all written" if value is None else f"{value} written",
+    "spread": lambda value: "consecutive" if value is None else f"spread {value}",
+    "max_gen_toks": lambda value: f"up to {value or 'lm-eval default'} tokens",
+    "chat_template": lambda value: "chat template" if value else "no template",
+    "bos": lambda value: f"BOS {value or 'as trained'}",
+}
+ALWAYS = ("limit", "chat_template", "bos")  # settings that say something where they are None, too
+WITH_PROMPTS = ("chat_template", "bos")
 MINI_NOTICE = "mini tasks are stand-ins shipped with qbench: not comparable with published scores"
 
 
@@ -22,7 +38,9 @@ MINI_NOTICE = "mini tasks are stand-ins shipped with qbench: not comparable with
 class Headline:
     """One score that people look at first: a column of the wide table, and a picture.
 
-    screen: its short name on the screen, None where it is only in the files.
+    screen: its short name on the screen, None where it is only in the files. protocol: how its task
+    was asked (`TaskSpec.protocol`), None for any; cells that were asked otherwise have not this
+    score. settings: in what this protocol differs from others of the same score, in words.
     """
 
     task: str
@@ -30,6 +48,8 @@ class Headline:
     filter: str
     higher_is_better: bool
     screen: str | None = field(default=None, compare=False)
+    protocol: str | None = None
+    settings: str = field(default="", compare=False)
 
     @property
     def key(self) -> ScoreKey:
@@ -48,12 +68,14 @@ class Headline:
 
     @property
     def title(self) -> str:
-        """`arc_easy acc %` or `gsm8k exact_match % (strict-match)`."""
+        """`arc_easy acc %`, `gsm8k exact_match % (strict-match)`, `arc_easy acc % [0-shot]`."""
         words = [self.task, self.metric]
         if self.unit:
             words.append(self.unit)
         if self.filter != "none":
             words.append(f"({self.filter})")
+        if self.settings:
+            words.append(f"[{self.settings}]")
         return " ".join(words)
 
     @property
@@ -72,10 +94,15 @@ class Headline:
         if self.screen is None:
             return None
         prefix, task = split_name(self.task)
-        return f"{prefix}\n{task}\n{self.screen} {self.arrow}"
+        lines = [prefix, task, f"{self.screen} {self.arrow}"]
+        if self.settings:
+            lines += self.settings.split(", ")
+        return "\n".join(lines)
 
     def of(self, record: Record) -> Score | None:
-        """This score of a finished cell."""
+        """This score of a finished cell that was asked so."""
+        if self.protocol is not None and asked(record, self.task) != self.protocol:
+            return None
         return score_of(record, self.key)
 
 
@@ -121,11 +148,66 @@ def ordered(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=key)
 
 
+def asked(record: Record, task: str) -> str:
+    """By which protocol a cell was asked a task; empty where it does not say."""
+    spec = protocol(record, task)
+    return "" if spec is None else _hash(spec)
+
+
+@lru_cache(maxsize=1024)
+def _hash(spec: TaskSpec) -> str:
+    return spec.protocol
+
+
+def in_words(spec: TaskSpec) -> str:
+    """A protocol with every setting that has a meaning for its task, and its hash."""
+    words = []
+    for name, written in SETTINGS.items():
+        value = getattr(spec, name)
+        meant = name in ALWAYS or (value is not None and value is not False)
+        if meant and not (name in WITH_PROMPTS and spec.num_fewshot is None):
+            words.append(written(value))
+    return f"{', '.join(words)}; {spec.data}, protocol {_hash(spec)}"
+
+
 def headlines(records: Sequence[Record]) -> list[Headline]:
     """The headline scores that these records have, in the order that their tasks declare.
 
-    Of a task that is not registered, its first score.
+    Of a task that is not registered, its first score. A score that was asked in several ways is
+    there once for each.
     """
+    scores = []
+    for headline in _headlines(records):
+        scores += _by_protocol(headline, records)
+    return scores
+
+
+def _by_protocol(headline: Headline, records: Sequence[Record]) -> list[Headline]:
+    """A score for each of the ways in which its task was asked."""
+    specs: dict[str, TaskSpec | None] = {}
+    for record in ordered(records):
+        if headline.of(record):
+            specs.setdefault(asked(record, headline.task), protocol(record, headline.task))
+    several = [spec for spec in specs.values() if spec is not None]
+    ways = []
+    for name, spec in specs.items():
+        words = "" if spec is None or len(specs) < 2 else settings(spec, several)
+        ways.append(replace(headline, protocol=name, settings=words))
+    return ways
+
+
+def settings(spec: TaskSpec, others: Sequence[TaskSpec]) -> str:
+    """What of a protocol differs among others of the same task, such as `5-shot, all items`."""
+    words = []
+    for name in type(spec).model_fields:
+        if len({getattr(other, name) for other in others}) > 1:
+            value = getattr(spec, name)
+            words.append(SETTINGS[name](value) if name in SETTINGS else f"{name} {value}")
+    return ", ".join(words)
+
+
+def _headlines(records: Sequence[Record]) -> list[Headline]:
+    """The headline scores that these records have, whichever way they were asked."""
     directions: dict[ScoreKey, bool] = {}
     for record in ordered(records):
         if record.status == "ok":
@@ -212,6 +294,9 @@ def _traits(cell: Cell) -> dict[str, str]:
         "calibration": calibration,
         "seed": f"seed={cell.seed}",
         "dtype": cell.dtype,
+        "device": cell.device,
+        "batch": f"batch={cell.batch_size}",
+        "evaluation": f"evaluation={cell.evaluation}",
         "source": f"source={cell.source}",
         "revision": f"revision={cell.revision[:12]}",
     }

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from qbench.comparison.pairs import Pairs
+from qbench.comparison.lint import lint
+from qbench.comparison.pairs import Pairs, protocol
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
-from qbench.records import Record, Score
-from qbench.reports.headline import ordered, params_text
+from qbench.records import Caution, Record, Score
+from qbench.reports.headline import asked, ordered, params_text
 from qbench.reports.latencies import figures
+from qbench.tasks.registry import unit_of
 
 COLUMNS = (
     "model",
@@ -36,6 +38,15 @@ COLUMNS = (
     "status",
     "reason",
     "cell",
+    "unit",
+    "direction",
+    "shots",
+    "limit",
+    "length",
+    "asked",
+    "protocol",
+    "protocol_hash",
+    "warnings",
 )
 # Columns of text, empty where a row has none; group_size among them, for it may be `channel`.
 WORDS = (
@@ -50,6 +61,12 @@ WORDS = (
     "status",
     "reason",
     "cell",
+    "unit",
+    "direction",
+    "asked",
+    "protocol",
+    "protocol_hash",
+    "warnings",
 )
 # pandas' Int64 has missing values, which bits and n of a failed cell are.
 _NUMBERS = {
@@ -63,6 +80,9 @@ _NUMBERS = {
     "difference_high": "float64",
     "pairs": "Int64",
     "clusters": "Int64",
+    "shots": "Int64",
+    "limit": "Int64",
+    "length": "Int64",
 }
 
 
@@ -78,21 +98,25 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     A failed or skipped cell is one row without a score.
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
-    plain `difference`.
+    plain `difference`. asked: the hash of how the task was asked; scores with different ones are
+    not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
     """
     records = ordered(records)
     pairs = Pairs(records, folder)
     tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
+    cautions = lint(records, pairs)
     rows: list[dict[str, object]] = []
     for record in records:
-        rows += _rows(record, tasks, pairs)
+        rows += _rows(record, tasks, pairs, cautions.get(record.id, []))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
 
 
-def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, object]]:
+def _rows(
+    record: Record, tasks: Sequence[str], pairs: Pairs, cautions: Sequence[Caution]
+) -> list[dict[str, object]]:
     """The rows of one cell, its scores by task, metric and filter, then its latency.
 
-    tasks: in their order.
+    tasks: in their order. cautions: about the cell, and about its tasks.
     """
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
@@ -113,9 +137,27 @@ def _rows(record: Record, tasks: Sequence[str], pairs: Pairs) -> list[dict[str, 
             "value": score.value,
             "stderr": score.stderr,
             "n": score.n,
+            "unit": unit_of(score.metric),
+            "direction": "higher" if score.higher_is_better else "lower",
         }
+        score_columns |= _protocol_columns(record, score.task)
+        said = [caution.kind for caution in cautions if caution.task in (None, score.task)]
+        score_columns["warnings"] = csv_cell(" ".join(dict.fromkeys(said)))
         rows.append(cell | score_columns | _difference_columns(record, score, pairs))
     return rows + timed
+
+
+def _protocol_columns(record: Record, task: str) -> dict[str, object]:
+    """How the task of a score was asked."""
+    spec = protocol(record, task)
+    if spec is None:
+        return {}
+    return {
+        "shots": spec.num_fewshot,
+        "limit": spec.limit,
+        "length": spec.length,
+        "asked": asked(record, task),
+    }
 
 
 def _difference_columns(record: Record, score: Score, pairs: Pairs) -> dict[str, object]:
@@ -146,6 +188,8 @@ def _cell_columns(record: Record) -> dict[str, object]:
         "status": record.status,
         "reason": csv_cell(record.reason or ""),
         "cell": record.id,
+        "protocol": csv_cell(record.protocol.get("name", "")),
+        "protocol_hash": csv_cell(record.protocol.get("hash", "")),
     }
     if cell.scheme:
         columns["bits"] = cell.scheme.bits

@@ -54,6 +54,7 @@ def drawn(records: Sequence[Record], model: str, headline: Headline, cost: Cost)
         filter=headline.filter,
         model=model,
         cost=cost,
+        protocol=headline.protocol,
     )
 
 
@@ -62,6 +63,8 @@ def file_name(model: str, headline: Headline, cost: Cost) -> str:
     words = [model, headline.task, headline.metric]
     if headline.filter != "none":
         words.append(headline.filter)
+    if headline.settings:
+        words.append(headline.settings)
     return slug("-".join([*words, "against", cost.short]))
 
 

@@ -22,7 +22,7 @@ from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.records import Record
 from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
-from qbench.reports.headline import Headline, headlines, ordered, require
+from qbench.reports.headline import Headline, asked, headlines, ordered, require
 from qbench.reports.points import BITS, Cost, unbroken
 
 STYLE: dict[str, Any] = {
@@ -64,18 +64,22 @@ def quality_figure(
     filter: str | None = None,
     model: str | None = None,
     cost: Cost = BITS,
+    protocol: str | None = None,
 ) -> Figure:
     """One score of one model against measured bits per weight, or another cost.
 
     filter: the first one of that metric, unless named. model: the first one of the tables, unless
-    named. DataError where no record has the score.
+    named. protocol: how its task was asked, the first way unless it is given. DataError where no
+    record has the score.
     """
     require(records)
     known = _scores(records)
     matching = [
         headline
         for headline in known
-        if (headline.task, headline.metric) == (task, metric) and filter in (None, headline.filter)
+        if (headline.task, headline.metric) == (task, metric)
+        and filter in (None, headline.filter)
+        and protocol in (None, headline.protocol)
     ]
     if not matching:
         titles = sorted({headline.title for headline in known})
@@ -173,12 +177,20 @@ def _name_points(root: ElementTree.Element, words: dict[str, str], cells: str | 
 
 def _scores(records: Sequence[Record]) -> list[Headline]:
     """Every score of a finished cell, headline or not, as often as it is there."""
+    known = {headline: headline for headline in headlines(records)}
     scores = []
     for record in records:
         if record.status != "ok":
             continue
         for score in record.scores:
-            scores.append(Headline(score.task, score.metric, score.filter, score.higher_is_better))
+            headline = Headline(
+                score.task,
+                score.metric,
+                score.filter,
+                score.higher_is_better,
+                protocol=asked(record, score.task),
+            )
+            scores.append(known.get(headline, headline))  # which knows its settings
     return scores
 
 

@@ -67,7 +67,10 @@ def ranking(
     """
     names, rows = grid(records, folder)
     leader = _leader(records)
-    places = {} if leader is None else ranks(records, leader.key, Pairs(records, folder))
+    places = {}
+    if leader is not None:
+        asked_so = [record for record in records if leader.of(record)]
+        places = ranks(asked_so, leader.key, Pairs(records, folder))
     columns = [Column(RANK, explanation(RANK, None), "extra")]
     by_title = {headline.title: headline for headline in headlines(records)}
     leaders = leading(records)

@@ -21,10 +21,12 @@ from qbench.outside_text import markdown as escaped
 from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports import latencies
+from qbench.reports.cautions import summary
 from qbench.reports.headline import (
     MINI_NOTICE,
     Headline,
     headlines,
+    in_words,
     names,
     number,
     ordered,
@@ -96,7 +98,10 @@ def grid(
 
     timed = latencies.timed_rows(records)
     called = names(records, group=False)
-    best = {headline: winners(records, headline.key, pairs) for headline in scores}
+    best = {}
+    for headline in scores:
+        asked_so = [record for record in records if headline.of(record)]
+        best[headline] = winners(asked_so, headline.key, pairs)
     rows = []
     for record in records:
         row = [Entry(record.cell.model, record.cell.model)] if several_models else []
@@ -196,6 +201,7 @@ def doubts(records: Sequence[Record]) -> list[tuple[Record, str]]:
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
+    pairs = Pairs(records, folder)
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
@@ -209,7 +215,23 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     items = [_item(record, "", reason) for record, reason in latencies.missing(ordered(records))]
     if items:
         parts += ["## Latencies that were not measured", "\n".join(items)]
+    items = [f"- {escaped(cells)}: {escaped(text)}" for cells, text in summary(records, pairs)]
+    if items:
+        parts += ["## What may be wrong with the evaluation", "\n".join(items)]
+    parts += ["## How the tasks were asked", "\n".join(_asked(records))]
     return "\n\n".join(parts) + "\n"
+
+
+def _asked(records: Sequence[Record]) -> list[str]:
+    """A line for each way in which a task was asked, and for each run's protocol."""
+    lines = []
+    for record in ordered(records):
+        for spec in record.cell.tasks:
+            lines.append(f"- {escaped(spec.name)}: {escaped(in_words(spec))}")
+        if record.protocol:
+            name, digest = record.protocol["name"], record.protocol["hash"]
+            lines.append(f"- protocol {escaped(f'{name}: {digest}')}")
+    return list(dict.fromkeys(lines))
 
 
 def _item(record: Record, status: str, reason: str) -> str:
@@ -257,6 +279,8 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
         for record, reason in doubts(mine):
             line = printable(f"doubtful  {record.cell.label}  {reason}")
             console.print(Text(line), width=width)
+    for cells, text in summary(records, pairs):
+        console.print(Text(printable(f"warning  {cells}  {text}")), width=width)
     if any(_has_differences(record, pairs) for record in records):
         console.print(Text(SCREEN_NOTE), width=width)
     if _has_mini_tasks(records):

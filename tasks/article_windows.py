@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.calibration.windows import windows
+from qbench.calibration.windows import BETWEEN, windows
 from qbench.errors import DataError
 from qbench.models.tokenizers import without_ending
 from qbench.records import TaskSpec
@@ -35,13 +35,18 @@ class ArticleWindows:
     articles: tuple[str | None, ...]
 
 
-def article_windows(texts: Sequence[str], tokenizer: Any, spec: TaskSpec) -> ArticleWindows:
-    """The windows that a task on running text asks; DataError where there is not one."""
+def article_windows(
+    texts: Sequence[str], tokenizer: Any, spec: TaskSpec, between: str = BETWEEN
+) -> ArticleWindows:
+    """The windows that a task on running text asks; DataError where there is not one.
+
+    between: what joins the texts to one, of which consecutive windows are.
+    """
     length = spec.length or 0
     if spec.spread is not None:
         return _spread(texts, tokenizer, length, spec.limit, spec.spread)
-    tokens = windows(texts, tokenizer, length, spec.limit)
-    return ArticleWindows(tokens, _articles_of(texts, tokenizer, length, len(tokens)))
+    tokens = windows(texts, tokenizer, length, spec.limit, between)
+    return ArticleWindows(tokens, _articles_of(texts, tokenizer, tokens.shape, between))
 
 
 def articles(texts: Sequence[str]) -> list[list[str]]:
@@ -98,7 +103,7 @@ def _joined(parts: Sequence[Sequence[str]], tokenizer: Any, length: int) -> list
 
 def _windows_of(part: Sequence[str], tokenizer: Any, length: int) -> Tensor:
     """(n, length), n = 0 where the article is too short."""
-    ids = without_ending(tokenizer)("\n\n".join(part), verbose=False)["input_ids"]
+    ids = without_ending(tokenizer)(BETWEEN.join(part), verbose=False)["input_ids"]
     count = len(ids) // length
     return torch.tensor(ids[: count * length], dtype=torch.long).view(count, length)
 
@@ -127,16 +132,20 @@ def _turns(
 
 
 def _articles_of(
-    texts: Sequence[str], tokenizer: Any, length: int, count: int
+    texts: Sequence[str], tokenizer: Any, shape: Sequence[int], between: str
 ) -> tuple[str | None, ...]:
-    """The article in which each of the consecutive windows begins, by the tokens' letters."""
+    """The article in which each of the consecutive windows begins, by the tokens' letters.
+
+    shape: of the windows, how many and how long.
+    """
+    count, length = shape
     if not getattr(tokenizer, "is_fast", False):
         return (None,) * count
-    joined = "\n\n".join(texts)
+    joined = between.join(texts)
     encoded = without_ending(tokenizer)(joined, verbose=False, return_offsets_mapping=True)
     begins = [0]
     for part in articles(texts):
-        begins.append(begins[-1] + len("\n\n".join(part)) + len("\n\n"))
+        begins.append(begins[-1] + len(between.join(part)) + len(between))
     names = []
     for index in range(count):
         letter = encoded["offset_mapping"][index * length][0]

@@ -38,8 +38,10 @@ class Table(_Declared):
 
     folder: its place in a data folder. splits, columns: what it must have, by the hub's names.
     repository, config: where it is on the hub. licence: as its publisher says. running_text: its
-    column `text` is to be joined, and there are no questions. other_layout: read where a folder has
-    no file of the first form. example: a row of our own in these columns, for tests.
+    column `text` is to be joined, and there are no questions. texts: how many of them are taken,
+    the first ones, None for all. shards: split -> the file on the hub of which they are, where a
+    split has many. other_layout: read where a folder has no file of the first form. example: a row
+    of our own in these columns, for tests.
     """
 
     folder: str
@@ -49,6 +51,8 @@ class Table(_Declared):
     config: str | None
     licence: str
     running_text: bool = False
+    texts: int | None = Field(default=None, ge=1)
+    shards: dict[str, str] = {}
     example: dict[str, Any] | None = None
     other_layout: OtherLayout | None = None
 

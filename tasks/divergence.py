@@ -35,6 +35,8 @@ class Divergence(TextTask):
         DeclaredScore(
             metric="top1_agreement", unit="%", better="higher", headline=True, screen="top-1 %"
         ),
+        DeclaredScore(metric="kl_reverse", better="lower"),
+        DeclaredScore(metric="kl_median", better="lower"),
         DeclaredScore(metric="kl_p99", better="lower"),
         DeclaredScore(metric="kl_noise", better="lower"),
     )
@@ -66,7 +68,8 @@ class Divergence(TextTask):
         context.cache[reference_key(spec)] = reference
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
-        """Scores `kl_mean`, `kl_p99` (over tokens) and `top1_agreement`; one row per window.
+        """Scores `kl_mean`, `kl_reverse` (of P from Q), `kl_median` and `kl_p99` (over tokens) and
+        `top1_agreement`; one row per window.
 
         Also `kl_noise`, what rounding alone makes of the unquantized model: a KL that is not far
         above it says nothing.
@@ -81,20 +84,25 @@ class Divergence(TextTask):
         for index, window in enumerate(losses):
             kl_mean = float(window.kl.mean(dtype=np.float64))
             agreement = float(window.agree.mean())
-            values = {"kl_mean": kl_mean, "top1_agreement": agreement}
+            reverse = float(window.reverse.mean(dtype=np.float64))
+            values = {"kl_mean": kl_mean, "kl_reverse": reverse, "top1_agreement": agreement}
             rows.append(window_row(index, window) | values)
         mean = window_score(spec.name, "kl_mean", rows, higher=False)
         top = window_score(spec.name, "top1_agreement", rows, higher=True)
         every_token = np.concatenate([window.kl for window in losses])
-        tail = Score(
-            task=spec.name,
-            metric="kl_p99",
-            value=float(np.quantile(every_token, 0.99)),
-            stderr=None,
-            n=len(every_token),
-            higher_is_better=False,
-        )
-        scores: tuple[Score, ...] = (mean, tail, top)
+        reverse_mean = window_score(spec.name, "kl_reverse", rows, higher=False)
+        scores: tuple[Score, ...] = (mean, reverse_mean)
+        for metric, share in (("kl_median", 0.5), ("kl_p99", 0.99)):
+            quantile = Score(
+                task=spec.name,
+                metric=metric,
+                value=float(np.quantile(every_token, share)),
+                stderr=None,
+                n=len(every_token),
+                higher_is_better=False,
+            )
+            scores = (*scores, quantile)
+        scores = (*scores, top)
         noise = context.cache[reference_key(spec)].noise
         if noise:
             scores = (*scores, mean_score(spec.name, "kl_noise", noise, higher=False))

@@ -46,8 +46,9 @@ class FolderSource:
         return dataset(self._columns(table_name, split))
 
     def text(self, table_name: str) -> list[str]:
-        """The `text` column."""
-        return list(self._columns(table_name, table(table_name).splits[0])["text"])
+        """The `text` column, as much of it as is declared."""
+        declared = table(table_name)
+        return list(self._columns(table_name, declared.splits[0])["text"])[: declared.texts]
 
     def sha256(self, table_name: str) -> str:
         """Of the bytes of the table's files, split by split."""

@@ -88,6 +88,16 @@ class HarnessTask(Declaration):
             generate=generate if self.kind == "generation" else None,
         )
 
+    def with_prompts(
+        self, spec: TaskSpec, max_gen_toks: int | None, chat_template: bool, bos: Any
+    ) -> TaskSpec:
+        """A protocol with how prompts are written, and how long answers may be that are written."""
+        require_at_least("max_gen_toks", max_gen_toks)
+        changes: dict[str, Any] = {"chat_template": chat_template, "bos": bos}
+        if self.kind == "generation":
+            changes["max_gen_toks"] = max_gen_toks
+        return spec.model_copy(update=changes)
+
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
         """Run lm-eval on the items that `spec` names.
 
@@ -100,7 +110,7 @@ class HarnessTask(Declaration):
         with quiet():
             parts = stock_parts(self, context.source, spec)
             check_scores(self, parts)
-            lm = language_model(context, spec.name)
+            lm = language_model(context, spec.name, spec.chat_template, spec.bos)
             outcome = judge(self, lm, parts, spec, context.source)
         warn_of_cut_prompts(lm, spec.name)
         return outcome._replace(facts=lm.facts | outcome.facts)
@@ -200,6 +210,9 @@ def _part(
 
     asked = declared.splits[-1]
     config = stock | {"task": name, "num_fewshot": spec.num_fewshot}
+    if spec.max_gen_toks is not None:
+        writing = config.get("generation_kwargs") or {}
+        config["generation_kwargs"] = writing | {"max_gen_toks": spec.max_gen_toks}
     for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
         if config.get(key) not in data:
             config[key] = None

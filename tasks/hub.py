@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import DataError
-from qbench.tasks.data import CALIBRATION, dataset, table, tables, unix_lines
+from qbench.tasks.data import dataset, table, tables, unix_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from datasets import Dataset
-
-C4_SHARD = "en/c4-train.00000-of-01024.json.gz"
-C4_TEXTS = 2000  # about 0.9 M tokens
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,13 @@ class HubSource:
         return _rows(declared.repository, declared.config, split)
 
     def text(self, table_name: str) -> list[str]:
-        """The first split's column `text`; to calibrate on, the first texts of one C4 shard."""
+        """The first split's column `text`, or the first texts of the shard that is declared."""
         declared = table(table_name)
-        if table_name == CALIBRATION:
-            return list(_c4_texts(declared.repository))
-        return list(self.rows(table_name, declared.splits[0])["text"])
+        split = declared.splits[0]
+        if split in declared.shards:
+            shard = declared.shards[split]
+            return list(_texts_of_shard(declared.repository, shard, declared.texts))
+        return list(self.rows(table_name, split)["text"])[: declared.texts]
 
     def sha256(self, table_name: str) -> str:
         """The commit of the data set's repository."""
@@ -84,21 +83,21 @@ def _rows(repository: str, config: str | None, split: str) -> Dataset:
     return dataset(unix_lines(rows.to_dict()))
 
 
-@lru_cache(maxsize=1)
-def _c4_texts(repository: str) -> tuple[str, ...]:
-    """The first texts of the first training shard, streamed, in the shard's order."""
+@lru_cache(maxsize=2)
+def _texts_of_shard(repository: str, shard: str, count: int | None) -> tuple[str, ...]:
+    """The first texts of one file, streamed, in the file's order."""
     commit = revision(repository)
     from datasets import load_dataset
 
     try:
-        shard: Iterable[dict[str, Any]] = load_dataset(
+        rows: Iterable[dict[str, Any]] = load_dataset(
             repository,
-            data_files={"train": C4_SHARD},
-            split="train",
+            data_files={"only": shard},
+            split="only",
             streaming=True,
             revision=commit,
         )
-        return tuple(unix_lines(row["text"]) for row in islice(shard, C4_TEXTS))
+        return tuple(unix_lines(row["text"]) for row in islice(rows, count))
     except Exception as error:
         raise _unreachable(repository, error) from error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 SCORED = 0.1  # share of the time that the likelihoods of a generation task take
 ALIKE = "all choices are equally likely, on every item"
+LOOP = 24  # tokens at the end of a text that is said to repeat itself
+MACRO = "acc_macro"  # the mean over subjects of their accuracies
 LEAST_SPREAD = 1e-6  # nats, between the likeliest choice of an item and the least likely one
 COMPANIONS = {"gold_logprob": True, "gold_nll": False}  # whether higher is better
 Row = dict[str, Any]
@@ -55,6 +59,8 @@ def _directions(declared: HarnessTask, part: Part) -> dict[str, bool]:
     directions = dict(part.task.higher_is_better())
     if declared.companion is not None:
         directions[declared.companion] = COMPANIONS[declared.companion]
+    if part.subject is not None:
+        directions[MACRO] = True
     return directions
 
 
@@ -64,16 +70,32 @@ def _multiple_choice(
     rows = []
     for row in _answers(lm, parts):
         rows.append(row | _choice_values(row, declared.companion))
+    subjects = _weigh_subjects(rows)
     directions = _directions(declared, parts[0])
     scores = _scores(spec.name, rows, directions)
     if _choices_are_alike(rows):
         scores = [score.model_copy(update={"suspicion": ALIKE}) for score in scores]
+    directions.pop(MACRO, None)  # of all subjects, and not of a category
     categories = dict.fromkeys(part.category for part in parts if part.category)
     for category in categories:
         members = {part.subject for part in parts if part.category == category}
         own = [row for row in rows if row["subject"] in members]
         scores += _scores(source.task_name(category), own, directions)
-    return Outcome(tuple(scores), rows)
+    return Outcome(tuple(scores), rows, {"subjects": subjects} if subjects else {})
+
+
+def _weigh_subjects(rows: list[Row]) -> dict[str, int]:
+    """Items by subject; each row gets what it adds to the mean over subjects.
+
+    With S subjects, of which this one has n of N items: accuracy * N / (S n), so that the mean over
+    all items is that over subjects of their means.
+    """
+    counts = Counter(row["subject"] for row in rows if "subject" in row)
+    for row in rows:
+        if "subject" in row:
+            weight = len(rows) / (len(counts) * counts[row["subject"]])
+            row[MACRO] = weight * row["acc"]
+    return dict(counts)
 
 
 def _choices_are_alike(rows: list[Row]) -> bool:
@@ -136,16 +158,18 @@ def _generation(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpe
 
 
 def _told_of_writing(lm: Any, part: Part, written: list[Row]) -> Row:
-    """Where generation ended, and how many answers are empty or reached that limit.
+    """Where generation ended, and how many answers are empty, repeat themselves or reached it.
 
-    Each row gets `tokens` of what was written, up to the stop string, and `cut_off`.
+    Each row gets `tokens` of what was written, up to the stop string, `cut_off` and `looping`.
     """
     asked = part.task.config.generation_kwargs or {}
     most = asked.get("max_gen_toks", lm.max_gen_toks)
     for row in written:
         ((text, *_), *_) = row["responses"]
-        row["tokens"] = len(lm.tok_encode(text, add_special_tokens=False))
+        tokens = lm.tok_encode(text, add_special_tokens=False)
+        row["tokens"] = len(tokens)
         row["cut_off"] = row["tokens"] >= most
+        row["looping"] = loops(tokens)
     (first, *_) = [row["filter"] for row in written]
     answers = [row for row in written if row["filter"] == first]
     return {
@@ -153,15 +177,28 @@ def _told_of_writing(lm: Any, part: Part, written: list[Row]) -> Row:
         "until": list(asked.get("until", ())),
         "written": len(answers),
         "cut_off": sum(row["cut_off"] for row in answers),
+        "looping": sum(row["looping"] for row in answers),
         "empty": sum(not row["responses"][0][0].strip() for row in answers),
     }
 
 
+def loops(tokens: Sequence[int]) -> bool:
+    """Whether a text ends in the same tokens three times or more, at least LOOP of them."""
+    count = len(tokens)
+    for period in range(1, count // 3 + 1):
+        length = max(3 * period, LOOP)
+        tail = tokens[-length:]
+        if length <= count and tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
 def _gold_rows(lm: Any, part: Part) -> list[Row]:
     """How likely each item's gold solution is, after the prompt that generation starts from."""
-    between = part.task.config.target_delimiter
+    # A template ends where the answer begins, so that lm-eval puts nothing in between, either.
+    between = "" if lm.templated else part.task.config.target_delimiter
     pairs = []
-    for doc, prompt in prompts(part.task):
+    for doc, prompt in prompts(part.task, lm):
         pairs.append((prompt, f"{between}{part.task.doc_to_target(doc)}"))
     likelihoods = loglikelihoods(lm, part.name, pairs)
     rows = []

@@ -17,8 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.errors import ConfigError, ModelError
-from qbench.models.tokenizers import set_beginning, surroundings, without_ending
+from qbench.tasks.beginnings import prepared, prompt_facts
 
 if TYPE_CHECKING:
     from qbench.tasks.contract import Context
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 SEED = 1234  # lm-eval's own default for few-shot examples
 LOGIT_BYTES = 2_000_000_000
 PROBED = "why requests are not answered together"  # in the cell's cache
-BOS_FAMILIES = ("llama", "mistral", "mixtral", "ministral", "gemma")
-BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
 
 
 @contextlib.contextmanager
@@ -70,8 +67,13 @@ class _Progress:
         self.context.progress(fraction, f"{self.name}  {self.done}/{self.total} {what}")
 
 
-def language_model(context: Context, name: str) -> Any:
-    """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress."""
+def language_model(
+    context: Context, name: str, chat_template: bool = False, bos: str | None = None
+) -> Any:
+    """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress.
+
+    chat_template, bos: as in `TaskSpec`.
+    """
     from lm_eval.models.huggingface import HFLM
 
     from qbench.tasks.prefix_pass import PrefixModel, reach, why_not
@@ -80,9 +82,11 @@ def language_model(context: Context, name: str) -> Any:
         """HFLM without its bars, which computes the beginnings that requests share once.
 
         cut: how many prompts lm-eval cut from the left. span: what the next call fills of the
-        task's progress. together, apart: requests whose likelihood was computed so.
+        task's progress. together, apart: requests whose likelihood was computed so. templated:
+        whether prompts are put into the model's own template.
         """
 
+        templated = chat_template
         cut = 0
         span = (0.0, 1.0)
         together = 0
@@ -145,7 +149,7 @@ def language_model(context: Context, name: str) -> Any:
                 "tokens_together": self.computed,
                 "apart": self.apart,
                 "cut_prompts": self.cut,
-            }
+            } | prompt_facts(self, context)
             if context.cache.get(PROBED):
                 facts["apart_because"] = context.cache[PROBED]
             return facts
@@ -157,7 +161,7 @@ def language_model(context: Context, name: str) -> Any:
 
     return QuietModel(
         pretrained=context.model,
-        tokenizer=prepared(context.tokenizer, context.model),
+        tokenizer=prepared(context.tokenizer, context.model, bos),
         batch_size=context.batch_size,
         softmax_dtype="float32",
     )
@@ -189,47 +193,6 @@ def warn_of_cut_prompts(lm: Any, name: str) -> None:
             "tokens and were cut from the left, as lm-eval does; fewer shots avoid that",
             stacklevel=3,
         )
-
-
-def prepared(tokenizer: Any, model: Any) -> Any:
-    """A copy of a tokenizer that begins a text as the model was trained, and puts no EOS after it.
-
-    It has a pad token inside the embedding, which lm-eval needs and the mask makes irrelevant.
-    ModelError where the tokenizer has no EOS.
-    """
-    own = with_bos(without_ending(tokenizer), getattr(model.config, "model_type", ""))
-    if own.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set "
-            "eos_token in the model's tokenizer_config.json"
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if own.pad_token_id is None or own.pad_token_id >= rows:
-        own.pad_token = own.eos_token
-    return own
-
-
-def with_bos(tokenizer: Any, model_type: str) -> Any:
-    """A copy of the tokenizer that starts a text with BOS where the model was trained so.
-
-    That is where the tokenizer asks for it, and for Llama, Mistral and Gemma with their own BOS
-    tokens unless the tokenizer says no: without it a quantized model of these families collapses.
-    Others are unchanged.
-    """
-    own = deepcopy(tokenizer)
-    bos = own.bos_token
-    refused = own.init_kwargs.get("add_bos_token") is False
-    trained = model_type.startswith(BOS_FAMILIES) and bos in BOS_TOKENS and not refused
-    asked = trained or getattr(own, "add_bos_token", False) is True
-    if own.bos_token_id is None or not asked or surroundings(own)[0] == [own.bos_token_id]:
-        return own
-    if getattr(own, "backend_tokenizer", None) is None:
-        raise ConfigError(
-            f"the tokenizer does not put {bos!r} before a text, as {model_type} wants; "
-            "use a fast tokenizer"
-        )
-    set_beginning(own, [own.bos_token_id])
-    return own
 
 
 @lru_cache(maxsize=8)
@@ -278,7 +241,15 @@ def answers(
     for task in tasks:
         task.set_fewshot_seed(SEED)
     by_name = {task.task_name: task for task in tasks}
-    results = evaluate(lm, {"tasks": by_name}, limit=limit, bootstrap_iters=0, log_samples=True)
+    results = evaluate(
+        lm,
+        {"tasks": by_name},
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=lm.templated,
+        fewshot_as_multiturn=lm.templated,
+    )
     return results["samples"]
 
 
@@ -294,10 +265,21 @@ def gold_choice(task: Any, doc: dict[str, Any]) -> int:
     return gold
 
 
-def prompts(task: Any) -> list[tuple[dict[str, Any], str]]:
-    """Every item with its prompt, exactly as `answers` will build them."""
+def prompts(task: Any, lm: Any = None) -> list[tuple[dict[str, Any], str]]:
+    """Every item with its prompt, exactly as `answers` will build them.
+
+    lm: what `language_model` gives, whose template is used where it is templated.
+    """
     task.set_fewshot_seed(SEED)
-    task.build_all_requests(limit=None, rank=0, world_size=1)
+    options: dict[str, Any] = {}
+    if lm is not None and lm.templated:
+        options = {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": True,
+            "chat_template": lm.apply_chat_template,
+            "tokenizer_name": lm.tokenizer_name,
+        }
+    task.build_all_requests(limit=None, rank=0, world_size=1, **options)
     return [(instance.doc, instance.args[0]) for instance in task.instances]
 
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PREFIX = "mini-"
-OTHER_NAMES = {"wikitext": "text"}  # it is not WikiText
+OTHER_NAMES = {  # it is not WikiText
+    "wikitext": "text",
+    "wikitext_4096": "text_4096",
+    "wikitext_8192": "text_8192",
+}
 
 
 class _Embedded(NamedTuple):

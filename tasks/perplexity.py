@@ -10,7 +10,7 @@ of their length - 1 predictions. With `spread` the windows are of many articles,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qbench.tasks.contract import Context, Outcome
 from qbench.tasks.declaration import Cost, DeclaredScore, Table
@@ -47,9 +47,52 @@ class Perplexity(TextTask):
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
         """Scores `perplexity` (standard error by the delta method) and `nll`; a row per window."""
+        from qbench.tasks.beginnings import text_facts
         from qbench.tasks.window_pass import measure
 
-        losses = measure(context, spec, self.table_name)
+        losses = measure(context, spec, self.table_name, self.between)
         rows = [window_row(i, window) | {"nll": window.nll} for i, window in enumerate(losses)]
         nll = window_score(spec.name, "nll", rows, higher=False)
-        return Outcome((perplexity_score(nll), nll), rows)
+        facts = text_facts(context.tokenizer, context.model)
+        bos = context.tokenizer.bos_token_id
+        facts["windows_without_bos"] = sum(window.first != bos for window in losses)
+        return Outcome((perplexity_score(nll), nll), rows, facts)
+
+
+# Frantar et al. evaluate on the first 1,100 validation texts of one shard, joined by a space, of
+# which they take 256 windows of 2048 tokens.
+C4: dict[str, Any] = {
+    "name": "c4",
+    "about": "perplexity per token on C4's validation texts, as in the GPTQ paper's code",
+    "table": Table(
+        folder="c4_validation",
+        splits=("validation",),
+        columns=("text",),
+        repository="allenai/c4",
+        config=None,
+        licence="ODC-BY",
+        running_text=True,
+        texts=1100,
+        shards={"validation": "en/c4-validation.00000-of-00008.json.gz"},
+        example={"text": "Some text."},
+    ),
+    "cost": Cost(items=256),
+    "between": " ",
+    "order": 12,
+}
+
+
+def perplexities() -> list[Perplexity]:
+    """WikiText-2 and C4, each in windows of 2048, 4096 and 8192 tokens."""
+    tasks = [Perplexity(), Perplexity(**C4)]
+    for task in tuple(tasks):
+        for window in (4096, 8192):
+            changes = {
+                "name": f"{task.name}_{window}",
+                "about": f"{task.name} in windows of {window} tokens",
+                "table": task.name,
+                "window": window,
+                "order": task.order + 1,
+            }
+            tasks.append(task.model_copy(update=changes))
+    return tasks

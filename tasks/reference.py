@@ -122,16 +122,24 @@ class ReferenceLogits:
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's of 16 bits.
+    """(positions,): KL(P || Q) in nats, of log-probabilities (positions, V), P's of 16 bits."""
+    return divergences(p, q)[0]
 
-    Neither is quite a distribution, P by its rounding and Q by that of a float32 log-softmax, which
-    is off by up to 1e-5: with Z the sums of their exponentials, which are about 1,
-    KL = (sum of exp p (p - q)) / Z_p - ln Z_p + ln Z_q.
+
+def divergences(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """(positions,) each: KL(P || Q) and KL(Q || P) in nats, of log-probabilities (positions, V).
+
+    P's have 16 bits. Neither is quite a distribution, P by its rounding and Q by that of a float32
+    log-softmax, which is off by up to 1e-5: with Z the sums of their exponentials, about 1,
+    KL(P || Q) = (sum of exp p (p - q)) / Z_p - ln Z_p + ln Z_q, and the other way round.
     """
-    weight = p.exp()
-    total = weight.sum(-1)
-    weighted = torch.where(weight > 0, weight * (p - q), 0.0).sum(-1)
-    return weighted / total - total.log() + q.exp().sum(-1).log()
+    p_weight, q_weight = p.exp(), q.exp()
+    p_total, q_total = p_weight.sum(-1), q_weight.sum(-1)
+    difference = p - q
+    forward = torch.where(p_weight > 0, p_weight * difference, 0.0).sum(-1) / p_total
+    backward = -torch.where(q_weight > 0, q_weight * difference, 0.0).sum(-1) / q_total
+    normalization = q_total.log() - p_total.log()
+    return forward + normalization, backward - normalization
 
 
 def parts_of(positions: int, device: torch.device) -> Iterator[slice]:

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from qbench.tasks.window_pass import WindowLosses
 
 LENGTH = 2048
+BETWEEN = "\n\n"  # joins the texts, as in `qbench.calibration.windows`, which needs torch
 
 
 class TextTask(Declaration):
-    """A task on non-overlapping windows of a text."""
+    """A task on non-overlapping windows of a text.
 
+    window: tokens in each, unless others are asked. between: what joins the texts.
+    """
+
+    window: int = LENGTH
+    between: str = BETWEEN
     kind: Literal["text"] = "text"
     batch_size: int | None = 1  # sums in another order would be other numbers
 
@@ -33,7 +39,7 @@ class TextTask(Declaration):
         generate: int | None = None,
         spread: int | None = None,
     ) -> TaskSpec:
-        """`limit` windows of `length` tokens of the source's text, 2048 by default.
+        """`limit` windows of `length` tokens of the source's text, by default of `window`.
 
         They are the first ones, or at most `spread` of each article.
         """
@@ -45,7 +51,7 @@ class TextTask(Declaration):
             data=source.table_name(self.table_name),
             sha256=source.sha256(self.table_name),
             limit=limit,
-            length=length or LENGTH,
+            length=length or self.window,
             spread=spread,
         )
 

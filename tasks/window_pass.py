@@ -12,11 +12,11 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.records import TaskSpec
-from qbench.tasks.article_windows import article_windows
+from qbench.tasks.article_windows import BETWEEN, article_windows
 from qbench.tasks.contract import Context
 from qbench.tasks.reference import (
     ReferenceLogits,
-    divergence,
+    divergences,
     parts_of,
     reference_key,
     window_key,
@@ -28,11 +28,11 @@ from qbench.tasks.reference import (
 class WindowLosses:
     """What one window says.
 
-    digest: sha256 of its tokens. article: which it is from, None where that is not known. nll: mean
-    negative log-likelihood, in nats per token.
-    kl (length - 1,) float32: KL(P || Q) per position, in nats.
-    agree (length - 1,) float32: 1 where the top token is that of the unquantized model, else 0.
-    Without a reference kl and agree are empty.
+    digest: sha256 of its tokens, of which `first` is the first. article: which it is from, None
+    where that is not known. nll: mean negative log-likelihood, in nats per token. kl, reverse
+    (length - 1,) float32: KL(P || Q) and KL(Q || P) per position, in nats. agree (length - 1,)
+    float32: 1 where the top token is that of the unquantized model, else 0. Without a reference kl,
+    reverse and agree are empty.
     """
 
     digest: str
@@ -40,19 +40,24 @@ class WindowLosses:
     nll: float
     kl: np.ndarray[Any, Any]
     agree: np.ndarray[Any, Any]
+    reverse: np.ndarray[Any, Any]
+    first: int
 
 
-def measure(context: Context, spec: TaskSpec, table_name: str) -> list[WindowLosses]:
+def measure(
+    context: Context, spec: TaskSpec, table_name: str, between: str = BETWEEN
+) -> list[WindowLosses]:
     """The losses of every window; a second task on the same windows finds them in the cell's cache.
 
-    Raises StoreError where the reference is of other windows or of another model.
+    between: what joins the texts of the table. Raises StoreError where the reference is of other
+    windows or of another model.
     """
     reference = context.cache.get(reference_key(spec))
     key = ("windows", *window_key(spec), reference)
     if key in context.cache:
         return context.cache[key]
     texts = context.source.text(table_name)
-    found = article_windows(texts, context.tokenizer, spec)
+    found = article_windows(texts, context.tokenizer, spec, between)
     inputs = found.tokens
     count = len(inputs)
     losses = []
@@ -82,17 +87,27 @@ def _losses(
     stored = None if reference is None else reference.read(index).to(logits.device)
     nll = 0.0
     kl = [torch.zeros(0)]
+    reverse = [torch.zeros(0)]
     agree = [torch.zeros(0)]
     for part in parts_of(len(logits), logits.device):
         q = logits[part].float().log_softmax(-1)  # (positions, V)
         nll -= float(q.gather(1, targets[part, None]).double().sum())
         if stored is not None:
             p = stored[part].float()
-            kl.append(divergence(p, q).cpu())
+            forward, backward = divergences(p, q)
+            kl.append(forward.cpu())
+            reverse.append(backward.cpu())
             agree.append(_agreement(p, q).float().cpu())
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    mean = nll / len(targets)
-    return WindowLosses(digest, None, mean, torch.cat(kl).numpy(), torch.cat(agree).numpy())
+    return WindowLosses(
+        digest=digest,
+        article=None,
+        nll=nll / len(targets),
+        kl=torch.cat(kl).numpy(),
+        agree=torch.cat(agree).numpy(),
+        reverse=torch.cat(reverse).numpy(),
+        first=int(tokens[0]),
+    )
 
 
 def _agreement(p: Tensor, q: Tensor) -> Tensor:

@@ -66,10 +66,11 @@ ARROWS = {
         "checkpoint", "contracts", "environment", "errors", "kernels", "kernels.cpu",
         "kernels.gpu", "models", "quantization", "records",
     },
+    "layers": {"calibration", "contracts", "errors", "formats", "models", "stats", "tasks"},
     "experiment": {
-        "calibration", "checkpoint", "checks", "contracts", "environment", "errors", "files",
-        "inspection", "isolation", "kernels", "latency", "models", "plugin_file", "quantization",
-        "records", "registry", "tasks",
+        "calibration", "checkpoint", "checks", "comparison", "contracts", "environment", "errors",
+        "files", "formats", "inspection", "isolation", "kernels", "latency", "layers", "models",
+        "plugin_file", "quantization", "records", "registry", "tasks",
     },
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",

@@ -15,17 +15,23 @@ from torch import LongTensor, Tensor
 from qbench.errors import DataError, require_at_least
 from qbench.models.tokenizers import without_ending
 
+BETWEEN = "\n\n"  # joins the texts
+
 
 def windows(
-    texts: Sequence[str], tokenizer: Any, length: int, limit: int | None = None
+    texts: Sequence[str],
+    tokenizer: Any,
+    length: int,
+    limit: int | None = None,
+    between: str = BETWEEN,
 ) -> LongTensor:
     """(n, length) int64: the first `limit` windows of the joined texts, or all.
 
-    Raises DataError where not even one is full.
+    between: what joins the texts. Raises DataError where not even one is full.
     """
     require_at_least("length", length, least=2)
     require_at_least("limit", limit)
-    tokens = _tokens(texts, tokenizer)
+    tokens = _tokens(texts, tokenizer, between)
     count = len(tokens) // length
     if not count:
         raise DataError(
@@ -56,9 +62,9 @@ def calibration_windows(
     return tokens[: count * length].view(count, length)[chosen]  # type: ignore[return-value]
 
 
-def _tokens(texts: Sequence[str], tokenizer: Any) -> Tensor:
+def _tokens(texts: Sequence[str], tokenizer: Any, between: str = BETWEEN) -> Tensor:
     """(tokens,) int64 of the joined texts; DataError where these are empty."""
-    joined = "\n\n".join(texts)
+    joined = between.join(texts)
     if not joined.strip():
         raise DataError("the text is empty; give a data source with text")
     ids = without_ending(tokenizer)(joined, verbose=False)["input_ids"]

@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, compare, data, folders, machine, regress
+from qbench.commands import check, cleaning, compare, data, folders, layers, machine, regress
 from qbench.commands.options import (
     Data,
     Device,
@@ -54,6 +54,7 @@ app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
 app.add_typer(regress.app)
+app.add_typer(layers.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."
@@ -98,7 +99,8 @@ def run(
         str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="quick, standard or paper; default what suits the machine.")
+        str | None,
+        typer.Option(help="A name of `qbench list presets`; default what suits the machine."),
     ] = None,
     group_size: Annotated[
         str | None, typer.Option(help="Inputs per group, or 'channel'; default the preset's.")
@@ -116,6 +118,17 @@ def run(
     dtype: Annotated[
         str | None,
         typer.Option(help="Of the evaluated model: auto (default), float32, bfloat16, float16."),
+    ] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template",
+            help="Put prompts into the model's own template; default the preset's.",
+        ),
+    ] = None,
+    bos: Annotated[
+        str | None,
+        typer.Option(help="Before a prompt: as trained (default), as the tokenizer does, none."),
     ] = None,
     out_folder: Annotated[
         Path | None,
@@ -164,6 +177,8 @@ def run(
             "replicates": replicates,
             "device": device,
             "dtype": dtype,
+            "chat_template": chat_template,
+            "bos": bos,
             "out": out_folder,
             "time_limit": time_limit,
             "latency": latency,

@@ -20,7 +20,12 @@ def protocol(plan: Plan) -> str:
     data = plan.source.describe()
     if plan.warning is not None:
         data += f"; warning: {plan.warning}"
-    return f"data  {data}; preset {plan.grid.preset}: {plan.grid.defaults['about']}"
+    about = plan.grid.defaults["about"]
+    of_run = plan.protocol
+    line = f"data  {data}; preset {of_run['name']}: {about}; protocol {of_run['hash']}"
+    if "differs" in plan.grid.defaults:
+        line += f" (differs from the source: {plan.grid.defaults['differs']})"
+    return line
 
 
 def downloads(plan: Plan) -> str:

@@ -17,6 +17,7 @@ from qbench.tasks.registry import unit_of
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
 RELATIVE = ("kl_", "top1_")  # metrics that are differences from the unquantized model already
+JUDGED_BY = ("dtype", "batch_size", "device", "evaluation")  # of a cell, beside the protocol
 TIMES = "\u00d7"
 FIGURES = 3  # significant digits of what is no share
 
@@ -117,7 +118,7 @@ class Pairs:
         if key[1].startswith(RELATIVE):
             return self._itself(record, key)
         for base in self._unquantized.get(record.cell.model, []):
-            if base.id != record.id and protocol(base, key[0]) == protocol(record, key[0]):
+            if base.id != record.id and judged_alike(base, record, key[0]):
                 return self.between(base, record, key)
         return None
 
@@ -136,7 +137,8 @@ class Pairs:
         known = (record.id, key)
         if known not in self._items:
             score = score_of(record, key)
-            self._items[known] = None if score is None else self.samples.items(score)
+            digest = record.evaluation.get(key[0], {}).get("samples_sha256")
+            self._items[known] = None if score is None else self.samples.items(score, digest)
         return self._items[known]
 
     def _contrast(self, base: Record, candidate: Record, key: ScoreKey) -> Contrast | None:
@@ -199,11 +201,21 @@ def is_unquantized(record: Record) -> bool:
 
 
 def protocol(record: Record, task: str) -> TaskSpec | None:
-    """How this cell was asked to run that task."""
-    for spec in record.cell.tasks:
-        if spec.name == task:
-            return spec
+    """How this cell was asked to run that task, or the task of which that is a part."""
+    asked = {spec.name: spec for spec in record.cell.tasks}
+    if task in asked:
+        return asked[task]
+    for name in sorted(asked, key=len, reverse=True):
+        if task.startswith(f"{name}_"):
+            return asked[name]
     return None
+
+
+def judged_alike(first: Record, second: Record, task: str) -> bool:
+    """Whether two cells were asked a task in one way, by the same code, on one kind of device."""
+    if protocol(first, task) != protocol(second, task):
+        return False
+    return all(getattr(first.cell, name) == getattr(second.cell, name) for name in JUDGED_BY)
 
 
 def score_of(record: Record, key: ScoreKey) -> Score | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qbench.comparison.pairs import Pairs, ScoreKey, protocol, score_of
+from qbench.comparison.pairs import JUDGED_BY, Pairs, ScoreKey, protocol, score_of
 from qbench.records import Record
 
 EQUAL_BITS = 0.05  # measured bits per weight that count as none
@@ -16,7 +16,7 @@ MOST_RANKED = 300  # cells of one model and protocol; each is paired with all ot
 def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
     """Ids of the cells that are better, pair by pair, than all their rivals.
 
-    Rivals are the cells of the same model and protocol that have as many measured bits (within
+    Rivals are the cells of the same model, judged alike, that have as many measured bits (within
     EQUAL_BITS) or fewer. One of as many must be among them: more bits alone win nothing.
     """
     best = set()
@@ -44,11 +44,13 @@ def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, i
 
 
 def _groups(records: Sequence[Record], key: ScoreKey) -> list[list[Record]]:
-    """The quantized cells with this score, those of one model and protocol together."""
+    """The quantized cells with this score, those of one model that were judged alike together."""
     groups: dict[object, list[Record]] = {}
     for record in records:
         if record.cell.scheme and record.bits_per_weight.get("total") and score_of(record, key):
-            groups.setdefault((record.cell.model, protocol(record, key[0])), []).append(record)
+            judged = [getattr(record.cell, name) for name in JUDGED_BY]
+            alike = (record.cell.model, protocol(record, key[0]), *judged)
+            groups.setdefault(alike, []).append(record)
     return list(groups.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,20 +47,25 @@ class Samples:
         self.folder = folder
         self._files: dict[str, tuple[Row, ...]] = {}
 
-    def rows(self, path: str | None) -> tuple[Row, ...]:
+    def rows(self, path: str | None, digest: str | None = None) -> tuple[Row, ...]:
         """The rows of a file, relative to the folder; none where it is missing or damaged.
 
-        A path out of the folder is not followed: records may come from elsewhere.
+        digest: the file's sha256, None where it is not known. A path out of the folder is not
+        followed: records may come from elsewhere.
         """
         if self.folder is None or path is None:
             return ()
         if path not in self._files:
-            self._files[path] = _read(self.folder, path)
+            self._files[path] = _read(self.folder, path, digest)
         return self._files[path]
 
-    def items(self, score: Score) -> Items | None:
-        """The items of a score; None where it is no mean of values in its rows."""
-        rows = [row for row in self.rows(score.samples) if row.get("filter") == score.filter]
+    def items(self, score: Score, digest: str | None = None) -> Items | None:
+        """The items of a score; None where it is no mean of values in its rows.
+
+        digest: the sha256 of its file, None where it is not known.
+        """
+        of_file = self.rows(score.samples, digest)
+        rows = [row for row in of_file if row.get("filter") == score.filter]
         chosen = []
         values = []
         for row in rows:
@@ -122,12 +128,15 @@ def _is_mean(values: Sequence[float], score: Score) -> bool:
     return abs(mean - score.value) <= SAME * max(1.0, abs(score.value))
 
 
-def _read(folder: Path, path: str) -> tuple[Row, ...]:
+def _read(folder: Path, path: str, digest: str | None) -> tuple[Row, ...]:
     try:
         file = (folder / path).resolve()
         if not file.is_relative_to(folder.resolve()):
             return ()
-        lines = file.read_text(encoding="utf-8").splitlines()
+        content = file.read_bytes()
+        if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+            return ()
+        lines = content.decode().splitlines()
         rows = [json.loads(line) for line in lines if line]
     except (OSError, ValueError, RecursionError):
         return ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,10 +24,12 @@ from torch import Tensor
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.folder import bytes_on_disk
+from qbench.comparison.cell_lint import Evaluated, lint_cell
 from qbench.contracts import Scheme, verb_of
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
@@ -40,7 +42,7 @@ from qbench.models.source import ModelSource, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, load, quantize, read_model
 from qbench.records import Cell, Score, TaskSpec
-from qbench.registry import declared, get_method
+from qbench.registry import declared, get_method, parameters
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
 from qbench.tasks.registry import get_task
@@ -55,7 +57,8 @@ class Job:
     model: where the cell's model is. data: of which source. task_names: what the user calls a task,
     by its name in the cell. batch_size: items at a time, for tasks without one of their own.
     plugins: the files that this cell needs. threads: of the processor, which other cells share.
-    folder: of the run. place: the working directory.
+    folder: of the run. place: the working directory. overlaps: by task's own name, what the
+    calibration text holds of it.
     """
 
     cell: Cell
@@ -69,6 +72,7 @@ class Job:
     estimate: Estimate
     folder: Path
     place: Path
+    overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def work(tell: Tell, job: Job) -> None:
@@ -114,6 +118,8 @@ class _Work:
         """Quantize and evaluate."""
         load_plugins(self.job.plugins)
         self.store = Store(self.job.folder)
+        method = get_method(self.job.cell.method, **self.job.cell.params)
+        self.facts["parameters"] = parameters(method)
         self.source: Source = open_source(self.job.data)
         self.tasks = {name: get_task(typed) for name, typed in self.job.task_names.items()}
         quantized = self._quantized()
@@ -129,6 +135,9 @@ class _Work:
             model = read_model(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
+            own = local_folder(self.job.model)
+            if own is not None:
+                self._cover(model, own)
             return model
         folder = self.store.artifact(cell)
         with self._claimed(f"artifact-{cell.artifact}"):
@@ -142,9 +151,17 @@ class _Work:
         self.facts["quantize_seconds"] = costs["seconds"]
         self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
         self.facts["log"] = quantized.log
+        self._cover(quantized, folder)
         if "calibration" in quantized.manifest:
             self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
         return quantized
+
+    def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
+        """Note which layers of a quantized model are, where any is."""
+        if quantized.weights:
+            stored = _published_dtype(self.job.model, self.job.cell)
+            facts = coverage(quantized.model, quantized.weights, folder, stored)
+            self.facts["coverage"] = facts
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.
@@ -231,6 +248,7 @@ class _Work:
         for spec in preparing:
             self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
         scores: list[Score] = []
+        rows: dict[str, Sequence[Mapping[str, Any]]] = {}
         for spec in cell.tasks:
             task = self.tasks[spec.name]
             started = time.perf_counter()
@@ -239,10 +257,22 @@ class _Work:
             told = self.facts.setdefault("evaluation", {})
             told[spec.name] = {"seconds": seconds, **outcome.facts}
             with self._saving():
-                path = self.store.write_samples(cell, spec.name, outcome.samples)
+                path, digest = self.store.write_samples(cell, spec.name, outcome.samples)
+            told[spec.name]["samples_sha256"] = digest
+            if cell.calibration is not None and task.name in self.job.overlaps:
+                told[spec.name]["overlap"] = self.job.overlaps[task.name]
+            rows[spec.name] = outcome.samples
             scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
             self.tell({"scores": [score.model_dump(mode="json") for score in outcome.scores]})
+        self._lint(rows)
         return tuple(scores)
+
+    def _lint(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Put what may be wrong with the evaluation among the facts."""
+        told = self.facts.get("evaluation", {})
+        evaluated = Evaluated(self.job.cell, told, rows, self.facts.get("coverage", {}))
+        cautions = lint_cell(evaluated)
+        self.facts["warnings"] = [caution.model_dump(mode="json") for caution in cautions]
 
     def _prepare(self, context: Context, spec: TaskSpec) -> None:
         """Have what a task needs of the unquantized model; again where its file is damaged."""
@@ -313,8 +343,13 @@ def _bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
     folder = local_folder(source)
     if cell.stored_as is not None and (folder is not None or source.gguf):
         return dict(inspect(folder or source.path).bits_per_weight)
+    bits = float(torch.finfo(_published_dtype(source, cell)).bits)
+    return {"total": bits, "weight": bits}
+
+
+def _published_dtype(source: ModelSource, cell: Cell) -> torch.dtype:
+    """That a model's config states, or else the one that it is evaluated in."""
     stored = getattr(load_config(source), "dtype", None) or cell.dtype
     if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
         stored = getattr(torch, stored)
-    bits = float(torch.finfo(stored).bits)
-    return {"total": bits, "weight": bits}
+    return stored

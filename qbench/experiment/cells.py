@@ -59,6 +59,10 @@ def cell_command(grid: Grid, cell: Cell) -> str:
             words.append("--symmetric")
     words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset or QUICK]
     words += ["--data", grid.data]
+    if grid.chat_template is not None:
+        words.append("--chat-template" if grid.chat_template else "--no-chat-template")
+    if grid.bos is not None:
+        words += ["--bos", grid.bos]
     words += ["--dtype", cell.dtype, "--seed", str(cell.seed), "--device", cell.device]
     if len(grid.model_copy(update={"replicates": None}).seeds(calibrates=True)) > 1:
         words += ["--replicates", "1"]

@@ -25,11 +25,12 @@ SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("sweeps.yaml").read_text()
 )
 QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and a GPU in a night
+TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
 LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
 GRID_BYTES = 1_000_000  # YAML takes microseconds for each
-TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread")
+TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
 
 
 class Grid(BaseModel):
@@ -39,11 +40,13 @@ class Grid(BaseModel):
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
     preset. preset: None for the one that suits the machine (`preset_for`). sweep: a named list of
     variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
-    hardware computes in it, else float32. time_limit: seconds that one cell may take, None for many
-    times its estimate. latency: whether products and tokens of the packed models are timed, None
-    for what the preset says. jobs: cells at a time, None for as many as the processor and its
-    memory take. requantize: whether a model that is quantized already may be quantized again.
-    trust_remote_code: whether code that a model brings may run.
+    hardware computes in it, else float32. chat_template: whether prompts are put into the model's
+    own template; bos: what stands before a prompt: what the model was `trained` with, what its
+    `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
+    cell may take, None for many times its estimate. latency: whether products and tokens of the
+    packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
+    as the processor and its memory take. requantize: whether a model that is quantized already may
+    be quantized again. trust_remote_code: whether code that a model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +66,8 @@ class Grid(BaseModel):
     replicates: int | None = Field(default=None, ge=1)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    chat_template: bool | None = None
+    bos: Literal["trained", "tokenizer", "none"] | None = None
     out: Path | None = None
     time_limit: float | None = Field(default=None, gt=0)
     latency: bool | None = None
@@ -155,6 +160,16 @@ class Grid(BaseModel):
         return bool(self.defaults["latency"]) if self.latency is None else self.latency
 
     @property
+    def prompts(self) -> dict[str, Any]:
+        """How prompts are written, by the names of a `TaskSpec`: `chat_template` and `bos`."""
+        template, bos = self.chat_template, self.bos
+        if template is None:
+            template = self.defaults.get("chat_template", False)
+        if bos is None:
+            bos = self.defaults.get("bos", TRAINED)
+        return {"chat_template": template, "bos": None if bos == TRAINED else bos}
+
+    @property
     def group(self) -> int | None:
         """Inputs per group, None for one group per output channel."""
         size = self.defaults["group_size"] if self.group_size is None else self.group_size
@@ -168,7 +183,7 @@ class Grid(BaseModel):
         return tuple(self.defaults["tasks"])
 
     def task_options(self, task: str) -> dict[str, Any]:
-        """limit, num_fewshot, length, generate, spread: the preset's, overridden by `set`."""
+        """Those of TASK_KEYS that are said: by the preset, overridden by `set`."""
         preset = self.defaults["tasks"].get(task, {})
         return {**preset, **_single_values(task, self.set.get(task, {}), TASK_KEYS)}
 

@@ -20,6 +20,7 @@ from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
 from qbench.models.identity import Announce, resolved_revision
 from qbench.models.source import ModelSource
+from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.tasks import judging
@@ -69,6 +70,9 @@ def identify(
         dtype=pick_dtype("auto", device),
         **grid.calibration,
     )
+    if grid.prompts["chat_template"]:
+        for model in models.values():
+            require_template(model)
     revisions = {name: resolved_revision(model, announce) for name, model in models.items()}
     dtype = pick_dtype(grid.dtype, device)
     specs = tuple(spec for _, spec in asked)
@@ -109,6 +113,7 @@ def ask(
         task = get_task(name)
         settings = grid.set.get(name, {})
         options = grid.task_options(task.name)
+        written = options.pop("max_gen_toks", None)
         shots = options.get("num_fewshot")
         if shots and "num_fewshot" not in settings and not has_examples(task, source):
             options["num_fewshot"] = 0
@@ -117,6 +122,8 @@ def ask(
                 f"0-shot and not {shots}-shot; --data DIR or --data hub has them"
             )
         spec = task.spec(source, **options)
+        if isinstance(task, HarnessTask):
+            spec = task.with_prompts(spec, written, **grid.prompts)
         _refuse_meaningless(name, settings, spec)
         _refuse_too_many(task, settings, spec, source)
         asked.append((task, spec))

@@ -24,6 +24,7 @@ from qbench.experiment.estimate import (
 from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
+from qbench.experiment.protocols import protocol_of, require_versions
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
 from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
@@ -48,7 +49,8 @@ class Plan:
     sources: where each model is, by its name in the grid. source: of the data. tasks: by their
     names in the cells' specs. estimates: by the cell's id. skipped: why a cell is not run, by its
     id. jobs: cells at a time. threads: of the processor, for each of them. warning: about the data.
-    downloads: bytes of weights that are to come from the hub, by the model's name.
+    downloads: bytes of weights that are to come from the hub, by the model's name. protocol: how
+    the run judges (`qbench.experiment.protocols`).
     """
 
     grid: Grid
@@ -63,6 +65,7 @@ class Plan:
     threads: int = 1
     warning: str | None = None
     downloads: dict[str, int] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
@@ -83,6 +86,7 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     preset = grid.preset or preset_for(device, choice.data != "mini")
     # The command in a record names what was chosen.
     grid = grid.model_copy(update={"data": choice.data, "preset": preset})
+    require_versions(grid)
     for name, _ in grid.variants:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
@@ -90,6 +94,7 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     cells = expand(grid, identity)
     _refuse_quantized(grid, identity.stored_as, cells)
     plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
+    plan.protocol = protocol_of(grid, identity, tasks)
     _check_and_estimate(plan)
     _share_cores(plan)
     return plan

@@ -7,7 +7,6 @@ processor a runner works on several cells at a time, each on a part of the cores
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.latencies import measure, not_measured, wanted
+from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan
 from qbench.experiment.plugins import plugins_of
 from qbench.experiment.store import Store
@@ -93,7 +93,8 @@ class _Run:
     """A runner at work.
 
     settled: by cell id, the records that this run made or found. at_work: ids of the cells that it
-    works on. stopping: whether it has been told to end.
+    works on. stopping: whether it has been told to end. overlaps: what of each task the calibration
+    text holds.
     """
 
     plan: Plan
@@ -104,6 +105,7 @@ class _Run:
     at_work: set[str] = field(default_factory=set)
     taking: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
+    overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
@@ -113,6 +115,8 @@ class _Run:
         for cell in self.plan.cells:
             if cell.id in records and records[cell.id].status == "ok":
                 self.settled[cell.id] = records[cell.id]
+        if any(cell.calibration and cell.id not in self.settled for cell in self.plan.cells):
+            self.overlaps = overlaps(self.plan.source, self.plan.tasks.values())
         if self.plan.jobs == 1:
             self._settle(before)
             return
@@ -236,18 +240,18 @@ class _Run:
             reason=reason,
             environment=self._environment(cell) | (tokens or {}),
             command=cell_command(self.plan.grid, cell),
+            protocol=self.plan.protocol,
             **(facts or {}),
         )
 
     def _environment(self, cell: Cell) -> dict[str, Any]:
         """The machine, and what of the run is not in the cell."""
-        protocol = [spec.model_dump(mode="json") for spec in cell.tasks]
         of_run = {
             "data": self.plan.source.label,
             "seed": cell.seed,
             "device": self.plan.device,
             "data_warning": self.plan.warning,
-            "protocol": hashlib.sha256(repr(protocol).encode()).hexdigest()[:12],
+            "protocol": self.plan.protocol["hash"],
         }
         return self.machine | of_run
 
@@ -312,6 +316,7 @@ class _Run:
             estimate=plan.estimates[cell.id],
             folder=self.store.folder.resolve(),
             place=Path.cwd(),
+            overlaps=self.overlaps,
         )
 
 

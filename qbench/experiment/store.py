@@ -172,12 +172,14 @@ class Store:
         text = json.dumps(body | {"checksum": checksum(body)}, indent=1, allow_nan=False)
         write_text(self._record_path(record.id), text + "\n")
 
-    def write_samples(self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]) -> str:
-        """One JSON line per item; returns the path relative to the folder."""
+    def write_samples(
+        self, cell: Cell, task: str, rows: Iterable[Mapping[str, Any]]
+    ) -> tuple[str, str]:
+        """One JSON line per item; returns the path relative to the folder, and its sha256."""
         path = Path("samples") / cell.id / f"{task}.jsonl"
-        lines = [json.dumps(row, default=str) + "\n" for row in rows]
-        write_text(self.folder / path, "".join(lines))
-        return str(path)
+        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        write_text(self.folder / path, text)
+        return str(path), hashlib.sha256(text.encode()).hexdigest()
 
     def read_records(self) -> tuple[list[Record], list[str]]:
         """All trusted records, and a sentence for each of the others.

@@ -10,7 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from qbench.errors import ModelError
+from qbench.errors import ConfigError, ModelError
 from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ModelSource
 from qbench.models.tokenizer_trial import try_tokenizer
@@ -50,6 +50,20 @@ def require_tokens(tokenizer: Any, source: ModelSource) -> None:
         raise ModelError(
             f"the tokenizer of model {source.name!r} ({source.location}) makes no tokens of "
             f"{_PROBE!r}; copy that of the original model there"
+        )
+
+
+def require_template(source: ModelSource) -> None:
+    """ConfigError where a model's tokenizer brings no chat template.
+
+    Of a GGUF file and of a model whose tokenizer is not here, that shows when it is loaded.
+    """
+    if source.gguf or not source.local:
+        return
+    if load_tokenizer(source).chat_template is None:
+        raise ConfigError(
+            f"model {source.name!r} ({source.location}) has no chat template; leave out "
+            "--chat-template, or add chat_template.jinja of the original model"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from qbench import registry
 from qbench.commands import main
 from qbench.errors import MethodError
 from qbench.experiment.store import read_records
+from qbench.registry import method_class, parameters
 from tiny_runs import empty_picture, run_args
 
 
@@ -59,7 +61,7 @@ def test_a_record_says_all_that_is_promised(finished):
     body = json.loads(next((out / "records").glob("*.json")).read_text())
     keys = "schema id cell status reason scores bits_per_weight bytes_on_disk quantize_seconds "
     keys += "quantize_peak_bytes evaluate_seconds log evaluation environment command latency "
-    keys += "checksum"
+    keys += "checksum protocol parameters coverage warnings"
     assert set(keys.split()) == set(body)
     assert body["scores"][0].keys() >= {
         "task",
@@ -83,9 +85,12 @@ def test_a_record_says_all_that_is_promised(finished):
         "protocol",
     }
     assert facts <= body["environment"].keys()
+    assert body["protocol"]["name"] == "quick, changed" and body["protocol"]["statement"]["tasks"]
     for score in body["scores"]:
         rows = [json.loads(line) for line in (out / score["samples"]).read_text().splitlines()]
         assert rows and all("doc_hash" in row or "prompt_hash" in row for row in rows)
+        told = body["evaluation"][score["task"]]["samples_sha256"]
+        assert hashlib.sha256((out / score["samples"]).read_bytes()).hexdigest() == told
 
 
 @pytest.mark.slow
@@ -109,6 +114,23 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     assert len(cards) == 6 and all(
         "## Scores" in card and "| mini-divergence | kl_mean |" in card for card in cards
     )
+
+
+@pytest.mark.slow
+def test_a_record_says_what_was_quantized_and_with_all_parameters(finished):
+    for record in read_records(finished[0])[0]:
+        assert record.parameters.keys() == parameters(method_class(record.cell.method)).keys()
+        if record.cell.scheme is None:
+            assert record.coverage == {}
+            continue
+        facts = record.coverage
+        assert (facts["linear"], facts["blocks"], facts["quantized"]) == (15, 14, 14)
+        assert facts["bits"] == {str(record.cell.scheme.bits): 14} and facts["left"] == []
+        assert 0 < facts["bytes"] < facts["original_bytes"]
+        assert not [c for c in record.warnings if c.kind in ("coverage", "size")]
+        overlap = record.evaluation["mini-text"].get("overlap")
+        assert (overlap is not None) == (record.cell.method == "gptq")
+        assert record.evaluation["mini-gsm8k"]["max_gen_toks"] == 256
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -14,17 +15,19 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fresh_python import run_python
-from qbench.comparison.pairs import TIMES
+from qbench.comparison.pairs import TIMES, Pairs
+from qbench.comparison.ranks import winners
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
-from qbench.records import Record, Score
+from qbench.records import Caution, Record, Score
 from qbench.reports import pictures, plots
 from qbench.reports.headline import headlines, names, number
 from qbench.reports.long_table import COLUMNS, long_table
-from qbench.reports.plots import quality_figure
+from qbench.reports.pictures import file_name
+from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, frontier
 from qbench.reports.registry import write_reports, writers
-from qbench.reports.tables import markdown, screen, wide_table
+from qbench.reports.tables import grid, markdown, screen, wide_table
 from synthetic_records import DAMAGE, REASON, TASKS, failed, record, scores, stored
 
 EVERYTHING = 9  # six files, and the folders cells, methods and pictures
@@ -188,6 +191,88 @@ def test_scores_of_different_protocols_do_not_compete(tmp_path: Path) -> None:
     assert "**" not in markdown(stored(both, tmp_path), tmp_path)
 
 
+def asked(few: int | None, method: str, bits: int | None, damage: float = 0.0, **others) -> Record:
+    """A record of a run with so many items of ARC, `others` being fields of its cell."""
+    made = record(method, bits, damage)
+    tasks = list(made.cell.tasks)
+    tasks[2] = tasks[2].model_copy(update={"limit": few, "num_fewshot": 25 if few is None else 0})
+    cell = made.cell.model_copy(update={"tasks": tuple(tasks)} | others)
+    return made.model_copy(update={"cell": cell, "id": cell.id})
+
+
+def test_two_protocols_of_a_task_have_two_columns_everywhere(tmp_path: Path) -> None:
+    records = [
+        asked(6, "none", None),
+        asked(6, "rtn", 3, 0.4),
+        asked(None, "none", None),
+        asked(None, "rtn", 3, 0.3),
+        asked(None, "greedy", 3, 0.5),
+    ]
+    records = stored(records, tmp_path)
+    columns, rows = grid(records, tmp_path)
+    few = "mini-arc_easy acc % [limit 6, 0-shot]"
+    every = "mini-arc_easy acc % [all items, 25-shot]"
+    assert few in columns and every in columns and "mini-arc_easy acc %" not in columns
+    assert "mini-text perplexity" in columns, "what was asked alike has one column"
+    for title in (few, every):
+        place = columns.index(title)
+        shown = [bool(row[place].text) for row in rows]
+        assert sum(shown) == (2 if title == few else 3)
+        assert not any(row[place].best for row in rows if not row[place].text)
+    by_title = {headline.title: headline for headline in headlines(records)}
+    for each in records:
+        scores = [by_title[title].of(each) for title in (few, every)]
+        assert sum(score is not None for score in scores) == 1
+    table = long_table(records, tmp_path)
+    ways = table[table.task == "mini-arc_easy"].groupby("asked")
+    assert len(ways) == 2
+    assert [sorted(set(rows.shots.dropna())) for _, rows in ways] in ([[0], [25]], [[25], [0]])
+    names = {file_name("tiny", headline, BITS) for headline in by_title.values()}
+    assert len(names) == len(by_title), "a picture for each"
+    assert len(headlines(records[:2])) == len(headlines(records)) - 2
+    assert "mini-arc_easy acc % " in f"{markdown(records[:2], tmp_path)}", "alone it needs no words"
+
+
+def test_no_difference_is_taken_across_machines_or_code_that_judges(tmp_path: Path) -> None:
+    for change in ({"dtype": "bfloat16"}, {"evaluation": "ab"}, {"batch_size": 4}):
+        base, other = asked(6, "none", None), asked(6, "rtn", 3, 0.4, **change)
+        same = asked(6, "greedy", 3, 0.4)
+        records = stored([base, other, same], tmp_path)
+        pairs = Pairs(records, tmp_path)
+        key = ("mini-arc_easy", "acc", "none")
+        assert pairs.from_unquantized(records[1], key) is None
+        assert pairs.from_unquantized(records[2], key) is not None
+        assert winners(records, ("mini-text", "perplexity", "none"), pairs) == set()
+
+
+def test_a_sample_file_that_is_not_the_recorded_one_is_not_paired(tmp_path: Path) -> None:
+    records = stored([asked(6, "none", None), asked(6, "rtn", 3, 0.4)], tmp_path)
+    key = ("mini-arc_easy", "acc", "none")
+    path = tmp_path / records[1].scores[3].samples
+    told = {"mini-arc_easy": {"samples_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}}
+    right = records[1].model_copy(update={"evaluation": told})
+    assert Pairs(records, tmp_path).from_unquantized(right, key) is not None
+    told["mini-arc_easy"]["samples_sha256"] = "0" * 64
+    wrong = records[1].model_copy(update={"evaluation": told})
+    assert Pairs(records, tmp_path).from_unquantized(wrong, key) is None
+
+
+def test_what_may_be_wrong_stands_in_table_screen_and_csv(tmp_path: Path) -> None:
+    large = Caution(kind="size", text="nothing was <gained>")
+    odd = Caution(kind="looping", task="mini-gsm8k", text="all of them repeat")
+    records = [record("none", None), record("rtn", 3, warnings=(large, odd))]
+    records.append(record("greedy", 3, warnings=(large,)))
+    text = markdown(records, tmp_path)
+    assert "2 cells of tiny: nothing was" in text and "mini-gsm8k: all of them" in text
+    console = Console(width=100, file=io.StringIO())
+    screen(records, console, tmp_path)
+    assert "warning  2 cells of tiny" in console.file.getvalue()
+    table = long_table(records, tmp_path)
+    mine = table[table.method == "rtn"]
+    assert set(mine[mine.task == "mini-gsm8k"].warnings) == {"size looping"}
+    assert set(mine[mine.task == "mini-text"].warnings) == {"size"}
+
+
 def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None:
     text = markdown(records)
     assert "<script>" not in text
@@ -219,12 +304,12 @@ def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
 
 def test_a_task_we_do_not_know_gives_its_first_score() -> None:
     new = [
-        Score(task="hellaswag", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True)
+        Score(task="swag", metric=m, value=0.5, stderr=0.1, n=9, higher_is_better=True)
         for m in ("acc", "acc_norm")
     ]
     found = headlines([record("rtn", 3, scores=(*new, *scores(0.1, 3)))])
-    assert [h.title for h in found if h.task == "hellaswag"] == ["hellaswag acc %"]
-    assert found[-1].task == "hellaswag"
+    assert [h.title for h in found if h.task == "swag"] == ["swag acc %"]
+    assert found[-1].task == "swag"
 
 
 # ---- pictures

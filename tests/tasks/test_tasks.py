@@ -19,6 +19,7 @@ from qbench.calibration.windows import calibration_windows, windows
 from qbench.errors import ConfigError, DataError, MethodError, StoreError
 from qbench.tasks import lm, registry
 from qbench.tasks.article_windows import article_windows
+from qbench.tasks.beginnings import with_bos
 from qbench.tasks.contract import Context, Outcome, Task
 from qbench.tasks.declaration import Cost
 from qbench.tasks.folder import FolderSource, write_parquet
@@ -166,9 +167,13 @@ def test_divergence_is_that_of_a_plain_computation(model, tokenizer, reference, 
     assert kl.mean() > 1e-3
     assert score(outcome, "kl_mean").value == pytest.approx(float(kl.mean()), rel=1e-3)
     assert score(outcome, "kl_mean").stderr == pytest.approx(stderr(kl.mean(1)), rel=1e-3)
-    assert score(outcome, "kl_p99").value == pytest.approx(
-        float(kl.flatten().quantile(0.99)), rel=2e-3
-    )
+    for metric, share in (("kl_median", 0.5), ("kl_p99", 0.99)):
+        expected = float(kl.flatten().quantile(share))
+        assert score(outcome, metric).value == pytest.approx(expected, rel=2e-3)
+    reverse = (q.exp() * (q - p)).sum(-1)
+    assert abs(float(reverse.mean() / kl.mean()) - 1) > 1e-3, "the two ways are two numbers"
+    assert score(outcome, "kl_reverse").value == pytest.approx(float(reverse.mean()), rel=1e-3)
+    assert score(outcome, "kl_reverse").stderr == pytest.approx(stderr(reverse.mean(1)), rel=1e-3)
     assert (score(outcome, "kl_p99").stderr, score(outcome, "kl_p99").n) == (None, 5 * (LENGTH - 1))
     assert score(outcome, "top1_agreement").value == pytest.approx(float(agree.mean()), abs=1e-6)
 
@@ -546,21 +551,21 @@ def test_bos_where_the_family_wants_it(tokenizer, model_type, asks, expected):
     given._add_bos_token = asks
     if asks and not getattr(given, "add_bos_token", False):
         pytest.skip("this version of transformers has no such switch on a plain fast tokenizer")
-    own = lm.with_bos(given, model_type)
+    own = with_bos(given, model_type)
     assert (
         own("ab")["input_ids"]
         == ([own.bos_token_id] if expected else []) + tokenizer("ab")["input_ids"]
     )
     assert given("ab")["input_ids"] == tokenizer("ab")["input_ids"]
-    assert lm.with_bos(own, model_type)("ab") == own("ab")
+    assert with_bos(own, model_type)("ab") == own("ab")
 
 
 def test_bos_is_not_forced_on_other_tokens_or_against_the_tokenizers_word(tokenizer):
-    assert lm.with_bos(tokenizer, "llama")("ab") == tokenizer("ab")
+    assert with_bos(tokenizer, "llama")("ab") == tokenizer("ab")
     given = copy.deepcopy(tokenizer)
     given.add_special_tokens({"bos_token": "<s>"})
     given.init_kwargs["add_bos_token"] = False
-    assert lm.with_bos(given, "llama")("ab") == tokenizer("ab")
+    assert with_bos(given, "llama")("ab") == tokenizer("ab")
 
 
 def test_batches_shrink_where_logits_would_not_fit(monkeypatch):

@@ -1,0 +1,252 @@
+"""What each part of a quantized model costs, and what keeping some of them in 16 bits buys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qbench.contracts import WeightFormat
+from qbench.formats import bits_per_weight
+from qbench.layers.passes import Errors, Hidden, Passes, Reference
+from qbench.layers.units import WHOLE, Unit, exchanged, units
+from qbench.stats.difference import Difference, mean_interval
+
+FULL_BITS = 16  # of a weight that is kept
+HEAD_BLOCKS = 2.0  # about what the head and the divergence cost, for the time that is left
+Progress = Callable[[float, str], None]
+Labels = Sequence[object]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of one part, KL in nats with 95 % intervals over the windows' clusters.
+
+    alone: of the unquantized model with this part quantized. gain: by how much the quantized
+    model's KL falls where this part is restored. weight_error, output_error: squared, relative to
+    the weight's and the output's own; the latter on the unquantized model's inputs, None for a
+    whole block and where nothing went through. bits: measured, per weight; None where unknown.
+    """
+
+    name: str
+    block: int
+    kind: str
+    alone: Difference
+    gain: Difference
+    weight_error: float
+    output_error: float | None
+    bits: float | None
+    weights: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Some parts restored together, on windows that did not choose them.
+
+    before, after: mean KL in nats. gain: by how much it falls, with its interval. summed: what the
+    separate gains add up to. bits_before, bits_after: measured bits per weight of the quantized
+    layers, those that are kept at 16; None where unknown.
+    """
+
+    names: tuple[str, ...]
+    before: float
+    after: float
+    gain: Difference
+    summed: float
+    bits_before: float | None
+    bits_after: float | None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """total: KL of the whole quantized model on the windows that choose. kept: None for none."""
+
+    total: Difference
+    effects: tuple[Effect, ...]
+    kept: Kept | None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """tokens (int64, (windows, length)). clusters: which windows are of one article."""
+
+    tokens: Tensor
+    clusters: Labels
+
+
+def measure(
+    original: Any,
+    quantized: Any,
+    weights: Mapping[str, WeightFormat],
+    choosing: Windows,
+    judging: Windows,
+    keep: int,
+    batch_size: int,
+    progress: Progress,
+) -> LayerReport:
+    """Every part alone and restored, and the `keep` most rewarding ones restored together.
+
+    original, quantized: two models of one shape, the latter with its weights dequantized, on one
+    device; they are as they were in the end. weights: the quantized ones by the layers' names, for
+    their bits. choosing, judging: windows for the parts, and others for what is kept.
+
+    Raises ConfigError where the models do not belong together.
+    """
+    parts = units(original, quantized)
+    full, low = (Passes(model, choosing.tokens, batch_size) for model in (original, quantized))
+    reference = Reference(full)
+    total = reference.divergences(low.logits(0, low.start))
+    errors, alone, restored = _every_part(parts, full, low, reference, progress)
+    effects = []
+    for unit in parts:
+        effect = Effect(
+            name=unit.name,
+            block=unit.block,
+            kind=unit.kind,
+            alone=mean_interval(alone[unit.name], choosing.clusters),
+            gain=mean_interval(total - restored[unit.name], choosing.clusters),
+            weight_error=_weight_error(unit),
+            output_error=errors.of(unit.name),
+            bits=_bits(_formats([unit], weights)),
+            weights=unit.weights,
+        )
+        effects.append(effect)
+    kept = None
+    if keep:
+        order = sorted(range(len(parts)), key=lambda place: -effects[place].gain.value)
+        chosen = sorted(order[:keep])
+        summed = sum(effects[place].gain.value for place in chosen)
+        models = (original, quantized)
+        kept = _kept([parts[place] for place in chosen], models, judging, batch_size, summed)
+        kept = replace(kept, **_bits_of_kept(kept.names, parts, weights))
+    progress(1.0, "done")
+    return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
+
+
+def facts(report: LayerReport) -> dict[str, Any]:
+    """JSON-able: of a difference `value`, `low` and `high`, None where these are not finite."""
+    return _jsonable(report)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Difference):
+        ends = {"value": value.value, "low": value.low, "high": value.high}
+        return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+    if is_dataclass(value):
+        return {entry.name: _jsonable(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, tuple):
+        return [_jsonable(member) for member in value]
+    return value
+
+
+def _every_part(
+    parts: Sequence[Unit], full: Passes, low: Passes, reference: Reference, progress: Progress
+) -> tuple[Errors, dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Errors of outputs, and by name KL (windows,) of each part alone, and where it is restored.
+
+    With a part exchanged, both models are measured: each has that of the other.
+    """
+    errors = Errors()
+    alone, restored = {}, {}
+    costs = [len(full.blocks) - unit.block + HEAD_BLOCKS for unit in parts]
+    done = 0.0
+    of_full, of_low = full.start, low.start
+    for index in range(len(full.blocks)):
+        mine = [unit for unit in parts if unit.block == index]
+        for unit in mine:
+            place = len(alone) + 1
+            progress(done / sum(costs), f"{place}/{len(parts)} {unit.name}")
+            with exchanged([unit]):
+                alone[unit.name] = reference.divergences(full.logits(index, of_full))
+                restored[unit.name] = reference.divergences(low.logits(index, of_low))
+            done += len(full.blocks) - index + HEAD_BLOCKS
+        of_full = _watched(mine, full, low, errors, index, of_full)
+        of_low = low.through(index, of_low)
+    return errors, alone, restored
+
+
+def _watched(
+    mine: Sequence[Unit], full: Passes, low: Passes, errors: Errors, index: int, hidden: Hidden
+) -> Hidden:
+    """The states behind a block of the unquantized model; its layers' errors are noted."""
+    hooks = []
+    for unit in mine:
+        if unit.kind != WHOLE:
+            layer = full.blocks[index].get_submodule(unit.kind)
+            other = low.blocks[index].get_submodule(unit.kind)
+            hooks.append(errors.watch(unit.name, layer, other))
+    try:
+        return full.through(index, hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _kept(
+    chosen: Sequence[Unit],
+    models: tuple[Any, Any],
+    judging: Windows,
+    batch_size: int,
+    summed: float,
+) -> Kept:
+    """The chosen parts restored together, on the windows that judge."""
+    full, low = (Passes(model, judging.tokens, batch_size) for model in models)
+    reference = Reference(full)
+    before = reference.divergences(low.logits(0, low.start))
+    with exchanged(chosen):
+        after = reference.divergences(low.logits(0, low.start))
+    return Kept(
+        names=tuple(unit.name for unit in chosen),
+        before=float(before.mean()),
+        after=float(after.mean()),
+        gain=mean_interval(before - after, judging.clusters),
+        summed=summed,
+        bits_before=None,
+        bits_after=None,
+    )
+
+
+def _bits_of_kept(
+    names: Sequence[str], parts: Sequence[Unit], weights: Mapping[str, WeightFormat]
+) -> dict[str, float]:
+    """`bits_before` and `bits_after` of all parts; empty where nothing says what they take."""
+    everything = _formats(parts, weights)
+    before = _bits(everything)
+    if before is None:
+        return {}
+    others = _formats([unit for unit in parts if unit.name not in names], weights)
+    count, of_others = _count(everything), _count(others)
+    taken = of_others * (_bits(others) or 0.0) + FULL_BITS * (count - of_others)
+    return {"bits_before": before, "bits_after": taken / count}
+
+
+def _formats(parts: Sequence[Unit], weights: Mapping[str, WeightFormat]) -> list[WeightFormat]:
+    """The quantized weights of some parts."""
+    formats = []
+    for unit in parts:
+        for name, weight in weights.items():
+            if name == unit.name or name.startswith(f"{unit.name}."):
+                formats.append(weight)
+    return formats
+
+
+def _bits(formats: Sequence[WeightFormat]) -> float | None:
+    return bits_per_weight(formats).get("total")
+
+
+def _count(formats: Sequence[WeightFormat]) -> int:
+    return sum(out * columns for out, columns in (weight.shape for weight in formats))
+
+
+def _weight_error(unit: Unit) -> float:
+    """The squared error of a part's parameters, relative to their own square."""
+    error = size = 0.0
+    for own, other in unit.pairs:
+        error += float((own.detach() - other.detach()).double().square().sum())
+        size += float(own.detach().double().square().sum())
+    return error / size if size else 0.0

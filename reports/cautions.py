@@ -1,0 +1,37 @@
+"""What may be wrong with the evaluations of a run, each thing once, for tables and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qbench.comparison.lint import lint
+from qbench.comparison.pairs import Pairs
+from qbench.records import Caution, Record
+from qbench.reports.headline import ordered
+
+
+def summary(records: Sequence[Record], pairs: Pairs) -> list[tuple[str, str]]:
+    """(which cells, what): a sentence that several cells share stands once.
+
+    A cell is named by its model and label; of several their number is given.
+    """
+    cells: dict[Caution, list[Record]] = {}
+    cautions = lint(ordered(records), pairs)
+    for record in ordered(records):
+        for caution in cautions.get(record.id, []):
+            cells.setdefault(caution, []).append(record)
+    lines = []
+    for caution, members in cells.items():
+        task = f"{caution.task}: " if caution.task else ""
+        # What is said of a score stands at the first of the cells that have it.
+        where = members[0].cell.model if caution.kind == "indistinct" else _named(members)
+        lines.append((where, f"{task}{caution.text}"))
+    return lines
+
+
+def _named(members: Sequence[Record]) -> str:
+    first = members[0].cell
+    models = dict.fromkeys(record.cell.model for record in members)
+    if len(members) == 1:
+        return f"{first.model} {first.label}"
+    return f"{len(members)} cells of {', '.join(models)}"

@@ -1,0 +1,113 @@
+"""What each layer of a quantized model costs: rows for a table, JSON, and a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from qbench.reports.plots import STYLE
+
+MOST_ROWS = 15
+LEAST = 1e-6  # nats: what is below is rounding, and has the lightest color
+COLUMNS = ("layer", "KL alone", "KL gained", "weight error", "output error", "bits")
+PANELS = {
+    "alone": "KL (nats), this layer alone quantized",
+    "gain": "KL (nats) gained, this layer restored",
+    "output_error": "squared error of the output, relative",
+}
+
+
+def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """COLUMNS of the layers that gain most, as text, MOST_ROWS of them.
+
+    report: as `qbench layers` writes it to `layers.json`.
+    """
+    effects = sorted(report["effects"], key=lambda effect: -effect["gain"]["value"])
+    lines = []
+    for effect in effects[:MOST_ROWS]:
+        bits, output = effect["bits"], effect["output_error"]
+        line = (
+            effect["name"],
+            _interval(effect["alone"]),
+            _interval(effect["gain"]),
+            f"{effect['weight_error']:.3g}",
+            "" if output is None else f"{output:.3g}",
+            "" if bits is None else f"{bits:.2f}",
+        )
+        lines.append(line)
+    return lines
+
+
+def advice(report: Mapping[str, Any]) -> str:
+    """What keeping the most rewarding layers in 16 bits buys, in a sentence; empty without any."""
+    kept = report["kept"]
+    if kept is None:
+        return ""
+    gain = kept["gain"]
+    share = gain["value"] / kept["before"] if kept["before"] else 0.0
+    text = (
+        f"keep {', '.join(kept['names'])} at 16 bits: KL {kept['before']:.4g} -> "
+        f"{kept['after']:.4g}, {_interval(gain)} less ({share:.0%}), measured together on other "
+        f"windows; separately they add up to {kept['summed']:.3g}"
+    )
+    if kept["bits_before"] is not None:
+        text += f"; bits per weight {kept['bits_before']:.3f} -> {kept['bits_after']:.3f}"
+    return text
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    low, high = (difference[end] for end in ("low", "high"))
+    if low is None or high is None:
+        return f"{difference['value']:.3g}"
+    return f"{difference['value']:.3g} [{low:.2g}, {high:.2g}]"
+
+
+def heat_map(report: Mapping[str, Any], title: str) -> Figure:
+    """A panel for each of PANELS that is known: block by kind, dark where it costs most."""
+    effects = report["effects"]
+    kinds = list(dict.fromkeys(effect["kind"] for effect in effects))
+    count = 1 + max(effect["block"] for effect in effects)
+    panels = [name for name in PANELS if any(_value(effect, name) for effect in effects)]
+    with rc_context(STYLE):
+        height = 1.1 + len(panels) * (0.75 + 0.24 * len(kinds))
+        figure = Figure(figsize=(max(6.2, 2.4 + 0.24 * count), height), layout="constrained")
+        figure.suptitle(title, ha="left", x=0.012, fontsize=10)
+        for axes, name in zip(
+            figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
+        ):
+            table = np.full((len(kinds), count), np.nan)
+            for effect in effects:
+                value = _value(effect, name)
+                if value is not None:
+                    table[kinds.index(effect["kind"]), effect["block"]] = value
+            _panel(figure, axes, table, kinds, PANELS[name])
+    return figure
+
+
+def _value(effect: Mapping[str, Any], name: str) -> float | None:
+    value = effect[name]
+    return value["value"] if isinstance(value, Mapping) else value
+
+
+def _panel(figure: Figure, axes: Any, table: Any, kinds: Sequence[str], title: str) -> None:
+    """table (kinds, blocks), NaN where there is no such layer."""
+    known = table[np.isfinite(table)]
+    top = max(float(known.max()), LEAST)
+    low = max(float(known.min()), top / 1e4, LEAST)
+    norm: Normalize = LogNorm(low, top) if top > low else Normalize(0.0, top)
+    shown = np.where(np.isfinite(table), np.maximum(table, low), np.nan)
+    picture = axes.pcolormesh(shown, norm=norm, cmap="viridis_r", edgecolors="white", linewidth=0.4)
+    axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)
+    axes.invert_yaxis()
+    step = max(1, table.shape[1] // 16)
+    places = np.arange(0, table.shape[1], step)
+    axes.set_xticks(places + 0.5, [str(place) for place in places])
+    axes.set_xlabel("block")
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.grid(False)
+    figure.colorbar(picture, ax=axes, pad=0.01)
