@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 METRICS = {
     "perplexity": "e to the mean negative log-likelihood of a token of the text, in nats",
     "token_perplexity": "e to the mean negative log-likelihood of a token, in nats",
@@ -28,11 +30,25 @@ COLUMNS = {
     "peak memory MB": "of the process, or of the GPU where one was used, while quantizing",
     "block loss": "geometric mean over the blocks of the reconstruction loss on held-out text",
     "block loss at the start": "the same before training",
+    "on disk MB": "millions of bytes of the saved folder, embeddings and tokenizer among them",
+    "tokens/s": "tokens that the packed model writes per second, greedy, one sequence at a time",
+    "tokens/s x dense": "the same over that of the unquantized model, measured in turns; above 1 "
+    "is faster",
+    "in memory MB": "most memory that the packed model takes to load, read and write, beyond what "
+    "the process takes by itself",
 }
+BATCH = re.compile(r"batch (\d+) (ms|x dense)")
 
 
 def explanation(column: str, metric: str | None) -> str:
     """Of a column by its name, or by its metric where it is a score; empty where there is none."""
     if metric is not None:
         return METRICS.get(metric, "")
-    return COLUMNS.get(column, "")
+    batch = BATCH.fullmatch(column)
+    if batch is None:
+        return COLUMNS.get(column, "")
+    rows, kind = batch.groups()
+    vectors = "one token" if rows == "1" else f"{rows} tokens at a time"
+    if kind == "ms":
+        return f"milliseconds for the products of all quantized layers with {vectors}, median"
+    return f"dense products of {vectors} over the packed ones, in turns; above 1 is faster"

@@ -198,8 +198,8 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
 
     if not dry_run:
         preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
-    from qbench.experiment.grid import CALIBRATION
     from qbench.commands.item_texts import write_item_texts
+    from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
     from qbench.reports.registry import write_reports

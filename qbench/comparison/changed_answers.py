@@ -42,7 +42,9 @@ def flips(base: Items, candidate: Items, order: Sequence[int]) -> tuple[Flips, l
         kinds.append(kind)
         if kind is not None:
             before, after = str(answer(rows[0])), str(answer(rows[1]))
-            changes.append(Change(kind, item_name(rows[0]), str(rows[0].get("target")), before, after))
+            changes.append(
+                Change(kind, item_name(rows[0]), str(rows[0].get("target")), before, after)
+            )
     order_of = ("right to wrong", "wrong to right", "wrong to another wrong")
     changes.sort(key=lambda change: order_of.index(change.kind))
     return count(kinds), changes[:SHOWN]

@@ -30,7 +30,7 @@ from qbench.reports.registry import write_reports, writers
 from qbench.reports.tables import grid, markdown, screen, wide_table
 from synthetic_records import DAMAGE, REASON, TASKS, failed, record, scores, stored
 
-EVERYTHING = 9  # six files, and the folders cells, methods and pictures
+EVERYTHING = 10  # six files, and the folders cells, methods and pictures
 
 
 @pytest.fixture(scope="module")
