@@ -32,6 +32,7 @@ from qbench.reports.headline import (
     ordered,
     require,
     shared_parameters,
+    unquantized,
 )
 
 CAPTION = (
@@ -41,7 +42,7 @@ CAPTION = (
     "would change. Divergences are such differences already. Without items of both, a score has "
     "one standard error. Bold: better, by the interval of the paired difference, than every cell "
     f"of the same model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, "
-    "where there is one of as many."
+    "where there is one of as many. (?): the score may say nothing; why stands below."
 )
 SCREEN_NOTE = (
     "After a score: its difference from the unquantized model on the same items, and half of the "
@@ -210,12 +211,13 @@ def doubts(records: Sequence[Record]) -> list[tuple[str, str]]:
     lines = []
     for (model, score_name, kind), members in cells.items():
         record, facts = members[0]
+        name = "unquantized" if unquantized(record) else record.cell.label
         reason = f"{kind}: {facts}" if facts else kind
-        where = f"{model} {record.cell.label}"
+        where = f"{model} {name}"
         if len(members) > 1:
             where = f"{len(members)} cells of {model}"
             if facts:
-                reason = f"{kind}, such as {record.cell.label}: {facts}"
+                reason = f"{kind}; for {name}: {facts}"
         lines.append((where, f"{score_name}: {reason}"))
     return lines
 

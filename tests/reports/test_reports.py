@@ -568,7 +568,7 @@ def test_a_score_that_may_say_nothing_is_marked_and_explained_everywhere(tmp_pat
     )
     mine = [record("rtn", 3, 0.2), record("gptq", 3, scores=doubted)]
     text = markdown(mine)
-    assert text.count("(?)") == 1 and "## Scores that may say nothing" in text
+    assert text.count("(?)") == 2 and "## Scores that may say nothing" in text
     stream = io.StringIO()
     screen(mine, Console(width=140, file=stream))
     said = "mini-arc_easy acc: all choices are equally likely, on every item"
