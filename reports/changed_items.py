@@ -96,7 +96,7 @@ def _changes(base: Record, record: Record, headline: Headline, pairs: Pairs) -> 
         kind = kind_of(right, (answer(old), answer(new)))
         kinds.append(kind)
         if kind is not None and len(items) < MOST:
-            items.append(_change(kind, old, new, texts.get(item_name(new), {})))
+            items.append(changed_item(kind, old, new, texts.get(item_name(new), {})))
     flips = count(kinds)
     summary = (
         f"{flips.lost} right to wrong, {flips.gained} wrong to right, {flips.moved} wrong to "
@@ -118,7 +118,7 @@ def _texts(record: Record, task: str, pairs: Pairs) -> dict[str, dict[str, Any]]
     return texts
 
 
-def _change(kind: Kind, old: Row, new: Row, fields: dict[str, Any]) -> Change:
+def changed_item(kind: Kind, old: Row, new: Row, fields: dict[str, Any]) -> Change:
     """One changed item. fields: the columns of its row, empty where they are not known."""
     choices = _choices(old, new, fields)
     facts = []
