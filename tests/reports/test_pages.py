@@ -15,12 +15,14 @@ from qbench.comparison.samples import items_file
 from qbench.records import Decoding, Latency, Product, Record
 from qbench.reports import cell_pages, json_lines, latex, method_pages, quoted
 from qbench.reports.changed_items import changed_item, changed_items
+from qbench.reports.explanations import METRICS
 from qbench.reports.headline import names, shared_parameters
 from qbench.reports.layer_errors import heat_map
 from qbench.reports.long_table import long_table
 from qbench.reports.page import html
 from qbench.reports.ranking import filters, ranking
 from qbench.reports.tables import doubts
+from qbench.tasks.registry import ordered_tasks
 from synthetic_records import failed, record, stored
 
 SPREAD = (1e-4, 0.9e-4, 1.2e-4)
@@ -185,7 +187,7 @@ def test_texts_of_changed_items_are_shown_escaped_and_bounded(
     path.unlink()
     cell_pages.write(records, folder)
     text = (folder / "cells" / f"{records[1].id}.html").read_text(encoding="utf-8")
-    assert "has kept no texts" in text
+    assert "The questions are not shown" in text
 
 
 def test_choices_of_a_changed_item_say_which_is_right_and_which_was_chosen() -> None:
@@ -251,6 +253,11 @@ def test_parameters_that_all_cells_of_a_method_share_are_told_once(tmp_path: Pat
 def test_every_column_of_the_page_is_explained(run: tuple[list[Record], Path]) -> None:
     columns, _ = ranking(run[0])
     assert [column.heading for column in columns if not column.explanation] == []
+
+
+def test_every_score_that_a_task_declares_is_explained() -> None:
+    declared = {score.metric for task in ordered_tasks() for score in task.scores}
+    assert declared - METRICS.keys() == set()
 
 
 def test_a_doubt_of_many_cells_is_one_line() -> None:
