@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ def changed_item(kind: Kind, old: Row, new: Row, fields: dict[str, Any]) -> Chan
     for name, value in fields.items():
         if not isinstance(value, list) or not choices:
             facts.append((name, _shown(value)))
-    facts += _answers(old, new, without="target" if choices else "")
+    facts += _answers(old, new, {*fields, "target"} if choices else {*fields})
     return Change(kind, item_name(new), _title(fields), facts, choices)
 
 
@@ -159,11 +159,11 @@ def _choices(old: Row, new: Row, fields: dict[str, Any]) -> list[Choice]:
     return choices
 
 
-def _answers(old: Row, new: Row, without: str) -> list[tuple[str, str]]:
+def _answers(old: Row, new: Row, without: Collection[str]) -> list[tuple[str, str]]:
     """What the rows say of an item: once where they agree, else of both models."""
     facts = []
     for key, value in new.items():
-        if key in HIDDEN or key == without:
+        if key in HIDDEN or key in without:
             continue
         before = old.get(key)
         if before == value:
@@ -176,5 +176,7 @@ def _answers(old: Row, new: Row, without: str) -> list[tuple[str, str]]:
 
 def _shown(value: Any) -> str:
     """A value as text of bounded length."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

@@ -18,6 +18,7 @@ MEANINGS = {
 }
 TILE = 20  # width and height of a tile
 STEPS = 6  # of the legend
+LEGEND = 72  # width of each
 CHARACTER = 6.6  # width of one at 11 pixels
 
 
@@ -107,13 +108,13 @@ def _drawn(errors: Mapping[tuple[str, str], float], meaning: str) -> HeatMap:
     legend = []
     for step in range(STEPS):
         share = step / (STEPS - 1)
-        shown = f"{math.exp(low + share * (high - low)):.2g}"
-        legend.append((left + 60 * step, _colour(share), shown))
+        shown = f"{math.exp(low + share * (high - low)):.2g}".replace("e-0", "e-")
+        legend.append((left + LEGEND * step, _colour(share), shown))
     every = max(1, math.ceil(len(blocks) / 40))
     middle = TILE / 2
     return HeatMap(
         meaning=meaning,
-        width=left + max(TILE * len(blocks), 60 * STEPS),
+        width=left + max(TILE * len(blocks), LEGEND * STEPS),
         height=TILE * len(kinds),
         left=left,
         tiles=tiles,
