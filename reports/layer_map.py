@@ -28,7 +28,7 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     report: as `qbench layers` writes it to `layers.json`.
     """
     effects = sorted(report["effects"], key=lambda effect: -effect["gain"]["value"])
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for effect in effects[:MOST_ROWS]:
         bits, output = effect["bits"], effect["output_error"]
         line = (

@@ -74,7 +74,7 @@ C4: dict[str, Any] = {
         running_text=True,
         texts=1100,
         shards={"validation": "en/c4-validation.00000-of-00008.json.gz"},
-        example={"text": "Some text."},
+        example={"text": "A page of the web, with some words about the weather of the day."},
     ),
     "cost": Cost(items=256),
     "between": " ",

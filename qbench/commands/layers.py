@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.commands.options import Data, Device, Plugins, Sets, Trust, as_group, err, out
-from qbench.commands.progress import QUIET_SECONDS
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
 
@@ -62,7 +61,6 @@ def layers(
         raise ConfigError("there is nothing to measure; give a quantized folder, or --model MODEL")
     from qbench.experiment.layers import LayerRequest, layers_of, scratch
     from qbench.files.atomic import write_bytes, write_text
-    from qbench.layers.effects import facts
     from qbench.reports.layer_map import heat_map
     from qbench.reports.plots import png, svg
 
@@ -85,7 +83,7 @@ def layers(
             _quantize(request, folder, scheme, sets or [], plugin or [])
         with _Timed() as progress:
             measured = layers_of(folder, request, progress)
-    report = {"model": title, "windows": windows, "length": length} | facts(measured)
+    report = {"model": title, "windows": windows, "length": length} | measured
     paths = [write_text(output / "layers.json", json.dumps(report, indent=1) + "\n")]
     figure = heat_map(report, title)
     paths.append(write_text(output / "layers.svg", svg(figure)))
@@ -128,16 +126,7 @@ class _Timed:
     """A bar with the time left on a terminal, and in a log a line now and then."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=err,
-            disable=not err.is_terminal,
-            speed_estimate_period=600,
-        )
+        self._bar = time_bar(err)
         self._task = self._bar.add_task("loading", total=1.0)
         self._last = self._started = self._bar.get_time()
 

@@ -22,9 +22,10 @@ def protocol(plan: Plan) -> str:
         data += f"; warning: {plan.warning}"
     about = plan.grid.defaults["about"]
     of_run = plan.protocol
-    line = f"data  {data}; preset {of_run['name']}: {about}; protocol {of_run['hash']}"
+    line = f"data  {data}; preset {plan.grid.preset}: {about}"
+    line += f"; protocol {of_run['hash']} ({of_run['name']})"
     if "differs" in plan.grid.defaults:
-        line += f" (differs from the source: {plan.grid.defaults['differs']})"
+        line += f"; other than the source: {plan.grid.defaults['differs']}"
     return line
 
 

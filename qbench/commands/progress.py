@@ -9,19 +9,10 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.records import Cell, Latency, Record, Score
 from qbench.reports.headline import number
-
-QUIET_SECONDS = 20.0  # between two lines in a log
 
 
 class LiveView:
@@ -50,17 +41,7 @@ class LiveView:
         self._at_work: dict[str, _Part] = {}  # by the cell's id
         self._lock = threading.RLock()  # several cells may be at work
         self._last_line = 0.0
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=err,
-            disable=not err.is_terminal,
-            speed_estimate_period=600,
-        )
+        self._bar = time_bar(err)
         self._task = self._bar.add_task("", total=max(self.total, 1e-9))
 
     def __enter__(self) -> LiveView:

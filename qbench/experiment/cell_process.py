@@ -157,8 +157,8 @@ class _Work:
         return quantized
 
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
-        """Note which layers of a quantized model are, where any is."""
-        if quantized.weights:
+        """Note which layers of a model that is said to be quantized are."""
+        if quantized.weights or self.job.cell.stored_as is not None:
             stored = _published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
             self.facts["coverage"] = facts

@@ -11,7 +11,7 @@ from typing import Any
 from qbench.calibration.walk import Progress
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError, DataError
-from qbench.layers.effects import LayerReport, Windows, measure
+from qbench.layers.effects import Windows, facts, measure
 from qbench.models.source import find_model
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import load, read_model, refuse_quantized
@@ -43,8 +43,8 @@ class LayerRequest:
     trust_remote_code: bool = False
 
 
-def layers_of(folder: Path, request: LayerRequest, progress: Progress) -> LayerReport:
-    """What each layer of a saved model costs.
+def layers_of(folder: Path, request: LayerRequest, progress: Progress) -> dict[str, Any]:
+    """What each layer of a saved model costs, JSON-able: the fields of a `LayerReport`.
 
     Raises ConfigError where it is not known what model it was made of, and what `measure`, loading
     and the data raise.
@@ -62,7 +62,7 @@ def layers_of(folder: Path, request: LayerRequest, progress: Progress) -> LayerR
     check_fit(original.model, original.tokenizer, str(name))
     source = open_source(request.data)
     choosing, judging = text_windows(source, original.tokenizer, request.windows, request.length)
-    return measure(
+    report = measure(
         original.model.to(device),
         quantized.model.to(device),
         quantized.weights,
@@ -72,6 +72,7 @@ def layers_of(folder: Path, request: LayerRequest, progress: Progress) -> LayerR
         request.batch_size,
         progress,
     )
+    return facts(report)
 
 
 def text_windows(

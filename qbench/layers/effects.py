@@ -123,7 +123,8 @@ def measure(
         summed = sum(effects[place].gain.value for place in chosen)
         models = (original, quantized)
         kept = _kept([parts[place] for place in chosen], models, judging, batch_size, summed)
-        kept = replace(kept, **_bits_of_kept(kept.names, parts, weights))
+        before, after = _bits_of_kept(kept.names, parts, weights)
+        kept = replace(kept, bits_before=before, bits_after=after)
     progress(1.0, "done")
     return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
 
@@ -152,7 +153,8 @@ def _every_part(
     With a part exchanged, both models are measured: each has that of the other.
     """
     errors = Errors()
-    alone, restored = {}, {}
+    alone: dict[str, NDArray[np.float64]] = {}
+    restored: dict[str, NDArray[np.float64]] = {}
     costs = [len(full.blocks) - unit.block + HEAD_BLOCKS for unit in parts]
     done = 0.0
     of_full, of_low = full.start, low.start
@@ -213,16 +215,16 @@ def _kept(
 
 def _bits_of_kept(
     names: Sequence[str], parts: Sequence[Unit], weights: Mapping[str, WeightFormat]
-) -> dict[str, float]:
-    """`bits_before` and `bits_after` of all parts; empty where nothing says what they take."""
+) -> tuple[float | None, float | None]:
+    """Of all parts, before and after; None where nothing says what they take."""
     everything = _formats(parts, weights)
     before = _bits(everything)
     if before is None:
-        return {}
+        return None, None
     others = _formats([unit for unit in parts if unit.name not in names], weights)
     count, of_others = _count(everything), _count(others)
     taken = of_others * (_bits(others) or 0.0) + FULL_BITS * (count - of_others)
-    return {"bits_before": before, "bits_after": taken / count}
+    return before, taken / count
 
 
 def _formats(parts: Sequence[Unit], weights: Mapping[str, WeightFormat]) -> list[WeightFormat]:

@@ -177,4 +177,4 @@ def test_answers_that_became_longer_are_said(tmp_path):
         assert [c.kind for c in said if c.kind == "length"] == ["length"] * expected
         if expected:
             (text,) = [caution.text for caution in said if caution.kind == "length"]
-            assert float(text.split()[2]) == pytest.approx(factor, rel=0.02)
+            assert float(text.split()[2]) == pytest.approx(factor, abs=0.02)

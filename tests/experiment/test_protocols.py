@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from qbench.errors import ConfigError
@@ -97,7 +99,7 @@ def test_a_protocol_is_called_by_its_name_where_it_is_asked_as_declared(tiny_fol
         {"set": parse_set(["arc_easy.limit=3"])},
         {"set": parse_set(["arc_easy.num_fewshot=0", "wikitext.spread=1"])},
         {"set": parse_set(["calibration.samples=5"])},
-        {"tasks": ("wikitext", "arc_challenge")},
+        {"tasks": ("wikitext", "arc_challenge"), "set": {}},
         {"bos": "none"},
     ):
         other = plan(tiny_folder, **change).protocol
@@ -120,6 +122,18 @@ def test_a_statement_holds_every_setting(tiny_folder):
 def test_a_chat_template_that_a_model_has_not_is_refused(tiny_folder):
     with pytest.raises(ConfigError, match="has no chat template; leave out --chat-template"):
         plan(tiny_folder, chat_template=True)
+
+
+def test_a_template_is_part_of_a_cell(tiny, tokenizer, tmp_path):
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tiny(hidden_size=64).save_pretrained(tmp_path)
+    chatty.save_pretrained(tmp_path)
+    plain, templated = plan(tmp_path), plan(tmp_path, chat_template=True)
+    text, questions = templated.cells[0].tasks
+    assert questions.chat_template and not text.chat_template, "windows of text have no prompt"
+    assert plain.cells[0].id != templated.cells[0].id
+    assert plain.cells[0].artifact == templated.cells[0].artifact, "one model, asked in two ways"
 
 
 def test_a_cells_command_repeats_how_prompts_are_written(tiny_folder):

@@ -193,7 +193,7 @@ def test_the_command_writes_a_table_json_and_pictures(tiny_folder, command, tmp_
     assert command(*made, "-o", saved)[0] == 0
     code, _, error = command("layers", saved, "--data", "mini", "-o", tmp_path / "again")
     assert code == 2 and "does not say which model it was made of" in error
-    same = ["layers", saved, "--model", tiny_folder, *args[8:]]
+    same = ["layers", saved, "--model", tiny_folder, *args[9:]]
     code, _, error = command(*same, "-o", tmp_path / "again")
     assert code == 0, error
     again = json.loads((tmp_path / "again" / "layers.json").read_text())

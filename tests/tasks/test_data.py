@@ -69,7 +69,7 @@ def test_rows_have_unix_line_ends(tmp_path):
 def test_folder_names(folder):
     assert folder.label == "dir:set"
     assert f"({', '.join(tables())})" in folder.describe()
-    assert list(tables())[:2] == ["wikitext", "arc_easy"] and list(tables())[-1] == "calibration"
+    assert list(tables())[:2] == ["wikitext", "c4"] and list(tables())[-1] == "calibration"
     assert folder.task_name("wikitext") == "wikitext"
     assert [folder.table_name(name) for name in ("calibration", "wikitext", "mmlu")] == [
         "c4_sample",
@@ -243,16 +243,18 @@ def test_hub_data_are_read_at_the_resolved_commit(monkeypatch):
         "huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c0ffee" * 6)
     )
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    for cached in (hub.revision, hub._rows, hub._c4_texts):
+    for cached in (hub.revision, hub._rows, hub._texts_of_shard):
         cached.cache_clear()
     source = hub.HubSource()
     rows = source.rows("mmlu", "dev").to_list()
     assert rows == [{"question": "a\nb", "choices": ["c\n", "d"]}]
     assert asked[0] == (("cais/mmlu", "all"), {"split": "dev", "revision": "c0ffee" * 6})
-    assert len(source.text("calibration")) == hub.C4_TEXTS
+    assert len(source.text("calibration")) == 2000 and len(source.text("c4")) == 1100
     assert asked[1][0] == ("allenai/c4",) and asked[1][1]["revision"] == "c0ffee" * 6
+    files = [options["data_files"]["only"] for _, options in asked[1:]]
+    assert "train" in files[0] and "validation" in files[1], "never calibrated on what is evaluated"
     assert source.table_name("calibration") == "allenai/c4@c0ffeec"
-    for cached in (hub.revision, hub._rows, hub._c4_texts):
+    for cached in (hub.revision, hub._rows, hub._texts_of_shard):
         cached.cache_clear()
 
 
