@@ -71,7 +71,7 @@ class Quoted(BaseModel):
     @property
     def shown(self) -> list[list[str]]:
         """The rows as texts."""
-        return [["" if field is None else str(field) for field in row] for row in self.rows]
+        return [[_shown(field) for field in row] for row in self.rows]
 
 
 @cache
@@ -114,3 +114,10 @@ def by_model(names: Sequence[str]) -> tuple[list[Quoted], list[Quoted]]:
     asked = {re.sub("[^a-z0-9]", "", Path(name.partition("@")[0]).name.lower()) for name in names}
     own = [table for table in published() if asked & set(table.models)]
     return own, [table for table in published() if table not in own]
+
+
+def _shown(field: str | float | None) -> str:
+    """Two digits after the point, as they are published."""
+    if field is None:
+        return ""
+    return field if isinstance(field, str) else f"{field:.2f}"
