@@ -177,16 +177,17 @@ def headlines(records: Sequence[Record]) -> list[Headline]:
     Of a task that is not registered, its first score. A score that was asked in several ways is
     there once for each.
     """
+    in_order = ordered(records)
     scores = []
-    for headline in _headlines(records):
-        scores += _by_protocol(headline, records)
+    for headline in _headlines(in_order):
+        scores += _by_protocol(headline, in_order)
     return scores
 
 
 def _by_protocol(headline: Headline, records: Sequence[Record]) -> list[Headline]:
-    """A score for each of the ways in which its task was asked."""
+    """A score for each of the ways in which its task was asked. records: in order."""
     specs: dict[str, TaskSpec | None] = {}
-    for record in ordered(records):
+    for record in records:
         if headline.of(record):
             specs.setdefault(asked(record, headline.task), protocol(record, headline.task))
     several = [spec for spec in specs.values() if spec is not None]
@@ -208,9 +209,12 @@ def settings(spec: TaskSpec, others: Sequence[TaskSpec]) -> str:
 
 
 def _headlines(records: Sequence[Record]) -> list[Headline]:
-    """The headline scores that these records have, whichever way they were asked."""
+    """The headline scores that these records have, whichever way they were asked.
+
+    records: in order.
+    """
     directions: dict[ScoreKey, bool] = {}
-    for record in ordered(records):
+    for record in records:
         if record.status == "ok":
             for score in record.scores:
                 key = (score.task, score.metric, score.filter)
