@@ -11,6 +11,7 @@ Round-to-nearest needs no calibration:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.layer_error import relative_error
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
 from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
@@ -59,7 +61,8 @@ class QuantizedModel:
     tokenizer: its tokenizer, or None.
     weights: quantized weight by the full name of its layer.
     manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
-    log: what a method that trains has to tell, by block, JSON-able; saved beside the weights.
+    log: by block, the errors of its layers and what a method that trains has to tell, JSON-able;
+    saved beside the weights.
     """
 
     model: Any
@@ -161,10 +164,9 @@ def quantize(
     check_layers(model, method, scheme)
 
     manifest: dict[str, Any] = {}
-    log: dict[str, Any] = {}
     verb = verb_of(method)
     if verb == "quantize_weight":
-        weights = _by_weight(model, method, scheme, torch.device(device), progress)
+        weights, log = _by_weight(model, method, scheme, torch.device(device), progress)
     else:
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
@@ -178,7 +180,7 @@ def quantize(
         }
         if verb == "quantize_linear":
             walk = partial(walk_linears, model, tokens, **settings)
-            weights = _by_linear(walk, method, scheme)
+            weights, log = _by_linear(walk, method, scheme)
         else:
             walk = partial(walk_blocks, model, tokens, **settings)
             weights, log = _by_block(walk, method, scheme)
@@ -247,36 +249,48 @@ def _facts(method: Any, scheme: Scheme) -> dict[str, Any]:
 
 def _by_weight(
     model: nn.Module, method: Any, scheme: Scheme, device: torch.device, progress: Progress
-) -> dict[str, WeightFormat]:
-    """The quantized weights by full name, of a method that looks at the weights alone."""
+) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
+    """The quantized weights by full name, of a method that looks at the weights alone, and the log
+    by block: the error of each layer's weights.
+    """
     weights: dict[str, WeightFormat] = {}
+    log: dict[str, Any] = {}
     layers = quantizable(model)
     for i, (name, layer) in enumerate(layers.items()):
         progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
+        original = read_weight(layer).to(device)
         with _errors_name(name):
-            weight = method.quantize_weight(read_weight(layer).to(device), scheme)
+            weight = method.quantize_weight(original, scheme)
+        _note_error(log, name, "weight_errors", relative_error(original, weight.dequantize()))
         _put(name, layer, weight)
         weights[name] = weight
-    return weights
+    return weights, log
 
 
-def _by_linear(walk: Callable[..., None], method: Any, scheme: Scheme) -> dict[str, WeightFormat]:
-    """The quantized weights by full name, of a method that also looks at each layer's inputs.
+def _by_linear(
+    walk: Callable[..., None], method: Any, scheme: Scheme
+) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
+    """The quantized weights by full name, of a method that also looks at each layer's inputs, and
+    the log by block: the error of each layer's output on the calibration text.
 
     walk: `walk_linears` with all of its arguments but `visit`.
     """
     weights: dict[str, WeightFormat] = {}
+    log: dict[str, Any] = {}
 
     def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
         # Of the walk, only the products of activations may be computed in a lower precision.
         with torch.autocast(stats.hessian.device.type, enabled=False):
+            original = read_weight(layer)
             with _errors_name(name):
-                weight = method.quantize_linear(read_weight(layer), stats, scheme)
+                weight = method.quantize_linear(original, stats, scheme)
+            error = relative_error(original, weight.dequantize(), stats.hessian)
+            _note_error(log, name, "output_errors", error)
             _put(name, layer, weight)
         weights[name] = weight
 
     walk(visit=visit)
-    return weights
+    return weights, log
 
 
 def _by_block(
@@ -309,6 +323,13 @@ def _by_block(
 
     walk(visit=visit)
     return weights, log
+
+
+def _note_error(log: dict[str, Any], name: str, key: str, error: float | None) -> None:
+    """Put the error of a layer into the log of its block. name: `model.layers.3.mlp.down_proj`."""
+    block, number, layer = re.split(r"\.(\d+)\.", name, maxsplit=1)
+    if error is not None:
+        log.setdefault(f"{block}.{number}", {}).setdefault(key, {})[layer] = error
 
 
 @contextmanager

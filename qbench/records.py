@@ -244,7 +244,7 @@ class Record(_Frozen):
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
     saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
-    block, what a method that trains has to tell, such as its loss on the way. evaluation: by task,
+    block, the errors of its layers and the losses of what trained. evaluation: by task,
     its `seconds`, how it was computed and what was odd (`facts` of a task's outcome). environment:
     see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
     model, measured when all cells of a run are done; None where it was not. protocol: `name`,

@@ -7,7 +7,6 @@ own, so that a page can name it and link it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +36,9 @@ DASHES = ("-", "--", ":", "-.")
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
 MOST_LINES = 40  # that a panel can tell apart
 POINT = "point-"  # before a cell's id: the name of its mark in an SVG
+MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
+CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
+AXES_SHARE = 0.8  # of a figure's width for each of its panels
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
 Look = dict[str, Any]  # keywords of matplotlib for a line
@@ -227,23 +229,38 @@ def _strip(axes: Any, scale: Scale) -> None:
 def _label_collapsed(
     axes: Any, lines: dict[str, list[Point]], styles: dict[str, Look], scale: Scale
 ) -> None:
-    """The values of the points at the edge, one after the other where they share a place."""
-    labels_at: Counter[float] = Counter()
+    """The values of the points at the edge, in rows in which no label meets another or a mark."""
+    low, high = axes.get_xlim()
+    inches = axes.figure.get_figwidth() / len(axes.figure.axes) * AXES_SHARE
+    unit = (high - low) / (72 * inches)  # of the data, in 1/72 inch
+    collapsed = []
     for name, points in lines.items():
-        for point in points:
-            if not scale.beyond(point.y):
-                continue
-            row = labels_at[round(point.x, 1)]
-            labels_at[round(point.x, 1)] += 1
-            _label(
-                axes,
-                f"{_arrow(scale)} {_brief(point.y)}",
-                (point.x, scale.place(point.y)),
-                color=styles[name]["color"],
-                fontsize=8.5,
-                xytext=(8, -12 * scale.worse * row),
-                va="center",
-            )
+        collapsed += [(point, name) for point in points if scale.beyond(point.y)]
+    taken = [[(point.x - MARK * unit, point.x + MARK * unit) for point, _ in collapsed]]
+    for point, name in sorted(collapsed, key=lambda member: member[0].x):
+        text = f"{_arrow(scale)} {_brief(point.y)}"
+        begin = point.x + MARK * unit
+        end = begin + CHARACTER * len(text) * unit
+        row = 0
+        while any(begin < right and left < end for left, right in _row(taken, row)):
+            row += 1
+        taken[row].append((begin, end))
+        _label(
+            axes,
+            text,
+            (point.x, scale.place(point.y)),
+            color=styles[name]["color"],
+            fontsize=8.5,
+            xytext=(MARK + 1, -12 * scale.worse * row),
+            va="center",
+        )
+
+
+def _row(taken: list[list[tuple[float, float]]], row: int) -> list[tuple[float, float]]:
+    """What is taken of a row of labels; rows are added as they are asked for."""
+    while len(taken) <= row:
+        taken.append([])
+    return taken[row]
 
 
 def _arrow(scale: Scale) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs
 from qbench.files.atomic import write_text
-from qbench.records import Latency, Product, Record, Score
+from qbench.records import Caution, Latency, Product, Record, Score
 from qbench.reports.changed_items import MOST, Changes, changed_items
 from qbench.reports.explanations import METRICS
 from qbench.reports.headline import number, ordered, require
+from qbench.reports.layer_errors import heat_map
 from qbench.reports.page import rendered
 from qbench.reports.provenance import flat, label
 from qbench.reports.ranking import cell_page, method_page
@@ -23,17 +25,23 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`cells/ID.html` for every record."""
     require(records)
     pairs = Pairs(records, folder)
+    cautions = lint(records, pairs)
     paths = []
     for record in ordered(records):
         changes = changed_items(records, record, pairs)
         scores = [_score(record, score, pairs) for score in record.scores]
-        page = html(record, scores, changes)
+        page = html(record, scores, changes, cautions.get(record.id, []))
         paths.append(write_text(folder / cell_page(record.id), page))
     return paths
 
 
-def html(record: Record, scores: list[dict[str, Any]], changes: list[Changes]) -> str:
-    """The page of one cell. scores: as `_score` gives them."""
+def html(
+    record: Record,
+    scores: list[dict[str, Any]],
+    changes: list[Changes],
+    cautions: Sequence[Caution] = (),
+) -> str:
+    """The page of one cell. scores: as `_score` gives them. cautions: what may be wrong."""
     latency = record.latency
     return rendered(
         "cell.html",
@@ -44,12 +52,14 @@ def html(record: Record, scores: list[dict[str, Any]], changes: list[Changes]) -
         method=record.cell.method,
         method_page=method_page(record.cell.method),
         facts=_facts(record),
+        cautions=[(caution.task or "the cell", caution.text) for caution in cautions],
         scores=scores,
         changes=changes,
         most_changes=MOST,
         products=[] if latency is None else [_product(product) for product in latency.products],
         latency_note="" if latency is None else _latency_note(latency),
         bits=[(part, f"{value:.4f}") for part, value in record.bits_per_weight.items()],
+        heat=heat_map(record.log),
         blocks=_blocks(record.log),
         curves=_curves(record.log),
         environment=list(flat(record.environment).items()),
@@ -74,6 +84,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         facts["quantized in"] = f"{record.quantize_seconds:.1f} s"
     if record.quantize_peak_bytes is not None:
         facts["peak memory"] = f"{record.quantize_peak_bytes / 1e6:.0f} MB"
+    if record.protocol:
+        facts["protocol"] = f"{record.protocol.get('name')}, {record.protocol.get('hash')}"
     if record.evaluate_seconds is not None:
         facts["evaluated within"] = f"{record.evaluate_seconds:.1f} s"
     return list(facts.items())

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 METRICS = {
     "perplexity": "e to the mean negative log-likelihood of a token of the text, in nats",
     "token_perplexity": "e to the mean negative log-likelihood of a token, in nats",
     "kl_mean": "mean over tokens of the KL divergence, in nats, of the model's next-token "
     "distribution from that of the unquantized model",
+    "kl_reverse": "the same of the unquantized model's distribution from that of the model",
+    "kl_median": "the KL divergence, in nats, that every other token exceeds",
+    "kl_noise": "the KL divergence, in nats, of the unquantized model from itself where its "
+    "products have other shapes: rounding alone",
+    "nll": "mean negative log-likelihood of a token of the text, in nats",
+    "acc_macro": "mean over the subjects of their shares of right answers",
     "kl_p99": "the KL divergence, in nats, that one token in a hundred exceeds",
     "top1_agreement": "share of tokens whose likeliest next token is that of the unquantized model",
     "acc": "share of items whose right choice is the likeliest one",
@@ -28,11 +36,25 @@ COLUMNS = {
     "peak memory MB": "of the process, or of the GPU where one was used, while quantizing",
     "block loss": "geometric mean over the blocks of the reconstruction loss on held-out text",
     "block loss at the start": "the same before training",
+    "on disk MB": "millions of bytes of the saved folder, embeddings and tokenizer among them",
+    "tokens/s": "tokens that the packed model writes per second, greedy, one sequence at a time",
+    "tokens/s x dense": "the same over that of the unquantized model, measured in turns; above 1 "
+    "is faster",
+    "in memory MB": "most memory that the packed model takes to load, read and write, beyond what "
+    "the process takes by itself",
 }
+BATCH = re.compile(r"batch (\d+) (ms|x dense)")
 
 
 def explanation(column: str, metric: str | None) -> str:
     """Of a column by its name, or by its metric where it is a score; empty where there is none."""
     if metric is not None:
         return METRICS.get(metric, "")
-    return COLUMNS.get(column, "")
+    batch = BATCH.fullmatch(column)
+    if batch is None:
+        return COLUMNS.get(column, "")
+    rows, kind = batch.groups()
+    vectors = "one token" if rows == "1" else f"{rows} tokens at a time"
+    if kind == "ms":
+        return f"milliseconds for the products of all quantized layers with {vectors}, median"
+    return f"dense products of {vectors} over the packed ones, in turns; above 1 is faster"

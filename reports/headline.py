@@ -6,14 +6,14 @@ What a task's scores are, in which order, unit and direction, its own file decla
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from qbench.comparison.pairs import RELATIVE, ScoreKey, is_unquantized, protocol, score_of
 from qbench.errors import DataError
-from qbench.records import Cell, Record, Score, TaskSpec
+from qbench.records import Cell, Record, Scalar, Score, TaskSpec
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
 
@@ -120,9 +120,10 @@ def unquantized(record: Record) -> bool:
     return is_unquantized(record)
 
 
-def params_text(cell: Cell) -> str:
-    """`clip=none period=4`, sorted by name."""
-    return " ".join(f"{key}={value}" for key, value in sorted(cell.params.items()))
+def params_text(cell: Cell, without: Collection[tuple[str, Scalar]] = ()) -> str:
+    """`clip=none period=4`, sorted by name. without: parameters with values that are left out."""
+    told = [item for item in sorted(cell.params.items()) if item not in without]
+    return " ".join(f"{key}={value}" for key, value in told)
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
@@ -176,16 +177,17 @@ def headlines(records: Sequence[Record]) -> list[Headline]:
     Of a task that is not registered, its first score. A score that was asked in several ways is
     there once for each.
     """
+    in_order = ordered(records)
     scores = []
-    for headline in _headlines(records):
-        scores += _by_protocol(headline, records)
+    for headline in _headlines(in_order):
+        scores += _by_protocol(headline, in_order)
     return scores
 
 
 def _by_protocol(headline: Headline, records: Sequence[Record]) -> list[Headline]:
-    """A score for each of the ways in which its task was asked."""
+    """A score for each of the ways in which its task was asked. records: in order."""
     specs: dict[str, TaskSpec | None] = {}
-    for record in ordered(records):
+    for record in records:
         if headline.of(record):
             specs.setdefault(asked(record, headline.task), protocol(record, headline.task))
     several = [spec for spec in specs.values() if spec is not None]
@@ -207,9 +209,12 @@ def settings(spec: TaskSpec, others: Sequence[TaskSpec]) -> str:
 
 
 def _headlines(records: Sequence[Record]) -> list[Headline]:
-    """The headline scores that these records have, whichever way they were asked."""
+    """The headline scores that these records have, whichever way they were asked.
+
+    records: in order.
+    """
     directions: dict[ScoreKey, bool] = {}
-    for record in ordered(records):
+    for record in records:
         if record.status == "ok":
             for score in record.scores:
                 key = (score.task, score.metric, score.filter)
@@ -253,8 +258,10 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
 def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     """Each cell's name by its id: method, parameters, and what else tells it from its siblings.
 
-    The bits are not part of it, nor is the group size where `group` is False.
+    The bits are not part of it, nor is the group size where `group` is False. Parameters that all
+    cells of the method share are told by `shared_parameters` instead.
     """
+    shared = _shared(records)
     # family -> trait -> its values: only what varies within a family must be told.
     seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
     for record in records:
@@ -266,12 +273,41 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
         varied = seen[_family(record.cell)]
         name = record.cell.stored_as or record.cell.method
         words = ["unquantized" if unquantized(record) else name]
-        words.append(params_text(record.cell))
+        words.append(params_text(record.cell, shared[_method(record.cell)]))
         for key, value in _traits(record.cell).items():
             if len(varied[key]) > 1 and (group or key != "group"):
                 words.append(value)
         result[record.id] = " ".join(word for word in words if word)
     return result
+
+
+def shared_parameters(records: Sequence[Record]) -> str:
+    """The parameters that all cells of a method share, which names leave out; empty without any.
+
+    `Parameters of all their cells: flexround, uniquanf epochs=1; gptq damp=0.1.`
+    """
+    methods: dict[str, dict[str, None]] = {}
+    for (_, method), shared in _shared(ordered(records)).items():
+        text = " ".join(f"{key}={value}" for key, value in sorted(shared))
+        if text:
+            methods.setdefault(text, {})[method] = None
+    if not methods:
+        return ""
+    parts = [f"{', '.join(names)} {text}" for text, names in methods.items()]
+    return f"Parameters of all their cells: {'; '.join(parts)}."
+
+
+def _shared(records: Sequence[Record]) -> dict[tuple[str, str], set[tuple[str, Scalar]]]:
+    """Model and method -> the parameters that have one value in all of its cells."""
+    shared: dict[tuple[str, str], set[tuple[str, Scalar]]] = {}
+    for record in records:
+        own = set(record.cell.params.items())
+        shared[_method(record.cell)] = shared.get(_method(record.cell), own) & own
+    return shared
+
+
+def _method(cell: Cell) -> tuple[str, str]:
+    return cell.model, cell.method
 
 
 def _family(cell: Cell) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 // The ranking: sorting, filters, and the first rows of a long table.
-const FIRST = 300;
+// Only the rows that are shown are in the document: what is not laid out costs nothing to sort.
+const STEP = 100;
 const table = document.getElementById("cells"), body = table.tBodies[0];
 const form = document.getElementById("filters"), more = document.getElementById("more");
-let rows = [...body.rows], all = rows.length <= FIRST;
+const keys = new Map();  // of each column, by row, once it has been sorted by
+let rows = [...body.rows], limit = STEP;
 
 function matches(row, wanted, words) {
   if (wanted.length) {
@@ -16,38 +18,41 @@ function show() {
   const selects = [...form.querySelectorAll("select")];
   const wanted = selects.map((select) => [select.dataset.place, select.value]).filter(([, value]) => value);
   const words = form.elements.text.value.toLowerCase().split(/\s+/).filter((word) => word);
-  let count = 0;
-  for (const row of rows) {
-    const fits = matches(row, wanted, words), hidden = !fits || (!all && count >= FIRST);
-    if (row.hidden !== hidden) row.hidden = hidden;
-    count += fits;
-  }
-  form.elements.count.value = `${count} of ${rows.length} cells`;
-  more.hidden = all || count <= FIRST;
+  const fitting = wanted.length || words.length ? rows.filter((row) => matches(row, wanted, words)) : rows;
+  body.replaceChildren(...fitting.slice(0, limit));
+  form.elements.count.value = `${fitting.length} of ${rows.length} cells`;
+  more.hidden = fitting.length <= limit;
+  more.firstElementChild.textContent = `Show ${Math.min(STEP, fitting.length - limit)} more rows`;
 }
 
 function key(row, k) {
   const cell = row.cells[k], value = cell.dataset.v ?? cell.textContent, number = Number(value);
-  return value === "" ? null : Number.isNaN(number) ? value : number;
+  if (value === "") return null;
+  // Of texts, numbers are filled up, so that they sort as numbers.
+  return Number.isNaN(number) ? value.replace(/\d+/g, (digits) => digits.padStart(9, "0")) : number;
+}
+
+function column(k) {
+  if (!keys.has(k)) keys.set(k, new Map(rows.map((row) => [row, key(row, k)])));
+  return keys.get(k);
 }
 
 function compare(a, b) {
   if (typeof a === "number" && typeof b === "number") return a - b;
-  return String(a).localeCompare(String(b));
+  const first = String(a), second = String(b);
+  return first < second ? -1 : first > second ? 1 : 0;
 }
 
 function sort(head) {
-  const k = head.cellIndex, sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-  const keys = new Map(rows.map((row) => [row, key(row, k)]));
+  const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+  const values = column(head.cellIndex);
   rows.sort((first, second) => {
-    const a = keys.get(first), b = keys.get(second);
+    const a = values.get(first), b = values.get(second);
     if (a === null || b === null) return (a === null) - (b === null);
     return sign * compare(a, b);
   });
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-  for (const row of rows) row.hidden = true;  // what is not laid out is cheap to move
-  body.replaceChildren(...rows);
   show();
 }
 
@@ -60,6 +65,6 @@ form.addEventListener("input", () => {
   show();
 });
 form.addEventListener("submit", (event) => event.preventDefault());
-more.addEventListener("click", () => { all = true; show(); });
+more.addEventListener("click", () => { limit += STEP; show(); });
 form.hidden = false;
 show();

@@ -10,19 +10,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from qbench.comparison.pairs import Pairs
 from qbench.files.atomic import write_text
 from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
-from qbench.reports.headline import MINI_NOTICE, require
+from qbench.reports.cautions import summary
+from qbench.reports.headline import MINI_NOTICE, ordered, require
 from qbench.reports.pictures import drawn, file_name, offered
 from qbench.reports.plots import leading, models, svg
 from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs
+from qbench.reports.quoted import NOTICE, by_model
 from qbench.reports.ranking import filters, ranking
-from qbench.reports.tables import CAPTION, doubts
+from qbench.reports.tables import captions, doubts
 
 FOLDER = Path(__file__).parent
-FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.jsonl", "leaderboard.tex")
+FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.jsonl", "leaderboard.tex", "quoted.csv")
 # The colours of a picture, and the page's variables that take their place, light or dark.
 INKS = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"}
 INKS |= {colour: f"c{colour[1:]}" for colour in COLOURS}
@@ -47,15 +50,18 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
         lead=lead(records),
         mini=MINI_NOTICE if has_mini_tasks else "",
         pictures=[_pictures(records, model, k) for k, model in enumerate(models(records))],
-        caption=CAPTION,
-        notes=latencies.caption(records),
+        captions=captions(records),
         files=FILES,
         columns=columns,
         explained=[column for column in columns if column.explanation],
         rows=rows,
         filters=[choice for choice in filters(records) if len(choice.choices) > 1],
         failures=reasons(records),
-        doubts=[(label(record), reason) for record, reason in doubts(records)],
+        doubts=doubts(records),
+        cautions=summary(records, Pairs(records, folder)),
+        untimed=[(label(record), reason) for record, reason in latencies.missing(ordered(records))],
+        quoted=by_model(models(records)),
+        quoted_notice=NOTICE,
         protocols=protocols(records),
         environment=environment(records),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qbench.records import Record, TaskSpec
-from qbench.reports.headline import ordered, unquantized
+from qbench.reports.headline import in_words, ordered, unquantized
 from qbench.reports.plots import models
 from qbench.reports.tables import failures
 
@@ -66,7 +66,7 @@ def reasons(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 def protocols(records: Sequence[Record]) -> list[tuple[str, str]]:
     """(task, how it was asked), and the calibrations."""
-    rows = [(spec.name, _protocol(spec)) for spec in specs(records)]
+    rows = [(spec.name, f"{in_words(spec)}, sha256 {spec.sha256[:12]}") for spec in specs(records)]
     calibrations = dict.fromkeys(record.cell.calibration for record in ordered(records))
     for calibration in calibrations:
         if calibration:
@@ -76,19 +76,6 @@ def protocols(records: Sequence[Record]) -> list[tuple[str, str]]:
             )
             rows.append(("calibration", text))
     return rows
-
-
-def _protocol(spec: TaskSpec) -> str:
-    parts = [spec.data, f"sha256 {spec.sha256[:12]}"]
-    if spec.length is not None:
-        parts.append(f"windows of {spec.length} tokens")
-    if spec.num_fewshot is not None:
-        parts.append(f"{spec.num_fewshot}-shot")
-    if spec.limit is not None:
-        parts.append(f"the first {spec.limit}")
-    if spec.generate is not None:
-        parts.append(f"{spec.generate} generated")
-    return ", ".join(parts)
 
 
 def environment(records: Sequence[Record]) -> list[tuple[str, str]]:

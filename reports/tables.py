@@ -31,6 +31,8 @@ from qbench.reports.headline import (
     number,
     ordered,
     require,
+    shared_parameters,
+    unquantized,
 )
 
 CAPTION = (
@@ -40,7 +42,7 @@ CAPTION = (
     "would change. Divergences are such differences already. Without items of both, a score has "
     "one standard error. Bold: better, by the interval of the paired difference, than every cell "
     f"of the same model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, "
-    "where there is one of as many."
+    "where there is one of as many. (?): the score may say nothing; why stands below."
 )
 SCREEN_NOTE = (
     "After a score: its difference from the unquantized model on the same items, and half of the "
@@ -188,14 +190,36 @@ def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
     return lost
 
 
-def doubts(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    """The cells with scores that may say nothing, each with the scores and the reason."""
-    doubted = []
+def captions(records: Sequence[Record]) -> list[str]:
+    """What a reader of the wide table must know, a paragraph each."""
+    parameters = shared_parameters(records)
+    return [CAPTION, *([parameters] if parameters else []), *latencies.caption(records)]
+
+
+def doubts(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(which cells, which score and why) of scores that may say nothing; one line for each reason.
+
+    A cell is named by its model and label; of several their number is given, and one as an example.
+    """
+    cells: dict[tuple[str, str, str], list[tuple[Record, str]]] = {}
     for record in ordered(records):
         for score in record.scores:
             if score.suspicion:
-                doubted.append((record, f"{score.task} {score.metric}: {score.suspicion}"))
-    return doubted
+                kind, _, facts = score.suspicion.partition(": ")
+                key = (record.cell.model, f"{score.task} {score.metric}", kind)
+                cells.setdefault(key, []).append((record, facts))
+    lines = []
+    for (model, score_name, kind), members in cells.items():
+        record, facts = members[0]
+        name = "unquantized" if unquantized(record) else record.cell.label
+        reason = f"{kind}: {facts}" if facts else kind
+        where = f"{model} {name}"
+        if len(members) > 1:
+            where = f"{len(members)} cells of {model}"
+            if facts:
+                reason = f"{kind}; for {name}: {facts}"
+        lines.append((where, f"{score_name}: {reason}"))
+    return lines
 
 
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
@@ -205,11 +229,11 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
-    parts += [_markdown_table(records, folder), CAPTION, *latencies.caption(records)]
+    parts += [_markdown_table(records, folder), *captions(records)]
     items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
-    items = [_item(record, "", reason) for record, reason in doubts(records)]
+    items = [f"- {escaped(cells)}: {escaped(text)}" for cells, text in doubts(records)]
     if items:
         parts += ["## Scores that may say nothing", "\n".join(items)]
     items = [_item(record, "", reason) for record, reason in latencies.missing(ordered(records))]
@@ -271,16 +295,21 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
     records = ordered(records)
     for model in dict.fromkeys(record.cell.model for record in records):
         mine = [record for record in records if record.cell.model == model]
+        looked_at = {f"{headline.task} {headline.metric}" for headline in headlines(mine)}
         if any(record.status == "ok" for record in mine):
             console.print(_fitting_table(mine, console, width, pairs), width=width)
         for record, reason in failures(mine):
             line = printable(f"{record.status}  {record.cell.label}  {reason}")
             console.print(Text(line), width=width)
-        for record, reason in doubts(mine):
-            line = printable(f"doubtful  {record.cell.label}  {reason}")
-            console.print(Text(line), width=width)
+        for cells, reason in doubts(mine):
+            if reason.partition(":")[0] in looked_at:
+                line = printable(f"doubtful  {cells.removeprefix(f'{model} ')}  {reason}")
+                console.print(Text(line), width=width)
     for cells, text in summary(records, pairs):
         console.print(Text(printable(f"warning  {cells}  {text}")), width=width)
+    parameters = shared_parameters(records)
+    if parameters:
+        console.print(Text(printable(parameters)), width=width)
     if any(_has_differences(record, pairs) for record in records):
         console.print(Text(SCREEN_NOTE), width=width)
     if _has_mini_tasks(records):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.input_statistics import input_statistics, no_statistics
+from qbench.calibration.layer_error import relative_error
 from qbench.calibration.objective import Objective
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat
 from qbench.errors import ConfigError, MethodError
@@ -176,7 +177,12 @@ class Reconstruction:
     ) -> BlockResult:
         """Initialize every linear layer, and train them together on the block's output."""
         weights = self._prepared(block, inputs, scheme)
-        return reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
+        result = reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
+        errors = {}
+        for name, layer in linears(block).items():
+            quantized = result.weights[name].dequantize()
+            errors[name] = relative_error(read_weight(layer), quantized)
+        return replace(result, log={**result.log, "weight_errors": errors})
 
     def _prepared(
         self, block: nn.Module, inputs: BlockInputs, scheme: Scheme

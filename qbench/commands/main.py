@@ -198,6 +198,7 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
 
     if not dry_run:
         preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
+    from qbench.commands.item_texts import write_item_texts
     from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
@@ -213,6 +214,7 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = _run_plan(plan, store)
+    write_item_texts(plan, records, folder)
     _print_leaderboard(records, folder)
     _print_report(write_reports(store.read_records()[0], folder), folder)
     return 1 if any(record.status == "failed" for record in records) else 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qbench.comparison.samples import Items, Row
+from qbench.comparison.samples import Items, Row, item_name
 from qbench.stats.flips import Flips, Kind, count, kind_of
 
 SHOWN = 10  # changed answers that are listed
@@ -42,7 +42,9 @@ def flips(base: Items, candidate: Items, order: Sequence[int]) -> tuple[Flips, l
         kinds.append(kind)
         if kind is not None:
             before, after = str(answer(rows[0])), str(answer(rows[1]))
-            changes.append(Change(kind, _item(rows[0]), str(rows[0].get("target")), before, after))
+            changes.append(
+                Change(kind, item_name(rows[0]), str(rows[0].get("target")), before, after)
+            )
     order_of = ("right to wrong", "wrong to right", "wrong to another wrong")
     changes.sort(key=lambda change: order_of.index(change.kind))
     return count(kinds), changes[:SHOWN]
@@ -57,8 +59,3 @@ def answer(row: Row) -> Hashable:
     if isinstance(filtered, list):
         return " ".join(str(text) for text in filtered)
     return str(filtered)
-
-
-def _item(row: Row) -> str:
-    subject = row.get("subject")
-    return f"{subject} {row.get('doc_id')}" if subject else str(row.get("doc_id"))

@@ -91,7 +91,7 @@ class Contrast:
         if not math.isfinite(half) or half <= 0:
             return FIGURES
         if self.ratio and half >= 1:
-            return 1
+            return 1 if half < 10 else 0
         return min(5, max(0, 1 - math.floor(math.log10(half))))
 
 

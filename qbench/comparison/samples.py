@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.records import Score
+from qbench.records import Score, TaskSpec
 
 Row = Mapping[str, Any]
 Key = tuple[str, ...]  # what says which item a row is about
@@ -94,6 +94,17 @@ def keys(rows: Sequence[Row]) -> tuple[Key, ...]:
         identities.append((*key, str(seen[key])))
         seen[key] += 1
     return tuple(identities)
+
+
+def item_name(row: Row) -> str:
+    """What an item is called: its number in the table, behind its subject where it has one."""
+    subject = row.get("subject")
+    return f"{subject} {row.get('doc_id')}" if subject else str(row.get("doc_id"))
+
+
+def items_file(spec: TaskSpec) -> Path:
+    """Where the texts of a task's items lie, relative to the folder of a run."""
+    return Path("items") / f"{spec.name}-{spec.sha256[:12]}-{spec.limit or 'all'}.jsonl"
 
 
 def _value(row: Row, metric: str) -> float | None:

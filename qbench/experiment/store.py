@@ -2,6 +2,7 @@
 
 OUT/records/ID.json       one record per cell, with a checksum
 OUT/samples/ID/TASK.jsonl every item of a task
+OUT/items/TASK-*.jsonl    what those items are, once for all cells
 OUT/artifacts/KEY/        a quantized model, shared by the cells that differ only in evaluation
 OUT/reference/            what cells share, mapped into memory: log-probabilities of the unquantized
                           model and calibration tokens, removed when the last run is complete

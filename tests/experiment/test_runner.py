@@ -301,6 +301,38 @@ def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
     assert code == 0 and "mini-arc_easy  gold_logprob  none" in text
 
 
+def test_eval_compares_with_the_model_that_is_named(tiny_folder, command, tmp_path):
+    saved = tmp_path / "saved"
+    command("quantize", "--model", tiny_folder, "--method", "rtn", "--bits", 3, "-o", saved)
+    asked = ["--tasks", "divergence", "--data", "mini", "--dtype", "float32"]
+    asked += ["--set", "divergence.length=64", "--set", "divergence.limit=2"]
+    code, _, said = command("eval", saved, *asked)  # a folder is nobody else's name of a model
+    assert code == 2 and "give --unquantized MODEL" in " ".join(said.split())
+    code, text, _ = command("eval", saved, *asked, "--unquantized", tiny_folder)
+    (line,) = [line for line in text.splitlines() if "kl_mean" in line]
+    assert code == 0 and line.startswith("mini-divergence  kl_mean") and float(line.split()[3]) > 0
+    code, text, _ = command("eval", tiny_folder, *asked, "--unquantized", tiny_folder)
+    (line,) = [line for line in text.splitlines() if "top1_agreement" in line]
+    assert code == 0 and line.split()[3] == "100.0"
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_texts_of_the_items_that_it_asked_once(finished):
+    out, _ = finished
+    records, _ = read_records(out)
+    files = {path.name.partition("-")[2]: path for path in (out / "items").iterdir()}
+    (arc,) = [path for name, path in files.items() if name.startswith("arc_easy-")]
+    rows = [json.loads(line) for line in arc.read_text().splitlines()]
+    kept = {row["item"]: row["fields"] for row in rows}
+    (sample, *_) = (out / "samples").glob("*/mini-arc_easy.jsonl")
+    asked = [json.loads(line)["doc_id"] for line in sample.read_text().splitlines()]
+    assert list(kept) == [str(number) for number in asked]
+    assert all(fields["question"] and len(fields["choices"]) > 1 for fields in kept.values())
+    assert not [name for name in files if name.startswith(("text", "divergence"))]
+    page = out / "cells" / f"{records[-1].id}.html"
+    assert "The questions are not shown" not in page.read_text()
+
+
 @pytest.mark.parametrize(
     "args, message",
     [

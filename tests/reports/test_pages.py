@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from qbench.comparison.pairs import Pairs
+from qbench.comparison.samples import items_file
 from qbench.records import Decoding, Latency, Product, Record
-from qbench.reports import cell_pages, json_lines, latex, method_pages
-from qbench.reports.changed_items import changed_items
+from qbench.reports import cell_pages, json_lines, latex, method_pages, quoted
+from qbench.reports.changed_items import changed_item, changed_items
+from qbench.reports.explanations import METRICS
+from qbench.reports.headline import names, shared_parameters
+from qbench.reports.layer_errors import heat_map
 from qbench.reports.long_table import long_table
 from qbench.reports.page import html
 from qbench.reports.ranking import filters, ranking
+from qbench.reports.tables import doubts
+from qbench.tasks.registry import ordered_tasks
 from synthetic_records import failed, record, stored
 
 SPREAD = (1e-4, 0.9e-4, 1.2e-4)
@@ -112,6 +121,155 @@ def test_a_cell_page_has_scores_changes_latency_losses_and_command(
     assert records[2].command in text
     lost = (folder / "cells" / f"{records[4].id}.html").read_text(encoding="utf-8")
     assert "failed: &lt;script&gt;" in lost
+
+
+def test_a_heat_map_has_a_tile_for_each_layer_darker_where_the_error_is_larger() -> None:
+    log = {
+        f"model.layers.{block}": {
+            "output_errors": {
+                "self_attn.q_proj": 0.01 * 10**block,
+                "mlp.down_proj": 0.02 * 10**block,
+            }
+        }
+        for block in range(3)
+    }
+    heat = heat_map(log)
+    assert heat is not None and "output" in heat.meaning
+    assert [kind for _, kind in heat.rows] == ["self_attn.q_proj", "mlp.down_proj"]
+    assert [block for _, block in heat.columns] == ["0", "1", "2"]
+    assert heat.tiles[0].text == "block 0, self_attn.q_proj: 0.01"
+    places = {(tile.x, tile.y) for tile in heat.tiles}
+    assert len(places) == len(heat.tiles) == 6
+    lightness = [int(re.findall(r"(\d+)%", tile.colour)[1]) for tile in heat.tiles]
+    by_error = [lightness[k] for k in (0, 1, 2, 3, 4, 5)]  # the errors ascend in this order
+    assert by_error == sorted(by_error, reverse=True) and by_error[0] > by_error[-1]
+    assert [shown for _, _, shown in heat.legend][:: len(heat.legend) - 1] == ["0.01", "2"]
+    assert heat.legend[-1][1] == heat.tiles[-1].colour
+
+
+def test_a_heat_map_of_a_search_is_what_it_left_of_plain_rounding() -> None:
+    site = {"plain": 0.4, "scaled": 0.3, "clipped": 0.2}
+    heat = heat_map({"h.1": {"q k v": site, "o": {"plain": 0.5, "scaled": 0.5}}})
+    assert heat is not None and "plain rounding" in heat.meaning
+    assert [tile.text for tile in heat.tiles] == ["block 1, q k v: 0.5", "block 1, o: 1"]
+
+
+@pytest.mark.parametrize(
+    "log", [{}, TRAINED, {"h.0": {"weight_errors": {"q": None, "k": "much"}}}, {"h.0": 3}]
+)
+def test_a_log_without_errors_of_layers_has_no_heat_map(log: dict[str, object]) -> None:
+    assert heat_map(log) is None
+
+
+def test_a_heat_map_holds_where_all_errors_are_alike_or_none() -> None:
+    heat = heat_map({"h.0": {"weight_errors": {"q": 0.0, "k": 0.0}}})
+    assert heat is not None and len(heat.tiles) == 2
+
+
+def test_texts_of_changed_items_are_shown_escaped_and_bounded(
+    run: tuple[list[Record], Path],
+) -> None:
+    records, folder = run
+    (spec,) = [spec for spec in records[1].cell.tasks if spec.name == "mini-arc_easy"]
+    lines = []
+    for number in range(100):
+        fields = {"question": f"<b>{number}</b> " + 5000 * "x", "choices": ["a", "b"]}
+        lines.append(json.dumps({"item": str(number), "fields": fields}) + "\n")
+    path = folder / items_file(spec)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(lines))
+    (arc, *_) = changed_items(records, records[1], Pairs(records, folder))
+    assert arc.known
+    assert all(len(text) < 1600 for item in arc.items for _, text in item.facts)
+    cell_pages.write(records, folder)
+    text = (folder / "cells" / f"{records[1].id}.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;" in text and "<b>" not in text
+    path.unlink()
+    cell_pages.write(records, folder)
+    text = (folder / "cells" / f"{records[1].id}.html").read_text(encoding="utf-8")
+    assert "The questions are not shown" in text
+
+
+def test_choices_of_a_changed_item_say_which_is_right_and_which_was_chosen() -> None:
+    old = {"doc_id": 3, "target": 1, "acc": 1.0, "loglikelihoods": [-3.0, -1.0]}
+    new = {"doc_id": 3, "target": 1, "acc": 0.0, "loglikelihoods": [-1.5, -2.0]}
+    fields = {"question": "Wet?", "choices": ["sand", "sea"], "answerKey": "B"}
+    change = changed_item("right to wrong", old, new, fields)
+    assert (change.name, change.title) == ("3", "Wet?")
+    sand, sea = change.choices
+    assert (sand.text, sand.right, sand.chosen_before, sand.chosen_after) == (
+        "sand",
+        False,
+        False,
+        True,
+    )
+    assert (sea.before, sea.after, sea.right, sea.chosen_before) == ("-1.00", "-2.00", True, True)
+    assert ("answerKey", "B") in change.facts
+    bare = changed_item("right to wrong", old, new, {})
+    assert [choice.text for choice in bare.choices] == ["choice 1", "choice 2"]
+    assert bare.title == ""
+
+
+def test_published_numbers_stand_apart_and_say_where_they_are_from(tmp_path: Path) -> None:
+    (path,) = quoted.write([record("rtn", 3, 0.1)], tmp_path)
+    table = pd.read_csv(path)
+    assert len(table) > 50 and not table.isna().any().any()
+    assert set(table.reading) == {"source", "second-hand"}
+    own, others = quoted.by_model(["meta-llama/Meta-Llama-3-8B@abc"])
+    assert {entry.model for entry in own} == {"Llama-3 8B"}
+    assert quoted.by_model(["llama3-8b"])[0] == own
+    assert len(own) + len(others) == len(quoted.published())
+    text = html([record("rtn", 3, 0.1)])
+    before, _, after = text.partition("Published numbers</h2>")
+    assert "61.43" in after and "61.43" not in before
+    assert after.index("<summary>None is known of this model") < after.index("61.43")
+    text = html([record("rtn", 3, 0.1, model="llama3-8b")])
+    assert text.index("61.43") < text.index("<summary>Of other models")
+    assert "61.43" not in long_table([record("rtn", 3, 0.1, model="llama3-8b")]).to_csv()
+
+
+@pytest.mark.parametrize(
+    "row", [["rtn", "3 bits"], ["rtn", "3 bits", "high"], ["rtn", 3, 1.0], [1, "3 bits", 1.0]]
+)
+def test_a_published_table_with_an_odd_row_is_refused(row: list[object]) -> None:
+    fine = quoted.published()[0].model_dump()
+    with pytest.raises(ValidationError, match="is not a method, a scheme and 1 values"):
+        quoted.Quoted.model_validate(fine | {"rows": [row]})
+
+
+def test_parameters_that_all_cells_of_a_method_share_are_told_once(tmp_path: Path) -> None:
+    mine = [record("rtn", 3, 0.1), record("rtn", 4, 0.1)]
+    assert set(names(mine).values()) == {"rtn"}
+    said = "Parameters of all their cells: rtn clip=search period=4."
+    assert shared_parameters(mine) == said
+    assert said in html(mine)
+    cell = mine[1].cell.model_copy(update={"params": {"period": 8, "clip": "search"}})
+    differing = [mine[0], mine[1].model_copy(update={"cell": cell, "id": cell.id})]
+    assert list(names(differing).values()) == ["rtn period=4", "rtn period=8"]
+    assert shared_parameters(differing) == "Parameters of all their cells: rtn clip=search."
+    assert shared_parameters([record("gptq", 3, 0.1)]) == ""
+
+
+def test_every_column_of_the_page_is_explained(run: tuple[list[Record], Path]) -> None:
+    columns, _ = ranking(run[0])
+    assert [column.heading for column in columns if not column.explanation] == []
+
+
+def test_every_score_that_a_task_declares_is_explained() -> None:
+    declared = {score.metric for task in ordered_tasks() for score in task.scores}
+    assert declared - METRICS.keys() == set()
+
+
+def test_a_doubt_of_many_cells_is_one_line() -> None:
+    why = "at the floor: 25 % right of 20 is not above the 25 % of guessing"
+    doubted = []
+    for bits in (2, 3, 4):
+        cell = record("gptq", bits, 0.2)
+        marked = [score.model_copy(update={"suspicion": why}) for score in cell.scores[-1:]]
+        doubted.append(cell.model_copy(update={"scores": (*cell.scores[:-1], *marked)}))
+    ((cells, text),) = doubts(doubted)
+    assert cells == "3 cells of tiny"
+    assert text == "mini-gsm8k gold_nll: at the floor; for gptq 2b g64: " + why[14:]
 
 
 def test_changes_are_those_of_the_same_items(run: tuple[list[Record], Path]) -> None:
