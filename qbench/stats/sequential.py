@@ -41,6 +41,9 @@ class Look:
         return 1 - ALPHA * self.share
 
 
+ONE_LOOK = Look(1)  # at whatever draws there are, and none after it
+
+
 def looks(draws: int) -> tuple[Look, ...]:
     """The looks at a comparison of so many draws, at two or more of them; their shares add to 1."""
     counts = sorted({max(2, math.ceil(time * draws)) for time in TIMES})
