@@ -14,14 +14,20 @@ from torch import Tensor
 
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Uniform
+from qbench.methods.error_feedback import inverse_cholesky, live_hessian, round_columns
 from qbench.methods.gptq import GPTQ
 from qbench.methods.rtn import RTN
 
 
-def parts(found: Uniform) -> tuple[Tensor, Tensor, Tensor]:
+def parts(weight: Uniform) -> tuple[Tensor, Tensor, Tensor]:
     """codes (out, in), scale and zero point (out, groups), the integers uint8."""
-    codes, _, zero = found.unpacked()
-    return codes.flatten(1).to(torch.uint8), found.scale, zero.to(torch.uint8)
+    codes, _, zero = weight.unpacked()
+    return codes.flatten(1).to(torch.uint8), weight.scale, zero.to(torch.uint8)
+
+
+def of_inputs(groups: Tensor, scheme: Scheme, inputs: int) -> Tensor:
+    """(out, groups) -> (out, in) float32: the number of its group for every weight."""
+    return groups.float().repeat_interleave(scheme.group_length(inputs), 1)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,69 @@ class DiagonalHessian(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         H = torch.diag(stats.hessian.diagonal())
         return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class ShiftedHessian(GPTQ):
+    """Columns and Hessian are permuted by orders that stand one place apart."""
+
+    name: ClassVar[str] = "order-off-by-one"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        H = stats.hessian.roll((1, 1), (0, 1))
+        return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class OtherHessian(GPTQ):
+    """The Hessian of the layer of this size that came before."""
+
+    name: ClassVar[str] = "hessian-of-another-layer"
+    earlier: ClassVar[dict[int, Tensor]] = {}
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        H = self.earlier.get(len(stats.hessian), stats.hessian)
+        self.earlier[len(H)] = stats.hessian.clone()
+        return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class NoInputs(GPTQ):
+    """Calibrated on zeros."""
+
+    name: ClassVar[str] = "calibration-of-zeros"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        H = torch.zeros_like(stats.hessian)
+        return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class WrongSign(GPTQ):
+    """The errors are fed back with the wrong sign."""
+
+    name: ClassVar[str] = "feedback-wrong-sign"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        U = inverse_cholesky(live_hessian(stats), self.damp)
+        U = 2 * U.diagonal().diag() - U
+        _, scale, zero = parts(RTN().quantize_weight(weight, scheme))
+        s, z = (of_inputs(groups, scheme, weight.shape[1]) for groups in (scale, zero))
+        top = 2**scheme.bits - 1
+        codes = round_columns(weight.float(), U, s, z, top, self.block_size).codes
+        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+
+
+@dataclass(frozen=True)
+class BiasedRounding(GPTQ):
+    """Every weight ends a twentieth of a step too high."""
+
+    name: ClassVar[str] = "rounding-bias"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        _, scale, _ = parts(RTN().quantize_weight(weight, scheme))
+        step = of_inputs(scale, scheme, weight.shape[1])
+        return super().quantize_linear(weight + 0.05 * step, stats, scheme)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class Gate:
         for variant, name in zip(self.sides, self.names, strict=True):
             own = tuple(entry for entry in records if entry.cell.method in (name, "none"))
             sides.append(Side(variant.text, folder, own))
-        verdict = compare(*sides, **self.limits, look=look)
+        verdict = compare(sides[0], sides[1], look=look, **self.limits)
         if several:
             self.looked.append(Looked(look.draws, look.level, verdict.outcome))
             verdict = replace(verdict, looks=tuple(self.looked), draws=draws)
