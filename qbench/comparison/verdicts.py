@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
-from qbench.comparison.comparable import differences, items_differ
+from qbench.comparison.comparable import differences, shared_items
 from qbench.comparison.costs import costs
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
+from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
-from qbench.comparison.pairs import Pairs, aligned, is_unquantized, score_of
+from qbench.comparison.pairs import Pairs, aligned, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 from qbench.stats.difference import Difference
@@ -25,7 +26,6 @@ from qbench.stats.verdict import Word, judge
 Status = Literal["compared", "not comparable", "missing", "failed"]
 Outcome = Literal["pass", "worse", "undecided", "not comparable"]
 EXIT = {"pass": 0, "undecided": 0, "worse": 1, "not comparable": 2}
-ENGINE = 0.1  # of a margin: how far the unquantized model may be from itself
 NO_DRAWS = "calibration noise is not included: one draw stands for the method (--replicates 4)"
 
 
@@ -143,7 +143,7 @@ def compare(
     is one of several. ConfigError where a side has no cell.
     """
     readers = Pairs(base.records, base.folder), Pairs(candidate.records, candidate.folder)
-    engine = _engine_reasons(base, candidate, readers, margins, tasks)
+    engine = engine_reasons(base, candidate, readers, margins, tasks)
     cells: list[CellVerdict] = []
     measured: list[list[_Measured]] = []
     for match in matched(base, candidate):
@@ -184,7 +184,7 @@ def _measure(
     notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []
     deciding = [] if reasons else endpoints(*draws[0], margins, tasks)
     for endpoint in deciding:
-        items, why = _items(endpoint, draws, readers)
+        items, why = shared_items(endpoint, draws, readers)
         reasons += why
         if items is not None:
             refusal = endpoint.refusal(items[0][0].values)
@@ -211,24 +211,6 @@ def _lost(match: Match) -> tuple[Status, str] | None:
             if record.status != "ok":
                 return "failed", f"the {name} {record.status}: {record.reason or 'no reason given'}"
     return None
-
-
-def _items(
-    endpoint: Endpoint, draws: Sequence[tuple[Record, Record]], readers: tuple[Pairs, Pairs]
-) -> tuple[tuple[list[Items], list[Items]] | None, list[str]]:
-    """The items of every draw of base and candidate; or why they are not the same."""
-    measures: tuple[list[Items], list[Items]] = ([], [])
-    for pair in draws:
-        both = [r.items(record, endpoint.key) for r, record in zip(readers, pair, strict=True)]
-        reasons = items_differ(*pair, endpoint.key, *both)
-        first, second = both
-        if reasons or first is None or second is None:
-            return None, reasons
-        measures[0].append(first)
-        measures[1].append(second)
-    if any(aligned(measures[0][0], entry) is None for entry in measures[0]):
-        return None, [f"{endpoint.key[0]}: the draws were judged on different items"]
-    return measures, []
 
 
 def _of_endpoint(
@@ -301,46 +283,3 @@ def _needed(entry: _Measured) -> str:
     if items <= harm.items:
         return "more items: it lies at the margin"
     return f"{items:,} items, for {harm.items:,}"
-
-
-def _engine_reasons(
-    base: Side,
-    candidate: Side,
-    readers: tuple[Pairs, Pairs],
-    margins: Mapping[str, float],
-    tasks: Sequence[str] | None,
-) -> list[str]:
-    """What tells that the unquantized model itself is scored otherwise in the two.
-
-    Then the engine, the batch or the machine has changed, and no method is to blame.
-    """
-    reasons = []
-    for entry in base.records:
-        for other in candidate.records:
-            if not (is_unquantized(entry) and is_unquantized(other)):
-                continue
-            if entry.id == other.id and base.folder == candidate.folder:
-                continue
-            if entry.cell.model != other.cell.model or differences(entry, other):
-                continue
-            for endpoint in endpoints(entry, other, margins, tasks):
-                reasons += _engine_reason(endpoint, entry, other, readers)
-    return reasons
-
-
-def _engine_reason(
-    endpoint: Endpoint, entry: Record, other: Record, readers: tuple[Pairs, Pairs]
-) -> list[str]:
-    if endpoint.key[1] == "kl_mean":  # of a model from itself: rounding
-        return []
-    items, _ = _items(endpoint, [(entry, other)], readers)
-    if items is None:
-        return []
-    tables = values(*items)
-    harm = float(endpoint.harms(*tables).mean())
-    if abs(harm) <= ENGINE * endpoint.margin:
-        return []
-    return [
-        f"{endpoint.name}: the unquantized model itself differs by {harm:+.2g}, more than a tenth "
-        f"of the margin {endpoint.margin:.2g}, so the engine or the machine has changed"
-    ]

@@ -8,7 +8,7 @@ take one model for the method, and alarm on calibration noise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -145,7 +145,8 @@ def crossed_share(
 
     One draw is `share_difference`. Of several, the mean over draws is no count any more, and the
     interval is Student's, but it reaches -ln(1 - level) / items at least: where nothing changed on
-    n items, up to 3 / n of all may (the rule of three, at 95 %). cautious: as in `crossed_mean`.
+    n items, up to 3 / n of all may (the rule of three, at 95 %). It ends within [-1, 1]. cautious:
+    as in `crossed_mean`.
     """
     before = np.atleast_2d(np.asarray(base, np.float64))
     after = np.atleast_2d(np.asarray(candidate, np.float64))
@@ -153,14 +154,14 @@ def crossed_share(
         return share_difference(before[0], after[0], clusters, level)
     interval = crossed_mean(after - before, clusters, level, cautious)
     least = -math.log(1 - level) / interval.items / quantile(level, interval.degrees)
-    if interval.stderr >= least:
-        return interval
-    return student(
-        interval.value,
-        least,
-        interval.degrees,
-        interval.items,
-        interval.clusters,
-        interval.draws,
-        level,
-    )
+    if interval.stderr < least:
+        interval = student(
+            interval.value,
+            least,
+            interval.degrees,
+            interval.items,
+            interval.clusters,
+            interval.draws,
+            level,
+        )
+    return replace(interval, low=max(interval.low, -1.0), high=min(interval.high, 1.0))

@@ -240,6 +240,12 @@ def test_draws_that_agree_are_one_draw_and_those_that_differ_are_not() -> None:
     assert crossed_mean(row, labels) == one
 
 
+def test_answers_of_few_draws_end_within_their_range() -> None:
+    base, candidate = np.zeros((2, 5)), np.array([[1.0] * 5, [0.0] * 5])
+    both = crossed_share(base, candidate)
+    assert (both.value, both.low, both.high) == (0.5, -1.0, 1.0)
+
+
 def test_one_draw_of_answers_is_tangos() -> None:
     base, candidate = answers(3, 1, 30)
     assert crossed_share(base, candidate) == share_difference(base, candidate)
