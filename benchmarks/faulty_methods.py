@@ -25,6 +25,11 @@ def parts(weight: Uniform) -> tuple[Tensor, Tensor, Tensor]:
     return codes.flatten(1).to(torch.uint8), weight.scale, zero.to(torch.uint8)
 
 
+def rebuilt(codes: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Uniform:
+    """The weight of these parts, symmetric where that was asked for."""
+    return Uniform.from_codes(codes, scale, None if scheme.symmetric else zero, scheme.bits)
+
+
 def of_inputs(groups: Tensor, scheme: Scheme, inputs: int) -> Tensor:
     """(out, groups) -> (out, in) float32: the number of its group for every weight."""
     return groups.float().repeat_interleave(scheme.group_length(inputs), 1)
@@ -130,7 +135,7 @@ class WrongSign(GPTQ):
         s, z = (of_inputs(groups, scheme, weight.shape[1]) for groups in (scale, zero))
         top = 2**scheme.bits - 1
         codes = round_columns(weight.float(), U, s, z, top, self.block_size).codes
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ class WrongZeroPoints(GPTQ):
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         wrong = zero.view(-1)[::100]  # a view
         wrong.add_(1).clamp_(max=2**scheme.bits - 1)
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ class WrongScales(GPTQ):
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
-        return Uniform.from_codes(codes, scale * 1.03, zero, scheme.bits)
+        return rebuilt(codes, scale * 1.03, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class CoarseScales(GPTQ):
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         mantissa, exponent = torch.frexp(scale.float())
         coarse = torch.ldexp((mantissa * 16).round() / 16, exponent).to(scale.dtype)
-        return Uniform.from_codes(codes, coarse, zero, scheme.bits)
+        return rebuilt(codes, coarse, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ class LostLevel(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         codes = codes.clamp(max=2**scheme.bits - 2)
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class FlippedCodes(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         codes.view(-1)[::1000] ^= 1
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -250,4 +255,4 @@ class SwappedRows(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         codes[[0, 1]] = codes[[1, 0]]
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
