@@ -87,8 +87,10 @@ def read_variant_here(text: str) -> Variant:
 
 
 def method_of(variant: Variant) -> str:
-    """The name under which it is run; a file is imported. ConfigError where it defines no single
-    method."""
+    """The name under which it is run; a file is imported.
+
+    ConfigError where it does not define a single method.
+    """
     from qbench.registry import load_plugin
 
     if variant.plugin is None:
@@ -98,20 +100,18 @@ def method_of(variant: Variant) -> str:
 
 def _is_own(path: Path) -> bool:
     """Whether it is a file of the registered methods."""
-    import qbench.methods
+    from qbench.method_source import module_file
 
-    return path.resolve().parent in [Path(place).resolve() for place in qbench.methods.__path__]
+    own = module_file(f"qbench.methods.{path.stem}") if path.stem.isidentifier() else None
+    return own is not None and own.resolve() == path.resolve()
 
 
 def _own_method(path: Path) -> str:
-    from qbench.declarations import Declaration
     from qbench.registry import declarations
 
     module = f"qbench.methods.{path.stem}"
-    names = []
-    for name, entry in declarations().items():
-        if isinstance(entry, Declaration) and entry.module == module:
-            names.append(name)
+    known = declarations().items()
+    names = [name for name, entry in known if getattr(entry, "module", None) == module]
     return _only(str(path), names)
 
 

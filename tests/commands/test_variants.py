@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import run_command
+from places import ROOT
 from qbench.commands.variants import method_of, read_variant, read_variant_here
 from qbench.errors import ConfigError
 from qbench.experiment.grid import PRESETS
@@ -65,12 +66,8 @@ def test_a_file_at_a_revision_is_a_method_with_the_commit_behind_its_name(reposi
 
 
 def test_a_file_of_this_project_is_its_method() -> None:
-    path = Path(declared("gptq").load().__module__.rpartition(".")[2] + ".py")
-    assert path.name == "gptq.py"
-    import qbench.methods
-
-    own = str(Path(next(iter(qbench.methods.__path__))) / "gptq.py")
-    assert read_variant(own).method == "gptq" and read_variant(own).plugin is None
+    own = str(ROOT / "methods" / "gptq.py")
+    assert (read_variant(own).method, read_variant(own).plugin) == ("gptq", None)
     with pytest.raises(ConfigError, match=r"defines 2 methods \(unisvq, unisvq-untied\)"):
         read_variant(own.replace("gptq.py", "unisvq.py"))
     with pytest.raises(ConfigError, match="Did you mean 'gptq'"):
