@@ -116,24 +116,30 @@ def pick_dtype(dtype: str, device: str) -> str:
 def faster_in_bfloat16() -> bool:
     """Whether torch multiplies matrices faster in bfloat16 than in float32 on this processor.
 
-    Measured once per process, in 3 ms; where bfloat16 is emulated, in up to 50 ms. The best of
-    some turns is 1.5 times as fast on a Zen 4 core; told to do without AVX512-BF16 (with
+    Measured once per process, on one thread, in 10 ms; where bfloat16 is emulated, in up to 0.3 s.
+    The best of some turns is twice as fast on a Zen 4 core; told to do without AVX512-BF16 (with
     ONEDNN_MAX_CPU_ISA) 0.4 times, without AVX-512 0.2 times: nothing comes close to equal, so that
-    a busy machine decides alike.
+    a busy machine decides alike. With products of a quarter of this size on all threads, a busy
+    machine was seen to decide otherwise, which makes all cells of a run others.
     """
     import torch
 
     pairs = {}
     for dtype in (torch.float32, torch.bfloat16):
-        pairs[dtype] = torch.ones(64, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+        pairs[dtype] = torch.ones(128, 512, dtype=dtype), torch.ones(256, 512, dtype=dtype)
     best = dict.fromkeys(pairs, math.inf)
-    for turn in range(4):
-        for dtype, (x, weight) in pairs.items():
-            started = time.perf_counter()
-            torch.nn.functional.linear(x, weight)
-            elapsed = time.perf_counter() - started
-            if turn:  # the first of each is not counted: it compiles the product
-                best[dtype] = min(best[dtype], elapsed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for turn in range(9):
+            for dtype, (x, weight) in pairs.items():
+                started = time.perf_counter()
+                torch.nn.functional.linear(x, weight)
+                elapsed = time.perf_counter() - started
+                if turn:  # the first of each is not counted: it compiles the product
+                    best[dtype] = min(best[dtype], elapsed)
+    finally:
+        torch.set_num_threads(threads)
     return best[torch.bfloat16] < best[torch.float32]
 
 

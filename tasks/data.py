@@ -142,7 +142,7 @@ def choose(data: str, embedded: bool, names: Sequence[str]) -> Choice:
 def _folder(name: str, said_by: str) -> Source:
     from qbench.tasks.folder import FolderSource
 
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # where there is no such user, the name as it is
     if not is_folder(path):
         raise DataError(
             f"{said_by}={name!r} is no folder; give auto, mini, hub or a folder such as "

@@ -58,6 +58,7 @@ COMMANDS = {
     "grids": ("dry-run",),
     "data": ("data",),
     "gguf": ("inspect",),
+    "gguf-model": ("load", "load", "inspect", "plan"),
     "dense": ("load", "load", "load", "inspect", "verify", "plan"),
 }
 OF_MODELS = ("load", "load", "load", "inspect", "verify", "plan", "export")
@@ -172,6 +173,7 @@ class Cases:
         rng = random.Random(f"{self.seed} {number}")
         original = rng.choice(list(self.models))
         folder = self.scratch / f"case-{number}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a try that did not come back
         shutil.copytree(original, folder)
         done = damage(folder, rng)
         command = rng.choice(COMMANDS.get(original.name, OF_MODELS))
@@ -195,9 +197,12 @@ class Cases:
             child = os.fork()
             if not child:
                 os.close(reading)
-                for number in left:
-                    os.write(writing, (json.dumps(asdict(self.run(number))) + "\n").encode())
-                os._exit(0)
+                try:
+                    for number in left:
+                        line = json.dumps(asdict(self.run(number)))
+                        os.write(writing, f"{line}\n".encode())
+                finally:
+                    os._exit(0)  # before the way out removes what is of the parent
             os.close(writing)
             for line in _lines(reading, child):
                 result = Result(**json.loads(line))

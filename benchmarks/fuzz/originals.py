@@ -32,9 +32,12 @@ def originals(folder: Path) -> list[Path]:
     """A folder of each kind; of those of models it is judged whether their damage shows."""
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     config = LlamaConfig(**shape, num_key_value_heads=1, num_hidden_layers=2, vocab_size=64)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:64]
-    bpe = BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), eos_token="!")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:63]
+    symbols = [*alphabet, "AB"]
+    merges = [("A", "B")]  # GGUF holds no tokenizer without merges
+    backend = Tokenizer(BPE(vocab={text: i for i, text in enumerate(symbols)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="!")
     tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
     folder.mkdir()
@@ -54,11 +57,14 @@ def originals(folder: Path) -> list[Path]:
     paths.append(export(symmetric, "gptq", folder / "gptq"))
     paths.append(export(symmetric, "dense", folder / "dense"))
     paths.append(awq(folder / "awq", LlamaForCausalLM(config), tokenizer))
-    (folder / "gguf").mkdir()
+    for name in ("gguf", "gguf-model"):
+        (folder / name).mkdir()
     (folder / "gguf" / "model.gguf").write_bytes(gguf_bytes())
+    export(symmetric, "gguf", folder / "gguf-model" / "model.gguf")
     return [
         *paths,
         folder / "gguf",
+        folder / "gguf-model",
         records(folder / "records"),
         grids(folder / "grids", folder / MODEL),
         data(folder / "data"),

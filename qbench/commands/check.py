@@ -10,6 +10,7 @@ import typer
 
 from qbench.commands.options import out
 from qbench.errors import ConfigError, unknown_name
+from qbench.files.ordinary import is_file
 
 if TYPE_CHECKING:
     from qbench.checks.verdict import Verdict
@@ -50,7 +51,7 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.registry import methods
 
     path = Path(target)
-    if path.suffix == ".py" and path.is_file() and "qbench.kernels" in path.read_text():
+    if path.suffix == ".py" and is_file(path) and "qbench.kernels" in path.read_text():
         yield from _verdicts_over_file(path, time_limit)
     elif target not in methods() and target in kernel_names():
         yield from check_kernel(target)

@@ -10,6 +10,7 @@ from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
+from qbench.files.ordinary import is_file, is_folder, is_there
 from qbench.records import Record
 
 BASELINES = Path("baselines")
@@ -64,7 +65,7 @@ def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
 
 def baseline_names(baselines: Path = BASELINES) -> list[str]:
     """The saved baselines, in alphabetical order."""
-    if not baselines.is_dir():
+    if not is_folder(baselines):
         return []
     return sorted(path.parent.name for path in baselines.glob("*/records"))
 
@@ -93,7 +94,7 @@ def _copy(source: Path, target: Path, path: str) -> None:
 def _place(text: str, baselines: Path) -> Path | None:
     """Where this lies, None where nothing does."""
     path = Path(text)
-    if (path / "records").is_dir() or (path.suffix == ".json" and path.is_file()):
+    if is_folder(path / "records") or (path.suffix == ".json" and is_file(path)):
         return path
     if text in baseline_names(baselines):
         return baselines / text
@@ -110,7 +111,7 @@ def _one_record(path: Path, text: str) -> tuple[Side, list[str]]:
 
 
 def _nothing(text: str, baselines: Path) -> str:
-    if "/" in text or Path(text).exists():
+    if "/" in text or is_there(Path(text)):
         return (
             f"{text} is neither the folder of a run nor a record's file; give the --out folder of "
             "a `qbench run`, with :LABEL where a method is to be chosen"

@@ -108,6 +108,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at a path that a user names; see `is_folder`."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def homes_of(folder: Path) -> tuple[Path, ...]:
     """Where the files of a folder may lie: in it, or in the blobs of the hub's cache it is part of.
 
@@ -126,7 +134,7 @@ def _target(path: Path) -> Path:
     try:
         return path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # nothing, a circle, no possible name
-        if path.is_symlink():
+        if os.path.islink(path):  # unlike the method, false for a name that is none
             raise StoreError(
                 f"{path} is a link that leads nowhere ({type(error).__name__}); remove it"
             ) from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qbench.embedded import smollm2_135m
 from qbench.errors import ConfigError, ModelError, unknown_name
-from qbench.files.ordinary import is_folder
+from qbench.files.ordinary import is_file, is_folder, is_there
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def find_model(name: str, trust_remote_code: bool = False) -> ModelSource:
     path = Path(name)
     if is_folder(path):
         return ModelSource(name, name, None, True, trust_remote_code, _only_gguf(path))
-    if path.exists() or path.suffix == ".gguf":
+    if is_there(path) or path.suffix == ".gguf":
         _require_gguf(path)
         return ModelSource(name, str(path.parent), None, True, trust_remote_code, path.name)
     base, _, revision = name.partition("@")
@@ -138,9 +138,9 @@ def find_model(name: str, trust_remote_code: bool = False) -> ModelSource:
 
 def _require_gguf(path: Path) -> None:
     """ModelError where a path that is no folder is no GGUF file either."""
-    if not path.exists():
+    if not is_there(path):
         raise ModelError(f"there is no file {path}; give a GGUF file, or a folder with a model")
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"{path} is no ordinary file (a pipe, socket or device); give a model")
     with path.open("rb") as file:
         beginning = file.read(4)
