@@ -9,10 +9,13 @@ from pathlib import Path
 
 from qbench.errors import ConfigError
 from qbench.files.atomic import write_bytes
+from qbench.files.ordinary import is_file
 
 REVISIONS = Path("runs") / "revisions"  # copies of files as they were, by commit and path
 NAME = re.compile(rb"""^([ \t]+name(?:: ClassVar\[str\])? = )(["'])([\w.-]+)\2""", re.MULTILINE)
 DIGITS = 8  # of a commit
+# What git refuses, and names that cannot be handed to any program.
+NO_ANSWER = (subprocess.CalledProcessError, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def read_variant(text: str) -> Variant:
     if not is_file_of_method(text):
         return Variant(text, declared(text).name)
     path = Path(text)
-    if path.is_file():
+    if is_file(path):
         return Variant(text, _own_method(path)) if _is_own(path) else Variant(text, "", path)
     if ":" in text:
         return _at_revision(text)
@@ -73,10 +76,10 @@ def read_variant_here(text: str) -> Variant:
     Outside of any repository, for one outside of this folder.
     """
     path = Path(text)
-    if path.is_file():
+    if is_file(path):
         try:
             root = Path(_git("rev-parse", "--show-toplevel").decode().strip())
-        except (OSError, subprocess.CalledProcessError):
+        except NO_ANSWER:
             root = Path()
         if not path.resolve().is_relative_to(root.resolve()):
             raise ConfigError(
@@ -130,7 +133,7 @@ def _at_revision(text: str) -> Variant:
     commit = _commit(revision, text)
     try:
         source = _git("cat-file", "blob", f"{commit}:{path}")
-    except subprocess.CalledProcessError:
+    except NO_ANSWER:
         raise ConfigError(
             f"{revision} has no file {path}; `git ls-tree -r --name-only {revision}` lists what it "
             "has, from the repository's root"
@@ -163,7 +166,7 @@ def _commit(revision: str, text: str) -> str:
         ) from None
     try:
         return _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
-    except subprocess.CalledProcessError:
+    except NO_ANSWER:
         raise ConfigError(
             f"there is no revision {revision!r} in this repository; `git log --oneline` and `git "
             "branch --all` list some"

@@ -99,6 +99,13 @@ def test_what_is_not_there_is_one_sentence(repository: Path, text: str, sentence
         assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("name", ["y" * 300, "/".join(["a" * 200] * 30), "a\0b", "\ud800x", "-p"])
+@pytest.mark.parametrize("text", ["{}.py", "HEAD:{}.py", "{}:mine.py"])
+def test_names_that_no_file_can_have_are_refused(repository: Path, text: str, name: str) -> None:
+    with pytest.raises(ConfigError):
+        read_variant_here(text.format(name))
+
+
 def test_two_methods_in_a_file_and_a_file_without_one_are_refused(repository: Path) -> None:
     path = repository / "methods" / "mine.py"
     for number, text in enumerate(
