@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from qbench.stats.difference import Difference, mean_difference, share_differenc
 from qbench.stats.many import holm
 from qbench.stats.power import detectable, items_for_share
 from qbench.stats.replicates import crossed_mean
+from qbench.stats.sequential import Look, looks
 from qbench.stats.shares import Flipped, mcnemar, score_statistic
 from qbench.stats.verdict import judge
 
@@ -37,7 +38,10 @@ Floats = np.ndarray
 
 @dataclass(frozen=True)
 class Case:
-    """What was drawn, and in percent how often the interval held the truth, or the test alarmed."""
+    """What was drawn, and in percent how often the interval held the truth, or the test alarmed.
+
+    made: of the draws, how many were made on average before the verdict was in.
+    """
 
     name: str
     items: int
@@ -48,6 +52,7 @@ class Case:
     alarms: float | None = None
     power: float | None = None
     promised: float | None = None
+    made: float | None = None
 
 
 def holds(found: Difference, truth: float) -> bool:
@@ -251,23 +256,15 @@ def gates(runs: int, seed: int) -> Iterator[Case]:
     and solutions' by 0.05 nats, and draws by one to two errors over the items of one draw.
     """
     generator = np.random.default_rng(seed)
-    labels = [k // 2 for k in range(40)]
     margins = (0.02, float(np.log1p(0.05)), 0.02)
     for draws in (1, 4):
         for ratio in (1.0, 2.0):
             alarms = 0
             passes = 0
             for _ in range(runs):
-                harms = []
-                for spread, margin_items in ((0.05, 40), (0.12, 40), (0.05, 24)):
-                    error = spread / np.sqrt(margin_items)
-                    level = ratio * error * generator.standard_normal((draws, 1))
-                    values = level + spread * generator.standard_t(5, (draws, margin_items)) / 1.29
-                    clusters = labels if margin_items == 40 else None
-                    harms.append(crossed_mean(values, clusters))
-                words = [one.word for one in judge(harms, margins)]
+                words, _ = looked(gate_harms(generator, draws, ratio), margins, (Look(draws),))
                 alarms += "worse" in words
-                passes += all(word in ("same", "better") for word in words)
+                passes += passing(words)
             yield Case(
                 f"the gate on identical code, draws spread {ratio:.0f} errors",
                 40,
@@ -276,6 +273,100 @@ def gates(runs: int, seed: int) -> Iterator[Case]:
                 None,
                 alarms=100 * alarms / runs,
                 power=100 * passes / runs,
+            )
+
+
+LABELS = [k // 2 for k in range(40)]  # of the gate's windows: two of an article
+
+
+def gate_harms(
+    generator: Generator, draws: int, ratio: float, shift: float = 0.0
+) -> list[tuple[Floats, list[int] | None]]:
+    """(draws, items) and clusters of the gate's three endpoints.
+
+    ratio: how many errors over items draws spread. shift: the true harm of each, in its margins.
+    """
+    harms = []
+    for spread, items, margin in ((0.05, 40, 0.02), (0.12, 40, 0.049), (0.05, 24, 0.02)):
+        level = ratio * spread / np.sqrt(items) * generator.standard_normal((draws, 1))
+        noise = spread * generator.standard_t(5, (draws, items)) / 1.29
+        harms.append((shift * margin + level + noise, LABELS if items == 40 else None))
+    return harms
+
+
+def looked(
+    harms: Sequence[tuple[Floats, list[int] | None]],
+    margins: Sequence[float],
+    schedule: Sequence[Look],
+) -> tuple[list[str], list[Difference]]:
+    """The words and intervals of all endpoints at the look that decides, or the last.
+
+    It decides where anything is worse or all pass, as in `qbench regress`.
+    """
+    words: list[str] = []
+    intervals: list[Difference] = []
+    for look in schedule:
+        intervals = []
+        for values, labels in harms:
+            part = values[: look.draws]
+            intervals.append(crossed_mean(part, labels, look.level, not look.last))
+        words = [str(verdict.word) for verdict in judge(intervals, margins, look.share)]
+        if "worse" in words or passing(words):
+            break
+    return words, intervals
+
+
+def passing(words: Sequence[str]) -> bool:
+    """Whether every endpoint passes."""
+    return all(word in ("same", "better") for word in words)
+
+
+def stopping(runs: int, seed: int) -> Iterator[Case]:
+    """Looks after 2, 3 and 4 draws, in the cases of `crossed` and of `gates`.
+
+    No difference and a margin of 0 is the worst case: to stop before the end is then to be wrong.
+    """
+    generator = np.random.default_rng(seed)
+    labels = [k // 2 for k in range(48)]
+    for spread, name in ((0.0, "no"), (0.2, "some"), (0.5, "much")):
+        held = 0
+        made = 0
+        for _ in range(runs):
+            base, candidate = (model_losses(generator, 4, labels, spread) for _ in range(2))
+            _, (interval,) = looked([(candidate - base, labels)], [0.0], looks(4))
+            held += holds(interval, 0.0)
+            made += interval.draws
+        cover = 100 * held / runs
+        yield Case(
+            f"stopping early, {name} spread between draws",
+            len(labels),
+            24,
+            4,
+            None,
+            cover=cover,
+            alarms=100 - cover,
+            made=made / runs,
+        )
+    margins = (0.02, float(np.log1p(0.05)), 0.02)
+    for shift, name in ((0.0, "identical code"), (1.0, "a loss of the margin"), (30.0, "30 times")):
+        for ratio in (1.0, 2.0):
+            alarms = 0
+            made = 0
+            for _ in range(runs):
+                harms = gate_harms(generator, 4, ratio, shift)
+                words, intervals = looked(harms, margins, looks(4))
+                alarms += "worse" in words
+                made += intervals[0].draws
+            share = 100 * alarms / runs
+            yield Case(
+                f"stopping early, the gate on {name}, draws spread {ratio:.0f} errors",
+                40,
+                20,
+                4,
+                None,
+                alarms=share if shift <= 1 else None,
+                power=share if shift > 1 else None,
+                made=made / runs,
             )
 
 
@@ -290,6 +381,7 @@ def simulate(runs: int, show: Callable[[Case], None] = lambda case: None) -> lis
         powers(runs, 4),
         families(runs, 5),
         gates(runs, 6),
+        stopping(runs, 7),
     )
     for source in sources:
         for case in source:
@@ -303,7 +395,12 @@ def line(case: Case) -> str:
     discordance = "" if case.discordance is None else f"{100 * case.discordance:.0f} %"
     figures = [
         f"{name} {value:.1f}"
-        for name, value in (("cover", case.cover), ("alarms", case.alarms), ("power", case.power))
+        for name, value in (
+            ("cover", case.cover),
+            ("alarms", case.alarms),
+            ("power", case.power),
+            ("draws made", case.made),
+        )
         if value is not None
     ]
     counts = f"{case.items:5} items {case.clusters:5} clusters {case.draws} draws"

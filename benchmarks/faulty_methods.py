@@ -14,14 +14,25 @@ from torch import Tensor
 
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Uniform
+from qbench.methods.error_feedback import inverse_cholesky, live_hessian, round_columns
 from qbench.methods.gptq import GPTQ
 from qbench.methods.rtn import RTN
 
 
-def parts(found: Uniform) -> tuple[Tensor, Tensor, Tensor]:
+def parts(weight: Uniform) -> tuple[Tensor, Tensor, Tensor]:
     """codes (out, in), scale and zero point (out, groups), the integers uint8."""
-    codes, _, zero = found.unpacked()
-    return codes.flatten(1).to(torch.uint8), found.scale, zero.to(torch.uint8)
+    codes, _, zero = weight.unpacked()
+    return codes.flatten(1).to(torch.uint8), weight.scale, zero.to(torch.uint8)
+
+
+def rebuilt(codes: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Uniform:
+    """The weight of these parts, symmetric where that was asked for."""
+    return Uniform.from_codes(codes, scale, None if scheme.symmetric else zero, scheme.bits)
+
+
+def of_inputs(groups: Tensor, scheme: Scheme, inputs: int) -> Tensor:
+    """(out, groups) -> (out, in) float32: the number of its group for every weight."""
+    return groups.float().repeat_interleave(scheme.group_length(inputs), 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,69 @@ class DiagonalHessian(GPTQ):
 
 
 @dataclass(frozen=True)
+class ShiftedHessian(GPTQ):
+    """Columns and Hessian are permuted by orders that stand one place apart."""
+
+    name: ClassVar[str] = "order-off-by-one"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        H = stats.hessian.roll((1, 1), (0, 1))
+        return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class OtherHessian(GPTQ):
+    """The Hessian of the layer of this size that came before."""
+
+    name: ClassVar[str] = "hessian-of-another-layer"
+    earlier: ClassVar[dict[int, Tensor]] = {}
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        H = self.earlier.get(len(stats.hessian), stats.hessian)
+        self.earlier[len(H)] = stats.hessian.clone()
+        return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class NoInputs(GPTQ):
+    """Calibrated on zeros."""
+
+    name: ClassVar[str] = "calibration-of-zeros"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        H = torch.zeros_like(stats.hessian)
+        return super().quantize_linear(weight, replace(stats, hessian=H), scheme)
+
+
+@dataclass(frozen=True)
+class WrongSign(GPTQ):
+    """The errors are fed back with the wrong sign."""
+
+    name: ClassVar[str] = "feedback-wrong-sign"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        U = inverse_cholesky(live_hessian(stats), self.damp)
+        U = 2 * U.diagonal().diag() - U
+        _, scale, zero = parts(RTN().quantize_weight(weight, scheme))
+        s, z = (of_inputs(groups, scheme, weight.shape[1]) for groups in (scale, zero))
+        top = 2**scheme.bits - 1
+        codes = round_columns(weight.float(), U, s, z, top, self.block_size).codes
+        return rebuilt(codes, scale, zero, scheme)
+
+
+@dataclass(frozen=True)
+class BiasedRounding(GPTQ):
+    """Every weight ends a twentieth of a step too high."""
+
+    name: ClassVar[str] = "rounding-bias"
+
+    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
+        _, scale, _ = parts(RTN().quantize_weight(weight, scheme))
+        step = of_inputs(scale, scheme, weight.shape[1])
+        return super().quantize_linear(weight + 0.05 * step, stats, scheme)
+
+
+@dataclass(frozen=True)
 class HalfHessian(GPTQ):
     """Added up in bfloat16, as where a cast was forgotten."""
 
@@ -97,7 +171,7 @@ class WrongZeroPoints(GPTQ):
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         wrong = zero.view(-1)[::100]  # a view
         wrong.add_(1).clamp_(max=2**scheme.bits - 1)
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -108,7 +182,7 @@ class WrongScales(GPTQ):
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
-        return Uniform.from_codes(codes, scale * 1.03, zero, scheme.bits)
+        return rebuilt(codes, scale * 1.03, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -121,7 +195,7 @@ class CoarseScales(GPTQ):
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         mantissa, exponent = torch.frexp(scale.float())
         coarse = torch.ldexp((mantissa * 16).round() / 16, exponent).to(scale.dtype)
-        return Uniform.from_codes(codes, coarse, zero, scheme.bits)
+        return rebuilt(codes, coarse, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -133,7 +207,7 @@ class LostLevel(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         codes = codes.clamp(max=2**scheme.bits - 2)
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -145,7 +219,7 @@ class FlippedCodes(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         codes.view(-1)[::1000] ^= 1
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)
 
 
 @dataclass(frozen=True)
@@ -181,4 +255,4 @@ class SwappedRows(GPTQ):
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         codes, scale, zero = parts(super().quantize_linear(weight, stats, scheme))
         codes[[0, 1]] = codes[[1, 0]]
-        return Uniform.from_codes(codes, scale, zero, scheme.bits)
+        return rebuilt(codes, scale, zero, scheme)

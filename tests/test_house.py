@@ -75,7 +75,7 @@ ARROWS = {
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
         "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
-        "models", "outside_text", "records", "registry", "reports", "tasks",
+        "models", "outside_text", "records", "registry", "reports", "stats", "tasks",
     },
 }  # fmt: skip
 

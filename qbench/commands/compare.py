@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.commands.options import Data, as_names, err, out
+from qbench.commands.variants import is_file_of_method, read_variant_here
 from qbench.errors import ConfigError, unknown_name
 from qbench.outside_text import printable
 
 if TYPE_CHECKING:
     from qbench.comparison.matching import Side
     from qbench.comparison.verdicts import Verdict
+    from qbench.records import Score
 
 app = typer.Typer()
 baseline_app = typer.Typer(no_args_is_help=True, help="Runs kept to compare with: plain files.")
@@ -30,11 +34,16 @@ WIDTH = 100  # characters that the table takes at least, also in a log
 @app.command(
     epilog="Examples: `qbench compare runs/main runs/mine`   "
     "`qbench compare runs/smollm2-135m:gptq runs/smollm2-135m:'gptq 3b g64 damp=0.1'`   "
-    "`qbench compare uniquanf-3b runs/mine:my_variant --markdown comment.md`"
+    "`qbench compare uniquanf-3b runs/mine:my_variant --markdown comment.md`   "
+    "`qbench compare HEAD~3:methods/gptq.py methods/gptq.py`"
 )
 def compare(
     base: Annotated[
-        str, typer.Argument(help="A run's folder, a record's file or a baseline; :LABEL chooses.")
+        str,
+        typer.Argument(
+            help="A run's folder, a record's file or a baseline; :LABEL chooses. Or a method's "
+            "FILE.py or REVISION:FILE.py, which is run as `qbench regress` does."
+        ),
     ],
     candidate: Annotated[str, typer.Argument(help="The same; what is judged.")],
     tasks: Annotated[
@@ -55,6 +64,9 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="File for a comment in Markdown.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="On which a method's file is run; default smollm2-135m.")
+    ] = None,
     data: Data = None,
     baselines: Baselines = HERE,
 ) -> None:
@@ -62,6 +74,7 @@ def compare(
 
     Exit code 0: no; 1: yes, worse beyond a margin; 2: not comparable, or nothing to compare.
     """
+    from qbench.commands.gated import judged
     from qbench.commands.questions import with_questions
     from qbench.comparison.comparable import ALLOWABLE
     from qbench.comparison.endpoints import read_margins
@@ -71,15 +84,20 @@ def compare(
     for name in allowed:
         if name not in ALLOWABLE:
             raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
-    first, second = _side(base, baselines), _side(candidate, baselines)
-    verdict = compared(
-        first,
-        second,
-        margins=read_margins(margin or []),
-        tasks=as_names(tasks, "--tasks"),
-        allowed=allowed,
-    )
-    raise typer.Exit(report(with_questions(verdict, first, data), as_json, markdown, strict))
+    limits: dict[str, Any] = {
+        "margins": read_margins(margin or []),
+        "tasks": as_names(tasks, "--tasks"),
+        "allowed": allowed,
+    }
+    flags = {"model": None if model is None else (model,), "data": data}
+    with _lines_on_stderr(as_json):
+        if is_file_of_method(base) and is_file_of_method(candidate):
+            variants = read_variant_here(base), read_variant_here(candidate)
+            verdict = judged(*variants, flags, limits=limits)
+        else:
+            first, second = (_read_or_run(text, baselines, flags) for text in (base, candidate))
+            verdict = with_questions(compared(first, second, **limits), first, data)
+    raise typer.Exit(report(verdict, as_json, markdown, strict))
 
 
 def report(verdict: Verdict, as_json: bool, markdown: Path | None, strict: bool) -> int:
@@ -130,14 +148,22 @@ def baseline_show(
     baselines: Baselines = HERE,
 ) -> None:
     """Its cells and scores, and the command that made each."""
-    from qbench.reports.headline import number
-
     for record in _side(name, baselines).records:
         _print(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")
         for score in record.scores:
-            value = number(score.value, score.stderr, score.metric)
-            _print(f"  {score.task}  {score.metric}  {score.filter}  {value}  n={score.n}")
+            name = f"{score.task}  {score.metric}  {score.filter}"
+            _print(f"  {name}  {_score_text(score)}  n={score.n}")
         _print(f"  {record.command}")
+
+
+def _score_text(score: Score) -> str:
+    """With its standard error; a share of right answers with its interval within 0 and 100 %."""
+    from qbench.reports.headline import number
+
+    if score.low is None or score.high is None:
+        return number(score.value, score.stderr, score.metric)
+    ends = [number(end, None, score.metric) for end in (score.low, score.high)]
+    return f"{number(score.value, None, score.metric)} [{', '.join(ends)}]"
 
 
 def _side(text: str, baselines: Path) -> Side:
@@ -147,6 +173,26 @@ def _side(text: str, baselines: Path) -> Side:
     for complaint in complaints:
         err.print(f"warning: {complaint}", markup=False)
     return side
+
+
+@contextmanager
+def _lines_on_stderr(wanted: bool) -> Iterator[None]:
+    """Let what a run says go to stderr, where stdout is for JSON."""
+    before = out.stderr
+    out.stderr = wanted
+    try:
+        yield
+    finally:
+        out.stderr = before
+
+
+def _read_or_run(text: str, baselines: Path, flags: dict[str, Any]) -> Side:
+    """What lies there; a method's file is run for it."""
+    from qbench.commands.gated import judged_alone
+
+    if is_file_of_method(text):
+        return judged_alone(read_variant_here(text), flags)
+    return _side(text, baselines)
 
 
 def _show(verdict: Verdict) -> None:
@@ -162,6 +208,8 @@ def _show(verdict: Verdict) -> None:
                 _print(f"answers  {cell.label}  {line}")
         if cell.costs:
             _print(f"costs    {cell.label}  {', '.join(written.cost_lines(cell))}")
+    for line in written.look_lines(verdict):
+        _print(f"looks    {line}")
     for note in dict.fromkeys(note for cell in verdict.cells for note in cell.notes):
         _print(f"note     {note}")
     _print(f"{verdict.outcome}: {written.SENTENCES[verdict.outcome]}")

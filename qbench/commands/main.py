@@ -36,7 +36,7 @@ from qbench.commands.planned import downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
@@ -191,8 +191,15 @@ def run(
     raise typer.Exit(run_grid(grid, dry_run))
 
 
-def run_grid(grid: Grid, dry_run: bool = False) -> int:
-    """Plan the grid, and run it unless this is a dry run; returns the exit code."""
+def run_grid(
+    grid: Grid,
+    dry_run: bool = False,
+    work: Callable[[Plan, Store], list[Record]] | None = None,
+) -> int:
+    """Plan the grid, and run it unless this is a dry run; returns the exit code.
+
+    work: what runs the plan, in place of `run_plan`.
+    """
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
 
@@ -213,17 +220,17 @@ def run_grid(grid: Grid, dry_run: bool = False) -> int:
         _print_warnings(["the calibration is set, and no method of this run calibrates"])
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
-    records = _run_plan(plan, store)
+    records = (work or run_plan)(plan, store)
     write_item_texts(plan, records, folder)
     _print_leaderboard(records, folder)
     _print_report(write_reports(store.read_records()[0], folder), folder)
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
-def _run_plan(plan: Plan, store: Store) -> list[Record]:
+def run_plan(plan: Plan, store: Store) -> list[Record]:
     """Run the cells that are not done, under a live view; the records of all cells of the plan."""
     from qbench.commands.progress import LiveView
-    from qbench.experiment.runner import run as run_plan
+    from qbench.experiment.runner import run as run_cells
 
     records, complaints = store.read_records()
     _print_warnings(complaints)
@@ -251,7 +258,7 @@ def _run_plan(plan: Plan, store: Store) -> list[Record]:
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
-        return run_plan(plan, store, view)
+        return run_cells(plan, store, view)
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")

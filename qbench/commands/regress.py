@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from qbench.commands.options import Data, Device, as_group, as_numbers, out
-from qbench.errors import ConfigError
-
-if TYPE_CHECKING:
-    from qbench.experiment.grid import Grid
+from qbench.commands.variants import Variant, read_variant
 
 app = typer.Typer()
 
 
 @app.command(
     epilog="Examples: `qbench regress my_variant.py --base uniquanf`   "
-    "`qbench regress methods/gptq.py --base rtn --bits 3,4 --markdown comment.md`"
+    "`qbench regress methods/gptq.py --base HEAD~3:methods/gptq.py --bits 3,4`"
 )
 def regress(
     method: Annotated[
-        str, typer.Argument(help="A method's name, or a Python file that defines one.")
+        str, typer.Argument(help="A method's name, a Python file, or REVISION:FILE as git has it.")
     ],
-    base: Annotated[str, typer.Option("--base", help="The method that it must not be worse than.")],
+    base: Annotated[str, typer.Option("--base", help="The same; what it must not be worse than.")],
     model: Annotated[str, typer.Option(help="As in `qbench run`.")] = "smollm2-135m",
     bits: Annotated[str, typer.Option(help="Bits per weight code, with commas.")] = "3",
     group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
@@ -39,6 +36,13 @@ def regress(
         typer.Option("--out", help="Default runs/regress/, a folder for each state of the two."),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="As in `qbench run`.")] = None,
+    early_stop: Annotated[
+        bool,
+        typer.Option(
+            "--early-stop/--no-early-stop",
+            help="Whether to make no more draws once the verdict is in.",
+        ),
+    ] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where undecided, too.")] = False,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="File for everything, as JSON.")
@@ -51,39 +55,41 @@ def regress(
 
     Exit code 0: no; 1: yes, or it breaks a contract; 2: not comparable, or it crashed.
     """
-    from qbench.experiment.grid import parse_set, read_grid
-    from qbench.registry import methods
+    import json
 
-    name = _checked(method)
-    if name == base:
-        raise ConfigError(
-            f"METHOD and --base are both {name!r}; name another one, or run `qbench run` at two "
-            "revisions and hold the folders against each other by `qbench compare`"
-        )
-    folder = out_folder or Path("runs") / "regress" / f"{name}-{_digest(method, base)}"
+    from qbench.commands.compare import report
+    from qbench.commands.gated import judged, refuse_one_method
+    from qbench.comparison.written import as_json as plain
+    from qbench.experiment.grid import parse_set
+    from qbench.files.atomic import write_text
+
+    variant, other = read_variant(method), read_variant(base)
+    refuse_one_method(other.method, variant.method)
     flags: dict[str, Any] = {
         "model": (model,),
         "bits": as_numbers("--bits", bits),
-        "methods": ("none", base, name),
         "preset": preset,
         "group_size": as_group(group_size),
         "set": parse_set(sets) if sets else None,
-        "plugin": None if name in methods() else (Path(method),),
         "replicates": replicates,
         "data": data,
         "device": device,
-        "out": folder,
+        "out": out_folder,
     }
-    raise typer.Exit(_judged(read_grid(None, flags), name, base, strict, as_json, markdown))
+    _check(variant)
+    verdict = judged(other, variant, flags, early_stop)
+    if as_json is not None:
+        write_text(as_json, json.dumps(plain(verdict), indent=1, allow_nan=False) + "\n")
+    raise typer.Exit(report(verdict, False, markdown, strict))
 
 
-def _checked(method: str) -> str:
-    """Run the contract checks; the method's name. Leaves with code 1 where one fails."""
+def _check(variant: Variant) -> None:
+    """Run the contract checks, and leave with code 1 where one fails."""
     from qbench.checks.isolation import check_isolated
 
     failures = []
     subjects: dict[str, None] = {}
-    for verdict in check_isolated(method, 60.0):
+    for verdict in check_isolated(variant.target, 60.0):
         subjects[verdict.subject] = None
         if verdict.outcome == "FAIL":
             failures.append(f"FAIL  {verdict.subject}  {verdict.check}: {verdict.reason}")
@@ -91,52 +97,7 @@ def _checked(method: str) -> str:
         _print(line)
     if failures:
         raise typer.Exit(1)
-    if len(subjects) != 1:
-        raise ConfigError(
-            f"{method} defines {len(subjects)} methods ({', '.join(subjects) or 'none'}); give a "
-            "file that defines one"
-        )
-    (name,) = subjects
-    _print(f"ok    {name}  all contract checks")
-    return name
-
-
-def _digest(method: str, base: str) -> str:
-    """8 hex digits that stand for the present state of the file and of the base's source."""
-    import hashlib
-
-    from qbench.registry import method_class, source_hash
-
-    path = Path(method)
-    state = path.read_bytes() if path.is_file() else source_hash(method_class(method)).encode()
-    return hashlib.sha256(state + source_hash(method_class(base)).encode()).hexdigest()[:8]
-
-
-def _judged(
-    grid: Grid,
-    name: str,
-    base: str,
-    strict: bool,
-    as_json: Path | None,
-    markdown: Path | None,
-) -> int:
-    """Run the grid, and hold the two methods' cells against each other; the exit code."""
-    import json
-
-    from qbench.commands.compare import report
-    from qbench.commands.main import run_grid
-    from qbench.commands.sides import read_side
-    from qbench.comparison.verdicts import compare
-    from qbench.comparison.written import as_json as plain
-    from qbench.files.atomic import write_text
-
-    grid.check_request()
-    run_grid(grid)
-    sides = [read_side(f"{grid.out}:{method}")[0] for method in (base, name)]
-    verdict = compare(sides[0], sides[1])
-    if as_json is not None:
-        write_text(as_json, json.dumps(plain(verdict), indent=1, allow_nan=False) + "\n")
-    return report(verdict, False, markdown, strict)
+    _print(f"ok    {', '.join(subjects)}  all contract checks")
 
 
 def _print(line: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qbench.comparison.pairs import ScoreKey, aligned, protocol, score_of
+from qbench.comparison.endpoints import Endpoint
+from qbench.comparison.pairs import Pairs, ScoreKey, aligned, protocol, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 
@@ -65,6 +66,24 @@ def items_differ(
         if changed:
             return [f"{task}: {changed} of {len(order)} items differ in their {column}"]
     return []
+
+
+def shared_items(
+    endpoint: Endpoint, draws: Sequence[tuple[Record, Record]], readers: tuple[Pairs, Pairs]
+) -> tuple[tuple[list[Items], list[Items]] | None, list[str]]:
+    """The items of every draw of base and candidate; or why they are not the same."""
+    measures: tuple[list[Items], list[Items]] = ([], [])
+    for pair in draws:
+        both = [r.items(record, endpoint.key) for r, record in zip(readers, pair, strict=True)]
+        reasons = items_differ(*pair, endpoint.key, *both)
+        first, second = both
+        if reasons or first is None or second is None:
+            return None, reasons
+        measures[0].append(first)
+        measures[1].append(second)
+    if any(aligned(measures[0][0], entry) is None for entry in measures[0]):
+        return None, [f"{endpoint.key[0]}: the draws were judged on different items"]
+    return measures, []
 
 
 def _packages(base: Record, candidate: Record) -> list[str]:

@@ -14,6 +14,7 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.records import Record
 from qbench.stats.difference import Difference, Floats, log_ratio_items
 from qbench.stats.replicates import MeanSquares, crossed_mean, crossed_share, mean_squares
+from qbench.stats.sequential import ONE_LOOK, Look
 
 # By metric, how much worse still passes. In nats, but of divergences the share of the base's own
 # and of answers the share of all.
@@ -61,11 +62,21 @@ class Endpoint:
         sign = -1.0 if self.higher_is_better else 1.0
         return np.asarray(sign * (candidate - base))
 
-    def harm(self, base: Floats, candidate: Floats, clusters: Sequence[str] | None) -> Difference:
-        """How much worse the candidate is, over draws and clusters of items."""
+    def harm(
+        self,
+        base: Floats,
+        candidate: Floats,
+        clusters: Sequence[str] | None,
+        look: Look = ONE_LOOK,
+    ) -> Difference:
+        """How much worse the candidate is, over draws and clusters of items.
+
+        look: whose level the interval has.
+        """
         if self.counts_answers:
-            return crossed_share(candidate, base, clusters)
-        return crossed_mean(self.harms(base, candidate), clusters)
+            return crossed_share(candidate, base, clusters, look.level, not look.last)
+        harms = self.harms(base, candidate)
+        return crossed_mean(harms, clusters, look.level, not look.last)
 
     def spread(
         self, base: Floats, candidate: Floats, clusters: Sequence[str] | None

@@ -8,23 +8,24 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
-from qbench.comparison.comparable import differences, items_differ
+from qbench.comparison.comparable import differences, shared_items
 from qbench.comparison.costs import costs
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
+from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
-from qbench.comparison.pairs import Pairs, aligned, is_unquantized, score_of
+from qbench.comparison.pairs import Pairs, aligned, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 from qbench.stats.difference import Difference
 from qbench.stats.flips import Flips
 from qbench.stats.power import detectable, draws_to_pass, items_to_pass
 from qbench.stats.replicates import MeanSquares
+from qbench.stats.sequential import ALPHA, ONE_LOOK, Look
 from qbench.stats.verdict import Word, judge
 
 Status = Literal["compared", "not comparable", "missing", "failed"]
 Outcome = Literal["pass", "worse", "undecided", "not comparable"]
 EXIT = {"pass": 0, "undecided": 0, "worse": 1, "not comparable": 2}
-ENGINE = 0.1  # of a margin: how far the unquantized model may be from itself
 NO_DRAWS = "calibration noise is not included: one draw stands for the method (--replicates 4)"
 
 
@@ -66,12 +67,31 @@ class CellVerdict:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """A look that was taken: after how many draws, at which level, and what the verdict was.
+
+    level: of its intervals; it claims what has a p-value of at most 1 - level.
+    """
+
+    draws: int
+    level: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What is said about the candidate. base, candidate: as they were named."""
+    """What is said about the candidate. base, candidate: as they were named.
+
+    level: of the intervals. looks: those that were taken while the draws were made, where there
+    were several to take; draws: how many draws there were to be.
+    """
 
     base: str
     candidate: str
     cells: tuple[CellVerdict, ...]
+    level: float = ONE_LOOK.level
+    looks: tuple[Looked, ...] = ()
+    draws: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -82,6 +102,17 @@ class Verdict:
         if not words or any(cell.status != "compared" for cell in self.cells):
             return "not comparable"
         return "undecided" if "undecided" in words else "pass"
+
+    @property
+    def stopped(self) -> str:
+        """Why no more draws were made; empty where no look was taken before the end."""
+        if not self.looks:
+            return ""
+        draws, outcome = self.looks[-1].draws, self.looks[-1].outcome
+        if draws == self.draws:
+            return f"all {draws} draws were made"
+        why = "nothing can be compared" if outcome == "not comparable" else "the verdict is in"
+        return f"stopped after {draws} of {self.draws} draws: {why}"
 
 
 @dataclass(frozen=True)
@@ -103,28 +134,30 @@ def compare(
     margins: Mapping[str, float] = MARGINS,
     tasks: Sequence[str] | None = None,
     allowed: Sequence[str] = (),
+    look: Look = ONE_LOOK,
 ) -> Verdict:
     """Hold every cell of the candidate against its like of the base.
 
     margins: by metric, see `endpoints`. tasks: those that count, None for all. allowed: what may
-    differ between the two. ConfigError where a side has no cell.
+    differ between the two. look: the share of the errors that this comparison may spend, where it
+    is one of several. ConfigError where a side has no cell.
     """
     readers = Pairs(base.records, base.folder), Pairs(candidate.records, candidate.folder)
-    engine = _engine_reasons(base, candidate, readers, margins, tasks)
+    engine = engine_reasons(base, candidate, readers, margins, tasks)
     cells: list[CellVerdict] = []
     measured: list[list[_Measured]] = []
     for match in matched(base, candidate):
-        cell, measures = _measure(match, readers, margins, tasks, allowed)
+        cell, measures = _measure(match, readers, margins, tasks, allowed, look)
         if engine and cell.status == "compared":
             cell, measures = replace(cell, status="not comparable", reasons=tuple(engine)), []
         cells.append(cell)
         measured.append(measures)
-    judged = iter(_judge([entry for measures in measured for entry in measures]))
+    judged = iter(_judge([entry for measures in measured for entry in measures], look))
     verdicts = []
     for cell, measures in zip(cells, measured, strict=True):
         findings = tuple(next(judged) for _ in measures)
         verdicts.append(replace(cell, findings=findings))
-    return Verdict(base.name, candidate.name, tuple(verdicts))
+    return Verdict(base.name, candidate.name, tuple(verdicts), look.level)
 
 
 def _measure(
@@ -133,6 +166,7 @@ def _measure(
     margins: Mapping[str, float],
     tasks: Sequence[str] | None,
     allowed: Sequence[str],
+    look: Look,
 ) -> tuple[CellVerdict, list[_Measured]]:
     """One cell: what was measured of each endpoint, or why it is not compared."""
     cell = CellVerdict(match.model, match.label, "compared")
@@ -150,12 +184,12 @@ def _measure(
     notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []
     deciding = [] if reasons else endpoints(*draws[0], margins, tasks)
     for endpoint in deciding:
-        items, why = _items(endpoint, draws, readers)
+        items, why = shared_items(endpoint, draws, readers)
         reasons += why
         if items is not None:
             refusal = endpoint.refusal(items[0][0].values)
             if refusal is None:
-                measures.append(_of_endpoint(endpoint, draws, *items))
+                measures.append(_of_endpoint(endpoint, draws, *items, look))
             else:
                 notes.append(f"{endpoint.name} decides nothing: {refusal}")
     if not deciding and not reasons:
@@ -179,29 +213,12 @@ def _lost(match: Match) -> tuple[Status, str] | None:
     return None
 
 
-def _items(
-    endpoint: Endpoint, draws: Sequence[tuple[Record, Record]], readers: tuple[Pairs, Pairs]
-) -> tuple[tuple[list[Items], list[Items]] | None, list[str]]:
-    """The items of every draw of base and candidate; or why they are not the same."""
-    measures: tuple[list[Items], list[Items]] = ([], [])
-    for pair in draws:
-        both = [r.items(record, endpoint.key) for r, record in zip(readers, pair, strict=True)]
-        reasons = items_differ(*pair, endpoint.key, *both)
-        first, second = both
-        if reasons or first is None or second is None:
-            return None, reasons
-        measures[0].append(first)
-        measures[1].append(second)
-    if any(aligned(measures[0][0], entry) is None for entry in measures[0]):
-        return None, [f"{endpoint.key[0]}: the draws were judged on different items"]
-    return measures, []
-
-
 def _of_endpoint(
     endpoint: Endpoint,
     draws: Sequence[tuple[Record, Record]],
     base: list[Items],
     candidate: list[Items],
+    look: Look,
 ) -> _Measured:
     """One endpoint over all draws."""
     tables = values(base, candidate)
@@ -219,18 +236,17 @@ def _of_endpoint(
         endpoint,
         scores[0],
         scores[1],
-        endpoint.harm(*tables, clusters),
+        endpoint.harm(*tables, clusters, look),
         endpoint.spread(*tables, clusters),
         flipped,
         tuple(changes),
     )
 
 
-def _judge(measured: Sequence[_Measured]) -> list[Finding]:
+def _judge(measured: Sequence[_Measured], look: Look) -> list[Finding]:
     """The words of all endpoints of all cells, adjusted together."""
-    judged = judge(
-        [entry.harm for entry in measured], [entry.endpoint.margin for entry in measured]
-    )
+    margins = [entry.endpoint.margin for entry in measured]
+    judged = judge([entry.harm for entry in measured], margins, look.share)
     findings = []
     for entry, verdict in zip(measured, judged, strict=True):
         claim = verdict.p_better if verdict.word == "better" else verdict.p_worse
@@ -242,7 +258,7 @@ def _judge(measured: Sequence[_Measured]) -> list[Finding]:
                 harm=entry.harm,
                 word=verdict.word,
                 p_value=claim,
-                detectable=detectable(entry.harm.stderr, entry.harm.degrees),
+                detectable=detectable(entry.harm.stderr, entry.harm.degrees, ALPHA * look.share),
                 needed=_needed(entry) if verdict.word == "undecided" else "",
                 flips=entry.flips,
                 changes=entry.changes,
@@ -267,46 +283,3 @@ def _needed(entry: _Measured) -> str:
     if items <= harm.items:
         return "more items: it lies at the margin"
     return f"{items:,} items, for {harm.items:,}"
-
-
-def _engine_reasons(
-    base: Side,
-    candidate: Side,
-    readers: tuple[Pairs, Pairs],
-    margins: Mapping[str, float],
-    tasks: Sequence[str] | None,
-) -> list[str]:
-    """What tells that the unquantized model itself is scored otherwise in the two.
-
-    Then the engine, the batch or the machine has changed, and no method is to blame.
-    """
-    reasons = []
-    for entry in base.records:
-        for other in candidate.records:
-            if not (is_unquantized(entry) and is_unquantized(other)):
-                continue
-            if entry.id == other.id and base.folder == candidate.folder:
-                continue
-            if entry.cell.model != other.cell.model or differences(entry, other):
-                continue
-            for endpoint in endpoints(entry, other, margins, tasks):
-                reasons += _engine_reason(endpoint, entry, other, readers)
-    return reasons
-
-
-def _engine_reason(
-    endpoint: Endpoint, entry: Record, other: Record, readers: tuple[Pairs, Pairs]
-) -> list[str]:
-    if endpoint.key[1] == "kl_mean":  # of a model from itself: rounding
-        return []
-    items, _ = _items(endpoint, [(entry, other)], readers)
-    if items is None:
-        return []
-    tables = values(*items)
-    harm = float(endpoint.harms(*tables).mean())
-    if abs(harm) <= ENGINE * endpoint.margin:
-        return []
-    return [
-        f"{endpoint.name}: the unquantized model itself differs by {harm:+.2g}, more than a tenth "
-        f"of the margin {endpoint.margin:.2g}, so the engine or the machine has changed"
-    ]

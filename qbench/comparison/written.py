@@ -20,12 +20,17 @@ SENTENCES = {
     "undecided": "Nothing is worse beyond its margin for sure, and not every endpoint passes.",
     "not comparable": "Some of what was to be compared could not be.",
 }
-EXPLANATION = (
-    "Worse by: the paired difference on the same items, positive where the candidate is worse, "
-    f"with its 95 % interval ({TIMES}: a factor). worse: the interval is above the margin. same: "
-    "it is below. better: it is below no difference. p: of that claim, adjusted by Holm over all "
-    "rows; for others, of being worse."
-)
+
+
+def explanation(verdict: Verdict) -> str:
+    """What the columns of the table are."""
+    looks = " and for the looks" if verdict.looks else ""
+    return (
+        "Worse by: the paired difference on the same items, positive where the candidate is worse, "
+        f"with its {_percent(verdict.level)} interval ({TIMES}: a factor). worse: the interval is "
+        "above the margin. same: it is below. better: it is below no difference. p: of that claim, "
+        f"adjusted by Holm over all rows{looks}; for others, of being worse."
+    )
 
 
 def fields(cell: CellVerdict, finding: Finding) -> list[str]:
@@ -56,6 +61,17 @@ def p_text(p_value: float) -> str:
     if p_value < 0.0001:
         return "<.0001"
     return f"{p_value:.2g}"
+
+
+def look_lines(verdict: Verdict) -> list[str]:
+    """What was seen while the draws were made, a line for each look, and why they ended."""
+    lines = []
+    for look in verdict.looks:
+        lines.append(
+            f"look after {look.draws} of {verdict.draws} draws, {_percent(look.level)} intervals: "
+            f"{look.outcome}"
+        )
+    return [*lines, verdict.stopped] if lines else []
 
 
 def lost_line(cell: CellVerdict) -> str:
@@ -92,7 +108,9 @@ def markdown(verdict: Verdict) -> str:
     ]
     rows = [fields(cell, finding) for cell in verdict.cells for finding in cell.findings]
     if rows:
-        parts += [_table(HEADINGS, rows), EXPLANATION]
+        parts += [_table(HEADINGS, rows), explanation(verdict)]
+    if verdict.looks:
+        parts.append("\n".join(f"- {line}" for line in look_lines(verdict)))
     lost = [f"- {escaped(lost_line(c))}" for c in verdict.cells if c.status != "compared"]
     if lost:
         parts.append("\n".join(lost))
@@ -116,7 +134,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
     """Everything; what is not finite is None."""
     body = _plain(asdict(verdict))
     assert isinstance(body, dict)
-    return {"outcome": verdict.outcome, **body}
+    return {"outcome": verdict.outcome, "stopped": verdict.stopped, **body}
 
 
 def _changed(verdict: Verdict) -> str:
@@ -144,6 +162,10 @@ def _table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
         shown[0] = f"**{shown[0]}**"
         lines.append(shown)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:.4g} %"
 
 
 def _score(endpoint: Endpoint, value: float) -> str:

@@ -8,7 +8,7 @@ take one model for the method, and alarm on calibration noise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,26 +57,37 @@ class MeanSquares:
             return float(of_draws)
         chance = stats.f.sf(self.draw / (self.cell or 1.0), of_draws, of_draws * of_clusters)
         if chance < 0.05:
-            return float(min(of_draws, of_clusters))
+            return self.fewest_degrees
         spread = (
             self.draw**2 / of_draws
             + self.cluster**2 / of_clusters
             + self.cell**2 / (of_draws * of_clusters)
         )
         if spread == 0:
-            return float(min(of_draws, of_clusters))
+            return self.fewest_degrees
         scale = self.draws * self.clusters
-        return max((self.variance * scale) ** 2 / spread, min(of_draws, of_clusters))
+        return max((self.variance * scale) ** 2 / spread, self.fewest_degrees)
+
+    @property
+    def fewest_degrees(self) -> float:
+        """Degrees of freedom if all the spread were that of the draws, or of the clusters.
+
+        Far out in the tails, as at an early look, those of Satterthwaite are too many.
+        """
+        return float(min(self.draws, self.clusters) - 1)
 
 
 def crossed_mean(
-    values: ArrayLike, clusters: Labels | None = None, level: float = LEVEL
+    values: ArrayLike,
+    clusters: Labels | None = None,
+    level: float = LEVEL,
+    cautious: bool = False,
 ) -> Difference:
     """The mean of values (float64, (draws, items)), draws and clusters both taken as random.
 
     V = (MS_draw + MS_cluster - MS_cell) / (draws clusters), with Student's interval. One draw is
-    `mean_interval`: the spread between draws is then not in it. ValueError where a value is not
-    finite.
+    `mean_interval`: the spread between draws is then not in it. cautious: whether the degrees of
+    freedom are the fewest that there can be. ValueError where a value is not finite.
     """
     table = np.atleast_2d(np.asarray(values, np.float64))
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
@@ -90,7 +101,7 @@ def crossed_mean(
     return student(
         mean,
         math.sqrt(squares.variance),
-        squares.degrees,
+        squares.fewest_degrees if cautious else squares.degrees,
         items,
         squares.clusters,
         squares.draws,
@@ -124,28 +135,33 @@ def mean_squares(values: ArrayLike, clusters: Labels | None = None) -> MeanSquar
 
 
 def crossed_share(
-    base: ArrayLike, candidate: ArrayLike, clusters: Labels | None = None, level: float = LEVEL
+    base: ArrayLike,
+    candidate: ArrayLike,
+    clusters: Labels | None = None,
+    level: float = LEVEL,
+    cautious: bool = False,
 ) -> Difference:
     """The difference of shares of right answers over draws. base, candidate (draws, items), 0 or 1.
 
     One draw is `share_difference`. Of several, the mean over draws is no count any more, and the
-    interval is Student's, but it reaches 3 / items at least: where nothing changed on n items, up
-    to 3 / n of all may (the rule of three).
+    interval is Student's, but it reaches -ln(1 - level) / items at least: where nothing changed on
+    n items, up to 3 / n of all may (the rule of three, at 95 %). It ends within [-1, 1]. cautious:
+    as in `crossed_mean`.
     """
     before = np.atleast_2d(np.asarray(base, np.float64))
     after = np.atleast_2d(np.asarray(candidate, np.float64))
     if len(before) == 1:
         return share_difference(before[0], after[0], clusters, level)
-    interval = crossed_mean(after - before, clusters, level)
-    least = 3 / interval.items / quantile(level, interval.degrees)
-    if interval.stderr >= least:
-        return interval
-    return student(
-        interval.value,
-        least,
-        interval.degrees,
-        interval.items,
-        interval.clusters,
-        interval.draws,
-        level,
-    )
+    interval = crossed_mean(after - before, clusters, level, cautious)
+    least = -math.log(1 - level) / interval.items / quantile(level, interval.degrees)
+    if interval.stderr < least:
+        interval = student(
+            interval.value,
+            least,
+            interval.degrees,
+            interval.items,
+            interval.clusters,
+            interval.draws,
+            level,
+        )
+    return replace(interval, low=max(interval.low, -1.0), high=min(interval.high, 1.0))

@@ -8,9 +8,9 @@ from typing import Literal
 
 from qbench.stats.difference import Difference
 from qbench.stats.many import holm
+from qbench.stats.sequential import ALPHA
 
 Word = Literal["better", "same", "worse", "undecided"]
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,22 @@ class Judged:
         return self.word in ("better", "same")
 
 
-def judge(harms: Sequence[Difference], margins: Sequence[float]) -> list[Judged]:
+def judge(
+    harms: Sequence[Difference], margins: Sequence[float], share: float = 1.0
+) -> list[Judged]:
     """Verdicts on several differences, positive where the candidate is worse.
+
+    share: of ALPHA, what this look at them may spend; the level of the intervals is 1 - ALPHA
+    share, and p-values are divided by it, so that those up to ALPHA are claims at every look.
 
     worse: the lower end of the interval is above the margin. same: the upper end is below it.
     better: the upper end is below 0. Otherwise it is undecided. `worse` and `better` are claims,
     so their p-values (twice the one-sided ones, as the intervals are two-sided) are adjusted by
     Holm over all that are judged together; all others must pass, which needs no adjustment.
     """
-    worse = holm(
-        [min(1.0, 2 * contrast.p_above(m)) for contrast, m in zip(harms, margins, strict=True)]
-    )
-    better = holm([min(1.0, 2 * contrast.p_below(0.0)) for contrast in harms])
+    above = [contrast.p_above(m) for contrast, m in zip(harms, margins, strict=True)]
+    worse = holm([min(1.0, 2 * p_value / share) for p_value in above])
+    better = holm([min(1.0, 2 * contrast.p_below(0.0) / share) for contrast in harms])
     judged = []
     for contrast, margin, p_worse, p_better in zip(harms, margins, worse, better, strict=True):
         word: Word = "undecided"

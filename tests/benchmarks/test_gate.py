@@ -145,7 +145,7 @@ def test_regress_checks_runs_and_judges(tiny_folder: Path, tmp_path: Path, comma
         '    """GPTQ again."""\n\n    name: ClassVar[str] = "mine"\n'
     )
     words = ["regress", plugin, "--base", "gptq", "--model", tiny_folder, "--data", "mini"]
-    words += ["--group-size", "32", "--replicates", "2", "--out", tmp_path / "run"]
+    words += ["--group-size", "32", "--replicates", "3", "--out", tmp_path / "run"]
     words += ["--json", tmp_path / "verdict.json", "--markdown", tmp_path / "comment.md"]
     limits = ("wikitext.limit=6", "divergence.limit=6", "wikitext.length=64", "gsm8k.limit=3")
     limits += ("divergence.length=64", "calibration.samples=4", "calibration.length=32")
@@ -159,7 +159,17 @@ def test_regress_checks_runs_and_judges(tiny_folder: Path, tmp_path: Path, comma
     (cell,) = verdict["cells"]
     assert [one["word"] for one in cell["findings"]] == ["same"] * 3
     assert {one["harm"]["draws"] for one in cell["findings"]} == {2} and cell["notes"] == []
-    assert (tmp_path / "comment.md").read_text().startswith("## pass: ")
+    (look,) = verdict["looks"]
+    assert look["outcome"] == "pass" and look["draws"] == 2 and verdict["draws"] == 3
+    comment = (tmp_path / "comment.md").read_text()
+    assert comment.startswith("## pass: ")
+    assert "- stopped after 2 of 3 draws: the verdict is in" in comment
+    assert f"{100 * look['level']:.4g} % interval" in comment
+    code, output, error = command(*words, "--no-early-stop")
+    assert code == 0 and "looks" not in output, output + error
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert {one["harm"]["draws"] for one in verdict["cells"][0]["findings"]} == {3}
+    assert verdict["looks"] == [] and verdict["level"] == 0.95
     plugin.write_text(plugin.read_text().replace("GPTQ again", "x") + "    damp: float = -1\n")
     code, output, error = command(*words)
     assert code in (1, 2) and "Traceback" not in output + error

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from qbench.comparison.endpoints import read_margins
 from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.pairs import Pairs
 from qbench.comparison.samples import Samples, keys
-from qbench.comparison.verdicts import compare
+from qbench.comparison.verdicts import Looked, compare
 from qbench.comparison.written import as_json, markdown
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
 from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.stats.sequential import looks
 from qbench.tasks.data import open_source
 
 TASKS = tuple(
@@ -212,6 +214,27 @@ def test_draws_are_shared_and_their_spread_is_in_the_interval(tmp_path: Path) ->
     assert finding.harm.value == pytest.approx(np.mean(others) - np.mean(levels))
     assert "draws, for 4" in finding.needed
     assert verdict.cells[0].notes == ()
+
+
+def test_a_look_judges_at_its_share_of_the_errors(tmp_path: Path) -> None:
+    """Three draws that would say worse by themselves do not, at the second of three looks."""
+    base = side(tmp_path / "base", *(cell(seed=k) for k in range(3)))
+    others = [cell(seed=k, damage=0.25 + 0.015 * k, source="1" * 12) for k in range(3)]
+    candidate = side(tmp_path / "candidate", *others)
+    text = ("wikitext",)
+    alone = compare(base, candidate, tasks=text)
+    second = compare(base, candidate, tasks=text, look=looks(4)[1])
+    assert alone.outcome == "worse" and second.outcome == "undecided"
+    assert alone.level == pytest.approx(0.95) and second.level == pytest.approx(0.9897, abs=1e-4)
+    ends = [one.cells[0].findings[0].harm for one in (alone, second)]
+    assert ends[1].low < ends[0].low and ends[1].high > ends[0].high
+    taken = (Looked(2, 0.99, "undecided"), Looked(3, second.level, "worse"))
+    seen = markdown(replace(second, looks=taken, draws=4))
+    assert "- look after 3 of 4 draws, 98.97 % intervals: worse" in seen
+    assert "- stopped after 3 of 4 draws: the verdict is in" in seen
+    assert "by Holm over all rows and for the looks" in seen
+    whole = replace(second, looks=(*taken, Looked(4, 0.96, "undecided")), draws=4)
+    assert whole.stopped == "all 4 draws were made" and second.stopped == ""
 
 
 def test_what_is_not_random_has_one_draw_that_goes_with_all(tmp_path: Path) -> None:

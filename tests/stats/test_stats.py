@@ -29,6 +29,7 @@ from qbench.stats.power import (
 )
 from qbench.stats.replicates import crossed_mean, crossed_share, mean_squares
 from qbench.stats.resampling import bootstrap_interval, permutation_p
+from qbench.stats.sequential import ONE_LOOK, looks
 from qbench.stats.shares import Flipped, mcnemar, score_bounds, score_statistic, wilson
 from qbench.stats.verdict import judge
 
@@ -95,7 +96,8 @@ def test_no_changed_answer_is_no_proof_of_none() -> None:
     assert found.high == pytest.approx(REACH**2 / (REACH**2 + 100), rel=1e-3)
     assert found.low == pytest.approx(-found.high)
     draws = np.zeros((4, 100))
-    assert crossed_share(draws, draws).high == pytest.approx(3 / 100)
+    assert crossed_share(draws, draws).high == pytest.approx(-math.log(0.05) / 100)
+    assert crossed_share(draws, draws, level=0.99).high == pytest.approx(-math.log(0.01) / 100)
 
 
 def test_wilson_is_scipys() -> None:
@@ -238,6 +240,12 @@ def test_draws_that_agree_are_one_draw_and_those_that_differ_are_not() -> None:
     assert crossed_mean(row, labels) == one
 
 
+def test_answers_of_few_draws_end_within_their_range() -> None:
+    base, candidate = np.zeros((2, 5)), np.array([[1.0] * 5, [0.0] * 5])
+    both = crossed_share(base, candidate)
+    assert (both.value, both.low, both.high) == (0.5, -1.0, 1.0)
+
+
 def test_one_draw_of_answers_is_tangos() -> None:
     base, candidate = answers(3, 1, 30)
     assert crossed_share(base, candidate) == share_difference(base, candidate)
@@ -293,6 +301,46 @@ def test_verdicts_go_by_the_ends_of_the_interval() -> None:
     assert one.word == "worse" and many[0].word == "undecided"
     assert many[0].p_worse == pytest.approx(min(1.0, 10 * one.p_worse))
     assert not many[0].passes and many[1].passes
+
+
+# ---- looks before all draws are made
+
+
+def test_the_looks_share_the_error_and_spend_little_of_it_early() -> None:
+    for draws in range(3, 17):
+        schedule = looks(draws)
+        assert [look.last for look in schedule] == [False] * (len(schedule) - 1) + [True]
+        assert schedule[-1].draws == draws and schedule[0].draws >= 2
+        shares = [look.share for look in schedule]
+        assert sum(shares) == pytest.approx(1) and shares == sorted(shares)
+        spent = 0.0
+        for look in schedule:  # Kim and DeMets: alpha t^5
+            spent += look.share
+            assert spent == pytest.approx((look.draws / draws) ** 5)
+            assert look.level == pytest.approx(1 - 0.05 * look.share)
+    assert [look.draws for look in looks(4)] == [2, 3, 4]
+    assert [look.draws for look in looks(8)] == [4, 6, 8]
+    for draws in (1, 2):
+        (look,) = looks(draws)
+        assert (look.draws, look.share, look.last) == (draws, 1.0, True)
+    assert ONE_LOOK.level == pytest.approx(0.95)
+
+
+def test_a_look_claims_what_its_own_interval_shows() -> None:
+    """Words at a share of the error are those of intervals at that level, as at one look."""
+    table = np.array([[0.030], [0.034], [0.032]]) + 0.01 * normal(3, 40)
+    for look in looks(4)[:2]:
+        harm = crossed_mean(table[: look.draws], level=look.level, cautious=True)
+        assert harm.degrees == look.draws - 1
+        assert harm.high - harm.value == pytest.approx(
+            stats.t.ppf(1 - 0.025 * look.share, look.draws - 1) * harm.stderr
+        )
+        for margin in (harm.low - 1e-6, harm.low + 1e-6):
+            (judged,) = judge([harm], [margin], look.share)
+            assert (judged.word == "worse") == (margin < harm.low)
+            assert (judged.p_worse <= 0.05) == (margin < harm.low)
+        (judged,) = judge([harm], [harm.high + 1e-6], look.share)
+        assert judged.word == "same"
 
 
 def test_flips_are_counted_by_kind() -> None:
@@ -362,3 +410,21 @@ def test_draws_are_in_the_interval_and_items_alone_alarm() -> None:
         alone += not first.low <= 0 <= first.high
     assert crossed <= 0.07 * 600
     assert alone >= 0.2 * 600
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_stopping_early_does_not_alarm_more_often(spread: float) -> None:
+    """A margin of 0 and no difference: to stop before the end is to be wrong."""
+    generator = np.random.default_rng(7)
+    wrong = naive = 0
+    for _ in range(400):
+        table = spread * generator.standard_normal((4, 1)) + generator.standard_normal((4, 48))
+        words = []
+        for look in looks(4):
+            harm = crossed_mean(table[: look.draws], None, look.level, not look.last)
+            words.append(judge([harm], [0.0], look.share)[0].word)
+        wrong += words != ["undecided"] * 3
+        naive += any(crossed_mean(table[:draws]).p_value <= 0.05 for draws in (2, 3, 4))
+    assert wrong <= 0.05 * 400
+    if spread:
+        assert naive >= 0.08 * 400  # what the looks would cost without their shares

@@ -1,0 +1,155 @@
+"""Two methods on one small grid, draw by draw, until the verdict is in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbench.commands.options import out
+from qbench.commands.variants import Variant, method_of
+from qbench.errors import ConfigError
+from qbench.stats.sequential import Look, looks
+
+if TYPE_CHECKING:
+    from qbench.comparison.matching import Side
+    from qbench.comparison.verdicts import Looked, Verdict
+    from qbench.experiment.grid import Grid
+    from qbench.experiment.plan import Plan
+    from qbench.experiment.store import Store
+    from qbench.records import Record
+
+PRESET = "gate"
+BITS = (3,)
+
+
+def judged(
+    base: Variant,
+    candidate: Variant,
+    flags: Mapping[str, Any],
+    early: bool = True,
+    limits: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Run the gate's grid for both, and hold the candidate against the base.
+
+    flags: of the grid, over the gate's own. early: whether the run stops once the verdict is in.
+    limits: margins, tasks and allowed, as `compare` takes them. ConfigError where the two are one
+    method.
+    """
+    from qbench.commands.main import run_grid
+
+    names = (method_of(base), method_of(candidate))
+    refuse_one_method(*names)
+    gate = Gate((base, candidate), names, early, limits or {})
+    run_grid(_grid((base, candidate), flags), work=gate.work)
+    return gate.verdict
+
+
+def refuse_one_method(base: str, candidate: str) -> None:
+    """ConfigError where both are the same name of a method; empty ones are not known yet."""
+    if base and base == candidate:
+        raise ConfigError(
+            f"base and candidate are both {base!r}; give one of them as it was at a git revision, "
+            f"such as HEAD~1:methods/{base}.py, or under another name"
+        )
+
+
+def judged_alone(variant: Variant, flags: Mapping[str, Any]) -> Side:
+    """Run the gate's grid for one method; the side that its cells make."""
+    from qbench.commands.main import run_grid, run_plan
+    from qbench.comparison.matching import Side
+
+    records: list[Record] = []
+
+    def work(plan: Plan, store: Store) -> list[Record]:
+        records.extend(run_plan(plan, store))
+        return records
+
+    grid = _grid((variant,), flags)
+    run_grid(grid, work=work)
+    assert grid.out is not None
+    return Side(variant.text, grid.out, tuple(records))
+
+
+def _grid(variants: Sequence[Variant], flags: Mapping[str, Any]) -> Grid:
+    """The gate's grid for these methods, in a folder of its own for each state of them."""
+    from qbench.experiment.grid import read_grid
+
+    names = [method_of(variant) for variant in variants]
+    state = hashlib.sha256(b"".join(variant.state for variant in variants)).hexdigest()[:8]
+    settings = {
+        "preset": PRESET,
+        "bits": BITS,
+        "methods": ("none", *names),
+        "plugin": tuple(entry.plugin for entry in variants if entry.plugin is not None),
+        "out": Path("runs") / "regress" / f"{names[-1]}-{state}",
+    }
+    asked = {key: value for key, value in flags.items() if value is not None}
+    grid = read_grid(None, settings | asked)
+    grid.check_request()
+    return grid
+
+
+@dataclass
+class Gate:
+    """A run that is judged while it goes on.
+
+    sides: base and candidate. names: of their methods, as they are run. early: whether it may stop
+    before all draws are made. limits: what the comparison is told. looked: the looks that were
+    taken.
+    """
+
+    sides: tuple[Variant, Variant]
+    names: tuple[str, str]
+    early: bool
+    limits: Mapping[str, Any]
+    looked: list[Looked] = field(default_factory=list)
+    _verdict: Verdict | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """After `work`."""
+        assert self._verdict is not None
+        return self._verdict
+
+    def work(self, plan: Plan, store: Store) -> list[Record]:
+        """Make the draws up to each look, until one decides; the records of all that were made."""
+        from qbench.commands.main import run_plan
+
+        first = plan.grid.seed
+        draws = max(1, 1 + max(cell.seed for cell in plan.cells) - first)
+        schedule = looks(draws) if self.early else (Look(draws),)
+        records: list[Record] = []
+        with store.at_work():  # what the cells share lasts over all looks
+            for look in schedule:
+                cells = tuple(cell for cell in plan.cells if cell.seed < first + look.draws)
+                records = run_plan(replace(plan, cells=cells), store)
+                outcome = self._judge(records, store.folder, look, draws, len(schedule) > 1)
+                if outcome != "undecided" or look.last:
+                    break
+                _print(f"look  after {look.draws} of {draws} draws: undecided, so it goes on")
+        return records
+
+    def _judge(
+        self, records: list[Record], folder: Path, look: Look, draws: int, several: bool
+    ) -> str:
+        """Judge what there is; the outcome. several: whether this is one of several looks."""
+        from qbench.comparison.matching import Side
+        from qbench.comparison.verdicts import Looked, compare
+
+        sides = []
+        for variant, name in zip(self.sides, self.names, strict=True):
+            own = tuple(entry for entry in records if entry.cell.method in (name, "none"))
+            sides.append(Side(variant.text, folder, own))
+        verdict = compare(sides[0], sides[1], look=look, **self.limits)
+        if several:
+            self.looked.append(Looked(look.draws, look.level, verdict.outcome))
+            verdict = replace(verdict, looks=tuple(self.looked), draws=draws)
+        self._verdict = verdict
+        return verdict.outcome
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)

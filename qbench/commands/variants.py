@@ -1,0 +1,178 @@
+"""A method that is to be run: by its name, as a file, or as a file was at a git revision."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench.errors import ConfigError
+from qbench.files.atomic import write_bytes
+from qbench.files.ordinary import is_file
+
+REVISIONS = Path("runs") / "revisions"  # copies of files as they were, by commit and path
+NAME = re.compile(rb"""^([ \t]+name(?:: ClassVar\[str\])? = )(["'])([\w.-]+)\2""", re.MULTILINE)
+DIGITS = 8  # of a commit
+# What git refuses, and names that cannot be handed to any program.
+NO_ANSWER = (subprocess.CalledProcessError, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """text: as it was typed. method: its name, empty where only importing the file tells.
+
+    plugin: the file that defines it, None of a method that is registered anyway.
+    """
+
+    text: str
+    method: str
+    plugin: Path | None = None
+
+    @property
+    def target(self) -> str:
+        """What its contract checks are to load."""
+        return self.method if self.plugin is None else str(self.plugin)
+
+    @property
+    def state(self) -> bytes:
+        """What changes when the method does."""
+        from qbench.registry import method_class, source_hash
+
+        if self.plugin is None:
+            return source_hash(method_class(self.method)).encode()
+        return self.plugin.read_bytes()
+
+
+def is_file_of_method(text: str) -> bool:
+    """Whether this names a Python file, here or at a revision, and not a run or a baseline."""
+    return text.endswith(".py")
+
+
+def read_variant(text: str) -> Variant:
+    """NAME, FILE.py, or REVISION:FILE.py as git has it. ConfigError where there is no such thing.
+
+    A file at a revision is copied, with the commit behind its method's name; what it imports is
+    that of today.
+    """
+    from qbench.registry import declared
+
+    if not is_file_of_method(text):
+        return Variant(text, declared(text).name)
+    path = Path(text)
+    if is_file(path):
+        return Variant(text, _own_method(path)) if _is_own(path) else Variant(text, "", path)
+    if ":" in text:
+        return _at_revision(text)
+    raise ConfigError(
+        f"{text} is no file; give a Python file that defines a method, or REVISION:{path.name} "
+        "for a file as it was at a git revision"
+    )
+
+
+def read_variant_here(text: str) -> Variant:
+    """As `read_variant`; ConfigError for a file outside of the repository that this folder is in.
+
+    Outside of any repository, for one outside of this folder.
+    """
+    path = Path(text)
+    if is_file(path):
+        try:
+            root = Path(_git("rev-parse", "--show-toplevel").decode().strip())
+        except NO_ANSWER:
+            root = Path()
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(
+                f"{text} lies outside of {root.resolve()}, and only files in it are run here; "
+                f"`qbench regress {text}` takes any file"
+            )
+    return read_variant(text)
+
+
+def method_of(variant: Variant) -> str:
+    """The name under which it is run; a file is imported.
+
+    ConfigError where it does not define a single method.
+    """
+    from qbench.registry import load_plugin
+
+    if variant.plugin is None:
+        return variant.method
+    return _only(variant.text, load_plugin(variant.plugin))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a file of the registered methods."""
+    from qbench.method_source import module_file
+
+    own = module_file(f"qbench.methods.{path.stem}") if path.stem.isidentifier() else None
+    return own is not None and own.resolve() == path.resolve()
+
+
+def _own_method(path: Path) -> str:
+    from qbench.registry import declarations
+
+    module = f"qbench.methods.{path.stem}"
+    known = declarations().items()
+    names = [name for name, entry in known if getattr(entry, "module", None) == module]
+    return _only(str(path), names)
+
+
+def _only(text: str, names: list[str]) -> str:
+    if len(names) != 1:
+        raise ConfigError(
+            f"{text} defines {len(names)} methods ({', '.join(names) or 'none'}); give a file that "
+            "defines one, or a method's name"
+        )
+    return names[0]
+
+
+def _at_revision(text: str) -> Variant:
+    """The file as git has it, copied to REVISIONS, its method under a name of its own."""
+    revision, _, path = text.rpartition(":")
+    commit = _commit(revision, text)
+    try:
+        source = _git("cat-file", "blob", f"{commit}:{path}")
+    except NO_ANSWER:
+        raise ConfigError(
+            f"{revision} has no file {path}; `git ls-tree -r --name-only {revision}` lists what it "
+            "has, from the repository's root"
+        ) from None
+    names = [match[3].decode() for match in NAME.finditer(source)]
+    name = f"{_only(text, names)}-{commit[:DIGITS]}"
+    renamed = NAME.sub(rb"\g<1>\g<2>" + name.encode() + rb"\g<2>", source)
+    folder = REVISIONS / commit[:DIGITS]
+    copy = folder / path
+    if not copy.resolve().is_relative_to(folder.resolve()):  # of ../mine.py, from a folder below
+        copy = folder / copy.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    return Variant(text, name, write_bytes(copy, renamed))
+
+
+def _commit(revision: str, text: str) -> str:
+    """The full hash of a revision."""
+    if not revision or revision.startswith("-"):
+        raise ConfigError(f"{text} names no revision; for example HEAD~3:methods/gptq.py")
+    try:
+        _git("rev-parse", "--show-toplevel")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"git is not installed, so {text} cannot be read; give a file that is here"
+        ) from None
+    except subprocess.CalledProcessError:
+        raise ConfigError(
+            f"this folder is in no git repository, so {text} cannot be read; go to the repository "
+            "that holds it"
+        ) from None
+    try:
+        return _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+    except NO_ANSWER:
+        raise ConfigError(
+            f"there is no revision {revision!r} in this repository; `git log --oneline` and `git "
+            "branch --all` list some"
+        ) from None
+
+
+def _git(*arguments: str) -> bytes:
+    """What git says in the working directory."""
+    return subprocess.run(["git", *arguments], check=True, capture_output=True).stdout
