@@ -9,15 +9,17 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from qbench.reports.plots import STYLE
 
 MOST_ROWS = 15
 LEAST = 1e-6  # nats: what is below is rounding, and has the lightest color
+GREY = "#dddddd"
 COLUMNS = ("layer", "KL alone", "KL gained", "weight error", "output error", "bits")
 PANELS = {
     "alone": "KL (nats), this layer alone quantized",
-    "gain": "KL (nats) gained, this layer restored",
+    "gain": "KL (nats) gained, this layer restored; grey: no gain beyond chance",
     "output_error": "squared error of the output, relative",
 }
 
@@ -83,7 +85,7 @@ def heat_map(report: Mapping[str, Any], title: str) -> Figure:
             table = np.full((len(kinds), count), np.nan)
             for effect in effects:
                 value = _value(effect, name)
-                if value is not None:
+                if value is not None and not _is_chance(effect[name]):
                     table[kinds.index(effect["kind"]), effect["block"]] = value
             _panel(figure, axes, table, kinds, PANELS[name])
     return figure
@@ -94,14 +96,20 @@ def _value(effect: Mapping[str, Any], name: str) -> float | None:
     return value["value"] if isinstance(value, Mapping) else value
 
 
+def _is_chance(value: Any) -> bool:
+    """Whether the interval of a difference reaches down to nothing."""
+    return isinstance(value, Mapping) and value["low"] is not None and value["low"] <= 0
+
+
 def _panel(figure: Figure, axes: Any, table: Any, kinds: Sequence[str], title: str) -> None:
-    """table (kinds, blocks), NaN where there is no such layer."""
+    """table (kinds, blocks), NaN where there is no such layer, or nothing to show of it."""
     known = table[np.isfinite(table)]
-    top = max(float(known.max()), LEAST)
-    low = max(float(known.min()), top / 1e4, LEAST)
+    top = max(float(known.max(initial=0.0)), LEAST)
+    low = max(float(known.min(initial=top)), top / 1e4, LEAST)
     norm: Normalize = LogNorm(low, top) if top > low else Normalize(0.0, top)
     shown = np.where(np.isfinite(table), np.maximum(table, low), np.nan)
     picture = axes.pcolormesh(shown, norm=norm, cmap="viridis_r", edgecolors="white", linewidth=0.4)
+    axes.set_facecolor(GREY)
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)
     axes.invert_yaxis()
     step = max(1, table.shape[1] // 16)
@@ -110,4 +118,6 @@ def _panel(figure: Figure, axes: Any, table: Any, kinds: Sequence[str], title: s
     axes.set_xlabel("block")
     axes.set_title(title, loc="left", fontsize=9)
     axes.grid(False)
-    figure.colorbar(picture, ax=axes, pad=0.01)
+    bar = figure.colorbar(picture, ax=axes, pad=0.01)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
