@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.commands.options import Data, Device, Plugins, Sets, Trust, as_group, err, out
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from qbench.experiment.layers import LayerRequest
 
 app = typer.Typer()
-WIDTH = 130  # of a terminal, at least: names do not wrap
 
 
 @app.command(
@@ -152,11 +149,8 @@ def _show(report: dict[str, Any], title: str) -> None:
     """The layers that gain most, and what keeping them buys."""
     from qbench.reports.layer_map import COLUMNS, advice, rows
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in COLUMNS:
-        table.add_column(name, no_wrap=True)
-    for row in rows(report):
-        table.add_row(*map(Text, map(printable, row)))
+    lines = [COLUMNS, *rows(report)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     total = report["total"]
     out.print(
         f"{title}: KL {total['value']:.4g} [{total['low']:.3g}, {total['high']:.3g}] nats, "
@@ -164,7 +158,9 @@ def _show(report: dict[str, Any], title: str) -> None:
         markup=False,
         soft_wrap=True,
     )
-    out.print(table, width=max(out.width, WIDTH))
+    for line in lines:
+        fields = [field.ljust(width) for field, width in zip(line, widths, strict=True)]
+        out.print("  ".join(fields).rstrip(), markup=False, highlight=False, soft_wrap=True)
     sentence = advice(report)
     if sentence:
         out.print(sentence, markup=False, soft_wrap=True)

@@ -39,22 +39,25 @@ def lint(records: Sequence[Record], pairs: Pairs) -> dict[str, list[Caution]]:
     What is said of a task and not of a cell stands at the first cell that was asked it.
     """
     cautions = {record.id: list(record.warnings) for record in records}
+    bases = [record for record in records if is_unquantized(record)]
     for record in records:
-        cautions[record.id] += other_lengths(records, record, pairs)
+        cautions[record.id] += other_lengths(bases, record, pairs)
     for record, caution in indistinct(records, pairs):
         cautions[record.id].append(caution)
     return {name: said for name, said in cautions.items() if said}
 
 
-def other_lengths(records: Sequence[Record], record: Record, pairs: Pairs) -> Iterator[Caution]:
-    """Written answers that are longer or shorter than the unquantized model's, beyond chance."""
+def other_lengths(bases: Sequence[Record], record: Record, pairs: Pairs) -> Iterator[Caution]:
+    """Written answers that are longer or shorter than the unquantized model's, beyond chance.
+
+    bases: the unquantized models of the run.
+    """
     if is_unquantized(record):
         return
     for task, name in _written(record):
         key = (task, WRITTEN, name)
-        for base in records:
-            comparable = base.cell.model == record.cell.model and is_unquantized(base)
-            if not comparable or not judged_alike(base, record, task):
+        for base in bases:
+            if base.cell.model != record.cell.model or not judged_alike(base, record, task):
                 continue
             text = _lengths(pairs.items(base, key), pairs.items(record, key))
             if text is not None:
