@@ -6,8 +6,8 @@ Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1, whi
 Two ways to the grids of groups, whose order needs not be stored in either. Static groups: all grids
 are fixed beforehand, and columns come in any order. Dynamic groups: a group's grid is that of what
 its columns have become when their turn comes, and its columns come one after the other; the groups
-are ordered by their mean curvature (as GAR, group-aware reordering, Gafni et al. 2025,
-arXiv:2505.14638, does, with grids of its own).
+are ordered by their mean curvature. (Group-aware reordering, GAR, of Dual Precision Quantization,
+Gafni et al. 2025, arXiv:2505.14638, orders them so, with grids of its own.)
 
 An error of column i, when it is made, costs (w_i - q)^2 / U_ii^2 exactly, as the loss is the sum of
 the e^2. So 1 / U_ii^2, the curvature of a column that the later ones make up for, is what the

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -154,6 +155,7 @@ def _enter(
         signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _redirect(output)
+    _lock_of_threads()
     gc.freeze()  # what was imported is no garbage: looking through it takes a third of a second
     own = os.getpid()
 
@@ -185,6 +187,17 @@ def _end_with_parent() -> None:
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
+
+
+def _lock_of_threads() -> None:
+    """Give tqdm, where it is imported, a lock of this process's threads.
+
+    Its own is a semaphore of the system as well, which nobody removes where a process ends at once,
+    so that Python's tracker of resources warns of each of them in the end.
+    """
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is not None:
+        tqdm.tqdm.set_lock(threading.RLock())
 
 
 def _redirect(output: str | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import psutil
@@ -78,3 +80,23 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
     done = run_python(tmp_path / "parent.py", ROOT / "tests" / "shared", env={**os.environ})
     assert done.returncode == 9, done.stderr
     assert gone(int(done.stdout))
+
+
+def test_bars_of_progress_leave_no_semaphores(tmp_path):
+    (tmp_path / "bars.py").write_text(
+        "import tqdm\ndef show(tell):\n    list(tqdm.tqdm(range(3)))\n    tell({'shown': 3})\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from bars import show\n"
+        "from qbench import isolation\n"
+        "if __name__ == '__main__':\n"
+        "    with isolation.Isolated(show, ()) as process:\n"
+        "        print(process.next(within=60))\n"
+        "        process.next(within=60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )  # fmt: skip
+    assert done.stdout == "{'shown': 3}\n" and not done.stderr

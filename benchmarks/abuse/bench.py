@@ -23,6 +23,8 @@ from qbench.experiment.store import Store
 
 COMMAND = [sys.executable, "-P", "-c", "from qbench.commands.main import main; main()"]
 GRID = (
+    # One cell at a time: a warm run forks, which must not happen beside another thread.
+    *("--jobs", "1", "--no-latency"),
     *("--methods", "none,rtn,gptq", "--bits", "2,4", "--group-size", "32"),
     *("--tasks", "wikitext,divergence", "--data", "mini", "--dtype", "float32"),
     *("--set", "wikitext.limit=2", "--set", "wikitext.length=64"),

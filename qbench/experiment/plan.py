@@ -38,6 +38,7 @@ from qbench.tasks.registry import get_task
 UNKNOWN = Estimate(0.0, {}, 0)
 HALF = 2  # bytes of a parameter where a config does not say
 MOST_JOBS = 4  # cells at a time, unless more are asked for
+SHORT = 0.25  # of the longest cell: one that is begun before the long ones
 MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
@@ -109,6 +110,19 @@ def _share_cores(plan: Plan) -> None:
         left = len(plan.cells) - len(plan.skipped)
         plan.jobs = max(1, min(cores(), MOST_JOBS, room, left))
     plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
+
+
+def working_order(plan: Plan) -> list[Cell]:
+    """The cells as they are begun: as planned, or where several are at work, those below a quarter
+    of the longest first, for early scores, and then the longest ones, so that all end together.
+    """
+    if plan.jobs == 1:
+        return list(plan.cells)
+    seconds = {cell.id: plan.estimates[cell.id].seconds for cell in plan.cells}
+    short = SHORT * max(seconds.values())
+    early = [cell for cell in plan.cells if seconds[cell.id] < short]
+    late = [cell for cell in plan.cells if seconds[cell.id] >= short]
+    return early + sorted(late, key=lambda cell: -seconds[cell.id])
 
 
 def stored_bytes(skeleton: Any) -> int:

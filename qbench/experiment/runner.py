@@ -23,7 +23,7 @@ from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.latencies import measure, not_measured, wanted
-from qbench.experiment.plan import Plan
+from qbench.experiment.plan import Plan, working_order
 from qbench.experiment.plugins import plugins_of
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed, claimed_in_time
@@ -127,7 +127,8 @@ class _Run:
 
     def _settle(self, before: Mapping[str, object]) -> None:
         """Take cells until none is left. before: the stamps of old records, by cell id."""
-        while waiting := [cell for cell in self.plan.cells if cell.id not in self.settled]:
+        order = working_order(self.plan)
+        while waiting := [cell for cell in order if cell.id not in self.settled]:
             taken = [self._take(cell, before[cell.id]) for cell in waiting]
             if self.stopping.is_set():
                 return

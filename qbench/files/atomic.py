@@ -67,20 +67,23 @@ def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
 
     seconds: how long nothing in them has changed; one that is written at this moment is young.
     """
-    found = []
-    for path in sorted(folder.rglob(".*")):
-        name = _SCRATCH.fullmatch(path.name)
-        if name is None or path.is_symlink() or not path.is_dir():
-            continue
-        content = list(path.iterdir())
-        ours = {name["name"], f"{name['name']}.old"}
-        if not {entry.name for entry in content} <= ours:
-            continue
-        files = [path, *content, *(file for entry in content for file in entry.glob("*"))]
-        changed = max(file.lstat().st_mtime for file in files)
-        if time.time() - changed >= seconds:
-            found.append(path)
-    return found
+    left = []
+    for place, names, _ in os.walk(folder):
+        for name in names:
+            scratch = _SCRATCH.fullmatch(name)
+            path = Path(place) / name
+            if scratch is None or path.is_symlink():
+                continue
+            try:
+                content = list(path.iterdir())
+                files = [path, *content, *(file for entry in content for file in entry.glob("*"))]
+                changed = max(file.lstat().st_mtime for file in files)
+            except FileNotFoundError:  # its process has just finished, and it is none any more
+                continue
+            ours = {scratch["name"], f"{scratch['name']}.old"}
+            if {entry.name for entry in content} <= ours and time.time() - changed >= seconds:
+                left.append(path)
+    return sorted(left)
 
 
 def put(new: Path, path: Path) -> Path:

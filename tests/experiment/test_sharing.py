@@ -11,8 +11,9 @@ import pytest
 
 from qbench.errors import StoreError
 from qbench.experiment import runner
+from qbench.experiment.estimate import Estimate
 from qbench.experiment.grid import Grid
-from qbench.experiment.plan import make_plan
+from qbench.experiment.plan import make_plan, working_order
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed
 
@@ -65,6 +66,15 @@ def worked_on(monkeypatch, plan):
 
 def statuses(records):
     return [(record.id, record.status, record.reason) for record in records]
+
+
+def test_short_cells_come_first_and_then_the_longest(plan):
+    seconds = [30.0, 5.0, 40.0, 100.0, 20.0]
+    costs = zip(plan.cells, seconds, strict=True)
+    priced = replace(plan, estimates={cell.id: Estimate(cost, {}, 0) for cell, cost in costs})
+    order = [plan.cells.index(cell) for cell in working_order(replace(priced, jobs=2))]
+    assert order == [1, 4, 3, 2, 0]
+    assert working_order(replace(priced, jobs=1)) == list(plan.cells)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

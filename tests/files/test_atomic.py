@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from qbench.errors import StoreError
 from qbench.files import atomic
-from qbench.files.atomic import write_text, write_whole, write_whole_folder
+from qbench.files.atomic import leftovers, write_text, write_whole, write_whole_folder
 
 
 def contents(folder):
@@ -64,3 +65,21 @@ def test_what_every_command_imports_needs_no_torch(module):
         "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_leftovers_are_looked_for_while_others_write(tmp_path):
+    (tmp_path / "samples").mkdir()
+    done = threading.Event()
+
+    def write():
+        while not done.is_set():
+            write_text(tmp_path / "samples" / "rows.jsonl", "{}")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert leftovers(tmp_path, seconds=3600) == []
+    finally:
+        done.set()
+        writer.join()
