@@ -32,6 +32,7 @@ FAULTS = HERE / "faulty_methods.py"
 NAME = re.compile(r'^    name: ClassVar\[str\] = "([\w-]+)"', re.MULTILINE)
 BASE = "gptq"
 CORES = 2
+CHECK_SECONDS = 600.0  # for one contract check, so that a busy machine is no fault
 QUICK = (
     "calibration.samples=8",
     "calibration.length=192",
@@ -128,7 +129,7 @@ def cost(records: Sequence[Record], names: Sequence[str], draws: int) -> float:
 def checked(names: Sequence[str]) -> list[dict[str, Any]]:
     """Of every fault, the contract checks that it fails."""
     failed: dict[str, list[str]] = {}
-    for verdict in check_isolated(str(FAULTS)):
+    for verdict in check_isolated(str(FAULTS), CHECK_SECONDS):
         if verdict.subject not in names:
             continue
         of_method = failed.setdefault(verdict.subject, [])

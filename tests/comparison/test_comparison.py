@@ -235,6 +235,8 @@ def test_a_look_judges_at_its_share_of_the_errors(tmp_path: Path) -> None:
     assert "by Holm over all rows and for the looks" in seen
     whole = replace(second, looks=(*taken, Looked(4, 0.96, "undecided")), draws=4)
     assert whole.stopped == "all 4 draws were made" and second.stopped == ""
+    crashed = replace(second, looks=(Looked(2, 0.99, "not comparable"),), draws=4)
+    assert crashed.stopped == "stopped after 2 of 4 draws: nothing can be compared"
 
 
 def test_what_is_not_random_has_one_draw_that_goes_with_all(tmp_path: Path) -> None:
