@@ -43,6 +43,7 @@ from fuzz.originals import originals
 from qbench.commands.main import app
 from qbench.environment import environment
 from qbench.errors import QbenchError
+from qbench.experiment.grid import Grid
 from qbench.files.shards import CARD, INDEX, verify
 from qbench.models.source import find_model
 from qbench.quantization import read_model
@@ -257,6 +258,7 @@ def _seconds() -> float:
 
 def warmed_up(scratch: Path) -> dict[Path, str]:
     """The originals with the hashes of their weights. Imports and caches are paid here."""
+    find_model(Grid().model[0])  # which a grid that names no model takes, and is converted once
     models = dict.fromkeys(originals(scratch), "")
     for folder in models:
         commands = dict.fromkeys(COMMANDS.get(folder.name, OF_MODELS))

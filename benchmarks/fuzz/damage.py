@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -64,7 +65,7 @@ def structure(raw: bytearray, rng: random.Random) -> bytes:
             factor = rng.choice([-1, 2, 1000, 10**9])
             container[key] = container[key] * factor + rng.randrange(2)
         else:
-            container[key] = rng.choice(VALUES)
+            container[key] = copy.deepcopy(rng.choice(VALUES))
         if not document:
             break
     text = json.dumps(document).encode()

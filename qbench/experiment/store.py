@@ -35,6 +35,7 @@ from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 
 DAY = 86400.0  # seconds
+MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer ones never ends
 
 
 class Store:
@@ -260,11 +261,30 @@ def _trusted(path: Path) -> Record:
         raise StoreError(
             f"record {path.name} does not fit the schema: {error.errors()[0]['msg']}"
         ) from None
+    longest = max(_lengths([body["cell"], body.get("scores")]))
+    if longest > MOST_CHARACTERS:
+        raise StoreError(
+            f"record {path.name} has a name or a value of {longest:,} characters; "
+            f"at most {MOST_CHARACTERS:,} are shown in a table"
+        )
     if not record.id == record.cell.id == path.stem:
         raise StoreError(
             f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
         )
     return record
+
+
+def _lengths(value: Any) -> Iterator[int]:
+    """Of every string in a JSON document, and 0."""
+    yield 0
+    if isinstance(value, str):
+        yield len(value)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _lengths(member)
+    elif isinstance(value, dict):
+        yield from _lengths(list(value))
+        yield from _lengths(list(value.values()))
 
 
 def _size(folder: Path) -> int:

@@ -54,6 +54,11 @@ def load_gguf_tokenizer(source: ModelSource) -> Any:
         raise ModelError(
             f"model {source.name!r} ({source.path}) has no tokenizer; give a file that has one"
         )
+    if not header.metadata.get("tokenizer.ggml.model"):
+        raise ModelError(
+            f"model {source.name!r} ({source.path}) does not say what kind of tokenizer it has "
+            "(tokenizer.ggml.model); give a file that does"
+        )
     with alone(source.path) as folder:
         try_gguf_tokenizer(folder / ALONE, header.nbytes, words_of(header))
     tokenizer = from_transformers(source, AutoTokenizer)

@@ -49,6 +49,16 @@ def test_a_record_survives_the_round_trip(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["model", "method"])
+def test_names_that_no_table_can_show_are_complaints(tmp_path, name):
+    store = Store(tmp_path)
+    store.write_record(record())
+    store.write_record(record(**{name: "y" * 100_000}))
+    records, complaints = store.read_records()
+    assert records == [record()]
+    assert len(complaints) == 1 and "of 100,000 characters; at most 2,000" in complaints[0]
+
+
 def test_the_id_is_the_content(tmp_path):
     assert cell().id == cell().id and len(cell().id) == 12
     assert cell().id != cell(seed=1).id != cell(source="1" * 12).id

@@ -226,6 +226,7 @@ def test_what_is_no_gguf_file_is_said(file, tmp_path):
         ({"general.tags": ["x"] * 2000}, "words and numbers, more than any model"),
         ({"general.architecture": "mystery"}, "architecture mystery is not supported"),
         ({"tokenizer.ggml.tokens": None}, "has no tokenizer"),
+        ({"tokenizer.ggml.model": None}, "does not say what kind of tokenizer it has"),
         ({"tokenizer.ggml.pre": "mystery"}, "names the pre-tokenizer 'mystery'"),
         ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type='yarn', and transformers' reader"),
         ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor=4.0"),
