@@ -8,6 +8,7 @@ in numpy and in plain loops, so the whole building is limited, not the numbers.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -98,6 +99,14 @@ def _processor_time(seconds: float) -> Iterator[None]:
         if time.thread_time() - started >= seconds:  # other threads' time counts for the timer, too
             raise _OutOfTimeError
 
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        # In a destructor it is lost, and comes again: nothing to tell.
+        if unraisable.exc_type is not _OutOfTimeError:
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
     before = signal.signal(signal.SIGVTALRM, interrupt)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN)
     try:
@@ -106,6 +115,7 @@ def _processor_time(seconds: float) -> Iterator[None]:
         with suppress(_OutOfTimeError):
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+        sys.unraisablehook = hook
 
 
 def refuse_implausible(

@@ -23,7 +23,7 @@ def test_the_simulation_covers_what_it_says(tmp_path):
             continue  # what this is about: one draw does not cover
         if case["cover"] is not None:
             assert case["cover"] >= 80, case
-        if "gate" in case["name"]:
+        if "gate" in case["name"] and case["alarms"] is not None:
             assert case["alarms"] <= 10, case
 
 

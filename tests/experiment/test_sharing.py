@@ -69,7 +69,7 @@ def statuses(records):
 
 
 def test_short_cells_come_first_and_then_the_longest(plan):
-    seconds = [30.0, 5.0, 40.0, 100.0, 20.0]
+    seconds = [60.0, 5.0, 70.0, 100.0, 20.0]
     costs = zip(plan.cells, seconds, strict=True)
     priced = replace(plan, estimates={cell.id: Estimate(cost, {}, 0) for cell, cost in costs})
     order = [plan.cells.index(cell) for cell in working_order(replace(priced, jobs=2))]

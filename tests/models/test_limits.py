@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from qbench.errors import QbenchError, StoreError
-from qbench.models.limits import MEMORY, built
+from qbench.models.limits import MEMORY, SECONDS, built
 from qbench.models.loading import load_model, load_skeleton
 from qbench.models.source import find_model
 
@@ -57,6 +59,25 @@ def test_building_ends_where_its_time_or_memory_does():
     with pytest.raises(StoreError, match="more than 700 MB"):
         built("config.json", lambda: bytearray(2 * MEMORY))
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_the_end_of_time_in_a_destructor_is_not_told_and_comes_again(monkeypatch):
+    class Slow:
+        def __del__(self):
+            started = time.thread_time()
+            while time.thread_time() < started + 2 * SECONDS:
+                pass
+
+    def endless():
+        Slow()
+        while True:
+            pass
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with pytest.raises(StoreError, match="more than .* s of processor time"):
+        built("config.json", endless)
+    assert not told and sys.unraisablehook == told.append
 
 
 def test_other_errors_pass_and_other_threads_build_without_a_clock():
