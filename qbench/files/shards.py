@@ -104,7 +104,7 @@ class Shards:
         if file not in self._open:
             try:
                 self._open[file] = safe_open(file, framework="pt")
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, RuntimeError) as error:  # the last: no room to map it
                 raise StoreError(f"{file} cannot be read: {error}; {_AGAIN}") from None
         return self._open[file]
 
