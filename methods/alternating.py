@@ -12,6 +12,7 @@ where visiting every weight costs O(g L).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -109,14 +110,13 @@ class Alternating:
             trials.append(alternate(group, alpha, shift + centre, trial, self.shift))
         errors, alphas, shifts = (torch.stack(parts) for parts in zip(*trials, strict=True))
         first = errors.argsort(dim=0, stable=True)  # (starts, rows)
-        best = None
-        for chosen in first[:FINALISTS]:
+
+        def finished(chosen: Tensor) -> Fit:
             alpha = alphas.gather(0, chosen[None, :, None].expand(1, -1, bits))[0]
             shift = shifts.gather(0, chosen[None])[0]
-            found = alternate(group, alpha, shift, self.rounds - trial, self.shift)
-            best = found if best is None else _better(best, found)
-        assert best is not None  # there is a start
-        return best
+            return alternate(group, alpha, shift, self.rounds - trial, self.shift)
+
+        return reduce(_better, map(finished, first[:FINALISTS]))
 
     def _uniform_start(self, W: Tensor, bits: int) -> Coding:
         """The better of two clip-searched uniform grids (s, z) per group, as a binary coding.

@@ -6,6 +6,7 @@ It is then that of what the columns have become, with the errors of all earlier 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -62,23 +63,17 @@ class DynamicGroups:
 
     def _round_group(self, WT: Tensor, U: Tensor) -> _Group:
         """The columns WT (g, out) of one group, on the best of its grids."""
-        best = None
-        for weighted in self.weighted:
+
+        def on_grid(weighted: bool) -> _Group:
             s, z = self._grid(WT, U.diagonal() ** -2 if weighted else None)
             columns = WT.clone()
             steps = s.expand_as(columns)
             zeros = z.expand_as(columns)
             top = 2**self.scheme.bits - 1
             codes, errors = round_span(columns, U, steps, zeros, top, self.block_size)
-            found = _Group(codes, columns, errors, s, z, errors.square().sum(0))
-            if best is None:
-                best = found
-                continue
-            better = found.loss < best.loss
-            pairs = zip(found, best, strict=True)
-            best = _Group(*(torch.where(better, new, old) for new, old in pairs))
-        assert best is not None  # `weighted` names at least one search
-        return best
+            return _Group(codes, columns, errors, s, z, errors.square().sum(0))
+
+        return reduce(_better, map(on_grid, self.weighted))
 
     def _grid(self, WT: Tensor, curvature: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and zero point (out,) float32, as they will be stored, of columns WT (g, out)."""
@@ -104,6 +99,13 @@ class _Group(NamedTuple):
     s: Tensor
     z: Tensor
     loss: Tensor
+
+
+def _better(first: _Group, second: _Group) -> _Group:
+    """Of every row the one with the smaller loss; `first` where they are equal."""
+    better = second.loss < first.loss
+    pairs = zip(second, first, strict=True)
+    return _Group(*(torch.where(better, new, old) for new, old in pairs))
 
 
 def like(kind: Numbers, numbers: Tensor) -> Numbers:

@@ -68,8 +68,10 @@ class FlexRound(Reconstruction):
         group = scheme.group_length(weight.shape[1])
         if self.start == "curvature" and stats is not None:
             feedback = GPTQ(clip=self.clip, zero_point=self.zero_point, scale_bits=self.scale_bits)
-            found = feedback.rounded(weight, stats, scheme)
-            scale, zero, W = found.scale, found.zero, found.values
+            rounded = feedback.rounded(weight, stats, scheme)
+            scale = rounded.scale
+            zero = rounded.zero
+            W = rounded.values
             lr = 0.016 / 2**scheme.bits
         else:
             W = weight.float()

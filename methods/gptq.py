@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -80,31 +81,28 @@ class GPTQ:
 
         MethodError where no damping makes the Hessian positive definite.
         """
-        found = self.rounded(weight, stats, scheme)
-        return Uniform.from_codes(found.codes, found.scale, found.zero, scheme.bits)
+        rounded = self.rounded(weight, stats, scheme)
+        return Uniform.from_codes(rounded.codes, rounded.scale, rounded.zero, scheme.bits)
 
     def rounded(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> OnGrid:
         """weight (out, in), Hessian (in, in): -> its codes, grids and compensated values.
 
         Of every row those of the least loss among the ways that `importance` and `groups` name.
         """
-        H = live_hessian(stats)
-        W = weight.float()
-        group = scheme.group_length(weight.shape[1])
+        return reduce(better_rows, self._ways(weight.float(), live_hessian(stats), scheme))
+
+    def _ways(self, W: Tensor, H: Tensor, scheme: Scheme) -> Iterator[OnGrid]:
+        """W (out, in) on each kind of grid that is asked for; at least one."""
+        group = scheme.group_length(W.shape[1])
         dynamic = self.groups != "static" and group < len(H)  # else the same as static
-        best = None
         if not dynamic or self.groups == "best":
             order = torch.arange(len(H), device=H.device)
             if self.act_order:
                 order = H.diagonal().argsort(descending=True, stable=True)
-            for found in self._static(W, H, order, group, scheme):
-                best = found if best is None else better_rows(best, found)
+            yield from self._static(W, H, order, group, scheme)
         if dynamic:
             order = _group_order(H.diagonal(), group, self.act_order)
-            found = self._dynamic(W, H, order, group, scheme)
-            best = found if best is None else better_rows(best, found)
-        assert best is not None  # at least one of the two
-        return best
+            yield self._dynamic(W, H, order, group, scheme)
 
     @property
     def _grids(self) -> RTN:

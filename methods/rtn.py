@@ -132,10 +132,11 @@ class RTN:
     ) -> list[Tensor]:
         """search(rows (k, g), their importance, scheme, part) -> (k,) each, for all W (..., g)."""
         rows = W.reshape(-1, W.shape[-1])
-        found = []
+        searched = []
         for part in row_slices(rows, CHUNK):
-            found.append(search(rows[part], rows_of(importance, part, len(rows)), scheme, part))
-        return [torch.cat(parts).view(W.shape[:-1]) for parts in zip(*found, strict=True)]
+            counts = rows_of(importance, part, len(rows))
+            searched.append(search(rows[part], counts, scheme, part))
+        return [torch.cat(parts).view(W.shape[:-1]) for parts in zip(*searched, strict=True)]
 
     def _search(
         self, W: Tensor, importance: Tensor | None, scheme: Scheme, part: slice

@@ -129,12 +129,12 @@ class UniQuanF(Reconstruction):
         group = scheme.group_length(weight.shape[1])
         if method.initialization == "curvature":
             coding = CurvatureCoding(method.rounds, method.refits, method.damp, method.scale_bits)
-            found = curvature_start(weight, stats, scheme, coding)
+            coded = curvature_start(weight, stats, scheme, coding)
             start = in_its_own_frame(
-                values(found.alpha).float().flatten(0, 1), values(found.shift).float().flatten()
+                values(coded.alpha).float().flatten(0, 1), values(coded.shift).float().flatten()
             )
-            steps = Steps.of(found.alpha, found.shift)
-            rows = found.values.reshape(-1, group)
+            steps = Steps.of(coded.alpha, coded.shift)
+            rows = coded.values.reshape(-1, group)
             return UniQuanFWeight(rows, start, out, method, steps)
         rows = weight.float().reshape(-1, group)  # (out * groups, g)
         parts = []

@@ -130,8 +130,8 @@ def language_model(
                 self.batch_size_per_gpu = size
                 members = [apart[place] for place in places]
                 of_members = [requests[i] for i in members]
-                found = super()._loglikelihood_tokens(of_members, disable_tqdm=True, **options)
-                likelihoods.update(zip(members, found, strict=True))
+                answers = super()._loglikelihood_tokens(of_members, disable_tqdm=True, **options)
+                likelihoods.update(zip(members, answers, strict=True))
             self.batch_size_per_gpu = context.batch_size
             return [likelihoods[index] for index in range(len(requests))]
 

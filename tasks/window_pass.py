@@ -57,14 +57,14 @@ def measure(
     if key in context.cache:
         return context.cache[key]
     texts = context.source.text(table_name)
-    found = article_windows(texts, context.tokenizer, spec, between)
-    inputs = found.tokens
+    windows = article_windows(texts, context.tokenizer, spec, between)
+    inputs = windows.tokens
     count = len(inputs)
     losses = []
     for index, logits in window_logits(context.model, inputs, context.batch_size):
         _check_reference(reference, count, logits)
         of_window = _losses(logits, inputs[index], reference, index)
-        losses.append(replace(of_window, article=found.articles[index]))
+        losses.append(replace(of_window, article=windows.articles[index]))
         context.progress((index + 1) / count, f"{spec.name}  {index + 1}/{count} windows")
     context.cache[key] = losses
     return losses

@@ -43,10 +43,10 @@ def doctor() -> None:
     for title in ("hardware", "packages"):
         values = "  ".join(f"{key}={value}" for key, value in facts[title].items())
         _print(f"{title}  {values}")
-    for found in findings():
-        _print(f"{found.what}  {found.state}")
-        if found.advice:
-            _print(f"  -> {found.advice}")
+    for finding in findings():
+        _print(f"{finding.what}  {finding.state}")
+        if finding.advice:
+            _print(f"  -> {finding.advice}")
     columns, rows = listing("kernels")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:

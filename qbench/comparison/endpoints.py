@@ -98,7 +98,7 @@ def endpoints(
 
     tasks: those that count, None for all. A score that one side lacks is among them.
     """
-    found: dict[ScoreKey, Endpoint] = {}
+    endpoints: dict[ScoreKey, Endpoint] = {}
     for record in (base, candidate):
         for score in record.scores:
             key = (score.task, score.metric, score.filter)
@@ -107,8 +107,8 @@ def endpoints(
                 margin = margins[score.metric]
                 if score.metric == "kl_mean":
                     margin = math.log1p(margin)
-                found[key] = Endpoint(key, margin, score.higher_is_better)
-    return list(found.values())
+                endpoints[key] = Endpoint(key, margin, score.higher_is_better)
+    return list(endpoints.values())
 
 
 def read_margins(settings: Sequence[str]) -> dict[str, float]:

@@ -106,10 +106,10 @@ class Store:
 
     def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
         """Remove what killed saves have left, once it is a day old; returns the paths."""
-        found = leftovers(self.folder, seconds)
-        for path in found:
+        left = leftovers(self.folder, seconds)
+        for path in left:
             shutil.rmtree(path, ignore_errors=True)
-        return found
+        return left
 
     def litter(self, delete: bool) -> list[tuple[Path, int]]:
         """What runs that did not end have left, with bytes: scratch directories and `reference/`.
@@ -119,14 +119,14 @@ class Store:
         with claimed(self.claim("runners")) as alone:
             if not alone:
                 raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
-            found = leftovers(self.folder)
+            left = leftovers(self.folder)
             if (self.folder / "reference").is_dir():
-                found.append(self.folder / "reference")
-            sizes = [_size(path) for path in found]
+                left.append(self.folder / "reference")
+            sizes = [_size(path) for path in left]
             if delete:
-                for path in found:
+                for path in left:
                     shutil.rmtree(path)
-        return list(zip(found, sizes, strict=True))
+        return list(zip(left, sizes, strict=True))
 
     def record(self, cell: Cell) -> Record | None:
         """The record of a cell, where there is one that can be trusted."""

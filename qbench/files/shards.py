@@ -208,12 +208,12 @@ def verify(folder: Path) -> dict[str, str | None]:
 
 def _hashed(folder: Path) -> dict[str, Path]:
     """What the index states the hashes of, by name, such as additional_chat_templates/x.jinja."""
-    found = {}
+    hashed = {}
     for path in contents_of(folder):
         name = path.relative_to(folder).as_posix()
         if name not in (INDEX, CARD) and not (path.is_dir() and not path.is_symlink()):
-            found[name] = path
-    return found
+            hashed[name] = path
+    return hashed
 
 
 def _problem(path: Path, stated: Any, folder: Path) -> str | None:
