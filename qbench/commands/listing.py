@@ -118,7 +118,7 @@ def _presets() -> tuple[Columns, Rows]:
             tasks.append(" ".join([task, *words]))
         methods = " ".join(preset["methods"])
         group = str(preset["group_size"])
-        rows.append((name, preset["about"], methods, group, calibration, "; ".join(tasks)))
+        rows.append((name, preset["about"], methods, group, calibration, "\n".join(tasks)))
     return ("preset", "what", "methods", "group", "calibration", "tasks"), rows
 
 
