@@ -39,7 +39,7 @@ from qbench.tasks.registry import get_task
 UNKNOWN = Estimate(0.0, {}, 0)
 HALF = 2  # bytes of a parameter where a config does not say
 MOST_JOBS = 4  # cells at a time, unless more are asked for
-SHORT = 0.5  # of the longest cell: one that is begun before the long ones
+SHORT = 0.25  # of the longest quantizing: cells below it are begun before the long ones
 MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
@@ -118,16 +118,15 @@ def _share_cores(plan: Plan) -> None:
 
 
 def working_order(plan: Plan) -> list[Cell]:
-    """The cells as they are begun: as planned, or where several are at work, those below half
-    of the longest first, for early scores, and then the longest ones, so that all end together.
+    """The cells as they are begun: as planned, or where several are at work, those first that are
+    soon quantized, for early scores, and then the longest ones, so that all end together.
     """
     if plan.jobs == 1:
         return list(plan.cells)
-    seconds = {cell.id: plan.estimates[cell.id].seconds for cell in plan.cells}
-    short = SHORT * max(seconds.values())
-    early = [cell for cell in plan.cells if seconds[cell.id] < short]
-    late = [cell for cell in plan.cells if seconds[cell.id] >= short]
-    return early + sorted(late, key=lambda cell: -seconds[cell.id])
+    short = SHORT * max(estimate.quantize for estimate in plan.estimates.values())
+    early = [cell for cell in plan.cells if plan.estimates[cell.id].quantize < short]
+    late = [cell for cell in plan.cells if plan.estimates[cell.id].quantize >= short]
+    return early + sorted(late, key=lambda cell: -plan.estimates[cell.id].seconds)
 
 
 def stored_bytes(skeleton: Any) -> int:

@@ -68,10 +68,12 @@ def statuses(records):
     return [(record.id, record.status, record.reason) for record in records]
 
 
-def test_short_cells_come_first_and_then_the_longest(plan):
-    seconds = [60.0, 5.0, 70.0, 100.0, 20.0]
+def test_cells_that_are_soon_quantized_come_first_and_then_the_longest(plan):
+    seconds = [30.0, 5.0, 40.0, 100.0, 20.0]
     costs = zip(plan.cells, seconds, strict=True)
-    priced = replace(plan, estimates={cell.id: Estimate(cost, {}, 0) for cell, cost in costs})
+    priced = replace(
+        plan, estimates={cell.id: Estimate(cost, {"task": 90.0}, 0) for cell, cost in costs}
+    )
     order = [plan.cells.index(cell) for cell in working_order(replace(priced, jobs=2))]
     assert order == [1, 4, 3, 2, 0]
     assert working_order(replace(priced, jobs=1)) == list(plan.cells)
