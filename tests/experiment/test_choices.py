@@ -98,7 +98,7 @@ def test_the_first_line_tells_data_and_preset(tiny_folder, command, tmp_path):
     first = text.splitlines()[0]
     assert code == 0, error
     assert first.startswith("data  mini") and "warning: stand-ins are used" in first
-    assert "preset quick: 19 cells, sized for 25 minutes" in first
+    assert "preset quick: 19 cells, half an hour on two CPU cores" in first
 
 
 def test_the_paper_preset_on_mini_data_says_what_it_cannot_do(tiny_folder, command, tmp_path):
