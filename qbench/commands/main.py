@@ -17,7 +17,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, compare, data, folders, layers, machine, regress
+from qbench.commands import (
+    check,
+    cleaning,
+    compare,
+    data,
+    environments,
+    folders,
+    layers,
+    machine,
+    regress,
+)
 from qbench.commands.options import (
     Data,
     Device,
@@ -57,6 +67,7 @@ app.add_typer(regress.app)
 app.add_typer(layers.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
+app.add_typer(environments.app, name="env")
 DRY = "Show the cells with estimated time and memory, and stop."
 
 

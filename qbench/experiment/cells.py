@@ -26,7 +26,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     for model in grid.model:
         for method, params in variants:
             declaration = declared(method)
-            calibrated = declaration.verb != "quantize_weight"
+            calibrated = declaration.calibrates
             source = source_hash(method_class(method))
             for scheme, seed in itertools.product(grid.schemes(method), grid.seeds(calibrated)):
                 cell = Cell(

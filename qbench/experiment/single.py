@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
-from qbench.contracts import Scheme, verb_of
+from qbench.contracts import Scheme, calibrates
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
@@ -70,7 +70,7 @@ def quantize_model(
         for parameter in unquantized.parameters():
             parameter.data = parameter.data.to(stored).float()
     tokens = None
-    if verb_of(quantizer) != "quantize_weight":
+    if calibrates(quantizer):
         texts = open_source(data).text(CALIBRATION)
         check_fit(unquantized, tokenizer, model)
         tokens = calibration_windows(texts, tokenizer, *calibration)
