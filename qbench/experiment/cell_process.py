@@ -31,7 +31,7 @@ from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
-from qbench.experiment.foreign_cell import quantize_elsewhere
+from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
@@ -168,10 +168,7 @@ class _Work:
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = _published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
-            written = quantized.manifest.get("written")
-            if written is not None:
-                facts["bytes"] = written["bytes"]
-            self.facts["coverage"] = facts
+            self.facts["coverage"] = as_written(facts, quantized)
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.

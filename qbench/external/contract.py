@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
@@ -49,13 +49,15 @@ class External:
 
     package: where it runs. calibrates: whether it sees calibration tokens. group: the group size
     that its format fixes, None where the user chooses. groups: those that may be chosen, None for
-    all.
+    all. reads: what its worker is given as the model, a Hugging Face folder or a GGUF file in full
+    precision.
     """
 
     package: ClassVar[Package]
     calibrates: ClassVar[bool] = False
     group: ClassVar[int | None] = None
     groups: ClassVar[tuple[int, ...] | None] = None
+    reads: ClassVar[Literal["folder", "gguf"]] = "folder"
 
     def worker_settings(self, scheme: Scheme) -> dict[str, Any]:
         """What the worker is told, JSON-able; ConfigError where the scheme is not served."""
@@ -82,9 +84,9 @@ class External:
 class Order:
     """What a worker is to do: the file `order.json`, which is all that it is told.
 
-    model: the unquantized model's folder. tokens: the file of the calibration tokens, (samples,
-    length) int64 of numpy, or None. output: the folder that it writes into. settings: of
-    `External.worker_settings`. device, threads: where to compute.
+    model: the unquantized model's folder, or its GGUF file. tokens: the file of the calibration
+    tokens, (samples, length) int64 of numpy, or None. output: the folder that it writes into.
+    settings: of `External.worker_settings`. device, threads: where to compute.
     """
 
     model: str

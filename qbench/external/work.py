@@ -75,7 +75,7 @@ def work(
     MethodError with its last words where it fails, ends early, or leaves nothing or something else.
     """
     output = place / "output"
-    output.mkdir(parents=True)
+    output.mkdir()
     path = None
     if tokens is not None:
         path = place / "tokens.npy"
