@@ -190,7 +190,8 @@ class _Work:
         cell = self.job.cell
         device = self.job.device
         method = get_method(cell.method, **cell.params)
-        if not declared(cell.method).module.startswith("qbench.methods"):
+        declaration = declared(cell.method)
+        if not (declaration.external or declaration.module.startswith("qbench.methods")):
             from qbench.checks.watch import watched  # takes long to import
 
             method = watched(method)  # our own are checked by the tests
@@ -201,7 +202,7 @@ class _Work:
         if cell.calibration is not None and calibrates(method):
             check_fit(model, tokenizer, f"model {cell.model!r}")
             tokens = self._calibration_tokens(tokenizer)
-        if declared(cell.method).external:
+        if declaration.external:
             del original, model
             self._quantize_elsewhere(method, scheme, tokens, folder)
             return
