@@ -12,8 +12,9 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.awq import AWQModifier
-from llmcompressor.modifiers.quantization import GPTQModifier
+from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worker_files import Work, run
 
@@ -23,17 +24,22 @@ def quantize(work: Work) -> None:
     assert work.tokens is not None
     samples, length = work.tokens.shape
     scheme = QuantizationScheme(targets=["Linear"], weights=weight_arguments(work.settings))
-    kind = {"gptq": GPTQModifier, "awq": AWQModifier}
-    modifier = kind[work.settings["method"].rpartition(":")[2]]
+    groups: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
+    recipe = [GPTQModifier(**groups)]
+    if work.settings["method"].endswith(":awq"):
+        recipe = [AWQModifier(), QuantizationModifier(**groups)]
+        if work.device == "cpu":  # pages cannot be pinned where there is no accelerator
+            IntermediatesCache.pin_memory = lambda *arguments, **named: None
+    tokenizer = AutoTokenizer.from_pretrained(work.model)
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     rows = work.rows()
     dataset = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * length] * samples})
     with work.quantizing():
         oneshot(
             model=model,
-            tokenizer=AutoTokenizer.from_pretrained(work.model),
+            tokenizer=tokenizer,
             dataset=dataset,
-            recipe=[modifier(config_groups={"group_0": scheme}, ignore=["lm_head"])],
+            recipe=recipe,
             max_seq_length=length,
             num_calibration_samples=samples,
         )
@@ -44,6 +50,7 @@ def quantize(work: Work) -> None:
             weights[name] = rounded(layer)
     work.write_dequantized(weights)
     model.save_pretrained(str(work.checkpoint), save_compressed=True)
+    tokenizer.save_pretrained(str(work.checkpoint))
 
 
 def weight_arguments(settings: dict[str, Any]) -> QuantizationArgs:
@@ -65,7 +72,6 @@ def rounded(layer: Any) -> torch.Tensor:
         scale=layer.weight_scale,
         zero_point=getattr(layer, "weight_zero_point", None),
         args=layer.quantization_scheme.weights,
-        g_idx=getattr(layer, "weight_g_idx", None),
     )
 
 
