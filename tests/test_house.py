@@ -81,7 +81,8 @@ ARROWS = {
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
         "export", "external", "files", "inspection", "isolation", "kernels", "latency",
-        "method_source", "models", "outside_text", "records", "registry", "reports", "stats", "tasks",
+        "method_source", "models", "outside_text", "records", "registry", "reports", "stats",
+        "tasks",
     },
 }  # fmt: skip
 
