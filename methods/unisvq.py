@@ -98,6 +98,13 @@ class UniSVQ(Reconstruction):
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
         """Codes of all linear layers from the Hessians of their inputs, then training together."""
+        weights = self._prepared(block, inputs, scheme)
+        return reconstruct(block, Weights(block, weights), inputs, targets, self)
+
+    def _initialized(
+        self, block: nn.Module, inputs: BlockInputs, scheme: Scheme
+    ) -> dict[str, TrainedWeight]:
+        """As in `Reconstruction`, with one curvature for layers that share their inputs."""
         inputs.progress(0.0, "collecting Hessians")
         statistics = input_statistics(block, inputs)
         weights: dict[str, TrainedWeight] = {}
@@ -112,7 +119,7 @@ class UniSVQ(Reconstruction):
                 curvature = self.curvature(weight, scheme, stats)
                 last = stats
             weights[name] = self.start(weight, scheme, curvature)
-        return reconstruct(block, Weights(block, weights), inputs, targets, self)
+        return weights
 
     @torch.no_grad()
     def start(
