@@ -143,9 +143,10 @@ def check_offsets(trial: Trial) -> None:
             variants[f"{zero_points} zero points"] = uniform
         for shift in (True, False):
             what = "a shift" if shift else "no shift"
-            settings = {"shift": shift, "dtype": scales}
-            variants[what] = random_binary((OUT, IN), bits, GROUP, **settings)
-            variants[f"{what}, rotated"] = random_rotated((OUT, IN), bits, GROUP, **settings)
+            shape = (OUT, IN)
+            variants[what] = random_binary(shape, bits, GROUP, shift=shift, dtype=scales)
+            turned = random_rotated(shape, bits, GROUP, shift=shift, dtype=scales)
+            variants[f"{what}, rotated"] = turned
         if scales == torch.float16:
             variants |= _stepped_variants(bits)
         variants["features by sign"] = random_lattice((OUT, IN), bits, features="signs")
