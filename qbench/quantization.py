@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.block_window import BlockWindow
 from qbench.calibration.layer_error import relative_error
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
@@ -182,6 +183,7 @@ def quantize(
             walk = partial(walk_linears, model, tokens, **settings)
             weights, log = _by_linear(walk, method, scheme)
         else:
+            settings["window"] = getattr(method, "window", 1)  # of `Reconstruction`
             walk = partial(walk_blocks, model, tokens, **settings)
             weights, log = _by_block(walk, method, scheme)
     manifest |= _facts(method, scheme)
@@ -312,14 +314,20 @@ def _by_block(
             raise MethodError(
                 f"block {name}: the method returned other layers than it has; they differ in {odd}"
             )
-        for layer, weight in result.weights.items():
-            _put(f"{name}.{layer}", layers[layer], weight)
-            weights[f"{name}.{layer}"] = weight
         # such as a norm into which the method has folded a scale
         for key, value in result.parameters.items():
             block.get_parameter(key).data.copy_(value)
-        if result.log:
-            log[name] = dict(result.log)
+        for layer, weight in result.weights.items():
+            _put(f"{name}.{layer}", layers[layer], weight)
+        results = {name: result}
+        if isinstance(block, BlockWindow):
+            prefix = name.rpartition(".")[0]
+            results = {f"{prefix}.{key}": own for key, own in block.by_block(result).items()}
+        for own_name, own in results.items():
+            for layer, weight in own.weights.items():
+                weights[f"{own_name}.{layer}"] = weight
+            if own.log:
+                log[own_name] = dict(own.log)
 
     walk(visit=visit)
     return weights, log

@@ -197,7 +197,8 @@ def _quantize_bytes(cell: Cell, rates: Rates) -> int:
     if verb_of(method) == "quantize_linear":
         return peak + streams
     # Inputs of both streams, and targets; batch by batch they are as wide as a layer.
-    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * block
+    trained = block * getattr(method, "window", 1)  # of `Reconstruction`: blocks trained together
+    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * trained
 
 
 def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:
