@@ -27,6 +27,7 @@ from qbench.commands import (
     layers,
     machine,
     regress,
+    status,
 )
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, err, out
@@ -52,6 +53,7 @@ app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
 app.add_typer(regress.app)
+app.add_typer(status.app)
 app.add_typer(layers.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
@@ -87,23 +89,28 @@ def _options(
 def run(
     asked: Asked,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="File for a Chrome trace of the cells and their phases."),
+    ] = None,
 ) -> None:
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
     grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
-    raise typer.Exit(run_grid(grid, dry_run))
+    raise typer.Exit(run_grid(grid, dry_run, trace=trace))
 
 
 def run_grid(
     grid: Grid,
     dry_run: bool = False,
     work: Callable[[Plan, Store], list[Record]] | None = None,
+    trace: Path | None = None,
 ) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code.
 
-    work: what runs the plan, in place of `run_plan`.
+    work: what runs the plan, in place of `run_plan`. trace: file for a Chrome trace.
     """
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
@@ -114,6 +121,7 @@ def run_grid(
     from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
+    from qbench.experiment.trace import write_trace
     from qbench.reports.registry import write_reports
 
     plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
@@ -126,6 +134,8 @@ def run_grid(
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = (work or run_plan)(plan, store)
+    if trace is not None:
+        write_trace(store, plan.cells, trace)
     write_item_texts(plan, records, folder)
     _print_leaderboard(records, folder)
     _print_report(write_reports(store.read_records()[0], folder), folder)

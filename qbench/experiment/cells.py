@@ -17,8 +17,8 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
 
     `none` is one cell per model, whatever the bits. Cells whose scheme the method does not support
     are among them. A method that calibrates has a cell for each size and each draw of the
-    calibration sample; what draws nothing has one, without a seed. Raises ConfigError before any work where something
-    does not fit, such as bits that none of the methods supports.
+    calibration sample; what draws nothing has one, without a seed. Raises ConfigError before any
+    work where something does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
     grid.check_owners([method for method, _ in variants])

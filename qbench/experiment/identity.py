@@ -37,8 +37,8 @@ class Identity:
 
     revisions: what exactly is loaded, by the model's name. stored_as: how a model was quantized by
     whoever made it, None where it was not, by its name. tasks: what is asked on this data.
-    calibrations: of the methods that calibrate, a cell for each. dtype: in which models are evaluated. evaluation,
-    batch_size, device: as in `Cell`.
+    calibrations: of the methods that calibrate, a cell for each. dtype: in which models are
+    evaluated. evaluation, batch_size, device: as in `Cell`.
     """
 
     revisions: Mapping[str, str]
