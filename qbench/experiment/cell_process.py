@@ -78,7 +78,8 @@ class Job:
 def work(tell: Tell, job: Job) -> None:
     """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
 
-    Events: `progress` and `text`; `scores` of a task; `note`, a sentence for people; `waiting`, now
+    Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
+    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now
     and then while another runner holds what is needed; in the end `facts`, the fields of the record
     that are known, with `tokens`, which say what calibrated; and with `reason` where the cell
     failed, and `unwritable` where the reason is that results cannot be written.
@@ -132,7 +133,8 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            model = read_model(self.job.model, cell.dtype, self.job.device)
+            with self._phase("load"):
+                model = read_model(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             own = local_folder(self.job.model)
@@ -144,7 +146,8 @@ class _Work:
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
-                quantized = load(folder, cell.dtype, False, self.job.device)
+                with self._phase("read back"):
+                    quantized = load(folder, cell.dtype, False, self.job.device)
         costs = quantized.manifest["costs"]
         self.facts["bits_per_weight"] = quantized.bits_per_weight
         self.facts["bytes_on_disk"] = bytes_on_disk(folder)
@@ -188,30 +191,33 @@ class _Work:
 
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
-        original = read_model(self.job.model, dtype)
+        with self._phase("load"):
+            original = read_model(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
             check_fit(model, tokenizer, f"model {cell.model!r}")
-            tokens = self._calibration_tokens(tokenizer)
+            with self._phase("calibration tokens"):
+                tokens = self._calibration_tokens(tokenizer)
         reset_peak_memory(device)
         started = time.perf_counter()
-        quantized = quantize(
-            model,
-            method,
-            scheme,
-            tokens,
-            tokenizer=tokenizer,
-            device=device,
-            dtype=cell.calibration.dtype if cell.calibration else "float32",
-            progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
-        )
+        with self._phase("quantize"):
+            quantized = quantize(
+                model,
+                method,
+                scheme,
+                tokens,
+                tokenizer=tokenizer,
+                device=device,
+                dtype=cell.calibration.dtype if cell.calibration else "float32",
+                progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
+            )
         seconds = time.perf_counter() - started
         quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
         quantized.manifest["artifact"] = cell.artifact
         if not Path(cell.model).is_dir():
             quantized.manifest["model"] = cell.model
-        with self._saving():
+        with self._saving(), self._phase("save"):
             quantized.save(folder)
 
     def _calibration_tokens(self, tokenizer: Any) -> Tensor:
@@ -246,13 +252,15 @@ class _Work:
         preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
         spans = self._spans([*preparing, *cell.tasks])
         for spec in preparing:
-            self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
+            with self._phase(f"prepare {spec.name}"):
+                self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
         scores: list[Score] = []
         rows: dict[str, Sequence[Mapping[str, Any]]] = {}
         for spec in cell.tasks:
             task = self.tasks[spec.name]
             started = time.perf_counter()
-            outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
+            with self._phase(spec.name):
+                outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
             seconds = time.perf_counter() - started
             told = self.facts.setdefault("evaluation", {})
             told[spec.name] = {"seconds": seconds, **outcome.facts}
@@ -323,6 +331,15 @@ class _Work:
                 self.tell({"progress": low + (high - low) * fraction, "text": text or name})
 
         return report
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Tell how long this part of the work took, however it ended."""
+        began, started = time.time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self.tell({"phase": name, "began": began, "seconds": time.perf_counter() - started})
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
