@@ -7,6 +7,7 @@ for which file a tensor lies in. It appears whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,16 @@ from qbench.models.blocks import decoder_blocks, linears
 from qbench.models.paging import before_leaving
 
 
+Writing = Callable[[], AbstractContextManager[None]]
+
+
 class BlockFiles:
     """The files of a model that is being quantized, in a folder that nobody reads yet."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writing: Writing = nullcontext) -> None:
+        """writing: makes a context in which every file is written."""
         self._folder = folder
+        self._writing = writing
         self._files = 0
         self._hashes: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}  # all that is written, without its data
@@ -63,9 +69,10 @@ class BlockFiles:
         self._write({name: rest[name] for name in rest.keys() - self._tensors.keys()})
         entry = entry_of(model, weights, manifest)
         generation = getattr(model, "generation_config", None)
-        write_settings(self._folder, model.config, tokenizer, self._tensors, entry, generation)
-        write_findings(self._folder, entry, weights, log)
-        write_index(self._folder, self._hashes)
+        with self._writing():
+            write_settings(self._folder, model.config, tokenizer, self._tensors, entry, generation)
+            write_findings(self._folder, entry, weights, log)
+            write_index(self._folder, self._hashes)
 
     def _write_block(self, name: str, block: nn.Module, weights: dict[str, WeightFormat]) -> None:
         own: dict[str, WeightFormat] = {}
@@ -88,16 +95,19 @@ class BlockFiles:
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
         file = f"model-{len(self._hashes) + 1:05d}-of-{self._files:05d}.safetensors"
-        self._hashes[file] = write_tensors(self._folder / file, tensors)
+        with self._writing():
+            self._hashes[file] = write_tensors(self._folder / file, tensors)
         for name, tensor in tensors.items():
             self._tensors[name] = tensor.to("meta")
 
 
-def write_block_files(folder: Path, work: Callable[[BlockFiles], None]) -> Path:
+def write_block_files(
+    folder: Path, work: Callable[[BlockFiles], None], writing: Writing = nullcontext
+) -> Path:
     """Let `work` fill and finish the files of a model, and put them at `folder`.
 
-    Whatever it raises, nothing stays behind. StoreError where the disk refuses, and where something
+    writing: makes a context in which every file is written. Whatever it raises, nothing stays behind. StoreError where the disk refuses, and where something
     is there that qbench has not written.
     """
     require_writable(folder)
-    return written_whole(folder, lambda part: work(BlockFiles(part)))
+    return written_whole(folder, lambda part: work(BlockFiles(part, writing)))

@@ -279,7 +279,8 @@ def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict
     """Everything that no quantized layer holds, by name; biases are among them.
 
     Tied tensors, which share storage, are there once; those of paged blocks, which are not in
-    memory, are left out. In half precision where that loses nothing. weights: its keys are the quantized layers.
+    memory, are left out. In half precision where that loses nothing. weights: its keys are the
+    quantized layers.
     """
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}

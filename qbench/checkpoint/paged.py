@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ def can_be_paged(source: ModelSource) -> bool:
         return False
     entry = quantization_settings(folder, read_json(folder / "config.json"))
     return entry is None or entry.get("quant_method") == "qbench"
+
+
+def numbers_in(source: ModelSource) -> int:
+    """How many numbers a model of `can_be_paged` has, by its headers, quantized ones counted each.
+
+    StoreError where a header is not what it should be.
+    """
+    folder = local_folder(source)
+    assert folder is not None
+    shards = Shards(folder, mapped=False)
+    groups: dict[str, Group] = {}
+    if is_loadable(folder):
+        groups = compare(read_layout(read_json(folder / "config.json"), folder), shards)
+    total = sum(prod(group.weight().shape) for group in groups.values())
+    for name, entry in shards.entries.items():
+        layer, _, part = name.rpartition(".")
+        if layer not in groups or part == "bias":
+            total += prod(entry.shape)
+    return total
 
 
 def open_paged(source: ModelSource, dtype: str) -> Checkpoint:

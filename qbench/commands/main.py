@@ -21,6 +21,7 @@ from qbench.commands import check, cleaning, compare, data, folders, layers, mac
 from qbench.commands.options import (
     Data,
     Device,
+    Memory,
     Models,
     Plugins,
     Requantize,
@@ -149,6 +150,7 @@ def run(
         int | None,
         typer.Option(help="Cells at a time on the processor; default as many as it takes."),
     ] = None,
+    memory: Memory = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
@@ -183,6 +185,7 @@ def run(
             "time_limit": time_limit,
             "latency": latency,
             "jobs": jobs,
+            "memory": memory,
             "requantize": requantize or None,
             "trust_remote_code": trust_remote_code or None,
         },

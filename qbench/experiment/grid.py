@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from qbench.contracts import Scheme, check_scheme, trains
+from qbench.environment import bytes_of
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.files.ordinary import ordinary_text
 from qbench.records import Scalar
@@ -33,6 +34,10 @@ GRID_BYTES = 1_000_000  # YAML takes microseconds for each
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
 
 
+def _size(text: Any) -> int | None:
+    return None if text is None else bytes_of(text)
+
+
 class Grid(BaseModel):
     """What the user asks for: `--config` files have these keys, and flags override them.
 
@@ -45,7 +50,8 @@ class Grid(BaseModel):
     `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
     cell may take, None for many times its estimate. latency: whether products and tokens of the
     packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
-    as the processor and its memory take. requantize: whether a model that is quantized already may
+    as the processor and its memory take. memory: what one cell may take, such as `8GB`, before its
+    model is read block by block; None for what there is. requantize: whether a model that is quantized already may
     be quantized again. trust_remote_code: whether code that a model brings may run.
     """
 
@@ -72,6 +78,7 @@ class Grid(BaseModel):
     time_limit: float | None = Field(default=None, gt=0)
     latency: bool | None = None
     jobs: int | None = Field(default=None, ge=1)
+    memory: Annotated[int | None, BeforeValidator(_size)] = None
     requantize: bool = False
     trust_remote_code: bool = False
 

@@ -24,13 +24,15 @@ class _Page:
     """A block's tensors, wherever they are.
 
     read: gives them by their names in the block, on a device, in memory that nobody else has.
-    leaving: called with the block before they are given up. users: how many need them at present,
-    of which `calls` are calls of the block. away: the empty parameters that they stand in for.
+    leaving: called before they are given up. rounding: what parameters are rounded to. users: how
+    many need them at present, of which `calls` are calls of the block. away: the empty parameters
+    that they stand in for.
     """
 
     read: Read
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     leaving: Callable[[], None] | None = None
+    rounding: torch.dtype | None = None
     users: int = 0
     calls: int = 0
     away: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +60,7 @@ def before_leaving(block: nn.Module, leaving: Callable[[], None]) -> None:
 
 @contextmanager
 def resident(block: nn.Module) -> Iterator[None]:
-    """Keep a block's parameters in memory; changes are lost in the end, unless `leaving` keeps them.
+    """Keep a block's parameters in memory; changes are lost in the end, if `leaving` does nothing.
 
     Nothing is done for a block that is not paged.
     """
@@ -90,6 +92,20 @@ def on_device(model: nn.Module, device: str | torch.device) -> nn.Module:
     return model
 
 
+def round_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the parameters of a model to the numbers of another dtype, and keep their own."""
+    for module in model.modules():
+        if module in _PAGES:
+            _PAGES[module].rounding = dtype
+    for parameter in model.parameters():
+        if not parameter.is_meta:
+            parameter.data = _rounded(parameter.data, dtype)
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype).to(values.dtype)
+
+
 def _moved(tensor: Any, device: str | torch.device) -> Any:
     if isinstance(tensor, nn.Parameter):
         tensor.data = tensor.data.to(device)  # the same parameter, which others may be tied to
@@ -102,11 +118,13 @@ def _enter(block: nn.Module, page: _Page) -> None:
         for name, tensor in page.read(page.device).items():
             owner, _, leaf = name.rpartition(".")
             owned = _owned(block.get_submodule(owner), leaf)
-            page.away[name] = owned[leaf]
-            trains = tensor.is_floating_point() and owned[leaf].requires_grad
-            if isinstance(owned[leaf], nn.Parameter):
-                tensor = nn.Parameter(tensor, requires_grad=trains)
-            owned[leaf] = tensor
+            empty = owned[leaf]
+            page.away[name] = empty
+            if isinstance(empty, nn.Parameter):
+                values = tensor if page.rounding is None else _rounded(tensor, page.rounding)
+                owned[leaf] = nn.Parameter(values, requires_grad=empty.requires_grad)
+            else:
+                owned[leaf] = tensor
     page.users += 1
 
 
