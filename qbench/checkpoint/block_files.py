@@ -29,7 +29,6 @@ from qbench.kernels.description import moved
 from qbench.models.blocks import decoder_blocks, linears
 from qbench.models.paging import before_leaving
 
-
 Writing = Callable[[], AbstractContextManager[None]]
 
 
@@ -106,8 +105,9 @@ def write_block_files(
 ) -> Path:
     """Let `work` fill and finish the files of a model, and put them at `folder`.
 
-    writing: makes a context in which every file is written. Whatever it raises, nothing stays behind. StoreError where the disk refuses, and where something
-    is there that qbench has not written.
+    writing: makes a context in which every file is written. Whatever it raises, nothing stays
+    behind. StoreError where the disk refuses, and where something is there that qbench has not
+    written.
     """
     require_writable(folder)
     return written_whole(folder, lambda part: work(BlockFiles(part, writing)))

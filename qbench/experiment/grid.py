@@ -50,9 +50,10 @@ class Grid(BaseModel):
     `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
     cell may take, None for many times its estimate. latency: whether products and tokens of the
     packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
-    as the processor and its memory take. memory: what one cell may take, such as `8GB`, before its
-    model is read block by block; None for what there is. requantize: whether a model that is quantized already may
-    be quantized again. trust_remote_code: whether code that a model brings may run.
+    as the processor and its memory take. memory: bytes, or a size such as `8GB`, that the model of
+    a cell may take before it is read block by block; None for what there is. requantize: whether a
+    model that is quantized already may be quantized again. trust_remote_code: whether code that a
+    model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -76,7 +76,7 @@ def quantized_into(
     work: Callable[[BlockFiles | None], QuantizedModel],
     writing: Writing = nullcontext,
 ) -> QuantizedModel:
-    """Quantize a model, save it, and return it; each block of a paged model is saved once it is done.
+    """Quantize a model, save it, and return it; of a paged one each block is saved once it is done.
 
     work: quantizes, with the files that `quantize` is to be given. writing: makes a context in
     which results are written. Raises what `work` raises, and what `save` does.
