@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qbench.errors import StoreError
@@ -22,10 +23,11 @@ from qbench.models.tokenizer_trial import try_tokenizer
 from qbench.models.tokenizers import has_vocabulary
 
 
-def read_skeleton(folder: Path, tensors: int) -> Any:
+def read_skeleton(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> Any:
     """The model with its parameters on the meta device and experts as linear layers.
 
-    tensors: how many the folder's files hold. StoreError where config.json describes no model, or
+    tensors: how many the folder's files hold. dtype: what the model is loaded in, in place of that
+    which the config states. StoreError where config.json describes no model, or
     one whose building takes more than `qbench.models.limits` grants.
     """
     from accelerate import init_empty_weights
@@ -47,6 +49,8 @@ def read_skeleton(folder: Path, tensors: int) -> Any:
         config = read_config(place, tensors=tensors)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        if dtype is not None:
+            config.dtype = dtype
         import_model_class(config)
         return built(place, skeleton, tensors)
     except StoreError:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
+from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.comparison.cell_lint import Evaluated, lint_cell
 from qbench.contracts import Scheme, verb_of
@@ -31,6 +32,7 @@ from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
@@ -38,9 +40,10 @@ from qbench.files.claims import claimed_in_time
 from qbench.inspection.report import inspect
 from qbench.isolation import Tell
 from qbench.models.loading import load_config
-from qbench.models.source import ModelSource, local_folder
+from qbench.models.paging import is_paged, on_device
+from qbench.models.source import ModelSource, find_model, local_folder
 from qbench.models.tokenizers import check_fit
-from qbench.quantization import QuantizedModel, load, quantize, read_model
+from qbench.quantization import QuantizedModel, quantize
 from qbench.records import Cell, Score, TaskSpec
 from qbench.registry import declared, get_method, parameters
 from qbench.tasks.contract import Context, Task, Unquantized
@@ -58,7 +61,7 @@ class Job:
     by its name in the cell. batch_size: items at a time, for tasks without one of their own.
     plugins: the files that this cell needs. threads: of the processor, which other cells share.
     folder: of the run. place: the working directory. overlaps: by task's own name, what the
-    calibration text holds of it.
+    calibration text holds of it. memory: bytes that the cell may take, None for what there is.
     """
 
     cell: Cell
@@ -73,6 +76,7 @@ class Job:
     folder: Path
     place: Path
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory: int | None = None
 
 
 def work(tell: Tell, job: Job) -> None:
@@ -105,7 +109,7 @@ class _Work:
     """One cell at work.
 
     facts: fields of its record, as they become known. tokens: which tokens calibrated. saving:
-    whether results are being written.
+    whether results are being written. paged: whether a model was read block by block.
     """
 
     tell: Tell
@@ -113,6 +117,7 @@ class _Work:
     facts: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
     saving: bool = False
+    paged: bool = False
     told: float = 0.0
 
     def do(self) -> None:
@@ -123,6 +128,11 @@ class _Work:
         self.facts["parameters"] = parameters(method)
         self.source: Source = open_source(self.job.data)
         self.tasks = {name: get_task(typed) for name, typed in self.job.task_names.items()}
+        self.memory = Memory(self.job.memory, self.job.folder)
+        with self.memory.at_work():
+            self._work()
+
+    def _work(self) -> None:
         quantized = self._quantized()
         started = time.perf_counter()
         scores = self._evaluate(quantized.model, quantized.tokenizer)
@@ -134,7 +144,7 @@ class _Work:
         cell = self.job.cell
         if cell.scheme is None:
             with self._phase("load"):
-                model = read_model(self.job.model, cell.dtype, self.job.device)
+                model = self._read(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             own = local_folder(self.job.model)
@@ -147,7 +157,7 @@ class _Work:
             if quantized is None:
                 self._quantize(cell.scheme, folder)
                 with self._phase("read back"):
-                    quantized = load(folder, cell.dtype, False, self.job.device)
+                    quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
         self.facts["bits_per_weight"] = quantized.bits_per_weight
         self.facts["bytes_on_disk"] = bytes_on_disk(folder)
@@ -158,6 +168,14 @@ class _Work:
         if "calibration" in quantized.manifest:
             self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
         return quantized
+
+    def _read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
+        """A model, paged where it is too large, which is said once."""
+        model = self.memory.read(source, dtype, device)
+        if is_paged(model.model) and not self.paged:
+            self.paged = True
+            self.tell({"note": f"{self.job.cell.model} does not fit, and is read block by block"})
+        return model
 
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
         """Note which layers of a model that is said to be quantized are."""
@@ -175,7 +193,7 @@ class _Work:
             return None
         try:
             check_artifact(folder, self.job.cell)
-            return load(folder, self.job.cell.dtype, False, self.job.device)
+            return self._read(find_model(str(folder)), self.job.cell.dtype, self.job.device)
         except StoreError as error:
             self.tell({"note": f"{reason_of(error)}; this model is quantized again"})
         remove(folder)
@@ -192,7 +210,7 @@ class _Work:
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
         with self._phase("load"):
-            original = read_model(self.job.model, dtype)
+            original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None and verb_of(method) != "quantize_weight":
@@ -201,24 +219,28 @@ class _Work:
                 tokens = self._calibration_tokens(tokenizer)
         reset_peak_memory(device)
         started = time.perf_counter()
-        with self._phase("quantize"):
-            quantized = quantize(
-                model,
-                method,
-                scheme,
-                tokens,
-                tokenizer=tokenizer,
-                device=device,
-                dtype=cell.calibration.dtype if cell.calibration else "float32",
-                progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
-            )
-        seconds = time.perf_counter() - started
-        quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
-        quantized.manifest["artifact"] = cell.artifact
-        if not Path(cell.model).is_dir():
-            quantized.manifest["model"] = cell.model
-        with self._saving(), self._phase("save"):
-            quantized.save(folder)
+
+        def quantized(files: BlockFiles | None) -> QuantizedModel:
+            with self._phase("quantize"):
+                made = quantize(
+                    model,
+                    method,
+                    scheme,
+                    tokens,
+                    tokenizer=tokenizer,
+                    device=device,
+                    dtype=cell.calibration.dtype if cell.calibration else "float32",
+                    progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
+                    files=files,
+                )
+            seconds = time.perf_counter() - started
+            made.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
+            made.manifest["artifact"] = cell.artifact
+            if not Path(cell.model).is_dir():
+                made.manifest["model"] = cell.model
+            return made
+
+        quantized_into(folder, model, quantized, self._saving)
 
     def _calibration_tokens(self, tokenizer: Any) -> Tensor:
         """(samples, length) int64, mapped from the file that cells share; made where it is not."""
@@ -242,7 +264,7 @@ class _Work:
         """
         cell = self.job.cell
         check_fit(model, tokenizer, f"model {cell.model!r}")
-        model.to(self.job.device)
+        on_device(model, self.job.device)
         torch.manual_seed(cell.seed)
         context = Context(model, tokenizer, self.source)
         context.unquantized = Unquantized(
@@ -307,8 +329,8 @@ class _Work:
         """The model before quantization: the one under test where it is not quantized."""
         if self.job.cell.method == "none":
             return model, tokenizer
-        original = read_model(self.job.model, self.job.cell.dtype)
-        return original.model.to(self.job.device), original.tokenizer
+        original = self._read(self.job.model, self.job.cell.dtype, self.job.device)
+        return on_device(original.model, self.job.device), original.tokenizer
 
     def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
         """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
@@ -345,7 +367,8 @@ class _Work:
     def _saving(self) -> Iterator[None]:
         """Where an error means that results can no longer be written."""
         self.saving = True
-        yield
+        with self._phase("save"):
+            yield
         self.saving = False
 
     @contextmanager

@@ -326,6 +326,7 @@ class _Run:
             folder=self.store.folder.resolve(),
             place=Path.cwd(),
             overlaps=self.overlaps,
+            memory=plan.grid.memory,
         )
 
 

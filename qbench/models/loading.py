@@ -232,7 +232,7 @@ def _entries(source: ModelSource) -> Mapping[str, Entry]:
     if not source.local or not any(folder.glob("*.safetensors")):
         return {}
     require_ordinary_files(folder)
-    entries = Shards(folder).entries
+    entries = Shards(folder, mapped=False).entries
     refuse_implausible(read_json(_config_of(source)), entries, _config_of(source))
     return entries
 
