@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands import check, cleaning, compare, data, folders, layers, machine, regress
+from qbench.commands import check, cleaning, compare, data, folders, layers, machine, push, regress
 from qbench.commands.options import (
     Data,
     Device,
@@ -55,6 +55,7 @@ app.add_typer(cleaning.app)
 app.add_typer(compare.app)
 app.add_typer(regress.app)
 app.add_typer(layers.app)
+app.add_typer(push.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
 DRY = "Show the cells with estimated time and memory, and stop."

@@ -38,6 +38,7 @@ from qbench.files.claims import claimed_in_time
 from qbench.inspection.report import inspect
 from qbench.isolation import Tell
 from qbench.models.loading import load_config
+from qbench.models.provenance import provenance
 from qbench.models.source import ModelSource, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, load, quantize, read_model
@@ -211,6 +212,7 @@ class _Work:
         quantized.manifest["artifact"] = cell.artifact
         if not Path(cell.model).is_dir():
             quantized.manifest["model"] = cell.model
+        quantized.manifest |= provenance(self.job.model)
         with self._saving():
             quantized.save(folder)
 

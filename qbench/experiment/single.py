@@ -17,6 +17,7 @@ from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
 from qbench.experiment.plugins import load_plugins
 from qbench.files.shards import require_writable
+from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import quantize, read_model, refuse_quantized
@@ -61,7 +62,8 @@ def quantize_model(
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
-    source = read_model(find_model(model, trust_remote_code), "float32")
+    place = find_model(model, trust_remote_code)
+    source = read_model(place, "float32")
     if not requantize:
         refuse_quantized(source, model)
     unquantized, tokenizer = source.model, source.tokenizer
@@ -86,6 +88,7 @@ def quantize_model(
     )
     if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
         quantized.manifest["model"] = model
+    quantized.manifest |= provenance(place)
     quantized.save(output)
     return quantized.bits_per_weight
 
