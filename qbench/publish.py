@@ -88,7 +88,7 @@ def upload(plan: Upload, private: bool = False, api: Any = None) -> str:
     except Exception as error:  # of the hub, of the network, and of what lies between
         raise ConfigError(
             f"{plan.repository} cannot be written: {type(error).__name__}: {error}; "
-            "`hf auth login` gives a token that may, and `qbench doctor` says whether the hub answers"
+            "`hf auth login` gives a token that may, `qbench doctor` says whether the hub answers"
         ) from error
     return str(address)
 

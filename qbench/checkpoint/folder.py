@@ -200,7 +200,8 @@ def add_scores(
 ) -> None:
     """Write the model card again, with the scores of a record.
 
-    benchmarks: the published data sets of its tasks, by their names in the record. StoreError where the folder is damaged or read-only.
+    benchmarks: the published data sets of its tasks, by their names in the record. StoreError where
+    the folder is damaged or read-only.
     """
     config = read_json(folder / "config.json")
     modules = read_layout(config, folder / "config.json").modules()
