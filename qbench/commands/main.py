@@ -26,6 +26,7 @@ from qbench.commands import (
     folders,
     layers,
     machine,
+    push,
     regress,
     status,
 )
@@ -55,6 +56,7 @@ app.add_typer(compare.app)
 app.add_typer(regress.app)
 app.add_typer(status.app)
 app.add_typer(layers.app)
+app.add_typer(push.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

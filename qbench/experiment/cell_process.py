@@ -41,6 +41,7 @@ from qbench.inspection.report import inspect
 from qbench.isolation import Tell
 from qbench.models.loading import load_config
 from qbench.models.paging import is_paged, on_device
+from qbench.models.provenance import provenance
 from qbench.models.source import ModelSource, find_model, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize
@@ -238,6 +239,7 @@ class _Work:
             made.manifest["artifact"] = cell.artifact
             if not Path(cell.model).is_dir():
                 made.manifest["model"] = cell.model
+            made.manifest |= provenance(self.job.model)
             return made
 
         quantized_into(folder, model, quantized, self._saving)

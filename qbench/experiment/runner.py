@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from qbench.checkpoint.folder import add_scores
 from qbench.environment import environment
 from qbench.errors import StoreError, readable
+from qbench.experiment.benchmarks import benchmarks
 from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
@@ -230,7 +231,7 @@ class _Run:
         record = self._made(cell, "ok", None, facts, tokens)
         # The card of the quantized model shows its scores; the unquantized one has no artifact.
         if cell.scheme is not None:
-            add_scores(self.store.artifact(cell), record)
+            add_scores(self.store.artifact(cell), record, benchmarks(self.plan.tasks))
         return record
 
     def _made(

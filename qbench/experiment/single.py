@@ -20,6 +20,7 @@ from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.files.shards import require_writable
 from qbench.models.paging import on_device, round_parameters
+from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize, refuse_quantized
@@ -66,8 +67,9 @@ def quantize_model(
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
+    place = find_model(model, trust_remote_code)
     allowed = Memory(memory, output.absolute().parent)
-    source = allowed.read(find_model(model, trust_remote_code), "float32")
+    source = allowed.read(place, "float32")
     if not requantize:
         refuse_quantized(source, model)
     unquantized, tokenizer = source.model, source.tokenizer
@@ -93,6 +95,7 @@ def quantize_model(
         )
         if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
             quantized.manifest["model"] = model
+        quantized.manifest |= provenance(place)
         return quantized
 
     with allowed.at_work():
