@@ -167,6 +167,11 @@ def quantize(
     """
     if isinstance(method, str):
         method = get_method(method)
+    if verb_of(method) == "worker_settings":
+        raise ConfigError(
+            f"method {method.name!r} runs in its package's own environment; "
+            "`qbench run --methods` starts it there"
+        )
     if isinstance(model, str):
         source = read_model(find_model(model), "float32")
         refuse_quantized(source, model)
@@ -199,7 +204,7 @@ def quantize(
             settings["window"] = getattr(method, "window", 1)  # of `Reconstruction`
             walk = partial(walk_blocks, model, tokens, **settings)
             log = _by_block(walk, method, scheme, weights)
-    manifest |= _facts(method, scheme)
+    manifest |= facts_of(method, scheme)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 
@@ -248,7 +253,7 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
         require_computable(weight, name)
 
 
-def _facts(method: Any, scheme: Scheme) -> dict[str, Any]:
+def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
     """What `quantization_config` says of a method and a scheme; JSON-able."""
     return {
         "method": method.name,

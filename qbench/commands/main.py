@@ -23,6 +23,7 @@ from qbench.commands import (
     compare,
     config,
     data,
+    environments,
     folders,
     layers,
     machine,
@@ -60,6 +61,7 @@ app.add_typer(push.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(environments.app, name="env")
 DRY = "Show the cells with estimated time and memory, and stop."
 
 

@@ -26,12 +26,13 @@ from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.comparison.cell_lint import Evaluated, lint_cell
-from qbench.contracts import Scheme, verb_of
+from qbench.contracts import Scheme, calibrates
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.foreign_cell import quantize_elsewhere
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
@@ -160,8 +161,14 @@ class _Work:
                 with self._phase("read back"):
                     quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
-        self.facts["bits_per_weight"] = quantized.bits_per_weight
-        self.facts["bytes_on_disk"] = bytes_on_disk(folder)
+        written = quantized.manifest.get("written")  # another package's own files
+        if written is None:
+            self.facts["bits_per_weight"] = quantized.bits_per_weight
+            self.facts["bytes_on_disk"] = bytes_on_disk(folder)
+        else:
+            self.facts["bits_per_weight"] = written["bits_per_weight"]
+            self.facts["bytes_on_disk"] = written["bytes"]
+            self.tokens["external"] = written
         self.facts["quantize_seconds"] = costs["seconds"]
         self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
         self.facts["log"] = quantized.log
@@ -183,6 +190,9 @@ class _Work:
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = _published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
+            written = quantized.manifest.get("written")
+            if written is not None:
+                facts["bytes"] = written["bytes"]
             self.facts["coverage"] = facts
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:
@@ -214,10 +224,14 @@ class _Work:
             original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
-        if cell.calibration is not None and verb_of(method) != "quantize_weight":
+        if cell.calibration is not None and calibrates(method):
             check_fit(model, tokenizer, f"model {cell.model!r}")
             with self._phase("calibration tokens"):
                 tokens = self._calibration_tokens(tokenizer)
+        if declared(cell.method).external:
+            del original, model
+            self._quantize_elsewhere(method, scheme, tokens, folder)
+            return
         reset_peak_memory(device)
         started = time.perf_counter()
 
@@ -236,13 +250,41 @@ class _Work:
                 )
             seconds = time.perf_counter() - started
             made.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
-            made.manifest["artifact"] = cell.artifact
-            if not Path(cell.model).is_dir():
-                made.manifest["model"] = cell.model
-            made.manifest |= provenance(self.job.model)
+            made.manifest |= self._origin
             return made
 
         quantized_into(folder, model, quantized, self._saving)
+
+    def _quantize_elsewhere(
+        self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
+    ) -> None:
+        """Let another package quantize the model, and save what it wrote as the artifact."""
+        share = self.job.estimate.quantize_share
+        at_work = self._span(0.0, share, f"in the environment of {method.package.name}")
+        with self._phase("quantize"):
+            quantized = quantize_elsewhere(
+                method,
+                self.job.cell.method,
+                scheme,
+                self.job.model,
+                tokens,
+                self.job.folder,
+                device=self.job.device,
+                threads=self.job.threads,
+                waiting=lambda: at_work(0.5, ""),
+            )
+        quantized.manifest |= self._origin
+        with self._saving():
+            quantized.save(folder)
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        """What the manifest of this cell's artifact says of the model that it was made of."""
+        cell = self.job.cell
+        origin = {"artifact": cell.artifact} | provenance(self.job.model)
+        if not Path(cell.model).is_dir():
+            origin["model"] = cell.model
+        return origin
 
     def _calibration_tokens(self, tokenizer: Any) -> Tensor:
         """(samples, length) int64, mapped from the file that cells share; made where it is not."""

@@ -36,6 +36,8 @@ SLOW_WRITING = 4  # a token that is written costs as much as four that are read:
 TASK_SECONDS = 2  # of a task, whatever it asks
 LATENCY_SECONDS = 15  # of a format that is new to the run: products, and the whole model
 CELL_SECONDS = 3  # of loading, saving and loading again
+WORKER_SECONDS = 60  # of another package, to be imported, load and save
+WORKER_PASSES = 20  # over the calibration text, of one that calibrates
 
 
 @dataclass(frozen=True)
@@ -167,18 +169,21 @@ def _quantize_seconds(cell: Cell, rates: Rates) -> float:
     """Of the method, and of the walk that brings it its inputs."""
     weights = rates.block_weights
     other = rates.overheads
-    if cell.calibration is None:
-        return weights * other.search
-    tokens = cell.calibration.samples * cell.calibration.length
+    sample = cell.calibration
+    tokens = 0 if sample is None else sample.samples * sample.length
     forward = FORWARD * weights * tokens
     method = get_method(cell.method, **cell.params)
+    if verb_of(method) == "worker_settings":
+        return WORKER_SECONDS + weights * other.rounding + WORKER_PASSES * forward / rates.walk
+    if sample is None:
+        return weights * other.search
     if verb_of(method) == "quantize_linear":
         return forward * (1 + other.hessians) / rates.walk + weights * other.rounding
     # Targets, and the quantized stream.
     seconds = 2 * forward / rates.training + weights * other.start
     if trains(method):
         trained = method.training_tokens(tokens)
-        steps = trained / (method.batch_size * cell.calibration.length)
+        steps = trained / (method.batch_size * sample.length)
         seconds += TRAINING * weights * trained / rates.training + weights * steps * other.step
         seconds += other.compiling
     return seconds
@@ -188,12 +193,14 @@ def _quantize_bytes(cell: Cell, rates: Rates) -> int:
     """At the peak: the model in float32 on a CPU, of which a GPU holds one block at a time."""
     block = rates.block_weights // max(1, rates.blocks)
     peak = 4 * (rates.parameters if rates.device == "cpu" else block) + RESERVE
+    method = get_method(cell.method, **cell.params)
+    if verb_of(method) == "worker_settings":
+        return 2 * peak  # as it is and quantized, in another process
     if cell.calibration is None:
         return peak
     itemsize = 4 if rates.device == "cpu" else rates.itemsize
     tokens = cell.calibration.samples * cell.calibration.length
     streams = itemsize * tokens * (2 * rates.hidden + rates.widest)
-    method = get_method(cell.method, **cell.params)
     if verb_of(method) == "quantize_linear":
         return peak + streams
     # Inputs of both streams, and targets; batch by batch they are as wide as a layer.

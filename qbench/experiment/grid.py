@@ -232,10 +232,14 @@ class Grid(BaseModel):
         return samples
 
     def schemes(self, method: str) -> list[Scheme | None]:
-        """The schemes that a method is asked for; the unquantized model has the only one, None."""
+        """The schemes that a method is asked for; the unquantized model has the only one, None.
+
+        Where a method's format fixes the group size, it is that one, whatever is asked.
+        """
         if method == "none":
             return [None]
-        return [Scheme(bits, self.group, self.symmetric) for bits in sorted(set(self.bits))]
+        group = declared(method).group or self.group
+        return [Scheme(bits, group, self.symmetric) for bits in sorted(set(self.bits))]
 
     def check_schemes(self, methods: Sequence[str]) -> None:
         """ConfigError where none of these methods supports any of the bits that are asked for.

@@ -21,6 +21,7 @@ from qbench.experiment.estimate import (
     estimate,
     measure_rates,
 )
+from qbench.experiment.foreign_cell import require_environment
 from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
@@ -189,4 +190,7 @@ def _priced(cell: Cell, skeleton: Any, rates: Rates, costs: Mapping[str, Cost]) 
         method = get_method(cell.method, **cell.params)
         check_scheme(method, cell.scheme)
         check_layers(skeleton, method, cell.scheme)
+        if declared(cell.method).external:
+            method.worker_settings(cell.scheme)  # refuses what its package does not offer
+            require_environment(cell.method)
     return estimate(cell, rates, costs)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
-from qbench.contracts import Scheme, verb_of
+from qbench.contracts import Scheme, calibrates
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
@@ -76,7 +76,7 @@ def quantize_model(
     if dtype != "auto":
         round_parameters(unquantized, torch_dtype(pick_dtype(dtype, machine)))
     tokens = None
-    if verb_of(quantizer) != "quantize_weight":
+    if calibrates(quantizer):
         texts = open_source(data).text(CALIBRATION)
         check_fit(unquantized, tokenizer, model)
         tokens = calibration_windows(texts, tokenizer, *calibration)
