@@ -13,7 +13,8 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import RotatedBinary
 from qbench.formats.rotated_binary import rotated
-from qbench.kernels.contract import Description, Kernel
+from qbench.kernels import dequantized
+from qbench.kernels.contract import Description, Kernel, Request
 from qbench.kernels.description import request_of
 from qbench.kernels.layouts import Layouts
 from qbench.kernels.registry import choose
@@ -42,6 +43,12 @@ def _coding(description: Description) -> Description:
     }
 
 
+def _refuses(request: Request) -> str | None:
+    if choose(request._replace(format="binary")) is dequantized.KERNEL:
+        return "no kernel but the plain product serves its binary coding"
+    return None
+
+
 def _signs_of(weight: WeightFormat) -> Tensor:
     if not isinstance(weight, RotatedBinary):
         raise ConfigError(f"a weight of the format {weight.format!r} is not rotated")
@@ -57,6 +64,7 @@ KERNEL = Kernel(
     automatic=True,
     error=2e-5,  # that of the kernels for binary weights, 1e-5, and of the transform
     roundings=2.0,  # of the rotated x, and of the result
+    refuses=_refuses,
     describe=lambda: "x is rotated, and then multiplied by the kernel for binary weights",
     timed=False,  # `qbench latency` times formats that are not rotated
 )

@@ -10,6 +10,8 @@ from qbench import Scheme
 from qbench.contracts import LinearStats
 from qbench.formats import RotatedBinary
 from qbench.formats.rotated_binary import rotated
+from qbench.kernels import dispatch
+from qbench.kernels.cpu import library
 from qbench.methods.rotation import input_signs, rotated_stats
 from samples import normal, token_ids
 
@@ -90,6 +92,10 @@ def test_a_rotated_model_is_saved_loaded_and_computes_packed(tiny, tmp_path, met
     loaded = qbench.load(tmp_path / "model")
     assert loaded.bits_per_weight == made.bits_per_weight
     expected = made.model(tokens).logits
+    if library.unavailable() is None:
+        dispatch.served(clear=True)
+        loaded.model(tokens)
+        assert dispatch.served() == {"rotated": 14}
     torch.testing.assert_close(loaded.model(tokens).logits, expected, rtol=1e-3, atol=1e-3)
     dense = qbench.load(tmp_path / "model", packed=False)
     torch.testing.assert_close(dense.model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
