@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -33,7 +33,7 @@ from qbench.commands import (
 )
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, err, out
-from qbench.commands.planned import downloads, place, protocol, show_plan
+from qbench.commands.planned import accuracy, downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
+    from qbench.experiment.runner import View
     from qbench.experiment.store import Store
     from qbench.records import Record
 
@@ -149,7 +150,9 @@ def run_grid(
 def run_plan(plan: Plan, store: Store) -> list[Record]:
     """Run the cells that are not done, under a live view; the records of all cells of the plan."""
     from qbench.commands.progress import LiveView
+    from qbench.experiment.plan import expected_seconds
     from qbench.experiment.runner import run as run_cells
+    from qbench.experiment.timings import Clock, learn_from
 
     records, complaints = store.read_records()
     _print_warnings(complaints)
@@ -164,7 +167,7 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
             seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
         if cell.id not in timed | skipped:
             latencies[cell.id] = plan.estimates[cell.id].latency
-    total = sum(seconds.values()) + sum(latencies.values())
+    total = expected_seconds(plan, done) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
@@ -177,7 +180,12 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
-        return run_cells(plan, store, view)
+        clock = Clock(view)
+        records = run_cells(plan, store, cast("View", clock))
+    longer = learn_from(plan, records, clock)
+    if longer:
+        out.print(accuracy(clock.seconds, total, longer), markup=False, soft_wrap=True)
+    return records
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")
