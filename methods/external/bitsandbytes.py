@@ -31,7 +31,7 @@ class NF4(External):
     bits: ClassVar[tuple[int, int]] = (4, 4)
     symmetric: ClassVar[bool] = False
     package: ClassVar[Package] = PACKAGE
-    groups: ClassVar[tuple[int, ...]] = (64,)  # transformers passes no other block size on
+    groups: ClassVar[tuple[int | None, ...]] = (64,)  # transformers passes no other block size on
 
     double_quantization: bool = True
 
@@ -48,6 +48,6 @@ class FP4(External):
     bits: ClassVar[tuple[int, int]] = (4, 4)
     symmetric: ClassVar[bool] = False
     package: ClassVar[Package] = PACKAGE
-    groups: ClassVar[tuple[int, ...]] = (64,)  # transformers passes no other block size on
+    groups: ClassVar[tuple[int | None, ...]] = (64,)  # transformers passes no other block size on
 
     double_quantization: bool = True

@@ -29,4 +29,4 @@ class HQQ(External):
     bits: ClassVar[tuple[int, int]] = (2, 4)
     symmetric: ClassVar[bool] = False
     package: ClassVar[Package] = PACKAGE
-    groups: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128, 256)
+    groups: ClassVar[tuple[int | None, ...]] = (8, 16, 32, 64, 128, 256)

@@ -32,7 +32,7 @@ from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
-from qbench.experiment.foreign_cell import quantize_elsewhere
+from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
@@ -190,10 +190,7 @@ class _Work:
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = _published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
-            written = quantized.manifest.get("written")
-            if written is not None:
-                facts["bytes"] = written["bytes"]
-            self.facts["coverage"] = facts
+            self.facts["coverage"] = as_written(facts, quantized)
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.
@@ -215,7 +212,8 @@ class _Work:
         cell = self.job.cell
         device = self.job.device
         method = get_method(cell.method, **cell.params)
-        if not declared(cell.method).module.startswith("qbench.methods"):
+        declaration = declared(cell.method)
+        if not (declaration.external or declaration.module.startswith("qbench.methods")):
             from qbench.checks.watch import watched  # takes long to import
 
             method = watched(method)  # our own are checked by the tests
@@ -228,7 +226,7 @@ class _Work:
             check_fit(model, tokenizer, f"model {cell.model!r}")
             with self._phase("calibration tokens"):
                 tokens = self._calibration_tokens(tokenizer)
-        if declared(cell.method).external:
+        if declaration.external:
             del original, model
             self._quantize_elsewhere(method, scheme, tokens, folder)
             return

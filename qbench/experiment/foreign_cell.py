@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from qbench.checkpoint.folder import unquantized_tensors
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, MethodError, ModelError
+from qbench.exchange.gguf_model import export_model_gguf
 from qbench.experiment.foreign_results import read_result
 from qbench.external.contract import External, Package
 from qbench.external.environments import State, state
@@ -55,20 +57,16 @@ def quantize_elsewhere(
     """
     package = _package(name)
     present = _installed(package)
-    folder = local_folder(source)
-    if folder is None:
-        raise ModelError(
-            f"{package.name} reads a folder with config.json and safetensors, and model "
-            f"{source.name!r} is none; give such a folder"
-        )
     settings = method.worker_settings(scheme)
     with tempfile.TemporaryDirectory(dir=place, prefix=f".{SCRATCH}-") as scratch:
+        handed = Path(scratch) / SCRATCH
+        handed.mkdir()
         written = work(
             package,
             settings,
-            folder,
+            _given(method, source, handed),
             tokens,
-            Path(scratch) / SCRATCH,
+            handed,
             device=device,
             threads=threads,
             waiting=waiting,
@@ -87,6 +85,38 @@ def quantize_elsewhere(
         manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
     quantized.manifest = manifest
     return quantized
+
+
+def as_written(coverage: dict[str, Any], quantized: QuantizedModel) -> dict[str, Any]:
+    """The coverage of a quantized model, of another package's by what its own files hold.
+
+    Weights that are read dequantized have the bits that the codes in these files take.
+    """
+    written = quantized.manifest.get("written")
+    if written is None:
+        return coverage
+    facts = coverage | {"bytes": written["bytes"]}
+    codes = written["bits_per_weight"].get("codes")
+    if codes is not None and written["read"] in ("dequantized", "gguf"):
+        facts["bits"] = {f"{round(codes, 2):g}": len(quantized.weights)}
+    return facts
+
+
+def _given(method: External, source: ModelSource, place: Path) -> Path:
+    """What the worker reads as the model: its folder, or a GGUF file that is made of it here."""
+    if method.reads == "gguf":
+        original = read_model(source, "float32")
+        tensors = unquantized_tensors(original.model, {})
+        path = place / "model.gguf"
+        config = original.model.config
+        return export_model_gguf(config, original.tokenizer, {}, tensors.items(), path)
+    folder = local_folder(source)
+    if folder is None:
+        raise ModelError(
+            f"{method.package.name} reads a folder with config.json and safetensors, and model "
+            f"{source.name!r} is none; give such a folder"
+        )
+    return folder
 
 
 def _package(method: str) -> Package:

@@ -234,12 +234,18 @@ class Grid(BaseModel):
     def schemes(self, method: str) -> list[Scheme | None]:
         """The schemes that a method is asked for; the unquantized model has the only one, None.
 
-        Where a method's format fixes the group size, it is that one, whatever is asked.
+        A method whose format fixes the group size has that one, and no cell for other bits than its
+        own where its own are asked.
         """
         if method == "none":
             return [None]
-        group = declared(method).group or self.group
-        return [Scheme(bits, group, self.symmetric) for bits in sorted(set(self.bits))]
+        declaration = declared(method)
+        bits = sorted(set(self.bits))
+        if declaration.group is not None:
+            low, high = declaration.bits
+            bits = [number for number in bits if low <= number <= high] or bits
+        group = declaration.group or self.group
+        return [Scheme(number, group, self.symmetric) for number in bits]
 
     def check_schemes(self, methods: Sequence[str]) -> None:
         """ConfigError where none of these methods supports any of the bits that are asked for.

@@ -25,11 +25,8 @@ from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.protocols import protocol_of, require_versions
-<<<<<<< HEAD
 from qbench.experiment.selection import select
-=======
 from qbench.experiment.timings import Timings, corrected, kind_of, makespan
->>>>>>> bench4
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
 from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
@@ -251,10 +248,6 @@ def _require_fit(cell: Cell, skeleton: Any) -> None:
         method = get_method(cell.method, **cell.params)
         check_scheme(method, cell.scheme)
         check_layers(skeleton, method, cell.scheme)
-<<<<<<< HEAD
         if declared(cell.method).external:
             method.worker_settings(cell.scheme)  # refuses what its package does not offer
             require_environment(cell.method)
-    return estimate(cell, rates, costs)
-=======
->>>>>>> bench4

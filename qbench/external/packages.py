@@ -43,7 +43,7 @@ def get_package(name: str) -> Package:
 
 def requirements(package: Package) -> Path:
     """The file with what is installed for a package; ConfigError where nothing can be."""
-    path = _folder() / f"{package.name}.txt"
+    path = _folder(package) / f"{package.name}.txt"
     if not path.is_file():
         raise ConfigError(f"package {package.name!r} has no environment: {package.unavailable}")
     return path
@@ -53,7 +53,7 @@ def worker(package: Package) -> Path:
     """The script that its environment runs; ConfigError where it has none."""
     if package.worker is None:
         raise ConfigError(f"package {package.name!r} cannot be run: {package.unavailable}")
-    return _folder() / "workers" / package.worker
+    return _folder(package) / "workers" / package.worker
 
 
 def sources(package: Package) -> list[Path]:
@@ -61,7 +61,12 @@ def sources(package: Package) -> list[Path]:
     if package.worker is None:
         return []
     script = worker(package)
-    return [script, script.with_name("worker_files.py"), requirements(package)]
+    return [script, protocol(), requirements(package)]
+
+
+def protocol() -> Path:
+    """The module with what every worker is handed and hands back."""
+    return _own() / "workers" / "worker_files.py"
 
 
 def requirements_hash(package: Package) -> str:
@@ -69,6 +74,10 @@ def requirements_hash(package: Package) -> str:
     return hashlib.sha256(requirements(package).read_bytes()).hexdigest()[:12]
 
 
-def _folder() -> Path:
+def _folder(package: Package) -> Path:
+    return _own() if package.folder is None else package.folder
+
+
+def _own() -> Path:
     room = importlib.import_module(ROOM)
     return Path(str(room.__file__)).parent

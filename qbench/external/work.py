@@ -20,7 +20,7 @@ from torch import Tensor
 from qbench.errors import MethodError, readable
 from qbench.external.contract import Order, Package
 from qbench.external.environments import clean_variables, python_of
-from qbench.external.packages import worker
+from qbench.external.packages import protocol, worker
 
 POLL = 0.2  # seconds between two looks at a worker
 FOLDER, FILE = "checkpoint", "checkpoint.gguf"  # one of which it writes
@@ -75,7 +75,7 @@ def work(
     MethodError with its last words where it fails, ends early, or leaves nothing or something else.
     """
     output = place / "output"
-    output.mkdir(parents=True)
+    output.mkdir()
     path = None
     if tokens is not None:
         path = place / "tokens.npy"
@@ -149,6 +149,7 @@ def _variables(place: Path, threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(protocol().parent),  # alone: nothing of ours but the protocol
         "TMPDIR": str(place),
     }
 

@@ -1,8 +1,8 @@
 """Where the bits of a model are, measured from the headers of its files alone.
 
 No tensor's data are read, so that a folder of any size takes a second. A reader per kind of file
-gives the pieces of every tensor: `own.py` (qbench's folders), `gptq.py`, `awq.py`,
-`compressed_tensors.py`, `bitsandbytes.py`, `hqq.py`, `gguf_header.py`; what is not quantized is read here.
+gives the pieces of every tensor: `own.py` (qbench's folders), `gguf_header.py`, and a module for
+each of READERS; what is not quantized is read here.
 """
 
 from __future__ import annotations

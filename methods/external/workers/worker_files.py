@@ -1,8 +1,8 @@
 """What a worker is handed, and what it hands back: files, so that nothing of ours is imported.
 
 A worker is started as `python SCRIPT ORDER` with the Python of its package's environment. ORDER is
-a JSON file: `model` (a folder), `tokens` (a file of numpy, (samples, length) int64, or null),
-`output` (an empty folder), `settings`, `device`, `threads`. It leaves in the output folder
+a JSON file: `model` (a folder, or a GGUF file), `tokens` (a file of numpy, (samples, length) int64,
+or null), `output` (an empty folder), `settings`, `device`, `threads`. It leaves in that folder
 
     checkpoint/ or checkpoint.gguf  what the package writes for its users
     dequantized.safetensors         optional: LAYER.weight (out, in) as the package dequantizes it
@@ -24,14 +24,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
+if TYPE_CHECKING:  # not every environment has it
+    import torch
 
 
 @dataclass
@@ -42,7 +41,8 @@ class Work:
     output: Path
     settings: dict[str, Any]
     device: str
-    tokens: torch.Tensor | None
+    threads: int
+    tokens: torch.Tensor | None = None
     seconds: float = 0.0
     peak_bytes: int = 0
     used: dict[str, Any] = field(default_factory=dict)
@@ -83,11 +83,12 @@ class Work:
 def run(quantize: Callable[[Work], None]) -> None:
     """What every worker does: read the order, quantize, and say what it took."""
     order = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(order["threads"])
-    tokens = None
+    output = Path(order["output"])
+    work = Work(order["model"], output, order["settings"], order["device"], order["threads"])
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(work.threads)
     if order["tokens"] is not None:
-        tokens = torch.from_numpy(np.load(order["tokens"]))
-    work = Work(order["model"], Path(order["output"]), order["settings"], order["device"], tokens)
+        work.tokens = _load(order["tokens"])
     quantize(work)
     result = {"seconds": work.seconds, "peak_bytes": work.peak_bytes, "settings": work.used}
     part = work.output / "result.part"
@@ -97,13 +98,24 @@ def run(quantize: Callable[[Work], None]) -> None:
 
 def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
     """The linear layers inside the decoder's blocks: those with a number in their name."""
+    import torch
+
     for name, module in model.named_modules():
         numbered = any(word.isdecimal() for word in name.split("."))
         if isinstance(module, torch.nn.Linear) and numbered:
             yield name, module
 
 
+def _load(path: str) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.load(path))
+
+
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(owned, str(path))
 
@@ -111,18 +123,20 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 def _reset_peak(device: str) -> None:
     """Begin to measure as `qbench.environment.reset_peak_memory` does."""
     if device != "cpu":
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
         return
     gc.collect()
-    try:
+    with suppress(OSError, AttributeError):  # elsewhere the peak is that of the whole process
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        pass  # another system: the peak is that of the whole process
 
 
 def _peak(device: str) -> int:
     if device != "cpu":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     import resource
 
