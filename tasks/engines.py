@@ -30,13 +30,15 @@ MAX_LENGTH = 2048  # of an endpoint that does not say, where the config does not
 class Engine:
     """What serves the model of a folder.
 
-    through: `vllm`, or the address of an endpoint. config: of the model, by transformers. dtype: in
-    which vLLM computes; an endpoint has its own.
+    through: `vllm`, or the address of an endpoint. config, tokenizer: of the model, by
+    transformers. dtype: in which vLLM computes; an endpoint has its own. lm: lm-eval's model of it,
+    once it has been asked.
     """
 
     folder: Path
     through: str
     config: Any
+    tokenizer: Any
     dtype: str
     lm: Any = field(default=None, repr=False)
 
@@ -48,9 +50,12 @@ class Engine:
         The engine is started when it is first asked. ConfigError where it cannot be, or does not
         answer.
         """
+        from qbench.tasks.lm import quiet
+
         if self.lm is None:
             start = _vllm if self.through == VLLM else _endpoint
-            self.lm = start(self)
+            with quiet():
+                self.lm = start(self)
         self.lm.tokenizer = begun(context.tokenizer, self.config.model_type, bos)
         self.lm.turn_to(context, name, chat_template)
         return self.lm
@@ -70,7 +75,10 @@ class Engine:
                     f"{len(tokens)}; set its length to {lm.longest} or less"
                 )
             requests.append((("", ""), tokens[:1], tokens[1:]))
-        return [float(log) for log, _greedy in lm.answer(requests)]
+        from qbench.tasks.lm import quiet
+
+        with quiet():
+            return [float(log) for log, _greedy in lm.answer(requests)]
 
 
 def check_engine(through: str) -> None:
