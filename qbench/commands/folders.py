@@ -178,7 +178,9 @@ def evaluate(
     if parity and through is None:
         raise ConfigError("--parity compares with an engine; give --through vllm or an address")
     if unquantized is not None and through is not None:
-        raise ConfigError("--unquantized is for divergence, which --through does not give; leave it out")
+        raise ConfigError(
+            "--unquantized is for divergence, which --through does not give; leave it out"
+        )
 
     grid = read_grid(
         None,

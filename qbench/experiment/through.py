@@ -68,9 +68,7 @@ def _engine(folder: Path, grid: Grid, through: str) -> Engine:
     return Engine(folder, through, load_config(source), load_tokenizer(source), dtype)
 
 
-def _judge_engine(
-    engine: Engine, grid: Grid, progress: Progress
-) -> Iterator[tuple[str, Outcome]]:
+def _judge_engine(engine: Engine, grid: Grid, progress: Progress) -> Iterator[tuple[str, Outcome]]:
     load_plugins(grid.plugin)
     source = open_source(grid.data)
     grid.check_owners([], calibrates=False)
