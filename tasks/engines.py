@@ -91,8 +91,8 @@ def check_engine(through: str) -> None:
             )
     elif not through.startswith(("http://", "https://")):
         raise ConfigError(
-            f"--through {through!r} is no engine; give vllm, or the address of an OpenAI-compatible "
-            "server, such as http://127.0.0.1:8000"
+            f"--through {through!r} is no engine; give vllm, or the address of an "
+            "OpenAI-compatible server, such as http://127.0.0.1:8000"
         )
 
 
@@ -163,7 +163,7 @@ def _asked(kind: type) -> type:
 
 
 def _vllm(engine: Engine) -> Any:
-    """The engine in this process. ConfigError with the reason where vLLM does not take the model."""
+    """The engine in this process. ConfigError where vLLM does not take the model."""
     from lm_eval.models.vllm_causallms import VLLM as Model
 
     try:

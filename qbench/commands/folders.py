@@ -27,13 +27,12 @@ from qbench.commands.options import (
     err,
     out,
 )
-
 from qbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from qbench.comparison.parity import Parity
-    from qbench.records import Score
     from qbench.inspection.report import Inspection
+    from qbench.records import Score
 
 app = typer.Typer()
 
@@ -265,7 +264,7 @@ def _score_line(score: Score) -> str:
 
 
 def _parity_line(task: str, parity: Parity) -> str:
-    """`parity  arc_easy  items=64  flips=0/64  log-probabilities=256  largest=0.0003  mean=2e-05`."""
+    """Such as `parity  arc_easy  items=64  flips=0/64  log-probabilities=256  largest=0.0003`."""
     line = f"parity  {task}  items={parity.items}"
     if parity.answered:
         line += f"  flips={parity.flips}/{parity.answered}"

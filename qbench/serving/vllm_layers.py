@@ -1,9 +1,9 @@
 """The quantization of vLLM whose weights are ours: packed in memory, multiplied by our kernels.
 
-Importing this registers it, so it is imported in a process of vLLM alone. Layers are fused (q, k, v;
-gate, up) and cut for tensor-parallel ranks by vLLM's own loaders, which copy rows of each part into
-parameters that are as large as what they hold in the file. Products are `torch.ops.qbench.linear`,
-which has a fake implementation, so that compiled and captured graphs hold it.
+Importing this registers it, so it is imported in a process of vLLM alone. Layers are fused (q, k,
+v; gate, up) and cut for tensor-parallel ranks by vLLM's own loaders, which copy rows of each part
+into parameters that are as large as what they hold in the file. Products are
+`torch.ops.qbench.linear`, which has a fake implementation, so that compiled graphs hold it.
 """
 
 from __future__ import annotations

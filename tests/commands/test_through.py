@@ -10,12 +10,19 @@ from qbench import Scheme
 from qbench.comparison.parity import Parity, parity
 from qbench.errors import ConfigError
 
-ASKED = (
-    "--data mini --dtype float32 --tasks wikitext,arc_easy,gsm8k --set wikitext.limit=2 "
-    "--set wikitext.length=64 --set arc_easy.limit=4 --set gsm8k.limit=2 --set gsm8k.generate=1 "
-    "--set gsm8k.max_gen_toks=8"
-).split()
-QUESTIONS = "--data mini --dtype float32 --tasks arc_easy --set arc_easy.limit=2".split()
+LIMITS = (
+    "wikitext.limit=2",
+    "wikitext.length=64",
+    "arc_easy.limit=4",
+    "gsm8k.limit=2",
+    "gsm8k.generate=1",
+    "gsm8k.max_gen_toks=8",
+)
+COMMON = ("--data", "mini", "--dtype", "float32")
+QUESTIONS = (*COMMON, "--tasks", "arc_easy", "--set", "arc_easy.limit=2")
+ASKED = [*COMMON, "--tasks", "wikitext,arc_easy,gsm8k"]
+for _limit in LIMITS:
+    ASKED += ["--set", _limit]
 
 
 @pytest.fixture(scope="module")
