@@ -8,6 +8,7 @@ function. What it cannot give, such as whole distributions, is refused by the ta
 from __future__ import annotations
 
 import json
+import os
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Engine:
 
         ConfigError where a window does not fit the engine's context.
         """
+        from qbench.tasks.lm import quiet
+
         lm = self.language_model(context, name, False, None)
         requests = []
         for window in windows:
@@ -75,8 +78,6 @@ class Engine:
                     f"{len(tokens)}; set its length to {lm.longest} or less"
                 )
             requests.append((("", ""), tokens[:1], tokens[1:]))
-        from qbench.tasks.lm import quiet
-
         with quiet():
             return [float(log) for log, _greedy in lm.answer(requests)]
 
@@ -212,15 +213,20 @@ def _endpoint(engine: Engine) -> Any:
 
 def _refused(address: str, error: Exception) -> str:
     return (
-        f"{address} does not give the log-probabilities of a prompt: {type(error).__name__}: "
-        f"{error}; it has to answer /v1/completions with echo and logprobs, as vLLM's server does"
+        f"{address} gives no answer that can be read: {type(error).__name__}: {error}; it has to "
+        "answer /v1/completions, and give the log-probabilities of a prompt where it is asked for "
+        "echo and logprobs, as vLLM's server does"
     )
 
 
 def _served(base: str) -> dict[str, Any]:
     """What an endpoint says of the first model that it serves: `id`, and of vLLM's more."""
+    headers = {}
+    if "OPENAI_API_KEY" in os.environ:  # which lm-eval sends, too
+        headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+    request = urllib.request.Request(f"{base}/v1/models", headers=headers)
     try:
-        with urllib.request.urlopen(f"{base}/v1/models", timeout=SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             models = json.load(answer)["data"]
         return dict(models[0])
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -75,7 +75,7 @@ def test_an_error_of_the_engine_is_seen(folder, served, command, ending):
 def test_a_server_that_gives_no_likelihoods_of_prompts_is_refused(folder, served, command):
     with completions_server(served.model, served.tokenizer, echo=False) as address:
         done = command("eval", folder, *QUESTIONS, "--through", address)
-    assert done.code == 2 and "does not give the log-probabilities of a prompt" in done.err
+    assert done.code == 2 and "gives no answer that can be read" in done.err
     assert "Traceback" not in done.err
 
 
