@@ -8,6 +8,7 @@ function. What it cannot give, such as whole distributions, is refused by the ta
 from __future__ import annotations
 
 import json
+import os
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,13 +31,15 @@ MAX_LENGTH = 2048  # of an endpoint that does not say, where the config does not
 class Engine:
     """What serves the model of a folder.
 
-    through: `vllm`, or the address of an endpoint. config: of the model, by transformers. dtype: in
-    which vLLM computes; an endpoint has its own.
+    through: `vllm`, or the address of an endpoint. config, tokenizer: of the model, by
+    transformers. dtype: in which vLLM computes; an endpoint has its own. lm: lm-eval's model of it,
+    once it has been asked.
     """
 
     folder: Path
     through: str
     config: Any
+    tokenizer: Any
     dtype: str
     lm: Any = field(default=None, repr=False)
 
@@ -48,9 +51,12 @@ class Engine:
         The engine is started when it is first asked. ConfigError where it cannot be, or does not
         answer.
         """
+        from qbench.tasks.lm import quiet
+
         if self.lm is None:
             start = _vllm if self.through == VLLM else _endpoint
-            self.lm = start(self)
+            with quiet():
+                self.lm = start(self)
         self.lm.tokenizer = begun(context.tokenizer, self.config.model_type, bos)
         self.lm.turn_to(context, name, chat_template)
         return self.lm
@@ -60,6 +66,8 @@ class Engine:
 
         ConfigError where a window does not fit the engine's context.
         """
+        from qbench.tasks.lm import quiet
+
         lm = self.language_model(context, name, False, None)
         requests = []
         for window in windows:
@@ -70,7 +78,8 @@ class Engine:
                     f"{len(tokens)}; set its length to {lm.longest} or less"
                 )
             requests.append((("", ""), tokens[:1], tokens[1:]))
-        return [float(log) for log, _greedy in lm.answer(requests)]
+        with quiet():
+            return [float(log) for log, _greedy in lm.answer(requests)]
 
 
 def check_engine(through: str) -> None:
@@ -83,8 +92,8 @@ def check_engine(through: str) -> None:
             )
     elif not through.startswith(("http://", "https://")):
         raise ConfigError(
-            f"--through {through!r} is no engine; give vllm, or the address of an OpenAI-compatible "
-            "server, such as http://127.0.0.1:8000"
+            f"--through {through!r} is no engine; give vllm, or the address of an "
+            "OpenAI-compatible server, such as http://127.0.0.1:8000"
         )
 
 
@@ -94,7 +103,7 @@ def _asked(kind: type) -> type:
 
     from qbench.tasks.lm import Progress
 
-    class Asked(kind):  # type: ignore[misc, valid-type]
+    class Asked(kind):
         """lm-eval's model of an engine.
 
         templated, cut, span: as `qbench.tasks.lm.language_model` has them. longest: tokens of a
@@ -155,7 +164,7 @@ def _asked(kind: type) -> type:
 
 
 def _vllm(engine: Engine) -> Any:
-    """The engine in this process. ConfigError with the reason where vLLM does not take the model."""
+    """The engine in this process. ConfigError where vLLM does not take the model."""
     from lm_eval.models.vllm_causallms import VLLM as Model
 
     try:
@@ -204,15 +213,20 @@ def _endpoint(engine: Engine) -> Any:
 
 def _refused(address: str, error: Exception) -> str:
     return (
-        f"{address} does not give the log-probabilities of a prompt: {type(error).__name__}: "
-        f"{error}; it has to answer /v1/completions with echo and logprobs, as vLLM's server does"
+        f"{address} gives no answer that can be read: {type(error).__name__}: {error}; it has to "
+        "answer /v1/completions, and give the log-probabilities of a prompt where it is asked for "
+        "echo and logprobs, as vLLM's server does"
     )
 
 
 def _served(base: str) -> dict[str, Any]:
     """What an endpoint says of the first model that it serves: `id`, and of vLLM's more."""
+    headers = {}
+    if "OPENAI_API_KEY" in os.environ:  # which lm-eval sends, too
+        headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+    request = urllib.request.Request(f"{base}/v1/models", headers=headers)
     try:
-        with urllib.request.urlopen(f"{base}/v1/models", timeout=SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             models = json.load(answer)["data"]
         return dict(models[0])
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -50,6 +50,7 @@ ARROWS = {
     "export": {
         "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
     },
+    "serving": {"checkpoint", "contracts", "errors", "formats", "kernels"},
     "publish": {"errors", "files", "models"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},

@@ -78,7 +78,10 @@ def eval_results(record: Record, benchmarks: Mapping[str, Benchmark]) -> dict[st
 
 
 def _results(record: Record, benchmarks: Mapping[str, Benchmark]) -> Iterator[Any]:
-    """Every score of the record that is of a whole task, as huggingface_hub has it."""
+    """Every score of the record that is of a whole task, as huggingface_hub has it.
+
+    The task and how it was asked stand with the metric: results of one data set are put together.
+    """
     from huggingface_hub import EvalResult
 
     for spec, score in _scores(record):
@@ -87,14 +90,13 @@ def _results(record: Record, benchmarks: Mapping[str, Benchmark]) -> Iterator[An
         yield EvalResult(
             task_type="text-generation",
             dataset_type=benchmark.repository if benchmark else spec.data,
-            dataset_name=spec.name,
+            dataset_name=spec.data,
             dataset_config=benchmark.config if benchmark else None,
             dataset_split=benchmark.split if benchmark else None,
-            dataset_args=_asked(spec),
             metric_type=score.metric,
             metric_value=score.value,
-            metric_name=f"{score.metric}{own}",
-            metric_args={"stderr": score.stderr, "items": score.n},
+            metric_name=f"{spec.name} {score.metric}{own}",
+            metric_args=_asked(spec) | {"stderr": score.stderr, "items": score.n},
         )
 
 

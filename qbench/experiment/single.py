@@ -24,9 +24,9 @@ from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize, refuse_quantized
-from qbench.records import Score
+from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
-from qbench.tasks.contract import Context, Unquantized
+from qbench.tasks.contract import Context, Outcome, Unquantized
 from qbench.tasks.data import CALIBRATION, open_source
 
 
@@ -110,6 +110,14 @@ def evaluate_model(
     unquantized: the model that tasks compare with, None for the one that the folder says it was
     made from. Raises ConfigError for such a task where that is not known.
     """
+    for _spec, outcome in judge_model(folder, grid, progress, unquantized):
+        yield from outcome.scores
+
+
+def judge_model(
+    folder: Path, grid: Grid, progress: Progress, unquantized: str | None = None
+) -> Iterator[tuple[TaskSpec, Outcome]]:
+    """What every task says of a saved model, with its items; as `evaluate_model`."""
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
     source = open_source(grid.data)
@@ -143,4 +151,4 @@ def evaluate_model(
             if task.needs_unquantized:  # first, as tasks may share a pass over the windows
                 task.prepare(contexts[-1], spec)
         for mine, (task, spec) in zip(contexts, asked, strict=True):
-            yield from task.evaluate(mine, spec).scores
+            yield spec, task.evaluate(mine, spec)

@@ -1,9 +1,9 @@
 """The quantization of vLLM whose weights are ours: packed in memory, multiplied by our kernels.
 
-Importing this registers it, so it is imported in a process of vLLM alone. Layers are fused (q, k, v;
-gate, up) and cut for tensor-parallel ranks by vLLM's own loaders, which copy rows of each part into
-parameters that are as large as what they hold in the file. Products are `torch.ops.qbench.linear`,
-which has a fake implementation, so that compiled and captured graphs hold it.
+Importing this registers it, so it is imported in a process of vLLM alone. Layers are fused (q, k,
+v; gate, up) and cut for tensor-parallel ranks by vLLM's own loaders, which copy rows of each part
+into parameters that are as large as what they hold in the file. Products are
+`torch.ops.qbench.linear`, which has a fake implementation, so that compiled graphs hold it.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class QbenchLinearMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -173,7 +173,7 @@ class QbenchLinearMethod(LinearMethodBase):
         layer.qbench_inputs = inputs.count
         layer.qbench_dtype = params_dtype
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Plain parameters in the place of those that load; kernels derive their layout now."""
         for name in (*layer.qbench_parts, SENTINEL):
             data = getattr(layer, name).data
@@ -182,7 +182,7 @@ class QbenchLinearMethod(LinearMethodBase):
         x = torch.zeros(1, layer.qbench_inputs, dtype=layer.qbench_dtype, device=first.device)
         self.apply(layer, x)
 
-    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., in) -> (..., out) in the dtype of x."""
         parts = [getattr(layer, name) for name in layer.qbench_parts]
         return multiply(x, parts, bias, layer.qbench_description)
