@@ -77,6 +77,12 @@ def spooling(folder: Path, room: int) -> Iterator[Spool]:
         _SPOOL.reset(token)
 
 
+def is_full() -> bool:
+    """Whether hidden states have gone to files, so that there is no room for much beside them."""
+    spool = _SPOOL.get()
+    return spool is not None and spool.mapped > 0
+
+
 def keep(tensor: Tensor) -> Tensor:
     """A tensor that will be needed later: itself, or its values in a file, under `spooling`.
 

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_map
 from qbench.calibration.block_window import BlockWindow, Call
 from qbench.calibration.head import head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
-from qbench.calibration.spool import keep
+from qbench.calibration.passes import in_passes
+from qbench.calibration.spool import is_full, keep
 from qbench.contracts import BlockInputs, LinearStats
 from qbench.models.blocks import decoder_blocks, linears
 from qbench.models.paging import resident
@@ -72,7 +73,11 @@ def walk_linears(
             device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
         )
         with _at_work(block, device, dtype), low:
-            outputs = lock_step(block, index, streams, names, visit)
+            if is_full():
+                run = partial(forward, block, index)
+                outputs = in_passes(streams, run, names, visit)
+            else:
+                outputs = lock_step(block, index, streams, names, visit)
         for stream, hidden in zip(streams, outputs, strict=True):
             stream.hidden = keep(hidden)
 

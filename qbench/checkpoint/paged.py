@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from qbench.checkpoint.folder import (
 )
 from qbench.checkpoint.packed_linear import pack, unpack
 from qbench.checkpoint.skeleton import read_generation, read_skeleton, read_tokenizer
-from qbench.errors import ModelError
+from qbench.errors import ModelError, StoreError
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Shards, read_json
@@ -43,13 +44,23 @@ def can_be_paged(source: ModelSource) -> bool:
     """Whether `open_paged` reads a model: safetensors in a folder, unquantized or one of ours.
 
     A GGUF file, a folder of another program's format and a model with code of its own are read
-    whole. StoreError where its config.json is damaged.
+    whole, and so is one of the hub that is not here in full. StoreError where its config.json is
+    damaged.
     """
     folder = local_folder(source)
     if folder is None or source.trust_remote_code or not (folder / "config.json").is_file():
         return False
+    if not source.local and not _is_here(folder):
+        return False
     entry = quantization_settings(folder, read_json(folder / "config.json"))
     return entry is None or entry.get("quant_method") == "qbench"
+
+
+def _is_here(folder: Path) -> bool:
+    try:
+        return bool(Shards(folder, mapped=False).entries)
+    except StoreError:
+        return False
 
 
 def numbers_in(source: ModelSource) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.files.shards import read_json
+from qbench.models.empty import built_empty
 from qbench.models.experts import unfuse_experts
 from qbench.models.limits import built
 from qbench.models.loading import import_model_class, read_config
@@ -30,7 +31,6 @@ def read_skeleton(folder: Path, tensors: int, dtype: torch.dtype | None = None) 
     which the config states. StoreError where config.json describes no model, or
     one whose building takes more than `qbench.models.limits` grants.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     try:
@@ -40,8 +40,8 @@ def read_skeleton(folder: Path, tensors: int, dtype: torch.dtype | None = None) 
     place = folder / "config.json"
 
     def skeleton() -> Any:
-        with no_init_weights(), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)
+        with no_init_weights():
+            model = built_empty(lambda: AutoModelForCausalLM.from_config(config))
         unfuse_experts(model, refuse=False)
         return model
 

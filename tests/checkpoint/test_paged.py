@@ -16,7 +16,7 @@ from qbench.checkpoint.paged import can_be_paged, numbers_in, open_paged
 from qbench.contracts import trains
 from qbench.errors import MethodError, ModelError, StoreError
 from qbench.files.shards import Shards, verify
-from qbench.models.source import find_model
+from qbench.models.source import ModelSource, find_model
 from qbench.quantization import quantize, read_model
 from qbench.registry import get_method
 from samples import token_ids
@@ -177,9 +177,15 @@ def test_a_tensor_that_nothing_uses_is_said(llama):
         open_paged(find_model(str(llama)), "float32")
 
 
-def test_what_is_read_whole(llama):
+def test_what_is_read_whole(llama, monkeypatch):
     assert can_be_paged(find_model(str(llama)))
     assert not can_be_paged(find_model(str(llama), trust_remote_code=True))
+    partly = ModelSource("a/b", "a/b", None, local=False)
+    monkeypatch.setattr("qbench.checkpoint.paged.local_folder", lambda source: llama)
+    assert can_be_paged(partly)
+    weights = (llama / "model.safetensors").rename(llama / "elsewhere")
+    assert not can_be_paged(partly), "the hub's cache holds the config alone"
+    weights.rename(llama / "model.safetensors")
     config = (llama / "config.json").read_text()
     foreign = config.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1)
     (llama / "config.json").write_text(foreign)
