@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,7 @@ from qbench.commands import (
     status,
 )
 from qbench.commands.grid_flags import Asked, with_grid_flags
+from qbench.commands.executing import as_executor
 from qbench.commands.options import Plugins, err, out
 from qbench.commands.planned import downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
@@ -37,6 +39,7 @@ from qbench.errors import QbenchError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from qbench.commands.executing import Executor
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
     from qbench.experiment.store import Store
@@ -93,13 +96,30 @@ def run(
         Path | None,
         typer.Option("--trace", help="File for a Chrome trace of the cells and their phases."),
     ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="What runs the cells: local, ray or slurm.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Of the Ray cluster; default RAY_ADDRESS, or this machine. For slurm: slurm "
+            "(default), or local or debug to try it without.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="Of sbatch, such as partition=gpu. May be repeated."),
+    ] = None,
 ) -> None:
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
     grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
-    raise typer.Exit(run_grid(grid, dry_run, trace=trace))
+    place = as_executor(executor, address, slurm)
+    work = partial(run_plan, executor=place)
+    raise typer.Exit(run_grid(grid, dry_run, work, trace))
 
 
 def run_grid(
@@ -142,11 +162,18 @@ def run_grid(
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
-def run_plan(plan: Plan, store: Store) -> list[Record]:
-    """Run the cells that are not done, under a live view; the records of all cells of the plan."""
+def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list[Record]:
+    """Run the cells that are not done, under a live view; the records of all cells of the plan.
+
+    executor: what runs them, None for this machine.
+    """
     from qbench.commands.progress import LiveView
     from qbench.experiment.runner import run as run_cells
 
+    if executor is not None and plan.grid.with_latency:
+        _print_warnings(
+            ["latencies are not measured elsewhere; the same command without --executor adds them"]
+        )
     records, complaints = store.read_records()
     _print_warnings(complaints)
     done = {record.id for record in records if record.status == "ok"}
@@ -158,7 +185,7 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
     for cell in plan.cells:
         if cell.id not in done | skipped:
             seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
-        if cell.id not in timed | skipped:
+        if executor is None and cell.id not in timed | skipped:
             latencies[cell.id] = plan.estimates[cell.id].latency
     total = sum(seconds.values()) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
@@ -173,7 +200,7 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
-        return run_cells(plan, store, view)
+        return (executor or run_cells)(plan, store, view)
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qbench.checkpoint.folder import add_scores
-from qbench.environment import environment
 from qbench.errors import StoreError, readable
 from qbench.experiment.cell_process import Job, work
-from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.journal import Journal, write_plan
 from qbench.experiment.latencies import measure, not_measured, wanted
+from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
 from qbench.experiment.plugins import plugins_of
@@ -73,10 +72,7 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     A failing cell is recorded, and others go on. Raises StoreError where results can no longer be
     written; what was written stays, and the same call resumes.
     """
-    machine = environment()
-    if "hardware" in machine:
-        machine["hardware"]["threads"] = plan.threads
-    running = _Run(plan, store, view, machine)
+    running = _Run(plan, store, view, machine_of(plan))
     write_plan(store, plan)
     with store.at_work():
         running.work()
@@ -241,27 +237,7 @@ class _Run:
         facts: dict[str, Any] | None = None,
         tokens: dict[str, Any] | None = None,
     ) -> Record:
-        return Record(
-            id=cell.id,
-            cell=cell,
-            status=status,
-            reason=reason,
-            environment=self._environment(cell) | (tokens or {}),
-            command=cell_command(self.plan.grid, cell),
-            protocol=self.plan.protocol,
-            **(facts or {}),
-        )
-
-    def _environment(self, cell: Cell) -> dict[str, Any]:
-        """The machine, and what of the run is not in the cell."""
-        of_run = {
-            "data": self.plan.source.label,
-            "seed": cell.seed,
-            "device": self.plan.device,
-            "data_warning": self.plan.warning,
-            "protocol": self.plan.protocol["hash"],
-        }
-        return self.machine | of_run
+        return record_of(self.plan, self.machine, cell, status, reason, facts, tokens)
 
     def _isolated(
         self, function: Callable[[Tell, Job], None], cell: Cell, limit: float
