@@ -30,8 +30,8 @@ from qbench.commands import (
     regress,
     status,
 )
-from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.executing import as_executor
+from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, err, out
 from qbench.commands.planned import downloads, place, protocol, show_plan
 from qbench.errors import QbenchError

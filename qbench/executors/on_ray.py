@@ -47,10 +47,9 @@ def run_on_ray(
                 "with `ray start --head`, or leave out --address"
             ) from None
     try:
-        with store.at_work():
-            with closing(Driver(plan, store, view, shared)) as driver:
-                _settle_all(ray, driver)
-                return driver.records()
+        with store.at_work(), closing(Driver(plan, store, view, shared)) as driver:
+            _settle_all(ray, driver)
+            return driver.records()
     finally:
         if mine:
             ray.shutdown()

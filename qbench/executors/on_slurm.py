@@ -52,13 +52,12 @@ def run_on_slurm(
         raise ConfigError(
             f"{reason_of(error)}; --executor slurm is for a machine that submits to Slurm"
         ) from None
-    with store.at_work():
-        with closing(Driver(plan, store, view)) as driver:
-            cells = driver.missing()
-            asked = parameters(plan, cells, cluster, options or {})
-            executor.update_parameters(**asked)
-            _Array(executor, driver).settle(cells)
-            return driver.records()
+    with store.at_work(), closing(Driver(plan, store, view)) as driver:
+        cells = driver.missing()
+        asked = parameters(plan, cells, cluster, options or {})
+        executor.update_parameters(**asked)
+        _Array(executor, driver).settle(cells)
+        return driver.records()
 
 
 def parameters(

@@ -31,6 +31,12 @@ from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.memory import (
+    WALK_BATCH,
+    halved,
+    is_out_of_memory,
+    present_memory,
+)
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
@@ -58,7 +64,8 @@ class Job:
     by its name in the cell. batch_size: items at a time, for tasks without one of their own.
     plugins: the files that this cell needs. threads: of the processor, which other cells share.
     folder: of the run. place: the working directory. overlaps: by task's own name, what the
-    calibration text holds of it.
+    calibration text holds of it. gpu: the one that it has for itself, as CUDA_VISIBLE_DEVICES names
+    it. halvings: of the batches, since memory ran out.
     """
 
     cell: Cell
@@ -73,17 +80,22 @@ class Job:
     folder: Path
     place: Path
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gpu: str | None = None
+    halvings: int = 0
 
 
 def work(tell: Tell, job: Job) -> None:
     """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
 
     Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
-    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now
-    and then while another runner holds what is needed; in the end `facts`, the fields of the record
-    that are known, with `tokens`, which say what calibrated; and with `reason` where the cell
-    failed, and `unwritable` where the reason is that results cannot be written.
+    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now and then while
+    another runner holds what is needed; in the end `facts`, the fields of the record that are
+    known, with `tokens`, which say what calibrated; and with `reason` where the cell
+    failed, and `unwritable` where the reason is that results cannot be written; where memory ran
+    out, `out_of_memory`, the phase in which, and `memory`, what was free and all.
     """
+    if job.gpu is not None:  # before CUDA starts in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
     os.chdir(job.place)
     with suppress(OSError):  # where memory runs out, this process is to go, and not the runner
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -97,6 +109,8 @@ def work(tell: Tell, job: Job) -> None:
         traceback.print_exc()
         unwritable = at_work.saving and isinstance(error, (StoreError, OSError))
         outcome = {"reason": reason_of(error), "unwritable": unwritable}
+        if is_out_of_memory(error):
+            outcome |= {"out_of_memory": at_work.doing, "memory": present_memory(job.device)}
     tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
 
 
@@ -114,6 +128,7 @@ class _Work:
     tokens: dict[str, Any] = field(default_factory=dict)
     saving: bool = False
     told: float = 0.0
+    doing: str = "load"  # the phase, or the last one
 
     def do(self) -> None:
         """Quantize and evaluate."""
@@ -210,6 +225,7 @@ class _Work:
                 tokenizer=tokenizer,
                 device=device,
                 dtype=cell.calibration.dtype if cell.calibration else "float32",
+                batch_size=halved(WALK_BATCH, self.job.halvings),
                 progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
             )
         seconds = time.perf_counter() - started
@@ -299,9 +315,8 @@ class _Work:
 
     def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
         """The cell's context with a task's own batch size and progress; the cache is shared."""
-        return replace(
-            context, batch_size=task.batch_size or self.job.batch_size, progress=progress
-        )
+        batch_size = halved(task.batch_size or self.job.batch_size, self.job.halvings)
+        return replace(context, batch_size=batch_size, progress=progress)
 
     def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """The model before quantization: the one under test where it is not quantized."""
@@ -335,6 +350,7 @@ class _Work:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """Tell how long this part of the work took, however it ended."""
+        self.doing = name
         began, started = time.time(), time.perf_counter()
         try:
             yield

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 
 from qbench.contracts import check_scheme
-from qbench.environment import cores, pick_device
+from qbench.environment import pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
 from qbench.experiment.estimate import (
@@ -26,6 +25,7 @@ from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.protocols import protocol_of, require_versions
 from qbench.experiment.selection import select
+from qbench.experiment.workers import share_machine
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
 from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
@@ -39,9 +39,7 @@ from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
 HALF = 2  # bytes of a parameter where a config does not say
-MOST_JOBS = 4  # cells at a time, unless more are asked for
 SHORT = 0.25  # of the longest quantizing: cells below it are begun before the long ones
-MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
 @dataclass
@@ -50,7 +48,9 @@ class Plan:
 
     sources: where each model is, by its name in the grid. source: of the data. tasks: by their
     names in the cells' specs. estimates: by the cell's id. skipped: why a cell is not run, by its
-    id. jobs: cells at a time. threads: of the processor, for each of them. warning: about the data.
+    id. jobs: cells at a time. threads: of the processor, for each of them. gpus: in turns, for one
+    of them each; none where all see what this process sees. model_bytes: of the largest model's
+    weights. warning: about the data.
     downloads: bytes of weights that are to come from the hub, by the model's name. protocol: how
     the run judges (`qbench.experiment.protocols`).
     """
@@ -65,6 +65,8 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
     jobs: int = 1
     threads: int = 1
+    gpus: tuple[str, ...] = ()
+    model_bytes: int = 0
     warning: str | None = None
     downloads: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -98,24 +100,8 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
     plan.protocol = protocol_of(grid, identity, tasks)
     _check_and_estimate(plan)
-    _share_cores(plan)
+    share_machine(plan)
     return plan
-
-
-def _share_cores(plan: Plan) -> None:
-    """Decide how many cells are at work at a time, and on how many threads each.
-
-    On one core each, cells of a small model are done sooner than one after the other on all: what
-    is not a large product does not spread. A GPU has one cell.
-    """
-    if plan.grid.workers is not None:
-        plan.jobs = plan.grid.workers
-    elif plan.device == "cpu":
-        peak = max(estimated.peak_bytes for estimated in plan.estimates.values())
-        room = int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, peak))
-        left = len(plan.cells) - len(plan.skipped)
-        plan.jobs = max(1, min(cores(), MOST_JOBS, room, left))
-    plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
 
 
 def working_order(plan: Plan) -> list[Cell]:
@@ -154,8 +140,10 @@ def _check_and_estimate(plan: Plan) -> None:
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
     rates = {}
     for name, skeleton in skeletons.items():
+        weights = stored_bytes(skeleton)
+        plan.model_bytes = max(plan.model_bytes, weights)
         if not is_here(plan.sources[name]):
-            plan.downloads[name] = stored_bytes(skeleton)
+            plan.downloads[name] = weights
         rates[name] = measure_rates(skeleton, plan.device, plan.cells[0].dtype)
     costs = {name: task.cost for name, task in plan.tasks.items()}
     for cell in plan.cells:

@@ -7,6 +7,7 @@ processor a runner works on several cells at a time, each on a part of the cores
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,14 @@ from qbench.experiment.cell_process import Job, work
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.journal import Journal, write_plan
 from qbench.experiment.latencies import measure, not_measured, wanted
+from qbench.experiment.memory import (
+    batches,
+    caution,
+    is_helped,
+    present_memory,
+    sizes_in_words,
+    system_kills,
+)
 from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
@@ -91,7 +100,8 @@ class _Run:
     """A runner at work.
 
     journal: keeps what happens to cells. settled: by cell id, the records that this run made or
-    found. at_work: ids of the cells that it works on. stopping: whether it has been told to end.
+    found. at_work: ids of the cells that it works on, with the GPU that each has for itself.
+    stopping: whether it has been told to end.
     overlaps: what of each task the calibration text holds.
     """
 
@@ -100,7 +110,7 @@ class _Run:
     view: View
     machine: dict[str, Any]
     settled: dict[str, Record] = field(default_factory=dict)
-    at_work: set[str] = field(default_factory=set)
+    at_work: dict[str, str | None] = field(default_factory=dict)
     taking: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -119,10 +129,14 @@ class _Run:
         if any(cell.calibration and cell.id not in self.settled for cell in self.plan.cells):
             self.overlaps = overlaps(self.plan.source, self.plan.tasks.values())
         if self.plan.jobs == 1:
-            self._settle(before)
+            self._settle(before, None)
             return
         with ThreadPoolExecutor(self.plan.jobs) as pool:
-            workers = [pool.submit(self._settle, before) for _ in range(self.plan.jobs)]
+            gpus = self.plan.gpus or (None,)
+            workers = [
+                pool.submit(self._settle, before, gpus[worker % len(gpus)])
+                for worker in range(self.plan.jobs)
+            ]
             try:
                 for worker in as_completed(workers):
                     worker.result()
@@ -130,11 +144,11 @@ class _Run:
                 self.stopping.set()
                 raise
 
-    def _settle(self, before: Mapping[str, object]) -> None:
+    def _settle(self, before: Mapping[str, object], gpu: str | None) -> None:
         """Take cells until none is left. before: the stamps of old records, by cell id."""
         order = working_order(self.plan)
         while waiting := [cell for cell in order if cell.id not in self.settled]:
-            taken = [self._take(cell, before[cell.id]) for cell in waiting]
+            taken = [self._take(cell, before[cell.id], gpu) for cell in waiting]
             if self.stopping.is_set():
                 return
             if not any(taken):
@@ -169,16 +183,16 @@ class _Run:
             return Latency.model_validate(outcome["latency"])
         return not_measured(cell, self.machine["hardware"], outcome["reason"])
 
-    def _take(self, cell: Cell, before: object) -> bool:
+    def _take(self, cell: Cell, before: object, gpu: str | None) -> bool:
         """Settle a cell unless somebody else works on it. before: the stamp of an old record."""
         with self.taking:
             if self.stopping.is_set() or cell.id in self.settled or cell.id in self.at_work:
                 return False
-            self.at_work.add(cell.id)
+            self.at_work[cell.id] = gpu
         try:
             return self._settled(cell, before)
         finally:
-            self.at_work.remove(cell.id)
+            del self.at_work[cell.id]
 
     def _settled(self, cell: Cell, before: object) -> bool:
         """Settle a cell; False where another runner works on it."""
@@ -209,8 +223,7 @@ class _Run:
         if cell.id in self.plan.skipped:
             return self._made(cell, "skipped", self.plan.skipped[cell.id])
         try:
-            limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
-            outcome = self._isolated(work, cell, limit)
+            outcome = self._worked_on(cell)
         except OSError as error:
             raise StoreError(
                 f"no process can be started, or {self.store.folder} not be written: {error}; free "
@@ -229,6 +242,31 @@ class _Run:
             add_scores(self.store.artifact(cell), record)
         return record
 
+    def _worked_on(self, cell: Cell) -> dict[str, Any]:
+        """What the cell's process tells in the end; where memory runs out, with smaller batches."""
+        limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+        sizes = batches(self.plan, cell)
+        for times, batch in enumerate(sizes):
+            kills = system_kills()
+            tried = sizes[: times + 1]
+            outcome = self._isolated(work, cell, limit, times)
+            if outcome.get("killed") and system_kills() > kills:
+                outcome |= {"out_of_memory": "its work", "memory": present_memory("cpu")}
+            if "out_of_memory" not in outcome:
+                break
+            if batch == 1 or not is_helped(outcome, cell):
+                words = sizes_in_words(self.plan, cell, tried, outcome["memory"])
+                outcome["reason"] = readable(f"{outcome['reason']}; {words}")
+                break
+            self.view.note(
+                f"{cell.label} ran out of memory in {outcome['out_of_memory']} with a batch of "
+                f"{batch}; again with {sizes[times + 1]}"
+            )
+        if times and "reason" not in outcome:
+            said = [*outcome["facts"].get("warnings", ()), caution(tried)]
+            outcome["facts"]["warnings"] = said
+        return outcome
+
     def _made(
         self,
         cell: Cell,
@@ -240,20 +278,23 @@ class _Run:
         return record_of(self.plan, self.machine, cell, status, reason, facts, tokens)
 
     def _isolated(
-        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float
+        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float, halvings: int = 0
     ) -> dict[str, Any]:
-        """What a function tells in the end in the cell's own process, or a `reason` alone.
+        """What a function tells in the end in the cell's own process, or a `reason` alone, with
+        whether it was `killed`.
 
-        limit: seconds that it may take.
+        limit: seconds that it may take. halvings: of the batches.
         """
         log = self.store.log(cell)
         log.parent.mkdir(exist_ok=True)
         log.unlink(missing_ok=True)
-        with Isolated(function, (self._job(cell),), output=log) as process:
+        with Isolated(function, (self._job(cell, halvings),), output=log) as process:
             outcome = self._outcome(process, cell, limit)
             if outcome is None:
                 ending = process.ending or f"was not done within {limit:.0f} s (--time-limit)"
-                outcome = {"reason": readable(f"the cell {ending}{_last_words(log)}")}
+                killed = process.process.exitcode == -signal.SIGKILL
+                reason = readable(f"the cell {ending}{_last_words(log)}")
+                outcome = {"reason": reason, "killed": killed}
         if "reason" not in outcome or not log.stat().st_size:
             log.unlink(missing_ok=True)
         return outcome
@@ -287,7 +328,7 @@ class _Run:
                 return event
         raise KeyboardInterrupt
 
-    def _job(self, cell: Cell) -> Job:
+    def _job(self, cell: Cell, halvings: int) -> Job:
         plan = self.plan
         return Job(
             cell=cell,
@@ -302,6 +343,8 @@ class _Run:
             folder=self.store.folder.resolve(),
             place=Path.cwd(),
             overlaps=self.overlaps,
+            gpu=self.at_work.get(cell.id),
+            halvings=halvings,
         )
 
 

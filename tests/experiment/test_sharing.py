@@ -50,7 +50,7 @@ def worked_on(monkeypatch, plan):
     """The cells whose process was started, in order; greedy fails, and the others take a moment."""
     cells = []
 
-    def isolated(self, function, cell, limit):
+    def isolated(self, function, cell, limit, halvings=0):
         cells.append(cell.id)
         time.sleep(0.1)
         if cell.method == "greedy":
