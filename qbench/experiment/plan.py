@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qbench.contracts import check_scheme
+from qbench.contracts import Scheme
 from qbench.environment import pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
@@ -16,7 +16,6 @@ from qbench.experiment.estimate import (
     CELL_SECONDS,
     LATENCY_SECONDS,
     Estimate,
-    Rates,
     estimate,
     measure_rates,
 )
@@ -31,10 +30,10 @@ from qbench.models.loading import load_skeleton
 from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
 from qbench.quantization import check_layers
 from qbench.records import Cell
-from qbench.registry import declared, get_method, method_class
+from qbench.registry import declared, method_class
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source, choose, chosen, open_source
-from qbench.tasks.declaration import Cost, Declaration
+from qbench.tasks.declaration import Declaration
 from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
@@ -91,7 +90,7 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     # The command in a record names what was chosen.
     grid = grid.model_copy(update={"data": choice.data, "preset": preset})
     require_versions(grid)
-    for name, _ in grid.variants:
+    for name in grid.method_names:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
     identity, tasks = identify(grid, models, source, device, announce)
@@ -146,12 +145,20 @@ def _check_and_estimate(plan: Plan) -> None:
             plan.downloads[name] = weights
         rates[name] = measure_rates(skeleton, plan.device, plan.cells[0].dtype)
     costs = {name: task.cost for name, task in plan.tasks.items()}
+    misfits: dict[tuple[str, str, Scheme | None], str | None] = {}
     for cell in plan.cells:
-        try:
-            plan.estimates[cell.id] = _priced(cell, skeletons[cell.model], rates[cell.model], costs)
-        except Exception as error:  # of a plug-in's constructor, it may be any
-            plan.skipped[cell.id] = reason_of(error)
-            plan.estimates[cell.id] = UNKNOWN
+        kind = cell.model, cell.method, cell.scheme
+        if kind not in misfits:
+            misfits[kind] = _misfit(skeletons[cell.model], cell)
+        reason = misfits[kind]
+        if reason is None:
+            try:
+                plan.estimates[cell.id] = estimate(cell, rates[cell.model], costs)
+                continue
+            except Exception as error:  # of a plug-in's constructor, it may be any
+                reason = reason_of(error)
+        plan.skipped[cell.id] = reason
+        plan.estimates[cell.id] = UNKNOWN
     if plan.grid.with_latency:
         _add_latencies(plan)
     quantized = [cell.id for cell in plan.cells if cell.scheme is not None]
@@ -171,10 +178,15 @@ def _add_latencies(plan: Plan) -> None:
         plan.estimates[cell.id] = replace(plan.estimates[cell.id], latency=seconds)
 
 
-def _priced(cell: Cell, skeleton: Any, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
-    """What a cell will cost; ConfigError where its scheme does not fit its method or model."""
-    if cell.scheme is not None:
-        method = get_method(cell.method, **cell.params)
-        check_scheme(method, cell.scheme)
-        check_layers(skeleton, method, cell.scheme)
-    return estimate(cell, rates, costs)
+def _misfit(skeleton: Any, cell: Cell) -> str | None:
+    """Why a cell's scheme does not fit its method or model; None where it does.
+
+    It is the same for all parameters of the method.
+    """
+    if cell.scheme is None:
+        return None
+    try:
+        check_layers(skeleton, method_class(cell.method), cell.scheme)
+    except Exception as error:  # of a plug-in, it may be any
+        return reason_of(error)
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 
 import pytest
 
@@ -70,17 +71,20 @@ def table(records):
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(monkeypatch):
     """A Ray cluster of two nodes with a core each."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.second = cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
+    # The names of Ray's sockets may have 107 characters, so pytest's folders are too deep.
+    with tempfile.TemporaryDirectory(prefix="q", ignore_cleanup_errors=True) as short:
+        monkeypatch.setenv("TMPDIR", short)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.second = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster
+        cluster.shutdown()
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "collected"])
