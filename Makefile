@@ -10,7 +10,7 @@ THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 
-.PHONY: help setup bench report regress gate test test-quick test-triton test-transformers4 check house table sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report regress gate test test-quick test-triton test-transformers4 test-cluster check house table sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -52,6 +52,13 @@ test-transformers4: ## checkpoints and families under transformers 4.57, in an e
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt torch
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt 'transformers==4.57.6' --editable '.[dev]'
 	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/checkpoint tests/test_export.py tests/exchange/test_gguf_model.py tests/models/test_families.py
+
+test-cluster: $(READY) ## cells on a Ray cluster that loses a node, and on submitit's executors, in an environment of its own
+	test -x .venvc/bin/python || .venv/bin/python -m venv .venvc
+	.venv/bin/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(.venvc/bin/python -c "import site; print(site.getsitepackages()[0])")/qbench.pth
+	.venvc/bin/python -m pip install --quiet ray==2.60.0 submitit==1.5.4
+	OMP_NUM_THREADS=1 .venvc/bin/python -P -m pytest -q -m cluster tests
 
 house: $(READY) ## tests/house.svg, the picture of the rooms in ARCHITECTURE.md, from the imports (needs Graphviz)
 	PYTHONPATH=tests/shared $(RUN)python tests/shared/house.py

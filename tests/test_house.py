@@ -72,9 +72,10 @@ ARROWS = {
         "files", "formats", "inspection", "isolation", "kernels", "latency", "layers", "models",
         "plugin_file", "quantization", "records", "registry", "tasks",
     },
+    "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
-        "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
-        "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
+        "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
+        "experiment", "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
         "models", "outside_text", "records", "registry", "reports", "stats", "tasks",
     },
 }  # fmt: skip

@@ -17,7 +17,13 @@ from qbench.experiment.plan import make_plan
 from qbench.experiment.status import read_status
 from qbench.experiment.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    # The engines leave files and sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class Watching:
