@@ -75,8 +75,9 @@ ARROWS = {
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
-        "experiment", "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
-        "models", "outside_text", "records", "registry", "reports", "stats", "tasks",
+        "experiment", "export", "files", "inspection", "isolation", "kernels", "latency",
+        "method_source", "models", "outside_text", "records", "registry", "reports", "stats",
+        "tasks",
     },
 }  # fmt: skip
 
