@@ -7,7 +7,9 @@ told to an actor on the machine that asked.
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from qbench.errors import ConfigError, reason_of
@@ -39,20 +41,39 @@ def run_on_ray(
     ray = _ray()
     mine = not ray.is_initialized()
     if mine:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:
-            raise ConfigError(
-                f"no Ray cluster at {address or 'this machine'}: {reason_of(error)}; start one "
-                "with `ray start --head`, or leave out --address"
-            ) from None
+        _join(ray, address, store)
     try:
         with store.at_work(), closing(Driver(plan, store, view, shared)) as driver:
             _settle_all(ray, driver)
             return driver.records()
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().split("\n")[-1]
+        raise ConfigError(
+            f"Ray cannot run cells: {last}; install the same qbench on every machine, and see "
+            "`ray status`"
+        ) from None
     finally:
         if mine:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str | None, store: Store) -> None:
+    """Join the cluster, or start one here.
+
+    Ray puts the working directory before all packages of its workers, and the root of a checkout
+    would hide them; so it is another one meanwhile.
+    """
+    place = Path.cwd()
+    os.chdir(store.folder)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:
+        raise ConfigError(
+            f"no Ray cluster at {address or 'this machine'}: {reason_of(error)}; start one with "
+            "`ray start --head`, or leave out --address"
+        ) from None
+    finally:
+        os.chdir(place)
 
 
 class Mailbox:
