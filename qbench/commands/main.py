@@ -138,6 +138,7 @@ def run_grid(
     if not dry_run:
         preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
     from qbench.commands.item_texts import write_item_texts
+    from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
@@ -157,8 +158,9 @@ def run_grid(
     if trace is not None:
         write_trace(store, plan.cells, trace)
     write_item_texts(plan, records, folder)
-    _print_leaderboard(records, folder)
-    _print_report(write_reports(store.read_records()[0], folder), folder)
+    with shared_pairs():
+        _print_leaderboard(records, folder)
+        _print_report(write_reports(store.read_records()[0], folder), folder)
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
@@ -206,13 +208,15 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")
 def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
     """Write the tables, pictures and the page again, from the records alone."""
+    from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.store import read_records
     from qbench.reports.registry import write_reports
 
     records, complaints = read_records(folder)
     _print_warnings(complaints)
-    _print_leaderboard(records, folder)
-    _print_report(write_reports(records, folder), folder)
+    with shared_pairs():
+        _print_leaderboard(records, folder)
+        _print_report(write_reports(records, folder), folder)
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")

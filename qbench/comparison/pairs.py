@@ -181,7 +181,7 @@ def shared_pairs() -> Iterator[None]:
 
     It is for several reports of the same records, whose files do not change meanwhile.
     """
-    token = _shared.set({})
+    token = _shared.set(_shared.get() or {})
     try:
         yield
     finally:
