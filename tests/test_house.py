@@ -50,6 +50,8 @@ ARROWS = {
     "export": {
         "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
     },
+    "serving": {"checkpoint", "contracts", "errors", "formats", "kernels"},
+    "publish": {"errors", "files", "models"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
@@ -76,8 +78,8 @@ ARROWS = {
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
         "experiment", "export", "files", "inspection", "isolation", "kernels", "latency",
-        "method_source", "models", "outside_text", "records", "registry", "reports", "stats",
-        "tasks",
+        "method_source", "models", "outside_text", "publish", "records", "registry", "reports",
+        "stats", "tasks",
     },
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import typer
 from qbench.commands.options import (
     Data,
     Device,
+    Memory,
     Models,
     Plugins,
     Requantize,
@@ -124,6 +125,7 @@ def asked(
             "memory take; or a number.",
         ),
     ] = None,
+    memory: Memory = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
@@ -156,6 +158,7 @@ def asked(
         "time_limit": time_limit,
         "latency": latency,
         "workers": as_workers(workers),
+        "memory": memory,
         "requantize": requantize or None,
         "trust_remote_code": trust_remote_code or None,
     }

@@ -12,7 +12,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -24,16 +24,18 @@ from qbench.commands import (
     compare,
     config,
     data,
+    environments,
     folders,
     layers,
     machine,
+    push,
     regress,
     status,
 )
 from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, err, out
-from qbench.commands.planned import downloads, place, protocol, show_plan
+from qbench.commands.planned import accuracy, downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from qbench.commands.executing import Executor
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
+    from qbench.experiment.runner import View
     from qbench.experiment.store import Store
     from qbench.records import Record
 
@@ -58,9 +61,11 @@ app.add_typer(compare.app)
 app.add_typer(regress.app)
 app.add_typer(status.app)
 app.add_typer(layers.app)
+app.add_typer(push.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(environments.app, name="env")
 DRY = "Show the cells with estimated time and memory, and stop."
 
 
@@ -170,7 +175,9 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
     executor: what runs them, None for this machine.
     """
     from qbench.commands.progress import LiveView
+    from qbench.experiment.plan import expected_seconds
     from qbench.experiment.runner import run as run_cells
+    from qbench.experiment.timings import Clock, learn_from
 
     if executor is not None and plan.grid.with_latency:
         _print_warnings(
@@ -189,7 +196,7 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
             seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
         if executor is None and cell.id not in timed | skipped:
             latencies[cell.id] = plan.estimates[cell.id].latency
-    total = sum(seconds.values()) + sum(latencies.values())
+    total = expected_seconds(plan, done) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
@@ -202,7 +209,14 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
-        return (executor or run_cells)(plan, store, view)
+        clock = Clock(view)
+        records = (executor or run_cells)(plan, store, cast("View", clock))
+    if executor is not None:  # what cells took elsewhere says nothing of this machine
+        return records
+    longer = learn_from(plan, records, clock)
+    if longer:
+        out.print(accuracy(clock.seconds, total, longer), markup=False, soft_wrap=True)
+    return records
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")

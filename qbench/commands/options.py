@@ -55,6 +55,14 @@ Requantize = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the model's folder brings.")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="What a model may take, such as 8GB; default what there is. A larger one is read and "
+        "written block by block, with the same result.",
+    ),
+]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file of methods or kernels, or a YAML task."),

@@ -27,7 +27,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     for model in grid.model:
         for method, params in variants:
             declaration = declared(method)
-            calibrated = declaration.verb != "quantize_weight"
+            calibrated = declaration.calibrates
             source = source_hash(method_class(method))
             samples = identity.calibrations if calibrated else (None,)
             of_method = grid.schemes(method), samples, grid.seeds(calibrated)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from qbench.contracts import Scheme, check_scheme, trains
+from qbench.environment import bytes_of
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.experiment.forms import (
     Files,
@@ -45,6 +46,10 @@ GRID_BYTES = 1_000_000  # YAML takes microseconds for each
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
 
 
+def _size(text: Any) -> int | None:
+    return None if text is None else bytes_of(text)
+
+
 class Grid(BaseModel):
     """What the user asks for: `--config` files have these keys, and flags override them.
 
@@ -57,10 +62,11 @@ class Grid(BaseModel):
     `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
     cell may take, None for many times its estimate. latency: whether products and tokens of the
     packed models are timed, None for what the preset says. workers: cells at a time, None for as
-    many as the devices and their memory take. only, skip: patterns of cells that alone are in the
-    plan, and that are not (`qbench.experiment.selection`). max_cells: the first ones alone.
-    requantize: whether a model that is quantized already may be quantized again.
-    trust_remote_code: whether code that a model brings may run.
+    many as the devices and their memory take. memory: bytes, or a size such as `8GB`, that the
+    model of a cell may take before it is read block by block; None for what there is. only, skip:
+    patterns of cells that alone are in the plan, and that are not (`qbench.experiment.selection`).
+    max_cells: the first ones alone. requantize: whether a model that is quantized already may be
+    quantized again. trust_remote_code: whether code that a model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,6 +92,7 @@ class Grid(BaseModel):
     time_limit: float | None = Field(default=None, gt=0)
     latency: bool | None = None
     workers: Workers = Field(default=None, validation_alias=AliasChoices("workers", "jobs"))
+    memory: Annotated[int | None, BeforeValidator(_size)] = None
     only: Names = ()
     skip: Names = ()
     max_cells: int | None = Field(default=None, ge=1)
@@ -230,10 +237,20 @@ class Grid(BaseModel):
         return samples
 
     def schemes(self, method: str) -> list[Scheme | None]:
-        """The schemes that a method is asked for; the unquantized model has the only one, None."""
+        """The schemes that a method is asked for; the unquantized model has the only one, None.
+
+        A method whose format fixes the group size has that one, and no cell for other bits than its
+        own where its own are asked.
+        """
         if method == "none":
             return [None]
-        return [Scheme(bits, self.group, self.symmetric) for bits in sorted(set(self.bits))]
+        declaration = declared(method)
+        bits = sorted(set(self.bits))
+        if declaration.group is not None:
+            low, high = declaration.bits
+            bits = [number for number in bits if low <= number <= high] or bits
+        group = declaration.group or self.group
+        return [Scheme(number, group, self.symmetric) for number in bits]
 
     def check_schemes(self, methods: Sequence[str]) -> None:
         """ConfigError where none of these methods supports any of the bits that are asked for.

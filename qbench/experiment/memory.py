@@ -1,107 +1,103 @@
-"""Cells that run out of memory: how that is seen, what is tried again, and what is said of it."""
+"""What a cell may take of memory, and how a model that is larger is quantized and judged.
+
+Its blocks then stay in their files but for the one that is worked on, those of the quantized model
+are written as they are finished, and hidden states beyond a part of the memory go to files, too.
+What comes out is the same, bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import psutil
 import torch
 
-from qbench.contracts import trains
-from qbench.records import Caution, Cell
-from qbench.registry import declared
+from qbench.calibration.spool import spooling
+from qbench.checkpoint.block_files import BlockFiles, Writing, write_block_files
+from qbench.checkpoint.folder import read_log
+from qbench.checkpoint.paged import can_be_paged, numbers_in, open_paged
+from qbench.environment import available_memory
+from qbench.models.paging import is_paged, on_device
+from qbench.models.source import ModelSource, local_folder, torch_dtype
+from qbench.quantization import QuantizedModel, read_model
 
-if TYPE_CHECKING:
-    from qbench.experiment.plan import Plan
-
-GB = 1e9
-WALK_BATCH = 8  # samples that walk together, of `qbench.quantization.quantize`
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that memory has run out."""
-    for cause in _chain(error):
-        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        if isinstance(cause, RuntimeError) and any(word in str(cause) for word in _WORDS):
-            return True
-    return False
+RESERVE = 1 << 29  # bytes for the libraries and for what is in work
+ROOM = 1.25  # of a model's bytes that it takes whole, with its quantized weights beside it
+STREAMS = 4  # one part in so many of the memory is for hidden states
 
 
-def system_kills() -> int:
-    """How many processes the system has killed since it started, since memory ran out."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+@dataclass(frozen=True)
+class Memory:
+    """What may be taken.
 
-
-def batches(plan: Plan, cell: Cell) -> list[int]:
-    """The batch sizes to be tried for a cell: what is asked for, and then half of it each time.
-
-    It is the largest of its tasks' and of the calibration's. The batch of a method that trains is
-    one of its parameters, and stays.
+    limit: bytes, None for what the machine has left. folder: on a disk, for hidden states.
     """
-    sizes = [plan.grid.defaults["batch_size"]]
-    sizes += [plan.tasks[spec.name].batch_size or 1 for spec in cell.tasks]
-    if cell.calibration is not None:
-        sizes.append(WALK_BATCH)
-    largest = max(sizes)
-    return [largest >> step for step in range(largest.bit_length())]
+
+    limit: int | None
+    folder: Path
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be taken now."""
+        return available_memory() if self.limit is None else self.limit
+
+    def read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
+        """`read_model`, paged where the model is too large. device: where it is to compute."""
+        if not self.is_too_large(source, dtype, device):
+            return read_model(source, dtype, device)
+        checkpoint = open_paged(source, dtype)
+        on_device(checkpoint.model, device)
+        folder = local_folder(source)
+        log = read_log(folder) if folder is not None and checkpoint.weights else {}
+        return QuantizedModel(*checkpoint, log)
+
+    def is_too_large(self, source: ModelSource, dtype: str, device: str = "cpu") -> bool:
+        """Whether a model of this dtype does not fit, and can be paged."""
+        if not can_be_paged(source):
+            return False
+        room = self.room
+        if device != "cpu":
+            room = min(room, torch.cuda.mem_get_info(device)[0])
+        return ROOM * torch_dtype(dtype).itemsize * numbers_in(source) + RESERVE > room
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Where hidden states beyond their part of the memory go to files."""
+        with spooling(self.folder, self.room // STREAMS):
+            yield
 
 
-def halved(batch: int, times: int) -> int:
-    """A batch size after it was halved so often; at least 1."""
-    return max(1, batch >> times)
+def quantized_into(
+    folder: Path,
+    model: Any,
+    work: Callable[[BlockFiles | None], QuantizedModel],
+    writing: Writing = nullcontext,
+) -> QuantizedModel:
+    """Quantize a model, save it, and return it; of a paged one each block is saved once it is done.
 
+    work: quantizes, with the files that `quantize` is to be given. writing: makes a context in
+    which results are written. Raises what `work` raises, and what `save` does.
+    """
+    if not is_paged(model):
+        quantized = work(None)
+        with writing():
+            quantized.save(folder)
+        return quantized
+    made: list[QuantizedModel] = []
 
-def is_helped(outcome: Mapping[str, Any], cell: Cell) -> bool:
-    """Whether a cell that has ended so ran out of memory where a smaller batch takes less."""
-    phase = outcome.get("out_of_memory")
-    if phase == "quantize":
-        return cell.calibration is not None and not trains(declared(cell.method))
-    return phase is not None and phase not in ("load", "save", "read back")
+    def fill(files: BlockFiles) -> None:
+        quantized = work(files)
+        files.finish(
+            quantized.model,
+            quantized.tokenizer,
+            quantized.weights,
+            quantized.manifest,
+            quantized.log,
+        )
+        made.append(quantized)
 
-
-def present_memory(device: str) -> tuple[int, int]:
-    """Bytes that are free, and all that there are, of the GPU or of this machine."""
-    if device == "cpu":
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
-    free, total = torch.cuda.mem_get_info(device)
-    return free, total
-
-
-def sizes_in_words(plan: Plan, cell: Cell, tried: list[int], memory: tuple[int, int]) -> str:
-    """What a cell wanted, and what there was. memory: of `present_memory`, when it ran out."""
-    estimated = plan.estimates[cell.id].peak_bytes / GB
-    free, total = memory
-    where = "memory" if plan.device == "cpu" else "the GPU"
-    return (
-        f"tried were batches of {', '.join(map(str, tried))}; the largest model has "
-        f"{plan.model_bytes / GB:.1f} GB of weights, the cell was estimated to take "
-        f"{estimated:.1f} GB, and of {total / GB:.1f} GB of {where} {free / GB:.1f} GB were free; "
-        "take a smaller calibration sample, shorter windows, fewer --workers, or a larger machine"
-    )
-
-
-def caution(tried: list[int]) -> Caution:
-    """What a record says of a cell that was done with a smaller batch than asked for."""
-    text = f"memory ran out with batches of {', '.join(map(str, tried[:-1]))}"
-    return Caution(
-        kind="memory",
-        text=f"{text}; it was done with {tried[-1]} at a time, which changes the last digits",
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    write_block_files(folder, fill, writing)
+    return made[0]

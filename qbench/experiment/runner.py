@@ -18,11 +18,7 @@ from typing import Any, Literal, Protocol
 
 from qbench.checkpoint.folder import add_scores
 from qbench.errors import StoreError, readable
-from qbench.experiment.cell_process import Job, work
-from qbench.experiment.estimate import Estimate
-from qbench.experiment.journal import Journal, write_plan
-from qbench.experiment.latencies import measure, not_measured, wanted
-from qbench.experiment.memory import (
+from qbench.experiment.back_off import (
     batches,
     caution,
     is_helped,
@@ -30,6 +26,11 @@ from qbench.experiment.memory import (
     sizes_in_words,
     system_kills,
 )
+from qbench.experiment.benchmarks import benchmarks
+from qbench.experiment.cell_process import Job, work
+from qbench.experiment.estimate import Estimate
+from qbench.experiment.journal import Journal, write_plan
+from qbench.experiment.latencies import measure, not_measured, wanted
 from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
@@ -239,7 +240,7 @@ class _Run:
         record = self._made(cell, "ok", None, facts, tokens)
         # The card of the quantized model shows its scores; the unquantized one has no artifact.
         if cell.scheme is not None:
-            add_scores(self.store.artifact(cell), record)
+            add_scores(self.store.artifact(cell), record, benchmarks(self.plan.tasks))
         return record
 
     def _worked_on(self, cell: Cell) -> dict[str, Any]:
@@ -343,6 +344,7 @@ class _Run:
             folder=self.store.folder.resolve(),
             place=Path.cwd(),
             overlaps=self.overlaps,
+            memory=plan.grid.memory,
             gpu=self.at_work.get(cell.id),
             halvings=halvings,
         )

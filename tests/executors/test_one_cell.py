@@ -65,7 +65,7 @@ def machine(monkeypatch, tmp_path):
         return {"facts": {"bits_per_weight": {"total": 4.0}}, "tokens": {}}
 
     monkeypatch.setattr(runner._Run, "_isolated", isolated)
-    monkeypatch.setattr(runner, "add_scores", lambda folder, record: None)
+    monkeypatch.setattr(runner, "add_scores", lambda *_: None)
     monkeypatch.setattr(outcomes, "environment", dict)
     monkeypatch.setattr(one_cell, "preload", lambda *modules: None)
     monkeypatch.setattr(one_cell, "_held", one_cell.ExitStack())

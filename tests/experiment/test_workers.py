@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qbench.errors import MethodError
-from qbench.experiment import memory, outcomes, runner, workers
+from qbench.experiment import back_off, outcomes, runner, workers
 from qbench.experiment.cell_process import work
 from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan
@@ -89,7 +89,7 @@ def outcomes_of(monkeypatch):
             return answer(self._job(cell, halvings))
 
         monkeypatch.setattr(runner._Run, "_isolated", isolated)
-        monkeypatch.setattr(runner, "add_scores", lambda folder, record: None)
+        monkeypatch.setattr(runner, "add_scores", lambda *_: None)
         monkeypatch.setattr(outcomes, "environment", dict)
         monkeypatch.setattr(runner, "POLL", 0.01)
 
@@ -207,20 +207,20 @@ def chained():
 
 
 def test_errors_of_memory_are_known_by_their_causes():
-    assert memory.is_out_of_memory(chained())
-    assert memory.is_out_of_memory(MemoryError())
+    assert back_off.is_out_of_memory(chained())
+    assert back_off.is_out_of_memory(MemoryError())
     text = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"
-    assert memory.is_out_of_memory(RuntimeError(text))
-    assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes"))
-    assert not memory.is_out_of_memory(ValueError("out of memory"))
-    assert memory.system_kills() >= 0
+    assert back_off.is_out_of_memory(RuntimeError(text))
+    assert not back_off.is_out_of_memory(RuntimeError("mat1 and mat2 shapes"))
+    assert not back_off.is_out_of_memory(ValueError("out of memory"))
+    assert back_off.system_kills() >= 0
 
 
 def test_batches_are_halved_down_to_one(plan):
     rtn, gptq = only(plan, "rtn").cells[0], only(plan, "gptq").cells[0]
-    assert memory.batches(plan, rtn) == memory.batches(plan, gptq) == [16, 8, 4, 2, 1]
-    assert [memory.halved(16, times) for times in range(6)] == [16, 8, 4, 2, 1, 1]
-    assert memory.halved(3, 1) == 1
+    assert back_off.batches(plan, rtn) == back_off.batches(plan, gptq) == [16, 8, 4, 2, 1]
+    assert [back_off.halved(16, times) for times in range(6)] == [16, 8, 4, 2, 1, 1]
+    assert back_off.halved(3, 1) == 1
 
 
 ENDLESS = """
