@@ -36,6 +36,7 @@ from qbench.experiment.coverage import coverage
 from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
 from qbench.experiment.job import Job
 from qbench.experiment.memory import Memory, quantized_into
+from qbench.experiment.phases import Phases
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
@@ -81,7 +82,7 @@ def work(tell: Tell, job: Job) -> None:
         unwritable = at_work.saving and isinstance(error, (StoreError, OSError))
         outcome = {"reason": reason_of(error), "unwritable": unwritable}
         if is_out_of_memory(error):
-            outcome |= {"out_of_memory": at_work.doing, "memory": present_memory(job.device)}
+            outcome |= {"out_of_memory": at_work.phase.doing, "memory": present_memory(job.device)}
     tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
 
 
@@ -100,7 +101,9 @@ class _Work:
     saving: bool = False
     paged: bool = False
     told: float = 0.0
-    doing: str = "load"  # the phase
+
+    def __post_init__(self) -> None:
+        self.phase = Phases(self.tell)
 
     def do(self) -> None:
         """Quantize and evaluate."""
@@ -125,7 +128,7 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            with self._phase("load"):
+            with self.phase("load"):
                 model = self._read(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
@@ -138,7 +141,7 @@ class _Work:
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
-                with self._phase("read back"):
+                with self.phase("read back"):
                     quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
         written = quantized.manifest.get("written")  # another package's own files
@@ -198,13 +201,13 @@ class _Work:
 
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
-        with self._phase("load"):
+        with self.phase("load"):
             original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None and calibrates(method):
             check_fit(model, tokenizer, f"model {cell.model!r}")
-            with self._phase("calibration tokens"):
+            with self.phase("calibration tokens"):
                 tokens = self._calibration_tokens(tokenizer)
         if declaration.external:
             del original, model
@@ -214,7 +217,7 @@ class _Work:
         started = time.perf_counter()
 
         def quantized(files: BlockFiles | None) -> QuantizedModel:
-            with self._phase("quantize"):
+            with self.phase("quantize"):
                 made = quantize(
                     model,
                     method,
@@ -240,7 +243,7 @@ class _Work:
         """Let another package quantize the model, and save what it wrote as the artifact."""
         share = self.job.estimate.quantize_share
         at_work = self._span(0.0, share, f"in the environment of {method.package.name}")
-        with self._phase("quantize"):
+        with self.phase("quantize"):
             quantized = quantize_elsewhere(
                 method,
                 self.job.cell.method,
@@ -297,14 +300,14 @@ class _Work:
         preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
         spans = self._spans([*preparing, *cell.tasks])
         for spec in preparing:
-            with self._phase(f"prepare {spec.name}"):
+            with self.phase(f"prepare {spec.name}"):
                 self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
         scores: list[Score] = []
         rows: dict[str, Sequence[Mapping[str, Any]]] = {}
         for spec in cell.tasks:
             task = self.tasks[spec.name]
             started = time.perf_counter()
-            with self._phase(spec.name):
+            with self.phase(spec.name):
                 outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
             seconds = time.perf_counter() - started
             told = self.facts.setdefault("evaluation", {})
@@ -377,28 +380,17 @@ class _Work:
         return report
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Tell how long this part of the work took, however it ended."""
-        before, self.doing = self.doing, name
-        began, started = time.time(), time.perf_counter()
-        try:
-            yield
-            self.doing = before
-        finally:
-            self.tell({"phase": name, "began": began, "seconds": time.perf_counter() - started})
-
-    @contextmanager
     def _saving(self) -> Iterator[None]:
         """Where an error means that results can no longer be written."""
         self.saving = True
-        with self._phase("save"):
+        with self.phase("save"):
             yield
         self.saving = False
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Where the quantized model is being written."""
-        with self._saving(), self._phase("save"):
+        with self._saving(), self.phase("save"):
             yield
 
     @contextmanager

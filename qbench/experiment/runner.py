@@ -27,8 +27,9 @@ from qbench.experiment.back_off import (
     system_kills,
 )
 from qbench.experiment.benchmarks import benchmarks
-from qbench.experiment.cell_process import Job, work
+from qbench.experiment.cell_process import work
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.job import Job
 from qbench.experiment.journal import Journal, write_plan
 from qbench.experiment.latencies import measure, not_measured, wanted
 from qbench.experiment.outcomes import machine_of, record_of
