@@ -37,6 +37,8 @@ TASK_SECONDS = 1  # of a task, whatever it asks
 LATENCY_SECONDS = 20  # of a format that is new to the run: products, and the whole model
 KNOWN_SECONDS = 1  # of one that is not
 PROCESS_SECONDS = 1  # of a cell's process, whatever it does
+WORKER_SECONDS = 60  # of another package, to be imported, load and save
+WORKER_PASSES = 20  # over the calibration text, of one that calibrates
 
 
 @dataclass(frozen=True)
@@ -182,18 +184,21 @@ def _quantize_seconds(cell: Cell, rates: Rates) -> float:
     """Of the method, and of the walk that brings it its inputs."""
     weights = rates.block_weights
     other = rates.overheads
-    if cell.calibration is None:
-        return weights * other.search
-    tokens = cell.calibration.samples * cell.calibration.length
+    sample = cell.calibration
+    tokens = 0 if sample is None else sample.samples * sample.length
     forward = FORWARD * weights * tokens
     method = get_method(cell.method, **cell.params)
+    if verb_of(method) == "worker_settings":
+        return WORKER_SECONDS + weights * other.rounding + WORKER_PASSES * forward / rates.walk
+    if sample is None:
+        return weights * other.search
     if verb_of(method) == "quantize_linear":
         return forward * (1 + other.hessians) / rates.walk + weights * other.rounding
     # Targets, and the quantized stream.
     seconds = 2 * forward / rates.training + weights * other.start
     if trains(method):
         trained = method.training_tokens(tokens)
-        steps = trained / (method.batch_size * cell.calibration.length)
+        steps = trained / (method.batch_size * sample.length)
         seconds += TRAINING * weights * trained / rates.training + weights * steps * other.step
         seconds += other.compiling
     return seconds
@@ -203,16 +208,19 @@ def _quantize_bytes(cell: Cell, rates: Rates) -> int:
     """At the peak: the model in float32 on a CPU, of which a GPU holds one block at a time."""
     block = rates.block_weights // max(1, rates.blocks)
     peak = 4 * (rates.parameters if rates.device == "cpu" else block) + RESERVE
+    method = get_method(cell.method, **cell.params)
+    if verb_of(method) == "worker_settings":
+        return 2 * peak  # as it is and quantized, in another process
     if cell.calibration is None:
         return peak
     itemsize = 4 if rates.device == "cpu" else rates.itemsize
     tokens = cell.calibration.samples * cell.calibration.length
     streams = itemsize * tokens * (2 * rates.hidden + rates.widest)
-    method = get_method(cell.method, **cell.params)
     if verb_of(method) == "quantize_linear":
         return peak + streams
     # Inputs of both streams, and targets; batch by batch they are as wide as a layer.
-    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * block
+    trained = block * getattr(method, "window", 1)  # of `Reconstruction`: blocks trained together
+    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * trained
 
 
 def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:

@@ -20,10 +20,12 @@ from qbench.experiment.estimate import (
     estimate,
     measure_rates,
 )
+from qbench.experiment.foreign_cell import require_environment
 from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.protocols import protocol_of, require_versions
+from qbench.experiment.selection import select
 from qbench.experiment.timings import Timings, corrected, kind_of, makespan
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
@@ -95,7 +97,7 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
     identity, tasks = identify(grid, models, source, device, announce)
-    cells = expand(grid, identity)
+    cells = select(grid, expand(grid, identity))
     _refuse_quantized(grid, identity.stored_as, cells)
     plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
     plan.protocol = protocol_of(grid, identity, tasks)
@@ -109,8 +111,8 @@ def _share_cores(plan: Plan) -> None:
     On one core each, cells of a small model are done sooner than one after the other on all: what
     is not a large product does not spread. A GPU has one cell.
     """
-    if plan.grid.jobs is not None:
-        plan.jobs = plan.grid.jobs
+    if plan.grid.workers is not None:
+        plan.jobs = plan.grid.workers
     elif plan.device == "cpu":
         peak = max(estimated.peak_bytes for estimated in plan.estimates.values())
         room = int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, peak))
@@ -246,3 +248,6 @@ def _require_fit(cell: Cell, skeleton: Any) -> None:
         method = get_method(cell.method, **cell.params)
         check_scheme(method, cell.scheme)
         check_layers(skeleton, method, cell.scheme)
+        if declared(cell.method).external:
+            method.worker_settings(cell.scheme)  # refuses what its package does not offer
+            require_environment(cell.method)
