@@ -21,6 +21,20 @@ import psutil
 import qbench
 from qbench.errors import ConfigError, unknown_name
 
+# Of a control group, by version: its limit, what it takes, and its statistics with their entry of
+# what it holds of files.
+_GROUP = Path("/sys/fs/cgroup")
+_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_cache",
+    ),
+)
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", re.IGNORECASE)
 DEVICES = ("auto", "cpu", "cuda")
 PACKAGES = (
     "qbench-llm",
@@ -175,6 +189,39 @@ def peak_memory(device: str) -> int:
 def resident_memory() -> int:
     """Bytes that this process has in memory."""
     return int(psutil.Process().memory_info().rss)
+
+
+def bytes_of(text: str | int) -> int:
+    """`8GB` or `500 MB` in bytes; ConfigError for anything else, and for less than a byte."""
+    size = _SIZE.fullmatch(str(text).strip())
+    count = int(float(size[1]) * UNITS[(size[2] or "").upper()]) if size else 0
+    if not count:
+        raise ConfigError(f"memory {text!r} is no size; give one such as 8GB or 500MB")
+    return count
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, its control group and its limits.
+
+    What a group has read of files counts as free, since the system drops it where memory is needed.
+    """
+    rooms = [psutil.virtual_memory().available]
+    for limit, used, statistics, cached in _GROUPS:
+        with suppress(OSError, ValueError):  # no such file, or the word `max`
+            lines = (_GROUP / statistics).read_text().splitlines()
+            facts = dict(line.split() for line in lines)
+            taken = int((_GROUP / used).read_text()) - int(facts.get(cached, 0))
+            rooms.append(int((_GROUP / limit).read_text()) - taken)
+    with suppress(ImportError, OSError):
+        import resource
+
+        status = Path("/proc/self/status").read_text()
+        for kind, key in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+            soft, _ = resource.getrlimit(kind)
+            size = re.search(rf"{key}:\s*(\d+) kB", status)
+            if soft != resource.RLIM_INFINITY and size:
+                rooms.append(soft - 1024 * int(size[1]))
+    return max(0, min(rooms))
 
 
 def _git(root: Path, *command: str) -> str:

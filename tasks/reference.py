@@ -18,8 +18,10 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from qbench.calibration.streamed import streamed_logits
 from qbench.errors import ConfigError, StoreError
 from qbench.files.atomic import write_text, write_whole
+from qbench.models.paging import is_paged
 from qbench.records import TaskSpec
 
 # Positions whose logits are in fp32 at a time: on a CPU few enough for its cache, which takes a
@@ -162,12 +164,18 @@ def window_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple
             f"length={length} is more than the model's context of {room} tokens; "
             f"choose at most {room}"
         )
+    batches = streamed_logits if is_paged(model) else _batch_logits
+    index = 0
+    for logits in batches(model, inputs, batch_size):  # (batch, length, V)
+        for of_window in logits[:, :-1]:
+            yield index, of_window
+            index += 1
+
+
+def _batch_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[Tensor]:
     device = model.get_input_embeddings().weight.device
-    for start in range(0, len(inputs), batch_size):
-        batch = inputs[start : start + batch_size].to(device)
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # (batch, length - 1, V)
-        for offset, of_window in enumerate(logits):
-            yield start + offset, of_window
+    for batch in inputs.split(batch_size):
+        yield model(input_ids=batch.to(device), use_cache=False).logits
 
 
 def _store_window(stored: np.memmap[Any, Any], index: int, logits: Tensor) -> None:

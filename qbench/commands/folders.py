@@ -17,6 +17,7 @@ from rich.text import Text
 from qbench.commands.options import (
     Data,
     Device,
+    Memory,
     Model,
     Plugins,
     Requantize,
@@ -57,11 +58,13 @@ def quantize(
     dtype: Annotated[
         str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")
     ] = "auto",
+    memory: Memory = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme, check_scheme
+    from qbench.environment import bytes_of
     from qbench.experiment.grid import parse_set, single_settings
     from qbench.registry import declared
 
@@ -87,6 +90,7 @@ def quantize(
             progress=lambda fraction, text: status.update(text),
             requantize=requantize,
             trust_remote_code=trust_remote_code,
+            memory=None if memory is None else bytes_of(memory),
         )
     total = bits_per_weight.pop("total")
     parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items())
@@ -160,6 +164,7 @@ def evaluate(
     data: Data = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    memory: Memory = None,
     trust_remote_code: Trust = False,
     through: Annotated[
         str | None,
@@ -190,6 +195,7 @@ def evaluate(
             "data": data,
             "device": device,
             "dtype": dtype,
+            "memory": memory,
             "trust_remote_code": trust_remote_code,
         },
     )
