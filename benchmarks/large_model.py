@@ -136,6 +136,7 @@ def run(
     started = time.perf_counter()
     # Arrow's own allocator takes a gigabyte of addresses at once, which would count.
     variables = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    variables["PYTHONSAFEPATH"] = "1"  # the root is no place to import from
     process = subprocess.Popen(
         [sys.executable, "-c", START, *command], preexec_fn=limited, env=variables
     )
