@@ -2,13 +2,15 @@
 
 Importing this module imports no torch, and nothing here reads or writes files.
 
-A method implements exactly one of three verbs, by what it needs to see:
+A method implements exactly one of four verbs, by what it needs to see:
 
 - `quantize_weight(weight, scheme)`: the weight alone (RTN, binary coding);
 - `quantize_linear(weight, stats, scheme)`: also second-order statistics of the layer's input
   (GPTQ);
 - `quantize_block(block, inputs, targets, scheme)`: a whole transformer block with its inputs and
-  full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF).
+  full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF);
+- `worker_settings(scheme)`: the model's folder, in the environment of another package, whose worker
+  is told these settings (`qbench.external.contract.External`).
 """
 
 from __future__ import annotations
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-Verb = Literal["quantize_weight", "quantize_linear", "quantize_block"]
-VERBS: tuple[Verb, ...] = ("quantize_weight", "quantize_linear", "quantize_block")
+Verb = Literal["quantize_weight", "quantize_linear", "quantize_block", "worker_settings"]
+VERBS: tuple[Verb, ...] = (
+    "quantize_weight",
+    "quantize_linear",
+    "quantize_block",
+    "worker_settings",
+)
 DECLARED = ("name", "paper", "format", "bits", "symmetric")  # ClassVars that every method has
 
 
@@ -242,7 +249,7 @@ def trains(method: Any) -> bool:
 
 
 def verb_of(method: Any) -> Verb:
-    """Which of the three verbs a method implements; ConfigError unless exactly one."""
+    """Which of the verbs a method implements; ConfigError unless exactly one."""
     verbs = [verb for verb in VERBS if callable(getattr(method, verb, None))]
     if len(verbs) != 1:
         raise ConfigError(
@@ -250,6 +257,14 @@ def verb_of(method: Any) -> Verb:
             f"of {', '.join(VERBS)}; a method implements exactly one"
         )
     return verbs[0]
+
+
+def calibrates(method: Any) -> bool:
+    """Whether a method (class or instance) is given calibration tokens."""
+    verb = verb_of(method)
+    if verb == "worker_settings":
+        return bool(method.calibrates)
+    return verb != "quantize_weight"
 
 
 def check_scheme(method: Any, scheme: Scheme) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from qbench.contracts import DECLARED, VERBS, Verb, trains, verb_of
+from qbench.contracts import DECLARED, VERBS, Verb, calibrates, trains, verb_of
 from qbench.errors import ConfigError
 from qbench.weight_range import guarded
 
@@ -20,7 +20,7 @@ OF_TRAINING = ("epochs", "batch_size", "training_tokens")  # what `contracts.Tra
 class Declaration:
     """What a method's class declares, as `qbench.contracts.Method` has it.
 
-    verb: which of the three it implements. parameters: default by name, in the order of the
+    verb: which of them it implements. parameters: default by name, in the order of the
     class. module, class_name: where `load` finds it. file: where it stands, for messages. cls: the
     class, where it was imported already. Raises ConfigError for values of another kind.
     """
@@ -49,6 +49,21 @@ class Declaration:
             raise ConfigError(
                 f"{place} declares bits={bounds!r}; give the lowest and the highest, such as (2, 8)"
             )
+
+    @property
+    def external(self) -> bool:
+        """Whether another package quantizes, in an environment of its own."""
+        return self.verb == "worker_settings"
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it is given calibration tokens."""
+        return calibrates(self.cls) if self.external else self.verb != "quantize_weight"
+
+    @property
+    def group(self) -> int | None:
+        """The group size that its format fixes; None where the user chooses."""
+        return getattr(self.cls, "group", None) if self.external else None
 
     def load(self) -> type:
         """The class itself, whose verb refuses weights that no method can compute with.

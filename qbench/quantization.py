@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.block_window import BlockWindow
 from qbench.calibration.layer_error import relative_error
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
@@ -166,6 +167,11 @@ def quantize(
     """
     if isinstance(method, str):
         method = get_method(method)
+    if verb_of(method) == "worker_settings":
+        raise ConfigError(
+            f"method {method.name!r} runs in its package's own environment; "
+            "`qbench run --methods` starts it there"
+        )
     if isinstance(model, str):
         source = read_model(find_model(model), "float32")
         refuse_quantized(source, model)
@@ -195,9 +201,10 @@ def quantize(
             walk = partial(walk_linears, model, tokens, **settings)
             log = _by_linear(walk, method, scheme, weights)
         else:
+            settings["window"] = getattr(method, "window", 1)  # of `Reconstruction`
             walk = partial(walk_blocks, model, tokens, **settings)
             log = _by_block(walk, method, scheme, weights)
-    manifest |= _facts(method, scheme)
+    manifest |= facts_of(method, scheme)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 
@@ -246,7 +253,7 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
         require_computable(weight, name)
 
 
-def _facts(method: Any, scheme: Scheme) -> dict[str, Any]:
+def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
     """What `quantization_config` says of a method and a scheme; JSON-able."""
     return {
         "method": method.name,
@@ -333,14 +340,20 @@ def _by_block(
             raise MethodError(
                 f"block {name}: the method returned other layers than it has; they differ in {odd}"
             )
-        for layer, weight in result.weights.items():
-            _put(f"{name}.{layer}", layers[layer], weight)
-            weights[f"{name}.{layer}"] = weight
         # such as a norm into which the method has folded a scale
         for key, value in result.parameters.items():
             block.get_parameter(key).data.copy_(value)
-        if result.log:
-            log[name] = dict(result.log)
+        for layer, weight in result.weights.items():
+            _put(f"{name}.{layer}", layers[layer], weight)
+        results = {name: result}
+        if isinstance(block, BlockWindow):
+            prefix = name.rpartition(".")[0]
+            results = {f"{prefix}.{key}": own for key, own in block.by_block(result).items()}
+        for own_name, own in results.items():
+            for layer, weight in own.weights.items():
+                weights[f"{own_name}.{layer}"] = weight
+            if own.log:
+                log[own_name] = dict(own.log)
 
     walk(visit=visit)
     return log

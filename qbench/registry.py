@@ -1,5 +1,8 @@
 """Name -> method: the folder `methods/`, entry points of installed packages, and plug-in files.
 
+Methods of other packages (`methods/external/`) are known by name, and are not among those that are
+listed and checked: `qbench env list` lists them.
+
 What cannot be used is kept with its reason, so that `qbench list methods` shows it and the others
 still work. The folder and the entry points are read once in a process.
 """
@@ -25,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from qbench.contracts import DECLARED
 from qbench.declarations import Declaration, declaration_of, methods_in
 from qbench.errors import ConfigError, QbenchError, reason_of, unknown_name
+from qbench.external.packages import modules, sources
 from qbench.method_source import Unreadable, file_label, module_file, read_declarations
 from qbench.plugin_file import import_plugin_file
 
@@ -45,6 +49,18 @@ class Broken:
 def declarations() -> dict[str, Declaration | Broken]:
     """What every method declares, by name; our own files are read without importing them."""
     return _installed() | _plugins
+
+
+@cache
+def external() -> dict[str, Declaration]:
+    """What the methods of other packages declare, by name; none of the packages is imported."""
+    known = {}
+    for module in modules():
+        file = f"methods/external/{module.__name__.rpartition('.')[2]}.py"
+        for cls in methods_in(module):
+            declaration = declaration_of(cls, file)
+            known[declaration.name] = declaration
+    return known
 
 
 def read_anew() -> None:
@@ -71,7 +87,7 @@ def declared(name: str) -> Declaration:
 
     Raises ConfigError with the nearest name, or with why the method is broken.
     """
-    known = declarations()
+    known = external() | declarations()
     entry = known.get(name)
     if isinstance(entry, Declaration):
         return entry
@@ -153,7 +169,7 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
     loaded = [declaration_of(cls, str(path)) for cls in methods_in(module)]
     names = [declaration.name for declaration in loaded]
     for declaration in loaded:
-        other = declarations().get(declaration.name)
+        other = (external() | declarations()).get(declaration.name)
         again = isinstance(other, Declaration) and other.module == module.__name__
         if other is not None and not again:
             place = other.file if isinstance(other, Declaration) else other.origin
@@ -172,7 +188,10 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 
 
 def source_hash(cls: type) -> str:
-    """12 hex digits of the sha256 of the file that defines a method and of those it builds on."""
+    """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
+
+    Of another package's method, its worker and its requirements are among them.
+    """
     seen: set[str] = set()
     waiting = [cls.__module__]
     while waiting:
@@ -187,6 +206,9 @@ def source_hash(cls: type) -> str:
         file = inspect.getsourcefile(sys.modules[name])
         if file:
             digest.update(Path(file).read_bytes())
+    package = getattr(cls, "package", None)
+    for path in [] if package is None else sources(package):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

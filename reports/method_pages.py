@@ -21,6 +21,7 @@ VERBS = {
     "quantize_weight": "the weights alone",
     "quantize_linear": "the second moments of each layer's inputs on calibration text",
     "quantize_block": "each block with its inputs on calibration text",
+    "worker_settings": "the model's folder, in its package's own environment",
 }
 
 

@@ -16,13 +16,14 @@ from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.cautions import summary
+from qbench.reports.doubts import doubts
 from qbench.reports.headline import MINI_NOTICE, ordered, require
 from qbench.reports.pictures import drawn, file_name, offered
 from qbench.reports.plots import leading, models, svg
 from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs
 from qbench.reports.quoted import NOTICE, by_model
 from qbench.reports.ranking import filters, ranking
-from qbench.reports.tables import captions, doubts
+from qbench.reports.tables import captions
 
 FOLDER = Path(__file__).parent
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.jsonl", "leaderboard.tex", "quoted.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from qbench.errors import StoreError
 from qbench.records import TaskSpec
 from qbench.tasks.article_windows import BETWEEN, article_windows
 from qbench.tasks.contract import Context
+from qbench.tasks.engines import Engine
 from qbench.tasks.reference import (
     ReferenceLogits,
     divergences,
@@ -61,13 +63,48 @@ def measure(
     inputs = windows.tokens
     count = len(inputs)
     losses = []
-    for index, logits in window_logits(context.model, inputs, context.batch_size):
-        _check_reference(reference, count, logits)
-        of_window = _losses(logits, inputs[index], reference, index)
+    if isinstance(context.model, Engine):
+        of_windows = _of_an_engine(context, spec, inputs)
+    else:
+        of_windows = _of_a_model(context, reference, inputs)
+    for index, of_window in of_windows:
         losses.append(replace(of_window, article=windows.articles[index]))
         context.progress((index + 1) / count, f"{spec.name}  {index + 1}/{count} windows")
     context.cache[key] = losses
     return losses
+
+
+def _of_a_model(
+    context: Context, reference: ReferenceLogits | None, inputs: Tensor
+) -> Iterator[tuple[int, WindowLosses]]:
+    for index, logits in window_logits(context.model, inputs, context.batch_size):
+        _check_reference(reference, len(inputs), logits)
+        yield index, _losses(logits, inputs[index], reference, index)
+
+
+def _of_an_engine(
+    context: Context, spec: TaskSpec, inputs: Tensor
+) -> Iterator[tuple[int, WindowLosses]]:
+    """An engine gives the likelihood of what was read, and no distributions."""
+    nothing = torch.zeros(0).numpy()
+    likelihoods = context.model.likelihoods(context, spec.name, inputs)
+    for index, (tokens, likelihood) in enumerate(zip(inputs, likelihoods, strict=True)):
+        yield (
+            index,
+            WindowLosses(
+                digest=_digest(tokens),
+                article=None,
+                nll=-likelihood / (len(tokens) - 1),
+                kl=nothing,
+                agree=nothing,
+                reverse=nothing,
+                first=int(tokens[0]),
+            ),
+        )
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def _check_reference(reference: ReferenceLogits | None, count: int, logits: Tensor) -> None:
@@ -98,9 +135,8 @@ def _losses(
             kl.append(forward.cpu())
             reverse.append(backward.cpu())
             agree.append(_agreement(p, q).float().cpu())
-    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     return WindowLosses(
-        digest=digest,
+        digest=_digest(tokens),
         article=None,
         nll=nll / len(targets),
         kl=torch.cat(kl).numpy(),

@@ -50,6 +50,8 @@ ARROWS = {
     "export": {
         "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
     },
+    "serving": {"checkpoint", "contracts", "errors", "formats", "kernels"},
+    "publish": {"errors", "files", "models"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
@@ -75,7 +77,7 @@ ARROWS = {
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
         "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
-        "models", "outside_text", "records", "registry", "reports", "stats", "tasks",
+        "models", "outside_text", "publish", "records", "registry", "reports", "stats", "tasks",
     },
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from greenlet import greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from qbench.calibration.block_window import BlockWindow, Call
 from qbench.calibration.head import head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.calibration.passes import in_passes
@@ -40,7 +41,7 @@ class Stream:
     """
 
     hidden: Tensor
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    arguments: list[Call]
 
 
 @torch.no_grad()
@@ -90,37 +91,57 @@ def walk_blocks(
     progress: Progress,
     batch_size: int,
     dtype: torch.dtype,
+    window: int = 1,
 ) -> None:
     """Visit every block with both streams: the quantized prefix's and the full-precision model's.
 
     tokens: (samples, length) token ids. visit(name, block, inputs, targets) may replace the block's
-    weights: the quantized stream then goes through it.
+    weights: the quantized stream then goes through it. window: so many consecutive blocks are
+    visited as one `BlockWindow`, whose name is that of a block with both ends, such as
+    `model.layers.0-1`; a single one that is left at the end is visited as it is.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device, dtype)
     full = [stream.hidden for stream in streams]  # before the first block both streams are the same
-    for index, block in enumerate(blocks):
-        place = f"block {index + 1}/{len(blocks)}"
+    for start in range(0, len(blocks), window):
+        end = min(start + window, len(blocks))
+        block, name = _visited(blocks, start, end)
+        place = f"block {end}/{len(blocks)}"
 
         # Bound as defaults: a closure would read the loop's variables when it is called.
-        def report(fraction: float, text: str, index: int = index, place: str = place) -> None:
-            progress((index + fraction) / len(blocks), f"{place} {text}")
+        def report(
+            fraction: float, text: str, start: int = start, end: int = end, place: str = place
+        ) -> None:
+            progress((start + fraction * (end - start)) / len(blocks), f"{place} {text}")
 
         report(0.0, "")
-        arguments = [stream.arguments[index] for stream in streams]
+        arguments = [_call(stream.arguments[start:end]) for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
-        if block is blocks[-1]:
+        if end == len(blocks):
             tuples = return_tuples(model, blocks, tokens)
             inputs = replace(inputs, logits=head_of(model, blocks, tuples, device, dtype))
         with _at_work(block, device, dtype):
             # Before the visit the block's weights are still the model's own.
             targets = [keep(inputs.run(block, hidden, batch)) for batch, hidden in enumerate(full)]
-            visit(f"{prefix}.{index}", block, inputs, targets)
+            visit(f"{prefix}.{name}", block, inputs, targets)
             # The visit may have replaced weights: the quantized stream goes on through the new
             # ones.
             for batch, stream in enumerate(streams):
                 stream.hidden = keep(inputs.run(block, stream.hidden, batch))
         full = targets
+
+
+def _visited(blocks: nn.ModuleList, start: int, end: int) -> tuple[nn.Module, str]:
+    """What is visited of the blocks from `start` to before `end`, and its number."""
+    if end - start == 1:
+        return blocks[start], str(start)
+    members = {index: blocks[index] for index in range(start, end)}
+    return BlockWindow(members), f"{start}-{end - 1}"
+
+
+def _call(calls: list[Call]) -> Call:
+    """The arguments of `_visited`, from those of its blocks."""
+    return calls[0] if len(calls) == 1 else ((calls,), {})
 
 
 @contextmanager

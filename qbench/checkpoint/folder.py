@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qbench.checkpoint.card import write_card
+from qbench.checkpoint.card_metadata import Benchmark
 from qbench.checkpoint.config import (
     compare,
     quantization_entry,
@@ -230,15 +231,18 @@ def load_checkpoint(
     return Checkpoint(model.eval(), read_tokenizer(folder), weights, manifest)
 
 
-def add_scores(folder: Path, record: Record) -> None:
+def add_scores(
+    folder: Path, record: Record, benchmarks: Mapping[str, Benchmark] | None = None
+) -> None:
     """Write the model card again, with the scores of a record.
 
-    StoreError where the folder is damaged or read-only.
+    benchmarks: the published data sets of its tasks, by their names in the record. StoreError where
+    the folder is damaged or read-only.
     """
     config = read_json(folder / "config.json")
     modules = read_layout(config, folder / "config.json").modules()
     weights = {name: group.weight() for name, group in modules.items()}
-    write_card(folder, config["quantization_config"], weights, record)
+    write_card(folder, config["quantization_config"], weights, record, benchmarks)
 
 
 def read_log(folder: Path) -> dict[str, Any]:

@@ -28,9 +28,12 @@ from qbench.commands.options import (
     err,
     out,
 )
+from qbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qbench.comparison.parity import Parity
     from qbench.inspection.report import Inspection
+    from qbench.records import Score
 
 app = typer.Typer()
 
@@ -137,7 +140,8 @@ def export(
 
 @app.command(
     name="eval",
-    epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`",
+    epilog="Examples: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`   "
+    "`qbench eval DIR --through http://127.0.0.1:8000 --parity`",
 )
 def evaluate(
     folder: Annotated[
@@ -162,11 +166,25 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     memory: Memory = None,
     trust_remote_code: Trust = False,
+    through: Annotated[
+        str | None,
+        typer.Option(help="What serves it: vllm, or the address of an OpenAI-compatible server."),
+    ] = None,
+    parity: Annotated[
+        bool,
+        typer.Option("--parity", help="Ask transformers too, and say how far the two are apart."),
+    ] = False,
 ) -> None:
     """Evaluate a saved model; prints one line per score."""
     from qbench.experiment.grid import parse_set, read_grid
     from qbench.experiment.single import evaluate_model
-    from qbench.reports.headline import number
+
+    if parity and through is None:
+        raise ConfigError("--parity compares with an engine; give --through vllm or an address")
+    if unquantized is not None and through is not None:
+        raise ConfigError(
+            "--unquantized is for divergence, which --through does not give; leave it out"
+        )
 
     grid = read_grid(
         None,
@@ -186,13 +204,17 @@ def evaluate(
         def progress(fraction: float, text: str) -> None:
             status.update(text)
 
-        for score in evaluate_model(folder, grid, progress, unquantized):
-            value = number(score.value, score.stderr, score.metric)
-            out.print(
-                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}",
-                markup=False,
-                highlight=False,
-            )
+        if through is None:
+            for score in evaluate_model(folder, grid, progress, unquantized):
+                _print(_score_line(score))
+            return
+        from qbench.experiment.through import evaluate_through
+
+        for said in evaluate_through(folder, grid, through, parity, progress):
+            if said.score is not None:
+                _print(_score_line(said.score))
+            if said.parity is not None:
+                _print(_parity_line(said.task, said.parity))
 
 
 @app.command(
@@ -238,6 +260,24 @@ def verify(
     for name, problem in sorted(problems.items()):
         _print(f"FAIL  {name}  {problem}" if problem else f"ok    {name}")
     raise typer.Exit(1 if any(problems.values()) else 0)
+
+
+def _score_line(score: Score) -> str:
+    from qbench.reports.headline import number
+
+    value = number(score.value, score.stderr, score.metric)
+    return f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}"
+
+
+def _parity_line(task: str, parity: Parity) -> str:
+    """Such as `parity  arc_easy  items=64  flips=0/64  log-probabilities=256  largest=0.0003`."""
+    line = f"parity  {task}  items={parity.items}"
+    if parity.answered:
+        line += f"  flips={parity.flips}/{parity.answered}"
+    if parity.largest is not None:
+        line += f"  log-probabilities={parity.numbers}"
+        line += f"  largest={parity.largest:.2g}  mean={parity.mean:.2g}"
+    return line
 
 
 def _bits(path: Path) -> str:

@@ -95,6 +95,15 @@ def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
+def as_workers(text: str | None) -> Any:
+    """`--workers`: a number, or `auto`. ConfigError for anything else."""
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--workers {text!r} is neither a positive number nor 'auto'")
+    return int(text)
+
+
 def as_group(text: str | None) -> Any:
     """`--group-size`: a number, or `channel`. ConfigError for anything else."""
     if text is None or text == "channel":

@@ -26,12 +26,13 @@ from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.comparison.cell_lint import Evaluated, lint_cell
-from qbench.contracts import Scheme, verb_of
+from qbench.contracts import Scheme, calibrates
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.coverage import coverage
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
@@ -41,6 +42,7 @@ from qbench.inspection.report import inspect
 from qbench.isolation import Tell
 from qbench.models.loading import load_config
 from qbench.models.paging import is_paged, on_device
+from qbench.models.provenance import provenance
 from qbench.models.source import ModelSource, find_model, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize
@@ -82,7 +84,8 @@ class Job:
 def work(tell: Tell, job: Job) -> None:
     """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
 
-    Events: `progress` and `text`; `scores` of a task; `note`, a sentence for people; `waiting`, now
+    Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
+    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now
     and then while another runner holds what is needed; in the end `facts`, the fields of the record
     that are known, with `tokens`, which say what calibrated; and with `reason` where the cell
     failed, and `unwritable` where the reason is that results cannot be written.
@@ -142,7 +145,8 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            model = self._read(self.job.model, cell.dtype, self.job.device)
+            with self._phase("load"):
+                model = self._read(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             own = local_folder(self.job.model)
@@ -154,10 +158,17 @@ class _Work:
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
-                quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
+                with self._phase("read back"):
+                    quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
-        self.facts["bits_per_weight"] = quantized.bits_per_weight
-        self.facts["bytes_on_disk"] = bytes_on_disk(folder)
+        written = quantized.manifest.get("written")  # another package's own files
+        if written is None:
+            self.facts["bits_per_weight"] = quantized.bits_per_weight
+            self.facts["bytes_on_disk"] = bytes_on_disk(folder)
+        else:
+            self.facts["bits_per_weight"] = written["bits_per_weight"]
+            self.facts["bytes_on_disk"] = written["bytes"]
+            self.tokens["external"] = written
         self.facts["quantize_seconds"] = costs["seconds"]
         self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
         self.facts["log"] = quantized.log
@@ -179,7 +190,7 @@ class _Work:
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = _published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
-            self.facts["coverage"] = facts
+            self.facts["coverage"] = as_written(facts, quantized)
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.
@@ -201,40 +212,77 @@ class _Work:
         cell = self.job.cell
         device = self.job.device
         method = get_method(cell.method, **cell.params)
-        if not declared(cell.method).module.startswith("qbench.methods"):
+        declaration = declared(cell.method)
+        if not (declaration.external or declaration.module.startswith("qbench.methods")):
             from qbench.checks.watch import watched  # takes long to import
 
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
-        original = self._read(self.job.model, dtype)
+        with self._phase("load"):
+            original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
-        if cell.calibration is not None and verb_of(method) != "quantize_weight":
+        if cell.calibration is not None and calibrates(method):
             check_fit(model, tokenizer, f"model {cell.model!r}")
-            tokens = self._calibration_tokens(tokenizer)
+            with self._phase("calibration tokens"):
+                tokens = self._calibration_tokens(tokenizer)
+        if declaration.external:
+            del original, model
+            self._quantize_elsewhere(method, scheme, tokens, folder)
+            return
         reset_peak_memory(device)
         started = time.perf_counter()
 
         def quantized(files: BlockFiles | None) -> QuantizedModel:
-            made = quantize(
-                model,
-                method,
-                scheme,
-                tokens,
-                tokenizer=tokenizer,
-                device=device,
-                dtype=cell.calibration.dtype if cell.calibration else "float32",
-                progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
-                files=files,
-            )
+            with self._phase("quantize"):
+                made = quantize(
+                    model,
+                    method,
+                    scheme,
+                    tokens,
+                    tokenizer=tokenizer,
+                    device=device,
+                    dtype=cell.calibration.dtype if cell.calibration else "float32",
+                    progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
+                    files=files,
+                )
             seconds = time.perf_counter() - started
             made.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
-            made.manifest["artifact"] = cell.artifact
-            if not Path(cell.model).is_dir():
-                made.manifest["model"] = cell.model
+            made.manifest |= self._origin
             return made
 
         quantized_into(folder, model, quantized, self._saving)
+
+    def _quantize_elsewhere(
+        self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
+    ) -> None:
+        """Let another package quantize the model, and save what it wrote as the artifact."""
+        share = self.job.estimate.quantize_share
+        at_work = self._span(0.0, share, f"in the environment of {method.package.name}")
+        with self._phase("quantize"):
+            quantized = quantize_elsewhere(
+                method,
+                self.job.cell.method,
+                scheme,
+                self.job.model,
+                tokens,
+                self.job.folder,
+                device=self.job.device,
+                threads=self.job.threads,
+                waiting=lambda: at_work(0.5, ""),
+            )
+        quantized.manifest |= self._origin
+        with self._saving():
+            quantized.save(folder)
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        """What the manifest of this cell's artifact says of the model that it was made of."""
+        cell = self.job.cell
+        origin = {"artifact": cell.artifact} | provenance(self.job.model)
+        if not Path(cell.model).is_dir():
+            origin["model"] = cell.model
+        return origin
 
     def _calibration_tokens(self, tokenizer: Any) -> Tensor:
         """(samples, length) int64, mapped from the file that cells share; made where it is not."""
@@ -268,13 +316,15 @@ class _Work:
         preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
         spans = self._spans([*preparing, *cell.tasks])
         for spec in preparing:
-            self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
+            with self._phase(f"prepare {spec.name}"):
+                self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
         scores: list[Score] = []
         rows: dict[str, Sequence[Mapping[str, Any]]] = {}
         for spec in cell.tasks:
             task = self.tasks[spec.name]
             started = time.perf_counter()
-            outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
+            with self._phase(spec.name):
+                outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
             seconds = time.perf_counter() - started
             told = self.facts.setdefault("evaluation", {})
             told[spec.name] = {"seconds": seconds, **outcome.facts}
@@ -347,10 +397,20 @@ class _Work:
         return report
 
     @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Tell how long this part of the work took, however it ended."""
+        began, started = time.time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self.tell({"phase": name, "began": began, "seconds": time.perf_counter() - started})
+
+    @contextmanager
     def _saving(self) -> Iterator[None]:
         """Where an error means that results can no longer be written."""
         self.saving = True
-        yield
+        with self._phase("save"):
+            yield
         self.saving = False
 
     @contextmanager

@@ -18,9 +18,11 @@ from typing import Any, Literal, Protocol
 from qbench.checkpoint.folder import add_scores
 from qbench.environment import environment
 from qbench.errors import StoreError, readable
+from qbench.experiment.benchmarks import benchmarks
 from qbench.experiment.cell_process import Job, work
 from qbench.experiment.cells import cell_command
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.journal import Journal, write_plan
 from qbench.experiment.latencies import measure, not_measured, wanted
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
@@ -76,6 +78,7 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     if "hardware" in machine:
         machine["hardware"]["threads"] = plan.threads
     running = _Run(plan, store, view, machine)
+    write_plan(store, plan)
     with store.at_work():
         running.work()
         if plan.grid.with_latency:
@@ -92,9 +95,9 @@ def time_limit(estimate: Estimate, asked: float | None) -> float:
 class _Run:
     """A runner at work.
 
-    settled: by cell id, the records that this run made or found. at_work: ids of the cells that it
-    works on. stopping: whether it has been told to end. overlaps: what of each task the calibration
-    text holds.
+    journal: keeps what happens to cells. settled: by cell id, the records that this run made or
+    found. at_work: ids of the cells that it works on. stopping: whether it has been told to end.
+    overlaps: what of each task the calibration text holds.
     """
 
     plan: Plan
@@ -106,6 +109,9 @@ class _Run:
     taking: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.store)
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
@@ -188,9 +194,11 @@ class _Run:
             position = self.plan.cells.index(cell) + 1
             self.view.begin(cell, position, len(self.plan.cells))
             if record is None:
+                self.journal.begin(cell)
                 with claimed_in_time(self.store.claim(COMPUTING), shared=True):
                     record = self._record(cell)
                 self.store.write_record(record)
+                self.journal.finish(record)
             self.settled[cell.id] = record
             self.view.finish(record)
         return True
@@ -223,7 +231,7 @@ class _Run:
         record = self._made(cell, "ok", None, facts, tokens)
         # The card of the quantized model shows its scores; the unquantized one has no artifact.
         if cell.scheme is not None:
-            add_scores(self.store.artifact(cell), record)
+            add_scores(self.store.artifact(cell), record, benchmarks(self.plan.tasks))
         return record
 
     def _made(
@@ -281,6 +289,7 @@ class _Run:
         while event := self._event(process, deadline):
             if "facts" in event or "latency" in event:
                 return event
+            self.journal.told(cell, event)
             if "progress" in event:
                 self.view.progress(cell, event["progress"], event["text"])
             elif "scores" in event:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
-from qbench.contracts import Scheme, verb_of
+from qbench.contracts import Scheme, calibrates
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
@@ -20,12 +20,13 @@ from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.files.shards import require_writable
 from qbench.models.paging import on_device, round_parameters
+from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize, refuse_quantized
-from qbench.records import Score
+from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
-from qbench.tasks.contract import Context, Unquantized
+from qbench.tasks.contract import Context, Outcome, Unquantized
 from qbench.tasks.data import CALIBRATION, open_source
 
 
@@ -66,15 +67,16 @@ def quantize_model(
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
+    place = find_model(model, trust_remote_code)
     allowed = Memory(memory, output.absolute().parent)
-    source = allowed.read(find_model(model, trust_remote_code), "float32")
+    source = allowed.read(place, "float32")
     if not requantize:
         refuse_quantized(source, model)
     unquantized, tokenizer = source.model, source.tokenizer
     if dtype != "auto":
         round_parameters(unquantized, torch_dtype(pick_dtype(dtype, machine)))
     tokens = None
-    if verb_of(quantizer) != "quantize_weight":
+    if calibrates(quantizer):
         texts = open_source(data).text(CALIBRATION)
         check_fit(unquantized, tokenizer, model)
         tokens = calibration_windows(texts, tokenizer, *calibration)
@@ -93,6 +95,7 @@ def quantize_model(
         )
         if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
             quantized.manifest["model"] = model
+        quantized.manifest |= provenance(place)
         return quantized
 
     with allowed.at_work():
@@ -107,6 +110,14 @@ def evaluate_model(
     unquantized: the model that tasks compare with, None for the one that the folder says it was
     made from. Raises ConfigError for such a task where that is not known.
     """
+    for _spec, outcome in judge_model(folder, grid, progress, unquantized):
+        yield from outcome.scores
+
+
+def judge_model(
+    folder: Path, grid: Grid, progress: Progress, unquantized: str | None = None
+) -> Iterator[tuple[TaskSpec, Outcome]]:
+    """What every task says of a saved model, with its items; as `evaluate_model`."""
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
     source = open_source(grid.data)
@@ -140,4 +151,4 @@ def evaluate_model(
             if task.needs_unquantized:  # first, as tasks may share a pass over the windows
                 task.prepare(contexts[-1], spec)
         for mine, (task, spec) in zip(contexts, asked, strict=True):
-            yield from task.evaluate(mine, spec).scores
+            yield spec, task.evaluate(mine, spec)

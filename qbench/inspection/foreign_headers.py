@@ -6,7 +6,7 @@ The rules of names and shapes stand with each reader: `gptq.py`, `awq.py`, `comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from qbench.errors import StoreError
@@ -75,6 +75,37 @@ def quantized_pieces(
             yield Piece(name, "other", tensor.nbytes)
         else:
             yield dense_piece(name, tensor.shape, tensor.nbytes)
+
+
+def with_small_parts(
+    shards: Shards,
+    items: Mapping[str, str],
+    small: Collection[str],
+    weight_counts: Mapping[str, int],
+) -> Iterator[Piece]:
+    """A piece for every tensor of a folder whose layers keep their settings as tensors, too.
+
+    items: of a quantized layer's parts, by what follows the layer's name. small: what else follows
+    it; such tensors are bytes of the layer that are no item of their own. weight_counts: out * in
+    of each quantized layer.
+    """
+    for name, tensor in shards.entries.items():
+        layer = next((known for known in _prefixes(name) if known in weight_counts), None)
+        part = name if layer is None else name[len(layer) + 1 :]
+        if layer is not None and part in items:
+            parameters = weight_counts[layer] if items[part] == "codes" else 0
+            yield part_piece(name, layer, items[part], tensor.nbytes, parameters)
+        elif layer is not None and part in small:
+            yield part_piece(name, layer, "other", tensor.nbytes)
+        else:
+            yield dense_piece(name, tensor.shape, tensor.nbytes)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """`a.b` and `a` for `a.b.c`."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def layers_with(shards: Shards, leaf: str) -> set[str]:

@@ -1,8 +1,8 @@
 """Where the bits of a model are, measured from the headers of its files alone.
 
 No tensor's data are read, so that a folder of any size takes a second. A reader per kind of file
-gives the pieces of every tensor: `own.py` (qbench's folders), `gptq.py`, `awq.py`,
-`compressed_tensors.py`, `gguf_header.py`; what is not quantized is read here.
+gives the pieces of every tensor: `own.py` (qbench's folders), `gguf_header.py`, and a module for
+each of READERS; what is not quantized is read here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import is_file, is_folder, ordinary_file, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
+from qbench.inspection.bitsandbytes import read_bitsandbytes
 from qbench.inspection.compressed_tensors import read_compressed
 from qbench.inspection.foreign_headers import CODES
 from qbench.inspection.gptq import read_gptq
+from qbench.inspection.hqq import is_hqq, read_hqq
 from qbench.inspection.own import read_own
 from qbench.inspection.pieces import ITEMS, Piece, Reading, dense_layers, dense_piece
 
@@ -31,6 +33,7 @@ READERS: dict[str, Reader] = {
     "gptq": read_gptq,
     "awq": read_awq,
     "compressed-tensors": read_compressed,
+    "bitsandbytes": read_bitsandbytes,
 }
 
 
@@ -107,7 +110,7 @@ def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
     shards = Shards(folder)
     entry = quantization_settings(folder, config)
     if entry is None:
-        return _read_unquantized(shards)
+        return read_hqq(shards) if is_hqq(shards) else _read_unquantized(shards)
     quant_method = entry.get("quant_method")
     if quant_method == "qbench":
         return read_own(config, shards)

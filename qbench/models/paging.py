@@ -8,7 +8,7 @@ is whole in memory computes, reading its files once in every pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -59,15 +59,20 @@ def before_leaving(block: nn.Module, leaving: Callable[[], None]) -> None:
 
 
 @contextmanager
-def resident(block: nn.Module) -> Iterator[None]:
-    """Keep a block's parameters in memory; changes are lost in the end, if `leaving` does nothing.
+def resident(module: nn.Module) -> Iterator[None]:
+    """Keep the parameters of the paged blocks of a module in memory, of itself where it is one.
 
-    Nothing is done for a block that is not paged.
+    Changes are lost in the end, if `leaving` does nothing. Nothing is done where none is paged.
     """
-    page = _PAGES.get(block)
-    if page is None:
+    with ExitStack() as stack:
+        for block in module.modules():
+            if block in _PAGES:
+                stack.enter_context(_resident(block, _PAGES[block]))
         yield
-        return
+
+
+@contextmanager
+def _resident(block: nn.Module, page: _Page) -> Iterator[None]:
     _enter(block, page)
     whole = False
     try:

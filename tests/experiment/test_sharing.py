@@ -58,7 +58,7 @@ def worked_on(monkeypatch, plan):
         return {"facts": {"bits_per_weight": {"total": 4.0}}, "tokens": {}}
 
     monkeypatch.setattr(runner._Run, "_isolated", isolated)
-    monkeypatch.setattr(runner, "add_scores", lambda folder, record: None)
+    monkeypatch.setattr(runner, "add_scores", lambda *_: None)
     monkeypatch.setattr(runner, "environment", dict)
     monkeypatch.setattr(runner, "POLL", 0.01)
     return cells

@@ -1,0 +1,86 @@
+"""The commands `qbench env create`, `list` and `remove`: where other packages quantize."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from qbench.commands.options import err, out
+from qbench.errors import StoreError
+
+if TYPE_CHECKING:
+    from qbench.external.contract import Package
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Environments of other packages, whose methods `qbench run --methods` takes as well.",
+)
+Names = Annotated[list[str], typer.Argument(help="Packages of `qbench env list`.")]
+
+
+@app.command(epilog="Example: `qbench env create hqq gptqmodel`")
+def create(names: Names) -> None:
+    """Install packages, each into an environment of its own; one that is there is made anew."""
+    from qbench.external.environments import create
+    from qbench.external.packages import get_package, requirements
+
+    packages = [get_package(name) for name in names]
+    for package in packages:
+        requirements(package)  # refused before any work where one cannot be installed
+    failed = False
+    for package in packages:
+        try:
+            with err.status(f"installing {package.name}"):
+                made = create(package)
+        except StoreError as error:
+            failed = True
+            err.print(f"qbench: {error}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        assert made.installed is not None
+        _print(
+            f"{package.name}  {len(made.installed.packages)} packages, {made.nbytes / 1e6:.0f} MB, "
+            f"{made.installed.seconds:.0f} s with {made.installed.installer}"
+        )
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command(name="list", epilog="Example: `qbench env list`")
+def list_() -> None:
+    """Every package: what is installed, its size, its methods; what is broken, and why."""
+    from qbench.external.environments import environments, state
+    from qbench.external.packages import packages
+
+    columns = ("package", "state", "MB", "methods", "about")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for package in packages().values():
+        present = state(package, measured=True)
+        size = f"{present.nbytes / 1e6:.0f}" if present.nbytes else ""
+        about = package.about if present.reason is None else f"{package.about}: {present.reason}"
+        row = (package.name, present.status, size, " ".join(methods_of(package)), about)
+        table.add_row(*map(Text, row))
+    out.print(table)
+    _print(f"environments  {environments()}")
+
+
+@app.command(epilog="Example: `qbench env remove hqq`")
+def remove(names: Names) -> None:
+    """Remove environments from the disk."""
+    from qbench.external.environments import remove
+    from qbench.external.packages import get_package
+
+    for package in [get_package(name) for name in names]:
+        _print(f"{package.name}  {'removed' if remove(package) else 'was not there'}")
+
+
+def methods_of(package: Package) -> list[str]:
+    """The names of the methods that a package offers."""
+    from qbench.registry import external, method_class
+
+    return [name for name in external() if method_class(name).package == package]
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False, highlight=False, soft_wrap=True)

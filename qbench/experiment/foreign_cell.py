@@ -1,0 +1,143 @@
+"""A cell of another package's method: its worker quantizes, and what it wrote is read."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qbench.checkpoint.folder import unquantized_tensors
+from qbench.contracts import Scheme
+from qbench.errors import ConfigError, MethodError, ModelError
+from qbench.exchange.gguf_model import export_model_gguf
+from qbench.experiment.foreign_results import read_result
+from qbench.external.contract import External, Package
+from qbench.external.environments import State, state
+from qbench.external.work import work
+from qbench.models.source import ModelSource, local_folder
+from qbench.quantization import QuantizedModel, facts_of, read_model
+from qbench.registry import declared
+
+SCRATCH = "handed-over"  # in a folder that `qbench gc` knows as a leftover of a killed process
+
+
+def require_environment(method: str) -> None:
+    """ConfigError with the command that installs it where a method's environment is not there.
+
+    Where installing has failed the cell is run all the same, and fails with the reason.
+    """
+    present = state(_package(method))
+    if present.status in ("missing", "unavailable"):
+        raise ConfigError(f"{method} has no environment here: {present.reason}")
+
+
+def quantize_elsewhere(
+    method: External,
+    name: str,
+    scheme: Scheme,
+    source: ModelSource,
+    tokens: Tensor | None,
+    place: Path,
+    *,
+    device: str,
+    threads: int,
+    waiting: Callable[[], None],
+) -> QuantizedModel:
+    """The model as another package has quantized it, read from the checkpoint that it wrote.
+
+    name: of the method. tokens: (samples, length) int64. place: a folder on whose disk there is
+    room for the checkpoint, which is removed once it is read. waiting: called now and then.
+
+    MethodError where the package's environment cannot be used, or the package or its checkpoint
+    fails; ModelError for a model that is no folder.
+    """
+    package = _package(name)
+    present = _installed(package)
+    settings = method.worker_settings(scheme)
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{SCRATCH}-") as scratch:
+        handed = Path(scratch) / SCRATCH
+        handed.mkdir()
+        written = work(
+            package,
+            settings,
+            _given(method, source, handed),
+            tokens,
+            handed,
+            device=device,
+            threads=threads,
+            waiting=waiting,
+        )
+        quantized = read_result(
+            package.name, written, scheme.bits, lambda: read_model(source, "float32")
+        )
+    manifest: dict[str, Any] = facts_of(method, scheme)
+    manifest["written"] = quantized.manifest["written"] | _provenance(present)
+    manifest["costs"] = {
+        "seconds": written.result.seconds,
+        "peak_bytes": written.result.peak_bytes,
+    }
+    if tokens is not None:
+        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
+        manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
+    quantized.manifest = manifest
+    return quantized
+
+
+def as_written(coverage: dict[str, Any], quantized: QuantizedModel) -> dict[str, Any]:
+    """The coverage of a quantized model, of another package's by what its own files hold.
+
+    Weights that are read dequantized have the bits that the codes in these files take.
+    """
+    written = quantized.manifest.get("written")
+    if written is None:
+        return coverage
+    facts = coverage | {"bytes": written["bytes"]}
+    codes = written["bits_per_weight"].get("codes")
+    if codes is not None and written["read"] in ("dequantized", "gguf"):
+        facts["bits"] = {f"{round(codes, 2):g}": len(quantized.weights)}
+    return facts
+
+
+def _given(method: External, source: ModelSource, place: Path) -> Path:
+    """What the worker reads as the model: its folder, or a GGUF file that is made of it here."""
+    if method.reads == "gguf":
+        original = read_model(source, "float32")
+        tensors = unquantized_tensors(original.model, {})
+        path = place / "model.gguf"
+        config = original.model.config
+        return export_model_gguf(config, original.tokenizer, {}, tensors.items(), path)
+    folder = local_folder(source)
+    if folder is None:
+        raise ModelError(
+            f"{method.package.name} reads a folder with config.json and safetensors, and model "
+            f"{source.name!r} is none; give such a folder"
+        )
+    return folder
+
+
+def _package(method: str) -> Package:
+    package: Package = declared(method).load().package  # type: ignore[attr-defined]
+    return package
+
+
+def _installed(package: Package) -> State:
+    """MethodError with the reason where its environment cannot be used."""
+    present = state(package)
+    if present.status != "installed":
+        raise MethodError(f"the environment of {package.name} cannot be used: {present.reason}")
+    return present
+
+
+def _provenance(present: State) -> dict[str, Any]:
+    """What is installed in a package's environment; JSON-able."""
+    installed = present.installed
+    assert installed is not None
+    return {
+        "package": present.package.name,
+        "python": installed.python,
+        "packages": installed.packages,
+    }

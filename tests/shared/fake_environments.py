@@ -1,0 +1,27 @@
+"""An environment that looks installed, and is the one that the tests run in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from places import ROOT
+from qbench.external.contract import Package
+from qbench.external.environments import MARK, Installed
+from qbench.external.packages import requirements_hash
+
+FAKE = ROOT / "tests" / "shared" / "fake_package" / "fake.py"
+
+
+def pretend(package: Package, folder: Path) -> Path:
+    """Put an environment for a package into a folder of environments."""
+    place = folder / package.name
+    python = place / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    installed = Installed(requirements_hash(package), "3", "none", 1.0, ["fake==1"])
+    (place / MARK).write_text(json.dumps(asdict(installed)))
+    return place
