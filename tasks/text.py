@@ -28,7 +28,7 @@ class TextTask(Declaration):
     window: int = LENGTH
     between: str = BETWEEN
     kind: Literal["text"] = "text"
-    batch_size: int | None = 1  # sums in another order would be other numbers
+    batch_size: int | None = 1  # or as many short windows as are faster together
 
     def spec(
         self,
