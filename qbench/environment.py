@@ -21,6 +21,8 @@ import psutil
 import qbench
 from qbench.errors import ConfigError, unknown_name
 
+_M_MMAP_THRESHOLD = -3  # (malloc.h)
+LARGE_BLOCK = 2 << 20  # bytes; temporaries of a slice are smaller, and soon needed again
 # Of a control group, by version: its limit, what it takes, and its statistics with their entry of
 # what it holds of files.
 _GROUP = Path("/sys/fs/cgroup")
@@ -189,6 +191,15 @@ def peak_memory(device: str) -> int:
 def resident_memory() -> int:
     """Bytes that this process has in memory."""
     return int(psutil.Process().memory_info().rss)
+
+
+def return_large_blocks() -> None:
+    """From now on give memory of large tensors back to the system as soon as it is free.
+
+    The C library keeps blocks of up to 32 MB for later, in pieces that the next tensors do not fit.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def bytes_of(text: str | int) -> int:

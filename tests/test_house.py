@@ -74,10 +74,12 @@ ARROWS = {
         "files", "formats", "inspection", "isolation", "kernels", "latency", "layers", "models",
         "plugin_file", "quantization", "records", "registry", "tasks",
     },
+    "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
-        "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
-        "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
-        "models", "outside_text", "publish", "records", "registry", "reports", "stats", "tasks",
+        "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
+        "experiment", "export", "files", "inspection", "isolation", "kernels", "latency",
+        "method_source", "models", "outside_text", "publish", "records", "registry", "reports",
+        "stats", "tasks",
     },
 }  # fmt: skip
 

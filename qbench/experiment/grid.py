@@ -125,6 +125,11 @@ class Grid(BaseModel):
                     variants.append((method, params))
         return variants
 
+    @property
+    def method_names(self) -> list[str]:
+        """The methods of all variants, each once, whether or not there are such."""
+        return list(dict.fromkeys(name for name, _ in self._entries()))
+
     def _entries(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters that are fixed) before anything is swept, `none` first."""
         if self.sweep is None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from qbench.errors import StoreError
-from qbench.experiment import runner
+from qbench.experiment import outcomes, runner
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan, working_order
@@ -50,7 +50,7 @@ def worked_on(monkeypatch, plan):
     """The cells whose process was started, in order; greedy fails, and the others take a moment."""
     cells = []
 
-    def isolated(self, function, cell, limit):
+    def isolated(self, function, cell, limit, halvings=0):
         cells.append(cell.id)
         time.sleep(0.1)
         if cell.method == "greedy":
@@ -59,7 +59,7 @@ def worked_on(monkeypatch, plan):
 
     monkeypatch.setattr(runner._Run, "_isolated", isolated)
     monkeypatch.setattr(runner, "add_scores", lambda *_: None)
-    monkeypatch.setattr(runner, "environment", dict)
+    monkeypatch.setattr(outcomes, "environment", dict)
     monkeypatch.setattr(runner, "POLL", 0.01)
     return cells
 
