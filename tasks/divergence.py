@@ -81,7 +81,7 @@ class Divergence(TextTask):
         They go into the cell's cache, where the pass that judges the model finds them, whichever
         task on the same windows is evaluated first.
         """
-        from qbench.tasks.own_text import write_continued
+        from qbench.tasks.own_text import read_continued, write_continued
         from qbench.tasks.reference import ReferenceLogits, reference_key
 
         unquantized = context.unquantized
@@ -90,6 +90,8 @@ class Divergence(TextTask):
         path = unquantized.file(spec)
         if path.is_file():
             reference = ReferenceLogits.open(path)
+            if self.text == "own":
+                read_continued(path.with_suffix(WRITTEN))  # here, a damaged one is made again
         else:
             model, tokenizer = unquantized.load()
             inputs = self._cut(context, spec, tokenizer).tokens
