@@ -55,6 +55,10 @@ class TextTask(Declaration):
             spread=spread,
         )
 
+    def texts(self, source: Source) -> Sequence[str]:
+        """What is cut into windows."""
+        return source.text(self.table_name)
+
 
 def window_row(index: int, window: WindowLosses) -> dict[str, Any]:
     """What says which window a row of the samples is about, and of which article it is."""

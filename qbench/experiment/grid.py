@@ -211,9 +211,13 @@ class Grid(BaseModel):
             return self.tasks
         return tuple(self.defaults["tasks"])
 
-    def task_options(self, task: str) -> dict[str, Any]:
-        """Those of TASK_KEYS that are said: by the preset, overridden by `set`."""
-        preset = self.defaults["tasks"].get(task, {})
+    def task_options(self, task: str, like: str | None = None) -> dict[str, Any]:
+        """Those of TASK_KEYS that are said: by the preset, overridden by `set`.
+
+        like: a task whose options in the preset hold where it has none for this one.
+        """
+        of_preset = self.defaults["tasks"]
+        preset = of_preset.get(task, of_preset.get(like, {}))
         return {**preset, **single_numbers(task, self.set.get(task, {}), TASK_KEYS)}
 
     @property
