@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from qbench.executors.on_ray import run_on_ray
-from qbench.executors.on_slurm import run_on_slurm
+from qbench.executors.on_slurm import parameters, run_on_slurm
 from qbench.experiment import runner
 from qbench.experiment.grid import Grid
 from qbench.experiment.journal import read_events
@@ -145,3 +145,20 @@ def kill_a_job(store, begun):
         return
     first = next(iter((store.folder / "events").glob("*.jsonl")))
     os.kill(next(read_events(first))["pid"], signal.SIGKILL)
+
+
+def test_slurm_gets_an_array_that_it_may_not_requeue(plan, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    script = tmp_path / "script.sh"
+    for name, text in (("srun", ""), ("sbatch", f'cp "$1" {script}; echo Submitted batch job 12')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="slurm")
+    cells = list(plan.cells)
+    executor.update_parameters(**parameters(plan, cells, "slurm", {"partition": "gpu"}))
+    jobs = executor.map_array(abs, range(len(cells)))
+    assert [job.job_id for job in jobs] == [f"12_{index}" for index in range(len(cells))]
+    asked = script.read_text()
+    for line in ("--array=0-4%1", "--no-requeue", "--partition=gpu", "--cpus-per-task=1"):
+        assert f"#SBATCH {line}\n" in asked
