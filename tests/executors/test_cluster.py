@@ -11,11 +11,10 @@ import pytest
 from qbench.executors.on_ray import run_on_ray
 from qbench.executors.on_slurm import parameters, run_on_slurm
 from qbench.experiment import runner
-from qbench.experiment.grid import Grid
 from qbench.experiment.journal import read_events
-from qbench.experiment.plan import make_plan
 from qbench.experiment.status import read_status
 from qbench.experiment.store import Store
+from tiny_plans import Silent, tiny_plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,11 +25,11 @@ pytestmark = [
 ]
 
 
-class Watching:
-    """A view that keeps what it is told; `at_begin` is called with the number of cells begun."""
+class Watching(Silent):
+    """The same; `at_begin` is called with the number of cells begun."""
 
     def __init__(self, at_begin=lambda count: None):
-        self.told = []
+        super().__init__()
         self.begun = 0
         self._at_begin = at_begin
 
@@ -39,26 +38,13 @@ class Watching:
         self.told.append(("begin", cell.id))
         self._at_begin(self.begun)
 
-    def __getattr__(self, name):
-        return lambda *values: self.told.append((name, *values))
-
 
 @pytest.fixture(scope="module")
 def plan(tiny_folder):
-    tasks = {name: {"limit": (2,), "length": (64,)} for name in ("wikitext", "divergence")}
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("none", "rtn", "gptq"),
-        bits=(2, 4),
-        group_size=32,
-        tasks=("wikitext", "divergence"),
-        data="mini",
-        dtype="float32",
-        set={**tasks, "calibration": {"samples": (4,), "length": (32,)}},
-        latency=False,
-        workers=1,
-    )
-    return make_plan(grid)
+    tasks = ("wikitext", "divergence")
+    settings = {name: {"limit": (2,), "length": (64,)} for name in tasks}
+    settings["calibration"] = {"samples": (4,), "length": (32,)}
+    return tiny_plan(tiny_folder, "none", "rtn", "gptq", tasks=tasks, set=settings)
 
 
 @pytest.fixture(scope="module")
