@@ -235,7 +235,7 @@ class _Work:
             made.manifest |= self._origin
             return made
 
-        quantized_into(folder, model, quantized, self._writing)
+        quantized_into(folder, model, quantized, self._saving)
 
     def _quantize_elsewhere(
         self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
@@ -386,12 +386,6 @@ class _Work:
         with self.phase("save"):
             yield
         self.saving = False
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Where the quantized model is being written."""
-        with self._saving(), self.phase("save"):
-            yield
 
     @contextmanager
     def _claimed(self, name: str) -> Iterator[None]:

@@ -9,13 +9,12 @@ import tempfile
 import pytest
 
 from qbench.executors.on_ray import run_on_ray
-from qbench.executors.on_slurm import run_on_slurm
+from qbench.executors.on_slurm import parameters, run_on_slurm
 from qbench.experiment import runner
-from qbench.experiment.grid import Grid
 from qbench.experiment.journal import read_events
-from qbench.experiment.plan import make_plan
 from qbench.experiment.status import read_status
 from qbench.experiment.store import Store
+from tiny_plans import Silent, tiny_plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,11 +25,11 @@ pytestmark = [
 ]
 
 
-class Watching:
-    """A view that keeps what it is told; `at_begin` is called with the number of cells begun."""
+class Watching(Silent):
+    """The same; `at_begin` is called with the number of cells begun."""
 
     def __init__(self, at_begin=lambda count: None):
-        self.told = []
+        super().__init__()
         self.begun = 0
         self._at_begin = at_begin
 
@@ -39,26 +38,13 @@ class Watching:
         self.told.append(("begin", cell.id))
         self._at_begin(self.begun)
 
-    def __getattr__(self, name):
-        return lambda *values: self.told.append((name, *values))
-
 
 @pytest.fixture(scope="module")
 def plan(tiny_folder):
-    tasks = {name: {"limit": (2,), "length": (64,)} for name in ("wikitext", "divergence")}
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("none", "rtn", "gptq"),
-        bits=(2, 4),
-        group_size=32,
-        tasks=("wikitext", "divergence"),
-        data="mini",
-        dtype="float32",
-        set={**tasks, "calibration": {"samples": (4,), "length": (32,)}},
-        latency=False,
-        workers=1,
-    )
-    return make_plan(grid)
+    tasks = ("wikitext", "divergence")
+    settings = {name: {"limit": (2,), "length": (64,)} for name in tasks}
+    settings["calibration"] = {"samples": (4,), "length": (32,)}
+    return tiny_plan(tiny_folder, "none", "rtn", "gptq", tasks=tasks, set=settings)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +131,20 @@ def kill_a_job(store, begun):
         return
     first = next(iter((store.folder / "events").glob("*.jsonl")))
     os.kill(next(read_events(first))["pid"], signal.SIGKILL)
+
+
+def test_slurm_gets_an_array_that_it_may_not_requeue(plan, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    script = tmp_path / "script.sh"
+    for name, text in (("srun", ""), ("sbatch", f'cp "$1" {script}; echo Submitted batch job 12')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="slurm")
+    cells = list(plan.cells)
+    executor.update_parameters(**parameters(plan, cells, "slurm", {"partition": "gpu"}))
+    jobs = executor.map_array(abs, range(len(cells)))
+    assert [job.job_id for job in jobs] == [f"12_{index}" for index in range(len(cells))]
+    asked = script.read_text()
+    for line in ("--array=0-4%1", "--no-requeue", "--partition=gpu", "--cpus-per-task=1"):
+        assert f"#SBATCH {line}\n" in asked

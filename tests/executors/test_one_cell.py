@@ -19,38 +19,15 @@ from qbench.executors.on_slurm import parameters, run_on_slurm
 from qbench.executors.one_cell import Settled, settle
 from qbench.experiment import outcomes, runner
 from qbench.experiment.estimate import Estimate
-from qbench.experiment.grid import Grid
-from qbench.experiment.plan import make_plan
 from qbench.experiment.store import Store
+from tiny_plans import Silent, tiny_plan
 
 GB = 10**9
 
 
-class Watching:
-    """A view that keeps what it is told."""
-
-    def __init__(self):
-        self.told = []
-
-    def __getattr__(self, name):
-        return lambda *values: self.told.append((name, *values))
-
-
 @pytest.fixture(scope="module")
 def plan(tiny_folder):
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("none", "rtn", "unisvq"),
-        bits=(2, 4),
-        group_size=32,
-        tasks=("wikitext",),
-        data="mini",
-        dtype="float32",
-        set={"wikitext": {"length": ("64",)}},
-        latency=False,
-        workers=1,
-    )
-    return make_plan(grid)
+    return tiny_plan(tiny_folder, "none", "rtn", "unisvq")
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +54,7 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_cell_is_settled_here_or_its_files_are_sent(plan, tmp_path, shared):
-    store, view, events = Store(tmp_path / "run"), Watching(), []
+    store, view, events = Store(tmp_path / "run"), Silent(), []
     with store.at_work(), closing(Driver(plan, store, view, shared)) as driver:
         cells = driver.missing()
         assert {cell.method for cell in cells} == {"none", "rtn", "unisvq"}
@@ -106,7 +83,7 @@ def test_a_cell_is_settled_here_or_its_files_are_sent(plan, tmp_path, shared):
 
 def test_a_machine_that_would_compute_something_else_says_so(plan, tmp_path):
     store = Store(tmp_path / "run")
-    with store.at_work(), closing(Driver(plan, store, Watching())) as driver:
+    with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
         cell = driver.missing()[0]
         settled = settle(replace(driver.request(cell), cell="0" * 12))
         assert "has no cell 000000000000 in its plan" in settled.error and not settled.ends
@@ -121,7 +98,7 @@ def test_what_cannot_be_written_ends_the_run(plan, tmp_path, monkeypatch):
         raise StoreError("the disk is full")
 
     store = Store(tmp_path / "run")
-    with store.at_work(), closing(Driver(plan, store, Watching())) as driver:
+    with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
         cell = driver.missing()[0]
         monkeypatch.setattr(Store, "write_record", refuse)
         settled = settle(driver.request(cell))
@@ -132,7 +109,7 @@ def test_what_cannot_be_written_ends_the_run(plan, tmp_path, monkeypatch):
 
 def test_files_of_a_machine_stay_in_the_folder_of_the_run(plan, tmp_path):
     store = Store(tmp_path / "run")
-    with store.at_work(), closing(Driver(plan, store, Watching())) as driver:
+    with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
         cell = driver.missing()[0]
         with pytest.raises(StoreError, match="which is not of a run"):
             driver.take(cell, Settled(files={"../outside": b"1"}))
@@ -213,7 +190,7 @@ def test_a_job_that_is_lost_is_submitted_again_twice(plan, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "submitit", submitit)
     monkeypatch.setattr(on_slurm, "POLL", 0.01)
     store, jobs = Store(tmp_path / "run"), Jobs(losses)
-    with store.at_work(), closing(Driver(plan, store, Watching())) as driver:
+    with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
         cells = driver.missing()
         on_slurm._Array(jobs, driver).settle(cells)
         records = {record.id: record for record in driver.records()}
@@ -244,5 +221,5 @@ def test_flags_of_executors_that_do_not_fit(arguments, message):
 def test_an_engine_that_is_not_installed_is_said(plan, tmp_path, monkeypatch, package, function):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=r"is not installed; `pip install 'qbench-llm\["):
-        function(plan, Store(tmp_path / "run"), Watching())
+        function(plan, Store(tmp_path / "run"), Silent())
     assert not list(Path(tmp_path / "run" / "records").iterdir())

@@ -16,33 +16,12 @@ from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan, working_order
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed
-
-
-class Silent:
-    """A view that keeps what it is told."""
-
-    def __init__(self):
-        self.told = []
-
-    def __getattr__(self, name):
-        return lambda *values: self.told.append((name, *values))
+from tiny_plans import Silent, tiny_plan
 
 
 @pytest.fixture(scope="module")
 def plan(tiny_folder):
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("none", "rtn", "greedy"),
-        bits=(2, 4),
-        group_size=32,
-        tasks=("wikitext",),
-        data="mini",
-        dtype="float32",
-        set={"wikitext": {"length": ("64",)}},
-        latency=False,
-        jobs=1,
-    )
-    return make_plan(grid)
+    return tiny_plan(tiny_folder, "none", "rtn", "greedy")
 
 
 @pytest.fixture

@@ -13,28 +13,15 @@ import torch
 from qbench.errors import MethodError
 from qbench.experiment import back_off, outcomes, runner, workers
 from qbench.experiment.cell_process import work
-from qbench.experiment.grid import Grid
-from qbench.experiment.plan import make_plan
 from qbench.experiment.store import Store
+from tiny_plans import Silent, tiny_plan
 
 GB = 10**9
 
 
 @pytest.fixture(scope="module")
 def plan(tiny_folder):
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("none", "rtn", "gptq", "flexround"),
-        bits=(2, 4),
-        group_size=32,
-        tasks=("wikitext",),
-        data="mini",
-        dtype="float32",
-        set={"wikitext": {"length": ("64",)}},
-        latency=False,
-        workers=1,
-    )
-    return make_plan(grid)
+    return tiny_plan(tiny_folder, "none", "rtn", "gptq", "flexround")
 
 
 @pytest.fixture
@@ -96,19 +83,6 @@ def outcomes_of(monkeypatch):
     return put
 
 
-class Noting:
-    """A view that keeps the notes."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def __getattr__(self, name):
-        return lambda *values: None
-
-
 def fine():
     return {"facts": {}, "tokens": {}}
 
@@ -125,13 +99,13 @@ def test_no_two_cells_are_at_work_on_one_gpu(plan, outcomes_of, tmp_path):
         return fine()
 
     outcomes_of(answer)
-    records = runner.run(replace(plan, jobs=2, gpus=("3", "5")), Store(tmp_path), Noting())
+    records = runner.run(replace(plan, jobs=2, gpus=("3", "5")), Store(tmp_path), Silent())
     assert used == {"3", "5"} and {record.status for record in records} == {"ok"}
 
 
 def test_a_process_sees_its_gpu_alone(plan, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    run = runner._Run(plan, Store(tmp_path), Noting(), {})
+    run = runner._Run(plan, Store(tmp_path), Silent(), {})
     run.at_work[plan.cells[0].id] = "2"
     job = replace(run._job(plan.cells[0], 0), place=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
@@ -151,18 +125,19 @@ def exhausted(job, phase="mini-text"):
 
 def test_a_cell_that_runs_out_of_memory_is_tried_with_smaller_batches(plan, outcomes_of, tmp_path):
     outcomes_of(lambda job: exhausted(job) if job.halvings < 2 else fine())
-    view = Noting()
+    view = Silent()
     [record] = runner.run(only(plan, "rtn"), Store(tmp_path), view)
     assert record.status == "ok"
     [caution] = record.warnings
     assert caution.kind == "memory" and "batches of 16, 8; it was done with 4" in caution.text
-    assert len(view.notes) == 2 and "with a batch of 16; again with 8" in view.notes[0]
+    notes = [said[1] for said in view.told if said[0] == "note"]
+    assert len(notes) == 2 and "with a batch of 16; again with 8" in notes[0]
 
 
 def test_what_no_batch_helps_fails_with_the_sizes(plan, outcomes_of, tmp_path):
     seen = []
     outcomes_of(lambda job: seen.append(job.halvings) or exhausted(job))
-    [record] = runner.run(only(plan, "none"), Store(tmp_path), Noting())
+    [record] = runner.run(only(plan, "none"), Store(tmp_path), Silent())
     assert record.status == "failed" and seen == [0, 1, 2, 3, 4]
     assert "tried were batches of 16, 8, 4, 2, 1" in record.reason
     assert "of 80.0 GB of memory 1.0 GB were free" in record.reason
@@ -183,7 +158,7 @@ def test_a_smaller_batch_is_tried_where_it_takes_less(
 ):
     seen = []
     outcomes_of(lambda job: seen.append(job.halvings) or exhausted(job, phase))
-    [record] = runner.run(only(plan, method), Store(tmp_path), Noting())
+    [record] = runner.run(only(plan, method), Store(tmp_path), Silent())
     assert record.status == "failed" and len(seen) == tries
 
 
@@ -192,7 +167,7 @@ def test_a_kill_counts_where_the_system_did_it(plan, outcomes_of, tmp_path, monk
     monkeypatch.setattr(runner, "system_kills", lambda: next(kills))
     seen = []
     outcomes_of(lambda job: seen.append(job.halvings) or {"reason": "SIGKILL", "killed": True})
-    [record] = runner.run(only(plan, "rtn"), Store(tmp_path), Noting())
+    [record] = runner.run(only(plan, "rtn"), Store(tmp_path), Silent())
     assert seen == [0, 1] and record.reason == "SIGKILL", "somebody else did it the second time"
 
 
@@ -244,19 +219,7 @@ class Endless:
 def test_a_real_process_tells_where_memory_ran_out(tiny_folder, tmp_path):
     path = tmp_path / "endless.py"
     path.write_text(ENDLESS)
-    settings = {"wikitext": {"length": ("64",), "limit": ("1",)}}
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("endless",),
-        bits=(4,),
-        group_size=32,
-        tasks=("wikitext",),
-        data="mini",
-        dtype="float32",
-        set=settings,
-        plugin=(path,),
-        latency=False,
-    )
-    [record] = runner.run(make_plan(grid), Store(tmp_path / "run"), Noting())
+    plan = tiny_plan(tiny_folder, "endless", bits=(4,), plugin=(path,))
+    [record] = runner.run(plan, Store(tmp_path / "run"), Silent())
     assert record.status == "failed" and "MemoryError: no more" in record.reason
     assert "tried were batches of 16; the largest model has" in record.reason
