@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/gate.md",
     "docs/serving.md",
     "docs/cluster.md",
+    "docs/peers.md",
 )
 ROOMS = ("qbench/", "methods/", "tasks/", "kernels/", "reports/", "tests/", "benchmarks/")
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import torch
 from auto_round import AutoRound
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worker_files import Work, linear_layers, run
 
 LAYOUT = "auto_gptq"  # of those that it writes for other programs
+
+
+class TensorRows(Dataset[torch.Tensor]):
+    """Each row of token ids is a sample."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.tokens[index]
 
 
 def quantize(work: Work) -> None:
@@ -28,7 +41,7 @@ def quantize(work: Work) -> None:
         nsamples=samples,
         seqlen=length,
         batch_size=min(parameters["batch_size"], samples),
-        dataset=DataLoader(list(work.tokens), batch_size=1),
+        dataset=DataLoader(TensorRows(work.tokens), batch_size=1),
         device_map=work.device,
         enable_torch_compile=False,
         enable_alg_ext=settings["method"].endswith(":extended"),

@@ -28,7 +28,8 @@ def quantize(work: Work) -> None:
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
     AutoHQQHFModel.save_to_safetensors(model, str(work.checkpoint), verbose=False)
-    codes, weights = {}, {}
+    codes: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, HQQLinear):
             weights[name] = layer.dequantize()
