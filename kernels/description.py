@@ -51,7 +51,7 @@ def request_of(x: Tensor, parts: Sequence[Tensor], description: Description) -> 
     out, columns = description["shape"]
     spec = description["spec"]
     bits = spec.get("bits")
-    if description["format"] == "binary":
+    if description["format"] in ("binary", "rotated-binary"):
         bits = parts[0].shape[0]  # planes (bits, out, in/8)
     rows = x.numel() // columns
     return Request(

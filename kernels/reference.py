@@ -3,7 +3,8 @@
 uniform  y = sum_g s_g (q_g . x_g - z_g sum x_g)
 binary   y = sum_g sum_i alpha_gi (c_gi . x_g) + shift_g sum x_g
 
-Neither forms the dense weight, so they also check `dequantize`. Work is done in the dtype of `x`.
+Neither forms the dense weight, so they also check `dequantize`. Of a rotated binary weight x is
+rotated, and then multiplied as by a binary one. Work is done in the dtype of `x`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
-from qbench.formats import Binary, Dense, Uniform
+from qbench.formats import Binary, Dense, RotatedBinary, Uniform
+from qbench.formats.rotated_binary import rotated
 
 
 def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tensor:
@@ -32,6 +34,8 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
         y = _uniform(x, weight)
     elif isinstance(weight, Binary):
         y = _binary(x, weight)
+    elif isinstance(weight, RotatedBinary):
+        y = _binary(rotated(x, weight.s().to(x.dtype)), weight.coding)
     elif isinstance(weight, Dense):
         y = x @ weight.weight.to(x.dtype).T
     else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import WeightFormat
-from qbench.formats import Binary, Dense, Lattice, Uniform
+from qbench.formats import Binary, Dense, Lattice, RotatedBinary, Uniform
 from qbench.formats.lattice import Features
 from qbench.formats.snapping import HALF, stored_coding, stored_grid
 
@@ -43,6 +43,21 @@ def random_binary(
     if scale_bits == HALF:
         return Binary(planes, alpha, offset, columns, group_size)
     return Binary(planes, *stored_coding(alpha, offset, scale_bits), columns, group_size)
+
+
+def random_rotated(
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int,
+    seed: int = 0,
+    shift: bool = True,
+    dtype: torch.dtype = torch.float16,
+    scale_bits: int = HALF,
+) -> RotatedBinary:
+    """`random_binary` between random signs and a Hadamard transform."""
+    coding = random_binary(shape, bits, group_size, seed, shift, dtype, scale_bits)
+    generator = torch.Generator().manual_seed(seed)
+    return RotatedBinary.from_coding(coding, torch.randn(shape[1], generator=generator))
 
 
 def random_uniform(
@@ -107,6 +122,7 @@ def random_dense(
 # format -> a function of shape (out, in), bits, group_size and seed
 MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
     "binary": random_binary,
+    "rotated-binary": random_rotated,
     "uniform": random_uniform,
     "lattice": random_lattice,
     "dense": random_dense,
@@ -114,6 +130,7 @@ MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
 # the same with scales as integers, of the formats that can have them
 STEPPED_MAKERS: dict[str, Callable[[tuple[int, int], int, int, int], WeightFormat]] = {
     "binary": partial(random_binary, scale_bits=6),
+    "rotated-binary": partial(random_rotated, scale_bits=6),
     "uniform": partial(random_uniform, scale_bits=6, zero_points="real"),
 }
 

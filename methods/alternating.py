@@ -21,10 +21,12 @@ from torch import Tensor
 
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
-from qbench.formats import Binary
+from qbench.formats import Binary, RotatedBinary
+from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits, stored_coding
 from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
+from qbench.methods.rotation import input_signs
 from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, zero_as_float
 
 TRIAL = 3  # rounds from every greedy start before the best ones go on alone
@@ -42,7 +44,8 @@ class Alternating:
     rounds: at most so many least-squares steps from each start. shift: also fit an offset per
     group. The starts are the clip-searched uniform grid, so that the squared error is never above
     that of `rtn`, and greedy codings about several centres. scale_bits: of scales and shifts, see
-    `qbench.formats.snapping`; 16 is half precision.
+    `qbench.formats.snapping`; 16 is half precision. rotate: code the weight for rotated inputs
+    (`rotation.py`).
     """
 
     name: ClassVar[str] = "alternating"
@@ -56,17 +59,24 @@ class Alternating:
     rounds: int = 15
     shift: bool = True
     scale_bits: int = 16
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 0:
             raise ConfigError(f"rounds={self.rounds} is too small; give 0 or more")
         check_scale_bits(self.scale_bits)
 
-    def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary:
-        """weight (out, in), floating: -> Binary.
+    def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary | RotatedBinary:
+        """weight (out, in), floating: -> its coding, `RotatedBinary` where it is to be rotated.
 
         The planes are the nearest levels of the coding as it is stored.
         """
+        if self.rotate:
+            s = input_signs(weight)
+            return RotatedBinary.from_coding(self._coded(rotated(weight.float(), s), scheme), s)
+        return self._coded(weight, scheme)
+
+    def _coded(self, weight: Tensor, scheme: Scheme) -> Binary:
         out = weight.shape[0]
         group = scheme.group_length(weight.shape[1])
         rows = weight.float().reshape(-1, group)  # (out * groups, g)

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from qbench.contracts import LinearStats, Scheme
 from qbench.errors import ConfigError
-from qbench.formats import Binary
+from qbench.formats import Binary, RotatedBinary
+from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.alternating import nearest_planes
 from qbench.methods.curvature import CurvatureCoding, curvature_start
+from qbench.methods.rotation import input_signs, rotated_stats
 from qbench.methods.stored_numbers import default_scale_bits
 
 
@@ -38,7 +40,8 @@ class AlternatingH:
     rounds: at most so many least-squares steps. refits: of levels and codes to each other under the
     whole Hessian, as long as that lowers the layer's loss. damp: added to the diagonal of the
     Hessian, as a fraction of its mean. scale_bits: of the largest scale; smaller ones have fewer,
-    and 16 is half precision. None is 7 up to 3 bits, and 6 above.
+    and 16 is half precision. None is what `default_scale_bits` says. rotate: code the weight for
+    rotated inputs (`rotation.py`).
     """
 
     name: ClassVar[str] = "alternating-h"
@@ -54,6 +57,7 @@ class AlternatingH:
     refits: int = 0
     damp: float = 0.05
     scale_bits: int | None = None
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rounds", "refits"):
@@ -64,11 +68,20 @@ class AlternatingH:
         if self.scale_bits is not None:
             check_scale_bits(self.scale_bits)
 
-    def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Binary:
-        """weight (out, in), Hessian (in, in): -> Binary.
+    def quantize_linear(
+        self, weight: Tensor, stats: LinearStats, scheme: Scheme
+    ) -> Binary | RotatedBinary:
+        """weight (out, in), Hessian (in, in): -> coding, `RotatedBinary` where it is to be rotated.
 
         MethodError where no damping makes the Hessian positive definite.
         """
+        if self.rotate:
+            s = input_signs(weight)
+            coding = self._coded(rotated(weight.float(), s), rotated_stats(stats, s), scheme)
+            return RotatedBinary.from_coding(coding, s)
+        return self._coded(weight, stats, scheme)
+
+    def _coded(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Binary:
         scale_bits = self.scale_bits or default_scale_bits(scheme.bits)
         coding = CurvatureCoding(self.rounds, self.refits, self.damp, scale_bits)
         start = curvature_start(weight, stats, scheme, coding)

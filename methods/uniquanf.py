@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.reconstruction import Reconstruction
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
+from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
@@ -29,6 +30,7 @@ from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.greedy import fit_scales, greedy_planes
 from qbench.methods.level_mapping import Filter, nearest
 from qbench.methods.mapped_weight import Mapping, Start, UniQuanFWeight, in_its_own_frame
+from qbench.methods.rotation import RotatedWeight, input_signs, rotated_stats
 from qbench.methods.rtn import RTN, TINY, row_slices
 from qbench.methods.stored_numbers import Steps, default_scale_bits, stored_numbers
 
@@ -54,8 +56,9 @@ class UniQuanF(Reconstruction):
     level and its neighbours, `full` by the distance to each (slow, for comparison). period: steps
     from one mapping to the next, 0 for never again. gradient_filtering: no gradient where a weight
     lies further than the group's smallest scale from its level (`distance`, as published), or from
-    the range of all levels (`range`). faithful: start, rates, filter, mapping and stored numbers of
-    the published code, which trains on all batches.
+    the range of all levels (`range`). rotate: code the weight for rotated inputs (`rotation.py`).
+    faithful: start, rates, filter, mapping and stored numbers of the published code, which trains
+    on all batches.
     """
 
     name: ClassVar[str] = "uniquanf"
@@ -78,6 +81,7 @@ class UniQuanF(Reconstruction):
     mapping: Mapping = "exact"
     period: int = 2
     gradient_filtering: Filter = "range"
+    rotate: bool = False
     faithful: bool = False
 
     def __post_init__(self) -> None:
@@ -117,12 +121,21 @@ class UniQuanF(Reconstruction):
 
     def prepare(
         self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
-    ) -> UniQuanFWeight:
+    ) -> UniQuanFWeight | RotatedWeight:
         """weight (out, in), floating: -> its parameters at the initialization, float32.
 
         stats: of the layer's inputs; None takes them as white. MethodError where no damping makes
         the Hessian positive definite.
         """
+        if not self.rotate:
+            return self._unrotated(weight, scheme, stats)
+        s = input_signs(weight)
+        seen = None if stats is None else rotated_stats(stats, s)
+        return RotatedWeight(self._unrotated(rotated(weight.float(), s), scheme, seen), s)
+
+    def _unrotated(
+        self, weight: Tensor, scheme: Scheme, stats: LinearStats | None
+    ) -> UniQuanFWeight:
         method = self.decided(scheme.bits)
         assert method.scale_bits is not None
         out = weight.shape[0]

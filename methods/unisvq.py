@@ -42,10 +42,10 @@ from qbench.calibration.reconstruction import (
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Lattice
-from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import decode, features_of
 from qbench.formats.packing import as_stored
 from qbench.methods.codebooks import Codebook, RotatedGrid, SignMap, gaussian_map, rotation
+from qbench.methods.rotation import random_signs, two_sided
 from qbench.methods.vector_rounding import Curvature, assign
 from qbench.models.blocks import linears, read_weight
 
@@ -98,6 +98,13 @@ class UniSVQ(Reconstruction):
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
         """Codes of all linear layers from the Hessians of their inputs, then training together."""
+        weights = self._prepared(block, inputs, scheme)
+        return reconstruct(block, Weights(block, weights), inputs, targets, self)
+
+    def _initialized(
+        self, block: nn.Module, inputs: BlockInputs, scheme: Scheme
+    ) -> dict[str, TrainedWeight]:
+        """As in `Reconstruction`, with one curvature for layers that share their inputs."""
         inputs.progress(0.0, "collecting Hessians")
         statistics = input_statistics(block, inputs)
         weights: dict[str, TrainedWeight] = {}
@@ -112,7 +119,7 @@ class UniSVQ(Reconstruction):
                 curvature = self.curvature(weight, scheme, stats)
                 last = stats
             weights[name] = self.start(weight, scheme, curvature)
-        return reconstruct(block, Weights(block, weights), inputs, targets, self)
+        return weights
 
     @torch.no_grad()
     def start(
@@ -275,17 +282,3 @@ class LatticeWeight(TrainedWeight):
             {"params": maps, "lr": self.recipe.lr_map},
             {"params": [self.u, self.v], "lr": self.recipe.lr_signs},
         ]
-
-
-def random_signs(n: int, seed: int, like: Tensor) -> Tensor:
-    """(n,) float32 in {-1, +1}, on the device of `like`; the same values on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    bits = torch.randint(0, 2, (n,), generator=generator)
-    return (bits * 2.0 - 1).to(like.device)
-
-
-def two_sided(X: Tensor) -> Tensor:
-    """T_m X T_n of X (m, n) float32, T block-diagonal with Hadamard matrices as large as fit."""
-    m, n = X.shape
-    XT = hadamard(X, block_length(n), 1)
-    return hadamard(XT, block_length(m), 0)

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.block_window import BlockWindow
 from qbench.calibration.layer_error import relative_error
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
+from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
     BlockInputs,
@@ -41,10 +43,17 @@ from qbench.exchange.compressed_settings import scheme_in_words
 from qbench.files.model_folder import quantization_settings
 from qbench.files.shards import read_json
 from qbench.formats import bits_per_weight
-from qbench.models.blocks import linears, quantizable, read_weight, write_weight
+from qbench.models.blocks import (
+    decoder_blocks,
+    linears,
+    quantizable,
+    read_weight,
+    write_weight,
+)
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
+from qbench.models.paging import resident
 from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
 from qbench.weight_range import require_computable
@@ -136,6 +145,7 @@ def quantize(
     dtype: str = "float32",
     batch_size: int = 8,
     progress: Progress = lambda fraction, text: None,
+    files: BlockFiles | None = None,
 ) -> QuantizedModel:
     """Quantize every linear layer inside the decoder's blocks.
 
@@ -150,6 +160,7 @@ def quantize(
     computes in it. Weights and statistics are float32.
     batch_size: samples that walk together, unless the method declares its own.
     progress: called with the part that is done, 0..1, and a word.
+    files: of a paged model, where its blocks go; the weights of the result are left without data.
 
     ConfigError before any work where the scheme does not fit the method or a layer, MethodError
     naming the layer where the method fails.
@@ -169,9 +180,12 @@ def quantize(
     check_layers(model, method, scheme)
 
     manifest: dict[str, Any] = {}
+    weights: dict[str, WeightFormat] = {}
+    if files is not None:
+        files.take(model, weights)
     verb = verb_of(method)
     if verb == "quantize_weight":
-        weights, log = _by_weight(model, method, scheme, torch.device(device), progress)
+        log = _by_weight(model, method, scheme, torch.device(device), progress, weights)
     else:
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
@@ -185,10 +199,11 @@ def quantize(
         }
         if verb == "quantize_linear":
             walk = partial(walk_linears, model, tokens, **settings)
-            weights, log = _by_linear(walk, method, scheme)
+            log = _by_linear(walk, method, scheme, weights)
         else:
+            settings["window"] = getattr(method, "window", 1)  # of `Reconstruction`
             walk = partial(walk_blocks, model, tokens, **settings)
-            weights, log = _by_block(walk, method, scheme)
+            log = _by_block(walk, method, scheme, weights)
     manifest |= facts_of(method, scheme)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
@@ -253,34 +268,42 @@ def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
 
 
 def _by_weight(
-    model: nn.Module, method: Any, scheme: Scheme, device: torch.device, progress: Progress
-) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
-    """The quantized weights by full name, of a method that looks at the weights alone, and the log
-    by block: the error of each layer's weights.
+    model: nn.Module,
+    method: Any,
+    scheme: Scheme,
+    device: torch.device,
+    progress: Progress,
+    weights: dict[str, WeightFormat],
+) -> dict[str, Any]:
+    """Put the quantized weights of a method that looks at the weights alone into `weights`, by full
+    name; the log by block: the error of each layer's weights.
     """
-    weights: dict[str, WeightFormat] = {}
     log: dict[str, Any] = {}
-    layers = quantizable(model)
-    for i, (name, layer) in enumerate(layers.items()):
-        progress(i / len(layers), f"layer {i + 1}/{len(layers)}")
-        original = read_weight(layer).to(device)
-        with _errors_name(name):
-            weight = method.quantize_weight(original, scheme)
-        _note_error(log, name, "weight_errors", relative_error(original, weight.dequantize()))
-        _put(name, layer, weight)
-        weights[name] = weight
-    return weights, log
+    count = len(quantizable(model))
+    prefix, blocks = decoder_blocks(model)
+    for index, block in enumerate(blocks):
+        with resident(block):
+            for own_name, layer in linears(block).items():
+                name = f"{prefix}.{index}.{own_name}"
+                progress(len(weights) / count, f"layer {len(weights) + 1}/{count}")
+                original = read_weight(layer).to(device)
+                with _errors_name(name):
+                    weight = method.quantize_weight(original, scheme)
+                error = relative_error(original, weight.dequantize())
+                _note_error(log, name, "weight_errors", error)
+                _put(name, layer, weight)
+                weights[name] = weight
+    return log
 
 
 def _by_linear(
-    walk: Callable[..., None], method: Any, scheme: Scheme
-) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
-    """The quantized weights by full name, of a method that also looks at each layer's inputs, and
-    the log by block: the error of each layer's output on the calibration text.
+    walk: Callable[..., None], method: Any, scheme: Scheme, weights: dict[str, WeightFormat]
+) -> dict[str, Any]:
+    """Put the quantized weights of a method that also looks at each layer's inputs into `weights`,
+    by full name; the log by block: the error of each layer's output on the calibration text.
 
     walk: `walk_linears` with all of its arguments but `visit`.
     """
-    weights: dict[str, WeightFormat] = {}
     log: dict[str, Any] = {}
 
     def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
@@ -295,17 +318,17 @@ def _by_linear(
         weights[name] = weight
 
     walk(visit=visit)
-    return weights, log
+    return log
 
 
 def _by_block(
-    walk: Callable[..., None], method: Any, scheme: Scheme
-) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
-    """The quantized weights by full name, and the log by block, of a method that sees blocks.
+    walk: Callable[..., None], method: Any, scheme: Scheme, weights: dict[str, WeightFormat]
+) -> dict[str, Any]:
+    """Put the quantized weights of a method that sees blocks into `weights`, by full name; the log
+    by block.
 
     walk: `walk_blocks` with all of its arguments but `visit`.
     """
-    weights: dict[str, WeightFormat] = {}
     log: dict[str, Any] = {}
 
     def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
@@ -317,17 +340,23 @@ def _by_block(
             raise MethodError(
                 f"block {name}: the method returned other layers than it has; they differ in {odd}"
             )
-        for layer, weight in result.weights.items():
-            _put(f"{name}.{layer}", layers[layer], weight)
-            weights[f"{name}.{layer}"] = weight
         # such as a norm into which the method has folded a scale
         for key, value in result.parameters.items():
             block.get_parameter(key).data.copy_(value)
-        if result.log:
-            log[name] = dict(result.log)
+        for layer, weight in result.weights.items():
+            _put(f"{name}.{layer}", layers[layer], weight)
+        results = {name: result}
+        if isinstance(block, BlockWindow):
+            prefix = name.rpartition(".")[0]
+            results = {f"{prefix}.{key}": own for key, own in block.by_block(result).items()}
+        for own_name, own in results.items():
+            for layer, weight in own.weights.items():
+                weights[f"{own_name}.{layer}"] = weight
+            if own.log:
+                log[own_name] = dict(own.log)
 
     walk(visit=visit)
-    return weights, log
+    return log
 
 
 def _note_error(log: dict[str, Any], name: str, key: str, error: float | None) -> None:

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from qbench.comparison.pairs import TIMES, Pairs
+from qbench.comparison.pairs import TIMES, Pairs, pairs_of
 from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
@@ -22,6 +22,7 @@ from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.cautions import summary
+from qbench.reports.doubts import doubts
 from qbench.reports.headline import (
     MINI_NOTICE,
     Headline,
@@ -32,7 +33,6 @@ from qbench.reports.headline import (
     ordered,
     require,
     shared_parameters,
-    unquantized,
 )
 
 CAPTION = (
@@ -85,7 +85,7 @@ def grid(
     folder: of the run, where the items lie; without them there are no differences and no winners.
     """
     records = ordered(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     scores = headlines(records)
     several_models = len({record.cell.model for record in records}) > 1
     trained = any(block_loss(record, "final") for record in records)
@@ -196,36 +196,10 @@ def captions(records: Sequence[Record]) -> list[str]:
     return [CAPTION, *([parameters] if parameters else []), *latencies.caption(records)]
 
 
-def doubts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(which cells, which score and why) of scores that may say nothing; one line for each reason.
-
-    A cell is named by its model and label; of several their number is given, and one as an example.
-    """
-    cells: dict[tuple[str, str, str], list[tuple[Record, str]]] = {}
-    for record in ordered(records):
-        for score in record.scores:
-            if score.suspicion:
-                kind, _, facts = score.suspicion.partition(": ")
-                key = (record.cell.model, f"{score.task} {score.metric}", kind)
-                cells.setdefault(key, []).append((record, facts))
-    lines = []
-    for (model, score_name, kind), members in cells.items():
-        record, facts = members[0]
-        name = "unquantized" if unquantized(record) else record.cell.label
-        reason = f"{kind}: {facts}" if facts else kind
-        where = f"{model} {name}"
-        if len(members) > 1:
-            where = f"{len(members)} cells of {model}"
-            if facts:
-                reason = f"{kind}; for {name}: {facts}"
-        lines.append((where, f"{score_name}: {reason}"))
-    return lines
-
-
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
@@ -290,21 +264,20 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
     folder: of the run; with its items, every score has its difference from the unquantized model.
     """
     require(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     width = min(SCREEN_WIDTH, console.width)
     records = ordered(records)
     for model in dict.fromkeys(record.cell.model for record in records):
         mine = [record for record in records if record.cell.model == model]
-        looked_at = {f"{headline.task} {headline.metric}" for headline in headlines(mine)}
+        looked_at = {(headline.task, headline.metric) for headline in headlines(mine)}
         if any(record.status == "ok" for record in mine):
             console.print(_fitting_table(mine, console, width, pairs), width=width)
         for record, reason in failures(mine):
             line = printable(f"{record.status}  {record.cell.label}  {reason}")
             console.print(Text(line), width=width)
-        for cells, reason in doubts(mine):
-            if reason.partition(":")[0] in looked_at:
-                line = printable(f"doubtful  {cells.removeprefix(f'{model} ')}  {reason}")
-                console.print(Text(line), width=width)
+        for cells, reason in doubts(mine, looked_at):
+            line = printable(f"doubtful  {cells.removeprefix(f'{model} ')}  {reason}")
+            console.print(Text(line), width=width)
     for cells, text in summary(records, pairs):
         console.print(Text(printable(f"warning  {cells}  {text}")), width=width)
     parameters = shared_parameters(records)

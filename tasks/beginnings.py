@@ -17,15 +17,26 @@ BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
 
 
 def prepared(tokenizer: Any, model: Any, bos: str | None = None) -> Any:
+    """What `begun` gives, with a pad token inside the embedding of the model.
+
+    lm-eval needs one, and the mask makes it irrelevant.
+    """
+    own = begun(tokenizer, getattr(model.config, "model_type", ""), bos)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if own.pad_token_id is None or own.pad_token_id >= rows:
+        own.pad_token = own.eos_token
+    return own
+
+
+def begun(tokenizer: Any, model_type: str, bos: str | None = None) -> Any:
     """A copy of a tokenizer that begins a text as the model was trained, and puts no EOS after it.
 
     bos: `none` for nothing before a text, `tokenizer` for what the tokenizer itself puts there.
-    It has a pad token inside the embedding, which lm-eval needs and the mask makes irrelevant.
     ModelError where the tokenizer has no EOS.
     """
     own = without_ending(tokenizer)
     if bos is None:
-        own = with_bos(own, getattr(model.config, "model_type", ""))
+        own = with_bos(own, model_type)
     elif bos == "none" and surroundings(own)[0]:
         own = deepcopy(own)
         set_beginning(own, [])
@@ -34,9 +45,6 @@ def prepared(tokenizer: Any, model: Any, bos: str | None = None) -> Any:
             "the tokenizer names no EOS token, by which lm-eval ends and begins texts; set "
             "eos_token in the model's tokenizer_config.json"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if own.pad_token_id is None or own.pad_token_id >= rows:
-        own.pad_token = own.eos_token
     return own
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.tasks.beginnings import prepared, prompt_facts
+from qbench.tasks.engines import Engine
 
 if TYPE_CHECKING:
     from qbench.tasks.contract import Context
@@ -48,7 +49,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _Progress:
+class Progress:
     """Stands where lm-eval offers a cache hook, and counts answers over its span of the task."""
 
     def __init__(self, context: Context, name: str, total: int, span: tuple[float, float]) -> None:
@@ -72,8 +73,10 @@ def language_model(
 ) -> Any:
     """lm-eval's Hugging Face model around ours: fp32 softmax, the family's BOS, our progress.
 
-    chat_template, bos: as in `TaskSpec`.
+    chat_template, bos: as in `TaskSpec`. Of an engine, lm-eval's model of it.
     """
+    if isinstance(context.model, Engine):
+        return context.model.language_model(context, name, chat_template, bos)
     from lm_eval.models.huggingface import HFLM
 
     from qbench.tasks.prefix_pass import PrefixModel, reach, why_not
@@ -94,11 +97,11 @@ def language_model(
         computed = 0
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.set_cache_hook(_Progress(context, name, len(requests), self.span))
+            self.set_cache_hook(Progress(context, name, len(requests), self.span))
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.set_cache_hook(_Progress(context, name, len(requests), self.span))
+            self.set_cache_hook(Progress(context, name, len(requests), self.span))
             return super().generate_until(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.records import TaskSpec
-from qbench.tasks.article_windows import BETWEEN, article_windows
+from qbench.tasks.article_windows import ArticleWindows
 from qbench.tasks.contract import Context
+from qbench.tasks.engines import Engine
 from qbench.tasks.reference import (
     ReferenceLogits,
     divergences,
@@ -45,29 +47,63 @@ class WindowLosses:
 
 
 def measure(
-    context: Context, spec: TaskSpec, table_name: str, between: str = BETWEEN
+    context: Context, spec: TaskSpec, cut: Callable[[], ArticleWindows]
 ) -> list[WindowLosses]:
     """The losses of every window; a second task on the same windows finds them in the cell's cache.
 
-    between: what joins the texts of the table. Raises StoreError where the reference is of other
-    windows or of another model.
+    cut: gives the windows. Raises StoreError where the reference is of other windows or of another
+    model.
     """
     reference = context.cache.get(reference_key(spec))
     key = ("windows", *window_key(spec), reference)
     if key in context.cache:
         return context.cache[key]
-    texts = context.source.text(table_name)
-    windows = article_windows(texts, context.tokenizer, spec, between)
+    windows = cut()
     inputs = windows.tokens
     count = len(inputs)
     losses = []
-    for index, logits in window_logits(context.model, inputs, context.batch_size):
-        _check_reference(reference, count, logits)
-        of_window = _losses(logits, inputs[index], reference, index)
+    if isinstance(context.model, Engine):
+        of_windows = _of_an_engine(context, spec, inputs)
+    else:
+        of_windows = _of_a_model(context, reference, inputs)
+    for index, of_window in of_windows:
         losses.append(replace(of_window, article=windows.articles[index]))
         context.progress((index + 1) / count, f"{spec.name}  {index + 1}/{count} windows")
     context.cache[key] = losses
     return losses
+
+
+def _of_a_model(
+    context: Context, reference: ReferenceLogits | None, inputs: Tensor
+) -> Iterator[tuple[int, WindowLosses]]:
+    for index, logits in window_logits(context.model, inputs, context.batch_size):
+        _check_reference(reference, len(inputs), logits)
+        yield index, _losses(logits, inputs[index], reference, index)
+
+
+def _of_an_engine(
+    context: Context, spec: TaskSpec, inputs: Tensor
+) -> Iterator[tuple[int, WindowLosses]]:
+    """An engine gives the likelihood of what was read, and no distributions."""
+    nothing = torch.zeros(0).numpy()
+    likelihoods = context.model.likelihoods(context, spec.name, inputs)
+    for index, (tokens, likelihood) in enumerate(zip(inputs, likelihoods, strict=True)):
+        yield (
+            index,
+            WindowLosses(
+                digest=_digest(tokens),
+                article=None,
+                nll=-likelihood / (len(tokens) - 1),
+                kl=nothing,
+                agree=nothing,
+                reverse=nothing,
+                first=int(tokens[0]),
+            ),
+        )
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def _check_reference(reference: ReferenceLogits | None, count: int, logits: Tensor) -> None:
@@ -98,9 +134,8 @@ def _losses(
             kl.append(forward.cpu())
             reverse.append(backward.cpu())
             agree.append(_agreement(p, q).float().cpu())
-    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     return WindowLosses(
-        digest=digest,
+        digest=_digest(tokens),
         article=None,
         nll=nll / len(targets),
         kl=torch.cat(kl).numpy(),

@@ -55,6 +55,8 @@ ARROWS = {
     "export": {
         "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
     },
+    "serving": {"checkpoint", "contracts", "errors", "formats", "kernels"},
+    "publish": {"errors", "files", "models"},
     "inspection": {"checkpoint", "errors", "files"},
     "methods": {"calibration", "contracts", "errors", "formats", "models"},
     "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
@@ -78,11 +80,12 @@ ARROWS = {
         "latency", "layers", "models", "plugin_file", "quantization", "records", "registry",
         "tasks",
     },
+    "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
-        "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
-        "export", "external", "files", "inspection", "isolation", "kernels", "latency",
-        "method_source", "models", "outside_text", "records", "registry", "reports", "stats",
-        "tasks",
+        "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
+        "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
+        "latency", "method_source", "models", "outside_text", "publish", "records", "registry",
+        "reports", "stats", "tasks",
     },
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ def head_of(
         low = torch.autocast(
             device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
         )
-        with _giving(blocks, (hidden,) if tuples else hidden), low:
+        with giving(blocks, (hidden,) if tuples else hidden), low:
             output = torch.func.functional_call(model, values, (), arguments)
         result: Tensor = output.logits
         return result
@@ -49,7 +49,7 @@ def head_of(
 
 
 @contextmanager
-def _giving(blocks: nn.ModuleList, output: Any) -> Iterator[None]:
+def giving(blocks: nn.ModuleList, output: Any) -> Iterator[None]:
     """Blocks that return `output`."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:

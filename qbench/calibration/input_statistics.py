@@ -89,21 +89,38 @@ class InputStatistics:
 
 def _second_order(inputs: list[Tensor], name: str) -> LinearStats:
     """2/count * sum over all tokens of x x^T; `name` is the layer's, for the error."""
-    width = inputs[0].shape[-1]
-    hessian = torch.zeros(width, width, device=inputs[0].device)
-    count = 0
+    sums = Sums(inputs[0])
     for x in inputs:
-        rows = x.reshape(-1, width)  # (tokens, in)
-        hessian += _gram(rows)
-        count += len(rows)
-    hessian *= 2 / max(count, 1)  # a stream of no tokens leaves zeros
-    # One sum shows it: a single token that is not finite leaves NaN or infinity on the diagonal.
-    if not torch.isfinite(hessian).all():
-        raise MethodError(
-            f"the inputs of {name} are not finite on the calibration text; "
-            "check the model in float32"
-        )
-    return LinearStats(hessian, count)
+        sums.add(x)
+    return sums.statistics(name)
+
+
+class Sums:
+    """The sum of x x^T over the inputs x of a layer, one batch after the other."""
+
+    def __init__(self, x: Tensor) -> None:
+        """x: an input, for its width and device."""
+        width = x.shape[-1]
+        self._hessian = torch.zeros(width, width, device=x.device)
+        self._count = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add an input (..., in)."""
+        rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        self._hessian += _gram(rows)
+        self._count += len(rows)
+
+    def statistics(self, name: str) -> LinearStats:
+        """2/count * the sum, which is used up. MethodError naming the layer where not finite."""
+        hessian = self._hessian
+        hessian *= 2 / max(self._count, 1)  # a stream of no tokens leaves zeros
+        # One sum shows it: a single token that is not finite leaves NaN or infinity there.
+        if not torch.isfinite(hessian).all():
+            raise MethodError(
+                f"the inputs of {name} are not finite on the calibration text; "
+                "check the model in float32"
+            )
+        return LinearStats(hessian, self._count)
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -17,9 +17,12 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.block_window import BlockWindow
+from qbench.calibration.history import History
 from qbench.calibration.input_statistics import input_statistics, no_statistics
 from qbench.calibration.layer_error import relative_error
 from qbench.calibration.objective import Objective
+from qbench.calibration.spool import keep
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat
 from qbench.errors import ConfigError, MethodError
 from qbench.models.blocks import as_kept, linears, read_weight
@@ -109,8 +112,9 @@ class Reconstruction:
     the median count less (`block_loss`). head: what the divergence of the logits counts beside the
     loss of the last block, each in units of its value at the start. holdout: share of the batches
     that judge the states and are not trained on (with a single batch, it does both). patience:
-    epochs without improvement after which training stops, 0 for never. seed: of the order of the
-    batches and of the mixing.
+    epochs without improvement after which training stops, 0 for never. window: so many consecutive
+    blocks are trained together, on the output of the last (`block_window.py`). seed: of the order
+    of the batches and of the mixing.
     """
 
     trains: ClassVar[Literal[True]] = True
@@ -124,13 +128,14 @@ class Reconstruction:
     head: float = 1.0
     holdout: float = 0.125
     patience: int = 0
+    window: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.refuse_below(0, "epochs", "patience", "mixing", "holdout", "head")
         rates = [field.name for field in fields(self) if field.name.startswith("lr")]
         self.refuse_below(0, *(name for name in rates if getattr(self, name) is not None))
-        self.refuse_below(1, "batch_size")
+        self.refuse_below(1, "batch_size", "window")
         if self.mixing > 1 or self.holdout >= 1:
             raise ConfigError(
                 f"mixing={self.mixing}, holdout={self.holdout}: "
@@ -189,6 +194,25 @@ class Reconstruction:
     ) -> dict[str, TrainedWeight]:
         """Every linear layer at its initialization.
 
+        In a window block after block: each sees what those before it give as they are initialized.
+        """
+        if not isinstance(block, BlockWindow):
+            return self._initialized(block, inputs, scheme)
+        weights = {}
+        hidden = inputs.quantized
+        for number, part, arguments in block.parts(inputs):
+            own = replace(inputs, quantized=hidden, arguments=arguments)
+            started = self._initialized(part, own, scheme)
+            for name, weight in started.items():
+                weights[f"{number}.{name}"] = weight
+            hidden = _outputs(part, own, Weights(part, started).export())
+        return weights
+
+    def _initialized(
+        self, block: nn.Module, inputs: BlockInputs, scheme: Scheme
+    ) -> dict[str, TrainedWeight]:
+        """Every linear layer of one block at its initialization.
+
         No statistics outlive this call: none is in memory while the block trains.
         """
         inputs.progress(0.0, "collecting second moments")
@@ -221,7 +245,7 @@ def reconstruct(
     judge = partial(_judged, block, fixed, inputs, targets, judging)
     best = state.export()
     objective = recipe.objective(inputs, lambda loss: judge(loss, best))
-    history = _History([], [judge(objective, best)])
+    history = History([], [judge(objective, best)])
     if not math.isfinite(history.judged[0]):
         raise MethodError(
             "the block's loss is not finite before any training; "
@@ -251,50 +275,34 @@ def reconstruct(
     return replace(best, log=history.log())
 
 
-@dataclass
-class _History:
-    """losses: of every step. judged: of the start and of every epoch. stopped: why it ended."""
-
-    losses: list[float]
-    judged: list[float]
-    stopped: str = "trained to the end"
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch with the lowest judged loss; 0 is the start.
-
-        A loss that is not finite is never the lowest.
-        """
-        best = 0  # the start, which is finite (see `reconstruct`)
-        for epoch, loss in enumerate(self.judged):
-            if math.isfinite(loss) and loss < self.judged[best]:
-                best = epoch
-        return best
-
-    def line(self, epoch: int, epochs: int) -> str:
-        """The progress in words, for people."""
-        share = self.judged[-1] / (self.judged[0] or 1)  # a perfect start has a loss of 0
-        return f"epoch {epoch + 1}/{epochs}, loss {share:.2f} of the start"
-
-    def log(self) -> dict[str, Any]:
-        """The history, JSON-able, for the record."""
-        best = self.best_epoch
-        return {
-            "initial": _short(self.judged[0]),
-            "final": _short(self.judged[best]),
-            "best_epoch": best,
-            "stopped": self.stopped,
-            "judged": [_short(loss) for loss in self.judged],
-            "losses": [_short(loss) for loss in self.losses],
-        }
-
-
 def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
     """Indices of the batches that train and of those that judge; a single batch does both."""
     judging = min(batches - 1, math.ceil(batches * holdout))  # at least one batch trains
     indices = list(range(batches))
     training = batches - judging
     return indices[:training], indices[training:] or indices
+
+
+@torch.no_grad()
+def _outputs(block: nn.Module, inputs: BlockInputs, result: BlockResult) -> list[Tensor]:
+    """What the quantized block gives for the quantized stream, batch by batch."""
+    fixed = {name: value.detach() for name, value in block.named_parameters()}
+    values = _quantized(block, fixed, result)
+    outputs = []
+    for batch, hidden in enumerate(inputs.quantized):
+        outputs.append(keep(inputs.run(block, hidden, batch, values)))
+    return outputs
+
+
+def _quantized(
+    block: nn.Module, fixed: Mapping[str, Tensor], result: BlockResult
+) -> dict[str, Tensor]:
+    """The parameters of a quantized block, by name; `fixed` where it has none of its own."""
+    layers = linears(block)
+    values = {**fixed, **result.parameters}
+    for name, weight in result.weights.items():
+        values[f"{name}.weight"] = as_kept(layers[name], weight.dequantize())
+    return values
 
 
 @torch.no_grad()
@@ -308,10 +316,7 @@ def _judged(
     result: BlockResult,
 ) -> float:
     """The loss of a quantized block on these batches of the quantized stream."""
-    layers = linears(block)
-    values = {**fixed, **result.parameters}
-    for name, weight in result.weights.items():
-        values[f"{name}.weight"] = as_kept(layers[name], weight.dequantize())
+    values = _quantized(block, fixed, result)
     losses = []
     for batch in batches:
         output = inputs.run(block, inputs.quantized[batch], batch, values)
@@ -387,10 +392,3 @@ class Steps:
             self.optimizer.zero_grad(set_to_none=True)
             self.schedule.step()
         return value
-
-
-def _short(value: float) -> float | str:
-    """Rounded to five digits; text where it is not finite, as JSON has no number for that."""
-    if not math.isfinite(value):
-        return str(value)
-    return float(f"{value:.5g}")

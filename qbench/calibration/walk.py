@@ -18,10 +18,14 @@ from greenlet import greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from qbench.calibration.block_window import BlockWindow, Call
 from qbench.calibration.head import head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
+from qbench.calibration.passes import in_passes
+from qbench.calibration.spool import is_full, keep
 from qbench.contracts import BlockInputs, LinearStats
 from qbench.models.blocks import decoder_blocks, linears
+from qbench.models.paging import resident
 
 PROBED = 8  # tokens that show what a block returns
 Visit = Callable[[str, nn.Module, LinearStats], None]
@@ -37,7 +41,7 @@ class Stream:
     """
 
     hidden: Tensor
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    arguments: list[Call]
 
 
 @torch.no_grad()
@@ -69,9 +73,13 @@ def walk_linears(
             device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
         )
         with _at_work(block, device, dtype), low:
-            outputs = lock_step(block, index, streams, names, visit)
+            if is_full():
+                run = partial(forward, block, index)
+                outputs = in_passes(streams, run, names, visit)
+            else:
+                outputs = lock_step(block, index, streams, names, visit)
         for stream, hidden in zip(streams, outputs, strict=True):
-            stream.hidden = hidden
+            stream.hidden = keep(hidden)
 
 
 @torch.no_grad()
@@ -83,37 +91,57 @@ def walk_blocks(
     progress: Progress,
     batch_size: int,
     dtype: torch.dtype,
+    window: int = 1,
 ) -> None:
     """Visit every block with both streams: the quantized prefix's and the full-precision model's.
 
     tokens: (samples, length) token ids. visit(name, block, inputs, targets) may replace the block's
-    weights: the quantized stream then goes through it.
+    weights: the quantized stream then goes through it. window: so many consecutive blocks are
+    visited as one `BlockWindow`, whose name is that of a block with both ends, such as
+    `model.layers.0-1`; a single one that is left at the end is visited as it is.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device, dtype)
     full = [stream.hidden for stream in streams]  # before the first block both streams are the same
-    for index, block in enumerate(blocks):
-        place = f"block {index + 1}/{len(blocks)}"
+    for start in range(0, len(blocks), window):
+        end = min(start + window, len(blocks))
+        block, name = _visited(blocks, start, end)
+        place = f"block {end}/{len(blocks)}"
 
         # Bound as defaults: a closure would read the loop's variables when it is called.
-        def report(fraction: float, text: str, index: int = index, place: str = place) -> None:
-            progress((index + fraction) / len(blocks), f"{place} {text}")
+        def report(
+            fraction: float, text: str, start: int = start, end: int = end, place: str = place
+        ) -> None:
+            progress((start + fraction * (end - start)) / len(blocks), f"{place} {text}")
 
         report(0.0, "")
-        arguments = [stream.arguments[index] for stream in streams]
+        arguments = [_call(stream.arguments[start:end]) for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
-        if block is blocks[-1]:
+        if end == len(blocks):
             tuples = return_tuples(model, blocks, tokens)
             inputs = replace(inputs, logits=head_of(model, blocks, tuples, device, dtype))
         with _at_work(block, device, dtype):
             # Before the visit the block's weights are still the model's own.
-            targets = [inputs.run(block, hidden, batch) for batch, hidden in enumerate(full)]
-            visit(f"{prefix}.{index}", block, inputs, targets)
+            targets = [keep(inputs.run(block, hidden, batch)) for batch, hidden in enumerate(full)]
+            visit(f"{prefix}.{name}", block, inputs, targets)
             # The visit may have replaced weights: the quantized stream goes on through the new
             # ones.
             for batch, stream in enumerate(streams):
-                stream.hidden = inputs.run(block, stream.hidden, batch)
+                stream.hidden = keep(inputs.run(block, stream.hidden, batch))
         full = targets
+
+
+def _visited(blocks: nn.ModuleList, start: int, end: int) -> tuple[nn.Module, str]:
+    """What is visited of the blocks from `start` to before `end`, and its number."""
+    if end - start == 1:
+        return blocks[start], str(start)
+    members = {index: blocks[index] for index in range(start, end)}
+    return BlockWindow(members), f"{start}-{end - 1}"
+
+
+def _call(calls: list[Call]) -> Call:
+    """The arguments of `_visited`, from those of its blocks."""
+    return calls[0] if len(calls) == 1 else ((calls,), {})
 
 
 @contextmanager
@@ -123,14 +151,15 @@ def _at_work(block: nn.Module, device: torch.device, dtype: torch.dtype) -> Iter
     In float32 where its matrix products are: autocast makes them in any other dtype. At home all
     is in the memory that it came from, in its own dtype: new memory is slow to get.
     """
-    homes = [(tensor, tensor.data) for tensor in (*block.parameters(), *block.buffers())]
-    for tensor, home in homes:
-        to_float32 = dtype == torch.float32 and home.is_floating_point()
-        tensor.data = home.to(device, torch.float32 if to_float32 else home.dtype)
-    yield
-    for tensor, home in homes:
-        if tensor.data_ptr() != home.data_ptr():
-            tensor.data = home.copy_(tensor.data)
+    with resident(block):
+        homes = [(tensor, tensor.data) for tensor in (*block.parameters(), *block.buffers())]
+        for tensor, home in homes:
+            to_float32 = dtype == torch.float32 and home.is_floating_point()
+            tensor.data = home.to(device, torch.float32 if to_float32 else home.dtype)
+        yield
+        for tensor, home in homes:
+            if tensor.data_ptr() != home.data_ptr():
+                tensor.data = home.copy_(tensor.data)
 
 
 def enter(
@@ -148,7 +177,7 @@ def enter(
     float32 where the matrix products of the blocks are.
     """
     streams = []
-    home = next(model.parameters()).device
+    home = device_of(model)
     tuples = return_tuples(model, blocks, tokens)
 
     def moved(copies: dict[Tensor, Tensor], leaf: Any) -> Any:
@@ -167,16 +196,23 @@ def enter(
         first_args, _ = calls[0]
         hidden = first_args[0]
         arguments = [(args[1:], kwargs) for args, kwargs in calls]
-        streams.append(Stream(*tree_map(partial(moved, {}), (hidden, arguments))))
+        hidden, arguments = tree_map(partial(moved, {}), (hidden, arguments))
+        streams.append(Stream(keep(hidden), arguments))
     return streams
 
 
 def return_tuples(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> bool:
     """Whether the blocks return tuples: a few tokens show it, for which one of them really runs."""
-    home = next(model.parameters()).device
+    home = device_of(model)
     with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
         model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
     return bool(probe[0])
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's tokens go; blocks that are paged are nowhere."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
 
 
 class _AllRecorded(Exception):
@@ -196,13 +232,14 @@ def _recorded(
     probe = [tuples]
     originals = [block.forward for block in blocks]
 
-    def passing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def passing(block: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             # Models call their blocks in both ways; recorded calls have it first in args.
             if "hidden_states" in kwargs:
                 args = (kwargs.pop("hidden_states"), *args)
             if probe[0] is None:  # the only time that a block is really run here
-                probe[0] = isinstance(original(*args, **kwargs), tuple)
+                with resident(block):
+                    probe[0] = isinstance(original(*args, **kwargs), tuple)
             calls.append((args, kwargs))
             if len(calls) == len(blocks):
                 # With blocks passed over, the head would be the dearest part of it all.
@@ -213,7 +250,7 @@ def _recorded(
 
     try:
         for block, original in zip(blocks, originals, strict=True):
-            block.forward = passing(original)
+            block.forward = passing(block, original)
         yield calls, probe
     finally:
         for block in blocks:
@@ -239,7 +276,7 @@ def lock_step(
             greenlet.getcurrent().parent.switch((layer, args[0]))
 
     hooks = [layer.register_forward_pre_hook(pause) for layer in names]
-    runs = [greenlet(partial(_forward, block, index, stream)) for stream in streams]
+    runs = [greenlet(partial(forward, block, index, stream)) for stream in streams]
     statistics = InputStatistics()
     try:
         # Of each run, (layer, input) while it is paused, and the block's output once it is dead.
@@ -270,7 +307,8 @@ def lock_step(
     return states
 
 
-def _forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
+def forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
+    """The output (batch, length, width) of the block of this index for a stream."""
     args, kwargs = stream.arguments[index]
     output = block(stream.hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output

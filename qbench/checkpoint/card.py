@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment
 
 import qbench
+from qbench.checkpoint.card_metadata import RESULTS, Benchmark, card_metadata, eval_results
 from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
@@ -18,8 +19,7 @@ from qbench.outside_text import markdown, printable
 from qbench.records import Record
 
 _TEMPLATE = """---
-library_name: transformers
-tags: [qbench, quantized]
+{{ metadata }}
 ---
 
 # {{ title }}
@@ -74,12 +74,15 @@ def write_card(
     entry: Mapping[str, Any],
     weights: Mapping[str, WeightFormat],
     record: Record | None = None,
+    benchmarks: Mapping[str, Benchmark] | None = None,
 ) -> None:
-    """Write README.md, whole or not at all; StoreError where the disk refuses.
+    """Write README.md, whole or not at all, and `.eval_results`; StoreError where the disk refuses.
 
     entry: the quantization_config. weights: of the quantized layers, from which the bits are
-    counted. record: of the model's scores, if there are any.
+    counted. record: of the model's scores, if there are any. benchmarks: the published data sets of
+    its tasks, by their names in it.
     """
+    benchmarks = benchmarks or {}
     scheme = entry.get("scheme") or {}
     bits = scheme.get("bits")
     group_size = scheme.get("group_size") or "one per channel"
@@ -90,6 +93,7 @@ def write_card(
     environment = Environment(keep_trailing_newline=True)
     environment.filters["plain"] = markdown
     text = environment.from_string(_TEMPLATE).render(
+        metadata=card_metadata(entry, title, record, benchmarks),
         title=markdown(title),
         version=qbench.__version__,
         method=markdown(str(entry.get("method"))),
@@ -104,3 +108,9 @@ def write_card(
         command=printable(record.command) if record else "",
     )
     write_text(folder / CARD, text)
+    results = eval_results(record, benchmarks) if record else {}
+    for stale in (folder / RESULTS).glob("*.yaml"):
+        if stale.name not in results:
+            stale.unlink()
+    for name, result in results.items():
+        write_text(folder / RESULTS / name, result)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qbench.checkpoint.card import write_card
+from qbench.checkpoint.card_metadata import Benchmark
 from qbench.checkpoint.config import (
     compare,
     quantization_entry,
@@ -93,22 +94,38 @@ def save_checkpoint(
         for part, tensor in stored_tensors(weight).items():
             tensors[f"{name}.{part}"] = tensor
     tensors |= unquantized_tensors(model, weights)
-
-    dense = []
-    for name, layer in model.named_modules():
-        if is_linear(layer) and name not in weights:
-            dense.append(name)
-    entry = quantization_entry(weights, dense, manifest)
+    entry = entry_of(model, weights, manifest)
 
     def finish(part: Path) -> None:
-        write_card(part, entry, weights)
-        if log:
-            (part / LOG).write_text(json.dumps(log) + "\n")
+        write_findings(part, entry, weights, log)
 
     generation = getattr(model, "generation_config", None)
     return write_model_folder(
         folder, model.config, tokenizer, tensors, entry, generation, finish, shard_bytes
     )
+
+
+def entry_of(
+    model: Any, weights: Mapping[str, WeightFormat], manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The `quantization_config` of a model with these quantized weights; JSON-able."""
+    dense = []
+    for name, layer in model.named_modules():
+        if is_linear(layer) and name not in weights:
+            dense.append(name)
+    return quantization_entry(weights, dense, manifest)
+
+
+def write_findings(
+    part: Path,
+    entry: Mapping[str, Any],
+    weights: Mapping[str, WeightFormat],
+    log: Mapping[str, Any],
+) -> None:
+    """Write the card, and the log where there is one, into a folder that is being made."""
+    write_card(part, entry, weights)
+    if log:
+        (part / LOG).write_text(json.dumps(log) + "\n")
 
 
 def write_model_folder(
@@ -128,22 +145,42 @@ def write_model_folder(
     written.
     """
     require_writable(folder)
+
+    def write(part: Path) -> None:
+        hashes = write_shards(part, tensors, shard_bytes)
+        write_settings(part, config, tokenizer, tensors, entry, generation_config)
+        finish(part)
+        write_index(part, hashes)
+
+    return written_whole(folder, write)
+
+
+def write_settings(
+    part: Path,
+    config: Any,
+    tokenizer: Any,
+    tensors: Mapping[str, Tensor],
+    entry: Mapping[str, Any] | None,
+    generation_config: Any,
+) -> None:
+    """Write the JSON files and the tokenizer of a model into a folder that is being made.
+
+    tensors: of the whole model; they need no data.
+    """
     content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
     content["dtype"] = _main_dtype(tensors)
     if entry is not None:
         content["quantization_config"] = entry
+    (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+    if generation_config is not None:
+        # not save_pretrained, which refuses what some published models carry
+        generation_config.to_json_file(part / "generation_config.json")
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, part)
 
-    def write(part: Path) -> None:
-        hashes = write_shards(part, tensors, shard_bytes)
-        (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
-        if generation_config is not None:
-            # not save_pretrained, which refuses what some published models carry
-            generation_config.to_json_file(part / "generation_config.json")
-        if tokenizer is not None:
-            _save_tokenizer(tokenizer, part)
-        finish(part)
-        write_index(part, hashes)
 
+def written_whole(folder: Path, write: Callable[[Path], object]) -> Path:
+    """`write_whole_folder`; StoreError also where the safetensors library cannot write."""
     try:
         return write_whole_folder(folder, write)
     except SafetensorError as error:
@@ -186,7 +223,7 @@ def load_checkpoint(
     pack(model, weights)
     if "foreign" in manifest:
         unquantized = without_leftovers(model, unquantized)
-    _require_finite_tensors(unquantized, folder)
+    require_finite_tensors(unquantized, folder)
     fill(model, unquantized, folder)
     if not packed:
         unpack(model, kind)
@@ -194,15 +231,18 @@ def load_checkpoint(
     return Checkpoint(model.eval(), read_tokenizer(folder), weights, manifest)
 
 
-def add_scores(folder: Path, record: Record) -> None:
+def add_scores(
+    folder: Path, record: Record, benchmarks: Mapping[str, Benchmark] | None = None
+) -> None:
     """Write the model card again, with the scores of a record.
 
-    StoreError where the folder is damaged or read-only.
+    benchmarks: the published data sets of its tasks, by their names in the record. StoreError where
+    the folder is damaged or read-only.
     """
     config = read_json(folder / "config.json")
     modules = read_layout(config, folder / "config.json").modules()
     weights = {name: group.weight() for name, group in modules.items()}
-    write_card(folder, config["quantization_config"], weights, record)
+    write_card(folder, config["quantization_config"], weights, record, benchmarks)
 
 
 def read_log(folder: Path) -> dict[str, Any]:
@@ -242,13 +282,14 @@ def is_loadable(folder: Path) -> bool:
 def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict[str, Tensor]:
     """Everything that no quantized layer holds, by name; biases are among them.
 
-    Tied tensors, which share storage, are there once. In half precision where that loses nothing.
-    weights: its keys are the quantized layers.
+    Tied tensors, which share storage, are there once; those of paged blocks, which are not in
+    memory, are left out. In half precision where that loses nothing. weights: its keys are the
+    quantized layers.
     """
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if _is_quantized_part(name, weights) or tensor.data_ptr() in seen:
+        if _is_quantized_part(name, weights) or tensor.is_meta or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
         tensors[name] = _narrowed(tensor.detach())
@@ -264,7 +305,7 @@ def _read_weights(
     if entry is not None and entry.get("quant_method") in list(READERS):
         weights: dict[str, WeightFormat] = {}
         for name, weight in read_foreign(entry, shards).items():
-            _require_finite(name, weight, folder)
+            require_finite(name, weight, folder)
             weights[name] = moved(weight, str(device))
         return weights, {"method": entry["quant_method"], "foreign": dict(entry)}
     layout = read_layout(config, folder / "config.json")
@@ -272,21 +313,23 @@ def _read_weights(
     for name, group in compare(layout, shards).items():
         tensors = {part: shards.tensor(f"{name}.{part}").to(device) for part in group.parts}
         weights[name] = group.weight(tensors)
-        _require_finite(name, weights[name], folder)
+        require_finite(name, weights[name], folder)
     return weights, layout.facts()
 
 
-def _require_finite(name: str, weight: WeightFormat, folder: Path) -> None:
+def require_finite(name: str, weight: WeightFormat, folder: Path) -> None:
+    """StoreError where a quantized weight of this name has a part that is not finite."""
     parts = {f"{name}.{part}": tensor for part, tensor in weight.to_tensors().items()}
     # A finite step may still make numbers that are not, in a file that has been changed.
     for part in ("alpha", "shift", "scale", "zero_point"):
         numbers = getattr(weight, part, None)
         if numbers is not None:
             parts[f"{name}.{part}"] = numbers
-    _require_finite_tensors(parts, folder)
+    require_finite_tensors(parts, folder)
 
 
-def _require_finite_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def require_finite_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """StoreError naming the first of a folder's tensors that is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise StoreError(f"{folder}: {name} is not finite; copy or quantize again")

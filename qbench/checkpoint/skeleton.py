@@ -10,10 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.files.shards import read_json
+from qbench.models.empty import built_empty
 from qbench.models.experts import unfuse_experts
 from qbench.models.limits import built
 from qbench.models.loading import import_model_class, read_config
@@ -22,13 +24,13 @@ from qbench.models.tokenizer_trial import try_tokenizer
 from qbench.models.tokenizers import has_vocabulary
 
 
-def read_skeleton(folder: Path, tensors: int) -> Any:
+def read_skeleton(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> Any:
     """The model with its parameters on the meta device and experts as linear layers.
 
-    tensors: how many the folder's files hold. StoreError where config.json describes no model, or
+    tensors: how many the folder's files hold. dtype: what the model is loaded in, in place of that
+    which the config states. StoreError where config.json describes no model, or
     one whose building takes more than `qbench.models.limits` grants.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     try:
@@ -38,8 +40,8 @@ def read_skeleton(folder: Path, tensors: int) -> Any:
     place = folder / "config.json"
 
     def skeleton() -> Any:
-        with no_init_weights(), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)
+        with no_init_weights():
+            model = built_empty(lambda: AutoModelForCausalLM.from_config(config))
         unfuse_experts(model, refuse=False)
         return model
 
@@ -47,6 +49,8 @@ def read_skeleton(folder: Path, tensors: int) -> Any:
         config = read_config(place, tensors=tensors)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        if dtype is not None:
+            config.dtype = dtype
         import_model_class(config)
         return built(place, skeleton, tensors)
     except StoreError:

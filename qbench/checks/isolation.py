@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ from qbench.checks.verdict import Verdict
 from qbench.errors import ConfigError
 from qbench.isolation import Isolated, preload
 
-TIME_LIMIT = 60.0  # seconds for one check
-LOADING = 120.0  # seconds for imports and the target's own, before the first check
+TIME_LIMIT = 60.0  # seconds for one check, see `patience`
+LOADING = 120.0  # seconds for imports and the target's own, before the first check; the same
 LOST = 3  # checks of a method that may end the process; the rest is then not run
 
 
@@ -20,9 +21,10 @@ def check_isolated(
 ) -> Iterator[Verdict]:
     """The verdicts over a method, or over all methods that a file defines, one by one.
 
-    target: a method's name or the path of a Python file. time_limit: seconds for one check; the
-    first that reads the tour also pays for it. only: names of checks, empty for all. The process is
-    started again after a check that ended it. ConfigError where the target cannot be loaded.
+    target: a method's name or the path of a Python file. time_limit: seconds for one check, more on
+    a busy machine (`patience`); the first that reads the tour also pays for it. only: names of
+    checks, empty for all. The process is started again after a check that ended it. ConfigError
+    where the target cannot be loaded.
     """
     preload("qbench.checks.worker")
     from qbench.checks import worker
@@ -37,9 +39,10 @@ def check_isolated(
         with Isolated(worker.run, arguments) as process:
             plan = _plan(process, target)
             while number < len(plan):
-                verdict = decided.get(number) or _verdict(process, time_limit)
+                limit = patience(time_limit)
+                verdict = decided.get(number) or _verdict(process, limit)
                 if verdict is None:
-                    reason = process.ending or f"gave no answer within {time_limit:g} s"
+                    reason = process.ending or f"gave no answer within {limit:.0f} s"
                     break
                 yield verdict
                 number += 1
@@ -50,11 +53,20 @@ def check_isolated(
         decided.update(_after_a_loss(plan, number, reason, last=lost[subject] == LOST))
 
 
+def patience(seconds: float) -> float:
+    """Seconds to wait for what takes at most so many on an idle machine.
+
+    More by as many times as there are programs at work for each processor.
+    """
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def _plan(process: Isolated, target: str) -> list[tuple[str, str]]:
     """(method, check) for all checks. ConfigError where the target cannot be loaded."""
-    event = process.next(LOADING)
+    limit = patience(LOADING)
+    event = process.next(limit)
     if event is None:
-        reason = process.ending or f"gave no answer within {LOADING:g} s"
+        reason = process.ending or f"gave no answer within {limit:.0f} s"
         raise ConfigError(f"{target!r} cannot be loaded: its import {reason}")
     if "error" in event:
         raise ConfigError(event["error"])

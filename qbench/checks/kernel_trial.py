@@ -130,8 +130,10 @@ def storages(trial: Trial, kind: str, seed: int = 0) -> list[WeightFormat]:
 def scaled(weight: WeightFormat, factor: float) -> WeightFormat:
     """`factor` times the weight, by its scales."""
     # Everything that the weight is linear in: codes, zero points and maps stay.
+    scales = ("alpha", "shift", "alpha_span")
     parts = {
-        "binary": ("alpha", "shift", "alpha_span"),
+        "binary": scales,
+        "rotated-binary": scales,
         "uniform": ("scale", "scale_span"),
         "lattice": ("sv",),
     }

@@ -29,7 +29,7 @@ from qbench.contracts import WeightFormat
 from qbench.formats import from_tensors
 from qbench.kernels.description import moved, prepare
 from qbench.kernels.registry import all_kernels, get_kernel
-from qbench.kernels.samples import random_binary, random_lattice, random_uniform
+from qbench.kernels.samples import random_binary, random_lattice, random_rotated, random_uniform
 
 GROUPS = (32, 64, 128, IN)  # the last is one group per output channel
 BATCHES = (0, 1, 2, 5, 17, 64, 130)
@@ -141,8 +141,12 @@ def check_offsets(trial: Trial) -> None:
         for zero_points in ("integer", "real", "middle"):
             uniform = random_uniform((OUT, IN), bits, GROUP, zero_points=zero_points, dtype=scales)
             variants[f"{zero_points} zero points"] = uniform
-        variants["a shift"] = random_binary((OUT, IN), bits, GROUP, dtype=scales)
-        variants["no shift"] = random_binary((OUT, IN), bits, GROUP, shift=False, dtype=scales)
+        for shift in (True, False):
+            what = "a shift" if shift else "no shift"
+            shape = (OUT, IN)
+            variants[what] = random_binary(shape, bits, GROUP, shift=shift, dtype=scales)
+            turned = random_rotated(shape, bits, GROUP, shift=shift, dtype=scales)
+            variants[f"{what}, rotated"] = turned
         if scales == torch.float16:
             variants |= _stepped_variants(bits)
         variants["features by sign"] = random_lattice((OUT, IN), bits, features="signs")

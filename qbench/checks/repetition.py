@@ -28,6 +28,8 @@ from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme
 from qbench.registry import get_method, load_plugin
 
+PATIENCE = 900  # seconds for a fresh process; `check_isolated` gives up earlier
+
 
 def check_deterministic(method: Any) -> None:
     """The same input gives the same bits, whatever the global random state."""
@@ -70,7 +72,9 @@ def check_same_in_every_process(method: Any) -> None:
         origin = str(Path(str(module.__file__)).resolve())
     command = [sys.executable, "-P", "-m", __name__, origin, method.name]
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     if done.returncode:
         raise Broke(f"a fresh process ended with code {done.returncode}: {done.stderr[-300:]}")
     theirs = json.loads(done.stdout.splitlines()[-1])

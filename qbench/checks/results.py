@@ -21,7 +21,15 @@ from qbench.checks.tour import Call, answered, tour
 from qbench.checks.verdict import Broke, NotApplicable
 from qbench.contracts import BlockResult, Scheme, verb_of
 from qbench.errors import QbenchError
-from qbench.formats import FORMATS, Binary, Lattice, Uniform, bits_per_weight, from_tensors
+from qbench.formats import (
+    FORMATS,
+    Binary,
+    Lattice,
+    RotatedBinary,
+    Uniform,
+    bits_per_weight,
+    from_tensors,
+)
 from qbench.formats.packing import as_stored, packed_length
 
 
@@ -72,7 +80,9 @@ def _expect_block_result(call: Call) -> None:
 def _expect_weight(method: Any, call: Call, layer: str, weight: Any) -> None:
     place = f"{call.where}{' ' * bool(layer)}{layer}"
     expected = FORMATS[method.format]
-    if type(weight) is not expected:
+    # A method that rotates declares the coding that is rotated.
+    coding = weight.coding if type(weight) is RotatedBinary else weight
+    if type(coding) is not expected:
         raise Broke(
             f"{place}: gave a {type(weight).__name__}, not the {expected.__name__} declared"
         )
@@ -105,9 +115,11 @@ def _expect_bits(call: Call, place: str, weight: Any) -> None:
         raise Broke(f"{place}: takes {measured:.4g} bits a weight, {allowed:.4g} are due")
 
 
-def allowed_bits(weight: Uniform | Binary | Lattice, scheme: Scheme) -> float:
+def allowed_bits(weight: Uniform | Binary | RotatedBinary | Lattice, scheme: Scheme) -> float:
     """Bits per weight that a format is entitled to under a scheme."""
     out, columns = weight.shape
+    if isinstance(weight, RotatedBinary):
+        return allowed_bits(weight.coding, scheme) + 8 * packed_length(columns, 1) / (out * columns)
     groups = out * (columns // scheme.group_length(columns))
     if isinstance(weight, Uniform):
         bits = 8 * out * packed_length(columns, scheme.bits) + groups * _width(weight.scale)

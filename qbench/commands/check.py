@@ -26,7 +26,9 @@ def check(
         str,
         typer.Argument(help="A method's or kernel's name, or a Python file that defines them."),
     ],
-    time_limit: Annotated[float, typer.Option(help="Seconds for one check of a method.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for one check of a method; more on a busy machine.")
+    ] = 60.0,
 ) -> None:
     """Run the contract checks over a method or a kernel; exit code 1 where one fails.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qbench.comparison.matching import Side
     from qbench.comparison.verdicts import Verdict
     from qbench.records import Score
+    from qbench.stats.sequential import Look
 
 app = typer.Typer()
 baseline_app = typer.Typer(no_args_is_help=True, help="Runs kept to compare with: plain files.")
@@ -59,6 +61,12 @@ def compare(
             help="What may differ: calibration, dtype, batch_size, device, evaluation, packages."
         ),
     ] = None,
+    look: Annotated[
+        str | None,
+        typer.Option(
+            help="2/4: after 2 of 4 draws, which go on where this is undecided; see docs/gate.md."
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where undecided, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     markdown: Annotated[
@@ -78,7 +86,6 @@ def compare(
     from qbench.commands.questions import with_questions
     from qbench.comparison.comparable import ALLOWABLE
     from qbench.comparison.endpoints import read_margins
-    from qbench.comparison.verdicts import compare as compared
 
     allowed = as_names(allow, "--allow") or ()
     for name in allowed:
@@ -89,15 +96,58 @@ def compare(
         "tasks": as_names(tasks, "--tasks"),
         "allowed": allowed,
     }
+    taken = _look(look)
     flags = {"model": None if model is None else (model,), "data": data}
     with _lines_on_stderr(as_json):
         if is_file_of_method(base) and is_file_of_method(candidate):
+            if taken is not None:
+                raise ConfigError("--look is of finished runs; two files have looks of their own")
             variants = read_variant_here(base), read_variant_here(candidate)
             verdict = judged(*variants, flags, limits=limits)
         else:
             first, second = (_read_or_run(text, baselines, flags) for text in (base, candidate))
-            verdict = with_questions(compared(first, second, **limits), first, data)
+            verdict = _compared(first, second, taken, limits)
+            verdict = with_questions(verdict, first, data)
     raise typer.Exit(report(verdict, as_json, markdown, strict))
+
+
+def _look(text: str | None) -> tuple[Look, int] | None:
+    """One look of several, and after how many draws the last one is; ConfigError for no such."""
+    from qbench.stats.sequential import looks
+
+    if text is None:
+        return None
+    try:
+        draws, last = map(int, text.split("/"))
+    except ValueError:
+        raise ConfigError(f"--look {text!r} is not such as 2/4: after 2 of 4 draws") from None
+    schedule = looks(max(1, last))
+    for look in schedule:
+        if look.draws == draws:
+            return look, last
+    after = ", ".join(f"{look.draws}/{last}" for look in schedule)
+    raise ConfigError(f"--look {text}: of {last} draws there are looks at {after}")
+
+
+def _compared(
+    base: Side, candidate: Side, taken: tuple[Look, int] | None, limits: dict[str, Any]
+) -> Verdict:
+    """The verdict; of one look of several, with those before it, which were undecided."""
+    from qbench.comparison.verdicts import Looked
+    from qbench.comparison.verdicts import compare as compared
+    from qbench.stats.sequential import looks
+
+    if taken is None:
+        return compared(base, candidate, **limits)
+    look, draws = taken
+    verdict = compared(base, candidate, look=look, **limits)
+    schedule = looks(draws)
+    if len(schedule) == 1:
+        return verdict
+    before = [entry for entry in schedule if entry.draws < look.draws]
+    looked = [Looked(entry.draws, entry.level, "undecided") for entry in before]
+    looked.append(Looked(look.draws, look.level, verdict.outcome))
+    return replace(verdict, looks=tuple(looked), draws=draws)
 
 
 def report(verdict: Verdict, as_json: bool, markdown: Path | None, strict: bool) -> int:

@@ -17,6 +17,7 @@ from rich.text import Text
 from qbench.commands.options import (
     Data,
     Device,
+    Memory,
     Model,
     Plugins,
     Requantize,
@@ -27,9 +28,12 @@ from qbench.commands.options import (
     err,
     out,
 )
+from qbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qbench.comparison.parity import Parity
     from qbench.inspection.report import Inspection
+    from qbench.records import Score
 
 app = typer.Typer()
 
@@ -54,11 +58,13 @@ def quantize(
     dtype: Annotated[
         str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")
     ] = "auto",
+    memory: Memory = None,
     requantize: Requantize = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
     from qbench.contracts import Scheme, check_scheme
+    from qbench.environment import bytes_of
     from qbench.experiment.grid import parse_set, single_settings
     from qbench.registry import declared
 
@@ -84,6 +90,7 @@ def quantize(
             progress=lambda fraction, text: status.update(text),
             requantize=requantize,
             trust_remote_code=trust_remote_code,
+            memory=None if memory is None else bytes_of(memory),
         )
     total = bits_per_weight.pop("total")
     parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items())
@@ -133,7 +140,8 @@ def export(
 
 @app.command(
     name="eval",
-    epilog="Example: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`",
+    epilog="Examples: `qbench eval smollm2-gptq-3b --tasks wikitext,arc_easy --data mini`   "
+    "`qbench eval DIR --through http://127.0.0.1:8000 --parity`",
 )
 def evaluate(
     folder: Annotated[
@@ -156,12 +164,27 @@ def evaluate(
     data: Data = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    memory: Memory = None,
     trust_remote_code: Trust = False,
+    through: Annotated[
+        str | None,
+        typer.Option(help="What serves it: vllm, or the address of an OpenAI-compatible server."),
+    ] = None,
+    parity: Annotated[
+        bool,
+        typer.Option("--parity", help="Ask transformers too, and say how far the two are apart."),
+    ] = False,
 ) -> None:
     """Evaluate a saved model; prints one line per score."""
     from qbench.experiment.grid import parse_set, read_grid
     from qbench.experiment.single import evaluate_model
-    from qbench.reports.headline import number
+
+    if parity and through is None:
+        raise ConfigError("--parity compares with an engine; give --through vllm or an address")
+    if unquantized is not None and through is not None:
+        raise ConfigError(
+            "--unquantized is for divergence, which --through does not give; leave it out"
+        )
 
     grid = read_grid(
         None,
@@ -172,6 +195,7 @@ def evaluate(
             "data": data,
             "device": device,
             "dtype": dtype,
+            "memory": memory,
             "trust_remote_code": trust_remote_code,
         },
     )
@@ -180,13 +204,17 @@ def evaluate(
         def progress(fraction: float, text: str) -> None:
             status.update(text)
 
-        for score in evaluate_model(folder, grid, progress, unquantized):
-            value = number(score.value, score.stderr, score.metric)
-            out.print(
-                f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}",
-                markup=False,
-                highlight=False,
-            )
+        if through is None:
+            for score in evaluate_model(folder, grid, progress, unquantized):
+                _print(_score_line(score))
+            return
+        from qbench.experiment.through import evaluate_through
+
+        for said in evaluate_through(folder, grid, through, parity, progress):
+            if said.score is not None:
+                _print(_score_line(said.score))
+            if said.parity is not None:
+                _print(_parity_line(said.task, said.parity))
 
 
 @app.command(
@@ -232,6 +260,24 @@ def verify(
     for name, problem in sorted(problems.items()):
         _print(f"FAIL  {name}  {problem}" if problem else f"ok    {name}")
     raise typer.Exit(1 if any(problems.values()) else 0)
+
+
+def _score_line(score: Score) -> str:
+    from qbench.reports.headline import number
+
+    value = number(score.value, score.stderr, score.metric)
+    return f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}"
+
+
+def _parity_line(task: str, parity: Parity) -> str:
+    """Such as `parity  arc_easy  items=64  flips=0/64  log-probabilities=256  largest=0.0003`."""
+    line = f"parity  {task}  items={parity.items}"
+    if parity.answered:
+        line += f"  flips={parity.flips}/{parity.answered}"
+    if parity.largest is not None:
+        line += f"  log-probabilities={parity.numbers}"
+        line += f"  largest={parity.largest:.2g}  mean={parity.mean:.2g}"
+    return line
 
 
 def _bits(path: Path) -> str:

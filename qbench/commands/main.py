@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -21,35 +22,29 @@ from qbench.commands import (
     check,
     cleaning,
     compare,
+    config,
     data,
     environments,
     folders,
     layers,
     machine,
+    push,
     regress,
+    status,
 )
-from qbench.commands.options import (
-    Data,
-    Device,
-    Models,
-    Plugins,
-    Requantize,
-    Sets,
-    Trust,
-    as_group,
-    as_names,
-    as_numbers,
-    err,
-    out,
-)
-from qbench.commands.planned import downloads, place, protocol, show_plan
+from qbench.commands.executing import as_executor
+from qbench.commands.grid_flags import Asked, with_grid_flags
+from qbench.commands.options import Plugins, err, out
+from qbench.commands.planned import accuracy, downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from qbench.commands.executing import Executor
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
+    from qbench.experiment.runner import View
     from qbench.experiment.store import Store
     from qbench.records import Record
 
@@ -64,9 +59,12 @@ app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
 app.add_typer(regress.app)
+app.add_typer(status.app)
 app.add_typer(layers.app)
+app.add_typer(push.app)
 app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
 app.add_typer(environments.app, name="env")
 DRY = "Show the cells with estimated time and memory, and stop."
 
@@ -95,121 +93,49 @@ def _options(
     "`qbench run --model ./llama --methods rtn,gptq --group-size channel`   "
     "`qbench run --methods gptq --set gptq.damp=0.01,0.1 --dry-run`"
 )
+@with_grid_flags
 def run(
-    model: Models = None,
-    bits: Annotated[
-        str | None, typer.Option(help="Bits per weight code, with commas; default 2,3,4.")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="With commas; default the preset's; `qbench list methods`.")
-    ] = None,
-    sweep: Annotated[
-        str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="A name of `qbench list presets`; default what suits the machine."),
-    ] = None,
-    group_size: Annotated[
-        str | None, typer.Option(help="Inputs per group, or 'channel'; default the preset's.")
-    ] = None,
-    symmetric: Annotated[bool | None, typer.Option("--symmetric", help="Symmetric grids.")] = None,
-    sets: Sets = None,
-    plugin: Plugins = None,
-    data: Data = None,
-    seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
-    replicates: Annotated[
-        int | None,
-        typer.Option(help="Draws of the calibration sample for each cell; default 1."),
-    ] = None,
-    device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Of the evaluated model: auto (default), float32, bfloat16, float16."),
-    ] = None,
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template",
-            help="Put prompts into the model's own template; default the preset's.",
-        ),
-    ] = None,
-    bos: Annotated[
-        str | None,
-        typer.Option(help="Before a prompt: as trained (default), as the tokenizer does, none."),
-    ] = None,
-    out_folder: Annotated[
-        Path | None,
-        typer.Option("--out", help="Records, artifacts and report; default runs/MODEL."),
-    ] = None,
-    time_limit: Annotated[
-        float | None,
-        typer.Option(help="Seconds for one cell; default many times its estimate."),
-    ] = None,
-    latency: Annotated[
-        bool | None,
-        typer.Option(
-            "--latency/--no-latency",
-            help="Time products and tokens of packed models at the end; default on.",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Cells at a time on the processor; default as many as it takes."),
-    ] = None,
-    requantize: Requantize = False,
-    trust_remote_code: Trust = False,
-    config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
+    asked: Asked,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="File for a Chrome trace of the cells and their phases."),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="What runs the cells: local, ray or slurm.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Of the Ray cluster; default RAY_ADDRESS, or this machine. For slurm: slurm "
+            "(default), or local or debug to try it without.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="Of sbatch, such as partition=gpu. May be repeated."),
+    ] = None,
 ) -> None:
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
-    from qbench.experiment.grid import parse_set, read_grid
-
-    grid = read_grid(
-        config,
-        {
-            "model": as_names(model, "--model"),
-            "bits": as_numbers("--bits", bits),
-            "methods": as_names(methods, "--methods"),
-            "sweep": sweep,
-            "tasks": as_names(tasks, "--tasks"),
-            "preset": preset,
-            "group_size": as_group(group_size),
-            "symmetric": symmetric,
-            "set": parse_set(sets) if sets else None,
-            "plugin": plugin or None,
-            "data": data,
-            "seed": seed,
-            "replicates": replicates,
-            "device": device,
-            "dtype": dtype,
-            "chat_template": chat_template,
-            "bos": bos,
-            "out": out_folder,
-            "time_limit": time_limit,
-            "latency": latency,
-            "jobs": jobs,
-            "requantize": requantize or None,
-            "trust_remote_code": trust_remote_code or None,
-        },
-    )
+    grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
-    raise typer.Exit(run_grid(grid, dry_run))
+    place = as_executor(executor, address, slurm)
+    work = partial(run_plan, executor=place)
+    raise typer.Exit(run_grid(grid, dry_run, work, trace))
 
 
 def run_grid(
     grid: Grid,
     dry_run: bool = False,
     work: Callable[[Plan, Store], list[Record]] | None = None,
+    trace: Path | None = None,
 ) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code.
 
-    work: what runs the plan, in place of `run_plan`.
+    work: what runs the plan, in place of `run_plan`. trace: file for a Chrome trace.
     """
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
@@ -217,9 +143,11 @@ def run_grid(
     if not dry_run:
         preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
     from qbench.commands.item_texts import write_item_texts
+    from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
+    from qbench.experiment.trace import write_trace
     from qbench.reports.registry import write_reports
 
     plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
@@ -232,17 +160,29 @@ def run_grid(
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = (work or run_plan)(plan, store)
+    if trace is not None:
+        write_trace(store, plan.cells, trace)
     write_item_texts(plan, records, folder)
-    _print_leaderboard(records, folder)
-    _print_report(write_reports(store.read_records()[0], folder), folder)
+    with shared_pairs():
+        _print_leaderboard(records, folder)
+        _print_report(write_reports(store.read_records()[0], folder), folder)
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
-def run_plan(plan: Plan, store: Store) -> list[Record]:
-    """Run the cells that are not done, under a live view; the records of all cells of the plan."""
-    from qbench.commands.progress import LiveView
-    from qbench.experiment.runner import run as run_cells
+def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list[Record]:
+    """Run the cells that are not done, under a live view; the records of all cells of the plan.
 
+    executor: what runs them, None for this machine.
+    """
+    from qbench.commands.progress import LiveView
+    from qbench.experiment.plan import expected_seconds
+    from qbench.experiment.runner import run as run_cells
+    from qbench.experiment.timings import Clock, learn_from
+
+    if executor is not None and plan.grid.with_latency:
+        _print_warnings(
+            ["latencies are not measured elsewhere; the same command without --executor adds them"]
+        )
     records, complaints = store.read_records()
     _print_warnings(complaints)
     done = {record.id for record in records if record.status == "ok"}
@@ -254,9 +194,9 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
     for cell in plan.cells:
         if cell.id not in done | skipped:
             seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
-        if cell.id not in timed | skipped:
+        if executor is None and cell.id not in timed | skipped:
             latencies[cell.id] = plan.estimates[cell.id].latency
-    total = sum(seconds.values()) + sum(latencies.values())
+    total = expected_seconds(plan, done) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
@@ -269,19 +209,28 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
-        return run_cells(plan, store, view)
+        clock = Clock(view)
+        records = (executor or run_cells)(plan, store, cast("View", clock))
+    if executor is not None:  # what cells took elsewhere says nothing of this machine
+        return records
+    longer = learn_from(plan, records, clock)
+    if longer:
+        out.print(accuracy(clock.seconds, total, longer), markup=False, soft_wrap=True)
+    return records
 
 
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")
 def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
     """Write the tables, pictures and the page again, from the records alone."""
+    from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.store import read_records
     from qbench.reports.registry import write_reports
 
     records, complaints = read_records(folder)
     _print_warnings(complaints)
-    _print_leaderboard(records, folder)
-    _print_report(write_reports(records, folder), folder)
+    with shared_pairs():
+        _print_leaderboard(records, folder)
+        _print_report(write_reports(records, folder), folder)
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")

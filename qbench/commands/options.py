@@ -55,6 +55,14 @@ Requantize = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the model's folder brings.")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="What a model may take, such as 8GB; default what there is. A larger one is read and "
+        "written block by block, with the same result.",
+    ),
+]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file of methods or kernels, or a YAML task."),
@@ -85,6 +93,15 @@ def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         raise ConfigError(
             f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4"
         ) from None
+
+
+def as_workers(text: str | None) -> Any:
+    """`--workers`: a number, or `auto`. ConfigError for anything else."""
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--workers {text!r} is neither a positive number nor 'auto'")
+    return int(text)
 
 
 def as_group(text: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""What `qbench run` says of a plan: its first lines, and the table of a dry run."""
+"""What `qbench run` says of a plan: its first lines, a dry run's table, and how true it was."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from qbench.commands.options import out
 WIDTH = 110  # of a terminal, at least: names do not wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qbench.experiment.plan import Plan
 
 
@@ -45,20 +47,39 @@ def place(plan: Plan) -> str:
     return words
 
 
+def accuracy(seconds: float, expected: float, longer: Sequence[float]) -> str:
+    """How far off the estimate was, of the run, and of its cells (times longer than estimated)."""
+    line = f"time  {_duration(seconds)}, {seconds / expected:.2f} times the {_duration(expected)}"
+    return f"{line} estimated; its cells took {min(longer):.2f} to {max(longer):.2f} times theirs"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _grounds(plan: Plan) -> str:
+    """What the estimate is made from."""
+    if any(timings.factors for timings in plan.timings.values()):
+        return "what earlier runs took on this machine"
+    return "a matrix product timed on this machine"
+
+
 def show_plan(plan: Plan) -> None:
     """The cells with what each will cost, those that are skipped, and what all cost together."""
+    from qbench.experiment.plan import expected_seconds
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("cell", "model", "method"):
         table.add_column(name)
     for name in ("quantize", "evaluate", "latency", "peak memory"):
         table.add_column(name, justify="right")
-    total = 0.0
+    total = expected_seconds(plan)
     for cell in plan.cells:
         if cell.id in plan.skipped:
             table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
             continue
         cost = plan.estimates[cell.id]
-        total += cost.seconds / plan.jobs + cost.latency
+        total += cost.latency
         table.add_row(
             cell.id,
             Text(cell.model),
@@ -75,5 +96,5 @@ def show_plan(plan: Plan) -> None:
             out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min "
-        f"(estimated from a matrix product timed on this machine){downloads(plan)}"
+        f"(estimated from {_grounds(plan)}){downloads(plan)}"
     )

@@ -1,14 +1,20 @@
-"""What a person sees while a grid runs: a line per result on stdout, the time left on stderr."""
+"""What a person sees while a grid runs: a line per result on stdout, the time left on stderr.
+
+On a terminal there is a bar for the whole and one for each cell at work, with its block and loss;
+in a log a line now and then.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
+from rich.progress import TaskID
 
 from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.records import Cell, Latency, Record, Score
@@ -16,7 +22,7 @@ from qbench.reports.headline import number
 
 
 class LiveView:
-    """One line per cell and task on `out`; on `err` a bar, or in a log a line now and then.
+    """One line per cell and task on `out`; on `err` bars, or in a log a line now and then.
 
     It is the `View` of `qbench.experiment.runner`.
     """
@@ -41,6 +47,7 @@ class LiveView:
         self._at_work: dict[str, _Part] = {}  # by the cell's id
         self._lock = threading.RLock()  # several cells may be at work
         self._last_line = 0.0
+        self._ended: Counter[str] = Counter()  # cells by status
         self._bar = time_bar(err)
         self._task = self._bar.add_task("", total=max(self.total, 1e-9))
 
@@ -68,7 +75,11 @@ class LiveView:
 
     def _begin(self, cell: Cell, position: str, seconds: dict[str, float]) -> None:
         with self._lock:
-            self._at_work[cell.id] = _Part(position, seconds.get(cell.id, 0.0))
+            before = self._at_work.pop(cell.id, None)
+            if before is not None:  # it is begun again, such as on another machine
+                self._bar.remove_task(before.row)
+            row = self._bar.add_task("", total=1.0)
+            self._at_work[cell.id] = _Part(position, seconds.get(cell.id, 0.0), row)
             self.progress(cell, 0.0, "loading")
 
     def progress(self, cell: Cell, fraction: float, text: str) -> None:
@@ -79,17 +90,28 @@ class LiveView:
                 return
             part.fraction = fraction
             done = self.done + sum(p.fraction * p.seconds for p in self._at_work.values())
-            self._show(done, f"{part.position} {cell.model} {cell.label}: {text}")
+            title = f"{part.position} {cell.model} {cell.label}: {text}"
+            self._bar.update(part.row, completed=fraction, description=title)
+            self._show(done, title)
 
     def _end(self, cell: Cell) -> str:
-        """A cell, or its latency, is done; its position."""
-        part = self._at_work.pop(cell.id, _Part("", 0.0))
+        """A cell, or its latency, is done; its position, and nothing where it was not at work."""
+        part = self._at_work.pop(cell.id, None)
+        if part is None:
+            return ""
+        self._bar.remove_task(part.row)
         self.done += part.seconds
         return part.position
 
+    def _show_whole(self, done: float) -> None:
+        """The bar of the whole run. done: estimated seconds of what is finished."""
+        ended = ", ".join(f"{count} {status}" for status, count in self._ended.items())
+        whole = f"{ended or 'nothing done yet'}, {len(self._at_work)} at work"
+        self._bar.update(self._task, completed=done, description=whole)
+
     def _show(self, done: float, title: str) -> None:
-        """done: estimated seconds of what is finished."""
-        self._bar.update(self._task, completed=done, description=title)
+        """done: as above. title: what a log says."""
+        self._show_whole(done)
         now = time.perf_counter()
         if self.err.is_terminal or now - self._last_line <= QUIET_SECONDS:
             return
@@ -129,6 +151,8 @@ class LiveView:
         """A cell is done, and its record written: one line with its bits and times."""
         with self._lock:
             position = self._end(record.cell)
+            self._ended[record.status] += 1
+            self._show_whole(self.done)
         outcome = f"{record.status}: {' '.join((record.reason or '').split())}"
         if record.status == "ok":
             outcome = _costs(record)
@@ -153,11 +177,12 @@ class LiveView:
 class _Part:
     """A cell, or its latency, at work: its place in the run, what it adds to it, and how far it is.
 
-    seconds: estimated. fraction: 0..1.
+    seconds: estimated. row: its bar. fraction: 0..1.
     """
 
     position: str
     seconds: float
+    row: TaskID
     fraction: float = 0.0
 
 

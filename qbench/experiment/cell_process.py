@@ -23,26 +23,31 @@ from torch import Tensor
 
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
+from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.comparison.cell_lint import Evaluated, lint_cell
 from qbench.contracts import Scheme, calibrates
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.as_published import bits_as_it_is, published_dtype
+from qbench.experiment.back_off import WALK_BATCH, halved, is_out_of_memory, present_memory
 from qbench.experiment.coverage import coverage
-from qbench.experiment.estimate import Estimate
 from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
+from qbench.experiment.job import Job
+from qbench.experiment.memory import Memory, quantized_into
+from qbench.experiment.phases import Phases
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed_in_time
-from qbench.inspection.report import inspect
 from qbench.isolation import Tell
-from qbench.models.loading import load_config
-from qbench.models.source import ModelSource, local_folder
+from qbench.models.paging import is_paged, on_device
+from qbench.models.provenance import provenance
+from qbench.models.source import ModelSource, find_model, local_folder
 from qbench.models.tokenizers import check_fit
-from qbench.quantization import QuantizedModel, load, quantize, read_model
-from qbench.records import Cell, Score, TaskSpec
+from qbench.quantization import QuantizedModel, quantize
+from qbench.records import Score, TaskSpec
 from qbench.registry import declared, get_method, parameters
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
@@ -51,39 +56,18 @@ from qbench.tasks.registry import get_task
 PROGRESS_SECONDS = 0.1  # between two events that only say how far the work is
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that the process of a cell is told.
-
-    model: where the cell's model is. data: of which source. task_names: what the user calls a task,
-    by its name in the cell. batch_size: items at a time, for tasks without one of their own.
-    plugins: the files that this cell needs. threads: of the processor, which other cells share.
-    folder: of the run. place: the working directory. overlaps: by task's own name, what the
-    calibration text holds of it.
-    """
-
-    cell: Cell
-    model: ModelSource
-    data: str
-    task_names: dict[str, str]
-    batch_size: int
-    plugins: tuple[Path, ...]
-    device: str
-    threads: int
-    estimate: Estimate
-    folder: Path
-    place: Path
-    overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
 def work(tell: Tell, job: Job) -> None:
     """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
 
-    Events: `progress` and `text`; `scores` of a task; `note`, a sentence for people; `waiting`, now
-    and then while another runner holds what is needed; in the end `facts`, the fields of the record
-    that are known, with `tokens`, which say what calibrated; and with `reason` where the cell
-    failed, and `unwritable` where the reason is that results cannot be written.
+    Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
+    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now and then while
+    another runner holds what is needed; in the end `facts`, the fields of the record that are
+    known, with `tokens`, which say what calibrated; and with `reason` where the cell
+    failed, and `unwritable` where the reason is that results cannot be written; where memory ran
+    out, `out_of_memory`, the phase in which, and `memory`, what was free and all.
     """
+    if job.gpu is not None:  # before CUDA starts in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
     os.chdir(job.place)
     with suppress(OSError):  # where memory runs out, this process is to go, and not the runner
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -97,6 +81,8 @@ def work(tell: Tell, job: Job) -> None:
         traceback.print_exc()
         unwritable = at_work.saving and isinstance(error, (StoreError, OSError))
         outcome = {"reason": reason_of(error), "unwritable": unwritable}
+        if is_out_of_memory(error):
+            outcome |= {"out_of_memory": at_work.phase.doing, "memory": present_memory(job.device)}
     tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
 
 
@@ -105,7 +91,7 @@ class _Work:
     """One cell at work.
 
     facts: fields of its record, as they become known. tokens: which tokens calibrated. saving:
-    whether results are being written.
+    whether results are being written. paged: whether a model was read block by block.
     """
 
     tell: Tell
@@ -113,7 +99,11 @@ class _Work:
     facts: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
     saving: bool = False
+    paged: bool = False
     told: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.phase = Phases(self.tell)
 
     def do(self) -> None:
         """Quantize and evaluate."""
@@ -123,6 +113,11 @@ class _Work:
         self.facts["parameters"] = parameters(method)
         self.source: Source = open_source(self.job.data)
         self.tasks = {name: get_task(typed) for name, typed in self.job.task_names.items()}
+        self.memory = Memory(self.job.memory, self.job.folder)
+        with self.memory.at_work():
+            self._work()
+
+    def _work(self) -> None:
         quantized = self._quantized()
         started = time.perf_counter()
         scores = self._evaluate(quantized.model, quantized.tokenizer)
@@ -133,8 +128,9 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            model = read_model(self.job.model, cell.dtype, self.job.device)
-            self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
+            with self.phase("load"):
+                model = self._read(self.job.model, cell.dtype, self.job.device)
+            self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             own = local_folder(self.job.model)
             if own is not None:
@@ -145,7 +141,8 @@ class _Work:
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
-                quantized = load(folder, cell.dtype, False, self.job.device)
+                with self.phase("read back"):
+                    quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
         written = quantized.manifest.get("written")  # another package's own files
         if written is None:
@@ -163,10 +160,18 @@ class _Work:
             self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
         return quantized
 
+    def _read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
+        """A model, paged where it is too large, which is said once."""
+        model = self.memory.read(source, dtype, device)
+        if is_paged(model.model) and not self.paged:
+            self.paged = True
+            self.tell({"note": f"{self.job.cell.model} does not fit, and is read block by block"})
+        return model
+
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
         """Note which layers of a model that is said to be quantized are."""
         if quantized.weights or self.job.cell.stored_as is not None:
-            stored = _published_dtype(self.job.model, self.job.cell)
+            stored = published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
             self.facts["coverage"] = as_written(facts, quantized)
 
@@ -179,7 +184,7 @@ class _Work:
             return None
         try:
             check_artifact(folder, self.job.cell)
-            return load(folder, self.job.cell.dtype, False, self.job.device)
+            return self._read(find_model(str(folder)), self.job.cell.dtype, self.job.device)
         except StoreError as error:
             self.tell({"note": f"{reason_of(error)}; this model is quantized again"})
         remove(folder)
@@ -196,31 +201,41 @@ class _Work:
 
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
-        original = read_model(self.job.model, dtype)
+        with self.phase("load"):
+            original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None and calibrates(method):
             check_fit(model, tokenizer, f"model {cell.model!r}")
-            tokens = self._calibration_tokens(tokenizer)
+            with self.phase("calibration tokens"):
+                tokens = self._calibration_tokens(tokenizer)
         if declaration.external:
             del original, model
             self._quantize_elsewhere(method, scheme, tokens, folder)
             return
         reset_peak_memory(device)
         started = time.perf_counter()
-        quantized = quantize(
-            model,
-            method,
-            scheme,
-            tokens,
-            tokenizer=tokenizer,
-            device=device,
-            dtype=cell.calibration.dtype if cell.calibration else "float32",
-            progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
-        )
-        seconds = time.perf_counter() - started
-        quantized.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
-        self._save(quantized, folder)
+
+        def quantized(files: BlockFiles | None) -> QuantizedModel:
+            with self.phase("quantize"):
+                made = quantize(
+                    model,
+                    method,
+                    scheme,
+                    tokens,
+                    tokenizer=tokenizer,
+                    device=device,
+                    dtype=cell.calibration.dtype if cell.calibration else "float32",
+                    batch_size=halved(WALK_BATCH, self.job.halvings),
+                    progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
+                    files=files,
+                )
+            seconds = time.perf_counter() - started
+            made.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
+            made.manifest |= self._origin
+            return made
+
+        quantized_into(folder, model, quantized, self._saving)
 
     def _quantize_elsewhere(
         self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
@@ -228,27 +243,30 @@ class _Work:
         """Let another package quantize the model, and save what it wrote as the artifact."""
         share = self.job.estimate.quantize_share
         at_work = self._span(0.0, share, f"in the environment of {method.package.name}")
-        quantized = quantize_elsewhere(
-            method,
-            self.job.cell.method,
-            scheme,
-            self.job.model,
-            tokens,
-            self.job.folder,
-            device=self.job.device,
-            threads=self.job.threads,
-            waiting=lambda: at_work(0.5, ""),
-        )
-        self._save(quantized, folder)
-
-    def _save(self, quantized: QuantizedModel, folder: Path) -> None:
-        """Write the artifact of this cell."""
-        cell = self.job.cell
-        quantized.manifest["artifact"] = cell.artifact
-        if not Path(cell.model).is_dir():
-            quantized.manifest["model"] = cell.model
+        with self.phase("quantize"):
+            quantized = quantize_elsewhere(
+                method,
+                self.job.cell.method,
+                scheme,
+                self.job.model,
+                tokens,
+                self.job.folder,
+                device=self.job.device,
+                threads=self.job.threads,
+                waiting=lambda: at_work(0.5, ""),
+            )
+        quantized.manifest |= self._origin
         with self._saving():
             quantized.save(folder)
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        """What the manifest of this cell's artifact says of the model that it was made of."""
+        cell = self.job.cell
+        origin = {"artifact": cell.artifact} | provenance(self.job.model)
+        if not Path(cell.model).is_dir():
+            origin["model"] = cell.model
+        return origin
 
     def _calibration_tokens(self, tokenizer: Any) -> Tensor:
         """(samples, length) int64, mapped from the file that cells share; made where it is not."""
@@ -272,7 +290,7 @@ class _Work:
         """
         cell = self.job.cell
         check_fit(model, tokenizer, f"model {cell.model!r}")
-        model.to(self.job.device)
+        on_device(model, self.job.device)
         torch.manual_seed(cell.seed)
         context = Context(model, tokenizer, self.source)
         context.unquantized = Unquantized(
@@ -282,13 +300,15 @@ class _Work:
         preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
         spans = self._spans([*preparing, *cell.tasks])
         for spec in preparing:
-            self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
+            with self.phase(f"prepare {spec.name}"):
+                self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
         scores: list[Score] = []
         rows: dict[str, Sequence[Mapping[str, Any]]] = {}
         for spec in cell.tasks:
             task = self.tasks[spec.name]
             started = time.perf_counter()
-            outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
+            with self.phase(spec.name):
+                outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
             seconds = time.perf_counter() - started
             told = self.facts.setdefault("evaluation", {})
             told[spec.name] = {"seconds": seconds, **outcome.facts}
@@ -327,16 +347,15 @@ class _Work:
 
     def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
         """The cell's context with a task's own batch size and progress; the cache is shared."""
-        return replace(
-            context, batch_size=task.batch_size or self.job.batch_size, progress=progress
-        )
+        batch_size = halved(task.batch_size or self.job.batch_size, self.job.halvings)
+        return replace(context, batch_size=batch_size, progress=progress)
 
     def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """The model before quantization: the one under test where it is not quantized."""
         if self.job.cell.method == "none":
             return model, tokenizer
-        original = read_model(self.job.model, self.job.cell.dtype)
-        return original.model.to(self.job.device), original.tokenizer
+        original = self._read(self.job.model, self.job.cell.dtype, self.job.device)
+        return on_device(original.model, self.job.device), original.tokenizer
 
     def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
         """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
@@ -364,7 +383,8 @@ class _Work:
     def _saving(self) -> Iterator[None]:
         """Where an error means that results can no longer be written."""
         self.saving = True
-        yield
+        with self.phase("save"):
+            yield
         self.saving = False
 
     @contextmanager
@@ -372,20 +392,3 @@ class _Work:
         """Keep other runners from what has this name; waiting for them is told."""
         with claimed_in_time(self.store.claim(name), lambda: self.tell({"waiting": name})):
             yield
-
-
-def _bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
-    """Bits per weight of a model as it comes: measured where it is quantized, else of its dtype."""
-    folder = local_folder(source)
-    if cell.stored_as is not None and (folder is not None or source.gguf):
-        return dict(inspect(folder or source.path).bits_per_weight)
-    bits = float(torch.finfo(_published_dtype(source, cell)).bits)
-    return {"total": bits, "weight": bits}
-
-
-def _published_dtype(source: ModelSource, cell: Cell) -> torch.dtype:
-    """That a model's config states, or else the one that it is evaluated in."""
-    stored = getattr(load_config(source), "dtype", None) or cell.dtype
-    if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
-        stored = getattr(torch, stored)
-    return stored

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import shlex
 
-from qbench.experiment.grid import CALIBRATION, QUICK, Grid, Settings
+from qbench.experiment.forms import Settings
+from qbench.experiment.grid import CALIBRATION, QUICK, Grid
 from qbench.experiment.identity import Identity
 from qbench.records import Cell
 from qbench.registry import declared, method_class, source_hash
@@ -15,9 +16,9 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first.
 
     `none` is one cell per model, whatever the bits. Cells whose scheme the method does not support
-    are among them. A method that calibrates has a cell for each draw of the calibration sample;
-    what draws nothing has one, without a seed. Raises ConfigError before any work where something
-    does not fit, such as bits that none of the methods supports.
+    are among them. A method that calibrates has a cell for each size and each draw of the
+    calibration sample; what draws nothing has one, without a seed. Raises ConfigError before any
+    work where something does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
     grid.check_owners([method for method, _ in variants])
@@ -28,7 +29,9 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
             declaration = declared(method)
             calibrated = declaration.calibrates
             source = source_hash(method_class(method))
-            for scheme, seed in itertools.product(grid.schemes(method), grid.seeds(calibrated)):
+            samples = identity.calibrations if calibrated else (None,)
+            of_method = grid.schemes(method), samples, grid.seeds(calibrated)
+            for scheme, sample, seed in itertools.product(*of_method):
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
@@ -36,7 +39,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     params=params,
                     source=source,
                     scheme=scheme,
-                    calibration=identity.calibration if calibrated else None,
+                    calibration=sample,
                     tasks=identity.tasks,
                     dtype=identity.dtype,
                     seed=seed,
@@ -89,4 +92,6 @@ def _settings_of(grid: Grid, cell: Cell) -> Settings:
     for owner, values in grid.set.items():
         if owner in (*grid.task_names, CALIBRATION):
             settings[owner] = values
+        if owner == CALIBRATION and cell.calibration is not None:
+            settings[owner] = {key: (getattr(cell.calibration, key),) for key in values}
     return settings

@@ -1,8 +1,8 @@
 """What a cell will cost, before it runs: from the model's shape and a measured matrix rate.
 
 Products are counted, and what is beside them has been measured once on a CPU and on a GPU. The
-result is right within a factor of about two, and is only used for `--dry-run` and for the time
-left. What an item costs is declared by its task.
+result is right within a factor of about two; `qbench.experiment.timings` multiplies it by what
+earlier runs on the machine took. What an item costs is declared by its task.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ LOGITS = 3  # copies of a window's logits: as they are, in float32, and their lo
 FORWARD = 2  # flops of a weight for each token that passes
 TRAINING = 6  # with the products that give the gradients of the inputs and of the weights
 SLOW_WRITING = 4  # a token that is written costs as much as four that are read: memory bound
-TASK_SECONDS = 2  # of a task, whatever it asks
-LATENCY_SECONDS = 15  # of a format that is new to the run: products, and the whole model
-CELL_SECONDS = 3  # of loading, saving and loading again
+TASK_SECONDS = 1  # of a task, whatever it asks
+LATENCY_SECONDS = 20  # of a format that is new to the run: products, and the whole model
+KNOWN_SECONDS = 1  # of one that is not
+PROCESS_SECONDS = 1  # of a cell's process, whatever it does
 WORKER_SECONDS = 60  # of another package, to be imported, load and save
 WORKER_PASSES = 20  # over the calibration text, of one that calibrates
 
@@ -48,7 +49,8 @@ class Overheads:
     windows: time of a pass over windows of text with logits and losses, relative to its products.
     hessians: work of x x^T, relative to a forward pass. Seconds of a weight: search, of methods
     that see weights alone; rounding, of those that see second moments; start, before training;
-    step, beside the products of each training step. compiling: seconds, once a process that trains.
+    step, beside the products of each training step. handling: seconds of a parameter, for loading,
+    saving and loading again. compiling: seconds, once a process that trains.
     """
 
     share: float
@@ -58,6 +60,7 @@ class Overheads:
     rounding: float
     start: float
     step: float
+    handling: float
     compiling: float
 
 
@@ -73,6 +76,7 @@ OVERHEADS = {
         rounding=2e-7,
         start=2e-7,
         step=2.5e-8,
+        handling=5e-8,
         compiling=0.0,
     ),
     # NVIDIA H200, blocks of 8B size, 3 bits, groups of 128 (benchmarks/results).
@@ -84,6 +88,7 @@ OVERHEADS = {
         rounding=3.5e-9,
         start=3.4e-9,
         step=3.8e-11,
+        handling=5e-9,
         compiling=13.0,
     ),
 }
@@ -118,33 +123,41 @@ class Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds to quantize, seconds by task, bytes at the peak, and seconds to measure latency."""
+    """Seconds to quantize and by task, bytes at the peak, seconds to measure latency.
+
+    handling: seconds for the process, and for loading and saving models.
+    """
 
     quantize: float
     tasks: dict[str, float]
     peak_bytes: int
     latency: float = 0.0
+    handling: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Quantizing and all tasks: what comes before latencies are measured."""
-        return self.quantize + sum(self.tasks.values())
+        """All that comes before latencies are measured."""
+        return self.handling + self.quantize + sum(self.tasks.values())
 
     @property
     def quantize_share(self) -> float:
-        """Part of the time that goes into quantizing, 0..1."""
-        return self.quantize / self.seconds if self.seconds else 0.0
+        """Part of the time that comes before the tasks, 0..1."""
+        return (self.handling + self.quantize) / self.seconds if self.seconds else 0.0
 
 
-def measure_rates(skeleton: Any, device: str, dtype: str) -> Rates:
-    """The shape of a model without weights, and the rate of matrix products (0.2 s each)."""
+def measure_rates(skeleton: Any, device: str, dtype: str, threads: int = 1) -> Rates:
+    """The shape of a model without weights, and the rate of matrix products (0.2 s each).
+
+    threads: of the processor, that a cell has.
+    """
     layers = quantizable(skeleton)
     text = skeleton.config.get_text_config()
+    computed = pick_dtype("auto", device)  # of the products of calibration
     return Rates(
         device=device,
-        evaluation=_matrix_rate(device, dtype),
-        walk=_matrix_rate(device, "float32" if device == "cpu" else dtype),
-        training=_matrix_rate(device, pick_dtype("auto", device)),
+        evaluation=_matrix_rate(device, dtype, threads),
+        walk=_matrix_rate(device, computed, threads),
+        training=_matrix_rate(device, computed, threads),
         parameters=sum(p.numel() for p in skeleton.parameters()),
         block_weights=sum(layer.weight.numel() for layer in layers.values()),
         blocks=len(decoder_blocks(skeleton)[1]),
@@ -159,10 +172,12 @@ def estimate(cell: Cell, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
     """Time and memory of one cell. costs: of an item of each task, by its name in the cell."""
     tasks = {spec.name: _task_seconds(spec, costs[spec.name], rates) for spec in cell.tasks}
     judging = rates.itemsize * rates.parameters + _logits_bytes(cell, rates)
+    handling = PROCESS_SECONDS + rates.parameters * rates.overheads.handling
     if cell.method == "none":
-        return Estimate(0.0, tasks, judging)
-    seconds = _quantize_seconds(cell, rates) + CELL_SECONDS
-    return Estimate(seconds, tasks, max(judging, _quantize_bytes(cell, rates)))
+        return Estimate(0.0, tasks, judging, handling=handling)
+    seconds = _quantize_seconds(cell, rates)
+    peak = max(judging, _quantize_bytes(cell, rates))
+    return Estimate(seconds, tasks, peak, handling=handling)
 
 
 def _quantize_seconds(cell: Cell, rates: Rates) -> float:
@@ -204,7 +219,8 @@ def _quantize_bytes(cell: Cell, rates: Rates) -> int:
     if verb_of(method) == "quantize_linear":
         return peak + streams
     # Inputs of both streams, and targets; batch by batch they are as wide as a layer.
-    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * block
+    trained = block * getattr(method, "window", 1)  # of `Reconstruction`: blocks trained together
+    return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * trained
 
 
 def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:
@@ -224,7 +240,7 @@ def _logits_bytes(cell: Cell, rates: Rates) -> int:
 
 
 @cache
-def _matrix_rate(device: str, dtype: str) -> float:
+def _matrix_rate(device: str, dtype: str, threads: int) -> float:
     """Flops per second of one square product, measured once in a process, that blocks reach.
 
     A GPU needs a larger one, or its launch is what is measured.
@@ -232,12 +248,17 @@ def _matrix_rate(device: str, dtype: str) -> float:
     size = 1024 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device).to(torch_dtype(dtype))
     best = math.inf
-    deadline = time.perf_counter() + 0.2
-    while time.perf_counter() < deadline or best == math.inf:
-        started = time.perf_counter()
-        a @ a
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
+    all_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        deadline = time.perf_counter() + 0.2
+        while time.perf_counter() < deadline or best == math.inf:
+            started = time.perf_counter()
+            a @ a
+            if device != "cpu":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(all_threads)
     share = OVERHEADS["cpu" if device == "cpu" else "cuda"].share
     return 2 * size**3 / best * share

@@ -5,19 +5,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from qbench.contracts import Scheme, check_scheme, trains
+from qbench.environment import bytes_of
 from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.experiment.forms import (
+    Files,
+    Names,
+    Numbers,
+    Sets,
+    Values,
+    Workers,
+    as_settings,
+    parse_set,
+    single_numbers,
+    single_settings,
+    whole_numbers,
+)
 from qbench.files.ordinary import ordinary_text
 from qbench.records import Scalar
 from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
-Values = tuple[Scalar, ...]  # of one parameter: a cell for each
-Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
+__all__ = ["CALIBRATION", "PRESETS", "SWEEPS", "Grid", "parse_set", "read_grid", "single_settings"]
+
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("presets.yaml").read_text()
 )
@@ -28,9 +42,12 @@ QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and
 TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
-LISTS = ("model", "bits", "methods", "tasks", "plugin")  # keys that may hold a single value
 GRID_BYTES = 1_000_000  # YAML takes microseconds for each
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
+
+
+def _size(text: Any) -> int | None:
+    return None if text is None else bytes_of(text)
 
 
 class Grid(BaseModel):
@@ -44,23 +61,26 @@ class Grid(BaseModel):
     own template; bos: what stands before a prompt: what the model was `trained` with, what its
     `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
     cell may take, None for many times its estimate. latency: whether products and tokens of the
-    packed models are timed, None for what the preset says. jobs: cells at a time, None for as many
-    as the processor and its memory take. requantize: whether a model that is quantized already may
-    be quantized again. trust_remote_code: whether code that a model brings may run.
+    packed models are timed, None for what the preset says. workers: cells at a time, None for as
+    many as the devices and their memory take. memory: bytes, or a size such as `8GB`, that the
+    model of a cell may take before it is read block by block; None for what there is. only, skip:
+    patterns of cells that alone are in the plan, and that are not (`qbench.experiment.selection`).
+    max_cells: the first ones alone. requantize: whether a model that is quantized already may be
+    quantized again. trust_remote_code: whether code that a model brings may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: tuple[str, ...] = ("smollm2-135m",)
-    bits: tuple[int, ...] = (2, 3, 4)
-    methods: tuple[str, ...] | None = None
+    model: Names = ("smollm2-135m",)
+    bits: Numbers = (2, 3, 4)
+    methods: Names | None = None
     sweep: str | None = None
-    tasks: tuple[str, ...] | None = None
+    tasks: Names | None = None
     preset: str | None = None
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
-    set: Settings = {}
-    plugin: tuple[Path, ...] = ()
+    set: Sets = {}
+    plugin: Files = ()
     data: str = "auto"
     seed: int = 0
     replicates: int | None = Field(default=None, ge=1)
@@ -71,7 +91,11 @@ class Grid(BaseModel):
     out: Path | None = None
     time_limit: float | None = Field(default=None, gt=0)
     latency: bool | None = None
-    jobs: int | None = Field(default=None, ge=1)
+    workers: Workers = Field(default=None, validation_alias=AliasChoices("workers", "jobs"))
+    memory: Annotated[int | None, BeforeValidator(_size)] = None
+    only: Names = ()
+    skip: Names = ()
+    max_cells: int | None = Field(default=None, ge=1)
     requantize: bool = False
     trust_remote_code: bool = False
 
@@ -100,6 +124,11 @@ class Grid(BaseModel):
                 if (method, params) not in variants:
                     variants.append((method, params))
         return variants
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods of all variants, each once, whether or not there are such."""
+        return list(dict.fromkeys(name for name, _ in self._entries()))
 
     def _entries(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters that are fixed) before anything is swept, `none` first."""
@@ -182,17 +211,34 @@ class Grid(BaseModel):
             return self.tasks
         return tuple(self.defaults["tasks"])
 
-    def task_options(self, task: str) -> dict[str, Any]:
-        """Those of TASK_KEYS that are said: by the preset, overridden by `set`."""
-        preset = self.defaults["tasks"].get(task, {})
-        return {**preset, **_single_values(task, self.set.get(task, {}), TASK_KEYS)}
+    def task_options(self, task: str, like: str | None = None) -> dict[str, Any]:
+        """Those of TASK_KEYS that are said: by the preset, overridden by `set`.
+
+        like: a task whose options in the preset hold where it has none for this one.
+        """
+        of_preset = self.defaults["tasks"]
+        preset = of_preset.get(task, of_preset.get(like, {}))
+        return {**preset, **single_numbers(task, self.set.get(task, {}), TASK_KEYS)}
 
     @property
-    def calibration(self) -> dict[str, int]:
-        """samples and length: the preset's, overridden by `set`."""
+    def calibrations(self) -> list[dict[str, int]]:
+        """samples and length: the preset's, overridden by `set`, in every combination.
+
+        ConfigError where one is not a positive number.
+        """
         settings = self.set.get(CALIBRATION, {})
-        overrides = _single_values(CALIBRATION, settings, CALIBRATION_KEYS)
-        return self.defaults["calibration"] | overrides
+        overrides = whole_numbers(CALIBRATION, settings, CALIBRATION_KEYS)
+        values = {key: (value,) for key, value in self.defaults["calibration"].items()} | overrides
+        samples = []
+        for choice in itertools.product(*values.values()):
+            sample = dict(zip(values, choice, strict=True))
+            for key, value in sample.items():
+                if value is None or value < 1:
+                    word = "all" if value is None else value
+                    raise ConfigError(f"--set {CALIBRATION}.{key}={word}: give 1 or more")
+            if sample not in samples:
+                samples.append(sample)
+        return samples
 
     def schemes(self, method: str) -> list[Scheme | None]:
         """The schemes that a method is asked for; the unquantized model has the only one, None.
@@ -291,12 +337,10 @@ def _unquantized_first(method: str) -> bool:
 def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
     """A grid from a YAML file and flags; a flag that is not None overrides the file.
 
-    Raises ConfigError that names the file where it cannot be read, and the key that is wrong.
+    Of `set` each parameter by itself is overridden. Raises ConfigError that names the file where it
+    cannot be read, and the key that is wrong.
     """
-    settings = {} if config is None else _read_config(config)
-    for key, value in flags.items():
-        if value is not None:
-            settings[key] = value
+    settings = merged({} if config is None else _read_config(config), flags)
     try:
         return Grid.model_validate(settings)
     except ValidationError as error:
@@ -307,8 +351,24 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
         raise ConfigError(f"{place}={first['input']!r}: {first['msg']}") from None
 
 
+def merged(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a file with the flags that are not None over them."""
+    both = {"workers" if key == "jobs" else key: value for key, value in settings.items()}
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if key == "set" and both.get("set"):
+            whole = {owner: dict(values) for owner, values in as_settings(both["set"]).items()}
+            for owner, values in as_settings(value).items():
+                whole[owner] = whole.get(owner, {}) | dict(values)
+            both["set"] = whole
+        else:
+            both["workers" if key == "jobs" else key] = value
+    return both
+
+
 def _read_config(config: Path) -> dict[str, Any]:
-    """The keys of a grid file; a single value stands for a list of one."""
+    """The keys of a grid file."""
     try:
         settings = yaml.safe_load(ordinary_text(config, limit=GRID_BYTES)) or {}
     except (StoreError, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -318,66 +378,4 @@ def _read_config(config: Path) -> dict[str, Any]:
             f"grid file {str(config)!r} holds a {type(settings).__name__}; "
             "it must map keys to values"
         )
-    for key in LISTS:
-        if key in settings and not isinstance(settings[key], list):
-            settings[key] = [settings[key]]
     return settings
-
-
-def parse_set(settings: Sequence[str]) -> Settings:
-    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`."""
-    parsed: Settings = {}
-    for setting in settings:
-        target, equals, values = setting.partition("=")
-        owner, dot, key = target.partition(".")
-        if not (equals and dot and owner and key and values):
-            raise ConfigError(
-                f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; "
-                "for example --set gptq.act_order=false"
-            )
-        parsed.setdefault(owner, {})[key] = tuple(values.split(","))
-    return parsed
-
-
-def single_settings(settings: Settings, method: str) -> dict[str, Scalar]:
-    """What `set` gives the one method of `qbench quantize`, a value for each parameter.
-
-    ConfigError where it names anything else, or sweeps.
-    """
-    for owner in settings:
-        if owner != method:
-            raise ConfigError(unknown_name("name in --set", owner, [method]))
-    chosen = {}
-    for key, values in settings.get(method, {}).items():
-        if len(values) != 1:
-            raise ConfigError(
-                f"--set {method}.{key} has {len(values)} values, {', '.join(map(str, values))}; "
-                "give one here: `qbench run` sweeps"
-            )
-        chosen[key] = values[0]
-    return chosen
-
-
-def _single_values(
-    owner: str, settings: Mapping[str, Values], allowed: Sequence[str]
-) -> dict[str, Any]:
-    """Settings of a task or of the calibration: one whole number each, or `all`, which is None.
-
-    Raises ConfigError for a key that is not allowed, several values, or another kind of value.
-    """
-    numbers: dict[str, int | None] = {}
-    for key, values in settings.items():
-        if key not in allowed:
-            raise ConfigError(unknown_name(f"setting of {owner!r}", key, allowed))
-        if len(values) != 1:
-            raise ConfigError(
-                f"--set {owner}.{key} has {len(values)} values; only method parameters can be swept"
-            )
-        value = values[0]
-        try:
-            numbers[key] = None if value == "all" else int(str(value))
-        except ValueError:
-            raise ConfigError(
-                f"--set {owner}.{key}={value!r} is not a whole number; give one, or 'all'"
-            ) from None
-    return numbers

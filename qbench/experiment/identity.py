@@ -37,14 +37,14 @@ class Identity:
 
     revisions: what exactly is loaded, by the model's name. stored_as: how a model was quantized by
     whoever made it, None where it was not, by its name. tasks: what is asked on this data.
-    calibration: of the methods that calibrate. dtype: in which models are evaluated. evaluation,
-    batch_size, device: as in `Cell`.
+    calibrations: of the methods that calibrate, a cell for each. dtype: in which models are
+    evaluated. evaluation, batch_size, device: as in `Cell`.
     """
 
     revisions: Mapping[str, str]
     stored_as: Mapping[str, str | None]
     tasks: tuple[TaskSpec, ...]
-    calibration: CalibrationSpec
+    calibrations: tuple[CalibrationSpec, ...]
     dtype: str
     evaluation: str
     batch_size: int
@@ -64,11 +64,14 @@ def identify(
     be asked so.
     """
     asked = ask(grid, source, announce)
-    calibration = CalibrationSpec(
-        data=source.table_name(CALIBRATION),
-        sha256=source.sha256(CALIBRATION),
-        dtype=pick_dtype("auto", device),
-        **grid.calibration,
+    calibrations = tuple(
+        CalibrationSpec(
+            data=source.table_name(CALIBRATION),
+            sha256=source.sha256(CALIBRATION),
+            dtype=pick_dtype("auto", device),
+            **sample,
+        )
+        for sample in grid.calibrations
     )
     if grid.prompts["chat_template"]:
         for model in models.values():
@@ -81,7 +84,7 @@ def identify(
         revisions=revisions,
         stored_as={name: stored_as(model) for name, model in models.items()},
         tasks=specs,
-        calibration=calibration,
+        calibrations=calibrations,
         dtype=dtype,
         evaluation=evaluation_hash(tasks),
         batch_size=grid.defaults["batch_size"],
@@ -112,7 +115,7 @@ def ask(
     for name in grid.task_names:
         task = get_task(name)
         settings = grid.set.get(name, {})
-        options = grid.task_options(task.name)
+        options = grid.task_options(task.name, getattr(task, "like", None))
         written = options.pop("max_gen_toks", None)
         shots = options.get("num_fewshot")
         if shots and "num_fewshot" not in settings and not has_examples(task, source):
@@ -171,6 +174,6 @@ def _items(task: Task, spec: TaskSpec, source: Source) -> int | None:
             return len(rows)
         return max(Counter(rows[task.subject_column][:]).values())
     if isinstance(task, TextTask) and spec.length is not None:
-        letters = len("\n\n".join(source.text(task.table_name)).encode())
+        letters = len("\n\n".join(task.texts(source)).encode())
         return letters // spec.length
     return None

@@ -21,9 +21,11 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from qbench import kernels
+from qbench.checkpoint.folder import bytes_on_disk
 from qbench.environment import hardware
-from qbench.errors import StoreError, reason_of
-from qbench.experiment.cell_process import Job
+from qbench.errors import ConfigError, StoreError, reason_of
+from qbench.experiment.job import Job
+from qbench.experiment.memory import Memory
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.store import Store
 from qbench.files.atomic import write_text
@@ -33,6 +35,7 @@ from qbench.latency.of_model import ROWS, Alike
 from qbench.quantization import load
 from qbench.records import Cell, Decoding, Latency, Product
 
+COPIES = 2  # of a packed model that computes: the tensors, and a kernel's layout of them
 SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".so", ".json")  # what decides a product's time
 M = TypeVar("M", bound=BaseModel)
 
@@ -101,8 +104,18 @@ class _Measuring:
                 f"the quantized model {self._folder} is not there any more; remove the record "
                 f"records/{self.job.cell.id}.json, and the cell is made again"
             )
+        self._require_room()
         model = load(self._folder, self.job.cell.dtype, True, self.job.device).model
         return of_model.alike(model)
+
+    def _require_room(self) -> None:
+        room = Memory(self.job.memory, self.job.folder).room
+        needed = COPIES * bytes_on_disk(self._folder)
+        if needed > room:
+            raise ConfigError(
+                f"packed it takes {needed / 1e9:.3g} GB, and {room / 1e9:.3g} GB may be taken; "
+                "give a larger --memory, or --no-latency"
+            )
 
     @cached_property
     def _folder(self) -> Path:

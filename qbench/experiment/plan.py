@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 
-from qbench.contracts import check_scheme
-from qbench.environment import cores, pick_device
+from qbench.contracts import Scheme
+from qbench.environment import hardware, pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
 from qbench.experiment.estimate import (
-    CELL_SECONDS,
+    KNOWN_SECONDS,
     LATENCY_SECONDS,
     Estimate,
-    Rates,
     estimate,
     measure_rates,
 )
@@ -26,6 +24,9 @@ from qbench.experiment.grid import Grid, preset_for
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.protocols import protocol_of, require_versions
+from qbench.experiment.selection import select
+from qbench.experiment.timings import Timings, corrected, kind_of, makespan
+from qbench.experiment.workers import share_machine
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
 from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
@@ -34,14 +35,12 @@ from qbench.records import Cell
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source, choose, chosen, open_source
-from qbench.tasks.declaration import Cost, Declaration
+from qbench.tasks.declaration import Declaration
 from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
 HALF = 2  # bytes of a parameter where a config does not say
-MOST_JOBS = 4  # cells at a time, unless more are asked for
 SHORT = 0.25  # of the longest quantizing: cells below it are begun before the long ones
-MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
 @dataclass
@@ -49,10 +48,13 @@ class Plan:
     """All that is fixed before any work.
 
     sources: where each model is, by its name in the grid. source: of the data. tasks: by their
-    names in the cells' specs. estimates: by the cell's id. skipped: why a cell is not run, by its
-    id. jobs: cells at a time. threads: of the processor, for each of them. warning: about the data.
-    downloads: bytes of weights that are to come from the hub, by the model's name. protocol: how
-    the run judges (`qbench.experiment.protocols`).
+    names in the cells' specs. modelled: costs by the cell's id, as the cost model has them;
+    estimates: the same with what earlier runs took. timings: of these, by the model's name.
+    skipped: why a cell is not run, by its id. jobs: cells at a time. threads: of the processor, for
+    each of them. gpus: in turns, for one of them each; none where all see what this process sees.
+    model_bytes: of the largest model's weights. warning: about the data. downloads: bytes of
+    weights that are to come from the hub, by the model's name. protocol: how the run judges
+    (`qbench.experiment.protocols`).
     """
 
     grid: Grid
@@ -62,9 +64,13 @@ class Plan:
     tasks: dict[str, Task]
     device: str
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    modelled: dict[str, Estimate] = field(default_factory=dict)
+    timings: dict[str, Timings] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     jobs: int = 1
     threads: int = 1
+    gpus: tuple[str, ...] = ()
+    model_bytes: int = 0
     warning: str | None = None
     downloads: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -89,33 +95,16 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     # The command in a record names what was chosen.
     grid = grid.model_copy(update={"data": choice.data, "preset": preset})
     require_versions(grid)
-    for name, _ in grid.variants:
+    for name in grid.method_names:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
     identity, tasks = identify(grid, models, source, device, announce)
-    cells = expand(grid, identity)
+    cells = select(grid, expand(grid, identity))
     _refuse_quantized(grid, identity.stored_as, cells)
     plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
     plan.protocol = protocol_of(grid, identity, tasks)
     _check_and_estimate(plan)
-    _share_cores(plan)
     return plan
-
-
-def _share_cores(plan: Plan) -> None:
-    """Decide how many cells are at work at a time, and on how many threads each.
-
-    On one core each, cells of a small model are done sooner than one after the other on all: what
-    is not a large product does not spread. A GPU has one cell.
-    """
-    if plan.grid.jobs is not None:
-        plan.jobs = plan.grid.jobs
-    elif plan.device == "cpu":
-        peak = max(estimated.peak_bytes for estimated in plan.estimates.values())
-        room = int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, peak))
-        left = len(plan.cells) - len(plan.skipped)
-        plan.jobs = max(1, min(cores(), MOST_JOBS, room, left))
-    plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
 
 
 def working_order(plan: Plan) -> list[Cell]:
@@ -128,6 +117,12 @@ def working_order(plan: Plan) -> list[Cell]:
     early = [cell for cell in plan.cells if plan.estimates[cell.id].quantize < short]
     late = [cell for cell in plan.cells if plan.estimates[cell.id].quantize >= short]
     return early + sorted(late, key=lambda cell: -plan.estimates[cell.id].seconds)
+
+
+def expected_seconds(plan: Plan, done: Collection[str] = ()) -> float:
+    """How long the cells will take together, without those that are done, before latencies."""
+    left = [cell.id for cell in working_order(plan) if cell.id not in done]
+    return makespan([plan.estimates[name].seconds for name in left], plan.jobs)
 
 
 def stored_bytes(skeleton: Any) -> int:
@@ -152,23 +147,78 @@ def _refuse_quantized(
 def _check_and_estimate(plan: Plan) -> None:
     """Skip what does not fit a method or a model, and fill in what every other cell will cost."""
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
-    rates = {}
     for name, skeleton in skeletons.items():
+        weights = stored_bytes(skeleton)
+        plan.model_bytes = max(plan.model_bytes, weights)
         if not is_here(plan.sources[name]):
-            plan.downloads[name] = stored_bytes(skeleton)
-        rates[name] = measure_rates(skeleton, plan.device, plan.cells[0].dtype)
-    costs = {name: task.cost for name, task in plan.tasks.items()}
+            plan.downloads[name] = weights
+    misfits: dict[tuple[str, str, Scheme | None], str | None] = {}
     for cell in plan.cells:
-        try:
-            plan.estimates[cell.id] = _priced(cell, skeletons[cell.model], rates[cell.model], costs)
-        except Exception as error:  # of a plug-in's constructor, it may be any
-            plan.skipped[cell.id] = reason_of(error)
-            plan.estimates[cell.id] = UNKNOWN
-    if plan.grid.with_latency:
-        _add_latencies(plan)
+        kind = cell.model, cell.method, cell.scheme
+        if kind not in misfits:
+            misfits[kind] = _misfit(skeletons[cell.model], cell)
+        reason = misfits[kind] or _refused(cell)
+        if reason is not None:
+            plan.skipped[cell.id] = reason
+    _model_costs(plan, skeletons)  # at one thread; the memory says how many cells are at work
     quantized = [cell.id for cell in plan.cells if cell.scheme is not None]
     if quantized and all(name in plan.skipped for name in quantized):
         raise ConfigError(plan.skipped[quantized[0]])
+    share_machine(plan)
+    _open_timings(plan, skeletons)
+    _model_costs(plan, skeletons)
+    for cell in plan.cells:
+        if cell.id not in plan.skipped:
+            modelled = plan.modelled[cell.id]
+            plan.estimates[cell.id] = corrected(cell, modelled, plan.timings[cell.model])
+
+
+def _open_timings(plan: Plan, skeletons: Mapping[str, Any]) -> None:
+    """What runs like this one took."""
+    machine = hardware()
+    dtype = plan.cells[0].dtype
+    for name, skeleton in skeletons.items():
+        size = sum(parameter.numel() for parameter in skeleton.parameters())
+        kind = kind_of(machine, plan.device, dtype, plan.jobs, plan.threads, size)
+        plan.timings[name] = Timings.open(kind)
+
+
+def _model_costs(plan: Plan, skeletons: Mapping[str, Any]) -> None:
+    """What every cell costs by the cost model, at the plan's threads."""
+    rates = {}
+    for name, skeleton in skeletons.items():
+        measured = measure_rates(skeleton, plan.device, plan.cells[0].dtype, plan.threads)
+        known = plan.timings.get(name)
+        rates[name] = known.fastest(measured) if known else measured
+    costs = {name: task.cost for name, task in plan.tasks.items()}
+    for cell in plan.cells:
+        plan.modelled[cell.id] = UNKNOWN
+        if cell.id in plan.skipped:
+            continue
+        try:
+            plan.modelled[cell.id] = estimate(cell, rates[cell.model], costs)
+        except Exception as error:  # a plug-in says how much it trains
+            plan.skipped[cell.id] = reason_of(error)
+    plan.estimates = dict(plan.modelled)
+    _add_references(plan)
+    if plan.grid.with_latency:
+        _add_latencies(plan)
+
+
+def _add_references(plan: Plan) -> None:
+    """Price what tasks compute of the unquantized model: the first cell of a model has to do it."""
+    seen = set()
+    for cell in working_order(plan):
+        for spec in cell.tasks:
+            key = (cell.model, spec.name)
+            if cell.id in plan.skipped or not plan.tasks[spec.name].needs_unquantized:
+                continue
+            if key not in seen:
+                seen.add(key)
+                modelled = plan.modelled[cell.id]
+                own_pass = modelled.tasks[spec.name] / plan.tasks[spec.name].cost.pass_share
+                handling = modelled.handling + own_pass
+                plan.modelled[cell.id] = replace(modelled, handling=handling)
 
 
 def _add_latencies(plan: Plan) -> None:
@@ -178,18 +228,32 @@ def _add_latencies(plan: Plan) -> None:
         if cell.scheme is None or cell.id in plan.skipped:
             continue
         shared = (cell.model, declared(cell.method).format, cell.scheme)
-        seconds = CELL_SECONDS if shared in seen else LATENCY_SECONDS
+        seconds = KNOWN_SECONDS if shared in seen else LATENCY_SECONDS
         seen.add(shared)
-        plan.estimates[cell.id] = replace(plan.estimates[cell.id], latency=seconds)
+        plan.modelled[cell.id] = replace(plan.modelled[cell.id], latency=seconds)
 
 
-def _priced(cell: Cell, skeleton: Any, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
-    """What a cell will cost; ConfigError where its scheme does not fit its method or model."""
-    if cell.scheme is not None:
-        method = get_method(cell.method, **cell.params)
-        check_scheme(method, cell.scheme)
-        check_layers(skeleton, method, cell.scheme)
-        if declared(cell.method).external:
-            method.worker_settings(cell.scheme)  # refuses what its package does not offer
-            require_environment(cell.method)
-    return estimate(cell, rates, costs)
+def _misfit(skeleton: Any, cell: Cell) -> str | None:
+    """Why a cell's scheme does not fit its method or model; None where it does.
+
+    It is the same for all parameters of the method.
+    """
+    if cell.scheme is None:
+        return None
+    try:
+        check_layers(skeleton, method_class(cell.method), cell.scheme)
+    except Exception as error:  # of a plug-in, it may be any
+        return reason_of(error)
+    return None
+
+
+def _refused(cell: Cell) -> str | None:
+    """Why another package does not do a cell with these parameters; None where it does."""
+    if cell.scheme is None or not declared(cell.method).external:
+        return None
+    try:
+        get_method(cell.method, **cell.params).worker_settings(cell.scheme)
+        require_environment(cell.method)
+    except Exception as error:  # a package may be anybody's
+        return reason_of(error)
+    return None

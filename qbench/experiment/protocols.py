@@ -38,9 +38,10 @@ def protocol_of(grid: Grid, identity: Identity, tasks: Mapping[str, Task]) -> di
             "scores": [f"{score.metric}/{score.filter}" for score in task.scores],
             "batch_size": task.batch_size or identity.batch_size,
         }
+    samples = [sample.model_dump(mode="json") for sample in identity.calibrations]
     statement: dict[str, Any] = {
         "tasks": asked,
-        "calibration": identity.calibration.model_dump(mode="json"),
+        "calibration": samples[0] if len(samples) == 1 else samples,
         "evaluation": identity.evaluation,
         "dtype": identity.dtype,
         "device": identity.device,
@@ -69,7 +70,7 @@ def named(grid: Grid, identity: Identity, tasks: Mapping[str, Task]) -> str:
         added = set(grid.set.get(task.name, {})) - wanted.keys()
         if task.name not in of_preset or differs or added:
             return f"{grid.preset}, changed"
-    if grid.calibration != grid.defaults["calibration"]:
+    if grid.calibrations != declared.calibrations:
         return f"{grid.preset}, changed"
     return str(grid.preset) if parts == set(of_preset) else f"{grid.preset}, in part"
 

@@ -10,19 +10,23 @@ from typing import Any, NamedTuple
 
 from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
+from qbench.checkpoint.block_files import BlockFiles
 from qbench.contracts import Scheme, calibrates
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
+from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.files.shards import require_writable
+from qbench.models.paging import on_device, round_parameters
+from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
-from qbench.quantization import quantize, read_model, refuse_quantized
-from qbench.records import Score
+from qbench.quantization import QuantizedModel, quantize, refuse_quantized
+from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
-from qbench.tasks.contract import Context, Unquantized
+from qbench.tasks.contract import Context, Outcome, Unquantized
 from qbench.tasks.data import CALIBRATION, open_source
 
 
@@ -49,45 +53,53 @@ def quantize_model(
     progress: Progress,
     requantize: bool = False,
     trust_remote_code: bool = False,
+    memory: int | None = None,
 ) -> dict[str, float]:
     """Quantize a model by name, save it to `output`, and return its measured bits per weight.
 
     settings: values of the method's parameters. dtype: what the model's parameters are rounded to
     beforehand; `auto` leaves them as they are. requantize: whether a model that is quantized
-    already is taken. trust_remote_code: whether code that it brings may run. StoreError before any
-    work where nothing can be written at `output`.
+    already is taken. trust_remote_code: whether code that it brings may run. memory: bytes that may
+    be taken, None for what there is. StoreError before any work where nothing can be written at
+    `output`.
     """
     require_writable(output)
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
-    source = read_model(find_model(model, trust_remote_code), "float32")
+    place = find_model(model, trust_remote_code)
+    allowed = Memory(memory, output.absolute().parent)
+    source = allowed.read(place, "float32")
     if not requantize:
         refuse_quantized(source, model)
     unquantized, tokenizer = source.model, source.tokenizer
     if dtype != "auto":
-        stored = torch_dtype(pick_dtype(dtype, machine))
-        for parameter in unquantized.parameters():
-            parameter.data = parameter.data.to(stored).float()
+        round_parameters(unquantized, torch_dtype(pick_dtype(dtype, machine)))
     tokens = None
     if calibrates(quantizer):
         texts = open_source(data).text(CALIBRATION)
         check_fit(unquantized, tokenizer, model)
         tokens = calibration_windows(texts, tokenizer, *calibration)
-    quantized = quantize(
-        unquantized,
-        quantizer,
-        scheme,
-        tokens,
-        tokenizer=tokenizer,
-        device=machine,
-        dtype=pick_dtype("auto", machine),
-        progress=progress,
-    )
-    if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
-        quantized.manifest["model"] = model
-    quantized.save(output)
-    return quantized.bits_per_weight
+
+    def work(files: BlockFiles | None) -> QuantizedModel:
+        quantized = quantize(
+            unquantized,
+            quantizer,
+            scheme,
+            tokens,
+            tokenizer=tokenizer,
+            device=machine,
+            dtype=pick_dtype("auto", machine),
+            progress=progress,
+            files=files,
+        )
+        if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
+            quantized.manifest["model"] = model
+        quantized.manifest |= provenance(place)
+        return quantized
+
+    with allowed.at_work():
+        return quantized_into(output, unquantized, work).bits_per_weight
 
 
 def evaluate_model(
@@ -98,13 +110,22 @@ def evaluate_model(
     unquantized: the model that tasks compare with, None for the one that the folder says it was
     made from. Raises ConfigError for such a task where that is not known.
     """
+    for _spec, outcome in judge_model(folder, grid, progress, unquantized):
+        yield from outcome.scores
+
+
+def judge_model(
+    folder: Path, grid: Grid, progress: Progress, unquantized: str | None = None
+) -> Iterator[tuple[TaskSpec, Outcome]]:
+    """What every task says of a saved model, with its items; as `evaluate_model`."""
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
     source = open_source(grid.data)
     grid.check_owners([], calibrates=False)
     asked = ask(grid, source)
     dtype = pick_dtype(grid.dtype, device)
-    quantized = read_model(find_model(str(folder), grid.trust_remote_code), dtype)
+    allowed = Memory(grid.memory, Path(tempfile.gettempdir()))
+    quantized = allowed.read(find_model(str(folder), grid.trust_remote_code), dtype, device)
     model, tokenizer = quantized.model, quantized.tokenizer
     check_fit(model, tokenizer, str(folder))
     name = unquantized or quantized.manifest.get("model")
@@ -114,13 +135,13 @@ def evaluate_model(
                 f"{spec.name} compares with the unquantized model, and {folder} does not say which "
                 "that is; give --unquantized MODEL, or leave the task out"
             )
-    model.to(device)
+    on_device(model, device)
 
     def load() -> tuple[Any, Any]:
-        original = read_model(find_model(str(name), grid.trust_remote_code), dtype)
-        return original.model.to(device), original.tokenizer
+        original = allowed.read(find_model(str(name), grid.trust_remote_code), dtype, device)
+        return on_device(original.model, device), original.tokenizer
 
-    with tempfile.TemporaryDirectory(prefix="qbench-reference-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="qbench-reference-") as scratch, allowed.at_work():
         context = Context(model, tokenizer, source, progress=progress)
         context.unquantized = Unquantized(load, lambda spec: Path(scratch) / f"{spec.name}.npy")
         contexts = []
@@ -130,4 +151,4 @@ def evaluate_model(
             if task.needs_unquantized:  # first, as tasks may share a pass over the windows
                 task.prepare(contexts[-1], spec)
         for mine, (task, spec) in zip(contexts, asked, strict=True):
-            yield from task.evaluate(mine, spec).scores
+            yield spec, task.evaluate(mine, spec)

@@ -9,6 +9,8 @@ OUT/reference/            what cells share, mapped into memory: log-probabilitie
 OUT/latency/              times of products and models, shared by cells of equal formats
 OUT/claims/               files that a runner locks while it works on what they are named after
 OUT/logs/ID.txt           what a cell that failed has printed
+OUT/events/ID.jsonl       what happened to a cell and when, a line each (see `journal`)
+OUT/plans/KEY.json        which cells a run has, and what they were estimated to cost
 OUT/quarantine/           records that could not be trusted
 
 Several runners may share a folder: each claims a cell before it works on it, and nobody overwrites
@@ -83,6 +85,10 @@ class Store:
     def log(self, cell: Cell) -> Path:
         """Where a cell's process prints."""
         return self.folder / "logs" / f"{cell.id}.txt"
+
+    def events(self, cell_id: str) -> Path:
+        """Where it is told what happens to a cell."""
+        return self.folder / "events" / f"{cell_id}.jsonl"
 
     def claim(self, name: str) -> Path:
         """The file that is claimed by who works on what has this name."""
@@ -198,6 +204,17 @@ class Store:
                 kept = self._put_away(path)
                 if kept is not None:
                     complaints.append(f"{error}; moved to {kept}, the cell will be run again")
+        return records, complaints
+
+    def peek_records(self) -> tuple[list[Record], list[str]]:
+        """The same, while others work on the folder: no file is moved."""
+        records = []
+        complaints = []
+        for path in sorted((self.folder / "records").glob("*.json")):
+            try:
+                records.append(_trusted(path))
+            except StoreError as error:
+                complaints.append(str(error))
         return records, complaints
 
     def _put_away(self, path: Path) -> Path | None:

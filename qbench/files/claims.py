@@ -47,6 +47,21 @@ def claimed_in_time(
         os.close(descriptor)
 
 
+def is_claimed(path: Path) -> bool:
+    """Whether somebody has claimed the file at `path` for himself; nothing is made or kept.
+
+    Where a file system knows no locks, nobody has.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
+
+
 def _open(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,11 +55,15 @@ _AGAIN = "copy or quantize again"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file's header says of one tensor: the file it lies in, its dtype and its shape."""
+    """What a file's header says of one tensor: the file it lies in, its dtype and its shape.
+
+    start: the place of its first byte in the file.
+    """
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
+    start: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -73,8 +77,14 @@ class Shards:
     `entries` are known at once, from the headers; data are read when `tensor` is called.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """StoreError where an index, a name or a header is not what it should be."""
+    def __init__(self, folder: Path, mapped: bool = True) -> None:
+        """StoreError where an index, a name or a header is not what it should be.
+
+        mapped: whether the files are mapped into memory, so that a tensor may be a view of its
+        file, in pages that belong to this process once they are written to. Else no file stays
+        open, and a tensor is a copy, which is all the memory that it takes.
+        """
+        self.mapped = mapped
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self._open: dict[Path, Any] = {}
@@ -94,19 +104,25 @@ class Shards:
         """Read one tensor. StoreError where there is none, or it cannot be read."""
         if name not in self.entries:
             raise StoreError(f"{self.folder}: there is no tensor {name!r}; {_AGAIN}")
-        file = self.entries[name].file
+        entry = self.entries[name]
+        file = entry.file
         try:
-            return self._handle(file).get_tensor(name)
+            return self._handle(file).get_tensor(name) if self.mapped else _copied(entry)
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
             raise StoreError(f"{file}: tensor {name!r} cannot be read: {error}; {_AGAIN}") from None
 
     def _handle(self, file: Path) -> Any:
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (OSError, SafetensorError, RuntimeError) as error:  # the last: no room to map it
-                raise StoreError(f"{file} cannot be read: {error}; {_AGAIN}") from None
-        return self._open[file]
+        if file in self._open:
+            return self._open[file]
+        # numpy's mapping is read-only, and takes no memory of this process.
+        framework = "pt" if self.mapped else "numpy"
+        try:
+            handle = safe_open(file, framework=framework)
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last: no room to map it
+            raise StoreError(f"{file} cannot be read: {error}; {_AGAIN}") from None
+        if self.mapped:
+            self._open[file] = handle
+        return handle
 
 
 def write_shards(
@@ -300,4 +316,23 @@ def _headers(path: Path) -> Iterator[tuple[str, Entry]]:
             raise StoreError(
                 f"{path}: tensor {name!r} has dtype {code}; read are {', '.join(DTYPE_NAMES)}"
             )
-        yield name, Entry(path, getattr(torch, DTYPE_NAMES[code]), tuple(fields["shape"]))
+        dtype = getattr(torch, DTYPE_NAMES[code])
+        start = 8 + length + fields["data_offsets"][0]
+        yield name, Entry(path, dtype, tuple(fields["shape"]), start)
+
+
+def _copied(entry: Entry) -> Tensor:
+    """A tensor in memory of its own. OSError where the file has become shorter."""
+    import torch
+
+    data = torch.empty(entry.nbytes, dtype=torch.uint8)
+    view = memoryview(data.numpy().data)
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        read = 0
+        while read < entry.nbytes:  # a system call may give less than it is asked for
+            more = file.readinto(view[read:])
+            if not more:
+                raise OSError(f"it ends after {read} of its {entry.nbytes} bytes")
+            read += more
+    return data.view(entry.dtype).view(entry.shape)

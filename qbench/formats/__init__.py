@@ -16,12 +16,22 @@ from qbench.errors import StoreError, unknown_name
 from qbench.formats.binary import Binary
 from qbench.formats.dense import Dense
 from qbench.formats.lattice import Lattice
+from qbench.formats.rotated_binary import RotatedBinary
 from qbench.formats.uniform import Uniform
 
-__all__ = ["FORMATS", "Binary", "Dense", "Lattice", "Uniform", "bits_per_weight", "from_tensors"]
+__all__ = [
+    "FORMATS",
+    "Binary",
+    "Dense",
+    "Lattice",
+    "RotatedBinary",
+    "Uniform",
+    "bits_per_weight",
+    "from_tensors",
+]
 
 FORMATS: dict[str, type[WeightFormat]] = {
-    kind.format: kind for kind in (Uniform, Binary, Lattice, Dense)
+    kind.format: kind for kind in (Uniform, Binary, RotatedBinary, Lattice, Dense)
 }
 
 

@@ -28,6 +28,7 @@ PARTS = {
     "offset": "codebooks",
     "su": "sign_vectors",
     "sv": "sign_vectors",
+    "signs": "sign_vectors",
     "weight": "dense_weights",  # of the format `dense`; in all others it is the empty sentinel
 }
 

@@ -56,8 +56,9 @@ def alike(model: nn.Module) -> list[Alike]:
     firsts: dict[str, WeightFormat] = {}
     counts: Counter[str] = Counter()
     for _, layer in packed_layers(model):
-        dtypes = [str(tensor.dtype) for tensor in layer.tensors().values()]
-        key = json.dumps([layer.call, dtypes])
+        # The shapes, too: of binary weights they alone say how many planes there are.
+        parts = [[str(part.dtype), list(part.shape)] for part in layer.tensors().values()]
+        key = json.dumps([layer.call, parts])
         firsts.setdefault(key, layer.quantized())
         counts[key] += 1
     return [Alike(key, weight, counts[key]) for key, weight in firsts.items()]
@@ -113,11 +114,12 @@ def time_model(folder: Path, dtype: str, device: str, say: Callable[[str], None]
     """
     if device != "cpu":
         return _on_gpu(folder, dtype, say)
-    peaks = []
+    peaks, models = [], []
     for packed in (True, False):
         say("measuring memory")
-        peaks.append(_peak(folder, dtype, packed))
-    models = [load(folder, dtype, packed).model for packed in (True, False)]
+        model, peak = _loaded(folder, dtype, packed)
+        models.append(model)
+        peaks.append(peak)
     say("reading and writing")
     seconds = [sum(once(model, PROMPT, TOKENS)) for model in models]  # warms up, too
     least, most = REPEATS
@@ -129,12 +131,16 @@ def time_model(folder: Path, dtype: str, device: str, say: Callable[[str], None]
     return _decoding(times, peaks)
 
 
-def _peak(folder: Path, dtype: str, packed: bool) -> int:
-    """Bytes at the peak of loading a model, reading and writing, beyond what the process has."""
+def _loaded(folder: Path, dtype: str, packed: bool) -> tuple[nn.Module, int]:
+    """A model, and the bytes at the peak of loading it, reading and writing.
+
+    They are those beyond what the process had before.
+    """
     reset_peak_memory("cpu")
     before = resident_memory()
-    once(load(folder, dtype, packed).model, PROMPT, PEAK_TOKENS)
-    return max(0, peak_memory("cpu") - before)
+    model = load(folder, dtype, packed).model
+    once(model, PROMPT, PEAK_TOKENS)
+    return model, max(0, peak_memory("cpu") - before)
 
 
 def _decoding(times: list[list[tuple[float, float]]], peaks: list[int]) -> Decoding:

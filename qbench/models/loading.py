@@ -24,6 +24,7 @@ from qbench.errors import ModelError, StoreError
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Entry, Shards, read_json
+from qbench.models.empty import built_empty
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_config import completed, tensors_left_out
 from qbench.models.gguf_file import gguf_header, stored_dtype, torch_shapes
@@ -172,7 +173,6 @@ def _unfilled(source: ModelSource, tensors: int) -> Any:
 
     tensors: how many its files hold.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     config = load_config(source)
@@ -181,12 +181,11 @@ def _unfilled(source: ModelSource, tensors: int) -> Any:
     import_model_class(config)
 
     def build() -> Any:
-        with init_empty_weights():
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=source.trust_remote_code
-            )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
 
-    model = explained(source, lambda: built(_config_of(source), build, tensors))
+    model = explained(
+        source, lambda: built(_config_of(source), lambda: built_empty(build), tensors)
+    )
     if source.gguf:
         unused = explained(source, lambda: tensors_left_out(model, gguf_header(source)))
         if unused:
@@ -232,7 +231,7 @@ def _entries(source: ModelSource) -> Mapping[str, Entry]:
     if not source.local or not any(folder.glob("*.safetensors")):
         return {}
     require_ordinary_files(folder)
-    entries = Shards(folder).entries
+    entries = Shards(folder, mapped=False).entries
     refuse_implausible(read_json(_config_of(source)), entries, _config_of(source))
     return entries
 

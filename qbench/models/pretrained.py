@@ -10,14 +10,14 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from qbench.errors import ModelError, QbenchError
 from qbench.files.ordinary import ordinary_file, require_ordinary_files
-from qbench.models.source import ModelSource
+from qbench.models.source import ModelSource, local_folder
 
 ALONE = "model.gguf"
 _NAMED_PACKAGE = re.compile(r"pip install (?:-U |--upgrade )?[`'\"]?([A-Za-z][\w.-]*)")
@@ -37,6 +37,8 @@ def from_transformers(source: ModelSource, auto_class: Any, **options: Any) -> A
                 return auto_class.from_pretrained(folder, gguf_file=ALONE, **options)
         if source.local:
             require_ordinary_files(Path(source.location))
+        elif local_folder(source) is None:
+            _require_hub(source)
         return auto_class.from_pretrained(
             source.location,
             revision=source.revision,
@@ -45,6 +47,19 @@ def from_transformers(source: ModelSource, auto_class: Any, **options: Any) -> A
         )
 
     return explained(source, load)
+
+
+def _require_hub(source: ModelSource) -> None:
+    """Ask the hub for a model once; raises where there is no answer.
+
+    What is not in the cache transformers asks for six times, over 25 seconds.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A refusal is an answer, of which transformers knows more.
+    with suppress(HfHubHTTPError):
+        get_hf_file_metadata(hf_hub_url(source.location, "config.json", revision=source.revision))
 
 
 @contextmanager

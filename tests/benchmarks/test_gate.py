@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from places import ROOT
+from qbench.stats.sequential import looks
 
 WORKFLOW = ROOT / ".github" / "workflows" / "gate.yml"
 SMALL = (
@@ -112,6 +114,59 @@ def test_the_workflow_names_what_exists() -> None:
     assert steps()["Install"]["run"] == "make setup" and "\nsetup:" in targets
     assert "\ngate:" in targets and steps()["Judge"]["run"].startswith("make gate ")
     assert steps()["Comment"]["if"] == "always()"
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """The gate, which runs nothing: what it would run, as (tree, words), and the verdicts to come.
+
+    The candidate's run has as many draws as are asked for.
+    """
+    spec = importlib.util.spec_from_file_location("gate", ROOT / "benchmarks" / "gate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    calls, verdicts = [], []
+
+    def qbench(tree, arguments):
+        calls.append((tree, arguments))
+        if arguments[0] == "compare":
+            Path(arguments[-1]).write_text(f"## {verdicts.pop(0)}: such\n")
+            return 0
+        records = Path(arguments[-1]) / "records"
+        records.mkdir(parents=True, exist_ok=True)
+        for seed in range(int(arguments[arguments.index("--replicates") + 1])):
+            (records / f"{seed}.json").write_text(json.dumps({"cell": {"seed": seed}}))
+        return 0
+
+    monkeypatch.setattr(module, "link", lambda tree: None)
+    monkeypatch.setattr(module, "qbench", qbench)
+    return module, calls, verdicts
+
+
+def test_draws_are_made_until_the_verdict_is_in(gate, tmp_path):
+    module, calls, verdicts = gate
+    verdicts += ["undecided", "worse", "pass"]
+    trees = {"base": Path("old"), "candidate": Path("new")}
+    assert module.judged(trees, ["run"], tmp_path, 4) == 0
+    made = [words[words.index("--replicates") + 1] for _, words in calls if words[0] == "run"]
+    assert made == ["2", "2", "3", "3"], "base and candidate, and not the fourth draw"
+    asked = [words[words.index("--look") + 1] for _, words in calls if words[0] == "compare"]
+    assert asked == ["2/4", "3/4"]
+
+
+def test_what_draws_nothing_is_looked_at_once(gate, tmp_path, monkeypatch):
+    module, calls, verdicts = gate
+    verdicts += ["undecided"]
+    monkeypatch.setattr(module, "draws_at_random", lambda run: False)
+    module.judged({"base": Path("old"), "candidate": Path("new")}, ["run"], tmp_path, 4)
+    assert [words[0] for _, words in calls] == ["run", "run", "compare"]
+    assert "--look" not in calls[-1][1]
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 4, 7, 12])
+def test_the_looks_are_those_of_the_command(gate, draws):
+    assert gate[0].looks(draws) == [look.draws for look in looks(draws)]
+    assert gate[0].preset_draws() == 4
 
 
 @pytest.mark.slow

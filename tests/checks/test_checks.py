@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_broken_method_is_caught(fault, tmp_path):
     assert (verdict.subject, verdict.check) == (fault.name, only[0])
     assert verdict.outcome == "FAIL" and verdict.reason
     if fault.name in HANGS:
-        assert verdict.reason == "gave no answer within 5 s"
+        assert re.fullmatch(r"gave no answer within \d+ s", verdict.reason)
 
 
 def test_every_check_has_a_broken_method():

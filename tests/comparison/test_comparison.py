@@ -385,9 +385,25 @@ def test_the_command_ends_with_the_verdicts_code(tmp_path: Path) -> None:
     assert nothing.code == 2 and "no score has a margin" in nothing.out
 
 
+def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:
+    side(tmp_path / "base", *(cell(seed=k) for k in range(3)))
+    others = [cell(seed=k, damage=0.25 + 0.015 * k, source="1" * 12) for k in range(3)]
+    side(tmp_path / "candidate", *others)
+    run = ("compare", tmp_path / "base", tmp_path / "candidate", "--tasks", "wikitext")
+    assert json.loads(run_command(*run, "--json").out)["outcome"] == "worse"
+    done = run_command(*run, "--json", "--look", "3/4")
+    found = json.loads(done.out)
+    assert (found["outcome"], done.code) == ("undecided", 0)
+    taken = [(look["draws"], look["outcome"]) for look in found["looks"]]
+    assert taken == [(2, "undecided"), (3, "undecided")] and found["draws"] == 4
+    assert found["level"] == pytest.approx(looks(4)[1].level)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("BASE", "BASE", "--look", "half"), "--look 'half' is not such as 2/4"),
+        (("BASE", "BASE", "--look", "1/4"), "of 4 draws there are looks at 2/4, 3/4, 4/4"),
         (("nothing", "BASE"), "unknown run or baseline 'nothing'"),
         (("BASE", "runs/nowhere"), "runs/nowhere is neither the folder of a run"),
         (("BASE:awq", "BASE"), "has no cell 'awq'; it has gptq 3b g64"),

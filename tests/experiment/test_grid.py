@@ -29,7 +29,7 @@ def identity(grid, **changes):
         "revisions": dict.fromkeys(grid.model, "r"),
         "stored_as": dict.fromkeys(grid.model),
         "tasks": tuple(TASKS),
-        "calibration": CALIBRATION,
+        "calibrations": (CALIBRATION,),
         "dtype": "float32",
         "evaluation": "e",
         "batch_size": 8,
@@ -95,8 +95,56 @@ def test_files_are_overridden_by_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "bits: 2,3\nmethods: none, gptq\nset:\n  gptq:\n    damp: 0.01, 0.1",
+        "bits: [2, 3]\nmethods: [none, gptq]\nset: {gptq: {damp: [0.01, 0.1]}}",
+        "bits: 2, 3\nmethods:\n- none\n- gptq\nset:\n  gptq.damp: 0.01,0.1",
+        "bits: ['2', '3']\nmethods: none,gptq\nset: ['gptq.damp=0.01,0.1']",
+        "bits: 2,3\nmethods: none,gptq\nset: gptq.damp=0.01,0.1",
+    ],
+)
+def test_the_natural_forms_of_a_file_make_the_same_cells(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    plain = {"gptq": {"damp": (0.01, 0.1)}}
+    wanted = cells(bits=(2, 3), methods=("none", "gptq"), set=plain)
+    grid = read_grid(path, {})
+    assert expand(grid, identity(grid)) == wanted and len(wanted) == 5
+
+
+def test_flags_override_what_a_file_sets_parameter_by_parameter(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("jobs: 3\nset: {gptq: {damp: 0.1, norm: 2}, wikitext.limit: 4}\n")
+    grid = read_grid(path, {"set": parse_set(["gptq.damp=0.5"]), "workers": None})
+    assert grid.set == {"gptq": {"damp": ("0.5",), "norm": (2,)}, "wikitext": {"limit": (4,)}}
+    assert grid.workers == 3 and read_grid(path, {"workers": "auto"}).workers is None
+    assert read_grid(path, {"jobs": 2}).workers == 2
+
+
+def test_several_calibrations_are_a_cell_each():
+    grid = Grid(
+        methods=("rtn", "gptq"), bits=(3,), set={"calibration": {"samples": ("2", "4", "2")}}
+    )
+    assert grid.calibrations == [{"samples": 2, "length": 256}, {"samples": 4, "length": 256}]
+    samples = [CALIBRATION.model_copy(update=sample) for sample in grid.calibrations]
+    found = expand(grid, identity(grid, calibrations=tuple(samples)))
+    assert [cell.method for cell in found] == ["rtn", "gptq", "gptq"]
+    assert len({cell.id for cell in found}) == 3
+    commands = [cell_command(grid, cell) for cell in found]
+    assert "--set calibration.samples=2 " in f"{commands[1]} "
+    assert "--set calibration.samples=4 " in f"{commands[2]} "
+    with pytest.raises(ConfigError, match=r"calibration.samples=0: give 1 or more"):
+        _ = Grid(set=parse_set(["calibration.samples=0"])).calibrations
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
+        ("workers: 0", "workers=0: Input should be greater than or equal to 1"),
+        ("set: 3", "set=3: Input should be a valid dictionary"),
+        ("set: {gptq: 3}", "set.gptq=3: Input should be a valid dictionary"),
+        ("set: [gptq]", "--set 'gptq' is not NAME.PARAM=VALUE"),
         ("bitz: [3]", "unknown grid key 'bitz'. Did you mean 'bits'"),
         ("bits: [three]", "bits.0='three': Input should be a valid integer"),
         ("- 3", "holds a list; it must map keys to values"),
@@ -196,7 +244,7 @@ def test_settings_of_tasks_and_of_the_calibration():
     assert (
         grid.task_options("arc_easy")["limit"] == 7 and grid.task_options("mmlu")["limit"] is None
     )
-    assert grid.calibration == {"samples": 3, "length": 256}
+    assert grid.calibrations == [{"samples": 3, "length": 256}]
     with pytest.raises(
         ConfigError, match="unknown setting of 'arc_easy' 'limits'. Did you mean 'limit'"
     ):
@@ -233,7 +281,7 @@ def test_the_paper_preset_carries_the_settings_of_the_papers():
         preset="paper", methods=("rtn", "uniquanf"), bits=(3,), set={"uniquanf": {"lr": ("0.01",)}}
     )
     rtn, found = expand(grid, identity(grid))
-    assert rtn.scheme.group_size == 128 and grid.calibration == {"samples": 128, "length": 2048}
+    assert rtn.scheme.group_size == 128 and grid.calibrations == [{"samples": 128, "length": 2048}]
     made = get_method(found.method, **found.params)
     assert (made.epochs, made.batch_size, made.lr, made.lr_alpha) == (20, 1, 0.01, 5e-4)
     again = parse_set(

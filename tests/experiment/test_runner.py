@@ -114,6 +114,8 @@ def test_quality_falls_with_the_bits_and_the_reference_is_its_own(finished):
     assert len(cards) == 6 and all(
         "## Scores" in card and "| mini-divergence | kl_mean |" in card for card in cards
     )
+    assert all("model-index:" in card and "name: mini-divergence kl_mean" in card for card in cards)
+    assert not list(out.rglob(".eval_results"))  # of stand-ins there are none
 
 
 @pytest.mark.slow

@@ -32,6 +32,12 @@ from samples import token_ids
 PARTS = {
     "uniform": {"codes": ["codes"], "scales": ["scale"], "zero_points": ["zero_point"]},
     "binary": {"codes": ["planes"], "scales": ["alpha"], "shifts": ["shift"]},
+    "rotated-binary": {
+        "codes": ["planes"],
+        "scales": ["alpha"],
+        "shifts": ["shift"],
+        "sign_vectors": ["signs"],
+    },
     "lattice": {
         "codes": ["codes"],
         "sign_vectors": ["su", "sv"],
@@ -47,6 +53,12 @@ PARTS = {
         "codes": ["planes"],
         "scales": ["alpha_codes", "alpha_span"],
         "shifts": ["shift_codes"],
+    },
+    "rotated-binary, scales as integers": {
+        "codes": ["planes"],
+        "scales": ["alpha_codes", "alpha_span"],
+        "shifts": ["shift_codes"],
+        "sign_vectors": ["signs"],
     },
 }
 I32, F16, I8, F8 = torch.int32, torch.float16, torch.int8, torch.float8_e4m3fn

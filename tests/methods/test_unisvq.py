@@ -19,7 +19,7 @@ from qbench.formats import bits_per_weight, from_tensors
 from qbench.formats.hadamard import block_length, hadamard
 from qbench.formats.lattice import features_of
 from qbench.methods.codebooks import RotatedGrid, SignMap, gaussian_map, rotation
-from qbench.methods.unisvq import random_signs, two_sided
+from qbench.methods.rotation import random_signs, two_sided
 from qbench.methods.vector_rounding import Curvature, block_ldlq, sweep
 from qbench.models.blocks import linears
 from samples import integers, lattice_weight, normal, seeded, token_ids

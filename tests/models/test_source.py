@@ -173,6 +173,39 @@ def test_hub_errors_say_what_to_do(monkeypatch, error, message):
     def fail(*args, **kwargs):
         raise error
 
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     with pytest.raises(ModelError, match=message):
+        load_config(find_model("llama3-8b"))
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    """transformers asks six times, with pauses."""
+    asked = []
+
+    def unanswered(url):
+        asked.append(url)
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unanswered)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", pytest.fail)
+    with pytest.raises(ModelError, match="the hub cannot be reached; connect, or download"):
+        load_config(find_model("gpt2@main"))
+    assert len(asked) == 1 and asked[0].endswith("openai-community/gpt2/resolve/main/config.json")
+
+
+def test_a_refusal_of_the_hub_is_told_in_the_words_of_transformers(monkeypatch):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    refusal = HfHubHTTPError.__new__(HfHubHTTPError)  # its arguments differ between versions
+
+    def refused(*args, **kwargs):
+        raise refusal
+
+    def fail(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo. 401")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refused)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(ModelError, match="is gated; accept its licence"):
         load_config(find_model("llama3-8b"))

@@ -15,13 +15,13 @@ from qbench.comparison.samples import items_file
 from qbench.records import Decoding, Latency, Product, Record
 from qbench.reports import cell_pages, json_lines, latex, method_pages, quoted
 from qbench.reports.changed_items import changed_item, changed_items
+from qbench.reports.doubts import doubts
 from qbench.reports.explanations import METRICS
 from qbench.reports.headline import names, shared_parameters
 from qbench.reports.layer_errors import heat_map
 from qbench.reports.long_table import long_table
 from qbench.reports.page import html
 from qbench.reports.ranking import filters, ranking
-from qbench.reports.tables import doubts
 from qbench.tasks.registry import ordered_tasks
 from synthetic_records import failed, record, stored
 
@@ -270,6 +270,38 @@ def test_a_doubt_of_many_cells_is_one_line() -> None:
     ((cells, text),) = doubts(doubted)
     assert cells == "3 cells of tiny"
     assert text == "mini-gsm8k gold_nll: at the floor; for gptq 2b g64: " + why[14:]
+
+
+def test_doubts_of_one_task_and_of_its_parts_are_one_line() -> None:
+    why = "at the floor: 20 % right of 5 is not above the 25 % of guessing"
+    cell = record("gptq", 3, 0.2)
+    (own,) = [spec for spec in cell.cell.tasks if spec.name == "mini-arc_easy"]
+    mmlu = own.model_copy(update={"name": "mini-mmlu"})
+    pattern = cell.scores[-1].model_copy(update={"suspicion": why})
+    doubted = []
+    for task, metric in (
+        ("mini-mmlu_stem", "acc"),
+        ("mini-mmlu_law", "acc"),
+        ("mini-mmlu", "acc"),
+        ("mini-mmlu", "acc_macro"),
+        ("mini-mmlu_pro", "acc"),
+    ):
+        doubted.append(pattern.model_copy(update={"task": task, "metric": metric}))
+    changed = cell.cell.model_copy(update={"tasks": (mmlu,)})
+    one = cell.model_copy(update={"cell": changed, "scores": tuple(doubted)})
+    ((cells, text),) = doubts([one])
+    assert cells == "tiny gptq 3b g64"
+    assert text.startswith("mini-mmlu acc, acc_macro, and acc of 3 parts (stem, law, pro): at the")
+    assert text.endswith("; for mini-mmlu acc: " + why[14:])
+    many = [
+        score.model_copy(update={"task": f"mini-mmlu_{k}"})
+        for k in range(57)
+        for score in doubted[:1]
+    ]
+    ((_, text),) = doubts([one.model_copy(update={"scores": tuple(many)})])
+    assert text.startswith("acc of 57 parts of mini-mmlu: at the floor; for mini-mmlu_0 acc: ")
+    ((_, text),) = doubts([one], only={("mini-mmlu", "acc")})
+    assert text == f"mini-mmlu acc: {why}"
 
 
 def test_changes_are_those_of_the_same_items(run: tuple[list[Record], Path]) -> None:

@@ -14,10 +14,12 @@ from qbench.methods.rtn import RTN
 METHOD_OF_FORMAT = {
     "uniform": "rtn",
     "binary": "alternating",
+    "rotated-binary": "alternating",
     "lattice": "unisvq",
     "dense": "none",
     "uniform, scales as integers": "rtn",
     "binary, scales as integers": "alternating",
+    "rotated-binary, scales as integers": "alternating",
 }
 
 
@@ -46,6 +48,8 @@ def method_of_format(name: str) -> Method:
     stepped = {
         "uniform, scales as integers": SteppedRTN(zero_point="real"),
         "binary, scales as integers": SteppedAlternating(),
+        "rotated-binary": Alternating(rotate=True),
+        "rotated-binary, scales as integers": Alternating(rotate=True, scale_bits=6),
     }
     if name in stepped:
         return stepped[name]

@@ -1,0 +1,120 @@
+"""The walk through one block for streams that memory does not take side by side.
+
+`qbench.calibration.walk.lock_step` has every stream wait inside the block, with all that the block
+keeps alive there. Here one stream at a time runs up to the next layer that is not visited yet, and
+starts anew after the visit: the same layers in the same order, with the same statistics, for about
+three times the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from qbench.calibration.input_statistics import Sums, no_statistics
+from qbench.calibration.spool import keep
+from qbench.contracts import LinearStats
+
+Run = Callable[[Any], Tensor]
+
+
+class _Stopped(Exception):
+    """A stream has come as far as it can."""
+
+
+@dataclass
+class _Pass:
+    """What one pass over the streams has found.
+
+    unvisited: the layers that streams stop at. sums: of the inputs of the layers that were the
+    first of these on a stream's way. sharing: by such a layer, for each of its streams, the layers
+    that were called next with the very same input. reached: the layer that the present stream has
+    come to, with its input.
+    """
+
+    unvisited: set[Any]
+    sums: dict[Any, Sums] = field(default_factory=dict)
+    sharing: dict[Any, list[list[Any]]] = field(default_factory=dict)
+    reached: tuple[Any, Tensor] | None = None
+
+    def look(self, layer: Any, args: tuple[Any, ...]) -> None:
+        """Take the input of a layer; _Stopped where its weights are needed before."""
+        if layer not in self.unvisited:
+            return
+        x = args[0]
+        if self.reached is None:
+            self.reached = layer, x
+            if layer not in self.sums:
+                self.sums[layer] = Sums(x)
+            self.sums[layer].add(x)
+            self.sharing.setdefault(layer, []).append([])
+            return
+        first, seen = self.reached
+        if x is not seen:
+            raise _Stopped
+        # What was called in between still has its own weights, and nothing of it is kept.
+        self.sharing[first][-1].append(layer)
+
+    def next_layers(self, order: Sequence[Any]) -> list[Any]:
+        """The layers to be visited now, one after the other, with the statistics of the first."""
+        layer, *others = sorted(self.sums, key=order.index)
+        last = order.index(others[0]) if others else len(order)
+        shared = []
+        for candidates in zip(*self.sharing[layer], strict=False):
+            alike = all(candidate is candidates[0] for candidate in candidates)
+            if not alike or order.index(candidates[0]) >= last:
+                break
+            shared.append(candidates[0])
+        return [layer, *shared]
+
+
+def in_passes(
+    streams: Sequence[Any],
+    run: Run,
+    names: Mapping[Any, str],
+    visit: Callable[[str, Any, LinearStats], None],
+) -> list[Tensor]:
+    """The block's outputs by stream, once all of its layers are visited, as in `lock_step`.
+
+    run: a stream's pass through the block. names: the layers' full names. visit: as in the walk.
+    """
+    order = list(names)
+    unvisited = set(order)
+    while True:
+        found, outputs = _passed(streams, run, order, unvisited)
+        if not found.sums:
+            break
+        layers = found.next_layers(order)
+        stats = found.sums[layers[0]].statistics(names[layers[0]])
+        for layer in layers:
+            visit(names[layer], layer, stats)
+            unvisited.remove(layer)
+    for layer in order:
+        if layer in unvisited:
+            visit(names[layer], layer, no_statistics(layer))
+    return outputs
+
+
+def _passed(
+    streams: Sequence[Any], run: Run, order: Sequence[Any], unvisited: set[Any]
+) -> tuple[_Pass, list[Tensor]]:
+    """One pass, and the outputs of the streams that no layer has stopped."""
+    found = _Pass(unvisited)
+    outputs = []
+    hooks = [layer.register_forward_pre_hook(found.look) for layer in order]
+    try:
+        for stream in streams:
+            found.reached = None
+            try:
+                output = run(stream)
+            except _Stopped:
+                continue
+            if not found.sums:  # else there will be another pass
+                outputs.append(keep(output))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found, outputs

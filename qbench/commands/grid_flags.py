@@ -1,0 +1,194 @@
+"""The flags that make a grid: those of `qbench run`, which `qbench config show` takes, too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from qbench.commands.options import (
+    Data,
+    Device,
+    Memory,
+    Models,
+    Plugins,
+    Requantize,
+    Sets,
+    Trust,
+    as_group,
+    as_names,
+    as_numbers,
+    as_workers,
+)
+
+if TYPE_CHECKING:
+    from qbench.experiment.grid import Grid
+
+PATTERNS = "A glob is held against method, bits (3b), label ('gptq 3b g64'), model and id."
+
+
+class Asked(NamedTuple):
+    """What was typed: a grid file, and by the grid's key what flags say, None where they do not.
+
+    texts: the kinds of text for divergence, None where the tasks stay as they are.
+    """
+
+    config: Path | None
+    flags: dict[str, Any]
+    texts: tuple[str, ...] | None = None
+
+    def grid(self) -> Grid:
+        """The file with the flags over it; ConfigError where something in it is wrong."""
+        from qbench.experiment.grid import read_grid
+
+        grid = read_grid(self.config, self.flags)
+        if self.texts is None:
+            return grid
+        from qbench.tasks.divergence import with_texts
+
+        return grid.model_copy(update={"tasks": with_texts(grid.task_names, self.texts)})
+
+
+def asked(
+    model: Models = None,
+    bits: Annotated[
+        str | None, typer.Option(help="Bits per weight code, with commas; default 2,3,4.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="With commas; default the preset's; `qbench list methods`.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Of divergence: wiki (default), code, own; with commas, each by itself."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A name of `qbench list presets`; default what suits the machine."),
+    ] = None,
+    group_size: Annotated[
+        str | None, typer.Option(help="Inputs per group, or 'channel'; default the preset's.")
+    ] = None,
+    symmetric: Annotated[bool | None, typer.Option("--symmetric", help="Symmetric grids.")] = None,
+    sets: Sets = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help=f"Only these cells: globs, with commas. {PATTERNS}"),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option("--skip", help="Not these cells, such as 'uniquanf 2b*,8b'; as --only."),
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(help="The first cells of what is left, so many at most.")
+    ] = None,
+    plugin: Plugins = None,
+    data: Data = None,
+    seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(help="Draws of the calibration sample for each cell; default 1."),
+    ] = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the evaluated model: auto (default), float32, bfloat16, float16."),
+    ] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template",
+            help="Put prompts into the model's own template; default the preset's.",
+        ),
+    ] = None,
+    bos: Annotated[
+        str | None,
+        typer.Option(help="Before a prompt: as trained (default), as the tokenizer does, none."),
+    ] = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Records, artifacts and report; default runs/MODEL."),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds for one cell; default many times its estimate."),
+    ] = None,
+    latency: Annotated[
+        bool | None,
+        typer.Option(
+            "--latency/--no-latency",
+            help="Time products and tokens of packed models at the end; default on.",
+        ),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            "--jobs",
+            help="Cells at a time: auto (default), one for each GPU, or as many as cores and "
+            "memory take; or a number.",
+        ),
+    ] = None,
+    memory: Memory = None,
+    requantize: Requantize = False,
+    trust_remote_code: Trust = False,
+    config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
+) -> Asked:
+    """What these flags say, by the grid's keys."""
+    from qbench.experiment.grid import parse_set
+
+    flags = {
+        "model": as_names(model, "--model"),
+        "bits": as_numbers("--bits", bits),
+        "methods": as_names(methods, "--methods"),
+        "sweep": sweep,
+        "tasks": as_names(tasks, "--tasks"),
+        "preset": preset,
+        "group_size": as_group(group_size),
+        "symmetric": symmetric,
+        "set": parse_set(sets) if sets else None,
+        "only": as_names(",".join(only), "--only") if only else None,
+        "skip": as_names(",".join(skip), "--skip") if skip else None,
+        "max_cells": max_cells,
+        "plugin": tuple(plugin) if plugin else None,
+        "data": data,
+        "seed": seed,
+        "replicates": replicates,
+        "device": device,
+        "dtype": dtype,
+        "chat_template": chat_template,
+        "bos": bos,
+        "out": out_folder,
+        "time_limit": time_limit,
+        "latency": latency,
+        "workers": as_workers(workers),
+        "memory": memory,
+        "requantize": requantize or None,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    return Asked(config, flags, as_names(text, "--text"))
+
+
+def with_grid_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the flags of a grid before its own; its first parameter is what they say."""
+    of_grid = inspect.signature(asked, eval_str=True).parameters
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @wraps(command)
+    def wrapper(**values: Any) -> None:
+        rest = {parameter.name: values.pop(parameter.name) for parameter in own}
+        command(asked(**values), **rest)
+
+    both = [*of_grid.values(), *own]
+    wrapper.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
+    return wrapper

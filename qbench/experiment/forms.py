@@ -1,0 +1,156 @@
+"""How the keys of a grid may be written: a value, values with commas, a list, or nested maps.
+
+Flags and files share these forms, and the JSON schema for editors has them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from qbench.errors import ConfigError, unknown_name
+from qbench.records import Scalar
+
+Values = tuple[Scalar, ...]  # of one parameter: a cell for each
+Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
+
+
+def as_list(value: Any) -> Any:
+    """`"2, 3"` -> `["2", "3"]` and `2` -> `[2]`; a list stays as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if value is None or isinstance(value, (list, tuple)) else [value]
+
+
+def as_settings(value: Any) -> Any:
+    """`{"gptq.damp": "0.01,0.1"}`, `{"gptq": {"damp": [0.01, 0.1]}}` or `["gptq.damp=0.01,0.1"]`.
+
+    All become the second. ConfigError for an entry of a list that is not NAME.PARAM=VALUE.
+    """
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return parse_set(value)
+    if not isinstance(value, Mapping):
+        return value
+    settings: dict[Any, Any] = {}
+    for owner, entry in value.items():
+        name, dot, key = str(owner).partition(".")
+        if dot:
+            settings.setdefault(name, {})[key] = _as_values(entry)
+        elif isinstance(entry, Mapping):
+            of_owner = settings.setdefault(owner, {})
+            of_owner.update({key: _as_values(values) for key, values in entry.items()})
+        else:
+            settings[owner] = entry  # is refused by its type
+    return settings
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
+Numbers = Annotated[
+    tuple[int, ...], BeforeValidator(as_list, json_schema_input_type=int | str | list[int])
+]
+Files = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, (str, Path)) else value,
+        json_schema_input_type=str | list[str],
+    ),
+]
+Workers = Annotated[
+    int | None,
+    Field(ge=1),
+    BeforeValidator(
+        lambda value: None if value == "auto" else value,
+        json_schema_input_type=int | Literal["auto"] | None,
+    ),
+]
+_Written = Scalar | list[Scalar]
+Sets = Annotated[
+    Settings,
+    BeforeValidator(
+        as_settings,
+        json_schema_input_type=dict[str, _Written | dict[str, _Written]] | list[str],
+    ),
+]
+
+
+def parse_set(settings: Sequence[str]) -> Settings:
+    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`."""
+    parsed: Settings = {}
+    for setting in settings:
+        target, equals, values = str(setting).partition("=")
+        owner, dot, key = target.partition(".")
+        if not (equals and dot and owner and key and values):
+            raise ConfigError(
+                f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; "
+                "for example --set gptq.act_order=false"
+            )
+        parsed.setdefault(owner, {})[key] = tuple(values.split(","))
+    return parsed
+
+
+def single_settings(settings: Settings, method: str) -> dict[str, Scalar]:
+    """What `set` gives the one method of `qbench quantize`, a value for each parameter.
+
+    ConfigError where it names anything else, or sweeps.
+    """
+    for owner in settings:
+        if owner != method:
+            raise ConfigError(unknown_name("name in --set", owner, [method]))
+    chosen = {}
+    for key, values in settings.get(method, {}).items():
+        _require_one(f"{method}.{key}", values, "give one here: `qbench run` sweeps")
+        chosen[key] = values[0]
+    return chosen
+
+
+def whole_numbers(
+    owner: str, settings: Mapping[str, Values], allowed: Sequence[str]
+) -> dict[str, tuple[int | None, ...]]:
+    """Settings of a task or of the calibration: whole numbers, or `all`, which is None.
+
+    Raises ConfigError for a key that is not allowed, or another kind of value.
+    """
+    numbers = {}
+    for key, values in settings.items():
+        if key not in allowed:
+            raise ConfigError(unknown_name(f"setting of {owner!r}", key, allowed))
+        numbers[key] = tuple(_whole_number(f"{owner}.{key}", value) for value in values)
+    return numbers
+
+
+def single_numbers(
+    owner: str, settings: Mapping[str, Values], allowed: Sequence[str]
+) -> dict[str, int | None]:
+    """The same where each may have one value alone; ConfigError where one has several."""
+    numbers = {}
+    for key, values in whole_numbers(owner, settings, allowed).items():
+        swept = "parameters of methods and the calibration can be swept, and nothing of a task"
+        _require_one(f"{owner}.{key}", values, swept)
+        numbers[key] = values[0]
+    return numbers
+
+
+def _require_one(name: str, values: Sequence[Scalar], instead: str) -> None:
+    """ConfigError where a setting has several values. instead: what to do about it."""
+    if len(values) != 1:
+        words = ", ".join(map(str, values))
+        raise ConfigError(f"--set {name} has {len(values)} values, {words}; {instead}")
+
+
+def _whole_number(name: str, value: Scalar) -> int | None:
+    try:
+        return None if value == "all" else int(str(value))
+    except ValueError:
+        raise ConfigError(
+            f"--set {name}={value!r} is not a whole number; give one, or 'all'"
+        ) from None
+
+
+def _as_values(value: Any) -> Any:
+    """The values of one parameter as a list."""
+    return [None] if value is None else as_list(value)

@@ -1,0 +1,150 @@
+"""What happens to cells and when: a file of JSON lines for each, and one for the plan of a run.
+
+Every line has `time` (seconds of the epoch) and `event`:
+
+    begin     model, label, host, pid
+    progress  fraction, text                 now and then; such as a block with its loss
+    phase     name, began, seconds           a part of the work that is over, however it ended
+    scored    task, scores                   metric, filter, value and stderr of each
+    note      text
+    finish    status, reason, seconds
+
+A cell that was begun again has its lines below those of the time before. `qbench status` and
+traces are made of these files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from qbench.errors import StoreError
+from qbench.files.atomic import write_text
+from qbench.files.ordinary import ordinary_text
+from qbench.records import Cell, Record, digest
+
+if TYPE_CHECKING:
+    from qbench.experiment.plan import Plan
+    from qbench.experiment.store import Store
+
+PROGRESS_SECONDS = 2.0  # between two lines that say how far a cell is
+SHOWN = ("metric", "filter", "value", "stderr")  # of a score
+PLAN_BYTES = 100_000_000
+
+
+class Journal:
+    """Writes what happens to the cells of one folder."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._begun: dict[str, float] = {}
+        self._progress: dict[str, float] = {}  # when it was last written, by cell id
+
+    def begin(self, cell: Cell) -> None:
+        """A cell starts here."""
+        self._begun[cell.id] = time.time()
+        self._write(
+            cell,
+            "begin",
+            model=cell.model,
+            label=cell.label,
+            host=platform.node(),
+            pid=os.getpid(),
+        )
+
+    def told(self, cell: Cell, event: dict[str, Any]) -> None:
+        """An event of the cell's process (`qbench.experiment.cell_process.work`)."""
+        if "progress" in event:
+            now = time.monotonic()
+            if now - self._progress.get(cell.id, -PROGRESS_SECONDS) >= PROGRESS_SECONDS:
+                self._progress[cell.id] = now
+                fraction = round(event["progress"], 4)
+                self._write(cell, "progress", fraction=fraction, text=event["text"])
+        elif "phase" in event:
+            times = {key: event[key] for key in ("began", "seconds")}
+            self._write(cell, "phase", name=event["phase"], **times)
+        elif "scores" in event:
+            scores = [{key: score[key] for key in SHOWN} for score in event["scores"]]
+            self._write(cell, "scored", task=event["scores"][0]["task"], scores=scores)
+        elif "note" in event:
+            self._write(cell, "note", text=event["note"])
+
+    def finish(self, record: Record) -> None:
+        """A cell is done, and its record written."""
+        seconds = time.time() - self._begun.get(record.id, time.time())
+        self._write(
+            record.cell, "finish", status=record.status, reason=record.reason, seconds=seconds
+        )
+
+    def _write(self, cell: Cell, event: str, **facts: Any) -> None:
+        """Append a line. A disk that refuses ends no cell: its record will say so."""
+        line = json.dumps({"time": time.time(), "event": event, **facts}, default=str) + "\n"
+        path = self.store.events(cell.id)
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("ab") as file:
+                file.write(line.encode())
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a cell's file, without one that is half written; none where there is no file."""
+    with suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    yield event
+
+
+class PlannedCell(BaseModel):
+    """A cell of a plan. seconds, latency: estimated, of the cell and of measuring its latency."""
+
+    id: str
+    model: str
+    label: str
+    seconds: float
+    latency: float = 0.0
+
+
+class PlanFile(BaseModel):
+    """What a run has to do. started: seconds of the epoch. workers: cells at a time."""
+
+    started: float
+    workers: int
+    cells: tuple[PlannedCell, ...]
+
+
+def write_plan(store: Store, plan: Plan) -> None:
+    """Keep what a run has to do; runs of the same cells share the file."""
+    cells = []
+    for cell in plan.cells:
+        estimated = plan.estimates[cell.id]
+        planned = PlannedCell(
+            id=cell.id,
+            model=cell.model,
+            label=cell.label,
+            seconds=estimated.seconds,
+            latency=estimated.latency,
+        )
+        cells.append(planned)
+    body = PlanFile(started=time.time(), workers=plan.jobs, cells=tuple(cells))
+    key = digest([cell.id for cell in plan.cells])
+    write_text(store.folder / "plans" / f"{key}.json", body.model_dump_json() + "\n")
+
+
+def read_plans(folder: Path) -> list[PlanFile]:
+    """The plans of a run's folder, the oldest first, without what is damaged."""
+    plans = []
+    for path in sorted((folder / "plans").glob("*.json")):
+        with suppress(StoreError, ValueError):
+            text = ordinary_text(path, folder, limit=PLAN_BYTES)
+            plans.append(PlanFile.model_validate_json(text))
+    return sorted(plans, key=lambda plan: plan.started)

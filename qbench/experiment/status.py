@@ -1,0 +1,135 @@
+"""How far a run is, read from its folder while others work on it: nothing there is changed.
+
+A cell is at work where a runner has claimed it, or where its file of events has just grown, as
+claims are not seen from machines whose file systems know no locks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qbench.experiment.journal import PlannedCell, read_events, read_plans
+from qbench.experiment.store import Store, open_run
+from qbench.files.claims import is_claimed
+from qbench.records import Record
+
+FRESH = 60.0  # seconds since the last event of a cell that is taken for one at work
+State = Literal["ok", "failed", "skipped", "running", "waiting"]
+STATES: tuple[State, ...] = ("ok", "running", "waiting", "failed", "skipped")
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One cell of a run.
+
+    fraction, text: of one at work, how far it is, such as its block and loss. host: where that is.
+    seconds: since it was begun, or that it took. estimated: seconds that it was to take. reason: of
+    one that failed or was skipped.
+    """
+
+    id: str
+    model: str
+    label: str
+    state: State
+    estimated: float
+    fraction: float = 0.0
+    text: str = ""
+    host: str = ""
+    seconds: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run. seconds_left: None where nobody is at work. complaints: about its records."""
+
+    folder: Path
+    cells: tuple[CellStatus, ...]
+    seconds_left: float | None
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[State, int]:
+        """Cells by state, those that there are."""
+        numbers = Counter(cell.state for cell in self.cells)
+        return {state: numbers[state] for state in STATES if numbers[state]}
+
+
+def read_status(folder: Path, now: float | None = None) -> RunStatus:
+    """The cells of all plans of a run's folder, and of its records; StoreError where it is none.
+
+    now: seconds of the epoch, where it is not the present.
+    """
+    store = open_run(folder)
+    now = time.time() if now is None else now
+    records, complaints = store.peek_records()
+    by_id = {record.id: record for record in records}
+    planned: dict[str, PlannedCell] = {}
+    for record in records:
+        cell = record.cell
+        planned[cell.id] = PlannedCell(id=cell.id, model=cell.model, label=cell.label, seconds=0.0)
+    for plan in read_plans(folder):
+        planned |= {cell.id: cell for cell in plan.cells}
+    cells = tuple(_cell(store, cell, by_id.get(cell.id), now) for cell in planned.values())
+    return RunStatus(folder, cells, seconds_left(cells), tuple(complaints))
+
+
+def seconds_left(cells: Sequence[CellStatus]) -> float | None:
+    """What is estimated of the cells that wait or are at work, at the pace of those that are done.
+
+    It is divided by the cells at work; None where there are none.
+    """
+    running = [cell for cell in cells if cell.state == "running"]
+    if not running:
+        return None
+    done = [cell for cell in cells if cell.state == "ok" and cell.seconds and cell.estimated]
+    pace = 1.0
+    if done:
+        pace = sum(cell.seconds or 0.0 for cell in done) / sum(cell.estimated for cell in done)
+    left = sum(cell.estimated for cell in cells if cell.state == "waiting")
+    left += sum((1 - cell.fraction) * cell.estimated for cell in running)
+    return pace * left / len(running)
+
+
+def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float) -> CellStatus:
+    """What the folder says of one cell."""
+    facts: dict[str, Any] = {
+        "id": planned.id,
+        "model": planned.model,
+        "label": planned.label,
+        "estimated": planned.seconds,
+    }
+    events = list(read_events(store.events(planned.id)))
+    begun = max((i for i, event in enumerate(events) if event["event"] == "begin"), default=None)
+    attempt = [] if begun is None else events[begun:]
+    # Its latency may have been measured after it was finished.
+    finished = next((event for event in attempt if event["event"] == "finish"), None)
+    fresh = bool(attempt) and finished is None and now - _time(attempt[-1]) < FRESH
+    done = record is not None and record.status == "ok"
+    if not done and (fresh or is_claimed(store.claim(planned.id))):
+        return CellStatus(state="running", **facts, **_at_work(attempt, now))
+    if record is None:
+        return CellStatus(state="waiting", **facts)
+    seconds = None if finished is None else float(finished["seconds"])
+    return CellStatus(state=record.status, reason=record.reason, seconds=seconds, **facts)
+
+
+def _at_work(attempt: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
+    """How far a cell at work is. attempt: its events since it was begun."""
+    facts: dict[str, Any] = {}
+    for event in attempt:
+        if event["event"] == "begin":
+            facts = {"host": str(event.get("host", "")), "seconds": now - _time(event)}
+        elif event["event"] == "progress":
+            facts["fraction"] = float(event.get("fraction", 0.0))
+            facts["text"] = str(event.get("text", ""))
+    return facts
+
+
+def _time(event: dict[str, Any]) -> float:
+    return float(event.get("time", 0.0))

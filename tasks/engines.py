@@ -1,0 +1,240 @@
+"""Engines that serve a model: vLLM in this process, or any OpenAI-compatible endpoint.
+
+An engine stands where a transformers model stands in `Context`: tasks ask it by lm-eval's own
+classes, with the tokens that the transformers model would be asked, since both encode by the same
+function. What it cannot give, such as whole distributions, is refused by the tasks that want it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbench.errors import ConfigError
+from qbench.tasks.beginnings import begun, prompt_facts
+
+if TYPE_CHECKING:
+    from qbench.tasks.contract import Context
+
+VLLM = "vllm"
+SECONDS = 10  # for an endpoint to say which model it serves
+# Requests handed to vLLM at a time: with a number of them lm-eval asks for no bar of vLLM's, which
+# divides by the time that the bar has seen, and bars are off here.
+TOGETHER = 256
+MAX_LENGTH = 2048  # of an endpoint that does not say, where the config does not either
+
+
+@dataclass
+class Engine:
+    """What serves the model of a folder.
+
+    through: `vllm`, or the address of an endpoint. config, tokenizer: of the model, by
+    transformers. dtype: in which vLLM computes; an endpoint has its own. lm: lm-eval's model of it,
+    once it has been asked.
+    """
+
+    folder: Path
+    through: str
+    config: Any
+    tokenizer: Any
+    dtype: str
+    lm: Any = field(default=None, repr=False)
+
+    def language_model(
+        self, context: Context, name: str, chat_template: bool, bos: str | None
+    ) -> Any:
+        """lm-eval's model of this engine for one task, as `qbench.tasks.lm.language_model`.
+
+        The engine is started when it is first asked. ConfigError where it cannot be, or does not
+        answer.
+        """
+        from qbench.tasks.lm import quiet
+
+        if self.lm is None:
+            start = _vllm if self.through == VLLM else _endpoint
+            with quiet():
+                self.lm = start(self)
+        self.lm.tokenizer = begun(context.tokenizer, self.config.model_type, bos)
+        self.lm.turn_to(context, name, chat_template)
+        return self.lm
+
+    def likelihoods(self, context: Context, name: str, windows: Sequence[Any]) -> list[float]:
+        """ln p of all tokens but the first, given those before, of every window (length,) int64.
+
+        ConfigError where a window does not fit the engine's context.
+        """
+        from qbench.tasks.lm import quiet
+
+        lm = self.language_model(context, name, False, None)
+        requests = []
+        for window in windows:
+            tokens = [int(token) for token in window]
+            if len(tokens) > lm.longest:
+                raise ConfigError(
+                    f"{name}: the engine reads {lm.longest} tokens at most, and windows have "
+                    f"{len(tokens)}; set its length to {lm.longest} or less"
+                )
+            requests.append((("", ""), tokens[:1], tokens[1:]))
+        with quiet():
+            return [float(log) for log, _greedy in lm.answer(requests)]
+
+
+def check_engine(through: str) -> None:
+    """ConfigError, before any work, for what names no engine, or one that is not installed."""
+    if through == VLLM:
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                "--through vllm needs vllm in the environment of this qbench; install both in one "
+                "of their own (docs/serving.md), or give the address of a server that runs"
+            )
+    elif not through.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--through {through!r} is no engine; give vllm, or the address of an "
+            "OpenAI-compatible server, such as http://127.0.0.1:8000"
+        )
+
+
+def _asked(kind: type) -> type:
+    """A class of lm-eval's, made quiet, and with the tokens of its Hugging Face model."""
+    from lm_eval.models.huggingface import HFLM
+
+    from qbench.tasks.lm import Progress
+
+    class Asked(kind):
+        """lm-eval's model of an engine.
+
+        templated, cut, span: as `qbench.tasks.lm.language_model` has them. longest: tokens of a
+        request, beside the one that engines always write.
+        """
+
+        longest: int
+        templated = False
+        cut = 0
+        span = (0.0, 1.0)
+
+        def turn_to(self, context: Context, name: str, chat_template: bool) -> None:
+            """From here on it is asked for this task."""
+            self.context, self.name = context, name
+            self.templated = chat_template
+            self.cut = 0
+            self.span = (0.0, 1.0)
+
+        def tok_encode(
+            self,
+            string: Any,
+            add_special_tokens: Any = None,
+            left_truncate_len: Any = None,
+            **_: Any,
+        ) -> Any:
+            if not isinstance(string, str):
+                return [self.tok_encode(text, add_special_tokens) for text in string]
+            return HFLM.tok_encode(self, string, add_special_tokens, left_truncate_len)
+
+        def answer(self, requests: list[Any]) -> list[Any]:
+            """Of (key, context, continuation) in tokens: (ln p, whether it is the likeliest)."""
+            self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
+            return self._loglikelihood_tokens(requests, disable_tqdm=True)
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
+            for _, prompt, answer in requests:
+                self.cut += len(prompt) + len(answer) > self.longest
+            return super()._loglikelihood_tokens(requests, **options)
+
+        @property
+        def max_gen_toks(self) -> int:
+            return self._max_gen_toks
+
+        @property
+        def facts(self) -> dict[str, Any]:
+            """How requests were answered."""
+            return {"cut_prompts": self.cut} | prompt_facts(self, self.context)
+
+    return Asked
+
+
+def _vllm(engine: Engine) -> Any:
+    """The engine in this process. ConfigError where vLLM does not take the model."""
+    from lm_eval.models.vllm_causallms import VLLM as Model
+
+    folder = str(engine.folder)
+    try:
+        lm = _asked(Model)(folder, dtype=engine.dtype, tokenizer=folder, batch_size=TOGETHER)
+    except Exception as error:  # of vLLM's, which has no root for them
+        raise ConfigError(
+            f"vllm cannot serve {engine.folder}: {type(error).__name__}: {error}"
+        ) from error
+    lm.longest = lm.max_length - 1
+    return lm
+
+
+def _endpoint(engine: Engine) -> Any:
+    """The endpoint that answers at an address; ConfigError where none does."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    base = engine.through.rstrip("/").removesuffix("/completions").removesuffix("/v1")
+    served = _served(base)
+    stated = getattr(engine.config, "max_position_embeddings", None) or MAX_LENGTH
+    longest = min(served.get("max_model_len") or stated, stated)
+
+    class Endpoint(_asked(LocalCompletionsAPI)):  # type: ignore[misc]
+        """Whatever an endpoint answers that lm-eval cannot read becomes one sentence."""
+
+        def model_call(self, messages: Any, **options: Any) -> Any:
+            try:
+                answer = super().model_call(messages, **options)
+                if not options.get("generate"):
+                    answer["choices"][0]["logprobs"]["token_logprobs"]
+            except Exception as error:
+                raise ConfigError(_refused(engine.through, error)) from error
+            return answer
+
+    lm = Endpoint(
+        model=served.get("id") or engine.folder.name,
+        base_url=f"{base}/v1/completions",
+        tokenizer_backend="huggingface",
+        tokenizer=str(engine.folder),
+        max_length=longest,
+        add_bos_token=None,
+        max_retries=1,
+    )
+    lm.longest = lm.max_length
+    return lm
+
+
+def _refused(address: str, error: Exception) -> str:
+    return (
+        f"{address} gives no answer that can be read: {type(error).__name__}: {error}; it has to "
+        "answer /v1/completions, and give the log-probabilities of a prompt where it is asked for "
+        "echo and logprobs, as vLLM's server does"
+    )
+
+
+def _served(base: str) -> dict[str, Any]:
+    """What an endpoint says of the first model that it serves: `id`, and of vLLM's more."""
+    headers = {}
+    if "OPENAI_API_KEY" in os.environ:  # which lm-eval sends, too
+        headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+    request = urllib.request.Request(f"{base}/v1/models", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            models = json.load(answer)["data"]
+        return dict(models[0])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{base}/v1/models says of no model that is served: {type(error).__name__}: {error}; "
+            "start a server, such as `vllm serve FOLDER`, or give its address"
+        ) from error

@@ -1,0 +1,70 @@
+"""`qbench config`: the merged grid is a file that makes the same grid, and the schema knows it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from qbench.experiment.grid import Grid, read_grid
+
+
+@pytest.mark.parametrize(
+    "text, flags",
+    [
+        ("", []),
+        ("methods: none", []),
+        ("bits: 2,3\nset: {gptq: {damp: [0.01, 0.1]}}", ["--set", "gptq.norm=1", "--seed", "3"]),
+        ("preset: paper\nmethods: rtn,gptq\ngroup_size: channel", ["--only", "gptq,3b"]),
+        ("sweep: uniquanf-ablation\nmax_cells: 5", ["--workers", "2", "--skip", "2b"]),
+    ],
+)
+def test_what_is_shown_is_a_file_that_makes_the_same_grid(command, tmp_path, text, flags):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    done = command("config", "show", "--config", path, *flags)
+    assert done.code == 0, done.err
+    again = tmp_path / "again.yaml"
+    again.write_text(done.out)
+    assert command("config", "show", "--config", again).code == 0
+    grid = read_grid(again, {})
+    assert grid.preset in ("quick", "paper")
+    first = read_grid(path, {})
+    assert grid.variants == first.model_copy(update={"set": grid.set}).variants
+    assert (grid.group, grid.task_names, grid.sweep) == (first.group, first.task_names, first.sweep)
+
+
+def test_each_line_says_where_it_is_from(command, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("bits: 2,3\nset: {gptq: {damp: 0.1}}\nseed: 4")
+    out = command("config", "show", "--config", path, "--bits", "4", "--set", "gptq.norm=1").out
+    lines = {line.partition(":")[0]: line for line in out.splitlines()}
+    assert "[4]" in lines["bits"] and lines["bits"].endswith("# flag")
+    assert lines["seed"].startswith("seed: 4 ") and lines["seed"].endswith(str(path))
+    assert "{gptq: {damp: [0.1], norm: ['1']}}" in lines["set"]
+    assert lines["set"].endswith(f"# flags, over {path}")
+    assert lines["methods"].endswith("# preset quick") and lines["dtype"].endswith("# default")
+    assert yaml.safe_load(out)["bits"] == [4]
+
+
+def test_a_wrong_grid_is_not_shown(command):
+    done = command("config", "show", "--methods", "gtpq")
+    assert done.code == 2 and "Did you mean 'gptq'" in done.err and not done.out
+
+
+def test_the_schema_has_every_key_in_every_form(command):
+    schema = json.loads(command("config", "schema").out)
+    assert set(schema["properties"]) == set(Grid.model_fields)
+    assert schema["additionalProperties"] is False
+    kinds = {entry["type"] for entry in schema["properties"]["bits"]["anyOf"]}
+    assert kinds == {"integer", "string", "array"}
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(schema)
+    good = [
+        {"bits": "2,3", "methods": "rtn", "set": {"gptq": {"damp": [0.1, 0.2]}}},
+        {"bits": [2, 3], "set": {"gptq.damp": 0.1}, "workers": "auto", "group_size": "channel"},
+        {"bits": 3, "set": ["gptq.damp=0.1"], "only": "gptq*", "plugin": "a.py"},
+    ]
+    assert not [error for grid in good for error in validator.iter_errors(grid)]
+    for bad in ({"bitz": 3}, {"bits": 2.5}, {"seed": "x"}, {"set": {"gptq": {"damp": {"a": 1}}}}):
+        assert list(validator.iter_errors(bad)), bad

@@ -1,0 +1,104 @@
+"""`qbench push`: dry by default, in one commit with --yes, and never with a damaged file."""
+
+from __future__ import annotations
+
+import pytest
+
+import qbench
+from qbench import Scheme
+from qbench.errors import ConfigError, StoreError
+from qbench.publish import plan_upload, upload
+
+FACTS = {"base_model": "somebody/model", "licence": "mit"}
+
+
+class Hub:
+    """In the place of huggingface_hub's API: it keeps what it is called with."""
+
+    def __init__(self, failure=None):
+        self.failure = failure
+        self.made = []
+        self.files = {}
+
+    def create_repo(self, repository, private, exist_ok):
+        if self.failure:
+            raise self.failure
+        self.made.append((repository, private, exist_ok))
+        return f"https://hub.invalid/{repository}"
+
+    def create_commit(self, repository, operations, commit_message):
+        for operation in operations:
+            with operation.as_file() as file:
+                self.files[operation.path_in_repo] = file.read()
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    quantized = qbench.quantize(tiny(), "rtn", Scheme(3, 16))
+    quantized.manifest |= FACTS
+    path = quantized.save(tmp_path / "saved")
+    (path / ".eval_results").mkdir()
+    (path / ".eval_results" / "arc_easy.yaml").write_text("[]\n")
+    return path
+
+
+def test_without_yes_it_lists_and_sends_nothing(folder, command, monkeypatch):
+    hub = Hub(AssertionError("the hub was asked"))
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    done = command("push", folder, "me/model")
+    assert done.code == 0 and "nothing was sent" in done.out and not done.err
+    for name in ("model.safetensors", "config.json", "README.md", ".eval_results/arc_easy.yaml"):
+        assert name in done.out
+    assert "base_model: somebody/model" in done.out and "license: mit" in done.out
+
+
+def test_with_yes_every_file_goes_as_it_is(folder, command, monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    done = command("push", folder, "me/model", "--yes", "--private")
+    assert done.code == 0 and "https://hub.invalid/me/model" in done.out
+    assert hub.made == [("me/model", True, True)]
+    own = [path for path in folder.rglob("*") if path.is_file()]
+    assert hub.files == {str(path.relative_to(folder)): path.read_bytes() for path in own}
+
+
+def test_a_licence_and_a_base_model_that_are_named_are_in_the_card_that_goes(folder):
+    hub = Hub()
+    before = (folder / "README.md").read_text()
+    upload(plan_upload(folder, "me/model", "apache-2.0", "other/base"), api=hub)
+    card = hub.files["README.md"].decode()
+    assert "license: apache-2.0" in card and "base_model: other/base" in card
+    assert card.partition("\n# ")[2] == before.partition("\n# ")[2]
+    assert (folder / "README.md").read_text() == before
+
+
+def test_what_the_card_lacks_is_said(tiny, tmp_path, command):
+    folder = qbench.quantize(tiny(), "rtn", Scheme(3, 16)).save(tmp_path / "s")
+    done = command("push", folder, "me/model")
+    assert done.code == 0
+    assert "names no licence; give --licence" in done.err
+    assert "names no base-model; give --base-model" in done.err
+
+
+@pytest.mark.parametrize("name", ["model", "a/b/c", "me/", "me/mo del", "../x"])
+def test_a_name_that_is_none_of_the_hub_s_is_refused(folder, name):
+    with pytest.raises(ConfigError, match="is no name of the hub; give OWNER/NAME"):
+        plan_upload(folder, name)
+
+
+def test_a_damaged_or_added_file_is_refused(folder):
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"config\.json differs from the hash"):
+        plan_upload(folder, "me/model")
+
+
+def test_a_folder_of_somebody_else_is_refused(tiny_folder):
+    with pytest.raises(StoreError, match="cannot be read, as it is missing"):
+        plan_upload(tiny_folder, "me/model")
+
+
+def test_a_refusal_of_the_hub_is_one_sentence(folder, command, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(OSError("no route")))
+    done = command("push", folder, "me/model", "--yes")
+    assert done.code == 2 and "me/model cannot be written: OSError: no route" in done.err
+    assert "Traceback" not in done.err

@@ -1,0 +1,97 @@
+"""`qbench status` beside a run, and what a run leaves for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from qbench.commands.progress import LiveView
+from qbench.commands.status import shown
+from qbench.experiment.journal import read_events
+from qbench.experiment.status import CellStatus, RunStatus
+from synthetic_records import record
+from tiny_runs import empty_picture, run_args
+
+
+def status_of(**changes):
+    return CellStatus(**{"id": "1", "model": "m", "label": "gptq 3b", "estimated": 60.0} | changes)
+
+
+def printed(thing, **options):
+    console = Console(width=150, record=True, file=io.StringIO(), **options)
+    console.print(thing)
+    return console.export_text()
+
+
+def test_what_is_shown_of_a_run(tmp_path):
+    cells = (
+        status_of(state="ok"),
+        status_of(
+            state="running", fraction=0.25, text="block 1/4 loss 0.5", seconds=12.4, host="node7"
+        ),
+        status_of(state="waiting"),
+        status_of(state="failed", label="awq 3b", reason="out of\nmemory \x1b[31m"),
+    )
+    text = printed(shown(RunStatus(tmp_path, cells, 600.0, ("a record is damaged",))))
+    assert "4 cells: 1 ok, 1 running, 1 waiting, 1 failed; about 10 min left" in text
+    row = next(line for line in text.splitlines() if line.startswith("running"))
+    assert "25%  block 1/4 loss 0.5  12 s  node7" in row
+    assert "failed  m  awq 3b  out of memory" in text and "\x1b" not in text
+    assert "warning: a record is damaged" in text
+    text = printed(shown(RunStatus(tmp_path, cells[2:3], None)))
+    assert "1 waiting; nobody is at work; the command of the run goes on from here" in text
+
+
+def test_a_log_has_plain_lines_and_a_terminal_a_bar_for_each_cell():
+    cells = [record("rtn", 3), record("gptq", 3)]
+    seconds = {each.id: 60.0 for each in cells}
+    log = Console(width=150, record=True, file=io.StringIO())
+    with LiveView(log, log, seconds) as view:
+        for position, each in enumerate(cells, start=1):
+            view.begin(each.cell, position, 2)
+        view.progress(cells[1].cell, 0.5, "block 1/2 loss 0.25")
+        view.finish(cells[0])
+    lines = log.export_text().splitlines()
+    assert lines[0].endswith("loading, about 2 min left") and "1/2 tiny rtn 3b" in lines[0]
+    assert len(lines) == 2 and "1/2 tiny  rtn 3b" in lines[1], "a line in 20 s, and the results"
+
+    terminal = Console(width=150, height=20, force_terminal=True, record=True, file=io.StringIO())
+    view = LiveView(terminal, terminal, seconds)
+    view.begin(cells[0].cell, 1, 2)
+    view.begin(cells[1].cell, 2, 2)
+    view.progress(cells[1].cell, 0.5, "block 1/2 loss 0.25")
+    text = printed(view._bar)
+    assert "nothing done yet, 2 at work" in text
+    assert re.search(r"2/2 tiny gptq 3b g64: block 1/2 loss 0.25.* 50%", text)
+    view.finish(cells[1])
+    text = printed(view._bar)
+    assert "1 ok, 1 at work" in text and "gptq" not in text
+
+
+@pytest.mark.slow
+def test_a_run_leaves_events_a_trace_and_a_status(tiny_folder, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    out, trace = tmp_path / "out", tmp_path / "trace.json"
+    tasks = ["wikitext", "divergence"]
+    extra = ["--trace", trace]
+    args = run_args(tiny_folder, out, "none,rtn,gptq", "3", extra, tasks)
+    code, text, error = command(*args)
+    assert code == 0, text + error
+    status = json.loads(command("status", out, "--json").out)
+    assert status["counts"] == {"ok": 3} and status["seconds_left"] is None
+    assert all(cell["seconds"] > 0 and cell["estimated"] > 0 for cell in status["cells"])
+    assert "3 cells: 3 ok; nobody is at work" in command("status", out).out
+    [gptq] = [cell["id"] for cell in status["cells"] if "gptq" in cell["label"]]
+    events = list(read_events(out / "events" / f"{gptq}.jsonl"))
+    phases = [event["name"] for event in events if event["event"] == "phase"]
+    assert phases == [
+        *("load", "calibration tokens", "quantize", "save", "read back"),
+        *("prepare mini-divergence", "mini-text", "save", "mini-divergence", "save"),
+    ]
+    assert any("block" in event.get("text", "") for event in events)
+    spans = json.loads(trace.read_text())["traceEvents"]
+    assert len([span for span in spans if span.get("cat") == "cell"]) == 3
