@@ -19,6 +19,7 @@ NEEDS = {
     "quantize_weight": "weights",
     "quantize_linear": "calibration",
     "quantize_block": "calibration",
+    "worker_settings": "own environment",
 }
 
 

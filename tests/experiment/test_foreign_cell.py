@@ -10,6 +10,7 @@ import torch
 from command_line import run_command
 from fake_environments import FAKE, pretend
 from places import ROOT
+from qbench import registry
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, MethodError, ModelError
 from qbench.experiment.foreign_cell import SCRATCH, as_written, quantize_elsewhere
@@ -32,6 +33,7 @@ SCHEME = Scheme(4, 16)
 def fake(tmp_path, monkeypatch):
     """Quantizes a tiny folder by the fake package, told `how`."""
     monkeypatch.setenv("QBENCH_ENVS", str(tmp_path / "environments"))
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))  # it is forgotten again
     load_plugin(FAKE)
     pretend(get_method("fake").package, tmp_path / "environments")
     place = tmp_path / "run"
@@ -168,6 +170,7 @@ def test_the_bits_of_dequantized_weights_are_those_of_the_files():
 @pytest.mark.slow
 def test_a_grid_goes_on_beside_packages_that_fail(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("QBENCH_ENVS", str(tmp_path / "environments"))
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))  # it is forgotten again
     load_plugin(FAKE)
     pretend(get_method("fake").package, tmp_path / "environments")
     arguments = run_args(

@@ -419,7 +419,7 @@ REFUSED = {
     "an unknown method": (
         {"quant_method": "aqlm"},
         gptq(4),
-        "unknown quant_method 'aqlm'.*awq, compressed-tensors",
+        "unknown quant_method 'aqlm'.*awq, bitsandbytes, compressed-tensors",
     ),
     "no method": ({"bits": 4}, gptq(4), "unknown quant_method 'None'"),
     "an entry that is no object": ([4], gptq(4), "quantization_config is list, not an object"),
