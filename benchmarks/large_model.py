@@ -47,25 +47,29 @@ SHAPE = {
     "intermediate_size": 4096,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
-    "vocab_size": 259,
-    "max_position_embeddings": 4096,
 }
+VOCABULARY = 259
 WINDOWS, LENGTH = 2, 64  # of text that is judged, and of that which calibrates
 LOOK = 0.2  # seconds
 KINDS = {"data": "VmData", "anonymous": "RssAnon", "resident": "VmHWM"}
 START = "from qbench.commands.main import main; main()"
 
 
-def write_model(folder: Path, blocks: int) -> dict[str, int]:
+def write_model(folder: Path, blocks: int, shape: Mapping[str, int] = SHAPE) -> dict[str, int]:
     """Write a random Llama, a block in memory at a time; its bytes, and how many numbers it has."""
     config = LlamaConfig(
-        num_hidden_layers=blocks, dtype="bfloat16", architectures=["LlamaForCausalLM"], **SHAPE
+        num_hidden_layers=blocks,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+        **shape,
     )
     config.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
-    width, wide = SHAPE["hidden_size"], SHAPE["intermediate_size"]
-    keys = width * SHAPE["num_key_value_heads"] // SHAPE["num_attention_heads"]
+    width, wide = shape["hidden_size"], shape["intermediate_size"]
+    keys = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
     layers = {
         "self_attn.q_proj": (width, width),
         "self_attn.k_proj": (keys, width),
@@ -89,7 +93,7 @@ def write_model(folder: Path, blocks: int) -> dict[str, int]:
         _write(folder, f"model-{index + 1:05d}.safetensors", tensors, hashes)
     outside = {"model.norm.weight": norm}
     for name in ("model.embed_tokens", "lm_head"):
-        outside[f"{name}.weight"] = drawn(SHAPE["vocab_size"], width)
+        outside[f"{name}.weight"] = drawn(VOCABULARY, width)
     _write(folder, "model-outside.safetensors", outside, hashes)
     write_index(folder, hashes)
     numbers["outside"] = sum(tensor.numel() for tensor in outside.values())
@@ -132,6 +136,7 @@ def run(
     started = time.perf_counter()
     # Arrow's own allocator takes a gigabyte of addresses at once, which would count.
     variables = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    variables["PYTHONSAFEPATH"] = "1"  # the root is no place to import from
     process = subprocess.Popen(
         [sys.executable, "-c", START, *command], preexec_fn=limited, env=variables
     )

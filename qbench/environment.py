@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,18 +22,16 @@ import psutil
 import qbench
 from qbench.errors import ConfigError, unknown_name
 
-# Of a control group, by version: its limit, what it takes, and its statistics with their entry of
-# what it holds of files.
+_M_MMAP_THRESHOLD = -3  # (malloc.h)
+LARGE_BLOCK = 2 << 20  # bytes; temporaries of a slice are smaller, and soon needed again
 _GROUP = Path("/sys/fs/cgroup")
-_GROUPS = (
-    ("memory.max", "memory.current", "memory.stat", "file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_cache",
-    ),
-)
+_OWN_GROUPS = Path("/proc/self/cgroup")
+# Of a control group of version 2 and of version 1: its limit, what it takes, and the entry of its
+# memory.stat with what it holds of files.
+_FILES = {
+    "": ("memory.max", "memory.current", "file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", re.IGNORECASE)
 DEVICES = ("auto", "cpu", "cuda")
@@ -191,6 +190,15 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def return_large_blocks() -> None:
+    """From now on give memory of large tensors back to the system as soon as it is free.
+
+    The C library keeps blocks of up to 32 MB for later, in pieces that the next tensors do not fit.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
 def bytes_of(text: str | int) -> int:
     """`8GB` or `500 MB` in bytes; ConfigError for anything else, and for less than a byte."""
     size = _SIZE.fullmatch(str(text).strip())
@@ -206,12 +214,12 @@ def available_memory() -> int:
     What a group has read of files counts as free, since the system drops it where memory is needed.
     """
     rooms = [psutil.virtual_memory().available]
-    for limit, used, statistics, cached in _GROUPS:
+    for folder, (limit, used, cached) in _groups():
         with suppress(OSError, ValueError):  # no such file, or the word `max`
-            lines = (_GROUP / statistics).read_text().splitlines()
+            lines = (folder / "memory.stat").read_text().splitlines()
             facts = dict(line.split() for line in lines)
-            taken = int((_GROUP / used).read_text()) - int(facts.get(cached, 0))
-            rooms.append(int((_GROUP / limit).read_text()) - taken)
+            taken = int((folder / used).read_text()) - int(facts.get(cached, 0))
+            rooms.append(int((folder / limit).read_text()) - taken)
     with suppress(ImportError, OSError):
         import resource
 
@@ -222,6 +230,17 @@ def available_memory() -> int:
             if soft != resource.RLIM_INFINITY and size:
                 rooms.append(soft - 1024 * int(size[1]))
     return max(0, min(rooms))
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The folders of the control groups that this process is in, and of those that hold them."""
+    with suppress(OSError, ValueError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controller, path = line.split(":", 2)
+            if controller in _FILES:
+                own = Path(path.lstrip("/"))
+                for part in (own, *own.parents):
+                    yield _GROUP / controller / part, _FILES[controller]
 
 
 def _git(root: Path, *command: str) -> str:

@@ -177,7 +177,7 @@ def enter(
     float32 where the matrix products of the blocks are.
     """
     streams = []
-    home = model.get_input_embeddings().weight.device
+    home = device_of(model)
     tuples = return_tuples(model, blocks, tokens)
 
     def moved(copies: dict[Tensor, Tensor], leaf: Any) -> Any:
@@ -203,10 +203,16 @@ def enter(
 
 def return_tuples(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> bool:
     """Whether the blocks return tuples: a few tokens show it, for which one of them really runs."""
-    home = model.get_input_embeddings().weight.device
+    home = device_of(model)
     with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
         model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
     return bool(probe[0])
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's tokens go; blocks that are paged are nowhere."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
 
 
 class _AllRecorded(Exception):

@@ -19,7 +19,7 @@ from qbench.calibration.spool import spooling
 from qbench.checkpoint.block_files import BlockFiles, Writing, write_block_files
 from qbench.checkpoint.folder import read_log
 from qbench.checkpoint.paged import can_be_paged, numbers_in, open_paged
-from qbench.environment import available_memory
+from qbench.environment import available_memory, return_large_blocks
 from qbench.models.paging import is_paged, on_device
 from qbench.models.source import ModelSource, local_folder, torch_dtype
 from qbench.quantization import QuantizedModel, read_model
@@ -48,6 +48,7 @@ class Memory:
         """`read_model`, paged where the model is too large. device: where it is to compute."""
         if not self.is_too_large(source, dtype, device):
             return read_model(source, dtype, device)
+        return_large_blocks()
         checkpoint = open_paged(source, dtype)
         on_device(checkpoint.model, device)
         folder = local_folder(source)

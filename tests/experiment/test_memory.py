@@ -51,12 +51,29 @@ def test_the_limits_of_a_process_count(monkeypatch):
 
 def test_the_limits_of_a_group_count(monkeypatch, tmp_path):
     monkeypatch.setattr("qbench.environment._GROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 100\nfile 600\n")
+    monkeypatch.setattr("qbench.environment._OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/slurm/job_7\n")
+    job = tmp_path / "slurm" / "job_7"
+    job.mkdir(parents=True)
     free = available_memory()
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert free > available_memory() == 900, "what it holds of files can be dropped"
+    for folder, limit in ((job, "max"), (job.parent, "1000")):
+        assert available_memory() == pytest.approx(free, rel=0.5)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("700\n")
+        (folder / "memory.stat").write_text("anon 100\nfile 600\n")
+    assert available_memory() == 900, "what it holds of files can be dropped"
+
+
+def test_the_limits_of_a_group_of_the_first_version_count(monkeypatch, tmp_path):
+    monkeypatch.setattr("qbench.environment._GROUP", tmp_path)
+    monkeypatch.setattr("qbench.environment._OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("5:devices:/\n4:memory:/job\n0::/\n")
+    folder = tmp_path / "memory" / "job"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("500\n")
+    (folder / "memory.usage_in_bytes").write_text("300\n")
+    (folder / "memory.stat").write_text("cache 90\ntotal_cache 100\n")
+    assert available_memory() == 300
 
 
 @pytest.fixture(scope="module")
