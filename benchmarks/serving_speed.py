@@ -97,11 +97,19 @@ def _run(llm: Any, rows: int, written: int) -> dict[str, float]:
 
 
 def _bytes(model: Any) -> int:
-    """Of the linear layers' parameters; embeddings and norms are the same in both."""
+    """Of the linear layers' weights; embeddings and norms are the same in both.
+
+    Of a dense layer by its shape: vLLM hands such weights to its library, and empties them.
+    """
     from vllm.model_executor.layers.linear import LinearBase
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LinearBase)]
-    return sum(p.nbytes for layer in layers for p in layer.parameters())
+    total = 0
+    for layer in model.modules():
+        if hasattr(layer, "qbench_parts"):
+            total += sum(getattr(layer, part).nbytes for part in layer.qbench_parts)
+        elif isinstance(layer, LinearBase):
+            total += layer.input_size * layer.output_size * layer.params_dtype.itemsize
+    return total
 
 
 def _processor() -> str:

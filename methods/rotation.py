@@ -1,11 +1,10 @@
 """Rotations of a layer's inputs by random signs and Hadamard transforms, for methods that round.
 
 With Q = T diag(s), orthogonal, W x = (W Q^T) (Q x). So a method that rounds W for inputs with the
-Hessian H rounds W Q^T for inputs with Q H Q^T instead, and what it gives is rotated back where it
-is multiplied (`qbench.formats.rotated_binary`). Outliers are spread over a block of the transform,
-in the weights as in the inputs (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456; QuIP#,
-arXiv:2402.04396). There Q is folded into the layers before, where that can be done; here it is
-computed, so that no norm is in the way and each layer has its own.
+Hessian H rounds W Q^T for inputs with Q H Q^T instead, and Q x is computed where the weight is
+multiplied (`qbench.formats.rotated_binary`), as in `unisvq` and QuIP# (Tseng et al. 2024,
+arXiv:2402.04396): nothing is folded into the layers before, so that any layer can have it. Outliers
+are spread over a block of the transform, in the weights as in the inputs.
 """
 
 from __future__ import annotations

@@ -231,7 +231,8 @@ class Caution(_Frozen):
     """What may be wrong with an evaluation. task: None where it is about the whole cell.
 
     kind: `template`, `strict`, `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`,
-    `overlap`, `coverage` or `size`; of several cells, `length` or `indistinct`. text: a sentence.
+    `overlap`, `coverage`, `size` or `memory`; of several cells, `length` or `indistinct`. text: a
+    sentence.
     """
 
     kind: str

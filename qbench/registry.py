@@ -115,12 +115,11 @@ def get_method(name: str, **params: Any) -> Any:
     an unknown name or parameter, or a value that does not fit or that the method refuses.
     """
     cls = method_class(name)
-    hints = get_type_hints(cls)
     values = {}
     for key, value in params.items():
         check_parameter(name, key, parameters(cls))
         try:
-            values[key] = TypeAdapter(hints[key]).validate_python(value)
+            values[key] = _type_of(cls, key).validate_python(value)
         except ValidationError as error:
             raise ConfigError(f"{name}.{key}={value!r}: {error.errors()[0]['msg']}") from None
         if isinstance(values[key], float) and not math.isfinite(values[key]):
@@ -131,6 +130,12 @@ def get_method(name: str, **params: Any) -> Any:
         raise ConfigError(f"method {name!r}: {error}") from error
     except Exception as error:  # whatever the constructor of a plug-in raises
         raise ConfigError(f"method {name!r} cannot be made: {reason_of(error)}") from error
+
+
+@cache
+def _type_of(cls: Any, key: str) -> TypeAdapter[Any]:
+    """What converts values of a parameter; made once, as a grid asks for it a thousand times."""
+    return TypeAdapter(get_type_hints(cls)[key])
 
 
 def check_parameter(method: str, key: str, known: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.comparison.lint import lint
-from qbench.comparison.pairs import Pairs
+from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.files.atomic import write_text
 from qbench.records import Caution, Latency, Product, Record, Score
 from qbench.reports.changed_items import MOST, Changes, changed_items
@@ -24,7 +24,7 @@ CURVE = (720, 160)  # width and height of a loss curve
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`cells/ID.html` for every record."""
     require(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     cautions = lint(records, pairs)
     paths = []
     for record in ordered(records):

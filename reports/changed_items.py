@@ -73,9 +73,10 @@ def changed_items(records: Sequence[Record], record: Record, pairs: Pairs) -> li
 def _baseline(records: Sequence[Record], record: Record, headline: Headline) -> Record | None:
     """The unquantized model, asked the same."""
     for base in records:
+        if not is_unquantized(base):  # asked first, as runs have thousands of others
+            continue
         same_model = base.cell.model == record.cell.model and base.id != record.id
-        asked_alike = judged_alike(base, record, headline.task)
-        if same_model and asked_alike and is_unquantized(base) and headline.of(base):
+        if same_model and judged_alike(base, record, headline.task) and headline.of(base):
             return base
     return None
 

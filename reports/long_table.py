@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from qbench.comparison.lint import lint
-from qbench.comparison.pairs import Pairs, protocol
+from qbench.comparison.pairs import Pairs, pairs_of, protocol
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Caution, Record, Score
@@ -102,7 +102,7 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
     """
     records = ordered(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     tasks = list(dict.fromkeys(score.task for record in records for score in record.scores))
     cautions = lint(records, pairs)
     rows: list[dict[str, object]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from qbench.comparison.pairs import Pairs
+from qbench.comparison.pairs import pairs_of
 from qbench.files.atomic import write_text
 from qbench.records import Record
 from qbench.reports import latencies
@@ -59,7 +60,7 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
         filters=[choice for choice in filters(records) if len(choice.choices) > 1],
         failures=reasons(records),
         doubts=doubts(records),
-        cautions=summary(records, Pairs(records, folder)),
+        cautions=summary(records, pairs_of(records, folder)),
         untimed=[(label(record), reason) for record, reason in latencies.missing(ordered(records))],
         quoted=by_model(models(records)),
         quoted_notice=NOTICE,
@@ -71,16 +72,25 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
 
 def rendered(template: str, **values: Any) -> str:
     """A page of this folder's templates, whole: style and colours are in it, text is escaped."""
-    pages = Environment(
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+            colours=[(light[1:], dark[1:]) for light, dark in COLOURS.items()],
+            **values,
+        )
+    )
+
+
+@cache
+def _templates() -> Environment:
+    """The templates, each compiled once: that takes longer than to fill one in."""
+    return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-    )
-    return pages.get_template(template).render(
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        colours=[(light[1:], dark[1:]) for light, dark in COLOURS.items()],
-        **values,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.comparison.pairs import Pairs
+from qbench.comparison.pairs import pairs_of
 from qbench.comparison.ranks import ranks
 from qbench.records import Record
 from qbench.reports.explanations import explanation
@@ -70,7 +70,7 @@ def ranking(
     places = {}
     if leader is not None:
         asked_so = [record for record in records if leader.of(record)]
-        places = ranks(asked_so, leader.key, Pairs(records, folder))
+        places = ranks(asked_so, leader.key, pairs_of(records, folder))
     columns = [Column(RANK, explanation(RANK, None), "extra")]
     by_title = {headline.title: headline for headline in headlines(records)}
     leaders = leading(records)

@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qbench.comparison.pairs import shared_pairs
 from qbench.errors import ConfigError, QbenchError
 from qbench.records import Record
 from qbench.reports.headline import require
@@ -41,16 +42,17 @@ def write_reports(records: Sequence[Record], folder: Path) -> list[Path]:
     require(records)
     paths: list[Path] = []
     failure: QbenchError | None = None
-    for name, write in writers().items():
-        try:
-            paths += write(records, folder)
-        except QbenchError as error:
-            failure = error
-        except Exception as error:  # a report may be anybody's
-            reason = f"{type(error).__name__}: {error}"
-            failure = ConfigError(
-                f"report {name!r} cannot be written: {reason}; mend reports/{name}.py"
-            )
+    with shared_pairs():
+        for name, write in writers().items():
+            try:
+                paths += write(records, folder)
+            except QbenchError as error:
+                failure = error
+            except Exception as error:  # a report may be anybody's
+                reason = f"{type(error).__name__}: {error}"
+                failure = ConfigError(
+                    f"report {name!r} cannot be written: {reason}; mend reports/{name}.py"
+                )
     if failure is not None:
         raise failure
     return paths

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from qbench.comparison.pairs import TIMES, Pairs
+from qbench.comparison.pairs import TIMES, Pairs, pairs_of
 from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
@@ -85,7 +85,7 @@ def grid(
     folder: of the run, where the items lie; without them there are no differences and no winners.
     """
     records = ordered(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     scores = headlines(records)
     several_models = len({record.cell.model for record in records}) > 1
     trained = any(block_loss(record, "final") for record in records)
@@ -199,7 +199,7 @@ def captions(records: Sequence[Record]) -> list[str]:
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
@@ -264,7 +264,7 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
     folder: of the run; with its items, every score has its difference from the unquantized model.
     """
     require(records)
-    pairs = Pairs(records, folder)
+    pairs = pairs_of(records, folder)
     width = min(SCREEN_WIDTH, console.width)
     records = ordered(records)
     for model in dict.fromkeys(record.cell.model for record in records):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 VLLM = "vllm"
 SECONDS = 10  # for an endpoint to say which model it serves
+# Requests handed to vLLM at a time: with a number of them lm-eval asks for no bar of vLLM's, which
+# divides by the time that the bar has seen, and bars are off here.
+TOGETHER = 256
 MAX_LENGTH = 2048  # of an endpoint that does not say, where the config does not either
 
 
@@ -167,8 +170,9 @@ def _vllm(engine: Engine) -> Any:
     """The engine in this process. ConfigError where vLLM does not take the model."""
     from lm_eval.models.vllm_causallms import VLLM as Model
 
+    folder = str(engine.folder)
     try:
-        lm = _asked(Model)(str(engine.folder), dtype=engine.dtype, tokenizer=str(engine.folder))
+        lm = _asked(Model)(folder, dtype=engine.dtype, tokenizer=folder, batch_size=TOGETHER)
     except Exception as error:  # of vLLM's, which has no root for them
         raise ConfigError(
             f"vllm cannot serve {engine.folder}: {type(error).__name__}: {error}"

@@ -47,10 +47,14 @@ class Perplexity(TextTask):
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
         """Scores `perplexity` (standard error by the delta method) and `nll`; a row per window."""
+        from qbench.tasks.article_windows import article_windows
         from qbench.tasks.beginnings import text_facts
         from qbench.tasks.window_pass import measure
 
-        losses = measure(context, spec, self.table_name, self.between)
+        texts = context.source.text(self.table_name)
+        losses = measure(
+            context, spec, lambda: article_windows(texts, context.tokenizer, spec, self.between)
+        )
         rows = [window_row(i, window) | {"nll": window.nll} for i, window in enumerate(losses)]
         nll = window_score(spec.name, "nll", rows, higher=False)
         facts = text_facts(context.tokenizer, context.model)

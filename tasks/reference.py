@@ -27,6 +27,9 @@ from qbench.records import TaskSpec
 # Positions whose logits are in fp32 at a time: on a CPU few enough for its cache, which takes a
 # quarter of the time of a whole window.
 POSITIONS = {"cpu": 8, "cuda": 256}
+# Tokens whose products are faster together. SmolLM2 in bfloat16 on one Zen 4 core, of windows of
+# 192 tokens, by windows at a time: 434 ms a window for 1, 398 for 2, 371 for 4, with equal losses.
+TOGETHER = {"cpu": 768}
 NOISE_WINDOWS = 4
 LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
 
@@ -138,10 +141,13 @@ def divergences(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     p_weight, q_weight = p.exp(), q.exp()
     p_total, q_total = p_weight.sum(-1), q_weight.sum(-1)
     difference = p - q
-    forward = torch.where(p_weight > 0, p_weight * difference, 0.0).sum(-1) / p_total
-    backward = -torch.where(q_weight > 0, q_weight * difference, 0.0).sum(-1) / q_total
+    forward = torch.linalg.vecdot(p_weight, difference)
+    backward = -torch.linalg.vecdot(q_weight, difference)
+    if not bool((forward + backward).isfinite().all()):  # what has no weight is nothing: 0 ln 0 = 0
+        forward = torch.where(p_weight > 0, p_weight * difference, 0.0).sum(-1)
+        backward = -torch.where(q_weight > 0, q_weight * difference, 0.0).sum(-1)
     normalization = q_total.log() - p_total.log()
-    return forward + normalization, backward - normalization
+    return forward / p_total + normalization, backward / q_total - normalization
 
 
 def parts_of(positions: int, device: torch.device) -> Iterator[slice]:
@@ -155,7 +161,8 @@ def parts_of(positions: int, device: torch.device) -> Iterator[slice]:
 def window_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     """The model's logits by window, (length - 1, vocabulary), in its dtype and on its device.
 
-    inputs: (n, length) tokens. Raises ConfigError where the model's context is shorter.
+    inputs: (n, length) tokens. batch_size: windows at a time, at least: short ones are taken
+    together up to TOGETHER tokens. Raises ConfigError where the model's context is shorter.
     """
     length = inputs.shape[1]
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -174,6 +181,7 @@ def window_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[tuple
 
 def _batch_logits(model: Any, inputs: Tensor, batch_size: int) -> Iterator[Tensor]:
     device = model.get_input_embeddings().weight.device
+    batch_size = max(batch_size, TOGETHER.get(device.type, 0) // inputs.shape[1])
     for batch in inputs.split(batch_size):
         yield model(input_ids=batch.to(device), use_cache=False).logits
 

@@ -107,10 +107,10 @@ def _installed() -> tuple[dict[str, Task], dict[str, str]]:
 
 
 def _own_tasks() -> list[Task]:
-    from qbench.tasks.divergence import Divergence
+    from qbench.tasks.divergence import divergences
     from qbench.tasks.perplexity import perplexities
 
-    own: list[Task] = [*perplexities(), Divergence()]
+    own: list[Task] = [*perplexities(), *divergences()]
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         own.append(read_task(path))
     return own

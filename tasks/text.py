@@ -28,7 +28,7 @@ class TextTask(Declaration):
     window: int = LENGTH
     between: str = BETWEEN
     kind: Literal["text"] = "text"
-    batch_size: int | None = 1  # sums in another order would be other numbers
+    batch_size: int | None = 1  # or as many short windows as are faster together
 
     def spec(
         self,
@@ -54,6 +54,10 @@ class TextTask(Declaration):
             length=length or self.window,
             spread=spread,
         )
+
+    def texts(self, source: Source) -> Sequence[str]:
+        """What is cut into windows."""
+        return source.text(self.table_name)
 
 
 def window_row(index: int, window: WindowLosses) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.records import TaskSpec
-from qbench.tasks.article_windows import BETWEEN, article_windows
+from qbench.tasks.article_windows import ArticleWindows
 from qbench.tasks.contract import Context
 from qbench.tasks.engines import Engine
 from qbench.tasks.reference import (
@@ -47,19 +47,18 @@ class WindowLosses:
 
 
 def measure(
-    context: Context, spec: TaskSpec, table_name: str, between: str = BETWEEN
+    context: Context, spec: TaskSpec, cut: Callable[[], ArticleWindows]
 ) -> list[WindowLosses]:
     """The losses of every window; a second task on the same windows finds them in the cell's cache.
 
-    between: what joins the texts of the table. Raises StoreError where the reference is of other
-    windows or of another model.
+    cut: gives the windows. Raises StoreError where the reference is of other windows or of another
+    model.
     """
     reference = context.cache.get(reference_key(spec))
     key = ("windows", *window_key(spec), reference)
     if key in context.cache:
         return context.cache[key]
-    texts = context.source.text(table_name)
-    windows = article_windows(texts, context.tokenizer, spec, between)
+    windows = cut()
     inputs = windows.tokens
     count = len(inputs)
     losses = []

@@ -11,7 +11,15 @@ import typer
 from qbench.commands.main import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/gate.md", "docs/serving.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "ARCHITECTURE.md",
+    "docs/gate.md",
+    "docs/serving.md",
+    "docs/cluster.md",
+    "docs/peers.md",
+)
 ROOMS = ("qbench/", "methods/", "tasks/", "kernels/", "reports/", "tests/", "benchmarks/")
 
 

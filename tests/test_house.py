@@ -32,7 +32,12 @@ ARROWS = {
     "declarations": {"contracts", "errors", "weight_range"},
     "method_source": {"contracts", "declarations"},
     "plugin_file": {"errors", "files"},
-    "registry": {"contracts", "declarations", "errors", "method_source", "plugin_file"},
+    "external": {"contracts", "errors", "files"},
+    "methods.external": {"external"},
+    "methods.external.workers": set(),
+    "registry": {
+        "contracts", "declarations", "errors", "external", "method_source", "plugin_file",
+    },
     "checks": {
         "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",
         "quantization", "registry",
@@ -71,13 +76,16 @@ ARROWS = {
     "layers": {"calibration", "contracts", "errors", "formats", "models", "stats", "tasks"},
     "experiment": {
         "calibration", "checkpoint", "checks", "comparison", "contracts", "environment", "errors",
-        "files", "formats", "inspection", "isolation", "kernels", "latency", "layers", "models",
-        "plugin_file", "quantization", "records", "registry", "tasks",
+        "exchange", "external", "files", "formats", "inspection", "isolation", "kernels",
+        "latency", "layers", "models", "plugin_file", "quantization", "records", "registry",
+        "tasks",
     },
+    "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
-        "checks", "comparison", "contracts", "embedded", "environment", "errors", "experiment",
-        "export", "files", "inspection", "isolation", "kernels", "latency", "method_source",
-        "models", "outside_text", "publish", "records", "registry", "reports", "stats", "tasks",
+        "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
+        "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
+        "latency", "method_source", "models", "outside_text", "publish", "records", "registry",
+        "reports", "stats", "tasks",
     },
 }  # fmt: skip
 

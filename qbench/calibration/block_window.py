@@ -1,11 +1,12 @@
 """Consecutive blocks as one, so that they are trained together on the output of the last.
 
 Cross-block reconstruction: what the first block does wrong, the second can make up for, and what
-matters of the first is what the second makes of it. CBQ (Ding et al., ICLR 2025, arXiv:2312.07950)
-slides windows of two by one, so that each block is trained twice, and adds low-rank corrections of
-the rounding. Here they slide by their length, as the stages of BRECQ (Li et al. 2021,
-arXiv:2102.05426): training costs as much as block by block, and what a window gives is final, so
-that a method keeps nothing from one call to the next.
+matters of the first is what the second makes of it. The windows of CBQ (Ding et al., ICLR 2025,
+arXiv:2312.07950) overlap, so that a block is trained more than once. Here they do not, as the
+stages of BRECQ (Li et al. 2021, arXiv:2102.05426): training takes as long as block by block, and
+what a window gives is final, so that a method keeps nothing from one call to the next. Weights in
+training, and what a step keeps for its backward pass, take as many times the memory as there are
+blocks.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from qbench.calibration.history import History
 from qbench.calibration.input_statistics import input_statistics, no_statistics
 from qbench.calibration.layer_error import relative_error
 from qbench.calibration.objective import Objective
+from qbench.calibration.spool import keep
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat
 from qbench.errors import ConfigError, MethodError
 from qbench.models.blocks import as_kept, linears, read_weight
@@ -289,7 +290,7 @@ def _outputs(block: nn.Module, inputs: BlockInputs, result: BlockResult) -> list
     values = _quantized(block, fixed, result)
     outputs = []
     for batch, hidden in enumerate(inputs.quantized):
-        outputs.append(inputs.run(block, hidden, batch, values))
+        outputs.append(keep(inputs.run(block, hidden, batch, values)))
     return outputs
 
 

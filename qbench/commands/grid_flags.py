@@ -32,16 +32,25 @@ PATTERNS = "A glob is held against method, bits (3b), label ('gptq 3b g64'), mod
 
 
 class Asked(NamedTuple):
-    """What was typed: a grid file, and by the grid's key what flags say, None where they do not."""
+    """What was typed: a grid file, and by the grid's key what flags say, None where they do not.
+
+    texts: the kinds of text for divergence, None where the tasks stay as they are.
+    """
 
     config: Path | None
     flags: dict[str, Any]
+    texts: tuple[str, ...] | None = None
 
     def grid(self) -> Grid:
         """The file with the flags over it; ConfigError where something in it is wrong."""
         from qbench.experiment.grid import read_grid
 
-        return read_grid(self.config, self.flags)
+        grid = read_grid(self.config, self.flags)
+        if self.texts is None:
+            return grid
+        from qbench.tasks.divergence import with_texts
+
+        return grid.model_copy(update={"tasks": with_texts(grid.task_names, self.texts)})
 
 
 def asked(
@@ -57,6 +66,10 @@ def asked(
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Of divergence: wiki (default), code, own; with commas, each by itself."),
     ] = None,
     preset: Annotated[
         str | None,
@@ -162,7 +175,7 @@ def asked(
         "requantize": requantize or None,
         "trust_remote_code": trust_remote_code or None,
     }
-    return Asked(config, flags)
+    return Asked(config, flags, as_names(text, "--text"))
 
 
 def with_grid_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -31,6 +32,7 @@ from qbench.commands import (
     regress,
     status,
 )
+from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, err, out
 from qbench.commands.planned import accuracy, downloads, place, protocol, show_plan
@@ -39,6 +41,7 @@ from qbench.errors import QbenchError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from qbench.commands.executing import Executor
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
     from qbench.experiment.runner import View
@@ -98,13 +101,30 @@ def run(
         Path | None,
         typer.Option("--trace", help="File for a Chrome trace of the cells and their phases."),
     ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="What runs the cells: local, ray or slurm.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Of the Ray cluster; default RAY_ADDRESS, or this machine. For slurm: slurm "
+            "(default), or local or debug to try it without.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="Of sbatch, such as partition=gpu. May be repeated."),
+    ] = None,
 ) -> None:
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
     grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
-    raise typer.Exit(run_grid(grid, dry_run, trace=trace))
+    place = as_executor(executor, address, slurm)
+    work = partial(run_plan, executor=place)
+    raise typer.Exit(run_grid(grid, dry_run, work, trace))
 
 
 def run_grid(
@@ -123,6 +143,7 @@ def run_grid(
     if not dry_run:
         preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
     from qbench.commands.item_texts import write_item_texts
+    from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.grid import CALIBRATION
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
@@ -142,18 +163,26 @@ def run_grid(
     if trace is not None:
         write_trace(store, plan.cells, trace)
     write_item_texts(plan, records, folder)
-    _print_leaderboard(records, folder)
-    _print_report(write_reports(store.read_records()[0], folder), folder)
+    with shared_pairs():
+        _print_leaderboard(records, folder)
+        _print_report(write_reports(store.read_records()[0], folder), folder)
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
-def run_plan(plan: Plan, store: Store) -> list[Record]:
-    """Run the cells that are not done, under a live view; the records of all cells of the plan."""
+def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list[Record]:
+    """Run the cells that are not done, under a live view; the records of all cells of the plan.
+
+    executor: what runs them, None for this machine.
+    """
     from qbench.commands.progress import LiveView
     from qbench.experiment.plan import expected_seconds
     from qbench.experiment.runner import run as run_cells
     from qbench.experiment.timings import Clock, learn_from
 
+    if executor is not None and plan.grid.with_latency:
+        _print_warnings(
+            ["latencies are not measured elsewhere; the same command without --executor adds them"]
+        )
     records, complaints = store.read_records()
     _print_warnings(complaints)
     done = {record.id for record in records if record.status == "ok"}
@@ -165,7 +194,7 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
     for cell in plan.cells:
         if cell.id not in done | skipped:
             seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
-        if cell.id not in timed | skipped:
+        if executor is None and cell.id not in timed | skipped:
             latencies[cell.id] = plan.estimates[cell.id].latency
     total = expected_seconds(plan, done) + sum(latencies.values())
     left_out = f", {len(skipped)} skipped" if skipped else ""
@@ -181,7 +210,9 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, seconds, latencies) as view:
         clock = Clock(view)
-        records = run_cells(plan, store, cast("View", clock))
+        records = (executor or run_cells)(plan, store, cast("View", clock))
+    if executor is not None:  # what cells took elsewhere says nothing of this machine
+        return records
     longer = learn_from(plan, records, clock)
     if longer:
         out.print(accuracy(clock.seconds, total, longer), markup=False, soft_wrap=True)
@@ -191,13 +222,15 @@ def run_plan(plan: Plan, store: Store) -> list[Record]:
 @app.command(epilog="Example: `qbench report runs/smollm2-135m`")
 def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
     """Write the tables, pictures and the page again, from the records alone."""
+    from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.store import read_records
     from qbench.reports.registry import write_reports
 
     records, complaints = read_records(folder)
     _print_warnings(complaints)
-    _print_leaderboard(records, folder)
-    _print_report(write_reports(records, folder), folder)
+    with shared_pairs():
+        _print_leaderboard(records, folder)
+        _print_report(write_reports(records, folder), folder)
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")

@@ -75,7 +75,9 @@ class LiveView:
 
     def _begin(self, cell: Cell, position: str, seconds: dict[str, float]) -> None:
         with self._lock:
-            self._end(cell)
+            before = self._at_work.pop(cell.id, None)
+            if before is not None:  # it is begun again, such as on another machine
+                self._bar.remove_task(before.row)
             row = self._bar.add_task("", total=1.0)
             self._at_work[cell.id] = _Part(position, seconds.get(cell.id, 0.0), row)
             self.progress(cell, 0.0, "loading")

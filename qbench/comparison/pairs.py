@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,6 +170,33 @@ class Pairs:
             else (max(interval.low, 0.0), interval.high)
         )
         return replace(own, difference=replace(interval, low=low, high=high))
+
+
+_shared: ContextVar[dict[tuple[object, ...], Pairs] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def shared_pairs() -> Iterator[None]:
+    """Within it, `pairs_of` reads items and takes differences once for all who ask.
+
+    It is for several reports of the same records, whose files do not change meanwhile.
+    """
+    token = _shared.set(_shared.get() or {})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def pairs_of(records: Sequence[Record], folder: Path | None) -> Pairs:
+    """`Pairs(records, folder)`; within `shared_pairs` the same for the same records."""
+    known = _shared.get()
+    if known is None:
+        return Pairs(records, folder)
+    name = (folder, *(record.id for record in records))
+    if name not in known:
+        known[name] = Pairs(records, folder)
+    return known[name]
 
 
 def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items) -> Contrast:

@@ -30,23 +30,24 @@ from qbench.contracts import Scheme, calibrates
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.as_published import bits_as_it_is, published_dtype
+from qbench.experiment.back_off import WALK_BATCH, halved, is_out_of_memory, present_memory
 from qbench.experiment.coverage import coverage
-from qbench.experiment.estimate import Estimate
 from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
+from qbench.experiment.job import Job
 from qbench.experiment.memory import Memory, quantized_into
+from qbench.experiment.phases import Phases
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed_in_time
-from qbench.inspection.report import inspect
 from qbench.isolation import Tell
-from qbench.models.loading import load_config
 from qbench.models.paging import is_paged, on_device
 from qbench.models.provenance import provenance
 from qbench.models.source import ModelSource, find_model, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize
-from qbench.records import Cell, Score, TaskSpec
+from qbench.records import Score, TaskSpec
 from qbench.registry import declared, get_method, parameters
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
@@ -55,41 +56,18 @@ from qbench.tasks.registry import get_task
 PROGRESS_SECONDS = 0.1  # between two events that only say how far the work is
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that the process of a cell is told.
-
-    model: where the cell's model is. data: of which source. task_names: what the user calls a task,
-    by its name in the cell. batch_size: items at a time, for tasks without one of their own.
-    plugins: the files that this cell needs. threads: of the processor, which other cells share.
-    folder: of the run. place: the working directory. overlaps: by task's own name, what the
-    calibration text holds of it. memory: bytes that the cell may take, None for what there is.
-    """
-
-    cell: Cell
-    model: ModelSource
-    data: str
-    task_names: dict[str, str]
-    batch_size: int
-    plugins: tuple[Path, ...]
-    device: str
-    threads: int
-    estimate: Estimate
-    folder: Path
-    place: Path
-    overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    memory: int | None = None
-
-
 def work(tell: Tell, job: Job) -> None:
     """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
 
     Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
-    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now
-    and then while another runner holds what is needed; in the end `facts`, the fields of the record
-    that are known, with `tokens`, which say what calibrated; and with `reason` where the cell
-    failed, and `unwritable` where the reason is that results cannot be written.
+    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now and then while
+    another runner holds what is needed; in the end `facts`, the fields of the record that are
+    known, with `tokens`, which say what calibrated; and with `reason` where the cell
+    failed, and `unwritable` where the reason is that results cannot be written; where memory ran
+    out, `out_of_memory`, the phase in which, and `memory`, what was free and all.
     """
+    if job.gpu is not None:  # before CUDA starts in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
     os.chdir(job.place)
     with suppress(OSError):  # where memory runs out, this process is to go, and not the runner
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -103,6 +81,8 @@ def work(tell: Tell, job: Job) -> None:
         traceback.print_exc()
         unwritable = at_work.saving and isinstance(error, (StoreError, OSError))
         outcome = {"reason": reason_of(error), "unwritable": unwritable}
+        if is_out_of_memory(error):
+            outcome |= {"out_of_memory": at_work.phase.doing, "memory": present_memory(job.device)}
     tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
 
 
@@ -121,6 +101,9 @@ class _Work:
     saving: bool = False
     paged: bool = False
     told: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.phase = Phases(self.tell)
 
     def do(self) -> None:
         """Quantize and evaluate."""
@@ -145,9 +128,9 @@ class _Work:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            with self._phase("load"):
+            with self.phase("load"):
                 model = self._read(self.job.model, cell.dtype, self.job.device)
-            self.facts["bits_per_weight"] = _bits_as_it_is(self.job.model, cell)
+            self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             own = local_folder(self.job.model)
             if own is not None:
@@ -158,7 +141,7 @@ class _Work:
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
-                with self._phase("read back"):
+                with self.phase("read back"):
                     quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
         written = quantized.manifest.get("written")  # another package's own files
@@ -188,7 +171,7 @@ class _Work:
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
         """Note which layers of a model that is said to be quantized are."""
         if quantized.weights or self.job.cell.stored_as is not None:
-            stored = _published_dtype(self.job.model, self.job.cell)
+            stored = published_dtype(self.job.model, self.job.cell)
             facts = coverage(quantized.model, quantized.weights, folder, stored)
             self.facts["coverage"] = as_written(facts, quantized)
 
@@ -218,13 +201,13 @@ class _Work:
 
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
-        with self._phase("load"):
+        with self.phase("load"):
             original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None and calibrates(method):
             check_fit(model, tokenizer, f"model {cell.model!r}")
-            with self._phase("calibration tokens"):
+            with self.phase("calibration tokens"):
                 tokens = self._calibration_tokens(tokenizer)
         if declaration.external:
             del original, model
@@ -234,7 +217,7 @@ class _Work:
         started = time.perf_counter()
 
         def quantized(files: BlockFiles | None) -> QuantizedModel:
-            with self._phase("quantize"):
+            with self.phase("quantize"):
                 made = quantize(
                     model,
                     method,
@@ -243,6 +226,7 @@ class _Work:
                     tokenizer=tokenizer,
                     device=device,
                     dtype=cell.calibration.dtype if cell.calibration else "float32",
+                    batch_size=halved(WALK_BATCH, self.job.halvings),
                     progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
                     files=files,
                 )
@@ -259,7 +243,7 @@ class _Work:
         """Let another package quantize the model, and save what it wrote as the artifact."""
         share = self.job.estimate.quantize_share
         at_work = self._span(0.0, share, f"in the environment of {method.package.name}")
-        with self._phase("quantize"):
+        with self.phase("quantize"):
             quantized = quantize_elsewhere(
                 method,
                 self.job.cell.method,
@@ -316,14 +300,14 @@ class _Work:
         preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
         spans = self._spans([*preparing, *cell.tasks])
         for spec in preparing:
-            with self._phase(f"prepare {spec.name}"):
+            with self.phase(f"prepare {spec.name}"):
                 self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
         scores: list[Score] = []
         rows: dict[str, Sequence[Mapping[str, Any]]] = {}
         for spec in cell.tasks:
             task = self.tasks[spec.name]
             started = time.perf_counter()
-            with self._phase(spec.name):
+            with self.phase(spec.name):
                 outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
             seconds = time.perf_counter() - started
             told = self.facts.setdefault("evaluation", {})
@@ -363,9 +347,8 @@ class _Work:
 
     def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
         """The cell's context with a task's own batch size and progress; the cache is shared."""
-        return replace(
-            context, batch_size=task.batch_size or self.job.batch_size, progress=progress
-        )
+        batch_size = halved(task.batch_size or self.job.batch_size, self.job.halvings)
+        return replace(context, batch_size=batch_size, progress=progress)
 
     def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """The model before quantization: the one under test where it is not quantized."""
@@ -397,19 +380,10 @@ class _Work:
         return report
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Tell how long this part of the work took, however it ended."""
-        began, started = time.time(), time.perf_counter()
-        try:
-            yield
-        finally:
-            self.tell({"phase": name, "began": began, "seconds": time.perf_counter() - started})
-
-    @contextmanager
     def _saving(self) -> Iterator[None]:
         """Where an error means that results can no longer be written."""
         self.saving = True
-        with self._phase("save"):
+        with self.phase("save"):
             yield
         self.saving = False
 
@@ -418,20 +392,3 @@ class _Work:
         """Keep other runners from what has this name; waiting for them is told."""
         with claimed_in_time(self.store.claim(name), lambda: self.tell({"waiting": name})):
             yield
-
-
-def _bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
-    """Bits per weight of a model as it comes: measured where it is quantized, else of its dtype."""
-    folder = local_folder(source)
-    if cell.stored_as is not None and (folder is not None or source.gguf):
-        return dict(inspect(folder or source.path).bits_per_weight)
-    bits = float(torch.finfo(_published_dtype(source, cell)).bits)
-    return {"total": bits, "weight": bits}
-
-
-def _published_dtype(source: ModelSource, cell: Cell) -> torch.dtype:
-    """That a model's config states, or else the one that it is evaluated in."""
-    stored = getattr(load_config(source), "dtype", None) or cell.dtype
-    if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
-        stored = getattr(torch, stored)
-    return stored

@@ -106,7 +106,9 @@ def _given(method: External, source: ModelSource, place: Path) -> Path:
     """What the worker reads as the model: its folder, or a GGUF file that is made of it here."""
     if method.reads == "gguf":
         original = read_model(source, "float32")
-        tensors = unquantized_tensors(original.model, {})
+        tensors = {
+            name: tensor.float() for name, tensor in unquantized_tensors(original.model, {}).items()
+        }
         path = place / "model.gguf"
         config = original.model.config
         return export_model_gguf(config, original.tokenizer, {}, tensors.items(), path)

@@ -103,11 +103,7 @@ def single_settings(settings: Settings, method: str) -> dict[str, Scalar]:
             raise ConfigError(unknown_name("name in --set", owner, [method]))
     chosen = {}
     for key, values in settings.get(method, {}).items():
-        if len(values) != 1:
-            raise ConfigError(
-                f"--set {method}.{key} has {len(values)} values, {', '.join(map(str, values))}; "
-                "give one here: `qbench run` sweeps"
-            )
+        _require_one(f"{method}.{key}", values, "give one here: `qbench run` sweeps")
         chosen[key] = values[0]
     return chosen
 
@@ -133,13 +129,17 @@ def single_numbers(
     """The same where each may have one value alone; ConfigError where one has several."""
     numbers = {}
     for key, values in whole_numbers(owner, settings, allowed).items():
-        if len(values) != 1:
-            raise ConfigError(
-                f"--set {owner}.{key} has {len(values)} values; parameters of methods and the "
-                "calibration can be swept, and nothing of a task"
-            )
+        swept = "parameters of methods and the calibration can be swept, and nothing of a task"
+        _require_one(f"{owner}.{key}", values, swept)
         numbers[key] = values[0]
     return numbers
+
+
+def _require_one(name: str, values: Sequence[Scalar], instead: str) -> None:
+    """ConfigError where a setting has several values. instead: what to do about it."""
+    if len(values) != 1:
+        words = ", ".join(map(str, values))
+        raise ConfigError(f"--set {name} has {len(values)} values, {words}; {instead}")
 
 
 def _whole_number(name: str, value: Scalar) -> int | None:

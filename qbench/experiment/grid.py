@@ -125,6 +125,11 @@ class Grid(BaseModel):
                     variants.append((method, params))
         return variants
 
+    @property
+    def method_names(self) -> list[str]:
+        """The methods of all variants, each once, whether or not there are such."""
+        return list(dict.fromkeys(name for name, _ in self._entries()))
+
     def _entries(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters that are fixed) before anything is swept, `none` first."""
         if self.sweep is None:
@@ -206,9 +211,13 @@ class Grid(BaseModel):
             return self.tasks
         return tuple(self.defaults["tasks"])
 
-    def task_options(self, task: str) -> dict[str, Any]:
-        """Those of TASK_KEYS that are said: by the preset, overridden by `set`."""
-        preset = self.defaults["tasks"].get(task, {})
+    def task_options(self, task: str, like: str | None = None) -> dict[str, Any]:
+        """Those of TASK_KEYS that are said: by the preset, overridden by `set`.
+
+        like: a task whose options in the preset hold where it has none for this one.
+        """
+        of_preset = self.defaults["tasks"]
+        preset = of_preset.get(task, of_preset.get(like, {}))
         return {**preset, **single_numbers(task, self.set.get(task, {}), TASK_KEYS)}
 
     @property

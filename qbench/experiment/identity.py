@@ -115,7 +115,7 @@ def ask(
     for name in grid.task_names:
         task = get_task(name)
         settings = grid.set.get(name, {})
-        options = grid.task_options(task.name)
+        options = grid.task_options(task.name, getattr(task, "like", None))
         written = options.pop("max_gen_toks", None)
         shots = options.get("num_fewshot")
         if shots and "num_fewshot" not in settings and not has_examples(task, source):
@@ -174,6 +174,6 @@ def _items(task: Task, spec: TaskSpec, source: Source) -> int | None:
             return len(rows)
         return max(Counter(rows[task.subject_column][:]).values())
     if isinstance(task, TextTask) and spec.length is not None:
-        letters = len("\n\n".join(source.text(task.table_name)).encode())
+        letters = len("\n\n".join(task.texts(source)).encode())
         return letters // spec.length
     return None

@@ -24,7 +24,7 @@ from qbench import kernels
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.environment import hardware
 from qbench.errors import ConfigError, StoreError, reason_of
-from qbench.experiment.cell_process import Job
+from qbench.experiment.job import Job
 from qbench.experiment.memory import Memory
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.store import Store

@@ -28,12 +28,12 @@ def overlaps(source: Source, tasks: Iterable[Task]) -> dict[str, dict[str, Any]]
     of others are left out.
     """
     known: set[int] | None = None
-    found_in: dict[str, dict[str, Any]] = {}  # tasks on one table share the work
+    found_in: dict[tuple[str, str], dict[str, Any]] = {}  # tasks on one table share the work
     result = {}
     for task in tasks:
         if not isinstance(task, (HarnessTask, TextTask)):
             continue
-        table = task.table_name
+        table = (task.table_name, getattr(task, "text", "wiki"))
         if table not in found_in:
             if known is None:
                 known = _runs_of_all(source.text(CALIBRATION))
@@ -78,7 +78,7 @@ def _words(text: str) -> list[str]:
 def _texts(source: Source, task: HarnessTask | TextTask) -> Iterator[str]:
     """What a task asks: its running text, or the strings of each row."""
     if isinstance(task, TextTask):
-        yield from source.text(task.table_name)
+        yield from task.texts(source)
         return
     for row in source.rows(task.table_name, task.splits[-1]):
         yield " ".join(_strings(row))

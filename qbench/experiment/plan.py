@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 
-from qbench.contracts import check_scheme
-from qbench.environment import cores, hardware, pick_device
+from qbench.contracts import Scheme
+from qbench.environment import hardware, pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
 from qbench.experiment.estimate import (
@@ -27,6 +26,7 @@ from qbench.experiment.plugins import load_plugins
 from qbench.experiment.protocols import protocol_of, require_versions
 from qbench.experiment.selection import select
 from qbench.experiment.timings import Timings, corrected, kind_of, makespan
+from qbench.experiment.workers import share_machine
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton
 from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
@@ -40,9 +40,7 @@ from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
 HALF = 2  # bytes of a parameter where a config does not say
-MOST_JOBS = 4  # cells at a time, unless more are asked for
 SHORT = 0.25  # of the longest quantizing: cells below it are begun before the long ones
-MEMORY_SHARE = 0.6  # of what is available, that cells at work may be estimated to take
 
 
 @dataclass
@@ -53,8 +51,10 @@ class Plan:
     names in the cells' specs. modelled: costs by the cell's id, as the cost model has them;
     estimates: the same with what earlier runs took. timings: of these, by the model's name.
     skipped: why a cell is not run, by its id. jobs: cells at a time. threads: of the processor, for
-    each of them. warning: about the data. downloads: bytes of weights that are to come from the
-    hub, by the model's name. protocol: how the run judges (`qbench.experiment.protocols`).
+    each of them. gpus: in turns, for one of them each; none where all see what this process sees.
+    model_bytes: of the largest model's weights. warning: about the data. downloads: bytes of
+    weights that are to come from the hub, by the model's name. protocol: how the run judges
+    (`qbench.experiment.protocols`).
     """
 
     grid: Grid
@@ -69,6 +69,8 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
     jobs: int = 1
     threads: int = 1
+    gpus: tuple[str, ...] = ()
+    model_bytes: int = 0
     warning: str | None = None
     downloads: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +95,7 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     # The command in a record names what was chosen.
     grid = grid.model_copy(update={"data": choice.data, "preset": preset})
     require_versions(grid)
-    for name, _ in grid.variants:
+    for name in grid.method_names:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
     identity, tasks = identify(grid, models, source, device, announce)
@@ -103,22 +105,6 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     plan.protocol = protocol_of(grid, identity, tasks)
     _check_and_estimate(plan)
     return plan
-
-
-def _share_cores(plan: Plan) -> None:
-    """Decide how many cells are at work at a time, and on how many threads each.
-
-    On one core each, cells of a small model are done sooner than one after the other on all: what
-    is not a large product does not spread. A GPU has one cell.
-    """
-    if plan.grid.workers is not None:
-        plan.jobs = plan.grid.workers
-    elif plan.device == "cpu":
-        peak = max(estimated.peak_bytes for estimated in plan.estimates.values())
-        room = int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, peak))
-        left = len(plan.cells) - len(plan.skipped)
-        plan.jobs = max(1, min(cores(), MOST_JOBS, room, left))
-    plan.threads = max(1, min(torch.get_num_threads(), cores() // plan.jobs))
 
 
 def working_order(plan: Plan) -> list[Cell]:
@@ -162,18 +148,23 @@ def _check_and_estimate(plan: Plan) -> None:
     """Skip what does not fit a method or a model, and fill in what every other cell will cost."""
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
     for name, skeleton in skeletons.items():
+        weights = stored_bytes(skeleton)
+        plan.model_bytes = max(plan.model_bytes, weights)
         if not is_here(plan.sources[name]):
-            plan.downloads[name] = stored_bytes(skeleton)
+            plan.downloads[name] = weights
+    misfits: dict[tuple[str, str, Scheme | None], str | None] = {}
     for cell in plan.cells:
-        try:
-            _require_fit(cell, skeletons[cell.model])
-        except Exception as error:  # of a plug-in's constructor, it may be any
-            plan.skipped[cell.id] = reason_of(error)
+        kind = cell.model, cell.method, cell.scheme
+        if kind not in misfits:
+            misfits[kind] = _misfit(skeletons[cell.model], cell)
+        reason = misfits[kind] or _refused(cell)
+        if reason is not None:
+            plan.skipped[cell.id] = reason
     _model_costs(plan, skeletons)  # at one thread; the memory says how many cells are at work
     quantized = [cell.id for cell in plan.cells if cell.scheme is not None]
     if quantized and all(name in plan.skipped for name in quantized):
         raise ConfigError(plan.skipped[quantized[0]])
-    _share_cores(plan)
+    share_machine(plan)
     _open_timings(plan, skeletons)
     _model_costs(plan, skeletons)
     for cell in plan.cells:
@@ -242,12 +233,27 @@ def _add_latencies(plan: Plan) -> None:
         plan.modelled[cell.id] = replace(plan.modelled[cell.id], latency=seconds)
 
 
-def _require_fit(cell: Cell, skeleton: Any) -> None:
-    """ConfigError where a cell's scheme does not fit its method or model."""
-    if cell.scheme is not None:
-        method = get_method(cell.method, **cell.params)
-        check_scheme(method, cell.scheme)
-        check_layers(skeleton, method, cell.scheme)
-        if declared(cell.method).external:
-            method.worker_settings(cell.scheme)  # refuses what its package does not offer
-            require_environment(cell.method)
+def _misfit(skeleton: Any, cell: Cell) -> str | None:
+    """Why a cell's scheme does not fit its method or model; None where it does.
+
+    It is the same for all parameters of the method.
+    """
+    if cell.scheme is None:
+        return None
+    try:
+        check_layers(skeleton, method_class(cell.method), cell.scheme)
+    except Exception as error:  # of a plug-in, it may be any
+        return reason_of(error)
+    return None
+
+
+def _refused(cell: Cell) -> str | None:
+    """Why another package does not do a cell with these parameters; None where it does."""
+    if cell.scheme is None or not declared(cell.method).external:
+        return None
+    try:
+        get_method(cell.method, **cell.params).worker_settings(cell.scheme)
+        require_environment(cell.method)
+    except Exception as error:  # a package may be anybody's
+        return reason_of(error)
+    return None

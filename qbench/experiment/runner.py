@@ -7,6 +7,7 @@ processor a runner works on several cells at a time, each on a part of the cores
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +17,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qbench.checkpoint.folder import add_scores
-from qbench.environment import environment
 from qbench.errors import StoreError, readable
+from qbench.experiment.back_off import (
+    batches,
+    caution,
+    is_helped,
+    present_memory,
+    sizes_in_words,
+    system_kills,
+)
 from qbench.experiment.benchmarks import benchmarks
-from qbench.experiment.cell_process import Job, work
-from qbench.experiment.cells import cell_command
+from qbench.experiment.cell_process import work
 from qbench.experiment.estimate import Estimate
+from qbench.experiment.job import Job
 from qbench.experiment.journal import Journal, write_plan
 from qbench.experiment.latencies import measure, not_measured, wanted
+from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
 from qbench.experiment.plugins import plugins_of
@@ -74,10 +83,7 @@ def run(plan: Plan, store: Store, view: View) -> list[Record]:
     A failing cell is recorded, and others go on. Raises StoreError where results can no longer be
     written; what was written stays, and the same call resumes.
     """
-    machine = environment()
-    if "hardware" in machine:
-        machine["hardware"]["threads"] = plan.threads
-    running = _Run(plan, store, view, machine)
+    running = _Run(plan, store, view, machine_of(plan))
     write_plan(store, plan)
     with store.at_work():
         running.work()
@@ -96,7 +102,8 @@ class _Run:
     """A runner at work.
 
     journal: keeps what happens to cells. settled: by cell id, the records that this run made or
-    found. at_work: ids of the cells that it works on. stopping: whether it has been told to end.
+    found. at_work: ids of the cells that it works on, with the GPU that each has for itself.
+    stopping: whether it has been told to end.
     overlaps: what of each task the calibration text holds.
     """
 
@@ -105,7 +112,7 @@ class _Run:
     view: View
     machine: dict[str, Any]
     settled: dict[str, Record] = field(default_factory=dict)
-    at_work: set[str] = field(default_factory=set)
+    at_work: dict[str, str | None] = field(default_factory=dict)
     taking: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -124,10 +131,14 @@ class _Run:
         if any(cell.calibration and cell.id not in self.settled for cell in self.plan.cells):
             self.overlaps = overlaps(self.plan.source, self.plan.tasks.values())
         if self.plan.jobs == 1:
-            self._settle(before)
+            self._settle(before, None)
             return
         with ThreadPoolExecutor(self.plan.jobs) as pool:
-            workers = [pool.submit(self._settle, before) for _ in range(self.plan.jobs)]
+            gpus = self.plan.gpus or (None,)
+            workers = [
+                pool.submit(self._settle, before, gpus[worker % len(gpus)])
+                for worker in range(self.plan.jobs)
+            ]
             try:
                 for worker in as_completed(workers):
                     worker.result()
@@ -135,11 +146,11 @@ class _Run:
                 self.stopping.set()
                 raise
 
-    def _settle(self, before: Mapping[str, object]) -> None:
+    def _settle(self, before: Mapping[str, object], gpu: str | None) -> None:
         """Take cells until none is left. before: the stamps of old records, by cell id."""
         order = working_order(self.plan)
         while waiting := [cell for cell in order if cell.id not in self.settled]:
-            taken = [self._take(cell, before[cell.id]) for cell in waiting]
+            taken = [self._take(cell, before[cell.id], gpu) for cell in waiting]
             if self.stopping.is_set():
                 return
             if not any(taken):
@@ -174,16 +185,16 @@ class _Run:
             return Latency.model_validate(outcome["latency"])
         return not_measured(cell, self.machine["hardware"], outcome["reason"])
 
-    def _take(self, cell: Cell, before: object) -> bool:
+    def _take(self, cell: Cell, before: object, gpu: str | None) -> bool:
         """Settle a cell unless somebody else works on it. before: the stamp of an old record."""
         with self.taking:
             if self.stopping.is_set() or cell.id in self.settled or cell.id in self.at_work:
                 return False
-            self.at_work.add(cell.id)
+            self.at_work[cell.id] = gpu
         try:
             return self._settled(cell, before)
         finally:
-            self.at_work.remove(cell.id)
+            del self.at_work[cell.id]
 
     def _settled(self, cell: Cell, before: object) -> bool:
         """Settle a cell; False where another runner works on it."""
@@ -214,8 +225,7 @@ class _Run:
         if cell.id in self.plan.skipped:
             return self._made(cell, "skipped", self.plan.skipped[cell.id])
         try:
-            limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
-            outcome = self._isolated(work, cell, limit)
+            outcome = self._worked_on(cell)
         except OSError as error:
             raise StoreError(
                 f"no process can be started, or {self.store.folder} not be written: {error}; free "
@@ -234,6 +244,31 @@ class _Run:
             add_scores(self.store.artifact(cell), record, benchmarks(self.plan.tasks))
         return record
 
+    def _worked_on(self, cell: Cell) -> dict[str, Any]:
+        """What the cell's process tells in the end; where memory runs out, with smaller batches."""
+        limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
+        sizes = batches(self.plan, cell)
+        for times, batch in enumerate(sizes):
+            kills = system_kills()
+            tried = sizes[: times + 1]
+            outcome = self._isolated(work, cell, limit, times)
+            if outcome.get("killed") and system_kills() > kills:
+                outcome |= {"out_of_memory": "its work", "memory": present_memory("cpu")}
+            if "out_of_memory" not in outcome:
+                break
+            if batch == 1 or not is_helped(outcome, cell):
+                words = sizes_in_words(self.plan, cell, tried, outcome["memory"])
+                outcome["reason"] = readable(f"{outcome['reason']}; {words}")
+                break
+            self.view.note(
+                f"{cell.label} ran out of memory in {outcome['out_of_memory']} with a batch of "
+                f"{batch}; again with {sizes[times + 1]}"
+            )
+        if times and "reason" not in outcome:
+            said = [*outcome["facts"].get("warnings", ()), caution(tried)]
+            outcome["facts"]["warnings"] = said
+        return outcome
+
     def _made(
         self,
         cell: Cell,
@@ -242,43 +277,26 @@ class _Run:
         facts: dict[str, Any] | None = None,
         tokens: dict[str, Any] | None = None,
     ) -> Record:
-        return Record(
-            id=cell.id,
-            cell=cell,
-            status=status,
-            reason=reason,
-            environment=self._environment(cell) | (tokens or {}),
-            command=cell_command(self.plan.grid, cell),
-            protocol=self.plan.protocol,
-            **(facts or {}),
-        )
-
-    def _environment(self, cell: Cell) -> dict[str, Any]:
-        """The machine, and what of the run is not in the cell."""
-        of_run = {
-            "data": self.plan.source.label,
-            "seed": cell.seed,
-            "device": self.plan.device,
-            "data_warning": self.plan.warning,
-            "protocol": self.plan.protocol["hash"],
-        }
-        return self.machine | of_run
+        return record_of(self.plan, self.machine, cell, status, reason, facts, tokens)
 
     def _isolated(
-        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float
+        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float, halvings: int = 0
     ) -> dict[str, Any]:
-        """What a function tells in the end in the cell's own process, or a `reason` alone.
+        """What a function tells in the end in the cell's own process, or a `reason` alone, with
+        whether it was `killed`.
 
-        limit: seconds that it may take.
+        limit: seconds that it may take. halvings: of the batches.
         """
         log = self.store.log(cell)
         log.parent.mkdir(exist_ok=True)
         log.unlink(missing_ok=True)
-        with Isolated(function, (self._job(cell),), output=log) as process:
+        with Isolated(function, (self._job(cell, halvings),), output=log) as process:
             outcome = self._outcome(process, cell, limit)
             if outcome is None:
                 ending = process.ending or f"was not done within {limit:.0f} s (--time-limit)"
-                outcome = {"reason": readable(f"the cell {ending}{_last_words(log)}")}
+                killed = process.process.exitcode == -signal.SIGKILL
+                reason = readable(f"the cell {ending}{_last_words(log)}")
+                outcome = {"reason": reason, "killed": killed}
         if "reason" not in outcome or not log.stat().st_size:
             log.unlink(missing_ok=True)
         return outcome
@@ -312,7 +330,7 @@ class _Run:
                 return event
         raise KeyboardInterrupt
 
-    def _job(self, cell: Cell) -> Job:
+    def _job(self, cell: Cell, halvings: int) -> Job:
         plan = self.plan
         return Job(
             cell=cell,
@@ -328,6 +346,8 @@ class _Run:
             place=Path.cwd(),
             overlaps=self.overlaps,
             memory=plan.grid.memory,
+            gpu=self.at_work.get(cell.id),
+            halvings=halvings,
         )
 
 

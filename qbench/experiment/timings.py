@@ -101,7 +101,13 @@ class Timings:
         """The rates, or what was faster before; the faster ones are remembered."""
         for name in RATES:
             self.rates[name] = max(self.rates.get(name, 0.0), getattr(rates, name))
-        return replace(rates, **self.rates)
+        known = self.rates
+        return replace(
+            rates,
+            evaluation=known["evaluation"],
+            walk=known["walk"],
+            training=known["training"],
+        )
 
 
 def kind_of(

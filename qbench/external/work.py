@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from qbench.external.packages import protocol, worker
 POLL = 0.2  # seconds between two looks at a worker
 FOLDER, FILE = "checkpoint", "checkpoint.gguf"  # one of which it writes
 DEQUANTIZED, CODES = "dequantized.safetensors", "codes.safetensors"
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")  # at a line's beginning
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -172,10 +174,13 @@ def _ending(code: int) -> str:
 
 
 def _last_words(said: Path) -> str:
-    """The last line that it printed, which is where Python says what was raised."""
+    """What Python says was raised, which may take several lines, or the last line printed."""
     lines = said.read_bytes()[-10_000:].decode(errors="replace").splitlines()
-    words = [line.strip() for line in lines if line.strip()]
-    return readable(f"; it last said: {words[-1]}") if words else ""
+    words = [line for line in lines if line.strip()]
+    raised = [i for i, line in enumerate(words) if _RAISED.match(line)]
+    last = words[raised[-1] :] if raised else words[-1:]
+    text = " ".join(line.strip() for line in last)
+    return readable(f"; it last said: {text}") if text else ""
 
 
 def _if_there(path: Path) -> Path | None:

@@ -28,7 +28,7 @@ def require_served(layout: QuantizationConfig) -> None:
     for group in layout.groups:
         if group.format not in SERVED:
             raise ConfigError(
-                f"{group.modules[0]} is stored as {group.format!r}, and vLLM is served "
+                f"{group.modules[0]} is stored as {group.format!r}, and in vLLM are served "
                 f"{' and '.join(SERVED)}; load the model with transformers, or quantize it with a "
                 "method of these formats (`qbench list methods`)"
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -176,6 +177,7 @@ def student(
     )
 
 
+@lru_cache(maxsize=4096)  # scipy takes a millisecond, and cells of one task ask for the same
 def quantile(level: float, degrees: float) -> float:
     """Of Student's distribution: how many standard errors an interval of this level reaches."""
     return float(stats.t.ppf(0.5 + level / 2, degrees))

@@ -90,7 +90,7 @@ def test_a_run_leaves_events_a_trace_and_a_status(tiny_folder, command, tmp_path
     phases = [event["name"] for event in events if event["event"] == "phase"]
     assert phases == [
         *("load", "calibration tokens", "quantize", "save", "read back"),
-        *("prepare mini-divergence", "mini-text", "mini-divergence"),
+        *("prepare mini-divergence", "mini-text", "save", "mini-divergence", "save"),
     ]
     assert any("block" in event.get("text", "") for event in events)
     spans = json.loads(trace.read_text())["traceEvents"]

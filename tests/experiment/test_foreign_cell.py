@@ -19,7 +19,7 @@ from qbench.formats import Dense, Uniform
 from qbench.models.blocks import quantizable, read_weight
 from qbench.models.source import ModelSource, find_model
 from qbench.plugin_file import import_plugin_file
-from qbench.quantization import quantize
+from qbench.quantization import QuantizedModel, quantize
 from qbench.registry import declared, get_method, load_plugin, source_hash
 from qbench.registry import external as external_methods
 from samples import token_ids
@@ -143,12 +143,12 @@ def test_another_package_does_not_quantize_in_this_process(tiny):
 
 
 def test_a_format_with_its_own_groups_has_cells_of_its_own_bits():
-    assert declared("gguf:q4_k_m").group == 32
-    grid = _grid(methods=("gguf:q4_k_m", "hqq"), bits=(2, 3, 4), group_size=64)
-    assert grid.schemes("gguf:q4_k_m") == [Scheme(4, 32)]
+    assert declared("gguf:q4_k").group == 32
+    grid = _grid(methods=("gguf:q4_k", "hqq"), bits=(2, 3, 4), group_size=64)
+    assert grid.schemes("gguf:q4_k") == [Scheme(4, 32)]
     assert grid.schemes("hqq") == [Scheme(2, 64), Scheme(3, 64), Scheme(4, 64)]
-    grid = _grid(methods=("gguf:q4_k_m",), bits=(8,))
-    assert grid.schemes("gguf:q4_k_m") == [Scheme(8, 32)]  # which is refused with the reason
+    grid = _grid(methods=("gguf:q4_k",), bits=(8,))
+    assert grid.schemes("gguf:q4_k") == [Scheme(8, 32)]  # which is refused with the reason
 
 
 def _grid(**settings):
@@ -160,14 +160,9 @@ def _grid(**settings):
 def test_the_bits_of_dequantized_weights_are_those_of_the_files():
     written = {"read": "gguf", "bytes": 5, "bits_per_weight": {"total": 4.5, "codes": 4.1249}}
 
-    class Quantized:
-        manifest = {"written": written}
-        weights = {"a": None, "b": None}
-
-    assert as_written({"bytes": 9, "bits": {"32": 2}}, Quantized) == {
-        "bytes": 5,
-        "bits": {"4.12": 2},
-    }
+    quantized = QuantizedModel(None, None, dict.fromkeys("ab"), {"written": written})
+    facts = as_written({"bytes": 9, "bits": {"32": 2}}, quantized)
+    assert facts == {"bytes": 5, "bits": {"4.12": 2}}
 
 
 @pytest.mark.slow
@@ -197,5 +192,5 @@ def test_a_grid_goes_on_beside_packages_that_fail(tiny_folder, tmp_path, monkeyp
 
 
 def test_the_folder_of_other_packages_is_read_without_them():
-    assert {"hqq", "bitsandbytes:nf4", "gguf:q4_k_m"} <= external_methods().keys()
+    assert {"hqq", "bitsandbytes:nf4", "gguf:q4_k"} <= external_methods().keys()
     assert (ROOT / "methods" / "external" / "hqq.txt").is_file()

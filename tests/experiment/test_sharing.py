@@ -10,39 +10,18 @@ from dataclasses import replace
 import pytest
 
 from qbench.errors import StoreError
-from qbench.experiment import runner
+from qbench.experiment import outcomes, runner
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan, working_order
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed
-
-
-class Silent:
-    """A view that keeps what it is told."""
-
-    def __init__(self):
-        self.told = []
-
-    def __getattr__(self, name):
-        return lambda *values: self.told.append((name, *values))
+from tiny_plans import Silent, tiny_plan
 
 
 @pytest.fixture(scope="module")
 def plan(tiny_folder):
-    grid = Grid(
-        model=(str(tiny_folder),),
-        methods=("none", "rtn", "greedy"),
-        bits=(2, 4),
-        group_size=32,
-        tasks=("wikitext",),
-        data="mini",
-        dtype="float32",
-        set={"wikitext": {"length": ("64",)}},
-        latency=False,
-        jobs=1,
-    )
-    return make_plan(grid)
+    return tiny_plan(tiny_folder, "none", "rtn", "greedy")
 
 
 @pytest.fixture
@@ -50,7 +29,7 @@ def worked_on(monkeypatch, plan):
     """The cells whose process was started, in order; greedy fails, and the others take a moment."""
     cells = []
 
-    def isolated(self, function, cell, limit):
+    def isolated(self, function, cell, limit, halvings=0):
         cells.append(cell.id)
         time.sleep(0.1)
         if cell.method == "greedy":
@@ -59,7 +38,7 @@ def worked_on(monkeypatch, plan):
 
     monkeypatch.setattr(runner._Run, "_isolated", isolated)
     monkeypatch.setattr(runner, "add_scores", lambda *_: None)
-    monkeypatch.setattr(runner, "environment", dict)
+    monkeypatch.setattr(outcomes, "environment", dict)
     monkeypatch.setattr(runner, "POLL", 0.01)
     return cells
 

@@ -8,6 +8,7 @@ import torch
 from qbench.checkpoint.config import QuantizationConfig, quantization_entry, stored_tensors
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
+from qbench.formats.rotated_binary import RotatedBinary
 from qbench.formats.snapping import stored_coding, stored_grid
 from qbench.serving.fused import fused, require_served, widened
 from qbench.serving.shards import axes_of, cut, empty_weight, inputs_of, local_weight
@@ -158,7 +159,16 @@ def test_fused_layers_of_which_one_is_not_quantized_are_refused():
         fused("qkv", members)
 
 
-def test_formats_without_products_in_a_server_are_refused():
-    entry = quantization_entry({"a.q": lattice_weight(4, 32, 2)}, [], {})
-    with pytest.raises(ConfigError, match=r"a\.q is stored as 'lattice'.*binary and uniform"):
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lattice_weight(4, 32, 2),
+        RotatedBinary.from_coding(binary_weight(4, 32, 3, 16), normal(32)),
+    ],
+    ids=["lattice", "rotated-binary"],
+)
+def test_formats_without_products_in_a_server_are_refused(weight):
+    entry = quantization_entry({"a.q": weight}, [], {})
+    reason = rf"a\.q is stored as '{weight.format}'.*served binary and uniform"
+    with pytest.raises(ConfigError, match=reason):
         require_served(QuantizationConfig.model_validate(entry))

@@ -172,7 +172,7 @@ def test_a_layer_that_is_no_linear_one_is_refused(plugin):
 
 
 def test_a_lattice_is_refused(plugin):
-    with pytest.raises(ConfigError, match="stored as 'lattice', and vLLM is served"):
+    with pytest.raises(ConfigError, match="stored as 'lattice', and in vLLM are served"):
         plugin.from_config(quantization_entry({"a": lattice_weight(4, 32, 2)}, [], {}))
 
 

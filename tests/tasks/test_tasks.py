@@ -25,7 +25,16 @@ from qbench.tasks.declaration import Cost
 from qbench.tasks.folder import FolderSource, write_parquet
 from qbench.tasks.harness import chosen_rows, read_task, stock_parts
 from qbench.tasks.mini_source import EMBEDDED, MiniSource
-from qbench.tasks.reference import POSITIONS, ReferenceLogits, divergence, reference_key
+from qbench.tasks.reference import (
+    LOWEST,
+    POSITIONS,
+    TOGETHER,
+    ReferenceLogits,
+    divergence,
+    divergences,
+    reference_key,
+    window_logits,
+)
 from qbench.tasks.registry import all_tasks, broken_tasks, get_task
 from qbench.tasks.scores import mean_score
 
@@ -200,7 +209,36 @@ def test_a_small_divergence_is_right_in_float32():
     assert float((found - exact).abs().max()) < 3e-7
 
 
-def test_both_text_tasks_share_one_pass(model, tokenizer, reference):
+def test_a_token_of_no_probability_counts_nothing():
+    """As a model gives to words that its vocabulary is filled up with."""
+    p = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.5, 0.0]]).log().clamp(min=LOWEST)
+    q = torch.tensor([[0.25, 0.75, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]).log()
+    forward, backward = divergences(p, q)
+    expected = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.5 * math.log(2)]
+    assert forward.tolist() == pytest.approx(expected, rel=1e-6)
+    assert float(backward[0]) == pytest.approx(
+        0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-6
+    )
+    lost = torch.tensor([[1.0, 0.0]]).log()
+    assert divergences(torch.tensor([[0.5, 0.5]]).log(), lost)[0].item() == math.inf
+
+
+def test_short_windows_are_taken_together(model, tokenizer, monkeypatch):
+    inputs = spread_windows(tokenizer)
+    shapes = []
+    handle = model.register_forward_hook(lambda _module, _args, out: shapes.append(out[0].shape[0]))
+    found = {}
+    for together in (0, 3 * LENGTH + 1, 10_000):
+        monkeypatch.setitem(TOGETHER, "cpu", together)
+        found[together] = torch.stack([logits for _, logits in window_logits(model, inputs, 1)])
+    handle.remove()
+    assert shapes == [1, 1, 1, 1, 1, 3, 2, 5]
+    for logits in found.values():
+        torch.testing.assert_close(logits, found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_both_text_tasks_share_one_pass(model, tokenizer, reference, monkeypatch):
+    monkeypatch.setitem(TOGETHER, "cpu", 0)
     calls = []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
     context = Context(model, tokenizer, MINI, batch_size=2)

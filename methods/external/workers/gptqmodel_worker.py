@@ -9,7 +9,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 import torch
-from gptqmodel import GPTQModel
+from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization.config import FORMAT, AWQConfig, GPTAQConfig, GPTQConfig
 from transformers import AutoTokenizer
 from worker_files import Work, run
@@ -19,6 +19,7 @@ def quantize(work: Work) -> None:
     """Quantize by the package's defaults at the bits, groups and grid that are asked."""
     settings = work.settings
     algorithm = settings["method"].rpartition(":")[2]
+    backend = BACKEND.AUTO
     common = {
         "bits": settings["bits"],
         "group_size": settings["group_size"] or -1,
@@ -27,6 +28,8 @@ def quantize(work: Work) -> None:
     }
     if algorithm == "awq":
         config = AWQConfig(**common, format=FORMAT.GEMM)
+        if work.device == "cpu":  # what it chooses for itself wants CUDA
+            backend = BACKEND.AWQ_TORCH
     else:
         # The older format stores zero points less one, and is refused for grids with zero points.
         layout = FORMAT.GPTQ if settings["symmetric"] else FORMAT.GPTQ_V2
@@ -38,7 +41,7 @@ def quantize(work: Work) -> None:
         samples.append({"input_ids": row, "attention_mask": [1] * len(row)})
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     with work.quantizing():
-        model.quantize(samples, batch_size=1, tokenizer=tokenizer)
+        model.quantize(samples, batch_size=1, tokenizer=tokenizer, backend=backend)
     work.used = config.to_dict()
     model.save(str(work.checkpoint))
     weights = {}

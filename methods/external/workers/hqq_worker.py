@@ -24,8 +24,12 @@ def quantize(work: Work) -> None:
             model, quant_config=config, compute_dtype=COMPUTE, device=work.device
         )
     work.used = {"quant_config": config["weight_quant_params"], "compute_dtype": str(COMPUTE)}
+    if model.config.tie_word_embeddings:  # its writer refuses tensors that share memory
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     AutoHQQHFModel.save_to_safetensors(model, str(work.checkpoint), verbose=False)
-    codes, weights = {}, {}
+    codes: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, HQQLinear):
             weights[name] = layer.dequantize()

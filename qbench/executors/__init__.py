@@ -1,0 +1,1 @@
+"""Cells on other machines, by engines that exist: Ray, and Slurm through submitit."""

@@ -1,0 +1,27 @@
+"""What a model has before anything is done to it: its bits, and the dtype of its weights."""
+
+from __future__ import annotations
+
+import torch
+
+from qbench.inspection.report import inspect
+from qbench.models.loading import load_config
+from qbench.models.source import ModelSource, local_folder
+from qbench.records import Cell
+
+
+def bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
+    """Bits per weight of a model as it comes: measured where it is quantized, else of its dtype."""
+    folder = local_folder(source)
+    if cell.stored_as is not None and (folder is not None or source.gguf):
+        return dict(inspect(folder or source.path).bits_per_weight)
+    bits = float(torch.finfo(published_dtype(source, cell)).bits)
+    return {"total": bits, "weight": bits}
+
+
+def published_dtype(source: ModelSource, cell: Cell) -> torch.dtype:
+    """That a model's config states, or else the one that it is evaluated in."""
+    stored = getattr(load_config(source), "dtype", None) or cell.dtype
+    if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
+        stored = getattr(torch, stored)
+    return stored
