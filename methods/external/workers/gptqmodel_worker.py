@@ -19,7 +19,7 @@ def quantize(work: Work) -> None:
     """Quantize by the package's defaults at the bits, groups and grid that are asked."""
     settings = work.settings
     algorithm = settings["method"].rpartition(":")[2]
-    backend = BACKEND.AUTO
+    backend, dtype = BACKEND.AUTO, torch.float32
     common = {
         "bits": settings["bits"],
         "group_size": settings["group_size"] or -1,
@@ -29,13 +29,13 @@ def quantize(work: Work) -> None:
     if algorithm == "awq":
         config = AWQConfig(**common, format=FORMAT.GEMM)
         if work.device == "cpu":  # what it chooses for itself wants CUDA
-            backend = BACKEND.AWQ_TORCH
+            backend, dtype = BACKEND.AWQ_TORCH, torch.bfloat16  # which knows no float32
     else:
         # The older format stores zero points less one, and is refused for grids with zero points.
         layout = FORMAT.GPTQ if settings["symmetric"] else FORMAT.GPTQ_V2
         gptaq = GPTAQConfig() if algorithm == "gptaq" else None
         config = GPTQConfig(**common, format=layout, gptaq=gptaq, **work.parameters)
-    model = GPTQModel.load(work.model, config, device=work.device, dtype=torch.float32)
+    model = GPTQModel.load(work.model, config, device=work.device, dtype=dtype)
     samples = []
     for row in work.rows():
         samples.append({"input_ids": row, "attention_mask": [1] * len(row)})

@@ -1,0 +1,86 @@
+"""Folders of hqq and bitsandbytes: every byte has its item, each weight is counted once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qbench.errors import StoreError
+from qbench.inspection.report import inspect
+
+LAYER = "model.layers.0.mlp.up_proj"
+OTHERS = {"model.embed_tokens.weight": torch.zeros(16, 64), "model.norm.weight": torch.zeros(64)}
+HQQ = {  # 3 bits, (48, 64) in groups of 32: 96 rows of which ten share a word
+    f"{LAYER}.W_q": torch.zeros(10, 32, dtype=torch.int32),
+    f"{LAYER}.scale": torch.zeros(96, 1, dtype=torch.float16),
+    f"{LAYER}.zero": torch.zeros(96, 1, dtype=torch.float16),
+    f"{LAYER}.shape": torch.tensor([48, 64], dtype=torch.int32),
+    f"{LAYER}.nbits": torch.tensor([3], dtype=torch.uint8),
+}
+NF4 = {  # (48, 64) in blocks of 64, whose maxima are quantized
+    f"{LAYER}.weight": torch.zeros(48 * 64 // 2, 1, dtype=torch.uint8),
+    f"{LAYER}.weight.absmax": torch.zeros(48, dtype=torch.uint8),
+    f"{LAYER}.weight.nested_absmax": torch.zeros(1),
+    f"{LAYER}.weight.quant_map": torch.zeros(16),
+    f"{LAYER}.weight.nested_quant_map": torch.zeros(256),
+    f"{LAYER}.weight.quant_state.bitsandbytes__nf4": torch.zeros(70, dtype=torch.uint8),
+}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def folder(place, tensors, entry=None):
+    """A folder of these tensors and an embedding and a norm."""
+    place.mkdir(exist_ok=True)
+    save_file(tensors | OTHERS, place / "model.safetensors")
+    config = {} if entry is None else {"quantization_config": entry}
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+def bits(nbytes):
+    return 8 * nbytes / (48 * 64)
+
+
+def test_hqq(tmp_path):
+    seen = inspect(folder(tmp_path, HQQ))
+    assert (seen.source, seen.quantized_layers, seen.quantized_weights) == ("hqq", 1, 48 * 64)
+    assert seen.bits_per_weight == pytest.approx(
+        {
+            "total": bits(1280 + 384 + 9),
+            "codes": bits(1280),
+            "scales": bits(192),
+            "zero_points": bits(192),
+            "other": bits(9),
+        }
+    )
+    stored = sum(tensor.nbytes for tensor in (HQQ | OTHERS).values())
+    assert seen.nbytes == stored and seen.model_parameters == 48 * 64 + 16 * 64 + 64
+
+
+def test_bitsandbytes(tmp_path):
+    seen = inspect(folder(tmp_path, NF4, BNB))
+    assert (seen.source, seen.method, seen.quantized_weights) == ("bitsandbytes", "nf4", 48 * 64)
+    assert seen.bits_per_weight == pytest.approx(
+        {
+            "total": bits(1536 + 52 + 1088 + 70),
+            "codes": 4.0,
+            "scales": bits(52),
+            "codebooks": bits(1088),
+            "other": bits(70),
+        }
+    )
+    assert seen.nbytes == sum(tensor.nbytes for tensor in (NF4 | OTHERS).values())
+
+
+def test_what_is_odd_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="load_in_4bit"):
+        inspect(folder(tmp_path, NF4, {"quant_method": "bitsandbytes", "load_in_8bit": True}))
+    other = NF4 | {f"{LAYER}.weight": torch.zeros(48, 64)}
+    with pytest.raises(StoreError, match="no packed codes"):
+        inspect(folder(tmp_path, other, BNB))
+    other = HQQ | {f"{LAYER}.shape": torch.tensor([3], dtype=torch.int32)}
+    with pytest.raises(StoreError, match="not the two sizes"):
+        inspect(folder(tmp_path, other))
