@@ -279,6 +279,22 @@ def test_vllm_writes_what_transformers_writes_from_packed_weights(name, request,
     assert 0 < layouts() - before < dense / 5
 
 
+@pytest.mark.slow
+def test_scores_through_vllm_are_those_of_transformers(tiny_binary, plugin, command):
+    """As a user asks, so vLLM compiles the model, with the products as operators in its graph."""
+    asked = ["--data", "mini", "--dtype", "float32", "--tasks", "wikitext,arc_easy"]
+    for limit in ("wikitext.limit=2", "wikitext.length=64", "arc_easy.limit=4"):
+        asked += ["--set", limit]
+    done = command("eval", tiny_binary, *asked, "--through", "vllm", "--parity")
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.splitlines() if line.startswith("parity")]
+    assert [line.split()[1] for line in lines] == ["mini-text", "mini-arc_easy"]
+    for line in lines:
+        numbers = dict(part.split("=") for part in line.split() if "=" in part)
+        assert float(numbers["largest"]) < 1e-3
+        assert numbers.get("flips", "0/4") == "0/4"
+
+
 def layouts():
     """Bytes of all weights in the order in which the kernels of the processor read them."""
     known = products._layouts._known.values()
