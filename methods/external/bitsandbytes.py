@@ -37,17 +37,7 @@ class NF4(External):
 
 
 @dataclass(frozen=True)
-class FP4(External):
+class FP4(NF4):
     """FP4: 16 levels of a 4-bit floating-point number, times a block's largest weight."""
 
     name: ClassVar[str] = "bitsandbytes:fp4"
-    paper: ClassVar[str] = (
-        "Dettmers et al., QLoRA, NeurIPS 2023, arXiv:2305.14314; package bitsandbytes"
-    )
-    format: ClassVar[str] = "dense"
-    bits: ClassVar[tuple[int, int]] = (4, 4)
-    symmetric: ClassVar[bool] = False
-    package: ClassVar[Package] = PACKAGE
-    groups: ClassVar[tuple[int | None, ...]] = (64,)  # transformers passes no other block size on
-
-    double_quantization: bool = True

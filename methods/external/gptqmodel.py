@@ -35,22 +35,11 @@ class GPTQ(External):
 
 
 @dataclass(frozen=True)
-class GPTAQ(External):
-    """GPTAQ: GPTQ against the outputs that the unquantized layers before would have given.
-
-    mse: as of `gptqmodel:gptq`.
-    """
+class GPTAQ(GPTQ):
+    """GPTAQ: GPTQ against the outputs that the unquantized layers before would have given."""
 
     name: ClassVar[str] = "gptqmodel:gptaq"
     paper: ClassVar[str] = "Li et al., GPTAQ, ICML 2025, arXiv:2504.02692; package gptqmodel"
-    format: ClassVar[str] = "uniform"
-    bits: ClassVar[tuple[int, int]] = (2, 8)
-    symmetric: ClassVar[bool] = True
-    package: ClassVar[Package] = PACKAGE
-    calibrates: ClassVar[bool] = True
-    groups: ClassVar[tuple[int | None, ...]] = (16, 32, 64, 128, 256, 512, None)
-
-    mse: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ def quantize(work: Work) -> None:
     """Quantize by the package's defaults at the bits, groups and grid that are asked."""
     settings = work.settings
     parameters = work.parameters
-    assert work.tokens is not None
-    samples, length = work.tokens.shape
+    samples, length = work.calibration.shape
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     rounding = AutoRound(
         model,
@@ -41,7 +40,7 @@ def quantize(work: Work) -> None:
         nsamples=samples,
         seqlen=length,
         batch_size=min(parameters["batch_size"], samples),
-        dataset=DataLoader(TensorRows(work.tokens), batch_size=1),
+        dataset=DataLoader(TensorRows(work.calibration), batch_size=1),
         device_map=work.device,
         enable_torch_compile=False,
         enable_alg_ext=settings["method"].endswith(":extended"),

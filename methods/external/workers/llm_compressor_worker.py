@@ -21,8 +21,7 @@ from worker_files import Work, run
 
 def quantize(work: Work) -> None:
     """Quantize by the package's defaults at the bits, groups and grid that are asked."""
-    assert work.tokens is not None
-    samples, length = work.tokens.shape
+    samples, length = work.calibration.shape
     scheme = QuantizationScheme(targets=["Linear"], weights=weight_arguments(work.settings))
     groups: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
     recipe = [GPTQModifier(**groups)]

@@ -57,6 +57,13 @@ class Work:
         """Hyper-parameters of the method."""
         return dict(self.settings["parameters"])
 
+    @property
+    def calibration(self) -> torch.Tensor:
+        """(samples, length) int64, of a method that calibrates; ValueError without tokens."""
+        if self.tokens is None:
+            raise ValueError(f"{self.settings['method']} calibrates, and was handed no tokens")
+        return self.tokens
+
     def rows(self) -> list[list[int]]:
         """The calibration tokens as lists; empty where there are none."""
         return [] if self.tokens is None else self.tokens.tolist()
