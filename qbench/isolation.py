@@ -73,7 +73,7 @@ class Isolated:
         self._read = 0  # bytes of the file that were given as events
         target = None if output is None else str(output.resolve())
         self.process = _context().Process(
-            target=_enter, args=(function, arguments, str(self._events), target)
+            target=_enter, args=(function, arguments, str(self._events), target, dict(os.environ))
         )
         self.process.start()
 
@@ -145,9 +145,18 @@ def _context() -> Any:
 
 
 def _enter(
-    function: Callable[..., None], arguments: tuple[Any, ...], events: str, output: str | None
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    events: str,
+    output: str | None,
+    variables: dict[str, str],
 ) -> None:
-    """What the new process does, from its first line to its last."""
+    """What the new process does, from its first line to its last.
+
+    variables: of the environment of who started it; the server has those of its own start.
+    """
+    os.environ.clear()
+    os.environ.update(variables)
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that everything it leaves behind ends with it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

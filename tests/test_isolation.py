@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from fresh_python import run_python
-from isolated_functions import leave, leave_a_child, tell_numbers
+from isolated_functions import leave, leave_a_child, tell_numbers, tell_variable
 from places import ROOT
 from qbench.isolation import Isolated
 
@@ -61,6 +61,13 @@ def test_every_end_is_told_in_words(how, ending):
         assert process.ending == ending
         pid = process.process.pid
     assert gone(pid)
+
+
+def test_it_has_the_variables_of_now_rather_than_of_when_the_server_started(monkeypatch):
+    for value in ("first", "second"):
+        monkeypatch.setenv("QBENCH_ENVS", value)
+        with Isolated(tell_variable, ("QBENCH_ENVS",)) as process:
+            assert process.next(60) == {"value": value}
 
 
 def test_a_twin_that_the_function_forks_tells_nothing():

@@ -37,3 +37,7 @@ def leave_a_child(tell):
     """Start a process that outlives this one."""
     child = subprocess.Popen(["sleep", "1000"])
     tell({"child": child.pid})
+
+
+def tell_variable(tell, name):
+    tell({"value": os.environ.get(name)})
