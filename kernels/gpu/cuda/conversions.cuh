@@ -108,6 +108,11 @@ __device__ __forceinline__ float load_shared_float(unsigned address) {
   return value;
 }
 
+// Asks for a line of the second-level cache, for kernels that read it later.
+__device__ __forceinline__ void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(global) : "memory");
+}
+
 // Starts copying 16 bytes to shared memory; `commit_copies` closes a batch of copies.
 __device__ __forceinline__ void copy_async(unsigned shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"

@@ -234,6 +234,8 @@ inline unsigned floats_to_activations(float first, float second) {
 
 inline uint4 load_once(const uint4* address) { return *address; }
 
+inline void prefetch(const void*) {}
+
 inline unsigned shared_memory() { return 0; }
 
 inline char* shared_pointer(unsigned address) {
