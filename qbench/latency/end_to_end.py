@@ -49,7 +49,8 @@ class Speed:
     prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token.
     peak_bytes: of a process that loads the model and does the same once, beyond what the process
     had before. kernels: how many products each kernel served. error: of the logits after the
-    prompt, relative to the dense model's, in norm, where it was measured.
+    prompt, relative to the dense model's, in norm, where it was measured. refused: why less was
+    fused than was asked for, if so.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Speed:
     peak_bytes: int
     kernels: dict[str, int]
     error: float | None = None
+    refused: str | None = None
 
 
 def compare(

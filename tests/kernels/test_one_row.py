@@ -103,7 +103,7 @@ def attention_inputs(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_of_one_token(shape, dtype):
-    heads, _, size, _, place = shape
+    _, _, size, _, place = shape
     qkv, rotary, cache = attention_inputs(shape, dtype)
     plain_cache = tuple(tensor.nan_to_num() for tensor in cache)  # 0 times NaN is NaN in torch
     count, scale = torch.tensor([2]), size**-0.5

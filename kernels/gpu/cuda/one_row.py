@@ -1,8 +1,8 @@
 """What stands between the products of one token, each as one kernel (normed.cu, gated.cu, ..).
 
-`qbench.kernels.gpu.cuda.plain_row` says what each of them computes. One that is followed by products
-of bits writes x as these read it, so that nothing prepares it. While few processors are busy with a
-row, the others may fetch the weight of the next product into the second-level cache.
+`qbench.kernels.gpu.cuda.plain_row` says what each of them computes. One that is followed by a
+product of bits writes x as that reads it, so that nothing prepares it. While few processors are
+busy with a row, the others may fetch the weight of the next product into the second-level cache.
 """
 
 from __future__ import annotations
