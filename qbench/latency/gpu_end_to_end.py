@@ -53,8 +53,8 @@ def time_models(
 ) -> list[Speed]:
     """The models that the functions give, each in its turn; the last one is the reference.
 
-    fusion, ahead_bytes: of `Decoder`.
-    Peaks are the bytes of a model's tensors and what reading and writing adds to them.
+    fusion, ahead_bytes: of `Decoder`. Peaks are the bytes of a model's tensors and what reading and
+    writing adds to them.
     QbenchError where the logits of one are not those of the reference.
     """
     decoders: dict[str, Decoder] = {}
@@ -68,8 +68,6 @@ def time_models(
         served(clear=True)
         ids = prompt_of(prompt, model.config.vocab_size)
         decoders[name] = Decoder(model, ids, tokens, fusion, ahead_bytes)
-        if decoders[name].refused is not None:
-            progress(f"{name} writes by its own modules: {decoders[name].refused}")
         once(decoders[name])
         kernels[name] = served(clear=True)
         peaks[name] = bytes_of(model) + torch.cuda.max_memory_allocated() - before

@@ -8,7 +8,7 @@ out the same, which whoever makes an `OneToken` has to see to; Llama, Mistral an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -104,12 +104,20 @@ def _parts(model: Any) -> tuple[Any, Any]:
     for block in inner.layers:
         _require(_children(block) == BLOCK, ", ".join(sorted(BLOCK)), block)
         _require(_children(block.self_attn) == {*ATTENTION}, ", ".join(ATTENTION), block.self_attn)
-        _require(_children(block.mlp) - {"act_fn"} == {*MLP}, ", ".join(MLP), block.mlp)
+        _require(_children(block.mlp) == {*MLP}, ", ".join(MLP), block.mlp)
     return inner, head
 
 
 def _children(module: Any) -> set[str]:
-    return {name for name, _ in module.named_children()}
+    """The names of its modules that hold tensors."""
+    return {
+        name for name, child in module.named_children() if any(True for _ in _tensors_of(child))
+    }
+
+
+def _tensors_of(module: Any) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _require(right: bool, expected: str, module: Any) -> None:
@@ -135,9 +143,11 @@ def _rotary(embedding: Any, like: Tensor, room: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (room, n) of all places. ConfigError where they depend on the others."""
     places = torch.arange(room, device=like.device)[None]
     cosines, sines = embedding(like, places)
-    last = embedding(like, places[:, -1:])
-    first = embedding(like, places[:, :1])
-    for table, end, begin in zip((cosines, sines), last, first, strict=True):
-        if not (torch.equal(table[0, -1], end[0, 0]) and torch.equal(table[0, 0], begin[0, 0])):
-            raise ConfigError(f"the angles of a {type(embedding).__name__} depend on the length")
+    for place in (1, room - 1):
+        alone = embedding(like, places[:, place : place + 1])
+        for table, row in zip((cosines, sines), alone, strict=True):
+            if not torch.equal(table[0, place], row[0, 0]):
+                raise ConfigError(
+                    f"the angles of a {type(embedding).__name__} depend on the number of places"
+                )
     return cosines[0].contiguous(), sines[0].contiguous()

@@ -86,7 +86,7 @@ def test_tokens_are_those_of_the_models_own_modules(family, packed, calls):
             "a Phi3DecoderLayer has input_layernorm, mlp, post_attention_layernorm, resid",
         ),
         ("gpt2-conv1d", "models of the Llama kind have model and lm_head there"),
-        ("mixtral-experts", "models of the Llama kind have input_layernorm, mlp"),
+        ("mixtral-experts", "a MixtralSparseMoeBlock has experts, gate; models of the Llama kind"),
     ],
 )
 def test_other_models_write_by_their_own_modules(family, reason):
@@ -112,12 +112,12 @@ def test_a_model_that_only_looks_like_a_llama_is_refused():
     assert text == expected
 
 
-def test_angles_that_depend_on_the_length_are_refused():
+def test_angles_that_depend_on_other_places_are_refused():
     def dynamic(like, places):
         angles = places[..., None].float() / (1 + places.max()) * torch.ones(4)
         return angles.cos(), angles.sin()
 
-    with pytest.raises(qbench.errors.ConfigError, match="depend on the length"):
+    with pytest.raises(qbench.errors.ConfigError, match="depend on the number of places"):
         one_token._rotary(dynamic, torch.zeros(1), 16)
 
 

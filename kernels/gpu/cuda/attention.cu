@@ -11,12 +11,33 @@
 //
 // HEAD / 8 lanes have a place of the cache at a time, each 8 of its numbers. Blocks that share a key
 // head compute its new key all of them, and the first of them writes it: none reads it back.
+// BATCH places of each are on their way at a time, the first before their query is known.
+#define THREADS 512
 #include "one_row.cuh"
 
-constexpr int LANES = HEAD / 8;             // that have a place
-constexpr int AT_ONCE = THREADS / LANES;    // places that the block has at a time
+constexpr int LANES = HEAD / 8;           // that have a place
+constexpr int AT_ONCE = THREADS / LANES;  // places that the block has at a time
 constexpr int PER_WARP = 32 / LANES;
-constexpr int FETCHED = 256;                // places that are fetched before it is known how many are there
+constexpr int BATCH = 8;
+constexpr int FETCHED = 256;  // places that are fetched before it is known how many are there
+
+// Of the places first, first + AT_ONCE, .. the eight numbers that a lane has; zeros from `end` on.
+__device__ __forceinline__ void load_batch(uint4 (&batch)[BATCH], const unsigned short* from,
+                                           int first, int end) {
+#pragma unroll
+  for (int b = 0; b < BATCH; ++b) {
+    const int at = first + b * AT_ONCE;
+    batch[b] = make_uint4(0, 0, 0, 0);
+    if (at < end) batch[b] = *reinterpret_cast<const uint4*>(from + static_cast<size_t>(at) * HEAD);
+  }
+}
+
+// The sum over the lanes that have a place.
+__device__ __forceinline__ float sum_of_place(float sum) {
+#pragma unroll
+  for (int mask = LANES / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+  return sum;
+}
 
 // Of number i of a row, turned by the angles of the place: torch rounds after each operator.
 __device__ __forceinline__ float turned(const unsigned short* row, int i, float cosine, float sine) {
@@ -28,7 +49,7 @@ __device__ __forceinline__ float turned(const unsigned short* row, int i, float 
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention(const unsigned short* qkv, const unsigned short* cosines, const unsigned short* sines,
           unsigned short* keys, unsigned short* values, const long long* count, unsigned short* y,
-          unsigned* planes, float* blocks, const char* ahead, int lines, int heads, int key_heads,
+          unsigned* planes, float* blocks, const char* ahead, int pieces, int heads, int key_heads,
           int room, int offset, float scale) {
   __shared__ float query[HEAD], key[HEAD], value[HEAD];
   __shared__ float partial[WARPS_OF_BLOCK * HEAD];
@@ -36,7 +57,7 @@ attention(const unsigned short* qkv, const unsigned short* cosines, const unsign
   let_next_kernel_start();
   const int head = blockIdx.x, thread = threadIdx.x;
   if (head >= heads) {
-    fetch_ahead(ahead, lines, head - heads, gridDim.x - heads);
+    fetch_ahead(ahead, pieces, head - heads, gridDim.x - heads);
     wait_for_previous_kernels();
     return;
   }
@@ -44,12 +65,16 @@ attention(const unsigned short* qkv, const unsigned short* cosines, const unsign
   const int share = heads / key_heads, key_head = head / share;
   const size_t cache = static_cast<size_t>(key_head) * room * HEAD;
   if (head % share == 0) {  // a place that is not written yet is fetched in vain, at worst
-    const int fetched = min(room, FETCHED) * HEAD * 2 / LINE;
+    const int fetched = min(room, FETCHED) * HEAD * 2 / PIECE;
     fetch_ahead(reinterpret_cast<const char*>(keys + cache), fetched, 0, 1);
     fetch_ahead(reinterpret_cast<const char*>(values + cache), fetched, 0, 1);
   }
   wait_for_previous_kernels();
   const int place = static_cast<int>(count[0]) + offset;
+  const int part = lane % LANES * 8;                 // the first number that this lane has
+  const int first = warp * PER_WARP + lane / LANES;  // place
+  uint4 batch[BATCH];
+  load_batch(batch, keys + cache + part, first, place);
 
   if (thread < HEAD) {
     const float cosine = activation_to_float(cosines[static_cast<size_t>(place) * HEAD + thread]);
@@ -68,30 +93,28 @@ attention(const unsigned short* qkv, const unsigned short* cosines, const unsign
   __syncthreads();
 
   const unsigned scores = shared_memory();
-  const int part = lane % LANES * 8;                // the first number that this lane has
-  const int first = warp * PER_WARP + lane / LANES;  // place
   float own[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) own[j] = query[part + j] * scale;
-  const int rounds = (place + AT_ONCE - 1) / AT_ONCE;  // the same for all lanes: they meet inside
-#pragma unroll 4
-  for (int round = 0; round < rounds; ++round) {
-    const int at = round * AT_ONCE + first;
-    float numbers[8] = {};
-    if (at < place) load_eight(numbers, keys + cache + static_cast<size_t>(at) * HEAD + part);
-    float sum = 0.0f;
+  for (int begin = 0; begin < place; begin += BATCH * AT_ONCE) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum = fmaf(own[j], numbers[j], sum);
+    for (int b = 0; b < BATCH; ++b) {
+      float numbers[8], sum = 0.0f;
+      to_floats(numbers, batch[b]);
 #pragma unroll
-    for (int mask = LANES / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-    if (at < place && part == 0) store_shared(scores + 4 * at, sum);
+      for (int j = 0; j < 8; ++j) sum = fmaf(own[j], numbers[j], sum);
+      sum = sum_of_place(sum);
+      const int at = begin + b * AT_ONCE + first;
+      if (at < place && part == 0) store_shared(scores + 4 * at, sum);
+    }
+    load_batch(batch, keys + cache + part, begin + BATCH * AT_ONCE + first, place);
   }
   float sum = 0.0f;  // of its own place
 #pragma unroll
   for (int j = 0; j < 8; ++j) sum = fmaf(own[j], key[part + j], sum);
-#pragma unroll
-  for (int mask = LANES / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+  sum = sum_of_place(sum);
   if (thread == 0) store_shared(scores + 4 * place, sum);
+  load_batch(batch, values + cache + part, first, place);
   __syncthreads();
 
   float maximum = __uint_as_float(0xFF800000u);  // minus infinity
@@ -107,13 +130,17 @@ attention(const unsigned short* qkv, const unsigned short* cosines, const unsign
   total = sum_of_block(total, sum_places);  // all weights are there after it
 
   float sums[8] = {};
-#pragma unroll 4
-  for (int at = first; at < place; at += AT_ONCE) {
-    float numbers[8];
-    load_eight(numbers, values + cache + static_cast<size_t>(at) * HEAD + part);
-    const float weight = load_shared_float(scores + 4 * at);
+  for (int begin = 0; begin < place; begin += BATCH * AT_ONCE) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sums[j] = fmaf(weight, numbers[j], sums[j]);
+    for (int b = 0; b < BATCH; ++b) {
+      const int at = begin + b * AT_ONCE + first;
+      const float weight = at < place ? load_shared_float(scores + 4 * at) : 0.0f;
+      float numbers[8];
+      to_floats(numbers, batch[b]);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sums[j] = fmaf(weight, numbers[j], sums[j]);
+    }
+    load_batch(batch, values + cache + part, begin + BATCH * AT_ONCE + first, place);
   }
 #pragma unroll
   for (int j = 0; j < 8; ++j) {

@@ -5,11 +5,11 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 gated(const unsigned short* both, unsigned short* y, unsigned* planes, float* blocks,
-      const char* ahead, int lines, int chunks, int K) {
+      const char* ahead, int pieces, int chunks, int K) {
   let_next_kernel_start();
   const int block = blockIdx.x;
   if (block >= chunks) {
-    fetch_ahead(ahead, lines, block - chunks, gridDim.x - chunks);
+    fetch_ahead(ahead, pieces, block - chunks, gridDim.x - chunks);
     wait_for_previous_kernels();
     return;
   }

@@ -21,27 +21,26 @@ largest(const unsigned short* logits, long long* token, long long* written, long
   let_next_kernel_start();
   wait_for_previous_kernels();
   Best best = {__uint_as_float(0xFF800000u), 0};  // minus infinity
-  const int whole = N / 8 * 8;
+  const int thread = threadIdx.x, whole = N / 8 * 8;
 #pragma unroll 4
-  for (int i = threadIdx.x * 8; i < whole; i += 1024 * 8) {
+  for (int i = thread * 8; i < whole; i += 1024 * 8) {
     float eight[8];
     load_eight(eight, logits + i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) take(best, eight[j], i + j);
   }
-  if (whole + threadIdx.x < N)
-    take(best, activation_to_float(logits[whole + threadIdx.x]), whole + threadIdx.x);
+  if (whole + thread < N) take(best, activation_to_float(logits[whole + thread]), whole + thread);
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) {
     const float value = __shfl_xor_sync(~0u, best.value, mask);
     take(best, value, __shfl_xor_sync(~0u, best.at, mask));
   }
-  if (threadIdx.x % 32 == 0) {
-    values[threadIdx.x / 32] = best.value;
-    places[threadIdx.x / 32] = best.at;
+  if (thread % 32 == 0) {
+    values[thread / 32] = best.value;
+    places[thread / 32] = best.at;
   }
   __syncthreads();
-  if (threadIdx.x != 0) return;
+  if (thread != 0) return;
   for (int w = 1; w < 32; ++w) take(best, values[w], places[w]);
   token[0] = best.at;
   if (count[0] < tokens) written[count[0]] = best.at;

@@ -3,7 +3,7 @@
 // Macros: BF16, X_PLANES. All numbers of a row are in that dtype. update: may be null. sum: where s
 // goes, or null; neither x nor update, which all blocks read. y, or planes and blocks
 // (bit_planes.cuh): where the result goes; the others are null. K: of the row, a multiple of 8.
-// ahead: `lines` lines that are fetched, or null.
+// ahead: `pieces` pieces that are fetched, or null.
 //
 // Each of the `chunks` first blocks sums the squares of the whole row, in the same order, and writes
 // 256 of its numbers; the others fetch.
@@ -18,12 +18,12 @@ __device__ __forceinline__ float summed(const unsigned short* x, const unsigned 
 extern "C" __global__ void __launch_bounds__(THREADS)
 normed(const unsigned short* x, const unsigned short* update, const unsigned short* weight,
        unsigned short* sum, unsigned short* y, unsigned* planes, float* blocks, const char* ahead,
-       int lines, int chunks, int K, float epsilon) {
+       int pieces, int chunks, int K, float epsilon) {
   __shared__ float places[WARPS_OF_BLOCK];
   let_next_kernel_start();
   const int block = blockIdx.x;
   if (block >= chunks) {
-    fetch_ahead(ahead, lines, block - chunks, gridDim.x - chunks);
+    fetch_ahead(ahead, pieces, block - chunks, gridDim.x - chunks);
     wait_for_previous_kernels();
     return;
   }

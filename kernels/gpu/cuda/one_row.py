@@ -18,13 +18,15 @@ from qbench.kernels.gpu.cuda.launch import Function, function
 from qbench.kernels.gpu.cuda.layout import CHUNK
 
 THREADS = 256
-LINE = 128  # bytes
-FETCHERS = 96  # thread blocks that do nothing but fetch
+ATTENTION_THREADS = 512
+PIECE = 2048  # bytes that are fetched at once
+FETCHERS = 64  # thread blocks that do nothing but fetch
 HEADS = (8, 16, 32, 64, 128, 256)  # sizes of a head that are served
 BLOCK = 128  # inputs that share a scale: a head of this size is written as planes
 MOST_PLACES = 8192  # of the cache, each with a score in shared memory
 
 Output = Tensor | Prepared
+Arguments = tuple[Tensor | int | float | None, ...]
 
 
 class OneRow:
@@ -50,10 +52,10 @@ class OneRow:
         length = x.shape[1]
         total = x if update is None else torch.empty_like(x)
         output = _Output(x, length, planes)
-        lines, fetchers = self._fetching(ahead)
+        pieces, fetchers = self._fetching(ahead)
         arguments = (
             *(x, update, weight, None if update is None else total, *output.pointers),
-            *(ahead if lines else None, lines, output.chunks, length, epsilon),
+            *(ahead if pieces else None, pieces, output.chunks, length, epsilon),
         )
         _launch("normed", x, output.chunks + fetchers, arguments)
         return total, output.result
@@ -62,8 +64,8 @@ class OneRow:
         """both (1, 2 n), gate before up -> silu(gate) up (1, n)."""
         length = both.shape[1] // 2
         output = _Output(both, length, planes)
-        lines, fetchers = self._fetching(ahead)
-        arguments = (*output.pointers, ahead if lines else None, lines, output.chunks, length)
+        pieces, fetchers = self._fetching(ahead)
+        arguments = (*output.pointers, ahead if pieces else None, pieces, output.chunks, length)
         _launch("gated", both, output.chunks + fetchers, (both, *arguments))
         return output.result
 
@@ -93,12 +95,13 @@ class OneRow:
             )
         heads = qkv.shape[1] // size - 2 * key_heads
         output = _Output(qkv, heads * size, planes and size == BLOCK)
-        lines, fetchers = self._fetching(ahead)
+        pieces, fetchers = self._fetching(ahead)
         arguments = (
             *(qkv, *rotary, keys, values, count, *output.pointers),
-            *(ahead if lines else None, lines, heads, key_heads, room, offset, scale),
+            *(ahead if pieces else None, pieces, heads, key_heads, room, offset, scale),
         )
-        _launch("attention", qkv, heads + fetchers, arguments, 4 * room, HEAD=size)
+        grid, block = (heads + fetchers, 1, 1), (ATTENTION_THREADS, 1, 1)
+        _function("attention", qkv, size).launch(grid, block, arguments, 4 * room, dependent=True)
         return output.result
 
     def keep_largest(self, logits: Tensor, token: Tensor, written: Tensor, count: Tensor) -> None:
@@ -106,14 +109,14 @@ class OneRow:
 
         logits (1, n) -> token int64 (1, 1); written int64 (1, tokens) at count[0]; count (1,).
         """
-        kernel = _function("largest", logits, 0)
         arguments = (logits, token, written, count, logits.shape[1], written.shape[1])
-        kernel.launch((1, 1, 1), (1024, 1, 1), arguments, dependent=True)
+        grid, block = (1, 1, 1), (1024, 1, 1)
+        _function("largest", logits).launch(grid, block, arguments, dependent=True)
 
     def _fetching(self, ahead: Tensor | None) -> tuple[int, int]:
-        """Lines that are fetched, and the blocks that do it."""
-        lines = 0 if ahead is None else min(ahead.nbytes, self.ahead_bytes) // LINE
-        return lines, min(FETCHERS, -(-lines // THREADS))
+        """Pieces that are fetched, and the blocks that do it."""
+        pieces = 0 if ahead is None else min(ahead.nbytes, self.ahead_bytes) // PIECE
+        return pieces, min(FETCHERS, pieces)
 
 
 class _Output:
@@ -136,19 +139,11 @@ class _Output:
             self.pointers = (y, None, None)
 
 
-def _launch(
-    name: str,
-    x: Tensor,
-    blocks: int,
-    arguments: tuple[Tensor | int | float | None, ...],
-    shared_bytes: int = 0,
-    HEAD: int = 0,
-) -> None:
-    kernel = _function(name, x, HEAD)
-    kernel.launch((blocks, 1, 1), (THREADS, 1, 1), arguments, shared_bytes, dependent=True)
+def _launch(name: str, x: Tensor, blocks: int, arguments: Arguments) -> None:
+    _function(name, x).launch((blocks, 1, 1), (THREADS, 1, 1), arguments, dependent=True)
 
 
-def _function(name: str, x: Tensor, head: int) -> Function:
+def _function(name: str, x: Tensor, head: int = 0) -> Function:
     return _functions(name, x.dtype == torch.bfloat16, head, x.get_device())
 
 
