@@ -31,7 +31,7 @@ from qbench.latency.one_token import OneToken
 Fusion = Literal["none", "modules", "token"]
 
 ALIGNMENT = 16  # of the cache's places, for which kernels of attention are written
-AHEAD_BYTES = 8 << 20  # of the next weight, fetched while a row is computed
+AHEAD_BYTES = 0  # of the next weight, fetched while a row is computed
 # Between logits of the two ways to compute a step, relative, in norm: differences of roundings grow
 # from block to block. What is computed in another way is farther off.
 LEAST_LIMIT = 1e-4
@@ -103,20 +103,30 @@ class Decoder:
             return self._read_step, self._step_of_one_token() or self._write_step
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        replays = []
         with nullcontext() if self._fusion == "none" else fused(self._model):
             with torch.cuda.stream(stream):  # compiles, and allocates what libraries keep
                 self._read_step()
                 self._write_step()
                 write_step = self._step_of_one_token() or self._write_step
             torch.cuda.current_stream().wait_stream(stream)
-            for step in (self._read_step, write_step):
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=stream):
-                    step()
-                replays.append(graph.replay)
-        read, write = replays
+            read = self._graph(self._read_step, stream)
+            try:
+                write = self._graph(write_step, stream)
+            except Exception as error:
+                if write_step == self._write_step:
+                    raise
+                self._refuse(error)
+                write = self._graph(self._write_step, stream)
+        self._captured_step = write_step  # owns tensors that its graph reads
         return read, write
+
+    def _graph(self, step: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
+        """The replay of what a step launches."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def _step_of_one_token(self) -> Callable[[], None] | None:
         """Writing by `OneToken`, tried once; None where it is not wanted, or not possible."""
@@ -125,8 +135,11 @@ class Decoder:
         try:
             return self._tried(self._row())
         except Exception as error:  # whatever it is, the model's own modules are there
-            self.refused = f"{type(error).__name__}: {error}"
+            self._refuse(error)
             return None
+
+    def _refuse(self, error: Exception) -> None:
+        self.refused = f"{type(error).__name__}: {error}"
 
     def _row(self) -> OneRow | PlainRow:
         """What computes all but the products. ConfigError where no kernels do on a GPU."""
