@@ -11,7 +11,7 @@ import torch
 
 from gpu_report.random_model import LLAMA_8B, random_twins, random_weight
 from qbench.kernels import tuned
-from qbench.kernels.gpu.cuda import choice, toolchain
+from qbench.kernels.gpu.cuda import bit_serial, choice, toolchain
 from qbench.kernels.gpu.cuda.layout import derive
 from qbench.kernels.gpu.cuda.tune import measure
 from qbench.latency.decoding import Decoder, Fusion
@@ -135,7 +135,9 @@ def tune_products(sizes: Mapping[str, int]) -> dict[str, Any]:
         (hidden, hidden),
     ):
         planes = derive(random_weight(*shape, BITS, GROUP, 0, "cuda"))
-        ranked = measure(planes, 1, torch.bfloat16)
+        configs = bit_serial.configurations(1, planes)
+        candidates = [choice.Choice(bit_serial.NAME, config) for config in configs]
+        ranked = measure(planes, 1, torch.bfloat16, candidates)
         key = choice.key(1, planes, torch.bfloat16)
         tuned.write(choice.tuned_file(gpu), stored, {key: ranked[0][1].fields()})
         times[key] = [{"seconds": each} | candidate.fields() for each, candidate in ranked]

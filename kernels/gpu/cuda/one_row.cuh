@@ -1,8 +1,9 @@
 // What the kernels between the products of one token share (normed.cu, gated.cu, attention.cu).
 //
-// They have THREADS threads in a block (256, if it is not defined). Numbers are rounded to the dtype of x wherever torch, which
-// computes the same one operator after the other, rounds them. What a product reads next may be
-// fetched into the second-level cache by blocks that have nothing else to do.
+// They have THREADS threads in a block (256, if it is not defined). Numbers are rounded to the dtype
+// of x wherever torch, which computes the same one operator after the other, rounds them. What a
+// product reads next may be fetched into the second-level cache by blocks that have nothing else to
+// do.
 #pragma once
 #include "bit_planes.cuh"
 

@@ -23,7 +23,7 @@ PIECE = 2048  # bytes that are fetched at once
 FETCHERS = 64  # thread blocks that do nothing but fetch
 HEADS = (8, 16, 32, 64, 128, 256)  # sizes of a head that are served
 BLOCK = 128  # inputs that share a scale: a head of this size is written as planes
-MOST_PLACES = 8192  # of the cache, each with a score in shared memory
+MOST_PLACES = 4096  # of the cache, each with a score in shared memory
 
 Output = Tensor | Prepared
 Arguments = tuple[Tensor | int | float | None, ...]
