@@ -83,7 +83,7 @@ def test_tokens_are_those_of_the_models_own_modules(family, packed, calls):
         ("gemma", "is no norm as Llama has it: variance_epsilon is None"),
         (
             "phi3-fused",
-            "a Phi3DecoderLayer has input_layernorm, mlp, post_attention_layernorm, resid",
+            "a Phi3Attention has o_proj, qkv_proj; models of the Llama kind have q_proj",
         ),
         ("gpt2-conv1d", "models of the Llama kind have model and lm_head there"),
         ("mixtral-experts", "a MixtralSparseMoeBlock has experts, gate; models of the Llama kind"),
