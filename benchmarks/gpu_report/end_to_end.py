@@ -179,7 +179,8 @@ def show(speeds: Sequence[Speed]) -> None:
         print(
             f"{speed.name}: writes {speed.decode[0]:.1f} tokens/s, reads {speed.prefill[0]:.0f} "
             f"tokens/s, first token after {1000 * speed.first_token:.1f} ms, peak "
-            f"{speed.peak_bytes / 1e9:.2f} GB, {speed.kernels}, error {speed.error}",
+            f"{speed.peak_bytes / 1e9:.2f} GB, {speed.kernels}, error {speed.error}, "
+            f"of a step {speed.step_error}",
             flush=True,
         )
         if speed.refused is not None:

@@ -44,8 +44,9 @@ class Decoder:
     model: a transformers model for causal language modelling, on one device. prompt: token ids
     (1, length). tokens: how many are written, at least 2. fusion: what is fused at most; `modules`
     (`qbench.latency.fusion`) on a GPU alone. ahead_bytes: of a weight that are fetched before its
-    product, on a GPU. refused: why less is fused than that, or None. ConfigError where the model's
-    layers do not look back so far.
+    product, on a GPU. refused: why less is fused than that, or None. difference: of the logits of a
+    step as it is written from those of the model's modules, relative, in norm, where it is another.
+    ConfigError where the model's layers do not look back so far.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Decoder:
         self.logits = torch.zeros(1, model.config.vocab_size, device=device)  # after the prompt
         self._model = model
         self.refused: str | None = None
+        self.difference: float | None = None
         self._fusion = fusion
         self._ahead_bytes = ahead_bytes
         self._prompt = prompt.to(device)
@@ -169,6 +171,7 @@ class Decoder:
                 f"a {type(self._model).__name__} is computed in another way than a Llama: logits "
                 f"are {error:.2g} away from its own, at most {limit:.2g} was expected"
             )
+        self.difference = error
         step.write()  # compiles the rest
         return step.write
 

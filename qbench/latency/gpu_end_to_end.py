@@ -88,6 +88,7 @@ def time_models(
             peaks[name],
             kernels[name],
             errors.get(name),
+            decoders[name].difference,
             decoders[name].refused,
         )
         speeds.append(speed)

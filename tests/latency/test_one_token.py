@@ -71,7 +71,7 @@ def test_tokens_are_those_of_the_models_own_modules(family, packed, calls):
     _, expected = written(model, "none")
     assert not calls
     decoder, text = written(model, "token")
-    assert decoder.refused is None and len(calls) == 1 + 2 * 8
+    assert decoder.refused is None and decoder.difference < 1e-5 and len(calls) == 1 + 2 * 8
     assert text == expected and len(set(text[0])) > 2
     assert torch.equal(model(ids).logits, before), "the model computes what it did"
 
