@@ -98,8 +98,8 @@ class _Block:
 
 def _parts(model: Any) -> tuple[Any, Any]:
     """The model without its head, and the head. ConfigError where it is not of the Llama kind."""
-    inner, head = getattr(model, "model", None), getattr(model, "lm_head", None)
     _require(_children(model) == {"model", "lm_head"}, "model and lm_head", model)
+    inner, head = model.model, model.lm_head
     _require(_children(inner) == MODEL, ", ".join(sorted(MODEL)), inner)
     for block in inner.layers:
         _require(_children(block) == BLOCK, ", ".join(sorted(BLOCK)), block)
