@@ -196,4 +196,4 @@ def test_what_is_offered_fits_hopper_and_the_source(kind, bits, group, rows):
         assert config.rows % copiers == 0 or copiers % config.rows == 0, "lines are of one row"
         assert config.stages >= 3, "parameters arrive a batch before their words are used"
         assert not config.span or config.span >= config.stages - 2, "a span arrives in time"
-        assert config.split <= 2 and config.threads <= 512 and config.along < 16
+        assert config.split <= 4 and config.threads <= 512 and config.along < 16
