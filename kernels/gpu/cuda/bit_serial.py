@@ -134,8 +134,9 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     have as many bytes on their way before the first kernel ends: where that takes 20 us, its start
     and its end are a tenth.
     """
-    sizes = [(8, 1, 2), (8, 1, 3), (8, 2, 2), (8, 2, 3), (16, 1, 2), (16, 2, 2), (4, 1, 4)]
-    sizes += [(4, 2, 2), (4, 2, 4), (8, 2, 4)]
+    sizes = [(8, 1, 2), (8, 2, 2), (8, 2, 3), (4, 1, 2)]
+    if rows <= 2:  # with more, products of bytes are faster
+        sizes += [(8, 1, 3), (16, 1, 2), (16, 2, 2), (4, 1, 4), (4, 2, 2), (4, 2, 4), (8, 2, 4)]
     if rows == 1:
         sizes += [(4, 2, 3), (4, 2, 6)]
     limit = block_limit(planes)
