@@ -145,5 +145,7 @@ def _rescale_block(layer: Any, config: Any, spread: float, generator: torch.Gene
     repeats = config.num_attention_heads // heads  # query heads that share one key-value head
     s = factors(heads * width)
     attention.v_proj.weight.mul_(s[:, None])
+    if attention.v_proj.bias is not None:
+        attention.v_proj.bias.mul_(s)
     shared = s.view(heads, 1, width).expand(-1, repeats, -1)  # (key-value heads, repeats, width)
     attention.o_proj.weight.div_(shared.reshape(-1))

@@ -2,8 +2,8 @@
 
 First every product runs once in a process of its own, many at a time: most of what a kernel costs
 the first time is its compilation, which all programs keep on the disk, and one that fails there is
-not timed. Then there are two passes over the shapes: one without the programs that compile and
-tune themselves, which take seconds for each shape, and one with them for few rows of x.
+not timed. Then there are two passes over the shapes: one with the programs that compile and tune
+themselves, which take seconds for each shape, for one row of x, and one without them.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ SELF_TUNED = ("gemlite int4",)  # on every shape; what it compiles serves all sh
 PLAIN = ("torch int4", "bitsandbytes nf4", "bitsandbytes int8")
 COMPILED = ("humming int2", "humming int3", "humming int4")  # for every shape
 COMPILED_ROWS = (1,)
+COMPILED_SHARE = 0.3  # of the section's time, at most, for the pass with them
 APART = "it is timed in a pass of its own"
 LEFT_OUT = "it is left out, as tuning itself takes seconds for each shape"
 
@@ -116,21 +117,21 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     left_out = {name: LEFT_OUT for name in programs() if name.startswith("gemlite")}
     apart = dict.fromkeys((*SELF_TUNED, *COMPILED), APART)
     results: dict[str, Any] = {"first_runs": {str(shape): why for shape, why in failed.items()}}
+    few = [shape for shape in todo if shape.rows in COMPILED_ROWS]
+    others = {name: reason for name, reason in left_out.items() if name not in SELF_TUNED}
+    soon = min(end, time.monotonic() + COMPILED_SHARE * seconds)
     passes = {
-        "timings": (todo, left_out | apart),
-        "with_compiled": (
-            [shape for shape in todo if shape.rows in COMPILED_ROWS],
-            {name: reason for name, reason in left_out.items() if name not in SELF_TUNED},
-        ),
+        "with_compiled": (few, others, soon),
+        "timings": (todo, left_out | apart, end),
     }
     whole = True
-    for title, (which, without) in passes.items():
+    for title, (which, without, until) in passes.items():
 
         def keep(stored: dict[str, Any], title: str = title) -> None:
             results[title] = stored
             write(results)
 
-        whole = timed(which, failed, without, end, keep) and whole
+        whole = timed(which, failed, without, until, keep) and whole
     return whole
 
 

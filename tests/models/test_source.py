@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import qbench
+from families import FAMILIES, family_model
 from qbench import Scheme
 from qbench.embedded import _gguf, rescale_channels, smollm2_135m
 from qbench.errors import ConfigError, ModelError
@@ -109,6 +110,16 @@ def test_the_rescale_is_the_same_every_time(tiny):
     assert torch.equal(models[0](ids).logits, models[1](ids).logits)
     plain = tiny(num_attention_heads=4, num_key_value_heads=2)
     torch.testing.assert_close(models[0](ids).logits, plain(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_rescale_keeps_the_function_of_a_model_with_biases():
+    models = [family_model(*FAMILIES["qwen2-biases"]) for _ in range(2)]
+    for model in models:
+        for block in model.model.layers:
+            torch.nn.init.ones_(block.self_attn.v_proj.bias)
+    rescale_channels(models[0], 0.15, 0)
+    rescaled, plain = (model(torch.arange(12)[None]).logits for model in models)
+    torch.testing.assert_close(rescaled, plain, rtol=1e-3, atol=1e-3)
 
 
 def test_a_missing_or_changed_package_is_said(monkeypatch, tmp_path):
