@@ -308,7 +308,8 @@ def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
     tune.compile_candidates([(weight, 3)], torch.bfloat16)
     assert wanted == 2 * [("half_rows.cu", {"PLANES": 2})]
 
-    plain["half_rows"].launch = plain["wide_rows"].launch = refuse
+    for name in ("half_rows", "wide_rows", "byte_rows"):
+        plain[name].launch = refuse
     monkeypatch.setattr(tune, "compile_candidates", lambda cases, dtype: None)
     monkeypatch.setattr(products, "unavailable", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")

@@ -47,10 +47,10 @@ struct Copy {
   const void* from;
 };
 
-struct Block;
+struct ThreadBlock;
 
 struct Thread {
-  Block* block;
+  ThreadBlock* block;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   dim3 index;
@@ -64,7 +64,7 @@ struct Warp {
   unsigned char slots[32][64];
 };
 
-struct Block {
+struct ThreadBlock {
   dim3 index;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
@@ -80,7 +80,7 @@ constexpr unsigned CLUSTER = 1;
 
 inline dim3 gridDim, blockDim;
 inline ucontext_t scheduler;
-inline Block cluster[CLUSTER];
+inline ThreadBlock cluster[CLUSTER];
 inline Barrier whole_cluster;
 inline Thread* running;
 inline void (*body)(void*);
@@ -151,7 +151,7 @@ inline void run_thread() {
   give_way();
 }
 
-inline void prepare(Block& block, dim3 index) {
+inline void begin_block(ThreadBlock& block, dim3 index) {
   block.index = index;
   block.threads.clear();
   block.threads.resize(blockDim.x);
@@ -171,11 +171,11 @@ inline void prepare(Block& block, dim3 index) {
 }
 
 inline void run_cluster(dim3 first) {
-  for (unsigned i = 0; i < CLUSTER; ++i) prepare(cluster[i], {first.x, first.y, first.z + i});
+  for (unsigned i = 0; i < CLUSTER; ++i) begin_block(cluster[i], {first.x, first.y, first.z + i});
   whole_cluster = Barrier();
   for (bool alive = true; alive;) {
     alive = false;
-    for (Block& block : cluster)
+    for (ThreadBlock& block : cluster)
       for (Thread& thread : block.threads) {
         if (thread.done) continue;
         alive = true;
@@ -209,7 +209,7 @@ inline void launch(void (*kernel)(Arguments...), const unsigned* grid, unsigned 
   gridDim = {grid[0], grid[1], grid[2]};
   blockDim = {block, 1, 1};
   const uint4 poison{~0u, ~0u, ~0u, ~0u};
-  for (Block& each : cluster) each.memory.assign((shared_bytes + 15) / 16, poison);
+  for (ThreadBlock& each : cluster) each.memory.assign((shared_bytes + 15) / 16, poison);
   for (unsigned z = 0; z < gridDim.z; z += CLUSTER)
     for (unsigned y = 0; y < gridDim.y; ++y)
       for (unsigned x = 0; x < gridDim.x; ++x) run_cluster({x, y, z});
