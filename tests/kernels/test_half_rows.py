@@ -15,6 +15,7 @@ from samples import binary_weight, normal, uniform_weight
 pytestmark = needs_compiler
 
 SMALL = Config(rows=8, tiles=1, across=2, along=1, split=1, stages=3, blocks=1)
+SPANS = Config(rows=8, tiles=2, across=2, along=2, split=2, stages=3, blocks=1, span=1)
 
 
 @pytest.fixture(autouse=True)
@@ -116,14 +117,15 @@ def test_weights_are_those_of_the_format_rounded(kind, bits, group, parameters, 
     assert errors.max() <= 1.1
 
 
+@pytest.mark.parametrize("config", [SMALL, SPANS], ids=["together", "spans"])
 @pytest.mark.parametrize("kind, bits, group, parameters, dtype", FORMATS)
-def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, dtype):
+def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, dtype, config):
     weight = sample(kind, bits, group, parameters)
     x = normal(7, weight.shape[1], seed=1).to(dtype)
     bias = normal(40, seed=2)
     made = dequantize.weight(derive(weight), dtype)
     reference = x.double() @ made.double().T + bias
-    y = multiply(weight, x, bias)
+    y = multiply(weight, x, bias, config)
     error = (y.double() - reference).norm() / reference.norm()
     assert error <= 0.3 * torch.finfo(dtype).eps  # that of rounding y
 
