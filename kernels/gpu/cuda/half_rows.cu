@@ -28,13 +28,15 @@ constexpr int WORD_BYTES = PLANES * 32 * 16;       // of a tile and chunk
 constexpr int TABLE_BYTES = TABLES * GROUP_BYTES;  // of a tile and chunk
 constexpr int TILE_BYTES = WORD_BYTES + TABLE_BYTES;
 constexpr int WARP_BYTES = TILES * TILE_BYTES;
-constexpr int STAGE_BYTES = WARPS * WARP_BYTES;
-// x lies before the stages: the span that is multiplied, and those on their way.
 constexpr bool IN_SPANS = SPAN > 0;
 constexpr int BATCHES = IN_SPANS ? SPAN : 1;  // of a span
 constexpr int X_CHUNKS = BATCHES * ALONG;
-constexpr int X_BUFFERS = IN_SPANS ? 2 : STAGES;
 constexpr int SPAN_BYTES = X_CHUNKS * X_BYTES;
+// x lies at the begin of each stage, or in two buffers before all of them.
+constexpr int X_BUFFERS = IN_SPANS ? 2 : STAGES;
+constexpr int BEFORE_STAGES = IN_SPANS ? X_BUFFERS * SPAN_BYTES : 0;
+constexpr int STAGE_BYTES = WARPS * WARP_BYTES + (IN_SPANS ? 0 : SPAN_BYTES);
+constexpr int X_STEP = IN_SPANS ? SPAN_BYTES : STAGE_BYTES;  // from one buffer to the next
 constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;     // of a tile and chunk
 // Tables of two batches lie after the stages; of one with spans, where shared memory is scarce.
 constexpr int TABLES_OF_BATCH = IN_SPANS ? 0 : WARPS * TILES * SHARED_TABLE_BYTES;
@@ -76,8 +78,8 @@ struct Places {
 
 __device__ __forceinline__ Places places_of_thread() {
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, along = warp / ACROSS, row = lane % 16;
-    unsigned mine = X_BUFFERS * SPAN_BYTES + warp * WARP_BYTES;
-    unsigned all = shared_memory() + X_BUFFERS * SPAN_BYTES + STAGES * STAGE_BYTES;
+    unsigned mine = (IN_SPANS ? BEFORE_STAGES : SPAN_BYTES) + warp * WARP_BYTES;
+    unsigned all = shared_memory() + BEFORE_STAGES + STAGES * STAGE_BYTES;
     all += warp * TILES * SHARED_TABLE_BYTES;
     Places at;
     at.words = held(mine + lane * 16);
@@ -394,7 +396,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
         if (batch < X_BUFFERS - 1 && batch * BATCHES < batches) {
-            copy_x(of_x, aligned, shared + batch * SPAN_BYTES + at.copy_of_x);
+            copy_x(of_x, aligned, shared + batch * X_STEP + at.copy_of_x);
         }
         commit_copies();
     }
@@ -402,7 +404,7 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     float sums[TILES][COLUMNS][4] = {};
     float numbers[TILES][OWN_TABLES][PARAMETERS];
     unsigned stage = shared, free_stage = shared + (STAGES - 1) * STAGE_BYTES, tables = 0;
-    unsigned span = shared, free_span = shared + (X_BUFFERS - 1) * SPAN_BYTES, x_of_batch = 0;
+    unsigned span = shared, free_span = shared + SPAN_BYTES, x_of_batch = shared;
     wait_for_copies<STAGES - 2>();
     __syncwarp();  // a warp's lanes read what others of them copied
     load_parameters_of_tables(stage + at.parameters, numbers);
@@ -416,10 +418,11 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
                 __syncthreads();
             }
             if (batch + (X_BUFFERS - 1) * BATCHES < batches) {
-                copy_x(of_x, aligned, free_span + at.copy_of_x);
+                copy_x(of_x, aligned, (IN_SPANS ? free_span : free_stage) + at.copy_of_x);
             }
-            free_span = x_of_batch = span;
-            span = span == shared + (X_BUFFERS - 1) * SPAN_BYTES ? shared : span + SPAN_BYTES;
+            x_of_batch = IN_SPANS ? span : stage;
+            span = free_span;
+            free_span = x_of_batch;
         } else {
             __syncwarp();
             x_of_batch += ALONG * X_BYTES;
