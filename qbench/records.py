@@ -122,7 +122,8 @@ class Cell(_Frozen):
         of older versions keep their ids.
         """
         facts = _older(self, ("evaluation", "batch_size", "device", "stored_as"))
-        return facts | {"tasks": [task.facts() for task in self.tasks]}
+        scheme = None if self.scheme is None else self.scheme.facts()
+        return facts | {"scheme": scheme, "tasks": [task.facts() for task in self.tasks]}
 
     @property
     def label(self) -> str:

@@ -157,7 +157,7 @@ def _point(
         error = 0.0
     bits = None
     if record.cell.scheme:
-        bits = record.cell.scheme.bits
+        bits = record.cell.scheme.width
     shown = number(score.value, score.stderr, score.metric)
     text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
     return Point(x, y, error, bits, unquantized(record), record.id, text)

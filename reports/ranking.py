@@ -134,7 +134,7 @@ def _order(record: Record, leader: Headline | None) -> tuple[str, int, float]:
     badness = math.inf
     if leader is not None and score is not None and math.isfinite(score.value):
         badness = -score.value if leader.higher_is_better else score.value
-    return record.cell.model, -1 if scheme is None else scheme.bits, badness
+    return record.cell.model, -1 if scheme is None else scheme.width, badness
 
 
 def _filter_values(record: Record) -> list[str]:
@@ -142,7 +142,7 @@ def _filter_values(record: Record) -> list[str]:
     group = ""
     bits = ""
     if cell.scheme is not None:
-        bits = str(cell.scheme.bits)
+        bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
     method = "unquantized" if unquantized(record) else cell.stored_as or cell.method
     return [cell.model, bits, method, group, record.status]

@@ -172,7 +172,8 @@ class _Work:
         """Note which layers of a model that is said to be quantized are."""
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = published_dtype(self.job.model, self.job.cell)
-            facts = coverage(quantized.model, quantized.weights, folder, stored)
+            scheme = self.job.cell.scheme
+            facts = coverage(quantized.model, quantized.weights, folder, stored, scheme)
             self.facts["coverage"] = as_written(facts, quantized)
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:

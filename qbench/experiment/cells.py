@@ -57,9 +57,13 @@ def cell_command(grid: Grid, cell: Cell) -> str:
     words = ["qbench", "run", "--model", cell.model, "--methods", cell.method]
     if cell.scheme is not None:
         group = cell.scheme.group_size or "channel"
-        words += ["--bits", str(cell.scheme.bits), "--group-size", str(group)]
+        words += ["--bits", str(cell.scheme.width), "--group-size", str(group)]
         if cell.scheme.symmetric:
             words.append("--symmetric")
+        for rule in cell.scheme.rules:
+            words += ["--layers", str(rule)]
+        if cell.scheme.head_bits is not None:
+            words += ["--head-bits", str(cell.scheme.head_bits)]
     words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset or QUICK]
     words += ["--data", grid.data]
     if grid.chat_template is not None:
