@@ -45,6 +45,7 @@ from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
 from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
+from qbench.sensitivity import allocated
 from qbench.verbs import by_block, by_linear, by_weight, check_head, quantize_head
 from qbench.weight_range import require_computable
 
@@ -144,7 +145,8 @@ def quantize(
     scheme: bits per code, group size, whether the grid is symmetric, rules for single layers, and
     the bits of the head, which is quantized last.
     calibration: token ids (int64, (samples, length)), or texts, from which `tokenizer` makes at
-    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it.
+    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it, and a
+    budget of bits.
     tokenizer: saved with the model; that of a model given by name is loaded.
     device: where the work is done, block by block.
     dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
@@ -170,17 +172,21 @@ def quantize(
     unfuse_experts(model)  # before layers are looked for: experts in stacks are none
     check_layers(model, method, scheme)
 
+    asked = scheme
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
     if files is not None:
         files.take(model, weights)
     verb = verb_of(method)
-    if verb == "quantize_weight":
-        log = by_weight(model, method, scheme, torch.device(device), progress, weights)
-    else:
+    if verb != "quantize_weight" or scheme.budget is not None:
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
         manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
+        scheme, allocation = allocated(model, method, asked, tokens, progress)
+        manifest |= allocation
+    if verb == "quantize_weight":
+        log = by_weight(model, method, scheme, torch.device(device), progress, weights)
+    else:
         settings: dict[str, Any] = {
             "device": torch.device(device),
             "progress": progress,
@@ -196,7 +202,7 @@ def quantize(
             walk = partial(walk_blocks, model, tokens, **settings)
             log = by_block(walk, method, scheme, weights)
     manifest |= quantize_head(model, method, scheme, weights)
-    manifest |= facts_of(method, scheme)
+    manifest |= facts_of(method, asked)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from qbench.errors import ConfigError
 
 AS_IT_IS = 16  # bits at which a layer is not quantized
+NARROWEST = 2  # bits of a layer where a fraction is divided
 SKIP = "skip"  # another word for that
 _BITS = re.compile(r"(\d+|skip)(?:g(\d+|channel))?")
 Group = int | Literal["channel"] | None
@@ -104,8 +105,14 @@ class Scheme:
         """The scheme of a width that may be a fraction, such as 2.8. rest: its other fields."""
         if not math.isfinite(width):
             raise ConfigError(f"bits={width} is no finite number; choose such as 2, 2.8 or 3")
-        budget = None if width == int(width) else float(width)
-        return cls(math.ceil(width), group_size, budget=budget, **rest)
+        if width == int(width):
+            return cls(int(width), group_size, **rest)
+        if width < NARROWEST:
+            raise ConfigError(
+                f"bits={width} is a fraction below {NARROWEST}, and layers get {NARROWEST} bits or "
+                f"more where they get unlike ones; give {NARROWEST} or more"
+            )
+        return cls(math.ceil(width), group_size, budget=float(width), **rest)
 
     @property
     def width(self) -> float:
@@ -136,6 +143,10 @@ class Scheme:
                     own, bits=rule.bits, group_size=None if group == "channel" else group
                 )
         return own
+
+    def has_rule(self, name: str) -> bool:
+        """Whether a rule names the layer."""
+        return any(fnmatchcase(name, rule.layers) for rule in self.rules)
 
     def of_layers(self, names: Iterable[str]) -> dict[str, Scheme]:
         """What is asked of each of these layers by itself, without those that stay as they are."""

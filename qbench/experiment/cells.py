@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
+from qbench import allocation, sensitivity
+from qbench.calibration import fisher
+from qbench.contracts import Scheme
 from qbench.experiment.forms import Settings
 from qbench.experiment.grid import CALIBRATION, QUICK, Grid
 from qbench.experiment.identity import Identity
-from qbench.records import Cell
+from qbench.records import CalibrationSpec, Cell, digest
 from qbench.registry import declared, method_class, source_hash
 
 
@@ -26,18 +32,13 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     cells = []
     for model in grid.model:
         for method, params in variants:
-            declaration = declared(method)
-            calibrated = declaration.calibrates
-            source = source_hash(method_class(method))
-            samples = identity.calibrations if calibrated else (None,)
-            of_method = grid.schemes(method), samples, grid.seeds(calibrated)
-            for scheme, sample, seed in itertools.product(*of_method):
+            for scheme, sample, seed in _draws(grid, identity, method):
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
                     method=method,
                     params=params,
-                    source=source,
+                    source=_source(method, scheme),
                     scheme=scheme,
                     calibration=sample,
                     tasks=identity.tasks,
@@ -50,6 +51,30 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                 )
                 cells.append(cell)
     return tuple(cells)
+
+
+def _draws(
+    grid: Grid, identity: Identity, method: str
+) -> Iterator[tuple[Scheme | None, CalibrationSpec | None, int]]:
+    """Schemes of a method, each with the calibrations and seeds that it is run with."""
+    calibrates = declared(method).calibrates
+    for scheme in grid.schemes(method):
+        calibrated = calibrates or (scheme is not None and scheme.budget is not None)
+        samples = identity.calibrations if calibrated else (None,)
+        for sample, seed in itertools.product(samples, grid.seeds(calibrated)):
+            yield scheme, sample, seed
+
+
+def _source(method: str, scheme: Scheme | None) -> str:
+    """The hash of a method's source files, and of those that choose bits and quantize the head."""
+    own = source_hash(method_class(method))
+    if scheme is None or (scheme.budget is None and scheme.head_bits is None):
+        return own
+    parts = [own, source_hash(method_class("rtn"))]
+    if scheme.budget is not None:
+        for module in (allocation, fisher, sensitivity):
+            parts.append(hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest())
+    return digest(parts)
 
 
 def cell_command(grid: Grid, cell: Cell) -> str:
