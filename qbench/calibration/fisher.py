@@ -2,10 +2,13 @@
 
 An error dy of a layer's output changes the model's distribution by a divergence of about
 dy^T F dy / 2, F = E[g g^T], g the gradient of the log-probability of a token that is drawn from the
-model itself (the Fisher matrix). With y = W x, and F and E[x x^T] by their diagonals and as
-independent (as K-FAC has them: Martens and Grosse 2015, arXiv:1503.05671), an error dW costs
+model itself (the Fisher matrix). With y = W x, by the diagonals of F and of x's second moments, and
+as a product of the two (K-FAC: Martens and Grosse 2015, arXiv:1503.05671), an error dW costs
 
-    1/2 sum_oi E[g_o^2] E[x_i^2] dW_oi^2.
+    1/2 sum_oi E[g_o^2] (E[|g|^2 x_i^2] / E[|g|^2]) dW_oi^2.
+
+Tokens count in x as they do in g: the first token of a decoder may be thousands of times larger
+than all others, and matter little.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from qbench.models.blocks import quantizable, read_weight
 
 
 class Moments(NamedTuple):
-    """Of one layer: E[x^2] (in,) and E[g^2] (out,), float32, over the same tokens."""
+    """Of one layer, float32: E[|g|^2 x^2] / E[|g|^2] (in,), and E[g^2] (out,)."""
 
     inputs: Tensor
     outputs: Tensor
@@ -39,32 +42,44 @@ def moments(model: Any, tokens: Tensor, seed: int, progress: Progress) -> dict[s
     means of all others. The model is left as it is.
     """
     layers = quantizable(model)
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-    counts = dict.fromkeys(layers, 0)
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach().flatten(0, -2).float()
-            inputs[name] = inputs.get(name, 0) + x.square().sum(0)
-            counts[name] += len(x)
-            output.register_hook(lambda grad: gradient(name, grad))
-
-        return hook
-
-    def gradient(name: str, grad: Tensor) -> None:
-        outputs[name] = outputs.get(name, 0) + grad.flatten(0, -2).float().square().sum(0)
-
+    sums = {name: _Sums() for name in layers}
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(watch(name)).remove)
+            stack.callback(layer.register_forward_hook(sums[name].watch).remove)
         for place, sequence in enumerate(tokens.split(1)):
             progress(place / len(tokens), f"sensitivity {place + 1}/{len(tokens)}")
             _backward(model, sequence, generator)
-    seen = {name: Moments(inputs[name] / n, outputs[name] / n) for name, n in counts.items() if n}
+    seen = {name: own.moments(tokens.numel()) for name, own in sums.items() if own.power > 0}
     return {name: seen.get(name) or _typical(layer, seen) for name, layer in layers.items()}
+
+
+class _Sums:
+    """Of one layer, over the tokens so far."""
+
+    def __init__(self) -> None:
+        self.inputs: Any = 0.0  # of |g|^2 x^2, (in,)
+        self.outputs: Any = 0.0  # of g^2, (out,)
+        self.power = 0.0  # of |g|^2
+
+    def watch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook: the input is kept until the gradient of the output comes."""
+        x = args[0].detach()
+
+        def add(grad: Tensor) -> None:
+            squared = grad.flatten(0, -2).float().square()  # (tokens, out)
+            power = squared.sum(1)  # (tokens,)
+            self.inputs = self.inputs + power @ x.flatten(0, -2).float().square()
+            self.outputs = self.outputs + squared.sum(0)
+            self.power += float(power.sum())
+
+        if output.requires_grad:  # no token has reached the expert otherwise
+            output.register_hook(add)
+
+    def moments(self, tokens: int) -> Moments:
+        """Means over all tokens of the text, of which not every one need have come here."""
+        return Moments(self.inputs / self.power, self.outputs / tokens)
 
 
 def _backward(model: Any, sequence: Tensor, generator: torch.Generator) -> None:

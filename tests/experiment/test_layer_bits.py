@@ -142,3 +142,43 @@ def test_a_weight_method_quantizes_the_head_where_it_has_the_bits(tiny):
         quantized = qbench.quantize(tiny(), "alternating", qbench.Scheme(2, 32, head_bits=bits))
         facts = json.loads(json.dumps(quantized.manifest["head"]))
         assert facts == {"layer": "lm_head", "method": used, "bits": bits, "untied": False}
+
+
+def test_a_fraction_is_divided_the_same_way_every_time(tiny):
+    asked = qbench.Scheme.at(2.5, 32, rules=(LayerRule("*.k_proj", 6),))
+    tokens = torch.randint(0, 259, (8, 16), generator=torch.Generator().manual_seed(0))
+    made = [qbench.quantize(tiny(), "rtn", asked, tokens) for _ in range(2)]
+    allocation = made[0].manifest["allocation"]
+    assert allocation == made[1].manifest["allocation"]
+    sizes = {name: weight.shape[0] * weight.shape[1] for name, weight in made[0].weights.items()}
+    bits = {name: weight.bits for name, weight in made[0].weights.items()}
+    divided = allocation["layers"]
+    assert {name: bits[name] for name in divided} == divided
+    assert {bits[name] for name in bits.keys() - divided.keys()} == {6}
+    spent = sum(sizes[name] * width for name, width in divided.items())
+    assert allocation["average"] == spent / sum(sizes[name] for name in divided)
+    assert 2.4 < allocation["average"] <= 2.5 and len(set(divided.values())) > 1
+    assert made[0].manifest["scheme"]["budget"] == 2.5
+
+
+@pytest.mark.slow
+def test_a_budget_is_met_beside_uniform_widths(command, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    args = run_args(tiny_folder, tmp_path, "none,rtn,gptq", "2,2.5,3", tasks=("divergence",))
+    done = command(*args)
+    assert done.code == 0, done.err
+    for method in ("rtn", "gptq"):
+        records = read_records(tmp_path)[0]
+        own = {r.cell.scheme.width: r for r in records if r.cell.method == method}
+        measured = {width: r.bits_per_weight["total"] for width, r in own.items()}
+        between = (measured[2] + measured[3]) / 2
+        assert abs(measured[2.5] - between) < 0.06
+        mixed = own[2.5]
+        assert mixed.cell.label == f"{method} 2.5b g32" and mixed.cell.calibration is not None
+        assert mixed.coverage["bits"] == mixed.coverage["asked"] and mixed.warnings == ()
+        assert len(mixed.coverage["allocation"]["layers"]) == 14
+    assert "2.5" in (tmp_path / "leaderboard.csv").read_text()
+    again = command(*args)
+    assert again.code == 0 and "0 to run, 7 done" in again.out + again.err
+    done = command(*args, "--memory", "4KB", "--out", tmp_path / "paged")
+    assert "needs the gradients of the whole model" in done.out + done.err
