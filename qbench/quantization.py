@@ -222,8 +222,10 @@ def stored_as(source: ModelSource) -> str | None:
     if method == "compressed-tensors":
         return f"{method} {scheme_in_words(entry)}"
     group = scheme.get("group_size", scheme.get("q_group_size"))
-    words = [str(method), f"{scheme.get('bits', scheme.get('w_bit'))}b"]
-    words.append("channel" if group in (None, -1) else f"g{group}")
+    bits = scheme.get("budget") or scheme.get("bits", scheme.get("w_bit"))
+    words = [str(method), f"{bits}b", "channel" if group in (None, -1) else f"g{group}"]
+    if scheme.get("rules") or scheme.get("head_bits"):
+        words.append("and exceptions")
     return " ".join(words)
 
 

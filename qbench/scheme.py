@@ -198,6 +198,11 @@ class Scheme:
             raise ConfigError(
                 "the rules of --layers keep every layer as it is; leave some to be quantized"
             )
+        if not left and self.budget is not None:
+            raise ConfigError(
+                f"--bits {self.budget} is divided between the layers that no rule of --layers "
+                "names, and the rules name all; leave some of them"
+            )
 
     def group_length(self, in_features: int, layer: str = "this layer") -> int:
         """Weights per group for a layer of `in_features` inputs.

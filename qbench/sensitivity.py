@@ -24,7 +24,6 @@ from qbench.registry import get_method
 from qbench.scheme import LayerRule
 
 TOKENS = 2048  # of the calibration text, at most, whose gradients are looked at
-SHARE = 0.3  # of the progress that is shown
 
 
 def allocated(
@@ -47,13 +46,13 @@ def allocated(
         if not scheme.has_rule(name):
             layers[name] = layer
     used = tokens[: max(1, TOKENS // tokens.shape[1])]
-    felt = moments(model, used, 0, lambda part, text: progress(SHARE * part, text))
+    felt = moments(model, used, 0, lambda part, text: progress(0.0, text))
     rounding = get_method("rtn")
     sizes = {name: read_weight(layer).numel() for name, layer in layers.items()}
     costs: dict[str, dict[int, float]] = {}
     with torch.no_grad():
         for place, (name, layer) in enumerate(layers.items()):
-            progress(SHARE, f"sensitivity of layer {place + 1}/{len(layers)}")
+            progress(0.0, f"sensitivity of layer {place + 1}/{len(layers)}")
             weight = read_weight(layer).float()
             costs[name] = {}
             for bits in candidates(method, rounding, scheme):

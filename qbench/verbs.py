@@ -124,9 +124,9 @@ def by_block(
         for layer, weight in result.weights.items():
             _put(f"{name}.{layer}", layers[layer], weight)
         kept: dict[str, WeightFormat] = {}
-        for own, layer in layers.items():
-            if own not in wanted:
-                kept[own] = Dense.kept(read_weight(layer))
+        for layer in layers:
+            if layer not in wanted:
+                kept[layer] = Dense.kept(read_weight(layers[layer]))
         result = replace(result, weights={**result.weights, **kept})
         results = {name: result}
         if isinstance(block, BlockWindow):

@@ -139,7 +139,7 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
     def key(record: Record) -> tuple[object, ...]:
         cell = record.cell
-        bits = -1
+        bits = -1.0
         group = 0
         if cell.scheme:
             bits = cell.scheme.width

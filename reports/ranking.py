@@ -127,7 +127,7 @@ def _leader(records: Sequence[Record]) -> Headline | None:
     return leaders[-1] if leaders else None
 
 
-def _order(record: Record, leader: Headline | None) -> tuple[str, int, float]:
+def _order(record: Record, leader: Headline | None) -> tuple[str, float, float]:
     """By model, nominal bits, and the score with the sign that makes a smaller one better."""
     scheme = record.cell.scheme
     score = None if leader is None else leader.of(record)

@@ -86,6 +86,14 @@ def test_rules_that_say_nothing(rules, message):
     scheme("*.down_proj=skip", "*.0.*=4").check_rules(NAMES)
 
 
+def test_a_budget_needs_layers_to_be_divided_between():
+    asked = Scheme.at(2.5, 64, rules=(LayerRule("*", 4),))
+    with pytest.raises(ConfigError, match="between the layers that no rule"):
+        asked.check_rules(NAMES)
+    with pytest.raises(ConfigError, match="a fraction below 2"):
+        Scheme.at(1.5, 64)
+
+
 def test_labels_say_that_there_is_more_and_the_rest_is_written_out():
     assert str(scheme()) == "3b g64" == scheme().written_out
     assert str(scheme("*.q_proj=4")) == "3b g64 +1 rule"

@@ -99,7 +99,7 @@ def indistinct(records: Sequence[Record], pairs: Pairs) -> Iterator[tuple[Record
     """
     for key, group in _groups(records):
         values = [score_of(record, key) for record in group]
-        widths: dict[int, list[tuple[float, Record]]] = {}
+        widths: dict[float, list[tuple[float, Record]]] = {}
         for record, score in zip(group, values, strict=True):
             if score is not None and record.cell.scheme is not None:
                 entries = widths.setdefault(record.cell.scheme.width, [])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 from qbench import allocation, sensitivity
 from qbench.calibration import fisher
@@ -73,7 +73,7 @@ def _source(method: str, scheme: Scheme | None) -> str:
     parts = [own, source_hash(method_class("rtn"))]
     if scheme.budget is not None:
         for module in (allocation, fisher, sensitivity):
-            parts.append(hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest())
+            parts.append(hashlib.sha256(inspect.getsource(module).encode()).hexdigest())
     return digest(parts)
 
 

@@ -197,7 +197,7 @@ def _quantize_seconds(cell: Cell, rates: Rates) -> float:
         seen = min(tokens, sensitivity.TOKENS)
         seconds += TRAINING * rates.parameters * seen / rates.training
         seconds += ALLOCATED_WIDTHS * weights * other.search
-    if verb_of(method) == "quantize_weight":
+    if sample is None or verb_of(method) == "quantize_weight":
         return seconds + weights * other.search
     if verb_of(method) == "quantize_linear":
         return seconds + forward * (1 + other.hessians) / rates.walk + weights * other.rounding

@@ -137,6 +137,19 @@ def test_a_tied_head_becomes_its_own_and_the_embedding_stays(tiny, tmp_path):
         assert torch.allclose(back(tokens).logits, model(tokens).logits, atol=1e-5)
 
 
+def test_every_family_is_saved_with_layers_that_stay_and_its_head(family, tmp_path):
+    model, tokens = family(), torch.arange(24).view(2, 12)
+    scheme = qbench.Scheme(4, 16, rules=(LayerRule("*.0.*", 16),), head_bits=4)
+    quantized = qbench.quantize(model, "rtn", scheme)
+    quantized.save(tmp_path / "saved")
+    back = qbench.load(tmp_path / "saved")
+    assert {name for name, weight in back.weights.items() if type(weight) is Dense} == {
+        name for name in quantized.weights if ".0." in name
+    }
+    with torch.no_grad():
+        assert torch.allclose(back.model(tokens).logits, model(tokens).logits, atol=1e-5)
+
+
 def test_a_weight_method_quantizes_the_head_where_it_has_the_bits(tiny):
     for bits, used in ((5, "alternating"), (8, "rtn")):
         quantized = qbench.quantize(tiny(), "alternating", qbench.Scheme(2, 32, head_bits=bits))
