@@ -14,7 +14,7 @@ from qbench.checkpoint.card_metadata import RESULTS, Benchmark, card_metadata, e
 from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
-from qbench.formats import bits_per_weight
+from qbench.formats import Dense, bits_per_weight
 from qbench.outside_text import markdown, printable
 from qbench.records import Record
 
@@ -85,7 +85,8 @@ def write_card(
     benchmarks = benchmarks or {}
     scheme = entry.get("scheme") or {}
     title = record.cell.label if record else f"{entry.get('method')} {_asked(scheme)} bits"
-    not_converted = entry.get("modules_to_not_convert", [])
+    stay = [name for name, weight in weights.items() if weight.format == Dense.format]
+    not_converted = [*entry.get("modules_to_not_convert", []), *stay]
     listed_elsewhere = ("groups", "modules_to_not_convert")
     facts = {key: value for key, value in entry.items() if key not in listed_elsewhere}
     environment = Environment(keep_trailing_newline=True)
@@ -98,7 +99,7 @@ def write_card(
         paper=markdown(str(entry.get("paper", ""))),
         scheme=_scheme_in_words(scheme),
         bits=bits_per_weight(weights.values()) or {"total": 0.0},
-        layers=len(weights),
+        layers=len(weights) - len(stay),
         kept=", ".join(markdown(str(name)) for name in not_converted[:3]),
         facts=json.dumps(facts, indent=2),
         scores=record.scores if record else (),
