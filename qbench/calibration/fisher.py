@@ -8,7 +8,8 @@ as a product of the two (K-FAC: Martens and Grosse 2015, arXiv:1503.05671), an e
     1/2 sum_oi E[g_o^2] (E[|g|^2 x_i^2] / E[|g|^2]) dW_oi^2.
 
 Tokens count in x as they do in g: the first token of a decoder may be thousands of times larger
-than all others, and matter little.
+than all others, and matter little. That an expert is chosen otherwise, which is no small change,
+is not seen.
 """
 
 from __future__ import annotations
