@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.comparison.lint import lint
-from qbench.comparison.pairs import Pairs, pairs_of
+from qbench.comparison.pairs import Pairs, is_unquantized, pairs_of
 from qbench.files.atomic import write_text
 from qbench.records import Caution, Latency, Product, Record, Score
 from qbench.reports.changed_items import MOST, Changes, changed_items
@@ -26,12 +26,14 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     require(records)
     pairs = pairs_of(records, folder)
     cautions = lint(records, pairs)
+    bases = [record for record in records if is_unquantized(record)]
     paths = []
     for record in ordered(records):
-        changes = changed_items(records, record, pairs)
+        changes = changed_items(bases, record, pairs)
         scores = [_score(record, score, pairs) for score in record.scores]
         page = html(record, scores, changes, cautions.get(record.id, []))
-        paths.append(write_text(folder / cell_page(record.id), page))
+        # There may be thousands, and all of them can be made again.
+        paths.append(write_text(folder / cell_page(record.id), page, flush=False))
     return paths
 
 

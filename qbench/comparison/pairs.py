@@ -97,18 +97,35 @@ class Contrast:
         return min(5, max(0, 1 - math.floor(math.log10(half))))
 
 
+class _Known:
+    """What has been read and computed of the records in a run's folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.samples = Samples(folder)
+        self.items: dict[tuple[str, ScoreKey], Items | None] = {}
+        self.contrasts: dict[tuple[str, str, ScoreKey], Contrast | None] = {}
+
+
 class Pairs:
     """The records of a run with their items, from which differences are taken."""
 
-    def __init__(self, records: Sequence[Record], folder: Path | None) -> None:
-        """folder: of the run, where the sample files lie; without it nothing can be paired."""
-        self.samples = Samples(folder)
+    def __init__(
+        self, records: Sequence[Record], folder: Path | None, known: _Known | None = None
+    ) -> None:
+        """folder: of the run, where the sample files lie; without it nothing can be paired.
+
+        known: of the same folder, where it is shared.
+        """
+        self._known = _Known(folder) if known is None else known
         self._unquantized: dict[str, list[Record]] = {}
         for record in records:
             if is_unquantized(record) and record.status == "ok":
                 self._unquantized.setdefault(record.cell.model, []).append(record)
-        self._items: dict[tuple[str, ScoreKey], Items | None] = {}
-        self._known: dict[tuple[str, str, ScoreKey], Contrast | None] = {}
+
+    @property
+    def samples(self) -> Samples:
+        """The rows behind the scores."""
+        return self._known.samples
 
     def from_unquantized(self, record: Record, key: ScoreKey) -> Contrast | None:
         """The difference from the unquantized model, asked in the same way; None where none is.
@@ -129,19 +146,21 @@ class Pairs:
 
         That is so where either lacks the score or its items, or where they were asked otherwise.
         """
-        known = (base.id, candidate.id, key)
-        if known not in self._known:
-            self._known[known] = self._contrast(base, candidate, key)
-        return self._known[known]
+        name = (base.id, candidate.id, key)
+        contrasts = self._known.contrasts
+        if name not in contrasts:
+            contrasts[name] = self._contrast(base, candidate, key)
+        return contrasts[name]
 
     def items(self, record: Record, key: ScoreKey) -> Items | None:
         """The items behind a cell's score."""
-        known = (record.id, key)
-        if known not in self._items:
+        name = (record.id, key)
+        items = self._known.items
+        if name not in items:
             score = score_of(record, key)
             digest = record.evaluation.get(key[0], {}).get("samples_sha256")
-            self._items[known] = None if score is None else self.samples.items(score, digest)
-        return self._items[known]
+            items[name] = None if score is None else self.samples.items(score, digest)
+        return items[name]
 
     def _contrast(self, base: Record, candidate: Record, key: ScoreKey) -> Contrast | None:
         score = score_of(candidate, key)
@@ -172,14 +191,14 @@ class Pairs:
         return replace(own, difference=replace(interval, low=low, high=high))
 
 
-_shared: ContextVar[dict[tuple[object, ...], Pairs] | None] = ContextVar("shared", default=None)
+_shared: ContextVar[dict[Path | None, _Known] | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
 def shared_pairs() -> Iterator[None]:
     """Within it, `pairs_of` reads items and takes differences once for all who ask.
 
-    It is for several reports of the same records, whose files do not change meanwhile.
+    It is for several reports of the records of a folder, whose files do not change meanwhile.
     """
     token = _shared.set(_shared.get() or {})
     try:
@@ -189,14 +208,11 @@ def shared_pairs() -> Iterator[None]:
 
 
 def pairs_of(records: Sequence[Record], folder: Path | None) -> Pairs:
-    """`Pairs(records, folder)`; within `shared_pairs` the same for the same records."""
-    known = _shared.get()
-    if known is None:
+    """`Pairs(records, folder)`; within `shared_pairs` they know what others of the folder know."""
+    shared = _shared.get()
+    if shared is None:
         return Pairs(records, folder)
-    name = (folder, *(record.id for record in records))
-    if name not in known:
-        known[name] = Pairs(records, folder)
-    return known[name]
+    return Pairs(records, folder, shared.setdefault(folder, _Known(folder)))
 
 
 def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items) -> Contrast:

@@ -23,27 +23,28 @@ _RENAME_EXCHANGE = 2  # (linux/fs.h)
 _SCRATCH = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")  # as `_beside` names a scratch directory
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object], flush: bool = True) -> Path:
     """Let `write` make a file at the path that it is called with, and put that file at `path`.
 
-    Returns `path`. Whatever `write` raises, nothing stays behind. StoreError where the disk
-    refuses.
+    Returns `path`. flush: whether it must outlast a power cut, for which it waits for the disk.
+    Whatever `write` raises, nothing stays behind. StoreError where the disk refuses.
     """
     with _beside(path) as part:
         write(part)
-        _flush(part)
+        if flush:
+            _flush(part)
         os.replace(part, path)
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Put `data` at `path`, whole or not at all; StoreError where the disk refuses."""
-    return write_whole(path, lambda part: part.write_bytes(data))
+def write_bytes(path: Path, data: bytes, flush: bool = True) -> Path:
+    """Put `data` at `path`, as `write_whole` does."""
+    return write_whole(path, lambda part: part.write_bytes(data), flush)
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Put `text` at `path` as UTF-8, whole or not at all; StoreError where the disk refuses."""
-    return write_bytes(path, text.encode())
+def write_text(path: Path, text: str, flush: bool = True) -> Path:
+    """Put `text` at `path` as UTF-8, as `write_whole` does."""
+    return write_bytes(path, text.encode(), flush)
 
 
 def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> Path:
