@@ -84,6 +84,8 @@ class Cell(_Frozen):
     evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a time,
     which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
     is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
+    recipe: a hash of the code that divides bits between layers and quantizes the head, empty where
+    neither is asked.
     """
 
     model: str
@@ -100,6 +102,7 @@ class Cell(_Frozen):
     batch_size: int | None = None
     device: str = "cpu"
     stored_as: str | None = None
+    recipe: str = ""
 
     @property
     def id(self) -> str:
@@ -121,7 +124,7 @@ class Cell(_Frozen):
         """All fields, JSON-able; of the younger ones those that say something, so that the records
         of older versions keep their ids.
         """
-        facts = _older(self, ("evaluation", "batch_size", "device", "stored_as"))
+        facts = _older(self, ("evaluation", "batch_size", "device", "stored_as", "recipe"))
         scheme = None if self.scheme is None else self.scheme.facts()
         return facts | {"scheme": scheme, "tasks": [task.facts() for task in self.tasks]}
 

@@ -319,7 +319,9 @@ def _method(cell: Cell) -> tuple[str, str]:
 
 
 def _family(cell: Cell) -> tuple[str, ...]:
-    return cell.model, cell.method, params_text(cell)
+    # What divides bits looks at calibration text, also where the method does not.
+    divided = "divided" if cell.scheme and cell.scheme.budget is not None else ""
+    return cell.model, cell.method, params_text(cell), divided
 
 
 def _traits(cell: Cell) -> dict[str, str]:

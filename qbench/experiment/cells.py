@@ -32,13 +32,14 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     cells = []
     for model in grid.model:
         for method, params in variants:
+            source = source_hash(method_class(method))
             for scheme, sample, seed in _draws(grid, identity, method):
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
                     method=method,
                     params=params,
-                    source=_source(method, scheme),
+                    source=source,
                     scheme=scheme,
                     calibration=sample,
                     tasks=identity.tasks,
@@ -48,6 +49,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     batch_size=identity.batch_size,
                     device=identity.device,
                     stored_as=identity.stored_as[model] if scheme is None else None,
+                    recipe=_recipe(scheme),
                 )
                 cells.append(cell)
     return tuple(cells)
@@ -65,12 +67,11 @@ def _draws(
             yield scheme, sample, seed
 
 
-def _source(method: str, scheme: Scheme | None) -> str:
-    """The hash of a method's source files, and of those that choose bits and quantize the head."""
-    own = source_hash(method_class(method))
+def _recipe(scheme: Scheme | None) -> str:
+    """A hash of the code that divides bits between layers, or quantizes the head."""
     if scheme is None or (scheme.budget is None and scheme.head_bits is None):
-        return own
-    parts = [own, source_hash(method_class("rtn"))]
+        return ""
+    parts = [source_hash(method_class("rtn"))]
     if scheme.budget is not None:
         for module in (allocation, fisher, sensitivity):
             parts.append(hashlib.sha256(inspect.getsource(module).encode()).hexdigest())
