@@ -182,7 +182,8 @@ def quantize(
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
         manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
-        scheme, allocation = allocated(model, method, asked, tokens, progress)
+        where = torch.device(device)
+        scheme, allocation = allocated(model, method, asked, tokens, where, progress)
         manifest |= allocation
     if verb == "quantize_weight":
         log = by_weight(model, method, scheme, torch.device(device), progress, weights)

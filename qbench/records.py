@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from qbench.contracts import Scheme
 
@@ -104,6 +104,11 @@ class Cell(_Frozen):
     stored_as: str | None = None
     recipe: str = ""
 
+    @field_serializer("scheme")
+    def _said(self, scheme: Scheme | None) -> dict[str, Any] | None:
+        """Without what a scheme does not say, as older versions wrote it."""
+        return None if scheme is None else scheme.facts()
+
     @property
     def id(self) -> str:
         """12 hex digits of the canonical JSON's SHA-256, which name every file about this cell."""
@@ -125,8 +130,7 @@ class Cell(_Frozen):
         of older versions keep their ids.
         """
         facts = _older(self, ("evaluation", "batch_size", "device", "stored_as", "recipe"))
-        scheme = None if self.scheme is None else self.scheme.facts()
-        return facts | {"scheme": scheme, "tasks": [task.facts() for task in self.tasks]}
+        return facts | {"tasks": [task.facts() for task in self.tasks]}
 
     @property
     def label(self) -> str:

@@ -90,6 +90,11 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for name, bits in (("bits", self.bits), ("head_bits", self.head_bits)):
+            if bits is not None and bits != int(bits):
+                raise ConfigError(
+                    f"{name}={bits} is a fraction; `Scheme.at({bits}, group_size)` divides it "
+                    "between the layers, and nothing else may be one"
+                )
             if bits is not None and not 1 <= bits <= AS_IT_IS:
                 raise ConfigError(
                     f"{name}={bits} is outside 1..16; "

@@ -23,16 +23,23 @@ from qbench.models.paging import is_paged
 from qbench.registry import get_method
 from qbench.scheme import LayerRule
 
-TOKENS = 2048  # of the calibration text, at most, whose gradients are looked at
+TOKENS = 2048  # of the calibration text, at most, whose gradients are looked at,
+LENGTH = 512  # in pieces of so many, since their logits are in memory at once
 
 
 def allocated(
-    model: Any, method: Any, scheme: Scheme, tokens: Tensor, progress: Progress
+    model: Any,
+    method: Any,
+    scheme: Scheme,
+    tokens: Tensor,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[Scheme, dict[str, Any]]:
     """The scheme with a rule for every layer that its budget is divided between; JSON-able facts.
 
     Layers that a rule of the scheme names keep what it says, and have no part in the budget.
-    tokens: (samples, length). ConfigError for a model that is read block by block.
+    tokens: (samples, length). device: where weights are rounded; gradients are computed where the
+    model is. ConfigError for a model that is read block by block.
     """
     if scheme.budget is None:
         return scheme, {}
@@ -45,7 +52,8 @@ def allocated(
     for name, layer in quantizable(model).items():
         if not scheme.has_rule(name):
             layers[name] = layer
-    used = tokens[: max(1, TOKENS // tokens.shape[1])]
+    used = tokens[:, :LENGTH]
+    used = used[: max(1, TOKENS // used.shape[1])]
     felt = moments(model, used, 0, lambda part, text: progress(0.0, text))
     rounding = get_method("rtn")
     sizes = {name: read_weight(layer).numel() for name, layer in layers.items()}
@@ -53,7 +61,7 @@ def allocated(
     with torch.no_grad():
         for place, (name, layer) in enumerate(layers.items()):
             progress(0.0, f"sensitivity of layer {place + 1}/{len(layers)}")
-            weight = read_weight(layer).float()
+            weight = read_weight(layer).to(device).float()
             costs[name] = {}
             for bits in candidates(method, rounding, scheme):
                 plain = Scheme(bits, scheme.group_size, scheme.symmetric)

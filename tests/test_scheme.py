@@ -120,5 +120,7 @@ def test_a_fraction_is_a_budget():
     asked = Scheme.at(2.8, 64)
     assert (asked.bits, asked.budget, asked.width, asked.widths) == (3, 2.8, 2.8, (2, 3))
     assert Scheme.at(3.0, 64) == Scheme(3, 64) and Scheme.at(3, 64).width == 3
+    with pytest.raises(ConfigError, match="bits=2.8 is a fraction"):
+        Scheme(2.8, 64)
     with pytest.raises(ConfigError, match="no finite number"):
         Scheme.at(float("nan"), 64)

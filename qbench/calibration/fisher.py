@@ -33,7 +33,8 @@ class Moments(NamedTuple):
 
     def cost(self, change: Tensor) -> float:
         """Of an error dW (out, in) of the weight: nats per token."""
-        return float(self.outputs @ (change.float().square() @ self.inputs)) / 2
+        by_row = change.float().square() @ self.inputs.to(change.device)
+        return float(self.outputs.to(change.device) @ by_row) / 2
 
 
 def moments(model: Any, tokens: Tensor, seed: int, progress: Progress) -> dict[str, Moments]:

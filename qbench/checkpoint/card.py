@@ -85,7 +85,7 @@ def write_card(
     benchmarks = benchmarks or {}
     scheme = entry.get("scheme") or {}
     title = record.cell.label if record else f"{entry.get('method')} {_asked(scheme)} bits"
-    stay = [name for name, weight in weights.items() if weight.format == Dense.format]
+    stay = sorted(name for name, weight in weights.items() if weight.format == Dense.format)
     not_converted = [*entry.get("modules_to_not_convert", []), *stay]
     listed_elsewhere = ("groups", "modules_to_not_convert")
     facts = {key: value for key, value in entry.items() if key not in listed_elsewhere}
