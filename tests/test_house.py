@@ -79,7 +79,7 @@ ARROWS = {
     },
     "latency": {
         "checkpoint", "contracts", "environment", "errors", "kernels", "kernels.cpu",
-        "kernels.gpu", "models", "quantization", "records",
+        "kernels.gpu", "kernels.gpu.cuda", "models", "quantization", "records",
     },
     "layers": {"calibration", "contracts", "errors", "formats", "models", "stats", "tasks"},
     "experiment": {

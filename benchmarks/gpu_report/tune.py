@@ -26,8 +26,8 @@ from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive
 from qbench.kernels.gpu.cuda.tune import measure
 from qbench.kernels.samples import MAKERS
 
-ROWS = (1, 64, 8, 16, 4, 2, 32, 128, 256)  # what matters most comes first
-QUICK_ROWS = (1, 8, 64, 16, 4)
+ROWS = (1, 8, 16, 64, 4, 2, 256)  # what matters most comes first
+QUICK_ROWS = ROWS
 FORMAT = "binary"
 WORKERS = 14
 COMPILING = 0.6  # of the section's time, at most

@@ -2,8 +2,10 @@
 
 Reading the prompt and writing one token are captured once each and replayed. What changes from one
 step to the next lives in tensors: the token, the place in the cache, the tokens written so far. On
-the CPU the same functions are called instead. Nothing runs in inference mode, whose tensors have no
-versions: kernels that prepare x once for several layers go by these.
+the CPU the same functions are called instead. A token is written by `qbench.latency.one_token`
+where that is shown to give the same logits, else by transformers' modules. Nothing runs in
+inference mode, whose tensors have no versions: kernels that prepare x once for several layers go by
+these.
 """
 
 from __future__ import annotations
@@ -12,27 +14,49 @@ import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
+from qbench.kernels.gpu.cuda import products
+from qbench.kernels.gpu.cuda.one_row import OneRow
+from qbench.kernels.gpu.cuda.plain_row import PlainRow
 from qbench.latency.fusion import fused
+from qbench.latency.one_token import OneToken
+
+# What is computed by fewer kernels than transformers has: nothing, norms and rotary embeddings, or
+# a whole step of writing.
+Fusion = Literal["none", "modules", "token"]
 
 ALIGNMENT = 16  # of the cache's places, for which kernels of attention are written
+AHEAD_BYTES = 0  # of the next weight, fetched while a row is computed
+# Between logits of the two ways to compute a step, relative, in norm: differences of roundings grow
+# from block to block. What is computed in another way is farther off.
+LEAST_LIMIT = 1e-4
+ROUNDINGS = 16
 
 
 class Decoder:
     """A model with a static cache for one prompt of a fixed length, and for what follows it.
 
     model: a transformers model for causal language modelling, on one device. prompt: token ids
-    (1, length). tokens: how many are written, at least 2. fuse: on a GPU, whether norms and rotary
-    embeddings are one kernel each (`qbench.latency.fusion`). ConfigError where the model's layers
-    do not look back so far.
+    (1, length). tokens: how many are written, at least 2. fusion: what is fused at most; `modules`
+    (`qbench.latency.fusion`) on a GPU alone. ahead_bytes: of a weight that are fetched before its
+    product, on a GPU. refused: why less is fused than that, or None. difference: of the logits of a
+    step as it is written from those of the model's modules, relative, in norm, where it is another.
+    ConfigError where the model's layers do not look back so far.
     """
 
-    def __init__(self, model: Any, prompt: Tensor, tokens: int, fuse: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prompt: Tensor,
+        tokens: int,
+        fusion: Fusion = "token",
+        ahead_bytes: int = AHEAD_BYTES,
+    ) -> None:
         from transformers import StaticCache
 
         device = model.device
@@ -40,7 +64,10 @@ class Decoder:
         self.written = torch.zeros(1, tokens, dtype=torch.int64, device=device)
         self.logits = torch.zeros(1, model.config.vocab_size, device=device)  # after the prompt
         self._model = model
-        self._fuse = fuse
+        self.refused: str | None = None
+        self.difference: float | None = None
+        self._fusion = fusion
+        self._ahead_bytes = ahead_bytes
         self._prompt = prompt.to(device)
         self._length = prompt.shape[1]
         self._room = -(-(self._length + tokens) // ALIGNMENT) * ALIGNMENT
@@ -75,22 +102,78 @@ class Decoder:
     def _captured(self) -> tuple[Callable[[], None], Callable[[], None]]:
         """Both steps, on a GPU as replays of graphs."""
         if self._token.device.type != "cuda":
-            return self._read_step, self._write_step
+            return self._read_step, self._step_of_one_token() or self._write_step
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        replays = []
-        with fused(self._model) if self._fuse else nullcontext():
+        with nullcontext() if self._fusion == "none" else fused(self._model):
             with torch.cuda.stream(stream):  # compiles, and allocates what libraries keep
                 self._read_step()
                 self._write_step()
+                write_step = self._step_of_one_token() or self._write_step
             torch.cuda.current_stream().wait_stream(stream)
-            for step in (self._read_step, self._write_step):
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=stream):
-                    step()
-                replays.append(graph.replay)
-        read, write = replays
+            read = self._graph(self._read_step, stream)
+            try:
+                write = self._graph(write_step, stream)
+            except Exception as error:
+                if write_step == self._write_step:
+                    raise
+                self._refuse(error)
+                write = self._graph(self._write_step, stream)
+        self._captured_step = write_step  # owns tensors that its graph reads
         return read, write
+
+    def _graph(self, step: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
+        """The replay of what a step launches."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    def _step_of_one_token(self) -> Callable[[], None] | None:
+        """Writing by `OneToken`, tried once; None where it is not wanted, or not possible."""
+        if self._fusion != "token":
+            return None
+        try:
+            return self._tried(self._row())
+        except Exception as error:  # whatever it is, the model's own modules are there
+            self._refuse(error)
+            return None
+
+    def _refuse(self, error: Exception) -> None:
+        self.refused = f"{type(error).__name__}: {error}"
+
+    def _row(self) -> OneRow | PlainRow:
+        """What computes all but the products. ConfigError where no kernels do on a GPU."""
+        if self._token.device.type != "cuda":
+            return PlainRow()
+        reason = products.unavailable()
+        if self._model.dtype not in products.DTYPES:
+            reason = f"{self._model.dtype} is not served, float16 and bfloat16 are"
+        if reason is not None:
+            raise ConfigError(f"kernels for one token: {reason}")
+        return OneRow(self._ahead_bytes)
+
+    def _tried(self, row: OneRow | PlainRow) -> Callable[[], None]:
+        """ConfigError where the logits after the prompt's first token are not the model's."""
+        self._count.zero_()
+        self._read_step()
+        place = self._count + (self._length - 1)
+        expected = self._step(self._token, place).double()
+        step = OneToken(
+            *(self._model, self._cache.layers, self._token, self.written, self._count),
+            *(self._length - 1, row),
+        )
+        error = ((step.logits().double() - expected).norm() / expected.norm()).item()
+        limit = max(LEAST_LIMIT, ROUNDINGS * torch.finfo(self._model.dtype).eps)
+        if not error <= limit:
+            raise ConfigError(
+                f"a {type(self._model).__name__} is computed in another way than a Llama: logits "
+                f"are {error:.2g} away from its own, at most {limit:.2g} was expected"
+            )
+        self.difference = error
+        step.write()  # compiles the rest
+        return step.write
 
     def _read_step(self) -> None:
         logits = self._step(self._prompt, 0)

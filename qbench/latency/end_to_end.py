@@ -49,7 +49,9 @@ class Speed:
     prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token.
     peak_bytes: of a process that loads the model and does the same once, beyond what the process
     had before. kernels: how many products each kernel served. error: of the logits after the
-    prompt, relative to the dense model's, in norm, where it was measured.
+    prompt, relative to the dense model's, in norm, where it was measured. step_error: of the logits
+    of a step, relative to those of the model's own modules, where it is computed in another way;
+    refused: why it is not, where that was asked for.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Speed:
     peak_bytes: int
     kernels: dict[str, int]
     error: float | None = None
+    step_error: float | None = None
+    refused: str | None = None
 
 
 def compare(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -57,8 +58,9 @@ def fused_norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return norm
 
 
+@cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled by torch with its first call; the function itself where that fails."""
+    """Compiled by torch with its first call, once; the function itself where that fails."""
     compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
 
     def run(*arguments: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from qbench.errors import QbenchError
 from qbench.kernels.dispatch import served
-from qbench.latency.decoding import Decoder
+from qbench.latency.decoding import AHEAD_BYTES, Decoder, Fusion
 from qbench.latency.end_to_end import Speed, Variant, prompt_of, spread
 from qbench.latency.gpu import require_gpu
 from qbench.quantization import load
@@ -48,11 +48,13 @@ def time_models(
     tokens: int,
     repeats: int,
     progress: Callable[[str], None],
-    fuse: bool = True,
+    fusion: Fusion = "token",
+    ahead_bytes: int = AHEAD_BYTES,
 ) -> list[Speed]:
     """The models that the functions give, each in its turn; the last one is the reference.
 
-    Peaks are the bytes of a model's tensors and what reading and writing adds to them.
+    fusion, ahead_bytes: of `Decoder`. Peaks are the bytes of a model's tensors and what reading and
+    writing adds to them.
     QbenchError where the logits of one are not those of the reference.
     """
     decoders: dict[str, Decoder] = {}
@@ -64,7 +66,8 @@ def time_models(
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         served(clear=True)
-        decoders[name] = Decoder(model, prompt_of(prompt, model.config.vocab_size), tokens, fuse)
+        ids = prompt_of(prompt, model.config.vocab_size)
+        decoders[name] = Decoder(model, ids, tokens, fusion, ahead_bytes)
         once(decoders[name])
         kernels[name] = served(clear=True)
         peaks[name] = bytes_of(model) + torch.cuda.max_memory_allocated() - before
@@ -85,6 +88,8 @@ def time_models(
             peaks[name],
             kernels[name],
             errors.get(name),
+            decoders[name].difference,
+            decoders[name].refused,
         )
         speeds.append(speed)
     return speeds

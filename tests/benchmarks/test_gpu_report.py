@@ -15,10 +15,11 @@ import torch
 from places import ROOT
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.errors import ConfigError
+from qbench.latency.end_to_end import Speed
 from qbench.latency.timing import Shape
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from gpu_report import correctness, latency, sections
+from gpu_report import correctness, end_to_end, latency, sections
 from gpu_report.processes import Outcome, each
 from gpu_report.random_model import random_twins
 
@@ -191,3 +192,32 @@ def test_random_twins_are_the_same_model():
     assert len(names) == 2 * 7 and "lm_head" not in names
     weight = dense.get_submodule(names[0]).weight
     assert 0.5 < weight.std() * weight.shape[1] ** 0.5 < 2  # so that activations keep their size
+
+
+def test_a_way_to_compute_that_fails_leaves_the_others(monkeypatch):
+    asked = []
+
+    def time_models(makers, prompt, tokens, repeats, progress, fusion, ahead_bytes):
+        asked.append((fusion, ahead_bytes))
+        if ahead_bytes:
+            raise RuntimeError("an illegal instruction")
+        rates = {"none": 3.0, "modules": 5.0, "token": 4.0}[fusion]
+        return [Speed(name, (9, 9, 9), (rates, rates, rates), 0.1, 7, {}) for name in makers]
+
+    def kernels_of_a_step(model, way):
+        return [{"way": way.fusion}]
+
+    monkeypatch.setattr(end_to_end, "random_twins", lambda *arguments: (1, 2))
+    monkeypatch.setattr(end_to_end, "time_models", time_models)
+    monkeypatch.setattr(end_to_end, "kernels_of_a_step", kernels_of_a_step)
+    stored = []
+    right = end_to_end.run(lambda facts: stored.append(dict(facts)), quick=True, seconds=0)
+    assert not right and [fusion for fusion, _ in asked] == ["none", "modules", *["token"] * 3]
+    for way in end_to_end.WAYS[:3]:
+        assert [speed["name"] for speed in stored[-1][way.title]] == [
+            "packed 3 bits",
+            "dense bfloat16",
+        ]
+    assert stored[-1][end_to_end.WAYS[4].title] == "RuntimeError: an illegal instruction"
+    assert stored[-1]["kernels of a step, packed 3 bits"] == [{"way": "modules"}], "the fastest"
+    assert "tuned" not in stored[-1], "no time is left for it"

@@ -132,7 +132,9 @@ def test_products_are_those_of_the_dequantized_weight(kind, bits, group, dtype, 
     assert relative_error(y, reference) <= 1.5 * relative_error(reference.to(dtype), reference)
 
 
-@pytest.mark.parametrize("config", [Config(1, 1, 2), Config(4, 2, 2), Config(2, 4, 5)])
+@pytest.mark.parametrize(
+    "config", [Config(1, 1, 2), Config(4, 2, 2), Config(2, 4, 5), Config(1, 2, 6)]
+)
 def test_every_configuration_computes_the_same(config):
     weight = binary_weight(72, 1280, 3, 128)
     x = normal(2, 1280).half()

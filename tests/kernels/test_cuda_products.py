@@ -6,6 +6,7 @@ In the place of the kernels stand plain products with the derived layout.
 from __future__ import annotations
 
 import json
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -270,26 +271,36 @@ def test_nothing_is_tuned_without_a_gpu(planes):
 
 
 def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
-    """Of a wrong, a refused, a fast and a slow candidate."""
+    """Of a wrong, a refused, an unsteady, a fast and a slow candidate."""
     weight = derive(binary_weight(16, 64, 2, 32))
-    names = ("bit_serial", "half_rows", "wide_rows", "dequantize")
-    slow, wrong, refused, fast = (Choice(name) for name in names)
+    names = ("bit_serial", "half_rows", "wide_rows", "byte_rows", "dequantize")
+    slow, wrong, refused, unsteady, fast = (Choice(name) for name in names)
+    multiply = plain["byte_rows"].launch
+    runs = count()
+
+    def vary(x, planes, bias, y, config):
+        multiply(x, planes, bias, y, config)
+        y.add_(y * (0.008 * next(runs)))
+
     plain["half_rows"].launch = lambda x, planes, bias, y, config: y.fill_(1)
 
     def refuse(*arguments):
         raise ConfigError("too much shared memory")
 
     plain["wide_rows"].launch = refuse
+    plain["byte_rows"].launch = vary
     monkeypatch.setattr(choice, "gpu_of", lambda device: H200)
     monkeypatch.setattr(choice, "default", lambda rows, planes, gpu: slow)
-    monkeypatch.setattr(choice, "candidates", lambda *_: [slow, wrong, refused, fast])
+    monkeypatch.setattr(choice, "candidates", lambda *_: [slow, wrong, refused, unsteady, fast])
     monkeypatch.setattr(tune, "_copies", lambda planes: 2)
     monkeypatch.setattr(tune, "_seconds", lambda x, copies, chosen: 1.0 + (chosen is slow))
     assert tune.measure(weight, 3, torch.bfloat16) == [(1.0, fast), (2.0, slow)]
+    assert next(runs) == 2, "the unsteady one agreed at first"
 
     wanted = []
     monkeypatch.setattr(toolchain, "compile_all", lambda jobs, architecture: wanted.extend(jobs))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    plain["byte_rows"].launch = multiply
     plain["half_rows"].launch = plain["wide_rows"].launch = lambda *_: planned.launch(
         (1, 1, 1), (32, 1, 1), ()
     )
@@ -297,7 +308,8 @@ def test_the_fastest_that_agrees_is_kept(plain, monkeypatch, no_files):
     tune.compile_candidates([(weight, 3)], torch.bfloat16)
     assert wanted == 2 * [("half_rows.cu", {"PLANES": 2})]
 
-    plain["half_rows"].launch = plain["wide_rows"].launch = refuse
+    for name in ("half_rows", "wide_rows", "byte_rows"):
+        plain[name].launch = refuse
     monkeypatch.setattr(tune, "compile_candidates", lambda cases, dtype: None)
     monkeypatch.setattr(products, "unavailable", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")

@@ -44,6 +44,16 @@ def test_a_kernel_for_hopper(aot, kernel):
         assert UNITS[kernel] in product
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("name", ["normed", "gated", "attention", "largest"])
+def test_what_stands_between_products(aot, name, architecture):
+    macros = {"BF16": 1, "X_PLANES": 16} | ({"HEAD": 128} if name == "attention" else {})
+    cubin = toolchain.compiled(f"{name}.cu", macros, architecture)
+    facts = aot.functions(cubin, aot.cuobjdump(), "")[name]
+    assert facts["stack_bytes"] == facts["spill_loads"] == facts["spill_stores"] == 0
+    assert 0 < facts["registers"] <= 64, "1024 threads fit a multiprocessor"
+
+
 def test_a_kernel_is_chosen_only_where_the_gpu_has_its_instructions(aot):
     served = {
         kernel: {sm for sm in aot.ARCHITECTURES if aot.served(kernel, sm)} for kernel in aot.ROWS

@@ -15,6 +15,7 @@ from samples import binary_weight, normal, uniform_weight
 pytestmark = needs_compiler
 
 SMALL = Config(rows=8, tiles=1, across=2, along=1, split=1, stages=3, blocks=1)
+SPANS = Config(rows=8, tiles=2, across=2, along=2, split=2, stages=3, blocks=1, span=1)
 
 
 @pytest.fixture(autouse=True)
@@ -116,14 +117,15 @@ def test_weights_are_those_of_the_format_rounded(kind, bits, group, parameters, 
     assert errors.max() <= 1.1
 
 
+@pytest.mark.parametrize("config", [SMALL, SPANS], ids=["together", "spans"])
 @pytest.mark.parametrize("kind, bits, group, parameters, dtype", FORMATS)
-def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, dtype):
+def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, dtype, config):
     weight = sample(kind, bits, group, parameters)
     x = normal(7, weight.shape[1], seed=1).to(dtype)
     bias = normal(40, seed=2)
     made = dequantize.weight(derive(weight), dtype)
     reference = x.double() @ made.double().T + bias
-    y = multiply(weight, x, bias)
+    y = multiply(weight, x, bias, config)
     error = (y.double() - reference).norm() / reference.norm()
     assert error <= 0.3 * torch.finfo(dtype).eps  # that of rounding y
 
@@ -135,6 +137,13 @@ def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, d
         Config(16, 2, 2, 1, 1, 5, 1),
         pytest.param(Config(24, 2, 1, 2, 1, 4, 1), marks=pytest.mark.slow),
         pytest.param(Config(64, 2, 2, 1, 1, 3, 1), marks=pytest.mark.slow),
+        Config(8, 2, 4, 4, 2, 3, 1, 1),
+        Config(8, 1, 4, 2, 1, 4, 2, 2),
+        pytest.param(Config(16, 2, 4, 3, 2, 3, 1, 1), marks=pytest.mark.slow),
+        pytest.param(Config(8, 1, 4, 4, 1, 4, 1, 2), marks=pytest.mark.slow),
+        pytest.param(Config(8, 1, 8, 2, 2, 4, 1, 2), marks=pytest.mark.slow),
+        pytest.param(Config(16, 1, 16, 1, 4, 3, 1, 4), marks=pytest.mark.slow),
+        pytest.param(Config(8, 1, 2, 1, 2, 3, 1, 0), marks=pytest.mark.slow),
     ],
     ids=lambda config: "-".join(map(str, vars(config).values())),
 )
@@ -145,12 +154,19 @@ def test_every_configuration_computes_the_same(config):
     torch.testing.assert_close(multiply(weight, x, config=config), expected, rtol=2e-3, atol=2e-2)
 
 
-@pytest.mark.parametrize("inputs", [1000, 1001])
-def test_inputs_that_fill_no_chunk_are_zeros(inputs):
+@pytest.mark.parametrize(
+    "inputs, config",
+    [
+        (1000, Config(16, 1, 2, 1, 1, 3, 1)),
+        (1001, Config(16, 1, 2, 1, 1, 3, 1)),
+        pytest.param(1001, Config(16, 2, 2, 2, 2, 4, 1, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_inputs_that_fill_no_chunk_are_zeros(inputs, config):
     weight = binary_weight(24, inputs, 3, inputs)
     x = normal(9, inputs).half()
     reference = x.double() @ weight.dequantize().double().T
-    y = multiply(weight, x, config=Config(16, 1, 2, 1, 1, 3, 1))
+    y = multiply(weight, x, config=config)
     torch.testing.assert_close(y.double(), reference, rtol=2e-3, atol=2e-2)
     made = dequantize.weight(derive(weight), torch.float16)
     torch.testing.assert_close(made, weight.dequantize().half(), rtol=1e-3, atol=0)
@@ -162,6 +178,10 @@ def test_shared_memory_of_a_block_is_what_the_source_takes():
     stage = 8 * 544 + 8 * (3 * 512 + 256)
     tables = 2 * 8 * 2 * 16 * 16
     assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage + tables
+    # in spans: of x two buffers of two batches, and tables of one batch
+    stage -= 8 * 544
+    spans = Config(8, 1, 8, 1, 1, 4, 2, 2).shared_bytes(planes)
+    assert spans == 2 * 2 * 8 * 544 + 4 * stage + tables // 2
 
 
 @pytest.mark.parametrize("rows", [1, 8, 20, 64, 300])
@@ -173,7 +193,9 @@ def test_what_is_offered_fits_hopper_and_the_source(kind, bits, group, rows):
     offered = list(half_rows.configurations(rows, planes))
     assert half_rows.default(rows, planes, 132) in offered
     for config in offered:
-        warps = config.threads // 32
+        copiers = config.across if config.span else config.threads // 32
         assert config.shared_bytes(planes) + 1024 <= 227 << 10
-        assert config.rows % warps == 0 or warps % config.rows == 0, "lines of x are of one row"
+        assert config.rows % copiers == 0 or copiers % config.rows == 0, "lines are of one row"
         assert config.stages >= 3, "parameters arrive a batch before their words are used"
+        assert not config.span or config.span >= config.stages - 2, "a span arrives in time"
+        assert config.split <= 4 and config.threads <= 512 and config.along < 16

@@ -120,11 +120,11 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     """What is worth timing."""
-    sizes = [(8, 2, 2), (8, 1, 2), (8, 1, 3), (4, 1, 3), (4, 1, 2), (4, 2, 3), (4, 2, 2)]
-    if rows <= 4:
-        sizes += [(16, 1, 2), (8, 2, 3)]
-    else:
-        sizes += [(4, 4, 2), (2, 4, 3)]
+    sizes = [(8, 2, 2), (8, 1, 2), (4, 1, 3), (4, 1, 2)]
+    if rows == 1:  # as a rule others are faster
+        sizes += [(8, 1, 3), (8, 2, 3)]
+    elif rows <= 4:
+        sizes += [(8, 1, 3), (4, 2, 3), (4, 2, 2), (16, 1, 2), (8, 2, 3)]
     limit = block_limit(planes)
     for warps, tiles, stages in sizes:
         config = Config(warps, tiles, stages)

@@ -108,6 +108,17 @@ __device__ __forceinline__ float load_shared_float(unsigned address) {
   return value;
 }
 
+// Asks for bytes in the second-level cache, for kernels that read them later; both arguments are
+// multiples of 16.
+__device__ __forceinline__ void prefetch(const char* global, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(global), "r"(bytes) : "memory");
+#else
+  for (unsigned i = 0; i < bytes; i += 32)
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(global + i) : "memory");
+#endif
+}
+
 // Starts copying 16 bytes to shared memory; `commit_copies` closes a batch of copies.
 __device__ __forceinline__ void copy_async(unsigned shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"

@@ -7,10 +7,14 @@
 //   ALONG   warps of a block that share the inputs, chunk by chunk
 //   SPLIT   blocks that share the inputs: a cluster, which adds their sums (1 before sm_90)
 //   STAGES  batches of chunks in shared memory, of which all but one are on their way
+//   SPAN    0, or batches of x that arrive together
 //   BLOCKS  blocks that should fit a multiprocessor
 //
-// A batch is ALONG chunks of 256 inputs. Each warp copies its own words and parameters, all warps
-// together copy x. Sums are added in a fixed order: the same x gives the same y bit for bit.
+// A batch is ALONG chunks of 256 inputs. Each warp copies its own words and parameters. With SPAN 0
+// all warps together copy x and meet at every batch: all make tables, then all multiply, and wait
+// for the slowest. Otherwise the ACROSS warps of a chunk copy what they read of x and meet when a
+// span begins; the others are elsewhere, so that one's waiting is another's work. Sums are added in
+// a fixed order: the same x gives the same y bit for bit.
 #include "weights.cuh"
 
 constexpr int WARPS = ACROSS * ALONG;
@@ -24,18 +28,49 @@ constexpr int WORD_BYTES = PLANES * 32 * 16;       // of a tile and chunk
 constexpr int TABLE_BYTES = TABLES * GROUP_BYTES;  // of a tile and chunk
 constexpr int TILE_BYTES = WORD_BYTES + TABLE_BYTES;
 constexpr int WARP_BYTES = TILES * TILE_BYTES;
-constexpr int STAGE_BYTES = ALONG * X_BYTES + WARPS * WARP_BYTES;
+constexpr bool IN_SPANS = SPAN > 0;
+constexpr int BATCHES = IN_SPANS ? SPAN : 1;  // of a span
+constexpr int X_CHUNKS = BATCHES * ALONG;
+constexpr int SPAN_BYTES = X_CHUNKS * X_BYTES;
+// x lies at the begin of each stage, or in two buffers before all of them.
+constexpr int X_BUFFERS = IN_SPANS ? 2 : STAGES;
+constexpr int BEFORE_STAGES = IN_SPANS ? X_BUFFERS * SPAN_BYTES : 0;
+constexpr int STAGE_BYTES = WARPS * WARP_BYTES + (IN_SPANS ? 0 : SPAN_BYTES);
+constexpr int X_STEP = IN_SPANS ? SPAN_BYTES : STAGE_BYTES;  // from one buffer to the next
 constexpr int SHARED_TABLE_BYTES = TABLES * 16 * TABLE_ROW * 4;     // of a tile and chunk
-constexpr int TABLES_OF_BATCH = WARPS * TILES * SHARED_TABLE_BYTES;  // two after the stages
+// Tables of two batches lie after the stages; of one with spans, where shared memory is scarce.
+constexpr int TABLES_OF_BATCH = IN_SPANS ? 0 : WARPS * TILES * SHARED_TABLE_BYTES;
 static_assert(STAGES >= 3, "parameters arrive a batch before their words are used");
+static_assert(!IN_SPANS || SPAN >= STAGES - 2, "a span of x has arrived when it begins");
+
+// Words of both halves of a chunk in one load, where there are registers for them.
+constexpr bool AT_ONCE = IN_SPANS && TILES * PLANES <= 8 && ROWS <= 16;
 
 constexpr int SUM_ROW = OUTPUTS + 4;  // floats; the same reason
 
-// Where this thread's data lie in shared memory, from the begin of a stage on, or of all.
+// Lines of 256 inputs of x go over the rows of a chunk, then over those of the next. A warp copies
+// one and every COPIERS-th after it: of the span, or of those of its chunks that it reads.
+constexpr int COPIERS = IN_SPANS ? ACROSS : WARPS;
+constexpr int LINES = IN_SPANS ? BATCHES * ROWS : ALONG * ROWS;
+constexpr int CHUNK_STEP = IN_SPANS ? ALONG : 1;
+static_assert(ROWS % COPIERS == 0 || COPIERS % ROWS == 0, "lines of a warp would be of any row");
+
+__device__ __forceinline__ int copier() {
+    int warp = threadIdx.x / 32;
+    return IN_SPANS ? warp % ACROSS : warp;
+}
+
+// What this warp copies first, by its place in the span.
+__device__ __forceinline__ int first_line() {
+    int chunk = copier() / ROWS * CHUNK_STEP + (IN_SPANS ? threadIdx.x / 32 / ACROSS : 0);
+    return chunk * ROWS + copier() % ROWS;
+}
+
+// Where this thread's data lie in shared memory, from the begin of a stage on, a span, or of all.
 struct Places {
     unsigned words;        // of its first tile and plane
     unsigned parameters;   // of the row whose table it makes
-    unsigned x;            // inputs 4 t, .. of row g
+    unsigned x;            // inputs 4 t, .. of row g in the first batch
     unsigned copy_of_x;    // the 8 inputs that it copies first
     unsigned own_table;    // that it makes, for a batch of even number
     unsigned tables;       // of row g, for the same
@@ -43,14 +78,15 @@ struct Places {
 
 __device__ __forceinline__ Places places_of_thread() {
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, along = warp / ACROSS, row = lane % 16;
-    unsigned mine = ALONG * X_BYTES + warp * WARP_BYTES;
-    unsigned all = shared_memory() + STAGES * STAGE_BYTES + warp * TILES * SHARED_TABLE_BYTES;
+    unsigned mine = (IN_SPANS ? BEFORE_STAGES : SPAN_BYTES) + warp * WARP_BYTES;
+    unsigned all = shared_memory() + BEFORE_STAGES + STAGES * STAGE_BYTES;
+    all += warp * TILES * SHARED_TABLE_BYTES;
     Places at;
     at.words = held(mine + lane * 16);
     at.parameters = mine + WORD_BYTES + (lane / 16 * 8 + row % 8) * PARAMETERS * PAIR_BYTES;
     at.parameters = held(at.parameters + row / 8 * PARAMETER_BYTES);
     at.x = held(((along * ROWS + lane / 4) * X_ROW + (lane & 3) * 4) * 2);
-    at.copy_of_x = held((warp * X_ROW + lane * 8) * 2);
+    at.copy_of_x = held((first_line() * X_ROW + lane * 8) * 2);
     at.own_table = held(all + lane * TABLE_ROW * 4);
     at.tables = held(all + lane / 4 * TABLE_ROW * 4);
     return at;
@@ -65,16 +101,13 @@ struct Weights {
     int chunk, end;
 };
 
-// And x: a warp copies lines of 256 inputs, this one and every WARPS-th after it. Lines go over the
-// rows of the first chunk of a batch, then over those of the next.
+// And x.
 struct Inputs {
     const unsigned short *x;  // this lane's 8 inputs of this warp's first line
     int left;                 // inputs from there to the end of the row
     int rows;                 // of x, from the line's on
     int inputs;               // of a row of x
 };
-
-static_assert(ROWS % WARPS == 0 || WARPS % ROWS == 0, "lines of a warp would be of any row");
 
 constexpr bool GROUPS_IN_CHUNK = GROUP && GROUP <= 128;
 
@@ -102,8 +135,8 @@ __device__ __forceinline__ Weights weights_of_warp(const uint4 *words,
 
 __device__ __forceinline__ Inputs inputs_of_warp(const unsigned short *x, int inputs, int rows,
                                                  int first_chunk) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = blockIdx.y * ROWS + warp % ROWS;
-    int input = (first_chunk + warp / ROWS) * 256 + lane * 8;
+    int lane = threadIdx.x & 31, row = blockIdx.y * ROWS + first_line() % ROWS;
+    int input = (first_chunk + first_line() / ROWS) * 256 + lane * 8;
     return {x + (size_t)row * inputs + input, inputs - input, rows - row, inputs};
 }
 
@@ -140,33 +173,35 @@ __device__ __forceinline__ void copy_weights(Weights &from, unsigned to) {
     }
 }
 
-// The block's rows of x in its next batch. What lies outside of x is zero. to: this lane's place.
+// The block's rows of x in its next span. What lies outside of x is zero. to: this lane's place.
 __device__ __forceinline__ void copy_x(Inputs &from, bool aligned, unsigned to) {
     if (aligned) {  // rows of x begin at multiples of 16 bytes
 #pragma unroll
-        for (int i = 0; i < ALONG * ROWS; i += WARPS) {
-            const int row = i % ROWS, input = i / ROWS * 256;
-            if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
+        for (int i = 0; i < LINES; i += COPIERS) {
+            const int row = i % ROWS, chunk = i / ROWS * CHUNK_STEP, input = chunk * 256;
+            if (LINES >= COPIERS || copier() < LINES) {
                 bool present = row < from.rows && input < from.left;
-                copy_or_zeros(to + i * X_ROW * 2, from.x + row * from.inputs + input, present);
+                unsigned at = to + (chunk * ROWS + row) * X_ROW * 2;
+                copy_or_zeros(at, from.x + row * from.inputs + input, present);
             }
         }
     } else {
 #pragma unroll 1
-        for (int i = 0; i < ALONG * ROWS; i += WARPS) {
-            int row = i % ROWS, input = i / ROWS * 256;
+        for (int i = 0; i < LINES; i += COPIERS) {
+            int row = i % ROWS, chunk = i / ROWS * CHUNK_STEP, input = chunk * 256;
             int left = row < from.rows ? from.left - input : 0;
-            const unsigned short *at = from.x + row * from.inputs + input;
-            if (ALONG * ROWS >= WARPS || threadIdx.x / 32 < ALONG * ROWS) {
+            const unsigned short *line = from.x + row * from.inputs + input;
+            unsigned at = to + (chunk * ROWS + row) * X_ROW * 2;
+            if (LINES >= COPIERS || copier() < LINES) {
 #pragma unroll 1
                 for (int j = 0; j < 8; ++j) {
-                    store_shared_half(to + (i * X_ROW + j) * 2, j < left ? at[j] : 0);
+                    store_shared_half(at + j * 2, j < left ? line[j] : 0);
                 }
             }
         }
     }
-    from.x += ALONG * 256;
-    from.left -= ALONG * 256;
+    from.x += X_CHUNKS * 256;
+    from.left -= X_CHUNKS * 256;
 }
 
 // ---- one chunk ----
@@ -201,8 +236,23 @@ __device__ __forceinline__ void make_tables(
     }
 }
 
-// sums += a half of a chunk: 128 inputs of all tiles of this warp.
-__device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
+// This lane's words of the tiles of a chunk: [..][row g, row g + 8], of one half or of both.
+constexpr int HALVES = AT_ONCE ? 2 : 1;
+using Words = unsigned[TILES][PLANES][2 * HALVES];
+
+__device__ __forceinline__ void load_words(unsigned at, Words &words) {
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+        for (int plane = 0; plane < PLANES; ++plane) {
+            load_shared(words[t][plane], at + t * TILE_BYTES + plane * 512);
+        }
+    }
+}
+
+// sums += a half of a chunk: 128 inputs of all tiles of this warp. all: words of this half, or of
+// both. x: of the batch.
+__device__ __forceinline__ void multiply_half(const Places &at, const Words &all, unsigned x,
                                               unsigned of_batch, int half,
                                               float (&sums)[TILES][COLUMNS][4]) {
     unsigned words[TILES][2][PLANES];               // [..][row g or g + 8]
@@ -211,10 +261,8 @@ __device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
     for (int t = 0; t < TILES; ++t) {
 #pragma unroll
         for (int plane = 0; plane < PLANES; ++plane) {
-            unsigned word[2];
-            load_shared(word, stage + at.words + t * TILE_BYTES + plane * 512 + half * 8);
-            words[t][0][plane] = word[0];
-            words[t][1][plane] = word[1];
+            words[t][0][plane] = all[t][plane][AT_ONCE ? 2 * half : 0];
+            words[t][1][plane] = all[t][plane][AT_ONCE ? 2 * half + 1 : 1];
         }
     }
 #pragma unroll
@@ -246,7 +294,7 @@ __device__ __forceinline__ void multiply_half(const Places &at, unsigned stage,
         }
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
-            unsigned from = stage + at.x + n * 8 * X_ROW * 2 + (8 * half + k) * 32, b[2], c[2];
+            unsigned from = x + at.x + n * 8 * X_ROW * 2 + (8 * half + k) * 32, b[2], c[2];
             load_shared(b, from);
             load_shared(c, from + 128);
 #pragma unroll
@@ -347,8 +395,8 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     let_next_kernel_start();
 #pragma unroll
     for (int batch = 0; batch < STAGES - 1; ++batch) {
-        if (batch < batches) {
-            copy_x(of_x, aligned, shared + batch * STAGE_BYTES + at.copy_of_x);
+        if (batch < X_BUFFERS - 1 && batch * BATCHES < batches) {
+            copy_x(of_x, aligned, shared + batch * X_STEP + at.copy_of_x);
         }
         commit_copies();
     }
@@ -356,26 +404,50 @@ half_rows(const uint4 *words, const unsigned char *parameters, const unsigned sh
     float sums[TILES][COLUMNS][4] = {};
     float numbers[TILES][OWN_TABLES][PARAMETERS];
     unsigned stage = shared, free_stage = shared + (STAGES - 1) * STAGE_BYTES, tables = 0;
+    unsigned span = shared, free_span = shared + SPAN_BYTES, x_of_batch = shared;
     wait_for_copies<STAGES - 2>();
     __syncwarp();  // a warp's lanes read what others of them copied
     load_parameters_of_tables(stage + at.parameters, numbers);
     make_tables(numbers, at.own_table);
     for (int batch = 0; batch < batches; ++batch) {
         wait_for_copies<STAGES - 3>();
-        __syncthreads();
+        if (batch % BATCHES == 0) {
+            if (IN_SPANS) {
+                synchronize_threads<32 * ACROSS>(1 + along);
+            } else {
+                __syncthreads();
+            }
+            if (batch + (X_BUFFERS - 1) * BATCHES < batches) {
+                copy_x(of_x, aligned, (IN_SPANS ? free_span : free_stage) + at.copy_of_x);
+            }
+            x_of_batch = IN_SPANS ? span : stage;
+            span = free_span;
+            free_span = x_of_batch;
+        } else {
+            __syncwarp();
+            x_of_batch += ALONG * X_BYTES;
+        }
         if (batch + STAGES - 1 < batches) {
             copy_weights(weights, free_stage + at.words);
-            copy_x(of_x, aligned, free_stage + at.copy_of_x);
         }
         commit_copies();
         free_stage = stage;
         stage = stage == shared + (STAGES - 1) * STAGE_BYTES ? shared : stage + STAGE_BYTES;
         load_parameters_of_tables(stage + at.parameters, numbers);
         if (first_chunk + batch * ALONG + along < end) {
-            multiply_half(at, free_stage, tables, 0, sums);
-            multiply_half(at, free_stage, tables, 1, sums);
+            Words words;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if (half == 0 || !AT_ONCE) {
+                    load_words(free_stage + at.words + half * 8, words);
+                }
+                multiply_half(at, words, x_of_batch, tables, half, sums);
+            }
         }
         tables = TABLES_OF_BATCH - tables;
+        if (IN_SPANS) {
+            __syncwarp();  // nobody reads the tables any more
+        }
         make_tables(numbers, at.own_table + tables);
     }
 

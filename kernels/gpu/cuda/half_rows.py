@@ -20,6 +20,7 @@ from qbench.kernels.gpu.cuda.layout import CHUNK, TILE, CudaPlanes
 
 NAME = "half_rows"
 MOST_ROWS = 64  # of a block
+SPAN_ROWS = 16  # of a block whose warps go in spans: as much of x as shared memory has room for
 MULTIPROCESSORS = 132  # of an H100 or H200, which configurations are ranked for
 X_ROW_BYTES = 2 * (CHUNK + 16)  # as in the source, with what keeps banks apart
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -31,7 +32,8 @@ class Config:
 
     rows: of x, of a block. tiles: of 16 outputs, of a warp. across, along: warps of a block, beside
     each other along the outputs and along the inputs. split: blocks that share the inputs.
-    stages: batches in shared memory. blocks: that should fit a multiprocessor.
+    stages: batches in shared memory. blocks: that should fit a multiprocessor. span: 0 where all
+    warps meet at each batch, else batches of x that arrive together, at least stages - 2.
     """
 
     rows: int = 16
@@ -41,6 +43,7 @@ class Config:
     split: int = 1
     stages: int = 4
     blocks: int = 2
+    span: int = 0
 
     @property
     def outputs(self) -> int:
@@ -56,12 +59,13 @@ class Config:
         """Shared memory of a block: all stages, or in the end the sums."""
         words = planes.bits * 512
         tables = _tables(planes.group_size) * planes.group_bytes
-        x = self.along * self.rows * X_ROW_BYTES
-        stage = x + self.across * self.along * self.tiles * (words + tables)
+        batches = 2 * self.span if self.span else self.stages
+        x = batches * self.along * self.rows * X_ROW_BYTES
+        stage = self.across * self.along * self.tiles * (words + tables)
         shared_tables = self.across * self.along * self.tiles * 16 * _tables(planes.group_size)
-        shared_tables *= 2 * 4 * _table_row(planes)  # of two batches
+        shared_tables *= 4 * _table_row(planes) * (1 if self.span else 2)  # batches
         sums = 4 * self.along * self.rows * (self.outputs + 4)
-        return max(self.stages * stage + shared_tables, sums)
+        return max(x + self.stages * stage + shared_tables, sums)
 
 
 def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
@@ -90,6 +94,8 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
     # Other kernels are faster at few rows and at many.
     count = 6 if 4 < rows <= MOST_ROWS else 2
     yield from islice(best.values(), count)
+    if 4 < rows <= SPAN_ROWS:
+        yield from _in_spans(rows, planes)
 
 
 def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config) -> None:
@@ -121,6 +127,7 @@ def macros(config: Config) -> dict[str, int]:
         "SPLIT": config.split,
         "STAGES": config.stages,
         "BLOCKS": config.blocks,
+        "SPAN": config.span,
     }
 
 
@@ -173,6 +180,31 @@ def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
             if used <= shared:
                 twice = warps == 8 and 2 * used <= shared and tiles == 1 and height <= 32
                 yield replace(config, blocks=2 if twice else 1)
+                break
+
+
+def _in_spans(rows: int, planes: CudaPlanes) -> Iterator[Config]:
+    """Ways in which warps have more to do between two waits for each other.
+
+    At 8 rows and 3 bits a tile and chunk takes 330 instructions of a warp with two tiles, 390 of
+    one with one tile: 16 warps with two each are what registers and shared memory hold. Clusters
+    have two blocks at most: 32 of four do not fit a GPU of 132 multiprocessors at once.
+    """
+    height = min(-(-rows // 8) * 8, SPAN_ROWS)
+    clusters, shared = _limits(planes.words.device)
+    ways = ((2, 4, 4, 1), (2, 4, 3, 1), (1, 4, 4, 1), (1, 8, 2, 1), (1, 4, 2, 2))
+    if planes.bits > 4:
+        return
+    for tiles, across, along, blocks in ways:
+        if tiles == 2 and along * planes.bits > (12 if height == 8 else 11):
+            continue  # more registers than there are
+        whole = Config(height, tiles, across, along, blocks=blocks)
+        fits = 2 * -(-planes.shape[0] // whole.outputs) <= MULTIPROCESSORS * blocks
+        split = 2 if clusters and fits and 2 * along <= planes.chunks else 1
+        for stages, span in ((4, 2), (3, 2), (3, 1)):
+            config = replace(whole, split=split, stages=stages, span=span)
+            if blocks * (config.shared_bytes(planes) + 1024) <= shared + 1024:
+                yield config
                 break
 
 

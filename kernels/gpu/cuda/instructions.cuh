@@ -85,6 +85,12 @@ __device__ __forceinline__ void copy_or_zeros(unsigned shared, const void *globa
                  : "memory");
 }
 
+// So many threads of the block, those that name this barrier (1 to 15), have come here.
+template <int THREADS>
+__device__ __forceinline__ void synchronize_threads(int barrier) {
+    asm volatile("bar.sync %0, %1;" : : "r"(barrier), "n"(THREADS) : "memory");
+}
+
 // All threads of the cluster have come here, and see what the others wrote before.
 __device__ __forceinline__ void synchronize_cluster() {
 #if __CUDA_ARCH__ >= 900

@@ -18,7 +18,7 @@ inputs: the last of them may be cut off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -158,6 +158,32 @@ def derive(weight: WeightFormat) -> CudaPlanes:
         0 if weight.group_size == columns else weight.group_size,
         isinstance(weight, Uniform),
         isinstance(weight, Binary) and weight.shift is not None,
+    )
+
+
+def joined(parts: Sequence[CudaPlanes]) -> CudaPlanes | None:
+    """Weights that read the same x as one, (sum of out, in); None where they differ too much.
+
+    That is in their inputs, bits, groups, coding or dtype of parameters, or where one that others
+    follow does not fill its tiles.
+    """
+    first = parts[0]
+    for part in parts:
+        alike = (
+            part.shape[1] == first.shape[1]
+            and part.bits == first.bits
+            and (part.group_size, part.uniform) == (first.group_size, first.uniform)
+            and (part.shift, part.params.dtype) == (first.shift, first.params.dtype)
+        )
+        if not alike or (part is not parts[-1] and part.shape[0] % TILE):
+            return None
+    return CudaPlanes(
+        torch.cat([part.words for part in parts]),
+        torch.cat([part.params for part in parts]),
+        (sum(part.shape[0] for part in parts), first.shape[1]),
+        first.group_size,
+        first.uniform,
+        first.shift,
     )
 
 

@@ -12,6 +12,7 @@ fixed order, without atomics, and round y once:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 from weakref import ref
@@ -24,7 +25,7 @@ from qbench.errors import ConfigError
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
 from qbench.kernels.gpu.cuda import dequantize, toolchain
 from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, choose, gpu_of
-from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, not_served
+from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, joined, not_served
 from qbench.kernels.layouts import Layouts
 from qbench.kernels.sharing import shared
 
@@ -115,6 +116,20 @@ def pack(weight: WeightFormat) -> Packed:
     return Packed(planes)
 
 
+def packed_of(parts: list[Tensor], description: Description) -> Packed:
+    """The weight that has these parts as the kernels read it, kept for all products with it."""
+    return _layouts.of(parts, description)
+
+
+def packed_together(weights: Sequence[Packed]) -> Packed | None:
+    """Weights that read the same x as one, a copy; None where they differ too much."""
+    planes = weights[0].planes if len(weights) == 1 else joined([each.planes for each in weights])
+    if planes is None:
+        return None
+    _complete(planes.words)
+    return Packed(planes)
+
+
 def _capturing(tensor: Tensor) -> bool:
     """Whether what is computed with this tensor now becomes part of a CUDA graph."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -134,7 +149,7 @@ _layouts = Layouts(pack)
 
 
 def _run(x: Tensor, parts: list[Tensor], bias: Tensor | None, description: Description) -> Tensor:
-    packed = _layouts.of(parts, description)
+    packed = packed_of(parts, description)
     if x.get_device() == torch.cuda.current_device():
         return product(x, packed, bias)
     with torch.cuda.device_of(x):

@@ -1,7 +1,8 @@
 // Stands in for kernels/gpu/cuda/conversions.cuh where there is no GPU: the same functions in C++,
 // and a thread block whose threads are coroutines. Instructions of a warp wait for its 32 lanes and
 // are computed from the fragments as the PTX ISA documents them. Asynchronous copies are made as
-// late as the source allows. The blocks of a grid run one after the other.
+// late as the source allows. The blocks of a grid run one after the other, those of a cluster
+// (SPLIT along z) side by side.
 #pragma once
 #include <ucontext.h>
 
@@ -18,6 +19,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __shared__ static
 #define __CUDA_ARCH__ 900
 
@@ -45,7 +47,10 @@ struct Copy {
   const void* from;
 };
 
+struct ThreadBlock;
+
 struct Thread {
+  ThreadBlock* block;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   dim3 index;
@@ -59,16 +64,29 @@ struct Warp {
   unsigned char slots[32][64];
 };
 
-inline dim3 blockIdx, gridDim, blockDim;
+struct ThreadBlock {
+  dim3 index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Barrier barrier, named[16];
+  std::vector<uint4> memory;  // dynamic shared memory
+};
+
+#ifdef SPLIT
+constexpr unsigned CLUSTER = SPLIT;
+#else
+constexpr unsigned CLUSTER = 1;
+#endif
+
+inline dim3 gridDim, blockDim;
 inline ucontext_t scheduler;
-inline std::vector<Thread> threads;
-inline std::vector<Warp> warps;
-inline Barrier whole_block;
+inline ThreadBlock cluster[CLUSTER];
+inline Barrier whole_cluster;
 inline Thread* running;
-inline std::vector<uint4> dynamic_memory;
 inline void (*body)(void*);
 inline void* body_argument;
 #define threadIdx (running->index)
+#define blockIdx (running->block->index)
 
 inline void give_way() { swapcontext(&running->context, &scheduler); }
 
@@ -81,9 +99,11 @@ inline void arrive(Barrier& barrier, int members) {
   while (barrier.round == round) give_way();
 }
 
-inline void __syncthreads() { arrive(whole_block, blockDim.x); }
+inline Warp& own_warp() { return running->block->warps[threadIdx.x / 32]; }
 
-inline void __syncwarp() { arrive(warps[threadIdx.x / 32].barrier, 32); }
+inline void __syncthreads() { arrive(running->block->barrier, blockDim.x); }
+
+inline void __syncwarp() { arrive(own_warp().barrier, 32); }
 
 // What all lanes of the warp give.
 template <class Value>
@@ -94,7 +114,7 @@ struct Lanes {
 template <class Value>
 inline Lanes<Value> exchange(const Value& value) {
   static_assert(sizeof(Value) <= 64);
-  Warp& warp = warps[threadIdx.x / 32];
+  Warp& warp = own_warp();
   std::memcpy(warp.slots[threadIdx.x % 32], &value, sizeof value);
   arrive(warp.barrier, 32);
   Lanes<Value> all;
@@ -131,13 +151,16 @@ inline void run_thread() {
   give_way();
 }
 
-inline void run_block(unsigned count) {
-  threads.clear();
-  threads.resize(count);
-  warps.assign((count + 31) / 32, Warp());
-  whole_block = Barrier();
-  for (unsigned i = 0; i < count; ++i) {
-    Thread& thread = threads[i];
+inline void begin_block(ThreadBlock& block, dim3 index) {
+  block.index = index;
+  block.threads.clear();
+  block.threads.resize(blockDim.x);
+  block.warps.assign((blockDim.x + 31) / 32, Warp());
+  block.barrier = Barrier();
+  std::fill_n(block.named, 16, Barrier());
+  for (unsigned i = 0; i < blockDim.x; ++i) {
+    Thread& thread = block.threads[i];
+    thread.block = &block;
     thread.index = {i, 0, 0};
     thread.stack.reset(new char[STACK_BYTES]);
     getcontext(&thread.context);
@@ -145,14 +168,20 @@ inline void run_block(unsigned count) {
     thread.context.uc_stack.ss_size = STACK_BYTES;
     makecontext(&thread.context, run_thread, 0);
   }
+}
+
+inline void run_cluster(dim3 first) {
+  for (unsigned i = 0; i < CLUSTER; ++i) begin_block(cluster[i], {first.x, first.y, first.z + i});
+  whole_cluster = Barrier();
   for (bool alive = true; alive;) {
     alive = false;
-    for (Thread& thread : threads) {
-      if (thread.done) continue;
-      alive = true;
-      running = &thread;
-      swapcontext(&scheduler, &thread.context);
-    }
+    for (ThreadBlock& block : cluster)
+      for (Thread& thread : block.threads) {
+        if (thread.done) continue;
+        alive = true;
+        running = &thread;
+        swapcontext(&scheduler, &thread.context);
+      }
   }
 }
 
@@ -179,10 +208,12 @@ inline void launch(void (*kernel)(Arguments...), const unsigned* grid, unsigned 
   body_argument = &call;
   gridDim = {grid[0], grid[1], grid[2]};
   blockDim = {block, 1, 1};
-  dynamic_memory.assign((shared_bytes + 15) / 16, uint4{~0u, ~0u, ~0u, ~0u});
-  for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
-    for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
-      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block(block);
+  const uint4 poison{~0u, ~0u, ~0u, ~0u};
+  for (ThreadBlock& each : cluster) each.memory.assign((shared_bytes + 15) / 16, poison);
+  for (unsigned z = 0; z < gridDim.z; z += CLUSTER)
+    for (unsigned y = 0; y < gridDim.y; ++y)
+      for (unsigned x = 0; x < gridDim.x; ++x) run_cluster({x, y, z});
+  body_argument = nullptr;
 }
 
 // ---- numbers ----
@@ -234,10 +265,16 @@ inline unsigned floats_to_activations(float first, float second) {
 
 inline uint4 load_once(const uint4* address) { return *address; }
 
+inline volatile char fetched;
+
+inline void prefetch(const char* global, unsigned bytes) {
+  for (unsigned i = 0; i < bytes; i += 16) fetched = global[i];  // faults where memory ends
+}
+
 inline unsigned shared_memory() { return 0; }
 
 inline char* shared_pointer(unsigned address) {
-  return reinterpret_cast<char*>(dynamic_memory.data()) + address;
+  return reinterpret_cast<char*>(running->block->memory.data()) + address;
 }
 
 template <int WORDS>

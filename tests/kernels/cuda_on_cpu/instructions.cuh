@@ -2,8 +2,6 @@
 #pragma once
 #include "conversions.cuh"
 
-#include <cstdlib>
-
 constexpr unsigned ONES = BF16 ? 0x3F803F80 : 0x3C003C00;
 
 inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
@@ -39,7 +37,7 @@ inline unsigned bytes_of(unsigned a, unsigned b, unsigned selectors) {
 inline unsigned held(unsigned number) { return number; }
 
 inline unsigned char *shared_pointer() {
-    return reinterpret_cast<unsigned char *>(dynamic_memory.data());
+    return reinterpret_cast<unsigned char *>(running->block->memory.data());
 }
 
 template <int WORDS>
@@ -62,6 +60,17 @@ inline void copy_or_zeros(unsigned shared, const void *global, bool present) {
     copy_async(shared, present ? global : &zeros);
 }
 
-// Blocks run one after the other.
-inline void synchronize_cluster() { std::abort(); }
-inline float read_of_cluster(const float *, int) { std::abort(); }
+template <int THREADS>
+inline void synchronize_threads(int barrier) {
+    arrive(running->block->named[barrier], THREADS);
+}
+
+inline void synchronize_cluster() { arrive(whole_cluster, CLUSTER * blockDim.x); }
+
+inline float read_of_cluster(const float *shared, int block) {
+    std::size_t offset = reinterpret_cast<const unsigned char *>(shared) - shared_pointer();
+    float value;
+    std::memcpy(&value, reinterpret_cast<unsigned char *>(cluster[block].memory.data()) + offset,
+                sizeof value);
+    return value;
+}
