@@ -200,3 +200,18 @@ def test_a_budget_is_met_beside_uniform_widths(command, tiny_folder, tmp_path, m
     assert again.code == 0 and "0 to run, 7 done" in again.out + again.err
     done = command(*args, "--memory", "4KB", "--out", tmp_path / "paged")
     assert "needs the gradients of the whole model" in done.out + done.err
+
+
+def test_one_model_is_quantized_by_the_same_flags(command, tiny_folder, tmp_path):
+    flags = ("--group-size", "32", "--layers", "*.k_proj=skip", "--head-bits", "4")
+    calibration = ("--data", "mini", "--samples", "4", "--length", "32")
+    args = ("quantize", "--model", tiny_folder, "--method", "rtn", "--bits", "2.5", *flags)
+    done = command(*args, *calibration, "-o", tmp_path / "saved")
+    assert done.code == 0, done.err
+    saved = qbench.load(tmp_path / "saved")
+    divided = saved.manifest["allocation"]["layers"]
+    assert len(divided) == 12 and saved.weights["lm_head"].bits == 4
+    assert f"{saved.bits_per_weight['total']:.3f} bits/weight" in done.out
+    done = command("inspect", tmp_path / "saved")
+    assert "full precision in 2 layers" in done.out and "k_proj  (2 layers)" in done.out
+    assert command(*args[:-3], "--bits", "2.5", "--layers", "x=y", "-o", tmp_path / "no").code == 2
