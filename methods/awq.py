@@ -19,7 +19,7 @@ the authors leave o_proj out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -95,7 +95,10 @@ class AWQ:
         On its own metric no site ends above plain rounding (r = 0, no clip). MethodError where an
         output is not finite.
         """
-        sites = observe(block, inputs, self.mean_tokens, self.scale_tokens, self.clip_tokens)
+        layers = linears(block)
+        asked = scheme.of_layers(layers)
+        tokens = self.mean_tokens, self.scale_tokens, self.clip_tokens
+        sites = observe(block, inputs, scheme, *tokens)
         log: dict[str, Any] = {}
         ratios: dict[str, Tensor] = {}  # of clips, (out, groups), by layer
         values: dict[str, Tensor] = {}  # parameters that folding changes, by name
@@ -105,30 +108,35 @@ class AWQ:
             if not site.calls:  # an expert that no token reached
                 unseen.update(site.layers)
                 continue
-            scale, entry = self._scale(site, scheme)
+            scale, entry = self._scale(site, asked)
             if site.fold is not None and scale is not None:
                 values |= moved(block, site.fold, scale, values)
             if self.clip == "awq":
-                ratios |= self._clips(site, scheme, scale, entry)
+                ratios |= self._clips(site, asked, scale, entry)
             log[" ".join(site.layers)] = entry
         weights = {}
-        for name, layer in linears(block).items():
+        for name, own in asked.items():
             # A weight that folds have scaled, else the layer's own. What stays in `values` are
             # norms, biases and whatever else the folds divide by the scales.
-            W = values.pop(f"{name}.weight", layer.weight.detach())
-            W = as_kept(layer, W).float()  # (out, in)
+            W = values.pop(f"{name}.weight", layers[name].weight.detach())
+            W = as_kept(layers[name], W).float()  # (out, in)
             if name in unseen:  # nothing is known but its weights
                 weights[name] = RTN(
                     zero_point=self.zero_point, scale_bits=self.scale_bits
-                ).quantize_weight(W, scheme)
+                ).quantize_weight(W, own)
             else:
-                weights[name] = self._rounded(W, scheme, ratios.get(name))
+                weights[name] = self._rounded(W, own, ratios.get(name))
         return BlockResult(weights, values, log)
 
-    def _scale(self, site: Site, scheme: Scheme) -> tuple[Tensor | None, dict[str, Any]]:
-        """The best scale, (in,), None where it is 1, and what is logged. Equations 4 and 5."""
+    def _scale(
+        self, site: Site, asked: Mapping[str, Scheme]
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """The best scale, (in,), None where it is 1, and what is logged. Equations 4 and 5.
+
+        asked: of each layer.
+        """
         W = site.weights()
-        plain = site.error({name: self._dense(w, scheme) for name, w in W.items()})
+        plain = site.error({name: self._dense(w, asked[name]) for name, w in W.items()})
         if not math.isfinite(plain):
             raise MethodError(
                 f"the outputs of {site.layers[0]} are not finite; "
@@ -139,11 +147,11 @@ class AWQ:
 
         # By steps k of the ratio, r = k / grid; k = 0 is plain rounding.
         errors = {0: plain}
-        self._try_ratios(site, scheme, W, range(2, self.grid, 2), errors)
+        self._try_ratios(site, asked, W, range(2, self.grid, 2), errors)
         # The steps that were left out, on both sides of the best.
         best = _least(errors)
         neighbours = [k for k in (best - 1, best + 1) if 0 < k < self.grid]
-        self._try_ratios(site, scheme, W, neighbours, errors)
+        self._try_ratios(site, asked, W, neighbours, errors)
         best = _least(errors)
         entry = {
             "ratio": best / self.grid,
@@ -156,7 +164,7 @@ class AWQ:
     def _try_ratios(
         self,
         site: Site,
-        scheme: Scheme,
+        asked: Mapping[str, Scheme],
         W: dict[str, Tensor],
         steps: Iterable[int],
         errors: dict[int, float],
@@ -167,11 +175,15 @@ class AWQ:
             # The layer gets x itself here: Q(W diag s) (x / s) = Q(W diag s) diag(1/s) x.
             scaled = {}
             for name, w in W.items():
-                scaled[name] = self._dense(w * s, scheme) / s
+                scaled[name] = self._dense(w * s, asked[name]) / s
             errors[k] = site.error(scaled)
 
     def _clips(
-        self, site: Site, scheme: Scheme, scale: Tensor | None, entry: dict[str, Any]
+        self,
+        site: Site,
+        asked: Mapping[str, Scheme],
+        scale: Tensor | None,
+        entry: dict[str, Any],
     ) -> dict[str, Tensor]:
         """Shrink ratios (out, groups) by layer, where they help.
 
@@ -184,13 +196,13 @@ class AWQ:
             s = site.total.new_ones(())
         # All of the clips are searched for W diag s, which sees the inputs x / s.
         W = {name: w * s for name, w in site.weights().items()}
-        dense = {name: self._dense(w, scheme) / s for name, w in W.items()}
+        dense = {name: self._dense(w, asked[name]) / s for name, w in W.items()}
         # Layer by layer, on top of the clips that were kept before.
         lowest = site.error(dense)
         kept = {}
         for name, w in W.items():
-            ratio = self._shrink(w, site.rows() / s, scheme)
-            trial = dense | {name: self._dense(w, scheme, ratio) / s}
+            ratio = self._shrink(w, site.rows() / s, asked[name])
+            trial = dense | {name: self._dense(w, asked[name], ratio) / s}
             error = site.error(trial)
             if error < lowest:
                 lowest = error

@@ -113,7 +113,7 @@ class OmniQuant(Reconstruction):
         """
         if self.aug_loss == "on" or (self.aug_loss == "auto" and scheme.bits <= 3):
             targets = augmented(block, inputs, targets)
-        folds = self._folds(block, inputs)
+        folds = self._folds(block, inputs, scheme)
         if not folds:
             return super().quantize_block(block, inputs, targets, scheme)
         largest = largest_inputs(block, inputs, folds)
@@ -132,10 +132,10 @@ class OmniQuant(Reconstruction):
         best = states[losses.index(min(losses))]
         return reconstruct(block, best, inputs, targets, self)
 
-    def _folds(self, block: nn.Module, inputs: BlockInputs) -> list[Fold]:
+    def _folds(self, block: nn.Module, inputs: BlockInputs, scheme: Scheme) -> list[Fold]:
         if self.let == "off":
             return []
-        folds = find_folds(block, inputs)
+        folds = [fold for fold in find_folds(block, inputs) if fold.may_change(scheme)]
         if self.let == "auto" and not any(has_bias(block, fold) for fold in folds):
             return []
         return folds
@@ -320,8 +320,8 @@ class Transformed:
             self.logs.append(nn.Parameter(sources))
         values = self._values()
         self.weights = {}
-        for name in linears(block):
-            weight = method.prepare(self._weight(name, values), scheme)
+        for name, asked in scheme.of_layers(linears(block)).items():
+            weight = method.prepare(self._weight(name, values), asked)
             weight.products = products
             self.weights[name] = weight
 

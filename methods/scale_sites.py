@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.folding import Fold
 from qbench.calibration.folding_search import excerpt, find_folds
-from qbench.contracts import BlockInputs
+from qbench.contracts import BlockInputs, Scheme
 from qbench.models.blocks import as_kept, linears, read_weight
 
 Hook = Callable[..., None]
@@ -91,14 +91,21 @@ class Site:
 
 
 def observe(
-    block: nn.Module, inputs: BlockInputs, mean_tokens: int, scale_tokens: int, clip_tokens: int
+    block: nn.Module,
+    inputs: BlockInputs,
+    scheme: Scheme,
+    mean_tokens: int,
+    scale_tokens: int,
+    clip_tokens: int,
 ) -> list[Site]:
     """All sites of a block, with what its run on the quantized prefix's hidden states shows.
+
+    scheme: layers that it leaves as they are have no site.
 
     mean_tokens give `total`, in whole batches; scale_tokens give `calls`, in whole sequences;
     clip_tokens give `sample`.
     """
-    sites = _sites(block, inputs)
+    sites = _sites(block, inputs, scheme)
     batch_size, length = inputs.quantized[0].shape[:2]
     spread = _every(inputs, math.ceil(mean_tokens / (batch_size * length)))
     # So many rows of each batch that all batches together give clip_tokens.
@@ -115,22 +122,24 @@ def observe(
     return sites
 
 
-def _sites(block: nn.Module, inputs: BlockInputs) -> list[Site]:
+def _sites(block: nn.Module, inputs: BlockInputs, scheme: Scheme) -> list[Site]:
     """One site for every fold, and one for every linear layer outside of folds, still empty."""
     folds = {}
     covered: set[str] = set()
     for fold in find_folds(block, inputs):
-        folds[fold.layers[0]] = fold
-        covered.update(fold.layers)
+        if fold.may_change(scheme):
+            folds[fold.layers[0]] = fold
+            covered.update(fold.layers)
     sites = []
-    for name, layer in linears(block).items():
+    for name in scheme.of_layers(linears(block)):
         if name in folds:
             layers = folds[name].layers
         elif name not in covered:
             layers = (name,)
         else:
             continue  # with the first layer of its fold
-        total = torch.zeros(read_weight(layer).shape[1], device=layer.weight.device)
+        weight = read_weight(block.get_submodule(name))
+        total = torch.zeros(weight.shape[1], device=weight.device)
         sites.append(Site(block, layers, folds.get(name), inputs.dtype, total))
     return sites
 

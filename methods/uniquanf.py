@@ -93,8 +93,8 @@ class UniQuanF(Reconstruction):
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """As in `Reconstruction`, with what the bits and `faithful` decide."""
-        method = self.decided(scheme.bits)
+        """As in `Reconstruction`, with what `faithful` decides; the bits are those of a layer."""
+        method = self.decided(scheme.bits) if self.faithful else self
         return Reconstruction.quantize_block(method, block, inputs, targets, scheme)
 
     def decided(self, bits: int) -> UniQuanF:

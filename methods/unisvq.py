@@ -108,17 +108,19 @@ class UniSVQ(Reconstruction):
         inputs.progress(0.0, "collecting Hessians")
         statistics = input_statistics(block, inputs)
         weights: dict[str, TrainedWeight] = {}
-        last = None
+        last: tuple[LinearStats | None, Scheme] | None = None
         curvature = None
-        for name, layer in linears(block).items():
+        layers = linears(block)
+        for name, asked in scheme.of_layers(layers).items():
             inputs.progress(0.0, f"initializing {name}")
-            weight = read_weight(layer)
+            weight = read_weight(layers[name])
             stats = statistics.get(name)
-            # Layers that share their inputs share the factorization.
-            if curvature is None or stats is None or stats is not last:
-                curvature = self.curvature(weight, scheme, stats)
-                last = stats
-            weights[name] = self.start(weight, scheme, curvature)
+            # Layers that share their inputs, and bits, share the factorization.
+            shared = last is not None and stats is last[0] and asked == last[1]
+            if curvature is None or stats is None or not shared:
+                curvature = self.curvature(weight, asked, stats)
+                last = stats, asked
+            weights[name] = self.start(weight, asked, curvature)
         return weights
 
     @torch.no_grad()

@@ -14,11 +14,21 @@ if TYPE_CHECKING:
     from qbench.contracts import LinearStats, Scheme
     from qbench.quantization import QuantizedModel, load, quantize
     from qbench.registry import get_method
+    from qbench.scheme import LayerRule
 
 __version__ = "0.1.0"
-__all__ = ["LinearStats", "QuantizedModel", "Scheme", "get_method", "load", "quantize"]
+__all__ = [
+    "LayerRule",
+    "LinearStats",
+    "QuantizedModel",
+    "Scheme",
+    "get_method",
+    "load",
+    "quantize",
+]
 
 _HOME = {
+    "LayerRule": "scheme",
     "LinearStats": "contracts",
     "Scheme": "contracts",
     "get_method": "registry",

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from qbench.errors import ConfigError
+from qbench.scheme import Scheme as Scheme  # it is a part of the contract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,51 +35,6 @@ VERBS: tuple[Verb, ...] = (
     "worker_settings",
 )
 DECLARED = ("name", "paper", "format", "bits", "symmetric")  # ClassVars that every method has
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What is asked of a method.
-
-    bits: per weight code, 1..16. group_size: weights per group along the inputs; None is one group
-    per output channel. symmetric: grids without a zero point. Raises ConfigError for bits or a
-    group size out of range.
-    """
-
-    bits: int
-    group_size: int | None = None
-    symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 16:
-            raise ConfigError(
-                f"bits={self.bits} is outside 1..16; "
-                "choose the bits per weight code, such as 2, 3 or 4"
-            )
-        if self.group_size is not None and self.group_size < 1:
-            raise ConfigError(
-                f"group_size={self.group_size} is not positive; choose 32, 64, 128 or 'channel'"
-            )
-
-    def group_length(self, in_features: int, layer: str = "this layer") -> int:
-        """Weights per group for a layer of `in_features` inputs.
-
-        layer: its name, for the message. Raises ConfigError where the group size does not divide.
-        """
-        group = in_features if self.group_size is None else self.group_size
-        if in_features % group:
-            usual = (16, 32, 64, 96, 128, 192, 256, 512)
-            fitting = [str(size) for size in usual if in_features % size == 0]
-            raise ConfigError(
-                f"group_size={group} does not divide the {in_features} inputs of {layer}; "
-                f"choose one of {', '.join(fitting) or in_features} or 'channel'"
-            )
-        return group
-
-    def __str__(self) -> str:
-        """Short label such as `3b g64` or `4b channel sym`."""
-        group = "channel" if self.group_size is None else f"g{self.group_size}"
-        return f"{self.bits}b {group}" + (" sym" if self.symmetric else "")
 
 
 @dataclass(frozen=True)
@@ -198,7 +154,8 @@ class BlockInputs:
 class BlockResult:
     """A quantized block.
 
-    weights: of all of its linear layers, by their names within the block. parameters:
+    weights: of its linear layers that were to be quantized, by their names within the block.
+    parameters:
     full-precision parameters that take new values, such as a norm into which a scale was folded.
     log: how it went, JSON-able, kept in the record.
     """
@@ -217,7 +174,8 @@ class BlockMethod(Method, Protocol):
         """Quantize all linear layers of `block`, and leave the block itself as it is.
 
         targets: an entry per batch, the full-precision block's output (batch, length, width) for
-        `inputs.full`.
+        `inputs.full`. scheme: where it has rules, `scheme.of_layer(name)` is what is asked of a
+        layer, None of one that stays as it is and is not in the result.
         """
 
 
@@ -270,12 +228,18 @@ def calibrates(method: Any) -> bool:
 def check_scheme(method: Any, scheme: Scheme) -> None:
     """ConfigError if the method (class, instance or declaration) does not support this scheme."""
     low, high = method.bits
-    if not low <= scheme.bits <= high:
-        raise ConfigError(
-            f"method {method.name!r} supports {low} to {high} bits, not bits={scheme.bits}"
-        )
+    for bits in scheme.widths:
+        if not low <= bits <= high:
+            asked = f"bits={scheme.width}" if bits == scheme.bits else f"bits={bits} for a layer"
+            raise ConfigError(f"method {method.name!r} supports {low} to {high} bits, not {asked}")
     if scheme.symmetric and not method.symmetric:
         raise ConfigError(
             f"method {method.name!r} has no symmetric form; "
             "leave out --symmetric or choose rtn or gptq"
+        )
+    elsewhere = getattr(method, "external", False) or hasattr(method, "worker_settings")
+    if elsewhere and not scheme.is_plain:
+        raise ConfigError(
+            f"method {method.name!r} has its package quantize all layers alike; "
+            "leave out --layers and --head-bits, and give whole --bits"
         )

@@ -52,6 +52,11 @@ def export(
 def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
     """The layout that gptqmodel, transformers and vLLM read."""
     checkpoint = load_checkpoint(folder, dtype, packed=True)
+    if "head" in checkpoint.manifest:
+        raise ConfigError(
+            "the head is quantized, and in a GPTQ folder it is in full precision; "
+            "quantize without --head-bits, or use --to dense"
+        )
     weights = _uniform(checkpoint.weights)
     bits, group_size = _common_settings(weights)
     layout = checkpoint_format(weights.values())

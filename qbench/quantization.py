@@ -11,9 +11,7 @@ Round-to-nearest needs no calibration:
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,40 +20,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.calibration.block_window import BlockWindow
-from qbench.calibration.layer_error import relative_error
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
-    BlockInputs,
-    BlockResult,
-    LinearStats,
     Scheme,
     WeightFormat,
     check_scheme,
     trains,
     verb_of,
 )
-from qbench.errors import ConfigError, MethodError, QbenchError, reason_of
+from qbench.errors import ConfigError
 from qbench.exchange.compressed_settings import scheme_in_words
 from qbench.files.model_folder import quantization_settings
 from qbench.files.shards import read_json
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import (
-    decoder_blocks,
-    linears,
     quantizable,
     read_weight,
-    write_weight,
 )
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
-from qbench.models.paging import resident
 from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.registry import get_method, parameters
+from qbench.sensitivity import allocated
+from qbench.verbs import by_block, by_linear, by_weight, check_head, quantize_head
 from qbench.weight_range import require_computable
 
 _TEXT_WINDOWS = 64  # taken from texts that calibrate
@@ -147,13 +138,15 @@ def quantize(
     progress: Progress = lambda fraction, text: None,
     files: BlockFiles | None = None,
 ) -> QuantizedModel:
-    """Quantize every linear layer inside the decoder's blocks.
+    """Quantize every linear layer inside the decoder's blocks, as the scheme has it for each.
 
     model: a name, hub id or folder, or a transformers model, which is changed in place.
     method: a name (`qbench list methods`), or a method object.
-    scheme: bits per code, group size, and whether the grid is symmetric.
+    scheme: bits per code, group size, whether the grid is symmetric, rules for single layers, and
+    the bits of the head, which is quantized last.
     calibration: token ids (int64, (samples, length)), or texts, from which `tokenizer` makes at
-    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it.
+    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it, and a
+    budget of bits.
     tokenizer: saved with the model; that of a model given by name is loaded.
     device: where the work is done, block by block.
     dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
@@ -179,17 +172,22 @@ def quantize(
     unfuse_experts(model)  # before layers are looked for: experts in stacks are none
     check_layers(model, method, scheme)
 
+    asked = scheme
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
     if files is not None:
         files.take(model, weights)
     verb = verb_of(method)
-    if verb == "quantize_weight":
-        log = _by_weight(model, method, scheme, torch.device(device), progress, weights)
-    else:
+    if verb != "quantize_weight" or scheme.budget is not None:
         tokens = _tokens(calibration, tokenizer, method)
         digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
         manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
+        where = torch.device(device)
+        scheme, allocation = allocated(model, method, asked, tokens, where, progress)
+        manifest |= allocation
+    if verb == "quantize_weight":
+        log = by_weight(model, method, scheme, torch.device(device), progress, weights)
+    else:
         settings: dict[str, Any] = {
             "device": torch.device(device),
             "progress": progress,
@@ -199,12 +197,13 @@ def quantize(
         }
         if verb == "quantize_linear":
             walk = partial(walk_linears, model, tokens, **settings)
-            log = _by_linear(walk, method, scheme, weights)
+            log = by_linear(walk, method, scheme, weights)
         else:
             settings["window"] = getattr(method, "window", 1)  # of `Reconstruction`
             walk = partial(walk_blocks, model, tokens, **settings)
-            log = _by_block(walk, method, scheme, weights)
-    manifest |= facts_of(method, scheme)
+            log = by_block(walk, method, scheme, weights)
+    manifest |= quantize_head(model, method, scheme, weights)
+    manifest |= facts_of(method, asked)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
 
@@ -224,8 +223,10 @@ def stored_as(source: ModelSource) -> str | None:
     if method == "compressed-tensors":
         return f"{method} {scheme_in_words(entry)}"
     group = scheme.get("group_size", scheme.get("q_group_size"))
-    words = [str(method), f"{scheme.get('bits', scheme.get('w_bit'))}b"]
-    words.append("channel" if group in (None, -1) else f"g{group}")
+    bits = scheme.get("budget") or scheme.get("bits", scheme.get("w_bit"))
+    words = [str(method), f"{bits}b", "channel" if group in (None, -1) else f"g{group}"]
+    if scheme.get("rules") or scheme.get("head_bits"):
+        words.append("and exceptions")
     return " ".join(words)
 
 
@@ -247,10 +248,15 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
     not finite, or too large or small to compute with.
     """
     check_scheme(method, scheme)
-    for name, layer in quantizable(model).items():
+    layers = quantizable(model)
+    scheme.check_rules(layers)
+    asked = scheme.of_layers(layers)
+    for name, layer in layers.items():
         weight = read_weight(layer)
-        scheme.group_length(weight.shape[1], name)
+        if name in asked:
+            asked[name].group_length(weight.shape[1], name)
         require_computable(weight, name)
+    check_head(model, method, scheme)
 
 
 def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
@@ -259,131 +265,8 @@ def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
         "method": method.name,
         "paper": method.paper,
         "params": parameters(method),
-        "scheme": {
-            "bits": scheme.bits,
-            "group_size": scheme.group_size,
-            "symmetric": scheme.symmetric,
-        },
+        "scheme": scheme.facts(),
     }
-
-
-def _by_weight(
-    model: nn.Module,
-    method: Any,
-    scheme: Scheme,
-    device: torch.device,
-    progress: Progress,
-    weights: dict[str, WeightFormat],
-) -> dict[str, Any]:
-    """Put the quantized weights of a method that looks at the weights alone into `weights`, by full
-    name; the log by block: the error of each layer's weights.
-    """
-    log: dict[str, Any] = {}
-    count = len(quantizable(model))
-    prefix, blocks = decoder_blocks(model)
-    for index, block in enumerate(blocks):
-        with resident(block):
-            for own_name, layer in linears(block).items():
-                name = f"{prefix}.{index}.{own_name}"
-                progress(len(weights) / count, f"layer {len(weights) + 1}/{count}")
-                original = read_weight(layer).to(device)
-                with _errors_name(name):
-                    weight = method.quantize_weight(original, scheme)
-                error = relative_error(original, weight.dequantize())
-                _note_error(log, name, "weight_errors", error)
-                _put(name, layer, weight)
-                weights[name] = weight
-    return log
-
-
-def _by_linear(
-    walk: Callable[..., None], method: Any, scheme: Scheme, weights: dict[str, WeightFormat]
-) -> dict[str, Any]:
-    """Put the quantized weights of a method that also looks at each layer's inputs into `weights`,
-    by full name; the log by block: the error of each layer's output on the calibration text.
-
-    walk: `walk_linears` with all of its arguments but `visit`.
-    """
-    log: dict[str, Any] = {}
-
-    def visit(name: str, layer: nn.Module, stats: LinearStats) -> None:
-        # Of the walk, only the products of activations may be computed in a lower precision.
-        with torch.autocast(stats.hessian.device.type, enabled=False):
-            original = read_weight(layer)
-            with _errors_name(name):
-                weight = method.quantize_linear(original, stats, scheme)
-            error = relative_error(original, weight.dequantize(), stats.hessian)
-            _note_error(log, name, "output_errors", error)
-            _put(name, layer, weight)
-        weights[name] = weight
-
-    walk(visit=visit)
-    return log
-
-
-def _by_block(
-    walk: Callable[..., None], method: Any, scheme: Scheme, weights: dict[str, WeightFormat]
-) -> dict[str, Any]:
-    """Put the quantized weights of a method that sees blocks into `weights`, by full name; the log
-    by block.
-
-    walk: `walk_blocks` with all of its arguments but `visit`.
-    """
-    log: dict[str, Any] = {}
-
-    def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
-        with _errors_name(name):
-            result: BlockResult = method.quantize_block(block, inputs, targets, scheme)
-        layers = linears(block)
-        if result.weights.keys() != layers.keys():
-            odd = sorted(result.weights.keys() ^ layers.keys())
-            raise MethodError(
-                f"block {name}: the method returned other layers than it has; they differ in {odd}"
-            )
-        # such as a norm into which the method has folded a scale
-        for key, value in result.parameters.items():
-            block.get_parameter(key).data.copy_(value)
-        for layer, weight in result.weights.items():
-            _put(f"{name}.{layer}", layers[layer], weight)
-        results = {name: result}
-        if isinstance(block, BlockWindow):
-            prefix = name.rpartition(".")[0]
-            results = {f"{prefix}.{key}": own for key, own in block.by_block(result).items()}
-        for own_name, own in results.items():
-            for layer, weight in own.weights.items():
-                weights[f"{own_name}.{layer}"] = weight
-            if own.log:
-                log[own_name] = dict(own.log)
-
-    walk(visit=visit)
-    return log
-
-
-def _note_error(log: dict[str, Any], name: str, key: str, error: float | None) -> None:
-    """Put the error of a layer into the log of its block. name: `model.layers.3.mlp.down_proj`."""
-    block, number, layer = re.split(r"\.(\d+)\.", name, maxsplit=1)
-    if error is not None:
-        log.setdefault(f"{block}.{number}", {}).setdefault(key, {})[layer] = error
-
-
-@contextmanager
-def _errors_name(layer: str) -> Iterator[None]:
-    """What a method raises becomes a MethodError that names the layer or block."""
-    try:
-        yield
-    except QbenchError as error:
-        raise MethodError(f"layer {layer}: {error}") from error
-    except Exception as error:
-        raise MethodError(f"layer {layer}: {reason_of(error)}") from error
-
-
-def _put(name: str, layer: Any, weight: WeightFormat) -> None:
-    """Let a layer compute with its quantized weight; MethodError where that is not finite."""
-    for part in weight.to_tensors().values():
-        if not torch.isfinite(part).all():
-            raise MethodError(f"layer {name}: the quantized weight is not finite")
-    # In the layer's dtype before it moves: between devices every byte counts.
-    write_weight(layer, weight.dequantize().to(layer.weight.dtype))
 
 
 def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:

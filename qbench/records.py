@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from qbench.contracts import Scheme
 
@@ -84,6 +84,8 @@ class Cell(_Frozen):
     evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a time,
     which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
     is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
+    recipe: a hash of the code that divides bits between layers and quantizes the head, empty where
+    neither is asked.
     """
 
     model: str
@@ -100,6 +102,12 @@ class Cell(_Frozen):
     batch_size: int | None = None
     device: str = "cpu"
     stored_as: str | None = None
+    recipe: str = ""
+
+    @field_serializer("scheme")
+    def _said(self, scheme: Scheme | None) -> dict[str, Any] | None:
+        """Without what a scheme does not say, as older versions wrote it."""
+        return None if scheme is None else scheme.facts()
 
     @property
     def id(self) -> str:
@@ -121,7 +129,7 @@ class Cell(_Frozen):
         """All fields, JSON-able; of the younger ones those that say something, so that the records
         of older versions keep their ids.
         """
-        facts = _older(self, ("evaluation", "batch_size", "device", "stored_as"))
+        facts = _older(self, ("evaluation", "batch_size", "device", "stored_as", "recipe"))
         return facts | {"tasks": [task.facts() for task in self.tasks]}
 
     @property

@@ -74,7 +74,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     cell = record.cell
     facts = {
         "model": f"{cell.model}, {cell.revision}",
-        "scheme": str(cell.scheme or "as it comes"),
+        "scheme": "as it comes" if cell.scheme is None else cell.scheme.written_out,
         "evaluated in": f"{cell.dtype} on {cell.device}, seed {cell.seed}",
     }
     if cell.calibration is not None:

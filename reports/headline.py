@@ -13,7 +13,7 @@ from typing import Any
 
 from qbench.comparison.pairs import RELATIVE, ScoreKey, is_unquantized, protocol, score_of
 from qbench.errors import DataError
-from qbench.records import Cell, Record, Scalar, Score, TaskSpec
+from qbench.records import Cell, Record, Scalar, Score, TaskSpec, digest
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
 
@@ -30,6 +30,7 @@ SETTINGS: dict[str, Callable[[Any], str]] = {
     "bos": lambda value: f"BOS {value or 'as trained'}",
 }
 ALWAYS = ("limit", "chat_template", "bos")  # settings that say something where they are None, too
+LONG_NAME = 40  # letters of what single layers have that a name tells in full
 WITH_PROMPTS = ("chat_template", "bos")
 MINI_NOTICE = "mini tasks are stand-ins shipped with qbench: not comparable with published scores"
 
@@ -126,15 +127,22 @@ def params_text(cell: Cell, without: Collection[tuple[str, Scalar]] = ()) -> str
     return " ".join(f"{key}={value}" for key, value in told)
 
 
+def _shortened(exceptions: str) -> str:
+    """Whole, or where it is long its number of parts and four digits that tell it from others."""
+    if len(exceptions) <= LONG_NAME:
+        return exceptions
+    return f"+{exceptions.count(', ') + 1} exceptions {digest(exceptions)[:4]}"
+
+
 def ordered(records: Iterable[Record]) -> list[Record]:
     """By model, bits (the unquantized model first), method, parameters, group size."""
 
     def key(record: Record) -> tuple[object, ...]:
         cell = record.cell
-        bits = -1
+        bits = -1.0
         group = 0
         if cell.scheme:
-            bits = cell.scheme.bits
+            bits = cell.scheme.width
             group = cell.scheme.group_size or 1 << 30  # one group per channel comes last
         return (
             cell.model,
@@ -311,7 +319,9 @@ def _method(cell: Cell) -> tuple[str, str]:
 
 
 def _family(cell: Cell) -> tuple[str, ...]:
-    return cell.model, cell.method, params_text(cell)
+    # What divides bits looks at calibration text, also where the method does not.
+    divided = "divided" if cell.scheme and cell.scheme.budget is not None else ""
+    return cell.model, cell.method, params_text(cell), divided
 
 
 def _traits(cell: Cell) -> dict[str, str]:
@@ -327,6 +337,7 @@ def _traits(cell: Cell) -> dict[str, str]:
     return {
         "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
+        "layers": _shortened(scheme.exceptions) if scheme else "",
         "calibration": calibration,
         "seed": f"seed={cell.seed}",
         "dtype": cell.dtype,

@@ -47,6 +47,7 @@ COLUMNS = (
     "protocol",
     "protocol_hash",
     "warnings",
+    "layers",
 )
 # Columns of text, empty where a row has none; group_size among them, for it may be `channel`.
 WORDS = (
@@ -67,13 +68,14 @@ WORDS = (
     "protocol",
     "protocol_hash",
     "warnings",
+    "layers",
 )
-# pandas' Int64 has missing values, which bits and n of a failed cell are.
+# pandas' Int64 has missing values, which n of a failed cell is. Bits are whole numbers beside
+# fractions, and stay as they are.
 _NUMBERS = {
     "bits_per_weight": "float64",
     "value": "float64",
     "stderr": "float64",
-    "bits": "Int64",
     "n": "Int64",
     "difference": "float64",
     "difference_low": "float64",
@@ -100,6 +102,7 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`. asked: the hash of how the task was asked; scores with different ones are
     not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
+    layers: what single layers and the head have in place of the bits.
     """
     records = ordered(records)
     pairs = pairs_of(records, folder)
@@ -108,7 +111,7 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     rows: list[dict[str, object]] = []
     for record in records:
         rows += _rows(record, tasks, pairs, cautions.get(record.id, []))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS)
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(_NUMBERS)
 
 
 def _rows(
@@ -192,6 +195,7 @@ def _cell_columns(record: Record) -> dict[str, object]:
         "protocol_hash": csv_cell(record.protocol.get("hash", "")),
     }
     if cell.scheme:
-        columns["bits"] = cell.scheme.bits
+        columns["bits"] = cell.scheme.width
         columns["group_size"] = str(cell.scheme.group_size or "channel")
+        columns["layers"] = csv_cell(cell.scheme.exceptions)
     return columns

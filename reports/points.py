@@ -60,7 +60,7 @@ class Point:
     x: float
     y: float
     error: float
-    bits: int | None
+    bits: float | None
     baseline: bool
     cell: str
     text: str
@@ -155,9 +155,9 @@ def _point(
     error = (score.stderr or 0.0) * percent
     if not math.isfinite(error):
         error = 0.0
-    bits = None
+    bits: float | None = None
     if record.cell.scheme:
-        bits = record.cell.scheme.bits
+        bits = record.cell.scheme.width
     shown = number(score.value, score.stderr, score.metric)
     text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
     return Point(x, y, error, bits, unquantized(record), record.id, text)

@@ -127,14 +127,14 @@ def _leader(records: Sequence[Record]) -> Headline | None:
     return leaders[-1] if leaders else None
 
 
-def _order(record: Record, leader: Headline | None) -> tuple[str, int, float]:
+def _order(record: Record, leader: Headline | None) -> tuple[str, float, float]:
     """By model, nominal bits, and the score with the sign that makes a smaller one better."""
     scheme = record.cell.scheme
     score = None if leader is None else leader.of(record)
     badness = math.inf
     if leader is not None and score is not None and math.isfinite(score.value):
         badness = -score.value if leader.higher_is_better else score.value
-    return record.cell.model, -1 if scheme is None else scheme.bits, badness
+    return record.cell.model, -1 if scheme is None else scheme.width, badness
 
 
 def _filter_values(record: Record) -> list[str]:
@@ -142,7 +142,7 @@ def _filter_values(record: Record) -> list[str]:
     group = ""
     bits = ""
     if cell.scheme is not None:
-        bits = str(cell.scheme.bits)
+        bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
     method = "unquantized" if unquantized(record) else cell.stored_as or cell.method
     return [cell.model, bits, method, group, record.status]

@@ -137,7 +137,7 @@ def _identity(record: Record, name: str) -> list[Entry]:
     bits = group = Entry("")
     scheme = record.cell.scheme
     if scheme:
-        bits = Entry(str(scheme.bits), scheme.bits)
+        bits = Entry(str(scheme.width), scheme.width)
         # one group per channel sorts behind all numbers
         group = Entry(str(scheme.group_size or "channel"), scheme.group_size or 1 << 30)
     measured = record.bits_per_weight.get("total")

@@ -19,7 +19,8 @@ ARROWS = {
     "stats": set(),
     "outside_text": set(),
     "errors": {"outside_text"},
-    "contracts": {"errors"},
+    "scheme": {"errors"},
+    "contracts": {"errors", "scheme"},
     "records": {"contracts"},
     "environment": {"errors"},
     "isolation": set(),
@@ -47,9 +48,16 @@ ARROWS = {
         "contracts", "errors", "exchange", "files", "formats", "kernels", "models", "outside_text",
         "records",
     },
+    "verbs": {
+        "calibration", "contracts", "errors", "formats", "models", "registry", "weight_range",
+    },
+    "allocation": set(),
+    "sensitivity": {
+        "allocation", "calibration", "contracts", "errors", "models", "registry", "scheme",
+    },
     "quantization": {
         "calibration", "checkpoint", "contracts", "errors", "exchange", "files", "formats",
-        "models", "registry", "weight_range",
+        "models", "registry", "sensitivity", "verbs", "weight_range",
     },
     "read_back": {"checkpoint", "errors", "models"},
     "export": {
@@ -75,17 +83,17 @@ ARROWS = {
     },
     "layers": {"calibration", "contracts", "errors", "formats", "models", "stats", "tasks"},
     "experiment": {
-        "calibration", "checkpoint", "checks", "comparison", "contracts", "environment", "errors",
-        "exchange", "external", "files", "formats", "inspection", "isolation", "kernels",
-        "latency", "layers", "models", "plugin_file", "quantization", "records", "registry",
-        "tasks",
+        "allocation", "calibration", "checkpoint", "checks", "comparison", "contracts",
+        "environment", "errors", "exchange", "external", "files", "formats", "inspection",
+        "isolation", "kernels", "latency", "layers", "models", "plugin_file", "quantization",
+        "records", "registry", "scheme", "sensitivity", "tasks",
     },
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
         "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
         "latency", "method_source", "models", "outside_text", "publish", "records", "registry",
-        "reports", "stats", "tasks",
+        "reports", "scheme", "stats", "tasks",
     },
 }  # fmt: skip
 

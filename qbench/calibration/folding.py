@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from qbench.contracts import Scheme
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -30,6 +32,11 @@ class Fold:
     source: str
     channels: Tensor
     offset: float | None = None
+
+    def may_change(self, scheme: Scheme) -> bool:
+        """Whether a scheme leaves none of its layers, nor its source, as it is."""
+        layers = (*self.layers, self.source)
+        return len(scheme.of_layers(layers)) == len(layers)
 
     def shared(self, scale: Tensor) -> Tensor:
         """(in,): the geometric mean of the scales, (in,) positive, that one channel feeds."""

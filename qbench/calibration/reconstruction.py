@@ -184,9 +184,9 @@ class Reconstruction:
         weights = self._prepared(block, inputs, scheme)
         result = reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
         errors = {}
-        for name, layer in linears(block).items():
-            quantized = result.weights[name].dequantize()
-            errors[name] = relative_error(read_weight(layer), quantized)
+        layers = linears(block)
+        for name, weight in result.weights.items():
+            errors[name] = relative_error(read_weight(layers[name]), weight.dequantize())
         return replace(result, log={**result.log, "weight_errors": errors})
 
     def _prepared(
@@ -202,7 +202,8 @@ class Reconstruction:
         hidden = inputs.quantized
         for number, part, arguments in block.parts(inputs):
             own = replace(inputs, quantized=hidden, arguments=arguments)
-            started = self._initialized(part, own, scheme)
+            asked = scheme.of_block({name: f"{number}.{name}" for name in linears(part)})
+            started = self._initialized(part, own, asked)
             for name, weight in started.items():
                 weights[f"{number}.{name}"] = weight
             hidden = _outputs(part, own, Weights(part, started).export())
@@ -211,17 +212,18 @@ class Reconstruction:
     def _initialized(
         self, block: nn.Module, inputs: BlockInputs, scheme: Scheme
     ) -> dict[str, TrainedWeight]:
-        """Every linear layer of one block at its initialization.
+        """Every linear layer of one block that is to be quantized, at its initialization.
 
         No statistics outlive this call: none is in memory while the block trains.
         """
         inputs.progress(0.0, "collecting second moments")
         statistics = input_statistics(block, inputs)
         weights = {}
-        for name, layer in linears(block).items():
+        layers = linears(block)
+        for name, asked in scheme.of_layers(layers).items():
             inputs.progress(0.0, f"initializing {name}")
-            stats = statistics.pop(name, None) or no_statistics(layer)
-            weights[name] = self.prepare(read_weight(layer), scheme, stats)
+            stats = statistics.pop(name, None) or no_statistics(layers[name])
+            weights[name] = self.prepare(read_weight(layers[name]), asked, stats)
         return weights
 
 

@@ -63,8 +63,16 @@ class BlockFiles:
         manifest: Mapping[str, Any],
         log: Mapping[str, Any],
     ) -> None:
-        """Write what is outside the blocks, and all files beside the tensors."""
+        """Write what is outside the blocks, and all files beside the tensors.
+
+        weights: of layers outside the blocks with their data.
+        """
         rest = unquantized_tensors(model, weights)
+        inside = f"{decoder_blocks(model)[0]}."
+        for name, weight in weights.items():
+            if not name.startswith(inside):  # the head
+                for part, tensor in stored_tensors(weight).items():
+                    rest[f"{name}.{part}"] = tensor
         self._write({name: rest[name] for name in rest.keys() - self._tensors.keys()})
         entry = entry_of(model, weights, manifest)
         generation = getattr(model, "generation_config", None)

@@ -14,7 +14,7 @@ from qbench.checkpoint.card_metadata import RESULTS, Benchmark, card_metadata, e
 from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
 from qbench.files.shards import CARD
-from qbench.formats import bits_per_weight
+from qbench.formats import Dense, bits_per_weight
 from qbench.outside_text import markdown, printable
 from qbench.records import Record
 
@@ -84,10 +84,9 @@ def write_card(
     """
     benchmarks = benchmarks or {}
     scheme = entry.get("scheme") or {}
-    bits = scheme.get("bits")
-    group_size = scheme.get("group_size") or "one per channel"
-    title = record.cell.label if record else f"{entry.get('method')} {bits} bits"
-    not_converted = entry.get("modules_to_not_convert", [])
+    title = record.cell.label if record else f"{entry.get('method')} {_asked(scheme)} bits"
+    stay = sorted(name for name, weight in weights.items() if weight.format == Dense.format)
+    not_converted = [*entry.get("modules_to_not_convert", []), *stay]
     listed_elsewhere = ("groups", "modules_to_not_convert")
     facts = {key: value for key, value in entry.items() if key not in listed_elsewhere}
     environment = Environment(keep_trailing_newline=True)
@@ -98,9 +97,9 @@ def write_card(
         version=qbench.__version__,
         method=markdown(str(entry.get("method"))),
         paper=markdown(str(entry.get("paper", ""))),
-        scheme=f"{bits}-bit codes, groups: {group_size}",
+        scheme=_scheme_in_words(scheme),
         bits=bits_per_weight(weights.values()) or {"total": 0.0},
-        layers=len(weights),
+        layers=len(weights) - len(stay),
         kept=", ".join(markdown(str(name)) for name in not_converted[:3]),
         facts=json.dumps(facts, indent=2),
         scores=record.scores if record else (),
@@ -114,3 +113,21 @@ def write_card(
             stale.unlink()
     for name, result in results.items():
         write_text(folder / RESULTS / name, result)
+
+
+def _asked(scheme: Mapping[str, Any]) -> Any:
+    """Bits that were asked for: a fraction where they were divided between the layers."""
+    return scheme.get("budget") or scheme.get("bits")
+
+
+def _scheme_in_words(scheme: Mapping[str, Any]) -> str:
+    """`3-bit codes, groups: 64, *.down_proj: 4 bits, head: 8 bits`."""
+    words = [
+        f"{_asked(scheme)}-bit codes",
+        f"groups: {scheme.get('group_size') or 'one per channel'}",
+    ]
+    for rule in scheme.get("rules", []):
+        words.append(f"{markdown(str(rule.get('layers')))}: {rule.get('bits')} bits")
+    if scheme.get("head_bits"):
+        words.append(f"head: {scheme['head_bits']} bits")
+    return ", ".join(words)

@@ -45,6 +45,7 @@ from qbench.files.shards import (
     write_index,
     write_shards,
 )
+from qbench.formats.dense import narrowed
 from qbench.kernels.description import moved
 from qbench.models.blocks import is_linear
 from qbench.models.limits import refuse_implausible
@@ -292,7 +293,7 @@ def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict
         if _is_quantized_part(name, weights) or tensor.is_meta or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
-        tensors[name] = _narrowed(tensor.detach())
+        tensors[name] = narrowed(tensor.detach())
     return tensors
 
 
@@ -339,15 +340,6 @@ def _is_quantized_part(name: str, weights: Mapping[str, object]) -> bool:
     """Whether a tensor belongs to a quantized weight; the bias of such a layer does not."""
     layer, _, part = name.rpartition(".")
     return layer in weights and part != "bias"
-
-
-def _narrowed(tensor: Tensor) -> Tensor:
-    """In bfloat16, else in float16, where that is exact."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.bfloat16, torch.float16):
-            if torch.equal(tensor.to(dtype).float(), tensor):
-                return tensor.to(dtype)
-    return tensor
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

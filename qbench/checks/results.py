@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,10 +53,10 @@ def expect_promises(method: Any, call: Call) -> None:
         raise Broke(sentence)
     expect_shape_and_format(method, call)
     if method.format != "dense":
-        for place, weight in _weights(call):
-            _expect_bits(call, place, weight)
-            _expect_groups(call, place, weight)
-            _expect_no_offset(call, place, weight)
+        for own, place, weight in _weights(call):
+            _expect_bits(own, place, weight)
+            _expect_groups(own, place, weight)
+            _expect_no_offset(own, place, weight)
 
 
 def expect_shape_and_format(method: Any, call: Call) -> None:
@@ -253,11 +254,11 @@ def _coded(method: Any) -> Iterator[tuple[Call, str, Any]]:
     if method.format == "dense":
         raise NotApplicable("an unquantized weight has neither codes nor groups")
     for call in answered(method):
-        for place, weight in _weights(call):
-            yield call, place, weight
+        yield from _weights(call)
 
 
-def _weights(call: Call) -> Iterator[tuple[str, Any]]:
-    """Every quantized weight of a call with its place."""
+def _weights(call: Call) -> Iterator[tuple[Call, str, Any]]:
+    """Every quantized weight of a call with the call, as that of its layer alone, and its place."""
     for layer, weight in call.weights().items():
-        yield f"{call.where}{' ' * bool(layer)}{layer}", weight
+        own = replace(call, scheme=call.scheme.of_layer(layer) or call.scheme)
+        yield own, f"{call.where}{' ' * bool(layer)}{layer}", weight

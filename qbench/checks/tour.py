@@ -212,12 +212,13 @@ def _of_the_result(arguments: Arguments, result: Any) -> dict[str, str]:
 
 
 def _shapes(arguments: tuple[Any, ...]) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer of a block by name, or of the bare weight."""
+    """(out, in) of a block's linear layers that are to be quantized, or of the bare weight."""
     subject = arguments[0]
     if isinstance(subject, torch.Tensor):
         return {"": (subject.shape[0], subject.shape[1])}
     shapes = {}
-    for name, layer in linears(subject).items():
-        weight = read_weight(layer)
+    layers = linears(subject)
+    for name in arguments[-1].of_layers(layers):
+        weight = read_weight(layers[name])
         shapes[name] = (weight.shape[0], weight.shape[1])
     return shapes

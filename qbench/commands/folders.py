@@ -17,6 +17,8 @@ from rich.text import Text
 from qbench.commands.options import (
     Data,
     Device,
+    HeadBits,
+    Layers,
     Memory,
     Model,
     Plugins,
@@ -43,11 +45,15 @@ app = typer.Typer()
 )
 def quantize(
     method: Annotated[str, typer.Option(help="`qbench list methods`.")],
-    bits: Annotated[int, typer.Option(help="Bits per weight code.")],
+    bits: Annotated[
+        float, typer.Option(help="Bits per weight code; 2.8 is divided between the layers.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     model: Model = "smollm2-135m",
     group_size: Annotated[str, typer.Option(help="Inputs per group, or 'channel'.")] = "64",
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Symmetric grids.")] = False,
+    layers: Layers = None,
+    head_bits: HeadBits = None,
     sets: Sets = None,
     plugin: Plugins = None,
     data: Data = None,
@@ -63,13 +69,16 @@ def quantize(
     trust_remote_code: Trust = False,
 ) -> None:
     """Quantize one model and save it as a Hugging Face folder."""
-    from qbench.contracts import Scheme, check_scheme
+    from qbench.contracts import check_scheme
     from qbench.environment import bytes_of
     from qbench.experiment.grid import parse_set, single_settings
     from qbench.registry import declared
+    from qbench.scheme import LayerRule, Scheme
 
     group = as_group(group_size)
-    scheme = Scheme(bits, None if group == "channel" else group, symmetric)
+    rules = tuple(map(LayerRule.parse, layers or []))
+    rest = {"symmetric": symmetric, "rules": rules, "head_bits": head_bits}
+    scheme = Scheme.at(bits, None if group == "channel" else group, **rest)
     settings = single_settings(parse_set(sets or []), method)
     if not plugin:  # else the method may stand in a plug-in, which is imported below
         check_scheme(declared(method), scheme)

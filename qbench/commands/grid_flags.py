@@ -13,6 +13,8 @@ import typer
 from qbench.commands.options import (
     Data,
     Device,
+    HeadBits,
+    Layers,
     Memory,
     Models,
     Plugins,
@@ -21,7 +23,7 @@ from qbench.commands.options import (
     Trust,
     as_group,
     as_names,
-    as_numbers,
+    as_widths,
     as_workers,
 )
 
@@ -56,7 +58,11 @@ class Asked(NamedTuple):
 def asked(
     model: Models = None,
     bits: Annotated[
-        str | None, typer.Option(help="Bits per weight code, with commas; default 2,3,4.")
+        str | None,
+        typer.Option(
+            help="Bits per weight code, with commas; default 2,3,4. A fraction such as 2.8 is "
+            "divided between the layers."
+        ),
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="With commas; default the preset's; `qbench list methods`.")
@@ -79,6 +85,8 @@ def asked(
         str | None, typer.Option(help="Inputs per group, or 'channel'; default the preset's.")
     ] = None,
     symmetric: Annotated[bool | None, typer.Option("--symmetric", help="Symmetric grids.")] = None,
+    layers: Layers = None,
+    head_bits: HeadBits = None,
     sets: Sets = None,
     only: Annotated[
         list[str] | None,
@@ -148,13 +156,15 @@ def asked(
 
     flags = {
         "model": as_names(model, "--model"),
-        "bits": as_numbers("--bits", bits),
+        "bits": as_widths(bits),
         "methods": as_names(methods, "--methods"),
         "sweep": sweep,
         "tasks": as_names(tasks, "--tasks"),
         "preset": preset,
         "group_size": as_group(group_size),
         "symmetric": symmetric,
+        "layers": tuple(layers) if layers else None,
+        "head_bits": head_bits,
         "set": parse_set(sets) if sets else None,
         "only": as_names(",".join(only), "--only") if only else None,
         "skip": as_names(",".join(skip), "--skip") if skip else None,

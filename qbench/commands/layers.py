@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,3 +165,13 @@ def _show(report: dict[str, Any], title: str) -> None:
     sentence = advice(report)
     if sentence:
         out.print(sentence, markup=False, soft_wrap=True)
+        out.print(f"in a run: {_rules(report)}", markup=False, soft_wrap=True)
+
+
+def _rules(report: dict[str, Any]) -> str:
+    """The flags of `qbench run` and `quantize` that keep these layers as they are."""
+    kinds = {effect["name"]: effect["kind"] for effect in report["effects"]}
+    globs = []
+    for name in report["kept"]["names"]:  # of a layer, it ends with that in its block
+        globs.append(name if name.endswith(f".{kinds[name]}") else f"{name}.*")
+    return " ".join(f"--layers {shlex.quote(f'{glob}=skip')}" for glob in globs)

@@ -49,6 +49,18 @@ Sets = Annotated[
         help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated.",
     ),
 ]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        help="GLOB=BITS[gGROUP] for layers by their full names, such as '*.down_proj=4g32'; =skip "
+        "leaves them as they are. May be repeated: the first that matches counts.",
+    ),
+]
+HeadBits = Annotated[
+    int | None,
+    typer.Option(help="Quantize the head too, at these bits; a tied one becomes its own, counted."),
+]
 Requantize = Annotated[
     bool, typer.Option("--requantize", help="Quantize a model that is quantized already.")
 ]
@@ -93,6 +105,24 @@ def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         raise ConfigError(
             f"{flag} {text!r} is not a list of whole numbers; for example {flag} 2,3,4"
         ) from None
+
+
+def as_widths(text: str | None) -> tuple[int | float, ...] | None:
+    """`--bits`: numbers with commas, of which some may be fractions; ConfigError for other text."""
+    if text is None:
+        return None
+    try:
+        return tuple(as_width(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--bits {text!r} is not a list of numbers; for example --bits 2,3,4 or --bits 2.8"
+        ) from None
+
+
+def as_width(text: str) -> int | float:
+    """One number of `--bits`; ValueError for other text."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def as_workers(text: str | None) -> Any:

@@ -151,7 +151,8 @@ def coverage(evaluated: Evaluated) -> Iterator[Caution]:
     facts, scheme = evaluated.coverage, evaluated.cell.scheme
     if not facts:
         return
-    if facts["left"]:
+    wanted = facts.get("asked")
+    if facts["left"] and (wanted is None or sum(wanted.values()) != facts["quantized"]):
         names = ", ".join(facts["left"][:3])
         more = ", ..." if len(facts["left"]) > 3 else ""
         text = (
@@ -159,13 +160,16 @@ def coverage(evaluated: Evaluated) -> Iterator[Caution]:
             f"quantized; left as they were: {names}{more}"
         )
         yield Caution(kind="coverage", text=text)
-    asked = "" if scheme is None else str(scheme.bits)
-    others = [
-        f"{count} layers have {bits}" for bits, count in facts["bits"].items() if bits != asked
-    ]
-    if asked and others:
-        text = f"{asked} bits were asked, and {', '.join(others)}"
-        yield Caution(kind="coverage", text=text)
+    if scheme is not None:
+        wanted = wanted or {str(scheme.bits): facts["bits"].get(str(scheme.bits))}
+        others = [
+            f"{count} layers have {bits}"
+            for bits, count in facts["bits"].items()
+            if wanted.get(bits) != count
+        ]
+        if others:
+            text = f"{' and '.join(wanted)} bits were asked, and {', '.join(others)}"
+            yield Caution(kind="coverage", text=text)
     if facts["bytes"] >= facts["original_bytes"]:
         text = (
             f"the files have {facts['bytes'] / 1e6:.1f} MB and the unquantized model "

@@ -99,10 +99,10 @@ def indistinct(records: Sequence[Record], pairs: Pairs) -> Iterator[tuple[Record
     """
     for key, group in _groups(records):
         values = [score_of(record, key) for record in group]
-        widths: dict[int, list[tuple[float, Record]]] = {}
+        widths: dict[float, list[tuple[float, Record]]] = {}
         for record, score in zip(group, values, strict=True):
             if score is not None and record.cell.scheme is not None:
-                entries = widths.setdefault(record.cell.scheme.bits, [])
+                entries = widths.setdefault(record.cell.scheme.width, [])
                 entries.append((score.value, record))
         extremes = [_extremes(entries, key, pairs) for entries in widths.values()]
         known = [p_value for p_value in extremes if p_value is not None]

@@ -120,7 +120,8 @@ def _grouped(
     """By model, scheme and, unless a side has one method only, method and parameters."""
     groups: dict[tuple[str, ...], dict[int, Record]] = {}
     for record in sorted(records, key=_order):
-        key: tuple[str, ...] = (record.cell.model, str(record.cell.scheme))
+        scheme = record.cell.scheme
+        key: tuple[str, ...] = (record.cell.model, scheme.written_out if scheme else "")
         if not by_scheme:
             key += _variant(record)
         groups.setdefault(key, {})[record.cell.seed] = record
@@ -129,7 +130,7 @@ def _grouped(
 
 def _order(record: Record) -> tuple[object, ...]:
     cell = record.cell
-    bits = cell.scheme.bits if cell.scheme else 0
+    bits = cell.scheme.width if cell.scheme else 0
     # Of two records of a cell that differ in their evaluation, the finished one stays.
     return (cell.model, bits, cell.label, cell.seed, record.status == "ok")
 

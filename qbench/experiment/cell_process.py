@@ -26,7 +26,7 @@ from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.comparison.cell_lint import Evaluated, lint_cell
-from qbench.contracts import Scheme, calibrates
+from qbench.contracts import Scheme
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
@@ -49,6 +49,7 @@ from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize
 from qbench.records import Score, TaskSpec
 from qbench.registry import declared, get_method, parameters
+from qbench.sensitivity import allocation_of, with_allocation
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
 from qbench.tasks.registry import get_task
@@ -172,8 +173,11 @@ class _Work:
         """Note which layers of a model that is said to be quantized are."""
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = published_dtype(self.job.model, self.job.cell)
-            facts = coverage(quantized.model, quantized.weights, folder, stored)
-            self.facts["coverage"] = as_written(facts, quantized)
+            scheme = with_allocation(self.job.cell.scheme, quantized.manifest)
+            facts = coverage(quantized.model, quantized.weights, folder, stored, scheme)
+            self.facts["coverage"] = as_written(facts, quantized) | allocation_of(
+                quantized.manifest
+            )
 
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.
@@ -205,7 +209,7 @@ class _Work:
             original = self._read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
-        if cell.calibration is not None and calibrates(method):
+        if cell.calibration is not None:
             check_fit(model, tokenizer, f"model {cell.model!r}")
             with self.phase("calibration tokens"):
                 tokens = self._calibration_tokens(tokenizer)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import itertools
 import shlex
+from collections.abc import Iterator
 
+from qbench import allocation, sensitivity
+from qbench.calibration import fisher
+from qbench.contracts import Scheme
 from qbench.experiment.forms import Settings
 from qbench.experiment.grid import CALIBRATION, QUICK, Grid
 from qbench.experiment.identity import Identity
-from qbench.records import Cell
+from qbench.records import CalibrationSpec, Cell, digest
 from qbench.registry import declared, method_class, source_hash
 
 
@@ -26,12 +32,8 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     cells = []
     for model in grid.model:
         for method, params in variants:
-            declaration = declared(method)
-            calibrated = declaration.calibrates
             source = source_hash(method_class(method))
-            samples = identity.calibrations if calibrated else (None,)
-            of_method = grid.schemes(method), samples, grid.seeds(calibrated)
-            for scheme, sample, seed in itertools.product(*of_method):
+            for scheme, sample, seed in _draws(grid, identity, method):
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
@@ -47,9 +49,33 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     batch_size=identity.batch_size,
                     device=identity.device,
                     stored_as=identity.stored_as[model] if scheme is None else None,
+                    recipe=_recipe(scheme),
                 )
                 cells.append(cell)
     return tuple(cells)
+
+
+def _draws(
+    grid: Grid, identity: Identity, method: str
+) -> Iterator[tuple[Scheme | None, CalibrationSpec | None, int]]:
+    """Schemes of a method, each with the calibrations and seeds that it is run with."""
+    calibrates = declared(method).calibrates
+    for scheme in grid.schemes(method):
+        calibrated = calibrates or (scheme is not None and scheme.budget is not None)
+        samples = identity.calibrations if calibrated else (None,)
+        for sample, seed in itertools.product(samples, grid.seeds(calibrated)):
+            yield scheme, sample, seed
+
+
+def _recipe(scheme: Scheme | None) -> str:
+    """A hash of the code that divides bits between layers, or quantizes the head."""
+    if scheme is None or (scheme.budget is None and scheme.head_bits is None):
+        return ""
+    parts = [source_hash(method_class("rtn"))]
+    if scheme.budget is not None:
+        for module in (allocation, fisher, sensitivity):
+            parts.append(hashlib.sha256(inspect.getsource(module).encode()).hexdigest())
+    return digest(parts)
 
 
 def cell_command(grid: Grid, cell: Cell) -> str:
@@ -57,9 +83,13 @@ def cell_command(grid: Grid, cell: Cell) -> str:
     words = ["qbench", "run", "--model", cell.model, "--methods", cell.method]
     if cell.scheme is not None:
         group = cell.scheme.group_size or "channel"
-        words += ["--bits", str(cell.scheme.bits), "--group-size", str(group)]
+        words += ["--bits", str(cell.scheme.width), "--group-size", str(group)]
         if cell.scheme.symmetric:
             words.append("--symmetric")
+        for rule in cell.scheme.rules:
+            words += ["--layers", str(rule)]
+        if cell.scheme.head_bits is not None:
+            words += ["--head-bits", str(cell.scheme.head_bits)]
     words += ["--tasks", ",".join(grid.task_names), "--preset", grid.preset or QUICK]
     words += ["--data", grid.data]
     if grid.chat_template is not None:

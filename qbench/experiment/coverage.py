@@ -7,43 +7,64 @@ before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from qbench.contracts import WeightFormat
+from qbench.contracts import Scheme, WeightFormat
 from qbench.formats import bits_per_weight
 from qbench.models.blocks import linears, quantizable
 
 
 def coverage(
-    model: nn.Module, weights: Mapping[str, WeightFormat], folder: Path, stored: torch.dtype
+    model: nn.Module,
+    weights: Mapping[str, WeightFormat],
+    folder: Path,
+    stored: torch.dtype,
+    scheme: Scheme | None = None,
 ) -> dict[str, Any]:
     """JSON-able facts about a quantized model.
 
     model: with its weights dequantized. weights: by the full name of their layer. folder: with the
-    model's files. stored: the dtype in which the unquantized model is published.
+    model's files. stored: the dtype in which the unquantized model is published. scheme: what was
+    asked, where it is not the same of all layers.
 
     linear: linear layers of the whole model; blocks: of them, inside the decoder's blocks;
     quantized: of these; bits: bits of the codes -> layers; left: names of the layers inside blocks
-    that are not quantized. bytes: of the tensors' files; original_bytes: of the unquantized model's
-    tensors.
+    that are not quantized. asked: as `bits`, of the scheme; head: what the head has, where it is
+    quantized; both only where there is something to say. bytes: of the tensors' files;
+    original_bytes: of the unquantized model's tensors.
     """
     inside = quantizable(model)
-    bits: Counter[str] = Counter()
-    for weight in weights.values():
-        stated = getattr(weight, "bits", None)
-        measured = f"{bits_per_weight([weight])['total']:.2f}"
-        bits[measured if stated is None else str(stated)] += 1
-    return {
+    asked = {} if scheme is None or scheme.is_plain else scheme.of_layers(inside)
+    kept = inside.keys() - asked.keys() if asked else set()
+    left = sorted(name for name in inside if name not in weights or name in kept)
+    widths = {name: _width(weight) for name, weight in weights.items() if name not in left}
+    facts = {
         "linear": len(linears(model)),
         "blocks": len(inside),
-        "quantized": len(inside.keys() & weights.keys()),
-        "bits": dict(sorted(bits.items())),
-        "left": sorted(inside.keys() - weights.keys()),
+        "quantized": len(inside) - len(left),
+        "bits": _counted(width for name, width in widths.items() if name in inside),
+        "left": left,
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "original_bytes": stored.itemsize * sum(part.numel() for part in model.parameters()),
     }
+    if asked:
+        facts["asked"] = _counted(str(own.bits) for own in asked.values())
+    heads = [width for name, width in widths.items() if name not in inside]
+    if heads:
+        facts["head"] = heads[0]
+    return facts
+
+
+def _width(weight: WeightFormat) -> str:
+    """Bits of the codes; those that are measured where a format has no codes."""
+    stated = getattr(weight, "bits", None)
+    return f"{bits_per_weight([weight])['total']:.2f}" if stated is None else str(stated)
+
+
+def _counted(widths: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(widths).items()))

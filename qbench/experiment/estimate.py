@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from qbench import sensitivity
 from qbench.contracts import trains, verb_of
 from qbench.environment import pick_dtype
 from qbench.models.blocks import decoder_blocks, quantizable
@@ -37,6 +38,7 @@ TASK_SECONDS = 1  # of a task, whatever it asks
 LATENCY_SECONDS = 20  # of a format that is new to the run: products, and the whole model
 KNOWN_SECONDS = 1  # of one that is not
 PROCESS_SECONDS = 1  # of a cell's process, whatever it does
+ALLOCATED_WIDTHS = 4  # at which every layer is rounded to divide a budget
 WORKER_SECONDS = 60  # of another package, to be imported, load and save
 WORKER_PASSES = 20  # over the calibration text, of one that calibrates
 
@@ -190,12 +192,17 @@ def _quantize_seconds(cell: Cell, rates: Rates) -> float:
     method = get_method(cell.method, **cell.params)
     if verb_of(method) == "worker_settings":
         return WORKER_SECONDS + weights * other.rounding + WORKER_PASSES * forward / rates.walk
-    if sample is None:
-        return weights * other.search
+    seconds = 0.0
+    if cell.scheme is not None and cell.scheme.budget is not None:
+        seen = min(tokens, sensitivity.TOKENS)
+        seconds += TRAINING * rates.parameters * seen / rates.training
+        seconds += ALLOCATED_WIDTHS * weights * other.search
+    if sample is None or verb_of(method) == "quantize_weight":
+        return seconds + weights * other.search
     if verb_of(method) == "quantize_linear":
-        return forward * (1 + other.hessians) / rates.walk + weights * other.rounding
+        return seconds + forward * (1 + other.hessians) / rates.walk + weights * other.rounding
     # Targets, and the quantized stream.
-    seconds = 2 * forward / rates.training + weights * other.start
+    seconds += 2 * forward / rates.training + weights * other.start
     if trains(method):
         trained = method.training_tokens(tokens)
         steps = trained / (method.batch_size * sample.length)
@@ -211,7 +218,7 @@ def _quantize_bytes(cell: Cell, rates: Rates) -> int:
     method = get_method(cell.method, **cell.params)
     if verb_of(method) == "worker_settings":
         return 2 * peak  # as it is and quantized, in another process
-    if cell.calibration is None:
+    if cell.calibration is None or verb_of(method) == "quantize_weight":
         return peak
     itemsize = 4 if rates.device == "cpu" else rates.itemsize
     tokens = cell.calibration.samples * cell.calibration.length

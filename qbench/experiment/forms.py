@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic_core import PydanticCustomError
 
 from qbench.errors import ConfigError, unknown_name
 from qbench.records import Scalar
+from qbench.scheme import LayerRule
 
 Values = tuple[Scalar, ...]  # of one parameter: a cell for each
 Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
@@ -23,6 +25,15 @@ def as_list(value: Any) -> Any:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value if value is None or isinstance(value, (list, tuple)) else [value]
+
+
+def as_width(value: Any) -> int | float:
+    """A number, whole where it is; what is none, or not finite, is refused."""
+    try:
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    except (TypeError, ValueError, OverflowError):
+        raise PydanticCustomError("number", "Input should be a number, such as 3 or 2.8") from None
 
 
 def as_settings(value: Any) -> Any:
@@ -49,9 +60,26 @@ def as_settings(value: Any) -> Any:
     return settings
 
 
+def as_rules(value: Any) -> Any:
+    """`{"*.down_proj": 4}`, `["*.down_proj=4g32"]`, or rules as they are: all become rules."""
+    if isinstance(value, Mapping):
+        value = [f"{layers}={bits}" for layers, bits in value.items()]
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [LayerRule.parse(rule) if isinstance(rule, str) else rule for rule in value]
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
 Numbers = Annotated[
-    tuple[int, ...], BeforeValidator(as_list, json_schema_input_type=int | str | list[int])
+    tuple[Annotated[int | float, BeforeValidator(as_width)], ...],
+    BeforeValidator(as_list, json_schema_input_type=float | str | list[float]),
+]
+Rules = Annotated[
+    tuple[LayerRule, ...],
+    BeforeValidator(as_rules, json_schema_input_type=dict[str, int | str] | list[str]),
+    PlainSerializer(lambda rules: {rule.layers: rule.asked for rule in rules}),
 ]
 Files = Annotated[
     tuple[Path, ...],

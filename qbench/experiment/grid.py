@@ -17,6 +17,7 @@ from qbench.experiment.forms import (
     Files,
     Names,
     Numbers,
+    Rules,
     Sets,
     Values,
     Workers,
@@ -53,7 +54,9 @@ def _size(text: Any) -> int | None:
 class Grid(BaseModel):
     """What the user asks for: `--config` files have these keys, and flags override them.
 
-    group_size: inputs per group, or `channel`. set: `{method: {parameter: [values]}}`, `{task:
+    bits: of them a fraction, such as 2.8, is divided between layers. group_size: inputs per group,
+    or `channel`. layers: bits of single layers, by globs of their names, and head_bits: of the
+    model's head (`qbench.scheme`). set: `{method: {parameter: [values]}}`, `{task:
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
     preset. preset: None for the one that suits the machine (`preset_for`). sweep: a named list of
     variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
@@ -79,6 +82,8 @@ class Grid(BaseModel):
     preset: str | None = None
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
+    layers: Rules = ()
+    head_bits: int | None = None
     set: Sets = {}
     plugin: Files = ()
     data: str = "auto"
@@ -254,7 +259,8 @@ class Grid(BaseModel):
             low, high = declaration.bits
             bits = [number for number in bits if low <= number <= high] or bits
         group = declaration.group or self.group
-        return [Scheme(number, group, self.symmetric) for number in bits]
+        rest = {"rules": self.layers, "head_bits": self.head_bits, "symmetric": self.symmetric}
+        return [Scheme.at(number, group, **rest) for number in bits]
 
     def check_schemes(self, methods: Sequence[str]) -> None:
         """ConfigError where none of these methods supports any of the bits that are asked for.
@@ -313,7 +319,7 @@ class Grid(BaseModel):
                 raise ConfigError(f"{key} is an empty list; name at least one, or leave it out")
         if {method for method, _ in self._entries()} - {"none"}:
             return
-        for key in ("bits", "group_size", "symmetric"):
+        for key in ("bits", "group_size", "symmetric", "layers", "head_bits"):
             if key in self.model_fields_set and getattr(self, key):
                 flag = key.replace("_", "-")
                 raise ConfigError(

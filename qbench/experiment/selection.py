@@ -40,7 +40,7 @@ def matches(cell: Cell, pattern: str) -> bool:
     """Whether a pattern means a cell."""
     names = [cell.method, cell.label, cell.model, cell.id]
     if cell.scheme is not None:
-        names.append(f"{cell.scheme.bits}b")
+        names.append(f"{cell.scheme.width}b")
     return any(fnmatchcase(name, pattern) for name in names)
 
 

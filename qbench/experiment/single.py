@@ -76,7 +76,7 @@ def quantize_model(
     if dtype != "auto":
         round_parameters(unquantized, torch_dtype(pick_dtype(dtype, machine)))
     tokens = None
-    if calibrates(quantizer):
+    if calibrates(quantizer) or scheme.budget is not None:
         texts = open_source(data).text(CALIBRATION)
         check_fit(unquantized, tokenizer, model)
         tokens = calibration_windows(texts, tokenizer, *calibration)

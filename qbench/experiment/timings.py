@@ -199,7 +199,7 @@ def makespan(seconds: Iterable[float], jobs: int) -> float:
 
 
 def _method_names(cell: Cell) -> list[str]:
-    bits = f" {cell.scheme.bits}" if cell.scheme else ""
+    bits = f" {cell.scheme.width}" if cell.scheme else ""
     return [f"quantize {name}" for name in (cell.label, f"{cell.method}{bits}", cell.method)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +26,11 @@ class Dense:
         """(out_features, in_features)."""
         return self.weight.shape[0], self.weight.shape[1]
 
+    @classmethod
+    def kept(cls, weight: Tensor) -> Dense:
+        """A copy of a layer's weight (out, in), in half precision where that loses nothing."""
+        return cls(narrowed(weight).clone(memory_format=torch.contiguous_format))
+
     def dequantize(self) -> Tensor:
         """The weight, (out, in) float32."""
         return self.weight.float()
@@ -41,3 +47,12 @@ class Dense:
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Dense:
         """The inverse of `to_tensors`."""
         return cls(tensors["weight"], **spec)
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    """In bfloat16, else in float16, where that is exact; else as it is."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            if torch.equal(tensor.to(dtype).float(), tensor):
+                return tensor.to(dtype)
+    return tensor

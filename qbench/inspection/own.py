@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qbench.checkpoint.config import compare, read_layout
+from qbench.checkpoint.config import QuantizationConfig, compare, read_layout
 from qbench.files.shards import Shards
 from qbench.inspection.pieces import Piece, Reading, dense_layers, dense_piece
 
@@ -31,6 +32,7 @@ PARTS = {
     "signs": "sign_vectors",
     "weight": "dense_weights",  # of the format `dense`; in all others it is the empty sentinel
 }
+MIXED = ("rules", "head_bits", "budget")  # settings of a scheme by which layers differ
 
 
 def read_own(config: Mapping[str, Any], shards: Shards) -> Reading:
@@ -57,6 +59,10 @@ def read_own(config: Mapping[str, Any], shards: Shards) -> Reading:
     method = facts.get("method")
     scheme = facts.get("scheme")
     bits = scheme.get("bits") if isinstance(scheme, Mapping) else None
+    notes = []
+    if isinstance(scheme, Mapping) and any(key in scheme for key in MIXED):
+        bits = None  # there is not one number
+        notes.append(f"codes by layer: {_widths(layout)}")
     return Reading(
         source="qbench",
         pieces=pieces + others,
@@ -65,4 +71,14 @@ def read_own(config: Mapping[str, Any], shards: Shards) -> Reading:
         method=None if method is None else str(method),
         parameters=facts,
         stated_bits=float(bits) if isinstance(bits, int) else None,
+        notes=notes,
     )
+
+
+def _widths(layout: QuantizationConfig) -> str:
+    """`3 bits in 180 layers, 8 bits in 30, full precision in 7`, from the tensors' shapes."""
+    counts: Counter[str] = Counter()
+    for group in layout.groups:
+        bits = getattr(group.weight(), "bits", None)
+        counts["full precision" if bits is None else f"{bits} bits"] += len(group.modules)
+    return ", ".join(f"{width} in {count} layers" for width, count in sorted(counts.items()))

@@ -341,7 +341,7 @@ def test_a_run_keeps_the_texts_of_the_items_that_it_asked_once(finished):
         (["run", "--model", "lama3-8b"], "unknown model 'lama3-8b'. Did you mean 'llama3-8b'"),
         (["run", "--methods", "gtpq"], "unknown method 'gtpq'. Did you mean 'gptq'"),
         (["run", "--tasks", "arc_eazy"], "unknown task 'arc_eazy'. Did you mean 'arc_easy'"),
-        (["run", "--bits", "two"], "--bits 'two' is not a list of whole numbers"),
+        (["run", "--bits", "two"], "--bits 'two' is not a list of numbers"),
         (
             ["run", "--bits", "1", "--methods", "rtn"],
             "method 'rtn' supports 2 to 8 bits, not bits=1",

@@ -140,7 +140,9 @@ def test_at_many_bits_the_folds_are_exact_under_grouped_queries(tiny):
 @torch.no_grad()
 def test_scale_and_metric_of_a_site_by_hand(tiny):
     block, inputs, _ = walked_block(tiny(), TOKENS)
-    site = next(s for s in observe(block, inputs, 80, 32, 512) if s.layers[0] == "mlp.gate_proj")
+    site = next(
+        s for s in observe(block, inputs, Scheme(3), 80, 32, 512) if s.layers[0] == "mlp.gate_proj"
+    )
     assert (
         site.layers == ("mlp.gate_proj", "mlp.up_proj")
         and site.module == "mlp"
@@ -235,7 +237,7 @@ def test_a_layer_that_no_token_reaches_is_rounded_by_its_weight(tiny):
 @torch.no_grad()
 def test_few_tokens_are_spread_over_the_batches(tiny):
     block, inputs, _ = walked_block(tiny(), token_ids(8))  # four batches of 32 tokens
-    site = observe(block, inputs, 64, 64, 6)[0]
+    site = observe(block, inputs, Scheme(3), 64, 64, 6)[0]
     assert site.count == 64 and len(site.calls) == 2 and site.rows().shape == (6, 32)
     for (_, kwargs, _), i in zip(site.calls, (0, 2), strict=True):
         assert torch.equal(kwargs["hidden_states"], block.input_layernorm(inputs.quantized[i]))

@@ -28,6 +28,7 @@ from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, frontier
 from qbench.reports.registry import write_reports, writers
 from qbench.reports.tables import grid, markdown, screen, wide_table
+from qbench.scheme import LayerRule
 from synthetic_records import DAMAGE, REASON, TASKS, failed, record, scores, stored
 
 EVERYTHING = 10  # six files, and the folders cells, methods and pictures
@@ -300,6 +301,29 @@ def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
     both = [first, other.model_copy(update={"cell": cell, "id": cell.id})]
     assert list(names(both).values()) == ["greedy g64 seed=0", "greedy g128 seed=1"]
     assert list(names([first]).values()) == ["greedy"]
+
+
+def test_a_name_says_which_layers_have_bits_of_their_own() -> None:
+    plain = record("greedy", 3, 0.3)
+    few = (LayerRule("*.down_proj", 4),)
+    many = (*few, *(LayerRule(f"model.layers.{index}.*", 8) for index in range(3)))
+    sample = record("gptq", 3).cell.calibration
+    asked = {
+        "greedy": {"scheme": Scheme.at(3, 64)},
+        "greedy *.down_proj=4": {"scheme": Scheme(3, 64, rules=few)},
+        "greedy head 8b": {"scheme": Scheme(3, 64, head_bits=8), "recipe": "1" * 12},
+    }
+    divided = {"scheme": Scheme.at(2.5, 64), "calibration": sample, "recipe": "1" * 12}
+    cells = [plain.cell.model_copy(update=changes) for changes in (*asked.values(), divided)]
+    cells.append(plain.cell.model_copy(update={"scheme": Scheme(3, 64, rules=many)}))
+    records = [plain.model_copy(update={"cell": cell, "id": cell.id}) for cell in cells]
+    named = list(names(records).values())
+    assert named[:4] == [*asked, "greedy"], "bits stand in a column of their own"
+    assert re.fullmatch(r"greedy \+4 exceptions [0-9a-f]{4}", named[4])
+    table = long_table(records).drop_duplicates("cell")
+    assert sorted(map(float, table["bits"])) == [2.5, 3, 3, 3, 3]
+    assert "3.0" not in {str(bits) for bits in table["bits"]}
+    assert set(table["layers"]) >= {"", "*.down_proj=4", "head 8b"}
 
 
 def test_a_task_we_do_not_know_gives_its_first_score() -> None:

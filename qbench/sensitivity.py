@@ -1,0 +1,99 @@
+"""Bits that are divided between the layers of a model by what they cost its logits.
+
+The cost of a width is the divergence that rounding the layer to nearest at that width causes, to
+second order (`qbench.calibration.fisher`), whatever the method: what a method does better it does
+at every width. `qbench.allocation` divides the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench.allocation import allocate, average
+from qbench.calibration.fisher import moments
+from qbench.calibration.walk import Progress
+from qbench.contracts import Scheme
+from qbench.errors import ConfigError
+from qbench.models.blocks import quantizable, read_weight
+from qbench.models.paging import is_paged
+from qbench.registry import get_method
+from qbench.scheme import LayerRule
+
+TOKENS = 2048  # of the calibration text, at most, whose gradients are looked at,
+LENGTH = 512  # in pieces of so many, since their logits are in memory at once
+
+
+def allocated(
+    model: Any,
+    method: Any,
+    scheme: Scheme,
+    tokens: Tensor,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Scheme, dict[str, Any]]:
+    """The scheme with a rule for every layer that its budget is divided between; JSON-able facts.
+
+    Layers that a rule of the scheme names keep what it says, and have no part in the budget.
+    tokens: (samples, length). device: where weights are rounded; gradients are computed where the
+    model is. ConfigError for a model that is read block by block.
+    """
+    if scheme.budget is None:
+        return scheme, {}
+    if is_paged(model):
+        raise ConfigError(
+            f"--bits {scheme.budget} needs the gradients of the whole model, which does not fit "
+            "into the memory; give whole --bits, or a larger --memory"
+        )
+    layers = {}
+    for name, layer in quantizable(model).items():
+        if not scheme.has_rule(name):
+            layers[name] = layer
+    used = tokens[:, :LENGTH]
+    used = used[: max(1, TOKENS // used.shape[1])]
+    felt = moments(model, used, 0, lambda part, text: progress(0.0, text))
+    rounding = get_method("rtn")
+    sizes = {name: read_weight(layer).numel() for name, layer in layers.items()}
+    costs: dict[str, dict[int, float]] = {}
+    with torch.no_grad():
+        for place, (name, layer) in enumerate(layers.items()):
+            progress(0.0, f"sensitivity of layer {place + 1}/{len(layers)}")
+            weight = read_weight(layer).to(device).float()
+            costs[name] = {}
+            for bits in candidates(method, rounding, scheme):
+                plain = Scheme(bits, scheme.group_size, scheme.symmetric)
+                rounded = rounding.quantize_weight(weight, plain).dequantize()
+                costs[name][bits] = felt[name].cost(weight - rounded)
+    widths = allocate(sizes, costs, scheme.budget)
+    rules = tuple(LayerRule(name, bits) for name, bits in widths.items())
+    facts = {
+        "tokens": list(used.shape),
+        "average": average(sizes, widths),
+        "cost": sum(costs[name][bits] for name, bits in widths.items()),
+        "layers": widths,
+    }
+    return replace(scheme, rules=(*scheme.rules, *rules), budget=None), {"allocation": facts}
+
+
+def candidates(method: Any, rounding: Any, scheme: Scheme) -> tuple[int, ...]:
+    """The widths that layers may have: the two around the budget, and one more on either side."""
+    low = max(method.bits[0], rounding.bits[0], scheme.bits - 2)
+    high = min(method.bits[1], rounding.bits[1], scheme.bits + 1)
+    return tuple(range(low, high + 1))
+
+
+def allocation_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The facts of `allocated` in the manifest of a quantized model; empty where there are none."""
+    return {key: manifest[key] for key in ("allocation",) if key in manifest}
+
+
+def with_allocation(scheme: Scheme | None, manifest: dict[str, Any]) -> Scheme | None:
+    """The scheme of a quantized model, as `allocated` made it of what was asked."""
+    if scheme is None or "allocation" not in manifest:
+        return scheme
+    widths = manifest["allocation"]["layers"]
+    rules = tuple(LayerRule(name, bits) for name, bits in widths.items())
+    return replace(scheme, rules=(*scheme.rules, *rules), budget=None)

@@ -1,0 +1,126 @@
+"""What is asked of single layers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qbench.errors import ConfigError
+from qbench.records import digest
+from qbench.scheme import LayerRule, Scheme
+
+NAMES = [
+    f"model.layers.{index}.{name}"
+    for index in range(2)
+    for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+]
+
+
+def scheme(*rules, **rest):
+    return Scheme(3, 64, rules=tuple(map(LayerRule.parse, rules)), **rest)
+
+
+def test_the_first_rule_that_matches_counts():
+    asked = scheme("model.layers.0.*=8", "*.down_proj=4g32", "*.up_proj=skip", "*.q_proj=5gchannel")
+    widths = {
+        name: own and (own.bits, own.group_size) for name in NAMES for own in [asked.of_layer(name)]
+    }
+    assert widths == {
+        NAMES[0]: (8, 64),
+        NAMES[1]: (8, 64),
+        NAMES[2]: (8, 64),
+        NAMES[3]: (5, None),
+        NAMES[4]: None,
+        NAMES[5]: (4, 32),
+    }
+    assert list(asked.of_layers(NAMES)) == [name for name in NAMES if name != NAMES[4]]
+    assert asked.of_layer("elsewhere") == Scheme(3, 64)
+    assert asked.widths == (3, 4, 5, 8)
+
+
+def test_a_block_is_told_of_its_own_layers_alone():
+    asked = scheme("*.0.*=8", "*.1.mlp.*=4gchannel", "*.1.*.q_proj=skip")
+    first = {name.split(".", 3)[-1]: name for name in NAMES[:3]}
+    second = {name.split(".", 3)[-1]: name for name in NAMES[3:]}
+    assert asked.of_block(first) == Scheme(8, 64)
+    mixed = asked.of_block(second)
+    assert mixed.bits == 4 and mixed.head_bits is None
+    for own, name in second.items():
+        assert mixed.of_layer(own) == asked.of_layer(name)
+    assert scheme("*.0.*=skip", "*=4").of_block(first).of_layers(first) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["*.down_proj", "=4", "*.down_proj=", "a=four", "a=4g", "a=4x32", "a=-4", "a=2.5"]
+)
+def test_a_rule_that_is_none(text):
+    with pytest.raises(ConfigError, match=r"is not GLOB=BITS\[gGROUP\]"):
+        LayerRule.parse(text)
+
+
+@pytest.mark.parametrize("text", ["a=17", "a=0", "a=4g0"])
+def test_a_rule_out_of_range(text):
+    with pytest.raises(ConfigError, match="outside 1..16|not positive"):
+        LayerRule.parse(text)
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        (
+            ("*.o_proj=4",),
+            r"--layers '\*.o_proj=4' matches no linear layer .* such as model.layers",
+        ),
+        (
+            ("*=4", "*.down_proj=8"),
+            r"'\*.down_proj=8' matches no linear layer .* no rule before it",
+        ),
+        (("lm_head=8",), "the head has --head-bits"),
+        (("*=skip",), "keep every layer as it is"),
+    ],
+)
+def test_rules_that_say_nothing(rules, message):
+    with pytest.raises(ConfigError, match=message):
+        scheme(*rules).check_rules(NAMES)
+    scheme("*.down_proj=skip", "*.0.*=4").check_rules(NAMES)
+
+
+def test_a_budget_needs_layers_to_be_divided_between():
+    asked = Scheme.at(2.5, 64, rules=(LayerRule("*", 4),))
+    with pytest.raises(ConfigError, match="between the layers that no rule"):
+        asked.check_rules(NAMES)
+    with pytest.raises(ConfigError, match="a fraction below 2"):
+        Scheme.at(1.5, 64)
+
+
+def test_labels_say_that_there_is_more_and_the_rest_is_written_out():
+    assert str(scheme()) == "3b g64" == scheme().written_out
+    assert str(scheme("*.q_proj=4")) == "3b g64 +1 rule"
+    asked = scheme("*.q_proj=skip", "*.up_proj=4g32", head_bits=8)
+    assert str(asked) == "3b g64 +2 rules head 8b"
+    assert asked.written_out == "3b g64, *.q_proj=16, *.up_proj=4g32, head 8b"
+    for rule in asked.rules:
+        assert LayerRule.parse(str(rule)) == rule
+    assert str(Scheme.at(2.8, None, symmetric=True)) == "2.8b channel sym"
+
+
+def test_facts_are_those_of_older_versions_where_nothing_else_is_asked():
+    plain = {"bits": 3, "group_size": 64, "symmetric": False}
+    assert scheme().facts() == plain
+    full = scheme("*.q_proj=8g32", head_bits=4)
+    rules = [{"layers": "*.q_proj", "bits": 8, "group_size": 32}]
+    assert json.loads(json.dumps(full.facts())) == plain | {"rules": rules, "head_bits": 4}
+    kinds = [scheme(), scheme("*.q_proj=8"), scheme("*.q_proj=8g32"), scheme(head_bits=4)]
+    kinds += [Scheme.at(2.8, 64), Scheme.at(2.9, 64), Scheme(3, 64, symmetric=True)]
+    assert len({digest(kind.facts()) for kind in kinds}) == len(kinds)
+
+
+def test_a_fraction_is_a_budget():
+    asked = Scheme.at(2.8, 64)
+    assert (asked.bits, asked.budget, asked.width, asked.widths) == (3, 2.8, 2.8, (2, 3))
+    assert Scheme.at(3.0, 64) == Scheme(3, 64) and Scheme.at(3, 64).width == 3
+    with pytest.raises(ConfigError, match="bits=2.8 is a fraction"):
+        Scheme(2.8, 64)
+    with pytest.raises(ConfigError, match="no finite number"):
+        Scheme.at(float("nan"), 64)
