@@ -45,9 +45,10 @@ test: $(READY) ## the test suite, all of it, on all cores
 test-quick: $(READY) ## the tests that take little time, of every room
 	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile -m "not slow"
 
-test-triton: $(READY) ## the GPU kernels without a GPU: under Triton's interpreter, and compiled ahead
-	test -d build/triton || .venv/bin/python -m pip install --quiet --no-deps --target build/triton triton==3.9.0
-	PYTHONPATH=build/triton $(RUN)pytest -q tests/kernels/test_triton.py
+TRITON ?= 3.9.0
+test-triton: $(READY) ## the GPU kernels without a GPU, under Triton's interpreter and compiled ahead: TRITON=3.6.0
+	test -d build/triton-$(TRITON) || .venv/bin/python -m pip install --quiet --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) $(RUN)pytest -q tests/kernels/test_triton.py
 
 test-peers: $(READY) ## install the package hqq into an environment of its own, and run its cell (needs the package index)
 	QBENCH_TEST_PEERS=1 $(RUN)pytest -q tests/experiment/test_installed_package.py

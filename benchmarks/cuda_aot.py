@@ -206,7 +206,8 @@ def per_bit(entry: dict[str, Any]) -> float | None:
 
 
 def faults(entries: list[dict[str, Any]]) -> list[str]:
-    """What a function does that it should not: it spills, or takes too many instructions a bit.
+    """What a function does that it should not: it spills, takes too many instructions a bit, or
+    writes registers that a product in flight reads.
 
     A word or two that the compiler puts aside once, outside the loop, are no fault. The bound
     counts where instructions are scarce: few rows on Hopper, the usual widths and groups.
@@ -217,6 +218,10 @@ def faults(entries: list[dict[str, Any]]) -> list[str]:
         spilled = entry["loop"].get("LDL", 0) + entry["loop"].get("STL", 0)
         if entry["stack_bytes"] > FEW_BYTES or spilled:
             found.append(f"{what}: {entry['stack_bytes']} bytes of stack, {spilled} spills a pass")
+        if entry["overwritten"]:
+            found.append(
+                f"{what}: a product in flight reads what {entry['overwritten'][0]!r} writes"
+            )
         usual = entry["bits"] in (2, 3, 4) and entry["group_size"] == 128
         few = entry["architecture"] == 90 and entry["rows"] == ROWS[entry["kernel"]][0]
         cost = entry["instructions_per_bit"]

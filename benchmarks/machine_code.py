@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from registers_in_flight import overwritten
+
 INSTRUCTION = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)(.*?);", re.MULTILINE
 )
@@ -21,7 +23,8 @@ def functions(binary: bytes, cuobjdump: Path, unit: str = "") -> dict[str, dict[
     """Of each function of a cubin: registers, bytes of stack and of static shared memory, spills.
 
     And the counts of opcodes: in all, and in the loop that counts. That is the innermost of those
-    with the most instructions `unit`, or without a unit the longest.
+    with the most instructions `unit`, or without a unit the longest. And what writes registers that
+    products in flight read.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
@@ -48,6 +51,7 @@ def _facts(needs: tuple[int, ...], text: str, unit: str) -> dict[str, Any]:
         "spill_stores": mix["STL"],
         "instructions": dict(mix.most_common()),
         "loop": dict(loop.most_common()),
+        "overwritten": overwritten(text),
     }
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
 
-from gpu_report.random_model import LLAMA_8B, random_twins, random_weight
-from qbench.kernels import tuned
-from qbench.kernels.gpu.cuda import bit_serial, choice, toolchain
-from qbench.kernels.gpu.cuda.layout import derive
-from qbench.kernels.gpu.cuda.tune import measure
+from gpu_report.random_model import LLAMA_8B, random_twins
 from qbench.latency.decoding import Decoder, Fusion
 from qbench.latency.end_to_end import Speed, prompt_of
 from qbench.latency.gpu_end_to_end import time_models
@@ -23,15 +18,13 @@ GROUP = 128
 PROMPT = 64
 TOKENS = 128
 REPEATS = 3
-MIB = 1 << 20
 
 
 class Way(NamedTuple):
-    """How a step is computed, and how much of the next weight is fetched ahead of it."""
+    """How a step is computed."""
 
     title: str
     fusion: Fusion
-    ahead_bytes: int = 0
 
 
 # The newest comes last: whatever becomes of it, the others are there.
@@ -39,15 +32,11 @@ WAYS = (
     Way("as transformers computes", "none"),
     Way("norms and rotary fused", "modules"),
     Way("a token by few kernels", "token"),
-    Way("a token by few kernels, 8 MiB ahead", "token", 8 * MIB),
-    Way("a token by few kernels, 20 MiB ahead", "token", 20 * MIB),
 )
-SECONDS_TO_TUNE = 30  # that have to be left
 
 
 def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     """Time both models, of two blocks if `quick`; whether the packed one computes the same."""
-    end = time.monotonic() + seconds
     sizes = LLAMA_8B | ({"num_hidden_layers": 2} if quick else {})
     packed, dense = random_twins(sizes, BITS, GROUP, "cuda", torch.bfloat16)
     makers = {f"packed {BITS} bits": lambda: packed, "dense bfloat16": lambda: dense}
@@ -75,14 +64,6 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     for name, make in makers.items():
         facts[f"kernels of a step, {name}"] = kernels_of_a_step(make(), fastest[1])
         write(facts)
-    if end - time.monotonic() > SECONDS_TO_TUNE:
-        tuned_way = fastest[1]._replace(title=f"{fastest[1].title}, products tuned")
-        try:
-            facts["tuned"] = tune_products(sizes)
-            timed(tuned_way, makers, facts, peaks, write)
-        except Exception as error:
-            failed = True
-            report_failure(tuned_way.title, error, facts, write)
     return not failed
 
 
@@ -99,7 +80,7 @@ def timed(
     def progress(text: str) -> None:
         print(text, flush=True)
 
-    speeds = time_models(makers, PROMPT, TOKENS, REPEATS, progress, way.fusion, way.ahead_bytes)
+    speeds = time_models(makers, PROMPT, TOKENS, REPEATS, progress, way.fusion)
     for at, speed in enumerate(speeds):  # what is derived from weights stays for later passes
         peaks[speed.name] = max(speed.peak_bytes, peaks.get(speed.name, 0))
         speeds[at] = replace(speed, peak_bytes=peaks[speed.name])
@@ -118,34 +99,6 @@ def report_failure(
     write(facts)
 
 
-def tune_products(sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Keep the fastest launch of the products of one token; all that were timed.
-
-    A model's sizes say what they are: those that read the same x are one.
-    """
-    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    size = hidden // sizes["num_attention_heads"]
-    gpu = torch.cuda.get_device_name()
-    stored = {"gpu": gpu, "nvrtc": toolchain.nvrtc_version()}
-    times = {}
-    for shape in (
-        (2 * inner, hidden),
-        (hidden, inner),
-        (hidden + 2 * size * sizes["num_key_value_heads"], hidden),
-        (hidden, hidden),
-    ):
-        planes = derive(random_weight(*shape, BITS, GROUP, 0, "cuda"))
-        configs = bit_serial.configurations(1, planes)
-        candidates = [choice.Choice(bit_serial.NAME, config) for config in configs]
-        ranked = measure(planes, 1, torch.bfloat16, candidates)
-        key = choice.key(1, planes, torch.bfloat16)
-        tuned.write(choice.tuned_file(gpu), stored, {key: ranked[0][1].fields()})
-        times[key] = [{"seconds": each} | candidate.fields() for each, candidate in ranked]
-        print(f"{shape}: {ranked[0][0] * 1e6:.1f} us, {ranked[0][1]}", flush=True)
-    choice._tuned.cache_clear()
-    return times
-
-
 def kernels_of_a_step(model: Any, way: Way) -> list[dict[str, Any]]:
     """The kernels of writing one token, the longest first: how many, and microseconds of all.
 
@@ -153,7 +106,7 @@ def kernels_of_a_step(model: Any, way: Way) -> list[dict[str, Any]]:
     """
     tokens = 5
     ids = prompt_of(PROMPT, model.config.vocab_size)
-    decoder = Decoder(model, ids, tokens, way.fusion, way.ahead_bytes)
+    decoder = Decoder(model, ids, tokens, way.fusion)
     decoder.read()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

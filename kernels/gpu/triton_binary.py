@@ -187,7 +187,9 @@ def _large(
     for chunk in range(first, tl.minimum(first + each, triton.cdiv(K, BK))):
         X = _inputs(x, chunk, m, M, K, BK, DOT)
         W = _weights(words, alpha, shift, signs, chunk, n, N, K, GROUP, P, UNIFORM, DOT, HALF, BK)
-        acc = tl.dot(W, X, acc, input_precision="ieee")
+        # The sum is read here, so that Triton waits for the product. It would else make the next
+        # weights in registers that products in flight still read (triton-lang/triton#9433).
+        acc = tl.dot(W, X, acc, input_precision="ieee") + 0.0
     _store(y, bias, acc, n, m, M, N)
 
 

@@ -31,7 +31,6 @@ from qbench.latency.one_token import OneToken
 Fusion = Literal["none", "modules", "token"]
 
 ALIGNMENT = 16  # of the cache's places, for which kernels of attention are written
-AHEAD_BYTES = 0  # of the next weight, fetched while a row is computed
 # Between logits of the two ways to compute a step, relative, in norm: differences of roundings grow
 # from block to block. What is computed in another way is farther off.
 LEAST_LIMIT = 1e-4
@@ -43,20 +42,13 @@ class Decoder:
 
     model: a transformers model for causal language modelling, on one device. prompt: token ids
     (1, length). tokens: how many are written, at least 2. fusion: what is fused at most; `modules`
-    (`qbench.latency.fusion`) on a GPU alone. ahead_bytes: of a weight that are fetched before its
-    product, on a GPU. refused: why less is fused than that, or None. difference: of the logits of a
-    step as it is written from those of the model's modules, relative, in norm, where it is another.
-    ConfigError where the model's layers do not look back so far.
+    (`qbench.latency.fusion`) on a GPU alone. refused: why less is fused than that, or None.
+    difference: of the logits of a step as it is written from those of the model's modules,
+    relative, in norm, where it is another. ConfigError where the model's layers do not look back so
+    far.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        prompt: Tensor,
-        tokens: int,
-        fusion: Fusion = "token",
-        ahead_bytes: int = AHEAD_BYTES,
-    ) -> None:
+    def __init__(self, model: Any, prompt: Tensor, tokens: int, fusion: Fusion = "token") -> None:
         from transformers import StaticCache
 
         device = model.device
@@ -67,7 +59,6 @@ class Decoder:
         self.refused: str | None = None
         self.difference: float | None = None
         self._fusion = fusion
-        self._ahead_bytes = ahead_bytes
         self._prompt = prompt.to(device)
         self._length = prompt.shape[1]
         self._room = -(-(self._length + tokens) // ALIGNMENT) * ALIGNMENT
@@ -152,7 +143,7 @@ class Decoder:
             reason = f"{self._model.dtype} is not served, float16 and bfloat16 are"
         if reason is not None:
             raise ConfigError(f"kernels for one token: {reason}")
-        return OneRow(self._ahead_bytes)
+        return OneRow()
 
     def _tried(self, row: OneRow | PlainRow) -> Callable[[], None]:
         """ConfigError where the logits after the prompt's first token are not the model's."""

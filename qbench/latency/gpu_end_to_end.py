@@ -15,7 +15,7 @@ import torch
 
 from qbench.errors import QbenchError
 from qbench.kernels.dispatch import served
-from qbench.latency.decoding import AHEAD_BYTES, Decoder, Fusion
+from qbench.latency.decoding import Decoder, Fusion
 from qbench.latency.end_to_end import Speed, Variant, prompt_of, spread
 from qbench.latency.gpu import require_gpu
 from qbench.quantization import load
@@ -49,11 +49,10 @@ def time_models(
     repeats: int,
     progress: Callable[[str], None],
     fusion: Fusion = "token",
-    ahead_bytes: int = AHEAD_BYTES,
 ) -> list[Speed]:
     """The models that the functions give, each in its turn; the last one is the reference.
 
-    fusion, ahead_bytes: of `Decoder`. Peaks are the bytes of a model's tensors and what reading and
+    fusion: of `Decoder`. Peaks are the bytes of a model's tensors and what reading and
     writing adds to them.
     QbenchError where the logits of one are not those of the reference.
     """
@@ -67,7 +66,7 @@ def time_models(
         torch.cuda.reset_peak_memory_stats()
         served(clear=True)
         ids = prompt_of(prompt, model.config.vocab_size)
-        decoders[name] = Decoder(model, ids, tokens, fusion, ahead_bytes)
+        decoders[name] = Decoder(model, ids, tokens, fusion)
         once(decoders[name])
         kernels[name] = served(clear=True)
         peaks[name] = bytes_of(model) + torch.cuda.max_memory_allocated() - before

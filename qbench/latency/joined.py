@@ -18,13 +18,11 @@ from qbench.kernels.registry import choose, named
 class Product(NamedTuple):
     """y of all layers (1, sum of out), one behind the other.
 
-    run: x (1, in), or its planes of bits where `planes` says that they are read. weight: what is
-    read first, or None.
+    run: x (1, in), or its planes of bits where `planes` says that they are read.
     """
 
     run: Callable[[Any], Tensor]
     planes: bool = False
-    weight: Tensor | None = None
 
 
 def joined(layers: Sequence[nn.Module], dtype: torch.dtype) -> Product:
@@ -51,7 +49,7 @@ def _dense(layers: Sequence[Any]) -> Product:
         for layer, part in zip(layers, parts, strict=True):
             layer.weight.data = part
     bias = _bias(layers, weight.dtype)
-    return Product(lambda x: nn.functional.linear(x, weight, bias), weight=weight)
+    return Product(lambda x: nn.functional.linear(x, weight, bias))
 
 
 def _packed(layers: Sequence[Any], dtype: torch.dtype) -> Product | None:
@@ -69,7 +67,7 @@ def _packed(layers: Sequence[Any], dtype: torch.dtype) -> Product | None:
     bias, planes = _bias(layers, torch.float32), packed.planes
     choice = packed.choice(1, dtype)
     if choice.kernel != bit_serial.NAME:
-        return Product(lambda x: products.product(x, packed, bias, choice), weight=planes.words)
+        return Product(lambda x: products.product(x, packed, bias, choice))
 
     def run(x: Output) -> Tensor:
         inputs = bit_serial.prepare(x, planes) if isinstance(x, Tensor) else x
@@ -77,7 +75,7 @@ def _packed(layers: Sequence[Any], dtype: torch.dtype) -> Product | None:
         bit_serial.launch(inputs, planes, bias, y, choice.config)
         return y
 
-    return Product(run, True, planes.words)
+    return Product(run, True)
 
 
 def _bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:

@@ -67,17 +67,16 @@ class OneToken:
         x = nn.functional.embedding(self._token[0], self._embedding)
         update = None
         for block in self._blocks:
-            qkv, down = block.qkv, block.down
-            x, y = row.norm(x, update, *block.before, qkv.planes, qkv.weight)
+            x, y = row.norm(x, update, *block.before, block.qkv.planes)
             y = row.attention(
-                *(qkv.run(y), self._rotary, block.cache, *place, block.scale),
-                *(block.output.planes, block.output.weight),
+                *(block.qkv.run(y), self._rotary, block.cache, *place, block.scale),
+                block.output.planes,
             )
-            update, up = block.output.run(y), block.gate_up
-            x, y = row.norm(x, update, *block.between, up.planes, up.weight)
-            y = row.gated(up.run(y), down.planes, down.weight)
-            update = down.run(y)
-        _, y = row.norm(x, update, *self._norm, self._head.planes, self._head.weight)
+            update = block.output.run(y)
+            x, y = row.norm(x, update, *block.between, block.gate_up.planes)
+            y = row.gated(block.gate_up.run(y), block.down.planes)
+            update = block.down.run(y)
+        _, y = row.norm(x, update, *self._norm, self._head.planes)
         return self._head.run(y)
 
 

@@ -116,6 +116,32 @@ def test_the_parts_of_the_inputs_are_summed_the_same_way_every_time():
     torch.testing.assert_close(first, alone, rtol=2e-3, atol=2e-2)
 
 
+@pytest.mark.parametrize(
+    "m, out, columns, config",
+    [
+        (256, 256, 256, None),  # as 256 rows and 14336 outputs: whole blocks, one part
+        (200, 200, 192, None),  # neither side is a multiple of its block
+        (33, 70, 512, None),
+        (16, 130, 1024, None),  # parts of the inputs
+        (5, 33, 192, Config("large", 32, 16, 64, split=4)),  # parts without inputs
+    ],
+)
+def test_every_output_is_written(m, out, columns, config, monkeypatch):
+    """Memory that is handed out is full of numbers that would be seen."""
+    made = []
+    new_empty = torch.Tensor.new_empty
+
+    def poisoned(tensor, *shape, **options):
+        made.append(shape)
+        memory = new_empty(tensor, *shape, **options)
+        return memory.fill_(torch.nan) if memory.is_floating_point() else memory
+
+    weight = binary(2, out, columns, 64)
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    assert error(weight, m, config=config) < ROUNDED[torch.float16]
+    assert (m, out) in made, "the outputs"
+
+
 @pytest.mark.parametrize("make, group", [(binary, 32), (uniform, 96), (binary, 96)])
 def test_dense_is_the_weight_in_half_precision(make, group):
     weight = make(3, 70, 288, group)

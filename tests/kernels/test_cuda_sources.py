@@ -85,3 +85,5 @@ def test_faults_are_seen(aot):
     (fault,) = aot.faults([entry | {"instructions_per_bit": 2.5}])
     assert "2.5 instructions a bit, not 0.65" in fault
     assert aot.faults([entry | {"instructions_per_bit": 2.5, "rows": 4}]) == []
+    (fault,) = aot.faults([entry | {"overwritten": ["1190 PRMT R94, RZ, 0x7610, R94"]}])
+    assert "a product in flight reads what '1190 PRMT R94" in fault

@@ -15,7 +15,7 @@ from samples import binary_weight, normal, uniform_weight
 
 pytestmark = needs_compiler
 
-KERNELS = OneRow(ahead_bytes=1 << 20)  # what is fetched ahead changes no number
+KERNELS = OneRow()
 PLAIN = PlainRow()
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -60,13 +60,12 @@ def assert_prepared(prepared, y):
 def test_a_sum_and_its_norm(length, dtype):
     x, update = normal(1, length, seed=1).to(dtype), normal(1, length, seed=2).to(dtype)
     weight = (1 + 0.1 * normal(length, seed=3)).to(dtype)
-    ahead = torch.zeros(1000)
     for change in (update, None):
-        total, y = KERNELS.norm(x, change, weight, 1e-5, ahead=ahead)
+        total, y = KERNELS.norm(x, change, weight, 1e-5)
         expected_total, expected = PLAIN.norm(x, change, weight, 1e-5)
         assert torch.equal(total, expected_total)
         assert_close(y, expected)
-        _, prepared = KERNELS.norm(x, change, weight, 1e-5, planes=True, ahead=ahead)
+        _, prepared = KERNELS.norm(x, change, weight, 1e-5, planes=True)
         assert_prepared(prepared, y)
 
 
@@ -74,7 +73,7 @@ def test_a_sum_and_its_norm(length, dtype):
 @pytest.mark.parametrize("length", [32, 600])
 def test_a_gate(length, dtype):
     both = (3 * normal(1, 2 * length)).to(dtype)
-    y = KERNELS.gated(both, ahead=both)
+    y = KERNELS.gated(both)
     assert_close(y, PLAIN.gated(both), 2)
     assert_prepared(KERNELS.gated(both, planes=True), y)
 
@@ -108,7 +107,7 @@ def test_attention_of_one_token(shape, dtype):
     plain_cache = tuple(tensor.nan_to_num() for tensor in cache)  # 0 times NaN is NaN in torch
     count, scale = torch.tensor([2]), size**-0.5
     expected = PLAIN.attention(qkv, rotary, plain_cache, count, place - 2, scale)
-    y = KERNELS.attention(qkv, rotary, cache, count, place - 2, scale, ahead=qkv)
+    y = KERNELS.attention(qkv, rotary, cache, count, place - 2, scale)
     assert_close(y, expected, 2)
     for ours, theirs in zip(cache, plain_cache, strict=True):
         assert torch.equal(ours[:, :, : place + 1], theirs[:, :, : place + 1])

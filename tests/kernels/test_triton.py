@@ -178,3 +178,4 @@ def test_compiled_ahead_without_spills(tmp_path):
             <= 255
         )
         assert any("MMA" in opcode for opcode in case["loop"]), "the products run on matrix units"
+        assert case["overwritten"] == [], "registers that a product in flight reads"

@@ -5,7 +5,7 @@
 // token's place in it is count[0] + offset: there its key and value are written, and it sees the
 // places up to its own. scale: of the scores.
 // y, or planes and blocks (bit_planes.cuh, HEAD 128 alone): where the heads' outputs go, one after
-// the other. ahead: see normed.cu. Dynamic shared memory: 4 bytes for each place of the cache.
+// the other. Dynamic shared memory: 4 bytes for each place of the cache.
 //
 // Macros: BF16, X_PLANES, HEAD (a power of two, 8 .. 256).
 //
@@ -20,6 +20,13 @@ constexpr int AT_ONCE = THREADS / LANES;  // places that the block has at a time
 constexpr int PER_WARP = 32 / LANES;
 constexpr int BATCH = 8;
 constexpr int FETCHED = 256;  // places that are fetched before it is known how many are there
+constexpr int PIECE = 2048;   // bytes that a thread fetches at once
+
+// Fetches `pieces` pieces into the second-level cache.
+__device__ __forceinline__ void fetch(const unsigned short* from, int pieces) {
+  for (int piece = threadIdx.x; piece < pieces; piece += THREADS)
+    prefetch(reinterpret_cast<const char*>(from) + static_cast<size_t>(piece) * PIECE, PIECE);
+}
 
 // Of the places first, first + AT_ONCE, .. the eight numbers that a lane has; zeros from `end` on.
 __device__ __forceinline__ void load_batch(uint4 (&batch)[BATCH], const unsigned short* from,
@@ -49,25 +56,20 @@ __device__ __forceinline__ float turned(const unsigned short* row, int i, float 
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention(const unsigned short* qkv, const unsigned short* cosines, const unsigned short* sines,
           unsigned short* keys, unsigned short* values, const long long* count, unsigned short* y,
-          unsigned* planes, float* blocks, const char* ahead, int pieces, int heads, int key_heads,
-          int room, int offset, float scale) {
+          unsigned* planes, float* blocks, int heads, int key_heads, int room, int offset,
+          float scale) {
   __shared__ float query[HEAD], key[HEAD], value[HEAD];
   __shared__ float partial[WARPS_OF_BLOCK * HEAD];
   __shared__ float largest_places[WARPS_OF_BLOCK], sum_places[WARPS_OF_BLOCK];
   let_next_kernel_start();
   const int head = blockIdx.x, thread = threadIdx.x;
-  if (head >= heads) {
-    fetch_ahead(ahead, pieces, head - heads, gridDim.x - heads);
-    wait_for_previous_kernels();
-    return;
-  }
   const int lane = thread & 31, warp = thread >> 5;
   const int share = heads / key_heads, key_head = head / share;
   const size_t cache = static_cast<size_t>(key_head) * room * HEAD;
   if (head % share == 0) {  // a place that is not written yet is fetched in vain, at worst
     const int fetched = min(room, FETCHED) * HEAD * 2 / PIECE;
-    fetch_ahead(reinterpret_cast<const char*>(keys + cache), fetched, 0, 1);
-    fetch_ahead(reinterpret_cast<const char*>(values + cache), fetched, 0, 1);
+    fetch(keys + cache, fetched);
+    fetch(values + cache, fetched);
   }
   wait_for_previous_kernels();
   const int place = static_cast<int>(count[0]) + offset;

@@ -4,17 +4,10 @@
 #include "one_row.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-gated(const unsigned short* both, unsigned short* y, unsigned* planes, float* blocks,
-      const char* ahead, int pieces, int chunks, int K) {
+gated(const unsigned short* both, unsigned short* y, unsigned* planes, float* blocks, int K) {
   let_next_kernel_start();
-  const int block = blockIdx.x;
-  if (block >= chunks) {
-    fetch_ahead(ahead, pieces, block - chunks, gridDim.x - chunks);
-    wait_for_previous_kernels();
-    return;
-  }
   wait_for_previous_kernels();
-  const int own = block * THREADS + threadIdx.x;
+  const int own = blockIdx.x * THREADS + threadIdx.x;
   float value = 0.0f;
   if (own < K) {
     const float gate = activation_to_float(both[own]), up = activation_to_float(both[K + own]);

@@ -3,10 +3,8 @@
 // Macros: BF16, X_PLANES. All numbers of a row are in that dtype. update: may be null. sum: where s
 // goes, or null; neither x nor update, which all blocks read. y, or planes and blocks
 // (bit_planes.cuh): where the result goes; the others are null. K: of the row, a multiple of 8.
-// ahead: `pieces` pieces that are fetched, or null.
 //
-// Each of the `chunks` first blocks sums the squares of the whole row, in the same order, and writes
-// 256 of its numbers; the others fetch.
+// Each block sums the squares of the whole row, in the same order, and writes 256 of its numbers.
 #include "one_row.cuh"
 
 __device__ __forceinline__ float summed(const unsigned short* x, const unsigned short* update,
@@ -17,17 +15,11 @@ __device__ __forceinline__ float summed(const unsigned short* x, const unsigned 
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 normed(const unsigned short* x, const unsigned short* update, const unsigned short* weight,
-       unsigned short* sum, unsigned short* y, unsigned* planes, float* blocks, const char* ahead,
-       int pieces, int chunks, int K, float epsilon) {
+       unsigned short* sum, unsigned short* y, unsigned* planes, float* blocks, int K,
+       float epsilon) {
   __shared__ float places[WARPS_OF_BLOCK];
   let_next_kernel_start();
-  const int block = blockIdx.x;
-  if (block >= chunks) {
-    fetch_ahead(ahead, pieces, block - chunks, gridDim.x - chunks);
-    wait_for_previous_kernels();
-    return;
-  }
-  const int own = block * THREADS + threadIdx.x;
+  const int own = blockIdx.x * THREADS + threadIdx.x;
   const float factor = own < K ? activation_to_float(weight[own]) : 0.0f;  // of a weight: constant
   wait_for_previous_kernels();
 

@@ -1,9 +1,7 @@
 // What the kernels between the products of one token share (normed.cu, gated.cu, attention.cu).
 //
 // They have THREADS threads in a block (256, if it is not defined). Numbers are rounded to the dtype
-// of x wherever torch, which computes the same one operator after the other, rounds them. What a
-// product reads next may be fetched into the second-level cache by blocks that have nothing else to
-// do.
+// of x wherever torch, which computes the same one operator after the other, rounds them.
 #pragma once
 #include "bit_planes.cuh"
 
@@ -11,7 +9,6 @@
 #define THREADS 256
 #endif
 constexpr int WARPS_OF_BLOCK = THREADS / 32;
-constexpr int PIECE = 2048;  // bytes that a thread fetches at once
 
 __device__ __forceinline__ float rounded(float value) {
   return activation_to_float(float_to_activation(value));
@@ -68,10 +65,4 @@ __device__ __forceinline__ void write_planes_of_chunk(float value, unsigned* pla
   for (int t = 0; t < 4; ++t)
     values[t] = inputs[half * 128 + first_input(threadIdx.x & 31) + 4 * t];
   write_bit_planes(values, warp & 3, half, blockIdx.x, planes, blocks);
-}
-
-// Fetches `pieces` pieces into the second-level cache; block `block` of `count` that share the work.
-__device__ __forceinline__ void fetch_ahead(const char* from, int pieces, int block, int count) {
-  for (int piece = threadIdx.x * count + block; piece < pieces; piece += count * THREADS)
-    prefetch(from + static_cast<size_t>(piece) * PIECE, PIECE);
 }

@@ -1,8 +1,7 @@
 """What stands between the products of one token, each as one kernel (normed.cu, gated.cu, ..).
 
 `qbench.kernels.gpu.cuda.plain_row` says what each of them computes. One that is followed by a
-product of bits writes x as that reads it, so that nothing prepares it. While few processors are
-busy with a row, the others may fetch the weight of the next product into the second-level cache.
+product of bits writes x as that reads it, so that nothing prepares it.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from qbench.kernels.gpu.cuda.layout import CHUNK
 
 THREADS = 256
 ATTENTION_THREADS = 512
-PIECE = 2048  # bytes that are fetched at once
-FETCHERS = 64  # thread blocks that do nothing but fetch
 HEADS = (8, 16, 32, 64, 128, 256)  # sizes of a head that are served
 BLOCK = 128  # inputs that share a scale: a head of this size is written as planes
 MOST_PLACES = 4096  # of the cache, each with a score in shared memory
@@ -30,10 +27,7 @@ Arguments = tuple[Tensor | int | float | None, ...]
 
 
 class OneRow:
-    """The kernels for float16 or bfloat16. ahead_bytes: of a weight that are fetched, at most."""
-
-    def __init__(self, ahead_bytes: int = 0) -> None:
-        self.ahead_bytes = ahead_bytes
+    """The kernels for float16 or bfloat16."""
 
     def norm(
         self,
@@ -42,31 +36,26 @@ class OneRow:
         weight: Tensor,
         epsilon: float,
         planes: bool = False,
-        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Output]:
         """x, update (1, n) or None, weight (n,) -> x + update, and its norm (1, n).
 
-        n: a multiple of 8. planes: whether products of bits read the norm. ahead: the weight that
-        is read next.
+        n: a multiple of 8. planes: whether products of bits read the norm.
         """
         length = x.shape[1]
         total = x if update is None else torch.empty_like(x)
         output = _Output(x, length, planes)
-        pieces, fetchers = self._fetching(ahead)
         arguments = (
             *(x, update, weight, None if update is None else total, *output.pointers),
-            *(ahead if pieces else None, pieces, output.chunks, length, epsilon),
+            *(length, epsilon),
         )
-        _launch("normed", x, output.chunks + fetchers, arguments)
+        _launch("normed", x, output.chunks, arguments)
         return total, output.result
 
-    def gated(self, both: Tensor, planes: bool = False, ahead: Tensor | None = None) -> Output:
+    def gated(self, both: Tensor, planes: bool = False) -> Output:
         """both (1, 2 n), gate before up -> silu(gate) up (1, n)."""
         length = both.shape[1] // 2
         output = _Output(both, length, planes)
-        pieces, fetchers = self._fetching(ahead)
-        arguments = (*output.pointers, ahead if pieces else None, pieces, output.chunks, length)
-        _launch("gated", both, output.chunks + fetchers, (both, *arguments))
+        _launch("gated", both, output.chunks, (both, *output.pointers, length))
         return output.result
 
     def attention(
@@ -78,7 +67,6 @@ class OneRow:
         offset: int,
         scale: float,
         planes: bool = False,
-        ahead: Tensor | None = None,
     ) -> Output:
         """One new token, whose key and value are put into the cache -> outputs (1, heads n).
 
@@ -95,12 +83,11 @@ class OneRow:
             )
         heads = qkv.shape[1] // size - 2 * key_heads
         output = _Output(qkv, heads * size, planes and size == BLOCK)
-        pieces, fetchers = self._fetching(ahead)
         arguments = (
             *(qkv, *rotary, keys, values, count, *output.pointers),
-            *(ahead if pieces else None, pieces, heads, key_heads, room, offset, scale),
+            *(heads, key_heads, room, offset, scale),
         )
-        grid, block = (heads + fetchers, 1, 1), (ATTENTION_THREADS, 1, 1)
+        grid, block = (heads, 1, 1), (ATTENTION_THREADS, 1, 1)
         _function("attention", qkv, size).launch(grid, block, arguments, 4 * room, dependent=True)
         return output.result
 
@@ -112,11 +99,6 @@ class OneRow:
         arguments = (logits, token, written, count, logits.shape[1], written.shape[1])
         grid, block = (1, 1, 1), (1024, 1, 1)
         _function("largest", logits).launch(grid, block, arguments, dependent=True)
-
-    def _fetching(self, ahead: Tensor | None) -> tuple[int, int]:
-        """Pieces that are fetched, and the blocks that do it."""
-        pieces = 0 if ahead is None else min(ahead.nbytes, self.ahead_bytes) // PIECE
-        return pieces, min(FETCHERS, pieces)
 
 
 class _Output:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class PlainRow:
-    """Has the methods of `OneRow`, and takes no notice of what is said about the next product."""
+    """Has the methods of `OneRow`, and takes no notice of `planes`."""
 
     def norm(
         self,
@@ -20,7 +20,6 @@ class PlainRow:
         weight: Tensor,
         epsilon: float,
         planes: bool = False,
-        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x, update (1, n) or None, weight (n,) -> x + update, and its norm (1, n)."""
         total = x if update is None else x + update
@@ -28,7 +27,7 @@ class PlainRow:
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         return total, weight * normed.to(x.dtype)
 
-    def gated(self, both: Tensor, planes: bool = False, ahead: Tensor | None = None) -> Tensor:
+    def gated(self, both: Tensor, planes: bool = False) -> Tensor:
         """both (1, 2 n), gate before up -> silu(gate) up (1, n)."""
         gate, up = both.chunk(2, 1)
         return torch.nn.functional.silu(gate) * up
@@ -42,7 +41,6 @@ class PlainRow:
         offset: int,
         scale: float,
         planes: bool = False,
-        ahead: Tensor | None = None,
     ) -> Tensor:
         """One new token, whose key and value are put into the cache -> outputs (1, heads n).
 

@@ -64,16 +64,11 @@ def compile_candidates(cases: Iterable[tuple[CudaPlanes, int]], dtype: torch.dty
     toolchain.compile_all([(one.source, one.macros) for one in planned], architecture)
 
 
-def measure(
-    planes: CudaPlanes,
-    rows: int,
-    dtype: torch.dtype,
-    candidates: Iterable[Choice] | None = None,
-) -> list[tuple[float, Choice]]:
+def measure(planes: CudaPlanes, rows: int, dtype: torch.dtype) -> list[tuple[float, Choice]]:
     """(seconds, choice) of every candidate that agrees with the default, the fastest first.
 
-    It must agree with itself, too, bit for bit. candidates: beside the default; by default all that
-    are worth timing. One that the GPU refuses, for the shared memory that it asks for, is left out.
+    It must agree with itself, too, bit for bit. One that the GPU refuses, for the shared memory
+    that it asks for, is left out.
     """
     gpu = _gpu(planes)
     x = torch.randn(rows, planes.shape[1], device=planes.words.device, dtype=dtype)
@@ -81,9 +76,7 @@ def measure(
     default = choice.default(rows, planes, gpu)
     expected = products.product(x, copies[0], choice=default).float()
     timed = []
-    if candidates is None:
-        candidates = choice.candidates(rows, planes, gpu)
-    for candidate in {default: None, **dict.fromkeys(candidates)}:
+    for candidate in {default: None, **dict.fromkeys(choice.candidates(rows, planes, gpu))}:
         try:
             y = products.product(x, copies[0], choice=candidate).float()
         except ConfigError:
