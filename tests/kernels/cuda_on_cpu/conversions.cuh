@@ -105,6 +105,21 @@ inline void __syncthreads() { arrive(running->block->barrier, blockDim.x); }
 
 inline void __syncwarp() { arrive(own_warp().barrier, 32); }
 
+template <int THREADS>
+inline void synchronize_threads(int barrier) {
+  arrive(running->block->named[barrier], THREADS);
+}
+
+inline void synchronize_cluster() { arrive(whole_cluster, CLUSTER * blockDim.x); }
+
+inline float read_of_cluster(const float* shared, int block) {
+  const auto* own = reinterpret_cast<const unsigned char*>(running->block->memory.data());
+  const auto* theirs = reinterpret_cast<const unsigned char*>(cluster[block].memory.data());
+  float value;
+  std::memcpy(&value, theirs + (reinterpret_cast<const unsigned char*>(shared) - own), sizeof value);
+  return value;
+}
+
 // What all lanes of the warp give.
 template <class Value>
 struct Lanes {

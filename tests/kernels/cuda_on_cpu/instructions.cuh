@@ -59,18 +59,3 @@ inline void copy_or_zeros(unsigned shared, const void *global, bool present) {
     static const uint4 zeros = {0, 0, 0, 0};
     copy_async(shared, present ? global : &zeros);
 }
-
-template <int THREADS>
-inline void synchronize_threads(int barrier) {
-    arrive(running->block->named[barrier], THREADS);
-}
-
-inline void synchronize_cluster() { arrive(whole_cluster, CLUSTER * blockDim.x); }
-
-inline float read_of_cluster(const float *shared, int block) {
-    std::size_t offset = reinterpret_cast<const unsigned char *>(shared) - shared_pointer();
-    float value;
-    std::memcpy(&value, reinterpret_cast<unsigned char *>(cluster[block].memory.data()) + offset,
-                sizeof value);
-    return value;
-}
