@@ -105,9 +105,9 @@ inline void __syncthreads() { arrive(running->block->barrier, blockDim.x); }
 
 inline void __syncwarp() { arrive(own_warp().barrier, 32); }
 
-template <int THREADS>
+template <int COUNT>
 inline void synchronize_threads(int barrier) {
-  arrive(running->block->named[barrier], THREADS);
+  arrive(running->block->named[barrier], COUNT);
 }
 
 inline void synchronize_cluster() { arrive(whole_cluster, CLUSTER * blockDim.x); }
