@@ -17,8 +17,8 @@ from typing import Any, Literal
 from qbench.errors import ConfigError
 
 AS_IT_IS = 16  # bits at which a layer is not quantized
-NARROWEST = 2  # bits of a layer where a fraction is divided
 SKIP = "skip"  # another word for that
+NARROWEST = 2  # bits of a layer where a fraction is divided
 _BITS = re.compile(r"(\d+|skip)(?:g(\d+|channel))?")
 Group = int | Literal["channel"] | None
 

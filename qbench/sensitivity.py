@@ -68,14 +68,13 @@ def allocated(
                 rounded = rounding.quantize_weight(weight, plain).dequantize()
                 costs[name][bits] = felt[name].cost(weight - rounded)
     widths = allocate(sizes, costs, scheme.budget)
-    rules = tuple(LayerRule(name, bits) for name, bits in widths.items())
     facts = {
         "tokens": list(used.shape),
         "average": average(sizes, widths),
         "cost": sum(costs[name][bits] for name, bits in widths.items()),
         "layers": widths,
     }
-    return replace(scheme, rules=(*scheme.rules, *rules), budget=None), {"allocation": facts}
+    return _divided(scheme, widths), {"allocation": facts}
 
 
 def candidates(method: Any, rounding: Any, scheme: Scheme) -> tuple[int, ...]:
@@ -87,13 +86,16 @@ def candidates(method: Any, rounding: Any, scheme: Scheme) -> tuple[int, ...]:
 
 def allocation_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The facts of `allocated` in the manifest of a quantized model; empty where there are none."""
-    return {key: manifest[key] for key in ("allocation",) if key in manifest}
+    return {"allocation": manifest["allocation"]} if "allocation" in manifest else {}
 
 
 def with_allocation(scheme: Scheme | None, manifest: dict[str, Any]) -> Scheme | None:
     """The scheme of a quantized model, as `allocated` made it of what was asked."""
     if scheme is None or "allocation" not in manifest:
         return scheme
-    widths = manifest["allocation"]["layers"]
+    return _divided(scheme, manifest["allocation"]["layers"])
+
+
+def _divided(scheme: Scheme, widths: dict[str, int]) -> Scheme:
     rules = tuple(LayerRule(name, bits) for name, bits in widths.items())
     return replace(scheme, rules=(*scheme.rules, *rules), budget=None)

@@ -109,6 +109,8 @@ def as_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
 
 def as_widths(text: str | None) -> tuple[int | float, ...] | None:
     """`--bits`: numbers with commas, of which some may be fractions; ConfigError for other text."""
+    from qbench.experiment.forms import as_width
+
     if text is None:
         return None
     try:
@@ -117,12 +119,6 @@ def as_widths(text: str | None) -> tuple[int | float, ...] | None:
         raise ConfigError(
             f"--bits {text!r} is not a list of numbers; for example --bits 2,3,4 or --bits 2.8"
         ) from None
-
-
-def as_width(text: str) -> int | float:
-    """One number of `--bits`; ValueError for other text."""
-    number = float(text)
-    return int(number) if number.is_integer() else number
 
 
 def as_workers(text: str | None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cuda_on_cpu import FunctionOnCpu, needs_compiler
+from cuda_on_cpu import functions_on_cpu, needs_compiler
 from qbench.kernels.gpu.cuda import byte_rows
 from qbench.kernels.gpu.cuda.byte_rows import Config
 from qbench.kernels.gpu.cuda.layout import derive
@@ -17,18 +17,10 @@ CONFIG = Config(2, 1, 3)
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(monkeypatch, tmp_path_factory):
-    """Products run on the CPU; each source and set of macros is compiled once."""
-    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
-    folder.mkdir(exist_ok=True)
-    byte_rows._bytes.cache_clear()
-
-    def function(source, name, macros, device):
-        return FunctionOnCpu(source, name, macros, folder)
-
-    monkeypatch.setattr(byte_rows, "function", function)
-    yield
-    byte_rows._bytes.cache_clear()
+def on_cpu(tmp_path_factory):
+    """Products run on the CPU."""
+    with functions_on_cpu(tmp_path_factory, (byte_rows,), (byte_rows._bytes,)):
+        yield
 
 
 def multiply(weight, x, bias=None, config=CONFIG):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cuda_on_cpu import FunctionOnCpu, needs_compiler
+from cuda_on_cpu import functions_on_cpu, needs_compiler
 from qbench.kernels.gpu.cuda import dequantize, half_rows
 from qbench.kernels.gpu.cuda import launch as launching
 from qbench.kernels.gpu.cuda.half_rows import Config
@@ -19,21 +19,12 @@ SPANS = Config(rows=8, tiles=2, across=2, along=2, split=2, stages=3, blocks=1, 
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(monkeypatch, tmp_path_factory):
-    """Functions run on the CPU; each source and set of macros is compiled once."""
-    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
-    folder.mkdir(exist_ok=True)
-
-    def function(source, name, macros, device):
-        return FunctionOnCpu(source, name, macros, folder)
-
-    monkeypatch.setattr(launching, "function", function)
-    caches = (half_rows._compiled, dequantize._compiled)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+def on_cpu(tmp_path_factory):
+    """Functions run on the CPU."""
+    with functions_on_cpu(
+        tmp_path_factory, (launching,), (half_rows._compiled, dequantize._compiled)
+    ):
+        yield
 
 
 def sample(kind, bits, group, parameters=torch.float16, inputs=1152, out=40):

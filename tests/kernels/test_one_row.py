@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cuda_on_cpu import FunctionOnCpu, needs_compiler
+from cuda_on_cpu import functions_on_cpu, needs_compiler
 from qbench.errors import ConfigError
 from qbench.kernels.gpu.cuda import bit_serial, one_row
 from qbench.kernels.gpu.cuda.layout import derive, joined
@@ -21,20 +21,12 @@ DTYPES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(monkeypatch, tmp_path_factory):
-    """Kernels run on the CPU; each source and set of macros is compiled once."""
-    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
-    folder.mkdir(exist_ok=True)
-
-    def function(source, name, macros, device):
-        return FunctionOnCpu(source, name, macros, folder)
-
-    for module, cached in ((bit_serial, "_bit_planes"), (one_row, "_functions")):
-        monkeypatch.setattr(module, "function", function)
-        getattr(module, cached).cache_clear()
-    yield
-    bit_serial._bit_planes.cache_clear()
-    one_row._functions.cache_clear()
+def on_cpu(tmp_path_factory):
+    """Kernels run on the CPU."""
+    with functions_on_cpu(
+        tmp_path_factory, (bit_serial, one_row), (bit_serial._bit_planes, one_row._functions)
+    ):
+        yield
 
 
 def assert_close(y, expected, steps=1.0):

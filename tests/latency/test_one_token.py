@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qbench
-from cuda_on_cpu import FunctionOnCpu, needs_compiler
+from cuda_on_cpu import functions_on_cpu, needs_compiler
 from families import FAMILIES, family_model
 from qbench import Scheme
 from qbench.checkpoint.packed_linear import pack
@@ -149,23 +149,12 @@ WIDE = {
 @pytest.fixture
 def emulated(monkeypatch, tmp_path_factory):
     """The kernels of Hopper, run on the CPU."""
-    folder = tmp_path_factory.getbasetemp() / "cuda_on_cpu"
-    folder.mkdir(exist_ok=True)
-
-    def function(source, name, macros, device):
-        return FunctionOnCpu(source, name, macros, folder)
-
-    for module in (bit_serial, one_row):
-        monkeypatch.setattr(module, "function", function)
     monkeypatch.setattr(products, "gpu_of", lambda device: Gpu("", 90, 132))
     monkeypatch.setattr(joined, "choose", lambda *arguments: SimpleNamespace(name="cuda"))
     monkeypatch.setattr(Decoder, "_row", lambda self: OneRow())
     caches = (bit_serial._bit_planes, one_row._functions)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+    with functions_on_cpu(tmp_path_factory, (bit_serial, one_row), caches):
+        yield
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,29 @@ STAND_IN = ROOT / "tests" / "kernels" / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+
+
+@contextmanager
+def functions_on_cpu(factory, modules, caches):
+    """Inside, functions of the sources run on the CPU; each set of macros is compiled once.
+
+    factory: pytest's, of folders. modules: which have the `function` of
+    `qbench.kernels.gpu.cuda.launch` by this name. caches: of functions that were compiled.
+    """
+    folder = factory.getbasetemp() / "cuda_on_cpu"
+    folder.mkdir(exist_ok=True)
+
+    def function(source, name, macros, device):
+        return FunctionOnCpu(source, name, macros, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "function", function)
+        for cached in caches:
+            cached.cache_clear()
+        yield
+    for cached in caches:
+        cached.cache_clear()
 
 
 class FunctionOnCpu:
