@@ -282,8 +282,10 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
         name = record.cell.stored_as or record.cell.method
         words = ["unquantized" if unquantized(record) else name]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
+        told = _exceptions(record.cell) - shared[_method(record.cell)]
         for key, value in _traits(record.cell).items():
-            if len(varied[key]) > 1 and (group or key != "group"):
+            differs = bool(told) if key == "layers" else len(varied[key]) > 1
+            if differs and (group or key != "group"):
                 words.append(value)
         result[record.id] = " ".join(word for word in words if word)
     return result
@@ -306,12 +308,20 @@ def shared_parameters(records: Sequence[Record]) -> str:
 
 
 def _shared(records: Sequence[Record]) -> dict[tuple[str, str], set[tuple[str, Scalar]]]:
-    """Model and method -> the parameters that have one value in all of its cells."""
+    """Model and method -> the parameters that have one value in all of its cells.
+
+    What single layers have in place of the bits is `layers` among them.
+    """
     shared: dict[tuple[str, str], set[tuple[str, Scalar]]] = {}
     for record in records:
-        own = set(record.cell.params.items())
+        own = {*record.cell.params.items(), *_exceptions(record.cell)}
         shared[_method(record.cell)] = shared.get(_method(record.cell), own) & own
     return shared
+
+
+def _exceptions(cell: Cell) -> set[tuple[str, Scalar]]:
+    whole = cell.scheme.exceptions if cell.scheme else ""
+    return {("layers", whole)} if whole else set()
 
 
 def _method(cell: Cell) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score
 from qbench.reports import pictures, plots
-from qbench.reports.headline import headlines, names, number
+from qbench.reports.headline import headlines, names, number, shared_parameters
 from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
@@ -324,6 +324,19 @@ def test_a_name_says_which_layers_have_bits_of_their_own() -> None:
     assert sorted(map(float, table["bits"])) == [2.5, 3, 3, 3, 3]
     assert "3.0" not in {str(bits) for bits in table["bits"]}
     assert set(table["layers"]) >= {"", "*.down_proj=4", "head 8b"}
+
+
+def test_what_layers_of_all_cells_have_is_said_below_the_table(tmp_path: Path) -> None:
+    rules = (LayerRule("*.down_proj", 4),)
+    records = []
+    for bits in (2.5, 3):
+        scheme = Scheme.at(bits, 64, rules=rules, head_bits=8)
+        cell = record("greedy", 3, 0.3).cell.model_copy(update={"scheme": scheme})
+        records.append(record("greedy", 3, 0.3).model_copy(update={"cell": cell, "id": cell.id}))
+    assert list(names(records).values()) == ["greedy", "greedy"]
+    said = "Parameters of all their cells: greedy layers=*.down_proj=4, head 8b."
+    assert shared_parameters(records) == said
+    assert said in markdown(records).replace("\\", "")
 
 
 def test_a_task_we_do_not_know_gives_its_first_score() -> None:
