@@ -36,7 +36,10 @@ class LayerRule:
     group_size: Group = None
 
     def __post_init__(self) -> None:
-        Scheme(self.bits, None if self.group_size == "channel" else self.group_size)
+        try:
+            Scheme(self.bits, None if self.group_size == "channel" else self.group_size)
+        except ConfigError as error:
+            raise ConfigError(f"layers {self.layers!r}: {error}") from None
 
     @classmethod
     def parse(cls, text: str) -> LayerRule:

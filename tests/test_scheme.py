@@ -61,7 +61,7 @@ def test_a_rule_that_is_none(text):
 
 @pytest.mark.parametrize("text", ["a=17", "a=0", "a=4g0"])
 def test_a_rule_out_of_range(text):
-    with pytest.raises(ConfigError, match="outside 1..16|not positive"):
+    with pytest.raises(ConfigError, match="^layers .a.: .*(outside 1..16|not positive)"):
         LayerRule.parse(text)
 
 
