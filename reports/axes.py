@@ -14,7 +14,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from qbench.records import Record
-from qbench.reports.headline import Headline, names, ordered, unquantized
+from qbench.reports.cell_names import names, ordered, unquantized
+from qbench.reports.headline import Headline
 from qbench.reports.points import BITS, Cost, Point, Scale, frontier, points_by_line, scale_of
 
 INK = "#1f2328"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs
 from qbench.records import Caution, Record
-from qbench.reports.headline import ordered
+from qbench.reports.cell_names import ordered
 
 
 def summary(records: Sequence[Record], pairs: Pairs) -> list[tuple[str, str]]:

@@ -10,9 +10,10 @@ from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs, is_unquantized, pairs_of
 from qbench.files.atomic import write_text
 from qbench.records import Caution, Latency, Product, Record, Score
+from qbench.reports.cell_names import ordered
 from qbench.reports.changed_items import MOST, Changes, changed_items
 from qbench.reports.explanations import METRICS
-from qbench.reports.headline import number, ordered, require
+from qbench.reports.headline import number, require
 from qbench.reports.layer_errors import heat_map
 from qbench.reports.page import rendered
 from qbench.reports.provenance import flat, label

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from qbench.records import Record, Score
-from qbench.reports.headline import ordered, unquantized
+from qbench.reports.cell_names import ordered, unquantized
 
 LISTED = 6  # parts of a task by name
 

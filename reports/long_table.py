@@ -12,7 +12,8 @@ from qbench.comparison.pairs import Pairs, pairs_of, protocol
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Caution, Record, Score
-from qbench.reports.headline import asked, ordered, params_text
+from qbench.reports.cell_names import ordered, params_text
+from qbench.reports.headline import asked
 from qbench.reports.latencies import figures
 from qbench.tasks.registry import unit_of
 

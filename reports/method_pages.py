@@ -13,7 +13,8 @@ from qbench.files.atomic import write_text
 from qbench.method_source import module_file
 from qbench.records import Record
 from qbench.registry import declared
-from qbench.reports.headline import ordered, require
+from qbench.reports.cell_names import ordered
+from qbench.reports.headline import require
 from qbench.reports.page import rendered
 from qbench.reports.ranking import Column, Row, method_page, ranking
 

@@ -17,8 +17,9 @@ from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.cautions import summary
+from qbench.reports.cell_names import ordered
 from qbench.reports.doubts import doubts
-from qbench.reports.headline import MINI_NOTICE, ordered, require
+from qbench.reports.headline import MINI_NOTICE, require
 from qbench.reports.pictures import drawn, file_name, offered
 from qbench.reports.plots import leading, models, svg
 from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs

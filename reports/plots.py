@@ -22,7 +22,8 @@ from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.records import Record
 from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
-from qbench.reports.headline import Headline, asked, headlines, ordered, require
+from qbench.reports.cell_names import ordered
+from qbench.reports.headline import Headline, asked, headlines, require
 from qbench.reports.points import BITS, Cost, unbroken
 
 STYLE: dict[str, Any] = {

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from qbench.comparison.pairs import protocol
 from qbench.records import Record, Score
-from qbench.reports.headline import Headline, names, number, unquantized
+from qbench.reports.cell_names import names, unquantized
+from qbench.reports.headline import Headline, number
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qbench.records import Record, TaskSpec
-from qbench.reports.headline import in_words, ordered, unquantized
+from qbench.reports.cell_names import ordered, unquantized
+from qbench.reports.headline import in_words
 from qbench.reports.plots import models
 from qbench.reports.tables import failures
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from qbench.comparison.pairs import pairs_of
 from qbench.comparison.ranks import ranks
 from qbench.records import Record
+from qbench.reports.cell_names import ordered, unquantized
 from qbench.reports.explanations import explanation
-from qbench.reports.headline import Headline, headlines, ordered, unquantized
+from qbench.reports.headline import Headline, headlines
 from qbench.reports.plots import leading, slug
 from qbench.reports.tables import grid
 

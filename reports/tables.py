@@ -22,18 +22,9 @@ from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.cautions import summary
+from qbench.reports.cell_names import names, ordered, shared_parameters
 from qbench.reports.doubts import doubts
-from qbench.reports.headline import (
-    MINI_NOTICE,
-    Headline,
-    headlines,
-    in_words,
-    names,
-    number,
-    ordered,
-    require,
-    shared_parameters,
-)
+from qbench.reports.headline import MINI_NOTICE, Headline, headlines, in_words, number, require
 
 CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "

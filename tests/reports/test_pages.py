@@ -14,10 +14,10 @@ from qbench.comparison.pairs import Pairs
 from qbench.comparison.samples import items_file
 from qbench.records import Decoding, Latency, Product, Record
 from qbench.reports import cell_pages, json_lines, latex, method_pages, quoted
+from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.changed_items import changed_item, changed_items
 from qbench.reports.doubts import doubts
 from qbench.reports.explanations import METRICS
-from qbench.reports.headline import names, shared_parameters
 from qbench.reports.layer_errors import heat_map
 from qbench.reports.long_table import long_table
 from qbench.reports.page import html

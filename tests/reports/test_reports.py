@@ -21,7 +21,8 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score
 from qbench.reports import pictures, plots
-from qbench.reports.headline import headlines, names, number, shared_parameters
+from qbench.reports.cell_names import names, shared_parameters
+from qbench.reports.headline import headlines, number
 from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure

@@ -1,0 +1,147 @@
+"""In which order cells come, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from qbench.comparison.pairs import is_unquantized
+from qbench.records import Cell, Record, Scalar, digest
+
+LONG_NAME = 40  # letters of what single layers have that a name tells in full
+
+
+def unquantized(record: Record) -> bool:
+    """Whether this is the baseline, the model as it is."""
+    return is_unquantized(record)
+
+
+def ordered(records: Iterable[Record]) -> list[Record]:
+    """By model, bits (the unquantized model first), method, parameters, group size."""
+
+    def key(record: Record) -> tuple[object, ...]:
+        cell = record.cell
+        bits = -1.0
+        group = 0
+        if cell.scheme:
+            bits = cell.scheme.width
+            group = cell.scheme.group_size or 1 << 30  # one group per channel comes last
+        return (
+            cell.model,
+            bits,
+            cell.method != "none",
+            cell.method,
+            params_text(cell),
+            group,
+            record.id,
+        )
+
+    return sorted(records, key=key)
+
+
+def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
+    """Each cell's name by its id: method, parameters, and what else tells it from its siblings.
+
+    The bits are not part of it, nor is the group size where `group` is False. Parameters that all
+    cells of the method share are told by `shared_parameters` instead.
+    """
+    shared = _shared(records)
+    # family -> trait -> its values: only what varies within a family must be told.
+    seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for record in records:
+        traits = seen.setdefault(_family(record.cell), {})
+        for key, value in _traits(record.cell).items():
+            traits.setdefault(key, set()).add(value)
+    result = {}
+    for record in records:
+        varied = seen[_family(record.cell)]
+        name = record.cell.stored_as or record.cell.method
+        words = ["unquantized" if unquantized(record) else name]
+        words.append(params_text(record.cell, shared[_method(record.cell)]))
+        told = _exceptions(record.cell) - shared[_method(record.cell)]
+        for key, value in _traits(record.cell).items():
+            differs = bool(told) if key == "layers" else len(varied[key]) > 1
+            if differs and (group or key != "group"):
+                words.append(value)
+        result[record.id] = " ".join(word for word in words if word)
+    return result
+
+
+def shared_parameters(records: Sequence[Record]) -> str:
+    """The parameters that all cells of a method share, which names leave out; empty without any.
+
+    `Parameters of all their cells: flexround, uniquanf epochs=1; gptq damp=0.1.`
+    """
+    methods: dict[str, dict[str, None]] = {}
+    for (_, method), shared in _shared(ordered(records)).items():
+        text = " ".join(f"{key}={value}" for key, value in sorted(shared))
+        if text:
+            methods.setdefault(text, {})[method] = None
+    if not methods:
+        return ""
+    parts = [f"{', '.join(names)} {text}" for text, names in methods.items()]
+    return f"Parameters of all their cells: {'; '.join(parts)}."
+
+
+def _shared(records: Sequence[Record]) -> dict[tuple[str, str], set[tuple[str, Scalar]]]:
+    """Model and method -> the parameters that have one value in all of its cells.
+
+    What single layers have in place of the bits is `layers` among them.
+    """
+    shared: dict[tuple[str, str], set[tuple[str, Scalar]]] = {}
+    for record in records:
+        own = {*record.cell.params.items(), *_exceptions(record.cell)}
+        shared[_method(record.cell)] = shared.get(_method(record.cell), own) & own
+    return shared
+
+
+def _exceptions(cell: Cell) -> set[tuple[str, Scalar]]:
+    whole = cell.scheme.exceptions if cell.scheme else ""
+    return {("layers", whole)} if whole else set()
+
+
+def _method(cell: Cell) -> tuple[str, str]:
+    return cell.model, cell.method
+
+
+def _family(cell: Cell) -> tuple[str, ...]:
+    # What divides bits looks at calibration text, also where the method does not.
+    divided = "divided" if cell.scheme and cell.scheme.budget is not None else ""
+    return cell.model, cell.method, params_text(cell), divided
+
+
+def _traits(cell: Cell) -> dict[str, str]:
+    """What may tell two cells of one method apart, as it is written in names."""
+    scheme = cell.scheme
+    group = "channel"
+    if scheme and scheme.group_size:
+        group = f"g{scheme.group_size}"
+    calibration = ""
+    if cell.calibration:
+        windows = f"{cell.calibration.samples}x{cell.calibration.length}"
+        calibration = f"{cell.calibration.data}:{windows}"
+    return {
+        "group": group,
+        "symmetric": "sym" if scheme and scheme.symmetric else "",
+        "layers": _shortened(scheme.exceptions) if scheme else "",
+        "calibration": calibration,
+        "seed": f"seed={cell.seed}",
+        "dtype": cell.dtype,
+        "device": cell.device,
+        "batch": f"batch={cell.batch_size}",
+        "evaluation": f"evaluation={cell.evaluation}",
+        "source": f"source={cell.source}",
+        "revision": f"revision={cell.revision[:12]}",
+    }
+
+
+def _shortened(exceptions: str) -> str:
+    """Whole, or where it is long its number of parts and four digits that tell it from others."""
+    if len(exceptions) <= LONG_NAME:
+        return exceptions
+    return f"+{exceptions.count(', ') + 1} exceptions {digest(exceptions)[:4]}"
+
+
+def params_text(cell: Cell, without: Collection[tuple[str, Scalar]] = ()) -> str:
+    """`clip=none period=4`, sorted by name. without: parameters with values that are left out."""
+    told = [item for item in sorted(cell.params.items()) if item not in without]
+    return " ".join(f"{key}={value}" for key, value in told)
