@@ -9,6 +9,8 @@ SHAPES ?= 4096x4096,14336x4096
 THREADS ?= 1
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
+# One process more than there are cores, as many tests wait for others.
+PYTEST  = OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 VLLM   ?= .venv-vllm
 SERVE   = HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind \
   VLLM_LOGGING_LEVEL=WARNING PYTHONSAFEPATH=1 OMP_NUM_THREADS=1
@@ -40,10 +42,10 @@ gate: $(READY)  ## are the methods that changed since REVISION worse than they w
 	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(MODEL) -- $(if $(DATA),--data $(DATA)) $(GATE)
 
 test: $(READY) ## the test suite, all of it, on all cores
-	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile
+	$(PYTEST)
 
 test-quick: $(READY) ## the tests that take little time, of every room
-	OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses auto --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Its interpreter wants the newest; what the oldest makes for Hopper is looked at, too, as torch 2.11 brings that.
 TRITONS := build/triton-3.9.0 build/triton-3.6.0

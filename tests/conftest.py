@@ -12,8 +12,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from command_line import run_command
 from families import FAMILIES, family_model, randomized
 from places import NO_REAL_DATA, REAL_DATA
+from qbench import registry
 
 os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no processor waits for a late one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_left(monkeypatch):
+    """What a test registers is forgotten with it."""
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
 
 
 @pytest.fixture(scope="session")

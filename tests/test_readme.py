@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from places import ROOT
-from qbench import registry
 from qbench.experiment import grid
 from qbench.experiment.grid import Grid
 from qbench.models import source
@@ -79,7 +78,6 @@ def small(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "BUILT_IN", dict.fromkeys(names, lambda: tiny_folder))
     monkeypatch.setattr("qbench.experiment.plan.BUILT_IN", {})
     monkeypatch.setattr(hub, "refusal", lambda names: "there is no hub here")
-    monkeypatch.setattr(registry, "_plugins", {})
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
     few = {"tasks": FEW, "calibration": {"samples": 4, "length": 32}, "group_size": 32}
     presets = {name: {**preset, **few} for name, preset in grid.PRESETS.items()}

@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from qbench import registry
 from qbench.checks import isolation
 from qbench.checks import kernels as kernel_checks
 from qbench.checks.verdict import Verdict
@@ -33,7 +32,6 @@ del KERNEL
 
 def test_a_file_with_a_method_and_a_kernel_has_both_checked(tmp_path, monkeypatch, capsys):
     # What the plug-in registers is forgotten with the test.
-    monkeypatch.setattr(registry, "_plugins", {})
     monkeypatch.setattr(kernel_registry, "_known", kernel_registry.all_kernels())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "both.py").write_text(BOTH)

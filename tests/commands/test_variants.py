@@ -10,7 +10,6 @@ import pytest
 
 from command_line import run_command
 from places import ROOT
-from qbench import registry
 from qbench.commands.variants import method_of, read_variant, read_variant_here
 from qbench.errors import ConfigError
 from qbench.experiment.grid import PRESETS
@@ -31,12 +30,6 @@ class Mine(GPTQ):
     name: ClassVar[str] = "mine"
     damp: float = 0.01
 '''
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """What a test registers goes with it."""
-    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
 
 
 def git(*arguments: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from qbench import registry
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.runner import time_limit
 from qbench.experiment.store import read_records
@@ -90,8 +89,7 @@ REASONS = {
 
 
 @pytest.fixture(autouse=True)
-def no_plugins_left(monkeypatch):
-    monkeypatch.setattr(registry, "_plugins", {})
+def no_pictures(monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
 
 

@@ -325,8 +325,7 @@ class Mine:
 """
 
 
-def test_a_method_that_says_it_trains_gets_what_a_preset_fixes_for_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_plugins", {})
+def test_a_method_that_says_it_trains_gets_what_a_preset_fixes_for_training(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(TRAINED)
     registry.load_plugin(path)

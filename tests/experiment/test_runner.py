@@ -9,17 +9,11 @@ import shutil
 import pandas as pd
 import pytest
 
-from qbench import registry
 from qbench.commands import main
 from qbench.errors import MethodError
 from qbench.experiment.store import read_records
 from qbench.registry import method_class, parameters
 from tiny_runs import empty_picture, run_args
-
-
-@pytest.fixture(autouse=True)
-def no_plugins_left(monkeypatch):
-    monkeypatch.setattr(registry, "_plugins", {})
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import psutil
 import pytest
 import torch
 
-from qbench import registry
 from qbench.errors import MethodError
 from qbench.experiment import back_off, outcomes, runner, workers
 from qbench.experiment.cell_process import work
@@ -217,8 +216,7 @@ class Endless:
 
 
 @pytest.mark.slow
-def test_a_real_process_tells_where_memory_ran_out(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))  # it is forgotten again
+def test_a_real_process_tells_where_memory_ran_out(tiny_folder, tmp_path):
     path = tmp_path / "endless.py"
     path.write_text(ENDLESS)
     plan = tiny_plan(tiny_folder, "endless", bits=(4,), plugin=(path,))
