@@ -132,6 +132,17 @@ def get_method(name: str, **params: Any) -> Any:
         raise ConfigError(f"method {name!r} cannot be made: {reason_of(error)}") from error
 
 
+def drawn(method: Any, draw: int) -> Any:
+    """The method for a draw of a cell: its own `seed`, where it has one, is counted on from.
+
+    So draws differ in what a method draws, too. Draw 0 is the method as it is.
+    """
+    seed = parameters(method).get("seed")
+    if not draw or not isinstance(seed, int):
+        return method
+    return dataclasses.replace(method, seed=seed + draw)
+
+
 @cache
 def _type_of(cls: Any, key: str) -> TypeAdapter[Any]:
     """What converts values of a parameter; made once, as a grid asks for it a thousand times."""

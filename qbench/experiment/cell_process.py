@@ -48,7 +48,7 @@ from qbench.models.source import ModelSource, find_model, local_folder
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import QuantizedModel, quantize
 from qbench.records import Score, TaskSpec
-from qbench.registry import declared, get_method, parameters
+from qbench.registry import declared, drawn, get_method, parameters
 from qbench.sensitivity import allocation_of, with_allocation
 from qbench.tasks.contract import Context, Task, Unquantized
 from qbench.tasks.data import CALIBRATION, Source, open_source
@@ -198,7 +198,7 @@ class _Work:
         """Quantize the model and save the artifact."""
         cell = self.job.cell
         device = self.job.device
-        method = get_method(cell.method, **cell.params)
+        method = drawn(get_method(cell.method, **cell.params), cell.seed)
         declaration = declared(cell.method)
         if not (declaration.external or declaration.module.startswith("qbench.methods")):
             from qbench.checks.watch import watched  # takes long to import

@@ -72,6 +72,19 @@ class Harsh(RTN):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         return super().quantize_weight(weight, scheme)
 """
+SEEDED = """
+from dataclasses import dataclass
+from typing import ClassVar
+from qbench.methods.rtn_h import RTNH
+
+@dataclass(frozen=True)
+class Seeded(RTNH):
+    name: ClassVar[str] = "seeded"
+    seed: int = 0
+
+    def quantize_linear(self, weight, stats, scheme):
+        raise ValueError(f"seed {self.seed}")
+"""
 REASONS = {
     "attribute": "AttributeError: 'Tensor' object has no attribute 'nothing'",
     "assertion": "AssertionError",
@@ -121,6 +134,20 @@ def test_every_way_to_fail_is_a_reason_and_the_grid_goes_on(tiny_folder, command
         assert REASONS[how] in found[label], how
     logs = {path.stem: path.read_text() for path in (out / "logs").iterdir()}
     assert any("AttributeError" in log for log in logs.values()), "tracebacks are kept"
+
+
+@pytest.mark.slow
+def test_draws_move_the_seed_of_a_method(tiny_folder, command, tmp_path):
+    extra = [*plugin(tmp_path, "seeded", SEEDED), "--replicates", "2", "--set", "seeded.seed=0,5"]
+    out = tmp_path / "out"
+    command(*run_args(tiny_folder, out, "seeded", "4", extra, tasks=["wikitext"]))
+    told = {(row.cell.label[-6:], row.cell.seed): row.reason for row in read_records(out)[0]}
+    assert {key: reason[-6:] for key, reason in told.items()} == {
+        ("4b g32", 0): "seed 0",
+        ("4b g32", 1): "seed 1",
+        ("seed=5", 0): "seed 5",
+        ("seed=5", 1): "seed 6",
+    }
 
 
 @pytest.mark.slow
