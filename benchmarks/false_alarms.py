@@ -15,7 +15,6 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,14 @@ from qbench.comparison.verdicts import Verdict, compare
 from qbench.experiment.grid import parse_set, read_grid
 from qbench.experiment.store import read_records
 from qbench.records import Record
-from qbench.stats.sequential import ONE_LOOK, Look, looks
+from qbench.stats.sequential import Look, looks
 
 METHOD = "gptq"
 DRAWS = 4  # of a side, as the gate has them
 SCHEDULES = {
     "four draws, looks after 2, 3 and 4": looks(DRAWS),
-    "four draws, one look": (replace(ONE_LOOK, draws=DRAWS),),
-    "one draw": (ONE_LOOK,),
+    "four draws, one look": (Look(DRAWS),),
+    "one draw": (Look(1),),
 }
 
 

@@ -43,8 +43,10 @@ def compare(
     base: Annotated[
         str,
         typer.Argument(
-            help="A run's folder, a record's file or a baseline; :LABEL chooses. Or a method's "
-            "FILE.py or REVISION:FILE.py, which is run as `qbench regress` does."
+            help="A run's folder, a record's file or a baseline. :LABEL chooses cells, by a whole "
+            "label or its start; a method's name alone, against a whole label, its cell with "
+            "default parameters. Or a method's FILE.py or REVISION:FILE.py, which is run as "
+            "`qbench regress` does."
         ),
     ],
     candidate: Annotated[str, typer.Argument(help="The same; what is judged.")],
@@ -64,7 +66,8 @@ def compare(
     look: Annotated[
         str | None,
         typer.Option(
-            help="2/4: after 2 of 4 draws, which go on where this is undecided; see docs/gate.md."
+            help="2/4: by the first 2 of 4 draws, which go on where this is undecided; see "
+            "docs/gate.md."
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where undecided, too.")] = False,

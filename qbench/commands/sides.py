@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qbench.comparison.matching import Side, chosen
+from qbench.comparison.matching import Side, cell_key, chosen
 from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.experiment.store import read_records
@@ -22,22 +22,15 @@ def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
     Returns the side, and a sentence for each record that cannot be trusted. ConfigError where there
     is no such thing.
     """
-    place, label = text, ""
-    spot = _place(place, baselines)
-    if spot is None and ":" in text:
-        place, _, label = text.rpartition(":")
-        spot = _place(place, baselines)
-    if spot is None:
-        raise ConfigError(_nothing(place, baselines))
+    place, label, spot = _split(text, baselines)
     if spot.suffix == ".json":
         return _one_record(spot, text)
     records, complaints = read_records(spot)
-    newest = _newest(records, spot)
-    older = len(records) - len(newest)
-    if older:
+    newest, fields = _newest(records, spot)
+    if fields:
         complaints.append(
-            f"{place} holds {older} older cells beside newer ones of the same label and seed, as "
-            "of an edited method; the newest count"
+            f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the same "
+            f"label and seed that differ in {', '.join(fields)}; the newest count"
         )
     side = Side(place, spot, tuple(newest))
     return (chosen(side, label) if label else side), complaints
@@ -70,17 +63,25 @@ def baseline_names(baselines: Path = BASELINES) -> list[str]:
     return sorted(path.parent.name for path in baselines.glob("*/records"))
 
 
-def _newest(records: list[Record], folder: Path) -> list[Record]:
-    """Of cells that differ in nothing that has a name, such as the method's source, the newest."""
+def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:
+    """Of cells that differ in nothing that has a name, such as the method's source, the newest.
+
+    Also the fields in which those differ that are left out.
+    """
     written = {}
     for record in records:
         written[record.id] = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
     kept: dict[tuple[object, ...], Record] = {}
+    fields: set[str] = set()
     for record in sorted(records, key=lambda row: written[row.id]):
-        cell = record.cell
-        kept[cell.model, cell.method, cell.label, cell.seed] = record
-    names = {record.id for record in kept.values()}
-    return [record for record in records if record.id in names]
+        key = (*cell_key(record.cell), record.cell.seed)
+        older = kept.get(key)
+        if older is not None:
+            names = type(record.cell).model_fields
+            fields |= {n for n in names if getattr(older.cell, n) != getattr(record.cell, n)}
+        kept[key] = record
+    ids = {record.id for record in kept.values()}
+    return [record for record in records if record.id in ids], sorted(fields)
 
 
 def _copy(source: Path, target: Path, path: str) -> None:
@@ -89,6 +90,19 @@ def _copy(source: Path, target: Path, path: str) -> None:
         raise StoreError(f"{source / path} is missing, so this is no whole baseline; run it again")
     (target / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target / path)
+
+
+def _split(text: str, baselines: Path) -> tuple[str, str, Path]:
+    """The place, the label, and where that place is; both may have colons.
+
+    ConfigError where nothing lies there.
+    """
+    colons = [index for index, letter in enumerate(text) if letter == ":"]
+    for end in (len(text), *colons):
+        spot = _place(text[:end], baselines)
+        if spot is not None:
+            return text[:end], text[end + 1 :], spot
+    raise ConfigError(_nothing(text.partition(":")[0], baselines))
 
 
 def _place(text: str, baselines: Path) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qbench.comparison.pairs import aligned
 from qbench.comparison.samples import Items, Row, item_name
 from qbench.stats.flips import Flips, Kind, count, kind_of
 
@@ -28,26 +29,29 @@ class Change:
     text: str = ""
 
 
-def flips(base: Items, candidate: Items, order: Sequence[int]) -> tuple[Flips, list[Change]]:
-    """How many answers changed, and the first of them, those that became wrong first.
+def flips(base: Sequence[Items], candidate: Sequence[Items]) -> tuple[Flips, list[Change]]:
+    """How many answers changed over all draws, and the first of them in the first draw.
 
-    order: where each of the base's items stands among the candidate's.
+    base, candidate: of every draw, the same items. Answers that became wrong come first.
     """
-    kinds = []
-    changes = []
-    for index, place in enumerate(order):
-        rows = base.rows[index], candidate.rows[place]
-        right = bool(base.values[index] == 1), bool(candidate.values[place] == 1)
-        kind = kind_of(right, (answer(rows[0]), answer(rows[1])))
-        kinds.append(kind)
-        if kind is not None:
-            before, after = str(answer(rows[0])), str(answer(rows[1]))
-            changes.append(
-                Change(kind, item_name(rows[0]), str(rows[0].get("target")), before, after)
-            )
+    kinds: list[Kind | None] = []
+    changes: list[Change] = []
+    for draw, (items, others) in enumerate(zip(base, candidate, strict=True)):
+        for index, place in enumerate(aligned(items, others) or []):
+            rows = items.rows[index], others.rows[place]
+            right = bool(items.values[index] == 1), bool(others.values[place] == 1)
+            kind = kind_of(right, (answer(rows[0]), answer(rows[1])))
+            kinds.append(kind)
+            if kind is not None and draw == 0:
+                changes.append(_change(kind, rows))
     order_of = ("right to wrong", "wrong to right", "wrong to another wrong")
     changes.sort(key=lambda change: order_of.index(change.kind))
     return count(kinds), changes[:SHOWN]
+
+
+def _change(kind: Kind, rows: tuple[Row, Row]) -> Change:
+    before, after = str(answer(rows[0])), str(answer(rows[1]))
+    return Change(kind, item_name(rows[0]), str(rows[0].get("target")), before, after)
 
 
 def answer(row: Row) -> Hashable:

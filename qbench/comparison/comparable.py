@@ -86,6 +86,22 @@ def shared_items(
     return measures, []
 
 
+def tasks_lacking(
+    deciding: Sequence[Endpoint], draw: tuple[Record, Record], tasks: Sequence[str]
+) -> list[str]:
+    """Of the tasks that were asked to count, those of which no endpoint decides.
+
+    draw: a base and a candidate.
+    """
+    scored = dict.fromkeys(score.task for record in draw for score in record.scores)
+    decide = {endpoint.key[0] for endpoint in deciding}
+    return [
+        f"{task}: no score has a margin on either side; scored are {', '.join(scored) or 'none'}"
+        for task in tasks
+        if task not in decide
+    ]
+
+
 def _packages(base: Record, candidate: Record) -> list[str]:
     first = base.environment.get("packages", {})
     second = candidate.environment.get("packages", {})

@@ -2,45 +2,107 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from qbench.records import Record
+from qbench.records import Record, Spread
+from qbench.stats.difference import mean_interval
 
 
-def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, tuple[float, float]]:
-    """What both sides cost, means over draws, where both were measured."""
+@dataclass(frozen=True)
+class Cost:
+    """What both sides cost, means over draws.
+
+    ratio: candidate over base (of several draws the geometric mean) with its 95 % interval over
+    draws. Of a single draw the interval is what timings that were recorded spread, if there are
+    any, and else a point. None where a side costs nothing.
+    """
+
+    base: float
+    candidate: float
+    ratio: Spread | None
+
+
+def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, Cost]:
+    """What both sides cost, over the draws in which both were measured."""
     by_name = {}
     for name, of in COSTS.items():
-        both = []
-        for side in (0, 1):
-            known = [of(pair[side]) for pair in draws]
-            numbers = [value for value in known if value is not None]
-            if numbers:
-                both.append(sum(numbers) / len(numbers))
-        if len(both) == 2:
-            by_name[name] = (both[0], both[1])
+        known = []
+        for entry, other in draws:
+            base, candidate = of(entry), of(other)
+            if base is not None and candidate is not None:
+                known.append((base, candidate))
+        if known:
+            by_name[name] = _cost(known)
     return by_name
 
 
-def _decoding(record: Record) -> float | None:
-    latency = record.latency
-    return None if latency is None or latency.decoding is None else latency.decoding.packed[0]
+def _cost(draws: Sequence[tuple[Spread, Spread]]) -> Cost:
+    base = sum(entry[0] for entry, _ in draws) / len(draws)
+    candidate = sum(other[0] for _, other in draws) / len(draws)
+    if min(min(*entry, *other) for entry, other in draws) <= 0:
+        return Cost(base, candidate, None)
+    if len(draws) == 1:
+        return Cost(base, candidate, _over(draws[0][1], draws[0][0]))
+    logs = mean_interval([math.log(other[0] / entry[0]) for entry, other in draws])
+    return Cost(base, candidate, (math.exp(logs.value), math.exp(logs.low), math.exp(logs.high)))
 
 
-def _products(record: Record) -> float | None:
+def _over(first: Spread, second: Spread) -> Spread:
+    """The ratio of two medians; its ends add the spreads of both in squares, in logarithms."""
+    value = first[0] / second[0]
+    down = math.hypot(math.log(first[0] / first[1]), math.log(second[2] / second[0]))
+    up = math.hypot(math.log(first[2] / first[0]), math.log(second[0] / second[1]))
+    return value, value * math.exp(-down), value * math.exp(up)
+
+
+def _point(value: float | None) -> Spread | None:
+    return None if value is None else (value, value, value)
+
+
+def _megabytes(value: float | None) -> Spread | None:
+    return None if value is None else _point(value / 1e6)
+
+
+def _products(record: Record) -> Spread | None:
     both = None if record.latency is None else record.latency.milliseconds(1)
-    return None if both is None else both[0]
+    return None if both is None else _point(both[0])
 
 
-def _megabytes(value: float | None) -> float | None:
-    return None if value is None else value / 1e6
+def _products_over_dense(record: Record) -> Spread | None:
+    """Of all layers, whose spreads add up as if all were slow at once."""
+    products = record.latency.products if record.latency else ()
+    timed = [product for product in products if product.rows == 1]
+    packed, dense = [], []
+    for end in range(3):
+        packed.append(sum(product.layers * product.seconds[end] for product in timed))
+        dense.append(sum(product.layers * product.dense[end] for product in timed))
+    if not timed or min(*packed, *dense) <= 0:
+        return None
+    return _over((packed[0], packed[1], packed[2]), (dense[0], dense[1], dense[2]))
 
 
-COSTS: dict[str, Callable[[Record], float | None]] = {
-    "bits per weight": lambda record: record.bits_per_weight.get("total"),
+def _decoding(record: Record) -> Spread | None:
+    decoding = record.latency.decoding if record.latency else None
+    return None if decoding is None else _point(decoding.packed[0])
+
+
+def _decoding_over_dense(record: Record) -> Spread | None:
+    decoding = record.latency.decoding if record.latency else None
+    if decoding is None or min(*decoding.packed, *decoding.dense) <= 0:
+        return None
+    return _over(decoding.packed, decoding.dense)
+
+
+# Packed and dense took turns, so their ratio has nothing of how fast the machine was in that hour.
+COSTS: dict[str, Callable[[Record], Spread | None]] = {
+    "bits per weight": lambda record: _point(record.bits_per_weight.get("total")),
     "MB on disk": lambda record: _megabytes(record.bytes_on_disk),
-    "seconds to quantize": lambda record: record.quantize_seconds,
+    "seconds to quantize": lambda record: _point(record.quantize_seconds),
     "peak MB": lambda record: _megabytes(record.quantize_peak_bytes),
     "ms of products, batch 1": _products,
+    "products over dense, batch 1": _products_over_dense,
     "tokens per second": _decoding,
+    "tokens per second over dense": _decoding_over_dense,
 }

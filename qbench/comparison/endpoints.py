@@ -25,7 +25,7 @@ MARGINS = {
     "acc": 0.01,
     "exact_match": 0.01,
 }
-LEAST_KL = 1e-4  # nats; below, a ratio of divergences is one of rounding errors
+LEAST_KL = 1e-4  # nats, as which less counts: a ratio would be one of rounding errors
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Endpoint:
         """(draws, items) of both -> of each pair, how much worse the candidate is."""
         if self.key[1] == "kl_mean":
             rows = zip(base, candidate, strict=True)
-            return np.stack([log_ratio_items(one, other) for one, other in rows])
+            pairs = [(_raised(entry), _raised(other)) for entry, other in rows]
+            return np.stack([log_ratio_items(*pair) for pair in pairs])
         sign = -1.0 if self.higher_is_better else 1.0
         return np.asarray(sign * (candidate - base))
 
@@ -84,10 +85,10 @@ class Endpoint:
         """What draws and clusters spread; None of a single draw."""
         return mean_squares(self.harms(base, candidate), clusters)
 
-    def refusal(self, base: Floats) -> str | None:
-        """Why these items decide nothing; None where they do."""
-        if self.key[1] == "kl_mean" and base.mean() < LEAST_KL:
-            return f"the base diverges by {base.mean():.1e} nats, so that a ratio says nothing"
+    def refusal(self, base: Floats, candidate: Floats) -> str | None:
+        """Why (draws, items) of both decide nothing; None where they do."""
+        if self.key[1] == "kl_mean" and max(base.mean(), candidate.mean()) < LEAST_KL:
+            return f"both diverge by less than {LEAST_KL} nats, so that a ratio says nothing"
         return None
 
 
@@ -134,6 +135,11 @@ def read_margins(settings: Sequence[str]) -> dict[str, float]:
 def values(base: Sequence[Items], candidate: Sequence[Items]) -> tuple[Floats, Floats]:
     """(draws, items) of both, the items in the order of the first base."""
     return _table(base, base[0]), _table(candidate, base[0])
+
+
+def _raised(values: Floats) -> Floats:
+    """Divergences (items,), raised together to a mean of LEAST_KL where it is less."""
+    return np.asarray(values + max(0.0, LEAST_KL - values.mean()))
 
 
 def _table(draws: Sequence[Items], first: Items) -> Floats:

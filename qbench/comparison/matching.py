@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError
-from qbench.records import Record
+from qbench.records import CalibrationSpec, Cell, Record
+
+# What tells cells of one label apart. The rest, such as the method's source, has no name.
+TRAITS = ("calibration", "dtype", "device", "batch_size")
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared. name: as it was typed. folder: where the sample files lie."""
+    """What is compared. name: as it was typed. folder: where the sample files lie.
+
+    label: what chose its cells, empty where nothing did.
+    """
 
     name: str
     folder: Path
     records: tuple[Record, ...]
+    label: str = ""
 
     @property
     def quantized(self) -> list[Record]:
@@ -29,22 +37,22 @@ class Side:
 class Match:
     """A cell of each side, as draws by seed: what is compared with what.
 
-    model: their name. bits: nominal, for the order of tables. base, candidate: labels, of which one
-    is missing where that side has no such cell.
+    model: their name. base, candidate: by seed; one is empty where that side has no such cell.
+    traits: what tells this one from others of its label, in words.
     """
 
     model: str
-    scheme: str
     base: Mapping[int, Record]
     candidate: Mapping[int, Record]
+    traits: str = ""
 
     @property
     def label(self) -> str:
-        """`gptq 3b g64`, or both where they differ."""
+        """`gptq 3b g64`, or both where they differ, and the traits."""
         names = dict.fromkeys(
             record.cell.label for side in (self.base, self.candidate) for record in side.values()
         )
-        return " -> ".join(names)
+        return f"{' -> '.join(names)} {self.traits}".rstrip()
 
     @property
     def is_random(self) -> bool:
@@ -55,75 +63,167 @@ class Match:
             for record in side.values()
         )
 
-    def draws(self) -> list[tuple[Record, Record]]:
-        """(base, candidate) of every finished draw; what has a single one goes with all of others'.
+    @property
+    def seeds(self) -> list[tuple[int, int]]:
+        """Of base and candidate, for every draw; what has a single one goes with all of others'.
 
-        Draws are shared: the same seed cuts the same calibration windows for both.
+        Draws are shared: the same seed cuts the same calibration windows for both. Where both have
+        several and none in common, they are taken in their order, as fresh draws of either.
         """
-        base = {seed: entry for seed, entry in self.base.items() if entry.status == "ok"}
-        candidate = {seed: entry for seed, entry in self.candidate.items() if entry.status == "ok"}
+        base, candidate = sorted(self.base), sorted(self.candidate)
         if not base or not candidate:
             return []
-        shared = sorted(base.keys() & candidate.keys())
-        if len(base) == 1 and _is_fixed(base) and len(candidate) > 1:
-            return [(next(iter(base.values())), candidate[seed]) for seed in sorted(candidate)]
-        if len(candidate) == 1 and _is_fixed(candidate) and len(base) > 1:
-            return [(base[seed], next(iter(candidate.values()))) for seed in sorted(base)]
-        if not shared and (_is_fixed(base) or _is_fixed(candidate)):
-            return [(next(iter(base.values())), next(iter(candidate.values())))]
-        return [(base[seed], candidate[seed]) for seed in shared]
+        shared = sorted(self.base.keys() & self.candidate.keys())
+        if len(base) == 1 and _is_fixed(self.base) and len(candidate) > 1:
+            return [(base[0], seed) for seed in candidate]
+        if len(candidate) == 1 and _is_fixed(self.candidate) and len(base) > 1:
+            return [(seed, candidate[0]) for seed in base]
+        if not shared and (_is_fixed(self.base) or _is_fixed(self.candidate)):
+            return [(base[0], candidate[0])]
+        if not shared and len(base) > 1 and len(candidate) > 1:
+            return list(zip(base, candidate, strict=False))
+        return [(seed, seed) for seed in shared]
+
+    def draws(self) -> list[tuple[Record, Record]]:
+        """(base, candidate) of every draw."""
+        return [(self.base[seed], self.candidate[other]) for seed, other in self.seeds]
+
+    def first(self, draws: int) -> Match:
+        """With its first draws alone, so many of them; 0 for all. The same where it has none."""
+        kept = self.seeds[:draws]
+        if not kept:
+            return self
+        base = {seed: self.base[seed] for seed, _ in kept}
+        candidate = {seed: self.candidate[seed] for _, seed in kept}
+        return replace(self, base=base, candidate=candidate)
+
+    def lacking(self, draws: int) -> list[str]:
+        """Why there are fewer draws than these, or none, and which to make; else empty.
+
+        What calibrates on nothing has no more than one.
+        """
+        there = len(self.seeds)
+        sides = (self.base, self.candidate)
+        if not there:
+            seeds = [", ".join(map(str, sorted(side))) for side in sides]
+            return [
+                f"calibration seed: {seeds[0]} against {seeds[1]}, none in common; run one side "
+                "with the --seed of the other, or both with --replicates 4"
+            ]
+        calibrates = any(entry.cell.calibration for side in sides for entry in side.values())
+        if calibrates and there < draws:
+            return [
+                f"{there} draws are in common, and the look is after {draws}; run both with "
+                f"--replicates {draws} or more"
+            ]
+        return []
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the seeds: those without a like, and none in common."""
+        notes = []
+        left = {
+            "base": self.base.keys() - {seed for seed, _ in self.seeds},
+            "candidate": self.candidate.keys() - {seed for _, seed in self.seeds},
+        }
+        for name, seeds in left.items():
+            if seeds:
+                said = ", ".join(map(str, sorted(seeds)))
+                notes.append(f"seeds of the {name} without a like do not count: {said}")
+        several = len(self.base) > 1 and len(self.candidate) > 1
+        if several and not self.base.keys() & self.candidate.keys():
+            notes.append(
+                "no seed is in common, so fresh draws are held against each other; with the same "
+                "ones (--seed) the noise that they share would cancel"
+            )
+        return notes
 
 
 def chosen(side: Side, words: str) -> Side:
-    """The side with those cells that a label chooses: an id, a method, or the start of a label.
+    """The side with those cells that a label chooses: an id, a whole label, or the start of some.
 
-    The unquantized model stays. ConfigError where nothing is chosen.
+    A whole label, such as that of default parameters, is not the start of others. The unquantized
+    model stays. ConfigError where nothing is chosen.
     """
-    kept = [
-        record
-        for record in side.quantized
-        if record.id == words or f"{record.cell.label} ".startswith(f"{words} ")
-    ]
+    kept = [record for record in side.quantized if words in (record.id, record.cell.label)]
+    if not kept:
+        start = f"{words} "
+        kept = [record for record in side.quantized if record.cell.label.startswith(start)]
     if not kept:
         labels = ", ".join(dict.fromkeys(record.cell.label for record in side.quantized))
         raise ConfigError(
             f"{side.name} has no cell {words!r}; it has {labels or 'no quantized cell'}"
         )
-    unquantized = [record for record in side.records if is_unquantized(record)]
-    return Side(f"{side.name}:{words}", side.folder, (*kept, *unquantized))
+    return replace(_with(side, kept), name=f"{side.name}:{words}", label=words)
 
 
 def matched(base: Side, candidate: Side) -> list[Match]:
     """What is compared: cells of the same label, or of the same scheme where sides have one method.
 
-    A cell of the candidate that the base lacks, or the other way round, is a match with one side.
-    ConfigError where a side has no cell.
+    Of TRAITS, those count that tell cells of a side apart. A cell of the candidate that the base
+    lacks, or the other way round, is a match with one side. ConfigError where a side has no cell.
     """
     for side in (base, candidate):
         if not side.quantized:
             raise ConfigError(
                 f"{side.name} holds no quantized cell, so there is nothing to compare"
             )
-    names = [{_variant(record) for record in side.quantized} for side in (base, candidate)]
-    by_scheme = all(len(entry) == 1 for entry in names)
-    groups = [_grouped(side.quantized, by_scheme) for side in (base, candidate)]
+    sides = (_like(base, candidate), _like(candidate, base))
+    by_scheme = all(len({_variant(row.cell) for row in side.quantized}) == 1 for side in sides)
+    traits = [name for name in TRAITS if any(_varies(side, name) for side in sides)]
+    groups = [_grouped(side.quantized, by_scheme, traits) for side in sides]
     matches = []
     for key in dict.fromkeys([*groups[0], *groups[1]]):
-        match = Match(key[0], key[1], groups[0].get(key, {}), groups[1].get(key, {}))
-        matches.append(match)
+        draws = [group.get(key, {}) for group in groups]
+        cell = next(iter((draws[0] or draws[1]).values())).cell
+        words = " ".join(_trait(cell, name) for name in traits)
+        matches.append(Match(cell.model, draws[0], draws[1], words))
     return matches
 
 
+def cell_key(cell: Cell, traits: Sequence[str] = TRAITS) -> tuple[Any, ...]:
+    """What tells a cell from the others of a run, but for its seed and what has no name."""
+    values = (getattr(cell, name) for name in traits)
+    return (cell.model, cell.scheme, _variant(cell), *values)
+
+
+def _like(side: Side, other: Side) -> Side:
+    """Of a side that a method's name chose, against a whole label: what stands for the method.
+
+    That are its cells of default parameters (or of the fewest others) in the schemes of that label.
+    """
+    whole = all(other.label in (row.id, row.cell.label) for row in other.quantized)
+    if not whole or any(row.cell.method != side.label for row in side.quantized):
+        return side
+    schemes = {row.cell.scheme for row in other.quantized}
+    kept = [row for row in side.quantized if row.cell.scheme in schemes]
+    fewest = min((len(row.cell.params) for row in kept), default=0)
+    kept = [row for row in kept if len(row.cell.params) == fewest]
+    return _with(side, kept) if len({_variant(row.cell) for row in kept}) == 1 else side
+
+
+def _with(side: Side, quantized: Sequence[Record]) -> Side:
+    """The side with these of its quantized cells."""
+    unquantized = [record for record in side.records if is_unquantized(record)]
+    return replace(side, records=(*quantized, *unquantized))
+
+
+def _varies(side: Side, trait: str) -> bool:
+    """Whether cells of a side that are alike in what has a label differ in this."""
+    seen: dict[tuple[Any, ...], set[Any]] = {}
+    for record in side.quantized:
+        values = seen.setdefault(cell_key(record.cell, ()), set())
+        values.add(getattr(record.cell, trait))
+    return any(len(values) > 1 for values in seen.values())
+
+
 def _grouped(
-    records: Sequence[Record], by_scheme: bool
-) -> dict[tuple[str, ...], dict[int, Record]]:
-    """By model, scheme and, unless a side has one method only, method and parameters."""
-    groups: dict[tuple[str, ...], dict[int, Record]] = {}
+    records: Sequence[Record], by_scheme: bool, traits: Sequence[str]
+) -> dict[tuple[Any, ...], dict[int, Record]]:
+    """By model, scheme, traits and, unless a side has one method only, method and parameters."""
+    groups: dict[tuple[Any, ...], dict[int, Record]] = {}
     for record in sorted(records, key=_order):
-        scheme = record.cell.scheme
-        key: tuple[str, ...] = (record.cell.model, scheme.written_out if scheme else "")
-        if not by_scheme:
-            key += _variant(record)
+        model, scheme, variant, *values = cell_key(record.cell, traits)
+        key = (model, scheme, None if by_scheme else variant, *values)
         groups.setdefault(key, {})[record.cell.seed] = record
     return groups
 
@@ -131,12 +231,21 @@ def _grouped(
 def _order(record: Record) -> tuple[object, ...]:
     cell = record.cell
     bits = cell.scheme.width if cell.scheme else 0
+    windows = (cell.calibration.samples, cell.calibration.length) if cell.calibration else ()
     # Of two records of a cell that differ in their evaluation, the finished one stays.
-    return (cell.model, bits, cell.label, cell.seed, record.status == "ok")
+    return (cell.model, bits, cell.label, windows, cell.seed, record.status == "ok")
 
 
-def _variant(record: Record) -> tuple[str, ...]:
-    return record.cell.method, repr(sorted(record.cell.params.items()))
+def _variant(cell: Cell) -> tuple[str, str]:
+    return cell.method, repr(sorted(cell.params.items()))
+
+
+def _trait(cell: Cell, name: str) -> str:
+    """`calibration 32x256` or `dtype bfloat16`."""
+    value = getattr(cell, name)
+    if isinstance(value, CalibrationSpec):
+        value = f"{value.samples}x{value.length}"
+    return f"{name} {value}"
 
 
 def _is_fixed(draws: Mapping[int, Record]) -> bool:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
-from qbench.comparison.comparable import differences, shared_items
-from qbench.comparison.costs import costs
+from qbench.comparison.comparable import differences, shared_items, tasks_lacking
+from qbench.comparison.costs import Cost, costs
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
-from qbench.comparison.pairs import Pairs, aligned, score_of
+from qbench.comparison.pairs import Pairs, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 from qbench.stats.difference import Difference
@@ -36,6 +36,7 @@ class Finding:
     base, candidate: the scores, means over draws. harm: how much worse the candidate is. word,
     p_value: the verdict, and the p-value of the claim that it makes, adjusted over all findings.
     detectable: the smallest harm that is found with 80 %. needed: what would decide it, in words.
+    flips: of all draws. changes: of the first one.
     """
 
     endpoint: Endpoint
@@ -52,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class CellVerdict:
-    """What is said about one cell. reasons: why it was not compared. costs: by name, both sides'.
+    """What is said about one cell. reasons: why it was not compared. costs: by name.
 
     notes: what a reader must know, such as that one draw stands for the method.
     """
@@ -62,7 +63,7 @@ class CellVerdict:
     status: Status
     reasons: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
-    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -139,15 +140,16 @@ def compare(
     """Hold every cell of the candidate against its like of the base.
 
     margins: by metric, see `endpoints`. tasks: those that count, None for all. allowed: what may
-    differ between the two. look: the share of the errors that this comparison may spend, where it
-    is one of several. ConfigError where a side has no cell.
+    differ between the two. look: how many draws count, and the share of the errors that this
+    comparison may spend, where it is one of several. ConfigError where a side has no cell.
     """
     readers = Pairs(base.records, base.folder), Pairs(candidate.records, candidate.folder)
     engine = engine_reasons(base, candidate, readers, margins, tasks)
     cells: list[CellVerdict] = []
     measured: list[list[_Measured]] = []
     for match in matched(base, candidate):
-        cell, measures = _measure(match, readers, margins, tasks, allowed, look)
+        seen = match.first(look.draws)
+        cell, measures = _measure(seen, readers, margins, tasks, allowed, look)
         if engine and cell.status == "compared":
             cell, measures = replace(cell, status="not comparable", reasons=tuple(engine)), []
         cells.append(cell)
@@ -177,17 +179,18 @@ def _measure(
     reasons: list[str] = []
     for entry, other in draws:
         reasons += differences(entry, other, allowed)
-    if not draws:
-        seeds = [", ".join(map(str, side)) for side in (match.base, match.candidate)]
-        reasons.append(f"calibration seed: {seeds[0]} against {seeds[1]}, none in common")
+    reasons += match.lacking(look.draws)
     measures: list[_Measured] = []
     notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []
+    notes += match.notes()
     deciding = [] if reasons else endpoints(*draws[0], margins, tasks)
+    if not reasons:
+        reasons += tasks_lacking(deciding, draws[0], tasks or ())
     for endpoint in deciding:
         items, why = shared_items(endpoint, draws, readers)
         reasons += why
         if items is not None:
-            refusal = endpoint.refusal(items[0][0].values)
+            refusal = endpoint.refusal(*values(*items))
             if refusal is None:
                 measures.append(_of_endpoint(endpoint, draws, *items, look))
             else:
@@ -226,8 +229,7 @@ def _of_endpoint(
     flipped: Flips | None = None
     changes: list[Change] = []
     if endpoint.counts_answers:
-        order = aligned(base[0], candidate[0]) or []
-        flipped, changes = flips(base[0], candidate[0], order)
+        flipped, changes = flips(base, candidate)
     scores = []
     for side in (0, 1):
         measures = [score_of(pair[side], endpoint.key) for pair in draws]

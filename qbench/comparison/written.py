@@ -80,11 +80,15 @@ def lost_line(cell: CellVerdict) -> str:
 
 
 def cost_lines(cell: CellVerdict) -> list[str]:
-    """`gptq 3b g64  bits per weight 3.25 -> 3.25 (x1.00)`, a line for each that is known."""
+    """`bits per weight 3.25 -> 3.25 (x1.00)`, a line for each that is known."""
     lines = []
-    for name, (base, candidate) in cell.costs.items():
-        ratio = f" ({TIMES}{candidate / base:.2f})" if base else ""
-        lines.append(f"{name} {base:.4g} -> {candidate:.4g}{ratio}")
+    for name, cost in cell.costs.items():
+        line = f"{name} {cost.base:.4g} -> {cost.candidate:.4g}"
+        if cost.ratio is not None:
+            value, low, high = cost.ratio
+            ends = f" [{low:.2f}, {high:.2f}]" if low < high else ""
+            line += f" ({TIMES}{value:.2f}{ends})"
+        lines.append(line)
     return lines
 
 
@@ -93,10 +97,14 @@ def flip_lines(finding: Finding) -> list[str]:
     tally = finding.flips
     if tally is None:
         return []
+    draws = finding.harm.draws
+    several = f" in {draws} draws" if draws > 1 else ""
     head = (
-        f"{finding.endpoint.name}: of {tally.items} answers {tally.lost} became wrong, "
+        f"{finding.endpoint.name}: of {tally.items} answers{several} {tally.lost} became wrong, "
         f"{tally.gained} right, {tally.moved} wrong in another way"
     )
+    if several and finding.changes:
+        head += "; of the first draw"
     return [head, *(_change_line(change) for change in finding.changes)]
 
 

@@ -26,9 +26,10 @@ TIMES = (0.5, 0.75, 1.0)  # shares of the draws after which there is a look
 
 @dataclass(frozen=True)
 class Look:
-    """One look. draws: after how many of each method. share: of ALPHA, that it may spend.
+    """One look. draws: after how many of each method, 0 for all that there are.
 
-    last: whether no look follows; before it, degrees of freedom are those of the draws alone.
+    share: of ALPHA, that it may spend. last: whether no look follows; before it, degrees of freedom
+    are those of the draws alone.
     """
 
     draws: int
@@ -41,7 +42,7 @@ class Look:
         return 1 - ALPHA * self.share
 
 
-ONE_LOOK = Look(1)  # at whatever draws there are, and none after it
+ONE_LOOK = Look(0)  # at whatever draws there are, and none after it
 
 
 def looks(draws: int) -> tuple[Look, ...]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import numpy as np
 import pytest
 
 from command_line import run_command
-from paired_items import ITEMS, with_items
+from compared_cells import CALIBRATION, TASKS, cell, side
+from paired_items import ITEMS
 from qbench.commands.questions import questions
 from qbench.comparison.changed_answers import answer
 from qbench.comparison.comparable import differences
@@ -23,75 +22,13 @@ from qbench.comparison.pairs import Pairs
 from qbench.comparison.samples import Samples, keys
 from qbench.comparison.verdicts import Looked, compare
 from qbench.comparison.written import as_json, markdown
-from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
-from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.records import TaskSpec
 from qbench.stats.sequential import looks
 from qbench.tasks.data import open_source
 
-TASKS = tuple(
-    TaskSpec(name=name, data=name, sha256="a" * 64, limit=ITEMS)
-    for name in ("wikitext", "divergence", "arc_easy", "gsm8k")
-)
-CALIBRATION = CalibrationSpec(data="c", sha256="c" * 64, samples=8, length=64, dtype="float32")
 CLUSTERS = [f"article-{k // 4}" for k in range(ITEMS)]
-
-
-def cell(
-    method: str = "gptq",
-    bits: int | None = 3,
-    seed: int = 0,
-    damage: float = 0.2,
-    **changes: object,
-) -> Record:
-    """A record whose scores follow from the damage, without items."""
-    facts = {
-        "model": "tiny",
-        "revision": "main",
-        "method": method,
-        "params": {},
-        "source": "0" * 12,
-        "scheme": Scheme(bits, 64) if bits else None,
-        "calibration": CALIBRATION if method == "gptq" else None,
-        "tasks": TASKS,
-        "dtype": "float32",
-        "seed": seed,
-    }
-    of_record = {name: changes.pop(name) for name in ("status", "reason") if name in changes}
-    made = Cell(**facts | changes)
-    rows = [
-        ("wikitext", "perplexity", 19 * math.exp(damage), False),
-        ("arc_easy", "acc", 0.6 - 0.1 * damage, True),
-        ("gsm8k", "gold_nll", 0.7 + damage, False),
-    ]
-    if bits:
-        rows.insert(1, ("divergence", "kl_mean", 0.5 * damage + 0.05, False))
-    scores = [
-        Score(task=t, metric=m, value=v, stderr=0.1, n=ITEMS, higher_is_better=h)
-        for t, m, v, h in rows
-    ]
-    return Record(
-        id=made.id,
-        cell=made,
-        status="ok",
-        scores=tuple(scores),
-        bits_per_weight={"total": 3.25},
-        quantize_seconds=2.0,
-        environment={"packages": {"torch": "2.11.0", "lm_eval": "0.4.13"}},
-        command="qbench run",
-    ).model_copy(update=of_record)
-
-
-def side(folder: Path, *records: Record, clusters: Sequence[str] | None = None) -> Side:
-    """The records with items, stored as a run stores them."""
-    store = Store(folder)
-    kept = []
-    for record in records:
-        whole = with_items(record, folder, clusters) if record.status == "ok" else record
-        store.write_record(whole)
-        kept.append(whole)
-    return Side(folder.name, folder, tuple(kept))
 
 
 def words(verdict: object) -> dict[str, str]:
@@ -279,7 +216,11 @@ def test_many_comparisons_of_noise_do_not_alarm(tmp_path: Path) -> None:
             {"tasks": tuple(task.model_copy(update={"limit": 50}) for task in TASKS)},
             "wikitext limit: 100 against 50",
         ),
-        ({"seed": 7}, "calibration seed: 0 against 7, none in common"),
+        (
+            {"seed": 7},
+            "calibration seed: 0 against 7, none in common; run one side with the --seed of the "
+            "other, or both with --replicates 4",
+        ),
     ],
 )
 def test_what_differs_is_named_and_is_no_regression(
@@ -441,7 +382,7 @@ def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:
     run = ("compare", tmp_path / "base", tmp_path / "mine", "--tasks", "wikitext")
     os.utime(old, ns=(1, 1))
     done = run_command(*run)
-    assert done.code == 0 and "1 older cells" in done.err
+    assert done.code == 0 and "1 older cells" in done.err and "differ in source" in done.err
     os.utime(old)
     assert run_command(*run).code == 1
 
