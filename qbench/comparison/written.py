@@ -86,8 +86,9 @@ def cost_lines(cell: CellVerdict) -> list[str]:
         line = f"{name} {cost.base:.4g} -> {cost.candidate:.4g}"
         if cost.ratio is not None:
             value, low, high = cost.ratio
-            ends = f" [{low:.2f}, {high:.2f}]" if low < high else ""
-            line += f" ({TIMES}{value:.2f}{ends})"
+            ends = f"{low:.2f}", f"{high:.2f}"
+            interval = f" [{', '.join(ends)}]" if ends[0] != ends[1] else ""
+            line += f" ({TIMES}{value:.2f}{interval})"
         lines.append(line)
     return lines
 
