@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
-from qbench.formats.stepped import Numbers, Stepped, values
+from qbench.formats.stepped import Numbers, Stepped, limits, values
 from qbench.methods.error_feedback import Rounded, round_span
 from qbench.methods.rtn import RTN, SnappedGrid, zero_as_float
 
@@ -23,9 +23,10 @@ class DynamicGroups:
     """How the grids of groups are found.
 
     grids: the search. stored (out, groups): in which dtype, or in which steps, scales and zero
-    points are stored; the steps are those of the weight's own grids. weighted: of the searches that
-    are tried, whether errors count by the curvature of their columns; a row of a group has the grid
-    with the smaller loss. block_size: see `gptq`.
+    points are stored; the steps are those of the weight's own grids, and a row of a group keeps its
+    own where they do not reach its numbers. weighted: of the searches that are tried, whether
+    errors count by the curvature of their columns; a row of a group has the grid with the smaller
+    loss. block_size: see `gptq`.
     """
 
     grids: RTN
@@ -50,10 +51,10 @@ class DynamicGroups:
         for start in range(0, len(WT), group):
             stop = start + group
             here = slice(start, stop)
-            best = self._round_group(WT[here], U[here, here])
+            place = order[start] // group
+            best = self._round_group(WT[here], U[here, here], scale[:, place], zero[:, place])
             WT[here] = best.columns
             codes[here] = best.codes
-            place = order[start] // group
             scale[:, place] = best.s
             zero[:, place] = best.z
             loss += best.loss
@@ -61,11 +62,16 @@ class DynamicGroups:
         grid = (like(scale_kind, scale), None if zero_kind is None else like(zero_kind, zero))
         return Rounded(codes.T.contiguous(), WT.T.contiguous(), loss), grid
 
-    def _round_group(self, WT: Tensor, U: Tensor) -> _Group:
-        """The columns WT (g, out) of one group, on the best of its grids."""
+    def _round_group(self, WT: Tensor, U: Tensor, own_s: Tensor, own_z: Tensor) -> _Group:
+        """The columns WT (g, out) of one group, on the best of its grids.
+
+        own_s, own_z (out,): the grid of the weight itself.
+        """
 
         def on_grid(weighted: bool) -> _Group:
-            s, z = self._grid(WT, U.diagonal() ** -2 if weighted else None)
+            s, z, held = self._grid(WT, U.diagonal() ** -2 if weighted else None)
+            s = torch.where(held, s, own_s)
+            z = torch.where(held, z, own_z)
             columns = WT.clone()
             steps = s.expand_as(columns)
             zeros = z.expand_as(columns)
@@ -75,19 +81,24 @@ class DynamicGroups:
 
         return reduce(_better, map(on_grid, self.weighted))
 
-    def _grid(self, WT: Tensor, curvature: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and zero point (out,) float32, as they will be stored, of columns WT (g, out)."""
+    def _grid(self, WT: Tensor, curvature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale and zero point (out,) float32, as they will be stored, of columns WT (g, out).
+
+        And whether they can be (`holds`).
+        """
         W = WT.T[:, None].contiguous()  # (out, 1, g)
         counts = None if curvature is None else curvature[None]
         s, z = self.grids.real_grid(W, self.scheme, counts)
         scale_kind, zero_kind = self.stored
+        held = holds(scale_kind, s)[:, 0]
         s = values(like(scale_kind, s)).float()
         if zero_kind is None:
-            return s[:, 0], z[:, 0]
+            return s[:, 0], z[:, 0], held
         integer = isinstance(zero_kind, Tensor) and zero_kind.dtype == torch.uint8
         if integer and isinstance(scale_kind, Stepped):
             z = self.grids.zero_points(W, self.scheme, counts, s, z)
-        return s[:, 0], values(like(zero_kind, z)).float()[:, 0]
+        held = held & holds(zero_kind, z)[:, 0]
+        return s[:, 0], values(like(zero_kind, z)).float()[:, 0], held
 
 
 class _Group(NamedTuple):
@@ -113,11 +124,25 @@ def like(kind: Numbers, numbers: Tensor) -> Numbers:
     if isinstance(kind, Tensor):
         return numbers.to(kind.dtype)
     assert isinstance(kind.bits, int)  # a group has one scale and one zero point
-    step = (kind.span.float() * 2.0**-kind.places)[:, None]
-    codes = ((numbers - kind.middle) / torch.where(step > 0, step, torch.inf)).round_()
-    if kind.signed:
-        codes.clamp_(-(2 ** (kind.bits - 1)), 2 ** (kind.bits - 1) - 1)
-    else:
-        codes.clamp_(0, 2**kind.bits - 1)
+    codes = _in_steps(kind, numbers).round_().clamp_(*limits(kind.bits, kind.signed))
+    if not kind.signed:
         codes = torch.where(numbers > 0, codes.clamp_min(1), codes)
     return Stepped.pack(codes, kind.span, kind.bits, kind.places, kind.signed, kind.middle)
+
+
+def holds(kind: Numbers, numbers: Tensor) -> Tensor:
+    """bool (out, any): which of these numbers `like` only rounds, and does not cut off."""
+    if isinstance(kind, Tensor):
+        return numbers.to(kind.dtype).isfinite()
+    assert isinstance(kind.bits, int)  # as there
+    codes = _in_steps(kind, numbers).round_()
+    least, greatest = limits(kind.bits, kind.signed)
+    if not kind.signed:
+        least = 1  # a scale does not become zero
+    return (codes >= least) & (codes <= greatest)
+
+
+def _in_steps(kind: Stepped, numbers: Tensor) -> Tensor:
+    """Numbers (out, any) in units of their row's step; zero where the row has none."""
+    step = (kind.span.float() * 2.0**-kind.places)[:, None]
+    return (numbers - kind.middle) / torch.where(step > 0, step, torch.inf)

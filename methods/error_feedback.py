@@ -21,17 +21,21 @@ from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats
 from qbench.errors import MethodError
 
+LEAST_DAMP = 1e-6  # what retries multiply where less was asked for
+
 
 def live_hessian(stats: LinearStats) -> Tensor:
-    """The Hessian (in, in) float32 with curvature 1 for dead inputs, which are always zero.
+    """The Hessian (in, in) float32 with a curvature for dead inputs, which are always zero.
 
-    Their weights are then rounded to nearest. The authors' code sets these weights to zero, which
-    loses them for inputs that the calibration text did not show. A layer that saw no token at all
-    (an expert) has the identity.
+    It is the mean of the live ones, so that damping and `importance` are in the units of the
+    inputs. Weights of dead inputs are then rounded to nearest. The authors' code sets these weights
+    to zero, which loses them for inputs that the calibration text did not show. A layer that saw no
+    token at all (an expert) has the identity.
     """
     H = stats.hessian.float().clone()
     diagonal = H.diagonal()  # a view
-    diagonal[diagonal == 0] = 1
+    dead = diagonal == 0
+    diagonal[dead] = 1 if dead.all() else diagonal[~dead].mean()
     return H
 
 
@@ -47,14 +51,16 @@ def importance(H: Tensor, damp: float) -> Tensor:
 def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
     """Upper U (n, n) float32 with H^-1 = U^T U, after damping of H (n, n).
 
-    damp: a fraction of the mean diagonal. Tried at 1, 10, 100 and 1000 times that, each in float32
-    and then in float64. MethodError where none is positive definite.
+    damp: a fraction of the mean diagonal. Tried as it is, and then at 10, 100 and 1000 times that,
+    or that of `LEAST_DAMP` where it is less, each in float32 and then in float64. MethodError where
+    none is positive definite.
     """
     mean = H.diagonal().mean().item()
-    for factor in (1, 10, 100, 1000):
+    raised = [max(damp, LEAST_DAMP) * factor for factor in (10, 100, 1000)]
+    for share in (damp, *raised):
         for dtype in (torch.float32, torch.float64):
             identity = torch.eye(len(H), dtype=dtype, device=H.device)
-            damped = H.to(dtype) + identity * (damp * factor * mean)
+            damped = H.to(dtype) + identity * (share * mean)
             lower, failed = torch.linalg.cholesky_ex(damped)
             if failed:
                 continue
@@ -63,8 +69,8 @@ def inverse_cholesky(H: Tensor, damp: float) -> Tensor:
             if not failed and torch.isfinite(upper).all():
                 return upper.float()
     raise MethodError(
-        f"the Hessian of this layer is not positive definite with damping up to {1000 * damp:g} "
-        "of its diagonal; give more calibration tokens or a larger gptq.damp"
+        f"the Hessian of this layer is not positive definite with damping up to {raised[-1]:g} "
+        "of its diagonal; give more calibration tokens or a larger damp"
     )
 
 

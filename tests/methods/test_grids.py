@@ -9,10 +9,18 @@ import torch
 
 import qbench
 from qbench import LinearStats, Scheme
-from qbench.checks.samples import sample_stats, sample_weight
+from qbench.checks.samples import (
+    equal,
+    sample_inputs,
+    sample_stats,
+    sample_weight,
+    statistics,
+)
 from qbench.errors import ConfigError
+from qbench.formats.snapping import stored_grid
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.awq import AWQ
+from qbench.methods.dynamic_groups import holds
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian, round_columns
 from qbench.methods.flexround import FlexRound
 from qbench.methods.gptq import GPTQ
@@ -125,6 +133,25 @@ def test_the_codes_are_nearest_to_the_values_and_the_loss_is_what_it_says():
     torch.testing.assert_close(rounded.loss.double(), expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name", ["gptq", "rtn-h", "alternating-h", "flexround", "uniquanf", "flexbcq", "unisvq"]
+)
+def test_the_size_of_the_inputs_changes_nothing_where_one_of_them_is_dead(name):
+    weight, scheme = sample_weight(), Scheme(3, GROUP)
+
+    def quantized(size):
+        method = qbench.get_method(name)
+        stats = statistics(sample_inputs() * size)
+        assert stats.hessian.diagonal().count_nonzero() == len(stats.hessian) - 1
+        if hasattr(method, "quantize_linear"):
+            return method.quantize_linear(weight, stats, scheme)
+        if name == "unisvq":
+            return method.start(weight, scheme, method.curvature(weight, scheme, stats)).export()
+        return method.prepare(weight, scheme, stats).export()
+
+    assert equal(quantized(2.0**-10), quantized(1.0))
+
+
 def plain_dynamic(weight, H, bits, counted):
     """Dynamic groups in the natural order, in float64, by the inverse of what remains of H."""
     W = weight.double().clone()
@@ -154,6 +181,36 @@ def test_dynamic_groups_equal_a_plain_reference(choice):
     differs = (found.double() - expected).abs() > 1e-4
     # A tie in float32 may fall to the other side, and moves what follows in its row.
     assert differs.any(1).double().mean() < 0.15
+
+
+def test_a_group_that_its_row_has_no_steps_for_keeps_the_grid_of_the_weight():
+    weight = 5 + 1e-3 * normal(16, 64)  # the feedback moves zero points out of their span
+    errors = {}
+    for groups in ("static", "dynamic"):
+        method = GPTQ(groups=groups, zero_point="real", scale_bits=6)
+        found = method.quantize_linear(weight, sample_stats(64), Scheme(8, GROUP)).dequantize()
+        errors[groups] = ((found - weight).norm() / weight.norm()).item()
+    assert errors["dynamic"] < 2 * errors["static"]
+
+
+@pytest.mark.parametrize("dtype, numbers, held", [
+    (torch.float16, [1.0, 7e4], [True, False]),
+    (torch.float32, [1.0, 7e4], [True, True]),
+])  # fmt: skip
+def test_what_a_dtype_holds(dtype, numbers, held):
+    assert holds(torch.ones(1, 2, dtype=dtype), torch.tensor([numbers])).tolist() == [held]
+
+
+def test_what_steps_hold():
+    scales, zeros = stored_grid(torch.tensor([[1.0] * 60 + [63.0]]), normal(1, 61), 3, 6)
+    assert isinstance(scales, Stepped) and isinstance(zeros, Stepped)
+    numbers = torch.tensor([[0.4, 0.6, 63.4, 64.0]])
+    unit = scales.span.item() * 2.0**-scales.places
+    assert holds(scales, numbers * unit).tolist() == [[False, True, True, False]]
+    unit = zeros.span.item() * 2.0**-zeros.places
+    numbers = torch.tensor([[-33.0, -32.4, 0.0, 31.4, 32.0]])
+    held = holds(zeros, numbers * unit + zeros.middle)
+    assert held.tolist() == [[False, True, True, True, False]]
 
 
 @pytest.mark.parametrize("group", [GROUP, None])

@@ -208,7 +208,8 @@ def plain_gptq(weight, hessian, scheme, damp=0.01):
     _, scale, zero = grid.unpacked()
     group = weight.shape[1] // scale.shape[1]
     W, H = weight.double().clone(), hessian.double().clone()
-    H.diagonal()[H.diagonal() == 0] = 1
+    dead = H.diagonal() == 0
+    H.diagonal()[dead] = H.diagonal()[~dead].mean()
     H += damp * H.diagonal().mean() * torch.eye(len(H), dtype=torch.float64)
     for i in range(W.shape[1]):
         inverse = torch.linalg.inv(H[i:, i:])
@@ -265,6 +266,14 @@ def test_damping_is_raised_until_the_hessian_is_definite():
     torch.testing.assert_close(U.T @ U, torch.linalg.inv(H + 2.5 * torch.eye(2)))
     with pytest.raises(MethodError, match="not positive definite with damping up to 10 "):
         inverse_cholesky(torch.diag(torch.tensor([1.0, -1.0])), 0.01)
+
+
+def test_without_damping_a_singular_hessian_is_damped_a_little_and_what_is_not_says_so():
+    H = torch.diag(torch.tensor([1.0, 0.0]))
+    U = inverse_cholesky(H, 0.0)
+    torch.testing.assert_close(U.T @ U, torch.linalg.inv(H + 5e-6 * torch.eye(2)))
+    with pytest.raises(MethodError, match="up to 0.001 of its diagonal; .* or a larger damp$"):
+        inverse_cholesky(torch.diag(torch.tensor([1.0, -1.0])), 0.0)
 
 
 # --- bad input
