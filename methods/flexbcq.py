@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qbench.methods.level_mapping import Filter
+from qbench.methods.mapped_weight import Mapping
 from qbench.methods.uniquanf import UniQuanF
 
 
@@ -18,12 +19,13 @@ from qbench.methods.uniquanf import UniQuanF
 class FlexBCQ(UniQuanF):
     """UniQuanF with FlexBCQ's filter and, where it is asked for, its `unified` initialization.
 
-    The paper's mapping is the full one, by the distance to every level; `exact`, the default here,
-    gives the same codes faster.
+    The paper's mapping is the full one, by the distance to every level, as with `faithful`;
+    `exact`, the default here, gives the same codes faster.
     """
 
     name: ClassVar[str] = "flexbcq"
     paper: ClassVar[str] = "FlexBCQ, ICLR 2025 submission 8982 (OpenReview)"
+    published_mapping: ClassVar[Mapping] = "full"
 
     grid: int = 50
     shift: bool = False

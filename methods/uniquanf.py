@@ -15,7 +15,7 @@ and shift s (z_B + h - z), the same codes and nothing else. That is what is stor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from qbench.methods.stored_numbers import Steps, default_scale_bits, stored_numb
 CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries
 PUBLISHED_LR = 5e-3  # of the transformation, in the published script
 PUBLISHED_LR_ALPHA = 5e-4  # of the scales
+PUBLISHED_LOSS = {"loss": "mse", "mixing": 0.5, "head": 0.0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class UniQuanF(Reconstruction):
     lies further than the group's smallest scale from its level (`distance`, as published), or from
     the range of all levels (`range`). rotate: code the weight for rotated inputs (`rotation.py`).
     faithful: start, rates, filter, mapping and stored numbers of the published code, which trains
-    on all batches.
+    on all batches; and where they have their defaults, `lr`, `loss`, `mixing` and `head`, too.
     """
 
     name: ClassVar[str] = "uniquanf"
@@ -66,6 +67,7 @@ class UniQuanF(Reconstruction):
     format: ClassVar[str] = "binary"
     bits: ClassVar[tuple[int, int]] = (1, 6)
     symmetric: ClassVar[bool] = False
+    published_mapping: ClassVar[Mapping] = "local"
 
     epochs: int = 2
     lr: float | None = None
@@ -109,15 +111,24 @@ class UniQuanF(Reconstruction):
                 grid=self.grid or 1,
                 shift=False,
                 learn_shift=False,
-                mapping="local",
+                mapping=self.published_mapping,
                 gradient_filtering="distance",
                 holdout=0.0,
+                **self._published_loss(),
             )
         lr = self.lr
         if lr is None:
             lr = 0.002 if self.initialization == "curvature" else 0.08 / 2**bits
         scale_bits = default_scale_bits(bits) if self.scale_bits is None else self.scale_bits
         return replace(self, lr=lr, scale_bits=scale_bits)
+
+    def _published_loss(self) -> dict[str, Any]:
+        """What the published code minimizes, of the parameters that have their defaults."""
+        published = {}
+        for name, value in PUBLISHED_LOSS.items():
+            if getattr(self, name) == getattr(type(self), name):
+                published[name] = value
+        return published
 
     def prepare(
         self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None

@@ -217,7 +217,12 @@ def test_the_published_rates_filter_and_numbers():
     state = method.prepare(gauss(), Scheme(3, 64))
     assert [group["lr"] for group in state.groups()] == [5e-3, 5e-4]
     assert state.export().alpha.dtype == torch.float16
-    assert qbench.get_method("uniquanf", faithful=True, lr=1e-3).decided(3).lr == 1e-3
+    assert (method.loss, method.mixing, method.head) == ("mse", 0.5, 0)
+    set_otherwise = qbench.get_method("uniquanf", faithful=True, lr=1e-3, mixing=0.0, head=0.5)
+    decided = set_otherwise.decided(3)
+    assert (decided.lr, decided.loss, decided.mixing, decided.head) == (1e-3, "mse", 0, 0.5)
+    flexbcq = qbench.get_method("flexbcq", faithful=True).decided(3)
+    assert (flexbcq.mapping, flexbcq.grid, flexbcq.loss) == ("full", 50, "mse")
 
 
 @pytest.mark.slow
