@@ -114,7 +114,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """grad (..., out) -> gradients of x (..., in) and of the bias (out,); weights are constant."""
     parts = list(ctx.saved_tensors)
     weight = torch.ops.qbench.dequantize(parts, ctx.weight)
-    bias = grad.flatten(0, -2).sum(0) if ctx.has_bias else None
+    bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_bias else None
     return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
 
 

@@ -147,3 +147,14 @@ def test_an_eager_product_does_without_the_operator_and_a_watched_one_is_one(mon
         assert torch.equal(linear(x.clone().requires_grad_(), weight), expected)
     with pytest.raises(TypeError):
         torch.func.vmap(lambda row: linear(row, weight))(x)
+
+
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 3, 64), (0, 64)])
+def test_gradients_of_x_and_of_the_bias(weight, shape):
+    x = torch.randn(shape, requires_grad=True)
+    bias = torch.zeros(40, requires_grad=True)
+    y = dispatch.linear(x, weight, bias)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    torch.testing.assert_close(x.grad, grad @ weight.dequantize())
+    torch.testing.assert_close(bias.grad, grad.reshape(-1, 40).sum(0))
