@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from cuda_on_cpu import functions_on_cpu, needs_compiler
 from qbench.kernels.gpu.cuda import bit_serial
 from qbench.kernels.gpu.cuda.bit_serial import Config
 from qbench.kernels.gpu.cuda.layout import derive
+from qbench.kernels.registry import get_kernel
 from samples import binary_weight, normal, uniform_weight
 
 pytestmark = needs_compiler
@@ -142,6 +145,18 @@ def test_eight_planes_of_x_are_a_coarser_x():
     reference = coarse @ weight.dequantize().double().T
     assert relative_error(y, reference) < 3e-4
     assert 1e-3 < relative_error(y, x.double() @ weight.dequantize().double().T) < 1e-2
+
+
+@pytest.mark.parametrize("columns", [32, 128, 1152])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_error_of_the_fast_mode_is_declared(columns, dtype):
+    fast = get_kernel("cuda-fast")
+    for seed, kind in product(range(3), (binary_weight, uniform_weight)):
+        weight = kind(40, columns, 3, 32, seed=seed)
+        x = normal(4, columns, seed=seed + 7).to(dtype)
+        y, _ = multiply(weight, x, x_planes=8)
+        reference = x.double() @ weight.dequantize().double().T
+        assert relative_error(y, reference) < fast.bound(dtype)
 
 
 @pytest.mark.parametrize("number", [torch.inf, torch.nan])

@@ -6,7 +6,9 @@ In the place of the kernels stand plain products with the derived layout.
 from __future__ import annotations
 
 import json
+import sys
 from itertools import count
+from itertools import product as product_of
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +17,11 @@ import torch
 from qbench.errors import ConfigError
 from qbench.kernels import sharing
 from qbench.kernels.contract import Request
-from qbench.kernels.gpu.cuda import choice, launch, products, toolchain, tune
+from qbench.kernels.gpu.cuda import choice, half_rows, launch, products, toolchain, tune
 from qbench.kernels.gpu.cuda.choice import Choice, Gpu
-from qbench.kernels.gpu.cuda.layout import derive
+from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive
 from qbench.kernels.gpu.cuda.products import Packed, product
+from qbench.kernels.registry import get_kernel
 from samples import binary_weight, normal, uniform_weight
 
 H200 = Gpu("NVIDIA H200", 90, 132)
@@ -86,6 +89,51 @@ def test_the_files_that_are_shipped_can_be_read_and_served(monkeypatch):
         if (k, bits) not in weights:
             weights[k, bits] = derive(binary_weight(16, k, bits, 128))
         assert choice.refusal(chosen.kernel, rows, weights[k, bits], H200) is None, name
+
+
+def without_data(out, columns, bits, dtype, uniform, group=128):
+    """The layout of a weight, as the choice sees it; group 0: per channel."""
+    numbers = 2 if uniform else bits + 1
+    chunks = -(-columns // 256)
+    groups = -(-chunks * 256 // group) if group else 1
+    words = torch.empty(-(-out // 16), chunks, bits, 32, 4, dtype=torch.int32, device="meta")
+    params = torch.empty(-(-out // 16), groups, 8, numbers, 2, dtype=dtype, device="meta")
+    return CudaPlanes(words, params, (out, columns), group, uniform, not uniform)
+
+
+@pytest.mark.parametrize("gpu", [H200, *OTHERS.values()], ids=lambda gpu: gpu.name)
+def test_what_was_not_measured_fits_every_gpu(monkeypatch, gpu):
+    limits = gpu.architecture // 10 in (9, 10), half_rows.block_bytes(gpu.architecture)
+    monkeypatch.setattr(half_rows, "_limits", lambda device: limits)
+    kinds = product_of(((4096, 4096), (64, 256)), (1, 4, 6, 8), (torch.float16, torch.float32))
+    for (shape, bits, dtype), uniform, group in product_of(kinds, (False, True), (0, 32, 128)):
+        planes = without_data(*shape, bits, dtype, uniform, group)
+        for rows in (1, 5, 9, 16, 33, 64, 100, 1000):
+            chosen = choice.default(rows, planes, gpu)
+            assert choice.fits(chosen, planes, gpu), (rows, planes.shape, bits, group, chosen)
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("parameters", [torch.float16, torch.float32])
+def test_no_launch_of_a_shipped_file_asks_for_more_than_the_gpu_has(
+    monkeypatch, parameters, uniform
+):
+    monkeypatch.undo()
+    choice._tuned.cache_clear()
+    h100 = Gpu("NVIDIA H100 80GB HBM3", 90, 132)
+    refused = set()
+    for gpu in (H200, h100):
+        for name, measured in choice._tuned("NVIDIA H200").items():
+            rows, out, columns, bits = (int(name.split()[i][1:]) for i in (0, 1, 2, 4))
+            planes = without_data(out, columns, bits, parameters, uniform)
+            if not choice.fits(measured, planes, gpu):
+                refused.add(name.rpartition(" ")[0])
+            for dtype in (torch.bfloat16, torch.float16):
+                chosen = choice.choose(rows, planes, dtype, gpu)
+                assert choice.fits(chosen, planes, gpu), (name, chosen)
+    # those of binary weights with 4-byte parameters, which would be refused at their launch
+    wide = {"m8 n8192 k28672 binary b3 g128", "m16 n8192 k8192 binary b2 g128"}
+    assert refused == (wide if parameters == torch.float32 and not uniform else set())
 
 
 def test_every_candidate_serves_and_can_be_kept_in_a_file(planes, no_files):
@@ -230,7 +278,7 @@ def test_no_layout_is_derived_in_a_capture(monkeypatch):
 
 
 def test_what_is_refused():
-    (kernel,) = products.KERNELS
+    kernel = products.KERNELS[0]
     request = Request("binary", 3, 48, (64, 96), "cuda", torch.float16, 1)
     assert "groups of 48" in products._refuses(request)
     assert products._refuses(request._replace(group_size=96)) is None
@@ -246,9 +294,21 @@ def test_what_is_refused():
         ([(9, 0), (7, 5)], None, "a GPU here has compute capability 7.5, less than 8.0"),
         ([(9, 0)], "cuda-bindings is not installed", "cuda-bindings is not installed"),
         ([(8, 0), (12, 0)], None, None),
+        (
+            [(9, 0), (12, 1)],
+            None,
+            "NVRTC 12.8 does not compile for compute capability 12.1; "
+            "install a newer nvidia-cuda-nvrtc",
+        ),
     ],
 )
 def test_why_they_cannot_be_used(monkeypatch, capabilities, missing, reason):
+    library = SimpleNamespace(
+        nvrtcVersion=lambda: (0, 12, 8), nvrtcGetSupportedArchs=lambda: (0, [75, 80, 90, 120])
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(nvrtc=library))
+    for name in ("nvrtc_version", "compiled_for"):
+        monkeypatch.setattr(toolchain, name, getattr(toolchain, name).__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
@@ -256,8 +316,30 @@ def test_why_they_cannot_be_used(monkeypatch, capabilities, missing, reason):
     assert products.unavailable.__wrapped__() == reason
 
 
+def test_the_fast_mode_is_taken_by_name_alone(plain, monkeypatch):
+    """It prepares an x of its own, and multiplies with the kernel for products of bits."""
+    fast = get_kernel("cuda-fast")
+    assert fast in products.KERNELS and not fast.automatic
+    request = Request("binary", 3, 32, (64, 96), "cuda", torch.float16, 4)
+    monkeypatch.setattr(products, "unavailable", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for gpu, reason in ((H200, None), (OTHERS[100], "a GPU here, sm_100, only emulates")):
+        monkeypatch.setattr(products, "gpu_of", lambda device, gpu=gpu: gpu)
+        products.fast_unavailable.cache_clear()
+        refused = fast.refusal(request)
+        assert refused is None if reason is None else reason in refused
+    products.fast_unavailable.cache_clear()
+    assert "5 rows of x are not in 0..4" in fast.refusal(request._replace(rows=5))
+    monkeypatch.setattr(products, "gpu_of", lambda device: H200)
+    monkeypatch.setattr(products, "fast_bits", Preparing("fast_bits"))
+    packed = Packed(derive(binary_weight(16, 64, 2, 32)))
+    x = normal(2, 64).half()
+    assert torch.equal(product(x, packed, fast=True), product(x, packed))
+    assert products.fast_bits.prepared == plain["bit_serial"].prepared == 1
+
+
 def test_the_declared_error_is_within_three_roundings_of_the_result():
-    (kernel,) = products.KERNELS
+    kernel = products.KERNELS[0]
     y = normal(100_000).double()
     for dtype in products.DTYPES:
         rounding = ((y.to(dtype).double() - y).norm() / y.norm()).item()

@@ -168,10 +168,10 @@ def test_shared_memory_of_a_block_is_what_the_source_takes():
     # words 3 * 512, parameters 2 groups * 8 rows * 4 numbers * 4 bytes; rows of x: 272 numbers
     stage = 8 * 544 + 8 * (3 * 512 + 256)
     tables = 2 * 8 * 2 * 16 * 16
-    assert Config(8, 1, 8, 1, 1, 4, 2).shared_bytes(planes) == 4 * stage + tables
+    assert half_rows.shared_bytes(planes, Config(8, 1, 8, 1, 1, 4, 2)) == 4 * stage + tables
     # in spans: of x two buffers of two batches, and tables of one batch
     stage -= 8 * 544
-    spans = Config(8, 1, 8, 1, 1, 4, 2, 2).shared_bytes(planes)
+    spans = half_rows.shared_bytes(planes, Config(8, 1, 8, 1, 1, 4, 2, 2))
     assert spans == 2 * 2 * 8 * 544 + 4 * stage + tables // 2
 
 
@@ -185,7 +185,7 @@ def test_what_is_offered_fits_hopper_and_the_source(kind, bits, group, rows):
     assert half_rows.default(rows, planes, 132) in offered
     for config in offered:
         copiers = config.across if config.span else config.threads // 32
-        assert config.shared_bytes(planes) + 1024 <= 227 << 10
+        assert half_rows.shared_bytes(planes, config) + 1024 <= 227 << 10
         assert config.rows % copiers == 0 or copiers % config.rows == 0, "lines are of one row"
         assert config.stages >= 3, "parameters arrive a batch before their words are used"
         assert not config.span or config.span >= config.stages - 2, "a span arrives in time"

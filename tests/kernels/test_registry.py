@@ -16,7 +16,7 @@ from qbench.kernels.contract import Kernel, Request
 from qbench.kernels.registry import all_kernels, broken_kernels, choose, load_plugin
 
 REQUEST = Request("uniform", 3, 32, (40, 64), "cpu", torch.float32, 1)
-OURS = ["cuda", "cpu-binary", "cpu-binary-fast", "rotated", "triton", "dequantized"]
+OURS = ["cuda", "cpu-binary", "cpu-binary-fast", "cuda-fast", "rotated", "triton", "dequantized"]
 PLUGIN = """
     from qbench.kernels.contract import Kernel
     from qbench.kernels.description import weight_from

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
 
 from hopper_on_cpu import SOURCES, compiled, needs_compiler
 from qbench.kernels.gpu.cuda import layout, toolchain, wide_rows
+from qbench.kernels.gpu.cuda.choice import Gpu, choose
 from qbench.kernels.gpu.cuda.wide_rows import Config
 from qbench.kernels.samples import random_binary, random_uniform
+from samples import normal
 
 # relative error against float64: twice the rounding of y, which is 1.7e-3 in bfloat16, and that of
 # the weights to half precision
@@ -148,6 +151,70 @@ def test_it_serves_many_rows_on_hopper_alone():
     assert wide_rows.serves(planes, 64, 90) is None
     assert "17 rows and more" in wide_rows.serves(planes, 16, 90)
     assert "Hopper" in wide_rows.serves(planes, 64, 80)
+
+
+ENDS = {  # weights whose scales can be multiplied, and those scales
+    "binary": (random_binary((64, 256), 3, 32, dtype=torch.float32), ("alpha", "shift")),
+    "uniform": (random_uniform((64, 256), 4, 64, dtype=torch.float32), ("scale",)),
+    "binary, in half precision": (random_binary((64, 256), 3, 32), ("alpha", "shift")),
+}
+
+
+def at_the_ends(name):
+    """The kind's weight, as large and as small as it is served, and twice and half as large."""
+    weight, parts = ENDS[name]
+    planes = layout.derive(weight)
+    limits = torch.finfo(torch.float16)
+    largest = needed = planes.params.float().abs().sum(3).amax().item()
+    if planes.uniform:
+        scale, zero = planes.params.unbind(3)
+        largest = (scale * torch.maximum(zero, 15 - zero)).amax().item()
+        needed = scale.amax().item()
+    factor = 64 if planes.meta32 else 1
+    power = 2.0 ** math.floor(math.log2(limits.max / factor / largest))
+    powers = [(power, 2 * power)]
+    if planes.meta32:
+        power = 2.0 ** math.ceil(math.log2(limits.tiny / factor / needed))
+        powers.append((power, power / 2))
+    for inside, outside in powers:
+        yield tuple(times(weight, parts, power) for power in (inside, outside))
+
+
+def times(weight, parts, factor):
+    tensors = weight.to_tensors()
+    for part in parts:
+        tensors[part] = tensors[part] * factor
+    return type(weight).from_tensors(tensors, weight.spec())
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDS)
+def test_weights_at_the_ends_of_half_precision(on_cpu, name):
+    x = normal(40, 256, seed=1).bfloat16()
+    for weight, _ in at_the_ends(name):
+        y = product(x, layout.derive(weight), None, Config(64, 1, 1, 1))
+        assert error(y, x, weight, None) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_weights_beyond_half_precision_are_left_to_others(name):
+    hopper = Gpu("", 90, 132)
+    for weight, beyond in at_the_ends(name):
+        served, refused = layout.derive(weight), layout.derive(beyond)
+        assert choose(100, served, torch.bfloat16, hopper).kernel == "wide_rows"
+        assert "does not hold these" in wide_rows.serves(refused, 100, 90)
+        assert choose(100, refused, torch.bfloat16, hopper).kernel == "dequantize"
+        assert not layout.joined([served, refused]).in_half
+
+
+def test_a_zero_point_beyond_half_precision_is_left_to_others():
+    weight = random_uniform((64, 256), 4, 64, zero_points="real", dtype=torch.float32)
+    tensors = weight.to_tensors()
+    tensors["scale"] = tensors["scale"] * 1e-6
+    tensors["zero_point"] = tensors["zero_point"] - 65000
+    planes = layout.derive(type(weight).from_tensors(tensors, weight.spec()))
+    assert "does not hold these" in wide_rows.serves(planes, 100, 90)
 
 
 @pytest.mark.slow

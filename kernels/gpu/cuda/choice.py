@@ -76,7 +76,8 @@ def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choic
     """The kernel for x of so many rows, at least one, and how it is launched.
 
     What was not measured takes what was for binary weights, bfloat16 and groups of 128: it has the
-    same bits and shape, and not less shared memory. Groups of 32 and 64 have more parameters.
+    same bits and shape. Groups of 32 and 64 have more parameters. What was measured with parameters
+    in half precision may not fit the GPU with larger ones.
     """
     measured = _tuned(gpu.name) or _tuned(
         SAME_PROCESSOR.get((gpu.architecture, gpu.multiprocessors))
@@ -86,7 +87,9 @@ def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choic
         names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
     for name in names:
         found = measured.get(name)
-        if found is not None and refusal(found.kernel, rows, planes, gpu) is None:
+        if found is None or not fits(found, planes, gpu):
+            continue
+        if refusal(found.kernel, rows, planes, gpu) is None:
             return found
     return default(rows, planes, gpu)
 
@@ -120,6 +123,16 @@ def refusal(name: str, rows: int, planes: CudaPlanes, gpu: Gpu) -> str | None:
     if name == bit_serial.NAME and gpu.architecture not in BIT_ARCHITECTURES:
         return f"sm_{gpu.architecture} only emulates products of bits"
     return MODULES[name].serves(planes, rows, gpu.architecture)
+
+
+def fits(chosen: Choice, planes: CudaPlanes, gpu: Gpu) -> bool:
+    """Whether a thread block of this GPU has the shared memory that the launch asks for."""
+    if chosen.kernel == DEQUANTIZE:
+        return True
+    if chosen.kernel == wide_rows.NAME and not wide_rows.has_room(planes, chosen.config):
+        return False
+    needed: int = MODULES[chosen.kernel].shared_bytes(planes, chosen.config)
+    return needed <= half_rows.block_bytes(gpu.architecture)
 
 
 def key(rows: int, planes: CudaPlanes, dtype: torch.dtype) -> str:

@@ -23,7 +23,8 @@ MOST_ROWS = 64  # of a block
 SPAN_ROWS = 16  # of a block whose warps go in spans: as much of x as shared memory has room for
 MULTIPROCESSORS = 132  # of an H100 or H200, which configurations are ranked for
 X_ROW_BYTES = 2 * (CHUNK + 16)  # as in the source, with what keeps banks apart
-SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+LEAST_SHARED_BYTES = 99 << 10  # of the other architectures
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,6 @@ class Config:
         """Threads of a block."""
         return 32 * self.across * self.along
 
-    def shared_bytes(self, planes: CudaPlanes) -> int:
-        """Shared memory of a block: all stages, or in the end the sums."""
-        words = planes.bits * 512
-        tables = _tables(planes.group_size) * planes.group_bytes
-        batches = 2 * self.span if self.span else self.stages
-        x = batches * self.along * self.rows * X_ROW_BYTES
-        stage = self.across * self.along * self.tiles * (words + tables)
-        shared_tables = self.across * self.along * self.tiles * 16 * _tables(planes.group_size)
-        shared_tables *= 4 * _table_row(planes) * (1 if self.span else 2)  # batches
-        sums = 4 * self.along * self.rows * (self.outputs + 4)
-        return max(x + self.stages * stage + shared_tables, sums)
-
 
 def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
     """Why this kernel does not multiply so many rows on this architecture (80, 90, ..), or None."""
@@ -74,6 +63,8 @@ def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
         return f"it needs compute capability 8.0, not {architecture / 10}"
     if rows > 65535 * 8:
         return f"{rows} rows are more than a grid has blocks for"
+    if not _sensible(rows, planes):
+        return f"a block has no room for {planes.bits} bits in groups of {planes.group_size}"
     return None
 
 
@@ -109,12 +100,31 @@ def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config
 
     def plan() -> tuple[launching.Function, int]:
         kernel = _function(planes.macros(x.dtype), config, x.get_device())
-        return kernel, config.shared_bytes(planes)
+        return kernel, shared_bytes(planes, config)
 
     function, shared = planes.kept((NAME, x.dtype, config), plan)
     grid = (-(-out // config.outputs), -(-rows // config.rows), config.split)
     arguments = (planes.words, planes.params, x, bias, y, out, columns, rows)
     function.launch(grid, (config.threads, 1, 1), arguments, shared, dependent=True)
+
+
+def shared_bytes(planes: CudaPlanes, config: Config) -> int:
+    """Shared memory of a block: all stages, or in the end the sums."""
+    tables = _tables(planes.group_size)
+    words = planes.bits * 512
+    batches = 2 * config.span if config.span else config.stages
+    x = batches * config.along * config.rows * X_ROW_BYTES
+    tiles = config.across * config.along * config.tiles
+    stage = tiles * (words + tables * planes.group_bytes)
+    shared_tables = tiles * 16 * tables * 4 * _table_row(planes)
+    shared_tables *= 1 if config.span else 2  # batches
+    sums = 4 * config.along * config.rows * (config.outputs + 4)
+    return max(x + config.stages * stage + shared_tables, sums)
+
+
+def block_bytes(architecture: int) -> int:
+    """The most shared memory that a block may have on an architecture (80, 90, ..)."""
+    return SHARED_BYTES.get(architecture, LEAST_SHARED_BYTES)
 
 
 def macros(config: Config) -> dict[str, int]:
@@ -159,9 +169,21 @@ def _table_row(planes: CudaPlanes) -> int:
     return 2 if registers == 2 else -(-registers // 4) * 4
 
 
-def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
-    """Ways to cut the work that fit the GPU."""
+def _sensible(rows: int, planes: CudaPlanes) -> list[Config]:
+    """Ways to cut the work that fit the GPU.
+
+    With fewer rows to a block where many bits and small groups leave no room for more.
+    """
     height = min(-(-rows // 8) * 8, MOST_ROWS)
+    configs = list(_of_height(height, planes))
+    while not configs and height > 8:
+        height = -(-height // 16) * 8
+        configs = list(_of_height(height, planes))
+    return configs
+
+
+def _of_height(height: int, planes: CudaPlanes) -> Iterator[Config]:
+    """Those whose blocks have so many rows of x."""
     clusters, shared = _limits(planes.words.device)
     for tiles, across, along, split in product((1, 2), (8, 4, 2), (1, 2, 4, 8), (1, 2, 4)):
         warps = across * along
@@ -176,7 +198,7 @@ def _sensible(rows: int, planes: CudaPlanes) -> Iterator[Config]:
             continue
         for stages in (4, 3):
             config = Config(height, tiles, across, along, split, stages, 1)
-            used = config.shared_bytes(planes) + 1024
+            used = shared_bytes(planes, config) + 1024
             if used <= shared:
                 twice = warps == 8 and 2 * used <= shared and tiles == 1 and height <= 32
                 yield replace(config, blocks=2 if twice else 1)
@@ -203,7 +225,7 @@ def _in_spans(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         split = 2 if clusters and fits and 2 * along <= planes.chunks else 1
         for stages, span in ((4, 2), (3, 2), (3, 1)):
             config = replace(whole, split=split, stages=stages, span=span)
-            if blocks * (config.shared_bytes(planes) + 1024) <= shared + 1024:
+            if blocks * (shared_bytes(planes, config) + 1024) <= shared + 1024:
                 yield config
                 break
 
@@ -227,5 +249,4 @@ def _limits(device: torch.device) -> tuple[bool, int]:
     if device.type != "cuda":
         return True, SHARED_BYTES[90]
     major, minor = torch.cuda.get_device_capability(device)
-    architecture = 10 * major + minor
-    return major in (9, 10), SHARED_BYTES.get(architecture, 99 << 10)
+    return major in (9, 10), block_bytes(10 * major + minor)

@@ -35,6 +35,9 @@ from qbench.formats.packing import unpack
 TILE = 16  # outputs
 CHUNK = 256  # inputs
 SMALL_GROUPS = (32, 64)  # and all multiples of 128
+HALF = torch.finfo(torch.float16)
+HALF_SCALE = 64.0  # WEIGHT_SCALE of wide_rows.cu, for parameters in float32
+HALF_OFFSET = 1024.0  # CODE_OFFSET of weights.cuh, which is added to a zero point
 
 T = TypeVar("T")
 
@@ -45,7 +48,7 @@ class CudaPlanes:
 
     words, params: see above. shape: (out, in), without padding. group_size: inputs that share
     parameters, or 0: all. uniform: which of the two meanings the parameters have. shift: whether
-    binary ones have one.
+    binary ones have one. in_half: whether half precision holds the weight (`_fits_half`).
     """
 
     words: Tensor
@@ -54,6 +57,7 @@ class CudaPlanes:
     group_size: int
     uniform: bool
     shift: bool
+    in_half: bool = True
 
     @cached_property
     def bits(self) -> int:
@@ -151,13 +155,16 @@ def derive(weight: WeightFormat) -> CudaPlanes:
     else:
         bitmaps = _bitmaps(weight)
         columns_of_params = [weight.scale, _zero_point(weight)]
+    uniform = isinstance(weight, Uniform)
+    params = _params(columns_of_params, columns, weight.group_size)
     return CudaPlanes(
         _words(bitmaps),
-        _params(columns_of_params, columns, weight.group_size),
+        params,
         weight.shape,
         0 if weight.group_size == columns else weight.group_size,
-        isinstance(weight, Uniform),
+        uniform,
         isinstance(weight, Binary) and weight.shift is not None,
+        _fits_half(params, len(bitmaps), uniform),
     )
 
 
@@ -184,6 +191,7 @@ def joined(parts: Sequence[CudaPlanes]) -> CudaPlanes | None:
         first.group_size,
         first.uniform,
         first.shift,
+        all(part.in_half for part in parts),
     )
 
 
@@ -268,3 +276,23 @@ def _params(parts: list[Tensor], columns: int, group_size: int) -> Tensor:
     padded = pad(stacked, (0, 0, 0, groups - present, 0, -out % TILE))
     # (tiles, h, g, groups, A) -> (tiles, groups, g, A, h)
     return padded.unflatten(0, (-1, 2, 8)).permute(0, 3, 2, 4, 1).contiguous()
+
+
+def _fits_half(params: Tensor, bits: int, uniform: bool) -> bool:
+    """Whether half precision holds weights with these parameters, times 64 if those are float32.
+
+    None may be too large, nor a uniform one's zero point. And of float32 parameters the largest
+    weight, of uniform ones the largest scale, has to have all its bits: what is smaller loses
+    little beside that.
+    """
+    single = params.dtype == torch.float32
+    numbers = params.float() * (HALF_SCALE if single else 1.0)  # (tiles, groups, 8, A, 2)
+    if uniform:
+        scale = numbers[..., 0, :]
+        zero = params[..., 1, :].float()
+        weight = scale * torch.maximum(zero.abs(), (2**bits - 1 - zero).abs())
+        largest = torch.maximum(weight, zero.abs() + HALF_OFFSET)
+    else:
+        scale = largest = numbers.abs().sum(3)
+    too_large = (largest > HALF.max).any()
+    return not bool(too_large | (scale.amax() < HALF.tiny) if single else too_large)

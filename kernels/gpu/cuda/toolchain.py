@@ -51,6 +51,14 @@ def nvrtc_version() -> str:
     return f"{major}.{minor}"
 
 
+@cache
+def compiled_for() -> tuple[int, ...]:
+    """The architectures that NVRTC compiles for, such as 90. ConfigError where it does not say."""
+    from cuda.bindings import nvrtc
+
+    return tuple(_checked(nvrtc.nvrtcGetSupportedArchs()))
+
+
 def architecture(capability: tuple[int, int]) -> str:
     """What code for a GPU of this compute capability is compiled for: sm_80, .., sm_90a, .."""
     major, minor = capability

@@ -70,6 +70,8 @@ def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
         return f"wide_rows is written for compute capability 9.0 (Hopper), not {architecture}"
     if rows < FEWEST_ROWS:
         return f"wide_rows serves {FEWEST_ROWS} rows and more, not {rows}"
+    if not planes.in_half:
+        return "wide_rows makes weights in half precision, which does not hold these"
     return None
 
 
@@ -90,7 +92,7 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         256: [Config(256), Config(256, 2, 1, 1), Config(256, 2, 1, 2), Config(128, 1, 1, 1, 1, 2)],
     }[size]
     for config in candidates:
-        if config.splits <= planes.chunks and stages(planes, config)[0] >= LEAST_X_STAGES:
+        if config.splits <= planes.chunks and has_room(planes, config):
             yield config
     if size == ROWS[-1]:  # fits whatever the bits and groups
         yield Config(128, 2, 1, 1)
@@ -138,6 +140,11 @@ def stages(planes: CudaPlanes, config: Config) -> tuple[int, int]:
         w_stages -= config.k_groups
     x_stages = min(MOST_X_STAGES, (left - w_stages * w_bytes) // x_bytes)
     return x_stages // x_unit * x_unit, w_stages
+
+
+def has_room(planes: CudaPlanes, config: Config) -> bool:
+    """Whether a block has shared memory enough."""
+    return stages(planes, config)[0] >= LEAST_X_STAGES
 
 
 def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
