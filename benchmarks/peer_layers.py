@@ -291,10 +291,12 @@ def against_gptqmodel(parts: dict[str, Tensor], folder: Path) -> list[dict[str, 
     """Three rows for each layer and setting."""
     save_file(parts, folder / "layers.safetensors")
     jobs = jobs_of("gptqmodel", parts)
-    theirs = run("gptqmodel", [job | {"block_size": THEIR_BLOCK} for job in jobs], folder)
-    fresh = run("gptqmodel", [job | {"block_size": job["group_size"]} for job in jobs], folder)
+    asked = []
+    for job in jobs:
+        asked += [job | {"block_size": size} for size in (THEIR_BLOCK, job["group_size"])]
+    theirs = run("gptqmodel", asked, folder)
     rows = []
-    for job, with_theirs, with_fresh in zip(jobs, theirs, fresh, strict=True):
+    for job, with_theirs, with_fresh in zip(jobs, theirs[::2], theirs[1::2], strict=True):
         options = job["ours"]
         rows.append(compared("as it is", get_method("gptq", **options), job, with_theirs, parts))
         if options["groups"] == "dynamic":  # static ones are the same algorithm as they are
