@@ -17,6 +17,7 @@ from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
+from qbench.tasks.scores import wilson
 
 # How a setting of a protocol is written; others as their name and value.
 SETTINGS: dict[str, Callable[[Any], str]] = {
@@ -59,7 +60,7 @@ class Headline:
 
     @property
     def unit(self) -> str:
-        """`%` for a share, else nothing."""
+        """As its task declares it: `%` for a share, empty for a plain number."""
         return unit_of(self.metric)
 
     @property
@@ -68,11 +69,14 @@ class Headline:
         return self.metric.startswith(RELATIVE)
 
     @property
+    def measure(self) -> str:
+        """The metric with its unit."""
+        return with_unit(self.metric)
+
+    @property
     def title(self) -> str:
         """`arc_easy acc %`, `gsm8k exact_match % (strict-match)`, `arc_easy acc % [0-shot]`."""
-        words = [self.task, self.metric]
-        if self.unit:
-            words.append(self.unit)
+        words = [self.task, self.measure]
         if self.filter != "none":
             words.append(f"({self.filter})")
         if self.settings:
@@ -95,7 +99,8 @@ class Headline:
         if self.screen is None:
             return None
         prefix, task = split_name(self.task)
-        lines = [prefix, task, f"{self.screen} {self.arrow}"]
+        unit = " nats" if self.unit.startswith("nats") else ""  # `%` is in the name
+        lines = [prefix, task, f"{self.screen}{unit} {self.arrow}"]
         if self.settings:
             lines += self.settings.split(", ")
         return "\n".join(lines)
@@ -105,6 +110,14 @@ class Headline:
         if self.protocol is not None and asked(record, self.task) != self.protocol:
             return None
         return score_of(record, self.key)
+
+
+def with_unit(metric: str) -> str:
+    """`acc %`, `kl_mean in nats per token`, `perplexity`."""
+    unit = unit_of(metric)
+    if unit in ("", "%"):
+        return f"{metric} {unit}".rstrip()
+    return f"{metric} in {unit}"
 
 
 def require(records: Sequence[Record]) -> None:
@@ -220,6 +233,28 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
             known.add(name)
             columns.append(Headline(*key, higher))
     return columns
+
+
+def score_text(score: Score, digits: int = 2, gap: str = " ") -> str:
+    """`3.21 ± 0.04`, with its standard error; `0.0 [0.0, 65.8]` of a share of right answers.
+
+    In brackets is the 95 % interval, which tells how little 0 of 2 says.
+    """
+    ends = _ends(score)
+    if ends is None:
+        return number(score.value, score.stderr, score.metric, digits, gap)
+    low, high = (number(end, None, score.metric) for end in ends)
+    return f"{number(score.value, None, score.metric)}{gap}[{low},{gap}{high}]"
+
+
+def _ends(score: Score) -> tuple[float, float] | None:
+    """The interval of a share of right answers; older records have none where all are alike."""
+    if score.low is not None and score.high is not None:
+        return score.low, score.high
+    answers = unit_of(score.metric) == "%" and not score.metric.startswith(RELATIVE)
+    if answers and score.value in (0.0, 1.0) and not score.stderr:
+        return wilson(score.value, score.n)
+    return None
 
 
 def number(

@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.records import Record
 from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
 from qbench.reports.cell_names import ordered
 from qbench.reports.headline import Headline, asked, headlines, require
+from qbench.reports.noise import noise_floors
 from qbench.reports.points import BITS, Cost, unbroken
 
 STYLE: dict[str, Any] = {
@@ -66,12 +68,14 @@ def quality_figure(
     model: str | None = None,
     cost: Cost = BITS,
     protocol: str | None = None,
+    folder: Path | None = None,
 ) -> Figure:
     """One score of one model against measured bits per weight, or another cost.
 
     filter: the first one of that metric, unless named. model: the first one of the tables, unless
-    named. protocol: how its task was asked, the first way unless it is given. DataError where no
-    record has the score.
+    named. protocol: how its task was asked, the first way unless it is given. folder: of the run,
+    where the items lie; without it there are no differences. DataError where no record has the
+    score.
     """
     require(records)
     known = _scores(records)
@@ -87,12 +91,16 @@ def quality_figure(
         there = ", ".join(titles) or "none, every cell failed or was skipped"
         wanted = f"{task} {metric} {filter or ''}".rstrip()
         raise DataError(f"no record has the score {wanted}; there are: {there}")
-    return _figure(records, matching[:1], model or ordered(records)[0].cell.model, cost)
+    pairs = pairs_of(records, folder)
+    return _figure(records, matching[:1], model or ordered(records)[0].cell.model, pairs, cost)
 
 
-def first_figure(records: Sequence[Record], model: str) -> Figure:
-    """The picture people look at first: perplexity and divergence, else the first headline."""
-    return _figure(records, leading(records), model)
+def first_figure(records: Sequence[Record], model: str, folder: Path | None = None) -> Figure:
+    """The picture people look at first: perplexity and divergence, else the first headline.
+
+    folder: as of `quality_figure`.
+    """
+    return _figure(records, leading(records), model, pairs_of(records, folder))
 
 
 def leading(records: Sequence[Record]) -> list[Headline]:
@@ -116,7 +124,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 def write_quality(records: Sequence[Record], folder: Path, model: str, first: bool) -> Path:
     """`quality.png`, or `quality-MODEL.png` where this is not the first model."""
     name = "quality.png" if first else f"quality-{slug(model)}.png"
-    return write_bytes(folder / name, png(first_figure(records, model)))
+    return write_bytes(folder / name, png(first_figure(records, model, folder)))
 
 
 def models(records: Sequence[Record]) -> list[str]:
@@ -196,7 +204,11 @@ def _scores(records: Sequence[Record]) -> list[Headline]:
 
 
 def _figure(
-    records: Sequence[Record], panels: Sequence[Headline], model: str, cost: Cost = BITS
+    records: Sequence[Record],
+    panels: Sequence[Headline],
+    model: str,
+    pairs: Pairs,
+    cost: Cost = BITS,
 ) -> Figure:
     """A panel per score, above them the legend, below them what was not drawn and why."""
     mine = [record for record in ordered(records) if record.cell.model == model]
@@ -208,13 +220,14 @@ def _figure(
             figure.text(0.5, 0.5, text, ha="center", va="center")
             return figure
         styles = looks(records)
-        notes = [
-            f"{model}. Bars and band: ± 1 standard error. Grey: no other cell is better there."
-        ]
+        notes = [f"{model}. Grey: no other cell is better there."]
         drawn: set[str] = set()
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, headline in zip(row, panels, strict=True):
-            drawn |= panel(axes, mine, headline, styles, notes, cost)
+            drawn |= panel(axes, mine, headline, styles, notes, pairs, cost)
+            floor = noise_floors(mine).get((model, headline.task))
+            if floor is not None and headline.metric.startswith("kl_"):
+                notes.append(f"KL below {floor:.1e} nats per token is rounding.")
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
         if lost:
             notes.append(f"Failed or skipped: {', '.join(lost)}.")
