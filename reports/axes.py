@@ -25,22 +25,23 @@ INK = "#1f2328"
 MUTED = "#59636e"
 RULE = "#d8dee4"
 PAPER = "#ffffff"
-# After Okabe and Ito, and Tol, legible on white; beside each what a dark page puts instead. In this
-# order the methods of the default grid have those that are told apart most easily.
+# Chosen so that the least difference between two of them is as large as could be with any of the
+# three colour blindnesses; beside each what a dark page puts instead, chosen likewise. In the order
+# of the methods' names, those of the default grid differ most.
 COLOURS = {
-    "#0072b2": "#58a6e6",
-    "#332288": "#a99bf0",
-    "#e69f00": "#f2bd4a",
-    "#8c510a": "#cf9a62",
-    "#009e73": "#2fc79b",
-    "#d55e00": "#ff8a4c",
-    "#777733": "#bdbb63",
-    "#cc6677": "#f2a0ab",
-    "#aa4499": "#de8bd0",
-    "#882255": "#e57ba4",
-    "#2f9fd0": "#8fd3f7",
-    "#117733": "#6fcf86",
-    "#d81b88": "#ff7cc4",
+    "#0072b2": "#8da8cb",
+    "#999933": "#bdba69",
+    "#e69f00": "#e19700",
+    "#b66dff": "#9c77bc",
+    "#6db6ff": "#51abfb",
+    "#b2182b": "#f1484e",
+    "#661100": "#cf998a",
+    "#cc6677": "#ac797f",
+    "#882255": "#ffc8dd",
+    "#cc79a7": "#c3689c",
+    "#490092": "#ad5efd",
+    "#d55e00": "#ce6b2d",
+    "#994f00": "#efbc97",
 }
 MARKERS = "osD^vPXph<>"  # 11, coprime with the 13 colours: 143 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
