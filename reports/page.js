@@ -16,6 +16,7 @@ function matches(row, wanted, words) {
 }
 
 function show() {
+  showTask();
   const selects = [...form.querySelectorAll("select[data-place]")];
   const wanted = selects.map((select) => [select.dataset.place, select.value]).filter(([, value]) => value);
   const words = form.elements.text.value.toLowerCase().split(/\s+/).filter((word) => word);
@@ -74,7 +75,6 @@ table.tHead.addEventListener("click", (event) => {
 });
 form.addEventListener("input", () => {
   table.classList.toggle("wide", form.elements.wide.checked);
-  showTask();
   show();
 });
 form.addEventListener("submit", (event) => event.preventDefault());
