@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from qbench.comparison.pairs import RELATIVE, ScoreKey, protocol, score_of
+from qbench.comparison.pairs import RELATIVE, Contrast, ScoreKey, protocol, score_of
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered
@@ -235,16 +235,24 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
     return columns
 
 
-def score_text(score: Score, digits: int = 2, gap: str = " ") -> str:
-    """`3.21 ± 0.04`, with its standard error; `0.0 [0.0, 65.8]` of a share of right answers.
+def score_text(
+    score: Score, contrast: Contrast | None = None, digits: int = 2, gap: str = " "
+) -> str:
+    """`3.21 ± 0.04`, with its standard error; `0.0 [0.0, 65.8]`, with a 95 % interval.
 
-    In brackets is the 95 % interval, which tells how little 0 of 2 says.
+    That is there of a share of right answers, where it tells how little 0 of 2 says, and of what is
+    a difference from the unquantized model by its nature, whose contrast is given.
     """
     ends = _ends(score)
+    if contrast is not None:
+        interval = contrast.difference
+        below, above = interval.low - interval.value, interval.high - interval.value
+        ends = (score.value + below, score.value + above)
     if ends is None:
         return number(score.value, score.stderr, score.metric, digits, gap)
-    low, high = (number(end, None, score.metric) for end in ends)
-    return f"{number(score.value, None, score.metric)}{gap}[{low},{gap}{high}]"
+    half = (ends[1] - ends[0]) / 2
+    texts = [_written(x, half, score.metric, digits)[0] for x in (score.value, *ends)]
+    return f"{texts[0]}{gap}[{texts[1]},{gap}{texts[2]}]"
 
 
 def _ends(score: Score) -> tuple[float, float] | None:
@@ -257,28 +265,24 @@ def _ends(score: Score) -> tuple[float, float] | None:
     return None
 
 
-def number(
-    value: float,
-    stderr: float | None,
-    metric: str,
-    digits: int = 2,
-    gap: str = " ",
-    bare: bool = False,
-) -> str:
-    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits.
+def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:
+    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits."""
+    shown, error = _written(value, stderr, metric, digits)
+    return f"{shown}{gap}±{gap}{error}" if error else shown
 
-    bare: without the error, and as if there were none.
-    """
+
+def _written(value: float, stderr: float | None, metric: str, digits: int) -> tuple[str, str]:
+    """A value and its error, empty where it has none."""
     is_share = unit_of(metric) == "%"
     scale = 100.0 if is_share else 1.0
     value = value * scale
-    error = 0.0 if bare else (stderr or 0.0) * scale
+    error = (stderr or 0.0) * scale
     if not math.isfinite(value):
-        return str(value)
+        return str(value), ""
     if not math.isfinite(error):
         error = 0.0
     if not is_share and abs(value) < 1e-5 and error < 1e-5:
-        return "0"  # the divergence of the unquantized model from itself
+        return "0", ""  # the divergence of the unquantized model from itself
     if abs(value) >= 1e5:
         shown = _exponential(value, 1)
         shown_error = _exponential(error, 0)
@@ -289,9 +293,7 @@ def number(
             places = _places(error or abs(value) / 100 or 1.0, digits)
         shown = f"{value:.{places}f}"
         shown_error = f"{error:.{places}f}"
-    if not error:
-        return shown
-    return f"{shown}{gap}±{gap}{shown_error}"
+    return shown, shown_error if error else ""
 
 
 def _exponential(value: float, places: int) -> str:

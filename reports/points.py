@@ -179,10 +179,10 @@ def _point(
     if record.cell.scheme:
         bits = record.cell.scheme.width
     low, high = _ends(score, contrast, percent)
-    shown = score_text(score)
-    if contrast is not None:
-        shown = f"{number(score.value, score.stderr, score.metric, bare=True)}, {contrast.text}"
-        shown += " from the unquantized model,"
+    if headline.is_relative or contrast is None:
+        shown = score_text(score, contrast)
+    else:
+        shown = f"{number(score.value, None, score.metric)}, {contrast.text} from the unquantized,"
     text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
     paired = contrast is not None
     return Point(x, y, low, high, paired, bits, unquantized(record), record.id, text)

@@ -39,11 +39,11 @@ CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "
     f"95 % interval: a factor ({TIMES}) of perplexities, points of percent, or the metric's unit. "
     "It is over clusters, such as articles, and does not hold what another calibration sample "
-    "would change. Divergences are such differences already. Without items of both, a score has "
-    "one standard error behind ±, or in brackets the 95 % interval of a share of right answers. "
-    "Bold: better, by the interval of the paired difference, than every cell of the same model "
-    f"that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one "
-    "of as many. (?): the score may say nothing; why stands below."
+    "would change. Divergences are such differences already: their interval is their own. Without "
+    "items of both, a score has one standard error behind ±, or a share of right answers its "
+    "interval. Bold: better, by the interval of the paired difference, than every cell of the same "
+    f"model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there "
+    "is one of as many. (?): the score may say nothing; why stands below."
 )
 SCREEN_NOTE = (
     "After a score: its difference from the unquantized model on the same items, and half of the "
@@ -152,9 +152,10 @@ def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs
         return Entry("", best=is_best)
     contrast = pairs.from_unquantized(record, headline.key)
     below = ""
-    text = score_text(score)
-    if contrast is not None and not headline.is_relative:
-        text, below = number(score.value, score.stderr, score.metric, bare=True), contrast.text
+    if headline.is_relative or contrast is None:
+        text = score_text(score, contrast)
+    else:
+        text, below = number(score.value, None, score.metric), contrast.text
     if score.suspicion:
         text += DOUBT
     return Entry(text, score.value, is_best, below)
@@ -351,9 +352,9 @@ def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:
     if score is None:
         return ""
     contrast = pairs.from_unquantized(record, headline.key)
-    if contrast is None or headline.is_relative:
-        return score_text(score, digits=1, gap="")
-    value = number(score.value, score.stderr, score.metric, digits=1, bare=True)
+    if headline.is_relative or contrast is None:
+        return score_text(score, contrast, digits=1, gap="")
+    value = number(score.value, None, score.metric, digits=1)
     return f"{value} {contrast.short}"
 
 
