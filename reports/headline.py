@@ -243,7 +243,7 @@ def score_text(
     That is there of a share of right answers, where it tells how little 0 of 2 says, and of what is
     a difference from the unquantized model by its nature, whose contrast is given.
     """
-    ends = _ends(score)
+    ends = answer_interval(score)
     if contrast is not None:
         interval = contrast.difference
         below, above = interval.low - interval.value, interval.high - interval.value
@@ -255,8 +255,8 @@ def score_text(
     return f"{texts[0]}{gap}[{texts[1]},{gap}{texts[2]}]"
 
 
-def _ends(score: Score) -> tuple[float, float] | None:
-    """The interval of a share of right answers; older records have none where all are alike."""
+def answer_interval(score: Score) -> tuple[float, float] | None:
+    """Of a share of right answers, 0 to 1; older records lack it, which matters at 0 and 1."""
     if score.low is not None and score.high is not None:
         return score.low, score.high
     answers = unit_of(score.metric) == "%" and not score.metric.startswith(RELATIVE)

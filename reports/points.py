@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from qbench.comparison.pairs import Contrast, Pairs, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names, unquantized
-from qbench.reports.headline import Headline, number, score_text
+from qbench.reports.headline import Headline, answer_interval, number, score_text
 from qbench.tasks.scores import Z_95
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
@@ -194,14 +194,15 @@ def _ends(score: Score, contrast: Contrast | None, percent: float) -> tuple[floa
     Where there is no finite one, both are the score. percent: 100 for a share, else 1.
     """
     y = percent * score.value
+    own = answer_interval(score)
     if contrast is not None:
         value, low, high = contrast.figures
         if contrast.ratio:
             ends = (y * low / value, y * high / value)
         else:
             ends = (y + low - value, y + high - value)
-    elif score.low is not None and score.high is not None:
-        ends = (percent * score.low, percent * score.high)
+    elif own is not None:
+        ends = (percent * own[0], percent * own[1])
     else:
         reach = percent * Z_95 * (score.stderr or 0.0)
         ends = (y - reach, y + reach)
