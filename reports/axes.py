@@ -46,6 +46,7 @@ COLOURS = {
 MARKERS = "osD^vPXph<>"  # 11, coprime with the 13 colours: 143 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
+LONG_LABEL = 45  # characters: more of an axis do not fit beside it on one line
 MOST_LINES = 40  # that a panel can tell apart
 POINT = "point-"  # before a cell's id: the name of its mark in an SVG
 MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
@@ -91,7 +92,8 @@ def _known_methods() -> list[str]:
     """Our own methods, then those of other packages: a method's place does not depend on a run."""
     own = []
     for name, entry in declarations().items():
-        if isinstance(entry, Declaration) and entry.module.startswith("qbench.methods."):
+        ours = isinstance(entry, Declaration) and entry.module.startswith("qbench.methods.")
+        if ours and name != "none":  # which is the dashed line
             own.append(name)
     return [*sorted(own), *sorted(external())]
 
@@ -170,7 +172,8 @@ def _frame(axes: Any, headline: Headline, cost: Cost, scale: Scale) -> None:
     if scale.log:
         label += " (log scale)"
     axes.set_title(headline.title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylabel(f"{label}, {better}", labelpad=7)
+    end = ",\n" if len(label) + len(better) > LONG_LABEL else ", "
+    axes.set_ylabel(f"{label}{end}{better}", labelpad=7)
     axes.set_xlabel(cost.label)
     axes.margins(0.08, 0.1)
     axes.grid(False, axis="x")

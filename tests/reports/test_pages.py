@@ -96,7 +96,7 @@ def test_tasks_and_formats_are_chosen_above_the_table(run: tuple[list[Record], P
     mine = [*records, record("alternating", 3, 0.3)]
     columns, rows = ranking(mine, folder)
     (choice,) = [choice for choice in filters(mine) if choice.key == "format"]
-    assert choice.choices == ["dense", "uniform", "binary"]
+    assert choice.choices == ["dense", "binary", "uniform"]
     place = [column.heading for column in columns].index("format")
     assert [row.entries[place].text for row in rows] == [row.filters[choice.place] for row in rows]
     text = html(mine, folder)
