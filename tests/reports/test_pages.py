@@ -231,7 +231,7 @@ def test_published_numbers_stand_apart_and_say_where_they_are_from(tmp_path: Pat
     assert len(own) + len(others) == len(quoted.published())
     text = html([record("rtn", 3, 0.1)])
     before, _, after = text.partition("Published numbers</h2>")
-    assert "61.43" in after and "61.43" not in before
+    assert ">61.43<" in after and ">61.43<" not in before
     assert after.index("<summary>None is known of this model") < after.index("61.43")
     text = html([record("rtn", 3, 0.1, model="llama3-8b")])
     assert text.index("61.43") < text.index("<summary>Of other models")
