@@ -64,7 +64,8 @@ class Entry:
     """One field of the wide table.
 
     text: what people read. value: what it sorts by, None where there is nothing. best: whether it
-    is better than its rivals at equal bits. below: the difference from the unquantized model.
+    is better than its rivals at equal bits. below: the difference from the unquantized model, or of
+    what is one itself the interval.
     """
 
     text: str
@@ -75,6 +76,8 @@ class Entry:
     @property
     def whole(self) -> str:
         """Both on one line."""
+        if self.below.startswith("["):
+            return f"{self.text} {self.below}"
         return f"{self.text} ({self.below})" if self.below else self.text
 
 
@@ -152,8 +155,10 @@ def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs
         return Entry("", best=is_best)
     contrast = pairs.from_unquantized(record, headline.key)
     below = ""
-    if headline.is_relative or contrast is None:
-        text = score_text(score, contrast)
+    if contrast is None:
+        text = score_text(score)
+    elif headline.is_relative:
+        text, _, below = score_text(score, contrast).partition(" ")
     else:
         text, below = number(score.value, None, score.metric), contrast.text
     if score.suspicion:
