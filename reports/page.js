@@ -33,13 +33,15 @@ function showTask() {
   [...table.tHead.rows[0].cells].forEach((head, k) => {
     if (!task || !head.dataset.task) return;
     const shown = head.dataset.task === task ? "table-cell" : "none";
-    rules.push(`#cells tr > :nth-child(${k + 1}) { display: ${shown}; }`);
+    rules.push(`#cells tr > :nth-child(${k + 1}) { display: ${shown} !important; }`);
   });
   chosen.textContent = rules.join(" ");
 }
 
 function key(row, k) {
-  const cell = row.cells[k], value = cell.dataset.v ?? cell.textContent, number = Number(value);
+  // Without `data-v` it is the text, which a difference may stand below.
+  const cell = row.cells[k], value = cell.dataset.v ?? (cell.firstChild?.textContent ?? "").trim();
+  const number = Number(value);
   if (value === "") return null;
   // Of texts, numbers are filled up, so that they sort as numbers.
   return Number.isNaN(number) ? value.replace(/\d+/g, (digits) => digits.padStart(9, "0")) : number;

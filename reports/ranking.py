@@ -31,6 +31,16 @@ class Column:
     classes: str
     task: str = ""
 
+    @property
+    def extra(self) -> bool:
+        """Whether a phone does not show it."""
+        return "extra" in self.classes.split()
+
+    @property
+    def own_classes(self) -> str:
+        """Those of its fields; `extra` ones are told by their place, as there may be thousands."""
+        return " ".join(name for name in self.classes.split() if name != "extra")
+
 
 @dataclass(frozen=True)
 class Field:
@@ -41,6 +51,19 @@ class Field:
     best: bool = False
     href: str | None = None
     below: str = ""
+
+    @property
+    def sorts_by(self) -> str | None:
+        """The value in six digits; None where the text says as much."""
+        if self.value is None:
+            return "" if self.text else None
+        if isinstance(self.value, str):
+            return None if self.value == self.text else self.value
+        digits = f"{self.value:.6g}"
+        try:
+            return None if float(self.text) == float(digits) else digits
+        except ValueError:
+            return digits
 
 
 @dataclass(frozen=True)
