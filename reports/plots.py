@@ -9,6 +9,7 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -53,9 +54,9 @@ STYLE: dict[str, Any] = {
 SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-# Characters that fit the width of one panel: in the legend, and in the note below.
-_LEGEND_CHARACTERS = 74
-_NOTE_CHARACTERS = 90
+_NOTE_CHARACTERS = 90  # of the note below that fit the width of one panel
+_LEGEND_CHARACTERS = 14  # of a legend that fit an inch
+_HANDLE_CHARACTERS = 12  # that a line with its marker takes, and the gaps around it
 _LEGEND_LINE_INCHES = 0.23
 
 
@@ -231,7 +232,7 @@ def _figure(
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
         if lost:
             notes.append(f"Failed or skipped: {', '.join(lost)}.")
-        _legend(figure, {name: styles[name] for name in styles if name in drawn}, len(panels))
+        _legend(figure, {name: styles[name] for name in styles if name in drawn})
         note = textwrap.fill(
             " ".join(dict.fromkeys(notes)),
             _NOTE_CHARACTERS * len(panels),
@@ -242,12 +243,12 @@ def _figure(
     return figure
 
 
-def _legend(figure: Figure, styles: dict[str, Look], panels: int) -> None:
+def _legend(figure: Figure, styles: dict[str, Look]) -> None:
     """A legend in as many columns as fit, for which the figure grows; nothing without lines."""
     if not styles:
         return
     handles = [Line2D([], [], label=name, **look) for name, look in styles.items()]
-    columns = _columns(list(styles), _LEGEND_CHARACTERS * panels)
+    columns = _columns(list(styles), int(_LEGEND_CHARACTERS * figure.get_figwidth()))
     further_lines = -(-len(handles) // columns) - 1  # rounded up
     figure.set_figheight(figure.get_figheight() + _LEGEND_LINE_INCHES * further_lines)
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
@@ -255,10 +256,10 @@ def _legend(figure: Figure, styles: dict[str, Look], panels: int) -> None:
 
 def _columns(labels: Sequence[str], width: int) -> int:
     """The most columns of a legend, filled column by column, in this many characters."""
-    sizes = [len(label) + 7 for label in labels]  # a line with its marker takes about 7
+    sizes = [len(label) + _HANDLE_CHARACTERS for label in labels]
     for columns in range(len(sizes), 1, -1):
-        rows = -(-len(sizes) // columns)  # rounded up
-        starts = range(0, len(sizes), rows)
-        if sum(max(sizes[start : start + rows]) for start in starts) <= width:
+        rows, longer = divmod(len(sizes), columns)  # matplotlib has the longer columns first
+        starts = [column * rows + min(column, longer) for column in range(columns + 1)]
+        if sum(max(sizes[start:end]) for start, end in pairwise(starts)) <= width:
             return columns
     return 1

@@ -559,6 +559,24 @@ def test_a_method_looks_the_same_in_all_pictures_and_unlike_all_others() -> None
         assert few[name] == every[name]
 
 
+def test_the_legend_of_twelve_methods_with_two_groups_is_whole() -> None:
+    mine = []
+    for method in [name for name in declarations() if name != "none"][:12]:
+        for group in (64, 128):
+            cell = record(method, 3, 0.3).cell.model_copy(update={"scheme": Scheme(3, group)})
+            mine.append(record(method, 3, 0.3).model_copy(update={"cell": cell, "id": cell.id}))
+    for figure in (
+        quality_figure(mine, "mini-text", "perplexity"),
+        plots.first_figure(mine, "tiny"),
+    ):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == 24
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+
+
 def test_a_point_is_named_and_leads_to_its_cell() -> None:
     cell = record("rtn", 3, 0.3)
     text = plots.svg(quality_figure([record("none", None), cell], "mini-text", "perplexity"), "x-")
