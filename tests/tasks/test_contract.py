@@ -100,7 +100,10 @@ def test_a_task_judges_a_tiny_model(name, source, tiny, tokenizer, tmp_path):
 
 def test_a_share_is_a_percentage_in_every_report():
     assert Headline("anything", "acc", "none", True).title == "anything acc %"
-    assert Headline("anything", "gold_nll", "none", False).heading == "anything gold_nll ↓"
+    assert (
+        Headline("anything", "gold_nll", "none", False).heading
+        == "anything gold_nll in nats per token ↓"
+    )
 
 
 def test_no_other_file_names_a_task():
