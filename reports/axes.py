@@ -1,8 +1,8 @@
 """One panel: a score against measured bits per weight, size or latency.
 
-A line per method, the unquantized model as a dashed line with a band of one standard error, and
-the Pareto line of the cells that no other one beats at its cost. Each point is an element of its
-own, so that a page can name it and link it.
+A line per method, with the 95 % intervals of the paired differences from the unquantized model,
+which is a dashed line, and the Pareto line of the cells that no other one beats at its cost. Each
+point is an element of its own, so that a page can name it and link it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
+from qbench.comparison.pairs import Pairs
+from qbench.declarations import Declaration
 from qbench.records import Record
+from qbench.registry import declarations, external
 from qbench.reports.cell_names import names, ordered, unquantized
 from qbench.reports.headline import Headline
 from qbench.reports.points import BITS, Cost, Point, Scale, frontier, points_by_line, scale_of
@@ -22,19 +25,28 @@ INK = "#1f2328"
 MUTED = "#59636e"
 RULE = "#d8dee4"
 PAPER = "#ffffff"
-COLOURS = {  # after Okabe and Ito, legible on white; beside each what a dark page puts instead
-    "#0072b2": "#58a6e6",
-    "#d55e00": "#ff8a4c",
-    "#009e73": "#2fc79b",
-    "#aa4499": "#de8bd0",
-    "#e69f00": "#f2bd4a",
-    "#2f9fd0": "#8fd3f7",
-    "#882255": "#e57ba4",
-    "#777733": "#bdbb63",
+# Chosen so that the least difference between two of them is as large as could be with any of the
+# three colour blindnesses; beside each what a dark page puts instead, chosen likewise. In the order
+# of the methods' names, those of the default grid differ most.
+COLOURS = {
+    "#0072b2": "#8da8cb",
+    "#999933": "#bdba69",
+    "#e69f00": "#e19700",
+    "#b66dff": "#9c77bc",
+    "#6db6ff": "#51abfb",
+    "#b2182b": "#f1484e",
+    "#661100": "#cf998a",
+    "#cc6677": "#ac797f",
+    "#882255": "#ffc8dd",
+    "#cc79a7": "#c3689c",
+    "#490092": "#ad5efd",
+    "#d55e00": "#ce6b2d",
+    "#994f00": "#efbc97",
 }
-MARKERS = "osD^vPXph<>"  # 11, coprime with the 8 colours: 88 pairs before one comes again
+MARKERS = "osD^vPXph<>"  # 11, coprime with the 13 colours: 143 pairs before one comes again
 DASHES = ("-", "--", ":", "-.")
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
+LONG_LABEL = 45  # characters: more of an axis do not fit beside it on one line
 MOST_LINES = 40  # that a panel can tell apart
 POINT = "point-"  # before a cell's id: the name of its mark in an SVG
 MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
@@ -46,28 +58,28 @@ Look = dict[str, Any]  # keywords of matplotlib for a line
 
 
 def looks(records: Sequence[Record]) -> dict[str, Look]:
-    """Colour, marker and dashes of every line by its name, the same in all pictures of these.
+    """Colour, marker and dashes of every line by its name.
 
-    The colour is the method's; its group sizes and parameters differ in marker and dashes.
+    The colour is the method's, the same in all pictures; its group sizes and parameters differ in
+    marker and dashes.
     """
     called = names(records)
-    methods: dict[str, None] = {}
     variants: dict[str, list[str]] = {}  # the lines of each method, in the order of reports
     for record in ordered(records):
         if not unquantized(record):
-            methods[record.cell.method] = None
             lines = variants.setdefault(record.cell.method, [])
             if called[record.id] not in lines:
                 lines.append(called[record.id])
     colours = list(COLOURS)
     styles = {}
-    # Markers turn with another period than colours, so that a pair comes again after 88 methods.
+    methods = dict.fromkeys([*_known_methods(), *variants])
+    # Markers turn with another period than colours, so that a pair comes again after 143 methods.
     for k, method in enumerate(methods):
-        for variant, label in enumerate(variants[method]):
+        for variant, label in enumerate(variants.get(method, [])):
             styles[label] = {
                 "color": colours[k % len(colours)],
                 "marker": MARKERS[(k + variant) % len(MARKERS)],
-                "linestyle": DASHES[variant % len(DASHES)],
+                "linestyle": DASHES[(variant + 2 * (k // len(colours))) % len(DASHES)],
                 "linewidth": 1.6,
                 "markersize": 6.5,
                 "markerfacecolor": "none",
@@ -76,28 +88,44 @@ def looks(records: Sequence[Record]) -> dict[str, Look]:
     return styles
 
 
+def _known_methods() -> list[str]:
+    """Our own methods, then those of other packages: a method's place does not depend on a run."""
+    own = []
+    for name, entry in declarations().items():
+        ours = isinstance(entry, Declaration) and entry.module.startswith("qbench.methods.")
+        if ours and name != "none":  # which is the dashed line
+            own.append(name)
+    return [*sorted(own), *sorted(external())]
+
+
 def panel(
     axes: Any,
     mine: Sequence[Record],
     headline: Headline,
     styles: dict[str, Look],
     notes: list[str],
+    pairs: Pairs,
     cost: Cost = BITS,
 ) -> set[str]:
     """Draw one score of one model; return the names of its lines.
 
     mine: the records of the model. styles: of all lines by name. notes: gets what could not be
-    drawn, and what a reader must know. cost: what the score is drawn against.
+    drawn, and what a reader must know. pairs: of the run. cost: what the score is drawn against.
     """
     baselines: list[Point] = []
     lines: dict[str, list[Point]] = {}
-    for name, points in points_by_line(mine, headline, notes, cost).items():
+    for name, points in points_by_line(mine, headline, notes, pairs, cost).items():
         if points[0].baseline:
             baselines.append(points[0])
         else:
             lines[name] = sorted(points, key=lambda point: point.x)
     lines = _fewer(lines, headline, notes)
     quantized = [point for line in lines.values() for point in line]
+    alone = [point for point in quantized or baselines if not point.paired]
+    if len(alone) < len(quantized):
+        notes.append("Bars: 95 % interval of the paired difference from the unquantized model.")
+    if alone:
+        notes.append("Without items of both models: 95 % interval of the score alone.")
     scale = scale_of(headline, baselines + quantized)
     if scale.log:
         axes.set_yscale("log", nonpositive="clip")
@@ -109,7 +137,7 @@ def panel(
         arrow = _arrow(scale)
         notes.append(f"Points marked {arrow} are off the scale, with their value beside them.")
     if baselines:
-        _baseline(axes, baselines[0], scale)
+        _baseline(axes, baselines[0], scale, band=bool(alone))
     if lines:
         _label_bits(axes, list(lines.values()), scale)
     else:
@@ -140,13 +168,12 @@ def _frame(axes: Any, headline: Headline, cost: Cost, scale: Scale) -> None:
     better = "lower is better ↓"
     if headline.higher_is_better:
         better = "higher is better ↑"
-    label = headline.metric
-    if headline.unit:
-        label += f" {headline.unit}"
+    label = headline.measure
     if scale.log:
         label += " (log scale)"
     axes.set_title(headline.title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylabel(f"{label}, {better}", labelpad=7)
+    end = ",\n" if len(label) + len(better) > LONG_LABEL else ", "
+    axes.set_ylabel(f"{label}{end}{better}", labelpad=7)
     axes.set_xlabel(cost.label)
     axes.margins(0.08, 0.1)
     axes.grid(False, axis="x")
@@ -163,19 +190,12 @@ def _draw_lines(
 
 
 def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> None:
-    """The line with its error bars, and a mark per point; a point at the edge has no bar."""
-    upper = []
-    lower = []
-    for point in points:
-        error = point.error
-        if scale.beyond(point.y):
-            error = 0.0
-        upper.append(error)
-        lower.append(scale.lower_error(error, point.y))
+    """The line with its bars, and a mark per point; a point at the edge has no bar."""
+    halves = [scale.bar(point) for point in points]
     axes.errorbar(
         [point.x for point in points],
         [scale.place(point.y) for point in points],
-        yerr=[lower, upper],
+        yerr=list(zip(*halves, strict=True)),
         capsize=2.5,
         elinewidth=1.1,
         zorder=3,
@@ -268,13 +288,18 @@ def _arrow(scale: Scale) -> str:
     return "↑" if scale.worse > 0 else "↓"
 
 
-def _baseline(axes: Any, base: Point, scale: Scale) -> None:
-    """The dashed line and its band; its name stands on the better side, where no points are."""
+def _baseline(axes: Any, base: Point, scale: Scale, band: bool) -> None:
+    """The dashed line; its name stands on the better side, where no points are.
+
+    band: whether its own interval is drawn, which says nothing of paired differences.
+    """
     axes.axhline(
         base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label="unquantized"
     )
-    low = base.y - scale.lower_error(base.error, base.y)
-    axes.axhspan(low, base.y + base.error, color=INK, alpha=0.12, linewidth=0, zorder=1)
+    if band:
+        lower, upper = scale.bar(base)
+        ends = (base.y - lower, base.y + upper)
+        axes.axhspan(*ends, color=INK, alpha=0.12, linewidth=0, zorder=1)
     _label(
         axes,
         "unquantized",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from qbench.comparison.pairs import is_unquantized
+from qbench.errors import QbenchError
 from qbench.records import Cell, Record, Scalar, digest
+from qbench.registry import declared
 
 LONG_NAME = 40  # letters of what single layers have that a name tells in full
 
@@ -13,6 +15,21 @@ LONG_NAME = 40  # letters of what single layers have that a name tells in full
 def unquantized(record: Record) -> bool:
     """Whether this is the baseline, the model as it is."""
     return is_unquantized(record)
+
+
+def format_of(record: Record) -> str:
+    """What its weights are: `uniform`, `binary`, ...; empty where its method is not there any more.
+
+    Of a model that others have quantized, what they did.
+    """
+    cell = record.cell
+    if cell.stored_as is not None and cell.method == "none":
+        return cell.stored_as
+    try:
+        declared_format = declared(cell.method).format
+    except QbenchError:
+        return ""
+    return f"rotated-{declared_format}" if cell.params.get("rotate") else declared_format
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:

@@ -13,7 +13,7 @@ from qbench.records import Caution, Latency, Product, Record, Score
 from qbench.reports.cell_names import ordered
 from qbench.reports.changed_items import MOST, Changes, changed_items
 from qbench.reports.explanations import METRICS
-from qbench.reports.headline import number, require
+from qbench.reports.headline import require, score_text, with_unit
 from qbench.reports.layer_errors import heat_map
 from qbench.reports.page import rendered
 from qbench.reports.provenance import flat, label
@@ -96,12 +96,14 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 def _score(record: Record, score: Score, pairs: Pairs) -> dict[str, Any]:
     contrast = pairs.from_unquantized(record, (score.task, score.metric, score.filter))
-    name = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+    name = with_unit(score.metric)
+    if score.filter != "none":
+        name += f" ({score.filter})"
     return {
         "task": score.task,
         "metric": name,
         "arrow": "↑" if score.higher_is_better else "↓",
-        "text": number(score.value, score.stderr, score.metric),
+        "text": score_text(score),
         "difference": "" if contrast is None else contrast.text,
         "suspicion": score.suspicion,
         "n": score.n,

@@ -30,6 +30,8 @@ COLUMNS = {
     "method": "how, with the parameters that differ from their defaults",
     "bits": "nominal: what was asked for",
     "group": "inputs that share a scale",
+    "format": "what a quantized weight is: codes on a uniform grid, bit planes (binary), points of "
+    "a lattice, or dense",
     "bits/weight (measured)": "all bytes of the quantized layers' tensors, scales among them, over "
     "the number of their weights",
     "quantize seconds": "wall-clock time of the quantization alone",

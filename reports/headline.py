@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from qbench.comparison.pairs import RELATIVE, ScoreKey, protocol, score_of
+from qbench.comparison.pairs import RELATIVE, Contrast, ScoreKey, protocol, score_of
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
+from qbench.tasks.scores import wilson
 
 # How a setting of a protocol is written; others as their name and value.
 SETTINGS: dict[str, Callable[[Any], str]] = {
@@ -59,7 +60,7 @@ class Headline:
 
     @property
     def unit(self) -> str:
-        """`%` for a share, else nothing."""
+        """As its task declares it: `%` for a share, empty for a plain number."""
         return unit_of(self.metric)
 
     @property
@@ -68,11 +69,14 @@ class Headline:
         return self.metric.startswith(RELATIVE)
 
     @property
+    def measure(self) -> str:
+        """The metric with its unit."""
+        return with_unit(self.metric)
+
+    @property
     def title(self) -> str:
         """`arc_easy acc %`, `gsm8k exact_match % (strict-match)`, `arc_easy acc % [0-shot]`."""
-        words = [self.task, self.metric]
-        if self.unit:
-            words.append(self.unit)
+        words = [self.task, self.measure]
         if self.filter != "none":
             words.append(f"({self.filter})")
         if self.settings:
@@ -95,7 +99,8 @@ class Headline:
         if self.screen is None:
             return None
         prefix, task = split_name(self.task)
-        lines = [prefix, task, f"{self.screen} {self.arrow}"]
+        unit = " nats" if self.unit.startswith("nats") else ""  # `%` is in the name
+        lines = [prefix, task, f"{self.screen}{unit} {self.arrow}"]
         if self.settings:
             lines += self.settings.split(", ")
         return "\n".join(lines)
@@ -105,6 +110,14 @@ class Headline:
         if self.protocol is not None and asked(record, self.task) != self.protocol:
             return None
         return score_of(record, self.key)
+
+
+def with_unit(metric: str) -> str:
+    """`acc %`, `kl_mean in nats per token`, `perplexity`."""
+    unit = unit_of(metric)
+    if unit in ("", "%"):
+        return f"{metric} {unit}".rstrip()
+    return f"{metric} in {unit}"
 
 
 def require(records: Sequence[Record]) -> None:
@@ -222,28 +235,54 @@ def _first_of_unknown(directions: dict[ScoreKey, bool]) -> list[Headline]:
     return columns
 
 
-def number(
-    value: float,
-    stderr: float | None,
-    metric: str,
-    digits: int = 2,
-    gap: str = " ",
-    bare: bool = False,
+def score_text(
+    score: Score, contrast: Contrast | None = None, digits: int = 2, gap: str = " "
 ) -> str:
-    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits.
+    """`3.21 ± 0.04`, with its standard error; `0.0 [0.0, 65.8]`, with a 95 % interval.
 
-    bare: without the error, and as if there were none.
+    That is there of a share of right answers, where it tells how little 0 of 2 says, and of what is
+    a difference from the unquantized model by its nature, whose contrast is given.
     """
+    ends = answer_interval(score)
+    if contrast is not None:
+        interval = contrast.difference
+        below, above = interval.low - interval.value, interval.high - interval.value
+        ends = (score.value + below, score.value + above)
+    if ends is None:
+        return number(score.value, score.stderr, score.metric, digits, gap)
+    half = (ends[1] - ends[0]) / 2
+    texts = [_written(x, half, score.metric, digits)[0] for x in (score.value, *ends)]
+    return f"{texts[0]}{gap}[{texts[1]},{gap}{texts[2]}]"
+
+
+def answer_interval(score: Score) -> tuple[float, float] | None:
+    """Of a share of right answers, 0 to 1; older records lack it, which matters at 0 and 1."""
+    if score.low is not None and score.high is not None:
+        return score.low, score.high
+    answers = unit_of(score.metric) == "%" and not score.metric.startswith(RELATIVE)
+    if answers and score.value in (0.0, 1.0) and not score.stderr:
+        return wilson(score.value, score.n)
+    return None
+
+
+def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:
+    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits."""
+    shown, error = _written(value, stderr, metric, digits)
+    return f"{shown}{gap}±{gap}{error}" if error else shown
+
+
+def _written(value: float, stderr: float | None, metric: str, digits: int) -> tuple[str, str]:
+    """A value and its error, empty where it has none."""
     is_share = unit_of(metric) == "%"
     scale = 100.0 if is_share else 1.0
     value = value * scale
-    error = 0.0 if bare else (stderr or 0.0) * scale
+    error = (stderr or 0.0) * scale
     if not math.isfinite(value):
-        return str(value)
+        return str(value), ""
     if not math.isfinite(error):
         error = 0.0
     if not is_share and abs(value) < 1e-5 and error < 1e-5:
-        return "0"  # the divergence of the unquantized model from itself
+        return "0", ""  # the divergence of the unquantized model from itself
     if abs(value) >= 1e5:
         shown = _exponential(value, 1)
         shown_error = _exponential(error, 0)
@@ -254,9 +293,7 @@ def number(
             places = _places(error or abs(value) / 100 or 1.0, digits)
         shown = f"{value:.{places}f}"
         shown_error = f"{error:.{places}f}"
-    if not error:
-        return shown
-    return f"{shown}{gap}±{gap}{shown_error}"
+    return shown, shown_error if error else ""
 
 
 def _exponential(value: float, places: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from qbench.records import Latency, Record
 
@@ -38,32 +39,53 @@ def values(record: Record, timed: Sequence[int]) -> list[float | None]:
     return [*entries, rate, rate / rates.dense[0], rates.packed_peak_bytes / 1e6]
 
 
-def figures(record: Record) -> list[tuple[str, float]]:
-    """(metric, value) of everything that is known of a record's latency, for programs."""
+class Figure(NamedTuple):
+    """One figure of a latency, with its unit; `better` is `higher` or `lower`."""
+
+    metric: str
+    value: float
+    unit: str
+    better: str
+
+
+def figures(record: Record) -> list[Figure]:
+    """Everything that is known of a record's latency, for programs."""
     latency = record.latency
     if latency is None:
         return []
-    entries: list[tuple[str, float]] = []
+    entries: list[Figure] = []
     for rows in latency.rows:
         times = latency.milliseconds(rows)
         if times is not None:
             entries += [
-                (f"batch_{rows}_ms", times[0]),
-                (f"batch_{rows}_speedup", times[1] / times[0]),
+                Figure(f"batch_{rows}_ms", times[0], "ms", "lower"),
+                _speedup(f"batch_{rows}", times[1] / times[0]),
             ]
     rates = latency.decoding
     if rates is not None:
         entries += [
-            ("decode_tokens_per_second", rates.packed[0]),
-            ("decode_speedup", rates.packed[0] / rates.dense[0]),
-            ("prefill_tokens_per_second", rates.packed_prefill[0]),
-            ("prefill_speedup", rates.packed_prefill[0] / rates.dense_prefill[0]),
-            ("peak_bytes", float(rates.packed_peak_bytes)),
-            ("dense_peak_bytes", float(rates.dense_peak_bytes)),
+            _rate("decode", rates.packed[0]),
+            _speedup("decode", rates.packed[0] / rates.dense[0]),
+            _rate("prefill", rates.packed_prefill[0]),
+            _speedup("prefill", rates.packed_prefill[0] / rates.dense_prefill[0]),
+            _bytes("peak_bytes", rates.packed_peak_bytes),
+            _bytes("dense_peak_bytes", rates.dense_peak_bytes),
         ]
     if record.bytes_on_disk is not None:
-        entries.append(("bytes_on_disk", float(record.bytes_on_disk)))
+        entries.append(_bytes("bytes_on_disk", record.bytes_on_disk))
     return entries
+
+
+def _rate(what: str, value: float) -> Figure:
+    return Figure(f"{what}_tokens_per_second", value, "tokens per second", "higher")
+
+
+def _speedup(what: str, value: float) -> Figure:
+    return Figure(f"{what}_speedup", value, "times dense", "higher")
+
+
+def _bytes(metric: str, value: int) -> Figure:
+    return Figure(metric, float(value), "bytes", "lower")
 
 
 def missing(records: Sequence[Record]) -> list[tuple[Record, str]]:

@@ -10,6 +10,7 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports.headline import headlines, require
+from qbench.reports.noise import noise_lines
 from qbench.reports.tables import grid
 
 SPECIAL = {
@@ -20,6 +21,10 @@ SPECIAL = {
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     TIMES: r"$\times$",
+    "∞": r"$\infty$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
@@ -49,6 +54,7 @@ def latex(records: Sequence[Record], folder: Path | None = None) -> str:
             fields.append(f"\\textbf{{{text}}}" if entry.best else text)
         lines.append(_line(fields))
     lines += ["\\bottomrule", "\\end{tabular}"]
+    lines += [f"% {printable(line)}" for line in noise_lines(records)]
     return "\n".join(lines) + "\n"
 
 

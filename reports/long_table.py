@@ -29,6 +29,8 @@ COLUMNS = (
     "filter",
     "value",
     "stderr",
+    "low",
+    "high",
     "n",
     "difference",
     "difference_low",
@@ -77,6 +79,8 @@ _NUMBERS = {
     "bits_per_weight": "float64",
     "value": "float64",
     "stderr": "float64",
+    "low": "float64",
+    "high": "float64",
     "n": "Int64",
     "difference": "float64",
     "difference_low": "float64",
@@ -98,7 +102,8 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
     """COLUMNS, one row per score and per figure of latency.
 
-    A failed or skipped cell is one row without a score.
+    A failed or skipped cell is one row without a score. low, high: of a share of right answers, its
+    95 % interval.
     folder: of the run, where the items lie. A difference is from the unquantized model on the same
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`. asked: the hash of how the task was asked; scores with different ones are
@@ -125,10 +130,11 @@ def _rows(
     cell = _cell_columns(record)
     if record.status != "ok" or not record.scores:
         return [cell]
-    timed = [
-        cell | {"task": "latency", "metric": metric, "filter": "none", "value": value}
-        for metric, value in figures(record)
-    ]
+    timed = []
+    for figure in figures(record):
+        columns = {"metric": figure.metric, "value": figure.value, "unit": figure.unit}
+        place = {"task": "latency", "filter": "none", "direction": figure.better}
+        timed.append(cell | place | columns)
     scores = sorted(
         record.scores, key=lambda score: (tasks.index(score.task), score.metric, score.filter)
     )
@@ -140,8 +146,10 @@ def _rows(
             "filter": csv_cell(score.filter),
             "value": score.value,
             "stderr": score.stderr,
+            "low": score.low,
+            "high": score.high,
             "n": score.n,
-            "unit": unit_of(score.metric),
+            "unit": unit_of(score.metric).replace("%", "share"),  # values are not times 100
             "direction": "higher" if score.higher_is_better else "lower",
         }
         score_columns |= _protocol_columns(record, score.task)

@@ -1,8 +1,9 @@
-// The ranking: sorting, filters, and the first rows of a long table.
+// The ranking: sorting, filters of rows and of tasks, and the first rows of a long table.
 // Only the rows that are shown are in the document: what is not laid out costs nothing to sort.
 const STEP = 100;
 const table = document.getElementById("cells"), body = table.tBodies[0];
 const form = document.getElementById("filters"), more = document.getElementById("more");
+const chosen = document.head.appendChild(document.createElement("style"));
 const keys = new Map();  // of each column, by row, once it has been sorted by
 let rows = [...body.rows], limit = STEP;
 
@@ -15,7 +16,8 @@ function matches(row, wanted, words) {
 }
 
 function show() {
-  const selects = [...form.querySelectorAll("select")];
+  showTask();
+  const selects = [...form.querySelectorAll("select[data-place]")];
   const wanted = selects.map((select) => [select.dataset.place, select.value]).filter(([, value]) => value);
   const words = form.elements.text.value.toLowerCase().split(/\s+/).filter((word) => word);
   const fitting = wanted.length || words.length ? rows.filter((row) => matches(row, wanted, words)) : rows;
@@ -25,8 +27,21 @@ function show() {
   more.firstElementChild.textContent = `Show ${Math.min(STEP, fitting.length - limit)} more rows`;
 }
 
+function showTask() {
+  // By one rule for each column of scores, so that no field of thousands of rows is touched.
+  const task = form.elements.task?.value, rules = [];
+  [...table.tHead.rows[0].cells].forEach((head, k) => {
+    if (!task || !head.dataset.task) return;
+    const shown = head.dataset.task === task ? "table-cell" : "none";
+    rules.push(`#cells tr > :nth-child(${k + 1}) { display: ${shown} !important; }`);
+  });
+  chosen.textContent = rules.join(" ");
+}
+
 function key(row, k) {
-  const cell = row.cells[k], value = cell.dataset.v ?? cell.textContent, number = Number(value);
+  // Without `data-v` it is the text, which a difference may stand below.
+  const cell = row.cells[k], value = cell.dataset.v ?? (cell.firstChild?.textContent ?? "").trim();
+  const number = Number(value);
   if (value === "") return null;
   // Of texts, numbers are filled up, so that they sort as numbers.
   return Number.isNaN(number) ? value.replace(/\d+/g, (digits) => digits.padStart(9, "0")) : number;

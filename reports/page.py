@@ -52,12 +52,13 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
         models=models(records),
         lead=lead(records),
         mini=MINI_NOTICE if has_mini_tasks else "",
-        pictures=[_pictures(records, model, k) for k, model in enumerate(models(records))],
+        pictures=[_pictures(records, model, k, folder) for k, model in enumerate(models(records))],
         captions=captions(records),
         files=FILES,
         columns=columns,
         explained=[column for column in columns if column.explanation],
         rows=rows,
+        tasks=list(dict.fromkeys(column.task for column in columns if column.task)),
         filters=[choice for choice in filters(records) if len(choice.choices) > 1],
         failures=reasons(records),
         doubts=doubts(records),
@@ -95,7 +96,9 @@ def _templates() -> Environment:
     )
 
 
-def _pictures(records: Sequence[Record], model: str, index: int) -> dict[str, Any]:
+def _pictures(
+    records: Sequence[Record], model: str, index: int, folder: Path | None
+) -> dict[str, Any]:
     """The pictures of one model: the leading scores drawn here, and all of them as files."""
     mine = [record for record in records if record.cell.model == model]
     leaders = leading(mine)
@@ -105,7 +108,7 @@ def _pictures(records: Sequence[Record], model: str, index: int) -> dict[str, An
         title = f"{headline.title} against {cost.short}"
         files.append((title, f"pictures/{file_name(model, headline, cost)}"))
         if headline in leaders:
-            figure = drawn(records, model, headline, cost)
+            figure = drawn(records, model, headline, cost, folder)
             prefix = f"p{index}-{len(drawings)}-"
             drawings.append({"title": f"{model}: {title}", "svg": _inline(figure, prefix)})
     return {"name": model, "drawings": drawings, "files": files}

@@ -21,7 +21,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     require(records)
     paths = []
     for model, headline, cost in offered(records):
-        figure = drawn(records, model, headline, cost)
+        figure = drawn(records, model, headline, cost, folder)
         path = folder / "pictures" / file_name(model, headline, cost)
         paths.append(write_text(path.with_suffix(".svg"), svg(figure)))
         paths.append(write_bytes(path.with_suffix(".pdf"), pdf(figure)))
@@ -45,8 +45,10 @@ def offered(records: Sequence[Record]) -> Iterator[tuple[str, Headline, Cost]]:
                 yield model, headline, BITS
 
 
-def drawn(records: Sequence[Record], model: str, headline: Headline, cost: Cost) -> Figure:
-    """One of the pictures of `offered`."""
+def drawn(
+    records: Sequence[Record], model: str, headline: Headline, cost: Cost, folder: Path | None
+) -> Figure:
+    """One of the pictures of `offered`. folder: of the run, where the items lie."""
     return quality_figure(
         records,
         headline.task,
@@ -55,6 +57,7 @@ def drawn(records: Sequence[Record], model: str, headline: Headline, cost: Cost)
         model=model,
         cost=cost,
         protocol=headline.protocol,
+        folder=folder,
     )
 
 

@@ -9,6 +9,7 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,12 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.records import Record
 from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
 from qbench.reports.cell_names import ordered
 from qbench.reports.headline import Headline, asked, headlines, require
+from qbench.reports.noise import noise_floors
 from qbench.reports.points import BITS, Cost, unbroken
 
 STYLE: dict[str, Any] = {
@@ -51,9 +54,9 @@ STYLE: dict[str, Any] = {
 SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-# Characters that fit the width of one panel: in the legend, and in the note below.
-_LEGEND_CHARACTERS = 74
-_NOTE_CHARACTERS = 90
+_NOTE_CHARACTERS = 90  # of the note below that fit the width of one panel
+_LEGEND_CHARACTERS = 14  # of a legend that fit an inch
+_HANDLE_CHARACTERS = 12  # that a line with its marker takes, and the gaps around it
 _LEGEND_LINE_INCHES = 0.23
 
 
@@ -66,12 +69,14 @@ def quality_figure(
     model: str | None = None,
     cost: Cost = BITS,
     protocol: str | None = None,
+    folder: Path | None = None,
 ) -> Figure:
     """One score of one model against measured bits per weight, or another cost.
 
     filter: the first one of that metric, unless named. model: the first one of the tables, unless
-    named. protocol: how its task was asked, the first way unless it is given. DataError where no
-    record has the score.
+    named. protocol: how its task was asked, the first way unless it is given. folder: of the run,
+    where the items lie; without it there are no differences. DataError where no record has the
+    score.
     """
     require(records)
     known = _scores(records)
@@ -87,12 +92,16 @@ def quality_figure(
         there = ", ".join(titles) or "none, every cell failed or was skipped"
         wanted = f"{task} {metric} {filter or ''}".rstrip()
         raise DataError(f"no record has the score {wanted}; there are: {there}")
-    return _figure(records, matching[:1], model or ordered(records)[0].cell.model, cost)
+    pairs = pairs_of(records, folder)
+    return _figure(records, matching[:1], model or ordered(records)[0].cell.model, pairs, cost)
 
 
-def first_figure(records: Sequence[Record], model: str) -> Figure:
-    """The picture people look at first: perplexity and divergence, else the first headline."""
-    return _figure(records, leading(records), model)
+def first_figure(records: Sequence[Record], model: str, folder: Path | None = None) -> Figure:
+    """The picture people look at first: perplexity and divergence, else the first headline.
+
+    folder: as of `quality_figure`.
+    """
+    return _figure(records, leading(records), model, pairs_of(records, folder))
 
 
 def leading(records: Sequence[Record]) -> list[Headline]:
@@ -116,7 +125,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 def write_quality(records: Sequence[Record], folder: Path, model: str, first: bool) -> Path:
     """`quality.png`, or `quality-MODEL.png` where this is not the first model."""
     name = "quality.png" if first else f"quality-{slug(model)}.png"
-    return write_bytes(folder / name, png(first_figure(records, model)))
+    return write_bytes(folder / name, png(first_figure(records, model, folder)))
 
 
 def models(records: Sequence[Record]) -> list[str]:
@@ -196,7 +205,11 @@ def _scores(records: Sequence[Record]) -> list[Headline]:
 
 
 def _figure(
-    records: Sequence[Record], panels: Sequence[Headline], model: str, cost: Cost = BITS
+    records: Sequence[Record],
+    panels: Sequence[Headline],
+    model: str,
+    pairs: Pairs,
+    cost: Cost = BITS,
 ) -> Figure:
     """A panel per score, above them the legend, below them what was not drawn and why."""
     mine = [record for record in ordered(records) if record.cell.model == model]
@@ -208,17 +221,18 @@ def _figure(
             figure.text(0.5, 0.5, text, ha="center", va="center")
             return figure
         styles = looks(records)
-        notes = [
-            f"{model}. Bars and band: ± 1 standard error. Grey: no other cell is better there."
-        ]
+        notes = [f"{model}. Grey: no other cell is better there."]
         drawn: set[str] = set()
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, headline in zip(row, panels, strict=True):
-            drawn |= panel(axes, mine, headline, styles, notes, cost)
+            drawn |= panel(axes, mine, headline, styles, notes, pairs, cost)
+            floor = noise_floors(mine).get((model, headline.task))
+            if floor is not None and headline.metric.startswith("kl_"):
+                notes.append(f"KL below {floor:.1e} nats per token is rounding.")
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
         if lost:
             notes.append(f"Failed or skipped: {', '.join(lost)}.")
-        _legend(figure, {name: styles[name] for name in styles if name in drawn}, len(panels))
+        _legend(figure, {name: styles[name] for name in styles if name in drawn})
         note = textwrap.fill(
             " ".join(dict.fromkeys(notes)),
             _NOTE_CHARACTERS * len(panels),
@@ -229,12 +243,12 @@ def _figure(
     return figure
 
 
-def _legend(figure: Figure, styles: dict[str, Look], panels: int) -> None:
+def _legend(figure: Figure, styles: dict[str, Look]) -> None:
     """A legend in as many columns as fit, for which the figure grows; nothing without lines."""
     if not styles:
         return
     handles = [Line2D([], [], label=name, **look) for name, look in styles.items()]
-    columns = _columns(list(styles), _LEGEND_CHARACTERS * panels)
+    columns = _columns(list(styles), int(_LEGEND_CHARACTERS * figure.get_figwidth()))
     further_lines = -(-len(handles) // columns) - 1  # rounded up
     figure.set_figheight(figure.get_figheight() + _LEGEND_LINE_INCHES * further_lines)
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
@@ -242,10 +256,10 @@ def _legend(figure: Figure, styles: dict[str, Look], panels: int) -> None:
 
 def _columns(labels: Sequence[str], width: int) -> int:
     """The most columns of a legend, filled column by column, in this many characters."""
-    sizes = [len(label) + 7 for label in labels]  # a line with its marker takes about 7
+    sizes = [len(label) + _HANDLE_CHARACTERS for label in labels]
     for columns in range(len(sizes), 1, -1):
-        rows = -(-len(sizes) // columns)  # rounded up
-        starts = range(0, len(sizes), rows)
-        if sum(max(sizes[start : start + rows]) for start in starts) <= width:
+        rows, longer = divmod(len(sizes), columns)  # matplotlib has the longer columns first
+        starts = [column * rows + min(column, longer) for column in range(columns + 1)]
+        if sum(max(sizes[start:end]) for start, end in pairwise(starts)) <= width:
             return columns
     return 1

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import protocol
+from qbench.comparison.pairs import Contrast, Pairs, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names, unquantized
-from qbench.reports.headline import Headline, number
+from qbench.reports.headline import Headline, answer_interval, number, score_text
+from qbench.tasks.scores import Z_95
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.
@@ -53,14 +54,18 @@ COSTS = (BITS, SIZE, LATENCY)
 class Point:
     """A cell in a panel.
 
-    x: what it costs, such as measured bits per weight. y, error: the score and its standard error,
-    percent for shares. bits: the nominal ones, None where it has none. baseline: whether it is the
-    unquantized model. cell: the id. text: what it is, in words.
+    x: what it costs, such as measured bits per weight. y: the score, percent for a share. low,
+    high: the ends of its bar, 95 % intervals. paired: whether the bar is that of the difference
+    from the unquantized model on the same items, drawn around y; else it is the score's own. bits:
+    the nominal ones, None where it has none. baseline: whether it is the unquantized model. cell:
+    the id. text: what it is, in words.
     """
 
     x: float
     y: float
-    error: float
+    low: float
+    high: float
+    paired: bool
     bits: float | None
     baseline: bool
     cell: str
@@ -89,11 +94,17 @@ class Scale:
             return self.edge
         return y
 
-    def lower_error(self, error: float, y: float) -> float:
-        """The lower half of a bar, which on a logarithmic axis must end above 0."""
+    def bar(self, point: Point) -> tuple[float, float]:
+        """The lower and upper half of a point's bar; none at the edge.
+
+        On a logarithmic axis the lower one ends above 0.
+        """
+        if self.beyond(point.y):
+            return 0.0, 0.0
+        lower = max(0.0, point.y - point.low)
         if self.log:
-            return min(error, abs(y) * 0.999)
-        return error
+            lower = min(lower, abs(point.y) * 0.999)
+        return lower, max(0.0, point.high - point.y)
 
 
 def unbroken(label: str) -> str:
@@ -106,12 +117,17 @@ def _is_log(headline: Headline) -> bool:
 
 
 def points_by_line(
-    mine: Sequence[Record], headline: Headline, notes: list[str], cost: Cost = BITS
+    mine: Sequence[Record],
+    headline: Headline,
+    notes: list[str],
+    pairs: Pairs,
+    cost: Cost = BITS,
 ) -> dict[str, list[Point]]:
     """The points of each line by its name, in the order of the records.
 
     mine: the records of one model. notes: gets a sentence for every score that cannot be drawn.
-    A cell without the cost has no point.
+    pairs: of the run, which have the differences from the unquantized model. A cell without the
+    cost has no point.
     """
     scored = []
     for record in mine:
@@ -132,14 +148,20 @@ def points_by_line(
             # The divergence of the unquantized model from itself is rounding, and would stretch
             # the axis.
             continue
-        point = _point(record, score, headline, notes, cost)
+        contrast = pairs.from_unquantized(record, headline.key)
+        point = _point(record, score, contrast, headline, notes, cost)
         if point is not None:
             lines.setdefault(called[record.id], []).append(point)
     return lines
 
 
 def _point(
-    record: Record, score: Score, headline: Headline, notes: list[str], cost: Cost
+    record: Record,
+    score: Score,
+    contrast: Contrast | None,
+    headline: Headline,
+    notes: list[str],
+    cost: Cost,
 ) -> Point | None:
     """None where the score cannot be drawn, which a note says, or where it has no such cost."""
     percent = 100.0 if headline.unit == "%" else 1.0
@@ -153,15 +175,42 @@ def _point(
         label = unbroken(record.cell.label)
         notes.append(f"Not drawn, {headline.metric} {y:g}: {label}.")
         return None
-    error = (score.stderr or 0.0) * percent
-    if not math.isfinite(error):
-        error = 0.0
     bits: float | None = None
     if record.cell.scheme:
         bits = record.cell.scheme.width
-    shown = number(score.value, score.stderr, score.metric)
+    low, high = _ends(score, contrast, percent)
+    if headline.is_relative or contrast is None:
+        shown = score_text(score, contrast)
+    else:
+        shown = f"{number(score.value, None, score.metric)}, {contrast.text} from the unquantized,"
     text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
-    return Point(x, y, error, bits, unquantized(record), record.id, text)
+    paired = contrast is not None
+    return Point(x, y, low, high, paired, bits, unquantized(record), record.id, text)
+
+
+def _ends(score: Score, contrast: Contrast | None, percent: float) -> tuple[float, float]:
+    """Of a bar: the 95 % interval of the paired difference laid around the score, else its own.
+
+    Where there is no finite one, both are the score. percent: 100 for a share, else 1.
+    """
+    y = percent * score.value
+    own = answer_interval(score)
+    if contrast is not None:
+        value, low, high = contrast.figures
+        if contrast.ratio:
+            ends = (y * low / value, y * high / value)
+        else:
+            ends = (y + low - value, y + high - value)
+    elif own is not None:
+        ends = (percent * own[0], percent * own[1])
+    else:
+        reach = percent * Z_95 * (score.stderr or 0.0)
+        ends = (y - reach, y + reach)
+    if not all(map(math.isfinite, ends)):
+        return y, y
+    if percent != 1.0:
+        return max(0.0, ends[0]), min(100.0, ends[1])
+    return ends
 
 
 def frontier(points: Sequence[Point], worse: int) -> list[Point]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from qbench.comparison.pairs import pairs_of
 from qbench.comparison.ranks import ranks
 from qbench.records import Record
-from qbench.reports.cell_names import ordered, unquantized
+from qbench.reports.cell_names import format_of, ordered, unquantized
 from qbench.reports.explanations import explanation
 from qbench.reports.headline import Headline, headlines
 from qbench.reports.plots import leading, slug
@@ -21,11 +21,25 @@ RANK = "#"
 
 @dataclass(frozen=True)
 class Column:
-    """heading: with arrow and unit. classes: of CSS; `extra` columns are not shown on a phone."""
+    """heading: with arrow and unit. classes: of CSS; `extra` columns are not shown on a phone.
+
+    task: of which it is a score, empty for other columns.
+    """
 
     heading: str
     explanation: str
     classes: str
+    task: str = ""
+
+    @property
+    def extra(self) -> bool:
+        """Whether a phone does not show it."""
+        return "extra" in self.classes.split()
+
+    @property
+    def own_classes(self) -> str:
+        """Those of its fields; `extra` ones are told by their place, as there may be thousands."""
+        return " ".join(name for name in self.classes.split() if name != "extra")
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,19 @@ class Field:
     best: bool = False
     href: str | None = None
     below: str = ""
+
+    @property
+    def sorts_by(self) -> str | None:
+        """The value in six digits; None where the text says as much."""
+        if self.value is None:
+            return "" if self.text else None
+        if isinstance(self.value, str):
+            return None if self.value == self.text else self.value
+        digits = f"{self.value:.6g}"
+        try:
+            return None if float(self.text) == float(digits) else digits
+        except ValueError:
+            return digits
 
 
 @dataclass(frozen=True)
@@ -91,7 +118,7 @@ def ranking(
 
 def filters(records: Sequence[Record]) -> list[Filter]:
     """The choices that tell some cells from others."""
-    keys = ("model", "bits", "method", "group", "status")
+    keys = ("model", "bits", "method", "group", "format", "status")
     values = list(zip(*(_filter_values(record) for record in ordered(records)), strict=True))
     return [
         Filter(place, key, key, list(dict.fromkeys(value for value in column if value)))
@@ -112,14 +139,15 @@ def method_page(method: str) -> str:
 def _column(name: str, headline: Headline | None, leaders: Sequence[Headline]) -> Column:
     metric = None if headline is None else headline.metric
     classes = []
-    if name in ("model", "method"):
+    if name in ("model", "method", "format"):
         classes.append("word")
     if name == "method":
         classes.append("stick")
     if name not in ("method", "bits/weight (measured)") and headline not in leaders:
         classes.append("extra")
     heading = name if headline is None else headline.heading
-    return Column(heading, explanation(name, metric), " ".join(classes))
+    task = "" if headline is None else headline.task
+    return Column(heading, explanation(name, metric), " ".join(classes), task)
 
 
 def _leader(records: Sequence[Record]) -> Headline | None:
@@ -146,4 +174,4 @@ def _filter_values(record: Record) -> list[str]:
         bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
     method = "unquantized" if unquantized(record) else cell.stored_as or cell.method
-    return [cell.model, bits, method, group, record.status]
+    return [cell.model, bits, method, group, format_of(record), record.status]

@@ -22,23 +22,33 @@ from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.cautions import summary
-from qbench.reports.cell_names import names, ordered, shared_parameters
+from qbench.reports.cell_names import format_of, names, ordered, shared_parameters
 from qbench.reports.doubts import doubts
-from qbench.reports.headline import MINI_NOTICE, Headline, headlines, in_words, number, require
+from qbench.reports.headline import (
+    MINI_NOTICE,
+    Headline,
+    headlines,
+    in_words,
+    number,
+    require,
+    score_text,
+)
+from qbench.reports.noise import noise_lines
 
 CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "
     f"95 % interval: a factor ({TIMES}) of perplexities, points of percent, or the metric's unit. "
     "It is over clusters, such as articles, and does not hold what another calibration sample "
-    "would change. Divergences are such differences already. Without items of both, a score has "
-    "one standard error. Bold: better, by the interval of the paired difference, than every cell "
-    f"of the same model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, "
-    "where there is one of as many. (?): the score may say nothing; why stands below."
+    "would change. Divergences are such differences already: their interval is their own. Without "
+    "items of both, a score has one standard error behind ±, or a share of right answers its "
+    "interval. Bold: better, by the interval of the paired difference, than every cell of the same "
+    f"model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there "
+    "is one of as many. (?): the score may say nothing; why stands below."
 )
 SCREEN_NOTE = (
     "After a score: its difference from the unquantized model on the same items, and half of the "
-    f"95 % interval; {TIMES} is the factor of perplexities. Directly at a score: one standard "
-    "error."
+    f"95 % interval, or the whole in brackets; {TIMES} is the factor of perplexities. Directly at "
+    "a score: one standard error, or in brackets the 95 % interval."
 )
 DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 SCREEN_WIDTH = 100  # characters
@@ -54,7 +64,8 @@ class Entry:
     """One field of the wide table.
 
     text: what people read. value: what it sorts by, None where there is nothing. best: whether it
-    is better than its rivals at equal bits. below: the difference from the unquantized model.
+    is better than its rivals at equal bits. below: the difference from the unquantized model, or of
+    what is one itself the interval.
     """
 
     text: str
@@ -65,6 +76,8 @@ class Entry:
     @property
     def whole(self) -> str:
         """Both on one line."""
+        if self.below.startswith("["):
+            return f"{self.text} {self.below}"
         return f"{self.text} ({self.below})" if self.below else self.text
 
 
@@ -82,7 +95,7 @@ def grid(
     trained = any(block_loss(record, "final") for record in records)
 
     columns = ["model"] if several_models else []
-    columns += ["method", "bits", "group", "bits/weight (measured)"]
+    columns += ["method", "bits", "group", "format", "bits/weight (measured)"]
     columns += [headline.title for headline in scores]
     columns += latencies.columns(records)
     columns += ["quantize seconds", "peak memory MB"]
@@ -123,7 +136,7 @@ def block_loss(record: Record, key: str) -> float | None:
 
 
 def _identity(record: Record, name: str) -> list[Entry]:
-    """Name, bits, group size and measured bits per weight."""
+    """Name, bits, group size, format and measured bits per weight."""
     label = name if record.status == "ok" else f"{name} ({record.status})"
     bits = group = Entry("")
     scheme = record.cell.scheme
@@ -132,7 +145,8 @@ def _identity(record: Record, name: str) -> list[Entry]:
         # one group per channel sorts behind all numbers
         group = Entry(str(scheme.group_size or "channel"), scheme.group_size or 1 << 30)
     measured = record.bits_per_weight.get("total")
-    return [Entry(label, name), bits, group, _number_entry(measured, ".2f")]
+    form = format_of(record)
+    return [Entry(label, name), bits, group, Entry(form, form), _number_entry(measured, ".2f")]
 
 
 def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs) -> Entry:
@@ -141,9 +155,12 @@ def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs
         return Entry("", best=is_best)
     contrast = pairs.from_unquantized(record, headline.key)
     below = ""
-    text = number(score.value, score.stderr, score.metric)
-    if contrast is not None and not headline.is_relative:
-        text, below = number(score.value, score.stderr, score.metric, bare=True), contrast.text
+    if contrast is None:
+        text = score_text(score)
+    elif headline.is_relative:
+        text, _, below = score_text(score, contrast).partition(" ")
+    else:
+        text, below = number(score.value, None, score.metric), contrast.text
     if score.suspicion:
         text += DOUBT
     return Entry(text, score.value, is_best, below)
@@ -184,7 +201,8 @@ def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
 def captions(records: Sequence[Record]) -> list[str]:
     """What a reader of the wide table must know, a paragraph each."""
     parameters = shared_parameters(records)
-    return [CAPTION, *([parameters] if parameters else []), *latencies.caption(records)]
+    told = [parameters] if parameters else []
+    return [CAPTION, *noise_lines(records), *told, *latencies.caption(records)]
 
 
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
@@ -194,7 +212,7 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     parts = ["# qbench leaderboard"]
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
-    parts += [_markdown_table(records, folder), *captions(records)]
+    parts += [_markdown_table(records, folder), *map(escaped, captions(records))]
     items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
@@ -274,6 +292,8 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
     parameters = shared_parameters(records)
     if parameters:
         console.print(Text(printable(parameters)), width=width)
+    for line in noise_lines(records):
+        console.print(Text(printable(line)), width=width)
     if any(_has_differences(record, pairs) for record in records):
         console.print(Text(SCREEN_NOTE), width=width)
     if _has_mini_tasks(records):
@@ -320,7 +340,7 @@ def _screen_table(
     for record in records:
         if record.status != "ok":
             continue
-        _, bits, _, measured = _identity(record, "")
+        _, bits, _, _, measured = _identity(record, "")
         fields = [called[record.id], bits.text, measured.text]
         for headline in scores:
             fields.append(_screen_text(record, headline, pairs))
@@ -337,9 +357,9 @@ def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:
     if score is None:
         return ""
     contrast = pairs.from_unquantized(record, headline.key)
-    if contrast is None or headline.is_relative:
-        return number(score.value, score.stderr, score.metric, digits=1, gap="")
-    value = number(score.value, score.stderr, score.metric, digits=1, bare=True)
+    if headline.is_relative or contrast is None:
+        return score_text(score, contrast, digits=1, gap="")
+    value = number(score.value, None, score.metric, digits=1)
     return f"{value} {contrast.short}"
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from qbench.tasks.contract import Context
 
 
+Unit = Literal["", "%", "nats", "nats per token"]
+
+
 class _Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,13 +94,13 @@ class Cost(_Declared):
 class DeclaredScore(_Declared):
     """One score that a task gives.
 
-    unit: `%` for a share, which is shown times 100. headline: a column of the wide table and a
-    picture. screen: its short name on the screen; None leaves it to the files.
+    unit: `%` for a share, which is shown times 100; empty for a plain number. headline: a column of
+    the wide table and a picture. screen: its short name on the screen; None leaves it to the files.
     """
 
     metric: str
     filter: str = "none"
-    unit: Literal["", "%"] = ""
+    unit: Unit = ""
     better: Literal["higher", "lower"]
     headline: bool = False
     screen: str | None = None

@@ -20,7 +20,7 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.records import Score
 from qbench.tasks import code_text
 from qbench.tasks.contract import Context, Outcome
-from qbench.tasks.declaration import Cost, DeclaredScore, Table
+from qbench.tasks.declaration import Cost, DeclaredScore, Table, Unit
 from qbench.tasks.scores import mean_score
 from qbench.tasks.text import TextTask, window_row, window_score
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qbench.tasks.article_windows import ArticleWindows
     from qbench.tasks.data import Source
 
+NATS: Unit = "nats per token"
 WRITTEN = ".tokens.npy"  # beside the reference, what the unquantized model has written
 TEXTS = {"wiki": "divergence", "code": "divergence_code", "own": "divergence_own"}  # task by text
 
@@ -46,14 +47,14 @@ class Divergence(TextTask):
     table: Table | str = "wikitext"
     cost: Cost = Cost(items=140, pass_share=0.5)
     scores: tuple[DeclaredScore, ...] = (
-        DeclaredScore(metric="kl_mean", better="lower", headline=True, screen="KL"),
+        DeclaredScore(metric="kl_mean", unit=NATS, better="lower", headline=True, screen="KL"),
         DeclaredScore(
             metric="top1_agreement", unit="%", better="higher", headline=True, screen="top-1 %"
         ),
-        DeclaredScore(metric="kl_reverse", better="lower"),
-        DeclaredScore(metric="kl_median", better="lower"),
-        DeclaredScore(metric="kl_p99", better="lower"),
-        DeclaredScore(metric="kl_noise", better="lower"),
+        DeclaredScore(metric="kl_reverse", unit=NATS, better="lower"),
+        DeclaredScore(metric="kl_median", unit=NATS, better="lower"),
+        DeclaredScore(metric="kl_p99", unit=NATS, better="lower"),
+        DeclaredScore(metric="kl_noise", unit=NATS, better="lower"),
     )
     order: int = 20
     needs_unquantized: bool = True

@@ -58,7 +58,7 @@ def task_tables() -> dict[str, Table]:
 
 
 def unit_of(metric: str) -> str:
-    """`%` where some task declares the metric as a share, else nothing."""
+    """The unit that some task declares for the metric: `%` of a share, empty of a plain number."""
     for task in all_tasks().values():
         for score in task.scores:
             if score.metric == metric and score.unit:

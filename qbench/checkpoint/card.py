@@ -47,12 +47,13 @@ model = AutoModelForCausalLM.from_pretrained("this folder")  # `import qbench` m
 {% if scores %}
 ## Scores
 
-| task | metric | filter | value | standard error | items |
-|---|---|---|---|---|---|
+| task | metric | filter | value | standard error | 95 % interval | items |
+|---|---|---|---|---|---|---|
 {% for score in scores -%}
 | {{ score.task | plain }} | {{ score.metric | plain }} | {{ score.filter | plain }} | \
 {{ "%.5g"|format(score.value) }} | \
-{{ "" if score.stderr is none else "%.2g"|format(score.stderr) }} | {{ score.n }} |
+{{ "" if score.stderr is none else "%.2g"|format(score.stderr) }} | \
+{{ "" if score.low is none else "%.3g to %.3g"|format(score.low, score.high) }} | {{ score.n }} |
 {% endfor %}
 Record `{{ record.id }}`, reproduced by
 

@@ -96,8 +96,15 @@ def _results(record: Record, benchmarks: Mapping[str, Benchmark]) -> Iterator[An
             metric_type=score.metric,
             metric_value=score.value,
             metric_name=f"{spec.name} {score.metric}{own}",
-            metric_args=_asked(spec) | {"stderr": score.stderr, "items": score.n},
+            metric_args=_asked(spec) | _spread(score) | {"items": score.n},
         )
+
+
+def _spread(score: Score) -> dict[str, float | None]:
+    """The standard error, and of a share of right answers the 95 % interval."""
+    if score.low is None or score.high is None:
+        return {"stderr": score.stderr}
+    return {"stderr": score.stderr, "low": score.low, "high": score.high}
 
 
 def _scores(record: Record) -> Iterator[tuple[TaskSpec, Score]]:

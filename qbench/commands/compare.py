@@ -23,7 +23,6 @@ from qbench.outside_text import printable
 if TYPE_CHECKING:
     from qbench.comparison.matching import Side
     from qbench.comparison.verdicts import Verdict
-    from qbench.records import Score
     from qbench.stats.sequential import Look
 
 app = typer.Typer()
@@ -201,22 +200,14 @@ def baseline_show(
     baselines: Baselines = HERE,
 ) -> None:
     """Its cells and scores, and the command that made each."""
+    from qbench.reports.headline import score_text
+
     for record in _side(name, baselines).records:
         _print(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")
         for score in record.scores:
             name = f"{score.task}  {score.metric}  {score.filter}"
-            _print(f"  {name}  {_score_text(score)}  n={score.n}")
+            _print(f"  {name}  {score_text(score)}  n={score.n}")
         _print(f"  {record.command}")
-
-
-def _score_text(score: Score) -> str:
-    """With its standard error; a share of right answers with its interval within 0 and 100 %."""
-    from qbench.reports.headline import number
-
-    if score.low is None or score.high is None:
-        return number(score.value, score.stderr, score.metric)
-    ends = [number(end, None, score.metric) for end in (score.low, score.high)]
-    return f"{number(score.value, None, score.metric)} [{', '.join(ends)}]"
 
 
 def _side(text: str, baselines: Path) -> Side:

@@ -272,10 +272,9 @@ def verify(
 
 
 def _score_line(score: Score) -> str:
-    from qbench.reports.headline import number
+    from qbench.reports.headline import score_text
 
-    value = number(score.value, score.stderr, score.metric)
-    return f"{score.task}  {score.metric}  {score.filter}  {value}  n={score.n}"
+    return f"{score.task}  {score.metric}  {score.filter}  {score_text(score)}  n={score.n}"
 
 
 def _parity_line(task: str, parity: Parity) -> str:

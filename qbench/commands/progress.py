@@ -18,7 +18,7 @@ from rich.progress import TaskID
 
 from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.records import Cell, Latency, Record, Score
-from qbench.reports.headline import number
+from qbench.reports.headline import score_text
 
 
 class LiveView:
@@ -135,8 +135,7 @@ class LiveView:
         words = []
         for score in scores:
             if score.task == task:
-                value = number(score.value, score.stderr, score.metric)
-                words.append(f"{_metric(score)} {value}")
+                words.append(f"{_metric(score)} {score_text(score)}")
         self._line(f"       {cell.label}  {task}: {', '.join(words)}")
 
     def note(self, text: str) -> None:

@@ -22,6 +22,7 @@ RELATIVE = ("kl_", "top1_")  # metrics that are differences from the unquantized
 JUDGED_BY = ("dtype", "batch_size", "device", "evaluation")  # of a cell, beside the protocol
 TIMES = "\u00d7"
 FIGURES = 3  # significant digits of what is no share
+ALIKE = 0.2  # the halves of an interval that differ by this share are one half behind a ±
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,17 @@ class Contrast:
 
     @property
     def short(self) -> str:
-        """`×1.22±0.03` or `-3.8±2.3`: half of the interval behind the sign."""
+        """`×1.22±0.03` or `-3.8±2.3`: half of the interval behind the sign.
+
+        The interval itself where its halves differ: `×1.22[1.02,1.46]`.
+        """
         value, low, high = self.figures
         places = self._places()
-        half = (high - low) / 2
         shown = f"{TIMES}{_plain(value, places)}" if self.ratio else _signed(value, places)
-        return f"{shown}±{_plain(half, places)}"
+        if math.isclose(high - value, value - low, rel_tol=ALIKE):
+            return f"{shown}±{_plain((high - low) / 2, places)}"
+        ends = [_plain(end, places) if self.ratio else _signed(end, places) for end in (low, high)]
+        return f"{shown}[{','.join(ends)}]"
 
     def _places(self) -> int:
         """Digits after the point: two of half the interval, one of points of percent."""

@@ -91,6 +91,15 @@ def test_scores_of_whole_tasks_are_the_model_index(tiny, tmp_path):
     assert card.model_name == "rtn 3b g16"
 
 
+def test_a_share_of_right_answers_has_its_interval_in_the_card(tiny, tmp_path):
+    folder, made = saved(tiny, tmp_path / "s"), record(("arc_easy", "acc", 0.0))
+    none_right = made.scores[0].model_copy(update={"stderr": None, "low": 0.0, "high": 0.057})
+    add_scores(folder, made.model_copy(update={"scores": (none_right,)}), {"arc_easy": ARC})
+    assert "| 0 |  | 0 to 0.057 | 64 |" in (folder / "README.md").read_text()
+    (read,) = head(folder).eval_results
+    assert (read.metric_args["low"], read.metric_args["high"]) == (0.0, 0.057)
+
+
 @pytest.mark.parametrize(
     ("limit", "notes"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,10 +11,22 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from qbench.comparison import pairs
 from qbench.comparison.pairs import Pairs
 from qbench.comparison.samples import items_file
-from qbench.records import Decoding, Latency, Product, Record
-from qbench.reports import cell_pages, json_lines, latex, method_pages, quoted
+from qbench.records import Record
+from qbench.reports import (
+    cell_names,
+    cell_pages,
+    headline,
+    json_lines,
+    latencies,
+    latex,
+    method_pages,
+    noise,
+    quoted,
+    tables,
+)
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.changed_items import changed_item, changed_items
 from qbench.reports.doubts import doubts
@@ -23,28 +36,8 @@ from qbench.reports.long_table import long_table
 from qbench.reports.page import html
 from qbench.reports.ranking import filters, ranking
 from qbench.tasks.registry import ordered_tasks
-from synthetic_records import failed, record, stored
+from synthetic_records import TIMED, failed, record, stored
 
-SPREAD = (1e-4, 0.9e-4, 1.2e-4)
-TIMED = Latency(
-    device="Some CPU",
-    threads=1,
-    dtype="float32",
-    products=tuple(
-        Product(out=64, columns=32, rows=rows, layers=2, kernel="cpu", seconds=SPREAD, dense=SPREAD)
-        for rows in (1, 16)
-    ),
-    decoding=Decoding(
-        prompt=8,
-        tokens=8,
-        packed=(20.0, 19.0, 21.0),
-        dense=(10.0, 9.0, 11.0),
-        packed_prefill=(90.0, 80.0, 99.0),
-        dense_prefill=(90.0, 80.0, 99.0),
-        packed_peak_bytes=2_000_000,
-        dense_peak_bytes=8_000_000,
-    ),
-)
 TRAINED = {
     "block 0": {"initial": 0.4, "final": 0.1, "losses": [0.4, 0.2, 0.1]},
     "block 1": {"initial": 0.5, "final": 0.5, "losses": [0.5]},
@@ -96,6 +89,23 @@ def test_filters_offer_what_there_is(run: tuple[list[Record], Path]) -> None:
     for choice in filters(records):
         assert {row.filters[choice.place] for row in rows} - {""} == set(choice.choices)
     assert 'name="bits" data-place="1"' in html(records)  # that of the model is left out
+
+
+def test_tasks_and_formats_are_chosen_above_the_table(run: tuple[list[Record], Path]) -> None:
+    records, folder = run
+    mine = [*records, record("alternating", 3, 0.3)]
+    columns, rows = ranking(mine, folder)
+    (choice,) = [choice for choice in filters(mine) if choice.key == "format"]
+    assert choice.choices == ["dense", "binary", "uniform"]
+    place = [column.heading for column in columns].index("format")
+    assert [row.entries[place].text for row in rows] == [row.filters[choice.place] for row in rows]
+    text = html(mine, folder)
+    tasks = ["mini-text", "mini-divergence", "mini-arc_easy", "mini-gsm8k"]
+    options = "".join(f"<option>{task}</option>" for task in tasks)
+    assert f'<select name="task"><option value="">all</option>{options}' in text
+    heads = re.findall(r'<th [^>]*data-task="([^"]+)"', text)
+    assert list(dict.fromkeys(heads)) == tasks
+    assert len(heads) == len([column for column in columns if column.task])
 
 
 def test_the_page_shows_latency_and_a_phone_sees_scores(run: tuple[list[Record], Path]) -> None:
@@ -221,7 +231,7 @@ def test_published_numbers_stand_apart_and_say_where_they_are_from(tmp_path: Pat
     assert len(own) + len(others) == len(quoted.published())
     text = html([record("rtn", 3, 0.1)])
     before, _, after = text.partition("Published numbers</h2>")
-    assert "61.43" in after and "61.43" not in before
+    assert ">61.43<" in after and ">61.43<" not in before
     assert after.index("<summary>None is known of this model") < after.index("61.43")
     text = html([record("rtn", 3, 0.1, model="llama3-8b")])
     assert text.index("61.43") < text.index("<summary>Of other models")
@@ -335,6 +345,15 @@ def test_json_lines_are_the_rows_of_the_long_table(run: tuple[list[Record], Path
     assert [line["cell"] for line in lines] == list(table.cell)
     assert lines[0]["value"] == pytest.approx(table.value[0])
     assert lines[-1]["value"] is None or lines[-1]["status"] == "ok"
+
+
+def test_every_sign_that_a_table_writes_is_known_to_latex() -> None:
+    signs: set[str] = set()
+    for module in (cell_names, headline, latencies, noise, pairs, tables):
+        signs |= {sign for sign in inspect.getsource(module) if not sign.isascii()}
+    assert {"±", "∞", "↑", "↓", pairs.TIMES} <= signs | {pairs.TIMES} <= latex.SPECIAL.keys()
+    told = latex.escaped("".join(sorted(latex.SPECIAL)) + "<|>")
+    assert told.isascii() and r"\textless{}\textbar{}\textgreater{}" in told
 
 
 def test_latex_escapes_and_has_a_row_per_cell(run: tuple[list[Record], Path]) -> None:

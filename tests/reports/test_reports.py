@@ -15,14 +15,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fresh_python import run_python
-from qbench.comparison.pairs import TIMES, Pairs
+from qbench.commands.folders import _score_line
+from qbench.commands.progress import LiveView
+from qbench.comparison.pairs import TIMES, Contrast, Pairs
 from qbench.comparison.ranks import winners
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score
+from qbench.registry import declarations
 from qbench.reports import pictures, plots
+from qbench.reports.axes import looks
 from qbench.reports.cell_names import names, shared_parameters
-from qbench.reports.headline import headlines, number
+from qbench.reports.headline import headlines, number, score_text
 from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
@@ -30,7 +34,9 @@ from qbench.reports.points import Point, frontier
 from qbench.reports.registry import write_reports, writers
 from qbench.reports.tables import grid, markdown, screen, wide_table
 from qbench.scheme import LayerRule
-from synthetic_records import DAMAGE, REASON, TASKS, failed, record, scores, stored
+from qbench.stats.difference import Difference
+from qbench.tasks.scores import wilson
+from synthetic_records import DAMAGE, REASON, TASKS, TIMED, failed, record, scores, stored
 
 EVERYTHING = 10  # six files, and the folders cells, methods and pictures
 
@@ -99,11 +105,12 @@ def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(
     table = wide_table(records)
     assert len(table) == len(records)
     assert list(table.columns) == [
-        *("method", "bits", "group", "bits/weight (measured)"),
-        *("mini-text perplexity", "mini-divergence kl_mean", "mini-divergence top1_agreement %"),
-        *("mini-arc_easy acc %", "mini-arc_easy gold_logprob"),
+        *("method", "bits", "group", "format", "bits/weight (measured)"),
+        *("mini-text perplexity", "mini-divergence kl_mean in nats per token"),
+        *("mini-divergence top1_agreement %",),
+        *("mini-arc_easy acc %", "mini-arc_easy gold_logprob in nats"),
         *("mini-gsm8k exact_match % (strict-match)", "mini-gsm8k exact_match % (flexible-extract)"),
-        *("mini-gsm8k gold_nll", "quantize seconds", "peak memory MB"),
+        *("mini-gsm8k gold_nll in nats per token", "quantize seconds", "peak memory MB"),
     ]
     assert table.iloc[0]["mini-arc_easy acc %"] == "52.0 ± 2.5"
     assert "greedy (failed)" in set(table.method)
@@ -127,6 +134,84 @@ def test_numbers_show_as_many_places_as_their_error_deserves(
     assert number(value, stderr, metric) == text
 
 
+def none_right() -> Record:
+    """A cell that has answered both of its two items wrong."""
+    low, high = wilson(0.0, 2)
+    facts = {"value": 0.0, "stderr": None, "n": 2, "higher_is_better": True}
+    score = Score(task="mini-arc_easy", metric="acc", low=low, high=high, **facts)
+    return record("rtn", 3, scores=(score,))
+
+
+def test_none_right_of_two_is_an_interval_wherever_scores_are_written(tmp_path: Path) -> None:
+    mine = none_right()
+    interval = "0.0 [0.0, 65.8]"
+    (score,) = mine.scores
+    assert score_text(score) == interval
+    assert score_text(score.model_copy(update={"low": None, "high": None})) == interval
+    stream = io.StringIO()
+    with LiveView(Console(file=stream, width=200), Console(file=io.StringIO()), {}) as view:
+        view.scored(mine.cell, mine.scores)
+    assert f"acc {interval}" in stream.getvalue()
+    assert interval in _score_line(score)
+    assert interval in wide_table([mine]).iloc[0].values
+    screen([mine], Console(width=100, file=stream))
+    assert "0.0[0.0,65.8]" in stream.getvalue()
+    write_reports([mine], tmp_path)
+    assert interval in (tmp_path / "cells" / f"{mine.id}.html").read_text(encoding="utf-8")
+    assert interval in (tmp_path / "index.html").read_text(encoding="utf-8")
+    (row,) = long_table([mine]).itertuples()
+    assert (row.low, row.high) == (score.low, score.high)
+
+
+@pytest.mark.parametrize(
+    ("difference", "kind", "text"),
+    [
+        (Difference(0.2, 0.02, 0.16, 0.24, 9.0, 40, 40), "perplexity", f"{TIMES}1.221±0.049"),
+        (Difference(0.2, 0.3, -0.6, 1.0, 9.0, 40, 40), "perplexity", f"{TIMES}1.2[0.5,2.7]"),
+        (Difference(0.0, 0.2, -0.658, 0.658, 9.0, 2, 2), "acc", "0.0±65.8"),
+        (Difference(-0.1, 0.2, -0.658, 0.1, 9.0, 2, 2), "acc", "-10.0[-65.8,+10.0]"),
+        (
+            Difference(0.2, 0.3, -math.inf, math.inf, 1.0, 2, 1),
+            "perplexity",
+            f"{TIMES}1.221[0.000,∞]",
+        ),
+    ],
+)
+def test_a_sign_stands_before_equal_halves_alone(
+    difference: Difference, kind: str, text: str
+) -> None:
+    assert Contrast(difference, kind == "perplexity", kind == "acc", False).short == text
+
+
+def test_every_score_and_figure_of_latency_has_its_unit() -> None:
+    mine = record("rtn", 3, 0.1, latency=TIMED, bytes_on_disk=5)
+    table = long_table([mine]).set_index("metric").unit
+    assert table["kl_mean"] == table["gold_nll"] == "nats per token"
+    assert (table["gold_logprob"], table["perplexity"]) == ("nats", "")
+    assert table["acc"] == "share", "its value is not times 100"
+    assert (table["batch_1_ms"], table["batch_1_speedup"]) == ("ms", "times dense")
+    assert table["decode_tokens_per_second"] == "tokens per second"
+    assert set(table[table == ""].index) == {"perplexity"}
+    figure = quality_figure([mine], "mini-divergence", "kl_mean")
+    assert "kl_mean in nats per token (log scale)" in figure.axes[0].get_ylabel()
+
+
+def test_below_which_divergence_there_is_rounding_stands_at_every_table(tmp_path: Path) -> None:
+    facts = {"task": "mini-divergence", "metric": "kl_noise", "stderr": None, "n": 4}
+    noise = Score(value=4.38e-7, higher_is_better=False, **facts)
+    mine = record("rtn", 3, scores=(*scores(0.1, 3), noise))
+    said = "mini-divergence of tiny: a KL below 4.4e-07 nats per token is rounding"
+    stream = io.StringIO()
+    screen([mine], Console(width=300, file=stream))
+    write_reports([mine], tmp_path)
+    told = [stream.getvalue().replace("\n", " ")]
+    for name in ("leaderboard.md", "index.html", "leaderboard.tex"):
+        told.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert all(said in text.replace("\\", "") for text in told)
+    figure = quality_figure([mine], "mini-divergence", "kl_mean")
+    assert "KL below 4.4e-07 nats per token is rounding." in figure.get_supxlabel()
+
+
 def test_a_score_stands_beside_its_difference_from_the_unquantized_model(tmp_path: Path) -> None:
     mine = stored([record("none", None), record("rtn", 3, 0.4)], tmp_path)
     text = markdown(mine, tmp_path)
@@ -138,7 +223,7 @@ def test_a_score_stands_beside_its_difference_from_the_unquantized_model(tmp_pat
         float(x) for x in re.findall(r"[-+]?\d+\.\d", row["mini-arc_easy acc %"])[1:]
     )
     assert low < accuracy < high and accuracy == pytest.approx(-9.0, abs=0.5)
-    assert row["mini-divergence kl_mean"] == "0.360 ± 0.012"
+    assert row["mini-divergence kl_mean in nats per token"] == "0.360 [0.340, 0.380]"
     table = long_table(mine, tmp_path)
     found = table[(table.method == "rtn") & (table.metric == "perplexity")].iloc[0]
     assert found.difference == pytest.approx(factor)
@@ -442,6 +527,56 @@ def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_bar_is_the_interval_of_the_paired_difference(tmp_path: Path) -> None:
+    mine = stored([record("none", None), record("rtn", 3, 0.4)], tmp_path)
+    for task, metric in (("mini-text", "perplexity"), ("mini-arc_easy", "acc")):
+        key = (task, metric, "none")
+        contrast = Pairs(mine, tmp_path).from_unquantized(mine[1], key)
+        assert contrast is not None
+        figure = quality_figure(mine, task, metric, folder=tmp_path)
+        (container,) = figure.axes[0].containers
+        ((_, low), (_, high)) = container.lines[2][0].get_segments()[0]
+        (base,) = {score.value for score in mine[0].scores if score.metric == metric}
+        ends = contrast.figures[1:]
+        if contrast.ratio:
+            assert (low, high) == pytest.approx([base * end for end in ends])
+        else:
+            assert (low, high) == pytest.approx([100 * base + end for end in ends])
+        assert "interval of the paired difference" in " ".join(figure.get_supxlabel().split())
+        assert f"{contrast.text} from the unquantized" in plots.svg(figure)
+    alone = quality_figure(mine, "mini-text", "perplexity")
+    assert "of the score alone" in " ".join(alone.get_supxlabel().split())
+
+
+def test_a_method_looks_the_same_in_all_pictures_and_unlike_all_others() -> None:
+    ours = [name for name in declarations() if name != "none"]
+    every = looks([record(name, 3, 0.1) for name in ours])
+    distinct = {(look["color"], look["marker"], look["linestyle"]) for look in every.values()}
+    assert len(every) == len(distinct) == len(ours) >= 13
+    assert len({look["color"] for look in every.values()}) >= 13
+    few = looks([record("uniquanf", 3, 0.1), record("mine", 3, 0.1), record("awq", 4, 0.1)])
+    for name in ("uniquanf", "awq"):
+        assert few[name] == every[name]
+
+
+def test_the_legend_of_twelve_methods_with_two_groups_is_whole() -> None:
+    mine = []
+    for method in [name for name in declarations() if name != "none"][:12]:
+        for group in (64, 128):
+            cell = record(method, 3, 0.3).cell.model_copy(update={"scheme": Scheme(3, group)})
+            mine.append(record(method, 3, 0.3).model_copy(update={"cell": cell, "id": cell.id}))
+    for figure in (
+        quality_figure(mine, "mini-text", "perplexity"),
+        plots.first_figure(mine, "tiny"),
+    ):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == 24
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+
+
 def test_a_point_is_named_and_leads_to_its_cell() -> None:
     cell = record("rtn", 3, 0.3)
     text = plots.svg(quality_figure([record("none", None), cell], "mini-text", "perplexity"), "x-")
@@ -460,7 +595,7 @@ def test_a_picture_stays_light() -> None:
 
 def test_the_frontier_is_what_no_other_cell_beats() -> None:
     points = [
-        Point(x, y, 0.0, None, False, f"{x}", "")
+        Point(x, y, y, y, False, None, False, f"{x}", "")
         for x, y in ((2, 5), (3, 6), (3, 4), (4, 4), (5, 1))
     ]
     assert [(point.x, point.y) for point in frontier(points, 1)] == [(2, 5), (3, 4), (5, 1)]

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from paired_items import with_items
 from qbench.contracts import Scheme
-from qbench.records import CalibrationSpec, Cell, Record, Score, TaskSpec
+from qbench.records import (
+    CalibrationSpec,
+    Cell,
+    Decoding,
+    Latency,
+    Product,
+    Record,
+    Score,
+    TaskSpec,
+)
 
 REASON = "<script>alert(1)</script> | not finite"
 DAMAGE = {
@@ -20,6 +29,27 @@ DAMAGE = {
 TASKS = tuple(
     TaskSpec(name=f"mini-{name}", data=name, sha256="a" * 64, length=512)
     for name in ("text", "divergence", "arc_easy", "gsm8k")
+)
+
+SPREAD = (1e-4, 0.9e-4, 1.2e-4)
+TIMED = Latency(
+    device="Some CPU",
+    threads=1,
+    dtype="float32",
+    products=tuple(
+        Product(out=64, columns=32, rows=rows, layers=2, kernel="cpu", seconds=SPREAD, dense=SPREAD)
+        for rows in (1, 16)
+    ),
+    decoding=Decoding(
+        prompt=8,
+        tokens=8,
+        packed=(20.0, 19.0, 21.0),
+        dense=(10.0, 9.0, 11.0),
+        packed_prefill=(90.0, 80.0, 99.0),
+        dense_prefill=(90.0, 80.0, 99.0),
+        packed_peak_bytes=2_000_000,
+        dense_peak_bytes=8_000_000,
+    ),
 )
 
 

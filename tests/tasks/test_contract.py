@@ -100,7 +100,10 @@ def test_a_task_judges_a_tiny_model(name, source, tiny, tokenizer, tmp_path):
 
 def test_a_share_is_a_percentage_in_every_report():
     assert Headline("anything", "acc", "none", True).title == "anything acc %"
-    assert Headline("anything", "gold_nll", "none", False).heading == "anything gold_nll ↓"
+    assert (
+        Headline("anything", "gold_nll", "none", False).heading
+        == "anything gold_nll in nats per token ↓"
+    )
 
 
 def test_no_other_file_names_a_task():
@@ -150,7 +153,7 @@ companion: gold_logprob
 cost: {items: 3, tokens: 20}
 scores:
   - {metric: acc, unit: "%", better: higher, headline: true, screen: acc %}
-  - {metric: gold_logprob, better: higher, headline: true}
+  - {metric: gold_logprob, unit: nats, better: higher, headline: true}
 """
 
 
@@ -197,7 +200,7 @@ def test_a_task_file_is_a_plug_in_of_a_run(my_task, tmp_path, tiny_folder, monke
     assert record.status == "ok" and not complaints
     assert [h.title for h in headlines([record])] == [
         "my_openbookqa acc %",
-        "my_openbookqa gold_logprob",
+        "my_openbookqa gold_logprob in nats",
     ]
     assert f"--plugin {my_task}" in record.command
 
@@ -225,7 +228,7 @@ def test_a_task_file_that_is_not_there(tmp_path):
     [
         (("metric: acc,", "metric: f1,"), "declares the score 'f1', which it does not give; .*acc"),
         (
-            ("metric: gold_logprob, better: higher", "metric: gold_logprob, better: lower"),
+            ("unit: nats, better: higher", "unit: nats, better: lower"),
             "declares that a lower gold_logprob is better; lm-eval says the contrary",
         ),
         (("splits: [test]\ncompanion", "splits: [train]\ncompanion"), "'train', and lm-eval's"),
