@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -95,7 +96,7 @@ def show_plan(plan: Plan) -> None:
             f"{cost.peak_bytes / 1e9:.1f} GB",
             f"{cost.disk_bytes / 1e9:.1f} GB",
         )
-    out.print(table, width=max(out.width, WIDTH))
+    Console(width=max(out.width, WIDTH)).print(table)
     for cell in plan.cells:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]
@@ -103,5 +104,6 @@ def show_plan(plan: Plan) -> None:
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min "
         f"(estimated from {_grounds(plan)}), {sum(saved.values()) / 1e9:.1f} GB on disk"
-        f"{downloads(plan)}"
+        f"{downloads(plan)}",
+        soft_wrap=True,
     )
