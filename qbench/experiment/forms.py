@@ -49,7 +49,7 @@ def as_settings(value: Any) -> Settings:
     """`{"gptq.damp": "0.01,0.1"}`, `{"gptq": {"damp": [0.01, 0.1]}}` or `["gptq.damp=0.01,0.1"]`.
 
     All become the second; a name without anything is left out. ConfigError for whatever is none of
-    these, for a parameter without a value, and for one that has some in two places.
+    these, for a parameter without a value, and for one that a map gives some in two places.
     """
     if isinstance(value, str):
         value = [value]
@@ -124,7 +124,7 @@ Sets = Annotated[
 
 
 def parse_set(settings: Sequence[str]) -> Settings:
-    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`."""
+    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`; the last flag counts."""
     parsed: Settings = {}
     for setting in settings:
         target, equals, values = str(setting).partition("=")
@@ -134,7 +134,7 @@ def parse_set(settings: Sequence[str]) -> Settings:
                 f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; "
                 "for example --set gptq.act_order=false"
             )
-        _put(parsed, owner, key, tuple(values.split(",")))
+        parsed.setdefault(owner, {})[key] = tuple(values.split(","))
     return parsed
 
 

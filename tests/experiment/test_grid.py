@@ -148,7 +148,6 @@ def test_several_calibrations_are_a_cell_each():
         ("set: {gptq: {damp: {a: 1}}}", "set.gptq.damp.0"),
         ("set: {gptq.damp: []}", "set: gptq.damp has no value"),
         ("set: {gptq: {damp: 1}, gptq.damp: 2}", "gptq.damp is set twice"),
-        ("set: [gptq.damp=1, gptq.damp=2]", "gptq.damp is set twice"),
         ("bits: true", "bits.0=True: Input should be a number"),
         ("group_size: true", "group_size=True: Input should be a number"),
         ("head_bits: yes", "head_bits=True: Input should be a number"),
