@@ -2,11 +2,14 @@
 PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
-OUT    ?= runs/$(notdir $(MODEL))
+OUT    ?= runs/$(notdir $(MODEL:%/=%))
 BASE   ?= gptq
 REVISION ?= origin/main
 SHAPES ?= 4096x4096,14336x4096
 THREADS ?= 1
+# A value as one word of the shell, whatever is in it; and whether a switch such as DRY is on.
+quoted  = '$(subst ','\'',$1)'
+is_on   = $(filter-out 0 no false,$1)
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 # One process more than there are cores, as many tests wait for others.
@@ -28,18 +31,20 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
 	touch $@
 
 bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT, DRY=1)
-	$(RUN)qbench run --model $(MODEL) $(if $(filter-out none,$(or $(METHODS),all)),--bits $(BITS)) --out $(OUT) \
-	  $(if $(METHODS),--methods $(METHODS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(PRESET),--preset $(PRESET)) \
-	  $(if $(DATA),--data $(DATA)) $(if $(DRY),--dry-run)
+	$(RUN)qbench run --model $(call quoted,$(MODEL)) --out $(call quoted,$(OUT)) \
+	  $(if $(filter-out none,$(or $(METHODS),all)),--bits $(call quoted,$(BITS))) \
+	  $(if $(METHODS),--methods $(call quoted,$(METHODS))) $(if $(TASKS),--tasks $(call quoted,$(TASKS))) \
+	  $(if $(PRESET),--preset $(call quoted,$(PRESET))) $(if $(DATA),--data $(call quoted,$(DATA))) \
+	  $(if $(call is_on,$(DRY)),--dry-run)
 
 report: $(READY) ## tables, plots and the page again, from the records in OUT
-	$(RUN)qbench report $(OUT)
+	$(RUN)qbench report $(call quoted,$(OUT))
 
 regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (MODEL, OUT); docs/gate.md
-	$(RUN)qbench regress $(METHOD) --base $(BASE) --model $(MODEL) $(if $(DATA),--data $(DATA)) --markdown runs/regress.md --json runs/regress.json
+	$(RUN)qbench regress $(call quoted,$(METHOD)) --base $(call quoted,$(BASE)) --model $(call quoted,$(MODEL)) $(if $(DATA),--data $(call quoted,$(DATA))) --markdown runs/regress.md --json runs/regress.json
 
 gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, GATE); docs/gate.md
-	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(MODEL) -- $(if $(DATA),--data $(DATA)) $(GATE)
+	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
 
 test: $(READY) ## the test suite, all of it, on all cores
 	$(PYTEST)
@@ -111,15 +116,16 @@ speed: $(READY) ## time the kernels and the quantizers; COMPARE=0001 fails where
 	  $(if $(COMPARE),--benchmark-compare=$(COMPARE) --benchmark-compare-fail=min:30%)
 
 latency: $(READY) ## products with packed weights against dense ones and other programs (SHAPES, THREADS, OUT)
-	mkdir -p $(OUT)
-	$(RUN)qbench latency --shapes $(SHAPES) --threads $(THREADS) --json $(OUT)/latency.json --plot $(OUT)/roofline.png
+	mkdir -p $(call quoted,$(OUT))
+	$(RUN)qbench latency --shapes $(call quoted,$(SHAPES)) --threads $(THREADS) \
+	  --json $(call quoted,$(OUT)/latency.json) --plot $(call quoted,$(OUT)/roofline.png)
 
 training-cost: $(READY) ## what block reconstruction costs in time and memory
 	$(RUN)python -P benchmarks/reconstruction.py
 
 gpu-report: ## what the GPU kernels and the pipeline compute and cost, on a machine with a GPU (SECTIONS, QUICK, PYTHON)
 	test -d .typetree/qbench || $(MAKE) -s links
-	PYTHONPATH=.typetree:benchmarks $(PYTHON) -P -m gpu_report $(if $(SECTIONS),--sections $(SECTIONS)) $(if $(QUICK),--quick)
+	PYTHONPATH=.typetree:benchmarks $(PYTHON) -P -m gpu_report $(if $(SECTIONS),--sections $(SECTIONS)) $(if $(call is_on,$(QUICK)),--quick)
 
 links:          ## the tree that type checkers and editors see (git-ignored)
 	rm -rf .typetree/qbench && mkdir -p .typetree/qbench

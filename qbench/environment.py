@@ -96,24 +96,39 @@ def git_commit() -> str | None:
     return f"{commit}+changes" if changes else commit
 
 
-def pick_device(device: str) -> str:
-    """`auto` is the first GPU, else the CPU. ConfigError for one that is not there."""
+def named_device(device: str) -> str:
+    """`auto` is the first GPU here, else the CPU. ConfigError for what is no name of a device."""
     import torch
 
-    if device == "cpu":
-        return device
-    available = torch.cuda.is_available()
     if device == "auto":
-        return "cuda" if available else "cpu"
-    if not re.fullmatch(r"cuda(:\d+)?", device):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ConfigError(unknown_name("device", device, DEVICES))
-    count = torch.cuda.device_count() if available else 0
-    if int(device.partition(":")[2] or 0) >= count:
+    return device
+
+
+def pick_device(device: str) -> str:
+    """The device by its name; ConfigError for one that is not there."""
+    import torch
+
+    device = named_device(device)
+    if not is_present(device):
         raise ConfigError(
-            f"device {device!r} is not there: torch {torch.__version__} finds {count} GPUs; "
+            f"device {device!r} is not there: torch {torch.__version__} finds {_gpus()} GPUs; "
             "use --device cpu, or auto"
         )
     return device
+
+
+def is_present(device: str) -> bool:
+    """Whether this machine has a device of this name."""
+    return device == "cpu" or int(device.partition(":")[2] or 0) < _gpus()
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def pick_dtype(dtype: str, device: str) -> str:

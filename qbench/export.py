@@ -19,7 +19,7 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
-from qbench.files.atomic import put
+from qbench.files.atomic import put, require_place
 from qbench.files.shards import require_writable
 from qbench.formats import Uniform
 from qbench.models.published_names import published
@@ -39,7 +39,9 @@ def export(
     """
     if target not in TARGETS:
         raise ConfigError(unknown_name("export format", target, TARGETS))
-    if target != "gguf":
+    if target == "gguf":
+        require_place(output)
+    else:
         require_writable(output)
     with unproven(output) as place:
         TARGETS[target](folder, place, dtype)

@@ -230,6 +230,18 @@ def stored_as(source: ModelSource) -> str | None:
     return " ".join(words)
 
 
+def made_of(source: ModelSource) -> str | None:
+    """The model that a folder of ours says it was made of; None where it says nothing.
+
+    Raises what `stored_as` raises.
+    """
+    folder = local_folder(source)
+    if folder is None or not is_loadable(folder):
+        return None
+    entry = quantization_settings(folder, read_json(folder / "config.json")) or {}
+    return entry.get("model")
+
+
 def refuse_quantized(source: QuantizedModel, name: str) -> None:
     """ConfigError where a model that is to be quantized is quantized already."""
     if source.weights or "bits" in source.manifest:

@@ -74,9 +74,8 @@ def made(line):
 @pytest.fixture
 def small(tiny_folder, tmp_path, monkeypatch):
     """A tiny model behind the names, few items, no hub, and a folder to be in."""
-    names = ("smollm2-135m", "llama3-8b")
-    monkeypatch.setattr(source, "BUILT_IN", dict.fromkeys(names, lambda: tiny_folder))
-    monkeypatch.setattr("qbench.experiment.plan.BUILT_IN", {})
+    monkeypatch.setattr(source, "BUILT_IN", {"smollm2-135m": lambda: tiny_folder})
+    monkeypatch.setattr("qbench.experiment.data_choice.BUILT_IN", {})
     monkeypatch.setattr(hub, "refusal", lambda names: "there is no hub here")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
     few = {"tasks": FEW, "calibration": {"samples": 4, "length": 32}, "group_size": 32}
@@ -93,7 +92,18 @@ def test_there_are_lines_of_every_kind():
     assert sum(line.startswith("make bench") for line in lines()) == 3
 
 
-@pytest.mark.usefixtures("small")
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Nor a copy of a model in the hub's cache."""
+
+    def unanswered(url):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unanswered)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name, revision: None)
+
+
+@pytest.mark.usefixtures("small", "no_hub")
 def test_make_bench_lines_are_planned_as_written(command):
     for line in lines():
         if line.startswith("make bench"):
@@ -104,6 +114,23 @@ def test_make_bench_lines_are_planned_as_written(command):
             first, *_, last = text.splitlines()
             assert "warning: stand-ins are used" in first and "preset" in first
             assert "cells, about" in last, "what it costs is said"
+            if "llama3-8b" in line:
+                assert "downloads 16.1 GB" in last, "and what would come from the hub"
+            else:
+                assert "downloads" not in last
+
+
+def test_make_gives_its_variables_as_they_are():
+    words = made("make bench MODEL=./models/llama/ 'BITS=2, 3' 'DATA=my data' DRY=0")
+    assert "--dry-run" not in words
+    flags = dict(zip(words[1::2], words[2::2], strict=True))
+    assert flags == {
+        "--model": "./models/llama/",
+        "--out": "runs/llama",
+        "--bits": "2, 3",
+        "--data": "my data",
+    }
+    assert "it's here" in made('make bench "OUT=it\'s here"')
 
 
 @pytest.mark.slow

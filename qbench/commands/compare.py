@@ -88,7 +88,9 @@ def compare(
     from qbench.commands.questions import with_questions
     from qbench.comparison.comparable import ALLOWABLE
     from qbench.comparison.endpoints import read_margins
+    from qbench.files.atomic import require_place
 
+    require_place(markdown)
     allowed = as_names(allow, "--allow") or ()
     for name in allowed:
         if name not in ALLOWABLE:

@@ -26,7 +26,11 @@ def show(asked: Asked) -> None:
     Nothing is planned.
     """
     grid = asked.grid()
-    grid.check_request()
+    if grid.plugin:
+        from qbench.experiment.plugins import load_plugins
+
+        load_plugins(grid.plugin)
+    grid.check_request(loaded=True)
     for line in shown(grid, asked):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -41,7 +45,10 @@ def schema_of_grid() -> dict[str, Any]:
     """The JSON schema of a grid file, in all forms that are read."""
     from qbench.experiment.grid import Grid
 
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Grid.model_json_schema()
+    schema = Grid.model_json_schema()
+    keys = schema["properties"]
+    keys["jobs"] = keys["workers"]  # its other name
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
 def shown(grid: Grid, asked: Asked) -> list[str]:

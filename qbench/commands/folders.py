@@ -25,6 +25,7 @@ from qbench.commands.options import (
     Requantize,
     Sets,
     Trust,
+    announce,
     as_group,
     as_names,
     err,
@@ -100,6 +101,7 @@ def quantize(
             requantize=requantize,
             trust_remote_code=trust_remote_code,
             memory=None if memory is None else bytes_of(memory),
+            announce=announce,
         )
     total = bits_per_weight.pop("total")
     parts = ", ".join(f"{part} {value:.3f}" for part, value in bits_per_weight.items())
@@ -214,12 +216,12 @@ def evaluate(
             status.update(text)
 
         if through is None:
-            for score in evaluate_model(folder, grid, progress, unquantized):
+            for score in evaluate_model(folder, grid, progress, unquantized, announce):
                 _print(_score_line(score))
             return
         from qbench.experiment.through import evaluate_through
 
-        for said in evaluate_through(folder, grid, through, parity, progress):
+        for said in evaluate_through(folder, grid, through, parity, progress, announce):
             if said.score is not None:
                 _print(_score_line(said.score))
             if said.parity is not None:

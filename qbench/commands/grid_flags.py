@@ -34,25 +34,16 @@ PATTERNS = "A glob is held against method, bits (3b), label ('gptq 3b g64'), mod
 
 
 class Asked(NamedTuple):
-    """What was typed: a grid file, and by the grid's key what flags say, None where they do not.
-
-    texts: the kinds of text for divergence, None where the tasks stay as they are.
-    """
+    """What was typed: a grid file, and by the grid's key what flags say, None where they do not."""
 
     config: Path | None
     flags: dict[str, Any]
-    texts: tuple[str, ...] | None = None
 
     def grid(self) -> Grid:
         """The file with the flags over it; ConfigError where something in it is wrong."""
         from qbench.experiment.grid import read_grid
 
-        grid = read_grid(self.config, self.flags)
-        if self.texts is None:
-            return grid
-        from qbench.tasks.divergence import with_texts
-
-        return grid.model_copy(update={"tasks": with_texts(grid.task_names, self.texts)})
+        return read_grid(self.config, self.flags)
 
 
 def asked(
@@ -160,6 +151,7 @@ def asked(
         "methods": as_names(methods, "--methods"),
         "sweep": sweep,
         "tasks": as_names(tasks, "--tasks"),
+        "text": as_names(text, "--text"),
         "preset": preset,
         "group_size": as_group(group_size),
         "symmetric": symmetric,
@@ -185,7 +177,7 @@ def asked(
         "requantize": requantize or None,
         "trust_remote_code": trust_remote_code or None,
     }
-    return Asked(config, flags, as_names(text, "--text"))
+    return Asked(config, flags)
 
 
 def with_grid_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qbench.commands.bar import QUIET_SECONDS, time_bar
-from qbench.commands.options import Data, Device, Plugins, Sets, Trust, as_group, err, out
+from qbench.commands.options import Data, Device, Plugins, Sets, Trust, announce, as_group, err, out
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
 
@@ -59,10 +59,11 @@ def layers(
     if folder is None and model is None:
         raise ConfigError("there is nothing to measure; give a quantized folder, or --model MODEL")
     from qbench.experiment.layers import LayerRequest, layers_of, scratch
-    from qbench.files.atomic import write_bytes, write_text
+    from qbench.files.atomic import require_place, write_bytes, write_text
     from qbench.reports.layer_map import heat_map
     from qbench.reports.plots import png, svg
 
+    require_place(output / "layers.json")
     request = LayerRequest(
         unquantized=model,
         windows=windows,
@@ -81,7 +82,7 @@ def layers(
             scheme = (method, bits, as_group(group_size))
             _quantize(request, folder, scheme, sets or [], plugin or [])
         with _Timed() as progress:
-            measured = layers_of(folder, request, progress)
+            measured = layers_of(folder, request, progress, announce)
     report = {"model": title, "windows": windows, "length": length} | measured
     paths = [write_text(output / "layers.json", json.dumps(report, indent=1) + "\n")]
     figure = heat_map(report, title)
@@ -118,6 +119,7 @@ def _quantize(
             dtype="auto",
             progress=lambda fraction, text: status.update(text),
             trust_remote_code=request.trust_remote_code,
+            announce=announce,
         )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from qbench.commands.options import as_names, as_numbers, err, out
 from qbench.errors import ConfigError
+from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,6 +113,7 @@ def latency(
             "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved "
             "model"
         )
+    require_place(json_file, plot)
     _load_plugins(plugin or ())
     if end_to_end is not None:
         if plot is not None or tune:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -34,12 +35,14 @@ from qbench.commands import (
 )
 from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
-from qbench.commands.options import Plugins, err, out
+from qbench.commands.options import Plugins, announce, err, out
 from qbench.commands.planned import accuracy, downloads, place, protocol, show_plan
 from qbench.errors import QbenchError
+from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from qbench.commands.executing import Executor
     from qbench.experiment.grid import Grid
@@ -66,7 +69,7 @@ app.add_typer(compare.baseline_app, name="baseline")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(environments.app, name="env")
-DRY = "Show the cells with estimated time and memory, and stop."
+DRY = "Show the cells with estimated time, memory and disk, and stop."
 
 
 def _say_version(wanted: bool) -> None:
@@ -122,9 +125,10 @@ def run(
     """
     grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
+    require_place(trace)
     place = as_executor(executor, address, slurm)
     work = partial(run_plan, executor=place)
-    raise typer.Exit(run_grid(grid, dry_run, work, trace))
+    raise typer.Exit(run_grid(grid, dry_run, work, trace, elsewhere=place is not None))
 
 
 def run_grid(
@@ -132,10 +136,12 @@ def run_grid(
     dry_run: bool = False,
     work: Callable[[Plan, Store], list[Record]] | None = None,
     trace: Path | None = None,
+    elsewhere: bool = False,
 ) -> int:
     """Plan the grid, and run it unless this is a dry run; returns the exit code.
 
-    work: what runs the plan, in place of `run_plan`. trace: file for a Chrome trace.
+    work: what runs the plan, in place of `run_plan`. trace: file for a Chrome trace. elsewhere:
+    whether other machines do the work.
     """
     from qbench.experiment.preloaded import MODULES
     from qbench.isolation import preload
@@ -150,23 +156,38 @@ def run_grid(
     from qbench.experiment.trace import write_trace
     from qbench.reports.registry import write_reports
 
-    plan = make_plan(grid, lambda text: err.print(text, markup=False, soft_wrap=True))
+    folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
+    with _claim_of(folder, dry_run):
+        plan = make_plan(grid, announce, dry_run=dry_run, elsewhere=elsewhere)
     out.print(protocol(plan), markup=False, soft_wrap=True)
     if dry_run:
         show_plan(plan)
         return 0
     if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
         _print_warnings(["the calibration is set, and no method of this run calibrates"])
-    folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     store = Store(folder)
     records = (work or run_plan)(plan, store)
-    if trace is not None:
-        write_trace(store, plan.cells, trace)
     write_item_texts(plan, records, folder)
     with shared_pairs():
         _print_leaderboard(records, folder)
         _print_report(write_reports(store.read_records()[0], folder), folder)
+    if trace is not None:
+        write_trace(store, plan.cells, trace)
     return 1 if any(record.status == "failed" for record in records) else 0
+
+
+def _claim_of(folder: Path, dry_run: bool) -> AbstractContextManager[None]:
+    """Show who watches a folder that its run is taken up again; a new one is made after the plan.
+
+    What its cells share is not removed in the end, as by `Store.at_work`.
+    """
+    from qbench.experiment.store import RUNNERS, Store
+    from qbench.files.claims import claimed_in_time
+    from qbench.files.ordinary import is_folder
+
+    if dry_run or not is_folder(folder / "records"):
+        return nullcontext()
+    return claimed_in_time(Store(folder).claim(RUNNERS), shared=True)
 
 
 def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list[Record]:

@@ -24,6 +24,12 @@ class _Console(Console):
 out = _Console()
 err = _Console(stderr=True)
 
+
+def announce(text: str) -> None:
+    """Say a sentence on stderr, as it is."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 Model = Annotated[
     str, typer.Option("--model", help="Name, NAME@REVISION, hub id, folder or GGUF file.")
 ]

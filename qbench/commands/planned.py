@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +20,11 @@ if TYPE_CHECKING:
 
 def protocol(plan: Plan) -> str:
     """The first line of a run: its data, with a warning where they are not real, and its preset."""
-    data = plan.source.describe()
-    if plan.warning is not None:
-        data += f"; warning: {plan.warning}"
+    from qbench.experiment.data_choice import data_line
+
     about = plan.grid.defaults["about"]
     of_run = plan.protocol
-    line = f"data  {data}; preset {plan.grid.preset}: {about}"
+    line = f"{data_line(plan.source, plan.warning)}; preset {plan.grid.preset}: {about}"
     line += f"; protocol {of_run['hash']} ({of_run['name']})"
     if "differs" in plan.grid.defaults:
         line += f"; other than the source: {plan.grid.defaults['differs']}"
@@ -59,6 +59,10 @@ def _duration(seconds: float) -> str:
 
 def _grounds(plan: Plan) -> str:
     """What the estimate is made from."""
+    from qbench.environment import is_present
+
+    if not is_present(plan.device):
+        return "a GPU's data sheet, as there is none here"
     if any(timings.factors for timings in plan.timings.values()):
         return "what earlier runs took on this machine"
     return "a matrix product timed on this machine"
@@ -71,15 +75,17 @@ def show_plan(plan: Plan) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("cell", "model", "method"):
         table.add_column(name)
-    for name in ("quantize", "evaluate", "latency", "peak memory"):
+    for name in ("quantize", "evaluate", "latency", "peak memory", "disk"):
         table.add_column(name, justify="right")
     total = expected_seconds(plan)
+    saved: dict[str, int] = {}
     for cell in plan.cells:
         if cell.id in plan.skipped:
             table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
             continue
         cost = plan.estimates[cell.id]
         total += cost.latency
+        saved[cell.artifact] = cost.disk_bytes
         table.add_row(
             cell.id,
             Text(cell.model),
@@ -88,13 +94,16 @@ def show_plan(plan: Plan) -> None:
             f"{sum(cost.tasks.values()):.0f} s",
             f"{cost.latency:.0f} s",
             f"{cost.peak_bytes / 1e9:.1f} GB",
+            f"{cost.disk_bytes / 1e9:.1f} GB",
         )
-    out.print(table, width=max(out.width, WIDTH))
+    Console(width=max(out.width, WIDTH)).print(table)
     for cell in plan.cells:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]
             out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
     out.print(
         f"{len(plan.cells)} cells, about {total / 60:.0f} min "
-        f"(estimated from {_grounds(plan)}){downloads(plan)}"
+        f"(estimated from {_grounds(plan)}), {sum(saved.values()) / 1e9:.1f} GB on disk"
+        f"{downloads(plan)}",
+        soft_wrap=True,
     )

@@ -62,8 +62,9 @@ def regress(
     from qbench.commands.gated import judged, refuse_one_method
     from qbench.comparison.written import as_json as plain
     from qbench.experiment.grid import parse_set
-    from qbench.files.atomic import write_text
+    from qbench.files.atomic import require_place, write_text
 
+    require_place(as_json, markdown)
     variant, other = read_variant(method), read_variant(base)
     refuse_one_method(other.method, variant.method)
     flags: dict[str, Any] = {

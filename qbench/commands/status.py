@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 PAUSE = 2.0  # seconds between two looks of --watch
+IDLE = 2  # looks in turn at which nobody is at work: a run that begins is nobody's for a moment
 
 
 @app.command(epilog="Example: `qbench status runs/smollm2-135m --watch`")
@@ -45,10 +46,12 @@ def status(
     if not watch:
         out.print(shown(run), soft_wrap=True)
         return
+    idle = 0 if run.at_work else 1
     with Live(shown(run), console=out, auto_refresh=False) as live:
-        while run.counts.get("running"):
+        while idle < IDLE:
             time.sleep(PAUSE)
             run = read_status(folder)
+            idle = 0 if run.at_work else idle + 1
             live.update(shown(run), refresh=True)
 
 
@@ -73,7 +76,8 @@ def shown(run: RunStatus) -> RenderableType:
 
 def _left(run: RunStatus) -> str:
     if run.seconds_left is not None:
-        return f"about {run.seconds_left / 60:.0f} min left"
+        doing = "latencies are measured, " if run.measuring else ""
+        return f"{doing}about {run.seconds_left / 60:.0f} min left"
     if run.counts.get("waiting"):
         return "nobody is at work; the command of the run goes on from here"
     return "nobody is at work"

@@ -35,7 +35,7 @@ class Driver:
         # What is recorded from here on was settled by this run, or beside it.
         self._before = {cell.id: store.stamp(cell) for cell in plan.cells}
         write_text(store.folder / MARKS / self._mark, "")
-        write_plan(store, plan)
+        write_plan(store, plan, latency=False)
         # Latencies want a machine for themselves: the same command without an executor adds them.
         grid = plan.grid.model_copy(
             update={

@@ -98,13 +98,15 @@ def settle_on_ray(request: Request, mailbox: Any) -> Settled:
 def needs(plan: Plan, cell: Cell, nodes: list[dict[str, float]]) -> dict[str, float]:
     """What Ray is to set aside for a cell: cores, a GPU where the plan is for one, and memory.
 
-    nodes: the resources of each machine. A cell that is estimated to take more memory than the
-    largest machine has may still fit, and is given one for itself. ConfigError where there is no
-    GPU.
+    nodes: the resources of each machine. Asked is what one of them has together, since Ray waits
+    for ever for what none has: a cell that is estimated to take more memory than the largest may
+    still fit, and is given one for itself, and threads may be more than cores. ConfigError where
+    there is no GPU.
     """
-    asked: dict[str, float] = {"num_cpus": plan.threads}
+    asked: dict[str, float] = {}
     if plan.device != "cpu":
-        if not any(node.get("GPU") for node in nodes):
+        nodes = [node for node in nodes if node.get("GPU")]
+        if not nodes:
             raise ConfigError(
                 "the cells are for a GPU, and the Ray cluster has none; add machines that have, "
                 "or give --device cpu"
@@ -112,6 +114,8 @@ def needs(plan: Plan, cell: Cell, nodes: list[dict[str, float]]) -> dict[str, fl
         asked["num_gpus"] = 1
     most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
     memory = int(min(plan.estimates[cell.id].peak_bytes, most))
+    fitting = [node.get("CPU", 0.0) for node in nodes if node.get("memory", 0.0) >= memory]
+    asked["num_cpus"] = min(plan.threads, max(fitting, default=0.0))
     return asked | {"memory": memory} if memory else asked
 
 

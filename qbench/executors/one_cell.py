@@ -23,7 +23,7 @@ from qbench.experiment.grid import Grid
 from qbench.experiment.plan import Plan, make_plan
 from qbench.experiment.preloaded import MODULES
 from qbench.experiment.runner import run
-from qbench.experiment.store import Store
+from qbench.experiment.store import RUNNERS, Store
 from qbench.files.claims import claimed_in_time
 from qbench.isolation import preload
 from qbench.records import Cell, Record, Score
@@ -151,7 +151,7 @@ def _plan_of(grid: str, cell: str, threads: int) -> Plan:
 def _keep_what_cells_share(folder: Path) -> None:
     """Be a runner of this folder until the process ends, so that the next cell finds it all."""
     if folder not in _held_folders:
-        _held.enter_context(claimed_in_time(Store(folder).claim("runners"), shared=True))
+        _held.enter_context(claimed_in_time(Store(folder).claim(RUNNERS), shared=True))
         _held_folders.add(folder)
 
 

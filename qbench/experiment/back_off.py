@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from qbench.checkpoint.paged import can_be_paged
 from qbench.contracts import trains
 from qbench.records import Caution, Cell
 from qbench.registry import declared
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qbench.experiment.plan import Plan
 
 GB = 1e9
+NOTHING = 1  # byte: a model that may take so much is read block by block
 WALK_BATCH = 8  # samples that walk together, of `qbench.quantization.quantize`
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -68,6 +70,11 @@ def is_helped(outcome: Mapping[str, Any], cell: Cell) -> bool:
     return phase is not None and phase not in ("load", "save", "read back")
 
 
+def can_be_offloaded(plan: Plan, cell: Cell) -> bool:
+    """Whether a cell's model can be read, quantized and judged block by block."""
+    return not declared(cell.method).external and can_be_paged(plan.sources[cell.model])
+
+
 def present_memory(device: str) -> tuple[int, int]:
     """Bytes that are free, and all that there are, of the GPU or of this machine."""
     if device == "cpu":
@@ -77,13 +84,19 @@ def present_memory(device: str) -> tuple[int, int]:
     return free, total
 
 
-def sizes_in_words(plan: Plan, cell: Cell, tried: list[int], memory: tuple[int, int]) -> str:
-    """What a cell wanted, and what there was. memory: of `present_memory`, when it ran out."""
+def sizes_in_words(
+    plan: Plan, cell: Cell, tried: list[int], memory: tuple[int, int], paged: bool
+) -> str:
+    """What a cell wanted, and what there was.
+
+    memory: of `present_memory`, when it ran out. paged: whether it was tried block by block.
+    """
     estimated = plan.estimates[cell.id].peak_bytes / GB
     free, total = memory
     where = "memory" if plan.device == "cpu" else "the GPU"
+    offloaded = " and one block in memory at a time" if paged else ""
     return (
-        f"tried were batches of {', '.join(map(str, tried))}; the largest model has "
+        f"tried were batches of {', '.join(map(str, tried))}{offloaded}; the largest model has "
         f"{plan.model_bytes / GB:.1f} GB of weights, the cell was estimated to take "
         f"{estimated:.1f} GB, and of {total / GB:.1f} GB of {where} {free / GB:.1f} GB were free; "
         "take a smaller calibration sample, shorter windows, fewer --workers, or a larger machine"

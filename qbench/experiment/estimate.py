@@ -18,7 +18,7 @@ import torch
 
 from qbench import sensitivity
 from qbench.contracts import trains, verb_of
-from qbench.environment import pick_dtype
+from qbench.environment import is_present, pick_dtype
 from qbench.models.blocks import decoder_blocks, quantizable
 from qbench.models.source import torch_dtype
 from qbench.records import Cell, TaskSpec
@@ -40,7 +40,11 @@ KNOWN_SECONDS = 1  # of one that is not
 PROCESS_SECONDS = 1  # of a cell's process, whatever it does
 ALLOCATED_WIDTHS = 4  # at which every layer is rounded to divide a budget
 WORKER_SECONDS = 60  # of another package, to be imported, load and save
+GROUP_BITS = 24  # of scales and zero points or shifts; 19 of `uniform` and 64 of `binary` at 3 bits
 WORKER_PASSES = 20  # over the calibration text, of one that calibrates
+# Flops per second of large products on a GPU that is in another machine: about three quarters of
+# what the data sheet of an A100 says, in 16 bits and in float32.
+ELSEWHERE = {2: 2.3e14, 4: 1.5e13}
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Rates:
 
     evaluation, walk, training: flops per second in the dtypes in which each computes. parameters,
     block_weights: how many, of the model and of the layers to be quantized. widest: the largest
-    dimension of these layers. itemsize: bytes of a parameter in evaluation.
+    dimension of these layers. itemsize: bytes of a parameter in evaluation. stored: parameters in
+    the model's files.
     """
 
     device: str
@@ -116,6 +121,7 @@ class Rates:
     hidden: int
     vocabulary: int
     itemsize: int
+    stored: int = 0
 
     @property
     def overheads(self) -> Overheads:
@@ -127,7 +133,8 @@ class Rates:
 class Estimate:
     """Seconds to quantize and by task, bytes at the peak, seconds to measure latency.
 
-    handling: seconds for the process, and for loading and saving models.
+    handling: seconds for the process, and for loading and saving models. disk_bytes: of the saved
+    model.
     """
 
     quantize: float
@@ -135,6 +142,7 @@ class Estimate:
     peak_bytes: int
     latency: float = 0.0
     handling: float = 0.0
+    disk_bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -167,7 +175,21 @@ def measure_rates(skeleton: Any, device: str, dtype: str, threads: int = 1) -> R
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         itemsize=torch_dtype(dtype).itemsize,
+        stored=stored_parameters(skeleton),
     )
+
+
+def stored_parameters(skeleton: Any) -> int:
+    """How many numbers a model's files hold, where a head that is tied to the embedding is once.
+
+    In a model without weights it has a parameter of its own.
+    """
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
+    tied = getattr(skeleton.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and head is not None and head.weight is not embedding.weight:
+        count -= head.weight.numel()
+    return count
 
 
 def estimate(cell: Cell, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
@@ -179,7 +201,7 @@ def estimate(cell: Cell, rates: Rates, costs: Mapping[str, Cost]) -> Estimate:
         return Estimate(0.0, tasks, judging, handling=handling)
     seconds = _quantize_seconds(cell, rates)
     peak = max(judging, _quantize_bytes(cell, rates))
-    return Estimate(seconds, tasks, peak, handling=handling)
+    return Estimate(seconds, tasks, peak, 0.0, handling, _saved_bytes(cell, rates))
 
 
 def _quantize_seconds(cell: Cell, rates: Rates) -> float:
@@ -230,6 +252,16 @@ def _quantize_bytes(cell: Cell, rates: Rates) -> int:
     return peak + itemsize * tokens * 4 * rates.hidden + TRAINED_BYTES * trained
 
 
+def _saved_bytes(cell: Cell, rates: Rates) -> int:
+    """Of the model that is saved, whose unquantized tensors are in the dtype it was read in."""
+    if cell.scheme is None:
+        return 0
+    bits = cell.scheme.width + GROUP_BITS / (cell.scheme.group_size or rates.widest)
+    itemsize = 4 if rates.device == "cpu" else rates.itemsize
+    rest = itemsize * (rates.stored - rates.block_weights)
+    return int(rates.block_weights * bits / 8) + rest
+
+
 def _task_seconds(spec: TaskSpec, cost: Cost, rates: Rates) -> float:
     per_token = FORWARD * rates.parameters / rates.evaluation
     items = cost.asked(spec.limit)
@@ -250,8 +282,12 @@ def _logits_bytes(cell: Cell, rates: Rates) -> int:
 def _matrix_rate(device: str, dtype: str, threads: int) -> float:
     """Flops per second of one square product, measured once in a process, that blocks reach.
 
-    A GPU needs a larger one, or its launch is what is measured.
+    A GPU needs a larger one, or its launch is what is measured. Of a GPU that is not here the rate
+    is a constant.
     """
+    share = OVERHEADS["cpu" if device == "cpu" else "cuda"].share
+    if not is_present(device):
+        return ELSEWHERE[torch_dtype(dtype).itemsize] * share
     size = 1024 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device).to(torch_dtype(dtype))
     best = math.inf
@@ -267,5 +303,4 @@ def _matrix_rate(device: str, dtype: str, threads: int) -> float:
             best = min(best, time.perf_counter() - started)
     finally:
         torch.set_num_threads(all_threads)
-    share = OVERHEADS["cpu" if device == "cpu" else "cuda"].share
     return 2 * size**3 / best * share

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
+from qbench.environment import bytes_of
 from qbench.errors import ConfigError, unknown_name
 from qbench.records import Scalar
 from qbench.scheme import LayerRule
 
 Values = tuple[Scalar, ...]  # of one parameter: a cell for each
 Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
+_FORMS_OF_SET = "for example set: {gptq: {damp: 0.1}}, or set: {gptq.damp: 0.1}"
 
 
 def as_list(value: Any) -> Any:
@@ -27,36 +29,44 @@ def as_list(value: Any) -> Any:
     return value if value is None or isinstance(value, (list, tuple)) else [value]
 
 
+def no_switch(value: Any) -> Any:
+    """Of a number: true and false, which Python takes for 1 and 0, are refused."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "Input should be a number")
+    return value
+
+
 def as_width(value: Any) -> int | float:
     """A number, whole where it is; what is none, or not finite, is refused."""
     try:
-        number = float(value)
+        number = float(no_switch(value))
         return int(number) if number.is_integer() else number
     except (TypeError, ValueError, OverflowError):
         raise PydanticCustomError("number", "Input should be a number, such as 3 or 2.8") from None
 
 
-def as_settings(value: Any) -> Any:
+def as_settings(value: Any) -> Settings:
     """`{"gptq.damp": "0.01,0.1"}`, `{"gptq": {"damp": [0.01, 0.1]}}` or `["gptq.damp=0.01,0.1"]`.
 
-    All become the second. ConfigError for an entry of a list that is not NAME.PARAM=VALUE.
+    All become the second; a name without anything is left out. ConfigError for whatever is none of
+    these, for a parameter without a value, and for one that a map gives some in two places.
     """
     if isinstance(value, str):
         value = [value]
     if isinstance(value, (list, tuple)):
         return parse_set(value)
+    settings: Settings = {}
     if not isinstance(value, Mapping):
-        return value
-    settings: dict[Any, Any] = {}
-    for owner, entry in value.items():
-        name, dot, key = str(owner).partition(".")
+        raise ConfigError(f"set: {value!r} is no map; {_FORMS_OF_SET}")
+    for target, entry in value.items():
+        owner, dot, key = str(target).partition(".")
         if dot:
-            settings.setdefault(name, {})[key] = _as_values(entry)
+            _put(settings, owner, key, _as_values(entry))
         elif isinstance(entry, Mapping):
-            of_owner = settings.setdefault(owner, {})
-            of_owner.update({key: _as_values(values) for key, values in entry.items()})
-        else:
-            settings[owner] = entry  # is refused by its type
+            for name, values in entry.items():
+                _put(settings, owner, str(name), _as_values(values))
+        elif entry is not None:
+            raise ConfigError(f"set: {owner}: {entry!r} names no parameter; {_FORMS_OF_SET}")
     return settings
 
 
@@ -78,7 +88,7 @@ Numbers = Annotated[
 ]
 Rules = Annotated[
     tuple[LayerRule, ...],
-    BeforeValidator(as_rules, json_schema_input_type=dict[str, int | str] | list[str]),
+    BeforeValidator(as_rules, json_schema_input_type=str | dict[str, int | str] | list[str]),
     PlainSerializer(lambda rules: {rule.layers: rule.asked for rule in rules}),
 ]
 Files = Annotated[
@@ -96,18 +106,25 @@ Workers = Annotated[
         json_schema_input_type=int | Literal["auto"] | None,
     ),
 ]
+Bytes = Annotated[
+    int | None,
+    BeforeValidator(
+        lambda size: None if size is None else bytes_of(size),
+        json_schema_input_type=int | str | None,
+    ),
+]
 _Written = Scalar | list[Scalar]
 Sets = Annotated[
     Settings,
     BeforeValidator(
         as_settings,
-        json_schema_input_type=dict[str, _Written | dict[str, _Written]] | list[str],
+        json_schema_input_type=str | dict[str, _Written | dict[str, _Written]] | list[str],
     ),
 ]
 
 
 def parse_set(settings: Sequence[str]) -> Settings:
-    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`."""
+    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`; the last flag counts."""
     parsed: Settings = {}
     for setting in settings:
         target, equals, values = str(setting).partition("=")
@@ -182,3 +199,15 @@ def _whole_number(name: str, value: Scalar) -> int | None:
 def _as_values(value: Any) -> Any:
     """The values of one parameter as a list."""
     return [None] if value is None else as_list(value)
+
+
+def _put(settings: Settings, owner: str, key: str, values: Any) -> None:
+    """Give a parameter its values; ConfigError where there are none, or it has some."""
+    if not values:
+        raise ConfigError(f"set: {owner}.{key} has no value; give one, or leave it out")
+    of_owner = settings.setdefault(owner, {})
+    if key in of_owner:
+        raise ConfigError(
+            f"{owner}.{key} is set twice; give all its values at once, with commas between them"
+        )
+    of_owner[key] = values

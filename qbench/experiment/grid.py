@@ -5,15 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.environment import bytes_of
-from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.errors import ConfigError, unknown_name
 from qbench.experiment.forms import (
+    Bytes,
     Files,
     Names,
     Numbers,
@@ -22,12 +29,13 @@ from qbench.experiment.forms import (
     Values,
     Workers,
     as_settings,
+    no_switch,
     parse_set,
     single_numbers,
     single_settings,
     whole_numbers,
 )
-from qbench.files.ordinary import ordinary_text
+from qbench.experiment.grid_file import read_grid_file
 from qbench.records import Scalar
 from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
@@ -43,12 +51,10 @@ QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and
 TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
-GRID_BYTES = 1_000_000  # YAML takes microseconds for each
+NO_SWITCHES = (  # keys that are numbers
+    "group_size", "head_bits", "seed", "replicates", "time_limit", "workers", "memory", "max_cells",
+)  # fmt: skip
 TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
-
-
-def _size(text: Any) -> int | None:
-    return None if text is None else bytes_of(text)
 
 
 class Grid(BaseModel):
@@ -58,8 +64,9 @@ class Grid(BaseModel):
     or `channel`. layers: bits of single layers, by globs of their names, and head_bits: of the
     model's head (`qbench.scheme`). set: `{method: {parameter: [values]}}`, `{task:
     {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
-    preset. preset: None for the one that suits the machine (`preset_for`). sweep: a named list of
-    variants in place of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
+    preset. text: the kinds that divergence is measured on (`qbench.tasks.divergence`). preset:
+    None for the one that suits the machine (`preset_for`). sweep: a named list of variants in place
+    of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
     hardware computes in it, else float32. chat_template: whether prompts are put into the model's
     own template; bos: what stands before a prompt: what the model was `trained` with, what its
     `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
@@ -79,6 +86,7 @@ class Grid(BaseModel):
     methods: Names | None = None
     sweep: str | None = None
     tasks: Names | None = None
+    text: Names | None = None
     preset: str | None = None
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = False
@@ -97,12 +105,14 @@ class Grid(BaseModel):
     time_limit: float | None = Field(default=None, gt=0)
     latency: bool | None = None
     workers: Workers = Field(default=None, validation_alias=AliasChoices("workers", "jobs"))
-    memory: Annotated[int | None, BeforeValidator(_size)] = None
+    memory: Bytes = None
     only: Names = ()
     skip: Names = ()
     max_cells: int | None = Field(default=None, ge=1)
     requantize: bool = False
     trust_remote_code: bool = False
+
+    _numbers = field_validator(*NO_SWITCHES, mode="before")(no_switch)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -212,9 +222,12 @@ class Grid(BaseModel):
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks asked for, or the preset's."""
-        if self.tasks is not None:
-            return self.tasks
-        return tuple(self.defaults["tasks"])
+        names = tuple(self.defaults["tasks"]) if self.tasks is None else self.tasks
+        if self.text is None:
+            return names
+        from qbench.tasks.divergence import with_texts
+
+        return with_texts(names, self.text)
 
     def task_options(self, task: str, like: str | None = None) -> dict[str, Any]:
         """Those of TASK_KEYS that are said: by the preset, overridden by `set`.
@@ -290,14 +303,15 @@ class Grid(BaseModel):
             if owner not in owners:
                 raise ConfigError(unknown_name("name in --set", owner, owners))
 
-    def check_request(self) -> None:
+    def check_request(self, loaded: bool = False) -> None:
         """ConfigError where a name or a number can be refused before torch is imported.
 
         Methods are asked what they declare, and are not imported. Values of parameters, models and
-        data are the plan's to check, and so is a grid with plug-ins, which the plan imports.
+        data are the plan's to check, and so is a grid with plug-ins, which the plan imports, unless
+        they are `loaded`.
         """
         self._check_lists()
-        if self.plugin:
+        if self.plugin and not loaded:
             return
         entries = self._entries()
         self.check_owners([method for method, _ in entries])
@@ -346,7 +360,7 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
     Of `set` each parameter by itself is overridden. Raises ConfigError that names the file where it
     cannot be read, and the key that is wrong.
     """
-    settings = merged({} if config is None else _read_config(config), flags)
+    settings = merged({} if config is None else read_grid_file(config), flags)
     try:
         return Grid.model_validate(settings)
     except ValidationError as error:
@@ -358,7 +372,12 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
 
 
 def merged(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a file with the flags that are not None over them."""
+    """The keys of a file with the flags that are not None over them.
+
+    ConfigError where what is set has no form that is read.
+    """
+    if {"jobs", "workers"} <= settings.keys():
+        raise ConfigError("jobs and workers are one key of a grid; leave one of them out")
     both = {"workers" if key == "jobs" else key: value for key, value in settings.items()}
     for key, value in flags.items():
         if value is None:
@@ -371,17 +390,3 @@ def merged(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
         else:
             both["workers" if key == "jobs" else key] = value
     return both
-
-
-def _read_config(config: Path) -> dict[str, Any]:
-    """The keys of a grid file."""
-    try:
-        settings = yaml.safe_load(ordinary_text(config, limit=GRID_BYTES)) or {}
-    except (StoreError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"grid file {str(config)!r} cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"grid file {str(config)!r} holds a {type(settings).__name__}; "
-            "it must map keys to values"
-        )
-    return settings

@@ -26,6 +26,7 @@ from qbench.records import CalibrationSpec, TaskSpec
 from qbench.tasks import judging
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
+from qbench.tasks.declaration import Declaration
 from qbench.tasks.harness import HarnessTask
 from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
@@ -108,11 +109,12 @@ def ask(
 ) -> list[tuple[Task, TaskSpec]]:
     """The grid's tasks, and what each asks on this data.
 
-    Where a preset asks for examples in prompts and the data has none, there are none, which is
-    announced. Raises ConfigError where one has no such setting, or where the data has fewer items.
+    Where a preset asks for examples in prompts and the data has none, there are none, and of its
+    tasks those are left out that the data does not have; both are announced. Raises ConfigError
+    where one has no such setting, or where the data has fewer items.
     """
     asked = []
-    for name in grid.task_names:
+    for name in _present(grid, source, announce):
         task = get_task(name)
         settings = grid.set.get(name, {})
         options = grid.task_options(task.name, getattr(task, "like", None))
@@ -131,6 +133,23 @@ def ask(
         _refuse_too_many(task, settings, spec, source)
         asked.append((task, spec))
     return asked
+
+
+def _present(grid: Grid, source: Source, announce: Announce) -> list[str]:
+    """The grid's tasks, without those of its preset that the data does not have, if it has any."""
+    absent = []
+    for name in grid.task_names:
+        task = get_task(name)
+        of_preset = grid.tasks is None and name not in grid.set
+        if of_preset and isinstance(task, Declaration) and not source.splits(task.table_name):
+            absent.append(name)
+    present = [name for name in grid.task_names if name not in absent]
+    if absent and present:
+        announce(
+            f"{source.label} has no data for {', '.join(absent)}, so that it is left out; "
+            "--data DIR or --data hub has it"
+        )
+    return present or list(grid.task_names)
 
 
 def has_examples(task: Task, source: Source) -> bool:

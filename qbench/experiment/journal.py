@@ -122,8 +122,11 @@ class PlanFile(BaseModel):
     cells: tuple[PlannedCell, ...]
 
 
-def write_plan(store: Store, plan: Plan) -> None:
-    """Keep what a run has to do; runs of the same cells share the file."""
+def write_plan(store: Store, plan: Plan, latency: bool = True) -> None:
+    """Keep what a run has to do; runs of the same cells share the file.
+
+    latency: whether it measures that.
+    """
     cells = []
     for cell in plan.cells:
         estimated = plan.estimates[cell.id]
@@ -132,7 +135,7 @@ def write_plan(store: Store, plan: Plan) -> None:
             model=cell.model,
             label=cell.label,
             seconds=estimated.seconds,
-            latency=estimated.latency,
+            latency=estimated.latency if latency else 0.0,
         )
         cells.append(planned)
     body = PlanFile(started=time.time(), workers=plan.jobs, cells=tuple(cells))

@@ -11,12 +11,14 @@ from typing import Any
 from qbench.calibration.walk import Progress
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError, DataError
+from qbench.experiment.data_choice import announced_data
 from qbench.layers.effects import Windows, facts, measure
+from qbench.models.identity import Announce
 from qbench.models.source import find_model
 from qbench.models.tokenizers import check_fit
 from qbench.quantization import load, read_model, refuse_quantized
 from qbench.tasks.article_windows import article_windows
-from qbench.tasks.data import Source, open_source
+from qbench.tasks.data import Source
 from qbench.tasks.registry import get_task
 
 TEXT = "wikitext"  # the task whose text and windows are taken
@@ -43,11 +45,16 @@ class LayerRequest:
     trust_remote_code: bool = False
 
 
-def layers_of(folder: Path, request: LayerRequest, progress: Progress) -> dict[str, Any]:
+def layers_of(
+    folder: Path,
+    request: LayerRequest,
+    progress: Progress,
+    announce: Announce = lambda text: None,
+) -> dict[str, Any]:
     """What each layer of a saved model costs, JSON-able: the fields of a `LayerReport`.
 
-    Raises ConfigError where it is not known what model it was made of, and what `measure`, loading
-    and the data raise.
+    announce: is told which data is taken. Raises ConfigError where it is not known what model it
+    was made of, and what `measure`, loading and the data raise.
     """
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
@@ -60,7 +67,7 @@ def layers_of(folder: Path, request: LayerRequest, progress: Progress) -> dict[s
     original = read_model(find_model(str(name), request.trust_remote_code), dtype)
     refuse_quantized(original, str(name))
     check_fit(original.model, original.tokenizer, str(name))
-    source = open_source(request.data)
+    source = announced_data(request.data, (str(name),), (TEXT,), announce).source
     choosing, judging = text_windows(source, original.tokenizer, request.windows, request.length)
     report = measure(
         original.model.to(device),

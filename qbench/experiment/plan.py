@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from qbench.contracts import Scheme
-from qbench.environment import hardware, pick_device
+from qbench.environment import hardware, named_device, pick_device
 from qbench.errors import ConfigError, reason_of
 from qbench.experiment.cells import expand
+from qbench.experiment.data_choice import choose_data, tables_of
 from qbench.experiment.estimate import (
     KNOWN_SECONDS,
     LATENCY_SECONDS,
     Estimate,
     estimate,
     measure_rates,
+    stored_parameters,
 )
 from qbench.experiment.foreign_cell import require_environment
 from qbench.experiment.grid import Grid, preset_for
@@ -28,14 +30,13 @@ from qbench.experiment.selection import select
 from qbench.experiment.timings import Timings, corrected, kind_of, makespan
 from qbench.experiment.workers import share_machine
 from qbench.models.identity import Announce
-from qbench.models.loading import load_skeleton
-from qbench.models.source import BUILT_IN, ModelSource, find_model, is_here
+from qbench.models.loading import load_skeleton, with_config
+from qbench.models.source import ModelSource, find_model, is_here
 from qbench.quantization import check_layers
 from qbench.records import Cell
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
-from qbench.tasks.data import CALIBRATION, Source, choose, chosen, open_source
-from qbench.tasks.declaration import Declaration
+from qbench.tasks.data import CALIBRATION, Source
 from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
@@ -76,21 +77,25 @@ class Plan:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
-def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
+def make_plan(
+    grid: Grid,
+    announce: Announce = lambda text: None,
+    *,
+    dry_run: bool = False,
+    elsewhere: bool = False,
+) -> Plan:
     """Resolve models, data and tasks, and check every cell, before any work.
 
-    announce: is told what takes over a second. A scheme that a method or a model does not support
-    is skipped with its reason. Raises ConfigError, ModelError or DataError, also where no quantized
-    cell is left.
+    announce: is told what takes over a second. dry_run: whether it is only to be shown, for which
+    an alias has a config where the hub gives none. elsewhere: whether the cells run on other
+    machines, so that this one need not have the device. A scheme that a method or a model does not
+    support is skipped with its reason. Raises ConfigError, ModelError or DataError, also where no
+    quantized cell is left.
     """
-    device = pick_device(grid.device)
+    device = named_device(grid.device) if elsewhere else pick_device(grid.device)
     load_plugins(grid.plugin)
-    embedded = all(name in BUILT_IN for name in grid.model)
-    asked = [get_task(name) for name in grid.task_names]
-    # A task of somebody else's may bring its own data.
-    tables = [task.table_name for task in asked if isinstance(task, Declaration)]
-    choice = choose(grid.data, embedded, (CALIBRATION, *tables))
-    source = open_source(grid.data if chosen(grid.data) == choice.data else choice.data)
+    tables = tables_of([get_task(name) for name in grid.task_names])
+    choice = choose_data(grid.data, grid.model, (CALIBRATION, *tables))
     preset = grid.preset or preset_for(device, choice.data != "mini")
     # The command in a record names what was chosen.
     grid = grid.model_copy(update={"data": choice.data, "preset": preset})
@@ -98,25 +103,28 @@ def make_plan(grid: Grid, announce: Announce = lambda text: None) -> Plan:
     for name in grid.method_names:
         method_class(name)  # refuses an unknown one
     models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
-    identity, tasks = identify(grid, models, source, device, announce)
+    if dry_run:
+        models = {name: with_config(model, announce) for name, model in models.items()}
+    identity, tasks = identify(grid, models, choice.source, device, announce)
     cells = select(grid, expand(grid, identity))
     _refuse_quantized(grid, identity.stored_as, cells)
-    plan = Plan(grid, cells, models, source, tasks, device, warning=choice.warning)
+    plan = Plan(grid, cells, models, choice.source, tasks, device, warning=choice.warning)
     plan.protocol = protocol_of(grid, identity, tasks)
     _check_and_estimate(plan)
     return plan
 
 
 def working_order(plan: Plan) -> list[Cell]:
-    """The cells as they are begun: as planned, or where several are at work, those first that are
-    soon quantized, for early scores, and then the longest ones, so that all end together.
+    """The cells as they are begun: those first that are soon quantized, for early scores.
+
+    Of the others the cheapest is next, or where several are at work the longest, so that all end
+    together.
     """
-    if plan.jobs == 1:
-        return list(plan.cells)
     short = SHORT * max(estimate.quantize for estimate in plan.estimates.values())
     early = [cell for cell in plan.cells if plan.estimates[cell.id].quantize < short]
     late = [cell for cell in plan.cells if plan.estimates[cell.id].quantize >= short]
-    return early + sorted(late, key=lambda cell: -plan.estimates[cell.id].seconds)
+    late.sort(key=lambda cell: plan.estimates[cell.id].seconds, reverse=plan.jobs > 1)
+    return early + late
 
 
 def expected_seconds(plan: Plan, done: Collection[str] = ()) -> float:
@@ -129,7 +137,7 @@ def stored_bytes(skeleton: Any) -> int:
     """Of a model's weights as they are published, in the dtype that its config states."""
     stated = getattr(skeleton.config, "dtype", None)
     itemsize = stated.itemsize if isinstance(stated, torch.dtype) else HALF
-    return itemsize * sum(parameter.numel() for parameter in skeleton.parameters())
+    return itemsize * stored_parameters(skeleton)
 
 
 def _refuse_quantized(

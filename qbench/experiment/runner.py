@@ -19,7 +19,9 @@ from typing import Any, Literal, Protocol
 from qbench.checkpoint.folder import add_scores
 from qbench.errors import StoreError, readable
 from qbench.experiment.back_off import (
+    NOTHING,
     batches,
+    can_be_offloaded,
     caution,
     is_helped,
     present_memory,
@@ -36,13 +38,12 @@ from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
 from qbench.experiment.plugins import plugins_of
-from qbench.experiment.store import Store
+from qbench.experiment.store import COMPUTING, Store
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.isolation import Isolated, Tell
 from qbench.records import Cell, Latency, Record, Score
 
 POLL = 0.5  # seconds between two looks at what other runners do
-COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
 # The default time limit is generous: an estimate is right within a factor of two on an idle
 # machine, and what hangs would hang for ever.
 LEAST_LIMIT = 600.0  # seconds
@@ -245,25 +246,32 @@ class _Run:
         return record
 
     def _worked_on(self, cell: Cell) -> dict[str, Any]:
-        """What the cell's process tells in the end; where memory runs out, with smaller batches."""
+        """What the cell's process tells in the end.
+
+        Where memory runs out, it is tried with smaller batches, and then once block by block.
+        """
         limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
         sizes = batches(self.plan, cell)
-        for times, batch in enumerate(sizes):
+        times, paged = 0, False
+        while True:
             kills = system_kills()
             tried = sizes[: times + 1]
-            outcome = self._isolated(work, cell, limit, times)
+            outcome = self._isolated(work, cell, limit, times, paged)
             if outcome.get("killed") and system_kills() > kills:
                 outcome |= {"out_of_memory": "its work", "memory": present_memory("cpu")}
             if "out_of_memory" not in outcome:
                 break
-            if batch == 1 or not is_helped(outcome, cell):
-                words = sizes_in_words(self.plan, cell, tried, outcome["memory"])
+            ran_out = f"{cell.label} ran out of memory in {outcome['out_of_memory']}"
+            if tried[-1] > 1 and is_helped(outcome, cell):
+                times += 1
+                self.view.note(f"{ran_out} with a batch of {tried[-1]}; again with {sizes[times]}")
+            elif not paged and can_be_offloaded(self.plan, cell):
+                paged = True
+                self.view.note(f"{ran_out}; again with one block in memory at a time")
+            else:
+                words = sizes_in_words(self.plan, cell, tried, outcome["memory"], paged)
                 outcome["reason"] = readable(f"{outcome['reason']}; {words}")
                 break
-            self.view.note(
-                f"{cell.label} ran out of memory in {outcome['out_of_memory']} with a batch of "
-                f"{batch}; again with {sizes[times + 1]}"
-            )
         if times and "reason" not in outcome:
             said = [*outcome["facts"].get("warnings", ()), caution(tried)]
             outcome["facts"]["warnings"] = said
@@ -280,17 +288,23 @@ class _Run:
         return record_of(self.plan, self.machine, cell, status, reason, facts, tokens)
 
     def _isolated(
-        self, function: Callable[[Tell, Job], None], cell: Cell, limit: float, halvings: int = 0
+        self,
+        function: Callable[[Tell, Job], None],
+        cell: Cell,
+        limit: float,
+        halvings: int = 0,
+        paged: bool = False,
     ) -> dict[str, Any]:
         """What a function tells in the end in the cell's own process, or a `reason` alone, with
         whether it was `killed`.
 
-        limit: seconds that it may take. halvings: of the batches.
+        limit: seconds that it may take. halvings: of the batches. paged: whether the model is read
+        block by block.
         """
         log = self.store.log(cell)
         log.parent.mkdir(exist_ok=True)
         log.unlink(missing_ok=True)
-        with Isolated(function, (self._job(cell, halvings),), output=log) as process:
+        with Isolated(function, (self._job(cell, halvings, paged),), output=log) as process:
             outcome = self._outcome(process, cell, limit)
             if outcome is None:
                 ending = process.ending or f"was not done within {limit:.0f} s (--time-limit)"
@@ -330,7 +344,7 @@ class _Run:
                 return event
         raise KeyboardInterrupt
 
-    def _job(self, cell: Cell, halvings: int) -> Job:
+    def _job(self, cell: Cell, halvings: int, paged: bool = False) -> Job:
         plan = self.plan
         return Job(
             cell=cell,
@@ -345,7 +359,7 @@ class _Run:
             folder=self.store.folder.resolve(),
             place=Path.cwd(),
             overlaps=self.overlaps,
-            memory=plan.grid.memory,
+            memory=NOTHING if paged else plan.grid.memory,
             gpu=self.at_work.get(cell.id),
             halvings=halvings,
         )

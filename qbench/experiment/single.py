@@ -14,20 +14,23 @@ from qbench.checkpoint.block_files import BlockFiles
 from qbench.contracts import Scheme, calibrates
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError
+from qbench.experiment.data_choice import ChosenData, announced_data, tables_of
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.files.shards import require_writable
+from qbench.models.identity import Announce
 from qbench.models.paging import on_device, round_parameters
 from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
 from qbench.models.tokenizers import check_fit
-from qbench.quantization import QuantizedModel, quantize, refuse_quantized
+from qbench.quantization import QuantizedModel, made_of, quantize, refuse_quantized
 from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
 from qbench.tasks.contract import Context, Outcome, Unquantized
-from qbench.tasks.data import CALIBRATION, open_source
+from qbench.tasks.data import CALIBRATION
+from qbench.tasks.registry import get_task
 
 
 class CalibrationWindows(NamedTuple):
@@ -54,20 +57,24 @@ def quantize_model(
     requantize: bool = False,
     trust_remote_code: bool = False,
     memory: int | None = None,
+    announce: Announce = lambda text: None,
 ) -> dict[str, float]:
     """Quantize a model by name, save it to `output`, and return its measured bits per weight.
 
     settings: values of the method's parameters. dtype: what the model's parameters are rounded to
     beforehand; `auto` leaves them as they are. requantize: whether a model that is quantized
     already is taken. trust_remote_code: whether code that it brings may run. memory: bytes that may
-    be taken, None for what there is. StoreError before any work where nothing can be written at
-    `output`.
+    be taken, None for what there is. announce: is told what data calibrate. StoreError before any
+    work where nothing can be written at `output`.
     """
     require_writable(output)
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
     place = find_model(model, trust_remote_code)
+    calibrating = None
+    if calibrates(quantizer) or scheme.budget is not None:
+        calibrating = announced_data(data, (model,), (CALIBRATION,), announce).source
     allowed = Memory(memory, output.absolute().parent)
     source = allowed.read(place, "float32")
     if not requantize:
@@ -76,10 +83,9 @@ def quantize_model(
     if dtype != "auto":
         round_parameters(unquantized, torch_dtype(pick_dtype(dtype, machine)))
     tokens = None
-    if calibrates(quantizer) or scheme.budget is not None:
-        texts = open_source(data).text(CALIBRATION)
+    if calibrating is not None:
         check_fit(unquantized, tokenizer, model)
-        tokens = calibration_windows(texts, tokenizer, *calibration)
+        tokens = calibration_windows(calibrating.text(CALIBRATION), tokenizer, *calibration)
 
     def work(files: BlockFiles | None) -> QuantizedModel:
         quantized = quantize(
@@ -103,29 +109,41 @@ def quantize_model(
 
 
 def evaluate_model(
-    folder: Path, grid: Grid, progress: Progress, unquantized: str | None = None
+    folder: Path,
+    grid: Grid,
+    progress: Progress,
+    unquantized: str | None = None,
+    announce: Announce = lambda text: None,
 ) -> Iterator[Score]:
     """Scores of a saved model, task by task, under the protocol of a grid.
 
     unquantized: the model that tasks compare with, None for the one that the folder says it was
-    made from. Raises ConfigError for such a task where that is not known.
+    made from. announce: is told which data is taken. Raises ConfigError for such a task where that
+    model is not known.
     """
-    for _spec, outcome in judge_model(folder, grid, progress, unquantized):
+    for _spec, outcome in judge_model(folder, grid, progress, unquantized, announce):
         yield from outcome.scores
 
 
 def judge_model(
-    folder: Path, grid: Grid, progress: Progress, unquantized: str | None = None
+    folder: Path,
+    grid: Grid,
+    progress: Progress,
+    unquantized: str | None = None,
+    announce: Announce = lambda text: None,
 ) -> Iterator[tuple[TaskSpec, Outcome]]:
     """What every task says of a saved model, with its items; as `evaluate_model`."""
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
-    source = open_source(grid.data)
     grid.check_owners([], calibrates=False)
-    asked = ask(grid, source)
+    for task_name in grid.task_names:
+        grid.task_options(task_name)  # a wrong setting is told before a model is looked for
+    place = find_model(str(folder), grid.trust_remote_code)
+    source = data_for(grid, unquantized or made_of(place) or str(folder), announce).source
+    asked = ask(grid, source, announce)
     dtype = pick_dtype(grid.dtype, device)
     allowed = Memory(grid.memory, Path(tempfile.gettempdir()))
-    quantized = allowed.read(find_model(str(folder), grid.trust_remote_code), dtype, device)
+    quantized = allowed.read(place, dtype, device)
     model, tokenizer = quantized.model, quantized.tokenizer
     check_fit(model, tokenizer, str(folder))
     name = unquantized or quantized.manifest.get("model")
@@ -152,3 +170,9 @@ def judge_model(
                 task.prepare(contexts[-1], spec)
         for mine, (task, spec) in zip(contexts, asked, strict=True):
             yield spec, task.evaluate(mine, spec)
+
+
+def data_for(grid: Grid, name: str, announce: Announce) -> ChosenData:
+    """The data that the grid's tasks are asked on. name: of the model that is judged by them."""
+    tables = tables_of([get_task(task) for task in grid.task_names])
+    return announced_data(grid.data, (name,), tables, announce)

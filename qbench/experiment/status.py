@@ -1,7 +1,8 @@
 """How far a run is, read from its folder while others work on it: nothing there is changed.
 
 A cell is at work where a runner has claimed it, or where its file of events has just grown, as
-claims are not seen from machines whose file systems know no locks.
+claims are not seen from machines whose file systems know no locks. Between cells, and while
+latencies are measured, it is the runners' own claims that say that somebody is at work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qbench.experiment.journal import PlannedCell, read_events, read_plans
-from qbench.experiment.store import Store, open_run
+from qbench.experiment.store import COMPUTING, RUNNERS, Store, open_run
 from qbench.files.claims import is_claimed
 from qbench.records import Record
 
@@ -28,8 +29,9 @@ class CellStatus:
     """One cell of a run.
 
     fraction, text: of one at work, how far it is, such as its block and loss. host: where that is.
-    seconds: since it was begun, or that it took. estimated: seconds that it was to take. reason: of
-    one that failed or was skipped.
+    seconds: since it was begun, or that it took. estimated: seconds that it was to take. latency:
+    seconds that measuring its latency will take, before that is done. reason: of one that failed or
+    was skipped.
     """
 
     id: str
@@ -37,6 +39,7 @@ class CellStatus:
     label: str
     state: State
     estimated: float
+    latency: float = 0.0
     fraction: float = 0.0
     text: str = ""
     host: str = ""
@@ -46,12 +49,18 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run. seconds_left: None where nobody is at work. complaints: about its records."""
+    """A run.
+
+    seconds_left: None where nobody is at work. complaints: about its records. at_work: whether a
+    runner is. measuring: whether it measures a latency.
+    """
 
     folder: Path
     cells: tuple[CellStatus, ...]
     seconds_left: float | None
     complaints: tuple[str, ...] = ()
+    at_work: bool = False
+    measuring: bool = False
 
     @property
     def counts(self) -> dict[State, int]:
@@ -76,24 +85,28 @@ def read_status(folder: Path, now: float | None = None) -> RunStatus:
     for plan in read_plans(folder):
         planned |= {cell.id: cell for cell in plan.cells}
     cells = tuple(_cell(store, cell, by_id.get(cell.id), now) for cell in planned.values())
-    return RunStatus(folder, cells, seconds_left(cells), tuple(complaints))
+    measuring = is_claimed(store.claim(COMPUTING))
+    at_work = measuring or any(cell.state == "running" for cell in cells)
+    # It is held for a moment to find out, so only where nothing else tells.
+    at_work = at_work or is_claimed(store.claim(RUNNERS), shared=True)
+    left = seconds_left(cells) if at_work else None
+    return RunStatus(folder, cells, left, tuple(complaints), at_work, measuring)
 
 
-def seconds_left(cells: Sequence[CellStatus]) -> float | None:
+def seconds_left(cells: Sequence[CellStatus]) -> float:
     """What is estimated of the cells that wait or are at work, at the pace of those that are done.
 
-    It is divided by the cells at work; None where there are none.
+    It is divided by the cells at work; latencies are measured one after the other.
     """
     running = [cell for cell in cells if cell.state == "running"]
-    if not running:
-        return None
     done = [cell for cell in cells if cell.state == "ok" and cell.seconds and cell.estimated]
     pace = 1.0
     if done:
         pace = sum(cell.seconds or 0.0 for cell in done) / sum(cell.estimated for cell in done)
     left = sum(cell.estimated for cell in cells if cell.state == "waiting")
     left += sum((1 - cell.fraction) * cell.estimated for cell in running)
-    return pace * left / len(running)
+    latencies = sum(cell.latency for cell in cells if cell.state in ("ok", "running", "waiting"))
+    return pace * left / max(1, len(running)) + latencies
 
 
 def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float) -> CellStatus:
@@ -104,6 +117,8 @@ def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float)
         "label": planned.label,
         "estimated": planned.seconds,
     }
+    if record is None or record.latency is None:
+        facts["latency"] = planned.latency
     events = list(read_events(store.events(planned.id)))
     begun = max((i for i, event in enumerate(events) if event["event"] == "begin"), default=None)
     attempt = [] if begun is None else events[begun:]

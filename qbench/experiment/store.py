@@ -38,6 +38,8 @@ from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 
 DAY = 86400.0  # seconds
+RUNNERS = "runners"  # a claim that all who work on the folder share
+COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
 MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer ones never ends
 
 
@@ -100,7 +102,7 @@ class Store:
 
         That is large, and made again when needed. A run that is interrupted leaves it for the next.
         """
-        runners = self.claim("runners")
+        runners = self.claim(RUNNERS)
         with claimed_in_time(runners, shared=True):
             yield
         with claimed(runners) as alone:
@@ -122,7 +124,7 @@ class Store:
 
         delete: whether to remove it. StoreError where a run is at work, as then it is in use.
         """
-        with claimed(self.claim("runners")) as alone:
+        with claimed(self.claim(RUNNERS)) as alone:
             if not alone:
                 raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
             left = leftovers(self.folder)

@@ -7,7 +7,7 @@ differs. What an engine does not give, the distributions that divergence compare
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,15 @@ from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
 from qbench.experiment.plugins import load_plugins
-from qbench.experiment.single import judge_model
+from qbench.experiment.single import data_for, judge_model
+from qbench.models.identity import Announce
 from qbench.models.loading import load_config
 from qbench.models.source import find_model
 from qbench.models.tokenizers import load_tokenizer
-from qbench.records import Score
-from qbench.tasks.contract import Context, Outcome
-from qbench.tasks.data import open_source
+from qbench.quantization import made_of
+from qbench.records import Score, TaskSpec
+from qbench.tasks.contract import Context, Outcome, Task
+from qbench.tasks.data import Source
 from qbench.tasks.engines import Engine, check_engine
 
 
@@ -37,18 +39,28 @@ class Said(NamedTuple):
 
 
 def evaluate_through(
-    folder: Path, grid: Grid, through: str, compare: bool, progress: Progress
+    folder: Path,
+    grid: Grid,
+    through: str,
+    compare: bool,
+    progress: Progress,
+    announce: Announce = lambda text: None,
 ) -> Iterator[Said]:
     """Scores of a folder's model through an engine, task by task, and then the parity of each.
 
     through: `vllm`, or the address of an OpenAI-compatible server. compare: whether transformers is
-    asked the same. ConfigError where the engine cannot be asked, or a task wants what it does not
-    give.
+    asked the same. announce: is told which data is taken. ConfigError where the engine cannot be
+    asked, or a task wants what it does not give.
     """
     check_engine(through)
     outcomes: dict[str, Outcome] = {}
     engine = _engine(folder, grid, through)
-    for name, outcome in _judge_engine(engine, grid, progress):
+    load_plugins(grid.plugin)
+    grid.check_owners([], calibrates=False)
+    chosen = data_for(grid, made_of(find_model(str(folder))) or str(folder), announce)
+    grid = grid.model_copy(update={"data": chosen.data})
+    asked = ask(grid, chosen.source, announce)
+    for name, outcome in _judge_engine(engine, asked, chosen.source, progress):
         outcomes[name] = outcome
         for score in outcome.scores:
             yield Said(name, score=score)
@@ -68,11 +80,9 @@ def _engine(folder: Path, grid: Grid, through: str) -> Engine:
     return Engine(folder, through, load_config(source), load_tokenizer(source), dtype)
 
 
-def _judge_engine(engine: Engine, grid: Grid, progress: Progress) -> Iterator[tuple[str, Outcome]]:
-    load_plugins(grid.plugin)
-    source = open_source(grid.data)
-    grid.check_owners([], calibrates=False)
-    asked = ask(grid, source)
+def _judge_engine(
+    engine: Engine, asked: Sequence[tuple[Task, TaskSpec]], source: Source, progress: Progress
+) -> Iterator[tuple[str, Outcome]]:
     for task, spec in asked:
         if task.needs_unquantized:
             raise ConfigError(

@@ -115,10 +115,10 @@ def kind_of(
 ) -> dict[str, Any]:
     """What runs have in common whose times say something of each other.
 
-    machine: of `qbench.environment.hardware`.
+    machine: of `qbench.environment.hardware`, which may have no GPU for cells of other machines.
     """
     return {
-        "machine": machine["cpu" if device == "cpu" else "gpu"],
+        "machine": machine["cpu"] if device == "cpu" else machine.get("gpu"),
         "device": device.partition(":")[0],
         "dtype": dtype,
         "jobs": jobs,

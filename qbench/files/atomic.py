@@ -23,6 +23,26 @@ _RENAME_EXCHANGE = 2  # (linux/fs.h)
 _SCRATCH = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")  # as `_beside` names a scratch directory
 
 
+def require_place(*paths: Path | None) -> None:
+    """StoreError, before any work, where no file can be written at one of these in the end.
+
+    None is a file that is not asked for.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        parent = path.absolute().parent
+        while not os.path.lexists(parent):
+            parent = parent.parent
+        problem = None
+        if path.is_dir():
+            problem = "it is a folder"
+        elif not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            problem = f"{parent} is no folder that you can write to"
+        if problem is not None:
+            raise StoreError(f"{path} cannot be written: {problem}; choose another file")
+
+
 def write_whole(path: Path, write: Callable[[Path], object], flush: bool = True) -> Path:
     """Let `write` make a file at the path that it is called with, and put that file at `path`.
 

@@ -47,17 +47,17 @@ def claimed_in_time(
         os.close(descriptor)
 
 
-def is_claimed(path: Path) -> bool:
+def is_claimed(path: Path, shared: bool = False) -> bool:
     """Whether somebody has claimed the file at `path` for himself; nothing is made or kept.
 
-    Where a file system knows no locks, nobody has.
+    shared: whether one who shares it counts, too. Where a file system knows no locks, nobody has.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        return not _lock(descriptor, shared=True)
+        return not _lock(descriptor, shared=not shared)
     finally:
         os.close(descriptor)
 

@@ -9,9 +9,10 @@ weights are safetensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -31,13 +32,16 @@ from qbench.models.gguf_file import gguf_header, stored_dtype, torch_shapes
 from qbench.models.gguf_tokenizer import load_gguf_tokenizer
 from qbench.models.limits import built, refuse_implausible
 from qbench.models.pretrained import explained, from_transformers
-from qbench.models.source import ModelSource, torch_dtype
+from qbench.models.source import ALIASES, ModelSource, torch_dtype
 from qbench.models.tokenizers import load_tokenizer
 
 _SHOWN = 3  # names of tensors in a message
 _OF_THE_HUB = 100_000  # tensors, for the time that building may take: how many there are is unknown
 _PACKED = 16  # parameters in one number, of 2 bits in 32
 _SMALL = 1 << 25  # parameters that may be missing: that they are is said by name
+# Shapes and dtypes as the models' own config.json on the hub and their papers state them. Those of
+# GPT-2 name no dtype; theirs is that of their files.
+_CONFIGS = Path(__file__).with_name("configs")
 
 
 def load_config(source: ModelSource) -> Any:
@@ -49,7 +53,26 @@ def load_config(source: ModelSource) -> Any:
         return explained(source, lambda: read_config(_config_of(source), source.trust_remote_code))
     from transformers import AutoConfig
 
+    if source.config is not None:
+        return AutoConfig.for_model(**read_json(source.config))
     return from_transformers(source, AutoConfig)
+
+
+def with_config(source: ModelSource, announce: Callable[[str], None]) -> ModelSource:
+    """A model that can be planned: with the built-in config of an alias where the hub gives none.
+
+    announce: is told so, with the reason. A pinned revision stays as it is, since nothing is known
+    of it here, and so does any other model.
+    """
+    names = [name for name, location in ALIASES.items() if location == source.location]
+    if source.local or source.revision or not names:
+        return source
+    try:
+        load_config(source)
+    except ModelError as error:
+        announce(f"planned from the config of {names[0]} that qbench brings: {error}")
+        return replace(source, config=_CONFIGS / f"{names[0]}.json")
+    return source
 
 
 def read_config(path: Path, trust_remote_code: bool = False, tensors: int = 0) -> Any:

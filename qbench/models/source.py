@@ -43,6 +43,7 @@ class ModelSource:
     name: what the user typed. location: a folder or a hub id. revision: a pin, or None. local:
     whether the location is a folder. trust_remote_code: whether code that it brings may be run.
     gguf: the name of the GGUF file in the folder that is the model; nothing else there is read.
+    config: a file that stands for its configuration where only a plan is made, never to load it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ModelSource:
     local: bool
     trust_remote_code: bool = False
     gguf: str | None = None
+    config: Path | None = None
 
     @property
     def path(self) -> Path:

@@ -7,7 +7,18 @@ import json
 import pytest
 import yaml
 
-from qbench.experiment.grid import Grid, read_grid
+from qbench import registry
+from qbench.experiment.grid import Grid, merged, read_grid
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from qbench.methods.rtn import RTN
+
+@dataclass(frozen=True)
+class Mine(RTN):
+    name: ClassVar[str] = "mine"
+"""
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,22 @@ def test_each_line_says_where_it_is_from(command, tmp_path):
     assert yaml.safe_load(out)["bits"] == [4]
 
 
+def test_a_method_of_a_plug_in_and_a_text_are_shown(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))  # it is forgotten again
+    path = tmp_path / "my.py"
+    path.write_text(PLUGIN)
+    flags = ["--plugin", path, "--text", "code"]
+    done = command("config", "show", *flags, "--methods", "rtn,mine")
+    assert done.code == 0, done.err
+    shown = yaml.safe_load(done.out)
+    assert shown["methods"] == ["rtn", "mine"] and shown["text"] == ["code"]
+    again = tmp_path / "again.yaml"
+    again.write_text(done.out)
+    assert "divergence_code" in read_grid(again, {}).task_names
+    done = command("config", "show", *flags, "--methods", "mien")
+    assert done.code == 2 and "Did you mean 'mine'" in done.err
+
+
 def test_a_wrong_grid_is_not_shown(command):
     done = command("config", "show", "--methods", "gtpq")
     assert done.code == 2 and "Did you mean 'gptq'" in done.err and not done.out
@@ -55,7 +82,7 @@ def test_a_wrong_grid_is_not_shown(command):
 
 def test_the_schema_has_every_key_in_every_form(command):
     schema = json.loads(command("config", "schema").out)
-    assert set(schema["properties"]) == set(Grid.model_fields)
+    assert set(schema["properties"]) == {*Grid.model_fields, "jobs"}
     assert schema["additionalProperties"] is False
     kinds = {entry["type"] for entry in schema["properties"]["bits"]["anyOf"]}
     assert kinds == {"number", "string", "array"}
@@ -64,7 +91,11 @@ def test_the_schema_has_every_key_in_every_form(command):
         {"bits": "2,3", "methods": "rtn", "set": {"gptq": {"damp": [0.1, 0.2]}}},
         {"bits": [2, 3], "set": {"gptq.damp": 0.1}, "workers": "auto", "group_size": "channel"},
         {"bits": 3, "set": ["gptq.damp=0.1"], "only": "gptq*", "plugin": "a.py"},
+        {"bits": 2.5, "set": "gptq.damp=0.1", "layers": "*.k_proj=4", "memory": "8GB", "jobs": 2},
+        {"layers": {"*.k_proj": "4g32"}, "memory": 8, "jobs": "auto", "text": "wiki,code"},
     ]
+    for grid in good:
+        Grid.model_validate(merged(grid, {}))
     assert not [error for grid in good for error in validator.iter_errors(grid)]
-    for bad in ({"bitz": 3}, {"bits": 2.5}, {"seed": "x"}, {"set": {"gptq": {"damp": {"a": 1}}}}):
+    for bad in ({"bitz": 3}, {"bits": None}, {"seed": "x"}, {"set": {"gptq": {"damp": {"a": 1}}}}):
         assert list(validator.iter_errors(bad)), bad

@@ -11,8 +11,10 @@ from rich.console import Console
 
 from qbench.commands.progress import LiveView
 from qbench.commands.status import shown
+from qbench.errors import ConfigError
 from qbench.experiment.journal import read_events
-from qbench.experiment.status import CellStatus, RunStatus
+from qbench.experiment.status import CellStatus, RunStatus, read_status
+from qbench.experiment.store import Store
 from synthetic_records import record
 from tiny_runs import empty_picture, run_args
 
@@ -42,8 +44,34 @@ def test_what_is_shown_of_a_run(tmp_path):
     assert "25%  block 1/4 loss 0.5  12 s  node7" in row
     assert "failed  m  awq 3b  out of memory" in text and "\x1b" not in text
     assert "warning: a record is damaged" in text
+    text = printed(shown(RunStatus(tmp_path, cells[:1], 60.0, at_work=True, measuring=True)))
+    assert "1 ok; latencies are measured, about 1 min left" in text
     text = printed(shown(RunStatus(tmp_path, cells[2:3], None)))
     assert "1 waiting; nobody is at work; the command of the run goes on from here" in text
+
+
+def test_watching_follows_the_runners(command, tmp_path, monkeypatch):
+    cells = (status_of(state="ok"),)
+    looks = iter([True, True, False, True, False, False])
+    monkeypatch.setattr("qbench.commands.status.PAUSE", 0.0)
+    monkeypatch.setattr(
+        "qbench.experiment.status.read_status",
+        lambda folder: RunStatus(folder, cells, None, at_work=next(looks)),
+    )
+    assert command("status", tmp_path, "--watch").code == 0
+    assert next(looks, None) is None, "one look more than the first at which nobody is at work"
+
+
+def test_a_run_that_is_taken_up_again_is_at_work_while_it_plans(command, tmp_path, monkeypatch):
+    store = Store(tmp_path / "run")
+
+    def make_plan(*arguments, **options):
+        raise ConfigError(f"at work: {read_status(store.folder).at_work}")
+
+    monkeypatch.setattr("qbench.experiment.plan.make_plan", make_plan)
+    monkeypatch.setattr("qbench.isolation.preload", lambda *modules: None)
+    assert command("run", "--out", store.folder).err == "qbench: at work: True\n"
+    assert command("run", "--out", store.folder, "--dry-run").err == "qbench: at work: False\n"
 
 
 def test_a_log_has_plain_lines_and_a_terminal_a_bar_for_each_cell():

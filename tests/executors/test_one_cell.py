@@ -34,7 +34,7 @@ def plan(tiny_folder):
 def machine(monkeypatch, tmp_path):
     """A machine whose cells have no process, and leave a file of items and an artifact."""
 
-    def isolated(self, function, cell, limit, halvings=0):
+    def isolated(self, function, cell, limit, halvings=0, paged=False):
         self.view.progress(cell, 0.5, "block 1/2")
         self.store.write_samples(cell, "mini-text", [{"nll": 1.0}])
         if cell.scheme is not None:
@@ -128,6 +128,10 @@ def test_what_a_cell_asks_of_ray(plan):
     assert needs(on_gpu, cell, nodes)["num_gpus"] == 1
     with pytest.raises(ConfigError, match="the Ray cluster has none"):
         needs(on_gpu, cell, nodes[:1])
+    many = replace(plan, threads=48)
+    assert needs(many, cell, nodes)["num_cpus"] == 8, "Ray waits for ever for more than there is"
+    small = [{"CPU": 32.0, "memory": GB}, {"CPU": 4.0, "memory": 9.0 * GB, "GPU": 1.0}]
+    assert needs(many, cell, small)["num_cpus"] == 4, "of the machine that has the memory"
     mailbox = Mailbox()
     mailbox.put(("1", "note", "x"))
     assert mailbox.take() == [("1", "note", "x")] and mailbox.take() == []

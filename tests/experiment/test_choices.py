@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qbench.environment import is_present
 from qbench.errors import ConfigError, DataError, unknown_name
+from qbench.experiment.data_choice import choose_data
 from qbench.experiment.grid import PRESETS, Grid, preset_for
 from qbench.experiment.plan import make_plan
 from qbench.tasks import hub
@@ -98,7 +100,47 @@ def test_the_first_line_tells_data_and_preset(tiny_folder, command, tmp_path):
     first = text.splitlines()[0]
     assert code == 0, error
     assert first.startswith("data  mini") and "warning: stand-ins are used" in first
-    assert "preset quick: 19 cells, half an hour on two CPU cores" in first
+    assert "preset quick: sized for two CPU cores" in first
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_hub")
+def test_other_commands_choose_alike_and_say_so(tiny_folder, command, tmp_path):
+    saved = tmp_path / "saved"
+    warning = "warning: stand-ins are used in place of the real data"
+    made = ["quantize", "--model", tiny_folder, "--method", "gptq", "--bits", 3]
+    done = command(*made, "--samples", 4, "--length", 32, "-o", saved, "--group-size", 32)
+    assert done.code == 0 and "data  mini" in done.err and warning in done.err
+    asked = ["eval", saved, "--tasks", "arc_easy", "--set", "arc_easy.limit=2"]
+    done = command(*asked)
+    assert done.code == 0 and warning in done.err and "data" not in done.out
+    done = command(*asked, "--through", "http://127.0.0.1:9")
+    assert warning in done.err
+    few = ["--windows", 2, "--length", 16, "--dtype", "float32", "-o", tmp_path / "layers"]
+    done = command("layers", saved, "--model", tiny_folder, *few)
+    assert done.code == 0 and warning in done.err
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_folder_made_of_the_embedded_model_needs_no_hub(tmp_path):
+    assert choose_data("auto", ("smollm2-135m",), NEEDED).warning is None
+    assert choose_data("auto", (str(tmp_path),), NEEDED).warning is not None
+
+
+@pytest.mark.parametrize(
+    "preset, absent", [("openllm", "hellaswag, winogrande"), ("gptq-2048", "c4")]
+)
+def test_a_preset_leaves_out_what_the_data_does_not_have(
+    tiny_folder, command, tmp_path, preset, absent
+):
+    args = ["run", "--model", tiny_folder, "--preset", preset, "--data", "mini", "--dry-run"]
+    args += ["--methods", "rtn", "--group-size", 32, "--out", tmp_path / "out"]
+    code, text, error = command(*args)
+    assert code == 0, error
+    assert f"mini has no data for {absent}, so that it is left out" in error
+    assert f"({preset}, " in text, "and it does not go by the protocol's name"
+    code, _, error = command(*args, "--tasks", absent.partition(",")[0])
+    assert code == 2 and "left out" not in error, "who asks for a task gets it or not"
 
 
 def test_the_paper_preset_on_mini_data_says_what_it_cannot_do(tiny_folder, command, tmp_path):
@@ -112,6 +154,16 @@ def test_the_paper_preset_on_mini_data_says_what_it_cannot_do(tiny_folder, comma
     assert code == 2 and "use 0, or data that has it" in error, (
         "who asks for shots gets them or not"
     )
+
+
+@pytest.mark.skipif(is_present("cuda"), reason="there is a GPU here")
+def test_cells_for_another_machine_may_want_its_gpu(tiny_folder, command, tmp_path):
+    args = run_args(tiny_folder, tmp_path, "rtn", "3", ["--dry-run", "--device", "cuda"])
+    code, _, error = command(*args)
+    assert code == 2 and "device 'cuda' is not there" in error
+    code, text, error = command(*args, "--executor", "slurm", "--address", "debug")
+    assert code == 0, error
+    assert "a GPU's data sheet, as there is none here" in text
 
 
 def test_a_plan_says_what_is_to_be_downloaded(tiny_folder, monkeypatch):

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+import qbench
+from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import Scheme
-from qbench.experiment.estimate import OVERHEADS, Rates, estimate
+from qbench.experiment.estimate import OVERHEADS, Rates, estimate, measure_rates
 from qbench.records import CalibrationSpec, Cell
 
 # A Llama of 8B size on a GPU that reaches 400 Tflop/s.
@@ -70,3 +72,12 @@ def test_a_cpu_and_a_gpu_have_their_own_overheads():
     assert seconds("alternating", cpu) > 20 * seconds("alternating")
     on_cpu = estimate(cell("gptq"), cpu, {}).peak_bytes
     assert on_cpu > estimate(cell("gptq"), GPU, {}).peak_bytes, "a GPU holds one block"
+
+
+def test_a_saved_model_takes_about_as_much_of_the_disk_as_is_said(tiny, tmp_path):
+    model = tiny(hidden_size=256, intermediate_size=1024)
+    rates = measure_rates(model, "cpu", "float32")
+    said = estimate(cell("rtn"), rates, {}).disk_bytes
+    saved = qbench.quantize(model, "rtn", Scheme(3, 128)).save(tmp_path / "saved")
+    assert said == pytest.approx(bytes_on_disk(saved), rel=0.1)
+    assert estimate(cell("none"), rates, {}).disk_bytes == 0

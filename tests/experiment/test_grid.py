@@ -142,8 +142,22 @@ def test_several_calibrations_are_a_cell_each():
     "text, message",
     [
         ("workers: 0", "workers=0: Input should be greater than or equal to 1"),
-        ("set: 3", "set=3: Input should be a valid dictionary"),
-        ("set: {gptq: 3}", "set.gptq=3: Input should be a valid dictionary"),
+        ("set: 3", "set: 3 is no map; for example"),
+        ("set: {gptq: 3}", "set: gptq: 3 names no parameter; for example"),
+        ("set: {gptq: 3, gptq.damp: 0.1}", "set: gptq: 3 names no parameter"),
+        ("set: {gptq: {damp: {a: 1}}}", "set.gptq.damp.0"),
+        ("set: {gptq.damp: []}", "set: gptq.damp has no value"),
+        ("set: {gptq: {damp: 1}, gptq.damp: 2}", "gptq.damp is set twice"),
+        ("bits: true", "bits.0=True: Input should be a number"),
+        ("group_size: true", "group_size=True: Input should be a number"),
+        ("head_bits: yes", "head_bits=True: Input should be a number"),
+        ("seed: false", "seed=False: Input should be a number"),
+        ("time_limit: true", "time_limit=True: Input should be a number"),
+        ("workers: true", "workers=True: Input should be a number"),
+        ("memory: true", "memory=True: Input should be a number"),
+        ("bits: 3\nseed: 1\nbits: 4", "'bits' stands in line 1 and again in line 3"),
+        ("set:\n  gptq: {damp: 1}\n  gptq: {norm: 1}", "in line 2 and again in line 3; keep one"),
+        ("jobs: 1\nworkers: 2", "jobs and workers are one key"),
         ("set: [gptq]", "--set 'gptq' is not NAME.PARAM=VALUE"),
         ("bitz: [3]", "unknown grid key 'bitz'. Did you mean 'bits'"),
         ("bits: [three]", "bits.0='three': Input should be a number"),
@@ -154,8 +168,17 @@ def test_several_calibrations_are_a_cell_each():
 def test_wrong_files(tmp_path, text, message):
     path = tmp_path / "grid.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        read_grid(path, {})
+    for flags in ({}, {"set": parse_set(["rtn.ratios=1"])}):
+        with pytest.raises(ConfigError, match=message):
+            read_grid(path, flags)
+
+
+def test_a_key_without_a_value_is_no_key(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("bits:\nset:\ndata:\nmethods: rtn\n")
+    assert read_grid(path, {}) == Grid(methods=("rtn",))
+    path.write_text("set: {gptq: , rtn: {}}")
+    assert read_grid(path, {}).set == {}
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,16 @@ import pytest
 from qbench.errors import StoreError
 from qbench.experiment.journal import Journal, PlanFile, read_events
 from qbench.experiment.status import read_status, seconds_left
-from qbench.experiment.store import Store
+from qbench.experiment.store import COMPUTING, RUNNERS, Store
 from qbench.experiment.trace import read_attempts, trace_of, write_trace
 from qbench.files.claims import claimed, is_claimed
+from qbench.records import Latency
 from synthetic_records import record
 
 RTN, GPTQ, GREEDY = record("rtn", 3), record("gptq", 3), record("greedy", 3)
 FAILED = GREEDY.model_copy(update={"status": "failed", "reason": "no"})
 WAITING = record("alternating", 3)
+LATENCY = Latency(device="cpu", threads=1, dtype="float32")
 
 
 @pytest.fixture
@@ -25,11 +27,11 @@ def store(tmp_path):
     return Store(tmp_path / "run")
 
 
-def plan_of(store, *records, seconds=100.0):
-    cells = [
-        {"id": each.id, "model": each.cell.model, "label": each.cell.label, "seconds": seconds}
-        for each in records
-    ]
+def plan_of(store, *records, seconds=100.0, latency=0.0):
+    cells = []
+    for each in records:
+        facts = {"id": each.id, "model": each.cell.model, "label": each.cell.label}
+        cells.append({**facts, "seconds": seconds, "latency": latency})
     body = PlanFile(started=1.0, workers=2, cells=cells)
     (store.folder / "plans").mkdir(exist_ok=True)
     (store.folder / "plans" / "key.json").write_text(body.model_dump_json())
@@ -98,6 +100,9 @@ def test_a_claim_is_seen_and_not_taken(store):
     with claimed(path) as mine:
         assert mine and is_claimed(path)
     assert not is_claimed(path)
+    with claimed(path, shared=True):
+        assert is_claimed(path, shared=True) and not is_claimed(path)
+    assert not is_claimed(path, shared=True)
     with claimed(path) as mine:
         assert mine
 
@@ -114,7 +119,25 @@ def test_the_time_left_goes_by_the_pace_so_far(store):
     slow = done.__class__(**done.__dict__ | {"seconds": 300.0})
     assert seconds_left((slow, running, waiting)) == pytest.approx(3 * 150)
     assert seconds_left((slow, running, running, waiting)) == pytest.approx(3 * 200 / 2)
-    assert seconds_left((slow, waiting)) is None
+    assert seconds_left((slow, waiting)) == pytest.approx(3 * 100), "between two cells"
+
+
+def test_who_plans_or_measures_latencies_is_at_work(store):
+    plan_of(store, RTN, GPTQ, latency=20.0)
+    finish(store, RTN)
+    assert not read_status(store.folder).at_work
+    with claimed(store.claim(RUNNERS), shared=True):
+        run = read_status(store.folder)
+        assert run.at_work and not run.measuring
+        assert run.seconds_left == pytest.approx(2 * 20 + run.cells[0].seconds, rel=1e-3)
+    finish(store, GPTQ)
+    with claimed(store.claim(COMPUTING), shared=True):
+        assert not read_status(store.folder).measuring, "which cells share"
+    with claimed(store.claim(COMPUTING)):
+        run = read_status(store.folder)
+        assert run.at_work and run.measuring and run.seconds_left == 40
+        store.add_latency(RTN.cell, LATENCY)
+        assert read_status(store.folder).seconds_left == 20
 
 
 def test_records_of_older_runs_have_a_status(store):

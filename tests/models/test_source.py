@@ -15,9 +15,11 @@ from families import FAMILIES, family_model
 from qbench import Scheme
 from qbench.embedded import _gguf, rescale_channels, smollm2_135m
 from qbench.errors import ConfigError, ModelError
+from qbench.experiment.estimate import stored_parameters
+from qbench.experiment.plan import stored_bytes
 from qbench.models.identity import resolved_revision
-from qbench.models.loading import load_config, load_model
-from qbench.models.source import find_model, known_models
+from qbench.models.loading import load_config, load_model, load_skeleton, load_weights, with_config
+from qbench.models.source import ALIASES, find_model, known_models
 
 TEXT = (
     "The water in a lake freezes from the top, because ice is lighter than water. "
@@ -203,6 +205,58 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     with pytest.raises(ModelError, match="the hub cannot be reached; connect, or download"):
         load_config(find_model("gpt2@main"))
     assert len(asked) == 1 and asked[0].endswith("openai-community/gpt2/resolve/main/config.json")
+
+
+PUBLISHED = {  # parameters, as the hub counts them in the models' safetensors
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "distilgpt2": 81_912_576,
+    "llama3-8b": 8_030_261_248,
+    "llama3-8b-instruct": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "mistral-7b": 7_241_732_096,
+    "qwen3-8b": 8_190_735_360,
+}
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def unanswered(url):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unanswered)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name, revision: None)
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_is_planned_without_a_hub_by_the_config_that_is_built_in(name):
+    said = []
+    source = with_config(find_model(name), said.append)
+    skeleton = load_skeleton(source)
+    assert stored_parameters(skeleton) == PUBLISHED[name]
+    itemsize = 4 if "gpt2" in name else 2
+    assert stored_bytes(skeleton) == itemsize * PUBLISHED[name]
+    [line] = said
+    assert line.startswith("planned from the config of") and "cannot be reached" in line
+    assert with_config(find_model(ALIASES[name]), said.append).config == source.config
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_weights_and_pinned_revisions_have_no_built_in_config():
+    source = with_config(find_model("gpt2"), lambda text: None)
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        load_weights(source, "float32")
+    pinned = find_model("gpt2@main")
+    assert with_config(pinned, pytest.fail) == pinned
+
+
+def test_a_config_of_the_hub_is_taken_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("qbench.models.loading.load_config", lambda source: None)
+    source = find_model("llama3-8b")
+    assert with_config(source, pytest.fail) == source
 
 
 def test_a_refusal_of_the_hub_is_told_in_the_words_of_transformers(monkeypatch):

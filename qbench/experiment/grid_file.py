@@ -1,0 +1,49 @@
+"""A grid in a YAML file: its keys and values, each key once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qbench.errors import ConfigError, StoreError
+from qbench.files.ordinary import ordinary_text
+
+GRID_BYTES = 1_000_000  # YAML takes microseconds for each
+MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which may stand several times
+
+
+def read_grid_file(path: Path) -> dict[str, Any]:
+    """The keys of a grid file; one without a value is left out.
+
+    ConfigError that names the file where it is no such map, or has a key twice.
+    """
+    try:
+        text = ordinary_text(path, limit=GRID_BYTES)
+        settings = yaml.load(text, _OnceEach) or {}
+    except (StoreError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"grid file {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"grid file {str(path)!r} holds a {type(settings).__name__}; it must map keys to values"
+        )
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML keeps the last of equal keys, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        places: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+                continue
+            line = key.start_mark.line + 1
+            if key.value in places:
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} stands in line {places[key.value]} and again in line "
+                    f"{line}; keep one"
+                )
+            places[key.value] = line
+        return super().construct_mapping(node, deep)
