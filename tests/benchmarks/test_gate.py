@@ -228,6 +228,7 @@ def test_what_cannot_be_run_is_left_out_with_a_sentence(gate, tmp_path, monkeypa
 def test_a_method_has_changed_where_what_it_builds_on_has(gate, copy, monkeypatch):
     module = gate[0]
     monkeypatch.undo()  # trees are linked
+    monkeypatch.setenv("QBENCH_ENVS", str(copy.parent / "environments"))
     module.link(copy)
     before = module.method_sources(copy)
     for file, others in (("error_feedback", {"gptq", "flexround"}), ("uniquanf", {"flexbcq"})):
@@ -267,6 +268,10 @@ def test_a_change_that_changes_nothing_passes_and_a_worse_one_does_not(
     code, output, comment = run_steps(copy, tiny_folder, base)
     assert code == 2, output  # make's code for a failure of any kind
     assert comment.startswith("## worse:") and "rtn 3b g32" in comment
+    method.write_text(method.read_text().removesuffix(WORSE))
+    commit(copy, "as it was")
+    code, output, comment = run_steps(copy, tiny_folder, base)
+    assert code == 0 and comment.startswith("## pass:"), output
     assert git(copy, "worktree", "list").count("\n") == 0
 
 
