@@ -122,9 +122,8 @@ def test_only_what_a_class_declares_is_a_name(repository: Path, declared_as: str
 
 def test_two_methods_in_a_file_and_a_file_without_one_are_refused(repository: Path) -> None:
     path = repository / "methods" / "mine.py"
-    for number, text in enumerate(
-        (MINE + MINE.partition("\n\n\n")[2].replace("mine", "b"), "x = 1\n")
-    ):
+    second = MINE.partition("\n\n\n")[2].replace("mine", "b").replace("Mine", "Other")
+    for number, text in enumerate((MINE + second, "x = 1\n")):
         path.write_text(text)
         git("commit", "--quiet", "-am", str(number))
         with pytest.raises(
