@@ -4,29 +4,42 @@
 
 Both trees run the same small grid, `qbench run --preset gate`, each with its own code, and `qbench
 compare` says whether anything is worse: after some of the draws, and after more of them as long as
-that is undecided. Exit code: that of `qbench compare`; 0 where no method that was there has
-changed. OUT/comment.md is the comment for a pull request.
+that is undecided. A method has changed where its file has, or one that it builds on. Exit code:
+that of `qbench compare`; 0 where no method that was there has changed, 2 where a run does not work.
+OUT/comment.md is the comment for a pull request. The runs lie beside it, in a folder for each state
+of a tree and each grid.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = ("methods", "kernels", "tasks", "reports")  # folders that are packages of qbench
-NAME = re.compile(r'^    name: ClassVar\[str\] = "([\w.-]+)"', re.MULTILINE)
+NO_VERDICT = "## no verdict\n\nThe gate has come to no verdict; its log says why.\n"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Base or candidate. tree: its code. run: the folder of its cells."""
+
+    tree: Path
+    run: Path
 
 
 def main() -> int:
@@ -42,42 +55,63 @@ def main() -> int:
     if any(word.startswith("--replicates") for word in rest):
         parser.error("give --replicates before --, as the draws are made one after the other")
     options.out.mkdir(parents=True, exist_ok=True)
-    comment = options.out / "comment.md"
-    methods = changed_methods(options.revision)
-    if not methods:
-        said = f"No method that was there at {options.revision} has changed."
-        comment.write_text(f"{said}\n")
-        print(said)
-        return 0
-    print(f"changed since {options.revision}: {', '.join(methods)}", flush=True)
-    draws = options.replicates or preset_draws()
-    grid = ["run", "--preset", "gate", "--model", options.model, "--bits", options.bits]
-    grid += ["--methods", ",".join(["none", *methods]), *rest]
+    comment = options.out.resolve() / "comment.md"
+    comment.write_text(NO_VERDICT)  # however this ends, no comment of an earlier run stays
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "tree"
         git("worktree", "add", "--quiet", "--detach", str(base), options.revision)
         try:
-            return judged({"base": base, "candidate": ROOT}, grid, options.out.resolve(), draws)
+            return gated(base, options, rest, comment)
         finally:
             git("worktree", "remove", "--force", str(base))
 
 
-def judged(trees: dict[str, Path], grid: list[str], out: Path, draws: int) -> int:
-    """Run both trees draw by draw until the verdict is in; the exit code of `qbench compare`.
+def gated(base: Path, options: argparse.Namespace, rest: list[str], comment: Path) -> int:
+    """Judge what has changed since the tree `base`; the exit code. rest: options of `qbench run`.
 
-    trees: by side, whose runs lie in folders of these names in `out`.
+    comment: the file for it.
     """
-    comment = out / "comment.md"
+    trees = {"base": base, "candidate": ROOT}
+    for tree in trees.values():
+        link(tree)
+    methods, left_out = changed_methods(method_sources(base), method_sources(ROOT))
+    code = 0
+    if methods:
+        print(f"changed since {options.revision}: {', '.join(methods)}", flush=True)
+        draws = options.replicates or preset_draws()
+        grid = ["run", "--preset", "gate", "--model", options.model, "--bits", options.bits]
+        grid += ["--methods", ",".join(["none", *methods]), *rest]
+        sides = []
+        for name, tree in trees.items():
+            sides.append(Side(tree, comment.with_name(f"{name}-{state(tree, grid)}")))
+        code = judged(sides, grid, comment, draws)
+    else:
+        said = f"No method that was there at {options.revision} and can be run here has changed."
+        comment.write_text(f"{said}\n")
+        print(said)
+    for name, why in left_out.items():
+        said = f"{name} has changed and is not judged: {why}"
+        comment.write_text(f"{comment.read_text()}\n{said}\n")
+        print(said)
+    return code
+
+
+def judged(sides: Sequence[Side], grid: list[str], comment: Path, draws: int) -> int:
+    """Run base and candidate draw by draw until the verdict is in; the exit code.
+
+    comment: the file that the verdict is written to.
+    """
     code = 2
     for count in looks(draws):
-        for side, tree in trees.items():
-            link(tree)
-            qbench(tree, [*grid, "--replicates", str(count), "--out", str(out / side)])
-        look = ["--look", f"{count}/{draws}"] if draws_at_random(out / "candidate") else []
-        sides = [str(out / side) for side in trees]
-        code = qbench(ROOT, ["compare", *sides, *look, "--markdown", str(comment)])
-        undecided = comment.is_file() and comment.read_text().startswith("## undecided")
-        if not look or not undecided:
+        comment.write_text(NO_VERDICT)
+        for side in sides:
+            words = [*grid, "--replicates", str(count), "--out", str(side.run)]
+            if qbench(side.tree, words) not in (0, 1):  # 1: a cell failed, which is told
+                return 2
+        look = ["--look", f"{count}/{draws}"] if draws_made(sides[-1].run) > 1 else []
+        folders = [str(side.run) for side in sides]
+        code = qbench(ROOT, ["compare", *folders, *look, "--markdown", str(comment)])
+        if not look or not comment.read_text().startswith("## undecided"):
             break
     return code
 
@@ -99,10 +133,11 @@ def preset_draws() -> int:
     return int(presets["gate"]["replicates"])
 
 
-def draws_at_random(run: Path) -> bool:
-    """Whether a run has several draws of a method; what draws nothing has one cell."""
-    records = [json.loads(path.read_text()) for path in (run / "records").glob("*.json")]
-    return len({record["cell"]["seed"] for record in records}) > 1
+def draws_made(run: Path) -> int:
+    """How many draws of a method a run has; what draws nothing has one cell."""
+    cells = [json.loads(path.read_text())["cell"] for path in (run / "records").glob("*.json")]
+    draws = {(cell["method"], cell["seed"]) for cell in cells}
+    return max(Counter(method for method, _ in draws).values(), default=0)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -113,20 +148,48 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:place], arguments[place + 1 :]
 
 
-def changed_methods(revision: str) -> list[str]:
-    """Names of the methods in files that differ from the revision and were there."""
-    paths = git("diff", "--name-only", revision, "--", "methods").split()
-    names: list[str] = []
-    for path in paths:
-        if not (ROOT / path).is_file() or not path.endswith(".py"):
+def changed_methods(
+    before: dict[str, Any], now: dict[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """The methods of both trees whose source differs; of those that cannot be run, why.
+
+    before, now: as `method_sources.py` says. A new method is held against another one by `make
+    regress`. The unquantized model is run beside all of them.
+    """
+    changed = []
+    left_out = {}
+    for name, entry in now.items():
+        if name == "none" or name not in before or entry["source"] == before[name]["source"]:
             continue
-        try:
-            before = git("show", f"{revision}:{path}")
-        except subprocess.CalledProcessError:
-            continue  # a new file: `make regress` holds it against another method
-        known = NAME.findall(before)
-        names += [name for name in NAME.findall((ROOT / path).read_text()) if name in known]
-    return names
+        why = entry["lacks"] or before[name]["lacks"]
+        if why:
+            left_out[name] = why
+        else:
+            changed.append(name)
+    return changed, left_out
+
+
+def method_sources(tree: Path) -> dict[str, Any]:
+    """What `method_sources.py` says of a tree; SystemExit where it does not run."""
+    script = ROOT / "benchmarks" / "method_sources.py"
+    words = [sys.executable, "-P", str(script)]
+    done = subprocess.run(words, env=environment(tree), stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(2)
+    sources: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return sources
+
+
+def state(tree: Path, words: Sequence[str]) -> str:
+    """Eight digits that change when any code of a tree does, or what it is asked."""
+    digest = hashlib.sha256(json.dumps(words).encode())
+    kinds = ("--cached", "--others", "--exclude-standard")
+    listed = git("ls-files", "-z", *kinds, "--", "qbench", *TOP, tree=tree)
+    for name in sorted(listed.split("\0")):
+        path = tree / name
+        if path.is_file():
+            digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def link(tree: Path) -> None:
@@ -139,18 +202,20 @@ def link(tree: Path) -> None:
 
 
 def qbench(tree: Path, arguments: Sequence[str]) -> int:
-    """`qbench` with the code of this tree; its exit code. SystemExit where a run did not work."""
+    """`qbench` with the code of this tree; its exit code."""
     code = "from qbench.commands.main import main; main()"
-    environment = os.environ | {"PYTHONPATH": str(tree / ".typetree"), "PYTHONSAFEPATH": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], env=environment)
-    if arguments[0] == "run" and done.returncode not in (0, 1):  # 1: a cell failed, which is told
-        raise SystemExit(2)
-    return done.returncode
+    words = [sys.executable, "-P", "-c", code, *arguments]
+    return subprocess.run(words, env=environment(tree)).returncode
 
 
-def git(*arguments: str) -> str:
-    """What git says in this repository."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+def environment(tree: Path) -> dict[str, str]:
+    """Variables under which Python imports qbench from this tree."""
+    return os.environ | {"PYTHONPATH": str(tree / ".typetree"), "PYTHONSAFEPATH": "1"}
+
+
+def git(*arguments: str, tree: Path = ROOT) -> str:
+    """What git says in a tree."""
+    done = subprocess.run(["git", *arguments], cwd=tree, check=True, capture_output=True, text=True)
     return done.stdout
 
 

@@ -52,6 +52,24 @@ def read_parameters(module: str, class_name: str) -> dict[str, Any]:
     return _literals(_read_class(node, _parsed(path)).parameters)
 
 
+def names_in(source: bytes) -> dict[str, str]:
+    """By class, the names that a file's dataclasses declare literally as those of methods.
+
+    SyntaxError or ValueError where the source is not Python.
+    """
+    names = {}
+    for node in ast.parse(source).body:
+        if not (isinstance(node, ast.ClassDef) and (node.decorator_list or node.bases)):
+            continue  # neither a dataclass nor derived from one
+        own = _ClassSource(plain=True)
+        for statement in node.body:
+            _read_statement(statement, own)
+        name = own.constants.get("name")
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            names[node.name] = name.value
+    return names
+
+
 def module_file(module: str) -> Path | None:
     """The file of a module of ours, found without importing the packages that it stands in."""
     _, room, *rest = module.split(".")

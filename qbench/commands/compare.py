@@ -18,6 +18,7 @@ from rich.text import Text
 from qbench.commands.options import Data, as_names, err, out
 from qbench.commands.variants import is_file_of_method, read_variant_here
 from qbench.errors import ConfigError, unknown_name
+from qbench.files.atomic import remove_file, require_place
 from qbench.outside_text import printable
 
 if TYPE_CHECKING:
@@ -88,7 +89,6 @@ def compare(
     from qbench.commands.questions import with_questions
     from qbench.comparison.comparable import ALLOWABLE
     from qbench.comparison.endpoints import read_margins
-    from qbench.files.atomic import require_place
 
     require_place(markdown)
     allowed = as_names(allow, "--allow") or ()
@@ -101,6 +101,8 @@ def compare(
         "allowed": allowed,
     }
     taken = _look(look)
+    if markdown is not None:
+        remove_file(markdown)  # whatever ends this, no verdict of an earlier one stays
     flags = {"model": None if model is None else (model,), "data": data}
     with _lines_on_stderr(as_json):
         if is_file_of_method(base) and is_file_of_method(candidate):

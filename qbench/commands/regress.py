@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qbench.commands.options import Data, Device, as_group, as_numbers, out
 from qbench.commands.variants import Variant, read_variant
+from qbench.files.atomic import remove_file, require_place, write_text
+from qbench.outside_text import markdown as escaped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qbench.checks.verdict import Verdict
 
 app = typer.Typer()
 CHECK_SECONDS = 300.0  # for one contract check: a busy machine breaks no contract
+BROKEN = "breaks its contract"  # the outcome where the checks fail
 
 
 @app.command(
@@ -56,15 +66,15 @@ def regress(
 
     Exit code 0: no; 1: yes, or it breaks a contract; 2: not comparable, or it crashed.
     """
-    import json
-
     from qbench.commands.compare import report
     from qbench.commands.gated import judged, refuse_one_method
     from qbench.comparison.written import as_json as plain
     from qbench.experiment.grid import parse_set
-    from qbench.files.atomic import require_place, write_text
 
     require_place(as_json, markdown)
+    for path in (as_json, markdown):
+        if path is not None:
+            remove_file(path)  # whatever ends this run, no verdict of an earlier one stays
     variant, other = read_variant(method), read_variant(base)
     refuse_one_method(other.method, variant.method)
     flags: dict[str, Any] = {
@@ -78,28 +88,56 @@ def regress(
         "device": device,
         "out": out_folder,
     }
-    _check(variant)
+    failures = _failures(variant)
+    if failures:
+        _write_broken(failures, (base, method), as_json, markdown)
+        raise typer.Exit(1)
     verdict = judged(other, variant, flags, early_stop)
     if as_json is not None:
         write_text(as_json, json.dumps(plain(verdict), indent=1, allow_nan=False) + "\n")
     raise typer.Exit(report(verdict, False, markdown, strict))
 
 
-def _check(variant: Variant) -> None:
-    """Run the contract checks, and leave with code 1 where one fails."""
+def _failures(variant: Variant) -> list[Verdict]:
+    """Run the contract checks, and print and return those that fail."""
     from qbench.checks.isolation import check_isolated
 
-    failures = []
-    subjects: dict[str, None] = {}
-    for verdict in check_isolated(variant.target, CHECK_SECONDS):
-        subjects[verdict.subject] = None
-        if verdict.outcome == "FAIL":
-            failures.append(f"FAIL  {verdict.subject}  {verdict.check}: {verdict.reason}")
-    for line in failures:
-        _print(line)
-    if failures:
-        raise typer.Exit(1)
-    _print(f"ok    {', '.join(subjects)}  all contract checks")
+    verdicts = list(check_isolated(variant.target, CHECK_SECONDS))
+    failures = [verdict for verdict in verdicts if verdict.outcome == "FAIL"]
+    for verdict in failures:
+        _print(f"FAIL  {_line(verdict)}")
+    if not failures:
+        subjects = dict.fromkeys(verdict.subject for verdict in verdicts)
+        _print(f"ok    {', '.join(subjects)}  all contract checks")
+    return failures
+
+
+def _write_broken(
+    failures: Sequence[Verdict],
+    names: tuple[str, str],
+    as_json: Path | None,
+    markdown: Path | None,
+) -> None:
+    """The files of a candidate that breaks its contract, and so was not run. names: as typed."""
+    base, candidate = names
+    if as_json is not None:
+        body = {
+            "outcome": BROKEN,
+            "base": base,
+            "candidate": candidate,
+            "cells": [],
+            "failures": [asdict(verdict) for verdict in failures],
+        }
+        write_text(as_json, json.dumps(body, indent=1) + "\n")
+    if markdown is not None:
+        lines = [f"- {escaped(_line(verdict))}" for verdict in failures]
+        title = f"## {BROKEN}: {escaped(candidate)} against {escaped(base)}"
+        why = "These contract checks fail, so it was not run."
+        write_text(markdown, "\n\n".join([title, why, "\n".join(lines)]) + "\n")
+
+
+def _line(verdict: Verdict) -> str:
+    return f"{verdict.subject}  {verdict.check}: {verdict.reason}"
 
 
 def _print(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from qbench.files.atomic import write_bytes
 from qbench.files.ordinary import is_file
 
 REVISIONS = Path("runs") / "revisions"  # copies of files as they were, by commit and path
-NAME = re.compile(rb"""^([ \t]+name(?:: ClassVar\[str\])? = )(["'])([\w.-]+)\2""", re.MULTILINE)
 DIGITS = 8  # of a commit
 # What git refuses, and names that cannot be handed to any program.
 NO_ANSWER = (subprocess.CalledProcessError, OSError, ValueError)
@@ -129,6 +127,8 @@ def _only(text: str, names: list[str]) -> str:
 
 def _at_revision(text: str) -> Variant:
     """The file as git has it, copied to REVISIONS, its method under a name of its own."""
+    from qbench.method_source import names_in
+
     revision, _, path = text.rpartition(":")
     commit = _commit(revision, text)
     try:
@@ -138,9 +138,15 @@ def _at_revision(text: str) -> Variant:
             f"{revision} has no file {path}; `git ls-tree -r --name-only {revision}` lists what it "
             "has, from the repository's root"
         ) from None
-    names = [match[3].decode() for match in NAME.finditer(source)]
-    name = f"{_only(text, names)}-{commit[:DIGITS]}"
-    renamed = NAME.sub(rb"\g<1>\g<2>" + name.encode() + rb"\g<2>", source)
+    try:
+        names = names_in(source)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"{text} is not Python ({error}); give a revision at which the file can be imported"
+        ) from None
+    name = f"{_only(text, list(names.values()))}-{commit[:DIGITS]}"
+    (class_name,) = names
+    renamed = source + f"\n\n{class_name}.name = {name!r}\n".encode()
     folder = REVISIONS / commit[:DIGITS]
     copy = folder / path
     if not copy.resolve().is_relative_to(folder.resolve()):  # of ../mine.py, from a folder below

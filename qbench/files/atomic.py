@@ -83,6 +83,15 @@ def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     return folder
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there; StoreError where it cannot be, as of a folder."""
+    try:
+        path.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"{path} cannot be written ({reason}); choose another place") from None
+
+
 def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
     """The scratch directories in a folder and below it that killed processes have left there.
 

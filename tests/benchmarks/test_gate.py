@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from places import ROOT
+from qbench import registry
 from qbench.stats.sequential import looks
 
 WORKFLOW = ROOT / ".github" / "workflows" / "gate.yml"
@@ -109,7 +111,9 @@ def shell(step: dict[str, object], tree: Path, env: dict[str, str]) -> subproces
 
 def test_the_workflow_names_what_exists() -> None:
     workflow = yaml.safe_load(WORKFLOW.read_text())
-    assert workflow[True]["pull_request"]["paths"] == ["methods/**"]  # YAML reads `on` as true
+    paths = workflow[True]["pull_request"]["paths"]  # YAML reads `on` as true
+    modules = [name for name in registry._BUILDS_ON if not name.endswith(".")]
+    assert paths == ["methods/**", *sorted(f"{name.replace('.', '/')}.py" for name in modules)]
     targets = (ROOT / "Makefile").read_text()
     assert steps()["Install"]["run"] == "make setup" and "\nsetup:" in targets
     assert "\ngate:" in targets and steps()["Judge"]["run"].startswith("make gate ")
@@ -124,6 +128,7 @@ def gate(monkeypatch):
     """
     spec = importlib.util.spec_from_file_location("gate", ROOT / "benchmarks" / "gate.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gate", module)  # dataclasses look their module up here
     spec.loader.exec_module(module)
     calls, verdicts = [], []
 
@@ -135,7 +140,8 @@ def gate(monkeypatch):
         records = Path(arguments[-1]) / "records"
         records.mkdir(parents=True, exist_ok=True)
         for seed in range(int(arguments[arguments.index("--replicates") + 1])):
-            (records / f"{seed}.json").write_text(json.dumps({"cell": {"seed": seed}}))
+            cell = {"method": "gptq", "seed": seed}
+            (records / f"{seed}.json").write_text(json.dumps({"cell": cell}))
         return 0
 
     monkeypatch.setattr(module, "link", lambda tree: None)
@@ -143,11 +149,16 @@ def gate(monkeypatch):
     return module, calls, verdicts
 
 
+def judged(module, folder: Path) -> int:
+    """The code of a gate over four draws whose runs lie in `folder`."""
+    sides = [module.Side(Path(name), folder / name) for name in ("base", "candidate")]
+    return module.judged(sides, ["run"], folder / "comment.md", 4)
+
+
 def test_draws_are_made_until_the_verdict_is_in(gate, tmp_path):
     module, calls, verdicts = gate
     verdicts += ["undecided", "worse", "pass"]
-    trees = {"base": Path("old"), "candidate": Path("new")}
-    assert module.judged(trees, ["run"], tmp_path, 4) == 0
+    assert judged(module, tmp_path) == 0
     made = [words[words.index("--replicates") + 1] for _, words in calls if words[0] == "run"]
     assert made == ["2", "2", "3", "3"], "base and candidate, and not the fourth draw"
     asked = [words[words.index("--look") + 1] for _, words in calls if words[0] == "compare"]
@@ -157,10 +168,78 @@ def test_draws_are_made_until_the_verdict_is_in(gate, tmp_path):
 def test_what_draws_nothing_is_looked_at_once(gate, tmp_path, monkeypatch):
     module, calls, verdicts = gate
     verdicts += ["undecided"]
-    monkeypatch.setattr(module, "draws_at_random", lambda run: False)
-    module.judged({"base": Path("old"), "candidate": Path("new")}, ["run"], tmp_path, 4)
+    monkeypatch.setattr(module, "draws_made", lambda run: 1)
+    judged(module, tmp_path)
     assert [words[0] for _, words in calls] == ["run", "run", "compare"]
     assert "--look" not in calls[-1][1]
+
+
+def test_a_run_that_does_not_work_leaves_no_earlier_comment(gate, tmp_path, monkeypatch):
+    module, _, verdicts = gate
+    verdicts += ["undecided", "pass"]
+    runs = module.qbench
+    monkeypatch.setattr(
+        module, "qbench", lambda tree, words: 2 if "3" in words else runs(tree, words)
+    )
+    assert judged(module, tmp_path) == 2
+    assert (tmp_path / "comment.md").read_text() == module.NO_VERDICT
+
+
+def test_a_state_of_a_tree_has_a_folder_of_its_own(gate, tmp_path):
+    tree = tmp_path / "tree"
+    shared = tree / "methods" / "shared.py"
+    shared.parent.mkdir(parents=True)
+    git(tmp_path, "init", "--quiet", str(tree))
+    states = []
+    for text in ("a", "b", "a"):
+        shared.write_text(text)
+        states.append(gate[0].state(tree, ["run"]))
+    assert states[0] == states[2] != states[1]
+    assert gate[0].state(tree, ["run", "--bits", "4"]) != states[0]
+
+
+def test_what_cannot_be_run_is_left_out_with_a_sentence(gate, tmp_path, monkeypatch):
+    module, calls, verdicts = gate
+    verdicts += ["pass"]
+    now = {
+        "none": {"source": "b", "lacks": None},
+        "gptq": {"source": "b", "lacks": None},
+        "rtn": {"source": "a", "lacks": None},
+        "mine": {"source": "b", "lacks": None},
+        "hqq": {"source": "b", "lacks": "run `qbench env create hqq`"},
+    }
+    before = {name: entry | {"source": "a"} for name, entry in now.items() if name != "mine"}
+    monkeypatch.setattr(module, "method_sources", lambda tree: now if tree == ROOT else before)
+    monkeypatch.setattr(module, "state", lambda tree, words: "0")
+    options = argparse.Namespace(revision="main", model="m", bits="3", replicates=2)
+    comment = tmp_path / "comment.md"
+    assert module.gated(tmp_path / "old", options, [], comment) == 0
+    methods = {words[words.index("--methods") + 1] for _, words in calls if words[0] == "run"}
+    assert methods == {"none,gptq"}
+    assert "hqq has changed and is not judged: run `qbench env" in comment.read_text()
+    before["gptq"] = now["gptq"]
+    assert module.gated(tmp_path / "old", options, [], comment) == 0
+    assert comment.read_text().startswith("No method") and "hqq has changed" in comment.read_text()
+
+
+@pytest.mark.slow
+def test_a_method_has_changed_where_what_it_builds_on_has(gate, copy, monkeypatch):
+    module = gate[0]
+    monkeypatch.undo()  # trees are linked
+    monkeypatch.setenv("QBENCH_ENVS", str(copy.parent / "environments"))
+    module.link(copy)
+    before = module.method_sources(copy)
+    for file, others in (("error_feedback", {"gptq", "flexround"}), ("uniquanf", {"flexbcq"})):
+        path = copy / "methods" / f"{file}.py"
+        text = path.read_text()
+        path.write_text(f"{text}\n# more\n")
+        changed, _ = module.changed_methods(before, module.method_sources(copy))
+        assert others < set(changed) | {file} and "rtn" not in changed
+        path.write_text(text)
+    worker = copy / "methods" / "external" / "workers" / "hqq_worker.py"
+    worker.write_text(f"{worker.read_text()}# more\n")
+    changed, left_out = module.changed_methods(before, module.method_sources(copy))
+    assert changed == [] and list(left_out) == ["hqq"]
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 4, 7, 12])
@@ -187,6 +266,10 @@ def test_a_change_that_changes_nothing_passes_and_a_worse_one_does_not(
     code, output, comment = run_steps(copy, tiny_folder, base)
     assert code == 2, output  # make's code for a failure of any kind
     assert comment.startswith("## worse:") and "rtn 3b g32" in comment
+    method.write_text(method.read_text().removesuffix(WORSE))
+    commit(copy, "as it was")
+    code, output, comment = run_steps(copy, tiny_folder, base)
+    assert code == 0 and comment.startswith("## pass:"), output
     assert git(copy, "worktree", "list").count("\n") == 0
 
 

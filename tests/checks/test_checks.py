@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qbench.checks.isolation import check_isolated
-from qbench.checks.methods import CHECKS, TOUR_CHECKS
+from qbench.checks.methods import CHECKS, TOUR_CHECKS, run_check
 from qbench.checks.verdict import Verdict
 from qbench.commands import main
 from qbench.errors import ConfigError
@@ -48,6 +48,11 @@ def faults():
     for fault in broken.FAULTS:
         marks = [] if fault.name in QUICK_FAULTS else [pytest.mark.slow]
         yield pytest.param(fault, id=fault.name, marks=marks)
+
+
+def test_methods_of_other_packages_have_no_checks():
+    verdicts = [run_check("hqq", check) for check in CHECKS]
+    assert {verdict.outcome for verdict in verdicts} == {"n/a"}
 
 
 @pytest.mark.parametrize("fault", faults())
