@@ -54,6 +54,12 @@ def main() -> int:
     options = parser.parse_args(mine)
     if any(word.startswith("--replicates") for word in rest):
         parser.error("give --replicates before --, as the draws are made one after the other")
+    try:
+        git("rev-parse", "--verify", "--quiet", f"{options.revision}^{{commit}}")
+    except subprocess.CalledProcessError:
+        parser.error(
+            f"there is no commit {options.revision!r} here; `git log --oneline` lists them"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     comment = options.out.resolve() / "comment.md"
     comment.write_text(NO_VERDICT)  # however this ends, no comment of an earlier run stays

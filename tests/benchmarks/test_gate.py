@@ -28,16 +28,30 @@ printf "%s\\n" "$@" > ../gh
 while [ "$1" != --body-file ]; do shift; done
 cat "$2"
 """
+LEAF = '''"""Round-to-nearest by a name of its own, on which no other method builds."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qbench.methods.rtn import RTN
+
+
+@dataclass(frozen=True)
+class Leaf(RTN):
+    """Round to nearest."""
+
+    name: ClassVar[str] = "leaf"
+'''
 WORSE = """
 
-_round = RTN.quantize_weight
+_round = Leaf.quantize_weight
 
 
 def _worse(self, weight, scheme):
     return _round(self, weight * -2, scheme)
 
 
-RTN.quantize_weight = _worse
+Leaf.quantize_weight = _worse
 """
 
 
@@ -252,10 +266,11 @@ def test_the_looks_are_those_of_the_command(gate, draws):
 def test_a_change_that_changes_nothing_passes_and_a_worse_one_does_not(
     copy: Path, tiny_folder: Path
 ) -> None:
-    base = git(copy, "rev-parse", "HEAD")
+    method = copy / "methods" / "leaf.py"
+    method.write_text(LEAF)
+    base = commit(copy, "a method of its own")
     code, output, comment = run_steps(copy, tiny_folder, base)
     assert code == 0 and "No method" in comment, output
-    method = copy / "methods" / "rtn.py"
     method.write_text(method.read_text() + "\n# A remark.\n")
     commit(copy, "a remark")
     code, output, comment = run_steps(copy, tiny_folder, base)
@@ -265,7 +280,7 @@ def test_a_change_that_changes_nothing_passes_and_a_worse_one_does_not(
     commit(copy, "worse")
     code, output, comment = run_steps(copy, tiny_folder, base)
     assert code == 2, output  # make's code for a failure of any kind
-    assert comment.startswith("## worse:") and "rtn 3b g32" in comment
+    assert comment.startswith("## worse:") and "leaf 3b g32" in comment
     method.write_text(method.read_text().removesuffix(WORSE))
     commit(copy, "as it was")
     code, output, comment = run_steps(copy, tiny_folder, base)
