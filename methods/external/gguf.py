@@ -13,15 +13,17 @@ PACKAGE = Package(
     worker="gguf_worker.py",
     module="libggml",
 )
+NO_MIXES = (
+    "the mixes of llama-quantize are rules of llama.cpp itself, of which the only wheel that was "
+    "seen asks for glibc 2.38"
+)
 
 
 @dataclass(frozen=True)
 class _Gguf(External):
     """All matrices of the blocks in one type of ggml, embeddings and head as they are.
 
-    Where 256 do not divide a row, llama.cpp's substitute of more bits is taken. The mixes of
-    `llama-quantize` (Q4_K_M and others) are rules of llama.cpp itself, of which no wheel is known
-    that runs with a C library older than glibc 2.38.
+    Where 256 do not divide a row, llama.cpp's substitute of more bits is taken.
     """
 
     paper: ClassVar[str] = "ggml, ggml_quantize_chunk; package libggml-python"
@@ -83,3 +85,29 @@ class Q40(_Gguf):
     name: ClassVar[str] = "gguf:q4_0"
     bits: ClassVar[tuple[int, int]] = (4, 4)
     group: ClassVar[int | None] = 32
+
+
+@dataclass(frozen=True)
+class Q3KM(Q3K):
+    """Q3_K_M: Q3_K, and other types for some layers."""
+
+    name: ClassVar[str] = "gguf:q3_k_m"
+    unavailable: ClassVar[str | None] = f"{NO_MIXES}; take gguf:q3_k"
+
+
+@dataclass(frozen=True)
+class Q4KM(Q4K):
+    """Q4_K_M: Q4_K, and Q6_K for some layers."""
+
+    name: ClassVar[str] = "gguf:q4_k_m"
+    unavailable: ClassVar[str | None] = f"{NO_MIXES}; take gguf:q4_k"
+
+
+@dataclass(frozen=True)
+class IQ2XS(Q2K):
+    """IQ2_XS: codewords of eight weights from a fixed codebook."""
+
+    name: ClassVar[str] = "gguf:iq2_xs"
+    unavailable: ClassVar[str | None] = (
+        "ggml quantizes to it by an importance matrix, which is not made here; take gguf:q2_k"
+    )

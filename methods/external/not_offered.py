@@ -1,50 +1,70 @@
-"""Packages that are known and cannot be run, each with the reason and what to take instead."""
+"""Packages that are known and cannot be run, each with the reason and what to take instead.
+
+Their methods have names, so that `qbench run` skips such a cell with the reason.
+"""
 
 from __future__ import annotations
 
-from qbench.external.contract import Package
+from dataclasses import dataclass
+from typing import ClassVar
 
-AUTO_GPTQ = Package(
-    "auto-gptq",
-    about="the first package of GPTQ, not maintained since 2024",
-    unavailable=(
-        "0.7.1 fails on import with transformers 5 (cannot import name 'no_init_weights' from "
-        "'transformers.modeling_utils'), and no environment of its time was tried; take gptqmodel"
-    ),
-)
-AUTOAWQ = Package(
-    "autoawq",
-    about="the first package of AWQ, deprecated since 2025",
-    unavailable=(
-        "0.2.9 was last tested by its makers with torch 2.6 and transformers 4.51, and no "
-        "environment of its time was tried; take llm-compressor or gptqmodel"
-    ),
-)
-QUANTO = Package(
-    "quanto",
-    about="optimum-quanto",
-    unavailable=(
-        "it has no worker yet: the user cannot choose its groups, which depend on the layer, and "
-        "no reader here knows its files; take hqq"
-    ),
-)
-TORCHAO = Package(
-    "torchao",
-    about="4-bit weights of torchao",
-    unavailable="it has no worker yet, and no reader here knows its files; take hqq",
-)
+from qbench.external.contract import External, Package
+
 AQLM = Package(
     "aqlm",
     about="additive quantization",
-    unavailable="its package runs models, and its quantizer is a repository of scripts for GPUs",
+    unavailable=(
+        "its package runs models, and its quantizer is a repository of scripts for GPUs; take "
+        "`unisvq`, which is related"
+    ),
 )
 QUIP_SHARP = Package(
     "quip-sharp",
     about="incoherence and lattice codebooks",
-    unavailable="it is a repository of scripts for GPUs without a package; `unisvq` is related",
+    unavailable=(
+        "it is a repository of scripts for GPUs without a package; take `unisvq`, which is related"
+    ),
 )
 EXL3 = Package(
     "exl3",
     about="trellis coding of exllamav3",
-    unavailable="its kernels are CUDA alone, and quantizing needs a GPU",
+    unavailable=(
+        "its kernels are CUDA alone, and quantizing needs a GPU; take `unisvq`, which is related"
+    ),
 )
+
+
+@dataclass(frozen=True)
+class AdditiveQuantization(External):
+    """Sums of codewords from several codebooks."""
+
+    name: ClassVar[str] = "aqlm"
+    paper: ClassVar[str] = "Egiazarian et al., AQLM, ICML 2024, arXiv:2401.06118"
+    format: ClassVar[str] = "dense"
+    bits: ClassVar[tuple[int, int]] = (1, 8)
+    symmetric: ClassVar[bool] = False
+    package: ClassVar[Package] = AQLM
+
+
+@dataclass(frozen=True)
+class QuipSharp(External):
+    """Codewords of the lattice E8 for rotated weights."""
+
+    name: ClassVar[str] = "quip-sharp"
+    paper: ClassVar[str] = "Tseng et al., QuIP#, ICML 2024, arXiv:2402.04396"
+    format: ClassVar[str] = "dense"
+    bits: ClassVar[tuple[int, int]] = (2, 4)
+    symmetric: ClassVar[bool] = False
+    package: ClassVar[Package] = QUIP_SHARP
+
+
+@dataclass(frozen=True)
+class Trellis(External):
+    """Paths through a trellis for rotated weights."""
+
+    name: ClassVar[str] = "exl3"
+    paper: ClassVar[str] = "Tseng et al., QTIP, NeurIPS 2024, arXiv:2406.11235"
+    format: ClassVar[str] = "dense"
+    bits: ClassVar[tuple[int, int]] = (1, 8)
+    symmetric: ClassVar[bool] = False
+    package: ClassVar[Package] = EXL3

@@ -59,8 +59,13 @@ def list_() -> None:
         present = state(package, measured=True)
         size = f"{present.nbytes / 1e6:.0f}" if present.nbytes else ""
         about = package.about if present.reason is None else f"{package.about}: {present.reason}"
-        row = (package.name, present.status, size, " ".join(methods_of(package)), about)
+        methods = methods_of(package)
+        offered = [name for name, reason in methods.items() if reason is None]
+        row = (package.name, present.status, size, " ".join(offered), about)
         table.add_row(*map(Text, row))
+        for name, reason in methods.items():
+            if reason is not None:
+                table.add_row(*map(Text, ("", "unavailable", "", name, reason)))
     out.print(table)
     _print(f"environments  {environments()}")
 
@@ -75,11 +80,16 @@ def remove(names: Names) -> None:
         _print(f"{package.name}  {'removed' if remove(package) else 'was not there'}")
 
 
-def methods_of(package: Package) -> list[str]:
-    """The names of the methods that a package offers."""
+def methods_of(package: Package) -> dict[str, str | None]:
+    """The names of a package's methods, each with why it cannot be run; None where it can."""
     from qbench.registry import external, method_class
 
-    return [name for name in external() if method_class(name).package == package]
+    methods = {}
+    for name in external():
+        method = method_class(name)
+        if method.package == package:
+            methods[name] = method.unavailable
+    return methods
 
 
 def _print(line: str) -> None:

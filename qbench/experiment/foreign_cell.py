@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -26,11 +26,15 @@ SCRATCH = "handed-over"  # in a folder that `qbench gc` knows as a leftover of a
 
 
 def require_environment(method: str) -> None:
-    """ConfigError with the command that installs it where a method's environment is not there.
+    """ConfigError where a method's environment is not there, with the command that installs it.
 
-    Where installing has failed the cell is run all the same, and fails with the reason.
+    So it is where nothing can be run, with the reason. Where installing has failed the cell is run
+    all the same, and fails with the reason.
     """
-    present = state(_package(method))
+    unavailable = _class(method).unavailable
+    if unavailable is not None:
+        raise ConfigError(f"{method} cannot be run here: {unavailable}")
+    present = state(_class(method).package)
     if present.status in ("missing", "unavailable"):
         raise ConfigError(f"{method} has no environment here: {present.reason}")
 
@@ -55,7 +59,7 @@ def quantize_elsewhere(
     MethodError where the package's environment cannot be used, or the package or its checkpoint
     fails; ModelError for a model that is no folder.
     """
-    package = _package(name)
+    package = _class(name).package
     present = _installed(package)
     settings = method.worker_settings(scheme)
     with tempfile.TemporaryDirectory(dir=place, prefix=f".{SCRATCH}-") as scratch:
@@ -121,9 +125,8 @@ def _given(method: External, source: ModelSource, place: Path) -> Path:
     return folder
 
 
-def _package(method: str) -> Package:
-    package: Package = declared(method).load().package  # type: ignore[attr-defined]
-    return package
+def _class(method: str) -> type[External]:
+    return cast("type[External]", declared(method).load())
 
 
 def _installed(package: Package) -> State:

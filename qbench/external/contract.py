@@ -41,7 +41,7 @@ class Package:
     about: str
     worker: str | None = None
     module: str | None = None
-    python: tuple[Version, Version] = ((3, 10), (3, 13))
+    python: tuple[Version, Version] = ((3, 11), (3, 13))
     unavailable: str | None = None
     folder: Path | None = None
 
@@ -50,15 +50,19 @@ class Package:
 class External:
     """A method of another package; its fields are the hyper-parameters that the worker is told.
 
-    package: where it runs. calibrates: whether it sees calibration tokens. group: the group size
-    that its format fixes, None where the user chooses. groups: those that may be chosen, None for
-    all. reads: what its worker is given as the model, a Hugging Face folder or a GGUF file in full
-    precision.
+    package: where it runs. unavailable: why this one of its methods cannot be run, and what to take
+    in its place; None where it can. calibrates: whether it sees calibration tokens. group: the
+    group size that its format fixes, None where the user chooses. fits_any_row: whether it takes
+    another one by itself where `group` does not divide a row. groups: those that may be chosen,
+    None for all. reads: what its worker is given as the model, a Hugging Face folder or a GGUF file
+    in full precision.
     """
 
     package: ClassVar[Package]
+    unavailable: ClassVar[str | None] = None
     calibrates: ClassVar[bool] = False
     group: ClassVar[int | None] = None
+    fits_any_row: ClassVar[bool] = False
     groups: ClassVar[tuple[int | None, ...] | None] = None
     reads: ClassVar[Literal["folder", "gguf"]] = "folder"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qbench.errors import ConfigError, StoreError, readable
 from qbench.external.contract import Package, Version
-from qbench.external.packages import requirements, requirements_hash
+from qbench.external.packages import requirements
 from qbench.files.atomic import write_text
 from qbench.files.cache import cache_folder
 from qbench.files.claims import claimed_in_time
@@ -42,10 +43,9 @@ LIST = (
 class Installed:
     """What an environment holds. packages: `name==version`. seconds: that installing took.
 
-    requirements: the hash of what was asked for. installer: `uv` or `pip`. python: its version.
+    installer: `uv` or `pip`. python: its version.
     """
 
-    requirements: str
     python: str
     installer: str
     seconds: float
@@ -77,11 +77,11 @@ def python_of(package: Package) -> Path:
 def state(package: Package, measured: bool = False) -> State:
     """How it stands with a package. measured: whether its bytes are counted, which takes a while.
 
-    An environment is broken where its interpreter or its mark is gone, or where other requirements
-    stand in its file now.
+    An environment is broken where its interpreter or its mark is gone, or where a requirement that
+    stands in its file now is not in it.
     """
     place = environments() / package.name
-    if package.unavailable is not None and not (place / MARK).is_file():
+    if package.unavailable is not None:
         return State(package, "unavailable", package.unavailable)
     if not place.is_dir():
         failure = environments() / f"{package.name}.failed.json"
@@ -99,10 +99,30 @@ def state(package: Package, measured: bool = False) -> State:
     if not python_of(package).exists():
         reason = f"its interpreter {python_of(package)} is gone; {again}"
         return State(package, "broken", reason, nbytes, installed)
-    if installed.requirements != requirements_hash(package):
-        reason = f"its requirements have changed since it was made; {again}"
+    unmet = _unmet(package, installed)
+    if unmet is not None:
+        reason = f"its requirements have changed since it was made, {unmet} is not in it; {again}"
         return State(package, "broken", reason, nbytes, installed)
     return State(package, "installed", None, nbytes, installed)
+
+
+def _unmet(package: Package, installed: Installed) -> str | None:
+    """The first requirement of a package that its environment does not hold; None where all are."""
+    versions = {}
+    for line in installed.packages:
+        name, _, version = line.partition("==")
+        versions[_normal(name)] = version.partition("+")[0]  # 2.13.0+cpu is 2.13.0
+    for line in requirements(package).read_text().splitlines():
+        name, _, version = line.partition("==")
+        asked = line.strip() and not line.startswith("#")
+        if asked and versions.get(_normal(name)) != version:
+            return line
+    return None
+
+
+def _normal(name: str) -> str:
+    """A package's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def how_to_create(package: Package) -> str:
@@ -130,7 +150,6 @@ def create(package: Package, say: Callable[[str], None] = lambda text: None) -> 
                 say(" ".join(words))
                 _call(words, log)
             installed = Installed(
-                requirements=requirements_hash(package),
                 python=_answer(package, "import platform; print(platform.python_version())"),
                 installer=installer,
                 seconds=round(time.perf_counter() - started, 1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pkgutil
 from functools import cache
@@ -67,11 +66,6 @@ def sources(package: Package) -> list[Path]:
 def protocol() -> Path:
     """The module with what every worker is handed and hands back."""
     return _own() / "workers" / "worker_files.py"
-
-
-def requirements_hash(package: Package) -> str:
-    """12 hex digits of what is to be installed."""
-    return hashlib.sha256(requirements(package).read_bytes()).hexdigest()[:12]
 
 
 def _folder(package: Package) -> Path:

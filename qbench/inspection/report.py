@@ -25,6 +25,8 @@ from qbench.inspection.gptq import read_gptq
 from qbench.inspection.hqq import is_hqq, read_hqq
 from qbench.inspection.own import read_own
 from qbench.inspection.pieces import ITEMS, Piece, Reading, dense_layers, dense_piece
+from qbench.inspection.quanto import is_quanto, read_quanto
+from qbench.inspection.torchao import read_torchao
 
 Reader = Callable[[Mapping[str, Any], Shards], Reading]
 
@@ -34,6 +36,7 @@ READERS: dict[str, Reader] = {
     "awq": read_awq,
     "compressed-tensors": read_compressed,
     "bitsandbytes": read_bitsandbytes,
+    "torchao": read_torchao,
 }
 
 
@@ -110,7 +113,9 @@ def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
     shards = Shards(folder)
     entry = quantization_settings(folder, config)
     if entry is None:
-        return read_hqq(shards) if is_hqq(shards) else _read_unquantized(shards)
+        if is_hqq(shards):
+            return read_hqq(shards)
+        return read_quanto(shards) if is_quanto(shards) else _read_unquantized(shards)
     quant_method = entry.get("quant_method")
     if quant_method == "qbench":
         return read_own(config, shards)

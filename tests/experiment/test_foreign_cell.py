@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -12,14 +13,20 @@ from fake_environments import FAKE, pretend
 from places import ROOT
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, MethodError, ModelError
-from qbench.experiment.foreign_cell import SCRATCH, as_written, quantize_elsewhere
+from qbench.experiment.foreign_cell import (
+    SCRATCH,
+    as_written,
+    quantize_elsewhere,
+    require_environment,
+)
 from qbench.experiment.store import read_records
 from qbench.files.atomic import leftovers
 from qbench.formats import Dense, Uniform
+from qbench.methods.external.workers.worker_files import Work, older_folder
 from qbench.models.blocks import quantizable, read_weight
 from qbench.models.source import ModelSource, find_model
 from qbench.plugin_file import import_plugin_file
-from qbench.quantization import QuantizedModel, quantize
+from qbench.quantization import QuantizedModel, check_layers, quantize
 from qbench.registry import declared, get_method, load_plugin, source_hash
 from qbench.registry import external as external_methods
 from samples import token_ids
@@ -194,6 +201,55 @@ def test_a_grid_goes_on_beside_packages_that_fail(tiny_folder, tmp_path, monkeyp
     assert skipped.status == "skipped" and "qbench env create hqq" in skipped.reason
 
 
+NOT_OFFERED = ("aqlm", "quip-sharp", "exl3", "gguf:q3_k_m", "gguf:q4_k_m", "gguf:iq2_xs")
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_what_cannot_be_run_says_what_to_take(name):
+    with pytest.raises(ConfigError, match="take"):
+        require_environment(name)
+
+
+def test_a_grid_goes_on_beside_what_is_not_offered(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("QBENCH_ENVS", str(tmp_path / "environments"))
+    methods = "none,rtn,torchao,quanto,auto-gptq,autoawq,exl3,gguf:q4_k_m"
+    arguments = run_args(
+        tiny_folder, tmp_path / "out", methods, "4", ["--dry-run"], tasks=("divergence",)
+    )
+    done = run_command(*arguments)
+    assert done.code == 0, done.err
+    for reason in ("env create torchao", "env create autoawq", "CUDA alone", "llama-quantize"):
+        assert reason in " ".join(done.out.split())
+
+
+def test_groups_of_a_package_that_fits_them_to_a_row(tiny):
+    model = tiny(hidden_size=64)
+    check_layers(model, get_method("quanto"), Scheme(4, 128))
+    with pytest.raises(ConfigError, match="128"):
+        check_layers(model, get_method("rtn"), Scheme(4, 128))
+    with pytest.raises(ConfigError, match="2 and 4 bits"):
+        get_method("quanto").worker_settings(Scheme(3, 128))
+
+
+def test_a_folder_for_an_older_transformers(tmp_path):
+    source, output = tmp_path / "model", tmp_path / "work" / "output"
+    source.mkdir()
+    output.mkdir(parents=True)
+    (source / "model.safetensors").write_bytes(b"weights")
+    rotary = {"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0}
+    (source / "config.json").write_text(json.dumps({"a": 1, "rope_parameters": rotary}))
+    older = older_folder(Work(str(source), output, {}, "cpu", 1))
+    assert json.loads((older / "config.json").read_text()) == {
+        "a": 1, "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+    }  # fmt: skip
+    assert (older / "model.safetensors").read_bytes() == b"weights"
+    assert "rope_parameters" in (source / "config.json").read_text()
+    (source / "config.json").write_text(json.dumps({"rope_parameters": {"full": rotary}}))
+    with pytest.raises(ValueError, match="by layer"):
+        older_folder(Work(str(source), tmp_path / "other" / "output", {}, "cpu", 1))
+
+
 def test_the_folder_of_other_packages_is_read_without_them():
-    assert {"hqq", "bitsandbytes:nf4", "gguf:q4_k"} <= external_methods().keys()
+    named = {"hqq", "bitsandbytes:nf4", "gguf:q4_k", "torchao", "quanto", "auto-gptq", "autoawq"}
+    assert named | set(NOT_OFFERED) <= external_methods().keys()
     assert (ROOT / "methods" / "external" / "hqq.txt").is_file()

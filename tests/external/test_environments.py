@@ -97,8 +97,22 @@ def test_every_package_is_pinned_or_says_why_not(name):
     wanted = [line for line in lines if line and not line.startswith("#")]
     assert wanted and all("==" in line for line in wanted)
     assert all(path.is_file() for path in sources(package))
-    torch = [line for line in wanted if line.startswith("torch==")]
-    assert torch or not any("torch" in line for line in wanted)
+    names = {line.partition("==")[0] for line in wanted}
+    if name != "gguf":  # which computes with numpy alone
+        assert names >= {"torch", "transformers", "tokenizers", "safetensors", "accelerate"}
+    assert "numpy" in names
+
+
+def test_an_environment_that_holds_what_is_asked_for_stays(package, tmp_path):
+    place = pretend(package, tmp_path / "environments")
+    mark = json.loads((place / MARK).read_text())
+    mark["packages"] = ["NumPy==2.4.6", "huggingface_hub==2.4.0", "torch==2.13.0+cpu"]
+    (place / MARK).write_text(json.dumps(mark))
+    asked = "# what it computes with\ntorch==2.13.0\nnumpy==2.4.6\nhuggingface-hub==2.4.0\n"
+    (tmp_path / "mine.txt").write_text(asked)
+    assert state(package).status == "installed"
+    (tmp_path / "mine.txt").write_text(asked + "numpy==2.4\n")
+    assert "numpy==2.4 is not in it" in state(package).reason
 
 
 @pytest.mark.parametrize("name", sorted(external()))
@@ -124,5 +138,6 @@ def test_the_list_names_every_package(tmp_path, monkeypatch):
     monkeypatch.setenv("QBENCH_ENVS", str(tmp_path))
     done = run_command("env", "list")
     assert done.code == 0 and all(name in done.out for name in packages())
+    assert "gguf:q4_k_m" in done.out and "glibc" in done.out
     done = run_command("env", "create", "nothing")
     assert done.code == 2 and "unknown package 'nothing'" in done.err

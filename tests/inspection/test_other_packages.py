@@ -1,4 +1,4 @@
-"""Folders of hqq and bitsandbytes: every byte has its item, each weight is counted once."""
+"""Folders of other packages: every byte has its item, each weight is counted once."""
 
 from __future__ import annotations
 
@@ -27,6 +27,22 @@ NF4 = {  # (48, 64) in blocks of 64, whose maxima are quantized
     f"{LAYER}.weight.quant_map": torch.zeros(16),
     f"{LAYER}.weight.nested_quant_map": torch.zeros(256),
     f"{LAYER}.weight.quant_state.bitsandbytes__nf4": torch.zeros(70, dtype=torch.uint8),
+}
+QUANTO = {  # 2 bits, (48, 64) in groups of 32: 96 groups, four codes in a byte
+    f"{LAYER}.weight._data._data": torch.zeros(24, 32, dtype=torch.uint8),
+    f"{LAYER}.weight._scale": torch.zeros(96, 1),
+    f"{LAYER}.weight._shift": torch.zeros(96, 1),
+    f"{LAYER}.input_scale": torch.ones(()),
+    f"{LAYER}.output_scale": torch.ones(()),
+}
+INTX = {  # (48, 64) in groups of 32, of any bits
+    f"{LAYER}._weight_qdata": torch.zeros(48, 64, dtype=torch.int8),
+    f"{LAYER}._weight_scale": torch.zeros(48, 2),
+    f"{LAYER}._weight_zero_point": torch.zeros(48, 2, dtype=torch.int8),
+}
+INT4 = {
+    f"{LAYER}._weight_qdata": torch.zeros(48, 32, dtype=torch.uint8),
+    f"{LAYER}._weight_scale_and_zero": torch.zeros(2, 48, 2),
 }
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
@@ -73,6 +89,46 @@ def test_bitsandbytes(tmp_path):
         }
     )
     assert seen.nbytes == sum(tensor.nbytes for tensor in (NF4 | OTHERS).values())
+
+
+def test_quanto(tmp_path):
+    seen = inspect(folder(tmp_path, QUANTO))
+    assert (seen.source, seen.quantized_layers, seen.quantized_weights) == ("quanto", 1, 48 * 64)
+    assert seen.bits_per_weight == pytest.approx(
+        {
+            "total": bits(768 + 768 + 8),
+            "codes": 2.0,
+            "scales": bits(384),
+            "zero_points": bits(384),
+            "other": bits(8),
+        }
+    )
+    assert seen.nbytes == sum(tensor.nbytes for tensor in (QUANTO | OTHERS).values())
+
+
+def torchao(kind):
+    return {"quant_method": "torchao", "quant_type": {"default": {"_type": kind, "_data": {}}}}
+
+
+def test_torchao(tmp_path):
+    seen = inspect(folder(tmp_path, INTX, torchao("IntxWeightOnlyConfig")))
+    assert (seen.source, seen.quantized_layers, seen.quantized_weights) == ("torchao", 1, 48 * 64)
+    assert seen.bits_per_weight == pytest.approx(
+        {"total": 8 + bits(480), "codes": 8.0, "scales": bits(384), "zero_points": bits(96)}
+    )
+    assert seen.nbytes == sum(tensor.nbytes for tensor in (INTX | OTHERS).values())
+
+
+def test_torchao_int4(tmp_path):
+    seen = inspect(folder(tmp_path, INT4, torchao("PrototypeInt4WeightOnlyConfig")))
+    assert (seen.method, seen.quantized_weights) == ("PrototypeInt4WeightOnlyConfig", 48 * 64)
+    assert seen.bits_per_weight == pytest.approx(
+        {"total": 4 + bits(768), "codes": 4.0, "scales": bits(768)}
+    )
+    with pytest.raises(StoreError, match="Float8WeightOnlyConfig"):
+        inspect(folder(tmp_path, INT4, torchao("Float8WeightOnlyConfig")))
+    with pytest.raises(StoreError, match="quant_type"):
+        inspect(folder(tmp_path, INT4, {"quant_method": "torchao", "quant_type": []}))
 
 
 def test_what_is_odd_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from places import ROOT
 from qbench.external.contract import Package
 from qbench.external.environments import MARK, Installed
-from qbench.external.packages import requirements_hash
+from qbench.external.packages import requirements
 
 FAKE = ROOT / "tests" / "shared" / "fake_package" / "fake.py"
 
@@ -22,6 +22,7 @@ def pretend(package: Package, folder: Path) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    installed = Installed(requirements_hash(package), "3", "none", 1.0, ["fake==1"])
+    packages = ["fake==1", *requirements(package).read_text().splitlines()]
+    installed = Installed("3", "none", 1.0, packages)
     (place / MARK).write_text(json.dumps(asdict(installed)))
     return place

@@ -21,6 +21,7 @@ import ctypes
 import gc
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -111,6 +112,37 @@ def linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear
         numbered = any(word.isdecimal() for word in name.split("."))
         if isinstance(module, torch.nn.Linear) and numbered:
             yield name, module
+
+
+def older_folder(work: Work) -> Path:
+    """The model's folder with a config.json that transformers 4 understands.
+
+    Of version 5 it does not see `rope_parameters`, and would take a base of its own in their place.
+    ValueError where layers have different ones, which it could not be told.
+    """
+    place = work.output.parent / "older"
+    place.mkdir()
+    for file in Path(work.model).iterdir():
+        (place / file.name).symlink_to(file.absolute())
+    config = json.loads((place / "config.json").read_text())
+    rotary = dict(config.pop("rope_parameters", None) or {})
+    if any(isinstance(value, dict) for value in rotary.values()):
+        raise ValueError(f"transformers 4 has no rope_parameters by layer, which are {rotary}")
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rotary:
+            config[key] = rotary.pop(key)
+    if rotary.get("rope_type", "default") != "default":
+        config["rope_scaling"] = rotary
+    (place / "config.json").unlink()
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+def copy_tokenizer(work: Work) -> None:
+    """Put the tokenizer's files beside the checkpoint; an older transformers cannot read them."""
+    for pattern in ("tokenizer*", "special_tokens_map.json", "*.jinja", "vocab.*", "merges.txt"):
+        for file in Path(work.model).glob(pattern):
+            shutil.copy(file, work.checkpoint)
 
 
 def _load(path: str) -> torch.Tensor:
