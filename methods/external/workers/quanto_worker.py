@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from optimum.quanto import (
     WeightQBitsTensor,
     qtypes,
 )
+from optimum.quanto.library.extensions import get_extension
 from transformers import AutoModelForCausalLM
 from worker_files import Work, linear_layers, run
 
 
 def quantize(work: Work) -> None:
     """Quantize the layers of the blocks, and write the codes beside the checkpoint."""
+    get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack)
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     kind = f"qint{work.settings['bits']}"
     optimizer = {"max": MaxOptimizer, "hqq": HqqOptimizer}[work.parameters["optimizer"]]()
@@ -40,6 +43,11 @@ def quantize(work: Work) -> None:
     work.write_dequantized(weights)
     work.write_codes(codes)
     quantized.save_pretrained(work.checkpoint)
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 codes, as its function in C++ gives them, which it would compile for minutes first."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
 def parts(weight: Any) -> dict[str, torch.Tensor]:
