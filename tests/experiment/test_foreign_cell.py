@@ -245,6 +245,7 @@ def test_a_folder_for_an_older_transformers(tmp_path):
     assert (older / "model.safetensors").read_bytes() == b"weights"
     assert "rope_parameters" in (source / "config.json").read_text()
     (source / "config.json").write_text(json.dumps({"rope_parameters": {"full": rotary}}))
+    (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="by layer"):
         older_folder(Work(str(source), tmp_path / "other" / "output", {}, "cpu", 1))
 
