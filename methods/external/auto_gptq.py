@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from qbench.contracts import Scheme
-from qbench.errors import ConfigError
 from qbench.external.contract import External, Package
 
 PACKAGE = Package(
@@ -30,14 +28,9 @@ class AutoGPTQ(External):
     paper: ClassVar[str] = "Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323; package auto-gptq"
     format: ClassVar[str] = "uniform"
     bits: ClassVar[tuple[int, int]] = (2, 8)
+    widths: ClassVar[tuple[int, ...] | None] = (2, 3, 4, 8)
     symmetric: ClassVar[bool] = True
     package: ClassVar[Package] = PACKAGE
     calibrates: ClassVar[bool] = True
 
     desc_act: bool = True
-
-    def worker_settings(self, scheme: Scheme) -> dict[str, Any]:
-        """ConfigError for bits that do not divide 32, too, but 3."""
-        if scheme.bits not in (2, 3, 4, 8):
-            raise ConfigError(f"{self.name} has 2, 3, 4 and 8 bits, not {scheme.bits}")
-        return super().worker_settings(scheme)

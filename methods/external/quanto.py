@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from qbench.contracts import Scheme
-from qbench.errors import ConfigError
 from qbench.external.contract import External, Package
 
 PACKAGE = Package(
@@ -30,15 +28,10 @@ class Quanto(External):
     paper: ClassVar[str] = "qint2 and qint4; package optimum-quanto"
     format: ClassVar[str] = "uniform"
     bits: ClassVar[tuple[int, int]] = (2, 4)
+    widths: ClassVar[tuple[int, ...] | None] = (2, 4)
     symmetric: ClassVar[bool] = False
     package: ClassVar[Package] = PACKAGE
     group: ClassVar[int | None] = 128
     fits_any_row: ClassVar[bool] = True
 
     optimizer: Literal["max", "hqq"] = "max"
-
-    def worker_settings(self, scheme: Scheme) -> dict[str, Any]:
-        """ConfigError for 3 bits, too, of which the package has no type."""
-        if scheme.bits not in (2, 4):
-            raise ConfigError(f"{self.name} has integers of 2 and 4 bits, not of {scheme.bits}")
-        return super().worker_settings(scheme)

@@ -50,7 +50,8 @@ class Package:
 class External:
     """A method of another package; its fields are the hyper-parameters that the worker is told.
 
-    package: where it runs. unavailable: why this one of its methods cannot be run, and what to take
+    package: where it runs. widths: those of the `bits` that the package has, None for all.
+    unavailable: why this one of its methods cannot be run, and what to take
     in its place; None where it can. calibrates: whether it sees calibration tokens. group: the
     group size that its format fixes, None where the user chooses. fits_any_row: whether it takes
     another one by itself where `group` does not divide a row. groups: those that may be chosen,
@@ -59,6 +60,7 @@ class External:
     """
 
     package: ClassVar[Package]
+    widths: ClassVar[tuple[int, ...] | None] = None
     unavailable: ClassVar[str | None] = None
     calibrates: ClassVar[bool] = False
     group: ClassVar[int | None] = None
@@ -68,6 +70,7 @@ class External:
 
     def worker_settings(self, scheme: Scheme) -> dict[str, Any]:
         """What the worker is told, JSON-able; ConfigError where the scheme is not served."""
+        self.check_bits(scheme)
         self.check_group(scheme)
         return {
             "method": getattr(self, "name", ""),
@@ -76,6 +79,14 @@ class External:
             "symmetric": scheme.symmetric,
             "parameters": asdict(self),
         }
+
+    def check_bits(self, scheme: Scheme) -> None:
+        """ConfigError where the package has no codes of so many bits."""
+        if self.widths is not None and scheme.bits not in self.widths:
+            raise ConfigError(
+                f"bits={scheme.bits} is none of those that {self.package.name} offers "
+                f"({', '.join(map(str, self.widths))}); give one of them by --bits"
+            )
 
     def check_group(self, scheme: Scheme) -> None:
         """ConfigError where the package has no groups of this size."""
