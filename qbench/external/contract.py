@@ -50,18 +50,17 @@ class Package:
 class External:
     """A method of another package; its fields are the hyper-parameters that the worker is told.
 
-    package: where it runs. widths: those of the `bits` that the package has, None for all.
-    unavailable: why this one of its methods cannot be run, and what to take
-    in its place; None where it can. calibrates: whether it sees calibration tokens. group: the
-    group size that its format fixes, None where the user chooses. fits_any_row: whether it takes
-    another one by itself where `group` does not divide a row. groups: those that may be chosen,
-    None for all. reads: what its worker is given as the model, a Hugging Face folder or a GGUF file
-    in full precision.
+    package: where it runs. unavailable: why this one of its methods cannot be run, and what to take
+    in its place; None where it can. widths: those of the `bits` that the package has, None for all.
+    calibrates: whether it sees calibration tokens. group: the group size that its format fixes,
+    None where the user chooses. fits_any_row: whether it takes another one by itself where `group`
+    does not divide a row. groups: those that may be chosen, None for all. reads: what its worker is
+    given as the model, a Hugging Face folder or a GGUF file in full precision.
     """
 
     package: ClassVar[Package]
-    widths: ClassVar[tuple[int, ...] | None] = None
     unavailable: ClassVar[str | None] = None
+    widths: ClassVar[tuple[int, ...] | None] = None
     calibrates: ClassVar[bool] = False
     group: ClassVar[int | None] = None
     fits_any_row: ClassVar[bool] = False
