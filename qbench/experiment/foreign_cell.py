@@ -31,11 +31,12 @@ def require_environment(method: str) -> None:
     So it is where nothing can be run, with the reason. Where installing has failed the cell is run
     all the same, and fails with the reason.
     """
-    unavailable = _class(method).unavailable
+    cls = _class(method)
+    unavailable = cls.unavailable or cls.package.unavailable
     if unavailable is not None:
         raise ConfigError(f"{method} cannot be run here: {unavailable}")
-    present = state(_class(method).package)
-    if present.status in ("missing", "unavailable"):
+    present = state(cls.package)
+    if present.status == "missing":
         raise ConfigError(f"{method} has no environment here: {present.reason}")
 
 
