@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from qbench.checkpoint.folder import add_scores
+from qbench.checkpoint.folder import add_scores, is_checkpoint
 from qbench.errors import StoreError, readable
 from qbench.experiment.back_off import (
     NOTHING,
@@ -242,7 +242,14 @@ class _Run:
         record = self._made(cell, "ok", None, facts, tokens)
         # The card of the quantized model shows its scores; the unquantized one has no artifact.
         if cell.scheme is not None:
-            add_scores(self.store.artifact(cell), record, benchmarks(self.plan.tasks))
+            artifact = self.store.artifact(cell)
+            try:
+                add_scores(artifact, record, benchmarks(self.plan.tasks))
+            except StoreError:
+                if is_checkpoint(artifact):
+                    raise  # it cannot be written
+                why = f"its model was removed or damaged while it was at work: {artifact}"
+                return self._made(cell, "failed", why)
         return record
 
     def _worked_on(self, cell: Cell) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from places import ROOT
 from qbench.contracts import Scheme
 from qbench.errors import StoreError
+from qbench.experiment import runner
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.store import read_records
 from qbench.files.atomic import leftovers
@@ -92,6 +93,29 @@ def test_a_damaged_artifact_alone_is_redone(tiny_folder, command, tmp_path, monk
     assert code == 0 and table(out) == before
     assert error.count("this model is quantized again") == 1 and damaged.artifact in error
     assert (out / "artifacts" / intact.artifact).stat().st_ino == inodes[intact.artifact]
+
+
+@pytest.mark.slow
+def test_a_model_that_vanishes_at_work_fails_its_cell_and_the_grid_goes_on(
+    tiny_folder, command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    out = tmp_path / "out"
+    worked_on = runner._Run._worked_on
+
+    def and_removed(self, cell):
+        outcome = worked_on(self, cell)
+        if cell.scheme is not None and cell.scheme.bits == 3:
+            shutil.rmtree(self.store.artifact(cell))
+        return outcome
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner._Run, "_worked_on", and_removed)
+        assert command(*run_args(tiny_folder, out, "rtn", "3,4", tasks=["wikitext"]))[0] == 1
+    by_bits = {record.cell.scheme.bits: record for record in read_records(out)[0]}
+    assert by_bits[4].status == "ok"
+    assert "its model was removed" in by_bits[3].reason
+    assert command(*run_args(tiny_folder, out, "rtn", "3,4", tasks=["wikitext"]))[0] == 0
 
 
 def test_litter_is_what_a_killed_save_leaves_and_nothing_else(tmp_path):
