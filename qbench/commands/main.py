@@ -36,7 +36,7 @@ from qbench.commands import (
 from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out
-from qbench.commands.planned import accuracy, downloads, place, protocol, show_plan
+from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
 from qbench.errors import QbenchError
 from qbench.files.atomic import require_place
 
@@ -222,7 +222,7 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
     out.print(
         f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
         f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {total / 60:.0f} min, {place(plan)}{downloads(plan)}",
+        f"about {how_long(total)}, {place(plan)}{downloads(plan)}",
         markup=False,
         soft_wrap=True,
     )

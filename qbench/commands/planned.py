@@ -53,6 +53,15 @@ def accuracy(seconds: float, expected: float, longer: Sequence[float]) -> str:
     return f"{line} estimated; its cells took {min(longer):.2f} to {max(longer):.2f} times theirs"
 
 
+def how_long(seconds: float) -> str:
+    """`27 min`, `55.6 h` or `506 days`."""
+    if seconds < 3 * 3600:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 3 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
@@ -102,7 +111,7 @@ def show_plan(plan: Plan) -> None:
             reason = plan.skipped[cell.id]
             out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
     out.print(
-        f"{len(plan.cells)} cells, about {total / 60:.0f} min "
+        f"{len(plan.cells)} cells, about {how_long(total)} "
         f"(estimated from {_grounds(plan)}), {sum(saved.values()) / 1e9:.1f} GB on disk"
         f"{downloads(plan)}",
         soft_wrap=True,

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from qbench.commands.bar import QUIET_SECONDS, time_bar
+from qbench.commands.planned import how_long
 from qbench.records import Cell, Latency, Record, Score
 from qbench.reports.headline import score_text
 
@@ -117,7 +118,7 @@ class LiveView:
             return
         self._last_line = now
         self.err.print(
-            f"{title}, about {self._seconds_left(done, now) / 60:.0f} min left",
+            f"{title}, about {how_long(self._seconds_left(done, now))} left",
             markup=False,
             soft_wrap=True,
         )

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.commands.options import out
+from qbench.commands.planned import how_long
 from qbench.outside_text import printable
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def shown(run: RunStatus) -> RenderableType:
 def _left(run: RunStatus) -> str:
     if run.seconds_left is not None:
         doing = "latencies are measured, " if run.measuring else ""
-        return f"{doing}about {run.seconds_left / 60:.0f} min left"
+        return f"{doing}about {how_long(run.seconds_left)} left"
     if run.counts.get("waiting"):
         return "nobody is at work; the command of the run goes on from here"
     return "nobody is at work"
