@@ -108,3 +108,14 @@ def family(request):
 def command():
     """`command(*arguments)`: the exit code, stdout and stderr of `qbench ARGUMENTS`."""
     return run_command
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """The hub does not answer, and no model of it is in its cache."""
+
+    def unanswered(url):
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unanswered)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name, revision: None)

@@ -92,17 +92,6 @@ def test_there_are_lines_of_every_kind():
     assert sum(line.startswith("make bench") for line in lines()) == 3
 
 
-@pytest.fixture
-def no_hub(monkeypatch):
-    """Nor a copy of a model in the hub's cache."""
-
-    def unanswered(url):
-        raise ConnectionError("[Errno -2] Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unanswered)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name, revision: None)
-
-
 @pytest.mark.usefixtures("small", "no_hub")
 def test_make_bench_lines_are_planned_as_written(command):
     for line in lines():

@@ -221,15 +221,6 @@ PUBLISHED = {  # parameters, as the hub counts them in the models' safetensors
 }
 
 
-@pytest.fixture
-def no_hub(monkeypatch):
-    def unanswered(url):
-        raise ConnectionError("[Errno -2] Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unanswered)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name, revision: None)
-
-
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ALIASES)
 def test_an_alias_is_planned_without_a_hub_by_the_config_that_is_built_in(name):
