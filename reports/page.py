@@ -20,8 +20,8 @@ from qbench.reports.cautions import summary
 from qbench.reports.cell_names import ordered
 from qbench.reports.doubts import doubts
 from qbench.reports.headline import MINI_NOTICE, require
-from qbench.reports.pictures import drawn, file_name, offered
-from qbench.reports.plots import leading, models, svg
+from qbench.reports.pictures import file_name, offered
+from qbench.reports.plots import headline_figure, leading, models, svg
 from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs
 from qbench.reports.quoted import NOTICE, by_model
 from qbench.reports.ranking import filters, ranking
@@ -108,7 +108,7 @@ def _pictures(
         title = f"{headline.title} against {cost.short}"
         files.append((title, f"pictures/{file_name(model, headline, cost)}"))
         if headline in leaders:
-            figure = drawn(records, model, headline, cost, folder)
+            figure = headline_figure(records, headline, model, cost, folder)
             prefix = f"p{index}-{len(drawings)}-"
             drawings.append({"title": f"{model}: {title}", "svg": _inline(figure, prefix)})
     return {"name": model, "drawings": drawings, "files": files}

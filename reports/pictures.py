@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from qbench.files.atomic import write_bytes, write_text
 from qbench.records import Record
 from qbench.reports.headline import Headline, headlines, require
-from qbench.reports.plots import STYLE, leading, models, quality_figure, slug, svg
+from qbench.reports.plots import STYLE, headline_figure, leading, models, slug, svg
 from qbench.reports.points import BITS, COSTS, Cost
 
 
@@ -21,7 +21,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     require(records)
     paths = []
     for model, headline, cost in offered(records):
-        figure = drawn(records, model, headline, cost, folder)
+        figure = headline_figure(records, headline, model, cost, folder)
         path = folder / "pictures" / file_name(model, headline, cost)
         paths.append(write_text(path.with_suffix(".svg"), svg(figure)))
         paths.append(write_bytes(path.with_suffix(".pdf"), pdf(figure)))
@@ -43,22 +43,6 @@ def offered(records: Sequence[Record]) -> Iterator[tuple[str, Headline, Cost]]:
         for headline in headlines(mine):
             if headline not in leaders and _drawable(mine, headline, BITS):
                 yield model, headline, BITS
-
-
-def drawn(
-    records: Sequence[Record], model: str, headline: Headline, cost: Cost, folder: Path | None
-) -> Figure:
-    """One of the pictures of `offered`. folder: of the run, where the items lie."""
-    return quality_figure(
-        records,
-        headline.task,
-        headline.metric,
-        filter=headline.filter,
-        model=model,
-        cost=cost,
-        protocol=headline.protocol,
-        folder=folder,
-    )
 
 
 def file_name(model: str, headline: Headline, cost: Cost) -> str:

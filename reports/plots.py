@@ -92,8 +92,19 @@ def quality_figure(
         there = ", ".join(titles) or "none, every cell failed or was skipped"
         wanted = f"{task} {metric} {filter or ''}".rstrip()
         raise DataError(f"no record has the score {wanted}; there are: {there}")
-    pairs = pairs_of(records, folder)
-    return _figure(records, matching[:1], model or ordered(records)[0].cell.model, pairs, cost)
+    model = model or ordered(records)[0].cell.model
+    return headline_figure(records, matching[0], model, cost, folder)
+
+
+def headline_figure(
+    records: Sequence[Record],
+    headline: Headline,
+    model: str,
+    cost: Cost = BITS,
+    folder: Path | None = None,
+) -> Figure:
+    """A score of `headlines`, as `quality_figure` draws it."""
+    return _figure(records, [headline], model, pairs_of(records, folder), cost)
 
 
 def first_figure(records: Sequence[Record], model: str, folder: Path | None = None) -> Figure:

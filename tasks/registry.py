@@ -59,7 +59,7 @@ def task_tables() -> dict[str, Table]:
 
 def unit_of(metric: str) -> str:
     """The unit that some task declares for the metric: `%` of a share, empty of a plain number."""
-    for task in all_tasks().values():
+    for task in (*_installed()[0].values(), *_loaded.values()):  # unsorted: this is asked often
         for score in task.scores:
             if score.metric == metric and score.unit:
                 return score.unit

@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.commands.options import (
+    Bos,
+    ChatTemplate,
     Data,
     Device,
     HeadBits,
@@ -175,6 +177,8 @@ def evaluate(
     data: Data = None,
     device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    chat_template: ChatTemplate = None,
+    bos: Bos = None,
     memory: Memory = None,
     trust_remote_code: Trust = False,
     through: Annotated[
@@ -206,6 +210,8 @@ def evaluate(
             "data": data,
             "device": device,
             "dtype": dtype,
+            "chat_template": chat_template,
+            "bos": bos,
             "memory": memory,
             "trust_remote_code": trust_remote_code,
         },

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from qbench.commands.options import (
+    Bos,
+    ChatTemplate,
     Data,
     Device,
     HeadBits,
@@ -102,17 +104,8 @@ def asked(
         str | None,
         typer.Option(help="Of the evaluated model: auto (default), float32, bfloat16, float16."),
     ] = None,
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template",
-            help="Put prompts into the model's own template; default the preset's.",
-        ),
-    ] = None,
-    bos: Annotated[
-        str | None,
-        typer.Option(help="Before a prompt: as trained (default), as the tokenizer does, none."),
-    ] = None,
+    chat_template: ChatTemplate = None,
+    bos: Bos = None,
     out_folder: Annotated[
         Path | None,
         typer.Option("--out", help="Records, artifacts and report; default runs/MODEL."),

@@ -55,6 +55,17 @@ Sets = Annotated[
         help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated.",
     ),
 ]
+ChatTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat-template/--no-chat-template",
+        help="Put prompts into the model's own template; default the preset's.",
+    ),
+]
+Bos = Annotated[
+    str | None,
+    typer.Option(help="Before a prompt: as trained (default), as the tokenizer does, none."),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(

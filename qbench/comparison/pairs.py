@@ -253,13 +253,14 @@ def is_unquantized(record: Record) -> bool:
 
 def protocol(record: Record, task: str) -> TaskSpec | None:
     """How this cell was asked to run that task, or the task of which that is a part."""
-    asked = {spec.name: spec for spec in record.cell.tasks}
-    if task in asked:
-        return asked[task]
-    for name in sorted(asked, key=len, reverse=True):
-        if task.startswith(f"{name}_"):
-            return asked[name]
-    return None
+    whole: TaskSpec | None = None
+    for spec in record.cell.tasks:
+        if spec.name == task:
+            return spec
+        is_part = task.startswith(f"{spec.name}_")
+        if is_part and (whole is None or len(spec.name) > len(whole.name)):
+            whole = spec
+    return whole
 
 
 def judged_alike(first: Record, second: Record, task: str) -> bool:
@@ -273,8 +274,9 @@ def score_of(record: Record, key: ScoreKey) -> Score | None:
     """A finished cell's score by task, metric and filter."""
     if record.status != "ok":
         return None
+    task, metric, filter = key
     for score in record.scores:
-        if (score.task, score.metric, score.filter) == key:
+        if score.metric == metric and score.task == task and score.filter == filter:
             return score
     return None
 

@@ -24,7 +24,7 @@ from qbench.models.identity import Announce
 from qbench.models.paging import on_device, round_parameters
 from qbench.models.provenance import provenance
 from qbench.models.source import find_model, torch_dtype
-from qbench.models.tokenizers import check_fit
+from qbench.models.tokenizers import check_fit, require_template
 from qbench.quantization import QuantizedModel, made_of, quantize, refuse_quantized
 from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
@@ -139,6 +139,8 @@ def judge_model(
     for task_name in grid.task_names:
         grid.task_options(task_name)  # a wrong setting is told before a model is looked for
     place = find_model(str(folder), grid.trust_remote_code)
+    if grid.prompts["chat_template"]:
+        require_template(place)
     source = data_for(grid, unquantized or made_of(place) or str(folder), announce).source
     asked = ask(grid, source, announce)
     dtype = pick_dtype(grid.dtype, device)

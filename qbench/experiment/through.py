@@ -22,7 +22,7 @@ from qbench.experiment.single import data_for, judge_model
 from qbench.models.identity import Announce
 from qbench.models.loading import load_config
 from qbench.models.source import find_model
-from qbench.models.tokenizers import load_tokenizer
+from qbench.models.tokenizers import load_tokenizer, require_template
 from qbench.quantization import made_of
 from qbench.records import Score, TaskSpec
 from qbench.tasks.contract import Context, Outcome, Task
@@ -76,6 +76,8 @@ def _engine(folder: Path, grid: Grid, through: str) -> Engine:
     source = find_model(str(folder), grid.trust_remote_code)
     if source.gguf or not source.local:
         raise ConfigError(f"--through takes a model's folder, and {folder} is none")
+    if grid.prompts["chat_template"]:
+        require_template(source)
     dtype = pick_dtype(grid.dtype, pick_device(grid.device))
     return Engine(folder, through, load_config(source), load_tokenizer(source), dtype)
 

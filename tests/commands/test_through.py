@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 import qbench
@@ -61,6 +63,28 @@ def test_an_endpoint_gives_the_scores_of_transformers(folder, served, command):
     assert compared["mini-arc_easy"]["flips"] == "0/4"
     assert compared["mini-arc_easy"]["log-probabilities"] == "16"
     assert "flips" not in compared["mini-text"]
+
+
+def test_prompts_in_the_template_are_asked_alike(served, tmp_path, command):
+    """A template that changes the prompt changes the scores, and an engine gives the same."""
+    served.model.save_pretrained(tmp_path)
+    chatty = copy.deepcopy(served.tokenizer)
+    chatty.chat_template = "{% for message in messages %}# {{ message['content'] }} #{% endfor %}"
+    chatty.save_pretrained(tmp_path)
+    asked = ("eval", tmp_path, *QUESTIONS, "--chat-template", "--bos", "tokenizer")
+    plain = command("eval", tmp_path, *QUESTIONS)
+    templated = command(*asked)
+    assert plain.code == templated.code == 0, plain.err + templated.err
+    assert lines(plain.out) != lines(templated.out)
+    with completions_server(served.model, chatty) as address:
+        done = command(*asked, "--through", address)
+    assert lines(done.out) == lines(templated.out), done.err
+
+
+@pytest.mark.parametrize("through", [[], ["--through", "http://127.0.0.1:9"]])
+def test_a_template_that_the_model_has_not_is_refused(folder, command, through):
+    done = command("eval", folder, *QUESTIONS, "--chat-template", *through)
+    assert done.code == 2 and "has no chat template; leave out --chat-template" in done.err
 
 
 @pytest.mark.parametrize("ending", ["", "/v1", "/v1/completions"])
