@@ -23,7 +23,7 @@ help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
 setup: $(READY) ## a virtual environment with everything pinned
-$(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq*)
+$(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq* methods/native/loops.[ch])
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -26,6 +26,7 @@ from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits, stored_coding
 from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
+from qbench.methods.native import loops
 from qbench.methods.rotation import input_signs
 from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, zero_as_float
 
@@ -195,6 +196,8 @@ class SortedGroups:
 
         levels: (rows, L), ascending.
         """
+        if loops.here(self.sorted):
+            return loops.cells(self.sorted, midpoints(levels), None, self.prefix)
         ends = self.ends(levels)
         count = ends.diff(dim=1).double()
         total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
@@ -202,11 +205,15 @@ class SortedGroups:
 
     def ends(self, levels: Tensor) -> Tensor:
         """(rows, L + 1): where the cells of the levels begin and end in the sorted group."""
-        middle = ((levels[:, 1:] + levels[:, :-1]) / 2).float()
-        ends = torch.searchsorted(self.sorted, middle)  # (rows, L - 1)
+        ends = torch.searchsorted(self.sorted, midpoints(levels))  # (rows, L - 1)
         ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
         ends[:, -1] = self.sorted.shape[1]
         return ends
+
+
+def midpoints(levels: Tensor) -> Tensor:
+    """(rows, L - 1) float32: what lies between levels (rows, L), ascending."""
+    return ((levels[:, 1:] + levels[:, :-1]) / 2).float()
 
 
 def alternate(

@@ -25,9 +25,10 @@ from torch import Tensor
 from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats.stepped import Numbers, values
-from qbench.methods.alternating import Coding, SortedGroups, alternate, level_signs
+from qbench.methods.alternating import Coding, SortedGroups, alternate, level_signs, midpoints
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
+from qbench.methods.native import loops
 from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, rows_of, zero_as_float
 from qbench.methods.stored_numbers import stored_numbers
 
@@ -201,6 +202,8 @@ class WeightedGroups(SortedGroups):
 
     def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """What the weights nearest to each level count together, and their weighted sum."""
+        if loops.here(self.sorted):
+            return loops.cells(self.sorted, midpoints(levels), self.mass, self.prefix)
         ends = self.ends(levels)
         return self.mass.gather(1, ends).diff(dim=1), self.prefix.gather(1, ends).diff(dim=1)
 
@@ -220,7 +223,12 @@ def feed_back(W: Tensor, U: Tensor, levels: Tensor, order: Tensor) -> tuple[Tens
     for start in range(0, n, BLOCK):
         here = slice(start, min(start + BLOCK, n))
         errors = torch.empty_like(WT[here])
-        in_place(feed_back_block, (U[here, here], tables, group_of[here]), (WT[here], errors))
+        read = (U[here, here], tables, group_of[here])
+        changed = (WT[here], errors)
+        if loops.here(U, tables, WT) and tables.shape[1] <= loops.LEVELS:
+            loops.feed_back_block(*read, *changed)
+        else:
+            in_place(feed_back_block, read, changed)
         WT[here.stop :].addmm_(U[here, here.stop :].T, errors, alpha=-1)
         loss += errors.square_().sum(0)
     compensated = torch.empty_like(W)

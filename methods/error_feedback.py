@@ -20,6 +20,7 @@ from torch import Tensor
 from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats
 from qbench.errors import MethodError
+from qbench.methods.native import loops
 
 LEAST_DAMP = 1e-6  # what retries multiply where less was asked for
 
@@ -121,7 +122,11 @@ def round_span(
         here = slice(start, stop)
         rounded = torch.empty_like(WT[here])
         read = (U[here, here], sT[here], inverse[here], zT[here])
-        in_place(round_block, read, (WT[here], rounded, errors[here]), top)
+        changed = (WT[here], rounded, errors[here])
+        if loops.here(*read, *changed) and len(rounded) <= loops.COLUMNS:
+            loops.round_block(*read, *changed, top)
+        else:
+            in_place(round_block, read, changed, top)
         codes[here] = rounded
         # The lazy update of algorithm 1: the columns behind the block, in one product,
         # w_j -= sum over i of the block of e_i U_ij.

@@ -21,6 +21,7 @@ from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
 from qbench.formats.snapping import check_scale_bits, stored_grid
 from qbench.formats.stepped import Numbers, Stepped, values
+from qbench.methods.native import loops
 
 # Scale and zero point; None is the midpoint of a symmetric grid.
 Grid = tuple[Tensor, Tensor | None]
@@ -231,10 +232,14 @@ def fitted_scale(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor 
 
     sum f (q - z) w / sum f (q - z)^2. Arguments: see `grid_error`.
     """
-    d = nearest_codes(W, s, z, bits).sub_(z[:, None])  # q - z
-    f = d if importance is None else d * importance
-    scale = (f * W).sum(1) / (f * d).sum(1).clamp_min(TINY**2)
-    return scale.clamp_min(TINY)
+    if loops.here(W, s, z):
+        with_w, with_d = loops.fit_sums(W, s, z, bits, importance)
+    else:
+        d = nearest_codes(W, s, z, bits).sub_(z[:, None])  # q - z
+        f = d if importance is None else d * importance
+        with_w = (f * W).sum(1)
+        with_d = (f * d).sum(1)
+    return (with_w / with_d.clamp_min(TINY**2)).clamp_min(TINY)
 
 
 def fitted_line(
@@ -331,6 +336,8 @@ def grid_error(
     W (rows, g), s and z (rows,), f = importance (rows, g) or None for 1, float32. In place where it
     can: this is the inner loop of the search.
     """
+    if norm == 2 and loops.here(W, s, z):
+        return loops.grid_error(W, s, z, bits, importance)
     q = nearest_codes(W, s, z, bits)
     error = q.sub_(z[:, None]).mul_(s[:, None]).sub_(W)  # s (q - z) - w
     error = error.square_() if norm == 2 else error.abs_().pow_(norm)

@@ -232,13 +232,19 @@ def _exists(module: str) -> bool:
 
 
 def _has_names(statement: ast.ImportFrom) -> bool:
-    """Whether `from module import names` finds the module, and in one of ours also the names."""
+    """Whether `from module import names` finds the module, and in one of ours also the names.
+
+    A name may be that of a module in a folder.
+    """
     module = statement.module or ""
     if not _is_ours(module):
         return _exists(module)
     path = module_file(module)
     bound = set() if path is None else _bound_names(_parsed(path))
-    return all(alias.name in bound for alias in statement.names)
+    for alias in statement.names:
+        if alias.name not in bound and module_file(f"{module}.{alias.name}") is None:
+            return False
+    return True
 
 
 def _bound_names(tree: ast.Module) -> set[str]:

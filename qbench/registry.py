@@ -216,12 +216,16 @@ def source_hash(cls: type) -> str:
             continue
         seen.add(name)
         for value in vars(sys.modules[name]).values():
-            waiting.append(getattr(value, "__module__", None) or "")
+            module = value.__name__ if isinstance(value, ModuleType) else None
+            waiting.append(module or getattr(value, "__module__", None) or "")
     digest = hashlib.sha256()
     for name in sorted(seen):
         file = inspect.getsourcefile(sys.modules[name])
         if file:
             digest.update(Path(file).read_bytes())
+            source_in_c = Path(file).with_suffix(".c")
+            if source_in_c.exists():
+                digest.update(source_in_c.read_bytes())
     package = getattr(cls, "package", None)
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())

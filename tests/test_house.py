@@ -18,6 +18,7 @@ from places import ROOT
 ARROWS = {
     "stats": set(),
     "outside_text": set(),
+    "shared_library": set(),
     "errors": {"outside_text"},
     "scheme": {"errors"},
     "contracts": {"errors", "scheme"},
@@ -36,6 +37,7 @@ ARROWS = {
     "external": {"contracts", "errors", "files"},
     "methods.external": {"external"},
     "methods.external.workers": set(),
+    "methods.native": {"shared_library"},
     "registry": {
         "contracts", "declarations", "errors", "external", "method_source", "plugin_file",
     },
@@ -66,9 +68,11 @@ ARROWS = {
     "serving": {"checkpoint", "contracts", "errors", "formats", "kernels"},
     "publish": {"errors", "files", "models"},
     "inspection": {"checkpoint", "errors", "files"},
-    "methods": {"calibration", "contracts", "errors", "formats", "models"},
+    "methods": {"calibration", "contracts", "errors", "formats", "methods.native", "models"},
     "kernels": {"contracts", "errors", "files", "formats", "plugin_file"},
-    "kernels.cpu": {"contracts", "environment", "errors", "formats", "kernels"},
+    "kernels.cpu": {
+        "contracts", "environment", "errors", "formats", "kernels", "shared_library",
+    },
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "models", "records"},
@@ -92,8 +96,8 @@ ARROWS = {
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
         "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
-        "latency", "method_source", "models", "outside_text", "publish", "records", "registry",
-        "reports", "scheme", "stats", "tasks",
+        "latency", "method_source", "methods.native", "models", "outside_text", "publish",
+        "records", "registry", "reports", "scheme", "stats", "tasks",
     },
 }  # fmt: skip
 

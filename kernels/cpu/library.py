@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qbench import shared_library
 from qbench.errors import ConfigError, QbenchError
 
 ISAS = ("portable", "avx2", "avx512")  # by their numbers in enum bcq_isa
@@ -68,39 +68,23 @@ def library_path() -> Path | None:
     One with threads is preferred to one without, which is all there is where the compiler has no
     OpenMP.
     """
-    for stem in ("_bcq", "_bcq_serial"):
-        for suffix in EXTENSION_SUFFIXES:
-            path = Path(__file__).parent / f"{stem}{suffix}"
-            if path.exists():
-                return path
-    return None
+    return shared_library.built(Path(__file__).parent, ("_bcq", "_bcq_serial"))
 
 
 @cache
 def unavailable() -> str | None:
     """Why the kernels cannot be used in this process, or None."""
-    path = library_path()
-    if path is None:
-        return "its C library was not built; install qbench again where a C compiler is"
-    try:
-        ctypes.CDLL(str(path))
-    except OSError as error:
-        return f"its C library does not load ({error}); install qbench again"
-    return None
+    return shared_library.why_not(library_path())
 
 
 @cache
 def library() -> Any:
     """The C functions, typed. QbenchError where there are none."""
+    path = library_path()
     reason = unavailable()
-    if reason is not None:
+    if path is None or reason is not None:
         raise QbenchError(f"the CPU kernels cannot be used: {reason}")
-    loaded = ctypes.CDLL(str(library_path()))
-    for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(loaded, f"bcq_{name}")
-        function.restype = result
-        function.argtypes = arguments
-    return loaded
+    return shared_library.typed(path, "bcq_", _FUNCTIONS)
 
 
 @cache

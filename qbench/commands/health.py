@@ -23,8 +23,16 @@ class Finding(NamedTuple):
 
 
 def findings() -> Iterator[Finding]:
-    """Data, the hub, disks, the GPU and its compilers, the processor's kernels, other programs."""
-    looks: list[Callable[[], Iterator[Finding]]] = [_data, _hub, _disks, _gpu, _kernels, _peers]
+    """Data, the hub, disks, the GPU, what methods and kernels need, other programs."""
+    looks: list[Callable[[], Iterator[Finding]]] = [
+        _data,
+        _hub,
+        _disks,
+        _gpu,
+        _methods,
+        _kernels,
+        _peers,
+    ]
     for look in looks:
         try:
             yield from look()
@@ -91,6 +99,14 @@ def _gpu() -> Iterator[Finding]:
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
     yield Finding("gpu", f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+
+
+def _methods() -> Iterator[Finding]:
+    from qbench.methods.native.loops import unavailable
+
+    reason = unavailable()
+    slow = "" if reason is None else "methods compute the same in torch, two to ten times slower"
+    yield Finding("loops of methods", reason or "in C", slow)
 
 
 def _kernels() -> Iterator[Finding]:

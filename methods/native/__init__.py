@@ -1,0 +1,1 @@
+"""The innermost loops of methods, in C, for tensors on a processor."""

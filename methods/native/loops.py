@@ -1,0 +1,131 @@
+"""Loops over columns, grids and cells in C (`loops.h`), for float32 tensors on a processor.
+
+A column of error feedback is ten small operations, and a grid is tried in six passes over the
+weights: torch reads and writes its numbers for each, and these functions keep them in registers.
+Where the library is missing `here` says no, and what calls them computes the same in torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qbench import shared_library
+
+COLUMNS = 1024  # of a block at most, by LOOPS_COLUMNS
+LEVELS = 64  # by LOOPS_LEVELS
+_POINTER = ctypes.c_void_p
+_FLOAT = ctypes.c_float
+_I64 = ctypes.c_int64
+_FUNCTIONS: shared_library.Functions = {
+    "round_block": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, *(_POINTER,) * 3)),
+    "feed_back_block": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 5)),
+    "grid_error": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, _POINTER)),
+    "fit_sums": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, _POINTER, _POINTER)),
+    "cells": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 6)),
+}
+
+
+def here(*tensors: Tensor) -> bool:
+    """Whether these loops serve the tensors: on a processor, float32, where the library is."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+            return False
+    return unavailable() is None
+
+
+@cache
+def unavailable() -> str | None:
+    """Why the loops cannot be used in this process, or None."""
+    return shared_library.why_not(_path())
+
+
+def _path() -> Path | None:
+    return shared_library.built(Path(__file__).parent, ("_loops",))
+
+
+@cache
+def _library() -> Any:
+    """The C functions, typed; there where `unavailable` has no reason."""
+    path = _path()
+    assert path is not None
+    return shared_library.typed(path, "loops_", _FUNCTIONS)
+
+
+def round_block(
+    U: Tensor,
+    s: Tensor,
+    inverse: Tensor,
+    z: Tensor,
+    W: Tensor,
+    codes: Tensor,
+    errors: Tensor,
+    top: int,
+) -> None:
+    """`error_feedback.round_block`, of at most `COLUMNS` columns."""
+    read = [U.contiguous(), s.contiguous(), inverse.contiguous(), z.contiguous()]
+    _call("round_block", *W.shape, *read, top, W, codes, errors)
+
+
+def feed_back_block(U: Tensor, tables: Tensor, group_of: Tensor, W: Tensor, errors: Tensor) -> None:
+    """`curvature.feed_back_block`, of at most `COLUMNS` columns and `LEVELS` levels."""
+    levels = tables.shape[1]
+    read = [U.contiguous(), tables.contiguous(), group_of.contiguous()]
+    _call("feed_back_block", *W.shape, levels, *read, W, errors)
+
+
+def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None) -> Tensor:
+    """`rtn.grid_error` with norm 2."""
+    error = torch.empty_like(s)
+    _call("grid_error", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, error)
+    return error
+
+
+def fit_sums(
+    W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The two sums of `rtn.fitted_scale`, (rows,) each."""
+    with_w = torch.empty_like(s)
+    with_d = torch.empty_like(s)
+    _call("fit_sums", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, with_w, with_d)
+    return with_w, with_d
+
+
+def cells(
+    sorted_weights: Tensor, middle: Tensor, mass: Tensor | None, prefix: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the weights of cells count together, and their sum, (rows, L) float64 each.
+
+    sorted_weights (rows, g) float32, ascending; middle (rows, L - 1) float32, between the levels;
+    mass and prefix (rows, g + 1) float64, sums from 0; mass None: each weight counts 1.
+    """
+    rows, group = sorted_weights.shape
+    levels = middle.shape[1] + 1
+    count = torch.empty(rows, levels, dtype=torch.float64)
+    total = torch.empty_like(count)
+    _call("cells", rows, group, levels, sorted_weights, middle, mass, prefix, count, total)
+    return count, total
+
+
+def _searched(
+    W: Tensor, importance: Tensor | None, s: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    counts = None if importance is None else importance.contiguous()
+    return W.contiguous(), counts, s.contiguous(), z.contiguous()
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Tensors by the addresses of their numbers, which must be contiguous; None by NULL."""
+    passed = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            assert argument.is_contiguous()
+            argument = argument.data_ptr()
+        passed.append(argument)
+    status = getattr(_library(), f"loops_{name}")(*passed)
+    assert status == 0  # the sizes were looked at by the caller

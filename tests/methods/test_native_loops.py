@@ -1,0 +1,156 @@
+"""The loops in C compute what the functions in torch do, and nothing beyond their rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qbench import registry
+from qbench.contracts import LinearStats
+from qbench.methods import alternating, curvature, error_feedback, rtn
+from qbench.methods.alternating import SortedGroups
+from qbench.methods.curvature import WeightedGroups
+from qbench.methods.native import loops
+from qbench.scheme import Scheme
+from samples import integers, normal
+
+pytestmark = pytest.mark.skipif(
+    loops.unavailable() is not None, reason="the loops of methods are not built"
+)
+OUTS = (1, 15, 16, 17, 40)  # rows: fewer and more than a vector has
+
+
+@pytest.fixture
+def in_torch(monkeypatch):
+    """Switches the loops off, as where the library is missing."""
+    return lambda: monkeypatch.setattr(loops, "here", lambda *tensors: False)
+
+
+def factor(columns: int) -> torch.Tensor:
+    """Upper U of a Hessian whose inputs depend on each other."""
+    return error_feedback.inverse_cholesky(correlated(columns).hessian, 0.01)
+
+
+def correlated(columns: int) -> LinearStats:
+    x = normal(4 * columns, columns, seed=1)
+    x[:, 1:] += 0.7 * x[:, :-1]
+    return LinearStats(2 / len(x) * x.T @ x, len(x))
+
+
+@pytest.mark.parametrize("out", OUTS)
+@pytest.mark.parametrize("columns", [1, 33, 128])
+def test_error_feedback_onto_a_grid(columns, out):
+    W = normal(columns, out)
+    s = normal(columns, out, seed=1).abs() + 0.1
+    s[:, 0] = 0  # a row of zeros: its scale is none
+    inverse = torch.where(s > 0, 1 / s, 0)
+    z = integers((columns, out), 0, 8).float()
+    U = factor(columns)
+    plain = [W.clone(), torch.empty_like(W), torch.empty_like(W)]
+    fast = [W.clone(), torch.empty_like(W), torch.empty_like(W)]
+    error_feedback.round_block(U, s, inverse, z, *plain, 7)
+    loops.round_block(U, s, inverse, z, *fast, 7)
+    assert torch.equal(fast[1], plain[1])
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("out", OUTS)
+@pytest.mark.parametrize("levels", [2, 8, 64])
+def test_error_feedback_onto_levels(levels, out):
+    W = normal(48, out)
+    tables = normal(3, levels, out).sort(1).values
+    group_of = integers((48,), 0, 3).long()
+    U = factor(48)
+    plain = [W.clone(), torch.empty_like(W)]
+    fast = [W.clone(), torch.empty_like(W)]
+    curvature.feed_back_block(U, tables, group_of, *plain)
+    loops.feed_back_block(U, tables, group_of, *fast)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", [1, 8, 16, 64, 100])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_grids(group, weighted, in_torch):
+    W = normal(37, group)
+    s = normal(37).abs() + 0.05
+    z = normal(37, seed=1).abs() * 5
+    counts = normal(37, group, seed=2).abs() if weighted else None
+    fast = rtn.grid_error(W, s, z, 4, 2.0, counts), rtn.fitted_scale(W, s, z, 4, counts)
+    in_torch()
+    plain = rtn.grid_error(W, s, z, 4, 2.0, counts), rtn.fitted_scale(W, s, z, 4, counts)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_code_is_rounded_as_torch_rounds_it():
+    """Halves go to even, and what lies beyond the grid to its ends."""
+    W = torch.tensor([[-9.0, -0.5, 0.5, 1.5, 2.5, 6.5, 7.5, 1e9]])
+    one = torch.ones(1)
+    q = rtn.nearest_codes(W, one, 0 * one, 3)
+    expected = (W - q).square().sum(1)
+    assert torch.equal(loops.grid_error(W, one, 0 * one, 3, None), expected)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 16])
+def test_cells(levels, in_torch):
+    W = normal(29, 50).mul(4).round()  # with many that are equal
+    at = normal(29, levels).double().mul(4).round().sort(1).values
+    plain_groups = SortedGroups(W)
+    weighted = WeightedGroups(W, normal(29, 50, seed=1).abs())
+    fast = (*plain_groups.cells(at), *weighted.cells(at))
+    in_torch()
+    plain = (*plain_groups.cells(at), *weighted.cells(at))
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "alternating", "alternating-h", "rtn-h"])
+def test_methods_are_as_good_in_torch(name, in_torch):
+    """Sums are rounded in another order, which may decide a tie otherwise, and nothing else."""
+    method = registry.method_class(name)()
+    W = normal(48, 128)
+    stats = correlated(128)
+
+    def loss() -> torch.Tensor:
+        if hasattr(method, "quantize_weight"):
+            quantized = method.quantize_weight(W, Scheme(3, 32))
+        else:
+            quantized = method.quantize_linear(W, stats, Scheme(3, 32))
+        change = quantized.dequantize() - W
+        return ((change @ stats.hessian) * change).sum()
+
+    fast = loss()
+    in_torch()
+    torch.testing.assert_close(fast, loss(), rtol=5e-3, atol=0)
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setattr(loops, "_path", lambda: None)
+    loops.unavailable.cache_clear()
+    try:
+        assert "was not built" in str(loops.unavailable())
+        assert not loops.here(torch.ones(1))
+        assert registry.method_class("rtn")().quantize_weight(normal(8, 64), Scheme(3, 32))
+    finally:
+        loops.unavailable.cache_clear()
+
+
+def test_the_source_in_c_is_part_of_a_method(monkeypatch, tmp_path):
+    gptq = registry.method_class("gptq")
+    before = registry.source_hash(gptq)
+    source = tmp_path / "loops.py"
+    source.write_bytes(Path(loops.__file__).read_bytes())
+    (tmp_path / "loops.c").write_text("/* another */\n")
+    real = registry.inspect.getsourcefile
+    monkeypatch.setattr(
+        registry.inspect,
+        "getsourcefile",
+        lambda module: str(source) if module is loops else real(module),
+    )
+    assert registry.source_hash(gptq) != before
+
+
+def test_midpoints_decide_which_level_is_nearest():
+    at = torch.tensor([[0.0, 1.0, 4.0]]).double()
+    assert alternating.midpoints(at).tolist() == [[0.5, 2.5]]
