@@ -52,11 +52,13 @@ class Prepared(NamedTuple):
     """A weight as one kernel reads it, for products that follow each other.
 
     run: x (rows, in), contiguous and on the weight's device -> (rows, out). nbytes: bytes of the
-    weight that a product reads.
+    weight that a product reads. copied: another one in memory of its own; None where only the
+    weight makes one.
     """
 
     run: Callable[[Tensor], Tensor]
     nbytes: int
+    copied: Callable[[], Prepared] | None = None
 
 
 Run = Callable[[Tensor, list[Tensor], Tensor | None, Description], Tensor]

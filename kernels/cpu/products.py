@@ -15,6 +15,7 @@ torch. torch is imported first, and so is its OpenMP runtime, which the library 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import mmap
 import threading
@@ -102,6 +103,15 @@ class Derived:
             self.about, codes.data_ptr(), scale.data_ptr(), _address(shift), self.data
         )
         check(status)
+
+    def copied(self) -> Derived:
+        """The same in memory of its own."""
+        twin = copy.copy(self)
+        twin.memory = _memory(self.memory.nbytes)
+        twin.data = twin.memory.data_ptr()
+        library().bcq_prefer_huge_pages(twin.data, twin.memory.nbytes)
+        twin.memory.copy_(self.memory)
+        return twin
 
     def product(self, x: Tensor, bias: Tensor | None, mode: int) -> Tensor:
         """The product by tables, y = x W^T + bias.
@@ -253,12 +263,14 @@ def _run(
 
 
 def _prepare(weight: WeightFormat, mode: int) -> Prepared:
-    derived = _derive(weight)
+    return _prepared(_derive(weight), mode)
 
+
+def _prepared(derived: Derived, mode: int) -> Prepared:
     def run(x: Tensor) -> Tensor:
         return derived.linear(x, None, mode)
 
-    return Prepared(run, derived.memory.nbytes)
+    return Prepared(run, derived.memory.nbytes, lambda: _prepared(derived.copied(), mode))
 
 
 def _refuses(request: Request) -> str | None:

@@ -132,7 +132,8 @@ def repeated(
     """
     copies = [make()]
     nbytes = copies[0].nbytes
-    copies += [make() for _ in range(copies_of(nbytes, x.device.type) - 1)]
+    another = copies[0].copied or make
+    copies += [another() for _ in range(copies_of(nbytes, x.device.type) - 1)]
 
     def run(copy: int) -> Tensor:
         return copies[copy].run(x)
