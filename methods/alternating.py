@@ -287,9 +287,12 @@ def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) ->
     if shifted:
         columns = torch.cat([torch.ones_like(signs[:, :1]), signs], 1)
     k = columns.shape[1]
-    products = columns[:, :, None] * columns[:, None, :]  # (L, k, k)
-    gram = (count @ products.flatten(1)).view(-1, k, k)
-    theta = solve_positive(gram, total @ columns)
+    if loops.here(count, total, columns, dtype=torch.float64) and k <= loops.UNKNOWNS:
+        theta = loops.least_squares(count, total, columns)
+    else:
+        products = columns[:, :, None] * columns[:, None, :]  # (L, k, k)
+        gram = (count @ products.flatten(1)).view(-1, k, k)
+        theta = solve_positive(gram, total @ columns)
     if shifted:
         return theta[:, 1:], theta[:, 0]
     return theta, torch.zeros_like(theta[:, 0])

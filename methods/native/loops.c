@@ -15,6 +15,8 @@
 
 typedef float vector __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t mask __attribute__((vector_size(LANES * sizeof(int32_t))));
+#define SYSTEMS 8 /* of equations that are solved at a time */
+typedef double systems __attribute__((vector_size(SYSTEMS * sizeof(double))));
 
 /* Vectors go by address: without AVX-512 they have no register to be passed in. */
 INLINE void choose(const mask *where, const vector *yes, const vector *no, vector *to) {
@@ -184,6 +186,56 @@ int loops_cells(int64_t rows, int64_t group, int64_t levels, const float *sorted
             count[at] = masses ? masses[end] - masses[start] : (double)(end - start);
             start = end;
         }
+    }
+    return 0;
+}
+
+/* Gaussian elimination as in methods/greedy.py; the last column of A is the right side, and becomes the solution. A
+ * pivot that vanishes sets its unknown to zero. */
+INLINE void solve(int64_t unknowns, systems A[LOOPS_UNKNOWNS][LOOPS_UNKNOWNS + 1]) {
+    systems least;
+    for (int lane = 0; lane < SYSTEMS; lane++)
+        least[lane] = (A[0][0][lane] > 1 ? A[0][0][lane] : 1) * 1e-9;
+    for (int64_t i = 0; i < unknowns; i++) {
+        systems inverse;
+        for (int lane = 0; lane < SYSTEMS; lane++)
+            inverse[lane] = A[i][i][lane] > least[lane] ? 1 / A[i][i][lane] : 0;
+        for (int64_t j = i; j <= unknowns; j++)
+            A[i][j] *= inverse;
+        for (int64_t below = i + 1; below < unknowns; below++)
+            for (int64_t j = unknowns; j > i; j--)
+                A[below][j] -= A[below][i] * A[i][j];
+    }
+    for (int64_t i = unknowns - 2; i >= 0; i--)
+        for (int64_t j = i + 1; j < unknowns; j++)
+            A[i][unknowns] -= A[i][j] * A[j][unknowns];
+}
+
+FOR_EACH_PROCESSOR
+int loops_least_squares(int64_t rows, int64_t levels, int64_t unknowns, const double *columns, const double *count,
+                        const double *total, double *theta) {
+    if (unknowns > LOOPS_UNKNOWNS || unknowns < 1)
+        return 1;
+    for (int64_t first = 0; first < rows; first += SYSTEMS) {
+        int64_t here = rows - first < SYSTEMS ? rows - first : SYSTEMS;
+        systems A[LOOPS_UNKNOWNS][LOOPS_UNKNOWNS + 1] = {{{0}}};
+        for (int64_t l = 0; l < levels; l++) {
+            const double *c = columns + l * unknowns;
+            systems counts = {0}, totals = {0};
+            for (int64_t lane = 0; lane < here; lane++) {
+                counts[lane] = count[(first + lane) * levels + l];
+                totals[lane] = total[(first + lane) * levels + l];
+            }
+            for (int64_t i = 0; i < unknowns; i++) {
+                for (int64_t j = 0; j < unknowns; j++)
+                    A[i][j] += counts * (c[i] * c[j]);
+                A[i][unknowns] += totals * c[i];
+            }
+        }
+        solve(unknowns, A);
+        for (int64_t lane = 0; lane < here; lane++)
+            for (int64_t i = 0; i < unknowns; i++)
+                theta[(first + lane) * unknowns + i] = A[i][unknowns][lane];
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 #define LOOPS_API __attribute__((visibility("default")))
 #define LOOPS_COLUMNS 1024 /* of a block at most: its rows, 16 at a time, lie on the stack */
 #define LOOPS_LEVELS 64
+#define LOOPS_UNKNOWNS 8
 
 /* Error feedback over a block of `columns` columns, methods/error_feedback.py: U [columns][columns] upper, all others
  * [columns][out]. W becomes what each column was when it was rounded. */
@@ -37,5 +38,10 @@ LOOPS_API int loops_fit_sums(int64_t rows, int64_t group, const float *W, const 
  * NULL where each counts 1; count and total [rows][levels] double. */
 LOOPS_API int loops_cells(int64_t rows, int64_t group, int64_t levels, const float *sorted, const float *middle,
                           const double *mass, const double *prefix, double *count, double *total);
+
+/* theta with the least sum over levels of count (c theta)^2 - 2 total (c theta), methods/alternating.py, all double:
+ * columns [levels][unknowns], c one of its rows; count and total [rows][levels]; theta [rows][unknowns]. */
+LOOPS_API int loops_least_squares(int64_t rows, int64_t levels, int64_t unknowns, const double *columns,
+                                  const double *count, const double *total, double *theta);
 
 #endif

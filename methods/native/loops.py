@@ -19,6 +19,7 @@ from qbench import shared_library
 
 COLUMNS = 1024  # of a block at most, by LOOPS_COLUMNS
 LEVELS = 64  # by LOOPS_LEVELS
+UNKNOWNS = 8  # by LOOPS_UNKNOWNS
 _POINTER = ctypes.c_void_p
 _FLOAT = ctypes.c_float
 _I64 = ctypes.c_int64
@@ -28,13 +29,14 @@ _FUNCTIONS: shared_library.Functions = {
     "grid_error": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, _POINTER)),
     "fit_sums": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, _POINTER, _POINTER)),
     "cells": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 6)),
+    "least_squares": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 4)),
 }
 
 
-def here(*tensors: Tensor) -> bool:
-    """Whether these loops serve the tensors: on a processor, float32, where the library is."""
+def here(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether these loops serve the tensors: on a processor, of dtype, where the library is."""
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+        if tensor.device.type != "cpu" or tensor.dtype != dtype:
             return False
     return unavailable() is None
 
@@ -110,6 +112,17 @@ def cells(
     total = torch.empty_like(count)
     _call("cells", rows, group, levels, sorted_weights, middle, mass, prefix, count, total)
     return count, total
+
+
+def least_squares(count: Tensor, total: Tensor, columns: Tensor) -> Tensor:
+    """Of `alternating.least_squares` the solution (rows, k), all float64.
+
+    count, total (rows, L); columns (L, k), at most `UNKNOWNS`.
+    """
+    theta = count.new_empty(len(count), columns.shape[1])
+    read = [columns.contiguous(), count.contiguous(), total.contiguous()]
+    _call("least_squares", *count.shape, columns.shape[1], *read, theta)
+    return theta
 
 
 def _searched(

@@ -25,7 +25,7 @@ OUTS = (1, 15, 16, 17, 40)  # rows: fewer and more than a vector has
 @pytest.fixture
 def in_torch(monkeypatch):
     """Switches the loops off, as where the library is missing."""
-    return lambda: monkeypatch.setattr(loops, "here", lambda *tensors: False)
+    return lambda: monkeypatch.setattr(loops, "here", lambda *tensors, **dtype: False)
 
 
 def factor(columns: int) -> torch.Tensor:
@@ -103,6 +103,21 @@ def test_cells(levels, in_torch):
     plain = (*plain_groups.cells(at), *weighted.cells(at))
     for ours, theirs in zip(fast, plain, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6])
+def test_least_squares(bits, shifted, in_torch):
+    """Levels that no weight is nearest to leave unknowns that nothing determines: they are zero."""
+    signs = alternating.level_signs(bits, torch.device("cpu"))
+    count = integers((27, 2**bits), 0, 9).double()
+    count[:3] = 0
+    count[3:6, 1:] = 0
+    total = count * normal(27, 2**bits, dtype=torch.float64)
+    fast = alternating.least_squares(count, total, signs, shifted)
+    in_torch()
+    plain = alternating.least_squares(count, total, signs, shifted)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["rtn", "gptq", "alternating", "alternating-h", "rtn-h"])
