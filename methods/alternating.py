@@ -298,6 +298,17 @@ def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) ->
     return theta, torch.zeros_like(theta[:, 0])
 
 
+def patterns(W: Tensor, middle: Tensor, order: Tensor) -> Tensor:
+    """order (rows, L) int64 at the rank of each weight W (rows, g): (rows, g) int64.
+
+    The rank is the number of midpoints (rows, L - 1), ascending, below a weight, which is the place
+    of its nearest level.
+    """
+    if loops.here(W, middle):
+        return loops.ranked(W, middle, order)
+    return order.gather(1, torch.searchsorted(middle, W.contiguous()))
+
+
 def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
     """Planes bool (b, rows, g) of the level nearest to each weight.
 
@@ -309,9 +320,7 @@ def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
     for part in row_slices(W, CHUNK):
         levels, order = (shift[part, None] + alpha[part] @ signs.T).sort(1)  # (rows, L)
         middle = (levels[:, 1:] + levels[:, :-1]) / 2
-        # The number of midpoints below a weight is the place of its nearest level.
-        rank = torch.searchsorted(middle, W[part].contiguous())  # (rows, g)
-        code = order.to(torch.uint8).gather(1, rank)
+        code = patterns(W[part], middle, order).to(torch.uint8)  # (rows, g)
         for i in range(bits):
             planes[i, part] = (code >> (bits - 1 - i)) & 1 == 1
     return planes

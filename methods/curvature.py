@@ -25,7 +25,14 @@ from torch import Tensor
 from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats.stepped import Numbers, values
-from qbench.methods.alternating import Coding, SortedGroups, alternate, level_signs, midpoints
+from qbench.methods.alternating import (
+    Coding,
+    SortedGroups,
+    alternate,
+    level_signs,
+    midpoints,
+    patterns,
+)
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
 from qbench.methods.native import loops
@@ -121,8 +128,9 @@ def nearest_codes(W: Tensor, levels: Tensor) -> Tensor:
     """Patterns (out, groups, g) int64 of the levels (out, groups, L) nearest to W (out, in)."""
     ascending, order = levels.sort(2)
     middle = (ascending[..., 1:] + ascending[..., :-1]) / 2
-    rank = torch.searchsorted(middle, W.unflatten(1, (levels.shape[1], -1)).contiguous())
-    return order.gather(2, rank)
+    grouped = W.unflatten(1, (levels.shape[1], -1))  # (out, groups, g)
+    index = patterns(grouped.flatten(0, 1), middle.flatten(0, 1), order.flatten(0, 1))
+    return index.view(grouped.shape)
 
 
 def nearest_levels(W: Tensor, levels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qbench.calibration.fused import over_rows
 from qbench.methods.flexround import divided
+from qbench.methods.native import loops
 
 Filter = Literal["distance", "range", "none"]
 
@@ -36,6 +37,8 @@ def midpoints(levels: Tensor) -> tuple[Tensor, Tensor]:
 
 def ranked(y: Tensor, middle: Tensor, order: Tensor) -> Tensor:
     """`nearest`, once the levels are sorted."""
+    if loops.here(y, middle):
+        return loops.ranked(y, middle, order)
     # rank: how many midpoints lie below y, bit by bit from the most significant. After each
     # comparison it lies in rank .. rank + step - 1, and midpoint rank + step - 1 halves the next
     # interval.
@@ -162,7 +165,7 @@ def _gradients(
             distance = y.sub_(level_or_end).abs_()
         else:
             distance = y.sub_(level).abs_()
-        Gs.mul_(distance <= reach)  # m G s from here on
+        Gs.mul_(distance.le_(reach))  # m G s from here on
     if Gs.device.type == "cpu":
         grad_a = sums_by_level(Gs, codes, signs)
     else:

@@ -190,6 +190,25 @@ int loops_cells(int64_t rows, int64_t group, int64_t levels, const float *sorted
     return 0;
 }
 
+FOR_EACH_PROCESSOR
+int loops_ranked(int64_t rows, int64_t group, int64_t levels, const float *W, const float *middle,
+                 const int64_t *order, int64_t *index) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *limits = middle + row * (levels - 1);
+        for (int64_t k = 0; k < group; k += LANES) {
+            int64_t at = row * group + k;
+            vector w;
+            load(W + at, group - k, &w);
+            mask rank = {0};
+            for (int64_t l = 0; l < levels - 1; l++)
+                rank -= w > limits[l]; /* a comparison that holds is -1 */
+            for (int64_t lane = 0; lane < LANES && k + lane < group; lane++)
+                index[at + lane] = order[row * levels + rank[lane]];
+        }
+    }
+    return 0;
+}
+
 /* Gaussian elimination as in methods/greedy.py; the last column of A is the right side, and becomes the solution. A
  * pivot that vanishes sets its unknown to zero. */
 INLINE void solve(int64_t unknowns, systems A[LOOPS_UNKNOWNS][LOOPS_UNKNOWNS + 1]) {

@@ -39,6 +39,12 @@ LOOPS_API int loops_fit_sums(int64_t rows, int64_t group, const float *W, const 
 LOOPS_API int loops_cells(int64_t rows, int64_t group, int64_t levels, const float *sorted, const float *middle,
                           const double *mass, const double *prefix, double *count, double *total);
 
+/* index[k] = order[rank] of each weight, the rank being how many of its row's midpoints lie below it, as in
+ * methods/level_mapping.py: W [rows][group], middle [rows][levels - 1] ascending, order [rows][levels] and index
+ * [rows][group] int64. */
+LOOPS_API int loops_ranked(int64_t rows, int64_t group, int64_t levels, const float *W, const float *middle,
+                           const int64_t *order, int64_t *index);
+
 /* theta with the least sum over levels of count (c theta)^2 - 2 total (c theta), methods/alternating.py, all double:
  * columns [levels][unknowns], c one of its rows; count and total [rows][levels]; theta [rows][unknowns]. */
 LOOPS_API int loops_least_squares(int64_t rows, int64_t levels, int64_t unknowns, const double *columns,

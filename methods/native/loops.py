@@ -29,6 +29,7 @@ _FUNCTIONS: shared_library.Functions = {
     "grid_error": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, _POINTER)),
     "fit_sums": (ctypes.c_int, (_I64, _I64, *(_POINTER,) * 4, _FLOAT, _POINTER, _POINTER)),
     "cells": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 6)),
+    "ranked": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 4)),
     "least_squares": (ctypes.c_int, (_I64, _I64, _I64, *(_POINTER,) * 4)),
 }
 
@@ -112,6 +113,14 @@ def cells(
     total = torch.empty_like(count)
     _call("cells", rows, group, levels, sorted_weights, middle, mass, prefix, count, total)
     return count, total
+
+
+def ranked(W: Tensor, middle: Tensor, order: Tensor) -> Tensor:
+    """`level_mapping.ranked`; order (rows, L) int64."""
+    index = torch.empty(W.shape, dtype=torch.int64)
+    read = [W.contiguous(), middle.contiguous(), order.contiguous()]
+    _call("ranked", *W.shape, order.shape[1], *read, index)
+    return index
 
 
 def least_squares(count: Tensor, total: Tensor, columns: Tensor) -> Tensor:

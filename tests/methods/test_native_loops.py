@@ -9,7 +9,7 @@ import torch
 
 from qbench import registry
 from qbench.contracts import LinearStats
-from qbench.methods import alternating, curvature, error_feedback, rtn
+from qbench.methods import alternating, curvature, error_feedback, level_mapping, rtn
 from qbench.methods.alternating import SortedGroups
 from qbench.methods.curvature import WeightedGroups
 from qbench.methods.native import loops
@@ -103,6 +103,19 @@ def test_cells(levels, in_torch):
     plain = (*plain_groups.cells(at), *weighted.cells(at))
     for ours, theirs in zip(fast, plain, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("levels", [2, 8, 64])
+@pytest.mark.parametrize("group", [1, 16, 50])
+def test_ranks(levels, group, in_torch):
+    W = normal(31, group).mul(4).round()  # some lie on a midpoint
+    at = normal(31, levels, seed=1).mul(4).round()
+    middle, order = level_mapping.midpoints(at)
+    fast = level_mapping.ranked(W, middle, order), alternating.patterns(W, middle, order)
+    in_torch()
+    plain = level_mapping.ranked(W, middle, order), alternating.patterns(W, middle, order)
+    assert torch.equal(fast[0], plain[0])
+    assert torch.equal(fast[1], plain[1])
 
 
 @pytest.mark.parametrize("shifted", [False, True])
