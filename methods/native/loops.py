@@ -35,7 +35,12 @@ _FUNCTIONS: shared_library.Functions = {
 
 
 def here(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether these loops serve the tensors: on a processor, of dtype, where the library is."""
+    """Whether these loops serve the tensors: on a processor, of dtype, where the library is.
+
+    Not what torch.compile makes a kernel of.
+    """
+    if torch.compiler.is_compiling():
+        return False
     for tensor in tensors:
         if tensor.device.type != "cpu" or tensor.dtype != dtype:
             return False

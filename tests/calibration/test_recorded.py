@@ -9,6 +9,7 @@ from qbench.calibration.recorded import replay_on
 from qbench.checks.samples import sample_stats, sample_weight
 from qbench.contracts import Scheme
 from qbench.methods import curvature, curvature_refinement, error_feedback, vector_rounding
+from qbench.methods.native import loops
 from qbench.registry import get_method
 
 
@@ -42,6 +43,7 @@ def test_the_codes_are_the_same_through_buffers(module, monkeypatch):
             return method.quantize_linear(sample_weight(), sample_stats(), Scheme(3)).planes
         return get_method("unisvq", dimension=2).start(sample_weight(), Scheme(2)).codes
 
+    monkeypatch.setattr(loops, "here", lambda *tensors, **dtype: False)  # as on a GPU
     monkeypatch.setattr(vector_rounding, "BUFFER", 16)  # several buffers, as of `block_size`
     monkeypatch.setattr(curvature, "BLOCK", 16)
     monkeypatch.setattr(curvature_refinement, "BLOCK", 16)
