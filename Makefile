@@ -105,11 +105,13 @@ check: $(READY) links ## lint, types, import directions
 	$(RUN)mypy
 	$(RUN)pytest -q tests/test_house.py
 
-sanitize:       ## the C kernels over odd sizes, under the address and undefined-behaviour sanitizers
+SANITIZED = $(CC) -std=c11 -g -O1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all -fopenmp
+sanitize:       ## the C kernels and loops over odd sizes, under the address and undefined-behaviour sanitizers
 	mkdir -p build
-	$(CC) -std=c11 -g -O1 -Wall -Wextra -Werror -fsanitize=address,undefined -fno-sanitize-recover=all -fopenmp \
-	  tests/kernels/sanitize.c kernels/cpu/bcq*.c -lm -o build/kernels_sanitize
+	$(SANITIZED) tests/kernels/sanitize.c kernels/cpu/bcq*.c -lm -o build/kernels_sanitize
 	build/kernels_sanitize
+	$(SANITIZED) tests/methods/sanitize.c methods/native/loops.c -lm -o build/loops_sanitize
+	build/loops_sanitize
 
 speed: $(READY) ## time the kernels and the quantizers; COMPARE=0001 fails where one has become 30 % slower than in that run
 	PYTHONPATH=benchmarks $(RUN)pytest -q benchmarks/speed.py --benchmark-autosave --benchmark-timer=time.process_time --benchmark-columns=min,median,rounds \

@@ -4,7 +4,9 @@
 
 #include "loops.h"
 
-#if defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
+/* The loader picks before a sanitizer is ready. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) &&                                     \
+    (!defined(__clang__) || __clang_major__ >= 14)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EACH_PROCESSOR
