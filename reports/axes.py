@@ -48,7 +48,7 @@ DASHES = ("-", "--", ":", "-.")
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
 LONG_LABEL = 45  # characters: more of an axis do not fit beside it on one line
 MOST_LINES = 40  # that a panel can tell apart
-POINT = "point-"  # before a cell's id: the name of its mark in an SVG
+MARKS = "marks "  # before the ids of a line's cells, the name of its marks
 MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
 CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
 AXES_SHARE = 0.8  # of a figure's width for each of its panels
@@ -201,10 +201,19 @@ def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> 
         zorder=3,
         **(look | {"marker": ""}),
     )
-    for point in points:
-        place = ([point.x], [scale.place(point.y)])
-        mark = look | {"linestyle": "", "label": point.text}
-        axes.plot(*place, zorder=4, gid=f"{POINT}{point.cell}", **mark)
+    axes.plot(
+        [point.x for point in points],
+        [scale.place(point.y) for point in points],
+        zorder=4,
+        gid=MARKS + " ".join(point.cell for point in points),
+        **(
+            look
+            | {
+                "linestyle": "",
+                "label": "\n".join(" ".join(point.text.split("\n")) for point in points),
+            }
+        ),
+    )
 
 
 def _pareto(axes: Any, points: Sequence[Point], scale: Scale) -> None:

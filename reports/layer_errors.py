@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup, escape
+
 # By the key of a block's log: what the numbers are, the first that is there being shown.
 MEANINGS = {
     "output_errors": "squared error of a layer's output on the calibration text, over the mean "
@@ -30,6 +32,19 @@ class Tile:
     y: float
     colour: str
     text: str
+
+    def svg(self, left: float) -> Markup:
+        """The tile, and its words above the map, from `left` on.
+
+        Written here, as a page has hundreds, each of which would be ten steps of the template.
+        """
+        words = escape(self.text)
+        side = TILE - 1
+        return Markup(
+            f'<g class="tile" tabindex="0" role="img" aria-label="{words}"><title>{words}</title>'
+            f'<rect x="{self.x}" y="{self.y}" width="{side}" height="{side}" fill="{self.colour}"/>'
+            f'<text x="{left}" y="-8">{words}</text></g>'
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.records import Record
-from qbench.reports.axes import INK, MUTED, PAPER, POINT, RULE, Look, looks, panel
+from qbench.reports.axes import INK, MARKS, MUTED, PAPER, RULE, Look, looks, panel
 from qbench.reports.cell_names import ordered
 from qbench.reports.headline import Headline, asked, headlines, require
 from qbench.reports.noise import noise_floors
@@ -52,6 +52,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "qbench",  # so that the same records give the same file
 }
 SVG = "{http://www.w3.org/2000/svg}"
+USE = f"{SVG}use"
 ElementTree.register_namespace("", SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 _NOTE_CHARACTERS = 90  # of the note below that fit the width of one panel
@@ -173,27 +174,36 @@ def svg(figure: Figure, prefix: str = "", cells: str | None = None) -> str:
     element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     root = ElementTree.fromstring(element)
     lines = [line for axes in figure.axes for line in axes.lines]
-    words = {line.get_gid() or "": str(line.get_label()) for line in lines}
-    _name_points(root, words, cells)
+    words = {line.get_gid() or "": str(line.get_label()).split("\n") for line in lines}
+    for parent in list(root.iter()):
+        name = parent.get("id", "")
+        if name.startswith(MARKS):
+            del parent.attrib["id"]
+            _name_points(parent, name.removeprefix(MARKS), words[name], cells)
     element = ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)
 
 
-def _name_points(root: ElementTree.Element, words: dict[str, str], cells: str | None) -> None:
-    """Give each point its title and its link, in place."""
-    for parent in list(root.iter()):
-        for index, child in enumerate(list(parent)):
-            name = child.get("id", "")
-            if not name.startswith(POINT):
-                continue
-            title = ElementTree.Element(f"{SVG}title")
-            title.text = words[name]
-            child.insert(0, title)
-            if cells is not None:
-                href = f"{cells}/{name.removeprefix(POINT)}.html"
-                link = ElementTree.Element(f"{SVG}a", {"href": href, "aria-label": words[name]})
-                link.append(child)
-                parent[index] = link
+def _name_points(
+    marks: ElementTree.Element, names: str, words: list[str], cells: str | None
+) -> None:
+    """Give each mark of a line its title and its link, in place.
+
+    names: of the cells, after `MARKS`; words: of the titles; both in the order of the points, which
+    is that of the marks.
+    """
+    drawn = [parent for parent in marks.iter() if parent.find(USE) is not None]
+    uses = [(parent, use) for parent in drawn for use in parent.findall(USE)]
+    for (parent, use), cell, text in zip(uses, names.split(), words, strict=True):
+        point = ElementTree.Element(f"{SVG}g", {"id": f"point-{cell}"})
+        ElementTree.SubElement(point, f"{SVG}title").text = text
+        point.append(use)
+        named = point
+        if cells is not None:
+            href = f"{cells}/{cell}.html"
+            named = ElementTree.Element(f"{SVG}a", {"href": href, "aria-label": text})
+            named.append(point)
+        parent[list(parent).index(use)] = named
 
 
 def _scores(records: Sequence[Record]) -> list[Headline]:
