@@ -4,9 +4,10 @@
 
 #include "loops.h"
 
-/* The loader picks before a sanitizer is ready. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) &&                                     \
-    (!defined(__clang__) || __clang_major__ >= 14)
+/* The loader picks before a sanitizer is ready; a test wants one set at a time. */
+#if defined(__SANITIZE_ADDRESS__) || defined(LOOPS_ONE_PROCESSOR)
+#define FOR_EACH_PROCESSOR
+#elif defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EACH_PROCESSOR

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from qbench import registry
+from qbench import registry, shared_library
 from qbench.contracts import LinearStats
 from qbench.methods import alternating, curvature, error_feedback, level_mapping, rtn
 from qbench.methods.alternating import SortedGroups
@@ -182,3 +185,38 @@ def test_the_source_in_c_is_part_of_a_method(monkeypatch, tmp_path):
 def test_midpoints_decide_which_level_is_nearest():
     at = torch.tensor([[0.0, 1.0, 4.0]]).double()
     assert alternating.midpoints(at).tolist() == [[0.5, 2.5]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set")
+def test_instruction_sets_give_the_same_bits(tmp_path, monkeypatch):
+    def computed() -> list[torch.Tensor]:
+        W = normal(40, 100)
+        s = normal(40, seed=1).abs() + 0.1
+        z = normal(40, seed=2).abs() * 5
+        counts = normal(40, 100, seed=3).abs()
+        U = factor(100)
+        changed = [W.T.contiguous(), torch.empty(100, 40), torch.empty(100, 40)]
+        steps = s.expand(100, 40)
+        loops.round_block(U, steps, 1 / steps, z.expand(100, 40), *changed, 7)
+        tables = normal(4, 8, 40).sort(1).values
+        fed = [W.T.contiguous(), torch.empty(100, 40)]
+        loops.feed_back_block(U, tables, torch.arange(100) // 25, *fed)
+        error = loops.grid_error(W, s, z, 3, counts)
+        columns = alternating.level_signs(3, torch.device("cpu"))
+        count = integers((40, 8), 1, 9).double()
+        theta = loops.least_squares(count, count * normal(40, 8).double(), columns)
+        return [*changed, *fed, error, *loops.fit_sums(W, s, z, 3, None), theta]
+
+    expected = computed()
+    for flag in ("-msse2", "-mavx2", "-mavx512f"):
+        if flag[2:] not in Path("/proc/cpuinfo").read_text():
+            continue
+        path = tmp_path / f"loops{flag}.so"
+        words = ["cc", "-std=c11", "-O3", "-ffp-contract=off", "-DLOOPS_ONE_PROCESSOR", flag]
+        source = Path(loops.__file__).with_suffix(".c")
+        subprocess.run([*words, "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+        library = shared_library.typed(path, "loops_", loops._FUNCTIONS)
+        monkeypatch.setattr(loops, "_library", lambda library=library: library)
+        assert all(map(torch.equal, computed(), expected)), flag
