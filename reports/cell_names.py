@@ -68,9 +68,13 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
         traits = seen.setdefault(_family(record.cell), {})
         for key, value in _traits(record.cell).items():
             traits.setdefault(key, set()).add(value)
+    revisions: dict[str, set[str]] = {}
+    for record in records:
+        revisions.setdefault(record.cell.model, set()).add(record.cell.revision)
     result = {}
     for record in records:
-        varied = seen[_family(record.cell)]
+        # A cell is not held against one of another revision, of whatever method.
+        varied = seen[_family(record.cell)] | {"revision": revisions[record.cell.model]}
         name = record.cell.stored_as or record.cell.method
         words = ["unquantized" if unquantized(record) else name]
         words.append(params_text(record.cell, shared[_method(record.cell)]))

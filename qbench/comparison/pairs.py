@@ -19,7 +19,8 @@ from qbench.tasks.registry import unit_of
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
 RELATIVE = ("kl_", "top1_")  # metrics that are differences from the unquantized model already
-JUDGED_BY = ("dtype", "batch_size", "device", "evaluation")  # of a cell, beside the protocol
+# Of a cell, beside the protocol; a model's folder may hold other weights than a day before.
+JUDGED_BY = ("revision", "dtype", "batch_size", "device", "evaluation")
 TIMES = "\u00d7"
 FIGURES = 3  # significant digits of what is no share
 ALIKE = 0.2  # the halves of an interval that differ by this share are one half behind a ±
@@ -264,7 +265,10 @@ def protocol(record: Record, task: str) -> TaskSpec | None:
 
 
 def judged_alike(first: Record, second: Record, task: str) -> bool:
-    """Whether two cells were asked a task in one way, by the same code, on one kind of device."""
+    """Whether two cells were asked a task in one way, by the same code, on one kind of device.
+
+    And are of one revision, where they are of one model.
+    """
     if protocol(first, task) != protocol(second, task):
         return False
     return all(getattr(first.cell, name) == getattr(second.cell, name) for name in JUDGED_BY)

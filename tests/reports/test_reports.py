@@ -320,8 +320,16 @@ def test_two_protocols_of_a_task_have_two_columns_everywhere(tmp_path: Path) -> 
     assert "mini-arc_easy acc % " in f"{markdown(records[:2], tmp_path)}", "alone it needs no words"
 
 
+def test_names_tell_revisions_of_one_model_across_methods() -> None:
+    one_revision = [asked(6, "none", None), asked(6, "rtn", 3, 0.4)]
+    assert list(names(one_revision).values()) == ["unquantized", "rtn"]
+    two = [asked(6, "none", None), asked(6, "rtn", 3, 0.4, revision="v2")]
+    assert list(names(two).values()) == ["unquantized revision=main", "rtn revision=v2"]
+
+
 def test_no_difference_is_taken_across_machines_or_code_that_judges(tmp_path: Path) -> None:
-    for change in ({"dtype": "bfloat16"}, {"evaluation": "ab"}, {"batch_size": 4}):
+    changes = ({"dtype": "bfloat16"}, {"evaluation": "ab"}, {"batch_size": 4}, {"revision": "v2"})
+    for change in changes:
         base, other = asked(6, "none", None), asked(6, "rtn", 3, 0.4, **change)
         same = asked(6, "greedy", 3, 0.4)
         records = stored([base, other, same], tmp_path)
