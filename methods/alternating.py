@@ -172,6 +172,8 @@ def _better(first: Fit, second: Fit) -> Fit:
 class SortedGroups:
     """Groups sorted once, with prefix sums, for repeated assignment to levels."""
 
+    mass: Tensor | None = None  # (rows, g + 1) float64: prefix sums of what weights count, if not 1
+
     def __init__(self, W: Tensor) -> None:
         """W: (rows, g) float32."""
         if W.device.type == "cpu":
@@ -186,20 +188,22 @@ class SortedGroups:
     def take(self, rows: Tensor) -> SortedGroups:
         """Only these rows, by indices."""
         part = object.__new__(SortedGroups)  # without sorting again
+        part.mass = None if self.mass is None else self.mass[rows]
         part.sorted = self.sorted[rows]
         part.prefix = self.prefix[rows]
         part.energy = self.energy[rows]
         return part
 
     def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """The number and the sum of the weights nearest to each level, (rows, L) float64 each.
+        """What the weights nearest to each level count, and their sum, (rows, L) float64 each.
 
         levels: (rows, L), ascending.
         """
         if loops.here(self.sorted):
-            return loops.cells(self.sorted, midpoints(levels), None, self.prefix)
+            return loops.cells(self.sorted, midpoints(levels), self.mass, self.prefix)
         ends = self.ends(levels)
-        count = ends.diff(dim=1).double()
+        before = ends.double() if self.mass is None else self.mass.gather(1, ends)
+        count = before.diff(dim=1)
         total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
         return count, total
 
@@ -319,8 +323,7 @@ def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
     planes = torch.empty((bits, *W.shape), dtype=torch.bool, device=W.device)
     for part in row_slices(W, CHUNK):
         levels, order = (shift[part, None] + alpha[part] @ signs.T).sort(1)  # (rows, L)
-        middle = (levels[:, 1:] + levels[:, :-1]) / 2
-        code = patterns(W[part], middle, order).to(torch.uint8)  # (rows, g)
+        code = patterns(W[part], midpoints(levels), order).to(torch.uint8)  # (rows, g)
         for i in range(bits):
             planes[i, part] = (code >> (bits - 1 - i)) & 1 == 1
     return planes

@@ -30,7 +30,6 @@ from qbench.methods.alternating import (
     SortedGroups,
     alternate,
     level_signs,
-    midpoints,
     patterns,
 )
 from qbench.methods.curvature_refinement import descend, refit
@@ -198,22 +197,6 @@ class WeightedGroups(SortedGroups):
         sums = (counts * self.sorted).cumsum(1)
         self.prefix = torch.nn.functional.pad(sums, (1, 0))
         self.energy = (counts * self.sorted.double().square()).sum(1)
-
-    def take(self, rows: Tensor) -> WeightedGroups:
-        """Only these rows, by indices."""
-        part = object.__new__(WeightedGroups)
-        part.sorted = self.sorted[rows]
-        part.mass = self.mass[rows]
-        part.prefix = self.prefix[rows]
-        part.energy = self.energy[rows]
-        return part
-
-    def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the weights nearest to each level count together, and their weighted sum."""
-        if loops.here(self.sorted):
-            return loops.cells(self.sorted, midpoints(levels), self.mass, self.prefix)
-        ends = self.ends(levels)
-        return self.mass.gather(1, ends).diff(dim=1), self.prefix.gather(1, ends).diff(dim=1)
 
 
 def feed_back(W: Tensor, U: Tensor, levels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,8 @@ def round_span(
         rounded = torch.empty_like(WT[here])
         read = (U[here, here], sT[here], inverse[here], zT[here])
         changed = (WT[here], rounded, errors[here])
-        if loops.here(*read, *changed) and len(rounded) <= loops.COLUMNS:
+        native = WT.is_contiguous() and len(rounded) <= loops.COLUMNS
+        if native and loops.here(*read, *changed):
             loops.round_block(*read, *changed, top)
         else:
             in_place(round_block, read, changed, top)

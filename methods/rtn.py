@@ -232,7 +232,7 @@ def fitted_scale(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor 
 
     sum f (q - z) w / sum f (q - z)^2. Arguments: see `grid_error`.
     """
-    if loops.here(W, s, z):
+    if loops.here(W, s, z, importance):
         with_w, with_d = loops.fit_sums(W, s, z, bits, importance)
     else:
         d = nearest_codes(W, s, z, bits).sub_(z[:, None])  # q - z
@@ -336,7 +336,7 @@ def grid_error(
     W (rows, g), s and z (rows,), f = importance (rows, g) or None for 1, float32. In place where it
     can: this is the inner loop of the search.
     """
-    if norm == 2 and loops.here(W, s, z):
+    if norm == 2 and loops.here(W, s, z, importance):
         return loops.grid_error(W, s, z, bits, importance)
     q = nearest_codes(W, s, z, bits)
     error = q.sub_(z[:, None]).mul_(s[:, None]).sub_(W)  # s (q - z) - w

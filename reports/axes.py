@@ -201,18 +201,13 @@ def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> 
         zorder=3,
         **(look | {"marker": ""}),
     )
+    words = "\n".join(point.text.replace("\n", " ") for point in points)  # a line for each mark
     axes.plot(
         [point.x for point in points],
         [scale.place(point.y) for point in points],
         zorder=4,
         gid=MARKS + " ".join(point.cell for point in points),
-        **(
-            look
-            | {
-                "linestyle": "",
-                "label": "\n".join(" ".join(point.text.split("\n")) for point in points),
-            }
-        ),
+        **(look | {"linestyle": "", "label": words}),
     )
 
 

@@ -34,7 +34,7 @@ _FUNCTIONS: shared_library.Functions = {
 }
 
 
-def here(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+def here(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Whether these loops serve the tensors: on a processor, of dtype, where the library is.
 
     Not what torch.compile makes a kernel of.
@@ -42,7 +42,7 @@ def here(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.dtype != dtype:
+        if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype != dtype):
             return False
     return unavailable() is None
 
@@ -75,21 +75,29 @@ def round_block(
     errors: Tensor,
     top: int,
 ) -> None:
-    """`error_feedback.round_block`, of at most `COLUMNS` columns."""
-    read = [U.contiguous(), s.contiguous(), inverse.contiguous(), z.contiguous()]
+    """`error_feedback.round_block`, of at most `COLUMNS` columns; W, codes, errors contiguous."""
+    read = [_of_shape(U, len(W), len(W)), *(_of_shape(x, *W.shape) for x in (s, inverse, z))]
     _call("round_block", *W.shape, *read, top, W, codes, errors)
 
 
 def feed_back_block(U: Tensor, tables: Tensor, group_of: Tensor, W: Tensor, errors: Tensor) -> None:
-    """`curvature.feed_back_block`, of at most `COLUMNS` columns and `LEVELS` levels."""
-    levels = tables.shape[1]
-    read = [U.contiguous(), tables.contiguous(), group_of.contiguous()]
-    _call("feed_back_block", *W.shape, levels, *read, W, errors)
+    """`curvature.feed_back_block`, of at most `COLUMNS` columns and `LEVELS` levels.
+
+    W and errors contiguous.
+    """
+    columns, out = W.shape
+    groups, levels, _ = tables.shape
+    read = [
+        _of_shape(U, columns, columns),
+        _of_shape(tables, groups, levels, out),
+        _of_shape(group_of, columns),
+    ]
+    _call("feed_back_block", columns, out, levels, *read, W, errors)
 
 
 def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None) -> Tensor:
     """`rtn.grid_error` with norm 2."""
-    error = torch.empty_like(s)
+    error = W.new_empty(len(W))
     _call("grid_error", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, error)
     return error
 
@@ -98,8 +106,8 @@ def fit_sums(
     W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The two sums of `rtn.fitted_scale`, (rows,) each."""
-    with_w = torch.empty_like(s)
-    with_d = torch.empty_like(s)
+    with_w = W.new_empty(len(W))
+    with_d = W.new_empty(len(W))
     _call("fit_sums", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, with_w, with_d)
     return with_w, with_d
 
@@ -123,8 +131,9 @@ def cells(
 def ranked(W: Tensor, middle: Tensor, order: Tensor) -> Tensor:
     """`level_mapping.ranked`; order (rows, L) int64."""
     index = torch.empty(W.shape, dtype=torch.int64)
-    read = [W.contiguous(), middle.contiguous(), order.contiguous()]
-    _call("ranked", *W.shape, order.shape[1], *read, index)
+    rows, levels = order.shape
+    read = [_of_shape(W, rows, W.shape[1]), _of_shape(middle, rows, levels - 1), order.contiguous()]
+    _call("ranked", *W.shape, levels, *read, index)
     return index
 
 
@@ -134,7 +143,7 @@ def least_squares(count: Tensor, total: Tensor, columns: Tensor) -> Tensor:
     count, total (rows, L); columns (L, k), at most `UNKNOWNS`.
     """
     theta = count.new_empty(len(count), columns.shape[1])
-    read = [columns.contiguous(), count.contiguous(), total.contiguous()]
+    read = [columns.contiguous(), count.contiguous(), _of_shape(total, *count.shape)]
     _call("least_squares", *count.shape, columns.shape[1], *read, theta)
     return theta
 
@@ -142,8 +151,13 @@ def least_squares(count: Tensor, total: Tensor, columns: Tensor) -> Tensor:
 def _searched(
     W: Tensor, importance: Tensor | None, s: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    counts = None if importance is None else importance.contiguous()
-    return W.contiguous(), counts, s.contiguous(), z.contiguous()
+    counts = None if importance is None else _of_shape(importance, *W.shape)
+    return W.contiguous(), counts, _of_shape(s, len(W)), _of_shape(z, len(W))
+
+
+def _of_shape(x: Tensor, *shape: int) -> Tensor:
+    """Contiguous; RuntimeError where x has another shape, which C would read beyond."""
+    return x.expand(shape).contiguous()
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -105,7 +105,7 @@ def _methods() -> Iterator[Finding]:
     from qbench.methods.native.loops import unavailable
 
     reason = unavailable()
-    slow = "" if reason is None else "methods compute the same in torch, two to ten times slower"
+    slow = "" if reason is None else "methods compute the same in torch, gptq in twice the time"
     yield Finding("loops of methods", reason or "in C", slow)
 
 

@@ -86,6 +86,34 @@ def test_grids(group, weighted, in_torch):
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
 
 
+def test_what_the_loops_do_not_take_is_computed_in_torch():
+    """Weights with other strides, and importances of another dtype, which C would misread."""
+    W = normal(24, 8)
+    U = factor(8)
+    grid = torch.full((8, 24), 0.5), torch.full((8, 24), 3.0)
+    strided = W.clone().T
+    assert not strided.is_contiguous()
+    codes, errors = error_feedback.round_span(strided, U, *grid, 7, 4)
+    contiguous = W.T.contiguous()
+    expected = error_feedback.round_span(contiguous, U, *grid, 7, 4)
+    assert torch.equal(codes, expected[0])
+    torch.testing.assert_close((errors, strided), (expected[1], contiguous), rtol=1e-4, atol=1e-5)
+    counts = normal(24, 8, seed=1).abs()
+    s, z = torch.full((24,), 0.5), torch.full((24,), 3.0)
+    plain = rtn.grid_error(W, s, z, 3, 2.0, counts.double())
+    torch.testing.assert_close(plain, rtn.grid_error(W, s, z, 3, 2.0, counts), rtol=1e-5, atol=1e-6)
+
+
+def test_no_loop_reads_beyond_what_it_is_given():
+    W, s = normal(8, 16), torch.ones(8)
+    with pytest.raises(RuntimeError):
+        loops.grid_error(W, s[:7], s, 3, None)
+    with pytest.raises(RuntimeError):
+        loops.grid_error(W, s, s, 3, normal(7, 16))
+    with pytest.raises(RuntimeError):
+        loops.ranked(W, normal(8, 2), torch.zeros(8, 4, dtype=torch.int64))
+
+
 def test_a_code_is_rounded_as_torch_rounds_it():
     """Halves go to even, and what lies beyond the grid to its ends."""
     W = torch.tensor([[-9.0, -0.5, 0.5, 1.5, 2.5, 6.5, 7.5, 1e9]])
