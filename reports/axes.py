@@ -300,6 +300,8 @@ def _baseline(axes: Any, base: Point, scale: Scale, band: bool) -> None:
     axes.axhline(
         base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label="unquantized"
     )
+    # A line within the margin of the points moves no limit by itself, and its name has no room.
+    axes.autoscale_view(scalex=False)
     if band:
         lower, upper = scale.bar(base)
         ends = (base.y - lower, base.y + upper)
