@@ -64,22 +64,23 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     shared = _shared(records)
     # family -> trait -> its values: only what varies within a family must be told.
     seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
-    for record in records:
-        traits = seen.setdefault(_family(record.cell), {})
-        for key, value in _traits(record.cell).items():
-            traits.setdefault(key, set()).add(value)
+    families = [_family(record.cell) for record in records]
+    own = [_traits(record.cell) for record in records]
+    for family, traits in zip(families, own, strict=True):
+        for key, value in traits.items():
+            seen.setdefault(family, {}).setdefault(key, set()).add(value)
     revisions: dict[str, set[str]] = {}
     for record in records:
         revisions.setdefault(record.cell.model, set()).add(record.cell.revision)
     result = {}
-    for record in records:
+    for record, family, traits in zip(records, families, own, strict=True):
         # A cell is not held against one of another revision, of whatever method.
-        varied = seen[_family(record.cell)] | {"revision": revisions[record.cell.model]}
+        varied = seen[family] | {"revision": revisions[record.cell.model]}
         name = record.cell.stored_as or record.cell.method
         words = ["unquantized" if unquantized(record) else name]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
         told = _exceptions(record.cell) - shared[_method(record.cell)]
-        for key, value in _traits(record.cell).items():
+        for key, value in traits.items():
             differs = bool(told) if key == "layers" else len(varied[key]) > 1
             if differs and (group or key != "group"):
                 words.append(value)

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 # By the key of a block's log: what the numbers are, the first that is there being shown.
 MEANINGS = {
@@ -33,14 +34,11 @@ class Tile:
     colour: str
     text: str
 
-    def svg(self, left: float) -> Markup:
-        """The tile, and its words above the map, from `left` on.
-
-        Written here, as a page has hundreds, each of which would be ten steps of the template.
-        """
+    def svg(self, left: float) -> str:
+        """The tile, and its words above the map, from `left` on."""
         words = escape(self.text)
         side = TILE - 1
-        return Markup(
+        return (
             f'<g class="tile" tabindex="0" role="img" aria-label="{words}"><title>{words}</title>'
             f'<rect x="{self.x}" y="{self.y}" width="{side}" height="{side}" fill="{self.colour}"/>'
             f'<text x="{left}" y="-8">{words}</text></g>'
@@ -63,6 +61,11 @@ class HeatMap:
     columns: list[tuple[float, str]]
     rows: list[tuple[float, str]]
     legend: list[tuple[float, str, str]]
+
+    @property
+    def svg(self) -> Markup:
+        """All tiles, joined here as a page has hundreds: the template takes as long for each."""
+        return Markup("".join(tile.svg(self.left) for tile in self.tiles))
 
 
 def heat_map(log: Mapping[str, Any]) -> HeatMap | None:

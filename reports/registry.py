@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from qbench.comparison.pairs import shared_pairs
@@ -20,6 +23,9 @@ from qbench.reports.headline import require
 
 PACKAGE = "qbench.reports"
 Writer = Callable[[Sequence[Record], Path], list[Path]]
+Outcome = tuple[list[Path], QbenchError | None]
+MANY = 200  # records, whose reports take seconds
+_of_this_fork: Callable[[str], Outcome]
 
 
 def writers() -> dict[str, Writer]:
@@ -33,26 +39,62 @@ def writers() -> dict[str, Writer]:
     return reports
 
 
-def write_reports(records: Sequence[Record], folder: Path) -> list[Path]:
+def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -> list[Path]:
     """Write every report into a folder, each file whole or not at all; their paths.
 
+    processes: that write, where there are MANY records. They are forks of this one, which
+    must then have no threads that hold locks; where forks are not safe, it is one process.
     DataError without records. A report that fails does not keep the others from being written;
     then ConfigError names it, or StoreError the file that the disk refused.
     """
     require(records)
+    forked = processes > 1 and len(records) >= MANY and sys.platform == "linux"
+    write = _written_by_forks if forked else _written_here
     paths: list[Path] = []
     failure: QbenchError | None = None
     with shared_pairs():
-        for name, write in writers().items():
-            try:
-                paths += write(records, folder)
-            except QbenchError as error:
-                failure = error
-            except Exception as error:  # a report may be anybody's
-                reason = f"{type(error).__name__}: {error}"
-                failure = ConfigError(
-                    f"report {name!r} cannot be written: {reason}; mend reports/{name}.py"
-                )
+        for written, error in write(records, folder, processes):
+            paths += written
+            failure = error or failure
     if failure is not None:
         raise failure
     return paths
+
+
+def _written_here(records: Sequence[Record], folder: Path, _: int) -> Iterator[Outcome]:
+    for name, write in writers().items():
+        yield _outcome(name, write, records, folder)
+
+
+def _written_by_forks(records: Sequence[Record], folder: Path, processes: int) -> Iterator[Outcome]:
+    """The same. A fork has the records and the reports already, so that names are enough."""
+    reports = writers()
+
+    def write(name: str) -> Outcome:
+        return _outcome(name, reports[name], records, folder)
+
+    with ProcessPoolExecutor(processes, get_context("fork"), _become, (write,)) as pool:
+        yield from pool.map(_in_fork, reports)
+
+
+def _become(write: Callable[[str], Outcome]) -> None:
+    """Called once in each fork."""
+    global _of_this_fork
+    _of_this_fork = write
+
+
+def _in_fork(name: str) -> Outcome:
+    return _of_this_fork(name)
+
+
+def _outcome(name: str, write: Writer, records: Sequence[Record], folder: Path) -> Outcome:
+    """The paths that a report has written, or what kept it from that."""
+    try:
+        return write(records, folder), None
+    except QbenchError as error:
+        return [], error
+    except Exception as error:  # a report may be anybody's
+        reason = f"{type(error).__name__}: {error}"
+        return [], ConfigError(
+            f"report {name!r} cannot be written: {reason}; mend reports/{name}.py"
+        )

@@ -244,6 +244,7 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
 def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
     """Write the tables, pictures and the page again, from the records alone."""
     from qbench.comparison.pairs import shared_pairs
+    from qbench.environment import cores
     from qbench.experiment.store import read_records
     from qbench.reports.registry import write_reports
 
@@ -251,7 +252,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a ru
     _print_warnings(complaints)
     with shared_pairs():
         _print_leaderboard(records, folder)
-        _print_report(write_reports(records, folder), folder)
+        _print_report(write_reports(records, folder, cores()), folder)
 
 
 @app.command(name="list", epilog="Example: `qbench list methods`")

@@ -669,17 +669,28 @@ def test_a_report_writes_what_it_names_whatever_the_records_are(
         assert contents == [path.read_bytes() for path in write(cells, again)]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_report_that_raises_is_named_and_the_others_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(records: Sequence[Record], folder: Path) -> list[Path]:
         raise ZeroDivisionError("by zero")
 
     known = writers()
     monkeypatch.setattr("qbench.reports.registry.writers", lambda: {"mine": broken} | known)
+    monkeypatch.setattr("qbench.reports.registry.MANY", 1)
     with pytest.raises(ConfigError, match="report 'mine' cannot be written: ZeroDivisionError: by"):
-        write_reports([record("rtn", 3, 0.3)], tmp_path)
+        write_reports([record("rtn", 3, 0.3)], tmp_path, processes)
     assert len(list(tmp_path.iterdir())) == EVERYTHING
+
+
+def test_two_processes_write_what_one_writes(
+    records: list[Record], report: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qbench.reports.registry.MANY", 1)
+    again = write_reports(records, tmp_path, processes=2)
+    assert [path.name for path in again] == [path.name for path in report]
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in report]
 
 
 def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
