@@ -38,6 +38,13 @@ def test_what_is_not_installed_says_how(package):
     assert (present.status, present.reason) == ("missing", "run `qbench env create mine`")
 
 
+def test_requirements_leave_triton_to_torch():
+    # Torch asks for one version itself where its build is for GPUs: another pin cannot be met.
+    for package in packages().values():
+        if not package.unavailable:
+            assert "triton" not in requirements(package).read_text(), package.name
+
+
 def test_an_environment_is_whole_or_broken(package, tmp_path):
     place = pretend(package, tmp_path / "environments")
     assert state(package, measured=True).status == "installed"
