@@ -44,7 +44,8 @@ class Alternating:
 
     rounds: at most so many least-squares steps from each start. shift: also fit an offset per
     group. The starts are the clip-searched uniform grid, so that the squared error is never above
-    that of `rtn`, and greedy codings about several centres. scale_bits: of scales and shifts, see
+    that of `rtn` before the numbers are rounded to be stored, and greedy codings about several
+    centres. scale_bits: of scales and shifts, see
     `qbench.formats.snapping`; 16 is half precision. rotate: code the weight for rotated inputs
     (`rotation.py`).
     """
@@ -178,7 +179,8 @@ class SortedGroups:
         """W: (rows, g) float32."""
         if W.device.type == "cpu":
             # numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
-            self.sorted = torch.from_numpy(np.sort(W.numpy(), axis=1))
+            # Of columns side by side it would keep that order.
+            self.sorted = torch.from_numpy(np.sort(W.contiguous().numpy(), axis=1))
         else:
             self.sorted = W.sort(1).values
         sums = self.sorted.double().cumsum(1)

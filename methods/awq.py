@@ -30,7 +30,7 @@ from qbench.calibration.folding import moved
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
-from qbench.formats.snapping import check_scale_bits, stored_grid
+from qbench.formats.snapping import check_scale_bits, stored_scale, stored_zero_points
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.rtn import (
     RTN,
@@ -41,6 +41,7 @@ from qbench.methods.rtn import (
     stored_zero,
     weight_range,
     zero_as_float,
+    zero_of_stored,
 )
 from qbench.methods.scale_sites import Site, observe
 from qbench.models.blocks import as_kept, linears
@@ -270,13 +271,17 @@ class AWQ:
             low = torch.maximum(low, -limit)
             high = torch.minimum(high, limit)
         s, z = range_grid(low, high, scheme, 1.0, integer)
-        zero = None if scheme.symmetric else stored_zero(z, integer)
-        scale, zero_numbers = stored_grid(s, zero, scheme.bits, self.scale_bits)
-        if isinstance(scale, Stepped) and not scheme.symmetric and integer:
-            # The zero point that belongs to the scale as it is stored.
-            z = (-low / scale.dequantize().float().clamp_min(TINY)).round_()
-            zero_numbers = stored_zero(z.clamp_(0, 2**scheme.bits - 1), integer)
-        return scale, zero_numbers
+        scale = stored_scale(s, self.scale_bits)
+        if scheme.symmetric:
+            return scale, None
+        # The zero point that belongs to the scale as it is stored.
+        step = values(scale)
+        if not integer:
+            z = zero_of_stored(s, z, step, scheme.bits)
+            return scale, stored_zero_points(z, step, scheme.bits, self.scale_bits)
+        if isinstance(scale, Stepped):
+            z = (-low / step.float().clamp_min(TINY)).round_().clamp_(0, 2**scheme.bits - 1)
+        return scale, stored_zero(z, integer)
 
 
 def _least(errors: dict[int, float]) -> int:

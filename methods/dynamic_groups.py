@@ -15,7 +15,7 @@ from torch import Tensor
 from qbench.contracts import Scheme
 from qbench.formats.stepped import Numbers, Stepped, limits, values
 from qbench.methods.error_feedback import Rounded, round_span
-from qbench.methods.rtn import RTN, SnappedGrid, zero_as_float
+from qbench.methods.rtn import RTN, SnappedGrid, zero_as_float, zero_of_stored
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,14 @@ class DynamicGroups:
         s, z = self.grids.real_grid(W, self.scheme, counts)
         scale_kind, zero_kind = self.stored
         held = holds(scale_kind, s)[:, 0]
+        searched = s
         s = values(like(scale_kind, s)).float()
         if zero_kind is None:
             return s[:, 0], z[:, 0], held
         integer = isinstance(zero_kind, Tensor) and zero_kind.dtype == torch.uint8
-        if integer and isinstance(scale_kind, Stepped):
+        if not integer:
+            z = zero_of_stored(searched, z, s, self.scheme.bits)
+        elif isinstance(scale_kind, Stepped):
             z = self.grids.zero_points(W, self.scheme, counts, s, z)
         held = held & holds(zero_kind, z)[:, 0]
         return s[:, 0], values(like(zero_kind, z)).float()[:, 0], held

@@ -54,7 +54,7 @@ class Recipe(Protocol):
 
     @property
     def faithful(self) -> bool:
-        """Whether neighbours are those in the order of the patterns."""
+        """Whether neighbours are those in the order of the patterns, and calls count from 1."""
 
 
 class Start(NamedTuple):
@@ -116,7 +116,9 @@ class UniQuanFWeight(TrainedWeight):
     def forward(self) -> Tensor:
         """(out, in) in the dtype of the products; codes are mapped again every `period` calls."""
         period = self.method.period
-        if self.codes is None or (period and self.calls % period == 0):
+        # The published code counts a call before it looks whether it is time: 1, 2, 4, 6, ...
+        call = self.calls + self.method.faithful
+        if self.codes is None or (period and call % period == 0):
             self.remap()
         self.calls += 1
         a, zb = self.snapped()
@@ -197,9 +199,12 @@ class UniQuanFWeight(TrainedWeight):
 
     def export(self) -> Binary:
         """Plain binary coding, with the codes that the present parameters choose."""
+        present = self.codes
         if self.method.period:
             self.remap()
         alpha, shift, planes = self.merged()
+        if self.method.faithful:  # the published code trains on with those of its last call
+            self.codes = present
         alpha = alpha.view(self.out_features, -1, self.bits)  # (out, groups, b)
         shift = shift.view(self.out_features, -1)  # (out, groups)
         planes = planes.view(self.bits, self.out_features, -1)  # (b, out, in)

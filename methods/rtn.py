@@ -19,7 +19,7 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
-from qbench.formats.snapping import check_scale_bits, stored_grid
+from qbench.formats.snapping import check_scale_bits, stored_scale, stored_zero_points
 from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.native import loops
 
@@ -29,6 +29,7 @@ SnappedGrid = tuple[Numbers, Numbers | None]
 CHUNK = 1 << 18  # weights searched at a time: their temporaries stay in the processor's cache
 GPU_CHUNK = 1 << 25  # weights at a time elsewhere: few launches, and temporaries of 128 MB
 TINY = 1e-12  # a group of zeros has a zero range
+FARTHEST = 1024  # steps of a real zero point from the middle; float16 has halves of steps up to it
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,14 @@ class RTN:
         importance (groups, g) float32, not negative: what a squared error of each input counts in
         the search, for W (..., groups, g). None counts all alike.
         """
-        scale, zero = self.real_grid(W, scheme, importance)
+        s, z = self.real_grid(W, scheme, importance)
+        scale = as_stored(s)
         if scheme.symmetric:
-            return as_stored(scale), None
-        return as_stored(scale), stored_zero(zero, self.zero_point == "integer")
+            return scale, None
+        integer = self.zero_point == "integer"
+        if not integer:
+            z = zero_of_stored(s, z, scale, scheme.bits)
+        return scale, stored_zero(z, integer)
 
     def real_grid(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None = None
@@ -104,17 +109,20 @@ class RTN:
     ) -> SnappedGrid:
         """Like `grid`, of W (out, groups, g), as it is stored in `scale_bits`.
 
-        Integer zero points are chosen again for the scales that are stored.
+        Zero points are those of the scales that are stored.
         """
         s, z = self.real_grid(W, scheme, importance)
         counts = None if importance is None else importance.sum(1)
-        integer = self.zero_point == "integer"
-        zero = None if scheme.symmetric else stored_zero(z, integer)
-        scale, zero_numbers = stored_grid(s, zero, scheme.bits, self.scale_bits, counts)
-        if isinstance(scale, Stepped) and zero is not None and integer:
+        scale = stored_scale(s, self.scale_bits, counts)
+        if scheme.symmetric:
+            return scale, None
+        if self.zero_point == "real":
+            z = zero_of_stored(s, z, values(scale), scheme.bits)
+            step = values(scale)
+            return scale, stored_zero_points(z, step, scheme.bits, self.scale_bits, counts)
+        if isinstance(scale, Stepped):
             z = self.zero_points(W, scheme, importance, scale.dequantize(), z)
-            zero_numbers = stored_zero(z, integer)
-        return scale, zero_numbers
+        return scale, stored_zero(z, integer=True)
 
     def zero_points(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None, s: Tensor, z: Tensor
@@ -257,6 +265,7 @@ def fitted_line(
     q -= mean_q
     slope = (f * q * (W - mean_w)).sum(1) / (f * q * q).sum(1).clamp_min(TINY**2)
     scale = torch.where(slope > TINY, slope, s)  # one code for all weights has no slope
+    scale = torch.maximum(scale, mean_w[:, 0].abs() / FARTHEST)
     return scale, mean_q[:, 0] - mean_w[:, 0] / scale
 
 
@@ -291,6 +300,18 @@ def stored_zero(zero: Tensor, integer: bool) -> Tensor:
     return zero.to(torch.uint8) if integer else as_stored(zero)
 
 
+def zero_of_stored(s: Tensor, z: Tensor, stored: Tensor, bits: int) -> Tensor:
+    """Real zero points (...), float32, for scales that are stored (...) in place of s (...).
+
+    The middle of the grid, s (n/2 - z), stays where it is: it may be many steps from zero, so that
+    what rounding does to a step would move the whole grid.
+    """
+    half = (2**bits - 1) / 2
+    middle = s * (half - z)
+    step = stored.float()
+    return half - torch.where(step > 0, middle / step.clamp_min(TINY), 0.0)
+
+
 def weight_range(W: Tensor, symmetric: bool, integer: bool) -> tuple[Tensor, Tensor]:
     """W (..., g): -> the lowest and the highest value to represent, (...) each.
 
@@ -313,7 +334,8 @@ def range_grid(
 
     low, high (...): as `weight_range` gives them; the results have their shape. Symmetric: scale =
     max|w| / (2^(b-1) - 1), zero point at the midpoint code 2^(b-1). A real zero point shrinks the
-    range about its middle, an integer one about zero.
+    range about its middle, an integer one about zero. A range whose middle is more than `FARTHEST`
+    of its steps from zero gets larger steps.
     """
     n = 2**scheme.bits - 1
     if scheme.symmetric:
@@ -325,7 +347,9 @@ def range_grid(
         # Code 0 stands for the lowest value: s (0 - z) = ratio low, but for the rounding of z.
         return s, (low * (-ratio) / s).round_().clamp_(0, n)
     # The middle of the codes stands for the middle of the range: s (n/2 - z) = (low + high)/2.
-    return s, n / 2 - (low + high) / (2 * s)
+    middle = (low + high) / 2
+    s = torch.maximum(s, middle.abs() / FARTHEST)
+    return s, n / 2 - middle / s
 
 
 def grid_error(

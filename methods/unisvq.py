@@ -12,9 +12,9 @@ coordinate descent on tr(E H~ E^T), E = W~ - W~^; then A, b, SU and SV are train
 output while the codes stay.
 
 Where this differs from the authors' code: every row of W is divided by its own root mean square
-(theirs: the whole matrix by one), so that small rows, and zeros, keep their relative precision; s_W
-is searched (theirs: rms / 0.83); a row takes a step of a sweep only where that lowers its error; SU
-and SV are trained relative to their start.
+(theirs: the whole matrix by one), so that small rows, and zeros, keep their relative precision as
+far as half precision holds their norm; s_W is searched (theirs: rms / 0.83); a row takes a step of
+a sweep only where that lowers its error; SU and SV are trained relative to their start.
 
 For Gaussian weights A z + b has no advantage over a scalar grid: with a rotation A the two are the
 same. The method `unisvq-untied` frees the map of the bits: M s with s in {-1, +1}^(dB). The tied

@@ -165,8 +165,10 @@ def _call(name: str, *arguments: Any) -> None:
     passed = []
     for argument in arguments:
         if isinstance(argument, Tensor):
-            assert argument.is_contiguous()
+            if not argument.is_contiguous():  # C would read other numbers
+                raise RuntimeError(f"{name}: an argument {tuple(argument.shape)} is not contiguous")
             argument = argument.data_ptr()
         passed.append(argument)
     status = getattr(_library(), f"loops_{name}")(*passed)
-    assert status == 0  # the sizes were looked at by the caller
+    if status != 0:
+        raise RuntimeError(f"{name}: sizes that it was not made for")

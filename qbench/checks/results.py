@@ -239,14 +239,15 @@ def check_strided_weights(method: Any) -> None:
     """A weight that is not contiguous gives what its contiguous copy gives."""
     if verb_of(method) == "quantize_block":
         raise NotApplicable("the method sees blocks; GPT-2's keep transposed weights in every tour")
-    scheme = Scheme(bits_of(method)[0], 32)
     weight = sample_weight()
-    expected = quantize_sample(method, scheme, weight).dequantize()
     wide = torch.stack([weight, torch.full_like(weight, 7.0)], -1)
-    for title, strided in (("transposed", weight.T.contiguous().T), ("strided", wide[..., 0])):
-        quantized = quantize_sample(method, scheme, strided).dequantize()
-        if not torch.equal(quantized, expected):
-            raise Broke(f"a {title} weight comes back otherwise than its contiguous copy")
+    for group_size in (32, None):  # with one group in a row its groups have the weight's strides
+        scheme = Scheme(bits_of(method)[0], group_size)
+        expected = quantize_sample(method, scheme, weight).dequantize()
+        for title, strided in (("transposed", weight.T.contiguous().T), ("strided", wide[..., 0])):
+            quantized = quantize_sample(method, scheme, strided).dequantize()
+            if not torch.equal(quantized, expected):
+                raise Broke(f"a {title} weight comes back otherwise than its contiguous copy")
 
 
 def _coded(method: Any) -> Iterator[tuple[Call, str, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 
+NOTHING = 1e-11  # above the scale of a group of zeros, which methods divide by
 # (256, 8): the 8 codes in each byte of a bitmap
 _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
@@ -66,10 +67,10 @@ def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
 def as_stored(parameter: Tensor) -> Tensor:
     """Round scales, shifts and the like (floating, any shape) to what a file holds.
 
-    That is float16, or float32 where float16 would distort them. float16 is kept while the largest
-    magnitude lies in 2^-10..65504, or no value but zero below 2^-14: else many would fall among the
-    subnormals. The choice is one per tensor and is counted, since the bits are measured from the
-    file.
+    That is float16, or float32 where float16 would distort the largest of them. float16 is kept
+    while the largest magnitude lies in 2^-10..65504, or none above `NOTHING` below 2^-14: else many
+    would fall among the subnormals. The choice is one per tensor and is counted, since the bits are
+    measured from the file. Beside large numbers those below 2^-14 keep steps of 2^-24 and no more.
     """
     return parameter.to(torch.float16 if _fits_float16(parameter) else torch.float32)
 
@@ -106,5 +107,5 @@ def _fits_float16(parameter: Tensor) -> bool:
         return False
     if largest >= 2.0**-10:
         return True
-    least: float = magnitudes[magnitudes > 0].amin().item()
+    least: float = magnitudes[magnitudes > min(NOTHING, largest / 2)].amin().item()
     return least >= 2.0**-14

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qbench.errors import ConfigError
 from qbench.formats.packing import as_stored
-from qbench.formats.stepped import MOST, Numbers, Stepped, limits, nearest
+from qbench.formats.stepped import MOST, Numbers, Stepped, limits, nearest, values
 
 HALF = 16  # scale_bits of half precision
 LEAST = 4  # of integers
@@ -124,25 +124,52 @@ def stored_grid(
     real numbers (floating, (out, groups)), which get a span of their own about the middle
     2^(bits-1); integers (uint8) or None come back as they are. importance: see `stored_coding`.
 
-    In half precision as `stored_coding` says, each of the two for itself. ConfigError likewise.
+    In half precision as `stored_coding` and `stored_zero_points` say, each of the two for itself.
+    ConfigError likewise.
     """
-    check_scale_bits(scale_bits)
-    half = as_stored(scale)
-    scales: Numbers = half
-    if scale_bits != HALF and _finite(scale):
-        _require_magnitudes("scale", scale)
-        # a grid whose scale is zero has a single level
-        part = Part(scale.float(), scale_bits, vanish=False)
-        scales = _smaller(part, scale_bits, importance, half)
+    scales = stored_scale(scale, scale_bits, importance)
     if zero is None or not zero.is_floating_point():
         return scales, zero
-    half_zero = as_stored(zero)
-    zeros: Numbers = half_zero
-    if scale_bits != HALF and _finite(zero):
-        middle = 2.0 ** (bits - 1)
-        part = Part(zero.float() - middle, scale_bits, signed=True)
-        zeros = _smaller(part, scale_bits - 1, importance, half_zero, middle)
-    return scales, zeros
+    return scales, stored_zero_points(zero, scale, bits, scale_bits, importance)
+
+
+def stored_scale(
+    scale: Tensor, scale_bits: int = HALF, importance: Tensor | None = None
+) -> Numbers:
+    """The scale of `stored_grid`."""
+    check_scale_bits(scale_bits)
+    half = as_stored(scale)
+    if scale_bits == HALF or not _finite(scale):
+        return half
+    _require_magnitudes("scale", scale)
+    # a grid whose scale is zero has a single level
+    part = Part(scale.float(), scale_bits, vanish=False)
+    return _smaller(part, scale_bits, importance, half)
+
+
+def stored_zero_points(
+    zero: Tensor,
+    scale: Tensor,
+    bits: int,
+    scale_bits: int = HALF,
+    importance: Tensor | None = None,
+) -> Numbers:
+    """The real zero points of `stored_grid`; a step of them counts by the scale of its group.
+
+    In half precision, too, where one would move further than half a step, and by more than a
+    thirty-second of its grid: as those of a row whose groups lie at different distances from zero.
+    """
+    half = as_stored(zero)
+    if scale_bits == HALF or not _finite(zero, scale):
+        return half
+    middle = 2.0 ** (bits - 1)
+    part = Part(zero.float() - middle, scale_bits, signed=True)
+    counts = scale.float().square()
+    if importance is not None:
+        counts = counts * importance
+    zeros = _smaller(part, scale_bits - 1, counts, half, middle)
+    moved = (values(zeros).float() - zero).abs()
+    return half if (moved > max(0.5, 2**bits / 32)).any() else zeros
 
 
 def _smaller(

@@ -301,21 +301,38 @@ def test_neighbours_in_sorted_order_are_right_and_in_pattern_order_they_are_not(
     )
 
 
-@pytest.mark.parametrize("period, expected", [(1, 6), (2, 3), (4, 2), (0, 1)])
-def test_codes_are_mapped_every_period(period, expected, monkeypatch):
-    count = 0
+@pytest.mark.parametrize("period, faithful, expected", [
+    (1, False, [1, 2, 3, 4, 5, 6]),
+    (2, False, [1, 3, 5]),
+    (2, True, [1, 2, 4, 6]),  # as published
+    (4, False, [1, 5]),
+    (0, False, [1]),
+])  # fmt: skip
+def test_codes_are_mapped_every_period(period, faithful, expected, monkeypatch):
+    mapped = []
     original = UniQuanFWeight.remap
 
-    def counted(self):
-        nonlocal count
-        count += 1
-        original(self)
+    def noted(self):
+        mapped.append(self.calls + 1)
+        return original(self)
 
-    monkeypatch.setattr(UniQuanFWeight, "remap", counted)
-    state = random_state(3, period=period)
+    state = random_state(3, period=period, faithful=faithful)
+    monkeypatch.setattr(UniQuanFWeight, "remap", noted)
     for _ in range(6):
         state()
-    assert count == expected
+    assert mapped == expected
+
+
+def test_what_the_published_recipe_exports_does_not_change_its_training():
+    state = random_state(3, faithful=True)
+    state()
+    codes = state.codes.clone()
+    with torch.no_grad():
+        state.d2 += 0.2
+    state.export()
+    assert torch.equal(state.codes, codes)
+    state()
+    assert not torch.equal(state.codes, codes)
 
 
 def test_between_mappings_codes_stay_and_levels_move():
