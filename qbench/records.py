@@ -207,7 +207,8 @@ class Latency(_Frozen):
     """What the packed model costs where it ran.
 
     device: name of the processor or GPU. threads: of the processor, None on a GPU. dtype: of x, and
-    of the dense model. reason: why something is not there, None where all is.
+    of the dense model. layers: quantized ones of the model, None in older records. reason: why
+    something is not there, None where all is.
     """
 
     device: str
@@ -215,7 +216,16 @@ class Latency(_Frozen):
     dtype: str
     products: tuple[Product, ...] = ()
     decoding: Decoding | None = None
+    layers: Count | None = None
     reason: str | None = None
+
+    @property
+    def place(self) -> str:
+        """`Xeon, 2 threads, bfloat16`: where times are those of."""
+        words = [self.device]
+        if self.threads is not None:
+            words.append(f"{self.threads} threads" if self.threads > 1 else "1 thread")
+        return ", ".join([*words, self.dtype])
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -225,10 +235,13 @@ class Latency(_Frozen):
     def milliseconds(self, rows: int) -> tuple[float, float] | None:
         """Of all quantized linear layers of the model, once each: packed, and dense.
 
-        None where that was not timed.
+        None where that was not timed, or not to its end.
         """
         timed = [product for product in self.products if product.rows == rows]
-        if not timed:
+        whole = self.reason is None or self.decoding is not None  # decoding is timed last
+        if self.layers is not None:
+            whole = sum(product.layers for product in timed) == self.layers
+        if not timed or not whole:
             return None
         packed = sum(1000 * product.layers * product.seconds[0] for product in timed)
         dense = sum(1000 * product.layers * product.dense[0] for product in timed)

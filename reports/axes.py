@@ -112,32 +112,35 @@ def panel(
     mine: the records of the model. styles: of all lines by name. notes: gets what could not be
     drawn, and what a reader must know. pairs: of the run. cost: what the score is drawn against.
     """
-    baselines: list[Point] = []
+    baselines: dict[str, Point] = {}
     lines: dict[str, list[Point]] = {}
     for name, points in points_by_line(mine, headline, notes, pairs, cost).items():
         if points[0].baseline:
-            baselines.append(points[0])
+            baselines[name] = points[0]
         else:
             lines[name] = sorted(points, key=lambda point: point.x)
     lines = _fewer(lines, headline, notes)
     quantized = [point for line in lines.values() for point in line]
-    alone = [point for point in quantized or baselines if not point.paired]
+    alone = [point for point in quantized or baselines.values() if not point.paired]
     if len(alone) < len(quantized):
         notes.append("Bars: 95 % interval of the paired difference from the unquantized model.")
     if alone:
         notes.append("Without items of both models: 95 % interval of the score alone.")
-    scale = scale_of(headline, baselines + quantized)
+    scale = scale_of(headline, [*baselines.values(), *quantized])
     if scale.log:
         axes.set_yscale("log", nonpositive="clip")
     _frame(axes, headline, cost, scale)
-    _pareto(axes, [point for point in quantized if not scale.beyond(point.y)], scale)
+    for alike in _judged_alike(quantized, notes):
+        _pareto(axes, [point for point in alike if not scale.beyond(point.y)], scale)
     _draw_lines(axes, lines, styles, scale)
     if scale.edge is not None:
         _label_collapsed(axes, lines, styles, scale)
         arrow = _arrow(scale)
         notes.append(f"Points marked {arrow} are off the scale, with their value beside them.")
-    if baselines:
-        _baseline(axes, baselines[0], scale, band=bool(alone))
+    if len(baselines) > 1:  # each needs a line for its name
+        axes.margins(y=0.1 + 0.07 * (len(baselines) - 1))
+    for k, (name, base) in enumerate(baselines.items()):
+        _baseline(axes, name, base, scale, band=bool(alone), line=k)
     if lines:
         _label_bits(axes, list(lines.values()), scale)
     else:
@@ -147,6 +150,19 @@ def panel(
     if scale.edge is not None:
         _strip(axes, scale)
     return set(lines)
+
+
+def _judged_alike(points: Sequence[Point], notes: list[str]) -> list[list[Point]]:
+    """The points by how they were judged; a note says where there are several ways."""
+    groups: dict[tuple[object, ...], list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.judged, []).append(point)
+    if len(groups) > 1:
+        notes.append(
+            "Cells of several revisions, dtypes, devices or versions of code, as their names say: "
+            "a grey line and a bar hold within one of them."
+        )
+    return list(groups.values())
 
 
 def _fewer(
@@ -292,14 +308,13 @@ def _arrow(scale: Scale) -> str:
     return "↑" if scale.worse > 0 else "↓"
 
 
-def _baseline(axes: Any, base: Point, scale: Scale, band: bool) -> None:
+def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line: int = 0) -> None:
     """The dashed line; its name stands on the better side, where no points are.
 
-    band: whether its own interval is drawn, which says nothing of paired differences.
+    band: whether its own interval is drawn, which says nothing of paired differences. line: on
+    which line of text the name stands, so that those of several do not meet.
     """
-    axes.axhline(
-        base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label="unquantized"
-    )
+    axes.axhline(base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label=name)
     # A line within the margin of the points moves no limit by itself, and its name has no room.
     axes.autoscale_view(scalex=False)
     if band:
@@ -308,11 +323,11 @@ def _baseline(axes: Any, base: Point, scale: Scale, band: bool) -> None:
         axes.axhspan(*ends, color=INK, alpha=0.12, linewidth=0, zorder=1)
     _label(
         axes,
-        "unquantized",
+        name,
         (0, base.y),
         fontsize=9,
         xycoords=("axes fraction", "data"),
-        xytext=(4, -4 * scale.worse),
+        xytext=(4, -(4 + 12 * line) * scale.worse),
         va="top" if scale.worse > 0 else "bottom",
     )
 

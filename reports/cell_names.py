@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from qbench.comparison.pairs import is_unquantized
+from qbench.comparison.pairs import is_unquantized, packages_of
 from qbench.errors import QbenchError
 from qbench.records import Cell, Record, Scalar, digest
 from qbench.registry import declared
 
+# Of `_traits`, by what cells are judged: one is not held against another's, of whatever method.
+JUDGED = ("dtype", "device", "batch", "evaluation", "revision", "packages")
 LONG_NAME = 40  # letters of what single layers have that a name tells in full
 
 
@@ -65,17 +67,21 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     # family -> trait -> its values: only what varies within a family must be told.
     seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
     families = [_family(record.cell) for record in records]
-    own = [_traits(record.cell) for record in records]
+    own = [_traits(record) for record in records]
     for family, traits in zip(families, own, strict=True):
         for key, value in traits.items():
             seen.setdefault(family, {}).setdefault(key, set()).add(value)
-    revisions: dict[str, set[str]] = {}
-    for record in records:
-        revisions.setdefault(record.cell.model, set()).add(record.cell.revision)
+    judged: dict[str, dict[str, set[str]]] = {}
+    for record, traits in zip(records, own, strict=True):
+        of_model = judged.setdefault(record.cell.model, {key: set() for key in JUDGED})
+        if record.status == "ok":
+            for key in JUDGED:
+                of_model[key].add(traits[key])
     result = {}
     for record, family, traits in zip(records, families, own, strict=True):
-        # A cell is not held against one of another revision, of whatever method.
-        varied = seen[family] | {"revision": revisions[record.cell.model]}
+        varied = dict(seen[family])
+        for key, values in judged[record.cell.model].items():
+            varied[key] = varied[key] | values
         name = record.cell.stored_as or record.cell.method
         words = ["unquantized" if unquantized(record) else name]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
@@ -91,13 +97,18 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
 def shared_parameters(records: Sequence[Record]) -> str:
     """The parameters that all cells of a method share, which names leave out; empty without any.
 
-    `Parameters of all their cells: flexround, uniquanf epochs=1; gptq damp=0.1.`
+    `Parameters of all their cells: flexround, uniquanf epochs=1; gptq damp=0.1.` With the model
+    behind the method where its cells of another model share others.
     """
+    texts: dict[tuple[str, str], str] = {}
+    for place, shared in _shared(ordered(records)).items():
+        texts[place] = " ".join(f"{key}={value}" for key, value in sorted(shared))
     methods: dict[str, dict[str, None]] = {}
-    for (_, method), shared in _shared(ordered(records)).items():
-        text = " ".join(f"{key}={value}" for key, value in sorted(shared))
+    for (model, method), text in texts.items():
         if text:
-            methods.setdefault(text, {})[method] = None
+            alike = {told for (_, other), told in texts.items() if other == method}
+            name = method if len(alike) == 1 else f"{method} of {model}"
+            methods.setdefault(text, {})[name] = None
     if not methods:
         return ""
     parts = [f"{', '.join(names)} {text}" for text, names in methods.items()]
@@ -131,21 +142,26 @@ def _family(cell: Cell) -> tuple[str, ...]:
     return cell.model, cell.method, params_text(cell), divided
 
 
-def _traits(cell: Cell) -> dict[str, str]:
+def _traits(record: Record) -> dict[str, str]:
     """What may tell two cells of one method apart, as it is written in names."""
+    cell = record.cell
     scheme = cell.scheme
     group = "channel"
     if scheme and scheme.group_size:
         group = f"g{scheme.group_size}"
-    calibration = ""
+    calibration = text = walk = ""
     if cell.calibration:
         windows = f"{cell.calibration.samples}x{cell.calibration.length}"
         calibration = f"{cell.calibration.data}:{windows}"
+        text = f"text={cell.calibration.sha256[:8]}"
+        walk = f"calibrated in {cell.calibration.dtype}"
     return {
         "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
         "layers": _shortened(scheme.exceptions) if scheme else "",
         "calibration": calibration,
+        "text": text,
+        "walk": walk,
         "seed": f"seed={cell.seed}",
         "dtype": cell.dtype,
         "device": cell.device,
@@ -153,6 +169,7 @@ def _traits(cell: Cell) -> dict[str, str]:
         "evaluation": f"evaluation={cell.evaluation}",
         "source": f"source={cell.source}",
         "revision": f"revision={cell.revision[:12]}",
+        "packages": packages_text(record),
     }
 
 
@@ -161,6 +178,11 @@ def _shortened(exceptions: str) -> str:
     if len(exceptions) <= LONG_NAME:
         return exceptions
     return f"+{exceptions.count(', ') + 1} exceptions {digest(exceptions)[:4]}"
+
+
+def packages_text(record: Record) -> str:
+    """`lm_eval=0.4.13 torch=2.13.0 ...`: with which versions a cell was judged."""
+    return " ".join(f"{name}={known}" for name, known in packages_of(record).items() if known)
 
 
 def params_text(cell: Cell, without: Collection[tuple[str, Scalar]] = ()) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from qbench.comparison.pairs import protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import ordered, unquantized
 
@@ -47,10 +48,8 @@ def doubts(
 
 def _task_of(record: Record, score: Score) -> str:
     """The task that a score is of: the score of a part is named TASK_PART."""
-    for spec in record.cell.tasks:
-        if score.task.startswith(f"{spec.name}_"):
-            return spec.name
-    return score.task
+    spec = protocol(record, score.task)
+    return score.task if spec is None else spec.name
 
 
 def _together(task: str, scores: Sequence[Score]) -> str:

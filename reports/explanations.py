@@ -42,6 +42,7 @@ COLUMNS = {
     "tokens/s": "tokens that the packed model writes per second, greedy, one sequence at a time",
     "tokens/s x dense": "the same over that of the unquantized model, measured in turns; above 1 "
     "is faster",
+    "timed on": "device, threads and dtype of the latencies; times of other places do not compare",
     "in memory MB": "most memory that the packed model takes to load, read and write, beyond what "
     "the process takes by itself",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qbench.records import Latency, Record
+from qbench.records import Record
 
 
 def columns(records: Sequence[Record]) -> list[str]:
@@ -31,12 +31,17 @@ def values(record: Record, timed: Sequence[int]) -> list[float | None]:
     latency = record.latency
     for rows in timed:
         times = latency.milliseconds(rows) if latency else None
-        entries += [None, None] if times is None else [times[0], times[1] / times[0]]
+        entries += [None, None] if times is None else [times[0], _over(times[1], times[0])]
     if latency is None or latency.decoding is None:
         return [*entries, None, None, None]
     rates = latency.decoding
     rate = rates.packed[0]
-    return [*entries, rate, rate / rates.dense[0], rates.packed_peak_bytes / 1e6]
+    return [*entries, rate, _over(rate, rates.dense[0]), rates.packed_peak_bytes / 1e6]
+
+
+def places(records: Sequence[Record]) -> list[str]:
+    """Where latencies were measured; times of different places do not compare."""
+    return list(dict.fromkeys(record.latency.place for record in records if record.latency))
 
 
 class Figure(NamedTuple):
@@ -59,15 +64,15 @@ def figures(record: Record) -> list[Figure]:
         if times is not None:
             entries += [
                 Figure(f"batch_{rows}_ms", times[0], "ms", "lower"),
-                _speedup(f"batch_{rows}", times[1] / times[0]),
+                *_speedup(f"batch_{rows}", times[1], times[0]),
             ]
     rates = latency.decoding
     if rates is not None:
         entries += [
             _rate("decode", rates.packed[0]),
-            _speedup("decode", rates.packed[0] / rates.dense[0]),
+            *_speedup("decode", rates.packed[0], rates.dense[0]),
             _rate("prefill", rates.packed_prefill[0]),
-            _speedup("prefill", rates.packed_prefill[0] / rates.dense_prefill[0]),
+            *_speedup("prefill", rates.packed_prefill[0], rates.dense_prefill[0]),
             _bytes("peak_bytes", rates.packed_peak_bytes),
             _bytes("dense_peak_bytes", rates.dense_peak_bytes),
         ]
@@ -80,8 +85,14 @@ def _rate(what: str, value: float) -> Figure:
     return Figure(f"{what}_tokens_per_second", value, "tokens per second", "higher")
 
 
-def _speedup(what: str, value: float) -> Figure:
-    return Figure(f"{what}_speedup", value, "times dense", "higher")
+def _speedup(what: str, value: float, dense: float) -> list[Figure]:
+    ratio = _over(value, dense)
+    return [] if ratio is None else [Figure(f"{what}_speedup", ratio, "times dense", "higher")]
+
+
+def _over(value: float, other: float) -> float | None:
+    """None where the other took no time that a clock could tell."""
+    return value / other if other > 0 else None
 
 
 def _bytes(metric: str, value: int) -> Figure:
@@ -99,25 +110,17 @@ def missing(records: Sequence[Record]) -> list[tuple[Record, str]]:
 
 def caption(records: Sequence[Record]) -> list[str]:
     """A paragraph on what the columns mean and where they were measured; none without them."""
-    places = dict.fromkeys(_place(record.latency) for record in records if record.latency)
-    if not places:
+    measured_on = places(records)
+    if not measured_on:
         return []
     return [
         "Latency: milliseconds for the products of all quantized layers at a batch of so many "
         "rows, tokens written per second by the packed model at a batch of one, and the memory "
         "that this takes; x dense: how many times as fast as the unpacked model in turns with it. "
-        f"Measured on {'; '.join(places)}."
+        f"Measured on {'; '.join(measured_on)}."
     ]
 
 
 def timed_rows(records: Sequence[Record]) -> list[int]:
     """Every number of rows of x that some record has timed, ascending."""
     return sorted({rows for record in records if record.latency for rows in record.latency.rows})
-
-
-def _place(latency: Latency) -> str:
-    words = [latency.device]
-    if latency.threads is not None:
-        words.append(f"{latency.threads} threads" if latency.threads > 1 else "1 thread")
-    words.append(latency.dtype)
-    return ", ".join(words)

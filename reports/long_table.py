@@ -12,7 +12,7 @@ from qbench.comparison.pairs import Pairs, pairs_of, protocol
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Caution, Record, Score
-from qbench.reports.cell_names import ordered, params_text
+from qbench.reports.cell_names import ordered, packages_text, params_text
 from qbench.reports.headline import asked
 from qbench.reports.latencies import figures
 from qbench.tasks.registry import unit_of
@@ -51,6 +51,19 @@ COLUMNS = (
     "protocol_hash",
     "warnings",
     "layers",
+    "stored_as",
+    "revision",
+    "grid",
+    "calibration",
+    "calibration_hash",
+    "seed",
+    "source",
+    "dtype",
+    "device",
+    "batch_size",
+    "evaluation",
+    "packages",
+    "timed_on",
 )
 # Columns of text, empty where a row has none; group_size among them, for it may be `channel`.
 WORDS = (
@@ -72,6 +85,17 @@ WORDS = (
     "protocol_hash",
     "warnings",
     "layers",
+    "stored_as",
+    "revision",
+    "grid",
+    "calibration",
+    "calibration_hash",
+    "source",
+    "dtype",
+    "device",
+    "evaluation",
+    "packages",
+    "timed_on",
 )
 # pandas' Int64 has missing values, which n of a failed cell is. Bits are whole numbers beside
 # fractions, and stay as they are.
@@ -90,6 +114,8 @@ _NUMBERS = {
     "shots": "Int64",
     "limit": "Int64",
     "length": "Int64",
+    "seed": "Int64",
+    "batch_size": "Int64",
 }
 
 
@@ -108,7 +134,10 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     items, with its 95 % interval: by its kind a `ratio` of perplexities, `points` of percent, or a
     plain `difference`. asked: the hash of how the task was asked; scores with different ones are
     not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
-    layers: what single layers and the head have in place of the bits.
+    layers: what single layers and the head have in place of the bits. stored_as: of a model that
+    others have quantized. grid: `symmetric`, or empty. calibration_hash: of its text. source,
+    evaluation: hashes of the method's code and of that which judges. What follows `layers` tells
+    cells apart that are alike in all before it; timed_on: the machine of a latency.
     """
     records = ordered(records)
     pairs = pairs_of(records, folder)
@@ -133,6 +162,8 @@ def _rows(
     timed = []
     for figure in figures(record):
         columns = {"metric": figure.metric, "value": figure.value, "unit": figure.unit}
+        if record.latency:
+            columns["timed_on"] = csv_cell(record.latency.place)
         place = {"task": "latency", "filter": "none", "direction": figure.better}
         timed.append(cell | place | columns)
     scores = sorted(
@@ -202,8 +233,23 @@ def _cell_columns(record: Record) -> dict[str, object]:
         "cell": record.id,
         "protocol": csv_cell(record.protocol.get("name", "")),
         "protocol_hash": csv_cell(record.protocol.get("hash", "")),
+        "stored_as": csv_cell(cell.stored_as or ""),
+        "revision": csv_cell(cell.revision),
+        "seed": cell.seed,
+        "source": cell.source,
+        "dtype": cell.dtype,
+        "device": cell.device,
+        "batch_size": cell.batch_size,
+        "evaluation": cell.evaluation,
+        "packages": csv_cell(packages_text(record)),
     }
+    if cell.calibration:
+        sample = cell.calibration
+        windows = f"{sample.data}:{sample.samples}x{sample.length} {sample.dtype}"
+        columns["calibration"] = csv_cell(windows)
+        columns["calibration_hash"] = csv_cell(sample.sha256)
     if cell.scheme:
+        columns["grid"] = "symmetric" if cell.scheme.symmetric else ""
         columns["bits"] = cell.scheme.width
         columns["group_size"] = str(cell.scheme.group_size or "channel")
         columns["layers"] = csv_cell(cell.scheme.exceptions)

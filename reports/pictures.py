@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from qbench.files.atomic import write_bytes, write_text
 from qbench.records import Record
 from qbench.reports.headline import Headline, headlines, require
-from qbench.reports.plots import STYLE, headline_figure, leading, models, slug, svg
+from qbench.reports.plots import (
+    STYLE,
+    distinct_slug,
+    headline_figure,
+    leading,
+    models,
+    slug,
+    svg,
+)
 from qbench.reports.points import BITS, COSTS, Cost
 
 
@@ -47,7 +55,7 @@ def offered(records: Sequence[Record]) -> Iterator[tuple[str, Headline, Cost]]:
 
 def file_name(model: str, headline: Headline, cost: Cost) -> str:
     """Of a picture, without its ending."""
-    words = [model, headline.task, headline.metric]
+    words = [distinct_slug(model), headline.task, headline.metric]
     if headline.filter != "none":
         words.append(headline.filter)
     if headline.settings:

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
-from qbench.records import Record
+from qbench.records import Record, digest
 from qbench.reports.axes import INK, MARKS, MUTED, PAPER, RULE, Look, looks, panel
 from qbench.reports.cell_names import ordered
 from qbench.reports.headline import Headline, asked, headlines, require
@@ -113,7 +113,8 @@ def first_figure(records: Sequence[Record], model: str, folder: Path | None = No
 
     folder: as of `quality_figure`.
     """
-    return _figure(records, leading(records), model, pairs_of(records, folder))
+    mine = [record for record in records if record.cell.model == model]
+    return _figure(records, leading(mine), model, pairs_of(records, folder))
 
 
 def leading(records: Sequence[Record]) -> list[Headline]:
@@ -136,7 +137,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 
 def write_quality(records: Sequence[Record], folder: Path, model: str, first: bool) -> Path:
     """`quality.png`, or `quality-MODEL.png` where this is not the first model."""
-    name = "quality.png" if first else f"quality-{slug(model)}.png"
+    name = "quality.png" if first else f"quality-{distinct_slug(model)}.png"
     return write_bytes(folder / name, png(first_figure(records, model, folder)))
 
 
@@ -148,6 +149,15 @@ def models(records: Sequence[Record]) -> list[str]:
 def slug(text: str) -> str:
     """A file name of letters, digits, `.`, `_` and `-`."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "unnamed"
+
+
+def distinct_slug(text: str) -> str:
+    """The same, with four digits of its hash where it is not the text itself.
+
+    Folders such as `../m` and `./m` have one slug.
+    """
+    short = slug(text)
+    return short if short == text else f"{short}-{digest(text)[:4]}"
 
 
 def png(figure: Figure) -> bytes:

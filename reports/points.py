@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import Contrast, Pairs, protocol
+from qbench.comparison.pairs import Contrast, Pairs, judged_by, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names, unquantized
 from qbench.reports.headline import Headline, answer_interval, number, score_text
@@ -58,7 +58,7 @@ class Point:
     high: the ends of its bar, 95 % intervals. paired: whether the bar is that of the difference
     from the unquantized model on the same items, drawn around y; else it is the score's own. bits:
     the nominal ones, None where it has none. baseline: whether it is the unquantized model. cell:
-    the id. text: what it is, in words.
+    the id. judged: as of `judged_by`, and where it was timed. text: what it is, in words.
     """
 
     x: float
@@ -69,6 +69,7 @@ class Point:
     bits: float | None
     baseline: bool
     cell: str
+    judged: tuple[object, ...]
     text: str
 
 
@@ -185,7 +186,10 @@ def _point(
         shown = f"{number(score.value, None, score.metric)}, {contrast.text} from the unquantized,"
     text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
     paired = contrast is not None
-    return Point(x, y, low, high, paired, bits, unquantized(record), record.id, text)
+    judged = judged_by(record, headline.task)
+    if cost is LATENCY and record.latency:
+        judged = (*judged, record.latency.place)
+    return Point(x, y, low, high, paired, bits, unquantized(record), record.id, judged, text)
 
 
 def _ends(score: Score, contrast: Contrast | None, percent: float) -> tuple[float, float]:

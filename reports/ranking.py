@@ -94,17 +94,20 @@ def ranking(
     comes first, cells without that score last.
     """
     names, rows = grid(records, folder)
-    leader = _leader(records)
-    places = {}
-    if leader is not None:
-        asked_so = [record for record in records if leader.of(record)]
-        places = ranks(asked_so, leader.key, pairs_of(records, folder))
+    leaders_of = _leaders(records)
+    places: dict[str, int] = {}
+    for model, leader in leaders_of.items():
+        if leader is not None:
+            mine = [record for record in records if record.cell.model == model]
+            asked_so = [record for record in mine if leader.of(record)]
+            places |= ranks(asked_so, leader.key, pairs_of(records, folder))
     columns = [Column(RANK, explanation(RANK, None), "extra")]
     by_title = {headline.title: headline for headline in headlines(records)}
     leaders = leading(records)
     columns += [_column(name, by_title.get(name), leaders) for name in names]
     cells = list(zip(ordered(records), rows, strict=True))
-    cells.sort(key=lambda cell: _order(cell[0], leader))  # stable: the order of reports else
+    # stable: the order of reports else
+    cells.sort(key=lambda cell: _order(cell[0], leaders_of[cell[0].cell.model]))
     ranked = []
     for record, row in cells:
         rank = places.get(record.id)
@@ -150,10 +153,15 @@ def _column(name: str, headline: Headline | None, leaders: Sequence[Headline]) -
     return Column(heading, explanation(name, metric), " ".join(classes), task)
 
 
-def _leader(records: Sequence[Record]) -> Headline | None:
-    """The score that cells are ranked by: the divergence if it is there, which sees most."""
-    leaders = leading(records)
-    return leaders[-1] if leaders else None
+def _leaders(records: Sequence[Record]) -> dict[str, Headline | None]:
+    """The score by which the cells of each model are ranked: the divergence if it is
+    there, which sees most.
+    """
+    leaders: dict[str, Headline | None] = {}
+    for model in dict.fromkeys(record.cell.model for record in records):
+        scores = leading([record for record in records if record.cell.model == model])
+        leaders[model] = scores[-1] if scores else None
+    return leaders
 
 
 def _order(record: Record, leader: Headline | None) -> tuple[str, float, float]:

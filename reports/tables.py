@@ -98,6 +98,9 @@ def grid(
     columns += ["method", "bits", "group", "format", "bits/weight (measured)"]
     columns += [headline.title for headline in scores]
     columns += latencies.columns(records)
+    several_places = len(latencies.places(records)) > 1
+    if several_places:
+        columns.append("timed on")
     columns += ["quantize seconds", "peak memory MB"]
     if trained:
         columns += ["block loss at the start", "block loss"]
@@ -115,6 +118,9 @@ def grid(
         for headline in scores:
             row.append(_score_entry(record, headline, record.id in best[headline], pairs))
         row += [_number_entry(value, ".3g") for value in latencies.values(record, timed)]
+        if several_places:
+            place = record.latency.place if record.latency else ""
+            row.append(Entry(place, place))
         row += _cost(record)
         if trained:
             row += _losses(record)
@@ -236,7 +242,7 @@ def _asked(records: Sequence[Record]) -> list[str]:
         for spec in record.cell.tasks:
             lines.append(f"- {escaped(spec.name)}: {escaped(in_words(spec))}")
         if record.protocol:
-            name, digest = record.protocol["name"], record.protocol["hash"]
+            name, digest = record.protocol.get("name"), record.protocol.get("hash")
             lines.append(f"- protocol {escaped(f'{name}: {digest}')}")
     return list(dict.fromkeys(lines))
 

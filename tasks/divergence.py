@@ -111,13 +111,17 @@ class Divergence(TextTask):
 
     def _windows(self, context: Context, spec: TaskSpec) -> ArticleWindows:
         """The windows on which the models are compared."""
-        from qbench.tasks.own_text import read_continued
+        from qbench.tasks.own_text import prompt_of, read_continued
         from qbench.tasks.reference import reference_key
 
         windows = self._cut(context, spec, context.tokenizer)
         if self.text == "own":
-            path = context.cache[reference_key(spec)].path
-            return replace(windows, tokens=read_continued(path.with_suffix(WRITTEN)))
+            reference = context.cache[reference_key(spec)]
+            tokens = read_continued(reference.path.with_suffix(WRITTEN))
+            prompt = prompt_of(spec.length or 0)
+            if not windows.tokens[:, :prompt].equal(tokens[:, :prompt]):
+                reference.require_tokens(windows.tokens)
+            return replace(windows, tokens=tokens)
         return windows
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:

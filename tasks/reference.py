@@ -5,6 +5,7 @@ Log-probabilities and not logits: float16 is then precise where it matters, near
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -48,12 +49,14 @@ def reference_key(spec: TaskSpec) -> tuple[Any, ...]:
 class ReferenceLogits:
     """A .npy file: (windows, length - 1, vocabulary) float16.
 
-    noise: of some windows, the mean KL in nats of the unquantized model from itself where its
-    products have other shapes, which sum in another order; in a file beside it.
+    tokens: sha256 of the windows. noise: of some of them, the mean KL in nats of the unquantized
+    model from itself where its products have other shapes, which sum in another order. Both are in
+    a file beside it, and empty without it.
     """
 
     path: Path
     shape: tuple[int, int, int]
+    tokens: str = ""
     noise: tuple[float, ...] = ()
 
     @classmethod
@@ -69,7 +72,8 @@ class ReferenceLogits:
             raise StoreError(
                 f"{path} is {stored.dtype} of shape {stored.shape}, not 3-d float16; remove it"
             )
-        return cls(Path(path), stored.shape, _read_noise(Path(path)))
+        tokens, noise = _read_facts(Path(path))
+        return cls(Path(path), stored.shape, tokens, noise)
 
     @classmethod
     def write(
@@ -101,9 +105,18 @@ class ReferenceLogits:
                 stored.flush()
 
         write_whole(path, fill)
-        noise = cls.open(path)._noise(model, windows)
-        write_text(_noise_path(path), json.dumps(noise) + "\n")
+        _facts_path(path).unlink(missing_ok=True)
+        facts = {"tokens": digest_of(windows), "noise": cls.open(path)._noise(model, windows)}
+        write_text(_facts_path(path), json.dumps(facts) + "\n")
         return cls.open(path)
+
+    def require_tokens(self, windows: Tensor) -> None:
+        """StoreError unless these windows (n, length) are its own, as far as it knows them."""
+        if self.tokens and self.tokens != digest_of(windows):
+            raise StoreError(
+                f"{self.path} is of other tokens than the model reads: the tokenizer of one is not "
+                "that of the other; compare a model with the one that it was made from"
+            )
 
     def _noise(self, model: Any, windows: Tensor) -> list[float]:
         """`noise`, of the first windows without their last fifth."""
@@ -124,6 +137,11 @@ class ReferenceLogits:
         """One window, (length - 1, vocabulary) float16."""
         stored = open_memmap(self.path, mode="r")
         return torch.from_numpy(np.array(stored[index]))
+
+
+def digest_of(tokens: Tensor) -> str:
+    """sha256 of tokens (any shape) int64."""
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -193,18 +211,19 @@ def _store_window(stored: np.memmap[Any, Any], index: int, logits: Tensor) -> No
         stored[index, part] = log_probabilities.half().cpu().numpy()
 
 
-def _noise_path(path: Path) -> Path:
-    return path.with_suffix(".noise.json")
+def _facts_path(path: Path) -> Path:
+    return path.with_suffix(".facts.json")
 
 
-def _read_noise(path: Path) -> tuple[float, ...]:
-    """What `_noise` found; StoreError where its file is damaged, nothing where there is none."""
-    place = _noise_path(path)
+def _read_facts(path: Path) -> tuple[str, tuple[float, ...]]:
+    """`tokens` and `noise`; StoreError where their file is damaged, nothing where there is none."""
+    place = _facts_path(path)
     if not place.is_file():
-        return ()
+        return "", ()
     try:
-        return tuple(float(value) for value in json.loads(place.read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        facts = json.loads(place.read_text())
+        return str(facts["tokens"]), tuple(float(value) for value in facts["noise"])
+    except (OSError, TypeError, ValueError, KeyError) as error:
         raise StoreError(f"{place} cannot be read ({error}); remove it and {path}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from qbench.tasks.contract import Context
 from qbench.tasks.engines import Engine
 from qbench.tasks.reference import (
     ReferenceLogits,
+    digest_of,
     divergences,
     parts_of,
     reference_key,
@@ -78,6 +78,8 @@ def _of_a_model(
 ) -> Iterator[tuple[int, WindowLosses]]:
     for index, logits in window_logits(context.model, inputs, context.batch_size):
         _check_reference(reference, len(inputs), logits)
+        if reference is not None and index == 0:
+            reference.require_tokens(inputs)
         yield index, _losses(logits, inputs[index], reference, index)
 
 
@@ -91,7 +93,7 @@ def _of_an_engine(
         yield (
             index,
             WindowLosses(
-                digest=_digest(tokens),
+                digest=digest_of(tokens),
                 article=None,
                 nll=-likelihood / (len(tokens) - 1),
                 kl=nothing,
@@ -100,10 +102,6 @@ def _of_an_engine(
                 first=int(tokens[0]),
             ),
         )
-
-
-def _digest(tokens: Tensor) -> str:
-    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def _check_reference(reference: ReferenceLogits | None, count: int, logits: Tensor) -> None:
@@ -135,7 +133,7 @@ def _losses(
             reverse.append(backward.cpu())
             agree.append(_agreement(p, q).float().cpu())
     return WindowLosses(
-        digest=_digest(tokens),
+        digest=digest_of(tokens),
         article=None,
         nll=nll / len(targets),
         kl=torch.cat(kl).numpy(),

@@ -30,7 +30,8 @@ def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
     if fields:
         complaints.append(
             f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the same "
-            f"label and seed that differ in {', '.join(fields)}; the newest count"
+            f"label and seed that differ in {', '.join(fields)}; the newest "
+            f"files count, and {place}:ID chooses another"
         )
     side = Side(place, spot, tuple(newest))
     return (chosen(side, label) if label else side), complaints

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from qbench.comparison.endpoints import Endpoint
-from qbench.comparison.pairs import Pairs, ScoreKey, aligned, protocol, score_of
+from qbench.comparison.pairs import Pairs, ScoreKey, aligned, packages_of, protocol, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 
-PACKAGES = ("lm_eval", "torch", "transformers")
 ALLOWABLE = ("calibration", "dtype", "batch_size", "device", "evaluation", "packages")
 
 
@@ -103,11 +102,10 @@ def tasks_lacking(
 
 
 def _packages(base: Record, candidate: Record) -> list[str]:
-    first = base.environment.get("packages", {})
-    second = candidate.environment.get("packages", {})
+    second = packages_of(candidate)
     complaints = []
-    for name in PACKAGES:
-        complaints += _differs(name, first.get(name), second.get(name))
+    for name, version in packages_of(base).items():
+        complaints += _differs(name, version, second[name])
     return complaints
 
 

@@ -25,17 +25,34 @@ class Cost:
 
 
 def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, Cost]:
-    """What both sides cost, over the draws in which both were measured."""
+    """What both sides cost, over the draws in which both were measured, times at one place."""
     by_name = {}
     for name, of in COSTS.items():
+        place = PLACES.get(name)
         known = []
         for entry, other in draws:
+            if place is not None and place(entry) != place(other):
+                continue
             base, candidate = of(entry), of(other)
             if base is not None and candidate is not None:
                 known.append((base, candidate))
         if known:
             by_name[name] = _cost(known)
     return by_name
+
+
+def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
+    """A note on the costs that both sides have and `costs` leaves out, if there are any."""
+    names = []
+    for name, place in PLACES.items():
+        of = COSTS[name]
+        for entry, other in draws:
+            both = of(entry) is not None and of(other) is not None
+            if both and place(entry) != place(other) and name not in names:
+                names.append(name)
+    if not names:
+        return []
+    return [f"{', '.join(names)}: measured on other hardware or threads, and not compared"]
 
 
 def _cost(draws: Sequence[tuple[Spread, Spread]]) -> Cost:
@@ -78,7 +95,7 @@ def _products_over_dense(record: Record) -> Spread | None:
     for end in range(3):
         packed.append(sum(product.layers * product.seconds[end] for product in timed))
         dense.append(sum(product.layers * product.dense[end] for product in timed))
-    if not timed or min(*packed, *dense) <= 0:
+    if not _products(record) or min(*packed, *dense) <= 0:
         return None
     return _over((packed[0], packed[1], packed[2]), (dense[0], dense[1], dense[2]))
 
@@ -95,6 +112,15 @@ def _decoding_over_dense(record: Record) -> Spread | None:
     return _over(decoding.packed, decoding.dense)
 
 
+def _timed_at(record: Record) -> object:
+    return None if record.latency is None else record.latency.place
+
+
+def _quantized_at(record: Record) -> object:
+    hardware = record.environment.get("hardware", {})
+    return [hardware.get(name) for name in ("cpu", "gpu", "threads")]
+
+
 # Packed and dense took turns, so their ratio has nothing of how fast the machine was in that hour.
 COSTS: dict[str, Callable[[Record], Spread | None]] = {
     "bits per weight": lambda record: _point(record.bits_per_weight.get("total")),
@@ -105,4 +131,10 @@ COSTS: dict[str, Callable[[Record], Spread | None]] = {
     "products over dense, batch 1": _products_over_dense,
     "tokens per second": _decoding,
     "tokens per second over dense": _decoding_over_dense,
+}
+# Where a cost was measured that is another one elsewhere.
+PLACES: dict[str, Callable[[Record], object]] = {
+    "seconds to quantize": _quantized_at,
+    "ms of products, batch 1": _timed_at,
+    "tokens per second": _timed_at,
 }

@@ -74,7 +74,8 @@ class Endpoint:
 
         look: whose level the interval has.
         """
-        if self.counts_answers:
+        both = np.concatenate([np.ravel(base), np.ravel(candidate)])
+        if self.counts_answers and np.isin(both, (0.0, 1.0)).all():  # and not parts of an answer
             return crossed_share(candidate, base, clusters, look.level, not look.last)
         harms = self.harms(base, candidate)
         return crossed_mean(harms, clusters, look.level, not look.last)

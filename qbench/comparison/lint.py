@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from qbench.comparison.pairs import (
-    JUDGED_BY,
     Pairs,
     ScoreKey,
     aligned,
     is_unquantized,
     judged_alike,
-    protocol,
+    judged_by,
     score_of,
 )
 from qbench.comparison.samples import Items
@@ -138,8 +137,7 @@ def _groups(records: Sequence[Record]) -> list[tuple[ScoreKey, list[Record]]]:
             key = (score.task, score.metric, score.filter)
             if key not in shown:
                 continue
-            judged = [getattr(record.cell, name) for name in JUDGED_BY]
-            alike = (key, record.cell.model, protocol(record, score.task), *judged)
+            alike = (key, record.cell.model, *judged_by(record, score.task))
             groups.setdefault(alike, (key, []))[1].append(record)
     return list(groups.values())
 

@@ -241,10 +241,10 @@ def _variant(cell: Cell) -> tuple[str, str]:
 
 
 def _trait(cell: Cell, name: str) -> str:
-    """`calibration 32x256` or `dtype bfloat16`."""
+    """`calibration 32x256 of 2c5362b7` or `dtype bfloat16`."""
     value = getattr(cell, name)
     if isinstance(value, CalibrationSpec):
-        value = f"{value.samples}x{value.length}"
+        value = f"{value.samples}x{value.length} of {value.sha256[:8]}"
     return f"{name} {value}"
 
 

@@ -21,6 +21,7 @@ ScoreKey = tuple[str, str, str]  # task, metric, filter
 RELATIVE = ("kl_", "top1_")  # metrics that are differences from the unquantized model already
 # Of a cell, beside the protocol; a model's folder may hold other weights than a day before.
 JUDGED_BY = ("revision", "dtype", "batch_size", "device", "evaluation")
+PACKAGES = ("lm_eval", "torch", "transformers")  # whose versions move scores
 TIMES = "\u00d7"
 FIGURES = 3  # significant digits of what is no share
 ALIKE = 0.2  # the halves of an interval that differ by this share are one half behind a ±
@@ -145,7 +146,9 @@ class Pairs:
             return self._itself(record, key)
         for base in self._unquantized.get(record.cell.model, []):
             if base.id != record.id and judged_alike(base, record, key[0]):
-                return self.between(base, record, key)
+                contrast = self.between(base, record, key)
+                if contrast is not None:
+                    return contrast
         return None
 
     def between(self, base: Record, candidate: Record, key: ScoreKey) -> Contrast | None:
@@ -264,14 +267,25 @@ def protocol(record: Record, task: str) -> TaskSpec | None:
     return whole
 
 
-def judged_alike(first: Record, second: Record, task: str) -> bool:
-    """Whether two cells were asked a task in one way, by the same code, on one kind of device.
+def packages_of(record: Record) -> dict[str, str | None]:
+    """The versions of PACKAGES that a cell was judged with; None where it does not say."""
+    versions = record.environment.get("packages", {})
+    return {name: versions.get(name) for name in PACKAGES}
 
-    And are of one revision, where they are of one model.
+
+def judged_by(record: Record, task: str) -> tuple[object, ...]:
+    """What cells must share before their scores in a task are held against each other.
+
+    How they were asked, by which code and packages, on which kind of device; and the revision,
+    where they are of one model.
     """
-    if protocol(first, task) != protocol(second, task):
-        return False
-    return all(getattr(first.cell, name) == getattr(second.cell, name) for name in JUDGED_BY)
+    own = [getattr(record.cell, name) for name in JUDGED_BY]
+    return (protocol(record, task), *own, *packages_of(record).values())
+
+
+def judged_alike(first: Record, second: Record, task: str) -> bool:
+    """Whether `judged_by` of two cells is the same."""
+    return judged_by(first, task) == judged_by(second, task)
 
 
 def score_of(record: Record, key: ScoreKey) -> Score | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qbench.comparison.pairs import JUDGED_BY, Pairs, ScoreKey, protocol, score_of
+from qbench.comparison.pairs import Pairs, ScoreKey, judged_by, score_of
 from qbench.records import Record
 
 EQUAL_BITS = 0.05  # measured bits per weight that count as none
@@ -48,8 +48,7 @@ def _groups(records: Sequence[Record], key: ScoreKey) -> list[list[Record]]:
     groups: dict[object, list[Record]] = {}
     for record in records:
         if record.cell.scheme and record.bits_per_weight.get("total") and score_of(record, key):
-            judged = [getattr(record.cell, name) for name in JUDGED_BY]
-            alike = (record.cell.model, protocol(record, key[0]), *judged)
+            alike = (record.cell.model, *judged_by(record, key[0]))
             groups.setdefault(alike, []).append(record)
     return list(groups.values())
 

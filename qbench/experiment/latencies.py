@@ -76,11 +76,13 @@ class _Measuring:
     def latency(self) -> Latency:
         """All that can be measured, and why the rest cannot."""
         products: list[Product] = []
+        count: int | None = None
         decoding: Decoding | None = None
         reason: str | None = None
         try:
             load_plugins(self.job.plugins)
             layers = self._layers()
+            count = sum(group.count for group in layers)
             for index, (group, rows) in enumerate((g, r) for g in layers for r in ROWS):
                 share = index / (len(layers) * len(ROWS))
                 self._say(f"timing {group.weight.shape} times {rows}", share / 2)
@@ -95,6 +97,7 @@ class _Measuring:
             dtype=self.job.cell.dtype,
             products=tuple(products),
             decoding=decoding,
+            layers=count,
             reason=reason,
         )
 
@@ -152,7 +155,7 @@ class _Measuring:
 
     def _shared(self, kind: type[M], facts: list[Any], timed: Callable[[], M]) -> M:
         """What an earlier cell has measured under the same facts; else measured and kept."""
-        machine = [device_name(hardware(), self.job.cell.device), self._threads]
+        machine = [device_name(hardware(), self.job.cell.device), self._threads, torch.__version__]
         facts = [*facts, self.job.cell.dtype, *machine, _code(self.job.plugins)]
         path = self._store.latency(facts)
         known = _read(path, kind, facts)

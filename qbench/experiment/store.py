@@ -66,9 +66,10 @@ class Store:
     def reference(self, cell: Cell, spec: TaskSpec) -> Path:
         """Where a task keeps what it computed from the unquantized model, until the run ends.
 
-        The same for all cells of that model, revision and dtype.
+        The same for all cells of that model, revision, dtype, device and code that judges.
         """
-        identity = [cell.model, cell.revision, cell.dtype, spec.model_dump(mode="json")]
+        how = [cell.dtype, cell.device, cell.evaluation]
+        identity = [cell.model, cell.revision, *how, spec.model_dump(mode="json")]
         return self.folder / "reference" / f"{_key(identity)}.npy"
 
     def calibration(self, cell: Cell) -> Path:
@@ -169,10 +170,15 @@ class Store:
     def add_latency(self, cell: Cell, latency: Latency) -> Record:
         """Give the record of a finished cell its latency, in place of an older one; returns it.
 
-        Nothing else of the record changes. StoreError where there is no record to be trusted.
+        Nothing else of the record changes, nor the time of its file, by which the newest of
+        several is known. StoreError where there is no record to be trusted.
         """
-        record = _trusted(self._record_path(cell.id)).model_copy(update={"latency": latency})
+        path = self._record_path(cell.id)
+        made = path.stat().st_mtime_ns if path.is_file() else None
+        record = _trusted(path).model_copy(update={"latency": latency})
         self._write(record)
+        if made is not None:
+            os.utime(path, ns=(made, made))
         return record
 
     def _write(self, record: Record) -> None:

@@ -187,6 +187,14 @@ def smollm2(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def smollm2_binary(tmp_path_factory):
+    """The same in binary coding, whose scales are integers."""
+    folder = tmp_path_factory.mktemp("served") / "smollm2-binary"
+    method = qbench.get_method("alternating", rounds=2, scale_bits=6)
+    return qbench.quantize("smollm2-135m", method, Scheme(3, 64)).save(folder)
+
+
+@pytest.fixture(scope="module")
 def tiny_binary(tiny, tokenizer, tmp_path_factory):
     """A tiny Llama in binary coding, whose scales are integers."""
     model = tiny(hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
@@ -256,7 +264,7 @@ def held(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_binary", "smollm2"])
+@pytest.mark.parametrize("name", ["tiny_binary", "smollm2", "smollm2_binary"])
 def test_vllm_writes_what_transformers_writes_from_packed_weights(name, request, engine):
     folder = request.getfixturevalue(name)
     loaded = qbench.load(folder, "float32")

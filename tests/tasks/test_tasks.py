@@ -146,7 +146,7 @@ def reference(model, tokenizer, tmp_path):
     )
     assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["reference.noise.json", "reference.npy"]
+    assert written == ["reference.facts.json", "reference.npy"]
     return found
 
 
@@ -192,9 +192,16 @@ def test_a_divergence_stands_beside_what_rounding_makes(model, tokenizer, refere
     noise = score(outcome, "kl_noise")
     assert (noise.n, noise.higher_is_better) == (4, False)
     assert 0 < abs(noise.value) < 1e-5, "float32, and products of other shapes"
-    reference.path.with_suffix(".noise.json").write_text("[1,")
-    with pytest.raises(StoreError, match=r"noise\.json cannot be read"):
+    reference.path.with_suffix(".facts.json").write_text("[1,")
+    with pytest.raises(StoreError, match=r"facts\.json cannot be read"):
         ReferenceLogits.open(reference.path)
+
+
+def test_a_reference_of_other_tokens_is_refused(model, tokenizer, tmp_path):
+    path = tmp_path / "reference.npy"
+    others = ReferenceLogits.write(model, spread_windows(tokenizer).flip(1), path)
+    with pytest.raises(StoreError, match="is of other tokens than the model reads"):
+        evaluate("divergence", model, tokenizer, reference=others, **SPREAD)
 
 
 def test_a_small_divergence_is_right_in_float32():
