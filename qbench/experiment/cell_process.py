@@ -42,6 +42,7 @@ from qbench.experiment.shared_tokens import shared_tokens
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed_in_time
 from qbench.isolation import Tell
+from qbench.models.identity import require_unchanged
 from qbench.models.paging import is_paged, on_device
 from qbench.models.provenance import provenance
 from qbench.models.source import ModelSource, find_model, local_folder
@@ -124,6 +125,7 @@ class _Work:
         scores = self._evaluate(quantized.model, quantized.tokenizer)
         self.facts["scores"] = [score.model_dump(mode="json") for score in scores]
         self.facts["evaluate_seconds"] = time.perf_counter() - started
+        require_unchanged(self.job.model, self.job.cell.revision)
 
     def _quantized(self) -> QuantizedModel:
         """The model to evaluate, always as read back from disk; quantized first where need be."""

@@ -55,6 +55,15 @@ def resolved_revision(source: ModelSource, announce: Announce = lambda text: Non
     return "local-" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def require_unchanged(source: ModelSource, revision: str) -> None:
+    """ModelError where a folder does not hold any more what it held when it had this revision."""
+    if source.local and resolved_revision(source) != revision:
+        raise ModelError(
+            f"model {source.name!r}: its files have changed since this run was planned; give the "
+            "same command again, once nothing writes to them"
+        )
+
+
 def content_hash(path: Path) -> str:
     """The SHA-256 of a file's bytes, from the cache where the file has not changed since."""
     remembered = _remembered(path)
@@ -70,14 +79,28 @@ def content_hash(path: Path) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     """All files that make up the model, in a fixed order.
 
-    Of folders inside only templates and code count: checkpoints of a training may lie there.
+    Of folders inside only templates, code and what an index of shards names count: checkpoints of a
+    training may lie there.
     """
+    named = _shards(folder)
     for path in contents_of(folder):
         inner = path.parent != folder
         if path.name.startswith(".") or path.suffix in IGNORED or not path.is_file():
             continue
-        if not inner or path.suffix in (".jinja", ".py"):
+        if not inner or path.suffix in (".jinja", ".py") or path in named:
             yield path
+
+
+def _shards(folder: Path) -> set[Path]:
+    """The files of weights that the folder's indices name."""
+    named = set()
+    for index in folder.glob("*.index.json"):
+        with suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError
+        ):  # a damaged one is said when it is read
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            named |= {folder / str(name) for name in names}
+    return named
 
 
 def _remembered(path: Path) -> str | None:

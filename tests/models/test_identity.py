@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
 import pytest
 
+from qbench.errors import ModelError
 from qbench.models import identity
-from qbench.models.identity import content_hash, resolved_revision
+from qbench.models.identity import content_hash, require_unchanged, resolved_revision
 from qbench.models.source import find_model
 
 
@@ -51,6 +53,25 @@ def test_a_new_chat_template_is_another_model_and_a_readme_is_not(folder):
     assert revision(folder) == before
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     assert revision(folder) != before
+
+
+def test_weights_in_a_folder_inside_count_where_an_index_names_them(folder):
+    (folder / "parts").mkdir()
+    (folder / "model.safetensors").rename(folder / "parts" / "one.safetensors")
+    index = {"weight_map": {"lm_head.weight": "parts/one.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = revision(folder)
+    flip_a_byte(folder / "parts" / "one.safetensors")
+    assert revision(folder) != before
+
+
+def test_a_folder_that_changes_during_a_run_is_refused(folder):
+    source = find_model(str(folder))
+    planned = resolved_revision(source)
+    require_unchanged(source, planned)
+    flip_a_byte(folder / "tokenizer.json")
+    with pytest.raises(ModelError, match="have changed since this run was planned"):
+        require_unchanged(source, planned)
 
 
 def test_a_copy_is_the_same_model(folder, tmp_path):
