@@ -13,17 +13,17 @@ from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.contracts import Scheme, calibrates
 from qbench.environment import pick_device, pick_dtype
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, ModelError
 from qbench.experiment.data_choice import ChosenData, announced_data, tables_of
 from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.files.shards import require_writable
-from qbench.models.identity import Announce
+from qbench.models.identity import Announce, resolved_revision
 from qbench.models.paging import on_device, round_parameters
 from qbench.models.provenance import provenance
-from qbench.models.source import find_model, torch_dtype
+from qbench.models.source import ModelSource, find_model, torch_dtype
 from qbench.models.tokenizers import check_fit, require_template
 from qbench.quantization import QuantizedModel, made_of, quantize, refuse_quantized
 from qbench.records import Score, TaskSpec
@@ -101,6 +101,7 @@ def quantize_model(
         )
         if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
             quantized.manifest["model"] = model
+            quantized.manifest["model_revision"] = resolved_revision(place)
         quantized.manifest |= provenance(place)
         return quantized
 
@@ -158,7 +159,10 @@ def judge_model(
     on_device(model, device)
 
     def load() -> tuple[Any, Any]:
-        original = allowed.read(find_model(str(name), grid.trust_remote_code), dtype, device)
+        origin = find_model(str(name), grid.trust_remote_code)
+        if unquantized is None:
+            require_origin(origin, quantized.manifest.get("model_revision"), folder)
+        original = allowed.read(origin, dtype, device)
         return on_device(original.model, device), original.tokenizer
 
     with tempfile.TemporaryDirectory(prefix="qbench-reference-") as scratch, allowed.at_work():
@@ -172,6 +176,16 @@ def judge_model(
                 task.prepare(contexts[-1], spec)
         for mine, (task, spec) in zip(contexts, asked, strict=True):
             yield spec, task.evaluate(mine, spec)
+
+
+def require_origin(origin: ModelSource, revision: str | None, folder: Path) -> None:
+    """ModelError where the model of that name is not what the folder was made from any more."""
+    present = resolved_revision(origin)
+    if revision is not None and present != revision:
+        raise ModelError(
+            f"{folder} was made from revision {revision} of {origin.name}, which is at {present} "
+            "now; give the model that it was made from by --unquantized MODEL"
+        )
 
 
 def data_for(grid: Grid, name: str, announce: Announce) -> ChosenData:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from qbench.commands import main
-from qbench.errors import MethodError
+from qbench.errors import MethodError, ModelError
+from qbench.experiment.single import require_origin
 from qbench.experiment.store import read_records
+from qbench.models.identity import resolved_revision
+from qbench.models.source import find_model
 from qbench.registry import method_class, parameters
 from tiny_runs import empty_picture, run_args
 
@@ -295,6 +299,14 @@ def test_quantize_and_eval_one_model(tiny_folder, command, tmp_path):
     limits = ["--set", "arc_easy.limit=3", "--dtype", "float32"]
     code, text, _ = command("eval", saved, "--tasks", "arc_easy", "--data", "mini", *limits)
     assert code == 0 and "mini-arc_easy  gold_logprob  none" in text
+
+
+def test_a_name_that_has_another_model_now_is_no_reference(tiny_folder):
+    origin = find_model(str(tiny_folder))
+    require_origin(origin, resolved_revision(origin), Path("saved"))
+    require_origin(origin, None, Path("saved"))  # of an older version, which did not note it
+    with pytest.raises(ModelError, match="saved was made from revision abc of .*--unquantized"):
+        require_origin(origin, "abc", Path("saved"))
 
 
 def test_eval_compares_with_the_model_that_is_named(tiny_folder, command, tmp_path):
