@@ -34,7 +34,8 @@ from qbench.plugin_file import import_plugin_file
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
-_BUILDS_ON = ("qbench.methods.", "qbench.calibration.reconstruction", "qbench.calibration.folding")
+_BUILDS_ON = ("qbench.methods.",)
+_ROOMS = ("calibration", "formats")  # what every method is walked through, and stored as
 _plugins: dict[str, Declaration] = {}
 
 
@@ -206,7 +207,8 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 def source_hash(cls: type) -> str:
     """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
 
-    Of another package's method, its worker and its requirements are among them.
+    All of `calibration` and `formats` are among them, and of another package's method its worker
+    and its requirements.
     """
     seen: set[str] = set()
     waiting = [cls.__module__]
@@ -218,7 +220,7 @@ def source_hash(cls: type) -> str:
         for value in vars(sys.modules[name]).values():
             module = value.__name__ if isinstance(value, ModuleType) else None
             waiting.append(module or getattr(value, "__module__", None) or "")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_rooms())
     for name in sorted(seen):
         file = inspect.getsourcefile(sys.modules[name])
         if file:
@@ -230,6 +232,14 @@ def source_hash(cls: type) -> str:
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@cache
+def _rooms() -> bytes:
+    """What the files of `_ROOMS` hold."""
+    qbench = Path(__file__).parent
+    files = [path for room in _ROOMS for path in sorted((qbench / room).glob("*.py"))]
+    return b"".join(path.read_bytes() for path in files)
 
 
 @cache
