@@ -64,30 +64,28 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     cells of the method share are told by `shared_parameters` instead.
     """
     shared = _shared(records)
-    # family -> trait -> its values: only what varies within a family must be told.
-    seen: dict[tuple[str, ...], dict[str, set[str]]] = {}
     families = [_family(record.cell) for record in records]
     own = [_traits(record) for record in records]
-    for family, traits in zip(families, own, strict=True):
+
+    def place(record: Record, family: tuple[str, ...], key: str) -> tuple[object, str]:
+        return (record.cell.model if key in JUDGED else family, key)
+
+    # Only what varies within a family, or within a model, must be told.
+    seen: dict[tuple[object, str], set[str]] = {}
+    for record, family, traits in zip(records, families, own, strict=True):
         for key, value in traits.items():
-            seen.setdefault(family, {}).setdefault(key, set()).add(value)
-    judged: dict[str, dict[str, set[str]]] = {}
-    for record, traits in zip(records, own, strict=True):
-        of_model = judged.setdefault(record.cell.model, {key: set() for key in JUDGED})
-        if record.status == "ok":
-            for key in JUDGED:
-                of_model[key].add(traits[key])
+            if key != "packages" or record.status == "ok":  # others may not say
+                seen.setdefault(place(record, family, key), set()).add(value)
     result = {}
     for record, family, traits in zip(records, families, own, strict=True):
-        varied = dict(seen[family])
-        for key, values in judged[record.cell.model].items():
-            varied[key] = varied[key] | values
         name = record.cell.stored_as or record.cell.method
         words = ["unquantized" if unquantized(record) else name]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
         told = _exceptions(record.cell) - shared[_method(record.cell)]
         for key, value in traits.items():
-            differs = bool(told) if key == "layers" else len(varied[key]) > 1
+            differs = len(seen.get(place(record, family, key), ())) > 1
+            if key == "layers":
+                differs = bool(told)
             if differs and (group or key != "group"):
                 words.append(value)
         result[record.id] = " ".join(word for word in words if word)
