@@ -115,8 +115,11 @@ def indistinct(records: Sequence[Record], pairs: Pairs) -> Iterator[tuple[Record
 
 
 def _extremes(entries: Sequence[tuple[float, Record]], key: ScoreKey, pairs: Pairs) -> float | None:
-    """The adjusted p-value of best against worst; None where they cannot be paired."""
-    if len(entries) < 2:
+    """The adjusted p-value of best against worst; None where they cannot be paired.
+
+    And where all are draws of one cell, which are not to be told apart.
+    """
+    if len({record.cell.model_copy(update={"seed": 0}).id for _, record in entries}) < 2:
         return None
     ordered = sorted(entries, key=lambda entry: entry[0])
     contrast = pairs.between(ordered[0][1], ordered[-1][1], key)

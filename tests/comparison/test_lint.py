@@ -141,7 +141,10 @@ def test_a_task_that_tells_no_methods_apart_is_named(tmp_path):
     near = [record("none", None)]
     near += [record(method, 3, damage=0.3) for method in ("rtn", "greedy", "alternating")]
     far = [record("none", None), record("rtn", 3, damage=2.0), record("greedy", 3, damage=0.1)]
-    for records, expected in ((near, True), (far, False)):
+    draws = [record("none", None), record("rtn", 3, damage=0.3)]
+    again = draws[1].cell.model_copy(update={"seed": 1})
+    draws.append(draws[1].model_copy(update={"cell": again, "id": again.id}))
+    for records, expected in ((near, True), (far, False), (draws, False)):
         records = [with_items(each, tmp_path) for each in records]
         said = lint(records, Pairs(records, tmp_path))
         named = {c.task for cautions in said.values() for c in cautions if c.kind == "indistinct"}
