@@ -78,14 +78,14 @@ class Cell(_Frozen):
     """One point of the grid: a model, a method with its parameters, a scheme, and how it is judged.
 
     model, revision: the name as typed, and what exactly is loaded (a commit, or a hash of the
-    files). source: a hash of the source files of the method and of what it builds on, so that an
-    edited method is another cell. scheme: None for the model as it is. calibration: None where the
-    method needs none. dtype: in which the model is evaluated. seed: of the calibration windows, and
-    added to a method's own. evaluation: a hash of the code that judges, ours and lm-eval's.
-    batch_size: items at a time, which changes the last digits. device: its kind, `cpu` or `cuda`.
-    stored_as: how the model as it is was quantized by whoever made it, such as `gptq 4b g128`; None
-    for an unquantized one. recipe: a hash of the code that divides bits between layers and
-    quantizes the head, empty where neither is asked.
+    files). source: a hash of the method's source files, so that an edited method is another cell.
+    scheme: None for the model as it is. calibration: None where the method needs none. dtype: in
+    which the model is evaluated. seed: of the calibration windows, and added to a method's own.
+    evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a time,
+    which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
+    is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
+    recipe: a hash of the code that divides bits between layers and quantizes the head, empty where
+    neither is asked.
     """
 
     model: str

@@ -34,8 +34,7 @@ from qbench.plugin_file import import_plugin_file
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
-_BUILDS_ON = ("qbench.methods.",)
-_ROOMS = ("calibration", "formats")  # what every method is walked through, and stored as
+_BUILDS_ON = ("qbench.methods.", "qbench.calibration.reconstruction", "qbench.calibration.folding")
 _plugins: dict[str, Declaration] = {}
 
 
@@ -207,8 +206,7 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 def source_hash(cls: type) -> str:
     """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
 
-    All of `calibration` and `formats` are among them, and of another package's method its worker
-    and its requirements.
+    Of another package's method, its worker and its requirements are among them.
     """
     seen: set[str] = set()
     waiting = [cls.__module__]
@@ -220,7 +218,7 @@ def source_hash(cls: type) -> str:
         for value in vars(sys.modules[name]).values():
             module = value.__name__ if isinstance(value, ModuleType) else None
             waiting.append(module or getattr(value, "__module__", None) or "")
-    digest = hashlib.sha256(_rooms())
+    digest = hashlib.sha256()
     for name in sorted(seen):
         file = inspect.getsourcefile(sys.modules[name])
         if file:
@@ -232,14 +230,6 @@ def source_hash(cls: type) -> str:
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-@cache
-def _rooms() -> bytes:
-    """What the files of `_ROOMS` hold."""
-    qbench = Path(__file__).parent
-    files = [path for room in _ROOMS for path in sorted((qbench / room).glob("*.py"))]
-    return b"".join(path.read_bytes() for path in files)
 
 
 @cache
