@@ -45,9 +45,8 @@ class Alternating:
     rounds: at most so many least-squares steps from each start. shift: also fit an offset per
     group. The starts are the clip-searched uniform grid, so that the squared error is never above
     that of `rtn` before the numbers are rounded to be stored, and greedy codings about several
-    centres. scale_bits: of scales and shifts, see
-    `qbench.formats.snapping`; 16 is half precision. rotate: code the weight for rotated inputs
-    (`rotation.py`).
+    centres. scale_bits: of scales and shifts, see `qbench.formats.snapping`; 16 is half precision.
+    rotate: code the weight for rotated inputs (`rotation.py`).
     """
 
     name: ClassVar[str] = "alternating"

@@ -35,7 +35,7 @@ from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWei
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
-from qbench.formats.snapping import check_scale_bits, stored_grid
+from qbench.formats.snapping import check_scale_bits, stored_scale
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.dynamic_groups import like
 from qbench.methods.migration import SMALLEST, largest_inputs, migration
@@ -178,7 +178,7 @@ class LearnedClip(TrainedWeight):
         self.steps: Stepped | None = None  # what scales are integers of, where they are
         with torch.no_grad():
             s, _ = self.grid(W)
-        scale, _ = stored_grid(s, None, scheme.bits, method.scale_bits)
+        scale = stored_scale(s, method.scale_bits)
         if isinstance(scale, Stepped):
             self.steps = scale
 

@@ -117,8 +117,8 @@ class RTN:
         if scheme.symmetric:
             return scale, None
         if self.zero_point == "real":
-            z = zero_of_stored(s, z, values(scale), scheme.bits)
             step = values(scale)
+            z = zero_of_stored(s, z, step, scheme.bits)
             return scale, stored_zero_points(z, step, scheme.bits, self.scale_bits, counts)
         if isinstance(scale, Stepped):
             z = self.zero_points(W, scheme, importance, scale.dequantize(), z)
