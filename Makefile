@@ -12,8 +12,9 @@ quoted  = '$(subst ','\'',$1)'
 is_on   = $(filter-out 0 no false,$1)
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
-# One process more than there are cores, as many tests wait for others.
-PYTEST  = OMP_NUM_THREADS=1 $(RUN)pytest -q --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
+# One process more than there are cores, as many tests wait for others. Most start interpreters, which
+# are quicker where the bytecode of this tree is kept.
+PYTEST  = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)pytest -q --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 VLLM   ?= .venv-vllm
 SERVE   = HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind \
   VLLM_LOGGING_LEVEL=WARNING PYTHONSAFEPATH=1 OMP_NUM_THREADS=1

@@ -22,12 +22,11 @@ from numpy.random import Generator
 from scipy import stats
 
 from qbench.stats.difference import Difference, mean_difference, share_difference
-from qbench.stats.many import holm
 from qbench.stats.power import detectable, items_for_share
 from qbench.stats.replicates import crossed_mean
 from qbench.stats.sequential import Look, looks
 from qbench.stats.shares import Flipped, mcnemar, score_statistic
-from qbench.stats.verdict import judge
+from qbench.stats.verdict import holm, judge
 
 RUNS = 2000
 ITEMS = (50, 200, 1000)

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from qbench.stats.shares import Flipped, score_bounds, score_statistic
 
@@ -52,11 +52,11 @@ class Difference:
 
     def p_above(self, bound: float) -> float:
         """One-sided, of a difference that is at most `bound`: small where it is above."""
-        return float(stats.t.sf(self._statistic(bound), self.degrees))
+        return float(special.stdtr(self.degrees, -self._statistic(bound)))
 
     def p_below(self, bound: float) -> float:
         """One-sided, of a difference that is at least `bound`: small where it is below."""
-        return float(stats.t.cdf(self._statistic(bound), self.degrees))
+        return float(special.stdtr(self.degrees, self._statistic(bound)))
 
     def _statistic(self, bound: float) -> float:
         """How many standard errors the difference is above `bound`."""
@@ -177,10 +177,10 @@ def student(
     )
 
 
-@lru_cache(maxsize=4096)  # scipy takes a millisecond, and cells of one task ask for the same
+@lru_cache(maxsize=4096)  # cells of one task ask for the same
 def quantile(level: float, degrees: float) -> float:
     """Of Student's distribution: how many standard errors an interval of this level reaches."""
-    return float(stats.t.ppf(0.5 + level / 2, degrees))
+    return float(special.stdtrit(degrees, 0.5 + level / 2))
 
 
 def cluster_sums(values: Floats, clusters: Labels | None) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize, stats
+from scipy import special
 
 from qbench.stats.replicates import MeanSquares
 
@@ -19,16 +19,8 @@ def detectable(
 
     stderr: of the difference, in whose unit the result is.
     """
-    reach = stats.t.ppf(1 - alpha / 2, degrees) + stats.t.ppf(power, degrees)
+    reach = special.stdtrit(degrees, 1 - alpha / 2) + special.stdtrit(degrees, power)
     return float(reach * stderr)
-
-
-def items_for_mean(
-    spread: float, difference: float, alpha: float = ALPHA, power: float = POWER
-) -> int:
-    """Pairs that show a difference of this size. spread: standard deviation of one pair's."""
-    reach = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return math.ceil((reach * spread / abs(difference)) ** 2)
 
 
 def items_for_share(
@@ -48,22 +40,9 @@ def items_for_share(
             f"a difference of {difference} needs a discordance from {abs(difference)} to 1, "
             f"and it is {discordance}; neither may be 0"
         )
-    null = stats.norm.ppf(1 - alpha / sided) * math.sqrt(discordance)
-    other = stats.norm.ppf(power) * math.sqrt(discordance - difference**2)
+    null = special.ndtri(1 - alpha / sided) * math.sqrt(discordance)
+    other = special.ndtri(power) * math.sqrt(discordance - difference**2)
     return math.ceil(((null + other) / difference) ** 2)
-
-
-def detectable_share(
-    items: int, discordance: float, alpha: float = ALPHA, power: float = POWER, sided: int = 2
-) -> float | None:
-    """The smallest difference of shares that McNemar's test finds; None where it finds none."""
-
-    def missing(difference: float) -> float:
-        return items_for_share(discordance, difference, alpha, power, sided) - items
-
-    if missing(discordance) > 0:
-        return None
-    return float(optimize.brentq(missing, 1e-6, discordance, xtol=1e-6))
 
 
 def items_to_pass(stderr: float, items: int, margin: float) -> int:
@@ -71,7 +50,7 @@ def items_to_pass(stderr: float, items: int, margin: float) -> int:
 
     stderr: of the difference on `items` items.
     """
-    aim = margin / (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
+    aim = margin / (special.ndtri(1 - ALPHA / 2) + special.ndtri(POWER))
     return max(items, math.ceil(items * (stderr / aim) ** 2))
 
 
@@ -84,7 +63,7 @@ def draws_to_pass(squares: MeanSquares, margin: float, most: int = 1000) -> int 
     for draws in range(squares.draws, most + 1):
         variance = (of_draw + of_cell / squares.clusters) / draws + of_cluster / squares.clusters
         degrees = max(draws - 1, 1)
-        reach = stats.t.ppf(1 - ALPHA / 2, degrees) + stats.t.ppf(POWER, degrees)
+        reach = special.stdtrit(degrees, 1 - ALPHA / 2) + special.stdtrit(degrees, POWER)
         if reach * math.sqrt(variance) <= margin:
             return draws
     return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from qbench.stats.difference import (
     LEVEL,
@@ -55,7 +55,7 @@ class MeanSquares:
         of_draws, of_clusters = self.draws - 1, self.clusters - 1
         if self.cell == 0 and self.draw > 0:
             return float(of_draws)
-        chance = stats.f.sf(self.draw / (self.cell or 1.0), of_draws, of_draws * of_clusters)
+        chance = special.fdtrc(of_draws, of_draws * of_clusters, self.draw / (self.cell or 1.0))
         if chance < 0.05:
             return self.fewest_degrees
         spread = (

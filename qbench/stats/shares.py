@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import optimize, stats
+from scipy import special
 
 EDGE = 1e-9  # from -1 and 1, where the score has no variance
 
@@ -37,7 +37,12 @@ def mcnemar(gained: int, lost: int, alternative: str = "two-sided") -> float:
     """
     if gained + lost == 0:
         return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5, alternative).pvalue)
+    changed = gained + lost
+    less = special.bdtr(gained, changed, 0.5)
+    greater = special.bdtr(lost, changed, 0.5)  # the sign test is symmetric
+    if alternative == "two-sided":
+        return float(min(1.0, 2 * min(less, greater)))
+    return float(less if alternative == "less" else greater)
 
 
 def score_statistic(flipped: Flipped, difference: float) -> float:
@@ -62,10 +67,12 @@ def score_statistic(flipped: Flipped, difference: float) -> float:
 def score_bounds(flipped: Flipped, reach: float) -> tuple[float, float]:
     """The differences from which the observed one is `reach` standard errors away."""
 
+    from scipy.optimize import brentq
+
     def bound(end: float, aim: float) -> float:
         if abs(score_statistic(flipped, end)) <= reach:
             return math.copysign(1.0, end)
-        reached = optimize.brentq(lambda d: score_statistic(flipped, d) - aim, end, flipped.value)
+        reached = brentq(lambda d: score_statistic(flipped, d) - aim, end, flipped.value)
         return float(reached)
 
     return bound(-1 + EDGE, reach), bound(1 - EDGE, -reach)

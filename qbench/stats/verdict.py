@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qbench.stats.difference import Difference
-from qbench.stats.many import holm
 from qbench.stats.sequential import ALPHA
 
 Word = Literal["better", "same", "worse", "undecided"]
@@ -58,3 +57,18 @@ def judge(
             word = "better" if p_better <= ALPHA else "same"
         judged.append(Judged(word, contrast, margin, p_worse, p_better))
     return judged
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: those up to 0.05 err, any of them, in 5 % of cases.
+
+    Holm 1979, Scandinavian Journal of Statistics 6, 65.
+    """
+    count = len(p_values)
+    order = sorted(range(count), key=lambda k: p_values[k])
+    adjusted = [0.0] * count
+    highest = 0.0
+    for rank, k in enumerate(order):
+        highest = max(highest, min(1.0, (count - rank) * p_values[k]))
+        adjusted[k] = highest
+    return adjusted
