@@ -155,9 +155,8 @@ class BlockResult:
     """A quantized block.
 
     weights: of its linear layers that were to be quantized, by their names within the block.
-    parameters:
-    full-precision parameters that take new values, such as a norm into which a scale was folded.
-    log: how it went, JSON-able, kept in the record.
+    parameters: in full precision, by their names, that take new values, such as a norm into which a
+    scale was folded. log: how it went, JSON-able, kept in the record.
     """
 
     weights: Mapping[str, WeightFormat]

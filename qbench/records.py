@@ -85,7 +85,8 @@ class Cell(_Frozen):
     which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
     is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
     recipe: a hash of the code that divides bits between layers and quantizes the head, empty where
-    neither is asked.
+    neither is asked. quantization: a hash of the code by which every method is applied, empty for
+    the model as it is.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Cell(_Frozen):
     device: str = "cpu"
     stored_as: str | None = None
     recipe: str = ""
+    quantization: str = ""
 
     @field_serializer("scheme")
     def _said(self, scheme: Scheme | None) -> dict[str, Any] | None:
@@ -129,7 +131,8 @@ class Cell(_Frozen):
         """All fields, JSON-able; of the younger ones those that say something, so that the records
         of older versions keep their ids.
         """
-        facts = _older(self, ("evaluation", "batch_size", "device", "stored_as", "recipe"))
+        younger = ("evaluation", "batch_size", "device", "stored_as", "recipe", "quantization")
+        facts = _older(self, younger)
         return facts | {"tasks": [task.facts() for task in self.tasks]}
 
     @property

@@ -34,7 +34,12 @@ from qbench.plugin_file import import_plugin_file
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
-_BUILDS_ON = ("qbench.methods.", "qbench.calibration.reconstruction", "qbench.calibration.folding")
+# What methods derive from or call as if it were their own file, beside each other.
+_BUILDS_ON = (
+    "qbench.calibration.folding",
+    "qbench.calibration.folding_search",
+    "qbench.calibration.reconstruction",
+)
 _plugins: dict[str, Declaration] = {}
 
 
@@ -212,7 +217,8 @@ def source_hash(cls: type) -> str:
     waiting = [cls.__module__]
     while waiting:
         name = waiting.pop()
-        if name in seen or not (name == cls.__module__ or name.startswith(_BUILDS_ON)):
+        of_methods = name == cls.__module__ or name.startswith(f"{PACKAGE}.")
+        if name in seen or not (of_methods or name in _BUILDS_ON):
             continue
         seen.add(name)
         for value in vars(sys.modules[name]).values():

@@ -166,6 +166,7 @@ def _traits(record: Record) -> dict[str, str]:
         "batch": f"batch={cell.batch_size}",
         "evaluation": f"evaluation={cell.evaluation}",
         "source": f"source={cell.source}",
+        "quantization": f"quantization={cell.quantization}",
         "revision": f"revision={cell.revision[:12]}",
         "packages": packages_text(record),
     }

@@ -58,6 +58,7 @@ COLUMNS = (
     "calibration_hash",
     "seed",
     "source",
+    "quantization",
     "dtype",
     "device",
     "batch_size",
@@ -91,6 +92,7 @@ WORDS = (
     "calibration",
     "calibration_hash",
     "source",
+    "quantization",
     "dtype",
     "device",
     "evaluation",
@@ -136,8 +138,9 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
     layers: what single layers and the head have in place of the bits. stored_as: of a model that
     others have quantized. grid: `symmetric`, or empty. calibration_hash: of its text. source,
-    evaluation: hashes of the method's code and of that which judges. What follows `layers` tells
-    cells apart that are alike in all before it; timed_on: the machine of a latency.
+    quantization, evaluation: hashes of the method's code, of that by which all methods are applied,
+    and of that which judges. What follows `layers` tells cells apart that are alike in all before
+    it; timed_on: the machine of a latency.
     """
     records = ordered(records)
     pairs = pairs_of(records, folder)
@@ -237,6 +240,7 @@ def _cell_columns(record: Record) -> dict[str, object]:
         "revision": csv_cell(cell.revision),
         "seed": cell.seed,
         "source": cell.source,
+        "quantization": cell.quantization,
         "dtype": cell.dtype,
         "device": cell.device,
         "batch_size": cell.batch_size,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qbench.commands.options import out
+from qbench.commands.options import say
 
 app = typer.Typer()
 
@@ -25,11 +25,7 @@ def gc(
 
     litter = open_run(folder).litter(delete)
     for path, size in litter:
-        _print(f"{'removed' if delete else 'litter '}  {size / 1e6:9.1f} MB  {path}")
+        say(f"{'removed' if delete else 'litter '}  {size / 1e6:9.1f} MB  {path}")
     total = sum(size for _, size in litter)
     hint = "" if delete or not litter else "; --delete removes them"
-    _print(f"{len(litter)} leftovers, {total / 1e6:.1f} MB{hint}")
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(f"{len(litter)} leftovers, {total / 1e6:.1f} MB{hint}")

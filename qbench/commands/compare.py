@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import Data, as_names, err, out
+from qbench.commands.options import Data, as_names, err, out, say
 from qbench.commands.variants import is_file_of_method, read_variant_here
 from qbench.errors import ConfigError, unknown_name
 from qbench.files.atomic import remove_file, require_place
@@ -184,7 +184,7 @@ def baseline_save(
 
     folder = save_baseline(_side(run, baselines), name, baselines)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    _print(f"{folder}  {size / 1e6:.1f} MB")
+    say(f"{folder}  {size / 1e6:.1f} MB")
 
 
 @baseline_app.command("list")
@@ -195,7 +195,7 @@ def baseline_list(baselines: Baselines = HERE) -> None:
     for name in baseline_names(baselines):
         side = _side(str(baselines / name), baselines)
         labels = dict.fromkeys(record.cell.label for record in side.quantized)
-        _print(f"{name}  {', '.join(labels)}")
+        say(f"{name}  {', '.join(labels)}")
 
 
 @baseline_app.command("show", epilog="Example: `qbench baseline show gptq-main`")
@@ -207,11 +207,11 @@ def baseline_show(
     from qbench.reports.headline import score_text
 
     for record in _side(name, baselines).records:
-        _print(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")
+        say(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")
         for score in record.scores:
             name = f"{score.task}  {score.metric}  {score.filter}"
-            _print(f"  {name}  {score_text(score)}  n={score.n}")
-        _print(f"  {record.command}")
+            say(f"  {name}  {score_text(score)}  n={score.n}")
+        say(f"  {record.command}")
 
 
 def _side(text: str, baselines: Path) -> Side:
@@ -250,17 +250,17 @@ def _show(verdict: Verdict) -> None:
     Console(width=max(WIDTH, out.width)).print(_table(verdict))
     for cell in verdict.cells:
         if cell.status != "compared":
-            _print(written.lost_line(cell))
+            say(written.lost_line(cell))
         for finding in cell.findings:
             for line in written.flip_lines(finding):
-                _print(f"answers  {cell.label}  {line}")
+                say(f"answers  {cell.label}  {line}")
         if cell.costs:
-            _print(f"costs    {cell.label}  {', '.join(written.cost_lines(cell))}")
+            say(f"costs    {cell.label}  {', '.join(written.cost_lines(cell))}")
     for line in written.look_lines(verdict):
-        _print(f"looks    {line}")
+        say(f"looks    {line}")
     for note in dict.fromkeys(note for cell in verdict.cells for note in cell.notes):
-        _print(f"note     {note}")
-    _print(f"{verdict.outcome}: {written.SENTENCES[verdict.outcome]}")
+        say(f"note     {note}")
+    say(f"{verdict.outcome}: {written.SENTENCES[verdict.outcome]}")
 
 
 def _table(verdict: Verdict) -> Table:
@@ -288,7 +288,3 @@ def _table(verdict: Verdict) -> Table:
     for row in rows:
         table.add_row(*[Text(printable(row[k])) for k in kept])
     return table
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

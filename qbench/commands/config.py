@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from qbench.commands.grid_flags import Asked, with_grid_flags
-from qbench.commands.options import out
+from qbench.commands.options import say
 
 if TYPE_CHECKING:
     from qbench.experiment.grid import Grid
@@ -32,7 +32,7 @@ def show(asked: Asked) -> None:
         load_plugins(grid.plugin)
     grid.check_request(loaded=True)
     for line in shown(grid, asked):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 @app.command(epilog="Example: `qbench config schema > grid.schema.json`")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import Data, out
+from qbench.commands.options import Data, out, say
 
 app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
 
@@ -20,7 +20,7 @@ def data_list(data: Data = None) -> None:
     from qbench.tasks.data import inventory, open_source
 
     source = open_source(data or "auto")
-    out.print(f"data  {source.describe()}", markup=False, soft_wrap=True)
+    say(f"data  {source.describe()}")
     table = Table("table", "split", "rows", "sha256", "licence", box=None, padding=(0, 2, 0, 0))
     for row in inventory(source):
         cells = ["missing" if value is None else str(value) for value in row.values()]

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import err, out
+from qbench.commands.options import err, out, say
 from qbench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def create(names: Names) -> None:
             err.print(f"qbench: {error}", markup=False, highlight=False, soft_wrap=True)
             continue
         assert made.installed is not None
-        _print(
+        say(
             f"{package.name}  {len(made.installed.packages)} packages, {made.nbytes / 1e6:.0f} MB, "
             f"{made.installed.seconds:.0f} s with {made.installed.installer}"
         )
@@ -67,7 +67,7 @@ def list_() -> None:
             if reason is not None:
                 table.add_row(*map(Text, ("", "unavailable", "", name, reason)))
     out.print(table)
-    _print(f"environments  {environments()}")
+    say(f"environments  {environments()}")
 
 
 @app.command(epilog="Example: `qbench env remove hqq`")
@@ -77,7 +77,7 @@ def remove(names: Names) -> None:
     from qbench.external.packages import get_package
 
     for package in [get_package(name) for name in names]:
-        _print(f"{package.name}  {'removed' if remove(package) else 'was not there'}")
+        say(f"{package.name}  {'removed' if remove(package) else 'was not there'}")
 
 
 def methods_of(package: Package) -> dict[str, str | None]:
@@ -90,7 +90,3 @@ def methods_of(package: Package) -> dict[str, str | None]:
         if method.package == package:
             methods[name] = method.unavailable
     return methods
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

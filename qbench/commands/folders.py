@@ -32,6 +32,7 @@ from qbench.commands.options import (
     as_names,
     err,
     out,
+    say,
 )
 from qbench.errors import ConfigError
 
@@ -148,7 +149,7 @@ def export(
 
     with err.status(f"writing {to}"):
         path = export_folder(folder, to, output, dtype, verify)
-    _print(f"{path}  {_bits(path)} ({folder}: {_bits(folder)})")
+    say(f"{path}  {_bits(path)} ({folder}: {_bits(folder)})")
 
 
 @app.command(
@@ -223,15 +224,15 @@ def evaluate(
 
         if through is None:
             for score in evaluate_model(folder, grid, progress, unquantized, announce):
-                _print(_score_line(score))
+                say(_score_line(score))
             return
         from qbench.experiment.through import evaluate_through
 
         for said in evaluate_through(folder, grid, through, parity, progress, announce):
             if said.score is not None:
-                _print(_score_line(said.score))
+                say(_score_line(said.score))
             if said.parity is not None:
-                _print(_parity_line(said.task, said.parity))
+                say(_parity_line(said.task, said.parity))
 
 
 @app.command(
@@ -251,17 +252,17 @@ def inspect(
     if as_json:
         print(json.dumps(asdict(inspection), indent=2))
         return
-    _print(_headline(inspection))
+    say(_headline(inspection))
     out.print(_item_table(inspection))
     # `model.layers.0.mlp` and `model.layers.1.mlp` are one line, `model.layers.*.mlp`.
     patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in inspection.unquantized_layers]
     for pattern, count in Counter(patterns).items():
         layers = f"  ({count} layers)" if count > 1 else ""
-        _print(f"not quantized  {pattern}{layers}")
+        say(f"not quantized  {pattern}{layers}")
     for note in inspection.notes:
-        _print(f"note  {note}")
+        say(f"note  {note}")
     if inspection.parameters:
-        _print(f"stated  {_flat(inspection.parameters)}")
+        say(f"stated  {_flat(inspection.parameters)}")
 
 
 @app.command(epilog="Example: `qbench verify smollm2-gptq-3b`")
@@ -275,7 +276,7 @@ def verify(
 
     problems = verify_files(folder)
     for name, problem in sorted(problems.items()):
-        _print(f"FAIL  {name}  {problem}" if problem else f"ok    {name}")
+        say(f"FAIL  {name}  {problem}" if problem else f"ok    {name}")
     raise typer.Exit(1 if any(problems.values()) else 0)
 
 
@@ -365,7 +366,3 @@ def _item_table(inspection: Inspection) -> Table:
             "" if bits is None else f"{bits:.4f}",
         )
     return table
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.commands.options import out
+from qbench.commands.options import say
 from qbench.commands.variants import Variant, method_of
 from qbench.errors import ConfigError
 from qbench.stats.sequential import Look, looks
@@ -129,7 +129,7 @@ class Gate:
                 outcome = self._judge(records, store.folder, look, draws, len(schedule) > 1)
                 if outcome != "undecided" or look.last:
                     break
-                _print(f"look  after {look.draws} of {draws} draws: undecided, so it goes on")
+                say(f"look  after {look.draws} of {draws} draws: undecided, so it goes on")
         return records
 
     def _judge(
@@ -149,7 +149,3 @@ class Gate:
             verdict = replace(verdict, looks=tuple(self.looked), draws=draws)
         self._verdict = verdict
         return verdict.outcome
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qbench.commands.bar import QUIET_SECONDS, time_bar
-from qbench.commands.options import Data, Device, Plugins, Sets, Trust, announce, as_group, err, out
+from qbench.commands.options import (
+    Data,
+    Device,
+    Plugins,
+    Sets,
+    Trust,
+    announce,
+    as_group,
+    err,
+    out,
+    say,
+)
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
 
@@ -89,7 +100,7 @@ def layers(
     paths.append(write_text(output / "layers.svg", svg(figure)))
     paths.append(write_bytes(output / "layers.png", png(figure)))
     _show(report, title)
-    out.print(f"written  {'  '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    say(f"written  {'  '.join(map(str, paths))}")
 
 
 def _quantize(
@@ -163,11 +174,11 @@ def _show(report: dict[str, Any], title: str) -> None:
     )
     for line in lines:
         fields = [field.ljust(width) for field, width in zip(line, widths, strict=True)]
-        out.print("  ".join(fields).rstrip(), markup=False, highlight=False, soft_wrap=True)
+        say("  ".join(fields).rstrip())
     sentence = advice(report)
     if sentence:
-        out.print(sentence, markup=False, soft_wrap=True)
-        out.print(f"in a run: {_rules(report)}", markup=False, soft_wrap=True)
+        say(sentence)
+        say(f"in a run: {_rules(report)}")
 
 
 def _rules(report: dict[str, Any]) -> str:

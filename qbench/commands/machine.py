@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import as_names, as_numbers, err, out
+from qbench.commands.options import as_names, as_numbers, err, out, say
 from qbench.errors import ConfigError
 from qbench.files.atomic import require_place
 
@@ -43,11 +43,11 @@ def doctor() -> None:
     facts = environment()
     for title in ("hardware", "packages"):
         values = "  ".join(f"{key}={value}" for key, value in facts[title].items())
-        _print(f"{title}  {values}")
+        say(f"{title}  {values}")
     for finding in findings():
-        _print(f"{finding.what}  {finding.state}")
+        say(f"{finding.what}  {finding.state}")
         if finding.advice:
-            _print(f"  -> {finding.advice}")
+            say(f"  -> {finding.advice}")
     columns, rows = listing("kernels")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
@@ -132,7 +132,7 @@ def latency(
             from qbench.latency.gpu import tune as tune_launches
 
             for path in tune_launches(request):
-                _print(f"tuned  {path}")
+                say(f"tuned  {path}")
         stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
         from qbench.files.atomic import write_text
@@ -179,10 +179,10 @@ def _products(
         Console(width=max(out.width, WIDTH)).print(_product_table(rows))
         timed += rows
     for name, reason in missing.items():
-        _print(f"not here  {name}: {reason}")
+        say(f"not here  {name}: {reason}")
     stored = as_benchmarks(timed)
     if plot is not None:
-        _print(f"plot  {write_roofline(stored, plot)}")
+        say(f"plot  {write_roofline(stored, plot)}")
     return stored
 
 
@@ -259,7 +259,3 @@ def _with_range(spread: tuple[float, float, float]) -> str:
     """(median, least, most) as `median (least-most)`."""
     median, least, most = spread
     return f"{median:.1f} ({least:.1f}-{most:.1f})"
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

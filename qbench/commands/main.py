@@ -35,7 +35,7 @@ from qbench.commands import (
 )
 from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
-from qbench.commands.options import Plugins, announce, err, out
+from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
 from qbench.errors import QbenchError
 from qbench.files.atomic import require_place
@@ -159,7 +159,7 @@ def run_grid(
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     with _claim_of(folder, dry_run):
         plan = make_plan(grid, announce, dry_run=dry_run, elsewhere=elsewhere)
-    out.print(protocol(plan), markup=False, soft_wrap=True)
+    say(protocol(plan))
     if dry_run:
         show_plan(plan)
         return 0
@@ -236,7 +236,7 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
         return records
     longer = learn_from(plan, records, clock)
     if longer:
-        out.print(accuracy(clock.seconds, total, longer), markup=False, soft_wrap=True)
+        say(accuracy(clock.seconds, total, longer))
     return records
 
 
@@ -315,7 +315,7 @@ def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
 
 def _print_paths(title: str, paths: Iterable[Path]) -> None:
     line = "  ".join(map(str, paths))
-    out.print(f"{title}  {line}", markup=False, soft_wrap=True)
+    say(f"{title}  {line}")
 
 
 def _print_report(paths: Iterable[Path], folder: Path) -> None:

@@ -25,6 +25,11 @@ out = _Console()
 err = _Console(stderr=True)
 
 
+def say(line: str) -> None:
+    """Print a line as it is: no markup, no colours of its parts, and not wrapped."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def announce(text: str) -> None:
     """Say a sentence on stderr, as it is."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)

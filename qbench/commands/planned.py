@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import out
+from qbench.commands.options import out, say
 
 WIDTH = 110  # of a terminal, at least: names do not wrap
 
@@ -109,7 +109,7 @@ def show_plan(plan: Plan) -> None:
     for cell in plan.cells:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]
-            out.print(f"skipped  {cell.label}  {reason}", markup=False, soft_wrap=True)
+            say(f"skipped  {cell.label}  {reason}")
     out.print(
         f"{len(plan.cells)} cells, about {how_long(total)} "
         f"(estimated from {_grounds(plan)}), {sum(saved.values()) / 1e9:.1f} GB on disk"

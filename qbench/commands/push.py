@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qbench.commands.options import err, out
+from qbench.commands.options import err, say
 
 if TYPE_CHECKING:
     from qbench.publish import Upload
@@ -40,23 +40,19 @@ def push(
         err.print(f"warning: the card names no {option[2:]}; give {option}", markup=False)
     _show(plan)
     if not yes:
-        _print(f"nothing was sent; --yes uploads this to {repository}")
+        say(f"nothing was sent; --yes uploads this to {repository}")
         return
     with err.status(f"uploading to {repository}"):
         address = upload(plan, private)
-    _print(f"uploaded  {address}")
+    say(f"uploaded  {address}")
 
 
 def _show(plan: Upload) -> None:
     for name, path in sorted(plan.files.items()):
-        _print(f"{path.stat().st_size / 1e6:9.3f} MB  {name}")
-    _print(f"{plan.nbytes / 1e6:9.3f} MB  {len(plan.files)} files for {plan.repository}")
+        say(f"{path.stat().st_size / 1e6:9.3f} MB  {name}")
+    say(f"{plan.nbytes / 1e6:9.3f} MB  {len(plan.files)} files for {plan.repository}")
     for key in ("base_model", "license"):
         if plan.metadata.get(key):
-            _print(f"card  {key}: {plan.metadata[key]}")
+            say(f"card  {key}: {plan.metadata[key]}")
     for entry in plan.metadata.get("model-index") or ():
-        _print(f"card  model-index: {len(entry.get('results', ()))} data sets with scores")
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"card  model-index: {len(entry.get('results', ()))} data sets with scores")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qbench.commands.options import Data, Device, as_group, as_numbers, out
+from qbench.commands.options import Data, Device, as_group, as_numbers, say
 from qbench.commands.variants import Variant, read_variant
 from qbench.files.atomic import remove_file, require_place, write_text
 from qbench.outside_text import markdown as escaped
@@ -105,10 +105,10 @@ def _failures(variant: Variant) -> list[Verdict]:
     verdicts = list(check_isolated(variant.target, CHECK_SECONDS))
     failures = [verdict for verdict in verdicts if verdict.outcome == "FAIL"]
     for verdict in failures:
-        _print(f"FAIL  {_line(verdict)}")
+        say(f"FAIL  {_line(verdict)}")
     if not failures:
         subjects = dict.fromkeys(verdict.subject for verdict in verdicts)
-        _print(f"ok    {', '.join(subjects)}  all contract checks")
+        say(f"ok    {', '.join(subjects)}  all contract checks")
     return failures
 
 
@@ -138,7 +138,3 @@ def _write_broken(
 
 def _line(verdict: Verdict) -> str:
     return f"{verdict.subject}  {verdict.check}: {verdict.reason}"
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -50,6 +50,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     device=identity.device,
                     stored_as=identity.stored_as[model] if scheme is None else None,
                     recipe=_recipe(scheme),
+                    quantization=identity.quantization if scheme is not None else "",
                 )
                 cells.append(cell)
     return tuple(cells)

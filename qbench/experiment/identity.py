@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from qbench import calibration, formats, quantization
 from qbench.calibration import windows
 from qbench.environment import pick_dtype
 from qbench.errors import ConfigError
@@ -39,7 +40,7 @@ class Identity:
     revisions: what exactly is loaded, by the model's name. stored_as: how a model was quantized by
     whoever made it, None where it was not, by its name. tasks: what is asked on this data.
     calibrations: of the methods that calibrate, a cell for each. dtype: in which models are
-    evaluated. evaluation, batch_size, device: as in `Cell`.
+    evaluated. quantization, evaluation, batch_size, device: as in `Cell`.
     """
 
     revisions: Mapping[str, str]
@@ -47,6 +48,7 @@ class Identity:
     tasks: tuple[TaskSpec, ...]
     calibrations: tuple[CalibrationSpec, ...]
     dtype: str
+    quantization: str
     evaluation: str
     batch_size: int
     device: str
@@ -87,11 +89,21 @@ def identify(
         tasks=specs,
         calibrations=calibrations,
         dtype=dtype,
+        quantization=quantization_hash(),
         evaluation=evaluation_hash(tasks),
         batch_size=grid.defaults["batch_size"],
         device=device.partition(":")[0],
     )
     return identity, tasks
+
+
+def quantization_hash() -> str:
+    """12 hex digits for the code by which every method is applied: walk, losses and formats."""
+    digest = hashlib.sha256(Path(quantization.__file__).read_bytes())
+    for room in (calibration, formats):
+        for path in sorted(Path(room.__path__[0]).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def evaluation_hash(tasks: Mapping[str, Task]) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import pytest
 
-from qbench import registry
+from qbench import formats, registry
 from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command, expand
 from qbench.experiment.grid import PRESETS, SWEEPS, Grid, parse_set, read_grid
-from qbench.experiment.identity import Identity
+from qbench.experiment.identity import Identity, quantization_hash
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -31,6 +32,7 @@ def identity(grid, **changes):
         "tasks": tuple(TASKS),
         "calibrations": (CALIBRATION,),
         "dtype": "float32",
+        "quantization": "q",
         "evaluation": "e",
         "batch_size": 8,
         "device": "cpu",
@@ -392,13 +394,28 @@ def test_an_artifact_is_shared_where_only_the_evaluation_differs():
     assert on_gpu != artifact(device="cuda", dtype="bfloat16"), "there it calibrates in the dtype"
 
 
+def test_the_code_that_all_methods_are_applied_by_is_part_of_what_is_quantized(
+    tmp_path, monkeypatch
+):
+    grid = Grid(methods=("none", "rtn"), bits=(3,))
+    before = expand(grid, identity(grid))
+    after = expand(grid, identity(grid, quantization="other"))
+    assert before[0] == after[0] and before[1].artifact != after[1].artifact
+    known = quantization_hash()
+    room = shutil.copytree(formats.__path__[0], tmp_path / "formats")
+    monkeypatch.setattr(formats, "__path__", [str(room)])
+    assert quantization_hash() == known
+    with (room / "snapping.py").open("a") as file:
+        file.write("# more\n")
+    assert quantization_hash() != known
+
+
 def test_younger_facts_leave_the_ids_of_older_records():
     """As written by the version before: the id is that of the fields it knew."""
     grid = Grid(methods=("rtn",), bits=(3,))
-    (cell,) = expand(grid, identity(grid, evaluation="", batch_size=None))
-    known = cell.model_dump(
-        mode="json", exclude={"evaluation", "batch_size", "device", "stored_as", "recipe"}
-    )
+    (cell,) = expand(grid, identity(grid, quantization="", evaluation="", batch_size=None))
+    younger = {"evaluation", "batch_size", "device", "stored_as", "recipe", "quantization"}
+    known = cell.model_dump(mode="json", exclude=younger)
     for task in known["tasks"]:
         for name in ("spread", "max_gen_toks", "chat_template", "bos"):
             assert not task.pop(name)

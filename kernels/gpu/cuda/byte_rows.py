@@ -1,4 +1,4 @@
-"""Products with 4 to 16 rows of x: planes of bits as bytes, times pairs of bytes (byte_rows.cu).
+"""Products with up to 16 rows of x: planes of bits as bytes, times pairs of bytes (byte_rows.cu).
 
 x is first turned into 16-bit integers, as high and low bytes, and a scale for each block of 128
 inputs (bytes.cu), which layers that read the same x share. The error is 2^-15 of a block's largest
