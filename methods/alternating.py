@@ -101,7 +101,9 @@ class Alternating:
         best = self._from_greedy(group, W, bits)
         if bits > 1:
             # To the end for itself: it is the slowest to improve, and a trial would drop it.
-            uniform = alternate(group, *self._uniform_start(W, bits), self.rounds, self.shift)
+            alpha, shift = uniform_start(W, bits)
+            shift = shift if self.shift else torch.zeros_like(shift)
+            uniform = alternate(group, alpha, shift, self.rounds, self.shift)
             best = _better(best, uniform)
         _, alpha, shift = best
         # -alpha_i c_i is alpha_i (-c_i): signs and order of the scales do not change the levels,
@@ -129,34 +131,33 @@ class Alternating:
 
         return reduce(_better, map(finished, first[:FINALISTS]))
 
-    def _uniform_start(self, W: Tensor, bits: int) -> Coding:
-        """The better of two clip-searched uniform grids (s, z) per group, as a binary coding.
 
-        One grid has integer and one has real zero points. The levels s (k - z), k in 0 .. 2^b - 1,
-        are those of alpha_i = s 2^(b-1-i), i = 1 .. b, and shift = s (h - z), h = (2^b - 1)/2.
-        """
-        scheme = Scheme(bits)
-        h = (2**bits - 1) / 2
-        least = torch.full_like(W[:, 0], torch.inf)
-        scale = torch.zeros_like(least)
-        shift = torch.zeros_like(least)
-        for method in (RTN(), RTN(zero_point="real")):
-            stored_scale, stored_zero = method.grid(W, scheme)
-            s = stored_scale.float()
-            z = zero_as_float(stored_scale, stored_zero, bits)
-            # The stored scale may have become zero, and the error divides by it.
-            error = grid_error(W, s.clamp_min(TINY), z, bits, 2.0)
-            better = error < least
-            least = torch.where(better, error, least)
-            scale = torch.where(better, s, scale)
-            shift = torch.where(better, s * (h - z), shift)
-        # sum_i c_i 2^(b-1-i) runs through k - h, k = 0 .. 2^b - 1, and s (k - z) is s (k - h) +
-        # s (h - z).
-        places = 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)  # 2^(b-1-i), (b,)
-        alpha = scale[:, None] * places
-        if not self.shift:
-            shift = torch.zeros_like(shift)
-        return alpha, shift
+def uniform_start(W: Tensor, bits: int, importance: Tensor | None = None) -> Coding:
+    """The better of two clip-searched uniform grids (s, z) of W (rows, g), as a binary coding.
+
+    importance (rows, g): what an error of each weight counts, None for 1. One grid has integer and
+    one has real zero points. The levels s (k - z), k in 0 .. 2^b - 1, are those of
+    alpha_i = s 2^(b-1-i), i = 1 .. b, and shift = s (h - z), h = (2^b - 1)/2.
+    """
+    scheme = Scheme(bits)
+    h = (2**bits - 1) / 2
+    least = torch.full_like(W[:, 0], torch.inf)
+    scale = torch.zeros_like(least)
+    shift = torch.zeros_like(least)
+    for method in (RTN(), RTN(zero_point="real")):
+        stored_scale, stored_zero = method.grid(W, scheme, importance)
+        s = stored_scale.float()
+        z = zero_as_float(stored_scale, stored_zero, bits)
+        # The stored scale may have become zero, and the error divides by it.
+        error = grid_error(W, s.clamp_min(TINY), z, bits, 2.0, importance)
+        better = error < least
+        least = torch.where(better, error, least)
+        scale = torch.where(better, s, scale)
+        shift = torch.where(better, s * (h - z), shift)
+    # sum_i c_i 2^(b-1-i) runs through k - h, k = 0 .. 2^b - 1, and s (k - z) is s (k - h) +
+    # s (h - z).
+    places = 2.0 ** torch.arange(bits - 2, -2, -1, device=W.device)  # 2^(b-1-i), (b,)
+    return scale[:, None] * places, shift
 
 
 def _better(first: Fit, second: Fit) -> Fit:

@@ -31,11 +31,12 @@ from qbench.methods.alternating import (
     alternate,
     level_signs,
     patterns,
+    uniform_start,
 )
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
 from qbench.methods.native import loops
-from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, rows_of, zero_as_float
+from qbench.methods.rtn import row_slices, rows_of
 from qbench.methods.stored_numbers import stored_numbers
 
 CHUNK = 1 << 20  # weights fitted at a time on a CPU: bounds the temporaries
@@ -152,34 +153,11 @@ def weighted_levels(W: Tensor, weights: Tensor, bits: int, rounds: int) -> Codin
         assert F is not None
         # In units of the group's mean: a small group's normal equations are as well scaled.
         F = F / F.mean(1, keepdim=True)
-        alpha, shift = uniform_start(X, F, bits)
+        alpha, shift = uniform_start(X, bits, F)
         _, fitted, moved = alternate(WeightedGroups(X, F), alpha, shift, rounds, True)
         alphas.append(fitted.abs().sort(1, descending=True).values.float())
         shifts.append(moved.float())
     return torch.cat(alphas), torch.cat(shifts)
-
-
-def uniform_start(X: Tensor, F: Tensor, bits: int) -> Coding:
-    """The better of two clip-searched uniform grids of X (rows, g), as a binary coding.
-
-    F (rows, g): what an error of each weight counts. One grid has integer and one has real zero
-    points. Levels s (k - z) are alpha_i = s 2^(b-1-i) about the shift s (h - z), h = (2^b - 1)/2.
-    """
-    scheme = Scheme(bits)
-    least = torch.full_like(X[:, 0], torch.inf)
-    scale = torch.zeros_like(least)
-    shift = torch.zeros_like(least)
-    for method in (RTN(), RTN(zero_point="real")):
-        stored_scale, stored_zero = method.grid(X, scheme, F)
-        s = stored_scale.float()
-        z = zero_as_float(stored_scale, stored_zero, bits)
-        error = grid_error(X, s.clamp_min(TINY), z, bits, 2.0, F)
-        better = error < least
-        least = torch.where(better, error, least)
-        scale = torch.where(better, s, scale)
-        shift = torch.where(better, s * ((2**bits - 1) / 2 - z), shift)
-    places = 2.0 ** torch.arange(bits - 2, -2, -1, device=X.device)  # 2^(b-1-i), (b,)
-    return scale[:, None] * places, shift
 
 
 class WeightedGroups(SortedGroups):

@@ -10,7 +10,6 @@ Round-to-nearest needs no calibration:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
-from qbench.calibration.windows import windows
+from qbench.calibration.windows import calibration_facts, windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
@@ -180,8 +179,7 @@ def quantize(
     verb = verb_of(method)
     if verb != "quantize_weight" or scheme.budget is not None:
         tokens = _tokens(calibration, tokenizer, method)
-        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
-        manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
+        manifest["calibration"] = calibration_facts(tokens)
         where = torch.device(device)
         scheme, allocation = allocated(model, method, asked, tokens, where, progress)
         manifest |= allocation

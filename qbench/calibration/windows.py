@@ -6,6 +6,7 @@ start), then cut into non-overlapping windows; the tail is dropped.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,3 +70,9 @@ def _tokens(texts: Sequence[str], tokenizer: Any, between: str = BETWEEN) -> Ten
         raise DataError("the text is empty; give a data source with text")
     ids = without_ending(tokenizer)(joined, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
+
+
+def calibration_facts(tokens: Tensor) -> dict[str, Any]:
+    """How many windows of how many tokens, and 12 hex digits of their hash, JSON-able."""
+    digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
+    return {"tokens": list(tokens.shape), "sha256": digest}

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from qbench.checks.samples import (
@@ -24,6 +22,7 @@ from qbench.checks.samples import (
     quantize_sample,
     sample_weight,
 )
+from qbench.checks.surroundings import global_seed
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme
 from qbench.registry import get_method, load_plugin
@@ -34,16 +33,10 @@ PATIENCE = 900  # seconds for a fresh process; `check_isolated` gives up earlier
 def check_deterministic(method: Any) -> None:
     """The same input gives the same bits, whatever the global random state."""
     scheme = Scheme(bits_of(method)[0], GROUP)
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     results = []
     for seed in (1, 2):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        results.append(quantize_sample(method, scheme))
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
+        with global_seed(seed):
+            results.append(quantize_sample(method, scheme))
     if not equal(*results):
         raise Broke("two runs differ")
 

@@ -5,13 +5,11 @@ The checks of side effects and of results all read the same tour, so that it is 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from qbench.checks.arguments import Arguments, tensors_of
@@ -23,7 +21,7 @@ from qbench.checks.samples import (
     sample_inputs,
     sample_weight,
 )
-from qbench.checks.surroundings import Surroundings, stay_in_own_process
+from qbench.checks.surroundings import Surroundings, global_seed, stay_in_own_process
 from qbench.checks.tiny_models import FAMILIES, GROUP_SIZE, WHAT, tiny_model, tokens
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of
@@ -169,25 +167,18 @@ def watched(
     """Call the verb, append what is seen to `calls`, and return its result or raise its error."""
     scheme = arguments[-1]
     shapes = _shapes(arguments)
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    # Another state before every call: else a method that sets the same seed twice would go unseen.
-    seed = 1000 + len(calls)
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    before = Surroundings.now()
-    arguments_before = Arguments.of(arguments, copied)
     result = None
     error = None
-    try:
-        with stay_in_own_process():
-            result = verb(*arguments)
-    except BaseException as raised:
-        error = raised
-    changes = before.changes(Surroundings.now())
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
+    # Another state before every call: else a method that sets the same seed twice would go unseen.
+    with global_seed(1000 + len(calls)):
+        before = Surroundings.now()
+        arguments_before = Arguments.of(arguments, copied)
+        try:
+            with stay_in_own_process():
+                result = verb(*arguments)
+        except BaseException as raised:
+            error = raised
+        changes = before.changes(Surroundings.now())
     text = None if error is None else reason_of(error)
     try:
         changes |= arguments_before.changes(arguments)

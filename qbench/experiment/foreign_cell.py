@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from qbench.calibration.windows import calibration_facts
 from qbench.checkpoint.folder import unquantized_tensors
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, MethodError, ModelError
@@ -86,8 +86,7 @@ def quantize_elsewhere(
         "peak_bytes": written.result.peak_bytes,
     }
     if tokens is not None:
-        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:12]
-        manifest["calibration"] = {"tokens": list(tokens.shape), "sha256": digest}
+        manifest["calibration"] = calibration_facts(tokens)
     quantized.manifest = manifest
     return quantized
 

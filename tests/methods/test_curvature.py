@@ -57,7 +57,7 @@ def weighted_error(W, F, alpha, shift):
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_one_round_is_weighted_least_squares(bits):
     W, F = normal(12, 32), torch.rand(12, 32, generator=seeded(1)) + 0.01
-    alpha, shift = uniform_start(W, F, bits)
+    alpha, shift = uniform_start(W, bits, F)
     _, found, moved = alternate(WeightedGroups(W, F), alpha, shift, 0, True)
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=bits))).double()
     levels = shift[:, None].double() + alpha.double() @ signs.T
@@ -78,7 +78,7 @@ def test_rounds_never_raise_the_weighted_error(bits):
     W = normal(40, 64)
     weights = torch.exp(2 * torch.randn(5, 64, generator=seeded(2)))  # of 5 groups
     F = weights.repeat(8, 1)
-    start = weighted_error(W, F, *uniform_start(W, F / F.mean(1, keepdim=True), bits))
+    start = weighted_error(W, F, *uniform_start(W, bits, F / F.mean(1, keepdim=True)))
     errors = [start]
     for rounds in (1, 4, 16):
         errors.append(weighted_error(W, F, *weighted_levels(W, weights, bits, rounds)))
@@ -92,7 +92,7 @@ def test_rounds_never_raise_the_weighted_error(bits):
 def test_equal_weights_are_no_weights():
     W = normal(10, 32)
     F = torch.full((10, 32), 3.0)
-    alpha, shift = uniform_start(W, F, 3)
+    alpha, shift = uniform_start(W, 3, F)
     weighted = alternate(WeightedGroups(W, F), alpha, shift, 5, True)
     plain = alternate(SortedGroups(W), alpha, shift, 5, True)
     # Sums of float32 squares there, of float64 here.
