@@ -44,7 +44,8 @@ from qbench.external.packages import get_package
 from qbench.files.atomic import write_text
 from qbench.formats.stepped import values
 from qbench.methods.gptq import GPTQ, OnGrid
-from qbench.methods.rtn import RTN, SnappedGrid, stored_zero
+from qbench.methods.grids import SnappedGrid, stored_zero
+from qbench.methods.rtn import RTN
 from qbench.models.blocks import read_weight
 from qbench.models.loading import load_model
 from qbench.models.source import find_model

@@ -26,9 +26,10 @@ from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits, stored_coding
 from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
+from qbench.methods.grids import TINY, grid_error, row_slices, zero_as_float
 from qbench.methods.native import loops
 from qbench.methods.rotation import input_signs
-from qbench.methods.rtn import RTN, TINY, grid_error, row_slices, zero_as_float
+from qbench.methods.rtn import RTN
 
 TRIAL = 3  # rounds from every greedy start before the best ones go on alone
 FINALISTS = 2  # greedy starts that go on

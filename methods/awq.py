@@ -30,19 +30,19 @@ from qbench.calibration.folding import moved
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
-from qbench.formats.snapping import check_scale_bits, stored_scale, stored_zero_points
+from qbench.formats.snapping import check_scale_bits, stored_scale
 from qbench.formats.stepped import Stepped, values
-from qbench.methods.rtn import (
-    RTN,
+from qbench.methods.grids import (
     TINY,
     SnappedGrid,
     range_grid,
+    real_zero_points,
     round_to_grid,
     stored_zero,
     weight_range,
     zero_as_float,
-    zero_of_stored,
 )
+from qbench.methods.rtn import RTN
 from qbench.methods.scale_sites import Site, observe
 from qbench.models.blocks import as_kept, linears
 
@@ -274,13 +274,12 @@ class AWQ:
         scale = stored_scale(s, self.scale_bits)
         if scheme.symmetric:
             return scale, None
-        # The zero point that belongs to the scale as it is stored.
-        step = values(scale)
         if not integer:
-            z = zero_of_stored(s, z, step, scheme.bits)
-            return scale, stored_zero_points(z, step, scheme.bits, self.scale_bits)
+            return scale, real_zero_points(s, z, scale, scheme.bits, self.scale_bits)
         if isinstance(scale, Stepped):
-            z = (-low / step.float().clamp_min(TINY)).round_().clamp_(0, 2**scheme.bits - 1)
+            # The zero point that belongs to the scale as it is stored.
+            step = scale.dequantize().float().clamp_min(TINY)
+            z = (-low / step).round_().clamp_(0, 2**scheme.bits - 1)
         return scale, stored_zero(z, integer)
 
 

@@ -35,8 +35,8 @@ from qbench.methods.alternating import (
 )
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
+from qbench.methods.grids import row_slices, rows_of
 from qbench.methods.native import loops
-from qbench.methods.rtn import row_slices, rows_of
 from qbench.methods.stored_numbers import stored_numbers
 
 CHUNK = 1 << 20  # weights fitted at a time on a CPU: bounds the temporaries

@@ -15,7 +15,8 @@ from torch import Tensor
 from qbench.contracts import Scheme
 from qbench.formats.stepped import Numbers, Stepped, limits, values
 from qbench.methods.error_feedback import Rounded, round_span
-from qbench.methods.rtn import RTN, SnappedGrid, zero_as_float, zero_of_stored
+from qbench.methods.grids import SnappedGrid, zero_as_float, zero_of_stored
+from qbench.methods.rtn import RTN
 
 
 @dataclass(frozen=True)

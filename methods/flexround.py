@@ -30,7 +30,8 @@ from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import Numbers, values
 from qbench.methods.dynamic_groups import like
 from qbench.methods.gptq import GPTQ
-from qbench.methods.rtn import RTN, TINY, zero_as_float
+from qbench.methods.grids import TINY, zero_as_float
+from qbench.methods.rtn import RTN
 
 
 @dataclass(frozen=True)

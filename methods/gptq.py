@@ -35,7 +35,8 @@ from qbench.methods.error_feedback import (
     live_hessian,
     round_columns,
 )
-from qbench.methods.rtn import RTN, zero_as_float
+from qbench.methods.grids import zero_as_float
+from qbench.methods.rtn import RTN
 
 
 @dataclass(frozen=True)

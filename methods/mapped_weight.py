@@ -12,6 +12,7 @@ from qbench.calibration.reconstruction import Groups, TrainedWeight
 from qbench.formats import Binary
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import divided
+from qbench.methods.grids import TINY
 from qbench.methods.level_mapping import (
     Filter,
     MappedWeight,
@@ -19,7 +20,6 @@ from qbench.methods.level_mapping import (
     nearest_neighbour,
     ranked,
 )
-from qbench.methods.rtn import TINY
 from qbench.methods.stored_numbers import Steps, in_storage
 
 Mapping = Literal["exact", "local", "full"]

@@ -38,8 +38,9 @@ from qbench.formats.packing import as_stored
 from qbench.formats.snapping import check_scale_bits, stored_scale
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.dynamic_groups import like
+from qbench.methods.grids import TINY, round_to_grid, weight_range, zero_as_float
 from qbench.methods.migration import SMALLEST, largest_inputs, migration
-from qbench.methods.rtn import RTN, TINY, round_to_grid, weight_range, zero_as_float
+from qbench.methods.rtn import RTN
 from qbench.models.blocks import as_kept, linears, read_weight
 
 START = 4.0  # of gamma and beta: sigma(4) = 0.982, nearly the whole range

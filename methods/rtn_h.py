@@ -21,7 +21,8 @@ from qbench.formats import Uniform
 from qbench.formats.stepped import values
 from qbench.methods.error_feedback import importance, live_hessian
 from qbench.methods.gptq import OnGrid, better_rows
-from qbench.methods.rtn import RTN, round_to_grid, zero_as_float
+from qbench.methods.grids import round_to_grid, zero_as_float
+from qbench.methods.rtn import RTN
 
 
 @dataclass(frozen=True)

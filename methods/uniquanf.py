@@ -28,10 +28,11 @@ from qbench.formats.stepped import values
 from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
 from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.greedy import fit_scales, greedy_planes
+from qbench.methods.grids import TINY, row_slices
 from qbench.methods.level_mapping import Filter, nearest
 from qbench.methods.mapped_weight import Mapping, Start, UniQuanFWeight, in_its_own_frame
 from qbench.methods.rotation import RotatedWeight, input_signs, rotated_stats
-from qbench.methods.rtn import RTN, TINY, row_slices
+from qbench.methods.rtn import RTN
 from qbench.methods.stored_numbers import Steps, default_scale_bits, stored_numbers
 
 CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries

@@ -96,7 +96,7 @@ def feed_back_block(U: Tensor, tables: Tensor, group_of: Tensor, W: Tensor, erro
 
 
 def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None) -> Tensor:
-    """`rtn.grid_error` with norm 2."""
+    """`grids.grid_error` with norm 2."""
     error = W.new_empty(len(W))
     _call("grid_error", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, error)
     return error
@@ -105,7 +105,7 @@ def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | 
 def fit_sums(
     W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The two sums of `rtn.fitted_scale`, (rows,) each."""
+    """The two sums of `grids.fitted_scale`, (rows,) each."""
     with_w = W.new_empty(len(W))
     with_d = W.new_empty(len(W))
     _call("fit_sums", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, with_w, with_d)

@@ -21,7 +21,8 @@ from qbench.formats import Binary, Dense, Uniform
 from qbench.formats.packing import as_stored
 from qbench.methods.awq import AWQ
 from qbench.methods.gptq import GPTQ
-from qbench.methods.rtn import RTN, range_grid, round_to_grid, weight_range
+from qbench.methods.grids import (range_grid, round_to_grid, weight_range)
+from qbench.methods.rtn import RTN
 from qbench.models.blocks import linears, read_weight
 
 

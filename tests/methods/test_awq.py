@@ -15,7 +15,7 @@ from qbench.contracts import BlockInputs, BlockResult
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
 from qbench.methods.awq import AWQ
-from qbench.methods.rtn import round_to_grid
+from qbench.methods.grids import round_to_grid
 from qbench.methods.scale_sites import observe
 from qbench.models.blocks import linears, quantizable, read_weight
 from samples import token_ids

@@ -24,8 +24,9 @@ from qbench.methods.dynamic_groups import holds
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian, round_columns
 from qbench.methods.flexround import FlexRound
 from qbench.methods.gptq import GPTQ
+from qbench.methods.grids import fitted_line, grid_error, nearest_codes, round_to_grid
 from qbench.methods.omniquant import OmniQuant
-from qbench.methods.rtn import RTN, fitted_line, grid_error, nearest_codes, round_to_grid
+from qbench.methods.rtn import RTN
 from qbench.methods.rtn_h import RTNH
 from samples import normal
 

@@ -12,7 +12,7 @@ import torch
 
 from qbench import registry, shared_library
 from qbench.contracts import LinearStats
-from qbench.methods import alternating, curvature, error_feedback, level_mapping, rtn
+from qbench.methods import alternating, curvature, error_feedback, grids, level_mapping
 from qbench.methods.alternating import SortedGroups
 from qbench.methods.curvature import WeightedGroups
 from qbench.methods.native import loops
@@ -80,9 +80,9 @@ def test_grids(group, weighted, in_torch):
     s = normal(37).abs() + 0.05
     z = normal(37, seed=1).abs() * 5
     counts = normal(37, group, seed=2).abs() if weighted else None
-    fast = rtn.grid_error(W, s, z, 4, 2.0, counts), rtn.fitted_scale(W, s, z, 4, counts)
+    fast = grids.grid_error(W, s, z, 4, 2.0, counts), grids.fitted_scale(W, s, z, 4, counts)
     in_torch()
-    plain = rtn.grid_error(W, s, z, 4, 2.0, counts), rtn.fitted_scale(W, s, z, 4, counts)
+    plain = grids.grid_error(W, s, z, 4, 2.0, counts), grids.fitted_scale(W, s, z, 4, counts)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
 
 
@@ -100,8 +100,10 @@ def test_what_the_loops_do_not_take_is_computed_in_torch():
     torch.testing.assert_close((errors, strided), (expected[1], contiguous), rtol=1e-4, atol=1e-5)
     counts = normal(24, 8, seed=1).abs()
     s, z = torch.full((24,), 0.5), torch.full((24,), 3.0)
-    plain = rtn.grid_error(W, s, z, 3, 2.0, counts.double())
-    torch.testing.assert_close(plain, rtn.grid_error(W, s, z, 3, 2.0, counts), rtol=1e-5, atol=1e-6)
+    plain = grids.grid_error(W, s, z, 3, 2.0, counts.double())
+    torch.testing.assert_close(
+        plain, grids.grid_error(W, s, z, 3, 2.0, counts), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_no_loop_reads_beyond_what_it_is_given():
@@ -118,7 +120,7 @@ def test_a_code_is_rounded_as_torch_rounds_it():
     """Halves go to even, and what lies beyond the grid to its ends."""
     W = torch.tensor([[-9.0, -0.5, 0.5, 1.5, 2.5, 6.5, 7.5, 1e9]])
     one = torch.ones(1)
-    q = rtn.nearest_codes(W, one, 0 * one, 3)
+    q = grids.nearest_codes(W, one, 0 * one, 3)
     expected = (W - q).square().sum(1)
     assert torch.equal(loops.grid_error(W, one, 0 * one, 3, None), expected)
 
