@@ -24,7 +24,7 @@ LOOPS_API int loops_round_block(int64_t columns, int64_t out, const float *U, co
 LOOPS_API int loops_feed_back_block(int64_t columns, int64_t out, int64_t levels, const float *U, const float *tables,
                                     const int64_t *group_of, float *W, float *errors);
 
-/* error[row] = sum f (w - s (q - z))^2 with q the nearest code in 0..top, methods/rtn.py: W [rows][group], f the same
+/* error[row] = sum f (w - s (q - z))^2 with q the nearest code in 0..top, methods/grids.py: W [rows][group], f the same
  * or NULL for 1, s and z [rows]. */
 LOOPS_API int loops_grid_error(int64_t rows, int64_t group, const float *W, const float *f, const float *s,
                                const float *z, float top, float *error);
