@@ -23,6 +23,8 @@ LOGIT_BYTES = 2_000_000_000
 # float32, 5e-5 in float16, 3e-3 in bfloat16; a mask or a position that is not heeded, 0.05 and up.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
 PROBE = (24, 8, 8)  # tokens of the probe's stem, of its branches, and of theirs
+# Of configs: beyond so many tokens, attention is not to all before.
+WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
 LENGTH_BOUND_ROPE = ("dynamic", "longrope")  # rotations that change with the text's length
 Likelihood = tuple[float, bool]
 
@@ -30,17 +32,22 @@ Likelihood = tuple[float, bool]
 def reach(config: Any) -> float:
     """Up to how many tokens a model treats all texts alike: its window, or where its rope changes.
 
-    A pass is only right within that, and the probe is shorter.
+    A pass is only right within that, and the probe is shorter. 0 for GPT-Neo, whose local layers
+    mask by the place among a pass's rows.
     """
     text = config.get_text_config()
-    limits = [getattr(text, "sliding_window", None), getattr(text, "attention_window_size", None)]
+    if text.model_type == "gpt_neo":
+        return 0
+    limits = [getattr(text, name, None) for name in WINDOWS]
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) in LENGTH_BOUND_ROPE:
-        limits.append(
-            rope.get("original_max_position_embeddings")
-            or getattr(text, "original_max_position_embeddings", None)
-            or text.max_position_embeddings
-        )
+    of_kinds = [own for own in rope.values() if isinstance(own, dict)]  # of layers, by their kind
+    for own in (rope, *of_kinds):
+        if own.get("rope_type", own.get("type")) in LENGTH_BOUND_ROPE:
+            limits.append(
+                own.get("original_max_position_embeddings")
+                or getattr(text, "original_max_position_embeddings", None)
+                or text.max_position_embeddings
+            )
     return min((limit for limit in limits if limit), default=float("inf"))
 
 
@@ -129,17 +136,16 @@ class PrefixModel:
 def why_not(model: Any, tokens: Sequence[int]) -> str | None:
     """Why passes do not serve a model, None where they do: tried on these tokens.
 
-    Two passes behind a stem, of two branches each, are compared with the plain model.
+    Compared with the plain model are two passes behind a stem, of two branches each, and the ends
+    of one pass as wide as any: some models know of others by their places among the rows.
     """
-    stem, branch, leaf = PROBE
-    tokens = (list(tokens) * PROBE[0])[: stem + branch + leaf]
-    sequences = []
-    for turn in (0, 3):  # other tokens behind the same stem
-        middle = tokens[stem + turn : stem + branch] + tokens[:turn]
-        for ending in (tokens[-leaf:], tokens[-leaf:][::-1]):
-            sequences.append([*tokens[:stem], *middle, *ending])
+    prefix_model = PrefixModel(model)
+    tokens = (list(tokens) * PROBE[0])[: sum(PROBE)]
     try:
-        divergence = _divergence(model, sequences)
+        divergence = _divergence(prefix_model, _branching(tokens), PROBE[1] + 2 * PROBE[2])
+        if divergence <= TOLERANCE[model.dtype]:
+            wide = _wide(tokens, prefix_model.budget)
+            divergence = _divergence(prefix_model, wide, prefix_model.budget)
     except Exception as error:  # whatever an unknown model raises, the plain way is there
         reason = str(error).partition("\n")[0][:200]
         return f"it cannot be called so ({type(error).__name__}: {reason})"
@@ -149,17 +155,38 @@ def why_not(model: Any, tokens: Sequence[int]) -> str | None:
     return None
 
 
+def _branching(tokens: list[int]) -> list[list[int]]:
+    """Two branches of two leaves each behind a stem, as long as PROBE says."""
+    stem, branch, leaf = PROBE
+    sequences = []
+    for turn in (0, 3):  # other tokens behind the same stem
+        middle = tokens[stem + turn : stem + branch] + tokens[:turn]
+        for ending in (tokens[-leaf:], tokens[-leaf:][::-1]):
+            sequences.append([*tokens[:stem], *middle, *ending])
+    return sequences
+
+
+def _wide(tokens: list[int], budget: int) -> list[list[int]]:
+    """As many branches behind a stem as a pass of this many tokens holds, in ascending order."""
+    stem, branch, _ = PROBE
+    generator = torch.Generator().manual_seed(0)
+    count = max(2, (budget - stem) // branch)
+    places = torch.randint(len(tokens), (count, branch), generator=generator).tolist()
+    return sorted([*tokens[:stem], *(tokens[k] for k in row)] for row in places)
+
+
 @torch.no_grad()
-def _divergence(model: Any, sequences: list[list[int]]) -> float:
-    """Mean KL, in nats, of passes from the plain model at the ends of the sequences."""
-    prefix_model = PrefixModel(model)
+def _divergence(prefix_model: PrefixModel, sequences: list[list[int]], budget: int) -> float:
+    """Mean KL, in nats, of passes from the plain model at the ends of the outermost sequences."""
     scored = [PROBE[1]] * len(sequences)
-    budget = PROBE[1] + 2 * PROBE[2]
+    compared = {0, 1, len(sequences) - 2, len(sequences) - 1}
     total = 0.0
     for step in passes(sequences, scored, budget, shortest_stem=PROBE[0]):
         for index, logits in prefix_model.of_pass(step).items():
+            if index not in compared:
+                continue
             tokens = torch.tensor([sequences[index]], device=logits.device)
-            plain = model(input_ids=tokens, use_cache=False).logits[0, -scored[index] :]
+            plain = prefix_model.model(input_ids=tokens, use_cache=False).logits[0, -PROBE[1] :]
             p, q = plain.double().log_softmax(-1), logits.double().log_softmax(-1)
             total += float((p.exp() * (p - q)).sum())
-    return total / sum(scored)
+    return total / (len(compared) * PROBE[1])

@@ -102,6 +102,21 @@ def test_a_sliding_window_bounds_what_is_asked_together():
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     config = transformers.LlamaConfig(rope_scaling=scaled, max_position_embeddings=128)
     assert reach(config) == 128
+    by_kind = {"full_attention": scaled, "sliding_attention": {"rope_type": "default"}}
+    config.rope_parameters = by_kind
+    assert reach(config) == 128
+    assert reach(transformers.Llama4TextConfig(attention_chunk_size=64)) == 64
+
+
+def test_a_mask_by_the_place_among_rows_is_seen_by_a_pass_that_is_wide(random_model):
+    """GPT-Neo's, which masks so within attention whatever mask it is given."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64,
+        attention_types=[[["global", "local"], 1]], window_size=256,
+    )  # fmt: skip
+    model = random_model(transformers.GPTNeoForCausalLM, config)
+    assert "from the plain model" in why_not(model, TEXT)
+    assert reach(config) == 0
 
 
 @torch.no_grad()
