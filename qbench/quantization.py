@@ -154,8 +154,8 @@ def quantize(
     progress: called with the part that is done, 0..1, and a word.
     files: of a paged model, where its blocks go; the weights of the result are left without data.
 
-    ConfigError before any work where the scheme does not fit the method or a layer, MethodError
-    naming the layer where the method fails.
+    ConfigError before any work where the scheme does not fit the method or a layer, or where the
+    model is of a class that its folder brought; MethodError naming the layer where it fails.
     """
     if isinstance(method, str):
         method = get_method(method)
@@ -168,6 +168,7 @@ def quantize(
         source = read_model(find_model(model), "float32")
         refuse_quantized(source, model)
         model, tokenizer = source.model, source.tokenizer
+    refuse_own_code(model)
     unfuse_experts(model)  # before layers are looked for: experts in stacks are none
     check_layers(model, method, scheme)
 
@@ -267,6 +268,19 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
             asked[name].group_length(weight.shape[1], name)
         require_computable(weight, name)
     check_head(model, method, scheme)
+
+
+def refuse_own_code(model: Any) -> None:
+    """ConfigError for a model of a class that its folder brought, as --trust-remote-code has it.
+
+    What is stored is read by transformers' own classes, so that another model would be judged.
+    """
+    if type(model).__module__.startswith("transformers_modules"):
+        raise ConfigError(
+            f"the model is computed by code that its folder brings ({type(model).__name__}), and a "
+            "quantized one would be read by transformers' own classes; only the unquantized model "
+            "is judged by such code: quantize it without --trust-remote-code"
+        )
 
 
 def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:

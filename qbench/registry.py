@@ -211,14 +211,14 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 def source_hash(cls: type) -> str:
     """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
 
-    Of another package's method, its worker and its requirements are among them.
+    Of a plug-in these are also what it imports from its own package, and what lies beside it. Of
+    another package's method, its worker and its requirements are among them.
     """
     seen: set[str] = set()
     waiting = [cls.__module__]
     while waiting:
         name = waiting.pop()
-        of_methods = name == cls.__module__ or name.startswith(f"{PACKAGE}.")
-        if name in seen or not (of_methods or name in _BUILDS_ON):
+        if name in seen or not (name in _BUILDS_ON or _is_part(name, cls.__module__)):
             continue
         seen.add(name)
         for value in vars(sys.modules[name]).values():
@@ -236,6 +236,23 @@ def source_hash(cls: type) -> str:
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _is_part(name: str, method: str) -> bool:
+    """Whether a module is another method's, or part of the plug-in with the module `method`."""
+    if name == method or name.startswith(f"{PACKAGE}."):
+        return True
+    top, own_top = name.partition(".")[0], method.partition(".")[0]
+    if own_top == "qbench" or top == "qbench":
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    own_file = getattr(sys.modules[method], "__file__", None)
+    if top == own_top or file is None or own_file is None:
+        return top == own_top
+    folder = Path(own_file).parent
+    # An environment may lie below the folder, too.
+    beside = Path(file).is_relative_to(folder)
+    return beside and "site-packages" not in Path(file).relative_to(folder).parts
 
 
 @cache

@@ -103,11 +103,11 @@ class ReferenceLogits:
                     progress((index + 1) / count, f"reference  {index + 1}/{count} windows")
             if stored is not None:
                 stored.flush()
+            # First what is known of the file: without it nothing would say that it is missing.
+            facts = {"tokens": digest_of(windows), "noise": cls.open(part)._noise(model, windows)}
+            write_text(_facts_path(path), json.dumps(facts) + "\n")
 
         write_whole(path, fill)
-        _facts_path(path).unlink(missing_ok=True)
-        facts = {"tokens": digest_of(windows), "noise": cls.open(path)._noise(model, windows)}
-        write_text(_facts_path(path), json.dumps(facts) + "\n")
         return cls.open(path)
 
     def require_tokens(self, windows: Tensor) -> None:

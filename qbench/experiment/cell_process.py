@@ -10,10 +10,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +18,30 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from qbench.calibration.walk import Progress
 from qbench.calibration.windows import calibration_windows
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import bytes_on_disk
-from qbench.comparison.cell_lint import Evaluated, lint_cell
 from qbench.contracts import Scheme
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.as_published import bits_as_it_is, published_dtype
+from qbench.experiment.at_work import AtWork
 from qbench.experiment.back_off import WALK_BATCH, halved, is_out_of_memory, present_memory
 from qbench.experiment.coverage import coverage
+from qbench.experiment.evaluation import evaluate
 from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
 from qbench.experiment.job import Job
-from qbench.experiment.memory import Memory, quantized_into
-from qbench.experiment.phases import Phases
-from qbench.experiment.plugins import load_plugins
+from qbench.experiment.memory import quantized_into
 from qbench.experiment.shared_tokens import shared_tokens
-from qbench.experiment.store import Store
-from qbench.files.claims import claimed_in_time
 from qbench.isolation import Tell
-from qbench.models.identity import require_unchanged
-from qbench.models.paging import is_paged, on_device
 from qbench.models.provenance import provenance
-from qbench.models.source import ModelSource, find_model, local_folder
+from qbench.models.source import find_model, local_folder
 from qbench.models.tokenizers import check_fit
-from qbench.quantization import QuantizedModel, quantize
-from qbench.records import Score, TaskSpec
-from qbench.registry import declared, drawn, get_method, parameters
+from qbench.quantization import QuantizedModel, quantize, refuse_own_code
+from qbench.registry import declared, drawn, get_method
 from qbench.sensitivity import allocation_of, with_allocation
-from qbench.tasks.contract import Context, Task, Unquantized
-from qbench.tasks.data import CALIBRATION, Source, open_source
-from qbench.tasks.registry import get_task
-
-PROGRESS_SECONDS = 0.1  # between two events that only say how far the work is
+from qbench.tasks.data import CALIBRATION
 
 
 def work(tell: Tell, job: Job) -> None:
@@ -78,61 +64,39 @@ def work(tell: Tell, job: Job) -> None:
     at_work = _Work(tell, job)
     outcome: dict[str, Any] = {}
     try:
+        at_work.open()
         at_work.do()
     except BaseException as error:  # an exit, too, and the panics of libraries in other languages
         traceback.print_exc()
-        unwritable = at_work.saving and isinstance(error, (StoreError, OSError))
+        unwritable = at_work.is_saving and isinstance(error, (StoreError, OSError))
         outcome = {"reason": reason_of(error), "unwritable": unwritable}
         if is_out_of_memory(error):
             outcome |= {"out_of_memory": at_work.phase.doing, "memory": present_memory(job.device)}
     tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
 
 
-@dataclass
-class _Work:
-    """One cell at work.
-
-    facts: fields of its record, as they become known. tokens: which tokens calibrated. saving:
-    whether results are being written. paged: whether a model was read block by block.
-    """
-
-    tell: Tell
-    job: Job
-    facts: dict[str, Any] = field(default_factory=dict)
-    tokens: dict[str, Any] = field(default_factory=dict)
-    saving: bool = False
-    paged: bool = False
-    told: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.phase = Phases(self.tell)
+class _Work(AtWork):
+    """One cell at work, from its job to its scores."""
 
     def do(self) -> None:
         """Quantize and evaluate."""
-        load_plugins(self.job.plugins)
-        self.store = Store(self.job.folder)
-        method = get_method(self.job.cell.method, **self.job.cell.params)
-        self.facts["parameters"] = parameters(method)
-        self.source: Source = open_source(self.job.data)
-        self.tasks = {name: get_task(typed) for name, typed in self.job.task_names.items()}
-        self.memory = Memory(self.job.memory, self.job.folder)
         with self.memory.at_work():
             self._work()
 
     def _work(self) -> None:
         quantized = self._quantized()
         started = time.perf_counter()
-        scores = self._evaluate(quantized.model, quantized.tokenizer)
+        scores = evaluate(self, quantized.model, quantized.tokenizer)
         self.facts["scores"] = [score.model_dump(mode="json") for score in scores]
         self.facts["evaluate_seconds"] = time.perf_counter() - started
-        require_unchanged(self.job.model, self.job.cell.revision)
+        self.require_same_model()
 
     def _quantized(self) -> QuantizedModel:
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
             with self.phase("load"):
-                model = self._read(self.job.model, cell.dtype, self.job.device)
+                model = self.read(self.job.model, cell.dtype, self.job.device)
             self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
             self.facts["quantize_seconds"] = 0.0
             own = local_folder(self.job.model)
@@ -140,12 +104,12 @@ class _Work:
                 self._cover(model, own)
             return model
         folder = self.store.artifact(cell)
-        with self._claimed(f"artifact-{cell.artifact}"):
+        with self.claimed(f"artifact-{cell.artifact}"):
             quantized = self._read_back(folder)
             if quantized is None:
                 self._quantize(cell.scheme, folder)
                 with self.phase("read back"):
-                    quantized = self._read(find_model(str(folder)), cell.dtype, self.job.device)
+                    quantized = self.read(find_model(str(folder)), cell.dtype, self.job.device)
         costs = quantized.manifest["costs"]
         written = quantized.manifest.get("written")  # another package's own files
         if written is None:
@@ -162,14 +126,6 @@ class _Work:
         if "calibration" in quantized.manifest:
             self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
         return quantized
-
-    def _read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
-        """A model, paged where it is too large, which is said once."""
-        model = self.memory.read(source, dtype, device)
-        if is_paged(model.model) and not self.paged:
-            self.paged = True
-            self.tell({"note": f"{self.job.cell.model} does not fit, and is read block by block"})
-        return model
 
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
         """Note which layers of a model that is said to be quantized are."""
@@ -190,7 +146,7 @@ class _Work:
             return None
         try:
             check_artifact(folder, self.job.cell)
-            return self._read(find_model(str(folder)), self.job.cell.dtype, self.job.device)
+            return self.read(find_model(str(folder)), self.job.cell.dtype, self.job.device)
         except StoreError as error:
             self.tell({"note": f"{reason_of(error)}; this model is quantized again"})
         remove(folder)
@@ -208,7 +164,7 @@ class _Work:
             method = watched(method)  # our own are checked by the tests
         dtype = "float32" if device == "cpu" else cell.dtype
         with self.phase("load"):
-            original = self._read(self.job.model, dtype)
+            original = self.read(self.job.model, dtype)
         model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None:
@@ -216,6 +172,7 @@ class _Work:
             with self.phase("calibration tokens"):
                 tokens = self._calibration_tokens(tokenizer)
         if declaration.external:
+            refuse_own_code(model)
             del original, model
             self._quantize_elsewhere(method, scheme, tokens, folder)
             return
@@ -233,7 +190,7 @@ class _Work:
                     device=device,
                     dtype=cell.calibration.dtype if cell.calibration else "float32",
                     batch_size=halved(WALK_BATCH, self.job.halvings),
-                    progress=self._span(0.0, self.job.estimate.quantize_share, "quantizing"),
+                    progress=self.span(0.0, self.job.estimate.quantize_share, "quantizing"),
                     files=files,
                 )
             seconds = time.perf_counter() - started
@@ -241,14 +198,14 @@ class _Work:
             made.manifest |= self._origin
             return made
 
-        quantized_into(folder, model, quantized, self._saving)
+        quantized_into(folder, model, quantized, self.saving)
 
     def _quantize_elsewhere(
         self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
     ) -> None:
         """Let another package quantize the model, and save what it wrote as the artifact."""
         share = self.job.estimate.quantize_share
-        at_work = self._span(0.0, share, f"in the environment of {method.package.name}")
+        at_work = self.span(0.0, share, f"in the environment of {method.package.name}")
         with self.phase("quantize"):
             quantized = quantize_elsewhere(
                 method,
@@ -262,7 +219,7 @@ class _Work:
                 waiting=lambda: at_work(0.5, ""),
             )
         quantized.manifest |= self._origin
-        with self._saving():
+        with self.saving():
             quantized.save(folder)
 
     @property
@@ -282,119 +239,9 @@ class _Work:
 
         def draw() -> Tensor:
             texts = self.source.text(CALIBRATION)
+            self.require_same_data(CALIBRATION, self.source.sha256(CALIBRATION), sample.sha256)
             seed = self.job.cell.seed
             return calibration_windows(texts, tokenizer, sample.samples, sample.length, seed)
 
-        with self._claimed(path.stem):
+        with self.claimed(path.stem):
             return shared_tokens(path, draw)
-
-    def _evaluate(self, model: Any, tokenizer: Any) -> tuple[Score, ...]:
-        """Scores of every task; the samples are written on the way.
-
-        What tasks need of the unquantized model they prepare first, so that tasks that share a pass
-        over the model under test find it, whichever of them is evaluated first.
-        """
-        cell = self.job.cell
-        check_fit(model, tokenizer, f"model {cell.model!r}")
-        on_device(model, self.job.device)
-        torch.manual_seed(cell.seed)
-        context = Context(model, tokenizer, self.source)
-        context.unquantized = Unquantized(
-            load=partial(self._unquantized, model, tokenizer),
-            file=partial(self.store.reference, cell),
-        )
-        preparing = [spec for spec in cell.tasks if self.tasks[spec.name].needs_unquantized]
-        spans = self._spans([*preparing, *cell.tasks])
-        for spec in preparing:
-            with self.phase(f"prepare {spec.name}"):
-                self._prepare(self._for_task(context, self.tasks[spec.name], next(spans)), spec)
-        scores: list[Score] = []
-        rows: dict[str, Sequence[Mapping[str, Any]]] = {}
-        for spec in cell.tasks:
-            task = self.tasks[spec.name]
-            started = time.perf_counter()
-            with self.phase(spec.name):
-                outcome = task.evaluate(self._for_task(context, task, next(spans)), spec)
-            seconds = time.perf_counter() - started
-            told = self.facts.setdefault("evaluation", {})
-            told[spec.name] = {"seconds": seconds, **outcome.facts}
-            with self._saving():
-                path, digest = self.store.write_samples(cell, spec.name, outcome.samples)
-            told[spec.name]["samples_sha256"] = digest
-            if cell.calibration is not None and task.name in self.job.overlaps:
-                told[spec.name]["overlap"] = self.job.overlaps[task.name]
-            rows[spec.name] = outcome.samples
-            scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
-            self.tell({"scores": [score.model_dump(mode="json") for score in outcome.scores]})
-        self._lint(rows)
-        return tuple(scores)
-
-    def _lint(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Put what may be wrong with the evaluation among the facts."""
-        told = self.facts.get("evaluation", {})
-        evaluated = Evaluated(self.job.cell, told, rows, self.facts.get("coverage", {}))
-        cautions = lint_cell(evaluated)
-        self.facts["warnings"] = [caution.model_dump(mode="json") for caution in cautions]
-
-    def _prepare(self, context: Context, spec: TaskSpec) -> None:
-        """Have what a task needs of the unquantized model; again where its file is damaged."""
-        task = self.tasks[spec.name]
-        path = self.store.reference(self.job.cell, spec)
-        with self._claimed(f"reference-{path.stem}"):
-            present = path.exists()
-            try:
-                task.prepare(context, spec)
-            except StoreError as error:
-                if not present:
-                    raise
-                self.tell({"note": f"{reason_of(error)}; it is made again"})
-                remove(path)
-                task.prepare(context, spec)
-
-    def _for_task(self, context: Context, task: Task, progress: Progress) -> Context:
-        """The cell's context with a task's own batch size and progress; the cache is shared."""
-        batch_size = halved(task.batch_size or self.job.batch_size, self.job.halvings)
-        return replace(context, batch_size=batch_size, progress=progress)
-
-    def _unquantized(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        """The model before quantization: the one under test where it is not quantized."""
-        if self.job.cell.method == "none":
-            return model, tokenizer
-        original = self._read(self.job.model, self.job.cell.dtype, self.job.device)
-        return on_device(original.model, self.job.device), original.tokenizer
-
-    def _spans(self, specs: Sequence[TaskSpec]) -> Iterator[Progress]:
-        """What follows quantizing of the cell's progress, divided by the specs' estimated times."""
-        estimated = self.job.estimate
-        total = sum(estimated.tasks[spec.name] for spec in specs)
-        low = estimated.quantize_share
-        for spec in specs:
-            share = estimated.tasks[spec.name]
-            high = low + (1 - estimated.quantize_share) * share / total
-            yield self._span(low, high, spec.name)
-            low = high
-
-    def _span(self, low: float, high: float, name: str) -> Progress:
-        """A callback for a part of the work, whose fraction 0..1 is `low`..`high` of the cell's."""
-
-        def report(fraction: float, text: str) -> None:
-            now = time.monotonic()
-            if now - self.told >= PROGRESS_SECONDS:
-                self.told = now
-                self.tell({"progress": low + (high - low) * fraction, "text": text or name})
-
-        return report
-
-    @contextmanager
-    def _saving(self) -> Iterator[None]:
-        """Where an error means that results can no longer be written."""
-        self.saving = True
-        with self.phase("save"):
-            yield
-        self.saving = False
-
-    @contextmanager
-    def _claimed(self, name: str) -> Iterator[None]:
-        """Keep other runners from what has this name; waiting for them is told."""
-        with claimed_in_time(self.store.claim(name), lambda: self.tell({"waiting": name})):
-            yield

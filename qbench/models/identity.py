@@ -31,12 +31,14 @@ Announce = Callable[[str], None]
 def resolved_revision(source: ModelSource, announce: Announce = lambda text: None) -> str:
     """What exactly is loaded: the hub's commit, or a hash of the content of a folder's files.
 
+    It begins with `code-` where code that the model brings computes it, which makes it another one.
     announce: is told what is hashed where that takes over a second. ModelError where a file cannot
     be read, StoreError where one is a link out of the folder or no ordinary file.
     """
+    brings_code = source.trust_remote_code and getattr(load_config(source), "auto_map", None)
     if not source.local:
-        commit = getattr(load_config(source), "_commit_hash", None)
-        return commit or source.revision or "unknown"
+        commit = getattr(load_config(source), "_commit_hash", None) or source.revision or "unknown"
+        return f"code-{commit}" if brings_code else commit
     folder = Path(source.location)
     require_ordinary_files(folder)
     try:
@@ -52,7 +54,8 @@ def resolved_revision(source: ModelSource, announce: Announce = lambda text: Non
             f"model {source.name!r}: {error.filename} cannot be read ({error.strerror})"
         ) from None
     text = json.dumps(content, sort_keys=True)
-    return "local-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"code-{digest}" if brings_code else f"local-{digest}"
 
 
 def require_unchanged(source: ModelSource, revision: str) -> None:

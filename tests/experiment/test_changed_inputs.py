@@ -1,0 +1,140 @@
+"""What changes between the plan and a cell fails the cell, and leaves nothing that others take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qbench.errors import ConfigError
+from qbench.experiment.runner import run
+from qbench.experiment.store import Store
+from qbench.models.identity import resolved_revision
+from qbench.models.loading import load_model
+from qbench.models.source import find_model
+from qbench.quantization import quantize
+from qbench.registry import load_plugin, method_class, source_hash
+from qbench.scheme import Scheme
+from qbench.tasks.data import CALIBRATION, table
+from qbench.tasks.folder import write_parquet
+from tiny_plans import Silent, tiny_plan
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from qbench.methods.rtn_h import RTNH
+
+@dataclass(frozen=True)
+class Mine(RTNH):
+    name: ClassVar[str] = "mine"
+"""
+HALVED = """
+from transformers import LlamaForCausalLM
+
+class Halved(LlamaForCausalLM):
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        output.logits = output.logits / 2
+        return output
+"""
+
+
+def write_data(folder: Path, word: str) -> None:
+    """Texts for the calibration and for windows, of one word."""
+    for name in (CALIBRATION, "wikitext"):
+        declared = table(name)
+        for split in declared.splits:
+            rows = [{"text": f"{word} {number} of the text " * 20} for number in range(40)]
+            write_parquet(rows, folder / declared.folder / f"{split}.parquet")
+
+
+def edit(path: Path) -> None:
+    """Change the file's last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture
+def places(tiny_folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """A model, data and a plug-in of one's own, each with what changes it."""
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    write_data(tmp_path / "data", "first")
+    return {"model": model, "data": tmp_path / "data", "plugin": plugin}
+
+
+CHANGES: dict[str, Callable[[dict[str, Path]], None]] = {
+    "model": lambda places: edit(places["model"] / "model.safetensors"),
+    "data": lambda places: write_data(places["data"], "other"),
+    "plugin": lambda places: places["plugin"].write_text(f"{PLUGIN}# edited\n"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_cell_of_changed_files_fails_and_stores_nothing(kind, places, tmp_path):
+    asked = {"wikitext": {"length": ("64",), "limit": ("2",)}}
+    asked["divergence"] = asked["wikitext"]
+    asked["calibration"] = {"samples": ("2",), "length": ("16",)}
+    plan = tiny_plan(
+        places["model"],
+        "mine",
+        bits=(3,),
+        plugin=(places["plugin"],),
+        data=str(places["data"]),
+        tasks=("wikitext", "divergence"),
+        set=asked,
+    )
+    CHANGES[kind](places)
+    store = Store(tmp_path / "out")
+    (record,) = run(plan, store, Silent())
+    assert record.status == "failed"
+    assert "changed since this run was planned; give the same command again" in record.reason
+    assert not list(store.folder.glob("artifacts/*"))
+    assert not list(store.folder.glob("reference/*"))
+
+
+@pytest.mark.slow
+def test_a_reference_of_another_model_is_removed(places, tmp_path, monkeypatch):
+    asked = {"divergence": {"length": ("64",), "limit": ("2",)}}
+    changes = {"bits": (3,), "tasks": ("divergence",), "set": asked, "data": str(places["data"])}
+    plan = tiny_plan(places["model"], "none", **changes)
+    edit(places["model"] / "model.safetensors")
+    store = Store(tmp_path / "out")
+    (record,) = run(plan, store, Silent())
+    assert "its files have changed" in record.reason
+    assert not list(store.folder.glob("reference/*.npy"))
+
+
+def test_what_lies_beside_a_plugin_is_part_of_its_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "factor_beside.py").write_text("FACTOR = 1\n")
+    plugin = tmp_path / "with_factor.py"
+    named = PLUGIN.replace('"mine"', '"with-factor"')
+    plugin.write_text(f"import factor_beside\n{named}")
+    load_plugin(plugin)
+    cls = method_class("with-factor")
+    before = source_hash(cls)
+    (tmp_path / "factor_beside.py").write_text("FACTOR = 2\n")
+    assert source_hash(cls) != before
+    monkeypatch.delitem(sys.modules, "factor_beside")
+
+
+def test_code_that_a_model_brings_makes_it_another_one_and_is_not_quantized(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "halved"))
+    (folder / "modeling_halved.py").write_text(HALVED)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_halved.Halved"}
+    (folder / "config.json").write_text(json.dumps(config))
+    plain, trusted = find_model(str(folder)), find_model(str(folder), trust_remote_code=True)
+    assert resolved_revision(plain) != resolved_revision(trusted)
+    assert resolved_revision(trusted).startswith("code-")
+    model, tokenizer = load_model(trusted, "float32")
+    with pytest.raises(ConfigError, match=r"code that its folder brings \(Halved\)"):
+        quantize(model, "rtn", Scheme(3, 32), tokenizer=tokenizer)
