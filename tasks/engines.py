@@ -36,7 +36,7 @@ class Engine:
 
     through: `vllm`, or the address of an endpoint. config, tokenizer: of the model, by
     transformers. dtype: in which vLLM computes; an endpoint has its own. lm: lm-eval's model of it,
-    once it has been asked.
+    and served: what an endpoint calls the model that it answers with, once it has been asked.
     """
 
     folder: Path
@@ -45,6 +45,7 @@ class Engine:
     tokenizer: Any
     dtype: str
     lm: Any = field(default=None, repr=False)
+    served: str | None = None
 
     def language_model(
         self, context: Context, name: str, chat_template: bool, bos: str | None
@@ -63,6 +64,11 @@ class Engine:
         self.lm.tokenizer = begun(context.tokenizer, self.config.model_type, bos)
         self.lm.turn_to(context, name, chat_template)
         return self.lm
+
+    @property
+    def is_another(self) -> bool:
+        """Whether an endpoint calls its model otherwise than by the name of the folder."""
+        return self.served is not None and not _is_called(self.served, self.folder.name)
 
     def likelihoods(self, context: Context, name: str, windows: Sequence[Any]) -> list[float]:
         """ln p of all tokens but the first, given those before, of every window (length,) int64.
@@ -147,6 +153,9 @@ def _asked(kind: type) -> type:
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
+            for prompt, options in (request.args for request in requests):
+                room = self.max_length - options.get("max_gen_toks", self.max_gen_toks)
+                self.cut += len(self.tok_encode(prompt)) > room
             return super().generate_until(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
@@ -186,7 +195,7 @@ def _endpoint(engine: Engine) -> Any:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     base = engine.through.rstrip("/").removesuffix("/completions").removesuffix("/v1")
-    served = _served(base)
+    served = _served(base, engine.folder.name)
     stated = getattr(engine.config, "max_position_embeddings", None) or MAX_LENGTH
     longest = min(served.get("max_model_len") or stated, stated)
 
@@ -202,8 +211,9 @@ def _endpoint(engine: Engine) -> Any:
                 raise ConfigError(_refused(engine.through, error)) from error
             return answer
 
+    engine.served = served.get("id") or engine.folder.name
     lm = Endpoint(
-        model=served.get("id") or engine.folder.name,
+        model=engine.served,
         base_url=f"{base}/v1/completions",
         tokenizer_backend="huggingface",
         tokenizer=str(engine.folder),
@@ -215,6 +225,11 @@ def _endpoint(engine: Engine) -> Any:
     return lm
 
 
+def _is_called(served: Any, name: str) -> bool:
+    """Whether what an endpoint calls a model is this name, or a path that ends in it."""
+    return isinstance(served, str) and served.rstrip("/").rpartition("/")[2] == name
+
+
 def _refused(address: str, error: Exception) -> str:
     return (
         f"{address} gives no answer that can be read: {type(error).__name__}: {error}; it has to "
@@ -223,16 +238,20 @@ def _refused(address: str, error: Exception) -> str:
     )
 
 
-def _served(base: str) -> dict[str, Any]:
-    """What an endpoint says of the first model that it serves: `id`, and of vLLM's more."""
+def _served(base: str, name: str) -> dict[str, Any]:
+    """What an endpoint says of the model with an id that ends in `name`, or of its first one.
+
+    That is its `id`, and of vLLM's more.
+    """
     headers = {}
     if "OPENAI_API_KEY" in os.environ:  # which lm-eval sends, too
         headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
     request = urllib.request.Request(f"{base}/v1/models", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            models = json.load(answer)["data"]
-        return dict(models[0])
+            models = [dict(model) for model in json.load(answer)["data"]]
+        named = [model for model in models if _is_called(model.get("id"), name)]
+        return (named or models)[0]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{base}/v1/models says of no model that is served: {type(error).__name__}: {error}; "

@@ -25,7 +25,7 @@ from qbench.models.identity import require_unchanged
 from qbench.models.paging import is_paged
 from qbench.models.source import ModelSource
 from qbench.quantization import QuantizedModel
-from qbench.records import TaskSpec
+from qbench.records import Caution, TaskSpec
 from qbench.registry import get_method, method_class, parameters, source_hash
 from qbench.tasks.contract import Task
 from qbench.tasks.data import Source, open_source
@@ -40,8 +40,8 @@ class AtWork:
     """A cell's job, what it has opened, and what it tells.
 
     facts: fields of its record, as they become known. tokens: which tokens calibrated. is_saving:
-    whether results are being written. paged: whether a model was read block by block. told: when
-    progress was told last, in seconds.
+    whether results are being written. paged: whether a model was read block by block. cautions: of
+    the model under test, before it is judged. told: when progress was told last, in seconds.
     """
 
     tell: Tell
@@ -50,6 +50,7 @@ class AtWork:
     tokens: dict[str, Any] = field(default_factory=dict)
     is_saving: bool = False
     paged: bool = False
+    cautions: list[Caution] = field(default_factory=list)
     told: float = 0.0
 
     def __post_init__(self) -> None:

@@ -108,7 +108,19 @@ def caution(tried: list[int]) -> Caution:
     text = f"memory ran out with batches of {', '.join(map(str, tried[:-1]))}"
     return Caution(
         kind="memory",
-        text=f"{text}; it was done with {tried[-1]} at a time, which changes the last digits",
+        text=f"{text}; it was judged with {tried[-1]} at a time, which changes the last digits",
+    )
+
+
+def walk_caution(samples: int) -> Caution:
+    """What a record says of a quantized model whose calibration walked so many samples at a time.
+
+    It is a fact of the model, which other cells take, too.
+    """
+    return Caution(
+        kind="memory",
+        text=f"its calibration walked {samples} samples at a time and not {WALK_BATCH}, as memory "
+        "had run out: a method that looks at a part of the samples, such as awq, took others",
     )
 
 

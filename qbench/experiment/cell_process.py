@@ -27,7 +27,13 @@ from qbench.errors import StoreError, reason_of
 from qbench.experiment.artifacts import check_artifact, remove
 from qbench.experiment.as_published import bits_as_it_is, published_dtype
 from qbench.experiment.at_work import AtWork
-from qbench.experiment.back_off import WALK_BATCH, halved, is_out_of_memory, present_memory
+from qbench.experiment.back_off import (
+    WALK_BATCH,
+    halved,
+    is_out_of_memory,
+    present_memory,
+    walk_caution,
+)
 from qbench.experiment.coverage import coverage
 from qbench.experiment.evaluation import evaluate
 from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
@@ -119,6 +125,8 @@ class _Work(AtWork):
             self.facts["bits_per_weight"] = written["bits_per_weight"]
             self.facts["bytes_on_disk"] = written["bytes"]
             self.tokens["external"] = written
+        if "walk_batch" in quantized.manifest:
+            self.cautions.append(walk_caution(quantized.manifest["walk_batch"]))
         self.facts["quantize_seconds"] = costs["seconds"]
         self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
         self.facts["log"] = quantized.log
@@ -176,6 +184,7 @@ class _Work(AtWork):
             del original, model
             self._quantize_elsewhere(method, scheme, tokens, folder)
             return
+        walk_batch = halved(WALK_BATCH, self.job.halvings)
         reset_peak_memory(device)
         started = time.perf_counter()
 
@@ -189,13 +198,15 @@ class _Work(AtWork):
                     tokenizer=tokenizer,
                     device=device,
                     dtype=cell.calibration.dtype if cell.calibration else "float32",
-                    batch_size=halved(WALK_BATCH, self.job.halvings),
+                    batch_size=walk_batch,
                     progress=self.span(0.0, self.job.estimate.quantize_share, "quantizing"),
                     files=files,
                 )
             seconds = time.perf_counter() - started
             made.manifest["costs"] = {"seconds": seconds, "peak_bytes": peak_memory(device)}
             made.manifest |= self._origin
+            if walk_batch != WALK_BATCH and cell.calibration and not declaration.trains:
+                made.manifest["walk_batch"] = walk_batch
             return made
 
         quantized_into(folder, model, quantized, self.saving)

@@ -70,7 +70,7 @@ def _lint(at_work: AtWork, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
     """Put what may be wrong with the evaluation among the facts."""
     told = at_work.facts.get("evaluation", {})
     evaluated = Evaluated(at_work.job.cell, told, rows, at_work.facts.get("coverage", {}))
-    cautions = lint_cell(evaluated)
+    cautions = [*at_work.cautions, *lint_cell(evaluated)]
     at_work.facts["warnings"] = [caution.model_dump(mode="json") for caution in cautions]
 
 

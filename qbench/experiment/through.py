@@ -61,6 +61,11 @@ def evaluate_through(
     grid = grid.model_copy(update={"data": chosen.data})
     asked = ask(grid, chosen.source, announce)
     for name, outcome in _judge_engine(engine, asked, chosen.source, progress):
+        if engine.is_another and not outcomes:
+            announce(
+                f"{through} answers with a model that it calls {engine.served!r}; whether it is "
+                f"that of {folder} is not known without --parity"
+            )
         outcomes[name] = outcome
         for score in outcome.scores:
             yield Said(name, score=score)

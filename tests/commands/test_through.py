@@ -11,6 +11,10 @@ from completions_server import completions_server
 from qbench import Scheme
 from qbench.comparison.parity import Parity, parity
 from qbench.errors import ConfigError
+from qbench.tasks.contract import Context
+from qbench.tasks.engines import Engine
+from qbench.tasks.mini_source import MiniSource
+from qbench.tasks.registry import get_task
 
 LIMITS = (
     "wikitext.limit=2",
@@ -102,6 +106,25 @@ def test_a_server_that_gives_no_likelihoods_of_prompts_is_refused(folder, served
         done = command("eval", folder, *QUESTIONS, "--through", address)
     assert done.code == 2 and "gives no answer that can be read" in done.err
     assert "Traceback" not in done.err
+
+
+def test_another_name_than_the_folders_is_said(folder, served, command):
+    with completions_server(served.model, served.tokenizer) as address:
+        done = command("eval", folder, *QUESTIONS, "--through", address)
+    assert "answers with a model that it calls 'served'; whether it is that of" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:mini-gsm8k. 4 prompts were longer")
+@pytest.mark.parametrize(("room", "cut"), [(4096, 0), (200, 4)])
+def test_what_is_cut_before_writing_is_counted(folder, served, room, cut):
+    """Two questions, each once for the likelihood of its solution and once to be written."""
+    task = get_task("gsm8k")
+    spec = task.spec(MiniSource(), limit=2, generate=2).model_copy(update={"max_gen_toks": 190})
+    with completions_server(served.model, served.tokenizer, max_model_len=room) as address:
+        engine = Engine(folder, address, served.model.config, served.tokenizer, "float32")
+        outcome = task.evaluate(Context(engine, served.tokenizer, MiniSource()), spec)
+    assert outcome.facts["cut_prompts"] == cut
 
 
 def test_windows_that_do_not_fit_the_context_are_refused(folder, served, command):

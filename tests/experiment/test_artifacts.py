@@ -12,10 +12,11 @@ from qbench.contracts import Scheme
 from qbench.errors import StoreError
 from qbench.experiment import runner
 from qbench.experiment.artifacts import check_artifact, remove
-from qbench.experiment.store import read_records
+from qbench.experiment.store import Store, read_records
 from qbench.files.atomic import leftovers
 from qbench.quantization import quantize
 from qbench.records import Cell
+from tiny_plans import Silent, tiny_plan
 from tiny_runs import empty_picture, run_args
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -143,3 +144,32 @@ def test_gc_shows_litter_and_removes_it_only_when_told(command, tmp_path):
     assert "0 leftovers" in command("gc", tmp_path)[1]
     code, _, error = command("gc", tmp_path / "records")
     assert code == 2 and "holds no records" in error
+
+
+@pytest.mark.slow
+def test_a_model_whose_calibration_walked_in_smaller_batches_says_so_wherever_it_is_taken(
+    tiny_folder, tmp_path
+):
+    flag = tmp_path / "memory-runs-out"
+    flag.touch()
+    plugin = tmp_path / "exhausting.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom pathlib import Path\nfrom typing import ClassVar\n"
+        "from qbench.methods.rtn_h import RTNH\n\n\n"
+        "@dataclass(frozen=True)\nclass Exhausting(RTNH):\n"
+        '    name: ClassVar[str] = "exhausting"\n\n'
+        "    def quantize_linear(self, weight, stats, scheme):\n"
+        f"        flag = Path({str(flag)!r})\n"
+        "        if flag.exists():\n"
+        "            flag.unlink()\n"
+        "            raise MemoryError\n"
+        "        return super().quantize_linear(weight, stats, scheme)\n"
+    )
+    for length in ("64", "32"):
+        asked = {"wikitext": {"length": (length,), "limit": ("2",)}}
+        asked["calibration"] = {"samples": ("2",), "length": ("16",)}
+        plan = tiny_plan(tiny_folder, "exhausting", bits=(3,), plugin=(plugin,), set=asked)
+        (record,) = runner.run(plan, Store(tmp_path / "out"), Silent())
+        assert record.status == "ok", record.reason
+        texts = [caution.text for caution in record.warnings if caution.kind == "memory"]
+        assert any("walked 4 samples at a time and not 8" in text for text in texts)

@@ -129,7 +129,7 @@ def test_a_cell_that_runs_out_of_memory_is_tried_with_smaller_batches(plan, outc
     [record] = runner.run(only(plan, "rtn"), Store(tmp_path), view)
     assert record.status == "ok"
     [caution] = record.warnings
-    assert caution.kind == "memory" and "batches of 16, 8; it was done with 4" in caution.text
+    assert caution.kind == "memory" and "batches of 16, 8; it was judged with 4" in caution.text
     notes = [said[1] for said in view.told if said[0] == "note"]
     assert len(notes) == 2 and "with a batch of 16; again with 8" in notes[0]
 
