@@ -116,6 +116,18 @@ def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | 
     return Dense(dequantize_gptq(tensors, bits, group_size, layout))
 
 
+def _auto_round(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | Dense:
+    """auto-round's own layout is GPTQ's; what it gives to single layers is its `extra_config`."""
+    packing = entry.get("packing_format")
+    if packing not in AUTO_ROUND:
+        raise ModelError(
+            f"packing_format {packing!r} of auto-round is not read, but {', '.join(AUTO_ROUND)}; "
+            "have auto-round write one of these"
+        )
+    layout = {"checkpoint_format": AUTO_ROUND[packing], "dynamic": entry.get("extra_config")}
+    return _gptq(tensors, {**entry, **layout})
+
+
 def _other_group_sizes(entry: Mapping[str, Any]) -> list[int]:
     """The group sizes that `dynamic` gives to some layers."""
     dynamic = entry["dynamic"]
@@ -167,8 +179,12 @@ def _flag(entry: Mapping[str, Any], key: str) -> bool:
     return bool(value)
 
 
+# auto-round's packing_format -> GPTQ's checkpoint_format: how zero points are stored. Source:
+# auto_round_extension/torch, qlinear_torch.py and qlinear_torch_zp.py.
+AUTO_ROUND = {"auto_round": "gptq_v2", "auto_round:auto_gptq": "gptq"}
 READERS: dict[str, Reader] = {
     "gptq": Reader(_gptq),
+    "auto-round": Reader(_auto_round),
     "awq": Reader(_awq),
     "compressed-tensors": Reader(_compressed, COMPRESSED_PARTS, packed_schemes),
 }

@@ -1,4 +1,6 @@
-"""Folders in the layout of gptqmodel and AutoGPTQ (`quant_method: gptq`), read from headers alone.
+"""Folders in the layout of gptqmodel, AutoGPTQ and auto-round, read from headers alone.
+
+They have the quant_method `gptq` or `auto-round`.
 
 For a layer L with a weight of shape (out, in), b bits and `groups` groups of inputs:
 
@@ -34,10 +36,11 @@ def read_gptq(entry: Mapping[str, Any], shards: Shards) -> Reading:
     bits = whole_number(entry, "bits", shards, range(1, 9))
     layers = layers_required(shards, "qweight")
     weight_counts = {layer: _weight_count(shards, layer, bits) for layer in layers}
-    version = entry.get("checkpoint_format")
+    version = entry.get("checkpoint_format", entry.get("packing_format"))
     if version is not None:
         version = str(version)
-    return integer_reading("gptq", entry, shards, weight_counts, bits, version)
+    source = str(entry.get("quant_method", "gptq"))
+    return integer_reading(source, entry, shards, weight_counts, bits, version)
 
 
 def _weight_count(shards: Shards, layer: str, bits: int) -> int:

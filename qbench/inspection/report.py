@@ -33,6 +33,7 @@ Reader = Callable[[Mapping[str, Any], Shards], Reading]
 # By the quant_method of the quantization_config, which is what a reader gets, beside the headers.
 READERS: dict[str, Reader] = {
     "gptq": read_gptq,
+    "auto-round": read_gptq,
     "awq": read_awq,
     "compressed-tensors": read_compressed,
     "bitsandbytes": read_bitsandbytes,

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from qbench.errors import ConfigError, ModelError
+from qbench.exchange.foreign import AUTO_ROUND, read_foreign
 from qbench.exchange.gptq import (
     BITS,
     checkpoint_format,
@@ -18,6 +20,7 @@ from qbench.exchange.gptq import (
     from_gptq,
     to_gptq,
 )
+from qbench.files.shards import Shards
 from qbench.formats import Uniform
 from samples import integers, scales
 
@@ -256,3 +259,15 @@ def test_scales_in_bfloat16_become_float32():
     assert read.scale.dtype == torch.float32 and torch.equal(
         read.scale, tensors["scales"].bfloat16().float().T
     )
+
+
+@pytest.mark.parametrize(("packing", "kind"), AUTO_ROUND.items())
+def test_auto_rounds_own_layout_has_the_zero_points_that_it_says(packing, kind, tmp_path):
+    weight = uniform(3, (32, 64), 4, least_zero=1 if kind == "gptq" else 0)
+    tensors = {f"layer.{part}": tensor for part, tensor in to_gptq(weight, kind).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    entry = {"quant_method": "auto-round", "packing_format": packing, "bits": 3, "group_size": 16}
+    same(read_foreign(entry, Shards(tmp_path))["layer"], weight)
+    entry["packing_format"] = "auto_round:fp8"
+    with pytest.raises(ModelError, match="packing_format 'auto_round:fp8' of auto-round is not"):
+        read_foreign(entry, Shards(tmp_path))

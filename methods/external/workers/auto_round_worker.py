@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worker_files import Work, linear_layers, run
 
-LAYOUT = "auto_gptq"  # of those that it writes for other programs
+LAYOUT = "auto_round"  # its own: the one of GPTQ cannot hold a zero point of 0, and stores 1
 
 
 class TensorRows(Dataset[torch.Tensor]):
