@@ -229,9 +229,10 @@ def source_hash(cls: type) -> str:
         file = inspect.getsourcefile(sys.modules[name])
         if file:
             digest.update(Path(file).read_bytes())
-            source_in_c = Path(file).with_suffix(".c")
-            if source_in_c.exists():
-                digest.update(source_in_c.read_bytes())
+            for suffix in (".c", ".h"):
+                source_in_c = Path(file).with_suffix(suffix)
+                if source_in_c.exists():
+                    digest.update(source_in_c.read_bytes())
     package = getattr(cls, "package", None)
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())

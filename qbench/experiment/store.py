@@ -78,7 +78,7 @@ class Store:
         The same for all cells of that model, revision and sample.
         """
         sample = cell.calibration and cell.calibration.model_dump(mode="json", exclude={"dtype"})
-        identity = [cell.model, cell.revision, sample, cell.seed]
+        identity = [cell.model, cell.revision, sample, cell.seed, cell.quantization]
         return self.folder / "reference" / f"tokens-{_key(identity)}.npy"
 
     def latency(self, facts: Sequence[Any]) -> Path:
