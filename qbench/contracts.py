@@ -9,8 +9,8 @@ A method implements exactly one of four verbs, by what it needs to see:
   (GPTQ);
 - `quantize_block(block, inputs, targets, scheme)`: a whole transformer block with its inputs and
   full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF);
-- `worker_settings(scheme)`: the model's folder, in the environment of another package, whose worker
-  is told these settings (`qbench.external.contract.External`).
+- `worker_settings(scheme)`: the whole model's folder; another package quantizes it in its own
+  environment, where its worker receives these settings (`qbench.external.contract.External`).
 """
 
 from __future__ import annotations

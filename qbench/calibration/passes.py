@@ -84,11 +84,11 @@ def in_passes(
     order = list(names)
     unvisited = set(order)
     while True:
-        found, outputs = _passed(streams, run, order, unvisited)
-        if not found.sums:
+        passed, outputs = _passed(streams, run, order, unvisited)
+        if not passed.sums:
             break
-        layers = found.next_layers(order)
-        stats = found.sums[layers[0]].statistics(names[layers[0]])
+        layers = passed.next_layers(order)
+        stats = passed.sums[layers[0]].statistics(names[layers[0]])
         for layer in layers:
             visit(names[layer], layer, stats)
             unvisited.remove(layer)
@@ -102,19 +102,19 @@ def _passed(
     streams: Sequence[Any], run: Run, order: Sequence[Any], unvisited: set[Any]
 ) -> tuple[_Pass, list[Tensor]]:
     """One pass, and the outputs of the streams that no layer has stopped."""
-    found = _Pass(unvisited)
+    passed = _Pass(unvisited)
     outputs = []
-    hooks = [layer.register_forward_pre_hook(found.look) for layer in order]
+    hooks = [layer.register_forward_pre_hook(passed.look) for layer in order]
     try:
         for stream in streams:
-            found.reached = None
+            passed.reached = None
             try:
                 output = run(stream)
             except _Stopped:
                 continue
-            if not found.sums:  # else there will be another pass
+            if not passed.sums:  # else there will be another pass
                 outputs.append(keep(output))
     finally:
         for hook in hooks:
             hook.remove()
-    return found, outputs
+    return passed, outputs

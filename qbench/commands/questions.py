@@ -27,7 +27,7 @@ def with_questions(verdict: Verdict, base: Side, data: str | None) -> Verdict:
     """
     cells = []
     for cell in verdict.cells:
-        findings = tuple(_quoted(cell, one, base, data) for one in cell.findings)
+        findings = tuple(_quoted(cell, finding, base, data) for finding in cell.findings)
         cells.append(replace(cell, findings=findings))
     return replace(verdict, cells=tuple(cells))
 
@@ -37,14 +37,14 @@ def _quoted(cell: CellVerdict, finding: Finding, base: Side, data: str | None) -
         return finding
     task = finding.endpoint.key[0]
     specs = [protocol(record, task) for record in base.records if record.cell.model == cell.model]
-    spec = next((one for one in specs if one is not None), None)
+    spec = next((known for known in specs if known is not None), None)
     if spec is None:
         return finding
     try:
         texts = questions(spec, data)
     except QbenchError:  # the data are not here: the numbers of the items must do
         return finding
-    changes = tuple(replace(one, text=texts.get(one.item, "")) for one in finding.changes)
+    changes = tuple(replace(change, text=texts.get(change.item, "")) for change in finding.changes)
     return replace(finding, changes=changes)
 
 

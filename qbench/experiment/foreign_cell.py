@@ -69,7 +69,7 @@ def quantize_elsewhere(
         written = work(
             package,
             settings,
-            _given(method, source, handed),
+            _worker_input(method, source, handed),
             tokens,
             handed,
             device=device,
@@ -106,7 +106,7 @@ def as_written(coverage: dict[str, Any], quantized: QuantizedModel) -> dict[str,
     return facts
 
 
-def _given(method: External, source: ModelSource, place: Path) -> Path:
+def _worker_input(method: External, source: ModelSource, place: Path) -> Path:
     """What the worker reads as the model: its folder, or a GGUF file that is made of it here."""
     if method.reads == "gguf":
         original = read_model(source, "float32")

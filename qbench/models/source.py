@@ -92,8 +92,8 @@ def is_here(source: ModelSource) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("model.safetensors", "model.safetensors.index.json"):
-        found = try_to_load_from_cache(source.location, name, revision=source.revision)
-        if isinstance(found, str):
+        cached = try_to_load_from_cache(source.location, name, revision=source.revision)
+        if isinstance(cached, str):
             return True
     return False
 

@@ -75,9 +75,10 @@ def gpu_of(device: int) -> Gpu:
 def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choice:
     """The kernel for x of so many rows, at least one, and how it is launched.
 
-    What was not measured takes what was for binary weights, bfloat16 and groups of 128: it has the
-    same bits and shape. Groups of 32 and 64 have more parameters. What was measured with parameters
-    in half precision may not fit the GPU with larger ones.
+    A product that was not measured uses the choice measured for binary weights in bfloat16 with
+    groups of 128, of the same bits and shape; not where its groups have 32 or 64 weights, which
+    have more parameters. What was measured with parameters in half precision may not fit the GPU
+    with larger ones.
     """
     measured = _tuned(gpu.name) or _tuned(
         SAME_PROCESSOR.get((gpu.architecture, gpu.multiprocessors))
@@ -86,11 +87,11 @@ def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choic
     if planes.group_size not in SMALL_GROUPS:
         names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
     for name in names:
-        found = measured.get(name)
-        if found is None or not fits(found, planes, gpu):
+        choice = measured.get(name)
+        if choice is None or not fits(choice, planes, gpu):
             continue
-        if refusal(found.kernel, rows, planes, gpu) is None:
-            return found
+        if refusal(choice.kernel, rows, planes, gpu) is None:
+            return choice
     return default(rows, planes, gpu)
 
 

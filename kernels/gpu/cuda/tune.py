@@ -61,7 +61,7 @@ def compile_candidates(cases: Iterable[tuple[CudaPlanes, int]], dtype: torch.dty
             for candidate in choice.candidates(rows, planes, _gpu(planes)):
                 products.product(x, Packed(planes), choice=candidate)
     architecture = toolchain.architecture(torch.cuda.get_device_capability())
-    toolchain.compile_all([(one.source, one.macros) for one in planned], architecture)
+    toolchain.compile_all([(launch.source, launch.macros) for launch in planned], architecture)
 
 
 def measure(planes: CudaPlanes, rows: int, dtype: torch.dtype) -> list[tuple[float, Choice]]:
