@@ -31,6 +31,7 @@ from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.models.blocks import decoder_blocks
+from qbench.models.head import tie_head
 from qbench.models.limits import refuse_implausible
 from qbench.models.paging import page_out
 from qbench.models.published_names import own_names
@@ -154,7 +155,7 @@ def _connect(model: Any, files: _Files, name: str) -> None:
     layers = {layer: layer for layer in files.groups if not layer.startswith(inside)}
     rest = files.tensors(outside, layers, torch.device("cpu"))
     model.load_state_dict(rest, strict=False, assign=True)
-    model.tie_weights()
+    tie_head(model)
     _refuse_gaps(model, stored.keys() | {f"{layer}.weight" for layer in files.groups}, name)
     for start, block in zip(inside, blocks, strict=True):
         names = _beginning(start, stored)

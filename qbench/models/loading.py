@@ -30,6 +30,7 @@ from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_config import completed, tensors_left_out
 from qbench.models.gguf_file import gguf_header, stored_dtype, torch_shapes
 from qbench.models.gguf_tokenizer import load_gguf_tokenizer
+from qbench.models.head import say_own_head
 from qbench.models.limits import built, refuse_implausible
 from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ALIASES, ModelSource, torch_dtype
@@ -165,6 +166,7 @@ def load_weights(source: ModelSource, dtype: str) -> Any:
         _forget_the_file(model)
     # The unquantized model runs the same operations as the quantized one.
     unfuse_experts(model, refuse=False)
+    say_own_head(model)
     refuse_not_finite(model.state_dict().items(), f"model {source.name!r}")
     return model.eval()
 

@@ -23,8 +23,11 @@ from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, method_of_f
 from qbench import Scheme
 from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, StoreError
 from qbench.files.shards import INDEX, verify
+from qbench.models.loading import load_weights
+from qbench.models.source import find_model
 from samples import PROMPT, normal, token_ids
 
 
@@ -102,6 +105,56 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     assert sum(isinstance(layer, QuantLinear) for layer in loaded.modules()) == len(made.weights)
     assert torch.equal(loaded(prompt).logits, made.model(prompt).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [False, True], ids=["said", "folders-that-say-tied"])
+def test_a_head_of_its_own_stays_where_the_config_ties_it(tiny, tokenizer, tmp_path, before):
+    """transformers 5 does not tie what the files hold as two different tensors."""
+    model = tiny(hidden_size=64)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    say_tied(tmp_path / "model")
+    source = find_model(str(tmp_path / "model"))
+    assert torch.equal(load_weights(source, "float32")(PROMPT).logits, model(PROMPT).logits)
+    assert torch.equal(open_paged(source, "float32").model(PROMPT).logits, model(PROMPT).logits)
+    for method in ("none", "rtn"):
+        made = qbench.quantize(str(tmp_path / "model"), method, Scheme(3, 16))
+        folder = made.save(tmp_path / method)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["tie_word_embeddings"] is False
+        if before:
+            say_tied(folder)
+        expected = made.model(PROMPT).logits
+        loaded = (
+            qbench.load(folder, "float32").model,
+            qbench.load(folder, "float32", packed=False).model,
+            open_paged(find_model(str(folder)), "float32").model,
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        )
+        for again in loaded:
+            assert torch.equal(again(PROMPT).logits, expected)
+        loaded[1].save_pretrained(tmp_path / f"{method}-again")
+        assert torch.equal(
+            load_weights(find_model(str(tmp_path / f"{method}-again")), "float32")(PROMPT).logits,
+            expected,
+        )
+
+
+def say_tied(folder):
+    place = folder / "config.json"
+    config = json.loads(place.read_text()) | {"tie_word_embeddings": True}
+    place.write_text(json.dumps(config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_quantized_head_stays_where_the_config_ties_it(tiny, tmp_path, packed):
+    made = qbench.quantize(tiny(tie_word_embeddings=True), "rtn", Scheme(3, 16, head_bits=4))
+    say_tied(made.save(tmp_path / "saved"))
+    loaded = qbench.load(tmp_path / "saved", "float32", packed=packed).model
+    assert torch.equal(loaded(PROMPT).logits, made.model(PROMPT).logits)
+    assert loaded.config.tie_word_embeddings is False
 
 
 @pytest.mark.slow
