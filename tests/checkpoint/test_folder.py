@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import qbench
+from families import FAMILIES, WIDE, family_model
 from fresh_python import run_python
 from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, method_of_format
 from qbench import Scheme
@@ -29,6 +30,16 @@ from qbench.files.shards import INDEX, verify
 from qbench.models.loading import load_weights
 from qbench.models.source import find_model
 from samples import PROMPT, normal, token_ids
+
+HYBRID = {  # multipliers unlike 1, so that a buffer of them is not one of ones
+    "falcon-h1": (
+        "FalconH1Config",
+        WIDE
+        | {"head_dim": 16, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
+        | {"mamba_d_state": 8, "mamba_chunk_size": 8, "ssm_multipliers": [0.5, 2.0, 3.0, 0.25, 4.0]}
+        | {"tie_word_embeddings": False, "pad_token_id": 0},
+    )
+}
 
 
 def files(folder):
@@ -155,6 +166,24 @@ def test_a_quantized_head_stays_where_the_config_ties_it(tiny, tmp_path, packed)
     loaded = qbench.load(tmp_path / "saved", "float32", packed=packed).model
     assert torch.equal(loaded(PROMPT).logits, made.model(PROMPT).logits)
     assert loaded.config.tie_word_embeddings is False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["falcon-h1", "llama", "gemma3-mixed-masks", "gpt2-conv1d", "mixtral-experts"]
+)
+def test_transformers_computes_the_buffers_that_are_in_no_file(name, tmp_path):
+    """Whichever module computes them: in Falcon-H1 it is one without tensors of its own."""
+    qbench.quantize(family_model(*(FAMILIES | HYBRID)[name]), "rtn", Scheme(4, 16)).save(
+        tmp_path / "saved"
+    )
+    expected = qbench.load(tmp_path / "saved", "float32").model
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    buffers = dict(loaded.named_buffers())
+    assert buffers.keys() == dict(expected.named_buffers()).keys()
+    for key, buffer in expected.named_buffers():
+        assert torch.equal(buffers[key], buffer), key
+    assert torch.equal(loaded(PROMPT).logits, expected(PROMPT).logits)
 
 
 @pytest.mark.slow
