@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from qbench.checkpoint.folder import load_checkpoint, unquantized_tensors, write
 from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
+from qbench.files.shards import INDEX
 from qbench.inspection.report import inspect
 from qbench.kernels.dispatch import using
 from qbench.models.blocks import quantizable
@@ -454,6 +456,32 @@ def test_the_command_says_the_bits_of_what_it_writes_and_of_the_source(command, 
         assert (bits is None) == (written is None)
         words = "bits/parameter, unquantized" if bits is None else f"{bits:.3f} bits/weight"
         assert text.startswith(str(tmp_path / target)) and words in text.partition(" (")[0]
+
+
+@pytest.mark.parametrize("output", ["model", "link", "model/inside", "."])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("export", "MODEL", "--to", "dense"),
+        ("export", "MODEL", "--to", "gguf"),
+        ("quantize", "--requantize", "--model", "MODEL", "--method", "rtn", "--bits", "4"),
+    ],
+    ids=lambda asked: asked[-1] if asked[0] == "export" else "quantize",
+)
+def test_no_command_writes_over_the_model_that_it_reads(command, saved, tmp_path, asked, output):
+    model = shutil.copytree(saved(), tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    shutil.copy(model / INDEX, tmp_path)  # so that the folder above may be replaced, too
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    words = [model if word == "MODEL" else word for word in asked]
+    code, text, said = command(*words, "-o", tmp_path / output)
+    refusals = ["the model that is read"]
+    if "gguf" in asked:
+        refusals.append("it is a folder")
+    said = " ".join(said.split())
+    assert code == 2 and any(words in said for words in refusals) and not text
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "link", INDEX}
 
 
 def test_a_gguf_file_of_the_model(saved, tmp_path):
