@@ -19,7 +19,7 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
-from qbench.files.atomic import put, require_place
+from qbench.files.atomic import put, require_apart, require_place
 from qbench.files.shards import require_writable
 from qbench.formats import Uniform
 from qbench.models.published_names import published
@@ -34,8 +34,8 @@ def export(
     target: gptq, dense, gguf or qbench. dtype: of dense weights and of what is not quantized; auto
     is the folder's own. verify: read it back and compare logits before it is put at `output`; None
     does so up to 2 GB. ConfigError where the target cannot hold the same numbers, StoreError where
-    the folder is damaged, the export reads back as another model, or `output` exists as something
-    else than such a folder.
+    the folder is damaged, the export reads back as another model, or `output` is the folder that is
+    read or exists as something else than such a folder.
     """
     if target not in TARGETS:
         raise ConfigError(unknown_name("export format", target, TARGETS))
@@ -43,6 +43,7 @@ def export(
         require_place(output)
     else:
         require_writable(output)
+    require_apart(output, folder)
     with unproven(output) as place:
         TARGETS[target](folder, place, dtype)
         size = sum(path.stat().st_size for path in place.parent.rglob("*"))

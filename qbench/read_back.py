@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench.checkpoint.folder import load_checkpoint
-from qbench.errors import StoreError
+from qbench.errors import StoreError, reason_of
 from qbench.models.loading import load_weights
 from qbench.models.pretrained import quiet
 from qbench.models.source import find_model
@@ -70,14 +70,20 @@ def prove(source: Path, written: Path, target: str, dtype: str) -> None:
 def _by_transformers(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with quiet():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:  # of any kind, where a tensor has not the name or shape it expects
+        raise StoreError(
+            f"transformers cannot read the export ({reason_of(error)}); nothing was written: "
+            "please report this"
+        ) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise StoreError(

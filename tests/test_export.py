@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import qbench
+from families import FAMILIES, family_model
 from methods_of_formats import SteppedAlternating, SteppedRTN
 from qbench import Scheme
 from qbench.checkpoint.folder import load_checkpoint, unquantized_tensors, write_model_folder
+from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
+from qbench.files.shards import INDEX
 from qbench.inspection.report import inspect
 from qbench.kernels.dispatch import using
 from qbench.models.blocks import quantizable
+from qbench.models.published_names import published
 from qbench.models.source import find_model
 from qbench.quantization import stored_as
 from samples import PROMPT, integers, scales
@@ -44,6 +49,40 @@ def logits(folder):
     """By the dense product, bit for bit; table kernels sum in another order."""
     with using("dequantized"):
         return qbench.load(folder, "float32").model(PROMPT).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_dense_folder_of_conv1d_layers_keeps_them_as_they_were(tmp_path, tied):
+    """GPT-2 stores (in, out); two of its four layers in a block are no squares."""
+    kind, values = FAMILIES["gpt2-conv1d"]
+    model = family_model(kind, values | {"tie_word_embeddings": tied})
+    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    made = qbench.quantize(model, "rtn", Scheme(4, 16))
+    made.save(tmp_path / "own")
+    export(tmp_path / "own", "dense", tmp_path / "dense", verify=True)
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    assert torch.equal(dense(PROMPT).logits, made.model(PROMPT).logits)
+    plain = qbench.load(tmp_path / "own", "float32", packed=False).model
+    assert {name: tensor.shape for name, tensor in plain.state_dict().items()} == before
+    plain.save_pretrained(tmp_path / "plain")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    assert torch.equal(again(PROMPT).logits, made.model(PROMPT).logits)
+    for target in ("gptq", "qbench"):
+        export(tmp_path / "own", target, tmp_path / target, verify=True)
+    for name, tensor in (
+        open_paged(find_model(str(tmp_path / "own")), "float32").model.state_dict().items()
+    ):
+        assert tensor.shape == before[name]
+
+
+def test_what_transformers_cannot_read_is_refused_in_a_sentence(saved, tmp_path, monkeypatch):
+    def wrong(model, tensors):
+        return published(model, tensors | {"model.norm.weight": torch.ones(3)})
+
+    monkeypatch.setattr("qbench.export.published", wrong)
+    with pytest.raises(StoreError, match="transformers cannot read the export .*please report"):
+        export(saved(), "dense", tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
 
 
 @pytest.mark.parametrize(
@@ -417,6 +456,32 @@ def test_the_command_says_the_bits_of_what_it_writes_and_of_the_source(command, 
         assert (bits is None) == (written is None)
         words = "bits/parameter, unquantized" if bits is None else f"{bits:.3f} bits/weight"
         assert text.startswith(str(tmp_path / target)) and words in text.partition(" (")[0]
+
+
+@pytest.mark.parametrize("output", ["model", "link", "model/inside", "."])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("export", "MODEL", "--to", "dense"),
+        ("export", "MODEL", "--to", "gguf"),
+        ("quantize", "--requantize", "--model", "MODEL", "--method", "rtn", "--bits", "4"),
+    ],
+    ids=lambda asked: asked[-1] if asked[0] == "export" else "quantize",
+)
+def test_no_command_writes_over_the_model_that_it_reads(command, saved, tmp_path, asked, output):
+    model = shutil.copytree(saved(), tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    shutil.copy(model / INDEX, tmp_path)  # so that the folder above may be replaced, too
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    words = [model if word == "MODEL" else word for word in asked]
+    code, text, said = command(*words, "-o", tmp_path / output)
+    refusals = ["the model that is read"]
+    if "gguf" in asked:
+        refusals.append("it is a folder")
+    said = " ".join(said.split())
+    assert code == 2 and any(words in said for words in refusals) and not text
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "link", INDEX}
 
 
 def test_a_gguf_file_of_the_model(saved, tmp_path):

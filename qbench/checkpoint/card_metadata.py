@@ -122,7 +122,8 @@ def _asked(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _notes(spec: TaskSpec, score: Score, benchmark: Benchmark) -> str:
-    """`mean acc_norm of 200 of 2376 items, 0-shot, by qbench`."""
-    number = f"{score.n} of {benchmark.items}" if spec.limit is not None else f"all {score.n}"
+    """`acc_norm of 200 of 2376 items, 0-shot, by qbench`; all, where no fewer were asked."""
+    whole = score.n >= benchmark.items
+    number = f"all {score.n}" if whole else f"{score.n} of {benchmark.items}"
     shots = "" if spec.num_fewshot is None else f", {spec.num_fewshot}-shot"
     return f"{score.metric} of {number} items{shots}, by qbench"

@@ -44,11 +44,7 @@ class QbenchQuantizer(HfQuantizer):
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
-        # Without parameters there is nothing to initialize. transformers would try, and miss the
-        # stacks of which the modules of experts have been emptied.
-        for module in model.modules():
-            if not (module._parameters or module._buffers):
-                module._is_hf_initialized = True
+        _spare_emptied_modules(model)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -77,6 +73,22 @@ class QbenchQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Yes: `torch.ops.qbench.linear` is an operator with a fake implementation."""
         return True
+
+
+def _spare_emptied_modules(model: Any) -> None:
+    """Keep transformers from initializing the modules whose stacks are linear layers now.
+
+    It would miss the stacks. All other modules are initialized, even those without tensors of their
+    own: such a one may fill the buffers of its children, which are in no file.
+    """
+    from qbench.models.experts import Experts
+
+    for experts in model.modules():
+        if not isinstance(experts, Experts):
+            continue
+        for module in experts.modules():
+            if not (module._parameters or module._buffers):
+                module._is_hf_initialized = True
 
 
 def _folder(config: Any) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from qbench.checkpoint.config import stored_tensors
 from qbench.contracts import WeightFormat
@@ -15,7 +16,7 @@ from qbench.errors import StoreError
 from qbench.formats import from_tensors
 from qbench.kernels.dispatch import describe, multiply
 from qbench.kernels.sharing import share_inputs
-from qbench.models.blocks import is_linear, read_weight
+from qbench.models.blocks import as_kept, is_linear, read_weight
 
 
 class QuantLinear(nn.Module):
@@ -26,9 +27,13 @@ class QuantLinear(nn.Module):
     `.to(dtype)` reach the bias alone, since a rounded scale would be another weight.
     """
 
-    def __init__(self, weight: WeightFormat, bias: Tensor | None) -> None:
-        """weight (out, in), possibly on the meta device; bias (out,), or None."""
+    def __init__(self, weight: WeightFormat, bias: Tensor | None, transposed: bool = False) -> None:
+        """weight (out, in), possibly on the meta device; bias (out,), or None.
+
+        transposed: whether it stands for a Conv1D, which keeps a dense weight as (in, out).
+        """
         super().__init__()
+        self.transposed = transposed
         self.out_features, self.in_features = weight.shape
         self.kind = weight.format
         self.spec = weight.spec()
@@ -90,7 +95,7 @@ def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
                 f"layer {name!r} is {shape} in the model, but {tuple(weight.shape)} in the file"
             )
         bias = None if layer.bias is None else layer.bias.detach()
-        _replace(model, name, QuantLinear(weight, bias))
+        _replace(model, name, QuantLinear(weight, bias, isinstance(layer, Conv1D)))
         parents[name.rpartition(".")[0]] += 1
     for parent, layers in parents.items():
         if layers > 1:
@@ -98,14 +103,24 @@ def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
 
 
 def unpack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put a linear layer in the place of every QuantLinear, its weight dequantized into `dtype`."""
+    """Put the layer that it stands for in the place of every QuantLinear.
+
+    Its weight is dequantized into `dtype`.
+    """
     for name, layer in list(packed_layers(model)):
-        dense = nn.Linear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-        dense.weight = nn.Parameter(layer.quantized().dequantize().to(dtype), requires_grad=False)
+        dense = _empty(layer)
+        weight = as_kept(dense, layer.quantized().dequantize().to(dtype)).contiguous()
+        dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.register_parameter("bias", layer.bias)
         _replace(model, name, dense)
+
+
+def _empty(layer: QuantLinear) -> Any:
+    """The dense layer that a QuantLinear stands for, on the meta device."""
+    with torch.device("meta"):
+        if layer.transposed:
+            return Conv1D(layer.out_features, layer.in_features)
+        return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:

@@ -30,7 +30,8 @@ from qbench.errors import ModelError, StoreError
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Shards, read_json
-from qbench.models.blocks import decoder_blocks
+from qbench.models.blocks import as_kept, decoder_blocks
+from qbench.models.head import tie_head
 from qbench.models.limits import refuse_implausible
 from qbench.models.paging import page_out
 from qbench.models.published_names import own_names
@@ -108,17 +109,23 @@ def open_paged(source: ModelSource, dtype: str) -> Checkpoint:
     weights = {name: group.weight() for name, group in groups.items()}
     pack(model, weights)
     unpack(model, kind)
-    _connect(model, _Files(shards, groups, kind), source.name)
+    dense = {name: model.get_submodule(name) for name in groups}
+    _connect(model, _Files(shards, groups, dense, kind), source.name)
     tokenizer = read_tokenizer(folder) if quantized else load_tokenizer(source)
     return Checkpoint(model.eval(), tokenizer, weights, manifest)
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Where tensors come from. groups: of quantized layers, by full name. kind: of the result."""
+    """Where tensors come from.
+
+    groups: of quantized layers, by full name. dense: the layers of the model that have their place
+    in it. kind: of the result.
+    """
 
     shards: Shards
     groups: Mapping[str, Group]
+    dense: Mapping[str, Any]
     kind: torch.dtype
 
     def tensors(
@@ -141,7 +148,8 @@ class _Files:
                 parts[part] = self.shards.tensor(f"{layer}.{part}").to(device)
             weight = group.weight(parts)
             require_finite(layer, weight, self.shards.folder)
-            tensors[f"{name}.weight"] = weight.dequantize().to(self.kind)
+            values = as_kept(self.dense[layer], weight.dequantize().to(self.kind))
+            tensors[f"{name}.weight"] = values.contiguous()
         return tensors
 
 
@@ -154,7 +162,7 @@ def _connect(model: Any, files: _Files, name: str) -> None:
     layers = {layer: layer for layer in files.groups if not layer.startswith(inside)}
     rest = files.tensors(outside, layers, torch.device("cpu"))
     model.load_state_dict(rest, strict=False, assign=True)
-    model.tie_weights()
+    tie_head(model)
     _refuse_gaps(model, stored.keys() | {f"{layer}.weight" for layer in files.groups}, name)
     for start, block in zip(inside, blocks, strict=True):
         names = _beginning(start, stored)

@@ -17,6 +17,7 @@ from qbench.errors import StoreError
 from qbench.files.shards import read_json
 from qbench.models.empty import built_empty
 from qbench.models.experts import unfuse_experts
+from qbench.models.head import tie_head
 from qbench.models.limits import built
 from qbench.models.loading import import_model_class, read_config
 from qbench.models.pretrained import is_panic
@@ -109,7 +110,7 @@ def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
         raise StoreError(
             f"{folder}: {' '.join(str(error).split())[:300]}; copy or quantize again"
         ) from None
-    model.tie_weights()
+    tie_head(model)
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if missing or unexpected:
         raise StoreError(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qbench.contracts import Scheme, WeightFormat
-from qbench.formats import bits_per_weight
+from qbench.formats import Dense, bits_per_weight
 from qbench.models.blocks import linears, quantizable
 
 
@@ -34,15 +34,15 @@ def coverage(
 
     linear: linear layers of the whole model; blocks: of them, inside the decoder's blocks;
     quantized: of these; bits: bits of the codes -> layers; left: names of the layers inside blocks
-    that are not quantized. asked: as `bits`, of the scheme; head: what the head has, where it is
-    quantized; both only where there is something to say. bytes: of the tensors' files;
-    original_bytes: of the unquantized model's tensors.
+    that are not quantized, as dense weights are not. asked: as `bits`, of the scheme; head: what
+    the head has, where it is quantized; both only where there is something to say. bytes: of the
+    tensors' files; original_bytes: of the unquantized model's tensors.
     """
     inside = quantizable(model)
     asked = {} if scheme is None or scheme.is_plain else scheme.of_layers(inside)
-    kept = inside.keys() - asked.keys() if asked else set()
-    left = sorted(name for name in inside if name not in weights or name in kept)
-    widths = {name: _width(weight) for name, weight in weights.items() if name not in left}
+    codes = {name: weight for name, weight in weights.items() if not isinstance(weight, Dense)}
+    left = sorted(inside.keys() - codes.keys())
+    widths = {name: _width(weight) for name, weight in codes.items()}
     facts = {
         "linear": len(linears(model)),
         "blocks": len(inside),

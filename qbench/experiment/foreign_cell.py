@@ -94,15 +94,19 @@ def quantize_elsewhere(
 def as_written(coverage: dict[str, Any], quantized: QuantizedModel) -> dict[str, Any]:
     """The coverage of a quantized model, of another package's by what its own files hold.
 
-    Weights that are read dequantized have the bits that the codes in these files take.
+    Weights that are read dequantized are quantized all the same, and have the bits that the codes
+    in these files take.
     """
     written = quantized.manifest.get("written")
     if written is None:
         return coverage
     facts = coverage | {"bytes": written["bytes"]}
     codes = written["bits_per_weight"].get("codes")
-    if codes is not None and written["read"] in ("dequantized", "gguf"):
-        facts["bits"] = {f"{round(codes, 2):g}": len(quantized.weights)}
+    if written["read"] in ("dequantized", "gguf"):
+        left = [name for name in coverage["left"] if name not in quantized.weights]
+        facts |= {"left": left, "quantized": coverage["blocks"] - len(left)}
+        if codes is not None:
+            facts["bits"] = {f"{round(codes, 2):g}": len(quantized.weights)}
     return facts
 
 

@@ -19,11 +19,12 @@ from qbench.experiment.grid import Grid
 from qbench.experiment.identity import ask
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
+from qbench.files.atomic import require_apart
 from qbench.files.shards import require_writable
 from qbench.models.identity import Announce, resolved_revision
 from qbench.models.paging import on_device, round_parameters
 from qbench.models.provenance import provenance
-from qbench.models.source import ModelSource, find_model, torch_dtype
+from qbench.models.source import ModelSource, find_model, local_folder, torch_dtype
 from qbench.models.tokenizers import check_fit, require_template
 from qbench.quantization import QuantizedModel, made_of, quantize, refuse_quantized
 from qbench.records import Score, TaskSpec
@@ -65,13 +66,14 @@ def quantize_model(
     beforehand; `auto` leaves them as they are. requantize: whether a model that is quantized
     already is taken. trust_remote_code: whether code that it brings may run. memory: bytes that may
     be taken, None for what there is. announce: is told what data calibrate. StoreError before any
-    work where nothing can be written at `output`.
+    work where nothing can be written at `output`, or where it is the model that is read.
     """
     require_writable(output)
     load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
     place = find_model(model, trust_remote_code)
+    require_apart(output, local_folder(place) or place.path)
     calibrating = None
     if calibrates(quantizer) or scheme.budget is not None:
         calibrating = announced_data(data, (model,), (CALIBRATION,), announce).source

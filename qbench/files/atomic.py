@@ -43,6 +43,27 @@ def require_place(*paths: Path | None) -> None:
             raise StoreError(f"{path} cannot be written: {problem}; choose another file")
 
 
+def require_apart(output: Path, source: Path) -> None:
+    """StoreError, before any work, where to write `output` would change the model that is read.
+
+    source: the folder or file of that model. It would where one is the other or lies in it, by
+    whatever names.
+    """
+    written, read = (Path(os.path.realpath(path)) for path in (output, source))
+    problem = None
+    if written == read:
+        problem = "is"
+    elif written in read.parents:
+        problem = "holds"
+    elif read in written.parents:
+        problem = "lies in"
+    if problem is not None:
+        raise StoreError(
+            f"{output} {problem} the model that is read, {source}; choose another place for what "
+            "is written"
+        )
+
+
 def write_whole(path: Path, write: Callable[[Path], object], flush: bool = True) -> Path:
     """Let `write` make a file at the path that it is called with, and put that file at `path`.
 

@@ -204,8 +204,9 @@ def require_writable(folder: Path) -> None:
 def verify(folder: Path) -> dict[str, str | None]:
     """What is wrong with each file of a folder, None where nothing is.
 
-    Compared are the SHA-256 of the files, those in folders inside too, with those in the index.
-    StoreError where it has none.
+    Compared are the SHA-256 of the files, those in folders inside too, with those in the index; and
+    where they agree, the tensors that the index names with those of the files. StoreError where it
+    has no hashes.
     """
     metadata = read_json(folder / INDEX).get("metadata")
     hashes = metadata.get("sha256") if isinstance(metadata, dict) else None
@@ -219,7 +220,19 @@ def verify(folder: Path) -> dict[str, str | None]:
     for name in sorted(hashes.keys() & present.keys()):
         problems[name] = _problem(present[name], hashes[name], folder)
     # a file that was added may be a shard, which would be read
-    return problems | dict.fromkeys(present.keys() - hashes.keys(), "is not in the index")
+    problems |= dict.fromkeys(present.keys() - hashes.keys(), "is not in the index")
+    wrong = None if any(problems.values()) else _problem_of_index(folder)
+    return problems if wrong is None else problems | {INDEX: wrong}
+
+
+def _problem_of_index(folder: Path) -> str | None:
+    """Why the tensors that the index names are not those of the files; None where they are."""
+    try:
+        named = {entry.file.name for entry in Shards(folder, mapped=False).entries.values()}
+    except StoreError as error:
+        return f"does not fit the files: {error}"
+    unnamed = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in named)
+    return f"names no tensor of {unnamed[0]}; {_AGAIN}" if unnamed else None
 
 
 def _hashed(folder: Path) -> dict[str, Path]:

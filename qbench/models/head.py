@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from qbench.errors import ConfigError
@@ -31,6 +32,36 @@ def untie_head(model: Any) -> bool:
     if head.weight is not embedding.weight:
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    _say_untied(model)
+    return True
+
+
+def tie_head(model: Any) -> None:
+    """Tie what the config ties, but for a head whose own, other weight has been read.
+
+    As transformers does when it reads files that hold both. model: filled, but for tensors that are
+    not in its files, which are on the meta device.
+    """
+    say_own_head(model)
+    model.tie_weights()
+
+
+def say_own_head(model: Any) -> None:
+    """Let the config say so where it ties a head whose own, other weight has been read.
+
+    Else who reads the saved folder may put the embedding in its place.
+    """
+    configs = (model.config, model.config.get_text_config())
+    if not any(getattr(config, "tie_word_embeddings", False) for config in configs):
+        return
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    if head is None or head.is_meta:
+        return
+    embedding = model.get_input_embeddings().weight
+    if not (embedding.is_meta or head is embedding or torch.equal(head, embedding)):
+        _say_untied(model)
+
+
+def _say_untied(model: Any) -> None:
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
-    return True

@@ -30,6 +30,7 @@ from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_config import completed, tensors_left_out
 from qbench.models.gguf_file import gguf_header, stored_dtype, torch_shapes
 from qbench.models.gguf_tokenizer import load_gguf_tokenizer
+from qbench.models.head import say_own_head
 from qbench.models.limits import built, refuse_implausible
 from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ALIASES, ModelSource, torch_dtype
@@ -84,9 +85,12 @@ def read_config(path: Path, trust_remote_code: bool = False, tensors: int = 0) -
     from transformers import CONFIG_MAPPING, AutoConfig
 
     require_ordinary_files(path.parent)
+    content = read_json(path)
+    # Importing a class takes up to two seconds, which are not the folder's doing.
     with suppress(KeyError, TypeError):
-        # Importing a class takes up to two seconds, which are not the folder's doing.
-        CONFIG_MAPPING[read_json(path).get("model_type")]
+        CONFIG_MAPPING[content.get("model_type")]
+    if trust_remote_code:
+        _import_own_code(content.get("auto_map"), "AutoConfig", str(path.parent))
 
     def load() -> Any:
         return AutoConfig.from_pretrained(path.parent, trust_remote_code=trust_remote_code)
@@ -123,15 +127,31 @@ def load_skeleton(source: ModelSource) -> Any:
     return model
 
 
-def import_model_class(config: Any) -> None:
-    """Import the module of transformers that a config's model stands in, before time is limited.
+def import_model_class(config: Any, trust_remote_code: bool = False) -> None:
+    """Import the module that a config's model stands in, before time is limited.
 
-    Classes of other code are imported when they are used.
+    trust_remote_code: whether it may be one that the model brings. What that raises passes through.
     """
     from transformers import AutoModelForCausalLM
 
     with suppress(KeyError, ImportError, AttributeError):
         AutoModelForCausalLM._model_mapping[type(config)]
+    if trust_remote_code:
+        own = getattr(config, "auto_map", None)
+        _import_own_code(own, AutoModelForCausalLM.__name__, config.name_or_path)
+
+
+def _import_own_code(auto_map: Any, kind: str, place: str) -> None:
+    """Import the class of this kind that a model brings, with all that its module imports.
+
+    auto_map: of its config; what is no such thing is left to transformers. place: the folder or hub
+    id that the config is of.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    reference = auto_map.get(kind) if isinstance(auto_map, Mapping) else None
+    if isinstance(reference, str):
+        get_class_from_dynamic_module(reference, place)
 
 
 def load_model(source: ModelSource, dtype: str) -> tuple[Any, Any]:
@@ -165,6 +185,7 @@ def load_weights(source: ModelSource, dtype: str) -> Any:
         _forget_the_file(model)
     # The unquantized model runs the same operations as the quantized one.
     unfuse_experts(model, refuse=False)
+    say_own_head(model)
     refuse_not_finite(model.state_dict().items(), f"model {source.name!r}")
     return model.eval()
 
@@ -201,7 +222,7 @@ def _unfilled(source: ModelSource, tensors: int) -> Any:
     config = load_config(source)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    import_model_class(config)
+    explained(source, lambda: import_model_class(config, source.trust_remote_code))
 
     def build() -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)

@@ -101,15 +101,19 @@ def test_a_share_of_right_answers_has_its_interval_in_the_card(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "notes"),
+    ("limit", "items", "notes"),
     [
-        (64, "acc of 64 of 2376 items, 0-shot, by qbench"),
-        (None, "acc of all 64 items, 0-shot, by qbench"),
+        (64, 2376, "acc of 64 of 2376 items, 0-shot, by qbench"),
+        (None, 2376, "acc of 64 of 2376 items, 0-shot, by qbench"),  # such as those generated
+        (None, 64, "acc of all 64 items, 0-shot, by qbench"),
+        (5000, 64, "acc of all 64 items, 0-shot, by qbench"),
     ],
 )
-def test_the_headline_of_a_published_data_set_is_a_file_of_results(tiny, tmp_path, limit, notes):
+def test_the_headline_of_a_published_data_set_is_a_file_of_results(
+    tiny, tmp_path, limit, items, notes
+):
     folder = saved(tiny, tmp_path / "s")
-    add_scores(folder, record(*SCORES, limit=limit), {"arc_easy": ARC})
+    add_scores(folder, record(*SCORES, limit=limit), {"arc_easy": ARC._replace(items=items)})
     (file,) = (folder / ".eval_results").iterdir()
     content = yaml.safe_load(file.read_text())
     assert file.name == "arc_easy.yaml"

@@ -18,14 +18,28 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import qbench
+from families import FAMILIES, WIDE, family_model
 from fresh_python import run_python
 from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, method_of_format
 from qbench import Scheme
 from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, StoreError
 from qbench.files.shards import INDEX, verify
+from qbench.models.loading import load_weights
+from qbench.models.source import find_model
 from samples import PROMPT, normal, token_ids
+
+HYBRID = {  # multipliers unlike 1, so that a buffer of them is not one of ones
+    "falcon-h1": (
+        "FalconH1Config",
+        WIDE
+        | {"head_dim": 16, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
+        | {"mamba_d_state": 8, "mamba_chunk_size": 8, "ssm_multipliers": [0.5, 2.0, 3.0, 0.25, 4.0]}
+        | {"tie_word_embeddings": False, "pad_token_id": 0},
+    )
+}
 
 
 def files(folder):
@@ -102,6 +116,74 @@ def test_every_family_is_loaded_packed_and_exactly(family, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     assert sum(isinstance(layer, QuantLinear) for layer in loaded.modules()) == len(made.weights)
     assert torch.equal(loaded(prompt).logits, made.model(prompt).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [False, True], ids=["said", "folders-that-say-tied"])
+def test_a_head_of_its_own_stays_where_the_config_ties_it(tiny, tokenizer, tmp_path, before):
+    """transformers 5 does not tie what the files hold as two different tensors."""
+    model = tiny(hidden_size=64)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    say_tied(tmp_path / "model")
+    source = find_model(str(tmp_path / "model"))
+    assert torch.equal(load_weights(source, "float32")(PROMPT).logits, model(PROMPT).logits)
+    assert torch.equal(open_paged(source, "float32").model(PROMPT).logits, model(PROMPT).logits)
+    for method in ("none", "rtn"):
+        made = qbench.quantize(str(tmp_path / "model"), method, Scheme(3, 16))
+        folder = made.save(tmp_path / method)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["tie_word_embeddings"] is False
+        if before:
+            say_tied(folder)
+        expected = made.model(PROMPT).logits
+        loaded = (
+            qbench.load(folder, "float32").model,
+            qbench.load(folder, "float32", packed=False).model,
+            open_paged(find_model(str(folder)), "float32").model,
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        )
+        for again in loaded:
+            assert torch.equal(again(PROMPT).logits, expected)
+        loaded[1].save_pretrained(tmp_path / f"{method}-again")
+        assert torch.equal(
+            load_weights(find_model(str(tmp_path / f"{method}-again")), "float32")(PROMPT).logits,
+            expected,
+        )
+
+
+def say_tied(folder):
+    place = folder / "config.json"
+    config = json.loads(place.read_text()) | {"tie_word_embeddings": True}
+    place.write_text(json.dumps(config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_quantized_head_stays_where_the_config_ties_it(tiny, tmp_path, packed):
+    made = qbench.quantize(tiny(tie_word_embeddings=True), "rtn", Scheme(3, 16, head_bits=4))
+    say_tied(made.save(tmp_path / "saved"))
+    loaded = qbench.load(tmp_path / "saved", "float32", packed=packed).model
+    assert torch.equal(loaded(PROMPT).logits, made.model(PROMPT).logits)
+    assert loaded.config.tie_word_embeddings is False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["falcon-h1", "llama", "gemma3-mixed-masks", "gpt2-conv1d", "mixtral-experts"]
+)
+def test_transformers_computes_the_buffers_that_are_in_no_file(name, tmp_path):
+    """Whichever module computes them: in Falcon-H1 it is one without tensors of its own."""
+    qbench.quantize(family_model(*(FAMILIES | HYBRID)[name]), "rtn", Scheme(4, 16)).save(
+        tmp_path / "saved"
+    )
+    expected = qbench.load(tmp_path / "saved", "float32").model
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    buffers = dict(loaded.named_buffers())
+    assert buffers.keys() == dict(expected.named_buffers()).keys()
+    for key, buffer in expected.named_buffers():
+        assert torch.equal(buffers[key], buffer), key
+    assert torch.equal(loaded(PROMPT).logits, expected(PROMPT).logits)
 
 
 @pytest.mark.slow

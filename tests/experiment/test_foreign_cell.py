@@ -168,8 +168,15 @@ def test_the_bits_of_dequantized_weights_are_those_of_the_files():
     written = {"read": "gguf", "bytes": 5, "bits_per_weight": {"total": 4.5, "codes": 4.1249}}
 
     quantized = QuantizedModel(None, None, dict.fromkeys("ab"), {"written": written})
-    facts = as_written({"bytes": 9, "bits": {"32": 2}}, quantized)
-    assert facts == {"bytes": 5, "bits": {"4.12": 2}}
+    counted = {"bytes": 9, "bits": {}, "blocks": 3, "quantized": 0, "left": ["a", "b", "c"]}
+    facts = as_written(counted, quantized)
+    assert facts == {
+        "bytes": 5,
+        "bits": {"4.12": 2},
+        "blocks": 3,
+        "quantized": 2,
+        "left": ["c"],
+    }
 
 
 @pytest.mark.slow

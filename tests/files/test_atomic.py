@@ -10,7 +10,13 @@ import pytest
 
 from qbench.errors import StoreError
 from qbench.files import atomic
-from qbench.files.atomic import leftovers, write_text, write_whole, write_whole_folder
+from qbench.files.atomic import (
+    leftovers,
+    require_apart,
+    write_text,
+    write_whole,
+    write_whole_folder,
+)
 
 
 def contents(folder):
@@ -83,3 +89,26 @@ def test_leftovers_are_looked_for_while_others_write(tmp_path):
     finally:
         done.set()
         writer.join()
+
+
+@pytest.mark.parametrize(
+    "output, problem",
+    [
+        ("model", "is"),
+        ("other/../model", "is"),
+        ("link", "is"),
+        ("model/q", "lies in"),
+        ("link/deep/q", "lies in"),
+        (".", "holds"),
+        ("model-2", None),
+        ("other/model", None),
+    ],
+)
+def test_what_is_read_is_not_written(tmp_path, output, problem):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    if problem is None:
+        require_apart(tmp_path / output, tmp_path / "model")
+        return
+    with pytest.raises(StoreError, match=f"{problem} the model that is read, .*choose another"):
+        require_apart(tmp_path / output, tmp_path / "model")

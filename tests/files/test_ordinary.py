@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from qbench.errors import StoreError
 from qbench.files import ordinary
@@ -16,7 +17,7 @@ from qbench.files.ordinary import (
     ordinary_text,
     require_ordinary_files,
 )
-from qbench.files.shards import read_json, verify, write_index
+from qbench.files.shards import read_json, verify, write_index, write_shards
 
 
 @pytest.fixture
@@ -108,8 +109,8 @@ def test_a_name_that_no_system_takes_names_nothing(tmp_path):
 
 
 def test_the_index_knows_files_of_folders_inside(folder):
-    write_index(folder, {})
-    assert set(verify(folder).values()) == {None} and len(verify(folder)) == 2
+    write_index(folder, write_shards(folder, {"a": torch.zeros(2)}))
+    assert set(verify(folder).values()) == {None} and len(verify(folder)) == 3
     template = folder / "additional_chat_templates" / "tool.jinja"
     template.write_text("y")
     assert "differs" in verify(folder)["additional_chat_templates/tool.jinja"]

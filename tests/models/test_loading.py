@@ -98,6 +98,46 @@ def test_code_of_a_folder_runs_only_where_it_is_trusted(folder, monkeypatch):
     assert trace.exists()
 
 
+@pytest.mark.slow
+def test_what_trusted_code_takes_to_import_is_not_the_configs_doing(folder, monkeypatch):
+    """Building is limited in time; importing what the code needs is not."""
+    expected = load(folder)[0](PROMPT).logits
+    slow = (
+        "import time\n"
+        "until = time.process_time() + 1\n"
+        "while time.process_time() < until:\n"
+        "    sum(range(10_000))\n"  # asking for the time takes none of the limited kind
+    )
+    (folder / "configuration_slow.py").write_text(
+        f"{slow}"
+        "from transformers import LlamaConfig\n"
+        "class SlowConfig(LlamaConfig):\n"
+        "    model_type = 'slow'\n"
+    )
+    model_code = (
+        f"{slow}"
+        "from transformers import LlamaForCausalLM\n"
+        "from .configuration_slow import SlowConfig\n"
+        "class Slow(LlamaForCausalLM):\n"
+        "    config_class = SlowConfig\n"
+    )
+    own = {
+        "AutoConfig": "configuration_slow.SlowConfig",
+        "AutoModelForCausalLM": "modeling_slow.Slow",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "slow", "auto_map": own, "architectures": ["Slow"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    trusted = ModelSource(str(folder), str(folder), None, local=True, trust_remote_code=True)
+    monkeypatch.setattr("qbench.models.limits.SECONDS", 0.5)
+    monkeypatch.setattr("qbench.models.limits.SECONDS_PER_TENSOR", 0.0)
+    (folder / "modeling_slow.py").write_text(f"import no_such_package_at_all\n{model_code}")
+    with pytest.raises(ModelError, match="no_such_package_at_all"):
+        load_model(trusted, "float32")
+    (folder / "modeling_slow.py").write_text(model_code)
+    assert torch.equal(load_model(trusted, "float32")[0](PROMPT).logits, expected)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
 def test_pickled_weights_are_never_opened(folder, name):
     torch.save(load_file(folder / "model.safetensors"), folder / name)
