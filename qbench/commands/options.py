@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,6 +102,24 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file of methods or kernels, or a YAML task."),
 ]
+
+
+def refuse_unused(context: typer.Context, names: Container[str | None], reason: str) -> None:
+    """ConfigError for an option that was typed and would do nothing, with its value.
+
+    names: of the command's parameters that do nothing here. reason: when they do not, such as
+    `with --end-to-end`.
+    """
+    for parameter in context.command.params:
+        if parameter.name is None or parameter.name not in names:
+            continue
+        source = context.get_parameter_source(parameter.name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name]
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        words = [parameter.opts[-1], *(str(part) for part in several if part is not True)]
+        raise ConfigError(f"{' '.join(words)} does nothing {reason}; leave it out")
 
 
 def as_names(text: str | None, flag: str = "a list") -> tuple[str, ...] | None:
