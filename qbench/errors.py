@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from qbench.outside_text import printable
 
 LONGEST = 1000  # characters of a message
+LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1  # of a generator: signed, of 64 bits
 
 
 class QbenchError(Exception):
@@ -86,6 +87,14 @@ def require_at_least(name: str, value: int | None, least: int = 1) -> None:
     if value is not None and value < least:
         raise ConfigError(
             f"{name}={value} is too small; give {least} or more, or leave it out for all"
+        )
+
+
+def require_seed(name: str, seed: int) -> None:
+    """ConfigError for a seed that no generator takes."""
+    if not LEAST_SEED <= seed <= LARGEST_SEED:
+        raise ConfigError(
+            f"{name}={seed} has more than 64 bits; give a seed from {LEAST_SEED} to {LARGEST_SEED}"
         )
 
 

@@ -34,7 +34,7 @@ from qbench.commands.options import (
     out,
     say,
 )
-from qbench.errors import ConfigError
+from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError
 
 if TYPE_CHECKING:
     from qbench.comparison.parity import Parity
@@ -63,7 +63,10 @@ def quantize(
     data: Data = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=LEAST_SEED, max=LARGEST_SEED, help="Of the calibration sample."),
+    ] = 0,
     device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.errors import ConfigError, unknown_name
+from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError, require_seed, unknown_name
 from qbench.experiment.forms import (
     Bytes,
     Files,
@@ -51,6 +51,7 @@ QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and
 TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = ("samples", "length")
+MOST_DRAWS = 1000  # of the calibration sample: each is a cell
 NO_SWITCHES = (  # keys that are numbers
     "group_size", "head_bits", "seed", "replicates", "time_limit", "workers", "memory", "max_cells",
 )  # fmt: skip
@@ -95,8 +96,8 @@ class Grid(BaseModel):
     set: Sets = {}
     plugin: Files = ()
     data: str = "auto"
-    seed: int = 0
-    replicates: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=LEAST_SEED, le=LARGEST_SEED)
+    replicates: int | None = Field(default=None, ge=1, le=MOST_DRAWS)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     chat_template: bool | None = None
@@ -192,10 +193,14 @@ class Grid(BaseModel):
         return settings
 
     def seeds(self, calibrates: bool) -> tuple[int, ...]:
-        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn."""
+        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn.
+
+        ConfigError where the last draw's seed is none.
+        """
         if not calibrates:
             return (0,)
         draws = self.replicates or self.defaults.get("replicates", 1)
+        require_seed("the last seed", self.seed + draws - 1)
         return tuple(range(self.seed, self.seed + draws))
 
     @property

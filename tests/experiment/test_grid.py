@@ -229,6 +229,19 @@ def test_requests_that_are_refused_before_any_plan(changes, message):
         Grid(**changes).check_request()
 
 
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**30])
+def test_seeds_have_64_bits(tmp_path, seed):
+    with pytest.raises(ConfigError, match=f"seed={seed}: Input should be "):
+        read_grid(None, {"seed": seed})
+    with pytest.raises(ConfigError, match=f"uniquanf.seed={seed} has more than 64 bits"):
+        get_method("uniquanf", seed=seed)
+    assert Grid(seed=2**63 - 1).seeds(calibrates=True) == (2**63 - 1,)
+    with pytest.raises(ConfigError, match="the last seed=9223372036854775808 has more than"):
+        Grid(seed=2**63 - 1, replicates=2).seeds(calibrates=True)
+    with pytest.raises(ConfigError, match="replicates=100000000000: Input should be less"):
+        read_grid(None, {"replicates": 10**11})
+
+
 def test_bits_that_some_method_supports_are_no_mistake():
     Grid(methods=("rtn", "unisvq"), bits=(2, 3, 4)).check_request()
     assert len(cells(methods=("rtn", "unisvq"), bits=(2, 3, 4))) == 6
