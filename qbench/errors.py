@@ -82,12 +82,13 @@ def _nearest(name: str, names: Sequence[str]) -> list[str]:
     return [by_small[low] for low in get_close_matches(small, by_small, n=1)]
 
 
-def require_at_least(name: str, value: int | None, least: int = 1) -> None:
-    """ConfigError unless `value` is None or at least `least`."""
+def require_at_least(name: str, value: int | None, least: int = 1, instead: str = "") -> None:
+    """ConfigError unless `value` is None or at least `least`.
+
+    instead: what may be given in place of a number, such as `, or 'all'`.
+    """
     if value is not None and value < least:
-        raise ConfigError(
-            f"{name}={value} is too small; give {least} or more, or leave it out for all"
-        )
+        raise ConfigError(f"{name}={value} is too small; give {least} or more{instead}")
 
 
 def require_seed(name: str, seed: int) -> None:

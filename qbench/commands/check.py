@@ -10,7 +10,7 @@ import typer
 
 from qbench.commands.options import out
 from qbench.errors import ConfigError, unknown_name
-from qbench.files.ordinary import is_file
+from qbench.files.ordinary import is_file, ordinary_bytes
 
 if TYPE_CHECKING:
     from qbench.checks.verdict import Verdict
@@ -53,7 +53,7 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.registry import methods
 
     path = Path(target)
-    if path.suffix == ".py" and is_file(path) and "qbench.kernels" in path.read_text():
+    if path.suffix == ".py" and is_file(path) and b"qbench.kernels" in ordinary_bytes(path):
         yield from _verdicts_over_file(path, time_limit)
     elif target not in methods() and target in kernel_names():
         yield from check_kernel(target)

@@ -119,15 +119,21 @@ def compare(
 
 def _look(text: str | None) -> tuple[Look, int] | None:
     """One look of several, and after how many draws the last one is; ConfigError for no such."""
+    from qbench.experiment.grid import MOST_DRAWS
     from qbench.stats.sequential import looks
 
     if text is None:
         return None
     try:
         draws, last = map(int, text.split("/"))
+        if not 1 <= draws <= last <= MOST_DRAWS:
+            raise ValueError("there are no such looks")
     except ValueError:
-        raise ConfigError(f"--look {text!r} is not such as 2/4: after 2 of 4 draws") from None
-    schedule = looks(max(1, last))
+        raise ConfigError(
+            f"--look {text!r} is not such as 2/4: after 2 of 4 draws, of which there are 1 to "
+            f"{MOST_DRAWS}"
+        ) from None
+    schedule = looks(last)
     for look in schedule:
         if look.draws == draws:
             return look, last

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError, require_seed, unknown_name
+from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError, require_at_least, require_seed, unknown_name
 from qbench.experiment.forms import (
     Bytes,
     Files,
@@ -50,7 +50,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
 QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and a GPU in a night
 TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
-CALIBRATION_KEYS = ("samples", "length")
+CALIBRATION_KEYS = {"samples": 1, "length": 2}  # each with the least that it may be
 MOST_DRAWS = 1000  # of the calibration sample: each is a cell
 NO_SWITCHES = (  # keys that are numbers
     "group_size", "head_bits", "seed", "replicates", "time_limit", "workers", "memory", "max_cells",
@@ -247,18 +247,16 @@ class Grid(BaseModel):
     def calibrations(self) -> list[dict[str, int]]:
         """samples and length: the preset's, overridden by `set`, in every combination.
 
-        ConfigError where one is not a positive number.
+        ConfigError where one is no number, or too small a one.
         """
         settings = self.set.get(CALIBRATION, {})
-        overrides = whole_numbers(CALIBRATION, settings, CALIBRATION_KEYS)
+        overrides = whole_numbers(CALIBRATION, settings, CALIBRATION_KEYS, or_all=False)
         values = {key: (value,) for key, value in self.defaults["calibration"].items()} | overrides
         samples = []
         for choice in itertools.product(*values.values()):
             sample = dict(zip(values, choice, strict=True))
             for key, value in sample.items():
-                if value is None or value < 1:
-                    word = "all" if value is None else value
-                    raise ConfigError(f"--set {CALIBRATION}.{key}={word}: give 1 or more")
+                require_at_least(f"--set {CALIBRATION}.{key}", value, CALIBRATION_KEYS[key])
             if sample not in samples:
                 samples.append(sample)
         return samples

@@ -344,6 +344,13 @@ def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("BASE", "BASE", "--look", "half"), "--look 'half' is not such as 2/4"),
+        (("BASE", "BASE", "--look", "1/0"), "--look '1/0' is not such as 2/4"),
+        (("BASE", "BASE", "--look", "-1/-1"), "--look '-1/-1' is not such as 2/4"),
+        (("BASE", "BASE", "--look", f"2/{'9' * 400}"), "is not such as 2/4"),
+        (
+            ("BASE", "BASE", "--margin", "acc=0.1", "--margin", "acc=0.2"),
+            "--margin acc is given twice; keep one of them",
+        ),
         (("BASE", "BASE", "--look", "1/4"), "of 4 draws there are looks at 2/4, 3/4, 4/4"),
         (("nothing", "BASE"), "unknown run or baseline 'nothing'"),
         (("BASE", "runs/nowhere"), "runs/nowhere is neither the folder of a run"),
