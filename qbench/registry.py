@@ -99,7 +99,7 @@ def declared(name: str) -> Declaration:
     if isinstance(entry, Broken):
         raise ConfigError(f"method {name!r} from {entry.origin} cannot be used: {entry.reason}")
     usable = [key for key, other in known.items() if isinstance(other, Declaration)]
-    raise ConfigError(unknown_name("method", name, usable))
+    raise ConfigError(unknown_name("method", name, usable, "qbench list methods"))
 
 
 def method_class(name: str) -> Any:

@@ -61,7 +61,8 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
         yield from check_isolated(target, time_limit)
     else:
         known = [*methods(), *kernel_names()]
-        raise ConfigError(unknown_name("method or kernel", target, known))
+        lists = "qbench list methods` or `qbench list kernels"
+        raise ConfigError(unknown_name("method or kernel", target, known, lists))
 
 
 def _verdicts_over_file(path: Path, time_limit: float) -> Iterator[Verdict]:

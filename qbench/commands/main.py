@@ -37,7 +37,7 @@ from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
-from qbench.errors import QbenchError, readable
+from qbench.errors import ConfigError, QbenchError, readable
 from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def run(
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
+    if dry_run and trace is not None:
+        raise ConfigError(f"--trace {trace} does nothing with --dry-run; leave one of them out")
     grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
     require_place(trace)

@@ -61,6 +61,16 @@ Sets = Annotated[
         help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated.",
     ),
 ]
+MethodSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="METHOD.PARAM=VALUE of the method, one value each. May be repeated."
+    ),
+]
+TaskSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="TASK.limit=N, TASK.num_fewshot=N and the like. May be repeated."),
+]
 ChatTemplate = Annotated[
     bool | None,
     typer.Option(
@@ -104,12 +114,19 @@ Plugins = Annotated[
 ]
 
 
-def refuse_unused(context: typer.Context, names: Container[str | None], reason: str) -> None:
+def refuse_unused(context: typer.Context, names: Container[str], reason: str) -> None:
     """ConfigError for an option that was typed and would do nothing, with its value.
 
     names: of the command's parameters that do nothing here. reason: when they do not, such as
     `with --end-to-end`.
     """
+    for option in typed(context, names):
+        raise ConfigError(f"{option} does nothing {reason}; leave it out")
+
+
+def typed(context: typer.Context, names: Container[str]) -> list[str]:
+    """Those of a command's options that were typed, with their values, such as `--bits 2`."""
+    options = []
     for parameter in context.command.params:
         if parameter.name is None or parameter.name not in names:
             continue
@@ -118,8 +135,9 @@ def refuse_unused(context: typer.Context, names: Container[str | None], reason: 
             continue
         value = context.params[parameter.name]
         several = value if isinstance(value, (list, tuple)) else (value,)
-        words = [parameter.opts[-1], *(str(part) for part in several if part is not True)]
-        raise ConfigError(f"{' '.join(words)} does nothing {reason}; leave it out")
+        words = [str(part) for part in several if not isinstance(part, bool)]
+        options.append(" ".join([parameter.opts[-1], *words]))
+    return options
 
 
 def as_names(text: str | None, flag: str = "a list") -> tuple[str, ...] | None:

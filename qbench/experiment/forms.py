@@ -161,7 +161,8 @@ def whole_numbers(
 ) -> dict[str, tuple[int | None, ...]]:
     """Settings of a task or of the calibration: whole numbers, or `all`, which is None.
 
-    or_all: whether `all` is taken. Raises ConfigError for a key that is not allowed, or another kind of value.
+    or_all: whether `all` is taken. Raises ConfigError for a key that is not allowed, or another
+    kind of value.
     """
     numbers = {}
     for key, values in settings.items():

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -18,7 +17,15 @@ from pydantic import (
 )
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError, require_at_least, require_seed, unknown_name
+from qbench.environment import require_device_name
+from qbench.errors import (
+    LARGEST_SEED,
+    LEAST_SEED,
+    ConfigError,
+    require_at_least,
+    require_seed,
+    unknown_name,
+)
 from qbench.experiment.forms import (
     Bytes,
     Files,
@@ -36,18 +43,12 @@ from qbench.experiment.forms import (
     whole_numbers,
 )
 from qbench.experiment.grid_file import read_grid_file
+from qbench.experiment.presets import PRESETS, QUICK, SWEEPS
 from qbench.records import Scalar
 from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
 __all__ = ["CALIBRATION", "PRESETS", "SWEEPS", "Grid", "parse_set", "read_grid", "single_settings"]
 
-PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("presets.yaml").read_text()
-)
-SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
-    Path(__file__).with_name("sweeps.yaml").read_text()
-)
-QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and a GPU in a night
 TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
 CALIBRATION_KEYS = {"samples": 1, "length": 2}  # each with the least that it may be
@@ -55,7 +56,9 @@ MOST_DRAWS = 1000  # of the calibration sample: each is a cell
 NO_SWITCHES = (  # keys that are numbers
     "group_size", "head_bits", "seed", "replicates", "time_limit", "workers", "memory", "max_cells",
 )  # fmt: skip
-TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
+TASK_KEYS = {  # each with the least that it may be
+    "limit": 1, "num_fewshot": 0, "length": 2, "generate": 0, "spread": 1, "max_gen_toks": 1,
+}  # fmt: skip
 
 
 class Grid(BaseModel):
@@ -241,7 +244,11 @@ class Grid(BaseModel):
         """
         of_preset = self.defaults["tasks"]
         preset = of_preset.get(task, of_preset.get(like, {}))
-        return {**preset, **single_numbers(task, self.set.get(task, {}), TASK_KEYS)}
+        numbers = single_numbers(task, self.set.get(task, {}), TASK_KEYS)
+        for key, value in numbers.items():
+            instead = ", or 'all'" if key in ("limit", "generate") else ""
+            require_at_least(f"--set {task}.{key}", value, TASK_KEYS[key], instead)
+        return {**preset, **numbers}
 
     @property
     def calibrations(self) -> list[dict[str, int]]:
@@ -309,11 +316,17 @@ class Grid(BaseModel):
     def check_request(self, loaded: bool = False) -> None:
         """ConfigError where a name or a number can be refused before torch is imported.
 
-        Methods are asked what they declare, and are not imported. Values of parameters, models and
-        data are the plan's to check, and so is a grid with plug-ins, which the plan imports, unless
-        they are `loaded`.
+        DataError where there is no such data. Methods are asked what they declare, and are not
+        imported. Values of parameters, models and what data hold are the plan's to check, and so is
+        a grid with plug-ins, which the plan imports, unless they are `loaded`.
         """
+        from qbench.tasks.data import require_data
+        from qbench.tasks.registry import get_task
+
         self._check_lists()
+        require_device_name(self.device)
+        require_data(self.data)
+        _ = self.calibrations, self.seeds(calibrates=True)
         if self.plugin and not loaded:
             return
         entries = self._entries()
@@ -323,8 +336,6 @@ class Grid(BaseModel):
             for key in self._values(method, fixed):
                 check_parameter(method, key, declaration.parameters)
         self.check_schemes([method for method, _ in entries])
-        from qbench.tasks.registry import get_task
-
         for task in self.task_names:
             get_task(task)
             self.task_options(task)
@@ -343,14 +354,6 @@ class Grid(BaseModel):
                     f"--{flag} means nothing to the method 'none', which is the unquantized "
                     "model; leave it out, or name a method that quantizes"
                 )
-
-
-def preset_for(device: str, real_data: bool) -> str:
-    """The preset that suits a machine: on a GPU as many items as papers take, where there are any.
-
-    real_data: whether the data are not the few embedded items.
-    """
-    return STANDARD if device != "cpu" and real_data else QUICK
 
 
 def _unquantized_first(method: str) -> bool:

@@ -25,3 +25,59 @@ def test_a_wrong_value_is_told(command, arguments, value):
     assert (code, out) == (2, "")
     assert f"Invalid value {value} for '{arguments[-2]}': Input should be " in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, option, reason",
+    [
+        (("run", "--dry-run", "--trace", "t.json"), "--trace t.json", "with --dry-run"),
+        (("layers", "saved", "--method", "gptq"), "--method gptq", "for saved"),
+        (("layers", "saved", "--bits", "3"), "--bits 3", "for saved"),
+        (("layers", "saved", "--group-size", "32"), "--group-size 32", "for saved"),
+        (("layers", "saved", "--set", "rtn.clip=none"), "--set rtn.clip=none", "for saved"),
+        (("layers", "saved", "--plugin", "mine.py"), "--plugin mine.py", "for saved"),
+        (("compare", "a", "b", "--model", "nosuch"), "--model nosuch", "where no method's file"),
+        (
+            ("compare", "a.py", "b.py", "--baselines", "kept"),
+            "--baselines kept",
+            "where both methods are run",
+        ),
+        (("compare", "a.py", "b.py", "--look", "2/4"), "--look 2/4", "of two files"),
+        (
+            ("eval", "q", "--tasks", "wikitext", "--unquantized", "nosuch"),
+            "--unquantized nosuch",
+            "as none of wikitext compares with it",
+        ),
+        (
+            ("eval", "q", "--through", "vllm", "--memory", "8GB"),
+            "--memory 8GB",
+            "with --through",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(command, arguments, option, reason):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith(f"qbench: {option} does nothing") and reason in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("compare", "a", "b", "--baselines", "/nonexistent"), "--baselines /nonexistent is no"),
+        (("compare", "a", "b", "--data", "nope"), "'nope'"),
+        ((*QUANTIZE, "--samples", "-9"), "Invalid value '-9' for '--samples'"),
+        ((*QUANTIZE, "--length", "1"), "Invalid value '1' for '--length'"),
+    ],
+)
+def test_wrong_values_are_refused_where_they_would_not_be_read(command, arguments, message):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_a_method_that_does_not_calibrate_is_said_to_take_no_sample(command, tmp_path):
+    options = ("--samples", "64", "--seed", "5", "--data", "mini")
+    code, _, err = command(*QUANTIZE[:-1], tmp_path / "new", *options)
+    assert code == 2 and "nowhere" in err.splitlines()[-1]
+    for option in ("--samples 64", "--seed 5", "--data mini"):
+        assert f"warning: {option} does nothing, as rtn does not calibrate\n" in err

@@ -367,6 +367,14 @@ def test_misuse_is_one_sentence(tmp_path: Path, arguments: tuple[str, ...], sent
     assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
 
 
+def test_the_unquantized_model_is_no_side(tmp_path: Path) -> None:
+    side(tmp_path / "run", cell("none", None, damage=0.0), cell())
+    run = tmp_path / "run"
+    done = run_command("compare", f"{run}:none", f"{run}:none")
+    assert done.code == 2 and f"{run}:none is the unquantized model, which is no" in done.err
+    assert "give one of gptq 3b g64" in done.err
+
+
 def test_a_baseline_is_saved_listed_shown_and_compared(tmp_path: Path) -> None:
     side(tmp_path / "run", cell("none", None, damage=0.0), cell(), cell("rtn"))
     place = ("--baselines", tmp_path / "baselines")
