@@ -53,7 +53,10 @@ def test_what_is_shown_is_a_file_that_makes_the_same_grid(command, tmp_path, tex
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--set", "calibration.samples=0"], "calibration.samples=0 is too small; give 1 or more"),
         (["--set", "calibration.length=1"], "calibration.length=1 is too small; give 2 or more"),
-        (["--set", "wikitext.limit=-1"], "wikitext.limit=-1 is too small; give 1 or more, or 'all'"),
+        (
+            ["--set", "wikitext.limit=-1"],
+            "wikitext.limit=-1 is too small; give 1 or more, or 'all'",
+        ),
         (["--set", "wikitext.length=1"], "wikitext.length=1 is too small; give 2 or more\n"),
         (["--seed", "9223372036854775807", "--replicates", "2"], "the last seed=92233720368547758"),
     ],
