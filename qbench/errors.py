@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from qbench.outside_text import printable
 
 LONGEST = 1000  # characters of a message
+MOST_SECONDS = 10**9  # that a system waits: its clocks do not count much further
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1  # of a generator: signed, of 64 bits
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qbench.commands.options import out
-from qbench.errors import ConfigError, unknown_name
+from qbench.errors import MOST_SECONDS, ConfigError, unknown_name
 from qbench.files.ordinary import is_file, ordinary_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ def check(
         typer.Argument(help="A method's or kernel's name, or a Python file that defines them."),
     ],
     time_limit: Annotated[
-        float, typer.Option(help="Seconds for one check of a method; more on a busy machine.")
+        float,
+        typer.Option(
+            min=1,
+            max=MOST_SECONDS,
+            help="Seconds for one check of a method; more on a busy machine.",
+        ),
     ] = 60.0,
 ) -> None:
     """Run the contract checks over a method or a kernel; exit code 1 where one fails.

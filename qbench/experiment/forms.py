@@ -17,6 +17,7 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.records import Scalar
 from qbench.scheme import LayerRule
 
+MOST_WORKERS = 1024  # cells at a time: each is a process
 Values = tuple[Scalar, ...]  # of one parameter: a cell for each
 Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
 _FORMS_OF_SET = "for example set: {gptq: {damp: 0.1}}, or set: {gptq.damp: 0.1}"
@@ -100,7 +101,7 @@ Files = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    Field(ge=1),
+    Field(ge=1, le=MOST_WORKERS),
     BeforeValidator(
         lambda value: None if value == "auto" else value,
         json_schema_input_type=int | Literal["auto"] | None,

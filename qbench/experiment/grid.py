@@ -21,6 +21,7 @@ from qbench.environment import require_device_name
 from qbench.errors import (
     LARGEST_SEED,
     LEAST_SEED,
+    MOST_SECONDS,
     ConfigError,
     require_at_least,
     require_seed,
@@ -106,7 +107,7 @@ class Grid(BaseModel):
     chat_template: bool | None = None
     bos: Literal["trained", "tokenizer", "none"] | None = None
     out: Path | None = None
-    time_limit: float | None = Field(default=None, gt=0)
+    time_limit: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
     latency: bool | None = None
     workers: Workers = Field(default=None, validation_alias=AliasChoices("workers", "jobs"))
     memory: Bytes = None

@@ -18,6 +18,9 @@ QUANTIZE = ("quantize", "--model", "nowhere", "--method", "rtn", "--bits", "3", 
         ((*QUANTIZE, "--seed", "9223372036854775808"), "'9223372036854775808'"),
         (("layers", "--keep", "-1"), "'-1'"),
         (("check", "rtn", "--time-limit", "1s"), "'1s'"),
+        (("check", "rtn", "--time-limit", "-1"), "'-1'"),
+        (("check", "rtn", "--time-limit", "nan"), "'nan'"),
+        (("check", "rtn", "--time-limit", "inf"), "'inf'"),
     ],
 )
 def test_a_wrong_value_is_told(command, arguments, value):
@@ -66,6 +69,10 @@ def test_what_would_do_nothing_is_refused(command, arguments, option, reason):
     [
         (("compare", "a", "b", "--baselines", "/nonexistent"), "--baselines /nonexistent is no"),
         (("compare", "a", "b", "--data", "nope"), "'nope'"),
+        (("run", "--workers", "9" * 30), "workers"),
+        (("run", "--workers", "100000000"), "workers=100000000: Input should be less than"),
+        (("run", "--time-limit", "inf"), "time_limit=inf: Input should be less than"),
+        (("run", "--time-limit", "1e300"), "time_limit=1e+300: Input should be less than"),
         ((*QUANTIZE, "--samples", "-9"), "Invalid value '-9' for '--samples'"),
         ((*QUANTIZE, "--length", "1"), "Invalid value '1' for '--length'"),
     ],
