@@ -100,11 +100,16 @@ def named_device(device: str) -> str:
     """`auto` is the first GPU here, else the CPU. ConfigError for what is no name of a device."""
     import torch
 
+    require_device_name(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(unknown_name("device", device, DEVICES))
     return device
+
+
+def require_device_name(device: str) -> None:
+    """ConfigError for what is no name of a device, whether or not it is here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
+        raise ConfigError(unknown_name("device", device, DEVICES))
 
 
 def pick_device(device: str) -> str:

@@ -18,6 +18,8 @@ from difflib import get_close_matches
 from qbench.outside_text import printable
 
 LONGEST = 1000  # characters of a message
+MOST_SECONDS = 10**9  # that a system waits: its clocks do not count much further
+LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1  # of a generator: signed, of 64 bits
 
 
 class QbenchError(Exception):
@@ -61,11 +63,16 @@ class StoreError(QbenchError):
     """A file written by qbench cannot be read, or an output cannot be written."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence for an unknown name: the name, the nearest known one, and all that exist."""
+def unknown_name(kind: str, name: str, known: Iterable[str], listed: str | None = None) -> str:
+    """One sentence for an unknown name: the name, the nearest known one, and all that exist.
+
+    listed: the command that lists them, where they are too many for a sentence.
+    """
     names = sorted(known)
     nearest = _nearest(name, names)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    if listed is not None:
+        return f"unknown {kind} {name!r}.{hint} `{listed}` lists what there is"
     return f"unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}"
 
 
@@ -81,11 +88,20 @@ def _nearest(name: str, names: Sequence[str]) -> list[str]:
     return [by_small[low] for low in get_close_matches(small, by_small, n=1)]
 
 
-def require_at_least(name: str, value: int | None, least: int = 1) -> None:
-    """ConfigError unless `value` is None or at least `least`."""
+def require_at_least(name: str, value: int | None, least: int = 1, instead: str = "") -> None:
+    """ConfigError unless `value` is None or at least `least`.
+
+    instead: what may be given in place of a number, such as `, or 'all'`.
+    """
     if value is not None and value < least:
+        raise ConfigError(f"{name}={value} is too small; give {least} or more{instead}")
+
+
+def require_seed(name: str, seed: int) -> None:
+    """ConfigError for a seed that no generator takes."""
+    if not LEAST_SEED <= seed <= LARGEST_SEED:
         raise ConfigError(
-            f"{name}={value} is too small; give {least} or more, or leave it out for all"
+            f"{name}={seed} has more than 64 bits; give a seed from {LEAST_SEED} to {LARGEST_SEED}"
         )
 
 

@@ -6,6 +6,7 @@ is, but for a licence and a base model that are named here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qbench.files.shards import CARD, verify
 from qbench.models.provenance import card_metadata
 
 RESULTS = ".eval_results"
+LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,95}")  # a name of the hub's list
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def plan_upload(
     _require_id("the repository", repository)
     if base_model is not None:
         _require_id("--base-model", base_model)
+    if licence is not None and not LICENCE.fullmatch(licence):
+        raise ConfigError(
+            f"--licence {licence!r} is no name of a licence on the hub; give one such as "
+            "apache-2.0 or mit, or other"
+        )
     for name, problem in verify(folder).items():
         if problem is not None:
             raise StoreError(f"{folder / name} {problem}; quantize again, or remove what was added")

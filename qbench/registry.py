@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qbench.contracts import DECLARED
 from qbench.declarations import Declaration, declaration_of, methods_in
-from qbench.errors import ConfigError, QbenchError, reason_of, unknown_name
+from qbench.errors import ConfigError, QbenchError, reason_of, require_seed, unknown_name
 from qbench.external.packages import modules, sources
 from qbench.method_source import Unreadable, file_label, module_file, read_declarations
 from qbench.plugin_file import import_plugin_file
@@ -99,7 +99,7 @@ def declared(name: str) -> Declaration:
     if isinstance(entry, Broken):
         raise ConfigError(f"method {name!r} from {entry.origin} cannot be used: {entry.reason}")
     usable = [key for key, other in known.items() if isinstance(other, Declaration)]
-    raise ConfigError(unknown_name("method", name, usable))
+    raise ConfigError(unknown_name("method", name, usable, "qbench list methods"))
 
 
 def method_class(name: str) -> Any:
@@ -129,6 +129,8 @@ def get_method(name: str, **params: Any) -> Any:
             raise ConfigError(f"{name}.{key}={value!r}: {error.errors()[0]['msg']}") from None
         if isinstance(values[key], float) and not math.isfinite(values[key]):
             raise ConfigError(f"{name}.{key}={value!r} is no finite number; give one")
+        if key == "seed" and isinstance(values[key], int):
+            require_seed(f"{name}.{key}", values[key])
     try:
         return cls(**values)
     except QbenchError as error:

@@ -141,16 +141,26 @@ def choose(data: str, embedded: bool, names: Sequence[str]) -> Choice:
     )
 
 
+def require_data(data: str) -> None:
+    """DataError for what is neither a word for data nor a folder; nothing is opened."""
+    if data not in ("auto", "mini", "hub"):
+        _place(data, "--data")
+
+
 def _folder(name: str, said_by: str) -> Source:
     from qbench.tasks.folder import FolderSource
 
+    return FolderSource(_place(name, said_by))
+
+
+def _place(name: str, said_by: str) -> Path:
     path = Path(os.path.expanduser(name))  # where there is no such user, the name as it is
     if not is_folder(path):
         raise DataError(
             f"{said_by}={name!r} is no folder; give auto, mini, hub or a folder such as "
             "`qbench data fetch DIR` makes"
         )
-    return FolderSource(path)
+    return path
 
 
 def tables() -> dict[str, Table]:

@@ -67,9 +67,9 @@ class HarnessTask(Declaration):
         spread: int | None = None,
     ) -> TaskSpec:
         """The protocol on this data; where there are no examples for prompts, 0-shot."""
-        require_at_least("limit", limit)
-        require_at_least("num_fewshot", num_fewshot, least=0)
-        require_at_least("generate", generate, least=0)
+        require_at_least(f"{self.name}.limit", limit, instead=", or 'all'")
+        require_at_least(f"{self.name}.num_fewshot", num_fewshot, least=0)
+        require_at_least(f"{self.name}.generate", generate, least=0, instead=", or 'all'")
         has_examples = self.fewshot_split in source.splits(self.table_name)
         if num_fewshot and not has_examples:
             raise ConfigError(
@@ -92,7 +92,7 @@ class HarnessTask(Declaration):
         self, spec: TaskSpec, max_gen_toks: int | None, chat_template: bool, bos: Any
     ) -> TaskSpec:
         """A protocol with how prompts are written, and how long answers may be that are written."""
-        require_at_least("max_gen_toks", max_gen_toks)
+        require_at_least(f"{self.name}.max_gen_toks", max_gen_toks)
         changes: dict[str, Any] = {"chat_template": chat_template, "bos": bos}
         if self.kind == "generation":
             changes["max_gen_toks"] = max_gen_toks

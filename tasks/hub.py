@@ -145,7 +145,7 @@ def revision(repository: str) -> str:
         cached = Path(HF_HUB_CACHE, f"datasets--{repository.replace('/', '--')}", "refs", "main")
         if not cached.is_file():
             raise _unreachable(repository, error) from error
-        commit = cached.read_text().strip()
+        commit = cached.read_text(errors="replace").strip()
     if not commit:
         raise DataError(f"the hub names no commit for the data set {repository!r}")
     return commit

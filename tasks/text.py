@@ -43,9 +43,9 @@ class TextTask(Declaration):
 
         They are the first ones, or at most `spread` of each article.
         """
-        require_at_least("limit", limit)
-        require_at_least("length", length, least=2)
-        require_at_least("spread", spread)
+        require_at_least(f"{self.name}.limit", limit, instead=", or 'all'")
+        require_at_least(f"{self.name}.length", length, least=2)
+        require_at_least(f"{self.name}.spread", spread)
         return TaskSpec(
             name=source.task_name(self.name),
             data=source.table_name(self.table_name),

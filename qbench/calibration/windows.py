@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import LongTensor, Tensor
 
-from qbench.errors import DataError, require_at_least
+from qbench.errors import DataError, require_at_least, require_seed
 from qbench.models.tokenizers import without_ending
 
 BETWEEN = "\n\n"  # joins the texts
@@ -47,8 +47,9 @@ def calibration_windows(
 ) -> LongTensor:
     """(samples, length) int64: windows drawn without repetition under `seed`, in the text's order.
 
-    Raises DataError where the texts have fewer.
+    Raises DataError where the texts have fewer, ConfigError for a number that cannot be.
     """
+    require_seed("seed", seed)
     require_at_least("samples", samples)
     require_at_least("length", length, least=2)
     tokens = _tokens(texts, tokenizer)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qbench.commands.options import out
-from qbench.errors import ConfigError, unknown_name
-from qbench.files.ordinary import is_file
+from qbench.errors import MOST_SECONDS, ConfigError, unknown_name
+from qbench.files.ordinary import is_file, ordinary_bytes
 
 if TYPE_CHECKING:
     from qbench.checks.verdict import Verdict
@@ -27,7 +27,12 @@ def check(
         typer.Argument(help="A method's or kernel's name, or a Python file that defines them."),
     ],
     time_limit: Annotated[
-        float, typer.Option(help="Seconds for one check of a method; more on a busy machine.")
+        float,
+        typer.Option(
+            min=1,
+            max=MOST_SECONDS,
+            help="Seconds for one check of a method; more on a busy machine.",
+        ),
     ] = 60.0,
 ) -> None:
     """Run the contract checks over a method or a kernel; exit code 1 where one fails.
@@ -53,7 +58,7 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
     from qbench.registry import methods
 
     path = Path(target)
-    if path.suffix == ".py" and is_file(path) and "qbench.kernels" in path.read_text():
+    if path.suffix == ".py" and is_file(path) and b"qbench.kernels" in ordinary_bytes(path):
         yield from _verdicts_over_file(path, time_limit)
     elif target not in methods() and target in kernel_names():
         yield from check_kernel(target)
@@ -61,7 +66,8 @@ def _verdicts(target: str, time_limit: float) -> Iterator[Verdict]:
         yield from check_isolated(target, time_limit)
     else:
         known = [*methods(), *kernel_names()]
-        raise ConfigError(unknown_name("method or kernel", target, known))
+        lists = "qbench list methods` or `qbench list kernels"
+        raise ConfigError(unknown_name("method or kernel", target, known, lists))
 
 
 def _verdicts_over_file(path: Path, time_limit: float) -> Iterator[Verdict]:

@@ -15,10 +15,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import Data, as_names, err, out, say
+from qbench.commands.options import (
+    Data,
+    as_names,
+    err,
+    out,
+    refuse_unused,
+    say,
+    typed,
+)
 from qbench.commands.variants import is_file_of_method, read_variant_here
 from qbench.errors import ConfigError, unknown_name
 from qbench.files.atomic import remove_file, require_place
+from qbench.files.ordinary import is_folder
 from qbench.outside_text import printable
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ WIDTH = 100  # characters that the table takes at least, also in a log
     "`qbench compare HEAD~3:methods/gptq.py methods/gptq.py`"
 )
 def compare(
+    context: typer.Context,
     base: Annotated[
         str,
         typer.Argument(
@@ -89,7 +99,18 @@ def compare(
     from qbench.commands.questions import with_questions
     from qbench.comparison.comparable import ALLOWABLE
     from qbench.comparison.endpoints import read_margins
+    from qbench.tasks.data import require_data
 
+    files = [is_file_of_method(side) for side in (base, candidate)]
+    if not any(files):
+        refuse_unused(context, ("model",), "where no method's file is run")
+    if all(files):
+        refuse_unused(context, ("baselines",), "where both methods are run from their files")
+        refuse_unused(context, ("look",), "of two files, which have looks of their own")
+    elif typed(context, ("baselines",)) and not is_folder(baselines):
+        raise ConfigError(f"--baselines {baselines} is no folder; give the one that holds them")
+    if data is not None:
+        require_data(data)
     require_place(markdown)
     allowed = as_names(allow, "--allow") or ()
     for name in allowed:
@@ -105,9 +126,7 @@ def compare(
         remove_file(markdown)  # whatever ends this, no verdict of an earlier one stays
     flags = {"model": None if model is None else (model,), "data": data}
     with _lines_on_stderr(as_json):
-        if is_file_of_method(base) and is_file_of_method(candidate):
-            if taken is not None:
-                raise ConfigError("--look is of finished runs; two files have looks of their own")
+        if all(files):
             variants = read_variant_here(base), read_variant_here(candidate)
             verdict = judged(*variants, flags, limits=limits)
         else:
@@ -119,15 +138,21 @@ def compare(
 
 def _look(text: str | None) -> tuple[Look, int] | None:
     """One look of several, and after how many draws the last one is; ConfigError for no such."""
+    from qbench.experiment.grid import MOST_DRAWS
     from qbench.stats.sequential import looks
 
     if text is None:
         return None
     try:
         draws, last = map(int, text.split("/"))
+        if not 1 <= draws <= last <= MOST_DRAWS:
+            raise ValueError("there are no such looks")
     except ValueError:
-        raise ConfigError(f"--look {text!r} is not such as 2/4: after 2 of 4 draws") from None
-    schedule = looks(max(1, last))
+        raise ConfigError(
+            f"--look {text!r} is not such as 2/4: after 2 of 4 draws, of which there are 1 to "
+            f"{MOST_DRAWS}"
+        ) from None
+    schedule = looks(last)
     for look in schedule:
         if look.draws == draws:
             return look, last

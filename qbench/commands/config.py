@@ -53,7 +53,7 @@ def schema_of_grid() -> dict[str, Any]:
 
 def shown(grid: Grid, asked: Asked) -> list[str]:
     """The lines of a grid file that makes this grid, and comments: where from, and the preset."""
-    from qbench.experiment.grid import QUICK
+    from qbench.experiment.presets import QUICK
 
     preset = grid.preset or QUICK
     values = grid.model_dump(mode="json", exclude_none=True, exclude={"preset"})

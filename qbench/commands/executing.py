@@ -22,7 +22,7 @@ def as_executor(name: str, address: str | None, slurm: Sequence[str] | None) -> 
     """What runs the cells; None for this machine. ConfigError for flags that do not fit."""
     if name not in EXECUTORS:
         raise ConfigError(unknown_name("executor", name, EXECUTORS))
-    options = dict(map(_option, slurm or []))
+    options = _options(slurm or [])
     if name == "local" and address is not None:
         raise ConfigError(f"--address {address} wants --executor ray or slurm")
     if name != "slurm" and options:
@@ -36,6 +36,16 @@ def as_executor(name: str, address: str | None, slurm: Sequence[str] | None) -> 
 
         return partial(run_on_slurm, cluster=address, options=options)
     return None
+
+
+def _options(texts: Sequence[str]) -> dict[str, str]:
+    """Those of sbatch; ConfigError for another form, and for one that is given twice."""
+    options: dict[str, str] = {}
+    for key, value in map(_option, texts):
+        if key in options:
+            raise ConfigError(f"--slurm {key} is given twice; keep one of them")
+        options[key] = value
+    return options
 
 
 def _option(text: str) -> tuple[str, str]:

@@ -22,24 +22,29 @@ from qbench.commands.options import (
     HeadBits,
     Layers,
     Memory,
+    MethodSets,
     Model,
     Plugins,
     Requantize,
-    Sets,
+    TaskSets,
     Trust,
     announce,
     as_group,
     as_names,
     err,
     out,
+    refuse_unused,
     say,
+    typed,
 )
-from qbench.errors import ConfigError
+from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError
 
 if TYPE_CHECKING:
     from qbench.comparison.parity import Parity
     from qbench.inspection.report import Inspection
     from qbench.records import Score
+
+OF_CALIBRATION = ("samples", "length", "seed", "data")  # options
 
 app = typer.Typer()
 
@@ -48,6 +53,7 @@ app = typer.Typer()
     epilog="Example: `qbench quantize --method gptq --bits 3 --group-size 64 -o smollm2-gptq-3b`"
 )
 def quantize(
+    context: typer.Context,
     method: Annotated[str, typer.Option(help="`qbench list methods`.")],
     bits: Annotated[
         float, typer.Option(help="Bits per weight code; 2.8 is divided between the layers.")
@@ -58,12 +64,15 @@ def quantize(
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Symmetric grids.")] = False,
     layers: Layers = None,
     head_bits: HeadBits = None,
-    sets: Sets = None,
+    sets: MethodSets = None,
     plugin: Plugins = None,
     data: Data = None,
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
+    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
+    seed: Annotated[
+        int,
+        typer.Option(min=LEAST_SEED, max=LARGEST_SEED, help="Of the calibration sample."),
+    ] = 0,
     device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="Of what stays unquantized: auto (as it is), float16, bfloat16.")
@@ -84,8 +93,14 @@ def quantize(
     rest = {"symmetric": symmetric, "rules": rules, "head_bits": head_bits}
     scheme = Scheme.at(bits, None if group == "channel" else group, **rest)
     settings = single_settings(parse_set(sets or []), method)
-    if not plugin:  # else the method may stand in a plug-in, which is imported below
-        check_scheme(declared(method), scheme)
+    if plugin:  # the method may stand in one
+        from qbench.experiment.plugins import load_plugins
+
+        load_plugins(plugin)
+    check_scheme(declared(method), scheme)
+    if not declared(method).calibrates and scheme.budget is None:
+        for option in typed(context, OF_CALIBRATION):
+            announce(f"warning: {option} does nothing, as {method} does not calibrate")
     from qbench.experiment.single import CalibrationWindows, quantize_model  # imports torch
 
     with err.status(f"quantizing {model} with {method}") as status:
@@ -95,7 +110,6 @@ def quantize(
             scheme,
             output,
             settings=settings,
-            plugins=plugin or [],
             data=data or "auto",
             calibration=CalibrationWindows(samples, length, seed),
             device=device or "auto",
@@ -158,6 +172,7 @@ def export(
     "`qbench eval DIR --through http://127.0.0.1:8000 --parity`",
 )
 def evaluate(
+    context: typer.Context,
     folder: Annotated[
         Path,
         typer.Argument(help="A folder that `qbench quantize` wrote, a GGUF file, or any model."),
@@ -166,9 +181,9 @@ def evaluate(
         str, typer.Option(help="With commas; `qbench list tasks`.")
     ] = "wikitext,arc_easy",
     preset: Annotated[
-        str, typer.Option(help="quick, standard or paper: limits and shots.")
+        str, typer.Option(help="Limits and shots: a name of `qbench list presets`.")
     ] = "quick",
-    sets: Sets = None,
+    sets: TaskSets = None,
     unquantized: Annotated[
         str | None,
         typer.Option(
@@ -201,6 +216,8 @@ def evaluate(
         raise ConfigError(
             "--unquantized is for divergence, which --through does not give; leave it out"
         )
+    if through is not None and not parity:
+        refuse_unused(context, ("memory",), "with --through, where the engine holds the model")
 
     grid = read_grid(
         None,

@@ -14,13 +14,14 @@ from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.commands.options import (
     Data,
     Device,
+    MethodSets,
     Plugins,
-    Sets,
     Trust,
     announce,
     as_group,
     err,
     out,
+    refuse_unused,
     say,
 )
 from qbench.errors import ConfigError
@@ -28,6 +29,8 @@ from qbench.outside_text import printable
 
 if TYPE_CHECKING:
     from qbench.experiment.layers import LayerRequest
+
+OF_QUANTIZING = ("method", "bits", "group_size", "sets", "plugin")  # options for want of a folder
 
 app = typer.Typer()
 
@@ -37,6 +40,7 @@ app = typer.Typer()
     "`qbench layers --model smollm2-135m --method rtn --bits 3 --group-size 64`"
 )
 def layers(
+    context: typer.Context,
     folder: Annotated[
         Path | None,
         typer.Argument(help="A quantized folder; without one, --model is quantized for this."),
@@ -50,7 +54,7 @@ def layers(
     group_size: Annotated[
         str, typer.Option(help="Without FOLDER: inputs per group, or 'channel'.")
     ] = "64",
-    sets: Sets = None,
+    sets: MethodSets = None,
     plugin: Plugins = None,
     windows: Annotated[int, typer.Option(min=2, help="Of text, for each layer.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 128,
@@ -69,6 +73,8 @@ def layers(
     """
     if folder is None and model is None:
         raise ConfigError("there is nothing to measure; give a quantized folder, or --model MODEL")
+    if folder is not None:
+        refuse_unused(context, OF_QUANTIZING, f"for {folder}, which is quantized already")
     from qbench.experiment.layers import LayerRequest, layers_of, scratch
     from qbench.files.atomic import require_place, write_bytes, write_text
     from qbench.reports.layer_map import heat_map
@@ -113,8 +119,10 @@ def _quantize(
     """Save what is to be measured. scheme: method, bits and group size."""
     from qbench.contracts import Scheme
     from qbench.experiment.grid import parse_set, single_settings
+    from qbench.experiment.plugins import load_plugins
     from qbench.experiment.single import CalibrationWindows, quantize_model
 
+    load_plugins(plugins)
     method, bits, group = scheme
     with err.status(f"quantizing {request.unquantized} with {method}") as status:
         quantize_model(
@@ -123,7 +131,6 @@ def _quantize(
             Scheme(bits, None if group == "channel" else group),
             folder,
             settings=single_settings(parse_set(sets), method),
-            plugins=plugins,
             data=request.data,
             calibration=CalibrationWindows(64, 512, 0),
             device=request.device,

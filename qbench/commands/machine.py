@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbench.commands.options import as_names, as_numbers, err, out, say
-from qbench.errors import ConfigError
+from qbench.commands.options import as_names, as_numbers, err, out, refuse_unused, say
+from qbench.errors import ConfigError, reason_of
 from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from qbench.latency.request import Request
     from qbench.latency.timing import Row
@@ -29,6 +31,12 @@ PRODUCT_COLUMNS = (
 MODEL_COLUMNS = (
     "model", "prefill tok/s", "decode tok/s", "first token ms", "peak MB", "kernels",
 )  # fmt: skip
+
+OF_PRODUCTS = (  # options that do nothing for a whole model
+    "bits", "batch", "formats", "group_size", "kernels", "rounds", "plot", "tune",
+)  # fmt: skip
+OF_MODELS = ("prompt", "tokens", "repeats")  # options that do nothing for products
+MOST_TURNS = 100_000  # more rounds take days
 
 app = typer.Typer()
 
@@ -60,6 +68,7 @@ def doctor() -> None:
     "`qbench latency --shapes 4096x14336`   `qbench latency --end-to-end smollm2-bcq-3b`"
 )
 def latency(
+    context: typer.Context,
     shapes: Annotated[
         str | None, typer.Option(help="llama3-8b, llama3-70b, qwen3-8b or OUTxIN; with commas.")
     ] = None,
@@ -98,27 +107,21 @@ def latency(
     ] = False,
 ) -> None:
     """Time products with packed weights against dense ones, cold and in turns; or a whole model."""
-    least = {
-        "--rounds": (rounds, 2),
-        "--prompt": (prompt, 1),
-        "--tokens": (tokens, 2),
-        "--repeats": (repeats, 1),
-        "--threads": (threads, 1),
-    }
-    for flag, (value, low) in least.items():
-        if value < low:
-            raise ConfigError(f"{flag} {value} is too small; give {low} or more")
+    _check_numbers(rounds, prompt, tokens, repeats, threads)
     if (shapes is None) == (end_to_end is None):
         raise ConfigError(
             "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved "
             "model"
         )
+    if end_to_end is not None:
+        refuse_unused(context, OF_PRODUCTS, "with --end-to-end")
+    else:
+        refuse_unused(context, OF_MODELS, "with --shapes")
     require_place(json_file, plot)
     _load_plugins(plugin or ())
     if end_to_end is not None:
-        if plot is not None or tune:
-            raise ConfigError("--plot and --tune are about products; give them with --shapes")
-        stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads, device)
+        with _memory_in_words("fewer tokens or a smaller model"):
+            stored = _end_to_end(end_to_end, prompt, tokens, repeats, threads, device)
     else:
         request = _requested(
             as_names(shapes) or (),
@@ -127,17 +130,51 @@ def latency(
             as_names(formats) or (),
             group_size,
             as_names(kernels) or (),
+            device,
         )
         if tune:
             from qbench.latency.gpu import tune as tune_launches
 
             for path in tune_launches(request):
                 say(f"tuned  {path}")
-        stored = _products(request, rounds, device, threads, plot)
+        with _memory_in_words("fewer rows or a smaller matrix"):
+            stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
         from qbench.files.atomic import write_text
 
         write_text(json_file, json.dumps(stored, indent=2) + "\n")
+
+
+def _check_numbers(rounds: int, prompt: int, tokens: int, repeats: int, threads: int) -> None:
+    """ConfigError for a number of `qbench latency` that is too small or too large."""
+    present = os.cpu_count() or 1
+    bounds = {
+        "--rounds": (rounds, 2, MOST_TURNS, ""),
+        "--prompt": (prompt, 1, None, ""),  # a model says how many tokens it takes
+        "--tokens": (tokens, 2, None, ""),
+        "--repeats": (repeats, 1, MOST_TURNS, ""),
+        "--threads": (threads, 1, present, ", the cores of this machine"),
+    }
+    for flag, (value, low, high, why) in bounds.items():
+        if value < low:
+            raise ConfigError(f"{flag} {value} is too small; give {low} or more")
+        if high is not None and value > high:
+            raise ConfigError(f"{flag} {value} is too large; give at most {high}{why}")
+
+
+@contextmanager
+def _memory_in_words(instead: str) -> Iterator[None]:
+    """ConfigError where memory runs out. instead: what to give."""
+    try:
+        yield
+    except Exception as error:
+        from qbench.experiment.back_off import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"memory ran out ({reason_of(error)}); give {instead}, or end other programs"
+        ) from error
 
 
 def _load_plugins(paths: Sequence[Path]) -> None:
@@ -155,11 +192,12 @@ def _requested(
     formats: Sequence[str],
     group_size: int,
     kernels: Sequence[str],
+    device: str,
 ) -> Request:
     from qbench.latency.request import Request, check_request, shapes_of
 
     request = Request(shapes_of(names, batch), bits, formats, group_size, kernels)
-    check_request(request)
+    check_request(request, device)
     return request
 
 

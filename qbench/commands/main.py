@@ -13,7 +13,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -37,7 +37,7 @@ from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
-from qbench.errors import QbenchError
+from qbench.errors import ConfigError, QbenchError, readable
 from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def run(
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
+    if dry_run and trace is not None:
+        raise ConfigError(f"--trace {trace} does nothing with --dry-run; leave one of them out")
     grid = asked.grid()
     grid.check_request()  # before `run_grid` imports torch
     require_place(trace)
@@ -298,7 +300,7 @@ def main() -> None:
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
-        _complain(error.format_message())
+        _complain(_with_value(error))
         raise SystemExit(2) from None
     if code == 130:
         _complain(
@@ -327,6 +329,15 @@ def _print_report(paths: Iterable[Path], folder: Path) -> None:
 def _print_warnings(complaints: Iterable[str]) -> None:
     for complaint in complaints:
         err.print(f"warning: {complaint}", markup=False)
+
+
+def _with_value(error: Any) -> str:
+    """The message of an error of typer; where pydantic refused a value, with that value."""
+    message: str = error.format_message()
+    if not hasattr(error.__cause__, "errors"):
+        return message
+    value = error.__cause__.errors()[0]["input"]
+    return readable(message.replace("Invalid value for", f"Invalid value {value!r} for", 1))
 
 
 def _complain(text: str) -> None:

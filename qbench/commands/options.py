@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,16 @@ Sets = Annotated[
         help="METHOD.PARAM=V,V2 sweeps; TASK.limit=N, calibration.samples=N. May be repeated.",
     ),
 ]
+MethodSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="METHOD.PARAM=VALUE of the method, one value each. May be repeated."
+    ),
+]
+TaskSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="TASK.limit=N, TASK.num_fewshot=N and the like. May be repeated."),
+]
 ChatTemplate = Annotated[
     bool | None,
     typer.Option(
@@ -101,6 +112,32 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file of methods or kernels, or a YAML task."),
 ]
+
+
+def refuse_unused(context: typer.Context, names: Container[str], reason: str) -> None:
+    """ConfigError for an option that was typed and would do nothing, with its value.
+
+    names: of the command's parameters that do nothing here. reason: when they do not, such as
+    `with --end-to-end`.
+    """
+    for option in typed(context, names):
+        raise ConfigError(f"{option} does nothing {reason}; leave it out")
+
+
+def typed(context: typer.Context, names: Container[str]) -> list[str]:
+    """Those of a command's options that were typed, with their values, such as `--bits 2`."""
+    options = []
+    for parameter in context.command.params:
+        if parameter.name is None or parameter.name not in names:
+            continue
+        source = context.get_parameter_source(parameter.name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name]
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        words = [str(part) for part in several if not isinstance(part, bool)]
+        options.append(" ".join([parameter.opts[-1], *words]))
+    return options
 
 
 def as_names(text: str | None, flag: str = "a list") -> tuple[str, ...] | None:

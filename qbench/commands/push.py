@@ -40,7 +40,8 @@ def push(
         err.print(f"warning: the card names no {option[2:]}; give {option}", markup=False)
     _show(plan)
     if not yes:
-        say(f"nothing was sent; --yes uploads this to {repository}")
+        kind = "the private repository " if private else ""
+        say(f"nothing was sent; --yes uploads this to {kind}{repository}")
         return
     with err.status(f"uploading to {repository}"):
         address = upload(plan, private)

@@ -114,8 +114,11 @@ def endpoints(
 
 
 def read_margins(settings: Sequence[str]) -> dict[str, float]:
-    """`["acc=0.02"]` over the defaults; ConfigError for an unknown metric or no positive number."""
-    margins = dict(MARGINS)
+    """`["acc=0.02"]` over the defaults.
+
+    ConfigError for an unknown metric, for one that is given twice, and for no positive number.
+    """
+    stated: dict[str, float] = {}
     for setting in settings:
         metric, _, text = setting.partition("=")
         if metric not in MARGINS:
@@ -129,8 +132,10 @@ def read_margins(settings: Sequence[str]) -> dict[str, float]:
                 f"--margin {setting!r} is not METRIC=NUMBER with a number above 0; for example "
                 f"--margin {metric}={MARGINS[metric]}"
             )
-        margins[metric] = margin
-    return margins
+        if metric in stated:
+            raise ConfigError(f"--margin {metric} is given twice; keep one of them")
+        stated[metric] = margin
+    return MARGINS | stated
 
 
 def values(base: Sequence[Items], candidate: Sequence[Items]) -> tuple[Floats, Floats]:

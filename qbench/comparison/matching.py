@@ -150,6 +150,12 @@ def chosen(side: Side, words: str) -> Side:
         kept = [record for record in side.quantized if record.cell.label.startswith(start)]
     if not kept:
         labels = ", ".join(dict.fromkeys(record.cell.label for record in side.quantized))
+        plain = [record for record in side.records if is_unquantized(record)]
+        if any(words in (record.id, record.cell.label) for record in plain):
+            raise ConfigError(
+                f"{side.name}:{words} is the unquantized model, which is no side of a comparison; "
+                f"give one of {labels or 'a run with quantized cells'}"
+            )
         raise ConfigError(
             f"{side.name} has no cell {words!r}; it has {labels or 'no quantized cell'}"
         )

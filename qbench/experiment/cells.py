@@ -12,8 +12,9 @@ from qbench import allocation, sensitivity
 from qbench.calibration import fisher
 from qbench.contracts import Scheme
 from qbench.experiment.forms import Settings
-from qbench.experiment.grid import CALIBRATION, QUICK, Grid
+from qbench.experiment.grid import CALIBRATION, Grid
 from qbench.experiment.identity import Identity
+from qbench.experiment.presets import QUICK
 from qbench.records import CalibrationSpec, Cell, digest
 from qbench.registry import declared, method_class, source_hash
 

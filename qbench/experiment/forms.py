@@ -5,7 +5,7 @@ Flags and files share these forms, and the JSON schema for editors has them, too
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.records import Scalar
 from qbench.scheme import LayerRule
 
+MOST_WORKERS = 1024  # cells at a time: each is a process
 Values = tuple[Scalar, ...]  # of one parameter: a cell for each
 Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
 _FORMS_OF_SET = "for example set: {gptq: {damp: 0.1}}, or set: {gptq.damp: 0.1}"
@@ -100,7 +101,7 @@ Files = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    Field(ge=1),
+    Field(ge=1, le=MOST_WORKERS),
     BeforeValidator(
         lambda value: None if value == "auto" else value,
         json_schema_input_type=int | Literal["auto"] | None,
@@ -124,7 +125,10 @@ Sets = Annotated[
 
 
 def parse_set(settings: Sequence[str]) -> Settings:
-    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`; the last flag counts."""
+    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`.
+
+    ConfigError for another form, and for a parameter that is set twice.
+    """
     parsed: Settings = {}
     for setting in settings:
         target, equals, values = str(setting).partition("=")
@@ -134,7 +138,7 @@ def parse_set(settings: Sequence[str]) -> Settings:
                 f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; "
                 "for example --set gptq.act_order=false"
             )
-        parsed.setdefault(owner, {})[key] = tuple(values.split(","))
+        _put(parsed, owner, key, tuple(values.split(",")))
     return parsed
 
 
@@ -154,22 +158,23 @@ def single_settings(settings: Settings, method: str) -> dict[str, Scalar]:
 
 
 def whole_numbers(
-    owner: str, settings: Mapping[str, Values], allowed: Sequence[str]
+    owner: str, settings: Mapping[str, Values], allowed: Collection[str], or_all: bool = True
 ) -> dict[str, tuple[int | None, ...]]:
     """Settings of a task or of the calibration: whole numbers, or `all`, which is None.
 
-    Raises ConfigError for a key that is not allowed, or another kind of value.
+    or_all: whether `all` is taken. Raises ConfigError for a key that is not allowed, or another
+    kind of value.
     """
     numbers = {}
     for key, values in settings.items():
         if key not in allowed:
             raise ConfigError(unknown_name(f"setting of {owner!r}", key, allowed))
-        numbers[key] = tuple(_whole_number(f"{owner}.{key}", value) for value in values)
+        numbers[key] = tuple(_whole_number(f"{owner}.{key}", value, or_all) for value in values)
     return numbers
 
 
 def single_numbers(
-    owner: str, settings: Mapping[str, Values], allowed: Sequence[str]
+    owner: str, settings: Mapping[str, Values], allowed: Collection[str]
 ) -> dict[str, int | None]:
     """The same where each may have one value alone; ConfigError where one has several."""
     numbers = {}
@@ -187,13 +192,14 @@ def _require_one(name: str, values: Sequence[Scalar], instead: str) -> None:
         raise ConfigError(f"--set {name} has {len(values)} values, {words}; {instead}")
 
 
-def _whole_number(name: str, value: Scalar) -> int | None:
+def _whole_number(name: str, value: Scalar, or_all: bool) -> int | None:
+    if or_all and value == "all":
+        return None
     try:
-        return None if value == "all" else int(str(value))
+        return int(str(value))
     except ValueError:
-        raise ConfigError(
-            f"--set {name}={value!r} is not a whole number; give one, or 'all'"
-        ) from None
+        instead = "give one, or 'all'" if or_all else "give one"
+        raise ConfigError(f"--set {name}={value!r} is not a whole number; {instead}") from None
 
 
 def _as_values(value: Any) -> Any:

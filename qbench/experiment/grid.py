@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -18,7 +17,16 @@ from pydantic import (
 )
 
 from qbench.contracts import Scheme, check_scheme, trains
-from qbench.errors import ConfigError, unknown_name
+from qbench.environment import require_device_name
+from qbench.errors import (
+    LARGEST_SEED,
+    LEAST_SEED,
+    MOST_SECONDS,
+    ConfigError,
+    require_at_least,
+    require_seed,
+    unknown_name,
+)
 from qbench.experiment.forms import (
     Bytes,
     Files,
@@ -36,25 +44,22 @@ from qbench.experiment.forms import (
     whole_numbers,
 )
 from qbench.experiment.grid_file import read_grid_file
+from qbench.experiment.presets import PRESETS, QUICK, SWEEPS
 from qbench.records import Scalar
 from qbench.registry import check_parameter, declared, get_method, method_class, parameters
 
 __all__ = ["CALIBRATION", "PRESETS", "SWEEPS", "Grid", "parse_set", "read_grid", "single_settings"]
 
-PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("presets.yaml").read_text()
-)
-SWEEPS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
-    Path(__file__).with_name("sweeps.yaml").read_text()
-)
-QUICK, STANDARD = "quick", "standard"  # what a processor can do in a break, and a GPU in a night
 TRAINED = "trained"  # what stands before a prompt unless something else is asked
 CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
-CALIBRATION_KEYS = ("samples", "length")
+CALIBRATION_KEYS = {"samples": 1, "length": 2}  # each with the least that it may be
+MOST_DRAWS = 1000  # of the calibration sample: each is a cell
 NO_SWITCHES = (  # keys that are numbers
     "group_size", "head_bits", "seed", "replicates", "time_limit", "workers", "memory", "max_cells",
 )  # fmt: skip
-TASK_KEYS = ("limit", "num_fewshot", "length", "generate", "spread", "max_gen_toks")
+TASK_KEYS = {  # each with the least that it may be
+    "limit": 1, "num_fewshot": 0, "length": 2, "generate": 0, "spread": 1, "max_gen_toks": 1,
+}  # fmt: skip
 
 
 class Grid(BaseModel):
@@ -95,14 +100,14 @@ class Grid(BaseModel):
     set: Sets = {}
     plugin: Files = ()
     data: str = "auto"
-    seed: int = 0
-    replicates: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=LEAST_SEED, le=LARGEST_SEED)
+    replicates: int | None = Field(default=None, ge=1, le=MOST_DRAWS)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     chat_template: bool | None = None
     bos: Literal["trained", "tokenizer", "none"] | None = None
     out: Path | None = None
-    time_limit: float | None = Field(default=None, gt=0)
+    time_limit: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
     latency: bool | None = None
     workers: Workers = Field(default=None, validation_alias=AliasChoices("workers", "jobs"))
     memory: Bytes = None
@@ -192,10 +197,14 @@ class Grid(BaseModel):
         return settings
 
     def seeds(self, calibrates: bool) -> tuple[int, ...]:
-        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn."""
+        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn.
+
+        ConfigError where the last draw's seed is none.
+        """
         if not calibrates:
             return (0,)
         draws = self.replicates or self.defaults.get("replicates", 1)
+        require_seed("the last seed", self.seed + draws - 1)
         return tuple(range(self.seed, self.seed + draws))
 
     @property
@@ -236,24 +245,26 @@ class Grid(BaseModel):
         """
         of_preset = self.defaults["tasks"]
         preset = of_preset.get(task, of_preset.get(like, {}))
-        return {**preset, **single_numbers(task, self.set.get(task, {}), TASK_KEYS)}
+        numbers = single_numbers(task, self.set.get(task, {}), TASK_KEYS)
+        for key, value in numbers.items():
+            instead = ", or 'all'" if key in ("limit", "generate") else ""
+            require_at_least(f"--set {task}.{key}", value, TASK_KEYS[key], instead)
+        return {**preset, **numbers}
 
     @property
     def calibrations(self) -> list[dict[str, int]]:
         """samples and length: the preset's, overridden by `set`, in every combination.
 
-        ConfigError where one is not a positive number.
+        ConfigError where one is no number, or too small a one.
         """
         settings = self.set.get(CALIBRATION, {})
-        overrides = whole_numbers(CALIBRATION, settings, CALIBRATION_KEYS)
+        overrides = whole_numbers(CALIBRATION, settings, CALIBRATION_KEYS, or_all=False)
         values = {key: (value,) for key, value in self.defaults["calibration"].items()} | overrides
         samples = []
         for choice in itertools.product(*values.values()):
             sample = dict(zip(values, choice, strict=True))
             for key, value in sample.items():
-                if value is None or value < 1:
-                    word = "all" if value is None else value
-                    raise ConfigError(f"--set {CALIBRATION}.{key}={word}: give 1 or more")
+                require_at_least(f"--set {CALIBRATION}.{key}", value, CALIBRATION_KEYS[key])
             if sample not in samples:
                 samples.append(sample)
         return samples
@@ -306,11 +317,17 @@ class Grid(BaseModel):
     def check_request(self, loaded: bool = False) -> None:
         """ConfigError where a name or a number can be refused before torch is imported.
 
-        Methods are asked what they declare, and are not imported. Values of parameters, models and
-        data are the plan's to check, and so is a grid with plug-ins, which the plan imports, unless
-        they are `loaded`.
+        DataError where there is no such data. Methods are asked what they declare, and are not
+        imported. Values of parameters, models and what data hold are the plan's to check, and so is
+        a grid with plug-ins, which the plan imports, unless they are `loaded`.
         """
+        from qbench.tasks.data import require_data
+        from qbench.tasks.registry import get_task
+
         self._check_lists()
+        require_device_name(self.device)
+        require_data(self.data)
+        _ = self.calibrations, self.seeds(calibrates=True)
         if self.plugin and not loaded:
             return
         entries = self._entries()
@@ -320,8 +337,6 @@ class Grid(BaseModel):
             for key in self._values(method, fixed):
                 check_parameter(method, key, declaration.parameters)
         self.check_schemes([method for method, _ in entries])
-        from qbench.tasks.registry import get_task
-
         for task in self.task_names:
             get_task(task)
             self.task_options(task)
@@ -340,14 +355,6 @@ class Grid(BaseModel):
                     f"--{flag} means nothing to the method 'none', which is the unquantized "
                     "model; leave it out, or name a method that quantizes"
                 )
-
-
-def preset_for(device: str, real_data: bool) -> str:
-    """The preset that suits a machine: on a GPU as many items as papers take, where there are any.
-
-    real_data: whether the data are not the few embedded items.
-    """
-    return STANDARD if device != "cpu" and real_data else QUICK
 
 
 def _unquantized_first(method: str) -> bool:

@@ -67,6 +67,7 @@ def identify(
     be asked so.
     """
     asked = ask(grid, source, announce)
+    _refuse_too_long(grid, source)
     calibrations = tuple(
         CalibrationSpec(
             data=source.table_name(CALIBRATION),
@@ -181,7 +182,12 @@ def _refuse_meaningless(name: str, asked: Mapping[str, Any], spec: TaskSpec) -> 
 
 
 def _refuse_too_many(task: Task, asked: Mapping[str, Any], spec: TaskSpec, source: Source) -> None:
-    """ConfigError where more items are asked for than the data has."""
+    """ConfigError where more items are asked for than the data has, or too long ones."""
+    if "length" in asked and _items(task, spec, source) == 0:
+        raise ConfigError(
+            f"--set {task.name}.length={spec.length} is longer than the text that {source.label} "
+            "has for it; give less"
+        )
     for key in ("limit", "generate"):
         number = getattr(spec, key)
         if key not in asked or number is None:
@@ -191,6 +197,23 @@ def _refuse_too_many(task: Task, asked: Mapping[str, Any], spec: TaskSpec, sourc
             raise ConfigError(
                 f"--set {task.name}.{key}={number} is more than the {most} items that "
                 f"{source.label} has for it; give at most {most}, or 'all'"
+            )
+
+
+def _refuse_too_long(grid: Grid, source: Source) -> None:
+    """ConfigError where a calibration sample is set that is longer than the data's text.
+
+    It is a bound, as for tasks: a token is at least one byte.
+    """
+    if CALIBRATION not in grid.set:
+        return
+    most = len("\n\n".join(source.text(CALIBRATION)).encode())
+    for sample in grid.calibrations:
+        samples, length = sample["samples"], sample["length"]
+        if samples * length > most:
+            raise ConfigError(
+                f"--set {CALIBRATION}: {samples} samples of length {length} are more than the "
+                f"{most} tokens that {source.label} can have for it; give fewer or shorter ones"
             )
 
 

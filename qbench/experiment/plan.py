@@ -22,9 +22,10 @@ from qbench.experiment.estimate import (
     stored_parameters,
 )
 from qbench.experiment.foreign_cell import require_environment
-from qbench.experiment.grid import Grid, preset_for
+from qbench.experiment.grid import Grid
 from qbench.experiment.identity import identify
 from qbench.experiment.plugins import load_plugins
+from qbench.experiment.presets import preset_for
 from qbench.experiment.protocols import protocol_of, require_versions
 from qbench.experiment.selection import select
 from qbench.experiment.timings import Timings, corrected, kind_of, makespan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,6 @@ def quantize_model(
     output: Path,
     *,
     settings: Mapping[str, Any],
-    plugins: Sequence[Path],
     data: str,
     calibration: CalibrationWindows,
     device: str,
@@ -69,7 +68,6 @@ def quantize_model(
     work where nothing can be written at `output`, or where it is the model that is read.
     """
     require_writable(output)
-    load_plugins(plugins)
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
     place = find_model(model, trust_remote_code)
@@ -141,6 +139,13 @@ def judge_model(
     grid.check_owners([], calibrates=False)
     for task_name in grid.task_names:
         grid.task_options(task_name)  # a wrong setting is told before a model is looked for
+    if unquantized is not None and not any(
+        get_task(name).needs_unquantized for name in grid.task_names
+    ):
+        raise ConfigError(
+            f"--unquantized {unquantized} does nothing, as none of {', '.join(grid.task_names)} "
+            "compares with it; leave it out, or add divergence to --tasks"
+        )
     place = find_model(str(folder), grid.trust_remote_code)
     if grid.prompts["chat_template"]:
         require_template(place)

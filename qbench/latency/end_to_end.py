@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qbench.errors import QbenchError
+from qbench.errors import ConfigError, QbenchError
 from qbench.kernels.dispatch import served
 from qbench.quantization import load
 
@@ -76,13 +76,15 @@ def compare(
     """A folder that `load` reads, in all VARIANTS: batch 1, greedy, on the CPU.
 
     prompt, tokens: how many are read and written. Each model takes its turn, `repeats` times after
-    one round that warms up. StoreError where the folder cannot be read.
+    one round that warms up. StoreError where the folder cannot be read; ConfigError where these are
+    more tokens than the model takes.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     models = {}
     for variant in VARIANTS:
         models[variant] = load(folder, variant.dtype, variant.packed).model
+        require_positions(models[variant], prompt, tokens)
     times: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
     kernels: dict[Variant, dict[str, int]] = {}
     for turn in range(repeats + 1):
@@ -112,6 +114,19 @@ def compare(
         )
         speeds.append(speed)
     return speeds
+
+
+def require_positions(model: Any, prompt: int, tokens: int) -> None:
+    """ConfigError where a prompt and what is written after it are more tokens than a model takes.
+
+    model: of transformers; one that states no number of positions takes any.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(most, int) and prompt + tokens > most:
+        raise ConfigError(
+            f"--prompt {prompt} and --tokens {tokens} are {prompt + tokens} tokens, and the model "
+            f"takes {most}; give fewer of one of them"
+        )
 
 
 @torch.inference_mode()

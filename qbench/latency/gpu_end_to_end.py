@@ -16,7 +16,7 @@ import torch
 from qbench.errors import QbenchError
 from qbench.kernels.dispatch import served
 from qbench.latency.decoding import Decoder, Fusion
-from qbench.latency.end_to_end import Speed, Variant, prompt_of, spread
+from qbench.latency.end_to_end import Speed, Variant, prompt_of, require_positions, spread
 from qbench.latency.gpu import require_gpu
 from qbench.quantization import load
 
@@ -54,7 +54,7 @@ def time_models(
 
     fusion: of `Decoder`. Peaks are the bytes of a model's tensors and what reading and
     writing adds to them.
-    QbenchError where the logits of one are not those of the reference.
+    QbenchError where the logits of one are not those of the reference, or it takes fewer tokens.
     """
     decoders: dict[str, Decoder] = {}
     peaks: dict[str, int] = {}
@@ -62,6 +62,7 @@ def time_models(
     for name, make in makers.items():
         progress(f"loading {name}")
         model = make()
+        require_positions(model, prompt, tokens)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         served(clear=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qbench.contracts import Scheme
-from qbench.environment import pick_device
+from qbench.environment import available_memory, pick_device
 from qbench.errors import ConfigError, unknown_name
 from qbench.kernels.registry import get_kernel
 from qbench.latency import timing
@@ -48,7 +48,7 @@ def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
     """
     matrices: list[tuple[int, int]] = []
     for name in names:
-        size = re.fullmatch(r"(\d+)x(\d+)", name)
+        size = re.fullmatch(r"(\d{1,18})x(\d{1,18})", name)
         if size is not None:
             matrices.append((int(size[1]), int(size[2])))
         elif name in SHAPES:
@@ -66,8 +66,12 @@ def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
     return shapes
 
 
-def check_request(request: Request) -> None:
-    """ConfigError where a format, its bits, the groups or a kernel cannot be timed."""
+def check_request(request: Request, device: str = "auto") -> None:
+    """ConfigError where a format, its bits, the groups or a kernel cannot be timed.
+
+    Also where the device is not here, or has no room for one of the products.
+    """
+    room = _room(device_of(device))
     for name in request.formats:
         if name not in FORMATS:
             raise ConfigError(unknown_name("format", name, FORMATS))
@@ -82,6 +86,11 @@ def check_request(request: Request) -> None:
                 f"{request.group_size}"
             )
         Scheme(4, request.group_size).group_length(shape.columns, str(shape))
+        if shape.least_bytes > room:
+            raise ConfigError(
+                f"{shape}: its product takes at least {shape.least_bytes / 1e9:.1f} GB, and "
+                f"{room / 1e9:.1f} GB of memory are free; give fewer rows or a smaller matrix"
+            )
     for name in request.kernels:
         get_kernel(name)
 
@@ -108,6 +117,15 @@ def device_of(device: str) -> str:
     if place not in DEVICES:
         raise ConfigError(unknown_name("device", device, ("auto", *DEVICES)))
     return place
+
+
+def _room(place: str) -> int:
+    """Bytes that are free on `cpu` or `cuda`."""
+    if place == "cpu":
+        return available_memory()
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def _on_cpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:

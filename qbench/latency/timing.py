@@ -41,6 +41,19 @@ class Shape(NamedTuple):
         """(out, in)."""
         return self.out, self.columns
 
+    @property
+    def least_bytes(self) -> int:
+        """What timing its dense products holds at once, of which other candidates add their own.
+
+        x is there in float32 and bfloat16, and in float64 for the expected products, which are kept
+        in float64 for both dtypes; so is the weight, with two copies for each dtype.
+        """
+        return (
+            self.rows * self.columns * (4 + 2 + 8)
+            + self.out * self.columns * (4 + 8 + 2 * 4 + 2 * 2)
+            + self.rows * self.out * (8 + 8)
+        )
+
     def __str__(self) -> str:
         return f"{self.out}x{self.columns}, batch {self.rows}"
 

@@ -112,7 +112,7 @@ def _remembered(path: Path) -> str | None:
     note = _note(path)
     if not note.is_file():
         return None
-    digest = note.read_text()
+    digest = note.read_text(errors="replace")
     return digest if len(digest) == 64 else None
 
 

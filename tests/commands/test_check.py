@@ -30,6 +30,13 @@ del KERNEL
 """
 
 
+def test_a_file_in_another_encoding_is_a_sentence(tmp_path, command):
+    file = tmp_path / "latin.py"
+    file.write_bytes(b"NAME = '\xe9'  # qbench.kernels\n")
+    code, out, err = command("check", file)
+    assert (code, out) == (2, "") and "raised SyntaxError on import" in err, err
+
+
 def test_a_file_with_a_method_and_a_kernel_has_both_checked(tmp_path, monkeypatch, capsys):
     # What the plug-in registers is forgotten with the test.
     monkeypatch.setattr(kernel_registry, "_known", kernel_registry.all_kernels())

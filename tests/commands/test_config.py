@@ -46,6 +46,27 @@ def test_what_is_shown_is_a_file_that_makes_the_same_grid(command, tmp_path, tex
     assert (grid.group, grid.task_names, grid.sweep) == (first.group, first.task_names, first.sweep)
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data", "nope"], "--data='nope' is no folder; give auto, mini, hub or a folder"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--set", "calibration.samples=0"], "calibration.samples=0 is too small; give 1 or more"),
+        (["--set", "calibration.length=1"], "calibration.length=1 is too small; give 2 or more"),
+        (
+            ["--set", "wikitext.limit=-1"],
+            "wikitext.limit=-1 is too small; give 1 or more, or 'all'",
+        ),
+        (["--set", "wikitext.length=1"], "wikitext.length=1 is too small; give 2 or more\n"),
+        (["--seed", "9223372036854775807", "--replicates", "2"], "the last seed=92233720368547758"),
+    ],
+)
+def test_what_a_run_refuses_without_data_is_refused(command, flags, message):
+    for words in (("config", "show"), ("run", "--dry-run")):
+        code, out, err = command(*words, *flags)
+        assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
 def test_each_line_says_where_it_is_from(command, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("bits: 2,3\nset: {gptq: {damp: 0.1}}\nseed: 4")

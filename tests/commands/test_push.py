@@ -52,6 +52,18 @@ def test_without_yes_it_lists_and_sends_nothing(folder, command, monkeypatch):
     assert "base_model: somebody/model" in done.out and "license: mit" in done.out
 
 
+@pytest.mark.parametrize("licence", ["a\nb: c", "", "mit\x1b[0m", "-mit", "m" * 200])
+def test_a_licence_is_a_name(folder, command, licence):
+    code, out, err = command("push", folder, "me/model", f"--licence={licence}")
+    assert (code, out) == (2, "") and "is no name of a licence on the hub" in err
+    assert err.count("\n") == 1 and "\x1b" not in err
+
+
+def test_a_private_repository_is_said_to_be_one(folder, command):
+    done = command("push", folder, "me/model", "--private")
+    assert "--yes uploads this to the private repository me/model" in done.out
+
+
 def test_with_yes_every_file_goes_as_it_is(folder, command, monkeypatch):
     hub = Hub()
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)

@@ -344,6 +344,13 @@ def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("BASE", "BASE", "--look", "half"), "--look 'half' is not such as 2/4"),
+        (("BASE", "BASE", "--look", "1/0"), "--look '1/0' is not such as 2/4"),
+        (("BASE", "BASE", "--look", "-1/-1"), "--look '-1/-1' is not such as 2/4"),
+        (("BASE", "BASE", "--look", f"2/{'9' * 400}"), "is not such as 2/4"),
+        (
+            ("BASE", "BASE", "--margin", "acc=0.1", "--margin", "acc=0.2"),
+            "--margin acc is given twice; keep one of them",
+        ),
         (("BASE", "BASE", "--look", "1/4"), "of 4 draws there are looks at 2/4, 3/4, 4/4"),
         (("nothing", "BASE"), "unknown run or baseline 'nothing'"),
         (("BASE", "runs/nowhere"), "runs/nowhere is neither the folder of a run"),
@@ -358,6 +365,14 @@ def test_misuse_is_one_sentence(tmp_path: Path, arguments: tuple[str, ...], sent
     words = [word.replace("BASE", str(tmp_path / "base")) for word in arguments]
     done = run_command("compare", *words)
     assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
+
+
+def test_the_unquantized_model_is_no_side(tmp_path: Path) -> None:
+    side(tmp_path / "run", cell("none", None, damage=0.0), cell())
+    run = tmp_path / "run"
+    done = run_command("compare", f"{run}:none", f"{run}:none")
+    assert done.code == 2 and f"{run}:none is the unquantized model, which is no" in done.err
+    assert "give one of gptq 3b g64" in done.err
 
 
 def test_a_baseline_is_saved_listed_shown_and_compared(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ def test_a_job_that_is_lost_is_submitted_again_twice(plan, tmp_path, monkeypatch
         (("local", "head:1", None), "--address head:1 wants --executor ray or slurm"),
         (("ray", None, ["a=b"]), "--slurm a=b wants --executor slurm"),
         (("slurm", None, ["gpu"]), "--slurm 'gpu' is not KEY=VALUE"),
+        (("slurm", None, ["a=b", "--a=c"]), "--slurm a is given twice; keep one of them"),
     ],
 )
 def test_flags_of_executors_that_do_not_fit(arguments, message):

@@ -7,8 +7,9 @@ import pytest
 from qbench.environment import is_present
 from qbench.errors import ConfigError, DataError, unknown_name
 from qbench.experiment.data_choice import choose_data
-from qbench.experiment.grid import PRESETS, Grid, preset_for
+from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan
+from qbench.experiment.presets import PRESETS, preset_for
 from qbench.tasks import hub
 from qbench.tasks.data import choose
 from qbench.tasks.declaration import Table

@@ -136,7 +136,7 @@ def test_several_calibrations_are_a_cell_each():
     commands = [cell_command(grid, cell) for cell in found]
     assert "--set calibration.samples=2 " in f"{commands[1]} "
     assert "--set calibration.samples=4 " in f"{commands[2]} "
-    with pytest.raises(ConfigError, match=r"calibration.samples=0: give 1 or more"):
+    with pytest.raises(ConfigError, match=r"calibration.samples=0 is too small; give 1 or more"):
         _ = Grid(set=parse_set(["calibration.samples=0"])).calibrations
 
 
@@ -227,6 +227,30 @@ def test_wrong_grids(changes, message):
 def test_requests_that_are_refused_before_any_plan(changes, message):
     with pytest.raises(ConfigError, match=message):
         Grid(**changes).check_request()
+
+
+@pytest.mark.parametrize("value", ["none", "all", "1.5"])
+def test_calibration_takes_numbers_alone(value):
+    with pytest.raises(ConfigError, match="is not a whole number; give one$"):
+        _ = Grid(set=parse_set([f"calibration.samples={value}"])).calibrations
+
+
+def test_what_is_set_twice_is_refused():
+    with pytest.raises(ConfigError, match="gptq.damp is set twice; give all its values at once"):
+        parse_set(["gptq.damp=1", "gptq.norm=1", "gptq.damp=2"])
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**30])
+def test_seeds_have_64_bits(tmp_path, seed):
+    with pytest.raises(ConfigError, match=f"seed={seed}: Input should be "):
+        read_grid(None, {"seed": seed})
+    with pytest.raises(ConfigError, match=f"uniquanf.seed={seed} has more than 64 bits"):
+        get_method("uniquanf", seed=seed)
+    assert Grid(seed=2**63 - 1).seeds(calibrates=True) == (2**63 - 1,)
+    with pytest.raises(ConfigError, match="the last seed=9223372036854775808 has more than"):
+        Grid(seed=2**63 - 1, replicates=2).seeds(calibrates=True)
+    with pytest.raises(ConfigError, match="replicates=100000000000: Input should be less"):
+        read_grid(None, {"replicates": 10**11})
 
 
 def test_bits_that_some_method_supports_are_no_mistake():

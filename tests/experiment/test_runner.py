@@ -380,6 +380,18 @@ def test_a_run_keeps_the_texts_of_the_items_that_it_asked_once(finished):
             ["run", "--tasks", "wikitext", "--set", "wikitext.limit=10000000"],
             "--set wikitext.limit=10000000 is more than the",
         ),
+        (
+            ["run", "--tasks", "wikitext", "--set", "wikitext.length=99999999"],
+            "--set wikitext.length=99999999 is longer than the text that",
+        ),
+        (
+            ["run", "--methods", "gptq", "--set", "calibration.samples=9999999999999"],
+            "--set calibration: 9999999999999 samples of length 256 are more than the",
+        ),
+        (
+            ["run", "--methods", "rtm"],
+            "unknown method 'rtm'. Did you mean 'rtn'? `qbench list methods` lists what there is",
+        ),
         (["run", "--time-limit", "0"], "time_limit=0.0: Input should be greater than 0"),
         (
             ["eval", "nowhere", "--data", "mini", "--set", "arc_eazy.limit=1"],

@@ -252,7 +252,7 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         ),
         (
             ["--end-to-end", "nowhere", "--plot", "a.png"],
-            "--plot and --tune are about products",
+            "--plot a.png does nothing with --end-to-end; leave it out",
         ),
         (
             ["--shapes", "64x64", "--group-size", "32", "--device", "cud"],
@@ -270,6 +270,57 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
 def test_a_wrong_request(command, arguments, message):
     code, text = command("latency", *arguments)
     assert code == 2 and message in " ".join(text.split()) and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--bits", "2"),
+        ("--batch", "1"),
+        ("--format", "uniform"),
+        ("--group-size", "7"),
+        ("--kernels", "nosuch"),
+        ("--rounds", "5"),
+        ("--plot", "a.png"),
+    ],
+)
+def test_options_of_products_do_nothing_for_a_model(command, option, value):
+    code, text = command("latency", "--end-to-end", "nowhere", option, value)
+    assert code == 2 and f"{option} {value} does nothing with --end-to-end; leave it out" in text
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--tokens", "--repeats"])
+def test_options_of_a_model_do_nothing_for_products(command, option):
+    code, text = command("latency", "--shapes", "64x64", option, "5")
+    assert code == 2 and f"{option} 5 does nothing with --shapes; leave it out" in text
+
+
+@pytest.mark.parametrize("number", ["-1", "0", str(10**9), "9" * 30])
+@pytest.mark.parametrize(
+    "option", ["--rounds", "--threads", "--batch", "--bits", "--group-size", "--shapes"]
+)
+def test_no_number_of_products_ends_in_a_traceback(command, option, number):
+    options = {"--shapes": "64x64", "--group-size": "32"}
+    options[option] = f"{number}x64" if option == "--shapes" else number
+    code, text = command("latency", *[word for pair in options.items() for word in pair])
+    assert code == 2 and text.count("\n") == 1 and text.startswith("qbench: "), text
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--tokens"])
+@pytest.mark.parametrize("number", ["-1", "0", "4096", "9" * 30])
+def test_a_model_takes_so_many_tokens(command, tiny, tmp_path, option, number):
+    qbench.quantize(tiny(), "rtn", Scheme(3, 32)).save(tmp_path / "saved")
+    code, text = command("latency", "--end-to-end", tmp_path / "saved", option, number)
+    assert code == 2 and f"{option} {number}" in text and "Traceback" not in text
+
+
+def test_memory_that_runs_out_is_a_sentence(command, monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+    monkeypatch.setattr("qbench.latency.request.time_shape", full)
+    code, text = command("latency", "--shapes", "64x64", "--group-size", "32")
+    assert code == 2 and "memory ran out (RuntimeError: DefaultCPU" in text
 
 
 def test_shapes_of_models():
