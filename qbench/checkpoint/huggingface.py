@@ -83,6 +83,7 @@ def _spare_emptied_modules(model: Any) -> None:
     """
     from qbench.models.experts import Experts
 
+    module: Any
     for experts in model.modules():
         if not isinstance(experts, Experts):
             continue
