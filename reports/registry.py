@@ -17,7 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from qbench.comparison.pairs import shared_pairs
-from qbench.errors import ConfigError, QbenchError
+from qbench.errors import ConfigError, QbenchError, StoreError
+from qbench.files.atomic import refusal_of
 from qbench.records import Record
 from qbench.reports.headline import require
 
@@ -44,10 +45,12 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
 
     processes: that write, where there are MANY records. They are forks of this one, which
     must then have no threads that hold locks; where forks are not safe, it is one process.
-    DataError without records. A report that fails does not keep the others from being written;
-    then ConfigError names it, or StoreError the file that the disk refused.
+    DataError without records, and StoreError where the folder cannot be written. A report that
+    fails does not keep the others from being written; then ConfigError names it, or StoreError the
+    file that the disk refused.
     """
     require(records)
+    _require_place(folder)
     forked = processes > 1 and len(records) >= MANY and sys.platform == "linux"
     write = _written_by_forks if forked else _written_here
     paths: list[Path] = []
@@ -59,6 +62,16 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
     if failure is not None:
         raise failure
     return paths
+
+
+def _require_place(folder: Path) -> None:
+    """StoreError, once for all reports, where nothing can be written in the folder."""
+    refusal = refusal_of(folder)
+    if refusal is not None:
+        raise StoreError(
+            f"the report of {folder} is written into it, and it cannot be written ({refusal}); "
+            "copy it to a place that you can write to, and report on the copy"
+        )
 
 
 def _written_here(records: Sequence[Record], folder: Path, _: int) -> Iterator[Outcome]:

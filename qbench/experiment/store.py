@@ -23,7 +23,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qbench.errors import StoreError
-from qbench.files.atomic import leftovers, write_text
+from qbench.files.atomic import leftovers, refusal_of, write_text
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
@@ -46,18 +45,19 @@ MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer o
 class Store:
     """One output folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the folder if need be; StoreError where it cannot be written."""
+    def __init__(self, folder: Path, to_write: bool = True) -> None:
+        """Make the folder if need be; StoreError where it cannot be written.
+
+        to_write: whether a run is to go on in it. Without, it is read as it is, where it may be
+        that nothing can be written.
+        """
         self.folder = folder
-        try:
-            (folder / "records").mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
+        self._to_write = to_write
+        refusal = refusal_of(folder, folder / "records") if to_write else None
+        if refusal is not None:
             raise StoreError(
-                f"output folder {folder} cannot be written ({error.strerror}); "
-                "choose another with --out"
-            ) from None
+                f"output folder {folder} cannot be written ({refusal}); choose another with --out"
+            )
 
     def artifact(self, cell: Cell) -> Path:
         """Where the quantized model of a cell lies."""
@@ -199,7 +199,8 @@ class Store:
     def read_records(self) -> tuple[list[Record], list[str]]:
         """All trusted records, and a sentence for each of the others.
 
-        They are put into quarantine, but for those that a newer qbench wrote.
+        They are put into quarantine, but for those that a newer qbench wrote, and all where the
+        folder is only read and cannot be written.
         """
         records = []
         complaints = []
@@ -209,7 +210,13 @@ class Store:
             except _NewerRecordError as error:
                 complaints.append(f"{error}; it stays where it is")
             except StoreError as error:
-                kept = self._put_away(path)
+                try:
+                    kept = self._put_away(path)
+                except StoreError:
+                    if self._to_write:
+                        raise
+                    complaints.append(f"{error}; it stays where it is, as nothing can be written")
+                    continue
                 if kept is not None:
                     complaints.append(f"{error}; moved to {kept}, the cell will be run again")
         return records, complaints
@@ -251,10 +258,10 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def open_run(folder: Path) -> Store:
-    """The folder of an existing run; StoreError where it is none."""
+    """The folder of an existing run, to be read; StoreError where it is none."""
     if not is_folder(folder / "records"):
         raise StoreError(f"{folder} holds no records; give the --out folder of a `qbench run`")
-    return Store(folder)
+    return Store(folder, to_write=False)
 
 
 class _NewerRecordError(StoreError):

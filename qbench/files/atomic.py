@@ -43,6 +43,17 @@ def require_place(*paths: Path | None) -> None:
             raise StoreError(f"{path} cannot be written: {problem}; choose another file")
 
 
+def refusal_of(folder: Path, *folders: Path) -> str | None:
+    """Make a folder, and others, if need be, and try it: why no file can be made there, or None."""
+    try:
+        for each in (folder, *folders):
+            each.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def write_whole(path: Path, write: Callable[[Path], object], flush: bool = True) -> Path:
     """Let `write` make a file at the path that it is called with, and put that file at `path`.
 
