@@ -6,9 +6,11 @@ devices. Whoever opens a file of it, or hands a folder to a library, asks here f
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qbench.errors import StoreError
 
@@ -53,6 +55,14 @@ def ordinary_text(path: Path, folder: Path | None = None, limit: int = TEXT_BYTE
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise StoreError(f"{path} is no text in UTF-8 ({error}); write it again") from None
+
+
+def json_of(text: str | bytes) -> Any:
+    """What a JSON text from outside says; ValueError where it is none, or nested endlessly."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested more deeply than can be read") from None
 
 
 def require_ordinary_files(folder: Path) -> None:
