@@ -10,7 +10,7 @@ from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
-from qbench.files.ordinary import is_file, is_folder, is_there
+from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
 from qbench.records import Record
 
 BASELINES = Path("baselines")
@@ -86,9 +86,10 @@ def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str
 
 
 def _copy(source: Path, target: Path, path: str) -> None:
-    file = (source / path).resolve()
-    if not file.is_relative_to(source.resolve()) or not file.is_file():
-        raise StoreError(f"{source / path} is missing, so this is no whole baseline; run it again")
+    try:
+        file = ordinary_file(source / path, source)
+    except StoreError as error:
+        raise StoreError(f"this is no whole baseline, so run it again: {error}") from None
     (target / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target / path)
 

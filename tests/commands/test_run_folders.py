@@ -82,3 +82,39 @@ def damage(path):
         text = file.read()
         file.seek(0)
         file.write(text.replace('"status": "ok"', '"status": "no"'))
+
+
+# ---- files that are none
+
+
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def link_out(path):
+    (path.parents[3] / "outside").write_text("{}\n")
+    path.symlink_to(path.parents[3] / "outside")
+
+
+ODD_FILES = {
+    "missing": lambda path: None,
+    "a link to itself": link_to_itself,
+    "a link out": link_out,
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "deep": lambda path: path.write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("put", ODD_FILES.values(), ids=ODD_FILES)
+def test_samples_that_are_no_file_are_none(command, run, tmp_path, put):
+    (gptq,) = (r for r in records_of(run) if '"gptq"' in r.read_text())
+    path = run / "samples" / gptq.stem / "wikitext.jsonl"
+    path.unlink()
+    put(path)
+    done = command("compare", f"{run}:rtn", f"{run}:gptq", "--allow", "calibration")
+    assert done.code in (0, 2) and "wikitext" in done.out, done
+    place = ("--baselines", tmp_path / "baselines")
+    saved = command("baseline", "save", f"{run}:gptq", "mine", *place)
+    assert saved.code == (0 if path.is_file() and not path.is_symlink() else 2), saved
+    assert "Traceback" not in saved.err
