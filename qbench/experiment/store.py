@@ -39,6 +39,7 @@ from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 DAY = 86400.0  # seconds
 RUNNERS = "runners"  # a claim that all who work on the folder share
 COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
+MOST_DIGITS = 300  # of a whole number: a float holds no longer one
 MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer ones never ends
 
 
@@ -274,7 +275,7 @@ def _trusted(path: Path) -> Record:
     except StoreError as error:
         raise StoreError(f"record {path.name} cannot be read: {error}") from None
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole)
         expected = checksum(body)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
@@ -293,8 +294,10 @@ def _trusted(path: Path) -> Record:
     try:
         record = Record.model_validate(body)
     except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"record {path.name} does not fit the schema: {error.errors()[0]['msg']}"
+            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
         ) from None
     longest = max(_lengths([body["cell"], body.get("scores")]))
     if longest > MOST_CHARACTERS:
@@ -343,6 +346,13 @@ def _key(identity: Any) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is no number")
+
+
+def _whole(digits: str) -> int:
+    """A whole number; ValueError where no float is as large."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def checksum(body: Any) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 
 import pytest
 
 from compared_cells import cell, side
+from qbench.experiment.store import checksum
 
 
 @pytest.fixture
@@ -118,3 +121,49 @@ def test_samples_that_are_no_file_are_none(command, run, tmp_path, put):
     saved = command("baseline", "save", f"{run}:gptq", "mine", *place)
     assert saved.code == (0 if path.is_file() and not path.is_symlink() else 2), saved
     assert "Traceback" not in saved.err
+
+
+# ---- records that say what no run says
+
+
+def rewritten(run, change):
+    """The file of a record of gptq that was changed, with a checksum that fits."""
+    (path,) = (r for r in records_of(run) if '"gptq"' in r.read_text())
+    body = json.loads(path.read_text())
+    change(body)
+    path.write_text(json.dumps(body | {"checksum": checksum(body)}))
+    return path
+
+
+IMPOSSIBLE = {
+    "packages": ({"environment": {"packages": ["torch"]}}, "environment: .*packages"),
+    "a version": ({"environment": {"packages": {"torch": [2]}}}, "packages.torch"),
+    "hardware": ({"environment": {"hardware": "Xeon"}}, "environment: .*hardware"),
+    "protocol": ({"protocol": {"name": ["quick"]}}, "protocol: .*name"),
+    "bits": ({"bits_per_weight": {"total": 1e308}}, "bits_per_weight.total: "),
+    "seconds": ({"quantize_seconds": 1e300}, "quantize_seconds: "),
+    "bytes": ({"bytes_on_disk": 10**200}, "bytes_on_disk: "),
+    "a long number": ({"log": {"block 0": {"initial": 10**400}}}, "of 401 digits"),
+}
+
+
+@pytest.mark.parametrize("change, told", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_record_that_no_run_writes_is_damaged(command, run, change, told):
+    path = rewritten(run, lambda body: body.update(change))
+    done = command("compare", f"{run}:rtn", f"{run}:rtn")
+    assert done.code in (0, 2) and "wikitext" in done.out, done
+    assert re.search(f"warning: record {path.name} .*{told}", done.err)
+    assert not path.exists() and (run / "quarantine" / path.name).is_file()
+
+
+@pytest.mark.slow
+def test_the_largest_numbers_of_a_record_are_shown(command, run):
+    def change(body):
+        body["bits_per_weight"] = {"total": 1e6, "codes": 1e6}
+        body |= {"bytes_on_disk": 10**18, "quantize_seconds": 1e15, "quantize_peak_bytes": 10**18}
+        body["log"] = {"block 0": {"initial": 10**299, "final": 1e-308, "losses": [1e308, 1]}}
+
+    rewritten(run, change)
+    done = command("report", run)
+    assert done.code == 0 and not re.search(r"\d{30}", done.out), done
+    assert command("compare", f"{run}:rtn", f"{run}:gptq", "--allow", "calibration").code in (1, 2)
