@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from qbench.reports.headline import require
 PACKAGE = "qbench.reports"
 Writer = Callable[[Sequence[Record], Path], list[Path]]
 Outcome = tuple[list[Path], QbenchError | None]
+FOLDERS = ("cells", "methods", "pictures")  # of the run's folder, that reports write into
 MANY = 200  # records, whose reports take seconds
 _of_this_fork: Callable[[str], Outcome]
 
@@ -65,13 +67,25 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
 
 
 def _require_place(folder: Path) -> None:
-    """StoreError, once for all reports, where nothing can be written in the folder."""
+    """StoreError, once for all reports, where nothing can be written in the folder, or one of
+    FOLDERS is a link to somewhere else.
+    """
     refusal = refusal_of(folder)
     if refusal is not None:
         raise StoreError(
             f"the report of {folder} is written into it, and it cannot be written ({refusal}); "
             "copy it to a place that you can write to, and report on the copy"
         )
+
+
+    home = os.path.realpath(folder)
+    for name in FOLDERS:
+        target = Path(os.path.realpath(folder / name))
+        if not target.is_relative_to(home):
+            raise StoreError(
+                f"{folder / name} is a link out of the run's folder, to {target}, and a report is "
+                "written inside of it alone; remove the link"
+            )
 
 
 def _written_here(records: Sequence[Record], folder: Path, _: int) -> Iterator[Outcome]:

@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ class Store:
                 shutil.rmtree(self.folder / "reference", ignore_errors=True)
                 for claim in runners.parent.iterdir():
                     if claim != runners:
-                        claim.unlink()
+                        with suppress(OSError):  # what is no file is no claim
+                            claim.unlink()
 
     def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
         """Remove what killed saves have left, once it is a day old; returns the paths."""
@@ -124,18 +125,25 @@ class Store:
     def litter(self, delete: bool) -> list[tuple[Path, int]]:
         """What runs that did not end have left, with bytes: scratch directories and `reference/`.
 
-        delete: whether to remove it. StoreError where a run is at work, as then it is in use.
+        A link counts as itself. delete: whether to remove it. StoreError where a run is at work, as
+        then it is in use, and where something cannot be removed.
         """
         with claimed(self.claim(RUNNERS)) as alone:
             if not alone:
                 raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
-            left = leftovers(self.folder)
-            if (self.folder / "reference").is_dir():
-                left.append(self.folder / "reference")
-            sizes = [_size(path) for path in left]
-            if delete:
-                for path in left:
-                    shutil.rmtree(path)
+            try:
+                left = leftovers(self.folder)
+                if os.path.lexists(self.folder / "reference"):
+                    left.append(self.folder / "reference")
+                sizes = [_size(path) for path in left]
+                if delete:
+                    for path in left:
+                        _remove(path)
+            except OSError as error:
+                raise StoreError(
+                    f"{error.filename} cannot be read or removed ({error.strerror}); "
+                    "remove it yourself"
+                ) from None
         return list(zip(left, sizes, strict=True))
 
     def record(self, cell: Cell) -> Record | None:
@@ -325,9 +333,19 @@ def _lengths(value: Any) -> Iterator[int]:
         yield from _lengths(list(value.values()))
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+def _size(path: Path) -> int:
+    """Bytes of all files below a folder, or of what is none; no link is followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or what is none: of a link the link alone. OSError where that is refused."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _is_trusted(path: Path) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from compared_cells import cell, side
 from qbench.experiment.store import checksum
+from qbench.reports.registry import FOLDERS
 
 
 @pytest.fixture
@@ -166,4 +167,48 @@ def test_the_largest_numbers_of_a_record_are_shown(command, run):
     rewritten(run, change)
     done = command("report", run)
     assert done.code == 0 and not re.search(r"\d{30}", done.out), done
-    assert command("compare", f"{run}:rtn", f"{run}:gptq", "--allow", "calibration").code in (1, 2)
+    done = command("compare", f"{run}:rtn", f"{run}:gptq", "--allow", "calibration")
+    assert "wikitext" in done.out and not done.err, done
+
+
+# ---- links in the folder of a run
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "nothing", "itself"])
+def test_a_link_is_removed_as_a_link(command, run, tmp_path, kind):
+    target = run / "reference" if kind == "itself" else tmp_path / "elsewhere"
+    (run / "reference").symlink_to(target)
+    if kind == "folder":
+        target.mkdir()
+        (target / "weights").write_bytes(bytes(5_000_000))
+    elif kind == "file":
+        target.write_bytes(bytes(5_000_000))
+    listed = command("gc", run)
+    assert listed.code == 0 and "1 leftovers, 0.0 MB" in listed.out, listed
+    removed = command("gc", run, "--delete")
+    assert removed.code == 0 and "1 leftovers, 0.0 MB" in removed.out, removed
+    assert not os.path.lexists(run / "reference")
+    assert kind not in ("folder", "file") or target.exists()
+
+
+def test_what_cannot_be_removed_is_a_sentence(command, run, monkeypatch):
+    (run / "reference").mkdir()
+
+    def refuse(path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    done = command("gc", run, "--delete")
+    assert done.code == 2 and "reference cannot be read or removed (Permission denied)" in done.err
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("target", ["outside", "missing", "../outside"])
+def test_a_report_is_written_in_the_folder_alone(command, run, tmp_path, name, target):
+    (tmp_path / "outside").mkdir()
+    link = target if target.startswith("..") else tmp_path / target
+    (run / name).symlink_to(link)
+    done = command("report", run)
+    assert done.code == 2 and f"{run / name} is a link out of the run's folder, to " in done.err
+    assert not list((tmp_path / "outside").iterdir())
+    assert not (run / "index.html").exists() and not (tmp_path / "missing").exists()
