@@ -77,7 +77,6 @@ def _require_place(folder: Path) -> None:
             "copy it to a place that you can write to, and report on the copy"
         )
 
-
     home = os.path.realpath(folder)
     for name in FOLDERS:
         target = Path(os.path.realpath(folder / name))

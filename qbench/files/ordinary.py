@@ -75,7 +75,10 @@ def require_ordinary_files(folder: Path) -> None:
         target = _target(path)
         _require_inside(path, target, folder)
         if not (target.is_file() or target.is_dir()):
-            raise StoreError(f"{path} is no ordinary file (a pipe, socket or device); remove it")
+            raise StoreError(
+                f"{path} is no ordinary file (a pipe, socket or device); "
+                "give the folder of a model alone, or remove it"
+            )
 
 
 def contents_of(folder: Path) -> Iterator[Path]:
