@@ -2,7 +2,7 @@
 
 A file name or a string of a GGUF may hold terminal escapes, line ends and marks that turn text
 around; a cell of a CSV file may be a formula; Markdown has links and pictures. HTML is escaped by
-jinja2.
+jinja2, which leaves marks that cannot be seen as they are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ def printable(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines, which stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def csv_cell(text: str) -> str:
-    """With an apostrophe in front where a spreadsheet would take the text for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """On one line, with an apostrophe in front where a spreadsheet would take it for a formula."""
+    return f"'{printable(text)}" if text.startswith(_FORMULA) else printable(text)
 
 
 def markdown(text: str) -> str:

@@ -10,20 +10,58 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+)
 
 from qbench.contracts import Scheme
 
 SCHEMA: Literal[1] = 1
 Scalar = bool | int | float | str | None
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of bits, bytes, seconds or items
-Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, le=1e15)]  # of bytes, seconds or items, and per second
+Bits = Annotated[float, Field(ge=0, le=1e6)]  # per weight
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a score, in its own unit
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True
     )
+
+
+class _Machine(BaseModel):
+    """What is read of an `environment`, which may hold more."""
+
+    packages: dict[str, str | None] = {}
+    hardware: dict[str, Any] = {}
+
+
+class _Protocol(BaseModel):
+    """What is read of a `protocol`, which may hold more."""
+
+    name: str = ""
+    hash: str = ""
+
+
+def _with(model: type[BaseModel]) -> AfterValidator:
+    """Facts stay as they are; ValueError where one that the model names is of another type."""
+
+    def checked(facts: dict[str, Any]) -> dict[str, Any]:
+        try:
+            model.model_validate(facts)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}") from None
+        return facts
+
+    return AfterValidator(checked)
 
 
 class CalibrationSpec(_Frozen):
@@ -159,13 +197,13 @@ class Score(_Frozen):
     metric: str
     filter: str = "none"
     value: Annotated[float, Field(allow_inf_nan=False)]
-    stderr: Amount | None
+    stderr: Deviation | None
     n: Count
     higher_is_better: bool
     samples: str | None = None
     suspicion: str | None = None
-    low: Amount | None = None
-    high: Amount | None = None
+    low: Deviation | None = None
+    high: Deviation | None = None
 
 
 Spread = tuple[Amount, Amount, Amount]  # the median, and the ends of a range around it
@@ -284,17 +322,17 @@ class Record(_Frozen):
     status: Literal["ok", "failed", "skipped"]
     reason: str | None = None
     scores: tuple[Score, ...] = ()
-    bits_per_weight: dict[str, Amount] = {}
+    bits_per_weight: dict[str, Bits] = {}
     bytes_on_disk: Count | None = None
     quantize_seconds: Amount | None = None
     quantize_peak_bytes: Count | None = None
     evaluate_seconds: Amount | None = None
     log: dict[str, Any] = {}
     evaluation: dict[str, dict[str, Any]] = {}
-    environment: dict[str, Any] = {}
+    environment: Annotated[dict[str, Any], _with(_Machine)] = {}
     command: str = ""
     latency: Latency | None = None
-    protocol: dict[str, Any] = {}
+    protocol: Annotated[dict[str, Any], _with(_Protocol)] = {}
     parameters: dict[str, Any] = {}
     coverage: dict[str, Any] = {}
     warnings: tuple[Caution, ...] = ()

@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from qbench.outside_text import printable
+
 # By the key of a block's log: what the numbers are, the first that is there being shown.
 MEANINGS = {
     "output_errors": "squared error of a layer's output on the calibration text, over the mean "
@@ -36,7 +38,7 @@ class Tile:
 
     def svg(self, left: float) -> str:
         """The tile, and its words above the map, from `left` on."""
-        words = escape(self.text)
+        words = escape(printable(self.text))
         side = TILE - 1
         return (
             f'<g class="tile" tabindex="0" role="img" aria-label="{words}"><title>{words}</title>'

@@ -149,6 +149,10 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     rows: list[dict[str, object]] = []
     for record in records:
         rows += _rows(record, tasks, pairs, cautions.get(record.id, []))
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, str):
+                row[name] = csv_cell(value)
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(_NUMBERS)
 
 
@@ -166,7 +170,7 @@ def _rows(
     for figure in figures(record):
         columns = {"metric": figure.metric, "value": figure.value, "unit": figure.unit}
         if record.latency:
-            columns["timed_on"] = csv_cell(record.latency.place)
+            columns["timed_on"] = record.latency.place
         place = {"task": "latency", "filter": "none", "direction": figure.better}
         timed.append(cell | place | columns)
     scores = sorted(
@@ -175,9 +179,9 @@ def _rows(
     rows = []
     for score in scores:
         score_columns = {
-            "task": csv_cell(score.task),
-            "metric": csv_cell(score.metric),
-            "filter": csv_cell(score.filter),
+            "task": score.task,
+            "metric": score.metric,
+            "filter": score.filter,
             "value": score.value,
             "stderr": score.stderr,
             "low": score.low,
@@ -188,7 +192,7 @@ def _rows(
         }
         score_columns |= _protocol_columns(record, score.task)
         said = [caution.kind for caution in cautions if caution.task in (None, score.task)]
-        score_columns["warnings"] = csv_cell(" ".join(dict.fromkeys(said)))
+        score_columns["warnings"] = " ".join(dict.fromkeys(said))
         rows.append(cell | score_columns | _difference_columns(record, score, pairs))
     return rows + timed
 
@@ -227,17 +231,17 @@ def _cell_columns(record: Record) -> dict[str, object]:
     cell = record.cell
     columns: dict[str, object] = dict.fromkeys(WORDS, "")
     columns |= {
-        "model": csv_cell(cell.model),
-        "method": csv_cell(cell.method),
-        "params": csv_cell(params_text(cell)),
+        "model": cell.model,
+        "method": cell.method,
+        "params": params_text(cell),
         "bits_per_weight": record.bits_per_weight.get("total"),
         "status": record.status,
-        "reason": csv_cell(record.reason or ""),
+        "reason": record.reason or "",
         "cell": record.id,
-        "protocol": csv_cell(record.protocol.get("name", "")),
-        "protocol_hash": csv_cell(record.protocol.get("hash", "")),
-        "stored_as": csv_cell(cell.stored_as or ""),
-        "revision": csv_cell(cell.revision),
+        "protocol": record.protocol.get("name", ""),
+        "protocol_hash": record.protocol.get("hash", ""),
+        "stored_as": cell.stored_as or "",
+        "revision": cell.revision,
         "seed": cell.seed,
         "source": cell.source,
         "quantization": cell.quantization,
@@ -245,16 +249,16 @@ def _cell_columns(record: Record) -> dict[str, object]:
         "device": cell.device,
         "batch_size": cell.batch_size,
         "evaluation": cell.evaluation,
-        "packages": csv_cell(packages_text(record)),
+        "packages": packages_text(record),
     }
     if cell.calibration:
         sample = cell.calibration
         windows = f"{sample.data}:{sample.samples}x{sample.length} {sample.dtype}"
-        columns["calibration"] = csv_cell(windows)
-        columns["calibration_hash"] = csv_cell(sample.sha256)
+        columns["calibration"] = windows
+        columns["calibration_hash"] = sample.sha256
     if cell.scheme:
         columns["grid"] = "symmetric" if cell.scheme.symmetric else ""
         columns["bits"] = cell.scheme.width
         columns["group_size"] = str(cell.scheme.group_size or "channel")
-        columns["layers"] = csv_cell(cell.scheme.exceptions)
+        columns["layers"] = cell.scheme.exceptions
     return columns

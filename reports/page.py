@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from qbench.comparison.pairs import pairs_of
 from qbench.files.atomic import write_text
+from qbench.outside_text import printable_lines
 from qbench.records import Record
 from qbench.reports import latencies
 from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
@@ -91,9 +92,17 @@ def _templates() -> Environment:
     return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Text of records with what cannot be seen written out; markup of ours as it is."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable_lines(value)
+    return value
 
 
 def _pictures(

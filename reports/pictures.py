@@ -18,6 +18,7 @@ from qbench.reports.plots import (
     headline_figure,
     leading,
     models,
+    printed,
     slug,
     svg,
 )
@@ -68,7 +69,7 @@ def pdf(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     metadata = dict.fromkeys(("Creator", "Producer", "CreationDate"))
     with rc_context(STYLE):
-        figure.savefig(buffer, format="pdf", metadata=metadata)
+        printed(figure).savefig(buffer, format="pdf", metadata=metadata)
     return buffer.getvalue()
 
 

@@ -18,10 +18,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
+from qbench.outside_text import printable, printable_lines
 from qbench.records import Record, digest
 from qbench.reports.axes import INK, MARKS, MUTED, PAPER, RULE, Look, looks, panel
 from qbench.reports.cell_names import ordered
@@ -164,8 +166,17 @@ def png(figure: Figure) -> bytes:
     """The figure as a PNG without time stamps; same figure, same bytes."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=180, metadata={"Software": "qbench"})
+        printed(figure).savefig(buffer, format="png", dpi=180, metadata={"Software": "qbench"})
     return buffer.getvalue()
+
+
+def printed(figure: Figure) -> Figure:
+    """The figure, in whose texts what cannot be seen is written out, in place."""
+    for text in figure.findobj(Text):
+        shown = printable_lines(text.get_text())
+        if shown != text.get_text():
+            text.set_text(shown)
+    return figure
 
 
 def svg(figure: Figure, prefix: str = "", cells: str | None = None) -> str:
@@ -178,7 +189,7 @@ def svg(figure: Figure, prefix: str = "", cells: str | None = None) -> str:
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=no_metadata)
+        printed(figure).savefig(buffer, format="svg", metadata=no_metadata)
     text = buffer.getvalue()
     element = text[text.index("<svg") :]
     element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
@@ -206,6 +217,7 @@ def _name_points(
     uses = [(parent, use) for parent in drawn for use in parent.findall(USE)]
     for (parent, use), cell, text in zip(uses, names.split(), words, strict=True):
         point = ElementTree.Element(f"{SVG}g", {"id": f"point-{cell}"})
+        text = printable(text)
         ElementTree.SubElement(point, f"{SVG}title").text = text
         point.append(use)
         named = point

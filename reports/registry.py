@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from qbench.comparison.pairs import shared_pairs
-from qbench.errors import ConfigError, QbenchError
+from qbench.errors import ConfigError, QbenchError, StoreError
+from qbench.files.atomic import refusal_of
 from qbench.records import Record
 from qbench.reports.headline import require
 
 PACKAGE = "qbench.reports"
 Writer = Callable[[Sequence[Record], Path], list[Path]]
 Outcome = tuple[list[Path], QbenchError | None]
+FOLDERS = ("cells", "methods", "pictures")  # of the run's folder, that reports write into
 MANY = 200  # records, whose reports take seconds
 _of_this_fork: Callable[[str], Outcome]
 
@@ -44,10 +47,12 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
 
     processes: that write, where there are MANY records. They are forks of this one, which
     must then have no threads that hold locks; where forks are not safe, it is one process.
-    DataError without records. A report that fails does not keep the others from being written;
-    then ConfigError names it, or StoreError the file that the disk refused.
+    DataError without records, and StoreError where the folder cannot be written. A report that
+    fails does not keep the others from being written; then ConfigError names it, or StoreError the
+    file that the disk refused.
     """
     require(records)
+    _require_place(folder)
     forked = processes > 1 and len(records) >= MANY and sys.platform == "linux"
     write = _written_by_forks if forked else _written_here
     paths: list[Path] = []
@@ -59,6 +64,27 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
     if failure is not None:
         raise failure
     return paths
+
+
+def _require_place(folder: Path) -> None:
+    """StoreError, once for all reports, where nothing can be written in the folder, or one of
+    FOLDERS is a link to somewhere else.
+    """
+    refusal = refusal_of(folder)
+    if refusal is not None:
+        raise StoreError(
+            f"the report of {folder} is written into it, and it cannot be written ({refusal}); "
+            "copy it to a place that you can write to, and report on the copy"
+        )
+
+    home = os.path.realpath(folder)
+    for name in FOLDERS:
+        target = Path(os.path.realpath(folder / name))
+        if not target.is_relative_to(home):
+            raise StoreError(
+                f"{folder / name} is a link out of the run's folder, to {target}, and a report is "
+                "written inside of it alone; remove the link"
+            )
 
 
 def _written_here(records: Sequence[Record], folder: Path, _: int) -> Iterator[Outcome]:

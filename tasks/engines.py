@@ -7,7 +7,6 @@ function. What it cannot give, such as whole distributions, is refused by the ta
 
 from __future__ import annotations
 
-import json
 import os
 import urllib.request
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError
+from qbench.files.ordinary import json_of
 from qbench.tasks.beginnings import begun, prompt_facts
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _served(base: str, name: str) -> dict[str, Any]:
     request = urllib.request.Request(f"{base}/v1/models", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            models = [dict(model) for model in json.load(answer)["data"]]
+            models = [dict(model) for model in json_of(answer.read())["data"]]
         named = [model for model in models if _is_called(model.get("id"), name)]
         return (named or models)[0]
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -137,8 +137,6 @@ def read_task(path: Path) -> HarnessTask:
         return HarnessTask.model_validate(yaml.safe_load(ordinary_text(path)))
     except StoreError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name} is not readable YAML: {error}") from error
     except ValidationError as error:
         mistakes = []
         for mistake in error.errors():
@@ -148,6 +146,8 @@ def read_task(path: Path) -> HarnessTask:
         raise ConfigError(
             f"{path.name} does not describe a task: {'; '.join(mistakes)}. Its keys are {fields}"
         ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name} is not readable YAML: {error}") from error
 
 
 def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[Part]:

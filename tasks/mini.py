@@ -25,7 +25,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qbench.errors import ConfigError, DataError, unknown_name
+from qbench.errors import ConfigError, DataError, StoreError, unknown_name
+from qbench.files.ordinary import json_of, ordinary_text
 
 _SEED = 2110
 _TRAIN = 64
@@ -224,13 +225,13 @@ def _mmlu() -> list[dict[str, Any]]:
     folder = Path(spec.origin).parent if spec and spec.origin else Path("lm_eval")
     path = folder / "tasks" / "mmlu" / "flan_cot_fewshot" / "_cot_prompts.json"
     try:
-        prompts = json.loads(path.read_text(encoding="utf-8"))
+        prompts = json_of(ordinary_text(path))
         if len(prompts) != _SUBJECTS:
             raise ValueError(f"{len(prompts)} subjects instead of {_SUBJECTS}")
         questions = []
         for subject, prompt in sorted(prompts.items()):
             questions += _subject(subject, prompt)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (StoreError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"no MMLU questions in {path} ({error}); install lm_eval>=0.4.13,<0.5 or name a "
             "folder with --data"

@@ -22,6 +22,7 @@ from torch import Tensor
 from qbench.calibration.streamed import streamed_logits
 from qbench.errors import ConfigError, StoreError
 from qbench.files.atomic import write_text, write_whole
+from qbench.files.ordinary import json_of, ordinary_text
 from qbench.models.paging import is_paged
 from qbench.records import TaskSpec
 
@@ -221,9 +222,9 @@ def _read_facts(path: Path) -> tuple[str, tuple[float, ...]]:
     if not place.is_file():
         return "", ()
     try:
-        facts = json.loads(place.read_text())
+        facts = json_of(ordinary_text(place))
         return str(facts["tokens"]), tuple(float(value) for value in facts["noise"])
-    except (OSError, TypeError, ValueError, KeyError) as error:
+    except (StoreError, TypeError, ValueError, KeyError) as error:
         raise StoreError(f"{place} cannot be read ({error}); remove it and {path}") from error
 
 

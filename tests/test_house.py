@@ -76,7 +76,7 @@ ARROWS = {
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
     "tasks": {"calibration", "errors", "files", "models", "records"},
-    "comparison": {"errors", "outside_text", "records", "stats", "tasks"},
+    "comparison": {"errors", "files", "outside_text", "records", "stats", "tasks"},
     "reports": {
         "comparison", "declarations", "errors", "files", "method_source", "outside_text",
         "records", "registry", "stats", "tasks",

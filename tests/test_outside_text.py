@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from qbench.errors import StoreError
-from qbench.outside_text import csv_cell, markdown, printable
+from qbench.outside_text import csv_cell, markdown, printable, printable_lines
 
 FORGED = "x\nok    model.safetensors"
 
@@ -44,8 +44,12 @@ def test_the_console_shows_one_line_for_a_string():
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2", "@SUM(A1)", "\tx", "\rx"])
 def test_no_cell_is_a_formula(text):
-    assert csv_cell(text) == f"'{text}"
-    assert csv_cell(f"a{text}") == f"a{text}"
+    assert csv_cell(text) == f"'{printable(text)}"
+    assert csv_cell(f"a{text}") == printable(f"a{text}")
+
+
+def test_lines_stay_lines():
+    assert printable_lines("a\n\x1bb\u2028\n") == "a\n\\x1bb\\u2028\n"
 
 
 @pytest.mark.parametrize(

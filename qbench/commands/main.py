@@ -9,8 +9,9 @@ lists and typing errors are fast.
 from __future__ import annotations
 
 import os
+import re
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -33,11 +34,12 @@ from qbench.commands import (
     regress,
     status,
 )
+from qbench.commands.entry import INTERRUPTED
 from qbench.commands.executing import as_executor
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
-from qbench.errors import ConfigError, QbenchError, readable
+from qbench.errors import ConfigError, QbenchError, readable, reason_of
 from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
@@ -289,7 +291,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     try:
+        _refuse_empty(sys.argv[1:])
         code = app(standalone_mode=False)  # typer returns the code of an exit, and 130 for Ctrl-C
+        sys.stdout.flush()  # a full disk is to be met here
     except QbenchError as error:
         if debug:
             raise
@@ -297,16 +301,38 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except OSError as error:
+        if debug:
+            raise
+        place = error.filename or "the output"
+        reason = reason_of(error) if error.errno is None else f"{place}: {error.strerror}"
+        _complain(f"{reason}; free space, or choose another place (--debug says where it was met)")
+        _let_go_of_stdout()
+        raise SystemExit(1) from None
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
         _complain(_with_value(error))
         raise SystemExit(2) from None
     if code == 130:
-        _complain(
-            "interrupted; everything finished is kept, and the same command goes on from here"
-        )
+        _complain(INTERRUPTED)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """ConfigError where a word of the command line is empty: as a path it would be this folder."""
+    for before, word in zip(["", *words], words, strict=False):
+        if word == "" or re.fullmatch("--[a-z-]+=", word):
+            flag = word.removesuffix("=") or before
+            name = flag if flag.startswith("-") else "an argument"
+            raise ConfigError(f"{name} '' names nothing; give a name, or leave it out")
+
+
+def _let_go_of_stdout() -> None:
+    """What is left of the output goes nowhere, or Python would fail on it once more at its end."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:

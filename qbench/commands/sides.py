@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError, StoreError, unknown_name
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
-from qbench.files.ordinary import is_file, is_folder, is_there
+from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
 from qbench.records import Record
 
 BASELINES = Path("baselines")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
@@ -42,8 +44,11 @@ def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
 
     An older baseline of that name is replaced. ConfigError for a name that is none.
     """
-    if not name or Path(name).name != name or name.startswith(".") or ":" in name:
-        raise ConfigError(f"baseline name {name!r} is not a plain name; for example uniquanf-3b")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"baseline name {name!r} is not a plain name of letters, digits, '.', '_' and '-'; "
+            "for example uniquanf-3b"
+        )
     if not side.quantized:
         raise ConfigError(f"{side.name} holds no quantized cell, so there is nothing to save")
 
@@ -58,8 +63,10 @@ def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
 
 
 def baseline_names(baselines: Path = BASELINES) -> list[str]:
-    """The saved baselines, in alphabetical order."""
+    """The saved baselines, in alphabetical order; ConfigError where they lie in no folder."""
     if not is_folder(baselines):
+        if is_there(baselines):
+            raise ConfigError(f"{baselines} is no folder; give that of the baselines")
         return []
     return sorted(path.parent.name for path in baselines.glob("*/records"))
 
@@ -86,9 +93,10 @@ def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str
 
 
 def _copy(source: Path, target: Path, path: str) -> None:
-    file = (source / path).resolve()
-    if not file.is_relative_to(source.resolve()) or not file.is_file():
-        raise StoreError(f"{source / path} is missing, so this is no whole baseline; run it again")
+    try:
+        file = ordinary_file(source / path, source)
+    except StoreError as error:
+        raise StoreError(f"this is no whole baseline, so run it again: {error}") from None
     (target / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target / path)
 

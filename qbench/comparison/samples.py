@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,13 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from qbench.errors import StoreError
+from qbench.files.ordinary import json_of, ordinary_bytes
 from qbench.records import Score, TaskSpec
 
 Row = Mapping[str, Any]
 Key = tuple[str, ...]  # what says which item a row is about
+SAMPLE_BYTES = 1_000_000_000  # of a file; a damaged one must not fill memory
 SAME = 1e-6  # relative, within which a score is the mean of its rows
 
 
@@ -130,14 +132,11 @@ def _is_mean(values: Sequence[float], score: Score) -> bool:
 
 def _read(folder: Path, path: str, digest: str | None) -> tuple[Row, ...]:
     try:
-        file = (folder / path).resolve()
-        if not file.is_relative_to(folder.resolve()):
-            return ()
-        content = file.read_bytes()
+        content = ordinary_bytes(folder / path, folder, SAMPLE_BYTES)
         if digest is not None and hashlib.sha256(content).hexdigest() != digest:
             return ()
         lines = content.decode().splitlines()
-        rows = [json.loads(line) for line in lines if line]
-    except (OSError, ValueError, RecursionError):
+        rows = [json_of(line) for line in lines if line]
+    except (StoreError, ValueError):
         return ()
     return tuple(row for row in rows if isinstance(row, dict))

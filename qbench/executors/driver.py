@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -139,6 +140,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put what was sent into the run's folder, the record last."""
     for name, data in files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise StoreError(f"a machine has sent the file {name!r}, which is not of a run")
         write_bytes(path, data)

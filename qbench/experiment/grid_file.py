@@ -17,7 +17,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which may stand several ti
 def read_grid_file(path: Path) -> dict[str, Any]:
     """The keys of a grid file; one without a value is left out.
 
-    ConfigError that names the file where it is no such map, or has a key twice.
+    ConfigError that names the file where it is no such map, has a key twice, or an empty text.
     """
     try:
         text = ordinary_text(path, limit=GRID_BYTES)
@@ -28,6 +28,11 @@ def read_grid_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"grid file {str(path)!r} holds a {type(settings).__name__}; it must map keys to values"
         )
+    for key, value in settings.items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise ConfigError(
+                f"grid file {str(path)!r}: {key} '' names nothing; give a value, or leave it out"
+            )
     return {key: value for key, value in settings.items() if value is not None}
 
 

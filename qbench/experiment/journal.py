@@ -22,13 +22,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, TypeAdapter
 
 from qbench.errors import StoreError
 from qbench.files.atomic import write_text
-from qbench.files.ordinary import ordinary_text
+from qbench.files.ordinary import ordinary_bytes, ordinary_text
 from qbench.records import Cell, Record, digest
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 2.0  # between two lines that say how far a cell is
 SHOWN = ("metric", "filter", "value", "stderr")  # of a score
 PLAN_BYTES = 100_000_000
+LONGEST = 1e10  # seconds, 300 years: of a run, and since the epoch
+Moment = Annotated[float, Field(ge=0, le=LONGEST)]  # seconds of the epoch
+Seconds = Annotated[float, Field(ge=-LONGEST, le=LONGEST)]  # negative where the clock was set back
+Estimated = Annotated[float, Field(ge=0, le=LONGEST)]
 
 
 class Journal:
@@ -94,30 +98,89 @@ class Journal:
                 file.write(line.encode())
 
 
+class _Event(BaseModel):
+    """What every line has."""
+
+    time: Moment
+
+
+class _Begin(_Event):
+    event: Literal["begin"]
+    model: str
+    label: str
+    host: str
+    pid: int
+
+
+class _Progress(_Event):
+    event: Literal["progress"]
+    fraction: Annotated[float, Field(ge=0, le=1)]
+    text: str
+
+
+class _Phase(_Event):
+    event: Literal["phase"]
+    name: str
+    began: Moment
+    seconds: Seconds
+
+
+class _Value(BaseModel):
+    metric: str
+    filter: str
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    stderr: Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+class _Scored(_Event):
+    event: Literal["scored"]
+    task: str
+    scores: tuple[_Value, ...]
+
+
+class _Note(_Event):
+    event: Literal["note"]
+    text: str
+
+
+class _Finish(_Event):
+    event: Literal["finish"]
+    status: str
+    reason: str | None
+    seconds: Seconds
+
+
+_Line = Annotated[
+    _Begin | _Progress | _Phase | _Scored | _Note | _Finish, Field(discriminator="event")
+]
+_LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a cell's file, without one that is half written; none where there is no file."""
-    with suppress(OSError):
-        for line in path.read_bytes().splitlines():
+    """The lines of a cell's file, each with all that its kind has; none where there is no file.
+
+    One that is half written is left out, and so is whatever a run does not write.
+    """
+    with suppress(StoreError):
+        for line in ordinary_bytes(path, path.parent).splitlines():
             with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event:
-                    yield event
+                yield _LINE.validate_json(line).model_dump()
 
 
 class PlannedCell(BaseModel):
     """A cell of a plan. seconds, latency: estimated, of the cell and of measuring its latency."""
 
-    id: str
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     model: str
     label: str
-    seconds: float
-    latency: float = 0.0
+    seconds: Estimated
+    latency: Estimated = 0.0
 
 
 class PlanFile(BaseModel):
     """What a run has to do. started: seconds of the epoch. workers: cells at a time."""
 
-    started: float
+    started: Moment
     workers: int
     cells: tuple[PlannedCell, ...]
 
@@ -134,13 +197,18 @@ def write_plan(store: Store, plan: Plan, latency: bool = True) -> None:
             id=cell.id,
             model=cell.model,
             label=cell.label,
-            seconds=estimated.seconds,
-            latency=estimated.latency if latency else 0.0,
+            seconds=_bounded(estimated.seconds),
+            latency=_bounded(estimated.latency) if latency else 0.0,
         )
         cells.append(planned)
     body = PlanFile(started=time.time(), workers=plan.jobs, cells=tuple(cells))
     key = digest([cell.id for cell in plan.cells])
     write_text(store.folder / "plans" / f"{key}.json", body.model_dump_json() + "\n")
+
+
+def _bounded(seconds: float) -> float:
+    """Of an estimate, which may be that of a plug-in: at least 0 and at most LONGEST."""
+    return min(seconds, LONGEST) if seconds >= 0 else 0.0
 
 
 def read_plans(folder: Path) -> list[PlanFile]:

@@ -29,6 +29,7 @@ from qbench.experiment.memory import Memory
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.store import Store
 from qbench.files.atomic import write_text
+from qbench.files.ordinary import json_of, ordinary_text
 from qbench.isolation import Tell
 from qbench.latency import of_model
 from qbench.latency.of_model import ROWS, Alike
@@ -173,10 +174,10 @@ class _Measuring:
 def _read(path: Path, kind: type[M], facts: list[Any]) -> M | None:
     """What is kept under these facts; None where there is none, or it is damaged."""
     try:
-        body = json.loads(path.read_text())
+        body = json_of(ordinary_text(path, path.parent))
         if body["facts"] == json.loads(json.dumps(facts)):
             return kind.model_validate(body["result"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+    except (StoreError, ValueError, KeyError, TypeError, ValidationError):
         pass
     return None
 

@@ -20,6 +20,7 @@ from qbench.files.claims import is_claimed
 from qbench.records import Record
 
 FRESH = 60.0  # seconds since the last event of a cell that is taken for one at work
+SLOWEST = 1e6  # pace; what seems slower was estimated by nobody
 State = Literal["ok", "failed", "skipped", "running", "waiting"]
 STATES: tuple[State, ...] = ("ok", "running", "waiting", "failed", "skipped")
 
@@ -103,6 +104,7 @@ def seconds_left(cells: Sequence[CellStatus]) -> float:
     pace = 1.0
     if done:
         pace = sum(cell.seconds or 0.0 for cell in done) / sum(cell.estimated for cell in done)
+        pace = min(max(pace, 0.0), SLOWEST)
     left = sum(cell.estimated for cell in cells if cell.state == "waiting")
     left += sum((1 - cell.fraction) * cell.estimated for cell in running)
     latencies = sum(cell.latency for cell in cells if cell.state in ("ok", "running", "waiting"))
@@ -124,13 +126,13 @@ def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float)
     attempt = [] if begun is None else events[begun:]
     # Its latency may have been measured after it was finished.
     finished = next((event for event in attempt if event["event"] == "finish"), None)
-    fresh = bool(attempt) and finished is None and now - _time(attempt[-1]) < FRESH
+    fresh = bool(attempt) and finished is None and now - attempt[-1]["time"] < FRESH
     done = record is not None and record.status == "ok"
     if not done and (fresh or is_claimed(store.claim(planned.id))):
         return CellStatus(state="running", **facts, **_at_work(attempt, now))
     if record is None:
         return CellStatus(state="waiting", **facts)
-    seconds = None if finished is None else float(finished["seconds"])
+    seconds = None if finished is None else finished["seconds"]
     return CellStatus(state=record.status, reason=record.reason, seconds=seconds, **facts)
 
 
@@ -139,12 +141,8 @@ def _at_work(attempt: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for event in attempt:
         if event["event"] == "begin":
-            facts = {"host": str(event.get("host", "")), "seconds": now - _time(event)}
+            facts = {"host": event["host"], "seconds": now - event["time"]}
         elif event["event"] == "progress":
-            facts["fraction"] = float(event.get("fraction", 0.0))
-            facts["text"] = str(event.get("text", ""))
+            facts["fraction"] = event["fraction"]
+            facts["text"] = event["text"]
     return facts
-
-
-def _time(event: dict[str, Any]) -> float:
-    return float(event.get("time", 0.0))

@@ -23,16 +23,15 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from qbench.errors import StoreError
-from qbench.files.atomic import leftovers, write_text
+from qbench.files.atomic import leftovers, refusal_of, write_text
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
@@ -40,24 +39,26 @@ from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 DAY = 86400.0  # seconds
 RUNNERS = "runners"  # a claim that all who work on the folder share
 COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
+MOST_DIGITS = 300  # of a whole number: a float holds no longer one
 MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer ones never ends
 
 
 class Store:
     """One output folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the folder if need be; StoreError where it cannot be written."""
+    def __init__(self, folder: Path, to_write: bool = True) -> None:
+        """Make the folder if need be; StoreError where it cannot be written.
+
+        to_write: whether a run is to go on in it. Without, it is read as it is, where it may be
+        that nothing can be written.
+        """
         self.folder = folder
-        try:
-            (folder / "records").mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
+        self._to_write = to_write
+        refusal = refusal_of(folder, folder / "records") if to_write else None
+        if refusal is not None:
             raise StoreError(
-                f"output folder {folder} cannot be written ({error.strerror}); "
-                "choose another with --out"
-            ) from None
+                f"output folder {folder} cannot be written ({refusal}); choose another with --out"
+            )
 
     def artifact(self, cell: Cell) -> Path:
         """Where the quantized model of a cell lies."""
@@ -111,7 +112,8 @@ class Store:
                 shutil.rmtree(self.folder / "reference", ignore_errors=True)
                 for claim in runners.parent.iterdir():
                     if claim != runners:
-                        claim.unlink()
+                        with suppress(OSError):  # what is no file is no claim
+                            claim.unlink()
 
     def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
         """Remove what killed saves have left, once it is a day old; returns the paths."""
@@ -123,18 +125,25 @@ class Store:
     def litter(self, delete: bool) -> list[tuple[Path, int]]:
         """What runs that did not end have left, with bytes: scratch directories and `reference/`.
 
-        delete: whether to remove it. StoreError where a run is at work, as then it is in use.
+        A link counts as itself. delete: whether to remove it. StoreError where a run is at work, as
+        then it is in use, and where something cannot be removed.
         """
         with claimed(self.claim(RUNNERS)) as alone:
             if not alone:
                 raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
-            left = leftovers(self.folder)
-            if (self.folder / "reference").is_dir():
-                left.append(self.folder / "reference")
-            sizes = [_size(path) for path in left]
-            if delete:
-                for path in left:
-                    shutil.rmtree(path)
+            try:
+                left = leftovers(self.folder)
+                if os.path.lexists(self.folder / "reference"):
+                    left.append(self.folder / "reference")
+                sizes = [_size(path) for path in left]
+                if delete:
+                    for path in left:
+                        _remove(path)
+            except OSError as error:
+                raise StoreError(
+                    f"{error.filename} cannot be read or removed ({error.strerror}); "
+                    "remove it yourself"
+                ) from None
         return list(zip(left, sizes, strict=True))
 
     def record(self, cell: Cell) -> Record | None:
@@ -199,7 +208,8 @@ class Store:
     def read_records(self) -> tuple[list[Record], list[str]]:
         """All trusted records, and a sentence for each of the others.
 
-        They are put into quarantine, but for those that a newer qbench wrote.
+        They are put into quarantine, but for those that a newer qbench wrote, and all where the
+        folder is only read and cannot be written.
         """
         records = []
         complaints = []
@@ -209,7 +219,13 @@ class Store:
             except _NewerRecordError as error:
                 complaints.append(f"{error}; it stays where it is")
             except StoreError as error:
-                kept = self._put_away(path)
+                try:
+                    kept = self._put_away(path)
+                except StoreError:
+                    if self._to_write:
+                        raise
+                    complaints.append(f"{error}; it stays where it is, as nothing can be written")
+                    continue
                 if kept is not None:
                     complaints.append(f"{error}; moved to {kept}, the cell will be run again")
         return records, complaints
@@ -251,10 +267,10 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def open_run(folder: Path) -> Store:
-    """The folder of an existing run; StoreError where it is none."""
+    """The folder of an existing run, to be read; StoreError where it is none."""
     if not is_folder(folder / "records"):
         raise StoreError(f"{folder} holds no records; give the --out folder of a `qbench run`")
-    return Store(folder)
+    return Store(folder, to_write=False)
 
 
 class _NewerRecordError(StoreError):
@@ -267,7 +283,7 @@ def _trusted(path: Path) -> Record:
     except StoreError as error:
         raise StoreError(f"record {path.name} cannot be read: {error}") from None
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole)
         expected = checksum(body)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
@@ -286,8 +302,10 @@ def _trusted(path: Path) -> Record:
     try:
         record = Record.model_validate(body)
     except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"record {path.name} does not fit the schema: {error.errors()[0]['msg']}"
+            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
         ) from None
     longest = max(_lengths([body["cell"], body.get("scores")]))
     if longest > MOST_CHARACTERS:
@@ -315,9 +333,19 @@ def _lengths(value: Any) -> Iterator[int]:
         yield from _lengths(list(value.values()))
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+def _size(path: Path) -> int:
+    """Bytes of all files below a folder, or of what is none; no link is followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or what is none: of a link the link alone. OSError where that is refused."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _is_trusted(path: Path) -> bool:
@@ -336,6 +364,13 @@ def _key(identity: Any) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is no number")
+
+
+def _whole(digits: str) -> int:
+    """A whole number; ValueError where no float is as large."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def checksum(body: Any) -> str:

@@ -23,6 +23,7 @@ from qbench.errors import StoreError
 from qbench.experiment.estimate import Estimate, Rates
 from qbench.files.atomic import write_text
 from qbench.files.cache import cache_folder
+from qbench.files.ordinary import json_of, ordinary_text
 from qbench.records import Cell, Record, TaskSpec, digest
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Timings:
     def open(cls, kind: Mapping[str, Any]) -> Timings:
         """What is kept under these facts; empty where nothing is, or it is damaged."""
         timings = cls(cache_folder() / "timings" / f"{digest(kind)}.json")
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            body = json.loads(timings.place.read_text())
+        with suppress(StoreError, ValueError, KeyError, TypeError, AttributeError):
+            body = json_of(ordinary_text(timings.place))
             factors = {str(k): [_positive(v) for v in kept] for k, kept in body["factors"].items()}
             rates = {str(k): _positive(v) for k, v in body["rates"].items()}
             timings.factors, timings.rates = factors, rates

@@ -28,6 +28,7 @@ from qbench.external.packages import requirements
 from qbench.files.atomic import write_text
 from qbench.files.cache import cache_folder
 from qbench.files.claims import claimed_in_time
+from qbench.files.ordinary import json_of, ordinary_text
 
 Status = Literal["installed", "missing", "broken", "failed", "unavailable"]
 MARK = "qbench-environment.json"
@@ -153,7 +154,7 @@ def create(package: Package, say: Callable[[str], None] = lambda text: None) -> 
                 python=_answer(package, "import platform; print(platform.python_version())"),
                 installer=installer,
                 seconds=round(time.perf_counter() - started, 1),
-                packages=json.loads(_answer(package, LIST)),
+                packages=json_of(_answer(package, LIST)),
             )
         except (OSError, subprocess.SubprocessError, ValueError, StoreError) as error:
             raise _failed(package, str(error), log) from None
@@ -264,8 +265,8 @@ def _failed(package: Package, reason: str, log: Path) -> StoreError:
 
 def _failure(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text())["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json_of(ordinary_text(path))["reason"])
+    except (StoreError, ValueError, KeyError, TypeError):
         return f"{path} is damaged"
 
 

@@ -24,13 +24,15 @@ _SCRATCH = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")  # as `_beside` names a sc
 
 
 def require_place(*paths: Path | None) -> None:
-    """StoreError, before any work, where no file can be written at one of these in the end.
-
-    None is a file that is not asked for.
+    """StoreError, before any work, where no file can be written at one of these in the end, or two
+    of them are one. None is a file that is not asked for.
     """
-    for path in paths:
-        if path is None:
-            continue
+    asked = [path for path in paths if path is not None]
+    places = [os.path.abspath(path) for path in asked]
+    for path, place in zip(asked, places, strict=True):
+        if places.count(place) > 1:
+            raise StoreError(f"{path} is to be two files at once; choose another for one of them")
+    for path in asked:
         parent = path.absolute().parent
         while not os.path.lexists(parent):
             parent = parent.parent
@@ -62,6 +64,17 @@ def require_apart(output: Path, source: Path) -> None:
             f"{output} {problem} the model that is read, {source}; choose another place for what "
             "is written"
         )
+
+
+def refusal_of(folder: Path, *folders: Path) -> str | None:
+    """Make a folder, and others, if need be, and try it: why no file can be made there, or None."""
+    try:
+        for each in (folder, *folders):
+            each.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def write_whole(path: Path, write: Callable[[Path], object], flush: bool = True) -> Path:

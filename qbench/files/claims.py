@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from qbench.errors import StoreError
 
 POLL = 0.2  # seconds between two tries where a claim is waited for
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # a pipe is opened without waiting for its writer
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -50,14 +52,16 @@ def claimed_in_time(
 def is_claimed(path: Path, shared: bool = False) -> bool:
     """Whether somebody has claimed the file at `path` for himself; nothing is made or kept.
 
-    shared: whether one who shares it counts, too. Where a file system knows no locks, nobody has.
+    shared: whether one who shares it counts, too. Where a file system knows no locks, nobody has,
+    and nobody claims what is no ordinary file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+        descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+    except (OSError, ValueError):  # nothing is there, or no possible name
         return False
     try:
-        return not _lock(descriptor, shared=not shared)
+        ordinary = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return ordinary and not _lock(descriptor, shared=not shared)
     finally:
         os.close(descriptor)
 

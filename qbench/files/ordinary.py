@@ -6,9 +6,11 @@ devices. Whoever opens a file of it, or hands a folder to a library, asks here f
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qbench.errors import StoreError
 
@@ -55,6 +57,14 @@ def ordinary_text(path: Path, folder: Path | None = None, limit: int = TEXT_BYTE
         raise StoreError(f"{path} is no text in UTF-8 ({error}); write it again") from None
 
 
+def json_of(text: str | bytes) -> Any:
+    """What a JSON text from outside says; ValueError where it is none, or nested endlessly."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested more deeply than can be read") from None
+
+
 def require_ordinary_files(folder: Path) -> None:
     """StoreError where something in a folder, however deep, is no ordinary file in it.
 
@@ -65,7 +75,10 @@ def require_ordinary_files(folder: Path) -> None:
         target = _target(path)
         _require_inside(path, target, folder)
         if not (target.is_file() or target.is_dir()):
-            raise StoreError(f"{path} is no ordinary file (a pipe, socket or device); remove it")
+            raise StoreError(
+                f"{path} is no ordinary file (a pipe, socket or device); "
+                "give the folder of a model alone, or remove it"
+            )
 
 
 def contents_of(folder: Path) -> Iterator[Path]:

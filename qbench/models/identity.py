@@ -16,7 +16,7 @@ from qbench.embedded import cache_folder
 from qbench.errors import ModelError, StoreError
 from qbench.files.atomic import write_text
 from qbench.files.ordinary import contents_of, require_ordinary_files
-from qbench.files.shards import sha256
+from qbench.files.shards import read_json, sha256
 from qbench.models.loading import load_config
 from qbench.models.source import ModelSource
 
@@ -98,10 +98,9 @@ def _shards(folder: Path) -> set[Path]:
     """The files of weights that the folder's indices name."""
     named = set()
     for index in folder.glob("*.index.json"):
-        with suppress(
-            OSError, ValueError, KeyError, TypeError, AttributeError
-        ):  # a damaged one is said when it is read
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        # a damaged one is said when it is read
+        with suppress(StoreError, KeyError, TypeError, AttributeError):
+            names = read_json(index)["weight_map"].values()
             named |= {folder / str(name) for name in names}
     return named
 

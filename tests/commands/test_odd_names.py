@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 NAMES = {
@@ -10,6 +12,9 @@ NAMES = {
     "null": "a\0b",
     "half a character": "\ud800x",
     "nobody's": "~nobody-of-that-name/x",
+    "empty": "",
+    "a circle": "circle",
+    "a pipe": "pipe",
 }
 RUN = ["run", "--methods", "none", "--tasks", "wikitext", "--dry-run"]
 PLACES = {
@@ -44,8 +49,10 @@ SLOW = ("regress", "base")  # which start processes
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_none_is_misuse_in_one_sentence(command, place, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "pipe")
     words = [word.format(NAMES[name]) for word in PLACES[place]]
     code, _, error = command(*words)
     assert code == 2, error
     assert error and "Traceback" not in error
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "pipe"]

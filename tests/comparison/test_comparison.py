@@ -386,8 +386,12 @@ def test_a_baseline_is_saved_listed_shown_and_compared(tmp_path: Path) -> None:
     assert done.code == 0, done.err + done.out
     kept = tmp_path / "baselines" / "main"
     assert {path.name for path in kept.iterdir()} == {"records", "samples"}
-    refused = run_command("baseline", "save", tmp_path / "run", "../main", *place)
-    assert refused.code == 2 and "is not a plain name" in refused.err
+    for name in ("../main", ".main", "a:b", "a b", "-a", "main\n", "main\x1b[31m", "m\u202ea"):
+        refused = run_command("baseline", "save", "--", tmp_path / "run", name)
+        assert refused.code == 2 and "is not a plain name" in refused.err
+    (tmp_path / "file").write_text("")
+    refused = run_command("baseline", "list", "--baselines", tmp_path / "file")
+    assert refused.code == 2 and "file is no folder; give that of the baselines" in refused.err
 
 
 def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:

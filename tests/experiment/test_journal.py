@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 
 import pytest
@@ -68,6 +70,86 @@ def test_events_are_lines_and_half_a_line_is_none(store):
     path.write_bytes(path.read_bytes()[:-5])
     assert len(list(read_events(path))) == 4
     assert not list(read_events(path.with_name("nothing")))
+
+
+BEGUN = {"time": 1e9, "event": "begin", "model": "m", "label": "l", "host": "h", "pid": 1}
+FINISHED = {"time": 2e9, "event": "finish", "status": "ok", "reason": None, "seconds": 3.0}
+HALFWAY = {"time": 1e9, "event": "progress", "fraction": 0.5, "text": "block 1/2"}
+ODD_LINES = {
+    "deep": "[" * 100_000,
+    "deeper": '{"time":' * 100_000,
+    "no object": '"begin"',
+    "no event": "{}",
+    "unknown": json.dumps(BEGUN | {"event": "sleep"}),
+    "time in words": json.dumps(BEGUN | {"time": "x"}),
+    "long ago": json.dumps(BEGUN | {"time": -9e99}),
+    "far away": json.dumps(BEGUN | {"time": 9e99}),
+    "half a character": json.dumps(BEGUN | {"host": "\ud800"}),
+    "without seconds": json.dumps({k: v for k, v in FINISHED.items() if k != "seconds"}),
+    "no seconds": json.dumps(FINISHED | {"seconds": None}),
+    "endless": json.dumps(FINISHED | {"seconds": math.inf}),
+    "no number": json.dumps(HALFWAY | {"fraction": math.nan}),
+    "a list": json.dumps(HALFWAY | {"text": [1]}),
+    "a phase": json.dumps({"time": 1e9, "event": "phase", "name": "load", "began": None}),
+    "scores": json.dumps({"time": 1e9, "event": "scored", "task": "t", "scores": [{}]}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINES.values(), ids=ODD_LINES)
+def test_a_line_that_no_run_writes_is_left_out(store, tmp_path, odd):
+    plan_of(store, RTN)
+    finish(store, RTN)
+    path = store.events(RTN.id)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([odd, lines[0], odd, *lines[1:], odd]) + "\n")
+    assert len(list(read_events(path))) == len(lines)
+    (told,) = read_status(store.folder).cells
+    assert told.state == "ok" and 0 <= told.seconds < 100
+    write_trace(store, [RTN.cell], tmp_path / "trace.json")
+    path.write_text(odd)
+    assert read_status(store.folder).counts == {"ok": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "a\0b"},
+        {"id": "../../../outside"},
+        {"id": "0" * 11 + "\n"},
+        {"id": "0" * 13},
+        {"seconds": math.nan},
+        {"seconds": math.inf},
+        {"seconds": -1.0},
+        {"latency": 9e99},
+    ],
+    ids=str,
+)
+def test_a_plan_that_no_run_writes_is_left_out(store, change):
+    plan_of(store, RTN)
+    path = store.folder / "plans" / "key.json"
+    body = json.loads(path.read_text())
+    body["cells"][0] |= change
+    path.write_text(json.dumps(body))
+    assert read_status(store.folder).cells == ()
+
+
+def test_what_is_no_file_is_not_waited_for(store):
+    plan_of(store, RTN)
+    store.events(RTN.id).parent.mkdir()
+    store.claim(RUNNERS).parent.mkdir()
+    places = [store.events(RTN.id), store.folder / "plans" / "other.json"]
+    places += [store.claim(name) for name in (RTN.id, RUNNERS, COMPUTING)]
+    for place in places:
+        os.mkfifo(place)
+    run = read_status(store.folder)
+    assert run.counts == {"waiting": 1} and not run.at_work
+
+
+def test_the_time_left_is_a_number_whatever_was_estimated(store):
+    plan_of(store, RTN, GPTQ, seconds=5e-324)
+    finish(store, RTN)
+    with claimed(store.claim(GPTQ.id)):
+        assert math.isfinite(read_status(store.folder).seconds_left)
 
 
 def test_a_status_tells_what_is_done_at_work_failed_and_waiting(store):

@@ -13,6 +13,7 @@ from qbench.files.ordinary import (
     contents_of,
     is_file,
     is_folder,
+    json_of,
     ordinary_bytes,
     ordinary_text,
     require_ordinary_files,
@@ -120,3 +121,9 @@ def test_the_index_knows_files_of_folders_inside(folder):
     (folder / "inner").mkdir()
     (folder / "inner" / "added").write_text("")
     assert verify(folder)["inner/added"] == "is not in the index"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "", b"\xff"])
+def test_a_text_that_is_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        json_of(text)

@@ -31,7 +31,7 @@ from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, frontier
-from qbench.reports.registry import write_reports, writers
+from qbench.reports.registry import FOLDERS, write_reports, writers
 from qbench.reports.tables import grid, markdown, screen, wide_table
 from qbench.scheme import LayerRule
 from qbench.stats.difference import Difference
@@ -636,6 +636,7 @@ def test_page_is_whole_escaped_and_asks_for_nothing(
     assert {"quality.png", "index.html", "methods/rtn.html"} <= names
     assert {f"cells/{record.id}.html" for record in records} <= names
     assert files_of(folder) == set(report)  # no temporary file stays
+    assert {path.parent for path in report} - {folder} == {folder / name for name in FOLDERS}
     for page in folder.rglob("*.html"):
         for link in re.findall(r'href="([^"#][^"]*)"', page.read_text(encoding="utf-8")):
             assert (page.parent / link).is_file(), f"{page.name} leads to {link}"
@@ -722,7 +723,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_sentence(
     records: list[Record], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match=r"leaderboard\.\w+ cannot be written .*choose a place"):
+    with pytest.raises(StoreError, match="the report of .*cannot be written .*; copy it"):
         write_reports(records[:2], tmp_path / "file")
 
 

@@ -695,9 +695,10 @@ def test_yaml_mistakes_name_the_file_and_the_key(tmp_path):
         match=r"mine\.yaml does not describe a task: shots: Extra inputs .* Its keys are",
     ):
         read_task(path)
-    path.write_text("a: [")
-    with pytest.raises(ConfigError, match=r"mine\.yaml is not readable YAML"):
-        read_task(path)
+    for text in ("a: [", "[" * 10_000, "a: 2024-99-99"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"mine\.yaml is not readable YAML"):
+            read_task(path)
     path.write_text("")
     with pytest.raises(ConfigError, match=r"mine\.yaml does not describe a task: file: "):
         read_task(path)

@@ -1,0 +1,97 @@
+"""The entry point: what keeps a command from ending well is one sentence and an exit code."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from qbench.commands import entry
+
+START = "from qbench.commands.entry import main; main()"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full of Linux")
+@pytest.mark.parametrize("words", [["list", "methods"], ["list", "methods", "--markdown"]])
+def test_a_full_disk_is_one_sentence(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", START, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("qbench: the output: No space left on device; free space")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (OSError(errno.EACCES, "Permission denied", "/there"), "/there: Permission denied; free"),
+        (OSError("the server is gone"), "OSError: the server is gone; free"),
+    ],
+)
+def test_an_error_of_the_system_is_one_sentence(command, monkeypatch, error, told):
+    def refuse(what):
+        raise error
+
+    monkeypatch.setattr("qbench.commands.listing.listing", refuse)
+    done = command("list", "methods")
+    assert done.code == 1 and done.err.startswith(f"qbench: {told}")
+    assert done.err.count("\n") == 1
+
+
+def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatch, capsys):
+    imported = builtins.__import__
+
+    def interrupted(name, *arguments, **options):
+        if name == "qbench.commands.main":
+            raise KeyboardInterrupt
+        return imported(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as leaving:
+        entry.main()
+    assert leaving.value.code == 130
+    assert capsys.readouterr().err == f"qbench: {entry.INTERRUPTED}\n"
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["run", "--data", ""], "--data"),
+        (["run", "--data="], "--data"),
+        (["run", "--out", "", "--dry-run"], "--out"),
+        (["report", ""], "an argument"),
+        (["compare", "", "run"], "an argument"),
+        (["eval", ""], "an argument"),
+    ],
+)
+def test_an_empty_word_is_not_this_folder(command, words, told):
+    done = command(*words)
+    assert done.code == 2
+    assert done.err == f"qbench: {told} '' names nothing; give a name, or leave it out\n"
+
+
+@pytest.mark.parametrize("line", ["data: ''", "out: ''", "plugin: ['']", "model: ''"])
+def test_an_empty_text_of_a_grid_file_is_not_this_folder(command, tmp_path, line):
+    path = tmp_path / "grid.yaml"
+    path.write_text(line + "\n")
+    done = command("run", "--config", path, "--dry-run")
+    key = line.partition(":")[0]
+    assert done.code == 2 and f"grid.yaml': {key} '' names nothing; give a value" in done.err
+
+
+def test_two_results_in_one_file_are_refused(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "same.x").write_text("kept")
+    places = ["--json", "same.x", "--markdown", tmp_path / "same.x"]
+    done = command("regress", "gptq", "--base", "rtn", *places)
+    assert done.code == 2 and "same.x is to be two files at once; choose another" in done.err
+    assert (tmp_path / "same.x").read_text() == "kept"
