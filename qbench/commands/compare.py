@@ -17,8 +17,8 @@ from rich.text import Text
 
 from qbench.commands.options import (
     Data,
+    announce,
     as_names,
-    err,
     out,
     refuse_unused,
     say,
@@ -244,7 +244,7 @@ def _side(text: str, baselines: Path) -> Side:
 
     side, complaints = read_side(text, baselines)
     for complaint in complaints:
-        err.print(f"warning: {complaint}", markup=False)
+        announce(f"warning: {complaint}")
     return side
 
 

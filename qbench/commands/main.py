@@ -354,7 +354,7 @@ def _print_report(paths: Iterable[Path], folder: Path) -> None:
 
 def _print_warnings(complaints: Iterable[str]) -> None:
     for complaint in complaints:
-        err.print(f"warning: {complaint}", markup=False)
+        announce(f"warning: {complaint}")
 
 
 def _with_value(error: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qbench.commands.options import err, say
+from qbench.commands.options import announce, err, say
 
 if TYPE_CHECKING:
     from qbench.publish import Upload
@@ -37,7 +37,7 @@ def push(
 
     plan = plan_upload(folder, repository, licence, base_model)
     for option in plan.lacks:
-        err.print(f"warning: the card names no {option[2:]}; give {option}", markup=False)
+        announce(f"warning: the card names no {option[2:]}; give {option}")
     _show(plan)
     if not yes:
         kind = "the private repository " if private else ""

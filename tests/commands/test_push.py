@@ -52,7 +52,7 @@ def test_without_yes_it_lists_and_sends_nothing(folder, command, monkeypatch):
     assert "base_model: somebody/model" in done.out and "license: mit" in done.out
 
 
-@pytest.mark.parametrize("licence", ["a\nb: c", "", "mit\x1b[0m", "-mit", "m" * 200])
+@pytest.mark.parametrize("licence", ["a\nb: c", " ", "mit\x1b[0m", "-mit", "m" * 200])
 def test_a_licence_is_a_name(folder, command, licence):
     code, out, err = command("push", folder, "me/model", f"--licence={licence}")
     assert (code, out) == (2, "") and "is no name of a licence on the hub" in err
