@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import math
 import pkgutil
 import sys
@@ -29,7 +28,13 @@ from qbench.contracts import DECLARED
 from qbench.declarations import Declaration, declaration_of, methods_in
 from qbench.errors import ConfigError, QbenchError, reason_of, require_seed, unknown_name
 from qbench.external.packages import modules, sources
-from qbench.method_source import Unreadable, file_label, module_file, read_declarations
+from qbench.method_source import (
+    Unreadable,
+    file_label,
+    module_file,
+    own_imports,
+    read_declarations,
+)
 from qbench.plugin_file import import_plugin_file
 
 PACKAGE = "qbench.methods"
@@ -220,7 +225,8 @@ def source_hash(cls: type) -> str:
     waiting = [cls.__module__]
     while waiting:
         name = waiting.pop()
-        if name in seen or not (name in _BUILDS_ON or _is_part(name, cls.__module__)):
+        of_methods = name == cls.__module__ or name.startswith(f"{PACKAGE}.")
+        if name in seen or name not in sys.modules or not (of_methods or name in _BUILDS_ON):
             continue
         seen.add(name)
         for value in vars(sys.modules[name]).values():
@@ -228,34 +234,21 @@ def source_hash(cls: type) -> str:
             waiting.append(module or getattr(value, "__module__", None) or "")
     digest = hashlib.sha256()
     for name in sorted(seen):
-        file = inspect.getsourcefile(sys.modules[name])
-        if file:
-            digest.update(Path(file).read_bytes())
-            for suffix in (".c", ".h"):
-                source_in_c = Path(file).with_suffix(suffix)
-                if source_in_c.exists():
-                    digest.update(source_in_c.read_bytes())
+        file = Path(getattr(sys.modules[name], "__file__", None) or "")
+        for path in _with_sources(file, name) if file.is_file() else []:
+            digest.update(path.read_bytes())
     package = getattr(cls, "package", None)
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _is_part(name: str, method: str) -> bool:
-    """Whether a module is another method's, or part of the plug-in with the module `method`."""
-    if name == method or name.startswith(f"{PACKAGE}."):
-        return True
-    top, own_top = name.partition(".")[0], method.partition(".")[0]
-    if own_top == "qbench" or top == "qbench":
-        return False
-    file = getattr(sys.modules.get(name), "__file__", None)
-    own_file = getattr(sys.modules[method], "__file__", None)
-    if top == own_top or file is None or own_file is None:
-        return top == own_top
-    folder = Path(own_file).parent
-    # An environment may lie below the folder, too.
-    beside = Path(file).is_relative_to(folder)
-    return beside and "site-packages" not in Path(file).relative_to(folder).parts
+def _with_sources(file: Path, module: str) -> list[Path]:
+    """A module's file, what it is compiled of, and of a plug-in the files of its own it imports."""
+    compiled = [file.with_suffix(suffix) for suffix in (".c", ".h")]
+    is_plugin = file.suffix == ".py" and not module.startswith("qbench.")
+    own = own_imports(file, module) if is_plugin else []
+    return [file, *(path for path in compiled if path.exists()), *own]
 
 
 @cache

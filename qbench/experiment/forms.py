@@ -125,9 +125,9 @@ Sets = Annotated[
 
 
 def parse_set(settings: Sequence[str]) -> Settings:
-    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`.
+    """`["gptq.damp=0.01,0.1"]` -> `{"gptq": {"damp": ("0.01", "0.1")}}`; the last flag counts.
 
-    ConfigError for another form, and for a parameter that is set twice.
+    ConfigError for another form.
     """
     parsed: Settings = {}
     for setting in settings:
@@ -138,7 +138,7 @@ def parse_set(settings: Sequence[str]) -> Settings:
                 f"--set {setting!r} is not NAME.PARAM=VALUE[,VALUE]; "
                 "for example --set gptq.act_order=false"
             )
-        _put(parsed, owner, key, tuple(values.split(",")))
+        parsed.setdefault(owner, {})[key] = tuple(values.split(","))
     return parsed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ import pytest
 from qbench.errors import ConfigError
 from qbench.experiment.runner import run
 from qbench.experiment.store import Store
+from qbench.method_source import own_imports
 from qbench.models.identity import resolved_revision
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
@@ -101,7 +103,7 @@ def test_a_cell_of_changed_files_fails_and_stores_nothing(kind, places, tmp_path
 
 
 @pytest.mark.slow
-def test_a_reference_of_another_model_is_removed(places, tmp_path, monkeypatch):
+def test_a_reference_of_another_model_is_removed(places, tmp_path):
     asked = {"divergence": {"length": ("64",), "limit": ("2",)}}
     changes = {"bits": (3,), "tasks": ("divergence",), "set": asked, "data": str(places["data"])}
     plan = tiny_plan(places["model"], "none", **changes)
@@ -112,18 +114,45 @@ def test_a_reference_of_another_model_is_removed(places, tmp_path, monkeypatch):
     assert not list(store.folder.glob("reference/*.npy"))
 
 
-def test_what_lies_beside_a_plugin_is_part_of_its_source(tmp_path, monkeypatch):
+def test_what_a_plugin_imports_beside_it_is_part_of_its_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "factor_beside.py").write_text("FACTOR = 1\n")
+    for name in ("factor_beside.py", "beside/__init__.py", "beside/other.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("FACTOR = 1\n")
     plugin = tmp_path / "with_factor.py"
     named = PLUGIN.replace('"mine"', '"with-factor"')
-    plugin.write_text(f"import factor_beside\n{named}")
-    load_plugin(plugin)
-    cls = method_class("with-factor")
-    before = source_hash(cls)
-    (tmp_path / "factor_beside.py").write_text("FACTOR = 2\n")
-    assert source_hash(cls) != before
-    monkeypatch.delitem(sys.modules, "factor_beside")
+    plugin.write_text(f"import beside, factor_beside\n{named}")
+    try:
+        load_plugin(plugin)
+        cls = method_class("with-factor")
+        before = source_hash(cls)
+        importlib.import_module("beside.other")
+        assert source_hash(cls) == before, "whatever else the process has imported"
+        (tmp_path / "factor_beside.py").write_text("FACTOR = 2\n")
+        assert source_hash(cls) != before
+    finally:
+        for name in ("factor_beside", "beside", "beside.other"):
+            sys.modules.pop(name, None)
+
+
+def test_imports_are_read_from_the_sources(tmp_path):
+    sources = {
+        "pkg/methods/mine.py": "from ..shared import scale\nfrom . import near\nimport os, torch\n",
+        "pkg/methods/near.py": "from pkg.far.away import *\nfrom .... import above\n",
+        "pkg/methods/unused.py": "",
+        "pkg/shared.py": "def late():\n    import pkg.late\n",
+        "pkg/late.py": "",
+        "pkg/far/away.py": "",
+        "torch.py": "",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    imported = own_imports(tmp_path / "pkg" / "methods" / "mine.py", "pkg.methods.mine")
+    names = [str(path.relative_to(tmp_path)) for path in imported]
+    assert names == ["pkg/far/away.py", "pkg/late.py", "pkg/methods/near.py", "pkg/shared.py"]
+    beside = own_imports(tmp_path / "pkg" / "shared.py", "qbench_plugin_shared")
+    assert beside == [], "pkg is not beside itself"
 
 
 def test_code_that_a_model_brings_makes_it_another_one_and_is_not_quantized(tiny_folder, tmp_path):

@@ -235,9 +235,9 @@ def test_calibration_takes_numbers_alone(value):
         _ = Grid(set=parse_set([f"calibration.samples={value}"])).calibrations
 
 
-def test_what_is_set_twice_is_refused():
-    with pytest.raises(ConfigError, match="gptq.damp is set twice; give all its values at once"):
-        parse_set(["gptq.damp=1", "gptq.norm=1", "gptq.damp=2"])
+def test_of_what_is_set_twice_the_last_counts():
+    twice = ["gptq.damp=1", "gptq.norm=1", "gptq.damp=2"]
+    assert parse_set(twice) == {"gptq": {"damp": ("2",), "norm": ("1",)}}
 
 
 @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**30])
