@@ -68,7 +68,7 @@ class Engine:
     @property
     def is_another(self) -> bool:
         """Whether an endpoint calls its model otherwise than by the name of the folder."""
-        return self.served is not None and not _is_called(self.served, self.folder.name)
+        return self.served is not None and not _is_called(self.served, self.folder.resolve().name)
 
     def likelihoods(self, context: Context, name: str, windows: Sequence[Any]) -> list[float]:
         """ln p of all tokens but the first, given those before, of every window (length,) int64.
@@ -195,7 +195,7 @@ def _endpoint(engine: Engine) -> Any:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     base = engine.through.rstrip("/").removesuffix("/completions").removesuffix("/v1")
-    served = _served(base, engine.folder.name)
+    served = _served(base, engine.folder.resolve().name)
     stated = getattr(engine.config, "max_position_embeddings", None) or MAX_LENGTH
     longest = min(served.get("max_model_len") or stated, stated)
 

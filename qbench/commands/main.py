@@ -8,6 +8,7 @@ lists and typing errors are fast.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     from qbench.experiment.runner import View
     from qbench.experiment.store import Store
     from qbench.records import Record
+
+# What is mended by room, or by another place: errors of the system of other kinds are not.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -306,7 +310,8 @@ def main() -> None:
             raise
         place = error.filename or "the output"
         reason = reason_of(error) if error.errno is None else f"{place}: {error.strerror}"
-        _complain(f"{reason}; free space, or choose another place (--debug says where it was met)")
+        advice = "; free space, or choose another place" if error.errno in NO_ROOM else ""
+        _complain(f"{reason}{advice} (--debug says where it was met)")
         _let_go_of_stdout()
         raise SystemExit(1) from None
     except Exception as error:

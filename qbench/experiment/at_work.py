@@ -29,10 +29,12 @@ from qbench.records import Caution, TaskSpec
 from qbench.registry import get_method, method_class, parameters, source_hash
 from qbench.tasks.contract import Task
 from qbench.tasks.data import Source, open_source
+from qbench.tasks.harness import HarnessTask
 from qbench.tasks.registry import get_task
+from qbench.tasks.text import TextTask
 
 PROGRESS_SECONDS = 0.1  # between two events that only say how far the work is
-AGAIN = "since this run was planned; give the same command again, once nothing writes to"
+AGAIN = "since this run was planned; give the same command again, once nothing changes them"
 
 
 @dataclass
@@ -64,7 +66,7 @@ class AtWork:
         cell = self.job.cell
         load_plugins(self.job.plugins)
         if source_hash(method_class(cell.method)) != cell.source:
-            raise MethodError(f"the files of method {cell.method!r} have changed {AGAIN} them")
+            raise MethodError(f"the files of method {cell.method!r} have changed {AGAIN}")
         self.store = Store(self.job.folder)
         self.facts["parameters"] = parameters(get_method(cell.method, **cell.params))
         self.source: Source = open_source(self.job.data)
@@ -80,12 +82,16 @@ class AtWork:
     def require_same_data(self, name: str, present: str, planned: str) -> None:
         """DataError where data that were read are not those of the plan, by their hashes."""
         if present != planned:
-            raise DataError(f"the data of {name} have changed {AGAIN} {self.job.data}")
+            raise DataError(f"the data of {name} in {self.job.data} have changed {AGAIN}")
 
     def require_same_items(self, spec: TaskSpec) -> None:
-        """DataError where what a task has read is not what it was planned on."""
-        present = self.tasks[spec.name].spec(self.source)
-        self.require_same_data(spec.name, present.sha256, spec.sha256)
+        """DataError where what a task has read is not what it was planned on.
+
+        Of a task of others it is not known what its hash is made of.
+        """
+        task = self.tasks[spec.name]
+        if isinstance(task, (HarnessTask, TextTask)):
+            self.require_same_data(spec.name, task.spec(self.source).sha256, spec.sha256)
 
     def read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
         """A model, paged where it is too large, which is said once."""

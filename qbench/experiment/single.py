@@ -71,7 +71,9 @@ def quantize_model(
     quantizer = get_method(method, **settings)
     machine = pick_device(device)
     place = find_model(model, trust_remote_code)
-    require_apart(output, local_folder(place) or place.path)
+    read = place.path if place.local else local_folder(place)
+    if read is not None:  # else it is not here yet
+        require_apart(output, read)
     calibrating = None
     if calibrates(quantizer) or scheme.budget is not None:
         calibrating = announced_data(data, (model,), (CALIBRATION,), announce).source

@@ -38,7 +38,8 @@ def ordinary_bytes(path: Path, folder: Path | None = None, limit: int = TEXT_BYT
     ordinary_file(path, folder)
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # No more room is taken than the file has bytes.
+            data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror})") from None
     if len(data) > limit:

@@ -26,6 +26,7 @@ REMEMBERED = 1 << 22  # bytes from which on a file's hash is kept
 ANNOUNCED = 1 << 30  # bytes that take about a second
 
 Announce = Callable[[str], None]
+_known: dict[str, str] = {}  # note -> hash, in this process: there may be no cache to write to
 
 
 def resolved_revision(source: ModelSource, announce: Announce = lambda text: None) -> str:
@@ -74,7 +75,8 @@ def content_hash(path: Path) -> str:
         return remembered
     digest = sha256(path)
     if path.stat().st_size >= REMEMBERED:
-        with suppress(StoreError):  # without a cache it is hashed again the next time
+        _known[_note(path).name] = digest
+        with suppress(StoreError):  # without a cache the next process hashes it again
             write_text(_note(path), digest)
     return digest
 
@@ -109,6 +111,8 @@ def _remembered(path: Path) -> str | None:
     if path.stat().st_size < REMEMBERED:
         return None
     note = _note(path)
+    if note.name in _known:
+        return _known[note.name]
     if not note.is_file():
         return None
     digest = note.read_text(errors="replace")

@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_sentence(words):
     "error, told",
     [
         (OSError(errno.EACCES, "Permission denied", "/there"), "/there: Permission denied; free"),
-        (OSError("the server is gone"), "OSError: the server is gone; free"),
+        (OSError("the server is gone"), "OSError: the server is gone (--debug"),
     ],
 )
 def test_an_error_of_the_system_is_one_sentence(command, monkeypatch, error, told):

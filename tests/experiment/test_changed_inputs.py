@@ -103,6 +103,19 @@ def test_a_cell_of_changed_files_fails_and_stores_nothing(kind, places, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["wikitext", "divergence"])
+def test_texts_that_change_are_seen_after_they_are_read(task, places, tmp_path):
+    asked = {task: {"length": ("64",), "limit": ("2",)}}
+    changes = {"bits": (3,), "tasks": (task,), "set": asked, "data": str(places["data"])}
+    plan = tiny_plan(places["model"], "rtn", **changes)
+    CHANGES["data"](places)
+    store = Store(tmp_path / "out")
+    (record,) = run(plan, store, Silent())
+    assert f"the data of {task} in {places['data']} have changed" in record.reason
+    assert not list(store.folder.glob("reference/*")) and not list(store.folder.glob("samples/*/*"))
+
+
+@pytest.mark.slow
 def test_a_reference_of_another_model_is_removed(places, tmp_path):
     asked = {"divergence": {"length": ("64",), "limit": ("2",)}}
     changes = {"bits": (3,), "tasks": ("divergence",), "set": asked, "data": str(places["data"])}
