@@ -98,7 +98,11 @@ Requantize = Annotated[
     bool, typer.Option("--requantize", help="Quantize a model that is quantized already.")
 ]
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that the model's folder brings.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that the model's folder brings; such a model is judged, and not quantized.",
+    ),
 ]
 Memory = Annotated[
     str | None,

@@ -29,6 +29,7 @@ from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
 from qbench.tasks.declaration import Declaration
 from qbench.tasks.harness import HarnessTask
+from qbench.tasks.hub import HubSource
 from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
 
@@ -203,9 +204,10 @@ def _refuse_too_many(task: Task, asked: Mapping[str, Any], spec: TaskSpec, sourc
 def _refuse_too_long(grid: Grid, source: Source) -> None:
     """ConfigError where a calibration sample is set that is longer than the data's text.
 
-    It is a bound, as for tasks: a token is at least one byte.
+    It is a bound, as for tasks: a token is at least one byte. A text on the hub is not downloaded
+    for this.
     """
-    if CALIBRATION not in grid.set:
+    if CALIBRATION not in grid.set or isinstance(source, HubSource):
         return
     most = len("\n\n".join(source.text(CALIBRATION)).encode())
     for sample in grid.calibrations:

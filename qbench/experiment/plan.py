@@ -33,7 +33,7 @@ from qbench.experiment.workers import share_machine
 from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton, with_config
 from qbench.models.source import ModelSource, find_model, is_here
-from qbench.quantization import check_layers
+from qbench.quantization import check_layers, refuse_own_code
 from qbench.records import Cell
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
@@ -156,6 +156,8 @@ def _refuse_quantized(
 def _check_and_estimate(plan: Plan) -> None:
     """Skip what does not fit a method or a model, and fill in what every other cell will cost."""
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
+    for name in dict.fromkeys(cell.model for cell in plan.cells if cell.scheme is not None):
+        refuse_own_code(skeletons[name])
     for name, skeleton in skeletons.items():
         weights = stored_bytes(skeleton)
         plan.model_bytes = max(plan.model_bytes, weights)
