@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,6 @@ def check_artifact(folder: Path, cell: Cell) -> None:
     entry = read_json(folder / "config.json").get("quantization_config")
     facts = entry if isinstance(entry, dict) else {}
     _check_facts(folder, facts, cell)
-
-
-def remove(path: Path) -> None:
-    """Remove an artifact, whatever it is; StoreError where that is refused."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be removed ({error.strerror}); remove it yourself"
-        ) from error
 
 
 def _check_facts(folder: Path, facts: dict[str, Any], cell: Cell) -> None:

@@ -21,7 +21,7 @@ from qbench.experiment.plugins import load_plugins
 from qbench.experiment.store import Store
 from qbench.files.claims import claimed_in_time
 from qbench.isolation import Tell
-from qbench.models.identity import require_unchanged
+from qbench.models.identity import AGAIN, require_unchanged
 from qbench.models.paging import is_paged
 from qbench.models.source import ModelSource
 from qbench.quantization import QuantizedModel
@@ -34,7 +34,6 @@ from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
 
 PROGRESS_SECONDS = 0.1  # between two events that only say how far the work is
-AGAIN = "since this run was planned; give the same command again, once nothing changes them"
 
 
 @dataclass

@@ -24,7 +24,7 @@ from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import Scheme
 from qbench.environment import peak_memory, reset_peak_memory
 from qbench.errors import StoreError, reason_of
-from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.artifacts import check_artifact
 from qbench.experiment.as_published import bits_as_it_is, published_dtype
 from qbench.experiment.at_work import AtWork
 from qbench.experiment.back_off import (
@@ -40,6 +40,7 @@ from qbench.experiment.foreign_cell import as_written, quantize_elsewhere
 from qbench.experiment.job import Job
 from qbench.experiment.memory import quantized_into
 from qbench.experiment.shared_tokens import shared_tokens
+from qbench.files.atomic import remove
 from qbench.isolation import Tell
 from qbench.models.provenance import provenance
 from qbench.models.source import find_model, local_folder
@@ -87,12 +88,9 @@ class _Work(AtWork):
     def do(self) -> None:
         """Quantize and evaluate."""
         with self.memory.at_work():
-            self._work()
-
-    def _work(self) -> None:
-        quantized = self._quantized()
-        started = time.perf_counter()
-        scores = evaluate(self, quantized.model, quantized.tokenizer)
+            quantized = self._quantized()
+            started = time.perf_counter()
+            scores = evaluate(self, quantized.model, quantized.tokenizer)
         self.facts["scores"] = [score.model_dump(mode="json") for score in scores]
         self.facts["evaluate_seconds"] = time.perf_counter() - started
         self.require_same_model()

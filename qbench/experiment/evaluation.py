@@ -13,9 +13,9 @@ import torch
 from qbench.calibration.walk import Progress
 from qbench.comparison.cell_lint import Evaluated, lint_cell
 from qbench.errors import QbenchError, StoreError, reason_of
-from qbench.experiment.artifacts import remove
 from qbench.experiment.at_work import AtWork
 from qbench.experiment.back_off import halved
+from qbench.files.atomic import remove
 from qbench.models.paging import on_device
 from qbench.models.tokenizers import check_fit
 from qbench.records import Score, TaskSpec

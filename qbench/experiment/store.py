@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qbench.errors import StoreError
-from qbench.files.atomic import leftovers, refusal_of, write_text
+from qbench.files.atomic import leftovers, refusal_of, remove, write_text
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
@@ -136,14 +136,12 @@ class Store:
                 if os.path.lexists(self.folder / "reference"):
                     left.append(self.folder / "reference")
                 sizes = [_size(path) for path in left]
-                if delete:
-                    for path in left:
-                        _remove(path)
             except OSError as error:
                 raise StoreError(
-                    f"{error.filename} cannot be read or removed ({error.strerror}); "
-                    "remove it yourself"
+                    f"{error.filename} cannot be read ({error.strerror}); remove it yourself"
                 ) from None
+            for path in left if delete else []:
+                remove(path)
         return list(zip(left, sizes, strict=True))
 
     def record(self, cell: Cell) -> Record | None:
@@ -338,14 +336,6 @@ def _size(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, or what is none: of a link the link alone. OSError where that is refused."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
-    else:
-        shutil.rmtree(path)
 
 
 def _is_trusted(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -124,6 +125,19 @@ def remove_file(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"{path} cannot be written ({reason}); choose another place") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, of a link the link alone; StoreError where that is refused."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read or removed ({error.strerror}); remove it yourself"
+        ) from error
 
 
 def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:

@@ -25,6 +25,7 @@ IGNORED = (".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".png", ".j
 REMEMBERED = 1 << 22  # bytes from which on a file's hash is kept
 ANNOUNCED = 1 << 30  # bytes that take about a second
 
+AGAIN = "since this run was planned; give the same command again, once nothing changes them"
 Announce = Callable[[str], None]
 _known: dict[str, str] = {}  # note -> hash, in this process: there may be no cache to write to
 
@@ -62,10 +63,7 @@ def resolved_revision(source: ModelSource, announce: Announce = lambda text: Non
 def require_unchanged(source: ModelSource, revision: str) -> None:
     """ModelError where a folder does not hold any more what it held when it had this revision."""
     if source.local and resolved_revision(source) != revision:
-        raise ModelError(
-            f"model {source.name!r}: its files have changed since this run was planned; give the "
-            "same command again, once nothing writes to them"
-        )
+        raise ModelError(f"model {source.name!r}: its files have changed {AGAIN}")
 
 
 def content_hash(path: Path) -> str:

@@ -11,9 +11,9 @@ from places import ROOT
 from qbench.contracts import Scheme
 from qbench.errors import StoreError
 from qbench.experiment import runner
-from qbench.experiment.artifacts import check_artifact, remove
+from qbench.experiment.artifacts import check_artifact
 from qbench.experiment.store import Store, read_records
-from qbench.files.atomic import leftovers
+from qbench.files.atomic import leftovers, remove
 from qbench.quantization import quantize
 from qbench.records import Cell
 from tiny_plans import Silent, tiny_plan
