@@ -76,6 +76,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
         for key, value in traits.items():
             if key != "packages" or record.status == "ok":  # others may not say
                 seen.setdefault(place(record, family, key), set()).add(value)
+    differing = {spot for spot, values in seen.items() if len(values) > 1}
     result = {}
     for record, family, traits in zip(records, families, own, strict=True):
         name = record.cell.stored_as or record.cell.method
@@ -83,9 +84,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
         words.append(params_text(record.cell, shared[_method(record.cell)]))
         told = _exceptions(record.cell) - shared[_method(record.cell)]
         for key, value in traits.items():
-            differs = len(seen.get(place(record, family, key), ())) > 1
-            if key == "layers":
-                differs = bool(told)
+            differs = bool(told) if key == "layers" else place(record, family, key) in differing
             if differs and (group or key != "group"):
                 words.append(value)
         result[record.id] = " ".join(word for word in words if word)

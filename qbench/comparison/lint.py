@@ -119,7 +119,8 @@ def _extremes(entries: Sequence[tuple[float, Record]], key: ScoreKey, pairs: Pai
 
     And where all are draws of one cell, which are not to be told apart.
     """
-    if len({record.cell.model_copy(update={"seed": 0}).id for _, record in entries}) < 2:
+    first = entries[0][1].cell
+    if all(record.cell.model_copy(update={"seed": first.seed}) == first for _, record in entries):
         return None
     ordered = sorted(entries, key=lambda entry: entry[0])
     contrast = pairs.between(ordered[0][1], ordered[-1][1], key)

@@ -305,7 +305,7 @@ def _trusted(path: Path) -> Record:
         raise StoreError(
             f"record {path.name} does not fit the schema: {place}: {first['msg']}"
         ) from None
-    longest = max(_lengths([body["cell"], body.get("scores")]))
+    longest = _longest([body["cell"], body.get("scores")])
     if longest > MOST_CHARACTERS:
         raise StoreError(
             f"record {path.name} has a name or a value of {longest:,} characters; "
@@ -318,17 +318,14 @@ def _trusted(path: Path) -> Record:
     return record
 
 
-def _lengths(value: Any) -> Iterator[int]:
-    """Of every string in a JSON document, and 0."""
-    yield 0
+def _longest(value: Any) -> int:
+    """Characters of the longest string in a JSON document; 0 without any."""
     if isinstance(value, str):
-        yield len(value)
-    elif isinstance(value, list):
-        for member in value:
-            yield from _lengths(member)
-    elif isinstance(value, dict):
-        yield from _lengths(list(value))
-        yield from _lengths(list(value.values()))
+        return len(value)
+    members = value if isinstance(value, list) else []
+    if isinstance(value, dict):
+        members = [*value, *value.values()]
+    return max(map(_longest, members), default=0)
 
 
 def _size(path: Path) -> int:
