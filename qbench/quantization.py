@@ -177,33 +177,47 @@ def quantize(
     weights: dict[str, WeightFormat] = {}
     if files is not None:
         files.take(model, weights)
-    verb = verb_of(method)
-    if verb != "quantize_weight" or scheme.budget is not None:
+    where = torch.device(device)
+    tokens = None
+    if verb_of(method) != "quantize_weight" or scheme.budget is not None:
         tokens = _tokens(calibration, tokenizer, method)
         manifest["calibration"] = calibration_facts(tokens)
-        where = torch.device(device)
         scheme, allocation = allocated(model, method, asked, tokens, where, progress)
         manifest |= allocation
-    if verb == "quantize_weight":
-        log = by_weight(model, method, scheme, torch.device(device), progress, weights)
-    else:
-        settings: dict[str, Any] = {
-            "device": torch.device(device),
-            "progress": progress,
-            # a method that trains says how large its steps are
-            "batch_size": method.batch_size if trains(method) else batch_size,
-            "dtype": torch_dtype(dtype),
-        }
-        if verb == "quantize_linear":
-            walk = partial(walk_linears, model, tokens, **settings)
-            log = by_linear(walk, method, scheme, weights)
-        else:
-            settings["window"] = getattr(method, "window", 1)  # of `Reconstruction`
-            walk = partial(walk_blocks, model, tokens, **settings)
-            log = by_block(walk, method, scheme, weights)
+    settings: dict[str, Any] = {
+        "tokens": tokens,
+        "device": where,
+        "progress": progress,
+        # a method that trains says how large its steps are
+        "batch_size": method.batch_size if trains(method) else batch_size,
+        "dtype": torch_dtype(dtype),
+    }
+    log = _by_verb(model, method, scheme, settings, weights)
     manifest |= quantize_head(model, method, scheme, weights)
     manifest |= facts_of(method, asked)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
+
+
+def _by_verb(
+    model: Any,
+    method: Any,
+    scheme: Scheme,
+    settings: dict[str, Any],
+    weights: dict[str, WeightFormat],
+) -> dict[str, Any]:
+    """Fill `weights` with the layers of all blocks, by the walk that the method's verb needs.
+
+    settings: of the walk; its tokens are those of the calibration. Returns the log.
+    """
+    verb = verb_of(method)
+    if verb == "quantize_weight":
+        return by_weight(model, method, scheme, settings["device"], settings["progress"], weights)
+    if verb == "quantize_linear":
+        walk = partial(walk_linears, model, **settings)
+        return by_linear(walk, method, scheme, weights)
+    window = getattr(method, "window", 1)  # of `Reconstruction`
+    walk = partial(walk_blocks, model, window=window, **settings)
+    return by_block(walk, method, scheme, weights)
 
 
 def stored_as(source: ModelSource) -> str | None:
