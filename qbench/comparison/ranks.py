@@ -17,12 +17,16 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
     """Ids of the cells that are better, pair by pair, than all their rivals.
 
     Rivals are the cells of the same model, judged alike, that have as many measured bits (within
-    EQUAL_BITS) or fewer. One of as many must be among them: more bits alone win nothing.
+    EQUAL_BITS) or fewer. One of as many must be among them: more bits alone win nothing. Of a rival
+    without items nothing is known but its mean, which must be worse.
     """
     best = set()
     for group in _groups(records, key):
         for cell, rivals in _leaders(group, key):
-            if rivals and all(_is_better(pairs, rival, cell, key) for rival in rivals):
+            known = [rival for rival in rivals if pairs.items(rival, key) is not None]
+            if not any(_costs(cell, rival) for rival in known):
+                continue
+            if all(_is_better(pairs, rival, cell, key) for rival in known):
                 best.add(cell.id)
     return best
 
@@ -30,16 +34,21 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
 def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, int]:
     """1 and how many rivals are better, pair by pair: cells that cannot be told apart tie.
 
-    None of more than MOST_RANKED cells, whose pairs would take minutes.
+    A cell without items has no place and is nobody's rival; nor has one a place that cannot be
+    paired with a rival, since their items are others. None of more than MOST_RANKED cells, whose
+    pairs would take minutes.
     """
     places = {}
     for group in _groups(records, key):
         if len(group) > MOST_RANKED:
             continue
-        for cell in group:
-            rivals = [rival for rival in group if rival.id != cell.id and _costs(rival, cell)]
-            better = sum(_is_better(pairs, cell, rival, key) for rival in rivals)
-            places[cell.id] = 1 + better
+        known = [cell for cell in group if pairs.items(cell, key) is not None]
+        for cell in known:
+            rivals = [rival for rival in known if rival.id != cell.id and _costs(rival, cell)]
+            contrasts = [pairs.between(cell, rival, key) for rival in rivals]
+            paired = [contrast for contrast in contrasts if contrast is not None]
+            if len(paired) == len(rivals):
+                places[cell.id] = 1 + sum(contrast.is_better for contrast in paired)
     return places
 
 

@@ -48,6 +48,38 @@ def test_cells_of_other_packages_are_not_held_against_each_other(tmp_path: Path)
     assert "torch=2.1.0" in called[records[3].id] and "torch=2.11.0" in called[records[2].id]
 
 
+def test_a_cell_without_items_has_no_place_and_takes_none_from_others(tmp_path: Path) -> None:
+    made = [record("greedy", 3, 0.1), record("alternating", 3, 0.5), record("greedy", 3, 0.9)]
+    made[2] = changed(made[2], source="1" * 12)
+    records = stored(made, tmp_path)
+    (tmp_path / records[2].scores[0].samples).unlink()
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {records[0].id: 1, records[1].id: 2}
+    assert winners(records, PERPLEXITY, pairs) == {records[0].id}
+    (tmp_path / records[1].scores[0].samples).unlink()
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {records[0].id: 1}
+    assert winners(records, PERPLEXITY, pairs) == set(), "nobody is left to be better than"
+    assert ranks(records, PERPLEXITY, Pairs(records, None)) == {}
+
+
+def test_a_better_mean_without_items_leaves_no_winner(tmp_path: Path) -> None:
+    made = [record("greedy", 3, 0.2), record("alternating", 3, 0.5), record("greedy", 3, 0.1)]
+    made[2] = changed(made[2], source="1" * 12)
+    records = stored(made, tmp_path)
+    (tmp_path / records[2].scores[0].samples).unlink()
+    assert winners(records, PERPLEXITY, Pairs(records, tmp_path)) == set()
+
+
+def test_cells_of_other_items_have_no_place(tmp_path: Path) -> None:
+    records = stored([record("greedy", 3, 0.1), record("alternating", 3, 0.5)], tmp_path)
+    path = tmp_path / records[1].scores[0].samples
+    path.write_text(path.read_text().replace('"doc_hash": "mini', '"doc_hash": "other'))
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {}
+    assert winners(records, PERPLEXITY, pairs) == set()
+
+
 def test_a_picture_has_a_frontier_for_each_way_of_judging_and_every_unquantized_line() -> None:
     records = []
     for revision, better in (("v1", 0.0), ("v2", 0.05)):
