@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
-from qbench.reports import pictures, plots
+from qbench.reports import json_lines, pictures, plots
 from qbench.reports.axes import looks
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines, number, score_text
@@ -83,6 +84,25 @@ def test_long_table_has_the_columns_and_one_row_per_score(records: list[Record])
 
 def test_long_table_does_not_depend_on_the_order_of_the_records(records: list[Record]) -> None:
     pd.testing.assert_frame_equal(long_table(records), long_table(records[::-1]))
+
+
+def test_json_lines_have_every_digit_whole_numbers_and_null(tmp_path: Path) -> None:
+    small = record("rtn", 3, 0.3)
+    exact = small.scores[1].model_copy(update={"value": 1.2345678901234567e-07})
+    cells = [small.model_copy(update={"scores": (exact,)}), failed("greedy", 2)]
+    (path,) = json_lines.write(cells, tmp_path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [tuple(row) for row in rows] == [COLUMNS, COLUMNS]
+    of_score = next(row for row in rows if row["status"] == "ok")
+    assert of_score["value"] == exact.value and of_score["stderr"] == exact.stderr
+    assert [type(of_score[name]) for name in ("n", "seed", "bits", "shots")] == [
+        int,
+        int,
+        int,
+        type(None),
+    ]
+    lost = next(row for row in rows if row["status"] == "failed")
+    assert lost["value"] is None and lost["n"] is None and lost["task"] == ""
 
 
 def test_csv_survives_a_round_trip(records: list[Record], report: list[Path]) -> None:
