@@ -29,6 +29,7 @@ from qbench.reports.axes import looks
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines, number, score_text
 from qbench.reports.long_table import COLUMNS, long_table
+from qbench.reports.noise import noise_lines
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, frontier
@@ -230,6 +231,25 @@ def test_below_which_divergence_there_is_rounding_stands_at_every_table(tmp_path
     assert all(said in text.replace("\\", "") for text in told)
     figure = quality_figure([mine], "mini-divergence", "kl_mean")
     assert "KL below 4.4e-07 nats per token is rounding." in figure.get_supxlabel()
+
+
+def test_rounding_of_one_dtype_is_not_said_of_another() -> None:
+    facts = {"task": "mini-divergence", "metric": "kl_noise", "stderr": None, "n": 4}
+    cells = []
+    for dtype, floor in (("float32", 5.1e-7), ("bfloat16", 1.1e-3)):
+        noise = Score(value=floor, higher_is_better=False, **facts)
+        mine = record("rtn", 3, scores=(*scores(0.1, 3), noise))
+        cell = mine.cell.model_copy(update={"dtype": dtype})
+        cells.append(mine.model_copy(update={"cell": cell, "id": cell.id}))
+    assert sorted(line.partition(", as far")[0] for line in noise_lines(cells)) == [
+        "mini-divergence of tiny, bfloat16: a KL below 1.1e-03 nats per token is rounding",
+        "mini-divergence of tiny, float32: a KL below 5.1e-07 nats per token is rounding",
+    ]
+    (alone,) = noise_lines(cells[:1])
+    assert alone.startswith("mini-divergence of tiny: a KL below 5.1e-07")
+    note = quality_figure(cells, "mini-divergence", "kl_mean").get_supxlabel().replace("\n", " ")
+    assert "5.1e-07 nats per token is rounding (float32)." in note
+    assert "1.1e-03 nats per token is rounding (bfloat16)." in note
 
 
 def test_a_score_stands_beside_its_difference_from_the_unquantized_model(tmp_path: Path) -> None:
