@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ LEAST = 1e-6  # nats: what is below is rounding, and has the lightest color
 GREY = "#dddddd"
 COLUMNS = ("layer", "KL alone", "KL gained", "weight error", "output error", "bits")
 PANELS = {
-    "alone": "KL (nats), this layer alone quantized",
+    "alone": "KL (nats), this layer alone quantized; grey: none beyond chance",
     "gain": "KL (nats) gained, this layer restored; grey: no gain beyond chance",
     "output_error": "squared error of the output, relative",
 }
@@ -63,9 +64,10 @@ def advice(report: Mapping[str, Any]) -> str:
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
-    low, high = (difference[end] for end in ("low", "high"))
-    if low is None or high is None:
-        return f"{difference['value']:.3g}"
+    """`0.12 [0.1, 0.14]`; an end that JSON has no number for is infinite."""
+    low, high = difference["low"], difference["high"]
+    low = -math.inf if low is None else low
+    high = math.inf if high is None else high
     return f"{difference['value']:.3g} [{low:.2g}, {high:.2g}]"
 
 
@@ -97,8 +99,8 @@ def _value(effect: Mapping[str, Any], name: str) -> float | None:
 
 
 def _is_chance(value: Any) -> bool:
-    """Whether the interval of a difference reaches down to nothing."""
-    return isinstance(value, Mapping) and value["low"] is not None and value["low"] <= 0
+    """Whether the interval of a difference reaches down to nothing, as one without an end does."""
+    return isinstance(value, Mapping) and (value["low"] is None or value["low"] <= 0)
 
 
 def _panel(figure: Figure, axes: Any, table: Any, kinds: Sequence[str], title: str) -> None:
