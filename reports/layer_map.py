@@ -36,8 +36,8 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         bits, output = effect["bits"], effect["output_error"]
         line = (
             effect["name"],
-            _interval(effect["alone"]),
-            _interval(effect["gain"]),
+            interval(effect["alone"]),
+            interval(effect["gain"]),
             f"{effect['weight_error']:.3g}",
             "" if output is None else f"{output:.3g}",
             "" if bits is None else f"{bits:.2f}",
@@ -55,7 +55,7 @@ def advice(report: Mapping[str, Any]) -> str:
     share = gain["value"] / kept["before"] if kept["before"] else 0.0
     text = (
         f"keep {', '.join(kept['names'])} at 16 bits: KL {kept['before']:.4g} -> "
-        f"{kept['after']:.4g}, {_interval(gain)} less ({share:.0%}), measured together on other "
+        f"{kept['after']:.4g}, {interval(gain)} less ({share:.0%}), measured together on other "
         f"windows; separately they add up to {kept['summed']:.3g}"
     )
     if kept["bits_before"] is not None:
@@ -63,12 +63,16 @@ def advice(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _interval(difference: Mapping[str, Any]) -> str:
-    """`0.12 [0.1, 0.14]`; an end that JSON has no number for is infinite."""
+def interval(difference: Mapping[str, Any], digits: int = 3) -> str:
+    """`0.12 [0.1, 0.14]`; an end that JSON has no number for is infinite.
+
+    digits: significant ones of the value; the ends have one less.
+    """
     low, high = difference["low"], difference["high"]
     low = -math.inf if low is None else low
     high = math.inf if high is None else high
-    return f"{difference['value']:.3g} [{low:.2g}, {high:.2g}]"
+    ends = [f"{end:.{digits - 1}g}" for end in (low, high)]
+    return f"{difference['value']:.{digits}g} [{', '.join(ends)}]"
 
 
 def heat_map(report: Mapping[str, Any], title: str) -> Figure:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from families import FAMILIES, family_model
+from qbench.commands.layers import _show
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.formats import bits_per_weight
@@ -191,6 +192,12 @@ def test_without_an_interval_no_layer_is_said_to_gain():
     for axes in panels:
         assert "beyond chance" in axes.get_title(loc="left")
         assert np.ma.getmaskarray(axes.collections[0].get_array()).all()
+
+
+def test_a_total_without_an_interval_is_shown(capsys):
+    report = {"total": {"value": 0.12345, "low": None, "high": None}, "effects": [], "kept": None}
+    _show(report, "rtn")
+    assert "rtn: KL 0.1235 [-inf, inf] nats, 0 parts" in capsys.readouterr().out
 
 
 @pytest.mark.slow
