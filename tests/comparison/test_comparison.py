@@ -19,10 +19,10 @@ from qbench.comparison.comparable import differences
 from qbench.comparison.endpoints import MARGINS, read_margins
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
-from qbench.comparison.pairs import Pairs
+from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
 from qbench.comparison.verdicts import Looked, compare
-from qbench.comparison.written import as_json, markdown
+from qbench.comparison.written import as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
 from qbench.records import TaskSpec
@@ -312,6 +312,16 @@ def test_a_score_at_its_bound_and_no_change_at_all_are_not_certain(tmp_path: Pat
     (finding,) = verdict.cells[0].findings
     assert finding.harm.value == 0 and finding.word == "undecided"
     assert finding.harm.high == pytest.approx(0.037, abs=0.001)
+
+
+def test_a_small_ratio_or_difference_is_not_written_as_none(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell(damage=9.5))
+    candidate = side(tmp_path / "candidate", cell(damage=0.0, source="1" * 12))
+    (finding,) = compare(base, candidate, tasks=("wikitext",)).cells[0].findings
+    assert harm_text(finding).startswith(f"{TIMES}7.49e-05 [7.")
+    candidate = side(tmp_path / "near", cell(damage=9.5003, source="1" * 12))
+    (finding,) = compare(base, candidate, tasks=("gsm8k",)).cells[0].findings
+    assert harm_text(finding).startswith("+0.0003 [")
 
 
 def test_changed_answers_are_listed(tmp_path: Path) -> None:

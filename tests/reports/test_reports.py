@@ -144,6 +144,10 @@ def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(
         (19.844, 0.113, "perplexity", "19.84 ± 0.11"),
         (1.13e6, 1.2e4, "perplexity", "1.1e6 ± 1e4"),
         (0.0, None, "kl_mean", "0"),
+        (4.9e-6, 1.2e-7, "kl_mean", "4.90e-6 ± 1.2e-7"),
+        (2.6e-7, None, "kl_mean", "2.600e-7"),
+        (3e-5, 1e-21, "kl_mean", "3.00000e-5 ± 1.0e-21"),
+        (0.35, 2e-7, "kl_mean", "0.35000 ± 2.0e-7"),
         (19.844, None, "perplexity", "19.84"),
         (math.inf, math.nan, "perplexity", "inf"),
         (math.nan, None, "perplexity", "nan"),
@@ -153,6 +157,41 @@ def test_numbers_show_as_many_places_as_their_error_deserves(
     value: float, stderr: float | None, metric: str, text: str
 ) -> None:
     assert number(value, stderr, metric) == text
+
+
+def test_a_small_divergence_is_not_written_as_none(tmp_path: Path) -> None:
+    """It is ten times the floor of float32, and has an interval that is no point."""
+    (mine,) = stored([record("rtn", 3, 0.3)], tmp_path)
+    path = tmp_path / mine.scores[1].samples
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        if "kl_mean" in row:
+            row["kl_mean"] = 4e-6 + 2e-8 * (index % 100)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    mean = sum(row["kl_mean"] for row in rows if "kl_mean" in row) / mine.scores[1].n
+    score = mine.scores[1].model_copy(update={"value": mean})
+    mine = mine.model_copy(update={"scores": (score,)})
+    contrast = Pairs([mine], tmp_path).from_unquantized(
+        mine, ("mini-divergence", "kl_mean", "none")
+    )
+    shown = "4.99e-6 [4.87e-6, 5.11e-6]"
+    assert score_text(score, contrast) == shown
+    assert contrast.text == "+4.99e-6 [+4.87e-6, +5.11e-6]"
+
+
+def test_an_agreement_of_all_windows_is_not_certain(tmp_path: Path) -> None:
+    whole = record("rtn", 3, 0.3).scores[2].model_copy(update={"value": 1.0, "stderr": 0.0})
+    mine = record("rtn", 3, scores=(whole,))
+    path = Path("samples") / "windows.jsonl"
+    (tmp_path / path).parent.mkdir()
+    row = {"filter": "none", "top1_agreement": 1.0}
+    lines = [json.dumps(row | {"doc_hash": str(index)}) for index in range(whole.n)]
+    (tmp_path / path).write_text("\n".join(lines))
+    score = whole.model_copy(update={"samples": str(path)})
+    mine = mine.model_copy(update={"scores": (score,)})
+    key = ("mini-divergence", "top1_agreement", "none")
+    contrast = Pairs([mine], tmp_path).from_unquantized(mine, key)
+    assert score_text(score, contrast) == "100.0 [96.3, 100.0]"
 
 
 def none_right() -> Record:
