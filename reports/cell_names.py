@@ -91,6 +91,16 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     return result
 
 
+def judged_in_words(records: Sequence[Record]) -> list[str]:
+    """Of each, what tells how it was judged from the others: `bfloat16`, `cuda`, `batch=4`, ...
+
+    Empty where all were judged alike, but for how tasks were asked, which is not among it.
+    """
+    traits = [_traits(record) for record in records]
+    differing = [key for key in JUDGED if len({own[key] for own in traits}) > 1]
+    return [" ".join(own[key] for key in differing if own[key]) for own in traits]
+
+
 def shared_parameters(records: Sequence[Record]) -> str:
     """The parameters that all cells of a method share, which names leave out; empty without any.
 

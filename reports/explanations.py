@@ -25,7 +25,9 @@ METRICS = {
 }
 COLUMNS = {
     "#": "1 and the number of cells of as many measured bits or fewer that are better in the "
-    "divergence, else the first score, item by item with 95 % confidence; empty without items",
+    "divergence, else the first score, item by item with 95 % confidence; draws that differ in "
+    "their seed alone count once, by the draw of the same seed or else the first; a cell without "
+    "items has no place and is not counted",
     "model": "what was quantized",
     "method": "how, with the parameters that differ from their defaults",
     "bits": "nominal: what was asked for",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from qbench.comparison.digits import LARGE, exponential, places_of, plain
 from qbench.comparison.pairs import RELATIVE, Contrast, ScoreKey, protocol, score_of
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
@@ -272,7 +273,10 @@ def answer_interval(score: Score) -> tuple[float, float] | None:
 
 
 def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:
-    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits."""
+    """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits.
+
+    What needs more than five has an exponent: `4.90e-6 ± 1.2e-7`.
+    """
     shown, error = _written(value, stderr, metric, digits)
     return f"{shown}{gap}±{gap}{error}" if error else shown
 
@@ -287,27 +291,12 @@ def _written(value: float, stderr: float | None, metric: str, digits: int) -> tu
         return str(value), ""
     if not math.isfinite(error):
         error = 0.0
-    if not is_share and abs(value) < 1e-5 and error < 1e-5:
-        return "0", ""  # the divergence of the unquantized model from itself
-    if abs(value) >= 1e5:
-        shown = _exponential(value, 1)
-        shown_error = _exponential(error, 0)
+    if not is_share and value == error == 0:
+        return "0", ""
+    if abs(value) >= LARGE:
+        shown, shown_error = exponential(value, 1), exponential(error, 0)
     else:
-        places = 1
-        if not is_share:
-            # Without an error, a hundredth of the value takes its place.
-            places = _places(error or abs(value) / 100 or 1.0, digits)
-        shown = f"{value:.{places}f}"
-        shown_error = f"{error:.{places}f}"
+        # Without an error, a hundredth of the value takes its place.
+        places = 1 if is_share else places_of(error or abs(value) / 100, digits)
+        shown, shown_error = plain(value, places), plain(error, places)
     return shown, shown_error if error else ""
-
-
-def _exponential(value: float, places: int) -> str:
-    """`1.1e6`, without a plus or a leading zero in the exponent."""
-    return f"{value:.{places}e}".replace("e+0", "e").replace("e+", "e")
-
-
-def _places(smallest: float, digits: int) -> int:
-    """After how many decimal places `smallest` has `digits` significant digits, 5 at most."""
-    # The first significant digit of s stands at place -floor(log10 s) after the point.
-    return min(5, max(0, digits - 1 - math.floor(math.log10(smallest))))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from qbench.files.atomic import write_text
 from qbench.records import Record
@@ -11,6 +15,17 @@ from qbench.reports.long_table import long_table
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`leaderboard.jsonl`: the rows of the CSV; null where a row has no value."""
-    text = long_table(records, folder).to_json(orient="records", lines=True, force_ascii=False)
-    return [write_text(folder / "leaderboard.jsonl", text)]
+    """`leaderboard.jsonl`: the rows of the CSV, to the last digit; null where there is no value."""
+    rows = long_table(records, folder).astype(object).to_dict("records")
+    lines = []
+    for row in rows:
+        known = {name: _value(value) for name, value in row.items()}
+        lines.append(f"{json.dumps(known, ensure_ascii=False, allow_nan=False)}\n")
+    return [write_text(folder / "leaderboard.jsonl", "".join(lines))]
+
+
+def _value(value: object) -> object:
+    """None for what is missing or not finite, which JSON has no numbers for."""
+    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ LEAST = 1e-6  # nats: what is below is rounding, and has the lightest color
 GREY = "#dddddd"
 COLUMNS = ("layer", "KL alone", "KL gained", "weight error", "output error", "bits")
 PANELS = {
-    "alone": "KL (nats), this layer alone quantized",
+    "alone": "KL (nats), this layer alone quantized; grey: none beyond chance",
     "gain": "KL (nats) gained, this layer restored; grey: no gain beyond chance",
     "output_error": "squared error of the output, relative",
 }
@@ -35,8 +36,8 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         bits, output = effect["bits"], effect["output_error"]
         line = (
             effect["name"],
-            _interval(effect["alone"]),
-            _interval(effect["gain"]),
+            interval(effect["alone"]),
+            interval(effect["gain"]),
             f"{effect['weight_error']:.3g}",
             "" if output is None else f"{output:.3g}",
             "" if bits is None else f"{bits:.2f}",
@@ -54,7 +55,7 @@ def advice(report: Mapping[str, Any]) -> str:
     share = gain["value"] / kept["before"] if kept["before"] else 0.0
     text = (
         f"keep {', '.join(kept['names'])} at 16 bits: KL {kept['before']:.4g} -> "
-        f"{kept['after']:.4g}, {_interval(gain)} less ({share:.0%}), measured together on other "
+        f"{kept['after']:.4g}, {interval(gain)} less ({share:.0%}), measured together on other "
         f"windows; separately they add up to {kept['summed']:.3g}"
     )
     if kept["bits_before"] is not None:
@@ -62,11 +63,16 @@ def advice(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _interval(difference: Mapping[str, Any]) -> str:
-    low, high = (difference[end] for end in ("low", "high"))
-    if low is None or high is None:
-        return f"{difference['value']:.3g}"
-    return f"{difference['value']:.3g} [{low:.2g}, {high:.2g}]"
+def interval(difference: Mapping[str, Any], digits: int = 3) -> str:
+    """`0.12 [0.1, 0.14]`; an end that JSON has no number for is infinite.
+
+    digits: significant ones of the value; the ends have one less.
+    """
+    low, high = difference["low"], difference["high"]
+    low = -math.inf if low is None else low
+    high = math.inf if high is None else high
+    ends = [f"{end:.{digits - 1}g}" for end in (low, high)]
+    return f"{difference['value']:.{digits}g} [{', '.join(ends)}]"
 
 
 def heat_map(report: Mapping[str, Any], title: str) -> Figure:
@@ -97,8 +103,8 @@ def _value(effect: Mapping[str, Any], name: str) -> float | None:
 
 
 def _is_chance(value: Any) -> bool:
-    """Whether the interval of a difference reaches down to nothing."""
-    return isinstance(value, Mapping) and value["low"] is not None and value["low"] <= 0
+    """Whether the interval of a difference reaches down to nothing, as one without an end does."""
+    return isinstance(value, Mapping) and (value["low"] is None or value["low"] <= 0)
 
 
 def _panel(figure: Figure, axes: Any, table: Any, kinds: Sequence[str], title: str) -> None:

@@ -269,9 +269,7 @@ def _figure(
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, headline in zip(row, panels, strict=True):
             drawn |= panel(axes, mine, headline, styles, notes, pairs, cost)
-            floor = noise_floors(mine).get((model, headline.task))
-            if floor is not None and headline.metric.startswith("kl_"):
-                notes.append(f"KL below {floor:.1e} nats per token is rounding.")
+            notes += _floors([record for record in mine if headline.of(record)], headline)
         lost = [unbroken(record.cell.label) for record in mine if record.status != "ok"]
         if lost:
             notes.append(f"Failed or skipped: {', '.join(lost)}.")
@@ -284,6 +282,14 @@ def _figure(
         )
         figure.supxlabel(note, fontsize=8, color=MUTED, ha="left", x=0.012)
     return figure
+
+
+def _floors(shown: Sequence[Record], headline: Headline) -> list[str]:
+    """Which divergences of a panel are rounding; nothing of other scores. shown: its cells."""
+    if not headline.metric.startswith("kl_"):
+        return []
+    floors = [floor for floor in noise_floors(shown) if floor.task == headline.task]
+    return [f"{floor.text} ({floor.way})." if floor.way else f"{floor.text}." for floor in floors]
 
 
 def _legend(figure: Figure, styles: dict[str, Look]) -> None:

@@ -43,7 +43,9 @@ CAPTION = (
     "items of both, a score has one standard error behind ±, or a share of right answers its "
     "interval. Bold: better, by the interval of the paired difference, than every cell of the same "
     f"model that has as many measured bits per weight (within {EQUAL_BITS}) or fewer, where there "
-    "is one of as many. (?): the score may say nothing; why stands below."
+    "is one of as many; draws of the cell itself, which differ in their seed alone, are no rivals, "
+    "and of a cell without items the score alone must be worse. (?): the score may say nothing; "
+    "why stands below."
 )
 SCREEN_NOTE = (
     "After a score: its difference from the unquantized model on the same items, and half of the "

@@ -168,13 +168,12 @@ class _Timed:
 
 def _show(report: dict[str, Any], title: str) -> None:
     """The layers that gain most, and what keeping them buys."""
-    from qbench.reports.layer_map import COLUMNS, advice, rows
+    from qbench.reports.layer_map import COLUMNS, advice, interval, rows
 
     lines = [COLUMNS, *rows(report)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    total = report["total"]
     out.print(
-        f"{title}: KL {total['value']:.4g} [{total['low']:.3g}, {total['high']:.3g}] nats, "
+        f"{title}: KL {interval(report['total'], digits=4)} nats, "
         f"{len(report['effects'])} parts; those that gain most when restored:",
         markup=False,
         soft_wrap=True,

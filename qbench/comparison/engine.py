@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qbench.comparison.comparable import differences, shared_items
 from qbench.comparison.endpoints import Endpoint, endpoints, values
@@ -19,23 +19,40 @@ def engine_reasons(
     readers: tuple[Pairs, Pairs],
     margins: Mapping[str, float],
     tasks: Sequence[str] | None,
+    allowed: Sequence[str] = (),
 ) -> list[str]:
     """What tells that the unquantized model itself is scored otherwise in the two.
 
-    Then the engine, the batch or the machine has changed, and no method is to blame.
+    Then the engine, the batch or the machine has changed, and no method is to blame. allowed: what
+    may differ between the two, see `differences`; where something does, this is the only witness of
+    what that alone makes of a score.
     """
     reasons = []
-    for entry in base.records:
-        for other in candidate.records:
-            if not (is_unquantized(entry) and is_unquantized(other)):
-                continue
-            if entry.id == other.id and base.folder == candidate.folder:
-                continue
-            if entry.cell.model != other.cell.model or differences(entry, other):
-                continue
-            for endpoint in endpoints(entry, other, margins, tasks):
-                reasons += _engine_reason(endpoint, entry, other, readers)
+    for entry, other in _likes(base, candidate, allowed):
+        if entry.id == other.id and base.folder == candidate.folder:
+            continue
+        for endpoint in endpoints(entry, other, margins, tasks):
+            reasons += _engine_reason(endpoint, entry, other, readers)
     return reasons
+
+
+def _likes(base: Side, candidate: Side, allowed: Sequence[str]) -> Iterator[tuple[Record, Record]]:
+    """The unquantized models of the base and the candidate that are held against each other.
+
+    Either must differ from none of the other side in less, so that two dtypes on both sides are not
+    crossed where the dtype is allowed to differ.
+    """
+    bases, others = (
+        [record for record in side.records if is_unquantized(record)] for side in (base, candidate)
+    )
+    counts: dict[tuple[int, int], int] = {}
+    for row, entry in enumerate(bases):
+        for column, other in enumerate(others):
+            if not differences(entry, other, allowed):
+                counts[row, column] = len(differences(entry, other))
+    for (row, column), count in counts.items():
+        if count == min(n for place, n in counts.items() if row == place[0] or column == place[1]):
+            yield bases[row], others[column]
 
 
 def _engine_reason(
@@ -50,7 +67,10 @@ def _engine_reason(
     harm = float(endpoint.harms(*tables).mean())
     if abs(harm) <= ENGINE * endpoint.margin:
         return []
+    known = differences(entry, other)
+    blamed = f" ({'; '.join(known)}), which --allow does not make good" if known else ""
     return [
         f"{endpoint.name}: the unquantized model itself differs by {harm:+.2g}, more than a tenth "
-        f"of the margin {endpoint.margin:.2g}, so the engine or the machine has changed"
+        f"of the margin {endpoint.margin:.2g}, so the engine or the machine has changed{blamed}; "
+        "run both sides on the same one"
     ]

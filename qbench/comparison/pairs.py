@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qbench.comparison.digits import places_of, plain
 from qbench.comparison.samples import Items, Samples
 from qbench.records import Record, Score, TaskSpec
 from qbench.stats.difference import Difference
@@ -75,7 +76,7 @@ class Contrast:
         value, low, high = self.figures
         places = self._places()
         if self.ratio:
-            return f"{TIMES}{_plain(value, places)} [{_plain(low, places)}, {_plain(high, places)}]"
+            return f"{TIMES}{plain(value, places)} [{plain(low, places)}, {plain(high, places)}]"
         return f"{_signed(value, places)} [{_signed(low, places)}, {_signed(high, places)}]"
 
     @property
@@ -86,10 +87,10 @@ class Contrast:
         """
         value, low, high = self.figures
         places = self._places()
-        shown = f"{TIMES}{_plain(value, places)}" if self.ratio else _signed(value, places)
+        shown = f"{TIMES}{plain(value, places)}" if self.ratio else _signed(value, places)
         if math.isclose(high - value, value - low, rel_tol=ALIKE):
-            return f"{shown}±{_plain((high - low) / 2, places)}"
-        ends = [_plain(end, places) if self.ratio else _signed(end, places) for end in (low, high)]
+            return f"{shown}±{plain((high - low) / 2, places)}"
+        ends = [plain(end, places) if self.ratio else _signed(end, places) for end in (low, high)]
         return f"{shown}[{','.join(ends)}]"
 
     def _places(self) -> int:
@@ -102,7 +103,7 @@ class Contrast:
             return FIGURES
         if self.ratio and half >= 1:
             return 1 if half < 10 else 0
-        return min(5, max(0, 1 - math.floor(math.log10(half))))
+        return places_of(half, 2)
 
 
 class _Known:
@@ -230,8 +231,8 @@ def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items
     clusters = items.clusters if items.clustered else None
     both = np.concatenate([np.ravel(base), np.ravel(candidate)])
     share = unit_of(score.metric) == "%"
-    answers = share and not score.metric.startswith(RELATIVE)
-    if answers and np.isin(both, (0.0, 1.0)).all():
+    # Windows that all agree are counted as answers are: that none changed does not make it certain.
+    if share and np.isin(both, (0.0, 1.0)).all():
         difference = crossed_share(base, candidate, clusters)
     else:
         difference = crossed_mean(candidate - base, clusters)
@@ -303,16 +304,8 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _plain(value: float, places: int) -> str:
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "-∞"
-    if abs(value) >= 1e5:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:.{places}f}"
-
-
 def _signed(value: float, places: int) -> str:
-    text = _plain(value, places)
+    text = plain(value, places)
     if text.strip("-0.") == "":  # no sign of nothing
         return text.lstrip("-")
     return text if text.startswith("-") else f"+{text}"

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from qbench.comparison.matching import cell_key
 from qbench.comparison.pairs import Pairs, ScoreKey, judged_by, score_of
-from qbench.records import Record
+from qbench.records import Cell, Record
 
 EQUAL_BITS = 0.05  # measured bits per weight that count as none
 MOST_RANKED = 300  # cells of one model and protocol; each is paired with all others
+# Of a cell, beside model, scheme, method and parameters: what decides which model is quantized,
+# but for the seed.
+MADE_BY = ("revision", "source", "calibration", "stored_as", "recipe", "quantization")
 
 
 def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
     """Ids of the cells that are better, pair by pair, than all their rivals.
 
     Rivals are the cells of the same model, judged alike, that have as many measured bits (within
-    EQUAL_BITS) or fewer. One of as many must be among them: more bits alone win nothing.
+    EQUAL_BITS) or fewer, but for draws of the cell itself. One of as many must be among them: more
+    bits alone win nothing. Of a rival without items nothing is known but its mean, which must be
+    worse.
     """
     best = set()
     for group in _groups(records, key):
         for cell, rivals in _leaders(group, key):
-            if rivals and all(_is_better(pairs, rival, cell, key) for rival in rivals):
+            known = [rival for rival in rivals if pairs.items(rival, key) is not None]
+            if not any(_costs(cell, rival) for rival in known):
+                continue
+            if all(_is_better(pairs, rival, cell, key) for rival in known):
                 best.add(cell.id)
     return best
 
@@ -30,16 +40,21 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
 def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, int]:
     """1 and how many rivals are better, pair by pair: cells that cannot be told apart tie.
 
-    None of more than MOST_RANKED cells, whose pairs would take minutes.
+    Draws count as one rival, by one of them (`_rivals`): a method is ahead once, however often it
+    was drawn. A cell without items has no place and is nobody's rival; nor has one a place that
+    cannot be paired with a rival, since their items are others. None of more than MOST_RANKED
+    cells, whose pairs would take minutes.
     """
     places = {}
     for group in _groups(records, key):
         if len(group) > MOST_RANKED:
             continue
-        for cell in group:
-            rivals = [rival for rival in group if rival.id != cell.id and _costs(rival, cell)]
-            better = sum(_is_better(pairs, cell, rival, key) for rival in rivals)
-            places[cell.id] = 1 + better
+        known = [cell for cell in group if pairs.items(cell, key) is not None]
+        for cell, rivals in _rivals(known):
+            contrasts = [pairs.between(cell, rival, key) for rival in rivals]
+            paired = [contrast for contrast in contrasts if contrast is not None]
+            if len(paired) == len(rivals):
+                places[cell.id] = 1 + sum(contrast.is_better for contrast in paired)
     return places
 
 
@@ -58,18 +73,45 @@ def _costs(rival: Record, cell: Record) -> bool:
     return rival.bits_per_weight["total"] <= cell.bits_per_weight["total"] + EQUAL_BITS
 
 
+def _drawn(cell: Cell) -> tuple[Any, ...]:
+    """What the draws of one cell have in common: all that makes a quantized model but the seed."""
+    return cell_key(cell, MADE_BY)
+
+
+def _rivals(group: Sequence[Record]) -> Iterator[tuple[Record, list[Record]]]:
+    """Every cell with one draw of each other that takes no more bits: that of its seed, if any.
+
+    The same seed has cut the same calibration windows. Else it is the first draw, by its seed.
+    """
+    families: dict[tuple[Any, ...], list[Record]] = {}
+    for record in sorted(group, key=lambda record: record.cell.seed):
+        families.setdefault(_drawn(record.cell), []).append(record)
+    for mine, draws in families.items():
+        others = [family for name, family in families.items() if name != mine]
+        for cell in draws:
+            rivals = []
+            for family in others:
+                near = [rival for rival in family if _costs(rival, cell)]
+                alike = [rival for rival in near if rival.cell.seed == cell.cell.seed]
+                rivals += (alike or near)[:1]
+            yield cell, rivals
+
+
 def _leaders(group: Sequence[Record], key: ScoreKey) -> Iterator[tuple[Record, list[Record]]]:
     """The cells with a better mean than every rival, and the rivals; none without an equal one.
 
-    Only these can win, and they are few, so that few pairs are taken.
+    Draws of one cell are no rivals of each other. Only these can win, and they are few, so that
+    few pairs are taken.
     """
     bits = np.array([record.bits_per_weight["total"] for record in group])
+    cells = [record.cell for record in group]
     scores = [score_of(record, key) for record in group]
     sign = -1.0 if scores[0] is not None and scores[0].higher_is_better else 1.0
+    numbers = {name: index for index, name in enumerate(dict.fromkeys(map(_drawn, cells)))}
+    family = np.array([numbers[_drawn(cell)] for cell in cells])
     badness = np.array([np.inf if score is None else sign * score.value for score in scores])
     for index, cell in enumerate(group):
-        mine = bits <= bits[index] + EQUAL_BITS
-        mine[index] = False
+        mine = (bits <= bits[index] + EQUAL_BITS) & (family != family[index])
         equal = mine & (bits >= bits[index] - EQUAL_BITS)
         if equal.any() and badness[mine].min() > badness[index]:
             yield cell, [group[int(k)] for k in np.flatnonzero(mine)]

@@ -188,15 +188,15 @@ def _margin(endpoint: Endpoint) -> str:
 
 
 def _amount(endpoint: Endpoint, value: float) -> str:
-    """A harm or a margin in the endpoint's unit."""
+    """A harm or a margin in the endpoint's unit; what three places would make 0 has two digits."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
     if endpoint.unit == "log ratio":
         factor = math.exp(min(value, 700.0))
-        return f"{TIMES}{factor:.3f}" if factor < 10 else f"{TIMES}{factor:.3g}"
+        return f"{TIMES}{factor:.3f}" if 0.1 <= factor < 10 else f"{TIMES}{factor:.3g}"
     if endpoint.unit == "points":
         return f"{100 * value:+.1f}"
-    return f"{value:+.3f}"
+    return f"{value:+.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:+.2g}"
 
 
 def _plain(value: Any) -> Any:

@@ -16,12 +16,13 @@ from paired_items import ITEMS
 from qbench.commands.questions import questions
 from qbench.comparison.changed_answers import answer
 from qbench.comparison.comparable import differences
-from qbench.comparison.endpoints import read_margins
+from qbench.comparison.endpoints import MARGINS, read_margins
+from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
-from qbench.comparison.pairs import Pairs
+from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
 from qbench.comparison.verdicts import Looked, compare
-from qbench.comparison.written import as_json, markdown
+from qbench.comparison.written import as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
 from qbench.records import TaskSpec
@@ -276,6 +277,34 @@ def test_an_engine_that_scores_the_unquantized_model_otherwise_is_named(tmp_path
     assert "the unquantized model itself differs by +0.01" in verdict.cells[0].reasons[0]
 
 
+def engine(base: Side, candidate: Side, *allowed: str) -> list[str]:
+    """The reasons of perplexity."""
+    readers = Pairs(base.records, base.folder), Pairs(candidate.records, candidate.folder)
+    return engine_reasons(base, candidate, readers, MARGINS, ("wikitext",), allowed)
+
+
+def test_an_engine_whose_packages_are_allowed_to_differ_is_still_looked_at(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell("none", None, damage=0.0))
+    packages = {"packages": {"torch": "2.12.0", "lm_eval": "0.4.13"}}
+    moved = cell("none", None, damage=0.1).model_copy(update={"environment": packages})
+    candidate = side(tmp_path / "candidate", moved)
+    (reason,) = engine(base, candidate, "packages")
+    assert "the unquantized model itself differs by +0.1" in reason
+    assert "torch: 2.11.0 against 2.12.0" in reason
+    assert engine(base, candidate) == [], "cells of other packages are refused by themselves"
+
+
+def test_what_is_allowed_to_differ_does_not_cross_what_has_its_like(tmp_path: Path) -> None:
+    """float32 and bfloat16 on both sides, whose scores differ more than those of engines."""
+    made = {"float32": 0.0, "bfloat16": 0.1}
+    cells = [cell("none", None, damage=loss, dtype=dtype) for dtype, loss in made.items()]
+    sides = [side(tmp_path / name, *cells) for name in ("base", "candidate")]
+    assert engine(*sides, "dtype") == []
+    first, second = (side(tmp_path / one.cell.dtype, one) for one in cells)
+    assert engine(sides[0], second, "dtype") == []
+    assert len(engine(first, second, "dtype")) == 1
+
+
 def test_a_score_at_its_bound_and_no_change_at_all_are_not_certain(tmp_path: Path) -> None:
     """A score equal to a bound is no failure, and 100 answers that did not change prove little."""
     base = side(tmp_path / "base", cell())
@@ -283,6 +312,16 @@ def test_a_score_at_its_bound_and_no_change_at_all_are_not_certain(tmp_path: Pat
     (finding,) = verdict.cells[0].findings
     assert finding.harm.value == 0 and finding.word == "undecided"
     assert finding.harm.high == pytest.approx(0.037, abs=0.001)
+
+
+def test_a_small_ratio_or_difference_is_not_written_as_none(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell(damage=9.5))
+    candidate = side(tmp_path / "candidate", cell(damage=0.0, source="1" * 12))
+    (finding,) = compare(base, candidate, tasks=("wikitext",)).cells[0].findings
+    assert harm_text(finding).startswith(f"{TIMES}7.49e-05 [7.")
+    candidate = side(tmp_path / "near", cell(damage=9.5003, source="1" * 12))
+    (finding,) = compare(base, candidate, tasks=("gsm8k",)).cells[0].findings
+    assert harm_text(finding).startswith("+0.0003 [")
 
 
 def test_changed_answers_are_listed(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from families import FAMILIES, family_model
+from qbench.commands.layers import _show
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.formats import bits_per_weight
@@ -17,6 +19,7 @@ from qbench.layers.effects import FULL_BITS, Windows, facts, measure
 from qbench.layers.units import WHOLE, units
 from qbench.models.blocks import quantizable, read_weight, write_weight
 from qbench.quantization import quantize
+from qbench.reports.layer_map import heat_map, rows
 from samples import token_ids
 
 COUNT, LENGTH = 5, 12
@@ -174,6 +177,27 @@ def test_an_interval_of_a_single_cluster_is_not_in_the_json():
     arguments = (quantized.weights, alike, alike, 0, 8, lambda fraction, text: None)
     report = measure(original, quantized.model, *arguments)
     assert facts(report)["total"]["low"] is None
+
+
+def test_without_an_interval_no_layer_is_said_to_gain():
+    """All windows of one article: what has no interval may be chance, and is drawn grey."""
+    unknown = {"value": 0.12, "low": None, "high": None}
+    effect = {"name": "layer", "block": 0, "kind": "q_proj", "alone": unknown, "gain": unknown}
+    effect |= {"weight_error": 0.1, "output_error": None, "bits": None}
+    (row,) = rows({"effects": [effect]})
+    assert row[1] == row[2] == "0.12 [-inf, inf]"
+    figure = heat_map({"effects": [effect]}, "title")
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert len(panels) == 2
+    for axes in panels:
+        assert "beyond chance" in axes.get_title(loc="left")
+        assert np.ma.getmaskarray(axes.collections[0].get_array()).all()
+
+
+def test_a_total_without_an_interval_is_shown(capsys):
+    report = {"total": {"value": 0.12345, "low": None, "high": None}, "effects": [], "kept": None}
+    _show(report, "rtn")
+    assert "rtn: KL 0.1235 [-inf, inf] nats, 0 parts" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qbench.comparison.costs import costs, elsewhere
 from qbench.comparison.pairs import Pairs
-from qbench.comparison.ranks import ranks, winners
-from qbench.records import Latency, Record
+from qbench.comparison.ranks import MADE_BY, ranks, winners
+from qbench.records import Cell, Latency, Record
 from qbench.reports import latencies
 from qbench.reports.axes import looks, panel
 from qbench.reports.cell_names import names, shared_parameters
@@ -46,6 +47,76 @@ def test_cells_of_other_packages_are_not_held_against_each_other(tmp_path: Path)
     assert winners(records, PERPLEXITY, pairs) == {records[1].id}
     called = names(records)
     assert "torch=2.1.0" in called[records[3].id] and "torch=2.11.0" in called[records[2].id]
+
+
+def test_a_cell_without_items_has_no_place_and_takes_none_from_others(tmp_path: Path) -> None:
+    made = [record("greedy", 3, 0.1), record("alternating", 3, 0.5), record("greedy", 3, 0.9)]
+    made[2] = changed(made[2], source="1" * 12)
+    records = stored(made, tmp_path)
+    (tmp_path / records[2].scores[0].samples).unlink()
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {records[0].id: 1, records[1].id: 2}
+    assert winners(records, PERPLEXITY, pairs) == {records[0].id}
+    (tmp_path / records[1].scores[0].samples).unlink()
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {records[0].id: 1}
+    assert winners(records, PERPLEXITY, pairs) == set(), "nobody is left to be better than"
+    assert ranks(records, PERPLEXITY, Pairs(records, None)) == {}
+
+
+def test_a_better_mean_without_items_leaves_no_winner(tmp_path: Path) -> None:
+    made = [record("greedy", 3, 0.2), record("alternating", 3, 0.5), record("greedy", 3, 0.1)]
+    made[2] = changed(made[2], source="1" * 12)
+    records = stored(made, tmp_path)
+    (tmp_path / records[2].scores[0].samples).unlink()
+    assert winners(records, PERPLEXITY, Pairs(records, tmp_path)) == set()
+
+
+def test_cells_of_other_items_have_no_place(tmp_path: Path) -> None:
+    records = stored([record("greedy", 3, 0.1), record("alternating", 3, 0.5)], tmp_path)
+    path = tmp_path / records[1].scores[0].samples
+    path.write_text(path.read_text().replace('"doc_hash": "mini', '"doc_hash": "other'))
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {}
+    assert winners(records, PERPLEXITY, pairs) == set()
+
+
+def drawn(method: str, damages: Sequence[float], **fields: object) -> list[Record]:
+    """A draw with each of the damages, by seed."""
+    made = [record(method, 3, damage) for damage in damages]
+    return [changed(draw, seed=seed, **fields) for seed, draw in enumerate(made)]
+
+
+def test_draws_of_a_method_are_one_rival(tmp_path: Path) -> None:
+    records = stored([*drawn("gptq", (0.1, 0.15, 0.2, 0.12)), record("rtn", 3, 0.9)], tmp_path)
+    pairs = Pairs(records, tmp_path)
+    places = ranks(records, PERPLEXITY, pairs)
+    assert [places[one.id] for one in records] == [1, 1, 1, 1, 2]
+    assert winners(records, PERPLEXITY, pairs) == {one.id for one in records[:4]}
+
+
+def test_a_lucky_draw_is_not_bold_over_its_siblings(tmp_path: Path) -> None:
+    records = stored(drawn("gptq", (0.1, 0.5, 0.6)), tmp_path)
+    pairs = Pairs(records, tmp_path)
+    assert winners(records, PERPLEXITY, pairs) == set()
+    assert set(ranks(records, PERPLEXITY, pairs).values()) == {1}
+
+
+def test_draws_are_ranked_by_their_like_and_won_over_all(tmp_path: Path) -> None:
+    """A draw of one is better than that of the same seed, and no winner over a lucky one."""
+    others = drawn("gptq", (0.2, 0.5, 0.1), source="1" * 12)
+    records = stored([*drawn("gptq", (0.3, 0.3, 0.3)), *others], tmp_path)
+    pairs = Pairs(records, tmp_path)
+    places = ranks(records, PERPLEXITY, pairs)
+    assert [places[one.id] for one in records] == [2, 1, 2, 1, 2, 1]
+    assert winners(records, PERPLEXITY, pairs) == {records[3].id, records[5].id}
+
+
+def test_what_makes_a_model_tells_draws_from_other_cells() -> None:
+    """A new field of a cell belongs to what is made, or to how it is judged."""
+    told = {"model", "scheme", "method", "params", "seed", *MADE_BY}
+    judged = {"tasks", "evaluation", "batch_size", "dtype", "device"}
+    assert told | judged == set(Cell.model_fields) and not told & judged
 
 
 def test_a_picture_has_a_frontier_for_each_way_of_judging_and_every_unquantized_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,11 +24,12 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
-from qbench.reports import pictures, plots
+from qbench.reports import json_lines, pictures, plots
 from qbench.reports.axes import looks
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines, number, score_text
 from qbench.reports.long_table import COLUMNS, long_table
+from qbench.reports.noise import noise_lines
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, frontier
@@ -85,6 +87,25 @@ def test_long_table_does_not_depend_on_the_order_of_the_records(records: list[Re
     pd.testing.assert_frame_equal(long_table(records), long_table(records[::-1]))
 
 
+def test_json_lines_have_every_digit_whole_numbers_and_null(tmp_path: Path) -> None:
+    small = record("rtn", 3, 0.3)
+    exact = small.scores[1].model_copy(update={"value": 1.2345678901234567e-07})
+    cells = [small.model_copy(update={"scores": (exact,)}), failed("greedy", 2)]
+    (path,) = json_lines.write(cells, tmp_path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [tuple(row) for row in rows] == [COLUMNS, COLUMNS]
+    of_score = next(row for row in rows if row["status"] == "ok")
+    assert of_score["value"] == exact.value and of_score["stderr"] == exact.stderr
+    assert [type(of_score[name]) for name in ("n", "seed", "bits", "shots")] == [
+        int,
+        int,
+        int,
+        type(None),
+    ]
+    lost = next(row for row in rows if row["status"] == "failed")
+    assert lost["value"] is None and lost["n"] is None and lost["task"] == ""
+
+
 def test_csv_survives_a_round_trip(records: list[Record], report: list[Path]) -> None:
     types = {
         name: "string"
@@ -123,6 +144,10 @@ def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(
         (19.844, 0.113, "perplexity", "19.84 ± 0.11"),
         (1.13e6, 1.2e4, "perplexity", "1.1e6 ± 1e4"),
         (0.0, None, "kl_mean", "0"),
+        (4.9e-6, 1.2e-7, "kl_mean", "4.90e-6 ± 1.2e-7"),
+        (2.6e-7, None, "kl_mean", "2.600e-7"),
+        (3e-5, 1e-21, "kl_mean", "3.00000e-5 ± 1.0e-21"),
+        (0.35, 2e-7, "kl_mean", "0.35000 ± 2.0e-7"),
         (19.844, None, "perplexity", "19.84"),
         (math.inf, math.nan, "perplexity", "inf"),
         (math.nan, None, "perplexity", "nan"),
@@ -132,6 +157,41 @@ def test_numbers_show_as_many_places_as_their_error_deserves(
     value: float, stderr: float | None, metric: str, text: str
 ) -> None:
     assert number(value, stderr, metric) == text
+
+
+def test_a_small_divergence_is_not_written_as_none(tmp_path: Path) -> None:
+    """It is ten times the floor of float32, and has an interval that is no point."""
+    (mine,) = stored([record("rtn", 3, 0.3)], tmp_path)
+    path = tmp_path / mine.scores[1].samples
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        if "kl_mean" in row:
+            row["kl_mean"] = 4e-6 + 2e-8 * (index % 100)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    mean = sum(row["kl_mean"] for row in rows if "kl_mean" in row) / mine.scores[1].n
+    score = mine.scores[1].model_copy(update={"value": mean})
+    mine = mine.model_copy(update={"scores": (score,)})
+    contrast = Pairs([mine], tmp_path).from_unquantized(
+        mine, ("mini-divergence", "kl_mean", "none")
+    )
+    shown = "4.99e-6 [4.87e-6, 5.11e-6]"
+    assert score_text(score, contrast) == shown
+    assert contrast.text == "+4.99e-6 [+4.87e-6, +5.11e-6]"
+
+
+def test_an_agreement_of_all_windows_is_not_certain(tmp_path: Path) -> None:
+    whole = record("rtn", 3, 0.3).scores[2].model_copy(update={"value": 1.0, "stderr": 0.0})
+    mine = record("rtn", 3, scores=(whole,))
+    path = Path("samples") / "windows.jsonl"
+    (tmp_path / path).parent.mkdir()
+    row = {"filter": "none", "top1_agreement": 1.0}
+    lines = [json.dumps(row | {"doc_hash": str(index)}) for index in range(whole.n)]
+    (tmp_path / path).write_text("\n".join(lines))
+    score = whole.model_copy(update={"samples": str(path)})
+    mine = mine.model_copy(update={"scores": (score,)})
+    key = ("mini-divergence", "top1_agreement", "none")
+    contrast = Pairs([mine], tmp_path).from_unquantized(mine, key)
+    assert score_text(score, contrast) == "100.0 [96.3, 100.0]"
 
 
 def none_right() -> Record:
@@ -210,6 +270,25 @@ def test_below_which_divergence_there_is_rounding_stands_at_every_table(tmp_path
     assert all(said in text.replace("\\", "") for text in told)
     figure = quality_figure([mine], "mini-divergence", "kl_mean")
     assert "KL below 4.4e-07 nats per token is rounding." in figure.get_supxlabel()
+
+
+def test_rounding_of_one_dtype_is_not_said_of_another() -> None:
+    facts = {"task": "mini-divergence", "metric": "kl_noise", "stderr": None, "n": 4}
+    cells = []
+    for dtype, floor in (("float32", 5.1e-7), ("bfloat16", 1.1e-3)):
+        noise = Score(value=floor, higher_is_better=False, **facts)
+        mine = record("rtn", 3, scores=(*scores(0.1, 3), noise))
+        cell = mine.cell.model_copy(update={"dtype": dtype})
+        cells.append(mine.model_copy(update={"cell": cell, "id": cell.id}))
+    assert sorted(line.partition(", as far")[0] for line in noise_lines(cells)) == [
+        "mini-divergence of tiny, bfloat16: a KL below 1.1e-03 nats per token is rounding",
+        "mini-divergence of tiny, float32: a KL below 5.1e-07 nats per token is rounding",
+    ]
+    (alone,) = noise_lines(cells[:1])
+    assert alone.startswith("mini-divergence of tiny: a KL below 5.1e-07")
+    note = quality_figure(cells, "mini-divergence", "kl_mean").get_supxlabel().replace("\n", " ")
+    assert "5.1e-07 nats per token is rounding (float32)." in note
+    assert "1.1e-03 nats per token is rounding (bfloat16)." in note
 
 
 def test_a_score_stands_beside_its_difference_from_the_unquantized_model(tmp_path: Path) -> None:
