@@ -144,7 +144,7 @@ def compare(
     comparison may spend, where it is one of several. ConfigError where a side has no cell.
     """
     readers = Pairs(base.records, base.folder), Pairs(candidate.records, candidate.folder)
-    engine = engine_reasons(base, candidate, readers, margins, tasks)
+    engine = engine_reasons(base, candidate, readers, margins, tasks, allowed)
     cells: list[CellVerdict] = []
     measured: list[list[_Measured]] = []
     for match in matched(base, candidate):

@@ -284,14 +284,17 @@ def engine(base: Side, candidate: Side, *allowed: str) -> list[str]:
 
 
 def test_an_engine_whose_packages_are_allowed_to_differ_is_still_looked_at(tmp_path: Path) -> None:
-    base = side(tmp_path / "base", cell("none", None, damage=0.0))
+    base = side(tmp_path / "base", cell("none", None, damage=0.0), cell())
     packages = {"packages": {"torch": "2.12.0", "lm_eval": "0.4.13"}}
-    moved = cell("none", None, damage=0.1).model_copy(update={"environment": packages})
-    candidate = side(tmp_path / "candidate", moved)
+    cells = (cell("none", None, damage=0.1), cell(damage=0.1))
+    moved = [row.model_copy(update={"environment": packages}) for row in cells]
+    candidate = side(tmp_path / "candidate", *moved)
     (reason,) = engine(base, candidate, "packages")
     assert "the unquantized model itself differs by +0.1" in reason
     assert "torch: 2.11.0 against 2.12.0" in reason
     assert engine(base, candidate) == [], "cells of other packages are refused by themselves"
+    verdict = compare(base, candidate, tasks=("wikitext",), allowed=("packages",))
+    assert reason in verdict.cells[0].reasons
 
 
 def test_what_is_allowed_to_differ_does_not_cross_what_has_its_like(tmp_path: Path) -> None:
