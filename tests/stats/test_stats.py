@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from qbench.stats.clustered import cluster_sums, quantile
 from qbench.stats.difference import (
-    cluster_sums,
     log_ratio,
     mean_difference,
     mean_interval,
-    quantile,
     share_difference,
 )
 from qbench.stats.flips import Flips, count, kind_of
@@ -240,6 +239,31 @@ def test_draws_that_agree_are_one_draw_and_those_that_differ_are_not() -> None:
     assert shifted.stderr == pytest.approx(math.hypot(level, one.stderr))
     assert 3 <= shifted.degrees < 22
     assert crossed_mean(row, labels) == one
+
+
+@pytest.mark.parametrize("labels", [[0] * 11 + [1, 1, 2, 2, 3], [k // 2 for k in range(20)]])
+def test_draws_that_agree_have_the_leverage_of_one(labels: list[int]) -> None:
+    """A long article counts as much for four draws of one model as for that model."""
+    row = normal(len(labels))
+    one = mean_interval(row, labels)
+    same = crossed_mean(np.stack([row] * 4), labels)
+    assert same.stderr == pytest.approx(one.stderr)
+    assert mean_squares(np.stack([row] * 4), labels).cluster_degrees == pytest.approx(one.degrees)
+    shifted = mean_squares(row + np.array([[-0.9], [-0.3], [0.3], [0.9]]), labels)
+    assert shifted.cell == pytest.approx(0), (
+        "that a draw is worse on all items is no noise of cells"
+    )
+
+
+def test_several_draws_cover_in_unequal_clusters() -> None:
+    generator = np.random.default_rng(8)
+    labels = [0] * 11 + [1, 1, 2, 2, 3]
+    held = 0
+    for _ in range(600):
+        articles = 0.5 * generator.standard_normal(4)[labels]
+        found = crossed_mean(articles + 0.7 * generator.standard_normal((4, 16)), labels)
+        held += found.low <= 0 <= found.high
+    assert held >= 0.93 * 600
 
 
 def test_answers_of_few_draws_end_within_their_range() -> None:
