@@ -14,6 +14,7 @@ from scipy import special
 
 Floats = NDArray[np.float64]
 Labels = Sequence[object]
+LEVEL = 0.95
 
 
 def cluster_sums(values: Floats, clusters: Labels | None) -> tuple[Floats, Floats]:

@@ -14,10 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from qbench.stats.clustered import Floats, Labels, cluster_sums, clustered_variance, quantile
+from qbench.stats.clustered import (
+    LEVEL,
+    Floats,
+    Labels,
+    cluster_sums,
+    clustered_variance,
+    quantile,
+)
 from qbench.stats.shares import Flipped, score_bounds, score_statistic
 
-LEVEL = 0.95
 LEAST_EFFECT = 0.5  # of clusters: less is chance, where few answers changed
 
 

@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from qbench.stats.clustered import Labels, cluster_sums, clustered_variance, quantile
-from qbench.stats.difference import (
-    LEVEL,
-    Difference,
-    mean_interval,
-    share_difference,
-    student,
-)
+from qbench.stats.clustered import LEVEL, Labels, cluster_sums, clustered_variance, quantile
+from qbench.stats.difference import Difference, mean_interval, share_difference, student
 
 
 @dataclass(frozen=True)
