@@ -9,7 +9,7 @@ from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
 from qbench.comparison.comparable import differences, shared_items, tasks_lacking
-from qbench.comparison.costs import Cost, costs, elsewhere
+from qbench.comparison.costs import Cost, costs, elsewhere, measured_once
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
@@ -200,7 +200,7 @@ def _measure(
     if reasons:
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
-    notes += elsewhere(draws)
+    notes += elsewhere(draws) + measured_once(draws)
     return replace(cell, costs=costs(draws), notes=tuple(notes)), measures
 
 
