@@ -19,12 +19,14 @@ from qbench.stats.difference import (
 )
 from qbench.stats.flips import Flips, count, kind_of
 from qbench.stats.power import (
+    both_to_pass,
+    clusters_to_pass,
     detectable,
     draws_to_pass,
     items_for_share,
     items_to_pass,
 )
-from qbench.stats.replicates import crossed_mean, crossed_share, mean_squares
+from qbench.stats.replicates import MeanSquares, crossed_mean, crossed_share, mean_squares
 from qbench.stats.sequential import ONE_LOOK, looks
 from qbench.stats.shares import Flipped, mcnemar, score_bounds, score_statistic, wilson
 from qbench.stats.verdict import holm, judge
@@ -396,6 +398,37 @@ def test_more_items_and_draws_are_asked_until_the_margin_is_seen() -> None:
     assert draws_to_pass(squares, 1.0) == 4
     of_items = mean_squares(np.stack([normal(30)] * 4))
     assert draws_to_pass(of_items, 0.1) is None
+    few = items_to_pass(0.01, 100, 0.02, degrees=3)
+    for items, shown in ((few, True), (few - 1, False)):
+        found = detectable(0.01 * math.sqrt(100 / items), 3 * items / 100)
+        assert (found <= 0.02) == shown
+
+
+def expected_squares(draws: int, clusters: int, sd: tuple[float, float, float]) -> MeanSquares:
+    """Of effects of draws, clusters and cells with these standard deviations."""
+    draw, cluster, cell = (one * one for one in sd)
+    ends = (clusters * draw + cell, draws * cluster + cell, cell)
+    return MeanSquares(*ends, draws, clusters, clusters - 1.0)
+
+
+@pytest.mark.parametrize("sd", [(0.004, 0.1, 0.05), (0.015, 0.1, 0.05)])
+def test_what_is_asked_of_items_and_draws_is_enough(sd: tuple[float, float, float]) -> None:
+    """No number of items makes the spread of draws less: then more draws are asked with them."""
+    squares = expected_squares(4, 40, sd)
+    draws, clusters = 4, clusters_to_pass(squares, 0.02, 4)
+    if sd[0] > 0.01:
+        assert clusters is None and draws_to_pass(squares, 0.02) is None
+        draws, clusters = both_to_pass(squares, 0.02)
+        assert draws > 4 and clusters_to_pass(squares, 0.02, draws) == clusters
+    generator = np.random.default_rng(9)
+    shown = 0
+    for _ in range(150):
+        effects = [
+            one * generator.standard_normal(shape)
+            for one, shape in zip(sd, ((draws, 1), (1, clusters), (draws, clusters)), strict=True)
+        ]
+        shown += crossed_mean(sum(effects)).high < 0.02
+    assert shown >= 0.73 * 150  # 80 % less two Monte Carlo errors
 
 
 # ---- simulation; benchmarks/coverage.py has all cases
