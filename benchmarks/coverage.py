@@ -169,8 +169,19 @@ def unequal(items: int) -> list[int]:
 
 def crossed(runs: int, seed: int) -> Iterator[Case]:
     """Draws of the quantization, articles and windows, the draws' spread from none to large."""
+    yield from _crossed(runs, seed, [k // 2 for k in range(48)], "windows of articles")
+
+
+def crossed_unequal(runs: int, seed: int) -> Iterator[Case]:
+    """The same where the first of the articles has most of the windows, as in a short text."""
+    for sizes in ((11, 2, 2, 1), (19, 14, 11, 6, 6, 5, 2, 1), (30, *[1] * 30)):
+        labels = np.repeat(np.arange(len(sizes)), sizes).tolist()
+        name = f"articles of {sizes[0]} to {sizes[-1]} windows"
+        yield from _crossed(runs, seed, labels, name)
+
+
+def _crossed(runs: int, seed: int, labels: list[int], what: str) -> Iterator[Case]:
     generator = np.random.default_rng(seed)
-    labels = [k // 2 for k in range(48)]
     for draws in (1, 2, 4, 8):
         for spread, name in ((0.0, "no"), (0.2, "some"), (0.5, "much")):
             covered = []
@@ -179,9 +190,9 @@ def crossed(runs: int, seed: int) -> Iterator[Case]:
                 covered.append(holds(crossed_mean(candidate - base, labels), 0.0))
             cover = 100 * float(np.mean(covered))
             yield Case(
-                f"windows of articles, {name} spread between draws",
+                f"{what}, {name} spread between draws",
                 len(labels),
-                24,
+                max(labels) + 1,
                 draws,
                 None,
                 cover=cover,
@@ -381,6 +392,7 @@ def simulate(runs: int, show: Callable[[Case], None] = lambda case: None) -> lis
         families(runs, 5),
         gates(runs, 6),
         stopping(runs, 7),
+        crossed_unequal(runs, 8),
     )
     for source in sources:
         for case in source:

@@ -187,7 +187,8 @@ class Cell(_Frozen):
 class Score(_Frozen):
     """One metric of one task.
 
-    filter: of lm-eval, by which answers are extracted. value, stderr: in the metric's own unit. n:
+    filter: of lm-eval, by which answers are extracted. value, stderr: in the metric's own unit.
+    degrees: of freedom, of the standard error; None where there is none, and in older records. n:
     items behind it. samples: the file with a row for each item, relative to the run's folder.
     suspicion: why the value may say nothing about the model, None where it looks as usual. low,
     high: of a share of right answers, its 95 % interval (Wilson), which holds near 0 and 1, too.
@@ -198,6 +199,7 @@ class Score(_Frozen):
     filter: str = "none"
     value: Annotated[float, Field(allow_inf_nan=False)]
     stderr: Deviation | None
+    degrees: Deviation | None = None
     n: Count
     higher_is_better: bool
     samples: str | None = None

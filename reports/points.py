@@ -11,7 +11,7 @@ from qbench.comparison.pairs import Contrast, Pairs, judged_by, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names, unquantized
 from qbench.reports.headline import Headline, answer_interval, number, score_text
-from qbench.tasks.scores import Z_95
+from qbench.stats.clustered import LEVEL, quantile
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.
@@ -208,7 +208,9 @@ def _ends(score: Score, contrast: Contrast | None, percent: float) -> tuple[floa
     elif own is not None:
         ends = (percent * own[0], percent * own[1])
     else:
-        reach = percent * Z_95 * (score.stderr or 0.0)
+        # Student's, by the degrees of freedom of clusters; older records do not tell them.
+        degrees = math.inf if score.degrees is None else score.degrees
+        reach = percent * quantile(LEVEL, degrees) * (score.stderr or 0.0)
         ends = (y - reach, y + reach)
     if not all(map(math.isfinite, ends)):
         return y, y

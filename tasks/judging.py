@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +84,25 @@ def _multiple_choice(
 
 
 def _weigh_subjects(rows: list[Row]) -> dict[str, int]:
-    """Items by subject; each row gets what it adds to the mean over subjects.
+    """Items by subject; each row gets an acc_macro whose mean and spread are those over subjects.
 
-    With S subjects, of which this one has n of N items: accuracy * N / (S n), so that the mean over
-    all items is that over subjects of their means.
+    With S subjects, of which this one has n of N items, and M the mean over subjects of their
+    accuracies: M + N / (S n) * (accuracy - M). The rows' mean is M, and each one's distance from it
+    adds up over a subject to N / S (mean - M): what the mean over subjects goes by, and nothing of
+    how unlike their sizes are. So errors over clusters are those of S means, deviation / sqrt(S).
     """
-    counts = Counter(row["subject"] for row in rows if "subject" in row)
+    own: dict[str, list[float]] = {}
     for row in rows:
         if "subject" in row:
-            weight = len(rows) / (len(counts) * counts[row["subject"]])
-            row[MACRO] = weight * row["acc"]
-    return dict(counts)
+            own.setdefault(row["subject"], []).append(row["acc"])
+    if not own:
+        return {}
+    mean = math.fsum(math.fsum(values) / len(values) for values in own.values()) / len(own)
+    for row in rows:
+        if "subject" in row:
+            weight = len(rows) / (len(own) * len(own[row["subject"]]))
+            row[MACRO] = mean + weight * (row["acc"] - mean)
+    return {subject: len(values) for subject, values in own.items()}
 
 
 def _choices_are_alike(rows: list[Row]) -> bool:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import numpy as np
+
 from qbench.errors import MethodError
 from qbench.records import Score
+from qbench.stats.clustered import LEVEL, cluster_sums, clustered_variance, quantile
 
 Z_95 = 1.959964  # of the normal distribution, two-sided
 
@@ -24,9 +27,11 @@ def mean_score(
 ) -> Score:
     """The mean with its standard error; MethodError where a value is not finite.
 
-    clusters: of each value, where some are of one article or subject. chance: where the values are
-    1 for a right answer and 0 for a wrong one, the share that guessing gets right; then the score
-    has a 95 % interval, and no standard error where all answers are right or all are wrong.
+    clusters: of each value, where some are of one article or subject. The error is that of
+    `clustered_variance`, with its degrees of freedom, and there is none of a single cluster.
+    chance: where the values are 1 for a right answer and 0 for a wrong one, the share that guessing
+    gets right; then the score has a 95 % interval, and no standard error where all answers are
+    right or all are wrong.
     """
     bad = sum(not math.isfinite(value) for value in values)
     if bad:
@@ -35,65 +40,66 @@ def mean_score(
             "the quantized model gives NaN or infinity"
         )
     mean = math.fsum(values) / len(values)
-    stderr = standard_error(values, clusters)
+    sums, sizes = cluster_sums(np.asarray(values, np.float64) - mean, clusters)
+    variance, degrees = clustered_variance(sums, sizes)
+    known = math.isfinite(variance)
     score = Score(
         task=task,
         metric=metric,
         filter=filter,
         value=mean,
-        stderr=stderr,
+        stderr=math.sqrt(variance) if known else None,
+        degrees=degrees if known else None,
         n=len(values),
         higher_is_better=higher,
         suspicion=_suspicion(values),
     )
-    if chance is None:
-        return score
-    low, high = wilson(mean, _independent(mean, stderr, len(values)))
-    changes: dict[str, Any] = {"low": low, "high": high, "stderr": stderr or None}
-    if low <= chance:
+    return score if chance is None else _of_answers(score, chance, len(sizes))
+
+
+def _of_answers(score: Score, chance: float, clusters: int) -> Score:
+    """A share of right answers, with its interval and with what is to be said of it."""
+    low, high = wilson(score.value, _independent(score, clusters))
+    changes: dict[str, Any] = {"low": low, "high": high, "stderr": score.stderr or None}
+    if clusters == 1 < score.n:
         changes["suspicion"] = (
-            f"at the floor: {100 * mean:.3g} % right of {len(values)}, {100 * low:.3g} to "
+            f"of a single cluster: its {score.n} items tell nothing of others, and no interval is "
+            "narrower than 0 to 100 %"
+        )
+    elif low <= chance:
+        changes["suspicion"] = (
+            f"at the floor: {100 * score.value:.3g} % right of {score.n}, {100 * low:.3g} to "
             f"{100 * high:.3g} % at 95 %, is not above the {100 * chance:.3g} % of guessing"
         )
     return score.model_copy(update=changes)
 
 
-def standard_error(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None
-) -> float | None:
-    """Of the mean: sqrt(C / (C - 1) * sum over C clusters of (sum of deviations)^2) / n.
-
-    Without clusters each value is one, and this is sqrt(variance / n). None with less than two.
-    Liang and Zeger 1986, Longitudinal data analysis using generalized linear models.
-    """
-    names = range(len(values)) if clusters is None else clusters
-    mean = math.fsum(values) / len(values)
-    sums: dict[Hashable, float] = {}
-    for name, value in zip(names, values, strict=True):
-        sums[name] = sums.get(name, 0.0) + value - mean
-    count = len(sums)
-    if count < 2:
-        return None
-    squares = math.fsum(total**2 for total in sums.values())
-    return math.sqrt(count / (count - 1) * squares) / len(values)
-
-
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """The 95 % interval of a share of n answers.
+    """The 95 % interval of a share of n answers; 0 to 1 of none.
 
     Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
     square = Z_95**2
-    middle = (share + square / (2 * n)) / (1 + square / n)
-    spread = Z_95 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n**2))
+    middle = (share * n + square / 2) / (n + square)
+    spread = Z_95 / (n + square) * math.sqrt(share * (1 - share) * n + square / 4)
     return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
-def _independent(share: float, stderr: float | None, n: int) -> float:
-    """How many independent answers say as much as n: less where those of a cluster are alike."""
-    if not stderr:
-        return n
-    return min(n, share * (1 - share) / stderr**2 + 1)
+def _independent(score: Score, clusters: int) -> float:
+    """How many independent answers say as much as the score's n; none in a single cluster of them.
+
+    Fewer where those of a cluster are alike, p (1 - p) / stderr^2; and again fewer by (z / t)^2, as
+    the error is known to some degrees of freedom alone. Korn and Graubard 1998, Survey Methodology
+    24, 193.
+    """
+    if clusters == score.n:
+        return score.n
+    if score.stderr is None or score.degrees is None:
+        return 0.0
+    alike = float(score.n)
+    if score.stderr:
+        alike = min(alike, score.value * (1 - score.value) / score.stderr**2 + 1)
+    return alike * (Z_95 / quantile(LEVEL, score.degrees)) ** 2
 
 
 def _suspicion(values: Sequence[float]) -> str | None:

@@ -75,7 +75,7 @@ ARROWS = {
     },
     "kernels.gpu": {"contracts", "errors", "formats", "kernels", "kernels.gpu.cuda"},
     "kernels.gpu.cuda": {"contracts", "errors", "files", "formats", "kernels"},
-    "tasks": {"calibration", "errors", "files", "models", "records"},
+    "tasks": {"calibration", "errors", "files", "models", "records", "stats"},
     "comparison": {"errors", "files", "outside_text", "records", "stats", "tasks"},
     "reports": {
         "comparison", "declarations", "errors", "files", "method_source", "outside_text",
@@ -90,7 +90,7 @@ ARROWS = {
         "allocation", "calibration", "checkpoint", "checks", "comparison", "contracts",
         "environment", "errors", "exchange", "external", "files", "formats", "inspection",
         "isolation", "kernels", "latency", "layers", "models", "plugin_file", "quantization",
-        "records", "registry", "scheme", "sensitivity", "tasks",
+        "records", "registry", "scheme", "sensitivity", "stats", "tasks",
     },
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {

@@ -16,7 +16,8 @@ class Cost:
 
     ratio: candidate over base (of several draws the geometric mean) with its 95 % interval over
     draws. Of a single draw the interval is what timings that were recorded spread, if there are
-    any, and else a point. None where a side costs nothing.
+    any, and else a point, as where one measurement of a side stands in all draws. None where a side
+    costs nothing.
     """
 
     base: float
@@ -27,6 +28,7 @@ class Cost:
 def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, Cost]:
     """What both sides cost, over the draws in which both were measured, times at one place."""
     by_name = {}
+    once = _single(draws)
     for name, of in COSTS.items():
         place = PLACES.get(name)
         known = []
@@ -37,8 +39,25 @@ def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, Cost]:
             if base is not None and candidate is not None:
                 known.append((base, candidate))
         if known:
-            by_name[name] = _cost(known)
+            by_name[name] = _cost(known, once and name not in COUNTED)
     return by_name
+
+
+def _single(draws: Sequence[tuple[Record, Record]]) -> bool:
+    """Whether one record of a side stands in several draws, as of a method that draws nothing.
+
+    Draws then share its error, of which their spread tells nothing.
+    """
+    sides = ({entry.id for entry, _ in draws}, {other.id for _, other in draws})
+    return len(draws) > 1 and min(map(len, sides)) == 1
+
+
+def measured_once(draws: Sequence[tuple[Record, Record]]) -> list[str]:
+    """A note on the costs of which one measurement of a side stands in all draws, if any do."""
+    names = [name for name in costs(draws) if name not in COUNTED]
+    if not names or not _single(draws):
+        return []
+    return [f"{', '.join(names)}: {ONCE}"]
 
 
 def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
@@ -55,7 +74,8 @@ def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
     return [f"{', '.join(names)}: measured on other hardware or threads, and not compared"]
 
 
-def _cost(draws: Sequence[tuple[Spread, Spread]]) -> Cost:
+def _cost(draws: Sequence[tuple[Spread, Spread]], once: bool) -> Cost:
+    """once: whether one measurement of a side stands in all draws, so that there is no interval."""
     base = sum(entry[0] for entry, _ in draws) / len(draws)
     candidate = sum(other[0] for _, other in draws) / len(draws)
     if min(min(*entry, *other) for entry, other in draws) <= 0:
@@ -63,6 +83,8 @@ def _cost(draws: Sequence[tuple[Spread, Spread]]) -> Cost:
     if len(draws) == 1:
         return Cost(base, candidate, _over(draws[0][1], draws[0][0]))
     logs = mean_interval([math.log(other[0] / entry[0]) for entry, other in draws])
+    if once:
+        return Cost(base, candidate, _point(math.exp(logs.value)))
     return Cost(base, candidate, (math.exp(logs.value), math.exp(logs.low), math.exp(logs.high)))
 
 
@@ -132,6 +154,11 @@ COSTS: dict[str, Callable[[Record], Spread | None]] = {
     "tokens per second": _decoding,
     "tokens per second over dense": _decoding_over_dense,
 }
+# What is counted and not measured, and the same whenever it is counted again.
+COUNTED = ("bits per weight", "MB on disk")
+ONCE = (
+    "no interval, since a side that draws nothing was measured once, whose noise is in every draw"
+)
 # Where a cost was measured that is another one elsewhere.
 PLACES: dict[str, Callable[[Record], object]] = {
     "seconds to quantize": _quantized_at,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
 from qbench.comparison.comparable import differences, shared_items, tasks_lacking
-from qbench.comparison.costs import Cost, costs, elsewhere
+from qbench.comparison.costs import Cost, costs, elsewhere, measured_once
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
@@ -18,7 +18,14 @@ from qbench.comparison.samples import Items
 from qbench.records import Record
 from qbench.stats.difference import Difference
 from qbench.stats.flips import Flips
-from qbench.stats.power import detectable, draws_to_pass, items_to_pass
+from qbench.stats.power import (
+    MOST,
+    both_to_pass,
+    clusters_to_pass,
+    detectable,
+    draws_to_pass,
+    items_to_pass,
+)
 from qbench.stats.replicates import MeanSquares
 from qbench.stats.sequential import ALPHA, ONE_LOOK, Look
 from qbench.stats.verdict import Word, judge
@@ -200,7 +207,7 @@ def _measure(
     if reasons:
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
-    notes += elsewhere(draws)
+    notes += elsewhere(draws) + measured_once(draws)
     return replace(cell, costs=costs(draws), notes=tuple(notes)), measures
 
 
@@ -276,13 +283,32 @@ def _needed(entry: _Measured) -> str:
     if not math.isfinite(harm.stderr):
         return "items of at least two clusters"
     if entry.spread is not None:
-        draws = draws_to_pass(entry.spread, margin)
-        if draws is not None and draws > harm.draws:
-            return f"{draws} draws, for {harm.draws}"
-    stderr = harm.stderr
-    if stderr == 0:
+        return _needed_of_draws(entry, entry.spread)
+    if harm.stderr == 0:
         return "more items"
-    items = items_to_pass(stderr, harm.items, margin)
-    if items <= harm.items:
+    items = items_to_pass(harm.stderr, harm.items, margin, harm.degrees)
+    return _more_items(items, harm.items)
+
+
+def _needed_of_draws(entry: _Measured, squares: MeanSquares) -> str:
+    """Of several draws: more of them, more items, or both where neither alone would do."""
+    harm, margin = entry.harm, entry.endpoint.margin
+    # Over draws the interval of answers reaches at least -ln(ALPHA) / items (`crossed_share`).
+    least = math.ceil(-math.log(ALPHA) / margin) if entry.endpoint.counts_answers else 0
+    draws = draws_to_pass(squares, margin)
+    if draws is not None and draws > harm.draws and harm.items >= least:
+        return f"{draws} draws, for {harm.draws}"
+    clusters = clusters_to_pass(squares, margin, harm.draws)
+    both = both_to_pass(squares, margin) if clusters is None else (harm.draws, clusters)
+    if both is None:
+        return f"more than {MOST:,} draws or {MOST:,} times the items"
+    items = max(least, math.ceil(harm.items * both[1] / squares.clusters))
+    if both[0] == harm.draws:
+        return _more_items(items, harm.items)
+    return f"{both[0]} draws of {items:,} items, for {harm.draws} of {harm.items:,}"
+
+
+def _more_items(items: int, there: int) -> str:
+    if items <= there:
         return "more items: it lies at the margin"
-    return f"{items:,} items, for {harm.items:,}"
+    return f"{items:,} items, for {there:,}"

@@ -24,6 +24,7 @@ from qbench.models.source import ModelSource
 from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
+from qbench.stats import clustered
 from qbench.tasks import judging
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
@@ -111,7 +112,8 @@ def quantization_hash() -> str:
 def evaluation_hash(tasks: Mapping[str, Task]) -> str:
     """12 hex digits for the code that judges: lm-eval's version, ours, and what tasks declare."""
     digest = hashlib.sha256(version("lm_eval").encode())
-    for path in (*sorted(Path(judging.__file__).parent.glob("*.py")), Path(windows.__file__)):
+    others = (Path(windows.__file__), Path(clustered.__file__))
+    for path in (*sorted(Path(judging.__file__).parent.glob("*.py")), *others):
         digest.update(path.read_bytes())
     for name in sorted(tasks):
         digest.update(repr(tasks[name]).encode())

@@ -8,19 +8,22 @@ the errors are those of clusters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
+from qbench.stats.clustered import (
+    LEVEL,
+    Floats,
+    Labels,
+    cluster_sums,
+    clustered_variance,
+    quantile,
+)
 from qbench.stats.shares import Flipped, score_bounds, score_statistic
 
-Floats = NDArray[np.float64]
-Labels = Sequence[object]
-LEVEL = 0.95
 LEAST_EFFECT = 0.5  # of clusters: less is chance, where few answers changed
 
 
@@ -87,7 +90,7 @@ def mean_interval(
     """The mean of values (float64, (items,)) over clusters, as `mean_difference`."""
     items = _finite(values)
     sums, sizes = cluster_sums(items - items.mean(), clusters)
-    variance, degrees = _clustered_variance(sums, sizes)
+    variance, degrees = clustered_variance(sums, sizes)
     return student(
         float(items.mean()), math.sqrt(variance), degrees, len(items), len(sizes), level=level
     )
@@ -134,7 +137,7 @@ def share_difference(
     n = len(changes)
     gained, lost = float((changes > 0).sum()), float((changes < 0).sum())
     sums, sizes = cluster_sums(changes - changes.mean(), clusters)
-    variance, degrees = _clustered_variance(sums, sizes)
+    variance, degrees = clustered_variance(sums, sizes)
     effect = 1.0
     if len(sizes) == n:
         degrees = math.inf
@@ -175,45 +178,6 @@ def student(
         draws,
         level,
     )
-
-
-@lru_cache(maxsize=4096)  # cells of one task ask for the same
-def quantile(level: float, degrees: float) -> float:
-    """Of Student's distribution: how many standard errors an interval of this level reaches."""
-    return float(special.stdtrit(degrees, 0.5 + level / 2))
-
-
-def cluster_sums(values: Floats, clusters: Labels | None) -> tuple[Floats, Floats]:
-    """(sums, sizes), each (clusters,), of values (items,); each item is one without labels."""
-    if clusters is None:
-        return values, np.ones_like(values)
-    if len(clusters) != len(values):
-        raise ValueError(f"{len(clusters)} labels of clusters for {len(values)} items")
-    index = cluster_index(clusters)
-    return np.bincount(index, values).astype(np.float64), np.bincount(index).astype(np.float64)
-
-
-def cluster_index(clusters: Labels) -> NDArray[np.int64]:
-    """(items,) int64: the number of each item's cluster, in the order in which they appear."""
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(label, len(numbers)) for label in clusters], np.int64)
-
-
-def _clustered_variance(sums: Floats, sizes: Floats) -> tuple[float, float]:
-    """Variance of the mean and its degrees of freedom; infinite and 0 for a single cluster.
-
-    sums: of the items' distances from the mean, by cluster. The leverage of a cluster is its share
-    h of the items; CR2 divides the square of its sum by 1 - h.
-    """
-    n = sizes.sum()
-    if len(sizes) < 2:
-        return math.inf, 0.0
-    weights = 1 / (1 - sizes / n)
-    variance = float((weights * sums**2).sum() / n**2)
-    # Of the quadratic form, were all items independent and alike: (trace)^2 / trace of the square.
-    off = weights * sizes**2 / n
-    degrees = n**2 / ((sizes**2).sum() + off.sum() ** 2 - (off**2).sum())
-    return variance, float(degrees)
 
 
 def _paired(base: ArrayLike, candidate: ArrayLike) -> Floats:

@@ -14,16 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from qbench.stats.difference import (
-    LEVEL,
-    Difference,
-    Labels,
-    cluster_sums,
-    mean_interval,
-    quantile,
-    share_difference,
-    student,
-)
+from qbench.stats.clustered import LEVEL, Labels, cluster_sums, clustered_variance, quantile
+from qbench.stats.difference import Difference, mean_interval, share_difference, student
 
 
 @dataclass(frozen=True)
@@ -31,6 +23,7 @@ class MeanSquares:
     """Of a table of draws x clusters: what each of the two, and both together, spread.
 
     draw, cluster, cell: mean squares, in the unit of the items squared. draws, clusters: how many.
+    cluster_degrees: of freedom, of the clusters' mean square; clusters - 1 where all are of a size.
     """
 
     draw: float
@@ -38,6 +31,7 @@ class MeanSquares:
     cell: float
     draws: int
     clusters: int
+    cluster_degrees: float
 
     @property
     def variance(self) -> float:
@@ -52,7 +46,7 @@ class MeanSquares:
         Where draws differ by more than chance (F test), they are those of the draws: his, from few
         draws, are too many where the draws happen to agree (93 % for 95 % covered at 4 draws).
         """
-        of_draws, of_clusters = self.draws - 1, self.clusters - 1
+        of_draws, of_clusters = self.draws - 1, self.cluster_degrees
         if self.cell == 0 and self.draw > 0:
             return float(of_draws)
         chance = special.fdtrc(of_draws, of_draws * of_clusters, self.draw / (self.cell or 1.0))
@@ -74,7 +68,7 @@ class MeanSquares:
 
         Far out in the tails, as at an early look, those of Satterthwaite are too many.
         """
-        return float(min(self.draws, self.clusters) - 1)
+        return float(min(self.draws - 1, self.cluster_degrees))
 
 
 def crossed_mean(
@@ -112,25 +106,29 @@ def crossed_mean(
 def mean_squares(values: ArrayLike, clusters: Labels | None = None) -> MeanSquares | None:
     """Mean squares of values (float64, (draws, items)); None of a single draw or cluster.
 
-    A cluster enters by the sum of its items' distances from the grand mean, in units of the mean
-    size of a cluster, so that the mean over clusters is the mean over items.
+    A cluster enters by the sum of its items' distances from their draw's mean, with the leverage
+    and the degrees of freedom that it has in one draw (`clustered_variance`): those of clusters are
+    of the mean over draws, those of cells of each draw's distances from it. Where all clusters are
+    of a size, these are the mean squares of the two-way table of the clusters' means.
     """
     table = np.asarray(values, np.float64)
-    draws, items = table.shape
-    sums = np.stack([cluster_sums(row, clusters)[0] for row in table - table.mean()])
-    groups = sums.shape[1]
+    draws = len(table)
+    means = table.mean(axis=1)
+    sizes = cluster_sums(table[0], clusters)[1]
+    groups = len(sizes)
     if draws < 2 or groups < 2:
         return None
-    cells = sums * groups / items
-    of_draws = cells.mean(axis=1, keepdims=True)
-    of_clusters = cells.mean(axis=0, keepdims=True)
-    rest = cells - of_draws - of_clusters + cells.mean()
+    sums = np.stack([cluster_sums(row, clusters)[0] for row in table - means[:, None]])
+    of_clusters = sums.mean(axis=0)
+    cluster, degrees = clustered_variance(of_clusters, sizes)
+    cells = [clustered_variance(row - of_clusters, sizes)[0] for row in sums]
     return MeanSquares(
-        draw=float(groups * (of_draws**2).sum() / (draws - 1)),
-        cluster=float(draws * (of_clusters**2).sum() / (groups - 1)),
-        cell=float((rest**2).sum() / ((draws - 1) * (groups - 1))),
+        draw=groups * float(means.var(ddof=1)),
+        cluster=groups * draws * cluster,
+        cell=groups * sum(cells) / (draws - 1),
         draws=draws,
         clusters=groups,
+        cluster_degrees=degrees,
     )
 
 

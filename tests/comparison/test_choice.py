@@ -72,7 +72,8 @@ def test_fresh_draws_of_both_are_compared_where_there_are_several(tmp_path: Path
     (shared,) = compare(base, base, tasks=("wikitext",)).cells
     assert shared.findings[0].harm.stderr == 0 and shared.notes == ()
     fixed = side(tmp_path / "fixed", cell("rtn"))
-    assert compare(fixed, fresh, tasks=("wikitext",)).cells[0].notes == ()
+    notes = compare(fixed, fresh, tasks=("wikitext",)).cells[0].notes
+    assert not [note for note in notes if "seed" in note]
 
 
 def test_answers_that_changed_are_those_of_all_draws(tmp_path: Path) -> None:
@@ -204,3 +205,18 @@ def test_costs_of_several_draws_have_an_interval(tmp_path: Path) -> None:
     lines = cost_lines(entry)
     assert lines[0] == "bits per weight 3.25 -> 3.25 (\u00d71.00)"
     assert "seconds to quantize 3 -> 3.367 (\u00d71.10 [0.87, 1.38])" in lines
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_measurement_in_all_draws_has_no_interval(tmp_path: Path, turned: bool) -> None:
+    """Of round-to-nearest there is one cell: the noise of its time is that of all ratios."""
+    base = side(tmp_path / "base", cell("rtn", quantize_seconds=2.0))
+    others = [cell(seed=k, quantize_seconds=2.0 + k) for k in range(3)]
+    candidate = side(tmp_path / "mine", *others)
+    sides = (candidate, base) if turned else (base, candidate)
+    (entry,) = compare(*sides, tasks=("wikitext",)).cells
+    ratio = math.exp(np.log([1.0, 1.5, 2.0]).mean())
+    expected = 1 / ratio if turned else ratio
+    assert entry.costs["seconds to quantize"].ratio == pytest.approx((expected,) * 3)
+    (note,) = [text for text in entry.notes if "measured once" in text]
+    assert note.startswith("seconds to quantize") and "bits" not in note

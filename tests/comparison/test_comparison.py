@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from paired_items import ITEMS
 from qbench.commands.questions import questions
 from qbench.comparison.changed_answers import answer
 from qbench.comparison.comparable import differences
-from qbench.comparison.endpoints import MARGINS, read_margins
+from qbench.comparison.endpoints import MARGINS, Endpoint, read_margins
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
-from qbench.comparison.verdicts import Looked, compare
+from qbench.comparison.verdicts import Looked, _Measured, _needed, compare
 from qbench.comparison.written import as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
@@ -152,6 +153,26 @@ def test_draws_are_shared_and_their_spread_is_in_the_interval(tmp_path: Path) ->
     assert finding.harm.value == pytest.approx(np.mean(others) - np.mean(levels))
     assert "draws, for 4" in finding.needed
     assert verdict.cells[0].notes == ()
+
+
+def test_items_alone_are_not_asked_where_the_draws_spread_too_much() -> None:
+    """Effects of draws, of items, and of both, which are not by chance what they are on average."""
+    rows = np.array([[-1.0], [1.0], [-1.0], [1.0]])
+    columns = np.tile([-1.0, -1.0, 1.0, 1.0], 10)[None]
+    both = np.tile([-1.0, 1.0], 20)[None] * np.array([[-1.0], [-1.0], [1.0], [1.0]])
+    zeros = np.zeros((4, 40))
+
+    def asked(metric: str, table: np.ndarray) -> str:
+        endpoint = Endpoint(("task", metric, "none"), 0.02, higher_is_better=False)
+        harm, spread = endpoint.harm(zeros, table, None), endpoint.spread(zeros, table, None)
+        return _needed(_Measured(endpoint, 0.0, 0.0, harm, spread, None, ()))
+
+    wide = asked("perplexity", 0.025 * rows + 0.1 * columns + 0.05 * both)
+    assert re.fullmatch(r"\d+ draws of [\d,]+ items, for 4 of 40", wide)
+    narrow = asked("perplexity", 0.001 * rows + 0.1 * columns + 0.05 * both)
+    assert re.fullmatch(r"[\d,]+ items, for 40", narrow)
+    assert re.fullmatch(r"\d+ draws, for 4", asked("perplexity", 0.025 * rows + 0.001 * both))
+    assert asked("acc", zeros) == "150 items, for 40", "3 / n of all may have changed"
 
 
 def test_a_look_judges_at_its_share_of_the_errors(tmp_path: Path) -> None:

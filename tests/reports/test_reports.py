@@ -32,7 +32,7 @@ from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.noise import noise_lines
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
-from qbench.reports.points import Point, frontier
+from qbench.reports.points import Point, _ends, frontier
 from qbench.reports.registry import FOLDERS, write_reports, writers
 from qbench.reports.tables import grid, markdown, screen, wide_table
 from qbench.scheme import LayerRule
@@ -613,6 +613,15 @@ def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
     assert f"{slug}-mini-text-perplexity-against-measured-bits-per-weight.pdf" in there
     assert files_of(tmp_path) == set(paths)
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bar_of_a_score_alone_knows_how_few_its_clusters_are() -> None:
+    """Student's quantile of 3 degrees of freedom; a normal one where an older record lacks them."""
+    facts = {"task": "wikitext", "metric": "nll", "n": 40, "higher_is_better": False}
+    score = Score(value=3.0, stderr=0.1, degrees=3.0, **facts)
+    assert _ends(score, None, 1.0) == pytest.approx((3 - 0.31824, 3 + 0.31824), abs=1e-4)
+    older = Score(value=3.0, stderr=0.1, **facts)
+    assert _ends(older, None, 1.0) == pytest.approx((3 - 0.19600, 3 + 0.19600), abs=1e-4)
 
 
 def test_a_bar_is_the_interval_of_the_paired_difference(tmp_path: Path) -> None:

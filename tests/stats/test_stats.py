@@ -10,22 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from qbench.stats.clustered import cluster_sums, quantile
 from qbench.stats.difference import (
-    cluster_sums,
     log_ratio,
     mean_difference,
     mean_interval,
-    quantile,
     share_difference,
 )
 from qbench.stats.flips import Flips, count, kind_of
 from qbench.stats.power import (
+    both_to_pass,
+    clusters_to_pass,
     detectable,
     draws_to_pass,
     items_for_share,
     items_to_pass,
 )
-from qbench.stats.replicates import crossed_mean, crossed_share, mean_squares
+from qbench.stats.replicates import MeanSquares, crossed_mean, crossed_share, mean_squares
 from qbench.stats.sequential import ONE_LOOK, looks
 from qbench.stats.shares import Flipped, mcnemar, score_bounds, score_statistic, wilson
 from qbench.stats.verdict import holm, judge
@@ -242,6 +243,31 @@ def test_draws_that_agree_are_one_draw_and_those_that_differ_are_not() -> None:
     assert crossed_mean(row, labels) == one
 
 
+@pytest.mark.parametrize("labels", [[0] * 11 + [1, 1, 2, 2, 3], [k // 2 for k in range(20)]])
+def test_draws_that_agree_have_the_leverage_of_one(labels: list[int]) -> None:
+    """A long article counts as much for four draws of one model as for that model."""
+    row = normal(len(labels))
+    one = mean_interval(row, labels)
+    same = crossed_mean(np.stack([row] * 4), labels)
+    assert same.stderr == pytest.approx(one.stderr)
+    assert mean_squares(np.stack([row] * 4), labels).cluster_degrees == pytest.approx(one.degrees)
+    shifted = mean_squares(row + np.array([[-0.9], [-0.3], [0.3], [0.9]]), labels)
+    assert shifted.cell == pytest.approx(0), (
+        "that a draw is worse on all items is no noise of cells"
+    )
+
+
+def test_several_draws_cover_in_unequal_clusters() -> None:
+    generator = np.random.default_rng(8)
+    labels = [0] * 11 + [1, 1, 2, 2, 3]
+    held = 0
+    for _ in range(600):
+        articles = 0.5 * generator.standard_normal(4)[labels]
+        found = crossed_mean(articles + 0.7 * generator.standard_normal((4, 16)), labels)
+        held += found.low <= 0 <= found.high
+    assert held >= 0.93 * 600
+
+
 def test_answers_of_few_draws_end_within_their_range() -> None:
     base, candidate = np.zeros((2, 5)), np.array([[1.0] * 5, [0.0] * 5])
     both = crossed_share(base, candidate)
@@ -372,6 +398,37 @@ def test_more_items_and_draws_are_asked_until_the_margin_is_seen() -> None:
     assert draws_to_pass(squares, 1.0) == 4
     of_items = mean_squares(np.stack([normal(30)] * 4))
     assert draws_to_pass(of_items, 0.1) is None
+    few = items_to_pass(0.01, 100, 0.02, degrees=3)
+    for items, shown in ((few, True), (few - 1, False)):
+        found = detectable(0.01 * math.sqrt(100 / items), 3 * items / 100)
+        assert (found <= 0.02) == shown
+
+
+def expected_squares(draws: int, clusters: int, sd: tuple[float, float, float]) -> MeanSquares:
+    """Of effects of draws, clusters and cells with these standard deviations."""
+    draw, cluster, cell = (one * one for one in sd)
+    ends = (clusters * draw + cell, draws * cluster + cell, cell)
+    return MeanSquares(*ends, draws, clusters, clusters - 1.0)
+
+
+@pytest.mark.parametrize("sd", [(0.004, 0.1, 0.05), (0.015, 0.1, 0.05)])
+def test_what_is_asked_of_items_and_draws_is_enough(sd: tuple[float, float, float]) -> None:
+    """No number of items makes the spread of draws less: then more draws are asked with them."""
+    squares = expected_squares(4, 40, sd)
+    draws, clusters = 4, clusters_to_pass(squares, 0.02, 4)
+    if sd[0] > 0.01:
+        assert clusters is None and draws_to_pass(squares, 0.02) is None
+        draws, clusters = both_to_pass(squares, 0.02)
+        assert draws > 4 and clusters_to_pass(squares, 0.02, draws) == clusters
+    generator = np.random.default_rng(9)
+    shown = 0
+    for _ in range(150):
+        effects = [
+            one * generator.standard_normal(shape)
+            for one, shape in zip(sd, ((draws, 1), (1, clusters), (draws, clusters)), strict=True)
+        ]
+        shown += crossed_mean(sum(effects)).high < 0.02
+    assert shown >= 0.73 * 150  # 80 % less two Monte Carlo errors
 
 
 # ---- simulation; benchmarks/coverage.py has all cases

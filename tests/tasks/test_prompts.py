@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
 
+from qbench.stats.difference import mean_interval
 from qbench.tasks import lm
 from qbench.tasks.contract import Context
 from qbench.tasks.harness import stock_parts
-from qbench.tasks.judging import LOOP, loops
+from qbench.tasks.judging import LOOP, _weigh_subjects, loops
 from qbench.tasks.mini_source import MiniSource
 from qbench.tasks.registry import get_task
 
@@ -127,8 +129,6 @@ def test_a_repetition_at_the_end_is_seen(tokens, expected):
 
 def test_the_mean_over_subjects_is_that_of_their_means(tiny, tokenizer):
     """Subjects of different sizes: one and the same number of items would show nothing."""
-    from qbench.tasks.judging import _weigh_subjects
-
     rows = [
         {"subject": "a", "acc": 1.0},
         {"subject": "a", "acc": 0.0},
@@ -141,3 +141,24 @@ def test_the_mean_over_subjects_is_that_of_their_means(tiny, tokenizer):
     assert values["acc_macro"] == pytest.approx(values["acc"]), "one item of each"
     assert len(outcome.facts["subjects"]) == 57
     assert all(s.metric != "acc_macro" for s in outcome.scores if s.task != "mini-mmlu")
+
+
+def test_unlike_sizes_of_subjects_are_no_error_of_the_mean_over_them():
+    """Forty subjects of 5 to 200 items, of which a candidate loses five points in each, or so."""
+    generator = np.random.default_rng(0)
+    sizes = np.concatenate([np.full(30, 5), np.full(10, 200)])
+    subjects = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    shares = generator.normal(0.6, 0.1, len(sizes))
+    rows, means = [], []
+    for accuracies in (shares, shares - generator.normal(0.05, 0.01, len(sizes))):
+        rows.append([{"subject": k, "acc": float(accuracies[k])} for k in subjects])
+        means.append(accuracies)
+        _weigh_subjects(rows[-1])
+    found = [np.array([row["acc_macro"] for row in side]) for side in rows]
+    own = mean_interval(found[0], subjects)
+    assert own.value == pytest.approx(means[0].mean())
+    assert own.stderr == pytest.approx(means[0].std(ddof=1) / math.sqrt(len(sizes)), rel=0.1)
+    change, per_subject = mean_interval(found[1] - found[0], subjects), means[1] - means[0]
+    assert change.value == pytest.approx(per_subject.mean())
+    expected = per_subject.std(ddof=1) / math.sqrt(len(sizes))
+    assert change.stderr == pytest.approx(expected, rel=0.1)

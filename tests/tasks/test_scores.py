@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from qbench.tasks.scores import mean_score, standard_error, wilson
+from qbench.stats.difference import mean_interval
+from qbench.tasks.scores import mean_score, wilson
+
+
+def standard_error(values, clusters=None):
+    return mean_score("t", "m", values, higher=False, clusters=clusters).stderr
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 2), (0, 57), (3, 40), (20, 40), (57, 57), (1, 1)])
@@ -48,12 +53,46 @@ def test_an_item_that_is_told_k_times_is_one_item():
     assert standard_error(repeated) < 0.6 * standard_error(values.tolist())
     right = np.repeat(values > 0, 4).astype(float).tolist()
     share = mean_score("t", "acc", right, higher=True, clusters=clusters, chance=0.25)
-    assert (share.low, share.high) == pytest.approx(wilson(share.value, 30))
+    # Korn and Graubard: fewer independent answers by (z / t)^2, of 29 degrees of freedom.
+    worth = 30 * (1.959964 / 2.045230) ** 2
+    assert (share.low, share.high) == pytest.approx(wilson(share.value, worth))
+    assert share.degrees == pytest.approx(29)
 
 
 def test_one_cluster_says_nothing_about_its_error():
     assert standard_error([1.0, 2.0, 3.0], ["a"] * 3) is None
     assert standard_error([1.0]) is None
+    right = [1.0] * 90 + [0.0] * 10
+    share = mean_score("t", "acc", right, higher=True, clusters=["a"] * 100, chance=0.25)
+    assert (share.low, share.high, share.stderr, share.degrees) == (0.0, 1.0, None, None)
+    assert share.suspicion is not None and share.suspicion.startswith("of a single cluster: ")
+    alone = mean_score("t", "acc", [1.0], higher=True, clusters=["a"], chance=0.25)
+    assert (alone.low, alone.high) == pytest.approx(wilson(1.0, 1))
+
+
+def test_a_score_alone_has_the_error_of_a_difference():
+    """CR2 and the degrees of freedom of Bell and McCaffrey, where an article is a long one."""
+    values = np.random.default_rng(2).normal(size=16).tolist()
+    clusters = [0] * 11 + [1, 1, 2, 2, 3]
+    score = mean_score("t", "nll", values, higher=False, clusters=clusters)
+    expected = mean_interval(values, clusters)
+    assert (score.stderr, score.degrees) == pytest.approx((expected.stderr, expected.degrees))
+    assert mean_score("t", "nll", values, higher=False).degrees == pytest.approx(15)
+
+
+@pytest.mark.parametrize("sizes", [(50, 50, 50), (120, 10, 10, 10, 5, 5)])
+def test_answers_of_few_unequal_clusters_are_covered_and_guessers_are_at_the_floor(sizes):
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    covered = above = 0
+    for _ in range(300):
+        right = rng.random(len(clusters)) < rng.beta(2, 6, len(sizes))[clusters]
+        score = mean_score(
+            "t", "acc", right.astype(float), higher=True, clusters=clusters.tolist(), chance=0.25
+        )
+        covered += score.low <= 0.25 <= score.high
+        above += score.suspicion is None
+    assert covered >= 0.93 * 300 and above <= 0.05 * 300
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
