@@ -16,9 +16,9 @@ from qbench.comparison.pairs import RELATIVE, Contrast, ScoreKey, protocol, scor
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered
+from qbench.stats.shares import wilson
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
-from qbench.tasks.scores import wilson
 
 # How a setting of a protocol is written; others as their name and value.
 SETTINGS: dict[str, Callable[[Any], str]] = {

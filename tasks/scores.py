@@ -11,8 +11,7 @@ import numpy as np
 from qbench.errors import MethodError
 from qbench.records import Score
 from qbench.stats.clustered import LEVEL, cluster_sums, clustered_variance, quantile
-
-Z_95 = 1.959964  # of the normal distribution, two-sided
+from qbench.stats.shares import Z_95, wilson
 
 
 def mean_score(
@@ -72,17 +71,6 @@ def _of_answers(score: Score, chance: float, clusters: int) -> Score:
             f"{100 * high:.3g} % at 95 %, is not above the {100 * chance:.3g} % of guessing"
         )
     return score.model_copy(update=changes)
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """The 95 % interval of a share of n answers; 0 to 1 of none.
-
-    Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
-    square = Z_95**2
-    middle = (share * n + square / 2) / (n + square)
-    spread = Z_95 / (n + square) * math.sqrt(share * (1 - share) * n + square / 4)
-    return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
 def _independent(score: Score, clusters: int) -> float:

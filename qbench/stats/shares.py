@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from scipy import special
 
+Z_95 = 1.959964  # of the normal distribution, two-sided
 EDGE = 1e-9  # from -1 and 1, where the score has no variance
 
 
@@ -78,13 +79,12 @@ def score_bounds(flipped: Flipped, reach: float) -> tuple[float, float]:
     return bound(-1 + EDGE, reach), bound(1 - EDGE, -reach)
 
 
-def wilson(right: float, items: float, reach: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share, which ends within 0 and 1 and is never a point.
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a share of n answers, never a point; 0 to 1 of none.
 
     Wilson 1927, Journal of the American Statistical Association 22, 209.
     """
-    share = right / items
-    weight = reach**2 / items
-    middle = (share + weight / 2) / (1 + weight)
-    half = reach / (1 + weight) * math.sqrt(share * (1 - share) / items + weight / (4 * items))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    square = Z_95**2
+    middle = (share * n + square / 2) / (n + square)
+    spread = Z_95 / (n + square) * math.sqrt(share * (1 - share) * n + square / 4)
+    return max(0.0, middle - spread), min(1.0, middle + spread)

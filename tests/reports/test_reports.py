@@ -37,7 +37,7 @@ from qbench.reports.registry import FOLDERS, write_reports, writers
 from qbench.reports.tables import grid, markdown, screen, wide_table
 from qbench.scheme import LayerRule
 from qbench.stats.difference import Difference
-from qbench.tasks.scores import wilson
+from qbench.stats.shares import wilson
 from synthetic_records import DAMAGE, REASON, TASKS, TIMED, failed, record, scores, stored
 
 EVERYTHING = 10  # six files, and the folders cells, methods and pictures

@@ -28,7 +28,7 @@ from qbench.stats.power import (
 )
 from qbench.stats.replicates import MeanSquares, crossed_mean, crossed_share, mean_squares
 from qbench.stats.sequential import ONE_LOOK, looks
-from qbench.stats.shares import Flipped, mcnemar, score_bounds, score_statistic, wilson
+from qbench.stats.shares import Flipped, mcnemar, score_bounds, score_statistic
 from qbench.stats.verdict import holm, judge
 
 REACH = float(stats.norm.ppf(0.975))
@@ -109,12 +109,6 @@ def test_no_changed_answer_is_no_proof_of_none() -> None:
     draws = np.zeros((4, 100))
     assert crossed_share(draws, draws).high == pytest.approx(-math.log(0.05) / 100)
     assert crossed_share(draws, draws, level=0.99).high == pytest.approx(-math.log(0.01) / 100)
-
-
-def test_wilson_is_scipys() -> None:
-    for right, items in ((0, 2), (7, 20), (50, 50)):
-        theirs = stats.binomtest(right, items).proportion_ci(method="wilson")
-        assert wilson(right, items) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
 
 def test_answers_in_clusters_have_wider_intervals() -> None:

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binomtest
 
 from qbench.stats.difference import mean_interval
-from qbench.tasks.scores import mean_score, wilson
+from qbench.stats.shares import wilson
+from qbench.tasks.scores import mean_score
 
 
 def standard_error(values, clusters=None):
