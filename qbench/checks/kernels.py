@@ -23,6 +23,7 @@ from qbench.checks.kernel_trial import (
     sample,
     scaled,
     storages,
+    views_of,
 )
 from qbench.checks.verdict import Broke, Verdict
 from qbench.contracts import WeightFormat
@@ -285,6 +286,9 @@ def check_other_weights(trial: Trial) -> None:
                 views = {part: tensor[index] for part, tensor in stacked.items()}
                 weight = from_tensors(kind, views, weights[0].spec())
                 trial.compare(x, weight, what=f"weight {index} of two in one storage")
+            for what, weight in views_of(weights[0]).items():
+                trial.compare(x, weights[0], what="a weight, before its views")
+                trial.compare(x, weight, what=what)
 
 
 def check_prepared(trial: Trial) -> None:

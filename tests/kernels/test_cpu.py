@@ -12,6 +12,7 @@ from torch import nn
 
 from places import ROOT
 from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.checks.kernel_trial import views_of
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
 from qbench.kernels import dispatch
@@ -190,6 +191,14 @@ def test_what_changes_is_packed_again():
     assert torch.equal(copy.deepcopy(layer).to(torch.float64)(x), first)
     with torch.inference_mode():
         assert torch.equal(layer(x), first)
+
+
+def test_views_of_a_weight_are_other_weights():
+    x = activations(2, 256)
+    for weight in (binary(40, 256, 3, 64), uniform(40, 256, 4, 64, "integer")):
+        for view in views_of(weight).values():
+            for each in (weight, view, weight):
+                assert far(dispatch.linear(x, each), exactly(x, each)) < 1e-6
 
 
 def test_a_layout_lives_as_long_as_its_weight():
