@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
@@ -43,6 +44,8 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
 
     The operator's way through torch takes as long as launching a kernel on a GPU.
     """
+    if forward_ad._current_level >= 0:
+        return _in_forward_mode(x, parts, bias, weight)
     if _watched(x, bias):
         return torch.ops.qbench.linear(x, parts, bias, weight)
     return _linear(x, parts, bias, weight)
@@ -116,6 +119,42 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weight = torch.ops.qbench.dequantize(parts, ctx.weight)
     bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_bias else None
     return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
+
+
+class _InForwardMode(torch.autograd.Function):
+    """The operator with a derivative in forward mode, too, which custom operators cannot have."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bias: Tensor | None, weight: str, *parts: Tensor) -> Tensor:
+        return torch.ops.qbench.linear(x, list(parts), bias, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, bias, ctx.weight, *parts = inputs
+        ctx.shape = output.shape
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(*parts)
+        ctx.save_for_forward(*parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, parts, bias, _ = _backward(ctx, grad)
+        return x, bias, None, *parts
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor | None:
+        """Tangents of x (..., in) and of the bias (out,), or None -> that of the product."""
+        parts = list(ctx.saved_tensors)
+        if x is None:
+            return None if bias is None else bias.expand(ctx.shape)
+        return multiply(x, parts, bias, ctx.weight)
+
+
+@torch.compiler.disable  # dynamo traces no function with a `jvp`
+def _in_forward_mode(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
+    return _InForwardMode.apply(x, bias, weight, *parts)
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qbench
@@ -158,3 +159,43 @@ def test_gradients_of_x_and_of_the_bias(weight, shape):
     y.backward(grad)
     torch.testing.assert_close(x.grad, grad @ weight.dequantize())
     torch.testing.assert_close(bias.grad, grad.reshape(-1, 40).sum(0))
+
+
+def _cubed(product):
+    """x -> a sum whose second derivatives are not zero."""
+    return lambda x: (product(x) ** 3).sum()
+
+
+def test_derivatives_in_forward_mode(weight):
+    x, along = torch.randn(2, 3, 64, dtype=torch.float64)
+    bias = torch.randn(40, dtype=torch.float64)
+    dense = weight.dequantize().double()
+    with forward_ad.dual_level():
+        y = dispatch.linear(forward_ad.make_dual(x, along), weight)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, along @ dense.T)
+        y = dispatch.linear(x, weight, forward_ad.make_dual(bias, 2 * bias))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, (2 * bias).expand(3, 40))
+        assert forward_ad.unpack_dual(dispatch.linear(x, weight)).tangent is None
+    both = [_cubed(lambda x: dispatch.linear(x, weight)), _cubed(lambda x: x @ dense.T)]
+
+    def twice(f):
+        return torch.func.jvp(lambda v: torch.func.jvp(f, (v,), (along,))[1], (x,), (along,))[1]
+
+    def of_gradient(f):
+        return torch.func.jvp(torch.func.grad(f), (x,), (along,))[1]
+
+    for derivative in (twice, of_gradient):
+        found, expected = map(derivative, both)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+def test_derivatives_in_forward_mode_of_a_compiled_function(weight):
+    x, along = torch.randn(3, 64), torch.randn(3, 64)
+
+    def derivative(x, along):
+        return torch.func.jvp(lambda v: dispatch.linear(v, weight), (x,), (along,))[1]
+
+    torch._dynamo.reset()
+    found = torch.compile(derivative, backend="eager")(x, along)
+    torch.testing.assert_close(found, along @ weight.dequantize().T)
