@@ -7,6 +7,7 @@ the operator's border as its parts and a description, since an operator takes te
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -89,7 +90,16 @@ def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) ->
         )
     kernel = choose(request_of(x, parts, description), named())
     record(kernel)
-    return kernel.run(x, parts, bias, description)
+    with _without_autocast(x):
+        return kernel.run(x, parts, bias, description)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A product is computed as the dtype of x says, whatever is made of dense ones around it."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _fake_linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
@@ -118,7 +128,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     parts = list(ctx.saved_tensors)
     weight = torch.ops.qbench.dequantize(parts, ctx.weight)
     bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_bias else None
-    return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
+    with _without_autocast(grad):
+        return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
 
 
 class _InForwardMode(torch.autograd.Function):

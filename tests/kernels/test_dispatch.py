@@ -14,6 +14,7 @@ from qbench.kernels import dispatch, registry
 from qbench.kernels.contract import Kernel, Request
 from qbench.kernels.cpu import library
 from qbench.kernels.registry import choose, register
+from qbench.kernels.samples import random_rotated
 
 REQUEST = Request("binary", 3, 32, (40, 64), "cpu", torch.float32, 1)
 
@@ -199,3 +200,18 @@ def test_derivatives_in_forward_mode_of_a_compiled_function(weight):
     torch._dynamo.reset()
     found = torch.compile(derivative, backend="eager")(x, along)
     torch.testing.assert_close(found, along @ weight.dequantize().T)
+
+
+@pytest.mark.parametrize("kernel", ["dequantized", None])
+def test_autocast_changes_no_product(weight, kernel):
+    x = torch.randn(200, 64, requires_grad=True)  # rows for which products are dense
+    rotated = random_rotated((40, 64), 3, 32)
+    for each in (weight, rotated):
+        with dispatch.using(kernel):
+            expected = dispatch.linear(x, each)
+            (gradient,) = torch.autograd.grad(expected.sum(), x)
+            with torch.autocast("cpu", torch.bfloat16):
+                y = dispatch.linear(x, each)
+                (found,) = torch.autograd.grad(y.sum(), x)
+        assert y.dtype == torch.float32 and torch.equal(y, expected)
+        assert torch.equal(found, gradient)
