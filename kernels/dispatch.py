@@ -74,7 +74,7 @@ def request(x: Tensor, weight: WeightFormat) -> Request:
 def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
     description = parse(weight)
     out, columns = description["shape"]
-    if x.shape[-1] != columns or not x.is_floating_point():
+    if x.shape[-1:] != (columns,) or not x.is_floating_point():
         raise ConfigError(
             f"x {tuple(x.shape)} {x.dtype} does not fit a weight of shape {(out, columns)}; "
             f"it must be floating and end in {columns}"

@@ -243,6 +243,8 @@ def test_what_does_not_fit():
         ConfigError, match=r"x \(2, 63\) torch.float32 does not fit a weight of shape \(40, 64\)"
     ):
         layer(torch.zeros(2, 63))
+    with pytest.raises(ConfigError, match=r"x \(\) torch.float32 does not fit"):
+        layer(torch.tensor(1.0))
     with pytest.raises(ConfigError, match=r"x \(2, 64\) torch.int64 does not fit"):
         layer(torch.zeros(2, 64, dtype=torch.int64))
     with pytest.raises(

@@ -96,7 +96,7 @@ def product(
     """
     planes = packed.planes
     out, columns = planes.shape
-    if x.shape[-1] != columns or x.dtype not in DTYPES:
+    if x.shape[-1:] != (columns,) or x.dtype not in DTYPES:
         raise ConfigError(
             f"x {tuple(x.shape)} {x.dtype} does not fit; "
             f"expected (..., {columns}) in float16 or bfloat16"
