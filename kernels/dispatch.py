@@ -53,9 +53,15 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
 
 
 def _watched(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a product is traced, differentiated, or otherwise more than its result."""
+    """Whether a product is traced, differentiated, or otherwise more than its result.
+
+    Or whether x or the bias is not what lies in its memory: the operator is given one that is.
+    """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return True
+    for each in (x,) if bias is None else (x, bias):
+        if each.is_neg() or each._is_zerotensor():
+            return True
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     return bool(

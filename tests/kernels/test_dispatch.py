@@ -215,3 +215,12 @@ def test_autocast_changes_no_product(weight, kernel):
                 (found,) = torch.autograd.grad(y.sum(), x)
         assert y.dtype == torch.float32 and torch.equal(y, expected)
         assert torch.equal(found, gradient)
+
+
+def test_views_that_are_not_what_lies_in_memory(weight):
+    x, bias = torch.randn(3, 64), torch.randn(40)
+    negative, zeros = torch._neg_view(x), torch._efficientzerotensor((3, 64))
+    assert torch.equal(dispatch.linear(negative, weight), dispatch.linear(-x, weight))
+    assert not dispatch.linear(zeros, weight).any()
+    found = dispatch.linear(x, weight, torch._neg_view(bias))
+    assert torch.equal(found, dispatch.linear(x, weight, -bias))
