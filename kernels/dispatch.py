@@ -132,9 +132,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """grad (..., out) -> gradients of x (..., in) and of the bias (out,); weights are constant."""
     parts = list(ctx.saved_tensors)
-    weight = torch.ops.qbench.dequantize(parts, ctx.weight)
     bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_bias else None
     with _without_autocast(grad):
+        weight = torch.ops.qbench.dequantize(parts, ctx.weight)
         return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
 
 
