@@ -247,7 +247,7 @@ TARGET static void tables(const float *x, int64_t length, int64_t group, int par
             for (int64_t k = from; k < to; k += 16)
                 magnitude = _mm512_add_ps(magnitude, _mm512_abs_ps(_mm512_loadu_ps(x + k)));
             out->steps[number] = bcq_step(_mm512_reduce_add_ps(magnitude), parts);
-            __m512 per_step = _mm512_set1_ps(bcq_per_step(out->steps[number]));
+            __m512 per_step = _mm512_set1_ps(1.0f / out->steps[number]);
             for (int64_t k = from; k < to; k += 16)
                 fill(x + k, per_step, parts, out->entries[k / 16]);
         }

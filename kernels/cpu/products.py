@@ -5,9 +5,11 @@ exact (`cpu-binary`) and fast (`cpu-binary-fast`) are the same sums of integers,
 have the derivation. With L_g = sum |x| over a group and alpha_gi its scales (of a uniform weight
 scale * 2^(bits-2-i)), the error of a product is at most ERROR * sum_g L_g sum_i |alpha_gi|, beside
 the float32 rounding of the last sum over groups. Measured on random weights, the relative error is
-2e-7 and 4e-4. An x that is not finite makes its whole row NaN. Many rows
-take the weight dequantized to their dtype, some rows of it at a time: what the dense layer
-computes; where bfloat16 is emulated, in float32, rounded at the end.
+2e-7 and 4e-4. From about 1e-33 down, x has fewer digits, as float32 has from 1e-38. An x that is
+not finite makes its whole row NaN, and so does one of which the magnitudes of 128 inputs add up to
+more than float32 holds, 3.4e38. Many rows take the weight dequantized to their dtype, some rows of
+it at a time: what the dense layer computes; where bfloat16 is emulated, in float32, rounded at the
+end.
 
 The kernels are a shared library with a plain C interface, so one build serves every version of
 torch. torch is imported first, and so is its OpenMP runtime, which the library then shares.

@@ -35,7 +35,7 @@ from qbench.kernels.samples import random_binary, random_lattice, random_rotated
 GROUPS = (32, 64, 128, IN)  # the last is one group per output channel
 BATCHES = (0, 1, 2, 5, 17, 64, 130)
 SHAPES = ((1, 32), (5, 64), (33, 192), (70, 384), (31, 544), (129, 96))  # (out, in)
-FACTORS = (1e-20, 1e20)  # of x
+FACTORS = (1e-28, 1e20)  # of x
 HALF_FACTORS = (2.0**-8, 2.0**8)  # of x in float16, which has no larger range
 SCALES = (2.0**-6, 2.0**6)  # factors of a weight
 

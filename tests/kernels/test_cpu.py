@@ -163,14 +163,16 @@ def test_numbers_at_the_ends_of_their_range(mode, isa):
     weight = binary(33, 256, 3, 128)
     packed = cpu.Derived(weight, isa)
     assert not packed.product(torch.zeros(1, 256), None, mode).any()
-    for scale in (1e-20, 1e30):
+    for scale in (1e-32, 1e-20, 1e30):
         x = activations(1, 256) * scale
         assert far(packed.product(x, None, mode), exactly(x, weight)) < (
             1e-6 if mode == cpu.EXACT else 1e-2
         )
-    for value in (float("inf"), float("nan")):
+    x = activations(1, 256) * 1e-37  # less digits, and not none
+    assert far(packed.product(x, None, mode), exactly(x, weight)) < 1e-2
+    for value in (float("inf"), float("nan"), 3e38):
         x = activations(2, 256)
-        x[0, 200] = value
+        x[0, 200:202] = value
         y = packed.product(x, None, mode)
         assert y[0].isnan().all() and y[1].isfinite().all()
 
