@@ -112,9 +112,10 @@ def test_dequantized_tiles_are_the_weight(kind, bits, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: cpu.ISAS[isa])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("mode", [cpu.EXACT, cpu.FAST])
-def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, isa):
-    packed, x = cpu.Derived(binary(200, 384, 3, 128), isa), activations(11, 384)
+def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, bits, isa):
+    packed, x = cpu.Derived(binary(200, 384, bits, 128), isa), activations(11, 384)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
