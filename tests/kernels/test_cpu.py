@@ -18,6 +18,7 @@ from qbench.formats import Binary, Uniform
 from qbench.kernels import dispatch
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.cpu.library import best_isa
+from qbench.kernels.layouts import forget
 from samples import binary_weight as binary
 from samples import normal
 from samples import uniform_weight as uniform
@@ -202,6 +203,15 @@ def test_views_of_a_weight_are_other_weights():
         for view in views_of(weight).values():
             for each in (weight, view, weight):
                 assert far(dispatch.linear(x, each), exactly(x, each)) < 1e-6
+
+
+def test_a_write_behind_torch_is_read_after_forget():
+    weight, x = binary(40, 64, 3, 32), activations(2, 64)
+    dispatch.linear(x, weight)
+    weight.alpha.data.mul_(2)
+    weight.planes.numpy()[:, 0] = 0
+    forget(weight)
+    assert far(dispatch.linear(x, weight), exactly(x, weight)) < 1e-6
 
 
 def test_a_layout_lives_as_long_as_its_weight():
