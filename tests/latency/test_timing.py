@@ -20,10 +20,11 @@ from qbench.kernels.cpu import products as cpu
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.samples import random_binary
 from qbench.latency import cpu as probes
+from qbench.latency import request as asking
 from qbench.latency import timing
 from qbench.latency.candidates import kernel_candidate
 from qbench.latency.peers import peers
-from qbench.latency.request import shapes_of
+from qbench.latency.request import check_request, shapes_of
 from qbench.latency.timing import Candidate, Row, Shape, collect
 from qbench.reports.roofline import roofline
 
@@ -230,6 +231,18 @@ def test_what_is_missing_at_a_shape_and_what_is_faster_than_memory(command, monk
     assert "not here  somewhere at 64x160, batch 1: no such groups" in lines
     cautions = [line for line in lines if line.startswith("caution  64x128, batch 1: dense fp32 ")]
     assert len(cautions) == 1 and "dense bf16" not in cautions[0]
+
+
+@needs_library
+def test_the_copies_that_are_read_cold_need_room(monkeypatch):
+    monkeypatch.setattr(timing, "cache_bytes", lambda: 32 << 20)
+    monkeypatch.setattr(asking, "_room", lambda place: 640 << 20)
+    shape = [Shape(512, 1024)]
+    # Beside the two dense products, two kernels in two dtypes: each with 64 MiB of copies.
+    check_request(asking.Request(shape, [4], ["binary"], 128), "cpu")
+    with pytest.raises(ConfigError, match=r"512x1024, batch 1: its products take at least 0.7 GB"):
+        check_request(asking.Request(shape, [3, 4], ["binary"], 128), "cpu")
+    check_request(asking.Request(shape, [3, 4], ["binary"], 128, ["cpu-binary"]), "cpu")
 
 
 def test_torch_int4_tells_its_groups():
