@@ -78,9 +78,10 @@ class Kernel:
         a package that is installed changes no product by its presence alone.
     priority: of the automatic kernels that serve a request, the one with the highest is taken, and
         of equals the first by name. This holds for kernels of every origin.
-    error: bound of |y - y64| / |y64| in norm over all of y, with normally distributed x in float32;
-        y64 is the product in float64. roundings: how many machine epsilons of the dtype of x
-        (`torch.finfo(dtype).eps`) come on top; one, where weight and result are rounded once each.
+    error: bound of |y - y64| / |y64| in norm over all of y, with normally distributed x in float32
+        and a weight in which no input outweighs the others; y64 is the product in float64.
+        roundings: how many machine epsilons of the dtype of x (`torch.finfo(dtype).eps`) come on
+        top; one, where weight and result are rounded once each.
     available: the reason why it cannot be used in this process at all, or None. refuses: the
         reason why it does not serve a request that it declares to serve, or None.
     describe: what it is on this machine, for `qbench list kernels`.

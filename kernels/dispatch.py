@@ -7,11 +7,13 @@ the operator's border as its parts and a description, since an operator takes te
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
@@ -43,15 +45,23 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
 
     The operator's way through torch takes as long as launching a kernel on a GPU.
     """
+    if forward_ad._current_level >= 0:
+        return _in_forward_mode(x, parts, bias, weight)
     if _watched(x, bias):
         return torch.ops.qbench.linear(x, parts, bias, weight)
     return _linear(x, parts, bias, weight)
 
 
 def _watched(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a product is traced, differentiated, or otherwise more than its result."""
+    """Whether a product is traced, differentiated, or otherwise more than its result.
+
+    Or whether x or the bias is not what lies in its memory: the operator is given one that is.
+    """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return True
+    for each in (x,) if bias is None else (x, bias):
+        if each.is_neg() or each._is_zerotensor():
+            return True
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     return bool(
@@ -70,7 +80,7 @@ def request(x: Tensor, weight: WeightFormat) -> Request:
 def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
     description = parse(weight)
     out, columns = description["shape"]
-    if x.shape[-1] != columns or not x.is_floating_point():
+    if x.shape[-1:] != (columns,) or not x.is_floating_point():
         raise ConfigError(
             f"x {tuple(x.shape)} {x.dtype} does not fit a weight of shape {(out, columns)}; "
             f"it must be floating and end in {columns}"
@@ -86,7 +96,16 @@ def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) ->
         )
     kernel = choose(request_of(x, parts, description), named())
     record(kernel)
-    return kernel.run(x, parts, bias, description)
+    with _without_autocast(x):
+        return kernel.run(x, parts, bias, description)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A product is computed as the dtype of x says, whatever is made of dense ones around it."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _fake_linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
@@ -113,9 +132,46 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """grad (..., out) -> gradients of x (..., in) and of the bias (out,); weights are constant."""
     parts = list(ctx.saved_tensors)
-    weight = torch.ops.qbench.dequantize(parts, ctx.weight)
     bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.has_bias else None
-    return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
+    with _without_autocast(grad):
+        weight = torch.ops.qbench.dequantize(parts, ctx.weight)
+        return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
+
+
+class _InForwardMode(torch.autograd.Function):
+    """The operator with a derivative in forward mode, too, which custom operators cannot have."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bias: Tensor | None, weight: str, *parts: Tensor) -> Tensor:
+        return torch.ops.qbench.linear(x, list(parts), bias, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, bias, ctx.weight, *parts = inputs
+        ctx.shape = output.shape
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(*parts)
+        ctx.save_for_forward(*parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, parts, bias, _ = _backward(ctx, grad)
+        return x, bias, None, *parts
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor | None:
+        """Tangents of x (..., in) and of the bias (out,), or None -> that of the product."""
+        parts = list(ctx.saved_tensors)
+        if x is None:
+            return None if bias is None else bias.expand(ctx.shape)
+        return multiply(x, parts, bias, ctx.weight)
+
+
+@torch.compiler.disable  # dynamo traces no function with a `jvp`
+def _in_forward_mode(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
+    return _InForwardMode.apply(x, bias, weight, *parts)
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")

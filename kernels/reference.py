@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
     ConfigError where the shapes do not fit.
     """
     out, columns = weight.shape
-    if x.shape[-1] != columns or (bias is not None and bias.shape != (out,)):
+    if x.shape[-1:] != (columns,) or (bias is not None and bias.shape != (out,)):
         size = None if bias is None else tuple(bias.shape)
         shapes = f"x {tuple(x.shape)}, weight {(out, columns)}, bias {size}"
         raise ConfigError(

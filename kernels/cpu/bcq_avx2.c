@@ -226,10 +226,10 @@ LOOP void fill_tables(const float *x, int64_t length, int64_t group, bcq_tables 
         out->sums[start / group] = sum_of_lanes(sum);
         for (int64_t from = start, to; from < start + group; from = to, segment++) {
             to = from + SEGMENT < start + group ? from + SEGMENT : start + group;
-            float step = largest_of(x + from, to - from) / (float)((1 << (DIGIT * digits - 1)) - 8);
+            float step = bcq_least_step(largest_of(x + from, to - from) / (float)((1 << (DIGIT * digits - 1)) - 8));
             out->steps[segment] = step;
             for (int64_t k = from; k < to; k += 4)
-                fill(x + k, _mm256_set1_ps(bcq_per_step(step)), tables_at(out, k, digits), digits);
+                fill(x + k, _mm256_set1_ps(1.0f / step), tables_at(out, k, digits), digits);
         }
     }
 }

@@ -151,8 +151,9 @@ KERNELS(4, 2)
 static const kernel kernels[2][3][6] = {{NAMES(1, 1), NAMES(2, 1), NAMES(4, 1)},
                                         {NAMES(1, 2), NAMES(2, 2), NAMES(4, 2)}};
 
-/* As many at once as their sums fit the registers. */
-INLINE int planes_at_once(int rest, int most) { return rest <= most ? rest : rest < 2 * most ? (rest + 1) / 2 : most; }
+/* As many at once as their sums fit the registers with one or two tables. With four, three would be enough of them,
+ * but that is no faster, and the bits of a row would depend on the batch: what is added at once is rounded once. */
+INLINE int planes_at_once(int rest) { return rest <= 4 ? rest : rest < 8 ? (rest + 1) / 2 : 4; }
 
 /* All planes of a strip's segment for 1, 2 or 4 tables, as `log` says. */
 LOOP void add_planes(segment s, const bcq_tables *tables, int log, int parts, float *sums) {
@@ -164,7 +165,7 @@ LOOP void add_planes(segment s, const bcq_tables *tables, int log, int parts, fl
     }
     for (int block = 0; block < together; block++) {
         for (int i = 0, planes; i < bits; i += planes) {
-            planes = planes_at_once(bits - i, log == 2 ? 3 : 4);
+            planes = planes_at_once(bits - i);
             chosen[planes - 1](&s, tables, i, sums);
         }
         s.words += bits * BCQ_ROWS, s.scales += s.scales_next, sums += s.sums_next;
@@ -247,7 +248,7 @@ TARGET static void tables(const float *x, int64_t length, int64_t group, int par
             for (int64_t k = from; k < to; k += 16)
                 magnitude = _mm512_add_ps(magnitude, _mm512_abs_ps(_mm512_loadu_ps(x + k)));
             out->steps[number] = bcq_step(_mm512_reduce_add_ps(magnitude), parts);
-            __m512 per_step = _mm512_set1_ps(bcq_per_step(out->steps[number]));
+            __m512 per_step = _mm512_set1_ps(1.0f / out->steps[number]);
             for (int64_t k = from; k < to; k += 16)
                 fill(x + k, per_step, parts, out->entries[k / 16]);
         }

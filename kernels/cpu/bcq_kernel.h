@@ -2,6 +2,7 @@
 #ifndef QBENCH_BCQ_KERNEL_H
 #define QBENCH_BCQ_KERNEL_H
 
+#include <float.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -128,11 +129,11 @@ INLINE const char *bcq_shifts(const bcq_weight *weight, const char *scales) {
     return scales + (weight->uniform ? 1 : weight->bits) * BCQ_ROWS * bcq_bytes(weight->scale_type);
 }
 
-INLINE float bcq_step(float magnitude, int parts) {
-    return magnitude * (parts == 2 ? 1.0f / (STEPS * (1 << SPLIT)) : 1.0f / STEPS);
-}
+/* Not smaller than what 1/step is finite for: entries of smaller activations have fewer digits. */
+INLINE float bcq_least_step(float step) { return step < FLT_MIN ? FLT_MIN : step; /* NaN stays */ }
 
-/* 1/step, or 0 where that would not be finite: such small activations count as zeros. */
-INLINE float bcq_per_step(float step) { return step > 1e-30f ? 1.0f / step : 0.0f; }
+INLINE float bcq_step(float magnitude, int parts) {
+    return bcq_least_step(magnitude * (parts == 2 ? 1.0f / (STEPS * (1 << SPLIT)) : 1.0f / STEPS));
+}
 
 #endif

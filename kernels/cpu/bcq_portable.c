@@ -31,7 +31,7 @@ static void tables(const float *x, int64_t length, int64_t group, int parts, bcq
             for (int64_t k = from; k < to; k++)
                 magnitude += fabsf(x[k]);
             out->steps[segment] = bcq_step(magnitude, parts);
-            float per_step = bcq_per_step(out->steps[segment]);
+            float per_step = 1.0f / out->steps[segment];
             for (int64_t k = from; k < to; k += 16) {
                 fill(x + k, 6, per_step, parts, out->entries[k / 16], 0);
                 fill(x + k + 6, 5, per_step, parts, out->entries[k / 16], 64);

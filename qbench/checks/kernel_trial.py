@@ -127,6 +127,27 @@ def storages(trial: Trial, kind: str, seed: int = 0) -> list[WeightFormat]:
     return weights
 
 
+def views_of(weight: WeightFormat) -> dict[str, WeightFormat]:
+    """Other weights whose tensors are views of this one's: what they are, in words -> weight.
+
+    Each begins where this one does, so that its strides or its shape alone tell it apart.
+    """
+    tensors = weight.to_tensors()
+    changed = {
+        f"one row of {part} for all": {part: tensor[:1].expand_as(tensor)}
+        for part, tensor in tensors.items()
+    }
+    if "alpha" in tensors and len(tensors["planes"]) > 1:
+        changed["all planes but the last"] = {
+            "planes": tensors["planes"][:-1],
+            "alpha": tensors["alpha"][..., :-1],
+        }
+    return {
+        what: from_tensors(weight.format, tensors | views, weight.spec())
+        for what, views in changed.items()
+    }
+
+
 def scaled(weight: WeightFormat, factor: float) -> WeightFormat:
     """`factor` times the weight, by its scales."""
     # Everything that the weight is linear in: codes, zero points and maps stay.

@@ -23,6 +23,7 @@ from qbench.checks.kernel_trial import (
     sample,
     scaled,
     storages,
+    views_of,
 )
 from qbench.checks.verdict import Broke, Verdict
 from qbench.contracts import WeightFormat
@@ -34,7 +35,7 @@ from qbench.kernels.samples import random_binary, random_lattice, random_rotated
 GROUPS = (32, 64, 128, IN)  # the last is one group per output channel
 BATCHES = (0, 1, 2, 5, 17, 64, 130)
 SHAPES = ((1, 32), (5, 64), (33, 192), (70, 384), (31, 544), (129, 96))  # (out, in)
-FACTORS = (1e-20, 1e20)  # of x
+FACTORS = (1e-28, 1e20)  # of x
 HALF_FACTORS = (2.0**-8, 2.0**8)  # of x in float16, which has no larger range
 SCALES = (2.0**-6, 2.0**6)  # factors of a weight
 
@@ -285,6 +286,9 @@ def check_other_weights(trial: Trial) -> None:
                 views = {part: tensor[index] for part, tensor in stacked.items()}
                 weight = from_tensors(kind, views, weights[0].spec())
                 trial.compare(x, weight, what=f"weight {index} of two in one storage")
+            for what, weight in views_of(weights[0]).items():
+                trial.compare(x, weights[0], what="a weight, before its views")
+                trial.compare(x, weight, what=what)
 
 
 def check_prepared(trial: Trial) -> None:

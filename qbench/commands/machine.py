@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from qbench.latency.request import Request
-    from qbench.latency.timing import Row
+    from qbench.latency.timing import Row, Shape
 
 WIDTH = 110  # of a terminal, at least: the tables of timings do not wrap
 PRODUCT_COLUMNS = (
@@ -210,14 +210,18 @@ def _products(
     from qbench.reports.roofline import write_roofline
 
     timed: list[Row] = []
-    missing: dict[str, str] = {}
+    missing: dict[tuple[str, str], list[Shape]] = {}
     for shape in request.shapes:
         with err.status(f"timing {shape}"):
-            rows, missing = time_shape(shape, request, rounds, device, threads)
+            rows, absent = time_shape(shape, request, rounds, device, threads)
         Console(width=max(out.width, WIDTH)).print(_product_table(rows))
+        _say_faster_than_memory(rows)
         timed += rows
-    for name, reason in missing.items():
-        say(f"not here  {name}: {reason}")
+        for each in absent.items():
+            missing.setdefault(each, []).append(shape)
+    for (name, reason), shapes in missing.items():
+        where = "" if len(shapes) == len(request.shapes) else f" at {'; '.join(map(str, shapes))}"
+        say(f"not here  {name}{where}: {reason}")
     stored = as_benchmarks(timed)
     if plot is not None:
         say(f"plot  {write_roofline(stored, plot)}")
@@ -255,6 +259,18 @@ def _product_table(rows: Sequence[Row]) -> Table:
             f"{row.error:.1g}",
         )
     return table
+
+
+def _say_faster_than_memory(rows: Sequence[Row]) -> None:
+    """Name the products of one shape that read their weights faster than the memory was read."""
+    memory, _, _, *products = rows
+    faster = [row.name for row in products if row.rate > memory.rate]
+    if faster:
+        say(
+            f"caution  {memory.shape}: {', '.join(faster)} stand above 100 % of memory: a cache "
+            f"keeps their weights, or other programs slowed the reading of memory down; time a "
+            f"larger matrix, or when the machine is idle"
+        )
 
 
 def _gflops(row: Row) -> str:

@@ -60,6 +60,20 @@ def dense_candidate(weight: Tensor, x: Tensor) -> Candidate:
     return repeated(f"dense {SHORT[x.dtype]}", make, x, stored.double(), limit)
 
 
+def timed_kernels(device: str, names: Sequence[str] = ()) -> list[Kernel]:
+    """The kernels of these names; without one, those for the device that want to be timed.
+
+    ConfigError for an unknown name.
+    """
+    if names:
+        return [get_kernel(name) for name in names]
+    kernels = []
+    for kernel in all_kernels().values():
+        if kernel.timed and (kernel.devices is None or device in kernel.devices):
+            kernels.append(kernel)
+    return kernels
+
+
 def kernel_candidates(
     shape: Shape,
     bits: Iterable[int],
@@ -73,7 +87,7 @@ def kernel_candidates(
     names: the kernels to time; by default those for this type of device that want to be timed.
     ConfigError for an unknown name.
     """
-    kernels = [get_kernel(name) for name in names] or _timed(device)
+    kernels = timed_kernels(device, names)
     x = random_matrix(shape.rows, shape.columns, 1, device)
     candidates: list[Candidate] = []
     serving: set[str] = set()
@@ -147,14 +161,6 @@ def _weight(
     kind: str, shape: tuple[int, int], bits: int, group_size: int, device: str
 ) -> WeightFormat:
     return moved(MAKERS[kind](shape, bits, group_size, SEED), device)
-
-
-def _timed(device: str) -> list[Kernel]:
-    kernels = []
-    for kernel in all_kernels().values():
-        if kernel.timed and (kernel.devices is None or device in kernel.devices):
-            kernels.append(kernel)
-    return kernels
 
 
 def _try(kernel: Kernel, weight: WeightFormat, x: Tensor) -> None:

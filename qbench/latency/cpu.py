@@ -1,4 +1,8 @@
-"""What a processor can do, timed among the candidates: reading memory, and matrix products."""
+"""What a processor can do, timed among the candidates: reading memory, and matrix products.
+
+A call of a probe takes about as long as a product does. Where other programs run, a longer one is
+interrupted every time, and its rate is then a part of what the products can reach.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from torch import Tensor
 
 from qbench.kernels.cpu.library import chosen_isa, library
 from qbench.latency.candidates import SHORT, random_matrix
-from qbench.latency.timing import Candidate
+from qbench.latency.timing import Candidate, copies_of
 
-READ_BYTES = 1 << 28  # far more than a cache holds
-ORDER = 1024  # of square matrices that the cache holds
+READ_BYTES = 2 << 20  # that a call reads
+# Of square matrices: with 1024, float32 products had a third of this one's rate on two busy cores,
+# and 256 is too few for the matrix units in bfloat16.
+ORDER = 384
 MULTIPLY_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -20,21 +26,24 @@ def probes() -> list[Candidate]:
 
 
 def reader(nbytes: int = READ_BYTES) -> Candidate:
-    """Reads memory and computes nothing to speak of: its rate is the bandwidth.
+    """Reads so many bytes of memory and computes nothing to speak of: its rate is the bandwidth.
 
-    QbenchError without the C library.
+    Each copy is the next piece of a memory that the last-level cache does not hold. QbenchError
+    without the C library.
     """
     functions = library()
-    memory = torch.empty(nbytes, dtype=torch.uint8)
-    functions.bcq_prefer_huge_pages(memory.data_ptr(), nbytes)
+    copies = copies_of(nbytes)
+    memory = torch.empty(copies, nbytes, dtype=torch.uint8)
+    functions.bcq_prefer_huge_pages(memory.data_ptr(), memory.nbytes)
     memory.fill_(1)
     done = torch.ones(1, dtype=torch.float64)
 
     def run(copy: int) -> Tensor:
-        functions.bcq_read(memory.data_ptr(), nbytes, chosen_isa(), torch.get_num_threads())
+        piece = memory.data_ptr() + copy * nbytes
+        functions.bcq_read(piece, nbytes, chosen_isa(), torch.get_num_threads())
         return done
 
-    return Candidate("read", 8, nbytes, 1, run, done, 0.0)
+    return Candidate("read", 8, nbytes, copies, run, done, 0.0)
 
 
 def multiplier(dtype: torch.dtype, order: int = ORDER) -> Candidate:

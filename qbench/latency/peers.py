@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qbench.errors import QbenchError
 from qbench.kernels.contract import Prepared
 from qbench.latency.candidates import random_matrix, repeated
 from qbench.latency.timing import Candidate, Shape, collect, copies_of
@@ -43,7 +44,10 @@ def peers(shape: Shape) -> tuple[list[Candidate], dict[str, str]]:
 
 
 def _torch_int4(weight: Tensor, x: Tensor) -> Iterator[Candidate]:
-    """w = (code - 8) scale + zero, codes in 0..15."""
+    """w = (code - 8) scale + zero, codes in 0..15. QbenchError where groups do not fit the rows."""
+    columns = weight.shape[1]
+    if columns % GROUP:
+        raise QbenchError(f"its groups have {GROUP} inputs, which do not divide {columns}")
     groups = weight.unflatten(1, (-1, GROUP))  # (out, groups, 128)
     low = groups.amin(-1)
     scale = ((groups.amax(-1) - low) / 15).bfloat16()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from qbench.contracts import Scheme
 from qbench.environment import available_memory, pick_device
 from qbench.errors import ConfigError, unknown_name
+from qbench.kernels import contract as kernel_contract
 from qbench.kernels.registry import get_kernel
 from qbench.latency import timing
 from qbench.latency.timing import Row, Shape
@@ -71,7 +73,8 @@ def check_request(request: Request, device: str = "auto") -> None:
 
     Also where the device is not here, or has no room for one of the products.
     """
-    room = _room(device_of(device))
+    place = device_of(device)
+    room = _room(place)
     for name in request.formats:
         if name not in FORMATS:
             raise ConfigError(unknown_name("format", name, FORMATS))
@@ -86,13 +89,35 @@ def check_request(request: Request, device: str = "auto") -> None:
                 f"{request.group_size}"
             )
         Scheme(4, request.group_size).group_length(shape.columns, str(shape))
-        if shape.least_bytes > room:
-            raise ConfigError(
-                f"{shape}: its product takes at least {shape.least_bytes / 1e9:.1f} GB, and "
-                f"{room / 1e9:.1f} GB of memory are free; give fewer rows or a smaller matrix"
-            )
     for name in request.kernels:
         get_kernel(name)
+    for shape in request.shapes:
+        least = shape.least_bytes + _bytes_of_copies(shape, request, place)
+        if least > room:
+            raise ConfigError(
+                f"{shape}: its products take at least {least / 1e9:.1f} GB, and "
+                f"{room / 1e9:.1f} GB of memory are free; give fewer rows, --bits, formats or "
+                f"kernels at a time, or a smaller matrix"
+            )
+
+
+def _bytes_of_copies(shape: Shape, request: Request, place: str) -> int:
+    """What the weights take that are read cold: those of dense products and of kernels.
+
+    Scales and zero points come on top, and so do the weights of other programs.
+    """
+    from qbench.latency.candidates import DTYPES, timed_kernels
+
+    size = shape.out * shape.columns
+    weights = [4 * size, 2 * size]
+    for width, kind, dtype in product(request.bits, request.formats, DTYPES[place]):
+        asked = kernel_contract.Request(
+            kind, width, request.group_size, shape.weight, place, dtype, shape.rows
+        )
+        for kernel in timed_kernels(place, request.kernels):
+            if kernel.refusal(asked) is None:
+                weights.append(width * size // 8)
+    return sum(timing.copies_of(nbytes, place) * nbytes for nbytes in weights)
 
 
 def time_shape(

@@ -43,14 +43,14 @@ class Shape(NamedTuple):
 
     @property
     def least_bytes(self) -> int:
-        """What timing its dense products holds at once, of which other candidates add their own.
+        """What timing its products holds at once, beside the copies of the weights.
 
         x is there in float32 and bfloat16, and in float64 for the expected products, which are kept
-        in float64 for both dtypes; so is the weight, with two copies for each dtype.
+        in float64 for both dtypes; so is the weight, beside its float32 form.
         """
         return (
             self.rows * self.columns * (4 + 2 + 8)
-            + self.out * self.columns * (4 + 8 + 2 * 4 + 2 * 2)
+            + self.out * self.columns * (4 + 8)
             + self.rows * self.out * (8 + 8)
         )
 

@@ -12,11 +12,13 @@ from torch import nn
 
 from places import ROOT
 from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.checks.kernel_trial import views_of
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
 from qbench.kernels import dispatch
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.cpu.library import best_isa
+from qbench.kernels.layouts import forget
 from samples import binary_weight as binary
 from samples import normal
 from samples import uniform_weight as uniform
@@ -111,9 +113,10 @@ def test_dequantized_tiles_are_the_weight(kind, bits, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: cpu.ISAS[isa])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("mode", [cpu.EXACT, cpu.FAST])
-def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, isa):
-    packed, x = cpu.Derived(binary(200, 384, 3, 128), isa), activations(11, 384)
+def test_bits_depend_neither_on_threads_nor_on_the_batch(mode, bits, isa):
+    packed, x = cpu.Derived(binary(200, 384, bits, 128), isa), activations(11, 384)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -162,14 +165,16 @@ def test_numbers_at_the_ends_of_their_range(mode, isa):
     weight = binary(33, 256, 3, 128)
     packed = cpu.Derived(weight, isa)
     assert not packed.product(torch.zeros(1, 256), None, mode).any()
-    for scale in (1e-20, 1e30):
+    for scale in (1e-32, 1e-20, 1e30):
         x = activations(1, 256) * scale
         assert far(packed.product(x, None, mode), exactly(x, weight)) < (
             1e-6 if mode == cpu.EXACT else 1e-2
         )
-    for value in (float("inf"), float("nan")):
+    x = activations(1, 256) * 1e-37  # less digits, and not none
+    assert far(packed.product(x, None, mode), exactly(x, weight)) < 1e-2
+    for value in (float("inf"), float("nan"), 3e38):
         x = activations(2, 256)
-        x[0, 200] = value
+        x[0, 200:202] = value
         y = packed.product(x, None, mode)
         assert y[0].isnan().all() and y[1].isfinite().all()
 
@@ -190,6 +195,23 @@ def test_what_changes_is_packed_again():
     assert torch.equal(copy.deepcopy(layer).to(torch.float64)(x), first)
     with torch.inference_mode():
         assert torch.equal(layer(x), first)
+
+
+def test_views_of_a_weight_are_other_weights():
+    x = activations(2, 256)
+    for weight in (binary(40, 256, 3, 64), uniform(40, 256, 4, 64, "integer")):
+        for view in views_of(weight).values():
+            for each in (weight, view, weight):
+                assert far(dispatch.linear(x, each), exactly(x, each)) < 1e-6
+
+
+def test_a_write_behind_torch_is_read_after_forget():
+    weight, x = binary(40, 64, 3, 32), activations(2, 64)
+    dispatch.linear(x, weight)
+    weight.alpha.data.mul_(2)
+    weight.planes.numpy()[:, 0] = 0
+    forget(weight)
+    assert far(dispatch.linear(x, weight), exactly(x, weight)) < 1e-6
 
 
 def test_a_layout_lives_as_long_as_its_weight():
@@ -234,6 +256,8 @@ def test_what_does_not_fit():
         ConfigError, match=r"x \(2, 63\) torch.float32 does not fit a weight of shape \(40, 64\)"
     ):
         layer(torch.zeros(2, 63))
+    with pytest.raises(ConfigError, match=r"x \(\) torch.float32 does not fit"):
+        layer(torch.tensor(1.0))
     with pytest.raises(ConfigError, match=r"x \(2, 64\) torch.int64 does not fit"):
         layer(torch.zeros(2, 64, dtype=torch.int64))
     with pytest.raises(

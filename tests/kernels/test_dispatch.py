@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qbench
@@ -13,6 +14,7 @@ from qbench.kernels import dispatch, registry
 from qbench.kernels.contract import Kernel, Request
 from qbench.kernels.cpu import library
 from qbench.kernels.registry import choose, register
+from qbench.kernels.samples import random_rotated
 
 REQUEST = Request("binary", 3, 32, (40, 64), "cpu", torch.float32, 1)
 
@@ -158,3 +160,67 @@ def test_gradients_of_x_and_of_the_bias(weight, shape):
     y.backward(grad)
     torch.testing.assert_close(x.grad, grad @ weight.dequantize())
     torch.testing.assert_close(bias.grad, grad.reshape(-1, 40).sum(0))
+
+
+def _cubed(product):
+    """x -> a sum whose second derivatives are not zero."""
+    return lambda x: (product(x) ** 3).sum()
+
+
+def test_derivatives_in_forward_mode(weight):
+    x, along = torch.randn(2, 3, 64, dtype=torch.float64)
+    bias = torch.randn(40, dtype=torch.float64)
+    dense = weight.dequantize().double()
+    with forward_ad.dual_level():
+        y = dispatch.linear(forward_ad.make_dual(x, along), weight)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, along @ dense.T)
+        y = dispatch.linear(x, weight, forward_ad.make_dual(bias, 2 * bias))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, (2 * bias).expand(3, 40))
+        assert forward_ad.unpack_dual(dispatch.linear(x, weight)).tangent is None
+    both = [_cubed(lambda x: dispatch.linear(x, weight)), _cubed(lambda x: x @ dense.T)]
+
+    def twice(f):
+        return torch.func.jvp(lambda v: torch.func.jvp(f, (v,), (along,))[1], (x,), (along,))[1]
+
+    def of_gradient(f):
+        return torch.func.jvp(torch.func.grad(f), (x,), (along,))[1]
+
+    for derivative in (twice, of_gradient):
+        found, expected = map(derivative, both)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+def test_derivatives_in_forward_mode_of_a_compiled_function(weight):
+    x, along = torch.randn(3, 64), torch.randn(3, 64)
+
+    def derivative(x, along):
+        return torch.func.jvp(lambda v: dispatch.linear(v, weight), (x,), (along,))[1]
+
+    torch._dynamo.reset()
+    found = torch.compile(derivative, backend="eager")(x, along)
+    torch.testing.assert_close(found, along @ weight.dequantize().T)
+
+
+@pytest.mark.parametrize("kernel", ["dequantized", None])
+def test_autocast_changes_no_product(weight, kernel):
+    x = torch.randn(200, 64, requires_grad=True)  # rows for which products are dense
+    rotated = random_rotated((40, 64), 3, 32)
+    for each in (weight, rotated):
+        with dispatch.using(kernel):
+            expected = dispatch.linear(x, each)
+            (gradient,) = torch.autograd.grad(expected.sum(), x)
+            with torch.autocast("cpu", torch.bfloat16):
+                y = dispatch.linear(x, each)
+                (found,) = torch.autograd.grad(y.sum(), x)
+        assert y.dtype == torch.float32 and torch.equal(y, expected)
+        assert torch.equal(found, gradient)
+
+
+def test_views_that_are_not_what_lies_in_memory(weight):
+    x, bias = torch.randn(3, 64), torch.randn(40)
+    negative, zeros = torch._neg_view(x), torch._efficientzerotensor((3, 64))
+    assert torch.equal(dispatch.linear(negative, weight), dispatch.linear(-x, weight))
+    assert not dispatch.linear(zeros, weight).any()
+    found = dispatch.linear(x, weight, torch._neg_view(bias))
+    assert torch.equal(found, dispatch.linear(x, weight, -bias))

@@ -43,3 +43,5 @@ def test_shapes_that_do_not_fit():
         ConfigError, match=r"x \(2, 31\), weight \(4, 32\), bias None do not fit; x must end in 32"
     ):
         linear(torch.ones(2, 31), weight)
+    with pytest.raises(ConfigError, match=r"x \(\), weight \(4, 32\), bias None do not fit"):
+        linear(torch.tensor(1.0), weight)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +19,13 @@ from qbench.kernels.contract import Kernel
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.samples import random_binary
+from qbench.latency import cpu as probes
+from qbench.latency import request as asking
+from qbench.latency import timing
 from qbench.latency.candidates import kernel_candidate
-from qbench.latency.request import shapes_of
-from qbench.latency.timing import Candidate, Shape, collect
+from qbench.latency.peers import peers
+from qbench.latency.request import check_request, shapes_of
+from qbench.latency.timing import Candidate, Row, Shape, collect
 from qbench.reports.roofline import roofline
 
 needs_library = pytest.mark.skipif(
@@ -189,6 +195,59 @@ def test_a_gpu_is_timed_by_graphs(command, tmp_path):
 def test_without_a_gpu_none_is_timed(command):
     code, text = command("latency", "--shapes", "64x64", "--group-size", "32", "--device", "cuda")
     assert code == 2 and "device 'cuda' is not there" in text
+
+
+def test_memory_is_read_a_piece_at_a_time_from_more_than_the_cache(monkeypatch):
+    read = []
+    functions = SimpleNamespace(
+        bcq_prefer_huge_pages=lambda memory, nbytes: None,
+        bcq_read=lambda piece, nbytes, isa, threads: read.append((piece, nbytes)),
+    )
+    monkeypatch.setattr(probes, "library", lambda: functions)
+    monkeypatch.setattr(probes, "chosen_isa", lambda: 0)
+    monkeypatch.setattr(timing, "cache_bytes", lambda: 8 << 20)
+    reader = probes.reader()
+    for copy in range(reader.copies):
+        reader.run(copy)
+    first = read[0][0]
+    assert read == [(first + copy * reader.nbytes, reader.nbytes) for copy in range(reader.copies)]
+    assert reader.nbytes <= 2 << 20 and len(read) * reader.nbytes == 16 << 20
+
+
+def test_what_is_missing_at_a_shape_and_what_is_faster_than_memory(command, monkeypatch):
+    def timed(shape, request, rounds, device, threads):
+        names = ("read", "multiply bf16", "multiply fp32", "dense fp32", "dense bf16")
+        rows = [Row(shape, "1 threads", name, 8, 100, 2, 0.0, (1.0, 1.0)) for name in names]
+        rows[3] = replace(rows[3], times=(0.5, 0.5))
+        missing = {"everywhere": "not installed"}
+        if shape.columns == 160:
+            missing["somewhere"] = "no such groups"
+        return rows, missing
+
+    monkeypatch.setattr("qbench.latency.request.time_shape", timed)
+    code, text = command("latency", "--shapes", "64x160,64x128", "--group-size", "32")
+    lines = text.splitlines()
+    assert code == 0 and "not here  everywhere: not installed" in lines, text
+    assert "not here  somewhere at 64x160, batch 1: no such groups" in lines
+    cautions = [line for line in lines if line.startswith("caution  64x128, batch 1: dense fp32 ")]
+    assert len(cautions) == 1 and "dense bf16" not in cautions[0]
+
+
+@needs_library
+def test_the_copies_that_are_read_cold_need_room(monkeypatch):
+    monkeypatch.setattr(timing, "cache_bytes", lambda: 32 << 20)
+    monkeypatch.setattr(asking, "_room", lambda place: 640 << 20)
+    shape = [Shape(512, 1024)]
+    # Beside the two dense products, two kernels in two dtypes: each with 64 MiB of copies.
+    check_request(asking.Request(shape, [4], ["binary"], 128), "cpu")
+    with pytest.raises(ConfigError, match=r"512x1024, batch 1: its products take at least 0.7 GB"):
+        check_request(asking.Request(shape, [3, 4], ["binary"], 128), "cpu")
+    check_request(asking.Request(shape, [3, 4], ["binary"], 128, ["cpu-binary"]), "cpu")
+
+
+def test_torch_int4_tells_its_groups():
+    _, missing = peers(Shape(64, 160))
+    assert missing["torch int4"] == "its groups have 128 inputs, which do not divide 160"
 
 
 def test_another_programs_failure_is_a_reason():

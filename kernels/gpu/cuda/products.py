@@ -9,6 +9,9 @@ fixed order, without atomics, and round y once:
     wide_rows,
     dequantize
     fast_bits    x rounded to 8-bit integers: the kernel `cuda-fast`, by name alone
+
+Where x becomes integers, it has a range: 128 inputs of which none reaches 1e-30 count as zeros, and
+one beyond about 1e28, which bfloat16 can be, makes its row NaN.
 """
 
 from __future__ import annotations
@@ -96,7 +99,7 @@ def product(
     """
     planes = packed.planes
     out, columns = planes.shape
-    if x.shape[-1] != columns or x.dtype not in DTYPES:
+    if x.shape[-1:] != (columns,) or x.dtype not in DTYPES:
         raise ConfigError(
             f"x {tuple(x.shape)} {x.dtype} does not fit; "
             f"expected (..., {columns}) in float16 or bfloat16"
