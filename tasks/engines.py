@@ -163,6 +163,10 @@ def _asked(kind: type) -> type:
                 self.cut += len(prompt) + len(answer) > self.longest
             return super()._loglikelihood_tokens(requests, **options)
 
+        def log_normalizer(self, prompt: str) -> float:
+            """0: an engine gives no logits, and some no likelihoods, of what they write."""
+            return 0.0
+
         @property
         def max_gen_toks(self) -> int:
             return self._max_gen_toks

@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qbench.tasks.beginnings import prepared, prompt_facts
 from qbench.tasks.engines import Engine
 
@@ -103,6 +105,12 @@ def language_model(
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             self.set_cache_hook(Progress(context, name, len(requests), self.span))
             return super().generate_until(requests, disable_tqdm=True)
+
+        def log_normalizer(self, prompt: str) -> float:
+            """ln of the sum of exp of the logits behind a prompt: finite, if the model works."""
+            tokens = self.tok_encode(prompt)[-self.max_length :] or [self.prefix_token_id]
+            logits = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
+            return float(logits.float().logsumexp(-1))
 
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = True, **options: Any

@@ -302,10 +302,22 @@ def test_a_model_that_gives_nan_fails_as_a_method(tokenizer, tiny):
         match="mini-text: nll is not finite on 2 of 2 items; the quantized model gives NaN",
     ):
         evaluate("wikitext", broken, tokenizer, limit=2, length=LENGTH)
-    with pytest.raises(
-        MethodError, match="mini-arc_easy: gold_logprob is not finite on 2 of 2 items"
-    ):
-        evaluate("arc_easy", broken, tokenizer, limit=2)
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
+@pytest.mark.parametrize("companion", ["declared", None])
+def test_nan_is_no_wrong_answer_whatever_a_task_declares(name, companion, tokenizer, tiny):
+    task = get_task(name)
+    if companion is None:
+        of_task = [score for score in task.scores if not score.metric.startswith("gold")]
+        task = task.model_copy(update={"companion": None, "scores": of_task})
+    sound, broken = tiny(), tiny()
+    broken.lm_head.weight.data[7] = float("nan")
+    spec = task.spec(MINI, limit=2, num_fewshot=0, generate=1)
+    spec = spec.model_copy(update={"max_gen_toks": 4} if name == "gsm8k" else {})
+    assert task.evaluate(Context(sound, tokenizer, MINI), spec).scores
+    with pytest.raises(MethodError, match="is not finite on .* the quantized model gives NaN"):
+        task.evaluate(Context(broken, tokenizer, MINI), spec)
 
 
 def test_text_protocol_defaults():
