@@ -258,6 +258,23 @@ def test_both_text_tasks_share_one_pass(model, tokenizer, reference, monkeypatch
     assert len(calls) == 3
 
 
+def test_a_text_that_is_joined_otherwise_has_a_pass_of_its_own(model, tokenizer, tmp_path):
+    plain = get_task("wikitext")
+    joined = plain.model_copy(update={"name": "joined", "table": "wikitext", "between": " "})
+    spec = plain.spec(MINI, limit=2, length=LENGTH)
+    source = SimpleNamespace(text=lambda name: ["some words of a text"] * 20)
+    cut = article_windows(source.text("wikitext"), tokenizer, spec)
+    of_plain = ReferenceLogits.write(model, cut.tokens, tmp_path / "reference.npy")
+    alone = {}
+    for task in (plain, joined):
+        alone[task.name] = task.evaluate(Context(model, tokenizer, source), spec).samples
+    context = Context(model, tokenizer, source)
+    context.cache[reference_key(spec)] = of_plain
+    for task in (plain, joined):
+        assert task.evaluate(context, spec).samples == alone[task.name]
+    assert alone["wikitext"] != alone["joined"]
+
+
 def test_divergence_needs_a_reference_that_fits(model, tokenizer, reference, tmp_path):
     with pytest.raises(
         ConfigError, match="mini-divergence needs the log-probabilities of the unquantized model"
