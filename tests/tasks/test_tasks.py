@@ -16,7 +16,7 @@ import torch
 
 from places import REAL_DATA, needs_real_data
 from qbench.calibration.windows import calibration_windows, windows
-from qbench.errors import ConfigError, DataError, MethodError, StoreError
+from qbench.errors import ConfigError, DataError, MethodError, ModelError, StoreError
 from qbench.tasks import lm, registry
 from qbench.tasks.article_windows import article_windows
 from qbench.tasks.beginnings import with_bos
@@ -598,6 +598,38 @@ def test_shots_that_the_data_cannot_give():
         get_task("mmlu").spec(MINI, num_fewshot=5)
     with pytest.raises(ConfigError, match="num_fewshot=-1 is too small; give 0 or more"):
         get_task("gsm8k").spec(MINI, num_fewshot=-1)
+
+
+def test_a_subject_that_has_too_few_examples_is_named(tmp_path):
+    row = {"question": "?", "choices": ["1", "2", "3", "4"], "answer": 0}
+    for split, subjects in (("dev", ["anatomy"]), ("test", ["anatomy", "virology"])):
+        rows = [row | {"subject": subject} for subject in subjects]
+        write_parquet(rows, tmp_path / "mmlu" / f"{split}.parquet")
+    task, source = get_task("mmlu"), FolderSource(tmp_path)
+    with pytest.raises(
+        DataError,
+        match="has 0 rows of the subject 'virology' in its dev split, and 1 are asked as examples",
+    ):
+        stock_parts(task, source, task.spec(source, num_fewshot=1))
+    assert len(stock_parts(task, source, task.spec(source, num_fewshot=0))) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        ([1] * 9, ConfigError, "mine has answers of 9 tokens, and the model a context of 8; leave"),
+        ([], ModelError, r"mine: the tokenizer \(.*\) merges answer 1, ' b' behind 'a', into the"),
+    ],
+)
+def test_answers_that_cannot_be_scored_are_refused_before_anything_runs(
+    answer, error, message, tokenizer, tiny
+):
+    model = tiny(max_position_embeddings=8)
+    model.register_forward_hook(lambda *_: pytest.fail("the model runs"))
+    asked = lm.language_model(Context(model, tokenizer, MINI), "mine")
+    requests = [(("a", " a"), [5], [6]), (("a", " b"), [5], answer)]
+    with pytest.raises(error, match=message):
+        asked._loglikelihood_tokens(requests)
 
 
 def test_a_folder_without_the_questions(tmp_path):
