@@ -137,7 +137,7 @@ class Divergence(TextTask):
 
         if reference_key(spec) not in context.cache:
             raise _no_reference(spec)
-        losses = measure(context, spec, lambda: self._windows(context, spec))
+        losses = measure(context, spec, self._windows(context, spec), compares=True)
         # Of `own` text the first tokens are not the model's.
         first = prompt_of(spec.length or 0) - 1 if self.text == "own" else 0
         rows: list[dict[str, Any]] = []

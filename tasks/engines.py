@@ -110,7 +110,7 @@ def _asked(kind: type) -> type:
     """A class of lm-eval's, made quiet, and with the tokens of its Hugging Face model."""
     from lm_eval.models.huggingface import HFLM
 
-    from qbench.tasks.lm import Progress
+    from qbench.tasks.lm import Progress, require_answers
 
     class Asked(kind):
         """lm-eval's model of an engine.
@@ -159,9 +159,14 @@ def _asked(kind: type) -> type:
             return super().generate_until(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
+            require_answers(self.name, self.tokenizer, requests, self.longest)
             for _, prompt, answer in requests:
                 self.cut += len(prompt) + len(answer) > self.longest
             return super()._loglikelihood_tokens(requests, **options)
+
+        def log_normalizer(self, prompt: str) -> float:
+            """0: an engine gives no logits, and some no likelihoods, of what they write."""
+            return 0.0
 
         @property
         def max_gen_toks(self) -> int:

@@ -24,6 +24,8 @@ from qbench.records import TaskSpec
 from qbench.tasks.declaration import Declaration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qbench.tasks.contract import Context, Outcome
     from qbench.tasks.data import Source
 
@@ -153,7 +155,8 @@ def read_task(path: Path) -> HarnessTask:
 def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[Part]:
     """lm-eval's own task objects, given our rows: one, or one for each subject.
 
-    Raises ConfigError where lm-eval has no such task, DataError where the rows are missing.
+    Raises ConfigError where lm-eval has no such task, DataError where the rows are missing, those
+    of examples among them.
     """
     configs = _stock_configs(declared)
     *others, asked = declared.splits
@@ -179,6 +182,20 @@ def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[P
             f"see its {declared.subject_column}"
         )
     return parts
+
+
+def _require_examples(
+    declared: HarnessTask, spec: TaskSpec, data: Mapping[str, Any], subject: str | None
+) -> None:
+    """DataError where there are fewer examples for the prompts, of a subject, than shots."""
+    split, shots = declared.fewshot_split, spec.num_fewshot or 0
+    count = len(data.get(split or "", ()))
+    if count < shots:
+        of_subject = "" if subject is None else f" of the subject {subject!r}"
+        raise DataError(
+            f"{spec.data} has {count} rows{of_subject} in its {split} split, and {shots} are asked "
+            f"as examples; add some, or give --set {declared.name}.num_fewshot={count}"
+        )
 
 
 def _stock_configs(declared: HarnessTask) -> dict[str, dict[str, Any]]:
@@ -208,6 +225,7 @@ def _part(
 
     from qbench.tasks.lm import stock_task
 
+    _require_examples(declared, spec, data, subject)
     asked = declared.splits[-1]
     config = stock | {"task": name, "num_fewshot": spec.num_fewshot}
     if spec.max_gen_toks is not None:

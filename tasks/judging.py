@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, MethodError
 from qbench.records import Score, TaskSpec
 from qbench.tasks.contract import Outcome
 from qbench.tasks.lm import answers, gold_choice, loglikelihoods, prompts
@@ -69,6 +69,7 @@ def _multiple_choice(
     rows = []
     for row in _answers(lm, parts):
         rows.append(row | _choice_values(row, declared.companion))
+    _require_finite(spec.name, [row["loglikelihoods"] for row in rows])
     subjects = _weigh_subjects(rows)
     directions = _directions(declared, parts[0])
     scores = _scores(spec.name, rows, directions)
@@ -124,6 +125,16 @@ def _choice_values(row: Row, companion: str | None) -> Row:
     return values
 
 
+def _require_finite(task: str, likelihoods: list[list[float]]) -> None:
+    """MethodError where one of an item's numbers is not finite: NaN is never the largest."""
+    bad = sum(not all(map(math.isfinite, of_item)) for of_item in likelihoods)
+    if bad:
+        raise MethodError(
+            f"{task}: the log-likelihood of an answer is not finite on {bad} of "
+            f"{len(likelihoods)} items; the quantized model gives NaN or infinity"
+        )
+
+
 def _loglikelihood(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpec) -> Outcome:
     """The likelihood of one continuation: whether it is the most likely one, and its perplexity.
 
@@ -136,6 +147,7 @@ def _loglikelihood(declared: HarnessTask, lm: Any, parts: list[Part], spec: Task
         row.pop("responses")
         row.pop("perplexity", None)
         rows.append(row | {"loglikelihood": float(log)})
+    _require_finite(spec.name, [[row["loglikelihood"]] for row in rows])
     directions = _directions(declared, parts[0])
     scores = _scores(spec.name, rows, directions)
     if "perplexity" in directions:
@@ -155,6 +167,9 @@ def _generation(declared: HarnessTask, lm: Any, parts: list[Part], spec: TaskSpe
         lm.span = (0.0, SCORED if writes else 1.0)
         rows = _gold_rows(lm, part)
         scores = _scores(spec.name, rows, {"gold_nll": False})
+    elif writes:
+        _, prompt = prompts(part.task, lm)[0]
+        _require_finite(spec.name, [[lm.log_normalizer(prompt)]])
     if writes:
         lm.span = (SCORED if rows else 0.0, 1.0)
         written = _answers(lm, parts, spec.generate)

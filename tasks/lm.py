@@ -17,6 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from qbench.errors import ConfigError, ModelError
 from qbench.tasks.beginnings import prepared, prompt_facts
 from qbench.tasks.engines import Engine
 
@@ -104,9 +107,16 @@ def language_model(
             self.set_cache_hook(Progress(context, name, len(requests), self.span))
             return super().generate_until(requests, disable_tqdm=True)
 
+        def log_normalizer(self, prompt: str) -> float:
+            """ln of the sum of exp of the logits behind a prompt: finite, if the model works."""
+            tokens = self.tok_encode(prompt)[-self.max_length :] or [self.prefix_token_id]
+            logits = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
+            return float(logits.float().logsumexp(-1))
+
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = True, **options: Any
         ) -> Any:
+            require_answers(name, self.tokenizer, requests, self.max_length)
             # The model reads all tokens but the last, so that max_length + 1 of them fit.
             room = self.max_length + 1
             self.cut += sum(len(prompt) + len(answer) > room for _, prompt, answer in requests)
@@ -168,6 +178,29 @@ def language_model(
         batch_size=context.batch_size,
         softmax_dtype="float32",
     )
+
+
+def require_answers(name: str, tokenizer: Any, requests: Sequence[Any], longest: int) -> None:
+    """Raise, before a task runs, where an answer has no tokens of its own or does not fit.
+
+    requests: of (texts, tokens of the prompt, tokens of the answer). longest: tokens of an answer.
+    ModelError where the tokenizer merges an answer into its prompt, ConfigError where one is longer
+    than the model's context.
+    """
+    for index, (texts, prompt, answer) in enumerate(requests):
+        if not answer:
+            end, text = texts[0][-20:], texts[1]
+            raise ModelError(
+                f"{name}: the tokenizer ({type(tokenizer).__name__}) merges answer {index}, "
+                f"{text!r} behind {end!r}, into the prompt's {len(prompt)} tokens, so that none is "
+                f"left to score; leave {name} out for this model"
+            )
+    most = max((len(answer) for _, _, answer in requests), default=0)
+    if most > longest:
+        raise ConfigError(
+            f"{name} has answers of {most} tokens, and the model a context of {longest}; leave "
+            f"{name} out for this model"
+        )
 
 
 def batches(

@@ -52,9 +52,8 @@ class Perplexity(TextTask):
         from qbench.tasks.window_pass import measure
 
         texts = context.source.text(self.table_name)
-        losses = measure(
-            context, spec, lambda: article_windows(texts, context.tokenizer, spec, self.between)
-        )
+        windows = article_windows(texts, context.tokenizer, spec, self.between)
+        losses = measure(context, spec, windows)
         rows = [window_row(i, window) | {"nll": window.nll} for i, window in enumerate(losses)]
         nll = window_score(spec.name, "nll", rows, higher=False)
         facts = text_facts(context.tokenizer, context.model)

@@ -36,14 +36,12 @@ NOISE_WINDOWS = 4
 LOWEST = -65504.0  # of float16: what a masked token's log-probability becomes
 
 
-def window_key(spec: TaskSpec) -> tuple[Any, ...]:
-    """What says which windows `spec` asks, whatever the task."""
-    return (spec.sha256, spec.length, spec.limit, spec.spread)
-
-
 def reference_key(spec: TaskSpec) -> tuple[Any, ...]:
-    """Where a cell's cache holds the reference of the windows of `spec`, whatever the task."""
-    return ("reference", *window_key(spec))
+    """Where a cell's cache holds the reference of a text that is asked as `spec` says.
+
+    A task may cut the same text otherwise: `ReferenceLogits.tokens` says of which windows it is.
+    """
+    return ("reference", spec.sha256, spec.length, spec.limit, spec.spread)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from qbench.models.blocks import is_linear
 from qbench.models.limits import refuse_implausible
 from qbench.models.published_names import own_names
 from qbench.models.source import torch_dtype
+from qbench.models.tokenizers import save_tokenizer
 from qbench.records import Record
 
 LOG = "quantize_log.json"
@@ -345,7 +346,7 @@ def _is_quantized_part(name: str, weights: Mapping[str, object]) -> bool:
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """StoreError where the disk refuses, of which the tokenizers library makes a bare Exception."""
     try:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     except Exception as error:
         if type(error) is Exception and "os error" in str(error):
             raise StoreError(

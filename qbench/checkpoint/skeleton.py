@@ -22,7 +22,7 @@ from qbench.models.limits import built
 from qbench.models.loading import import_model_class, read_config
 from qbench.models.pretrained import is_panic
 from qbench.models.tokenizer_trial import try_tokenizer
-from qbench.models.tokenizers import has_vocabulary
+from qbench.models.tokenizers import SETTINGS, has_vocabulary, keep_word_on_bos
 
 
 def read_skeleton(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> Any:
@@ -82,7 +82,7 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer; None where the folder has none, StoreError where it is damaged."""
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer_config.json").is_file():
+    if not (folder / SETTINGS).is_file():
         return None
     if not has_vocabulary(folder):
         raise StoreError(
@@ -90,13 +90,15 @@ def read_tokenizer(folder: Path) -> Any:
         )
     try_tokenizer(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except BaseException as error:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         raise StoreError(
             f"the tokenizer in {folder} cannot be read: {_short(error)}; copy it again"
         ) from None
+    keep_word_on_bos(tokenizer, folder / SETTINGS)
+    return tokenizer
 
 
 def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:

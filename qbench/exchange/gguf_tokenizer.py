@@ -39,6 +39,7 @@ PRE = {
     (LLAMA3, "bytes"): "llama-bpe",
     (TEKKEN, "bytes"): "tekken",
 }
+BEGUN = ("llama-bpe", "tekken")  # of which llama.cpp puts BOS before a text unless the file says no
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
@@ -50,12 +51,13 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, vocab_size: int) -> None:
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(state))
+    pre = _pre_tokenizer(state)
+    writer.add_tokenizer_pre(pre)
     tokens, types = _tokens(tokenizer, vocab_size)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(_merges(state))
-    _add_special(writer, tokenizer)
+    _add_special(writer, tokenizer, begun=pre in BEGUN)
     template = tokenizer.chat_template
     if isinstance(template, Mapping):  # several, by name
         template = [{"name": name, "template": text} for name, text in template.items()]
@@ -129,8 +131,12 @@ def _tokens(tokenizer: Any, vocab_size: int) -> tuple[list[str], list[TokenType]
     return texts, types
 
 
-def _add_special(writer: GGUFWriter, tokenizer: Any) -> None:
-    """Ids of the special tokens, and which of them the tokenizer puts around a text."""
+def _add_special(writer: GGUFWriter, tokenizer: Any, begun: bool) -> None:
+    """Ids of the special tokens, and which of them the tokenizer puts around a text.
+
+    begun: whether llama.cpp puts BOS before a text where a file says nothing of it. That is what a
+    file says of a tokenizer without BOS whose settings are silent: a no is a word of theirs.
+    """
     for name in ("bos", "eos", "unk", "pad"):
         index = getattr(tokenizer, f"{name}_token_id")
         if index is not None:
@@ -139,5 +145,7 @@ def _add_special(writer: GGUFWriter, tokenizer: Any) -> None:
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     is_longer = len(whole) > len(plain)
-    writer.add_add_bos_token(is_longer and whole[0] == tokenizer.bos_token_id)
+    begins = is_longer and whole[0] == tokenizer.bos_token_id
+    if begins or begun or tokenizer.init_kwargs.get("add_bos_token") is False:
+        writer.add_add_bos_token(begins)
     writer.add_add_eos_token(is_longer and whole[-1] == tokenizer.eos_token_id)

@@ -19,6 +19,7 @@ from qbench.external.contract import External, Package
 from qbench.external.environments import State, state
 from qbench.external.work import work
 from qbench.models.source import ModelSource, local_folder
+from qbench.models.tokenizers import keep_word_on_bos, settings_file
 from qbench.quantization import QuantizedModel, facts_of, read_model
 from qbench.registry import declared
 
@@ -79,6 +80,8 @@ def quantize_elsewhere(
         quantized = read_result(
             package.name, written, scheme.bits, lambda: read_model(source, "float32")
         )
+    if quantized.tokenizer is not None:  # else the cell says so
+        keep_word_on_bos(quantized.tokenizer, settings_file(source))
     manifest: dict[str, Any] = facts_of(method, scheme)
     manifest["written"] = quantized.manifest["written"] | _provenance(present)
     manifest["costs"] = {

@@ -7,6 +7,7 @@ of its scheme (`qbench.experiment.cells.expand`). What is not in it, two cells m
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +15,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from qbench import calibration, formats, quantization
-from qbench.calibration import windows
+from qbench.calibration import head, streamed, walk, windows
 from qbench.environment import pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
+from qbench.models import experts, gguf_tokenizer, tokenizers
 from qbench.models.identity import Announce, resolved_revision
 from qbench.models.source import ModelSource
 from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
+from qbench.registry import source_hash
 from qbench.stats import clustered
 from qbench.tasks import judging
 from qbench.tasks.contract import Task
@@ -33,6 +38,20 @@ from qbench.tasks.harness import HarnessTask
 from qbench.tasks.hub import HubSource
 from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
+
+_TASKS = "qbench.tasks"
+# What tasks call elsewhere that decides the tokens, the model that reads them, its logits, or the error of a score.
+_JUDGES: tuple[Any, ...] = (
+    windows,
+    streamed,
+    walk,
+    head,
+    tokenizers,
+    gguf_tokenizer,
+    experts,
+    clustered,
+)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object without a text of its own
 
 
 @dataclass(frozen=True)
@@ -110,14 +129,28 @@ def quantization_hash() -> str:
 
 
 def evaluation_hash(tasks: Mapping[str, Task]) -> str:
-    """12 hex digits for the code that judges: lm-eval's version, ours, and what tasks declare."""
+    """12 hex digits for the code that judges: lm-eval's version, ours, and what tasks declare.
+
+    Of a task of another package it is also that of the files that its class stands in.
+    """
     digest = hashlib.sha256(version("lm_eval").encode())
-    others = (Path(windows.__file__), Path(clustered.__file__))
-    for path in (*sorted(Path(judging.__file__).parent.glob("*.py")), *others):
+    beside = [Path(module.__file__) for module in _JUDGES]
+    for path in (*sorted(Path(judging.__file__).parent.glob("*.py")), *beside):
         digest.update(path.read_bytes())
     for name in sorted(tasks):
-        digest.update(repr(tasks[name]).encode())
+        digest.update(_declared(tasks[name]).encode())
     return digest.hexdigest()[:12]
+
+
+def _declared(task: Task) -> str:
+    """What a task asks, the same in every process, and of a plug-in's class its source."""
+    kind = type(task)
+    own = "" if kind.__module__.startswith(f"{_TASKS}.") else source_hash(kind)
+    if isinstance(task, BaseModel):
+        facts = task.model_dump_json()
+    else:
+        facts = _ADDRESS.sub("", repr(getattr(task, "__dict__", task)))
+    return f"{kind.__module__}.{kind.__qualname__} {own} {facts}"
 
 
 def ask(

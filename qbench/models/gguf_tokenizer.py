@@ -22,7 +22,7 @@ from qbench.models.gguf_file import gguf_header, words_of
 from qbench.models.pretrained import ALONE, alone, from_transformers
 from qbench.models.source import ModelSource
 from qbench.models.tokenizer_trial import try_gguf_tokenizer
-from qbench.models.tokenizers import require_tokens, set_beginning, surroundings
+from qbench.models.tokenizers import ADD_BOS, require_tokens, set_beginning, surroundings
 
 _LIKE_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo")
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b")
@@ -84,7 +84,11 @@ def as_llama_cpp(tokenizer: Any, metadata: Mapping[str, Any], source: ModelSourc
                 f"model {source.name!r}: its file says that no space is put before a text, and "
                 "transformers' reader of GGUF puts one; give a folder with the model's safetensors"
             )
-    marks = metadata.get("tokenizer.ggml.add_bos_token", True if pre in _WHOLE_WORDS else None)
+    marks = metadata.get(f"tokenizer.ggml.{ADD_BOS}")
+    if isinstance(marks, bool):
+        tokenizer.init_kwargs[ADD_BOS] = marks
+    elif pre in _WHOLE_WORDS:
+        marks = True
     bos = tokenizer.bos_token_id
     if isinstance(marks, bool) and bos is not None:
         before, after = surroundings(tokenizer)

@@ -6,11 +6,13 @@ a flag or by code.
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from qbench.errors import ConfigError, ModelError
+from qbench.files.shards import read_json
 from qbench.models.pretrained import explained, from_transformers
 from qbench.models.source import ModelSource
 from qbench.models.tokenizer_trial import try_tokenizer
@@ -24,6 +26,8 @@ VOCABULARIES = (
     "tekken.json",
     "*_vocab.json",
 )
+SETTINGS = "tokenizer_config.json"
+ADD_BOS = "add_bos_token"  # there: whether a text begins with BOS
 _PROBE = "The sun is 1 star."
 
 
@@ -40,7 +44,42 @@ def load_tokenizer(source: ModelSource) -> Any:
         try_tokenizer(Path(source.location))
     tokenizer = from_transformers(source, AutoTokenizer)
     require_tokens(tokenizer, source)
+    keep_word_on_bos(tokenizer, settings_file(source))
     return tokenizer
+
+
+def settings_file(source: ModelSource) -> Path | None:
+    """Where tokenizer_config.json of a model lies; None of a GGUF file, or where it is not here."""
+    if source.gguf:
+        return None
+    if source.local:
+        return Path(source.location, SETTINGS)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source.location, SETTINGS, revision=source.revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def keep_word_on_bos(tokenizer: Any, settings: Path | None) -> None:
+    """Keep in `init_kwargs` whether a tokenizer's settings want a BOS before a text.
+
+    settings: the file, None where there is none. transformers 5 forgets their add_bos_token where
+    there is a tokenizer.json. Settings that say nothing leave nothing. StoreError where the file is
+    damaged.
+    """
+    word = read_json(settings).get(ADD_BOS) if settings and settings.is_file() else None
+    if isinstance(word, bool):
+        tokenizer.init_kwargs[ADD_BOS] = word
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """`save_pretrained`, with the word on BOS of `keep_word_on_bos`, which transformers 5 drops."""
+    tokenizer.save_pretrained(folder)
+    word = tokenizer.init_kwargs.get(ADD_BOS)
+    if isinstance(word, bool):
+        settings = read_json(folder / SETTINGS) | {ADD_BOS: word}
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (folder / SETTINGS).write_text(text, encoding="utf-8")
 
 
 def require_tokens(tokenizer: Any, source: ModelSource) -> None:

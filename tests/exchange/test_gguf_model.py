@@ -160,9 +160,10 @@ def test_the_metadata_is_what_llama_cpp_asks_for(llama, tmp_path):
         "tokenizer.ggml.bos_token_id": 259,
     }
     expected |= {"tokenizer.ggml.eos_token_id": 260, "tokenizer.ggml.padding_token_id": 260}
-    expected |= {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False}
+    expected |= {"tokenizer.ggml.add_eos_token": False}
     expected |= {"tokenizer.chat_template": TEMPLATE, "general.quantization_version": 2}
     assert {name: found[name] for name in expected} == expected
+    assert "tokenizer.ggml.add_bos_token" not in found, "its settings say nothing of it"
     types = found["tokenizer.ggml.token_type"]
     assert types[256:] == [1, 1, 1, 3, 3, 3, 4] + [5] * 7 and set(types[:256]) == {1}
     assert found["tokenizer.ggml.merges"] == ["t h", "th e", "Ġ the"]

@@ -12,17 +12,20 @@ from pathlib import Path
 import pytest
 
 from qbench.errors import ConfigError
+from qbench.experiment.identity import evaluation_hash
 from qbench.experiment.runner import run
 from qbench.experiment.store import Store
 from qbench.method_source import own_imports
 from qbench.models.identity import resolved_revision
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
+from qbench.plugin_file import import_plugin_file
 from qbench.quantization import quantize
 from qbench.registry import load_plugin, method_class, source_hash
 from qbench.scheme import Scheme
 from qbench.tasks.data import CALIBRATION, table
 from qbench.tasks.folder import write_parquet
+from qbench.tasks.perplexity import Perplexity
 from tiny_plans import Silent, tiny_plan
 
 PLUGIN = """
@@ -183,3 +186,39 @@ def test_code_that_a_model_brings_makes_it_another_one_and_is_not_quantized(tiny
     with pytest.raises(ConfigError, match="is judged by such code"):
         tiny_plan(folder, "none", "rtn", trust_remote_code=True)
     assert len(tiny_plan(folder, "none", trust_remote_code=True).cells) == 1
+
+
+TASK = """
+from qbench.tasks.perplexity import Perplexity
+
+class Mine(Perplexity):
+    def evaluate(self, context, spec):
+        return 1
+
+class Plain:
+    def __init__(self, *shares):
+        self.shares = shares
+"""
+
+
+def test_the_source_of_a_task_of_others_is_part_of_what_judges(tmp_path):
+    path = tmp_path / "task_of_others.py"
+    path.write_text(TASK)
+    module = import_plugin_file(path)
+    task = module.Mine(name="mine")
+    before, plain = evaluation_hash({"mine": task}), evaluation_hash({"p": module.Plain(1)})
+    assert before != evaluation_hash({"mine": module.Mine(name="mine", between=" ")})
+    assert before != evaluation_hash({"mine": Perplexity(name="mine")})
+    assert plain == evaluation_hash({"p": module.Plain(1)}), "wherever it lies in memory"
+    nested = [evaluation_hash({"p": module.Plain(object())}) for _ in range(2)]
+    assert nested[0] == nested[1] != plain
+    path.write_text(TASK.replace("return 1", "return 2"))
+    assert before != evaluation_hash({"mine": task})
+
+
+def test_code_beside_the_tasks_that_decides_tokens_or_logits_is_part_of_what_judges(monkeypatch):
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    evaluation_hash({})
+    assert {"tokenizers.py", "streamed.py", "windows.py", "judging.py", "lm.py"} <= {*read}

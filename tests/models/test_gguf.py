@@ -32,6 +32,7 @@ from qbench.models.pretrained import ALONE, alone
 from qbench.models.source import find_model
 from qbench.models.tokenizer_trial import try_gguf_tokenizer
 from qbench.quantization import read_model, stored_as
+from qbench.tasks.beginnings import trained_bos
 
 PROMPT = torch.arange(40)[None] * 7 % 250
 TEXTS = ("Hello 123 the other 2048's", "naïve\n\n  thé", "<s>the</s>")
@@ -279,6 +280,7 @@ def test_beginnings_and_whole_words_are_llama_cpps(made, tmp_path):
     path = rewritten(file, tmp_path / "y.gguf", changes | {"tokenizer.ggml.add_bos_token": False})
     _, tokenizer = load_model(find_model(str(path)), "float32")
     assert tokenizer("xyz")["input_ids"] == [len(vocabulary) - 1]
+    assert trained_bos(tokenizer, "llama") is None, "no task puts one there, either"
 
 
 @pytest.mark.slow

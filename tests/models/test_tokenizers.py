@@ -10,9 +10,17 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
+from qbench.checkpoint.skeleton import read_tokenizer
 from qbench.errors import ModelError
-from qbench.models.source import find_model
-from qbench.models.tokenizers import check_fit, load_tokenizer, surroundings, without_ending
+from qbench.models.source import ModelSource, find_model
+from qbench.models.tokenizers import (
+    check_fit,
+    load_tokenizer,
+    save_tokenizer,
+    surroundings,
+    without_ending,
+)
+from qbench.tasks.beginnings import trained_bos, with_bos
 
 
 def around(tokenizer, before, after):
@@ -73,3 +81,49 @@ def test_no_tokenizer_is_invented(tiny_folder, tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer"):
         load_tokenizer(find_model(str(folder)))
+
+
+# --- whether a text begins with BOS, by the word of the settings
+
+
+@pytest.fixture
+def silent_folder(tokenizer, tmp_path):
+    """A saved tokenizer with the BOS of Llama, which it puts nowhere."""
+    own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"bos_token": "<s>"})
+    own.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def say(folder, word):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": word}))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize(("word", "begins"), [(None, True), (False, False), (True, True)])
+def test_settings_that_want_no_bos_are_heeded_also_when_saved(
+    silent_folder, tmp_path, family, word, begins
+):
+    if word is not None:
+        say(silent_folder, word)
+    given = load_tokenizer(find_model(str(silent_folder)))
+    save_tokenizer(given, tmp_path / "saved")
+    for own in (given, read_tokenizer(tmp_path / "saved")):
+        bos = [own.bos_token_id] if begins else []
+        bare = own("ab", add_special_tokens=False)["input_ids"]
+        assert with_bos(own, family)("ab")["input_ids"] == bos + bare
+
+
+def test_settings_of_the_hub_that_want_no_bos_are_heeded(silent_folder, tmp_path, monkeypatch):
+    repository = tmp_path / "models--a--b"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123")
+    shutil.copytree(say(silent_folder, False), repository / "snapshots" / "0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    given = ModelSource("a/b", "a/b", None, False)
+    own = copy.deepcopy(load_tokenizer(ModelSource("c", str(silent_folder), None, True)))
+    own.init_kwargs.pop("add_bos_token")
+    monkeypatch.setattr("qbench.models.tokenizers.from_transformers", lambda *_: own)
+    assert trained_bos(load_tokenizer(given), "llama") is None

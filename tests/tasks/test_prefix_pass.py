@@ -95,6 +95,38 @@ def test_models_that_know_their_place_otherwise_are_refused(name):
     assert why_not(model, TEXT)
 
 
+ALIBI_OF_MPT = {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 2}
+OWN_PLACES = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "is_decoder": True,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "values", "sound"),
+    [
+        ("LlamaConfig", WIDE, True),
+        ("Qwen2Config", WIDE, True),
+        ("GPT2Config", {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}, True),
+        ("MptConfig", ALIBI_OF_MPT, False),
+        ("BigBirdPegasusConfig", OWN_PLACES, False),
+    ],
+)
+def test_a_model_is_refused_in_all_dtypes_or_in_none(kind, values, sound, dtype):
+    model = family_model(kind, values)
+    for parameter in model.parameters():
+        parameter.data /= 2  # so that a wrong place moves it by less than bfloat16 may large models
+    model = model.to(dtype)
+    reason = why_not(model, TEXT)
+    assert (reason is None) == sound, reason
+    assert not model.get_input_embeddings()._forward_hooks, "the model is left as it was"
+
+
 def test_a_sliding_window_bounds_what_is_asked_together():
     config = transformers.MistralConfig(sliding_window=8)
     assert reach(config) == 8

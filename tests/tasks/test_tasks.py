@@ -16,7 +16,7 @@ import torch
 
 from places import REAL_DATA, needs_real_data
 from qbench.calibration.windows import calibration_windows, windows
-from qbench.errors import ConfigError, DataError, MethodError, StoreError
+from qbench.errors import ConfigError, DataError, MethodError, ModelError, StoreError
 from qbench.tasks import lm, registry
 from qbench.tasks.article_windows import article_windows
 from qbench.tasks.beginnings import with_bos
@@ -258,6 +258,23 @@ def test_both_text_tasks_share_one_pass(model, tokenizer, reference, monkeypatch
     assert len(calls) == 3
 
 
+def test_a_text_that_is_joined_otherwise_has_a_pass_of_its_own(model, tokenizer, tmp_path):
+    plain = get_task("wikitext")
+    joined = plain.model_copy(update={"name": "joined", "table": "wikitext", "between": " "})
+    spec = plain.spec(MINI, limit=2, length=LENGTH)
+    source = SimpleNamespace(text=lambda name: ["some words of a text"] * 20)
+    cut = article_windows(source.text("wikitext"), tokenizer, spec)
+    of_plain = ReferenceLogits.write(model, cut.tokens, tmp_path / "reference.npy")
+    alone = {}
+    for task in (plain, joined):
+        alone[task.name] = task.evaluate(Context(model, tokenizer, source), spec).samples
+    context = Context(model, tokenizer, source)
+    context.cache[reference_key(spec)] = of_plain
+    for task in (plain, joined):
+        assert task.evaluate(context, spec).samples == alone[task.name]
+    assert alone["wikitext"] != alone["joined"]
+
+
 def test_divergence_needs_a_reference_that_fits(model, tokenizer, reference, tmp_path):
     with pytest.raises(
         ConfigError, match="mini-divergence needs the log-probabilities of the unquantized model"
@@ -302,10 +319,22 @@ def test_a_model_that_gives_nan_fails_as_a_method(tokenizer, tiny):
         match="mini-text: nll is not finite on 2 of 2 items; the quantized model gives NaN",
     ):
         evaluate("wikitext", broken, tokenizer, limit=2, length=LENGTH)
-    with pytest.raises(
-        MethodError, match="mini-arc_easy: gold_logprob is not finite on 2 of 2 items"
-    ):
-        evaluate("arc_easy", broken, tokenizer, limit=2)
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
+@pytest.mark.parametrize("companion", ["declared", None])
+def test_nan_is_no_wrong_answer_whatever_a_task_declares(name, companion, tokenizer, tiny):
+    task = get_task(name)
+    if companion is None:
+        of_task = [score for score in task.scores if not score.metric.startswith("gold")]
+        task = task.model_copy(update={"companion": None, "scores": of_task})
+    sound, broken = tiny(), tiny()
+    broken.lm_head.weight.data[7] = float("nan")
+    spec = task.spec(MINI, limit=2, num_fewshot=0, generate=1)
+    spec = spec.model_copy(update={"max_gen_toks": 4} if name == "gsm8k" else {})
+    assert task.evaluate(Context(sound, tokenizer, MINI), spec).scores
+    with pytest.raises(MethodError, match="is not finite on .* the quantized model gives NaN"):
+        task.evaluate(Context(broken, tokenizer, MINI), spec)
 
 
 def test_text_protocol_defaults():
@@ -569,6 +598,38 @@ def test_shots_that_the_data_cannot_give():
         get_task("mmlu").spec(MINI, num_fewshot=5)
     with pytest.raises(ConfigError, match="num_fewshot=-1 is too small; give 0 or more"):
         get_task("gsm8k").spec(MINI, num_fewshot=-1)
+
+
+def test_a_subject_that_has_too_few_examples_is_named(tmp_path):
+    row = {"question": "?", "choices": ["1", "2", "3", "4"], "answer": 0}
+    for split, subjects in (("dev", ["anatomy"]), ("test", ["anatomy", "virology"])):
+        rows = [row | {"subject": subject} for subject in subjects]
+        write_parquet(rows, tmp_path / "mmlu" / f"{split}.parquet")
+    task, source = get_task("mmlu"), FolderSource(tmp_path)
+    with pytest.raises(
+        DataError,
+        match="has 0 rows of the subject 'virology' in its dev split, and 1 are asked as examples",
+    ):
+        stock_parts(task, source, task.spec(source, num_fewshot=1))
+    assert len(stock_parts(task, source, task.spec(source, num_fewshot=0))) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        ([1] * 9, ConfigError, "mine has answers of 9 tokens, and the model a context of 8; leave"),
+        ([], ModelError, r"mine: the tokenizer \(.*\) merges answer 1, ' b' behind 'a', into the"),
+    ],
+)
+def test_answers_that_cannot_be_scored_are_refused_before_anything_runs(
+    answer, error, message, tokenizer, tiny
+):
+    model = tiny(max_position_embeddings=8)
+    model.register_forward_hook(lambda *_: pytest.fail("the model runs"))
+    asked = lm.language_model(Context(model, tokenizer, MINI), "mine")
+    requests = [(("a", " a"), [5], [6]), (("a", " b"), [5], answer)]
+    with pytest.raises(error, match=message):
+        asked._loglikelihood_tokens(requests)
 
 
 def test_a_folder_without_the_questions(tmp_path):
