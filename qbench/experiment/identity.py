@@ -29,7 +29,7 @@ from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import source_hash
-from qbench.stats import clustered
+from qbench.stats import clustered, shares
 from qbench.tasks import judging
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
@@ -40,7 +40,8 @@ from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
 
 _TASKS = "qbench.tasks"
-# What tasks call elsewhere that decides the tokens, the model that reads them, its logits, or the error of a score.
+# What tasks call elsewhere that decides the tokens, the model that reads them, its logits, or the
+# error of a score.
 _JUDGES: tuple[Any, ...] = (
     windows,
     streamed,
@@ -50,6 +51,7 @@ _JUDGES: tuple[Any, ...] = (
     gguf_tokenizer,
     experts,
     clustered,
+    shares,
 )
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object without a text of its own
 
