@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import qbench
 from families import FAMILIES, family_model
@@ -241,6 +241,14 @@ def leave_zero_biases(tensors):
         tensors[name.replace("qweight", "bias")] = torch.zeros(columns, dtype=torch.float16)
 
 
+def leave_masks(tensors):
+    """As old folders of GPT-2 and its kin do."""
+    attention = "model.layers.0.self_attn"
+    tensors[f"{attention}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    tensors[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+    tensors["model.position_ids"] = torch.arange(8)
+
+
 def reverse_the_groups(tensors):
     """As act-order leaves them: the same weights, and groups that are no runs of inputs."""
     for name in [name for name in tensors if name.endswith(".g_idx")]:
@@ -250,7 +258,9 @@ def reverse_the_groups(tensors):
             tensors[layer + part] = tensors[layer + part].flip(0).contiguous()
 
 
-@pytest.mark.parametrize("change", [leave_frequencies, leave_zero_biases, reverse_the_groups])
+@pytest.mark.parametrize(
+    "change", [leave_frequencies, leave_zero_biases, leave_masks, reverse_the_groups]
+)
 @pytest.mark.filterwarnings("ignore:.*are dequantized, exactly")
 def test_what_older_programs_write_is_read_as_they_read_it(saved, tmp_path, change):
     made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
@@ -259,11 +269,55 @@ def test_what_older_programs_write_is_read_as_they_read_it(saved, tmp_path, chan
     assert torch.equal(logits(made), expected)
 
 
-def test_a_bias_that_a_model_has_no_place_for_is_refused(saved, tmp_path):
-    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
-    name = "model.layers.0.mlp.down_proj.bias"
-    rewrite(made, lambda tensors: tensors.update({name: torch.ones(64)}))
-    with pytest.raises(StoreError, match=f"unexpected .'{name}"):
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "name, tensor, message",
+    [
+        (
+            "model.layers.0.mlp.down_proj.bias",
+            torch.ones(64),
+            "has no place for .*, which makes 1 of its",
+        ),
+        (
+            "model.layers.0.mlp.act.scales",
+            torch.ones(64),
+            "has no place for model.layers.0.mlp.act.s",
+        ),
+        ("model.layers.9.mlp.up_proj.weight", torch.ones(2, 2), "has no place for"),
+        (f"{Q_PROJ}.weight", torch.ones(64, 64), "q_proj is quantized, and weight is none of"),
+        (f"{Q_PROJ}.weight_scale", torch.ones(1), "q_proj is quantized, and weight_scale is none"),
+        ("model.norm.weight", torch.ones(64, dtype=torch.int8), "norm.weight .torch.int8. belongs"),
+        ("model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn), "float8_e4m3fn. belongs to"),
+        ("model.extra.SCB", torch.ones(64), "model.extra.SCB .torch.float32. belongs to a weight"),
+    ],
+)
+def test_a_tensor_that_no_reader_takes_is_refused_by_name(saved, tmp_path, name, tensor, message):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq", verify=False)
+    rewrite(made, lambda tensors: tensors.update({name: tensor}))
+    with pytest.raises(StoreError, match=message):
+        qbench.load(made)
+
+
+def test_what_transformers_ignores_in_files_of_a_model_is_no_leftover(saved, tmp_path, monkeypatch):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq", verify=False)
+    rewrite(made, lambda tensors: tensors.update({"mtp.layers.0.weight": torch.ones(2, 2)}))
+    ignored = "_keys_to_ignore_on_load_unexpected"
+    monkeypatch.setattr(LlamaForCausalLM, ignored, [r"^mtp.*"])
+    assert torch.equal(logits(made), logits(saved(symmetric=True)))
+
+
+def test_integers_in_the_place_of_floating_numbers_are_refused(tiny, tmp_path):
+    own = qbench.quantize(tiny(attention_bias=True), "rtn", Scheme(4, 16, True)).save(
+        tmp_path / "o"
+    )
+    made = export(own, "gptq", tmp_path / "gptq", verify=False)
+    bias = torch.ones(32, dtype=torch.int8)
+    rewrite(made, lambda tensors: tensors.update({f"{Q_PROJ}.bias": bias}))
+    with pytest.raises(
+        StoreError, match="q_proj.bias is torch.int8, and the model has torch.float"
+    ):
         qbench.load(made)
 
 
