@@ -169,6 +169,25 @@ def test_an_export_that_says_something_else_is_not_left_there(
     export(saved(), "dense", tmp_path / "unseen", verify=False)
 
 
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_a_folder_that_states_no_dtype_is_exported(saved, tmp_path, asked):
+    folder = shutil.copytree(saved(symmetric=True), tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = export(folder, "gptq", tmp_path / "gptq", asked, verify=True)
+    # made again of what was exported, which states another dtype
+    export(made, "qbench", tmp_path / "again", verify=True)
+
+
+def test_a_model_whose_own_logits_are_no_numbers_is_said_to_be_one(tiny, tmp_path):
+    model = tiny()
+    for layer in (model.model.norm, model.lm_head):
+        layer.weight.data.fill_(3e38)
+    folder = qbench.quantize(model, "rtn", Scheme(4, 16, True)).save(tmp_path / "own")
+    with pytest.raises(StoreError, match="itself gives logits that are not finite"):
+        export(folder, "gptq", tmp_path / "gptq")
+
+
 def edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= changes
