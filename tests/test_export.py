@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,12 @@ import qbench
 from families import FAMILIES, family_model
 from methods_of_formats import SteppedAlternating, SteppedRTN
 from qbench import Scheme
-from qbench.checkpoint.folder import load_checkpoint, unquantized_tensors, write_model_folder
+from qbench.checkpoint.folder import (
+    load_checkpoint,
+    save_checkpoint,
+    unquantized_tensors,
+    write_model_folder,
+)
 from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
@@ -144,6 +150,32 @@ def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def partly_quantized(model, folder, scheme):
+    """A saved model whose second block has its attention in full precision."""
+    made = qbench.quantize(model, "rtn", scheme)
+    weights = {n: w for n, w in made.weights.items() if "layers.1.self_attn" not in n}
+    return save_checkpoint(folder, model, None, weights, {}, {})
+
+
+def test_layers_in_full_precision_are_named_to_gptqmodel(tiny, tmp_path):
+    model = tiny(hidden_size=64)
+    folder = partly_quantized(model, tmp_path / "own", Scheme(4, 32, True))
+    made = export(folder, "gptq", tmp_path / "gptq", verify=True)
+    dynamic = json.loads((made / "config.json").read_text())["quantization_config"]["dynamic"]
+    assert list(dynamic.values()) == [{}] * 4
+    for name in quantizable(model):
+        left_out = [key for key in dynamic if re.match(key.removeprefix("-:"), name)]
+        assert len(left_out) == ("layers.1.self_attn" in name), name
+
+
+def test_a_layer_of_as_many_inputs_as_a_group_has_the_group_size_of_the_others(tiny, tmp_path):
+    model = tiny(hidden_size=64, intermediate_size=128)
+    own = qbench.quantize(model, "rtn", Scheme(4, 64, True)).save(tmp_path / "whole")
+    made = export(own, "gptq", tmp_path / "made", verify=True)
+    entry = json.loads((made / "config.json").read_text())["quantization_config"]
+    assert entry["group_size"] == 64 and "dynamic" not in entry
+
+
 def other_scales(tensors, config):
     return {name: 2 * tensor if "up_proj" in name else tensor for name, tensor in tensors.items()}
 
@@ -170,8 +202,9 @@ def test_an_export_that_says_something_else_is_not_left_there(
 
 
 @pytest.mark.parametrize("asked", ["auto", "bfloat16"])
-def test_a_folder_that_states_no_dtype_is_exported(saved, tmp_path, asked):
-    folder = shutil.copytree(saved(symmetric=True), tmp_path / "own")
+def test_a_folder_that_states_no_dtype_is_exported(tiny, tmp_path, asked):
+    made = qbench.quantize(tiny(hidden_size=64).half(), "rtn", Scheme(4, 16, True))
+    folder = made.save(tmp_path / "own")
     config = json.loads((folder / "config.json").read_text()) | {"dtype": None}
     (folder / "config.json").write_text(json.dumps(config))
     made = export(folder, "gptq", tmp_path / "gptq", asked, verify=True)
