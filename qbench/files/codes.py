@@ -6,7 +6,10 @@ Read as numbers such tensors give another model, and counted as weights other bi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qbench.errors import StoreError
 
 if TYPE_CHECKING:
     from qbench.files.shards import Entry
@@ -36,3 +39,17 @@ def part_of_quantized(entries: Mapping[str, Entry]) -> str | None:
         if word in _PARTS or of_codes or eight_bits:
             return name
     return None
+
+
+def refuse_codes(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """StoreError where a folder without a quantization_config holds a part of a quantized weight.
+
+    entries: the headers of its tensors.
+    """
+    name = part_of_quantized(entries)
+    if name is not None:
+        raise StoreError(
+            f"{folder} holds {name} ({entries[name].dtype}), part of a quantized weight, but its "
+            "config.json has no quantization_config; put what the program that quantized it has "
+            "written there"
+        )

@@ -463,7 +463,7 @@ REFUSED = {
     "codes without an entry": (
         None,
         gptq(4),
-        "model.layers.0.q.qweight, but its config.json has no quantization_config",
+        "model.layers.0.q.qweight .*, but its config.json has no quantization_config",
     ),
     "no codes": ({"quant_method": "gptq", "bits": 4}, {}, "no tensor ends in .qweight"),
     "no bits": ({"quant_method": "gptq"}, gptq(4), "states bits=None; 1 to 8 can be"),
