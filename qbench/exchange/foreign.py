@@ -132,7 +132,7 @@ def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | 
 def _auto_round(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | Dense:
     """auto-round's own layout is GPTQ's; what it gives to single layers is its `extra_config`."""
     packing = entry.get("packing_format")
-    if packing not in AUTO_ROUND:
+    if not isinstance(packing, str) or packing not in AUTO_ROUND:
         raise ModelError(
             f"packing_format {packing!r} of auto-round is not read, but {', '.join(AUTO_ROUND)}; "
             "have auto-round write one of these"
