@@ -76,8 +76,10 @@ def test_hqq(tmp_path):
     assert seen.nbytes == stored and seen.model_parameters == 48 * 64 + 16 * 64 + 64
 
 
-def test_bitsandbytes(tmp_path):
-    seen = inspect(folder(tmp_path, NF4, BNB))
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])
+def test_bitsandbytes(tmp_path, storage):
+    codes = NF4[f"{LAYER}.weight"].view(-1).view(storage).view(-1, 1)  # bnb_4bit_quant_storage
+    seen = inspect(folder(tmp_path, NF4 | {f"{LAYER}.weight": codes}, BNB))
     assert (seen.source, seen.method, seen.quantized_weights) == ("bitsandbytes", "nf4", 48 * 64)
     assert seen.bits_per_weight == pytest.approx(
         {
