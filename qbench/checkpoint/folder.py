@@ -342,7 +342,7 @@ def _unquantized_names(shards: Shards, weights: Mapping[str, object]) -> list[st
     if odd is not None:
         raise StoreError(
             f"{shards.folder}: {odd} ({shards.entries[odd].dtype}) belongs to a weight that is "
-            "quantized in another way than its config.json says; fetch the checkpoint again, or "
+            "quantized in another way than its config.json says; fetch the folder again, or "
             "evaluate it with the program it is for"
         )
     return names
