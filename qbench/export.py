@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from qbench.exchange.gptq import checkpoint_format, to_gptq
 from qbench.files.atomic import put, require_apart, require_place
 from qbench.files.shards import require_writable
 from qbench.formats import Uniform
+from qbench.models.blocks import is_linear
 from qbench.models.published_names import published
 from qbench.read_back import BY_DEFAULT, prove, unproven
 
@@ -83,7 +85,17 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"qbench:{qbench.__version__}"]},
     }
+    dense = _dense_layers(checkpoint.model)
+    if dense:
+        # gptqmodel takes every linear layer of the blocks for a quantized one, but for these
+        entry["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in dense}
     return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, entry)
+
+
+def _dense_layers(model: Any) -> list[str]:
+    """The linear layers, but for the head, that are not packed, by full name."""
+    head = model.get_output_embeddings()
+    return [name for name, layer in model.named_modules() if is_linear(layer) and layer is not head]
 
 
 def _to_dense(folder: Path, output: Path, dtype: str) -> Path:
@@ -139,11 +151,12 @@ def _uniform(weights: Mapping[str, WeightFormat]) -> dict[str, Uniform]:
 def _common_settings(weights: Mapping[str, Uniform]) -> tuple[int, int]:
     """(bits, group size) of all weights; ConfigError where they differ.
 
-    A group size of -1 stands for one group per output, which has another length in each layer.
+    A group size of -1 stands for one group per output, which may have another length in each layer:
+    where all layers have one, and not where a layer has no more inputs than a group of the others.
     """
+    per_channel = all(weight.group_size == weight.in_features for weight in weights.values())
     settings: set[tuple[int, int]] = set()
     for weight in weights.values():
-        per_channel = weight.group_size == weight.in_features
         settings.add((weight.bits, -1 if per_channel else weight.group_size))
     if len(settings) != 1:
         raise ConfigError(

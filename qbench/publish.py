@@ -7,12 +7,13 @@ is, but for a licence and a base model that are named here.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qbench.errors import ConfigError, StoreError
-from qbench.files.ordinary import contents_of, ordinary_text
+from qbench.files.ordinary import contents_of, ordinary_file, ordinary_text
 from qbench.files.shards import CARD, verify
 from qbench.models.provenance import card_metadata
 
@@ -51,7 +52,8 @@ def plan_upload(
     """What `upload` would send to `repository`, OWNER/NAME on the hub.
 
     licence, base_model: for the card, in the place of what it names. ConfigError where a name is
-    none of the hub's; StoreError where the folder was not written by qbench, or is damaged.
+    none of the hub's; StoreError where the folder was not written by qbench, or is damaged, and
+    where its results are not those that the card names.
     """
     _require_id("the repository", repository)
     if base_model is not None:
@@ -64,11 +66,11 @@ def plan_upload(
     for name, problem in verify(folder).items():
         if problem is not None:
             raise StoreError(f"{folder / name} {problem}; quantize again, or remove what was added")
+    metadata = card_metadata(folder / CARD)
     files = {}
-    for path in [*contents_of(folder), *sorted((folder / RESULTS).glob("*.yaml"))]:
+    for path in [*contents_of(folder), *_result_files(folder, _scored_tasks(folder, metadata))]:
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = path
-    metadata = card_metadata(folder / CARD)
     metadata |= {"license": licence} if licence else {}
     metadata |= {"base_model": base_model} if base_model else {}
     return Upload(folder, repository, files, metadata)
@@ -98,6 +100,43 @@ def upload(plan: Upload, private: bool = False, api: Any = None) -> str:
             "`hf auth login` gives a token that may, `qbench doctor` says whether the hub answers"
         ) from error
     return str(address)
+
+
+def _scored_tasks(folder: Path, metadata: Mapping[str, Any]) -> set[str]:
+    """The tasks of the card's `model-index`: the first words of its metrics' names.
+
+    StoreError where it is no list of entries with results.
+    """
+    index = metadata.get("model-index") or []
+    names: set[str] = set()
+    for entry in index if isinstance(index, list) else [index]:
+        results = entry.get("results") if isinstance(entry, dict) else None
+        if not isinstance(index, list) or not isinstance(results, list):
+            raise StoreError(
+                f"{folder / CARD}: its model-index is no list of entries with results, as the hub "
+                "has it; correct it there, or remove it"
+            )
+        for result in results:
+            metrics = result.get("metrics") if isinstance(result, dict) else None
+            for metric in metrics if isinstance(metrics, list) else ():
+                name = metric.get("name") if isinstance(metric, dict) else None
+                names.add(str(name).partition(" ")[0])
+    return names
+
+
+def _result_files(folder: Path, tasks: Collection[str]) -> Iterator[Path]:
+    """The files of `.eval_results`, which the index does not hash, as they come with scores.
+
+    StoreError where one is no ordinary file in the folder, or not of `tasks`, those of the card.
+    """
+    for path in sorted((folder / RESULTS).glob("*.yaml")):
+        if (folder / RESULTS).is_symlink() or path.is_symlink():
+            raise StoreError(f"{path} is a link or in one; remove it, or copy the file there")
+        if path.stem not in tasks:
+            raise StoreError(
+                f"{path} is of no task that the model-index of {CARD} names; remove what was added"
+            )
+        yield ordinary_file(path, folder)
 
 
 def _card(plan: Upload) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench.checkpoint.folder import load_checkpoint
+from qbench.checkpoint.packed_linear import unpack
 from qbench.errors import StoreError, reason_of
 from qbench.models.loading import load_weights
 from qbench.models.pretrained import quiet
@@ -49,7 +50,14 @@ def prove(source: Path, written: Path, target: str, dtype: str) -> None:
     since transformers needs a package for GPTQ. dtype: that of the export. transformers takes the
     stretched rope of Llama 3 for a plain one, which `load_weights` puts right.
     """
-    expected = load_checkpoint(source, dtype, packed=False).model.float()
+    expected = _as_written(source, target, dtype)
+    tokens = torch.arange(_LENGTH)[None] * 7919 % expected.config.get_text_config().vocab_size
+    logits = _logits(expected, tokens)
+    if not torch.isfinite(logits).all():
+        raise StoreError(
+            f"{source} itself gives logits that are not finite, so that no export can be held "
+            "against it; nothing was written: quantize again, or write it with --no-verify"
+        )
     if target == "gguf" and _stretched(expected.config):
         read = load_weights(find_model(str(written)), "float32")
     elif target == "dense":
@@ -57,14 +65,23 @@ def prove(source: Path, written: Path, target: str, dtype: str) -> None:
     elif target == "gguf":
         read = _by_transformers(written.parent, gguf_file=written.name)
     else:
-        read = load_checkpoint(written, dtype, packed=False).model.float()
-    tokens = torch.arange(_LENGTH)[None] * 7919 % expected.config.get_text_config().vocab_size
-    difference = _difference(_logits(read, tokens), _logits(expected, tokens))
+        read = load_checkpoint(written, "float32", packed=False).model
+    difference = _difference(_logits(read, tokens), logits)
     if not difference <= TOLERANCE:
         raise StoreError(
             f"{source} written as {target} reads back as another model (relative difference of the "
             f"logits {difference:.2g}); nothing was written: please report this"
         )
+
+
+def _as_written(source: Path, target: str, dtype: str) -> Any:
+    """The model that an export holds, in float32.
+
+    What is not quantized is rounded to `dtype` in all of them; a quantized weight in a dense one.
+    """
+    model = load_checkpoint(source, dtype, packed=target != "dense").model
+    unpack(model, torch.float32)
+    return model.float()
 
 
 def _by_transformers(folder: Path, **options: Any) -> Any:

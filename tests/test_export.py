@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,18 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import qbench
 from families import FAMILIES, family_model
 from methods_of_formats import SteppedAlternating, SteppedRTN
 from qbench import Scheme
-from qbench.checkpoint.folder import load_checkpoint, unquantized_tensors, write_model_folder
+from qbench.checkpoint.folder import (
+    load_checkpoint,
+    save_checkpoint,
+    unquantized_tensors,
+    write_model_folder,
+)
 from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
@@ -144,6 +150,32 @@ def test_what_gptq_cannot_hold_is_refused_and_nothing_is_written(saved, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def partly_quantized(model, folder, scheme):
+    """A saved model whose second block has its attention in full precision."""
+    made = qbench.quantize(model, "rtn", scheme)
+    weights = {n: w for n, w in made.weights.items() if "layers.1.self_attn" not in n}
+    return save_checkpoint(folder, model, None, weights, {}, {})
+
+
+def test_layers_in_full_precision_are_named_to_gptqmodel(tiny, tmp_path):
+    model = tiny(hidden_size=64)
+    folder = partly_quantized(model, tmp_path / "own", Scheme(4, 32, True))
+    made = export(folder, "gptq", tmp_path / "gptq", verify=True)
+    dynamic = json.loads((made / "config.json").read_text())["quantization_config"]["dynamic"]
+    assert list(dynamic.values()) == [{}] * 4
+    for name in quantizable(model):
+        left_out = [key for key in dynamic if re.match(key.removeprefix("-:"), name)]
+        assert len(left_out) == ("layers.1.self_attn" in name), name
+
+
+def test_a_layer_of_as_many_inputs_as_a_group_has_the_group_size_of_the_others(tiny, tmp_path):
+    model = tiny(hidden_size=64, intermediate_size=128)
+    own = qbench.quantize(model, "rtn", Scheme(4, 64, True)).save(tmp_path / "whole")
+    made = export(own, "gptq", tmp_path / "made", verify=True)
+    entry = json.loads((made / "config.json").read_text())["quantization_config"]
+    assert entry["group_size"] == 64 and "dynamic" not in entry
+
+
 def other_scales(tensors, config):
     return {name: 2 * tensor if "up_proj" in name else tensor for name, tensor in tensors.items()}
 
@@ -167,6 +199,26 @@ def test_an_export_that_says_something_else_is_not_left_there(
     model = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32)
     assert torch.equal(model(PROMPT).logits, logits(saved())), "the older export is still there"
     export(saved(), "dense", tmp_path / "unseen", verify=False)
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_a_folder_that_states_no_dtype_is_exported(tiny, tmp_path, asked):
+    made = qbench.quantize(tiny(hidden_size=64).half(), "rtn", Scheme(4, 16, True))
+    folder = made.save(tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = export(folder, "gptq", tmp_path / "gptq", asked, verify=True)
+    # made again of what was exported, which states another dtype
+    export(made, "qbench", tmp_path / "again", verify=True)
+
+
+def test_a_model_whose_own_logits_are_no_numbers_is_said_to_be_one(tiny, tmp_path):
+    model = tiny()
+    for layer in (model.model.norm, model.lm_head):
+        layer.weight.data.fill_(3e38)
+    folder = qbench.quantize(model, "rtn", Scheme(4, 16, True)).save(tmp_path / "own")
+    with pytest.raises(StoreError, match="itself gives logits that are not finite"):
+        export(folder, "gptq", tmp_path / "gptq")
 
 
 def edit(folder, **changes):
@@ -241,6 +293,14 @@ def leave_zero_biases(tensors):
         tensors[name.replace("qweight", "bias")] = torch.zeros(columns, dtype=torch.float16)
 
 
+def leave_masks(tensors):
+    """As old folders of GPT-2 and its kin do."""
+    attention = "model.layers.0.self_attn"
+    tensors[f"{attention}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    tensors[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+    tensors["model.position_ids"] = torch.arange(8)
+
+
 def reverse_the_groups(tensors):
     """As act-order leaves them: the same weights, and groups that are no runs of inputs."""
     for name in [name for name in tensors if name.endswith(".g_idx")]:
@@ -250,7 +310,9 @@ def reverse_the_groups(tensors):
             tensors[layer + part] = tensors[layer + part].flip(0).contiguous()
 
 
-@pytest.mark.parametrize("change", [leave_frequencies, leave_zero_biases, reverse_the_groups])
+@pytest.mark.parametrize(
+    "change", [leave_frequencies, leave_zero_biases, leave_masks, reverse_the_groups]
+)
 @pytest.mark.filterwarnings("ignore:.*are dequantized, exactly")
 def test_what_older_programs_write_is_read_as_they_read_it(saved, tmp_path, change):
     made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
@@ -259,11 +321,55 @@ def test_what_older_programs_write_is_read_as_they_read_it(saved, tmp_path, chan
     assert torch.equal(logits(made), expected)
 
 
-def test_a_bias_that_a_model_has_no_place_for_is_refused(saved, tmp_path):
-    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
-    name = "model.layers.0.mlp.down_proj.bias"
-    rewrite(made, lambda tensors: tensors.update({name: torch.ones(64)}))
-    with pytest.raises(StoreError, match=f"unexpected .'{name}"):
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "name, tensor, message",
+    [
+        (
+            "model.layers.0.mlp.down_proj.bias",
+            torch.ones(64),
+            "has no place for .*, which makes 1 of its",
+        ),
+        (
+            "model.layers.0.mlp.act.scales",
+            torch.ones(64),
+            "has no place for model.layers.0.mlp.act.s",
+        ),
+        ("model.layers.9.mlp.up_proj.weight", torch.ones(2, 2), "has no place for"),
+        (f"{Q_PROJ}.weight", torch.ones(64, 64), "q_proj is quantized, and weight is none of"),
+        (f"{Q_PROJ}.weight_scale", torch.ones(1), "q_proj is quantized, and weight_scale is none"),
+        ("model.norm.weight", torch.ones(64, dtype=torch.int8), "norm.weight .torch.int8. belongs"),
+        ("model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn), "float8_e4m3fn. belongs to"),
+        ("model.extra.SCB", torch.ones(64), "model.extra.SCB .torch.float32. belongs to a weight"),
+    ],
+)
+def test_a_tensor_that_no_reader_takes_is_refused_by_name(saved, tmp_path, name, tensor, message):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq", verify=False)
+    rewrite(made, lambda tensors: tensors.update({name: tensor}))
+    with pytest.raises(StoreError, match=message):
+        qbench.load(made)
+
+
+def test_what_transformers_ignores_in_files_of_a_model_is_no_leftover(saved, tmp_path, monkeypatch):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq", verify=False)
+    rewrite(made, lambda tensors: tensors.update({"mtp.layers.0.weight": torch.ones(2, 2)}))
+    ignored = "_keys_to_ignore_on_load_unexpected"
+    monkeypatch.setattr(LlamaForCausalLM, ignored, [r"^mtp.*"])
+    assert torch.equal(logits(made), logits(saved(symmetric=True)))
+
+
+def test_integers_in_the_place_of_floating_numbers_are_refused(tiny, tmp_path):
+    own = qbench.quantize(tiny(attention_bias=True), "rtn", Scheme(4, 16, True)).save(
+        tmp_path / "o"
+    )
+    made = export(own, "gptq", tmp_path / "gptq", verify=False)
+    bias = torch.ones(32, dtype=torch.int8)
+    rewrite(made, lambda tensors: tensors.update({f"{Q_PROJ}.bias": bias}))
+    with pytest.raises(
+        StoreError, match="q_proj.bias is torch.int8, and the model has torch.float"
+    ):
         qbench.load(made)
 
 

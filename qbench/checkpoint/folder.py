@@ -35,6 +35,7 @@ from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
 from qbench.files.atomic import write_whole_folder
+from qbench.files.codes import part_of_quantized
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import (
@@ -198,8 +199,8 @@ def load_checkpoint(
 
     dtype: of what is not quantized, as torch calls it; `auto` is what the folder states. packed:
     linear layers stay packed, else they are dequantized into `dtype`, on the device that all of
-    the model moves to. Nothing of the folder is executed, every tensor of the files is used, and
-    none may be missing: StoreError.
+    the model moves to. Nothing of the folder is executed. Every tensor of the files is used, but
+    for what other programs leave there for nothing, and none may be missing: StoreError.
     """
     config = read_json(folder / "config.json")
     require_ordinary_files(folder)
@@ -213,9 +214,7 @@ def load_checkpoint(
     if not isinstance(kind, torch.dtype):  # a config may state none
         kind = torch.float32
     unquantized: dict[str, Tensor] = {}
-    for name in sorted(shards.entries):
-        if _is_quantized_part(name, weights):
-            continue
+    for name in _unquantized_names(shards, weights):
         tensor = shards.tensor(name).to(device)
         unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
     if "foreign" in manifest:
@@ -224,7 +223,7 @@ def load_checkpoint(
         unquantized = {own(name): tensor for name, tensor in unquantized.items()}
     pack(model, weights)
     if "foreign" in manifest:
-        unquantized = without_leftovers(model, unquantized)
+        unquantized = without_leftovers(model, unquantized, folder)
     require_finite_tensors(unquantized, folder)
     fill(model, unquantized, folder)
     if not packed:
@@ -335,6 +334,19 @@ def require_finite_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise StoreError(f"{folder}: {name} is not finite; copy or quantize again")
+
+
+def _unquantized_names(shards: Shards, weights: Mapping[str, object]) -> list[str]:
+    """The tensors that no quantized weight holds, sorted; StoreError where one holds codes."""
+    names = sorted(name for name in shards.entries if not _is_quantized_part(name, weights))
+    odd = part_of_quantized({name: shards.entries[name] for name in names})
+    if odd is not None:
+        raise StoreError(
+            f"{shards.folder}: {odd} ({shards.entries[odd].dtype}) belongs to a weight that is "
+            "quantized in another way than its config.json says; fetch the folder again, or "
+            "evaluate it with the program it is for"
+        )
+    return names
 
 
 def _is_quantized_part(name: str, weights: Mapping[str, object]) -> bool:

@@ -27,6 +27,7 @@ from qbench.checkpoint.folder import (
 from qbench.checkpoint.packed_linear import pack, unpack
 from qbench.checkpoint.skeleton import read_generation, read_skeleton, read_tokenizer
 from qbench.errors import ModelError, StoreError
+from qbench.files.codes import refuse_codes
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Shards, read_json
@@ -87,7 +88,8 @@ def open_paged(source: ModelSource, dtype: str) -> Checkpoint:
     """A model of `can_be_paged`, on the CPU, whose blocks are read when they are needed.
 
     dtype: of the weights, those of quantized layers dequantized. The weights of the result have no
-    data. ModelError or StoreError, by name, where a tensor is missing or has another shape.
+    data. ModelError or StoreError, by name, where a tensor is missing, has another shape, or
+    holds codes of which the config says nothing.
     """
     folder = local_folder(source)
     assert folder is not None
@@ -103,6 +105,8 @@ def open_paged(source: ModelSource, dtype: str) -> Checkpoint:
         layout = read_layout(config, folder / "config.json")
         groups = compare(layout, shards)
         manifest = layout.facts()
+    else:
+        refuse_codes(folder, shards.entries)
     model = read_skeleton(folder, len(shards.entries), None if quantized else kind)
     _refuse_mixed(model, kind)
     read_generation(model, folder)

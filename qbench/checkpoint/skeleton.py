@@ -6,7 +6,7 @@ Nothing of a folder is executed.
 
 from __future__ import annotations
 
-import warnings
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from qbench.models.loading import import_model_class, read_config
 from qbench.models.pretrained import is_panic
 from qbench.models.tokenizer_trial import try_tokenizer
 from qbench.models.tokenizers import SETTINGS, has_vocabulary, keep_word_on_bos
+
+# Tensors that older versions of transformers stored, and that every model computes by itself.
+_COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.masked_bias$")
 
 
 def read_skeleton(folder: Path, tensors: int, dtype: torch.dtype | None = None) -> Any:
@@ -104,8 +107,15 @@ def read_tokenizer(folder: Path) -> Any:
 def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     """Assign `tensors` to a skeleton, whose quantized layers have been packed before.
 
-    StoreError by name where a tensor is missing, unexpected or of another shape.
+    StoreError by name where a tensor is missing, unexpected, of another shape, or holds integers
+    where the model has floating numbers.
     """
+    for name, own in model.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != own.is_floating_point():
+            raise StoreError(
+                f"{folder}: {name} is {tensors[name].dtype}, and the model has {own.dtype}; "
+                "copy or quantize again"
+            )
     try:
         unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:
@@ -121,27 +131,34 @@ def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
         )
 
 
-def without_leftovers(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_leftovers(model: Any, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Tensors of another program's folder, without those that programs leave there for nothing.
 
-    Such are frequencies of rotary embeddings, which are computed, and biases of zero for layers
-    without one. A warning names any others that the model does not have, once. A bias that is not
-    zero stays, and so is refused by `fill`.
+    Such are frequencies of rotary embeddings, positions and causal masks, which are computed,
+    biases of zero for layers without one, and what transformers ignores in files of this model.
+    StoreError naming any other that the model has no place for, as its numbers would be left out.
     """
     known = model.state_dict().keys()
+    ignored = [*_COMPUTED, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())]
     kept: dict[str, Tensor] = {}
     unused: list[str] = []
     for name, tensor in tensors.items():
-        is_bias = name.endswith(".bias")
-        if name in known or (is_bias and bool(tensor.any())):
+        if name in known:
             kept[name] = tensor
-        elif not is_bias and not name.endswith(".rotary_emb.inv_freq"):
+        elif not (_is_nothing(name, tensor) or any(re.search(key, name) for key in ignored)):
             unused.append(name)
     if unused:
-        warnings.warn(
-            f"{len(unused)} tensors of the folder are not used, such as {unused[0]}", stacklevel=3
+        raise StoreError(
+            f"{folder}: a {type(model).__name__} has no place for {', '.join(unused[:3])}, which "
+            f"makes {len(unused)} of its tensors that would be left out; fetch the checkpoint "
+            "again, or evaluate it with the program it is for"
         )
     return kept
+
+
+def _is_nothing(name: str, tensor: Tensor) -> bool:
+    """Whether a `.bias` is zero, or a causal mask of that name, (1, 1, tokens, tokens)."""
+    return name.endswith(".bias") and (tensor.dim() == 4 or not bool(tensor.any()))
 
 
 def _short(error: BaseException) -> str:

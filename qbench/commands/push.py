@@ -56,4 +56,4 @@ def _show(plan: Upload) -> None:
         if plan.metadata.get(key):
             say(f"card  {key}: {plan.metadata[key]}")
     for entry in plan.metadata.get("model-index") or ():
-        say(f"card  model-index: {len(entry.get('results', ()))} data sets with scores")
+        say(f"card  model-index: {len(entry['results'])} data sets with scores")

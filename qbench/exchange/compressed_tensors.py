@@ -29,6 +29,7 @@ from torch import Tensor
 
 from qbench.errors import ModelError
 from qbench.exchange.exact import to_stream
+from qbench.exchange.integer_layout import SCALES
 from qbench.formats import Uniform
 from qbench.formats.packing import packed_length, unpack
 
@@ -133,9 +134,9 @@ class _Layer:
             if zero.shape[0] in _lengths(self.shape[0], self.bits) and zero.shape[1] == words[1]:
                 return _unpacked(zero.T, self.bits, self.shape[0]).T.contiguous()
             raise _misfit("weight_zero_point", zero, f"int32 {words}")
-        if zero.dtype != torch.int8 or zero.numel() not in (1, self.scale.numel()):
+        if zero.dtype != torch.int8 or not (zero.numel() == 1 or zero.shape == self.scale.shape):
             raise _misfit("weight_zero_point", zero, f"int8 {tuple(self.scale.shape)}")
-        plain = zero.reshape(1, 1) if zero.numel() == 1 else zero.reshape(self.scale.shape)
+        plain = zero.reshape(1, 1) if zero.numel() == 1 else zero
         shifted = plain.expand(self.scale.shape).int() + 2 ** (self.bits - 1)
         if shifted.min() < 0 or shifted.max() >= 2**self.bits:
             raise ModelError(
@@ -157,8 +158,8 @@ class _Layer:
     def _scale_per_output(self) -> Tensor:
         """(out, groups), also where the file has one scale for the whole matrix."""
         scale = self._tensors["weight_scale"]
-        if not scale.is_floating_point():
-            raise _misfit("weight_scale", scale, "floating numbers")
+        if scale.dtype not in SCALES:
+            raise _misfit("weight_scale", scale, "floating numbers of 16 or 32 bits")
         if scale.numel() == 1:
             scale = scale.reshape(1, 1).expand(self.shape[0], 1)
         if scale.dim() != 2 or scale.shape[0] != self.shape[0]:
@@ -180,6 +181,8 @@ class _Layer:
         g_idx = self._tensors.get("weight_g_idx")
         if g_idx is None or not g_idx.numel() or bool((g_idx == -1).any()):
             return torch.arange(inputs) // length
+        if g_idx.dtype not in (torch.int32, torch.int64):
+            raise _misfit("weight_g_idx", g_idx, "int32 or int64")
         counts = torch.bincount(g_idx.long().clamp(0), minlength=groups)
         if g_idx.shape != (inputs,) or g_idx.min() < 0 or counts.tolist() != [length] * groups:
             raise ModelError(

@@ -34,7 +34,7 @@ def half_scale(weight: Uniform, target: str) -> Tensor:
 def integer_zero(weight: Uniform, target: str) -> Tensor:
     """int32 (out, groups), equal to the zero point, the midpoint of a symmetric weight's grid.
 
-    target: the program that asks, for the message. ConfigError where one is not an integer.
+    target: the program that asks, for the message. ConfigError where one is none of 32 bits.
     """
     zero = weight.zero_point
     if zero is None:
@@ -43,12 +43,12 @@ def integer_zero(weight: Uniform, target: str) -> Tensor:
         return torch.full(shape, middle, dtype=torch.int32, device=weight.scale.device)
     if zero.dtype == torch.uint8:
         return unpack(zero, weight.bits, weight.scale.shape[1]).int()
-    fractional = zero != zero.round()
-    if fractional.any():
-        row, group = fractional.nonzero()[0].tolist()
+    other = (zero != zero.round()) | (zero.abs() >= 2**31)
+    if other.any():
+        row, group = other.nonzero()[0].tolist()
         raise ConfigError(
             f"the zero point {zero[row, group].item():.9g} (output {row}, group {group}) "
-            f"is not an integer, and {target} stores integer zero points; {ADVICE}"
+            f"is not an integer of 32 bits, as zero points of {target} are; {ADVICE}"
         )
     return zero.int()
 

@@ -36,10 +36,9 @@ from qbench.exchange.gptq import (
     groups_are_runs,
     measured_settings,
 )
+from qbench.exchange.integer_layout import PARTS
 from qbench.files.shards import Shards
 from qbench.formats import Dense, Uniform
-
-PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 class Reader(NamedTuple):
@@ -51,7 +50,7 @@ class Reader(NamedTuple):
     """
 
     read: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Uniform | Dense]
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = (*PARTS, "g_idx")
     check: Callable[[Mapping[str, Any]], object] = lambda entry: None
 
 
@@ -59,8 +58,9 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
     """The quantized layers of another program's folder by name. entry: its quantization_config.
 
     Layers whose groups are no runs of equal length (act-order, or a last group that is shorter) are
-    dequantized, exactly, and a warning says how many. StoreError for any other quant_method and
-    where no layer is quantized, ModelError naming the layer that cannot be read.
+    dequantized, exactly, and a warning says how many. StoreError for any other quant_method, where
+    no layer is quantized, and where one has a part that its reader does not take; ModelError naming
+    the layer that cannot be read.
     """
     method = entry.get("quant_method")
     if method not in READERS:
@@ -76,6 +76,7 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
             f"{shards.folder}: no tensor ends in {codes}, as quant_method {method!r} says; fetch "
             "the checkpoint again"
         )
+    _refuse_other_parts(shards, set(layers), reader.parts)
     weights: dict[str, Uniform | Dense] = {}
     for layer in sorted(layers):
         tensors = _parts(shards, layer, reader.parts)
@@ -91,6 +92,18 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
             stacklevel=3,
         )
     return weights
+
+
+def _refuse_other_parts(shards: Shards, layers: set[str], parts: tuple[str, ...]) -> None:
+    """StoreError where a quantized layer has a tensor that is neither of `parts` nor its bias."""
+    for name in shards.entries:
+        layer, _, part = name.rpartition(".")
+        if layer in layers and part not in (*parts, "bias"):
+            raise StoreError(
+                f"{shards.folder}: layer {layer} is quantized, and {part} is none of what is read "
+                f"of it, {', '.join(parts)} and bias; fetch the checkpoint again, or evaluate it "
+                "with the program it is for"
+            )
 
 
 def _parts(shards: Shards, layer: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
@@ -119,7 +132,7 @@ def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | 
 def _auto_round(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | Dense:
     """auto-round's own layout is GPTQ's; what it gives to single layers is its `extra_config`."""
     packing = entry.get("packing_format")
-    if packing not in AUTO_ROUND:
+    if not isinstance(packing, str) or packing not in AUTO_ROUND:
         raise ModelError(
             f"packing_format {packing!r} of auto-round is not read, but {', '.join(AUTO_ROUND)}; "
             "have auto-round write one of these"
@@ -185,6 +198,6 @@ AUTO_ROUND = {"auto_round": "gptq_v2", "auto_round:auto_gptq": "gptq"}
 READERS: dict[str, Reader] = {
     "gptq": Reader(_gptq),
     "auto-round": Reader(_auto_round),
-    "awq": Reader(_awq),
+    "awq": Reader(_awq, PARTS),
     "compressed-tensors": Reader(_compressed, COMPRESSED_PARTS, packed_schemes),
 }

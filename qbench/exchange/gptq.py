@@ -138,6 +138,7 @@ def groups_are_runs(tensors: Mapping[str, Tensor], bits: int, group_size: int) -
     g_idx = tensors.get("g_idx")
     if g_idx is None or not g_idx.numel():
         return True
+    _require_whole_numbers(g_idx)
     return torch.equal(g_idx.long(), torch.arange(in_features, device=g_idx.device) // length)
 
 
@@ -182,6 +183,7 @@ def _group_of_each_input(
         if length < 1:
             raise ModelError(f"group_size={group_size} of {_LAYER} is no number of inputs")
         g_idx = torch.arange(in_features) // length
+    _require_whole_numbers(g_idx)
     if g_idx.shape != (in_features,) or g_idx.min() < 0 or g_idx.max() >= groups:
         raise ModelError(
             f"g_idx of {_LAYER} has shape {tuple(g_idx.shape)} and groups up to {int(g_idx.max())} "
@@ -190,17 +192,26 @@ def _group_of_each_input(
     return g_idx.long()
 
 
+def _require_whole_numbers(g_idx: Tensor) -> None:
+    """ModelError where the groups of the inputs are no integers, which could be rounded."""
+    if g_idx.dtype not in (torch.int32, torch.int64):
+        raise ModelError(
+            f"g_idx of {_LAYER} is {g_idx.dtype}, and numbers of groups are int32 or int64; fetch "
+            "the checkpoint again"
+        )
+
+
 def _packed_zeros(weight: Uniform, checkpoint_format: str) -> Tensor:
     """(groups, out*bits/32) int32."""
     zero = integer_zero(weight, "GPTQ")  # (out, groups)
     least = 1 if checkpoint_format == "gptq" else 0  # what is stored as 0
     most = 2**weight.bits - 1
     if zero.min() < least or zero.max() > most:
-        worst = zero.min() if zero.min() < least else zero.max()
+        worst = int(zero.min() if zero.min() < least else zero.max())
+        other = "use 'gptq_v2', which holds 0" if worst == 0 else ADVICE
         raise ConfigError(
             f"the zero point {worst} cannot be stored in the checkpoint format "
-            f"{checkpoint_format!r}, which holds {least}..{most} at {weight.bits} bits; "
-            f"for 0 use 'gptq_v2'; otherwise {ADVICE}"
+            f"{checkpoint_format!r}, which holds {least}..{most} at {weight.bits} bits; {other}"
         )
     return to_words(pack((zero - least).T.to(torch.uint8), weight.bits))
 
@@ -268,6 +279,7 @@ def _check_order(g_idx: Tensor | None, in_features: int, group: int) -> None:
     """
     if g_idx is None or not g_idx.numel():
         return
+    _require_whole_numbers(g_idx)
     consecutive = torch.arange(in_features, device=g_idx.device) // group
     if g_idx.shape != consecutive.shape or not torch.equal(g_idx.long(), consecutive):
         raise ModelError(

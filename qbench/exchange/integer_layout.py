@@ -13,6 +13,7 @@ from torch import Tensor
 from qbench.errors import ModelError
 
 PARTS = ("qweight", "qzeros", "scales")
+SCALES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def require_parts(layer: str, tensors: Mapping[str, Tensor]) -> None:
@@ -49,22 +50,19 @@ def require_shapes(
     settings: str,
     advice: str,
 ) -> None:
-    """ModelError where a part has another shape, or codes and zero points are no int32 words.
+    """ModelError where a part has another shape or dtype: scales one of SCALES, others int32 words.
 
     shapes: those that the settings ask for, by part. settings: with its verb, such as "4 bits in
     groups of 128 want". advice: which entries of the checkpoint to check.
     """
     for name, shape in shapes.items():
         tensor = tensors[name]
-        wanted = f"{shape}"
-        fits = tuple(tensor.shape) == shape
-        if name != "scales":
-            wanted += " in int32"
-            fits = fits and tensor.dtype == torch.int32
-        if not fits:
+        dtypes = SCALES if name == "scales" else (torch.int32,)
+        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+            allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise ModelError(
                 f"{name} of {layer} has shape {tuple(tensor.shape)} and {tensor.dtype}; "
-                f"{settings} {wanted}; "
+                f"{settings} {shape} in {allowed}; "
                 f"check {advice} in the checkpoint's quantization_config"
             )
 

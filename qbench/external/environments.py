@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from qbench.errors import ConfigError, StoreError, readable
 from qbench.external.contract import Package, Version
 from qbench.external.packages import requirements
+from qbench.files.atomic import remove as remove_path
 from qbench.files.atomic import write_text
 from qbench.files.cache import cache_folder
 from qbench.files.claims import claimed_in_time
@@ -163,13 +164,16 @@ def create(package: Package, say: Callable[[str], None] = lambda text: None) -> 
 
 
 def remove(package: Package) -> bool:
-    """Remove the environment of a package and what is known of a failure; False without one."""
+    """Remove the environment of a package and what is known of a failure; False without one.
+
+    What lies in its place goes, too: a file, or a link, but not what that leads to.
+    """
     place = environments() / package.name
     for name in (f"{package.name}.failed.json", f"{package.name}.log"):
         (environments() / name).unlink(missing_ok=True)
-    present = place.is_dir()
+    present = os.path.lexists(place)
     if present:
-        shutil.rmtree(place)
+        remove_path(place)
     return present
 
 

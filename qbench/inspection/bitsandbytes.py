@@ -2,7 +2,7 @@
 
 For a layer L with a weight of shape (out, in) in blocks of g weights:
 
-    L.weight                   uint8 (out*in/2, 1)  two codes in a byte
+    L.weight                   (bytes, 1) of any dtype, mostly uint8  two codes in a byte
     L.weight.absmax            float32, or uint8 where it is quantized in turn  scales of blocks
     L.weight.nested_absmax     float32  scales of the scales
     L.weight.quant_map, .nested_quant_map  float32  the levels
@@ -47,7 +47,7 @@ def read_bitsandbytes(entry: Mapping[str, Any], shards: Shards) -> Reading:
     weight_counts = {}
     for layer in layers_required(shards, "weight.absmax"):
         codes = shards.entries.get(f"{layer}.weight")
-        if codes is None or codes.dtype.itemsize != 1:
+        if codes is None or codes.shape[1:] != (1,):
             raise StoreError(f"{shards.folder}: {layer}.weight holds no packed codes; {ADVICE}")
         weight_counts[layer] = CODES_PER_BYTE * codes.nbytes
     pieces = list(with_small_parts(shards, _ITEMS, _SMALL, weight_counts))

@@ -1,4 +1,4 @@
-"""Folders of llm-compressor (`quant_method: compressed-tensors`), read from headers alone.
+"""Folders of llm-compressor (`quant_method: compressed-tensors`), measured from their headers.
 
 For a layer L with a weight of shape (out, in), b bits and `groups` groups of inputs:
 
@@ -7,13 +7,15 @@ For a layer L with a weight of shape (out, in), b bits and `groups` groups of in
     L.weight_scale       (out, groups), (1,) or ()    scales
     L.weight_zero_point  int8, or packed in int32     zero points
     L.weight_g_idx       int32 (in,)                  the group of each input
-    L.weight_shape       int64 (2,)                   out and in, which no header tells
+    L.weight_shape       int64 (2,)                   out and in
 
-So in is the length of weight_g_idx where that is there; else groups * group_size; else as many
-codes as fit the words, and then padding at the end of a row counts as weights. A word holds 32 // b
-codes; newer files of 3, 5, 6 or 7 bits let codes cross words. Bits and group sizes are those of
+The data of weight_shape, 16 bytes, are the only ones that are read. Where a folder has none, in is
+the length of weight_g_idx; else groups * group_size; else as many codes as fit whole words, which
+may be more or fewer than there are. The codes of a row are one stream of bits; in older files a
+word held 32 // b whole codes. Bits and group sizes are those of
 `config_groups`, each of which names its layers as targets. Source: compressed-tensors,
-compressors/quantized_compressors/pack_quantized.py, `pack_to_int32`.
+compressors/pack_quantized/helpers.py, `pack_to_int32`, and for older files
+compressors/quantized_compressors/pack_quantized.py.
 """
 
 from __future__ import annotations
@@ -79,12 +81,12 @@ def read_compressed(entry: Mapping[str, Any], shards: Shards) -> Reading:
             f"{shards.folder}: compressed-tensors format {entry.get('format')!r} is not known; "
             f"{', '.join(_FORMATS)} are"
         )
-    weight_counts, padded = _weight_counts(shards, schemes)
+    weight_counts, guessed = _weight_counts(shards, schemes)
     notes = []
-    if padded:
+    if guessed:
         notes.append(
-            f"layers that state no number of inputs ({padded}): "
-            "padding of their rows counts as weights"
+            f"layers that state no number of inputs ({guessed}): as many weights are counted as "
+            "fit whole words, which may be more or fewer than there are"
         )
     pieces = list(quantized_pieces(shards, _PARTS, weight_counts))
     versions = [str(entry[key]) for key in ("version", "format") if key in entry]
@@ -101,7 +103,7 @@ def read_compressed(entry: Mapping[str, Any], shards: Shards) -> Reading:
 
 
 def _weight_counts(shards: Shards, schemes: list[_Scheme]) -> tuple[dict[str, int], int]:
-    """out * in of every quantized layer, and how many layers may have padding among them."""
+    """out * in of every quantized layer, and of how many layers that is a guess."""
     packed = layers_with(shards, "weight_packed")
     plain = layers_with(shards, "weight_scale") & layers_with(shards, "weight")
     plain -= packed
@@ -111,22 +113,29 @@ def _weight_counts(shards: Shards, schemes: list[_Scheme]) -> tuple[dict[str, in
     for layer in sorted(plain):
         weight = shards.entries[f"{layer}.weight"]
         counts[layer] = weight.nbytes // weight.dtype.itemsize
-    padded = 0
+    guessed = 0
     for layer in sorted(packed):
-        count, has_padding = _packed_count(shards, layer, _scheme_of(layer, schemes, shards))
+        count, is_guess = _packed_count(shards, layer, _scheme_of(layer, schemes, shards))
         counts[layer] = count
-        padded += has_padding
-    return counts, padded
+        guessed += is_guess
+    return counts, guessed
 
 
 def _packed_count(shards: Shards, layer: str, scheme: _Scheme) -> tuple[int, bool]:
-    """out * in of a layer of packed codes, and whether padding may be among them."""
+    """out * in of a layer of packed codes, and whether in is a guess."""
     codes = matrix(shards, f"{layer}.weight_packed")
     scales = shards.entries.get(f"{layer}.weight_scale")
-    order = group_order(shards, f"{layer}.weight_g_idx")
     outputs = codes.shape[0]
+    if not _scales_fit(scales, outputs):
+        shape = scales.shape if scales else "missing"
+        raise misfit(
+            f"{layer}.weight_packed", codes, f"{scheme.bits}-bit codes with weight_scale {shape}"
+        )
+    if f"{layer}.weight_shape" in shards.entries:
+        return outputs * _stated_inputs(shards, layer, scheme.bits, codes), False
+    order = group_order(shards, f"{layer}.weight_g_idx")
     row_bits = bits_along(codes, 1)
-    has_padding = False
+    is_guess = False
     if order:
         inputs = order.shape[0]
     elif scheme.group_size and scales and len(scales.shape) == 2:
@@ -134,13 +143,31 @@ def _packed_count(shards: Shards, layer: str, scheme: _Scheme) -> tuple[int, boo
         inputs = min(scales.shape[1] * scheme.group_size, row_bits // scheme.bits)
     else:
         inputs = row_bits // 32 * (32 // scheme.bits)
-        has_padding = True
-    if not _scales_fit(scales, outputs) or not 0 < inputs * scheme.bits <= row_bits:
-        shape = scales.shape if scales else "missing"
-        raise misfit(
-            f"{layer}.weight_packed", codes, f"{scheme.bits}-bit codes with weight_scale {shape}"
-        )
-    return outputs * inputs, has_padding
+        is_guess = True
+    if not 0 < inputs * scheme.bits <= row_bits:
+        raise misfit(f"{layer}.weight_packed", codes, f"{inputs} {scheme.bits}-bit codes a row")
+    return outputs * inputs, is_guess
+
+
+def _stated_inputs(shards: Shards, layer: str, bits: int, codes: Entry) -> int:
+    """in, as weight_shape says; StoreError where the codes (out, words) are not those of a shape.
+
+    A row of in codes takes as many words as their stream, or, in older files, as whole codes fill.
+    """
+    name = f"{layer}.weight_shape"
+    header = shards.entries[name]
+    shape: list[int] = []
+    if header.dtype.itemsize in (4, 8) and header.nbytes == 2 * header.dtype.itemsize:
+        shape = shards.tensor(name).flatten().tolist()  # of another size it is not read
+    if len(shape) == 2 and shape[0] == codes.shape[0] and shape[1] > 0:
+        inputs = int(shape[1])
+        if codes.shape[1] in (-(-inputs * bits // 32), -(-inputs // (32 // bits))):
+            return inputs
+    raise misfit(
+        f"{layer}.weight_packed",
+        codes,
+        f"{bits}-bit codes of the matrix that {name} states, {shape or header.shape}",
+    )
 
 
 def _scales_fit(scales: Entry | None, outputs: int) -> bool:
@@ -158,7 +185,10 @@ def _schemes(entry: Mapping[str, Any], shards: Shards) -> list[_Scheme]:
             continue  # a group may quantize activations only
         bits = whole_number(weights, "num_bits", shards, range(1, 17))
         group_size = None
-        if weights.get("strategy") == "group":
+        strategy = weights.get("strategy")
+        if strategy is None and weights.get("group_size") not in (None, -1):
+            strategy = "group"  # as the library infers it
+        if strategy == "group":
             group_size = whole_number(weights, "group_size", shards, range(1, 2**31))
         targets = group.get("targets")
         if not isinstance(targets, list):

@@ -14,8 +14,6 @@ from qbench.files.shards import Entry, Shards
 from qbench.inspection.pieces import Piece, Reading, dense_layers, dense_piece, part_piece
 
 ADVICE = "copy the folder again, or inspect one that is whole"
-# Names by which codes are known; a folder that holds them must say how they were quantized.
-CODES = ("qweight", "weight_packed")
 # Parts of a layer in the layouts of GPTQ and of AWQ, and their items.
 INTEGER_PARTS = {
     "qweight": "codes",

@@ -7,7 +7,8 @@ For a layer L with a weight of shape (out, in), b bits and groups of g inputs:
     L.zero   float16 (out*in/g, 1)  zero points
     L.shape  int (2,)               out and in, and other settings as small tensors
 
-The shape is the only tensor whose data are read. Source: hqq, core/quantize.py, `HQQLinear`.
+The data of the shape and of nbits are the only ones that are read, and held against the size of
+W_q. Source: hqq, core/quantize.py, `HQQLinear`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from math import prod
 
 from qbench.errors import StoreError
 from qbench.files.shards import Shards
-from qbench.inspection.foreign_headers import ADVICE, layers_required, with_small_parts
+from qbench.inspection.foreign_headers import (
+    ADVICE,
+    layers_required,
+    misfit,
+    with_small_parts,
+)
 from qbench.inspection.pieces import Reading, dense_layers
 
 CODES = "W_q"
@@ -35,14 +41,35 @@ def is_hqq(shards: Shards) -> bool:
 
 def read_hqq(shards: Shards) -> Reading:
     """StoreError where the tensors are not those of hqq."""
-    weight_counts = {}
-    for layer in layers_required(shards, CODES):
-        shape = shards.tensor(f"{layer}.shape").tolist()
-        if not isinstance(shape, list) or len(shape) != 2 or min(shape) < 1:
-            raise StoreError(
-                f"{shards.folder}: {layer}.shape is {shape}, not the two sizes of a matrix; "
-                f"{ADVICE}"
-            )
-        weight_counts[layer] = prod(shape)
+    weight_counts = {
+        layer: _weight_count(shards, layer) for layer in layers_required(shards, CODES)
+    }
     pieces = list(with_small_parts(shards, _ITEMS, _SMALL, weight_counts))
     return Reading("hqq", pieces, dense_layers(pieces), method="hqq")
+
+
+def _weight_count(shards: Shards, layer: str) -> int:
+    """out * in of a layer; StoreError where its shape is none, or has more codes than W_q holds."""
+    header = shards.entries.get(f"{layer}.shape")
+    shape: list[int] = []
+    if header is not None and header.shape == (2,) and not header.dtype.is_floating_point:
+        shape = shards.tensor(f"{layer}.shape").tolist()
+    if len(shape) != 2 or min(shape) < 1:
+        stated = shape or (header.shape if header else "missing")
+        raise StoreError(
+            f"{shards.folder}: {layer}.shape is {stated}, not the two sizes of a matrix; {ADVICE}"
+        )
+    codes = shards.entries[f"{layer}.{CODES}"]
+    bits = _stated_bits(shards, layer)
+    if prod(shape) * bits > 8 * codes.nbytes:
+        raise misfit(f"{layer}.{CODES}", codes, f"{shape[0]} x {shape[1]} codes of {bits:g} bits")
+    return prod(shape)
+
+
+def _stated_bits(shards: Shards, layer: str) -> float:
+    """The layer's nbits, and 1, the least that there is, where it states none."""
+    header = shards.entries.get(f"{layer}.nbits")
+    if header is None or prod(header.shape) != 1:
+        return 1.0
+    stated = float(shards.tensor(f"{layer}.nbits"))
+    return stated if 1 <= stated <= 8 else 1.0

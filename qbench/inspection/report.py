@@ -1,8 +1,8 @@
 """Where the bits of a model are, measured from the headers of its files alone.
 
-No tensor's data are read, so that a folder of any size takes a second. A reader per kind of file
-gives the pieces of every tensor: `own.py` (qbench's folders), `gguf_header.py`, and a module for
-each of READERS; what is not quantized is read here.
+Of tensors' data only stored shapes are read, so that a folder of any size takes a second. A reader
+per kind of file gives the pieces of every tensor: `own.py` (qbench's folders), `gguf_header.py`,
+and a module for each of READERS; what is not quantized is read here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError, unknown_name
+from qbench.files.codes import refuse_codes
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import is_file, is_folder, ordinary_file, require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.inspection.awq import read_awq
 from qbench.inspection.bitsandbytes import read_bitsandbytes
 from qbench.inspection.compressed_tensors import read_compressed
-from qbench.inspection.foreign_headers import CODES
 from qbench.inspection.gptq import read_gptq
 from qbench.inspection.hqq import is_hqq, read_hqq
 from qbench.inspection.own import read_own
@@ -127,13 +127,8 @@ def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
 
 
 def _read_unquantized(shards: Shards) -> Reading:
-    # Packed codes without a word on their bits would be counted as dense weights.
-    for name in shards.entries:
-        if name.rpartition(".")[2] in CODES:
-            raise StoreError(
-                f"{shards.folder} holds {name}, but its config.json has no quantization_config; "
-                "put what the program that quantized it has written there"
-            )
+    # Codes without a word on their bits would be counted as dense weights.
+    refuse_codes(shards.folder, shards.entries)
     pieces = []
     for name, tensor in shards.entries.items():
         pieces.append(dense_piece(name, tensor.shape, tensor.nbytes))

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,14 +121,17 @@ def _processor_time(seconds: float) -> Iterator[None]:
 def refuse_implausible(
     config: Mapping[str, Any], entries: Mapping[str, Entry], where: object
 ) -> None:
-    """StoreError where a config.json declares a model that its files cannot hold.
+    """StoreError where a config.json declares a model that its files cannot hold, or no numbers.
 
     config: its content. entries: the headers of the tensors. where: its place, for the message.
     Held against before a model is built, as a damaged number could take all memory.
     """
     axes = [size for entry in entries.values() for size in entry.shape[:1]]  # a stack of experts
     most = {"layer": len(entries), "experts": max([len(entries), *axes])}
-    numbers = list(_integers(config))
+    for key, value in _numbers(config):
+        if isinstance(value, float) and not isfinite(value):  # an int may be too large for one
+            raise StoreError(f"{where}: {key} is {value}, which is no number; copy it again")
+    numbers = [(key, value) for key, value in _numbers(config) if isinstance(value, int)]
     for key, value in numbers:
         limit = 2**31
         if key.startswith(_COUNTS):
@@ -145,11 +148,14 @@ def refuse_implausible(
         )
 
 
-def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The integers of a config, then those of the configs in it, as of a text model in a larger."""
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The numbers of a config, then those of the configs in it, as of a text model in a larger.
+
+    Not those in lists: Mamba's time_step_limit has an infinite end.
+    """
     for key, value in config.items():
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             yield key, value
     for key, value in config.items():
         if isinstance(value, Mapping) and key != "quantization_config":
-            yield from _integers(value)
+            yield from _numbers(value)

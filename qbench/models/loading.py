@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qbench.errors import ModelError, StoreError
+from qbench.files.codes import refuse_codes
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Entry, Shards, read_json
@@ -263,7 +264,7 @@ def _require_room(source: ModelSource, model: Any, entries: Mapping[str, Entry])
 def _entries(source: ModelSource) -> Mapping[str, Entry]:
     """The headers of a local model's tensors, empty where a folder has no safetensors.
 
-    StoreError where its config cannot be true of them.
+    StoreError where its config cannot be true of them, or does not say that they hold codes.
     """
     if source.gguf:
         shapes = torch_shapes(gguf_header(source))
@@ -276,7 +277,10 @@ def _entries(source: ModelSource) -> Mapping[str, Entry]:
         return {}
     require_ordinary_files(folder)
     entries = Shards(folder, mapped=False).entries
-    refuse_implausible(read_json(_config_of(source)), entries, _config_of(source))
+    config = read_json(_config_of(source))
+    refuse_implausible(config, entries, _config_of(source))
+    if quantization_settings(folder, config) is None:
+        refuse_codes(folder, entries)
     return entries
 
 

@@ -347,7 +347,7 @@ DAMAGE = {
         config(lambda c: c.update(version=99)),
         "format version 99; this qbench reads versions 2 and 3",
     ),
-    "no groups": (config(lambda c: c.update(groups=[])), "size mismatch for model.layers.0"),
+    "no groups": (config(lambda c: c.update(groups=[])), "proj.weight .torch.uint8. belongs to"),
     "an unknown format": (
         config(lambda c: c["groups"][0].update(format="ternary")),
         "unknown weight format 'ternary'",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 import qbench
@@ -39,7 +42,16 @@ def folder(tiny, tmp_path):
     path = quantized.save(tmp_path / "saved")
     (path / ".eval_results").mkdir()
     (path / ".eval_results" / "arc_easy.yaml").write_text("[]\n")
+    metrics = [{"name": "arc_easy acc", "type": "acc", "value": 0.5}]
+    state_in_card(path, [{"name": "m", "results": [{"metrics": metrics}]}])
     return path
+
+
+def state_in_card(folder, index):
+    """Put a model-index into the card."""
+    card = folder / "README.md"
+    line = f"model-index: {json.dumps(index)}\n"
+    card.write_text(card.read_text().replace("---\n", f"---\n{line}", 1))
 
 
 def test_without_yes_it_lists_and_sends_nothing(folder, command, monkeypatch):
@@ -96,6 +108,32 @@ def test_what_the_card_lacks_is_said(tiny, tmp_path, command):
 def test_a_name_that_is_none_of_the_hub_s_is_refused(folder, name):
     with pytest.raises(ConfigError, match="is no name of the hub; give OWNER/NAME"):
         plan_upload(folder, name)
+
+
+@pytest.mark.parametrize("index", [[1], 5, "x", {"name": "x"}, [{"results": None}], [{}]])
+def test_a_model_index_that_is_none_is_refused(folder, command, index):
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(re.sub("model-index: .*\n", "", text))
+    state_in_card(folder, index)
+    code, out, err = command("push", folder, "me/model")
+    assert (code, out) == (2, "") and "its model-index is no list of entries" in err
+
+
+def test_results_are_those_of_the_card_and_no_links(folder, tmp_path):
+    results = folder / ".eval_results"
+    (results / "own.yaml").write_text("secret")
+    with pytest.raises(StoreError, match="own.yaml is of no task that the model-index of README"):
+        plan_upload(folder, "me/model")
+    (results / "own.yaml").rename(tmp_path / "arc_easy.yaml")
+    (results / "arc_easy.yaml").unlink()
+    (results / "arc_easy.yaml").symlink_to(tmp_path / "arc_easy.yaml")
+    with pytest.raises(StoreError, match="arc_easy.yaml is a link or in one"):
+        plan_upload(folder, "me/model")
+    (results / "arc_easy.yaml").unlink()
+    results.rmdir()
+    results.symlink_to(tmp_path)
+    with pytest.raises(StoreError, match="arc_easy.yaml is a link or in one"):
+        plan_upload(folder, "me/model")
 
 
 def test_a_damaged_or_added_file_is_refused(folder):

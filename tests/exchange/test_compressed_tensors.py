@@ -185,6 +185,9 @@ def test_the_bits_of_a_layer_are_seen_on_its_tensors():
         ({"weight_scale": torch.ones(6, 3).int()}, "wanted is floating numbers"),
         ({"weight_zero_point": torch.zeros(2, 3, dtype=torch.int32)}, "weight_zero_point of"),
         ({"weight_zero_point": torch.zeros(6, 2, dtype=torch.int8)}, "weight_zero_point of"),
+        ({"weight_zero_point": torch.zeros(3, 6, dtype=torch.int8)}, "weight_zero_point of"),
+        ({"weight_scale": torch.ones(6, 3).to(torch.float8_e4m3fn)}, "wanted is floating numbers"),
+        ({"weight_g_idx": torch.zeros(96)}, "weight_g_idx of .* wanted is int32 or int64"),
         ({"weight_zero_point": torch.full((6, 3), 8, dtype=torch.int8)}, "outside the 4 bits"),
     ],
 )

@@ -142,6 +142,6 @@ def test_what_no_type_holds_is_refused():
         blocks(dataclasses.replace(weight, stored_scale=scale))
     zero = weight.unpacked()[2] + 0.5
     with pytest.raises(
-        ConfigError, match=r"the zero point .* \(output 0, group 0\) is not an integer, and GGUF"
+        ConfigError, match=r"the zero point .* \(output 0, group 0\) is not an integer of 32 bits"
     ):
         blocks(dataclasses.replace(weight, stored_zero=zero))

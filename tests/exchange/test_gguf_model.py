@@ -14,9 +14,11 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
+from qbench.checkpoint.folder import load_checkpoint, save_checkpoint
 from qbench.errors import ConfigError, StoreError
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gguf_tokenizer import LLAMA3, TEKKEN
+from qbench.export import export
 from qbench.formats import Binary, Dense, Uniform
 from qbench.models.blocks import linears
 
@@ -118,6 +120,18 @@ def test_transformers_reads_the_same_model(llama, tmp_path, changes, bits, symme
     tokens = torch.arange(50)[None] * 5 % 270
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_folder_in_half_precision_is_proven_by_its_exact_weights(llama, tmp_path, dtype):
+    model = llama()
+    weights = quantize(model)
+    folder = save_checkpoint(tmp_path / "own", model.to(dtype), byte_level(), weights, {}, {})
+    path = export(folder, "gguf", tmp_path / "tiny.gguf", verify=True)
+    with torch.no_grad():
+        tokens = torch.arange(50)[None] * 5 % 270
+        expected = load_checkpoint(folder, "float32", packed=False).model(tokens).logits
+        torch.testing.assert_close(read(path)[0](tokens).logits, expected)
 
 
 @pytest.mark.skipif(

@@ -18,6 +18,7 @@ from qbench.exchange.gptq import (
     checkpoint_format,
     dequantize_gptq,
     from_gptq,
+    groups_are_runs,
     to_gptq,
 )
 from qbench.files.shards import Shards
@@ -187,7 +188,7 @@ def test_parameters_that_gptq_lacks_are_refused():
     for refuse in (to_gptq, lambda weight: checkpoint_format([weight])):
         with pytest.raises(
             ConfigError,
-            match=r"the zero point 7\.25 \(output 2, group 0\) is not an integer, and GPTQ",
+            match=r"the zero point 7\.25 \(output 2, group 0\) is not an integer of 32 bits",
         ):
             refuse(real)
     zero[2, 0] = 16
@@ -198,9 +199,15 @@ def test_parameters_that_gptq_lacks_are_refused():
         to_gptq(real)
     zero[2, 0] = 0
     with pytest.raises(
-        ConfigError, match="zero point 0 cannot be stored in .* for 0 use 'gptq_v2'"
+        ConfigError, match="zero point 0 cannot be stored in .* use 'gptq_v2', which holds 0"
     ):
         to_gptq(real)
+    zero[2, 0] = -3
+    with pytest.raises(ConfigError, match=r"zero point -3 .* 'gptq_v2', .* 0\.\.15 .* keep this"):
+        to_gptq(real, "gptq_v2")
+    huge = dataclasses.replace(weight, stored_zero=torch.full((8, 2), 3e9))
+    with pytest.raises(ConfigError, match="the zero point 3e.09 .* is not an integer of 32 bits"):
+        to_gptq(huge)
     with pytest.raises(ConfigError, match="unknown checkpoint format 'marlin' of GPTQ"):
         to_gptq(weight, "marlin")
 
@@ -216,6 +223,15 @@ def test_act_order_is_refused_unless_it_changes_nothing():
     )
     with pytest.raises(ModelError, match="act-order"):
         from_gptq(tensors | {"g_idx": tensors["g_idx"].flip(0)}, 4, 16)
+
+
+def test_groups_that_are_no_integers_are_refused():
+    tensors = to_gptq(uniform(4, (8, 32), 2))
+    tensors["g_idx"] = tensors["g_idx"] + 0.5  # truncated, these would be the groups
+    reads = (from_gptq, dequantize_gptq, groups_are_runs)
+    for read in reads:
+        with pytest.raises(ModelError, match="g_idx of a GPTQ layer is torch.float32"):
+            read(tensors, 4, 16)
 
 
 def test_scattered_groups_are_dequantized_number_by_number():
@@ -245,6 +261,9 @@ def test_tensors_that_do_not_fit_are_refused():
         ModelError, match=r"qweight of a GPTQ layer .* torch.int64; 4 bits .* in int32"
     ):
         from_gptq(tensors | {"qweight": tensors["qweight"].long()}, 4, 16)
+    for dtype in (torch.int32, torch.int64, torch.float8_e4m3fn, torch.float64):
+        with pytest.raises(ModelError, match=r"scales of .* in float16 or bfloat16 or float32"):
+            from_gptq(tensors | {"scales": tensors["scales"].to(dtype)}, 4, 16)
     with pytest.raises(ConfigError, match="no codes of 6 bits"):
         from_gptq(tensors, 6, 16)
     zeros = torch.full_like(tensors["qzeros"], -1)
@@ -268,6 +287,7 @@ def test_auto_rounds_own_layout_has_the_zero_points_that_it_says(packing, kind, 
     save_file(tensors, tmp_path / "model.safetensors")
     entry = {"quant_method": "auto-round", "packing_format": packing, "bits": 3, "group_size": 16}
     same(read_foreign(entry, Shards(tmp_path))["layer"], weight)
-    entry["packing_format"] = "auto_round:fp8"
-    with pytest.raises(ModelError, match="packing_format 'auto_round:fp8' of auto-round is not"):
-        read_foreign(entry, Shards(tmp_path))
+    for other in ("auto_round:fp8", [packing], {packing: 1}, None):
+        entry["packing_format"] = other
+        with pytest.raises(ModelError, match=r"packing_format .* of auto-round is not read"):
+            read_foreign(entry, Shards(tmp_path))

@@ -131,6 +131,18 @@ def test_every_method_declares_what_its_package_offers(name):
     assert 1 <= low <= high <= 8
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "link to nothing"])
+def test_what_lies_in_the_place_of_an_environment_is_removed(package, tmp_path, kind):
+    place = tmp_path / "environments" / "mine"
+    place.parent.mkdir()
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.symlink_to(tmp_path / ("workers" if kind == "link" else "nothing"))
+    assert remove(package) and not place.is_symlink() and not place.exists()
+    assert (tmp_path / "workers" / "worker.py").is_file() and not remove(package)
+
+
 @pytest.mark.slow
 def test_an_environment_is_made_from_its_requirements(package):
     made = create(package)

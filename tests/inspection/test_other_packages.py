@@ -76,8 +76,10 @@ def test_hqq(tmp_path):
     assert seen.nbytes == stored and seen.model_parameters == 48 * 64 + 16 * 64 + 64
 
 
-def test_bitsandbytes(tmp_path):
-    seen = inspect(folder(tmp_path, NF4, BNB))
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])
+def test_bitsandbytes(tmp_path, storage):
+    codes = NF4[f"{LAYER}.weight"].view(-1).view(storage).view(-1, 1)  # bnb_4bit_quant_storage
+    seen = inspect(folder(tmp_path, NF4 | {f"{LAYER}.weight": codes}, BNB))
     assert (seen.source, seen.method, seen.quantized_weights) == ("bitsandbytes", "nf4", 48 * 64)
     assert seen.bits_per_weight == pytest.approx(
         {
@@ -140,3 +142,36 @@ def test_what_is_odd_is_refused(tmp_path):
     other = HQQ | {f"{LAYER}.shape": torch.tensor([3], dtype=torch.int32)}
     with pytest.raises(StoreError, match="not the two sizes"):
         inspect(folder(tmp_path, other))
+
+
+@pytest.mark.parametrize(
+    "shape", [[2**62, 2**62], [48, 128], [-48, -64], [48.0, 64.0], [48, 64, 1]]
+)
+def test_a_shape_that_hqq_s_codes_cannot_have_is_refused(tmp_path, shape):
+    other = HQQ | {f"{LAYER}.shape": torch.tensor(shape)}
+    with pytest.raises(StoreError, match="not the two sizes|does not hold .* codes of 3 bits"):
+        inspect(folder(tmp_path, other))
+
+
+FLOAT8 = torch.float8_e4m3fn
+UNSAID = {  # by what is left in a folder whose config.json has lost its quantization_config
+    "bitsandbytes, 4 bits": NF4,
+    "bitsandbytes, 8 bits": {
+        f"{LAYER}.SCB": torch.zeros(48),
+        f"{LAYER}.weight": torch.zeros(48, 64, dtype=torch.int8),
+    },
+    "quanto, 8 bits": {f"{LAYER}.weight._data": torch.zeros(48, 64, dtype=torch.int8)},
+    "quanto, float8": {f"{LAYER}.weight._data": torch.zeros(48, 64, dtype=FLOAT8)},
+    "torchao": INTX,
+    "float8": {f"{LAYER}.weight": torch.zeros(48, 64, dtype=FLOAT8)},
+    "scales": {
+        f"{LAYER}.weight": torch.zeros(48, 64),
+        f"{LAYER}.weight_scale_inv": torch.zeros(1, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+def test_codes_of_which_the_config_says_nothing_are_no_dense_weights(tmp_path, kind):
+    with pytest.raises(StoreError, match="but its config.json has no quantization_config"):
+        inspect(folder(tmp_path, UNSAID[kind]))

@@ -66,10 +66,12 @@ I32, F16, I8, F8 = torch.int32, torch.float16, torch.int8, torch.float8_e4m3fn
 
 @pytest.fixture(autouse=True)
 def headers_only(monkeypatch):
-    """No test may make the inspection read a tensor's data."""
+    """No test may make the inspection read a tensor's data, but for 16 bytes of a shape."""
+    read = Shards.tensor
 
-    def refuse(*_):
-        raise AssertionError("data were read")
+    def refuse(shards, name):
+        assert name.endswith(".weight_shape") and shards.entries[name].nbytes <= 16, "data read"
+        return read(shards, name)
 
     monkeypatch.setattr(Shards, "tensor", refuse)
 
@@ -332,9 +334,11 @@ def compressed(bits=4, group_size=32, form="pack-quantized", **weights):
     return entry | {"config_groups": groups}
 
 
-def packed(words, groups, out=64, **more):
+def packed(words, groups, out=64, inputs=96, **more):
+    """Of an older file, which has no weight_shape, where inputs is None."""
     parts = {"weight_packed": (I32, out, words), "weight_scale": (torch.bfloat16, out, groups)}
-    return layer(**parts, weight_shape=(torch.int64, 2), **more)
+    shape = {} if inputs is None else {"model.layers.0.q.weight_shape": torch.tensor([out, inputs])}
+    return layer(**parts, **more) | shape
 
 
 @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ def packed(words, groups, out=64, **more):
     ids=["4", "zero-points", "8", "3-padded", "3-dense", "g_idx"],
 )
 def test_compressed_tensors_packed(tmp_path, bits, inputs, words, groups, more, padding):
-    tensors = packed(words, groups, **more) | rest(inputs)
+    tensors = packed(words, groups, inputs=inputs, **more) | rest(inputs)
     found = inspect(write(tmp_path / "m", compressed(bits), tensors))
     assert (
         found.quantized_weights == inputs * 64
@@ -372,12 +376,44 @@ def test_compressed_tensors_packed(tmp_path, bits, inputs, words, groups, more, 
     assert found.nbytes == sum(items(found).values()) == sum(t.nbytes for t in tensors.values())
 
 
-def test_padding_that_no_header_tells_is_noted(tmp_path):
+@pytest.mark.parametrize("inputs", [96, 100])
+@pytest.mark.parametrize(
+    "stated", [{"strategy": "channel"}, {"strategy": "tensor"}, {"strategy": None}]
+)
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+def test_the_stated_shape_counts_whatever_the_layout(tmp_path, bits, stated, inputs):
+    entry = compressed(bits, None, **stated)
+    for name, words in (("stream", -(-inputs * bits // 32)), ("words", -(-inputs // (32 // bits)))):
+        folder = write(tmp_path / name, entry, packed(words, 1, inputs=inputs) | rest(inputs))
+        found = inspect(folder)
+        assert found.quantized_weights == 64 * inputs
+        assert found.bits_per_weight["codes"] == pytest.approx(32 * words / inputs)
+        assert all("inputs" not in note for note in found.notes)
+
+
+def test_groups_that_do_not_divide_the_inputs_are_no_weights(tmp_path):
+    for number, inputs in enumerate((100, None)):
+        entry = compressed(4, 32, strategy=None)  # then it is groups, as the library infers it
+        tensors = packed(13, 4, inputs=inputs) | rest(100)
+        found = inspect(write(tmp_path / f"{number}", entry, tensors))
+        assert found.quantized_weights == 64 * (inputs or 104) and not found.notes[1:]
+
+
+@pytest.mark.parametrize("shape", [[64, 97], [63, 96], [64, 0], [64, -96], [64], [64, 96, 1]])
+def test_a_shape_that_is_not_that_of_the_codes_is_refused(tmp_path, shape):
+    tensors = packed(12, 3) | rest()
+    tensors["model.layers.0.q.weight_shape"] = torch.tensor(shape)
+    with pytest.raises(StoreError, match="4-bit codes of the matrix that .*weight_shape states"):
+        inspect(write(tmp_path / "m", compressed(), tensors))
+
+
+def test_a_number_of_inputs_that_is_guessed_is_noted(tmp_path):
     entry = compressed(4, None, strategy="channel")
-    found = inspect(write(tmp_path / "m", entry, packed(12, 1) | rest(90)))
+    found = inspect(write(tmp_path / "m", entry, packed(12, 1, inputs=None) | rest(90)))
     assert found.quantized_weights == 96 * 64
     assert found.notes == (
-        "layers that state no number of inputs (1): padding of their rows counts as weights",
+        "layers that state no number of inputs (1): as many weights are counted as fit whole "
+        "words, which may be more or fewer than there are",
     )
 
 
@@ -427,7 +463,7 @@ REFUSED = {
     "codes without an entry": (
         None,
         gptq(4),
-        "model.layers.0.q.qweight, but its config.json has no quantization_config",
+        "model.layers.0.q.qweight .*, but its config.json has no quantization_config",
     ),
     "no codes": ({"quant_method": "gptq", "bits": 4}, {}, "no tensor ends in .qweight"),
     "no bits": ({"quant_method": "gptq"}, gptq(4), "states bits=None; 1 to 8 can be"),

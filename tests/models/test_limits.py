@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from qbench.errors import QbenchError, StoreError
-from qbench.models.limits import MEMORY, SECONDS, built
+from qbench.models.limits import MEMORY, SECONDS, built, refuse_implausible
 from qbench.models.loading import load_model, load_skeleton
 from qbench.models.source import find_model
 
@@ -45,6 +45,14 @@ def test_a_number_that_asks_for_memory_or_time(tmp_path, family, key, value, loa
         load(find_model(str(tmp_path)))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < 1 << 30
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400"])
+@pytest.mark.parametrize("text", ['{"rms_norm_eps": %s}', '{"text_config": {"rms_norm_eps": %s}}'])
+def test_numbers_that_are_not_finite_are_refused(text, value):
+    with pytest.raises(StoreError, match="config.json: rms_norm_eps is .* which is no number"):
+        refuse_implausible(json.loads(text % value), {}, "config.json")
+    refuse_implausible(json.loads(f'{{"time_step_limit": [0.0, {value}]}}'), {}, "config.json")
 
 
 def test_building_ends_where_its_time_or_memory_does():

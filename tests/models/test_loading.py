@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qbench.errors import ModelError, QbenchError
+from qbench.checkpoint.paged import open_paged
+from qbench.errors import ModelError, QbenchError, StoreError
 from qbench.models.loading import load_model
 from qbench.models.source import ModelSource, find_model
 from qbench.quantization import quantize, read_model
@@ -50,6 +51,17 @@ def spoil(name):
         tensors[name].view(-1)[3] = float("nan")
 
     return change
+
+
+@pytest.mark.parametrize("read", [load, lambda folder: open_paged(find_model(folder), "float32")])
+def test_codes_of_which_the_config_says_nothing_are_no_weights(folder, read):
+    def to_float8(tensors):
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    rewrite(folder, to_float8)
+    with pytest.raises(StoreError, match="up_proj.weight .torch.float8_e4m3fn., part of a quant"):
+        read(str(folder))
 
 
 @pytest.mark.parametrize(
