@@ -39,6 +39,7 @@ from qbench.models.blocks import (
     quantizable,
     read_weight,
 )
+from qbench.models.evaluating import evaluating
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
@@ -139,7 +140,8 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize every linear layer inside the decoder's blocks, as the scheme has it for each.
 
-    model: a name, hub id or folder, or a transformers model, which is changed in place.
+    model: a name, hub id or folder, or a transformers model, which is changed in place. One in
+    training mode is calibrated without dropout, and left in that mode.
     method: a name (`qbench list methods`), or a method object.
     scheme: bits per code, group size, whether the grid is symmetric, rules for single layers, and
     the bits of the head, which is quantized last.
@@ -175,15 +177,13 @@ def quantize(
     asked = scheme
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
-    if files is not None:
-        files.take(model, weights)
     where = torch.device(device)
     tokens = None
     if verb_of(method) != "quantize_weight" or scheme.budget is not None:
         tokens = _tokens(calibration, tokenizer, method)
         manifest["calibration"] = calibration_facts(tokens)
-        scheme, allocation = allocated(model, method, asked, tokens, where, progress)
-        manifest |= allocation
+    if files is not None:
+        files.take(model, weights)
     settings: dict[str, Any] = {
         "tokens": tokens,
         "device": where,
@@ -192,8 +192,12 @@ def quantize(
         "batch_size": method.batch_size if trains(method) else batch_size,
         "dtype": torch_dtype(dtype),
     }
-    log = _by_verb(model, method, scheme, settings, weights)
-    manifest |= quantize_head(model, method, scheme, weights)
+    with evaluating(model):
+        if tokens is not None:
+            scheme, allocation = allocated(model, method, asked, tokens, where, progress)
+            manifest |= allocation
+        log = _by_verb(model, method, scheme, settings, weights)
+        manifest |= quantize_head(model, method, scheme, weights)
     manifest |= facts_of(method, asked)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
