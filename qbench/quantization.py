@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.acceptance import calibration_tokens, require_settings
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
-from qbench.calibration.windows import calibration_facts, windows
+from qbench.calibration.windows import calibration_facts
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
@@ -48,9 +49,6 @@ from qbench.registry import get_method, parameters
 from qbench.sensitivity import allocated
 from qbench.verbs import by_block, by_linear, by_weight, check_head, quantize_head
 from qbench.weight_range import require_computable
-
-_TEXT_WINDOWS = 64  # taken from texts that calibrate
-_TEXT_LENGTH = 512  # tokens in each of them
 
 
 @dataclass
@@ -129,7 +127,7 @@ def quantize(
     model: Any,
     method: Any,
     scheme: Scheme,
-    calibration: Tensor | Sequence[str] | None = None,
+    calibration: Tensor | str | Sequence[str] | None = None,
     *,
     tokenizer: Any = None,
     device: str = "cpu",
@@ -145,9 +143,9 @@ def quantize(
     method: a name (`qbench list methods`), or a method object.
     scheme: bits per code, group size, whether the grid is symmetric, rules for single layers, and
     the bits of the head, which is quantized last.
-    calibration: token ids (int64, (samples, length)), or texts, from which `tokenizer` makes at
-    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it, and a
-    budget of bits.
+    calibration: token ids (int64 or int32, (samples, length)), or texts, from which `tokenizer`
+    makes at most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it,
+    and a budget of bits.
     tokenizer: saved with the model; that of a model given by name is loaded.
     device: where the work is done, block by block.
     dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
@@ -156,8 +154,9 @@ def quantize(
     progress: called with the part that is done, 0..1, and a word.
     files: of a paged model, where its blocks go; the weights of the result are left without data.
 
-    ConfigError before any work where the scheme does not fit the method or a layer, or where the
-    model is of a class that its folder brought; MethodError naming the layer where it fails.
+    ConfigError before any work where the scheme does not fit the method or a layer, where the model
+    cannot take the calibration, where a setting cannot be, or where the model is of a class that
+    its folder brought; MethodError naming the layer where it fails.
     """
     if isinstance(method, str):
         method = get_method(method)
@@ -166,6 +165,8 @@ def quantize(
             f"method {method.name!r} runs in its package's own environment; "
             "`qbench run --methods` starts it there"
         )
+    where = require_settings(scheme, batch_size, device)
+    kind = torch_dtype(dtype)
     if isinstance(model, str):
         source = read_model(find_model(model), "float32")
         refuse_quantized(source, model)
@@ -177,10 +178,9 @@ def quantize(
     asked = scheme
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
-    where = torch.device(device)
     tokens = None
     if verb_of(method) != "quantize_weight" or scheme.budget is not None:
-        tokens = _tokens(calibration, tokenizer, method)
+        tokens = calibration_tokens(model, calibration, tokenizer, method)
         manifest["calibration"] = calibration_facts(tokens)
     if files is not None:
         files.take(model, weights)
@@ -190,7 +190,7 @@ def quantize(
         "progress": progress,
         # a method that trains says how large its steps are
         "batch_size": method.batch_size if trains(method) else batch_size,
-        "dtype": torch_dtype(dtype),
+        "dtype": kind,
     }
     with evaluating(model):
         if tokens is not None:
@@ -309,14 +309,3 @@ def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
         "params": parameters(method),
         "scheme": scheme.facts(),
     }
-
-
-def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:
-    """Token ids (samples, length); ConfigError where there is no calibration."""
-    if calibration is None:
-        raise ConfigError(
-            f"method {method.name!r} needs calibration: give token ids (samples, length), or texts"
-        )
-    if isinstance(calibration, Tensor):
-        return calibration
-    return windows(calibration, tokenizer, length=_TEXT_LENGTH, limit=_TEXT_WINDOWS)
