@@ -1,4 +1,4 @@
-"""What `quantize` is asked for, looked at before any work: calibration, settings of the walk."""
+"""What `quantize` is given, looked at before any work: model, calibration, settings of the walk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from qbench.calibration.windows import windows
 from qbench.contracts import Scheme
-from qbench.errors import ConfigError, reason_of, require_at_least
+from qbench.errors import ConfigError, ModelError, reason_of, require_at_least
 
 _TEXT_WINDOWS = 64  # taken from texts that calibrate
 _TEXT_LENGTH = 512  # tokens in each of them
+_MASKED_ONLY = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()} - {
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+}  # classes of transformers
 _OFFSET = 2  # rows that some tables of positions have before the first
 
 
@@ -35,6 +42,18 @@ def require_settings(scheme: Any, batch_size: Any, device: str) -> torch.device:
             "give 'cpu', or a device that torch has"
         ) from None
     return where
+
+
+def require_decoder(model: Any) -> None:
+    """ModelError for a model that has an encoder, or is one: what is known of both is its class."""
+    kind = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        problem = "has an encoder beside its decoder"
+    elif kind in _MASKED_ONLY:
+        problem = "fills gaps, and predicts no next token"
+    else:
+        return
+    raise ModelError(f"a {kind} {problem}; qbench quantizes decoders alone: give a causal model")
 
 
 def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, method: Any) -> Tensor:

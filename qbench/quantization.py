@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.acceptance import calibration_tokens, require_settings
+from qbench.acceptance import calibration_tokens, require_decoder, require_settings
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import calibration_facts
 from qbench.checkpoint.block_files import BlockFiles
@@ -39,6 +39,7 @@ from qbench.formats import bits_per_weight
 from qbench.models.blocks import (
     quantizable,
     read_weight,
+    require_own_weights,
 )
 from qbench.models.evaluating import evaluating
 from qbench.models.experts import unfuse_experts
@@ -156,7 +157,8 @@ def quantize(
 
     ConfigError before any work where the scheme does not fit the method or a layer, where the model
     cannot take the calibration, where a setting cannot be, or where the model is of a class that
-    its folder brought; MethodError naming the layer where it fails.
+    its folder brought; ModelError where it is no decoder, or two layers share a weight; MethodError
+    naming the layer where it fails.
     """
     if isinstance(method, str):
         method = get_method(method)
@@ -273,10 +275,13 @@ def refuse_quantized(source: QuantizedModel, name: str) -> None:
 def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
     """Refuse, before any work, what cannot be quantized.
 
-    ConfigError where the scheme does not fit the method or a layer; MethodError where weights are
-    not finite, or too large or small to compute with.
+    ConfigError where the scheme does not fit the method or a layer; ModelError where the model is
+    no decoder, or two layers share a weight; MethodError where weights are not finite, or too large
+    or small to compute with.
     """
+    require_decoder(model)
     check_scheme(method, scheme)
+    require_own_weights(model)
     layers = quantizable(model)
     scheme.check_rules(layers)
     asked = scheme.of_layers(layers)

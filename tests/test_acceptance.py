@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import qbench
 from qbench import Scheme
 from qbench.calibration.windows import calibration_windows, windows
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, ModelError
+from qbench.models.blocks import require_own_weights
 from samples import PROMPT, token_ids
 
 TOKENS = token_ids(4, 32, vocabulary=256)
@@ -95,3 +105,59 @@ def test_one_text_is_one_text(tokenizer):
     assert torch.equal(windows(TEXT, tokenizer, 16), windows([TEXT], tokenizer, 16))
     drawn = calibration_windows(TEXT, tokenizer, 4, 16, 0)
     assert torch.equal(drawn, calibration_windows([TEXT], tokenizer, 4, 16, 0))
+
+
+def share_a_weight(layers):
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+
+
+def share_a_layer(layers):
+    layers[1].mlp.gate_proj = layers[1].mlp.up_proj
+
+
+def share_a_block(layers):
+    layers[1] = layers[0]
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize(
+    ("share", "names"),
+    [
+        (share_a_weight, "model.layers.0.mlp.up_proj and model.layers.1.mlp.up_proj"),
+        (share_a_layer, "model.layers.1.mlp.gate_proj and model.layers.1.mlp.up_proj"),
+        (share_a_block, "model.layers.0.self_attn.q_proj and model.layers.1.self_attn.q_proj"),
+    ],
+)
+def test_layers_that_share_a_weight_are_named(tiny, share, names, method):
+    model = tiny()
+    share(model.model.layers)
+    with pytest.raises(ModelError, match=f"{names} share one weight"):
+        qbench.quantize(model, method, Scheme(4, 16), TOKENS)
+
+
+def test_a_shared_weight_is_seen_in_a_model_without_data(tiny):
+    model = tiny().to("meta")
+    require_own_weights(model)
+    share_a_weight(model.model.layers)
+    with pytest.raises(ModelError, match="share one weight"):
+        require_own_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        (
+            T5ForConditionalGeneration,
+            T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=64),
+            "a T5ForConditionalGeneration has an encoder beside its decoder",
+        ),
+        (
+            BertForMaskedLM,
+            BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64),
+            "a BertForMaskedLM fills gaps",
+        ),
+    ],
+)
+def test_a_model_that_is_no_decoder_is_refused(random_model, kind, config, message):
+    with pytest.raises(ModelError, match=message):
+        qbench.quantize(random_model(kind, config), "rtn", Scheme(4, 16))
