@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.acceptance import calibration_tokens, require_decoder, require_settings
+from qbench.calibration.soundness import require_walkable
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import calibration_facts
 from qbench.checkpoint.block_files import BlockFiles
@@ -49,7 +50,7 @@ from qbench.models.source import ModelSource, find_model, local_folder, torch_dt
 from qbench.registry import get_method, parameters
 from qbench.sensitivity import allocated
 from qbench.verbs import by_block, by_linear, by_weight, check_head, quantize_head
-from qbench.weight_range import require_computable
+from qbench.weight_range import require_computable, require_finite
 
 
 @dataclass
@@ -157,8 +158,8 @@ def quantize(
 
     ConfigError before any work where the scheme does not fit the method or a layer, where the model
     cannot take the calibration, where a setting cannot be, or where the model is of a class that
-    its folder brought; ModelError where it is no decoder, or two layers share a weight; MethodError
-    naming the layer where it fails.
+    its folder brought; ModelError where it is no decoder, two layers share a weight, or the
+    calibration cannot go through it block by block; MethodError naming the layer where it fails.
     """
     if isinstance(method, str):
         method = get_method(method)
@@ -184,8 +185,6 @@ def quantize(
     if verb_of(method) != "quantize_weight" or scheme.budget is not None:
         tokens = calibration_tokens(model, calibration, tokenizer, method)
         manifest["calibration"] = calibration_facts(tokens)
-    if files is not None:
-        files.take(model, weights)
     settings: dict[str, Any] = {
         "tokens": tokens,
         "device": where,
@@ -196,8 +195,11 @@ def quantize(
     }
     with evaluating(model):
         if tokens is not None:
+            require_walkable(model, tokens)
             scheme, allocation = allocated(model, method, asked, tokens, where, progress)
             manifest |= allocation
+        if files is not None:
+            files.take(model, weights)
         log = _by_verb(model, method, scheme, settings, weights)
         manifest |= quantize_head(model, method, scheme, weights)
     manifest |= facts_of(method, asked)
@@ -290,6 +292,9 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
         if name in asked and not getattr(method, "fits_any_row", False):
             asked[name].group_length(weight.shape[1], name)
         require_computable(weight, name)
+    for name, parameter in model.named_parameters():
+        if name.removesuffix(".weight") not in layers:  # norms, biases, the head
+            require_finite(parameter.detach(), name)
     check_head(model, method, scheme)
 
 

@@ -141,6 +141,16 @@ def test_weights_that_are_not_finite_name_the_layer(tiny, value):
         qbench.quantize(model, "rtn", Scheme(4, 16))
 
 
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"]
+)
+def test_weights_outside_the_blocks_that_are_not_finite_are_named(tiny, name):
+    model = tiny()
+    model.get_parameter(name).data.flatten()[3] = float("nan")
+    with pytest.raises(MethodError, match=f"1 of the .* weights of {name} are NaN or infinite"):
+        qbench.quantize(model, "rtn", Scheme(4, 16))
+
+
 def test_a_method_that_fails_names_the_layer(tiny):
     class Broken:
         name, paper, format, bits, symmetric = "broken", "", "uniform", (1, 8), True
