@@ -237,14 +237,16 @@ def _recorded(
             # Models call their blocks in both ways; recorded calls have it first in args.
             if "hidden_states" in kwargs:
                 args = (kwargs.pop("hidden_states"), *args)
-            if probe[0] is None:  # the only time that a block is really run here
+            form = probe[0]
+            if form is None:  # the only time that a block is really run here
                 with resident(block):
-                    probe[0] = Returned.of(original(*args, **kwargs))
+                    form = Returned.of(original(*args, **kwargs))
+                probe[0] = form
             calls.append((args, kwargs))
             if len(calls) == len(blocks):
                 # With blocks passed over, the head would be the dearest part of it all.
                 raise _AllRecorded
-            return probe[0].around(args[0])
+            return form.around(args[0])
 
         return forward
 
