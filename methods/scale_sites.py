@@ -189,5 +189,5 @@ def _keep(
 
 def _hidden(output: Any) -> Tensor:
     """What a module returns, without what an attention returns beside it."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return hidden

@@ -147,7 +147,7 @@ class BlockInputs:
                 output = torch.func.functional_call(
                     block, dict(parameters), (hidden, *args), kwargs
                 )
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @dataclass(frozen=True)

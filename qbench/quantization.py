@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.acceptance import calibration_tokens, require_decoder, require_settings
+from qbench.calibration.soundness import require_walkable
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
-from qbench.calibration.windows import calibration_facts, windows
+from qbench.calibration.windows import calibration_facts
 from qbench.checkpoint.block_files import BlockFiles
 from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
 from qbench.contracts import (
@@ -38,7 +40,9 @@ from qbench.formats import bits_per_weight
 from qbench.models.blocks import (
     quantizable,
     read_weight,
+    require_own_weights,
 )
+from qbench.models.evaluating import evaluating
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_file import bits_of_blocks, quantized_as
 from qbench.models.loading import load_model
@@ -46,10 +50,7 @@ from qbench.models.source import ModelSource, find_model, local_folder, torch_dt
 from qbench.registry import get_method, parameters
 from qbench.sensitivity import allocated
 from qbench.verbs import by_block, by_linear, by_weight, check_head, quantize_head
-from qbench.weight_range import require_computable
-
-_TEXT_WINDOWS = 64  # taken from texts that calibrate
-_TEXT_LENGTH = 512  # tokens in each of them
+from qbench.weight_range import require_computable, require_finite
 
 
 @dataclass
@@ -128,7 +129,7 @@ def quantize(
     model: Any,
     method: Any,
     scheme: Scheme,
-    calibration: Tensor | Sequence[str] | None = None,
+    calibration: Tensor | str | Sequence[str] | None = None,
     *,
     tokenizer: Any = None,
     device: str = "cpu",
@@ -139,13 +140,14 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize every linear layer inside the decoder's blocks, as the scheme has it for each.
 
-    model: a name, hub id or folder, or a transformers model, which is changed in place.
+    model: a name, hub id or folder, or a transformers model, which is changed in place. One in
+    training mode is calibrated without dropout, and left in that mode.
     method: a name (`qbench list methods`), or a method object.
     scheme: bits per code, group size, whether the grid is symmetric, rules for single layers, and
     the bits of the head, which is quantized last.
-    calibration: token ids (int64, (samples, length)), or texts, from which `tokenizer` makes at
-    most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it, and a
-    budget of bits.
+    calibration: token ids (int64 or int32, (samples, length)), or texts, from which `tokenizer`
+    makes at most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it,
+    and a budget of bits.
     tokenizer: saved with the model; that of a model given by name is loaded.
     device: where the work is done, block by block.
     dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
@@ -154,8 +156,10 @@ def quantize(
     progress: called with the part that is done, 0..1, and a word.
     files: of a paged model, where its blocks go; the weights of the result are left without data.
 
-    ConfigError before any work where the scheme does not fit the method or a layer, or where the
-    model is of a class that its folder brought; MethodError naming the layer where it fails.
+    ConfigError before any work where the scheme does not fit the method or a layer, where the model
+    cannot take the calibration, where a setting cannot be, or where the model is of a class that
+    its folder brought; ModelError where it is no decoder, two layers share a weight, or the
+    calibration cannot go through it block by block; MethodError naming the layer where it fails.
     """
     if isinstance(method, str):
         method = get_method(method)
@@ -164,6 +168,8 @@ def quantize(
             f"method {method.name!r} runs in its package's own environment; "
             "`qbench run --methods` starts it there"
         )
+    where = require_settings(scheme, batch_size, device)
+    kind = torch_dtype(dtype)
     if isinstance(model, str):
         source = read_model(find_model(model), "float32")
         refuse_quantized(source, model)
@@ -175,25 +181,27 @@ def quantize(
     asked = scheme
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
-    if files is not None:
-        files.take(model, weights)
-    where = torch.device(device)
     tokens = None
     if verb_of(method) != "quantize_weight" or scheme.budget is not None:
-        tokens = _tokens(calibration, tokenizer, method)
+        tokens = calibration_tokens(model, calibration, tokenizer, method)
         manifest["calibration"] = calibration_facts(tokens)
-        scheme, allocation = allocated(model, method, asked, tokens, where, progress)
-        manifest |= allocation
     settings: dict[str, Any] = {
         "tokens": tokens,
         "device": where,
         "progress": progress,
         # a method that trains says how large its steps are
         "batch_size": method.batch_size if trains(method) else batch_size,
-        "dtype": torch_dtype(dtype),
+        "dtype": kind,
     }
-    log = _by_verb(model, method, scheme, settings, weights)
-    manifest |= quantize_head(model, method, scheme, weights)
+    with evaluating(model):
+        if tokens is not None:
+            require_walkable(model, tokens)
+            scheme, allocation = allocated(model, method, asked, tokens, where, progress)
+            manifest |= allocation
+        if files is not None:
+            files.take(model, weights)
+        log = _by_verb(model, method, scheme, settings, weights)
+        manifest |= quantize_head(model, method, scheme, weights)
     manifest |= facts_of(method, asked)
     return QuantizedModel(model, tokenizer, weights, manifest, log)
 
@@ -269,10 +277,13 @@ def refuse_quantized(source: QuantizedModel, name: str) -> None:
 def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
     """Refuse, before any work, what cannot be quantized.
 
-    ConfigError where the scheme does not fit the method or a layer; MethodError where weights are
-    not finite, or too large or small to compute with.
+    ConfigError where the scheme does not fit the method or a layer; ModelError where the model is
+    no decoder, or two layers share a weight; MethodError where weights are not finite, or too large
+    or small to compute with.
     """
+    require_decoder(model)
     check_scheme(method, scheme)
+    require_own_weights(model)
     layers = quantizable(model)
     scheme.check_rules(layers)
     asked = scheme.of_layers(layers)
@@ -281,6 +292,9 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
         if name in asked and not getattr(method, "fits_any_row", False):
             asked[name].group_length(weight.shape[1], name)
         require_computable(weight, name)
+    for name, parameter in model.named_parameters():
+        if name.removesuffix(".weight") not in layers:  # norms, biases, the head
+            require_finite(parameter.detach(), name)
     check_head(model, method, scheme)
 
 
@@ -305,14 +319,3 @@ def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
         "params": parameters(method),
         "scheme": scheme.facts(),
     }
-
-
-def _tokens(calibration: Tensor | Sequence[str] | None, tokenizer: Any, method: Any) -> Tensor:
-    """Token ids (samples, length); ConfigError where there is no calibration."""
-    if calibration is None:
-        raise ConfigError(
-            f"method {method.name!r} needs calibration: give token ids (samples, length), or texts"
-        )
-    if isinstance(calibration, Tensor):
-        return calibration
-    return windows(calibration, tokenizer, length=_TEXT_LENGTH, limit=_TEXT_WINDOWS)

@@ -26,8 +26,25 @@ def require_computable(weight: Tensor, name: str = "the weight") -> None:
 
     A weight of zeros is within it, and one without data is taken on trust.
     """
-    if weight.is_meta or not weight.numel():
+    ends = require_finite(weight, name)
+    if ends is None:
         return
+    low, high = ends
+    largest = max(-low, high)
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise MethodError(
+            f"the largest weight of {name} is {largest:.3g}; methods compute in "
+            f"float32 within {SMALLEST:g} to {LARGEST:g}: scale the layer"
+        )
+
+
+def require_finite(weight: Tensor, name: str) -> tuple[float, float] | None:
+    """The ends of a weight's range; MethodError naming it where it holds NaN or infinity.
+
+    None for one without data, which is taken on trust.
+    """
+    if weight.is_meta or not weight.numel():
+        return None
     # The ends of the range are not finite where any weight is not: one pass, no temporaries.
     low, high = (float(end) for end in weight.aminmax())
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
@@ -36,12 +53,7 @@ def require_computable(weight: Tensor, name: str = "the weight") -> None:
             f"{bad} of the {weight.numel()} weights of {name} are NaN or infinite; "
             "repair the checkpoint"
         )
-    largest = max(-low, high)
-    if largest and not SMALLEST <= largest <= LARGEST:
-        raise MethodError(
-            f"the largest weight of {name} is {largest:.3g}; methods compute in "
-            f"float32 within {SMALLEST:g} to {LARGEST:g}: scale the layer"
-        )
+    return low, high
 
 
 def guarded(cls: type) -> type:

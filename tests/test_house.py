@@ -57,9 +57,10 @@ ARROWS = {
     "sensitivity": {
         "allocation", "calibration", "contracts", "errors", "models", "registry", "scheme",
     },
+    "acceptance": {"calibration", "contracts", "errors"},
     "quantization": {
-        "calibration", "checkpoint", "contracts", "errors", "exchange", "files", "formats",
-        "models", "registry", "sensitivity", "verbs", "weight_range",
+        "acceptance", "calibration", "checkpoint", "contracts", "errors", "exchange", "files",
+        "formats", "models", "registry", "sensitivity", "verbs", "weight_range",
     },
     "read_back": {"checkpoint", "errors", "models"},
     "export": {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import qbench
 from qbench import Scheme
@@ -87,6 +88,32 @@ def test_texts_calibrate_too(tiny, tokenizer):
     assert made.manifest["params"]["act_order"] is True
 
 
+@pytest.mark.parametrize(("method", "bits"), [("gptq", 3), ("awq", 3), ("rtn", 2.5)])
+def test_dropout_has_no_part_in_calibration(random_model, method, bits):
+    """A model in training mode gives the weights of one that is not, and stays in that mode."""
+    shape = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=259, n_positions=32)
+    made = {}
+    for training in (True, False):
+        model = random_model(GPT2LMHeadModel, shape).train(training)
+        model.lm_head.train(not training)  # a module's own flag is kept
+        made[training] = qbench.quantize(model, method, Scheme.at(bits, 16), TOKENS).weights
+        assert model.transformer.h[0].attn.attn_dropout.training is training
+        assert model.lm_head.training is not training
+    for name, weight in made[True].items():
+        assert torch.equal(weight.dequantize(), made[False][name].dequantize()), name
+
+
+def test_training_mode_comes_back_where_a_method_fails(tiny):
+    class Broken(Folding):
+        def quantize_block(self, block, inputs, targets, scheme):
+            raise ValueError("no grid fits")
+
+    model = tiny().train()
+    with pytest.raises(MethodError, match="no grid fits"):
+        qbench.quantize(model, Broken(), Scheme(4, 16), TOKENS)
+    assert all(module.training for module in model.modules())
+
+
 def test_wrong_requests_are_refused_before_any_work(tiny, tokenizer):
     model = tiny()
     before = model(PROMPT).logits
@@ -111,6 +138,16 @@ def test_weights_that_are_not_finite_name_the_layer(tiny, value):
     with pytest.raises(
         MethodError, match="1 of the 2048 weights of model.layers.1.mlp.up_proj are NaN or infinite"
     ):
+        qbench.quantize(model, "rtn", Scheme(4, 16))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"]
+)
+def test_weights_outside_the_blocks_that_are_not_finite_are_named(tiny, name):
+    model = tiny()
+    model.get_parameter(name).data.flatten()[3] = float("nan")
+    with pytest.raises(MethodError, match=f"1 of the .* weights of {name} are NaN or infinite"):
         qbench.quantize(model, "rtn", Scheme(4, 16))
 
 

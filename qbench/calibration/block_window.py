@@ -37,7 +37,7 @@ class BlockWindow(nn.Module):
         """
         for block, (args, kwargs) in zip(self.children(), calls, strict=True):
             output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
         return hidden
 
     def parts(self, inputs: BlockInputs) -> Iterator[tuple[str, nn.Module, list[Call]]]:

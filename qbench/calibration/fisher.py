@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.walk import Progress
+from qbench.errors import MethodError
 from qbench.models.blocks import quantizable, read_weight
 
 
@@ -41,7 +42,7 @@ def moments(model: Any, tokens: Tensor, seed: int, progress: Progress) -> dict[s
     """Of every linear layer inside the blocks, from a pass and its gradients for each sequence.
 
     tokens: (samples, length). seed: of the drawn tokens. A layer that no token reaches has the
-    means of all others. The model is left as it is.
+    means of all others. The model is left as it is. MethodError where its logits are not finite.
     """
     layers = quantizable(model)
     sums = {name: _Sums() for name in layers}
@@ -89,6 +90,11 @@ def _backward(model: Any, sequence: Tensor, generator: torch.Generator) -> None:
     with torch.enable_grad():
         logits = model(input_ids=sequence.to(model.device), use_cache=False).logits
         log_p = logits.flatten(0, 1).float().log_softmax(-1)  # (tokens, vocabulary)
+        if log_p.isnan().any():  # -inf is a token that the model never says
+            raise MethodError(
+                "the model's logits are not finite on the calibration, so that no budget of bits "
+                "can be divided; repair the checkpoint, or read it in a wider dtype"
+            )
         drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
         log_p.gather(1, drawn.to(log_p.device)).sum().backward()
 

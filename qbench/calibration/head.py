@@ -4,22 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class Returned:
+    """How a decoder's blocks return their hidden states: bare, or first in a tuple or a list.
+
+    kind: of sequence, None where they are bare. length: of it.
+    """
+
+    kind: type | None = None
+    length: int = 1
+
+    @classmethod
+    def of(cls, output: Any) -> Returned:
+        """As this output of a block has them."""
+        if isinstance(output, (tuple, list)):
+            return cls(tuple if isinstance(output, tuple) else list, len(output))
+        return cls()
+
+    def around(self, hidden: Tensor) -> Any:
+        """An output with these hidden states; whatever is behind them is None."""
+        if self.kind is None:
+            return hidden
+        return self.kind([hidden, *[None] * (self.length - 1)])
+
+
 def head_of(
     model: nn.Module,
     blocks: nn.ModuleList,
-    tuples: bool,
+    returned: Returned,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[Tensor], Tensor]:
     """Hidden states (batch, length, width) behind the last block -> logits, on this device.
 
-    tuples: whether the blocks return tuples. dtype: of the matrix products. The model runs with
+    returned: how the blocks return these. dtype: of the matrix products. The model runs with
     blocks that give these states, whatever they get: so no family is named, and what a model does
     to its logits is done. No gradient reaches its parameters.
     """
@@ -40,7 +65,7 @@ def head_of(
         low = torch.autocast(
             device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
         )
-        with giving(blocks, (hidden,) if tuples else hidden), low:
+        with giving(blocks, returned.around(hidden)), low:
             output = torch.func.functional_call(model, values, (), arguments)
         result: Tensor = output.logits
         return result

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qbench.calibration.head import giving
 from qbench.calibration.spool import keep
-from qbench.calibration.walk import enter, forward, return_tuples
+from qbench.calibration.walk import enter, forward, returned_by
 from qbench.models.blocks import decoder_blocks
 from qbench.models.paging import resident
 
@@ -24,13 +24,13 @@ def streamed_logits(model: Any, tokens: Tensor, batch_size: int) -> Iterator[Ten
     """
     _, blocks = decoder_blocks(model)
     device = model.get_input_embeddings().weight.device
-    tuples = return_tuples(model, blocks, tokens)
+    returned = returned_by(model, blocks, tokens)
     streams = enter(model, blocks, tokens, batch_size, device)
     for index, block in enumerate(blocks):
         with resident(block):
             for stream in streams:
                 stream.hidden = keep(forward(block, index, stream))
     for batch, stream in zip(tokens.split(batch_size), streams, strict=True):
-        with giving(blocks, (stream.hidden,) if tuples else stream.hidden):
+        with giving(blocks, returned.around(stream.hidden)):
             output = model(input_ids=batch.to(device), use_cache=False)
         yield output.logits

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from qbench.calibration.block_window import BlockWindow, Call
-from qbench.calibration.head import head_of
+from qbench.calibration.head import Returned, head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.calibration.passes import in_passes
 from qbench.calibration.spool import is_full, keep
@@ -118,8 +118,8 @@ def walk_blocks(
         arguments = [_call(stream.arguments[start:end]) for stream in streams]
         inputs = BlockInputs([stream.hidden for stream in streams], full, arguments, dtype, report)
         if end == len(blocks):
-            tuples = return_tuples(model, blocks, tokens)
-            inputs = replace(inputs, logits=head_of(model, blocks, tuples, device, dtype))
+            returned = returned_by(model, blocks, tokens)
+            inputs = replace(inputs, logits=head_of(model, blocks, returned, device, dtype))
         with _at_work(block, device, dtype):
             # Before the visit the block's weights are still the model's own.
             targets = [keep(inputs.run(block, hidden, batch)) for batch, hidden in enumerate(full)]
@@ -178,7 +178,7 @@ def enter(
     """
     streams = []
     home = device_of(model)
-    tuples = return_tuples(model, blocks, tokens)
+    returned = returned_by(model, blocks, tokens)
 
     def moved(copies: dict[Tensor, Tensor], leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -190,7 +190,7 @@ def enter(
         return copies[leaf]
 
     for batch in tokens.split(batch_size):
-        with _recorded(blocks, tuples) as (calls, _), suppress(_AllRecorded):
+        with _recorded(blocks, returned) as (calls, _), suppress(_AllRecorded):
             model(input_ids=batch.to(home), use_cache=False)
         # The first block's input is the stream; it was passed on, so all blocks have the same.
         first_args, _ = calls[0]
@@ -201,12 +201,12 @@ def enter(
     return streams
 
 
-def return_tuples(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> bool:
-    """Whether the blocks return tuples: a few tokens show it, for which one of them really runs."""
+def returned_by(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> Returned:
+    """How the blocks return their output: a few tokens show it, for which one really runs."""
     home = device_of(model)
     with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
         model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
-    return bool(probe[0])
+    return probe[0] or Returned()
 
 
 def device_of(model: Any) -> torch.device:
@@ -221,15 +221,15 @@ class _AllRecorded(Exception):
 
 @contextmanager
 def _recorded(
-    blocks: nn.ModuleList, tuples: bool | None
-) -> Iterator[tuple[list[Any], list[bool | None]]]:
-    """Blocks that record their calls and return their input, bare or in a tuple as their output is.
+    blocks: nn.ModuleList, returned: Returned | None
+) -> Iterator[tuple[list[Any], list[Returned | None]]]:
+    """Blocks that record their calls and return their input, as their output is returned.
 
-    tuples: whether it is a tuple; None finds out on the first call. Gives the calls, (args, kwargs)
-    each with the hidden states first in args, and `tuples` in a list of one.
+    returned: how that is; None finds out on the first call. Gives the calls, (args, kwargs) each
+    with the hidden states first in args, and `returned` in a list of one.
     """
     calls: list[Any] = []
-    probe = [tuples]
+    probe = [returned]
     originals = [block.forward for block in blocks]
 
     def passing(block: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,14 +237,16 @@ def _recorded(
             # Models call their blocks in both ways; recorded calls have it first in args.
             if "hidden_states" in kwargs:
                 args = (kwargs.pop("hidden_states"), *args)
-            if probe[0] is None:  # the only time that a block is really run here
+            form = probe[0]
+            if form is None:  # the only time that a block is really run here
                 with resident(block):
-                    probe[0] = isinstance(original(*args, **kwargs), tuple)
+                    form = Returned.of(original(*args, **kwargs))
+                probe[0] = form
             calls.append((args, kwargs))
             if len(calls) == len(blocks):
                 # With blocks passed over, the head would be the dearest part of it all.
                 raise _AllRecorded
-            return (args[0],) if probe[0] else args[0]
+            return form.around(args[0])
 
         return forward
 
@@ -311,4 +313,4 @@ def forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
     """The output (batch, length, width) of the block of this index for a stream."""
     args, kwargs = stream.arguments[index]
     output = block(stream.hidden, *args, **kwargs)
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output

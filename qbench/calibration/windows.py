@@ -20,7 +20,7 @@ BETWEEN = "\n\n"  # joins the texts
 
 
 def windows(
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     tokenizer: Any,
     length: int,
     limit: int | None = None,
@@ -28,7 +28,8 @@ def windows(
 ) -> LongTensor:
     """(n, length) int64: the first `limit` windows of the joined texts, or all.
 
-    between: what joins the texts. Raises DataError where not even one is full.
+    texts: one, or several. between: what joins them. Raises DataError where not even one window is
+    full.
     """
     require_at_least("length", length, least=2)
     require_at_least("limit", limit)
@@ -43,7 +44,7 @@ def windows(
 
 
 def calibration_windows(
-    texts: Sequence[str], tokenizer: Any, samples: int, length: int, seed: int
+    texts: str | Sequence[str], tokenizer: Any, samples: int, length: int, seed: int
 ) -> LongTensor:
     """(samples, length) int64: windows drawn without repetition under `seed`, in the text's order.
 
@@ -64,9 +65,9 @@ def calibration_windows(
     return tokens[: count * length].view(count, length)[chosen]  # type: ignore[return-value]
 
 
-def _tokens(texts: Sequence[str], tokenizer: Any, between: str = BETWEEN) -> Tensor:
+def _tokens(texts: str | Sequence[str], tokenizer: Any, between: str = BETWEEN) -> Tensor:
     """(tokens,) int64 of the joined texts; DataError where these are empty."""
-    joined = between.join(texts)
+    joined = texts if isinstance(texts, str) else between.join(texts)  # one text is no sequence
     if not joined.strip():
         raise DataError("the text is empty; give a data source with text")
     ids = without_ending(tokenizer)(joined, verbose=False)["input_ids"]

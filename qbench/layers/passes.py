@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qbench.calibration.head import head_of
-from qbench.calibration.walk import enter, return_tuples
+from qbench.calibration.walk import enter, returned_by
 from qbench.models.blocks import decoder_blocks
 from qbench.tasks.reference import divergence, parts_of
 
@@ -35,8 +35,8 @@ class Passes:
         streams = enter(model, self.blocks, windows, batch_size, weight.device)
         self.start: Hidden = [stream.hidden for stream in streams]
         self._arguments = [stream.arguments for stream in streams]
-        tuples = return_tuples(model, self.blocks, windows)
-        self._head = head_of(model, self.blocks, tuples, weight.device, weight.dtype)
+        returned = returned_by(model, self.blocks, windows)
+        self._head = head_of(model, self.blocks, returned, weight.device, weight.dtype)
 
     @torch.no_grad()
     def through(self, index: int, hidden: Hidden) -> Hidden:
@@ -45,7 +45,7 @@ class Passes:
         for batch, state in enumerate(hidden):
             args, kwargs = self._arguments[batch][index]
             output = self.blocks[index](state, *args, **kwargs)
-            states.append(output[0] if isinstance(output, tuple) else output)
+            states.append(output[0] if isinstance(output, (tuple, list)) else output)
         return states
 
     @torch.no_grad()

@@ -58,6 +58,29 @@ def quantizable(model: nn.Module) -> dict[str, Any]:
     return {f"{prefix}.{name}": layer for name, layer in linears(blocks).items()}
 
 
+def require_own_weights(model: nn.Module) -> None:
+    """ModelError naming two linear layers inside the blocks that compute with one weight.
+
+    Each would be quantized by itself, the second from what the first has become.
+    """
+    prefix, blocks = decoder_blocks(model)
+    layers = set(linears(blocks).values())
+    owner: dict[int, str] = {}  # by the place of the weight in memory
+    # A layer that is in two places has two names here, and only one among `linears`.
+    for name, module in blocks.named_modules(remove_duplicate=False):
+        if module not in layers or not module.weight.numel():
+            continue
+        weight = module.weight
+        # Experts are views of one storage, and begin at different places of it.
+        place = id(weight) if weight.is_meta else weight.data_ptr()
+        if place in owner:
+            raise ModelError(
+                f"{prefix}.{owner[place]} and {prefix}.{name} share one weight, and would be "
+                "quantized twice; give each layer a weight of its own"
+            )
+        owner[place] = name
+
+
 def read_weight(layer: Any) -> Tensor:
     """The weight as (out, in), a view without gradient; Conv1D stores (in, out)."""
     return as_kept(layer, layer.weight.detach())

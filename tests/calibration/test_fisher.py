@@ -7,6 +7,7 @@ import torch
 
 from families import FAMILIES, family_model
 from qbench.calibration.fisher import moments
+from qbench.errors import MethodError
 from qbench.models.blocks import quantizable, read_weight, write_weight
 from samples import normal, token_ids
 from walks import silent
@@ -76,3 +77,10 @@ def test_a_token_that_is_large_and_not_felt_does_not_count():
     own = sums.moments(2)
     assert own.inputs.tolist() == [0.0, 1.0] and own.outputs.tolist() == [4.5, 4.5]
     assert own.cost(torch.ones(2, 2)) == pytest.approx(4.5)
+
+
+def test_logits_that_are_not_finite_are_an_error_in_words(tiny):
+    model = tiny()
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(MethodError, match="the model's logits are not finite"):
+        moments(model, token_ids(2, 16), 0, silent)
