@@ -169,7 +169,8 @@ class _InForwardMode(torch.autograd.Function):
         return multiply(x, parts, bias, ctx.weight)
 
 
-@torch.compiler.disable  # dynamo traces no function with a `jvp`
+# dynamo traces no function with a `jvp`; `torch.compiler.disable` would import it here and now.
+@torch._disable_dynamo
 def _in_forward_mode(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
     return _InForwardMode.apply(x, bias, weight, *parts)
 

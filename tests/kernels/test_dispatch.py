@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -224,3 +227,10 @@ def test_views_that_are_not_what_lies_in_memory(weight):
     assert not dispatch.linear(zeros, weight).any()
     found = dispatch.linear(x, weight, torch._neg_view(bias))
     assert torch.equal(found, dispatch.linear(x, weight, -bias))
+
+
+def test_importing_it_imports_no_compiler():
+    """Every process of a cell imports it, and torch._dynamo takes a second and more."""
+    told = "import sys, qbench.kernels.dispatch; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
