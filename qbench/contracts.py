@@ -105,6 +105,12 @@ class LinearMethod(Method, Protocol):
         """(out, in) floating point, statistics of the (in,) inputs -> its quantized form."""
 
 
+def hidden_states(output: Any) -> Tensor:
+    """Of what a transformer block returns: bare, or first in a tuple or a list."""
+    states: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return states
+
+
 @dataclass(frozen=True)
 class BlockInputs:
     """What one transformer block is called with on the calibration text, an entry per batch.
@@ -147,7 +153,7 @@ class BlockInputs:
                 output = torch.func.functional_call(
                     block, dict(parameters), (hidden, *args), kwargs
                 )
-        return output[0] if isinstance(output, (tuple, list)) else output
+        return hidden_states(output)
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,9 @@ def _scored_tasks(folder: Path, metadata: Mapping[str, Any]) -> set[str]:
     """
     index = metadata.get("model-index") or []
     names: set[str] = set()
-    for entry in index if isinstance(index, list) else [index]:
+    for entry in index if isinstance(index, list) else [None]:
         results = entry.get("results") if isinstance(entry, dict) else None
-        if not isinstance(index, list) or not isinstance(results, list):
+        if not isinstance(results, list):
             raise StoreError(
                 f"{folder / CARD}: its model-index is no list of entries with results, as the hub "
                 "has it; correct it there, or remove it"

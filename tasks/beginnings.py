@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError, ModelError
-from qbench.models.tokenizers import set_beginning, surroundings, without_ending
+from qbench.models.tokenizers import ADD_BOS, set_beginning, surroundings, without_ending
 
 if TYPE_CHECKING:
     from qbench.tasks.contract import Context
@@ -72,9 +72,9 @@ def with_bos(tokenizer: Any, model_type: str) -> Any:
 def trained_bos(tokenizer: Any, model_type: str) -> str | None:
     """The BOS that a model was trained to find before a text; None where that is not known."""
     bos: str | None = tokenizer.bos_token
-    refused = tokenizer.init_kwargs.get("add_bos_token") is False
+    refused = tokenizer.init_kwargs.get(ADD_BOS) is False
     of_family = model_type.startswith(BOS_FAMILIES) and bos in BOS_TOKENS and not refused
-    asked = of_family or getattr(tokenizer, "add_bos_token", False) is True
+    asked = of_family or getattr(tokenizer, ADD_BOS, False) is True
     return bos if asked and tokenizer.bos_token_id is not None else None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qbench.contracts import BlockInputs, BlockResult
+from qbench.contracts import BlockInputs, BlockResult, hidden_states
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block beside the hidden states
 
@@ -37,7 +37,7 @@ class BlockWindow(nn.Module):
         """
         for block, (args, kwargs) in zip(self.children(), calls, strict=True):
             output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, (tuple, list)) else output
+            hidden = hidden_states(output)
         return hidden
 
     def parts(self, inputs: BlockInputs) -> Iterator[tuple[str, nn.Module, list[Call]]]:

@@ -23,7 +23,7 @@ from qbench.calibration.head import Returned, head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.calibration.passes import in_passes
 from qbench.calibration.spool import is_full, keep
-from qbench.contracts import BlockInputs, LinearStats
+from qbench.contracts import BlockInputs, LinearStats, hidden_states
 from qbench.models.blocks import decoder_blocks, linears
 from qbench.models.paging import resident
 
@@ -312,5 +312,4 @@ def lock_step(
 def forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
     """The output (batch, length, width) of the block of this index for a stream."""
     args, kwargs = stream.arguments[index]
-    output = block(stream.hidden, *args, **kwargs)
-    return output[0] if isinstance(output, (tuple, list)) else output
+    return hidden_states(block(stream.hidden, *args, **kwargs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from qbench.records import Record, Spread
@@ -52,9 +52,9 @@ def _single(draws: Sequence[tuple[Record, Record]]) -> bool:
     return len(draws) > 1 and min(map(len, sides)) == 1
 
 
-def measured_once(draws: Sequence[tuple[Record, Record]]) -> list[str]:
-    """A note on the costs of which one measurement of a side stands in all draws, if any do."""
-    names = [name for name in costs(draws) if name not in COUNTED]
+def measured_once(draws: Sequence[tuple[Record, Record]], known: Iterable[str]) -> list[str]:
+    """A note on those of the known costs of which one measurement of a side stands in all draws."""
+    names = [name for name in known if name not in COUNTED]
     if not names or not _single(draws):
         return []
     return [f"{', '.join(names)}: {ONCE}"]

@@ -207,8 +207,9 @@ def _measure(
     if reasons:
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
-    notes += elsewhere(draws) + measured_once(draws)
-    return replace(cell, costs=costs(draws), notes=tuple(notes)), measures
+    known = costs(draws)
+    notes += elsewhere(draws) + measured_once(draws, known)
+    return replace(cell, costs=known, notes=tuple(notes)), measures
 
 
 def _lost(match: Match) -> tuple[Status, str] | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qbench.calibration.head import head_of
 from qbench.calibration.walk import enter, returned_by
+from qbench.contracts import hidden_states
 from qbench.models.blocks import decoder_blocks
 from qbench.tasks.reference import divergence, parts_of
 
@@ -45,7 +46,7 @@ class Passes:
         for batch, state in enumerate(hidden):
             args, kwargs = self._arguments[batch][index]
             output = self.blocks[index](state, *args, **kwargs)
-            states.append(output[0] if isinstance(output, (tuple, list)) else output)
+            states.append(hidden_states(output))
         return states
 
     @torch.no_grad()
