@@ -75,8 +75,7 @@ def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, method: Any
 
 
 def _from_texts(texts: Any, tokenizer: Any) -> Tensor:
-    several = [texts] if isinstance(texts, str) else texts
-    if not isinstance(several, Sequence) or not all(isinstance(text, str) for text in several):
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
             f"the calibration is a {type(texts).__name__} of something else than texts; give "
             "texts, or token ids as a tensor of int64 (samples, length), as torch.tensor makes"
@@ -86,7 +85,7 @@ def _from_texts(texts: Any, tokenizer: Any) -> Tensor:
             "the calibration is text, and there is no tokenizer; give one (tokenizer=...), or "
             "token ids (samples, length)"
         )
-    return windows(several, tokenizer, length=_TEXT_LENGTH, limit=_TEXT_WINDOWS)
+    return windows(texts, tokenizer, length=_TEXT_LENGTH, limit=_TEXT_WINDOWS)
 
 
 def _require_ids(tokens: Tensor) -> None:
