@@ -54,6 +54,7 @@ CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
 AXES_SHARE = 0.8  # of a figure's width for each of its panels
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
+LEAST_SPAN = 0.05  # of the costs on an axis, as a part of them
 Look = dict[str, Any]  # keywords of matplotlib for a line
 
 
@@ -133,6 +134,8 @@ def panel(
     for alike in _judged_alike(quantized, notes):
         _pareto(axes, [point for point in alike if not scale.beyond(point.y)], scale)
     _draw_lines(axes, lines, styles, scale)
+    if lines:
+        _widen(axes)
     if scale.edge is not None:
         _label_collapsed(axes, lines, styles, scale)
         arrow = _arrow(scale)
@@ -150,6 +153,14 @@ def panel(
     if scale.edge is not None:
         _strip(axes, scale)
     return set(lines)
+
+
+def _widen(axes: Any) -> None:
+    """Make costs that differ by bytes stand above each other, as those do that are the same."""
+    low, high = axes.get_xlim()
+    middle = (low + high) / 2
+    half = max(high - low, LEAST_SPAN * middle) / 2
+    axes.set_xlim(middle - half, middle + half)
 
 
 def _judged_alike(points: Sequence[Point], notes: list[str]) -> list[list[Point]]:

@@ -699,6 +699,17 @@ def test_the_frontier_is_what_no_other_cell_beats() -> None:
     assert [(point.x, point.y) for point in frontier(points, -1)] == [(2, 5), (3, 6)]
 
 
+def test_sizes_that_differ_by_bytes_stand_above_each_other() -> None:
+    sizes = {"rtn": 160_931_000, "gptq": 160_931_250}
+    cells = [record(name, 3, 0.3, bytes_on_disk=size) for name, size in sizes.items()]
+    model, headline, cost = next(
+        picture for picture in pictures.offered(cells) if picture[2].short == "size on disk"
+    )
+    (axes,) = plots.headline_figure(cells, headline, model, cost).axes
+    low, high = axes.get_xlim()
+    assert high - low > 4 and low < 160.931 < high, "in MB"
+
+
 def test_scores_are_drawn_against_size_and_latency_where_they_are_known() -> None:
     sized = record("rtn", 3, 0.3, bytes_on_disk=70_000_000)
     costs = {cost.short for _, _, cost in pictures.offered([record("none", None), sized])}
