@@ -5,6 +5,8 @@
 correctness  each kernel against the reference in float64, over bits, groups, formats and rows
 tune         the fastest launches on this GPU, and the table that keeps them
 latency      what `qbench latency --device cuda` times, other programs among it
+peers        those programs that compile or tune themselves for a minute
+training     what a step of the trained methods costs, and which kernels it goes to
 pipeline     what quantizing blocks of 8B size costs
 end_to_end   a random model of 8B size that writes tokens, packed against dense
 

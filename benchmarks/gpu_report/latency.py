@@ -1,15 +1,14 @@
 """What `qbench latency --device cuda` times: our kernels, dense products and other programs.
 
 First every product runs once in a process of its own, many at a time: most of what a kernel costs
-the first time is its compilation, which all programs keep on the disk, and one that fails there is
-not timed. Then there are two passes over the shapes: one with the programs that compile and tune
-themselves, which take seconds for each shape, for one row of x, and one without them.
+the first time is its compilation, which is kept on the disk, and one that fails there is not timed.
+Programs that compile or tune themselves are those of the section `peers`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -37,13 +36,8 @@ GROUP = 128
 REPETITIONS = 15
 WORKERS = 14
 COMPILING = 0.5  # of the section's time, at most
-SELF_TUNED = ("gemlite int4",)  # on every shape; what it compiles serves all shapes
 PLAIN = ("torch int4", "bitsandbytes nf4", "bitsandbytes int8")
-COMPILED = ("humming int2", "humming int3", "humming int4")  # for every shape
-COMPILED_ROWS = (1,)
-COMPILED_SHARE = 0.3  # of the section's time, at most, for the pass with them
-APART = "it is timed in a pass of its own"
-LEFT_OUT = "it is left out, as tuning itself takes seconds for each shape"
+APART = "it compiles itself for seconds, and is timed in a section of its own"
 
 Task = tuple[Shape, str]  # what runs once: `3 bits` of our kernels, or another program
 
@@ -58,11 +52,8 @@ def first_runs(todo: list[Shape]) -> list[Task]:
     """Everything that runs once before it is timed."""
     tasks = [(shape, f"{bits} bits") for shape, bits in product(todo, BITS)]
     for shape in todo:
-        few = shape.rows in COMPILED_ROWS
         if shape.weight == todo[0].weight:
-            tasks += [(shape, name) for name in (*PLAIN, *(SELF_TUNED if few else ()))]
-        if few:
-            tasks += [(shape, name) for name in COMPILED]
+            tasks += [(shape, name) for name in PLAIN]
     return tasks
 
 
@@ -88,51 +79,44 @@ def first_run(task: Task) -> dict[str, str]:
     return failed
 
 
-def failures(todo: list[Shape], seconds: float) -> dict[Shape, dict[str, str]]:
-    """Runs everything once, so long at most; what failed for each shape, with the reason."""
+def failures(
+    todo: list[Shape], tasks: list[Task], workers: int, seconds: float
+) -> dict[Shape, dict[str, str]]:
+    """Runs these once, so long at most; what failed for each shape of `todo`, with the reason."""
     failed: dict[Shape, dict[str, str]] = {shape: {} for shape in todo}
-    for (shape, name), reasons, reason in each(first_run, first_runs(todo), WORKERS, seconds):
+    for (shape, name), reasons, reason in each(first_run, tasks, workers, seconds):
         if reason is None:
             failed[shape] |= reasons
         elif name in programs():
             failed[shape][name] = reason
         elif "in time" not in reason:  # of ours rather than of a kernel that others have run
             failed[shape]["cuda"] = reason
-    for shape, other in product(todo, todo):  # what failed for the first matrix fails for all
-        if other.weight == todo[0].weight and other.rows == shape.rows:
-            known = failed[other]
-            failed[shape] |= {name: known[name] for name in (*PLAIN, *SELF_TUNED) if name in known}
+    for shape, reasons in failed.items():
+        for name, reason in reasons.items():
+            print(f"{shape}, first run of {name}: {reason}", flush=True)
     return failed
+
+
+def for_all_matrices(
+    failed: dict[Shape, dict[str, str]], names: Sequence[str]
+) -> dict[Shape, dict[str, str]]:
+    """The same, where what these programs failed in with the first matrix they fail in with all."""
+    first = next(iter(failed)).weight
+    told = {}
+    for shape, reasons in failed.items():
+        known = failed[shape._replace(out=first[0], columns=first[1])]
+        told[shape] = {**reasons, **{name: known[name] for name in names if name in known}}
+    return told
 
 
 def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
     """Time all shapes, or as many as there is time for; whether they could be timed."""
     end = time.monotonic() + seconds
     todo = shapes(quick)
-    failed = failures(todo, COMPILING * seconds)
-    for shape, reasons in failed.items():
-        for name, reason in reasons.items():
-            print(f"{shape}, first run of {name}: {reason}", flush=True)
-    print(f"{end - time.monotonic():.0f} s are left for timing", flush=True)
-    left_out = {name: LEFT_OUT for name in programs() if name.startswith("gemlite")}
-    apart = dict.fromkeys((*SELF_TUNED, *COMPILED), APART)
-    results: dict[str, Any] = {"first_runs": {str(shape): why for shape, why in failed.items()}}
-    few = [shape for shape in todo if shape.rows in COMPILED_ROWS]
-    others = {name: reason for name, reason in left_out.items() if name not in SELF_TUNED}
-    soon = min(end, time.monotonic() + COMPILED_SHARE * seconds)
-    passes = {
-        "with_compiled": (few, others, soon),
-        "timings": (todo, left_out | apart, end),
-    }
-    whole = True
-    for title, (which, without, until) in passes.items():
-
-        def keep(stored: dict[str, Any], title: str = title) -> None:
-            results[title] = stored
-            write(results)
-
-        whole = timed(which, failed, without, until, keep) and whole
-    return whole
+    failed = failures(todo, first_runs(todo), WORKERS, COMPILING * seconds)
+    failed = for_all_matrices(failed, PLAIN)
+    apart = {name: APART for name in programs() if name not in PLAIN}
+    return timed(todo, failed, apart, end, write)
 
 
 def timed(

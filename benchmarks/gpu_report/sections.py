@@ -20,6 +20,8 @@ SECTIONS = {  # in this order: what is tuned is timed; seconds after which a sec
     "correctness": 75.0,
     "tune": 120.0,
     "latency": 120.0,
+    "peers": 150.0,
+    "training": 120.0,
     "pipeline": 90.0,
     "end_to_end": 90.0,
 }

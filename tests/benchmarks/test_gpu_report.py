@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,12 +15,14 @@ import torch
 
 from places import ROOT
 from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.latency.end_to_end import Speed
 from qbench.latency.timing import Shape
+from qbench.registry import get_method
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from gpu_report import correctness, end_to_end, latency, sections
+from gpu_report import correctness, end_to_end, latency, peers, sections, training
 from gpu_report.processes import Outcome, each
 from gpu_report.random_model import random_twins
 
@@ -157,11 +160,10 @@ def test_what_failed_in_a_process_of_its_own_is_not_timed(monkeypatch):
     few, many, large = Shape(64, 256, 1), Shape(64, 256, 64), Shape(128, 256, 1)
     todo = [few, many, large]
     tasks = latency.first_runs(todo)
-    assert {(few, "gemlite int4"), (large, "humming int3"), (many, "torch int4")} < set(tasks)
-    assert not {(many, "humming int3"), (large, "gemlite int4"), (large, "torch int4")} & set(tasks)
+    assert {(few, "bitsandbytes nf4"), (large, "3 bits"), (many, "torch int4")} < set(tasks)
+    assert not {(few, "humming int3"), (few, "gemlite int4"), (large, "torch int4")} & set(tasks)
     outcomes = {
-        (few, "gemlite int4"): (None, "RuntimeError: no"),
-        (large, "humming int3"): (None, "not finished in time, 9 s after its start"),
+        (few, "torch int4"): (None, "RuntimeError: no"),
         (large, "3 bits"): (None, "its process ended with -11"),
         (many, "2 bits"): ({"triton": "2 bits: the relative error is 1"}, None),
         (many, "3 bits"): (None, "not reached in time"),
@@ -171,14 +173,50 @@ def test_what_failed_in_a_process_of_its_own_is_not_timed(monkeypatch):
         return [Outcome(item, *outcomes.get(item, ({}, None))) for item in items]
 
     monkeypatch.setattr(latency, "each", each_of)
-    failed = latency.failures(todo, 10)
-    assert failed[few] == {"gemlite int4": "RuntimeError: no"}
+    failed = latency.for_all_matrices(latency.failures(todo, tasks, 2, 10), latency.PLAIN)
+    assert failed[few] == {"torch int4": "RuntimeError: no"}
     assert failed[many] == {"triton": "2 bits: the relative error is 1"}
     assert failed[large] == {
         "cuda": "its process ended with -11",
-        "gemlite int4": "RuntimeError: no",
-        "humming int3": "not finished in time, 9 s after its start",
+        "torch int4": "RuntimeError: no",
     }
+
+
+def test_programs_that_compile_themselves_are_timed_apart(monkeypatch):
+    ran, asked = [], []
+
+    def failures(todo, tasks, workers, seconds):
+        ran.extend(tasks)
+        return {shape: {} for shape in todo}
+
+    def timed(todo, failed, without, end, keep):
+        asked.append(failed)
+        return True
+
+    monkeypatch.setattr(peers, "failures", failures)
+    monkeypatch.setattr(peers, "timed", timed)
+    assert peers.run(print, quick=False, seconds=1)
+    first, *others = latency.SHAPES
+    for matrix, rows in product(latency.SHAPES, peers.ROWS):
+        names = {name for shape, name in ran if shape == Shape(*matrix, rows)}
+        assert {"humming int2", "humming int3", "humming int4"} <= names
+        assert ("gemlite int4" in names) == (matrix == first) and "torch int4" not in names
+        assert ("gemlite int4" in asked[0][Shape(*matrix, rows)]) == (matrix in others)
+
+
+def test_the_time_of_a_step_is_from_its_start_to_the_next():
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": training.LENGTH}
+    for name in training.METHODS:
+        method = get_method(name, **training.settings_of(name, 1) | {"epochs": 2})
+        block, inputs = training.block_of(1, "cpu", **sizes)
+        clock = training.Clock(profiled=100)
+        few = replace(inputs, quantized=inputs.quantized[:3], full=inputs.full[:3], progress=clock)
+        targets = [torch.zeros_like(hidden) for hidden in few.quantized]
+        with torch.no_grad():
+            method.quantize_block(block, few, targets, Scheme(3, 32))
+        assert len(clock.starts) == 2 * 2, name  # epochs, and the batches that train
+        assert sorted(clock.starts) == clock.starts
 
 
 def test_random_twins_are_the_same_model():
