@@ -3,6 +3,7 @@
     make gpu-report, or make gpu-report SECTIONS=correctness,latency
 
 correctness  each kernel against the reference in float64, over bits, groups, formats and rows
+dispatch     what products promise beside their rounding: derivatives, autocast, views, graphs
 tune         the fastest launches on this GPU, and the table that keeps them
 latency      what `qbench latency --device cuda` times, other programs among it
 peers        those programs that compile or tune themselves for a minute

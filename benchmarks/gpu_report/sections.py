@@ -18,6 +18,7 @@ from qbench.files.atomic import write_text
 
 SECTIONS = {  # in this order: what is tuned is timed; seconds after which a section is ended
     "correctness": 75.0,
+    "dispatch": 60.0,
     "tune": 120.0,
     "latency": 120.0,
     "peers": 150.0,

@@ -27,10 +27,10 @@ from qbench.registry import get_method
 METHODS = ("uniquanf", "flexround", "flexbcq", "omniquant")
 SIZES = (1, 4)  # windows in a batch
 LENGTH = 2048  # tokens of a window
-BATCHES = 5  # of which the last judges
-EPOCHS = 5
-WARM = 4  # steps that are not counted
-PROFILED = 4  # the last steps, whose times are not counted, either
+BATCHES = 9  # of which the last judges
+STEPS = BATCHES - 1  # of an epoch
+EPOCHS = 3  # the first warms up, the second is timed, and of the third some steps are profiled
+PROFILED = 4  # steps, away from the judging at the end of an epoch
 KERNELS = 15  # the longest, which are listed
 SCHEME = Scheme(3, 128)
 COMPILING = 0.4  # of the section's time, at most
@@ -40,9 +40,12 @@ Task = tuple[str, int]  # method, and windows in a batch
 
 @dataclass
 class Clock:
-    """Takes the place of `progress`: the time at which each step began, and the kernels of some."""
+    """Takes the place of `progress`: the time at which each step began, and the kernels of some.
 
-    profiled: int
+    profiled: the first of these steps, counted from 0.
+    """
+
+    profiled: int = (EPOCHS - 1) * STEPS + 1
     starts: list[float] = field(default_factory=list)
     profile: Any = None
 
@@ -53,11 +56,12 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.starts.append(time.perf_counter())
-        if len(self.starts) == self.profiled:
+        step = len(self.starts) - 1
+        if step == self.profiled:
             activities = [torch.profiler.ProfilerActivity.CUDA]
             self.profile = torch.profiler.profile(activities=activities)
             self.profile.start()
-        if len(self.starts) == self.profiled + PROFILED:
+        if step == self.profiled + PROFILED:
             self.profile.stop()
 
 
@@ -102,14 +106,12 @@ def measured(task: Task) -> dict[str, Any]:
     block, inputs = block_of(size)
     targets = [inputs.run(block, hidden, i) for i, hidden in enumerate(inputs.quantized)]
     method = get_method(name, **settings_of(name, size))
-    steps = EPOCHS * (BATCHES - 1)
-    clock = Clock(steps - PROFILED - 1)
+    clock = Clock()
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     method.quantize_block(block, replace(inputs, progress=clock), targets, SCHEME)
-    kept = list(pairwise(clock.starts))[WARM : clock.profiled - 1]
-    # The first step of an epoch waits for the judging of the one before it.
-    times = [b - a for at, (a, b) in enumerate(kept, WARM) if (at + 1) % (BATCHES - 1)]
+    # All but the last step of the epoch, behind which it is judged.
+    times = [after - before for before, after in pairwise(clock.starts[STEPS : 2 * STEPS])]
     kernels = kernels_of(clock.profile)
     return {
         "method": name,

@@ -22,7 +22,7 @@ from qbench.latency.timing import Shape
 from qbench.registry import get_method
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from gpu_report import correctness, end_to_end, latency, peers, sections, training
+from gpu_report import correctness, dispatch, end_to_end, latency, peers, sections, training
 from gpu_report.processes import Outcome, each
 from gpu_report.random_model import random_twins
 
@@ -217,6 +217,20 @@ def test_the_time_of_a_step_is_from_its_start_to_the_next():
             method.quantize_block(block, few, targets, Scheme(3, 32))
         assert len(clock.starts) == 2 * 2, name  # epochs, and the batches that train
         assert sorted(clock.starts) == clock.starts
+
+
+@pytest.mark.parametrize("name", dispatch.WEIGHTS)
+def test_the_promises_of_products_are_kept_on_a_cpu(name):
+    entries = dispatch.kept(name, "cpu")
+    assert len(entries) == 13 and all(entry["right"] for entry in entries), entries
+
+
+def test_a_broken_promise_is_told(monkeypatch):
+    broken = {"twice": lambda case: (2 * case.x, case.x.double()), "none": lambda case: 1 / 0}
+    monkeypatch.setattr(dispatch, "promises", lambda device: broken)
+    twice, none = dispatch.kept("uniform, 4 bits", "cpu")
+    assert twice["error"] == pytest.approx(1) and not twice["right"]
+    assert none["reason"] == "ZeroDivisionError: division by zero" and not none["right"]
 
 
 def test_random_twins_are_the_same_model():
