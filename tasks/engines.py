@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.errors import ConfigError
 from qbench.files.ordinary import json_of
-from qbench.tasks.beginnings import begun, prompt_facts
+from qbench.tasks.beginnings import begun
 
 if TYPE_CHECKING:
     from qbench.tasks.contract import Context
@@ -106,87 +106,18 @@ def check_engine(through: str) -> None:
         )
 
 
-def _asked(kind: type) -> type:
-    """A class of lm-eval's, made quiet, and with the tokens of its Hugging Face model."""
-    from lm_eval.models.huggingface import HFLM
-
-    from qbench.tasks.lm import Progress, require_answers
-
-    class Asked(kind):
-        """lm-eval's model of an engine.
-
-        templated, cut, span: as `qbench.tasks.lm.language_model` has them. longest: tokens of a
-        request, beside the one that engines always write.
-        """
-
-        longest: int
-        templated = False
-        cut = 0
-        span = (0.0, 1.0)
-
-        def turn_to(self, context: Context, name: str, chat_template: bool) -> None:
-            """From here on it is asked for this task."""
-            self.context, self.name = context, name
-            self.templated = chat_template
-            self.cut = 0
-            self.span = (0.0, 1.0)
-
-        def tok_encode(
-            self,
-            string: Any,
-            add_special_tokens: Any = None,
-            left_truncate_len: Any = None,
-            **_: Any,
-        ) -> Any:
-            if not isinstance(string, str):
-                return [self.tok_encode(text, add_special_tokens) for text in string]
-            return HFLM.tok_encode(self, string, add_special_tokens, left_truncate_len)
-
-        def answer(self, requests: list[Any]) -> list[Any]:
-            """Of (key, context, continuation) in tokens: (ln p, whether it is the likeliest)."""
-            self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
-            return self._loglikelihood_tokens(requests, disable_tqdm=True)
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.set_cache_hook(Progress(self.context, self.name, len(requests), self.span))
-            for prompt, options in (request.args for request in requests):
-                room = self.max_length - options.get("max_gen_toks", self.max_gen_toks)
-                self.cut += len(self.tok_encode(prompt)) > room
-            return super().generate_until(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
-            require_answers(self.name, self.tokenizer, requests, self.longest)
-            for _, prompt, answer in requests:
-                self.cut += len(prompt) + len(answer) > self.longest
-            return super()._loglikelihood_tokens(requests, **options)
-
-        def log_normalizer(self, prompt: str) -> float:
-            """0: an engine gives no logits, and some no likelihoods, of what they write."""
-            return 0.0
-
-        @property
-        def max_gen_toks(self) -> int:
-            return self._max_gen_toks
-
-        @property
-        def facts(self) -> dict[str, Any]:
-            """How requests were answered."""
-            return {"cut_prompts": self.cut} | prompt_facts(self, self.context)
-
-    return Asked
-
-
 def _vllm(engine: Engine) -> Any:
     """The engine in this process. ConfigError where vLLM does not take the model."""
-    from lm_eval.models.vllm_causallms import VLLM as Model
+    from lm_eval.models.vllm_causallms import VLLM as VllmModel
+
+    from qbench.tasks.engine_model import EngineModel
+
+    class Model(EngineModel, VllmModel):
+        """lm-eval's model of vLLM."""
 
     folder = str(engine.folder)
     try:
-        lm = _asked(Model)(folder, dtype=engine.dtype, tokenizer=folder, batch_size=TOGETHER)
+        lm = Model(folder, dtype=engine.dtype, tokenizer=folder, batch_size=TOGETHER)
     except Exception as error:  # of vLLM's, which has no root for them
         raise ConfigError(
             f"vllm cannot serve {engine.folder}: {type(error).__name__}: {error}"
@@ -199,12 +130,14 @@ def _endpoint(engine: Engine) -> Any:
     """The endpoint that answers at an address; ConfigError where none does."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
+    from qbench.tasks.engine_model import EngineModel
+
     base = engine.through.rstrip("/").removesuffix("/completions").removesuffix("/v1")
     served = _served(base, engine.folder.resolve().name)
     stated = getattr(engine.config, "max_position_embeddings", None) or MAX_LENGTH
     longest = min(served.get("max_model_len") or stated, stated)
 
-    class Endpoint(_asked(LocalCompletionsAPI)):  # type: ignore[misc]
+    class Endpoint(EngineModel, LocalCompletionsAPI):
         """Whatever an endpoint answers that lm-eval cannot read becomes one sentence."""
 
         def model_call(self, messages: Any, **options: Any) -> Any:

@@ -17,10 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from qbench.errors import ConfigError, ModelError
-from qbench.tasks.beginnings import prepared, prompt_facts
 from qbench.tasks.engines import Engine
 
 if TYPE_CHECKING:
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
 SEED = 1234  # lm-eval's own default for few-shot examples
 LOGIT_BYTES = 2_000_000_000
-PROBED = "why requests are not answered together"  # in the cell's cache
 
 
 @contextlib.contextmanager
@@ -80,104 +76,9 @@ def language_model(
     """
     if isinstance(context.model, Engine):
         return context.model.language_model(context, name, chat_template, bos)
-    from lm_eval.models.huggingface import HFLM
+    from qbench.tasks.quiet_model import QuietModel
 
-    from qbench.tasks.prefix_pass import PrefixModel, reach, why_not
-
-    class QuietModel(HFLM):
-        """HFLM without its bars, which computes the beginnings that requests share once.
-
-        cut: how many prompts lm-eval cut from the left. span: what the next call fills of the
-        task's progress. together, apart: requests whose likelihood was computed so. templated:
-        whether prompts are put into the model's own template.
-        """
-
-        templated = chat_template
-        cut = 0
-        span = (0.0, 1.0)
-        together = 0
-        apart = 0
-        computed = 0
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.set_cache_hook(Progress(context, name, len(requests), self.span))
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.set_cache_hook(Progress(context, name, len(requests), self.span))
-            return super().generate_until(requests, disable_tqdm=True)
-
-        def log_normalizer(self, prompt: str) -> float:
-            """ln of the sum of exp of the logits behind a prompt: finite, if the model works."""
-            tokens = self.tok_encode(prompt)[-self.max_length :] or [self.prefix_token_id]
-            logits = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
-            return float(logits.float().logsumexp(-1))
-
-        def _loglikelihood_tokens(
-            self, requests: Any, disable_tqdm: bool = True, **options: Any
-        ) -> Any:
-            require_answers(name, self.tokenizer, requests, self.max_length)
-            # The model reads all tokens but the last, so that max_length + 1 of them fit.
-            room = self.max_length + 1
-            self.cut += sum(len(prompt) + len(answer) > room for _, prompt, answer in requests)
-            inputs = [(prompt + answer)[-room:][:-1] for _, prompt, answer in requests]
-            longest = self._longest_together(inputs)
-            together = [i for i, tokens in enumerate(inputs) if len(tokens) <= longest]
-            apart = [i for i, tokens in enumerate(inputs) if len(tokens) > longest]
-            self.together += len(together)
-            self.apart += len(apart)
-            likelihoods: dict[int, Any] = {}
-
-            def done(place: int, likelihood: Any) -> None:
-                index = together[place]
-                likelihoods[index] = likelihood
-                self.cache_hook.add_partial("loglikelihood", requests[index][0], likelihood)
-
-            prefix_model = PrefixModel(self.model)
-            continuations = [requests[i][2] for i in together]
-            prefix_model.likelihoods([inputs[i] for i in together], continuations, done)
-            self.computed += prefix_model.computed
-            vocabulary = self.model.config.get_text_config().vocab_size
-            lengths = [len(inputs[i]) for i in apart]
-            for size, places in batches(lengths, context.batch_size, vocabulary):
-                self.batch_size_per_gpu = size
-                members = [apart[place] for place in places]
-                of_members = [requests[i] for i in members]
-                answers = super()._loglikelihood_tokens(of_members, disable_tqdm=True, **options)
-                likelihoods.update(zip(members, answers, strict=True))
-            self.batch_size_per_gpu = context.batch_size
-            return [likelihoods[index] for index in range(len(requests))]
-
-        def _longest_together(self, inputs: Sequence[Sequence[int]]) -> float:
-            """Up to how many tokens requests are answered together; 0 where the probe says no."""
-            if PROBED not in context.cache:
-                context.cache[PROBED] = why_not(self.model, max(inputs, key=len, default=()))
-            return 0 if context.cache[PROBED] else reach(self.model.config)
-
-        @property
-        def facts(self) -> dict[str, Any]:
-            """How requests were answered, for the record."""
-            facts: dict[str, Any] = {
-                "together": self.together,
-                "tokens_together": self.computed,
-                "apart": self.apart,
-                "cut_prompts": self.cut,
-            } | prompt_facts(self, context)
-            if context.cache.get(PROBED):
-                facts["apart_because"] = context.cache[PROBED]
-            return facts
-
-        def tok_batch_encode(self, strings: Any, *args: Any, **options: Any) -> Any:
-            room = options.get("left_truncate_len") or float("inf")
-            self.cut += sum(len(self.tok_encode(string)) > room for string in strings)
-            return super().tok_batch_encode(strings, *args, **options)
-
-    return QuietModel(
-        pretrained=context.model,
-        tokenizer=prepared(context.tokenizer, context.model, bos),
-        batch_size=context.batch_size,
-        softmax_dtype="float32",
-    )
+    return QuietModel(context, name, chat_template, bos)
 
 
 def require_answers(name: str, tokenizer: Any, requests: Sequence[Any], longest: int) -> None:

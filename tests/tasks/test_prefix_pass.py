@@ -10,6 +10,7 @@ from families import COMMON, WIDE, family_model
 from places import REAL_DATA, needs_real_data
 from qbench.embedded import smollm2_135m
 from qbench.tasks import lm
+from qbench.tasks.beginnings import prepared
 from qbench.tasks.contract import Context
 from qbench.tasks.folder import FolderSource
 from qbench.tasks.harness import stock_parts
@@ -183,7 +184,7 @@ def both_ways(model, tokenizer, source, name: str, subjects: int = 1, **protocol
         ours = lm.language_model(Context(model, tokenizer, source, batch_size=4), name)
         own = HFLM(
             pretrained=model,
-            tokenizer=lm.prepared(tokenizer, model),
+            tokenizer=prepared(tokenizer, model),
             batch_size=4,
             softmax_dtype="float32",
         )
@@ -241,7 +242,7 @@ def test_rolling_likelihoods_are_those_of_lm_evals_own_class(tiny, tokenizer):
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
     with lm.quiet():
         ours = lm.language_model(Context(model, tokenizer, MiniSource(), batch_size=4), "t")
-        own = HFLM(pretrained=model, tokenizer=lm.prepared(tokenizer, model), batch_size=4)
+        own = HFLM(pretrained=model, tokenizer=prepared(tokenizer, model), batch_size=4)
         expected = own.loglikelihood_rolling(requests, disable_tqdm=True)
         assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected)
 

@@ -10,6 +10,7 @@ import pytest
 
 from qbench.stats.difference import mean_interval
 from qbench.tasks import lm
+from qbench.tasks.beginnings import prepared
 from qbench.tasks.contract import Context
 from qbench.tasks.harness import stock_parts
 from qbench.tasks.judging import LOOP, _weigh_subjects, loops
@@ -53,7 +54,7 @@ def test_templated_questions_are_lm_evals_own(tiny, chatty):
         (part,) = stock_parts(task, MINI, spec)
         own = HFLM(
             pretrained=model,
-            tokenizer=lm.prepared(chatty, model),
+            tokenizer=prepared(chatty, model),
             batch_size=4,
             softmax_dtype="float32",
         )
