@@ -31,7 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import qbench
 from qbench import Scheme
 from qbench.calibration.objective import Objective
-from qbench.calibration.reconstruction import Steps, Weights
+from qbench.calibration.reconstruction import Weights
+from qbench.calibration.training import Steps
 from qbench.calibration.walk import enter
 from qbench.contracts import BlockInputs
 from qbench.environment import environment

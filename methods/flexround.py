@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
-from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight
+from qbench.calibration.reconstruction import Reconstruction, TrainedWeight
+from qbench.calibration.training import Groups
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored

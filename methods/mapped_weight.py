@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
-from qbench.calibration.reconstruction import Groups, TrainedWeight
+from qbench.calibration.reconstruction import TrainedWeight
+from qbench.calibration.training import Groups
 from qbench.formats import Binary
 from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import divided

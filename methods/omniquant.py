@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from qbench.calibration.folding import Fold, has_bias, moved
 from qbench.calibration.folding_search import find_folds
 from qbench.calibration.fused import over_rows
-from qbench.calibration.reconstruction import Groups, Reconstruction, TrainedWeight, reconstruct
+from qbench.calibration.reconstruction import Reconstruction, TrainedWeight
+from qbench.calibration.training import Groups, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored

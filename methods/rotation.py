@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qbench.calibration.reconstruction import Groups, TrainedWeight
+from qbench.calibration.reconstruction import TrainedWeight
+from qbench.calibration.training import Groups
 from qbench.contracts import LinearStats
 from qbench.formats import Binary, RotatedBinary
 from qbench.formats.hadamard import block_length, hadamard

@@ -32,13 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.input_statistics import input_statistics
-from qbench.calibration.reconstruction import (
-    Groups,
-    Reconstruction,
-    TrainedWeight,
-    Weights,
-    reconstruct,
-)
+from qbench.calibration.reconstruction import Reconstruction, TrainedWeight, Weights
+from qbench.calibration.training import Groups, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Lattice

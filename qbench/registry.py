@@ -44,6 +44,7 @@ _BUILDS_ON = (
     "qbench.calibration.folding",
     "qbench.calibration.folding_search",
     "qbench.calibration.reconstruction",
+    "qbench.calibration.training",
 )
 _plugins: dict[str, Declaration] = {}
 

@@ -13,14 +13,8 @@ from torch import nn
 import qbench
 from qbench import Scheme
 from qbench.calibration.objective import STRIDE, Objective, block_loss
-from qbench.calibration.reconstruction import (
-    Reconstruction,
-    Steps,
-    TrainedWeight,
-    Weights,
-    reconstruct,
-    split,
-)
+from qbench.calibration.reconstruction import Reconstruction, TrainedWeight, Weights
+from qbench.calibration.training import Steps, reconstruct, split
 from qbench.contracts import BlockInputs
 from qbench.errors import ConfigError, MethodError
 from samples import normal, token_ids

@@ -13,7 +13,9 @@ import qbench
 from families import GPT2, OPT
 from qbench import Scheme
 from qbench.calibration.folding_search import find_folds
-from qbench.calibration.reconstruction import Objective, Steps, Weights
+from qbench.calibration.objective import Objective
+from qbench.calibration.reconstruction import Weights
+from qbench.calibration.training import Steps
 from qbench.checks.samples import sample_weight
 from qbench.methods.flexround import FlexRound
 from qbench.methods.grids import range_grid, round_to_grid, weight_range
