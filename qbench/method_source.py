@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -110,6 +111,18 @@ def own_imports(file: Path, module: str) -> list[Path]:
                     seen.add(path)
                     waiting.append(path)
     return sorted(seen)
+
+
+def named_files(file: Path) -> list[Path]:
+    """The files beside a source file that one of its strings names, such as a table, sorted."""
+    named = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            with suppress(OSError, ValueError):  # most strings are no names
+                path = file.parent / node.value
+                if path.is_file() and path != file and not Path(node.value).is_absolute():
+                    named.add(path)
+    return sorted(named)
 
 
 def _imported(file: Path, base: Path) -> Iterator[str]:

@@ -32,6 +32,7 @@ from qbench.method_source import (
     Unreadable,
     file_label,
     module_file,
+    named_files,
     own_imports,
     read_declarations,
 )
@@ -219,8 +220,9 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 def source_hash(cls: type) -> str:
     """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
 
-    Of a plug-in these are also what it imports from its own package, and what lies beside it. Of
-    another package's method, its worker and its requirements are among them.
+    Of a plug-in these are also what it imports from its own package or from beside it, and the
+    files there that its strings name, such as "table.txt". Of another package's method, its worker
+    and its requirements are among them.
     """
     seen: set[str] = set()
     waiting = [cls.__module__]
@@ -245,11 +247,15 @@ def source_hash(cls: type) -> str:
 
 
 def _with_sources(file: Path, module: str) -> list[Path]:
-    """A module's file, what it is compiled of, and of a plug-in the files of its own it imports."""
+    """A module's file and what it is compiled of.
+
+    Of a plug-in also the files of its own that it imports, and those beside it that strings name.
+    """
     compiled = [file.with_suffix(suffix) for suffix in (".c", ".h")]
     is_plugin = file.suffix == ".py" and not module.startswith("qbench.")
     own = own_imports(file, module) if is_plugin else []
-    return [file, *(path for path in compiled if path.exists()), *own]
+    tables = {path for source in (file, *own) for path in named_files(source)} if is_plugin else ()
+    return [file, *(path for path in compiled if path.exists()), *own, *sorted(tables)]
 
 
 @cache

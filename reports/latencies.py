@@ -31,12 +31,12 @@ def values(record: Record, timed: Sequence[int]) -> list[float | None]:
     latency = record.latency
     for rows in timed:
         times = latency.milliseconds(rows) if latency else None
-        entries += [None, None] if times is None else [times[0], _over(times[1], times[0])]
+        entries += [None, None] if times is None else [times[0], over(times[1], times[0])]
     if latency is None or latency.decoding is None:
         return [*entries, None, None, None]
     rates = latency.decoding
     rate = rates.packed[0]
-    return [*entries, rate, _over(rate, rates.dense[0]), rates.packed_peak_bytes / 1e6]
+    return [*entries, rate, over(rate, rates.dense[0]), rates.packed_peak_bytes / 1e6]
 
 
 def places(records: Sequence[Record]) -> list[str]:
@@ -86,11 +86,11 @@ def _rate(what: str, value: float) -> Figure:
 
 
 def _speedup(what: str, value: float, dense: float) -> list[Figure]:
-    ratio = _over(value, dense)
+    ratio = over(value, dense)
     return [] if ratio is None else [Figure(f"{what}_speedup", ratio, "times dense", "higher")]
 
 
-def _over(value: float, other: float) -> float | None:
+def over(value: float, other: float) -> float | None:
     """None where the other took no time that a clock could tell."""
     return value / other if other > 0 else None
 

@@ -31,9 +31,9 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     paths = []
     for model, headline, cost in offered(records):
         figure = headline_figure(records, headline, model, cost, folder)
-        path = folder / "pictures" / file_name(model, headline, cost)
-        paths.append(write_text(path.with_suffix(".svg"), svg(figure)))
-        paths.append(write_bytes(path.with_suffix(".pdf"), pdf(figure)))
+        name = file_name(model, headline, cost)  # in which a dot is no ending
+        paths.append(write_text(folder / "pictures" / f"{name}.svg", svg(figure)))
+        paths.append(write_bytes(folder / "pictures" / f"{name}.pdf", pdf(figure)))
     return paths
 
 

@@ -19,7 +19,7 @@ from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
 from qbench.outside_text import printable
-from qbench.records import Record
+from qbench.records import Decoding, Record
 from qbench.reports import latencies
 from qbench.reports.cautions import summary
 from qbench.reports.cell_names import format_of, names, ordered, shared_parameters
@@ -343,7 +343,8 @@ def _screen_table(
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     timed = "tokens/s" in latencies.columns(records)
     if timed:
-        table.add_column("tokens\n/s", justify="right", no_wrap=True, vertical="bottom")
+        title = "tokens/s,\nx dense"
+        table.add_column(title, justify="right", no_wrap=True, vertical="bottom")
     called = names(records)
     for record in records:
         if record.status != "ok":
@@ -354,9 +355,16 @@ def _screen_table(
             fields.append(_screen_text(record, headline, pairs))
         if timed:
             decoding = record.latency.decoding if record.latency else None
-            fields.append(f"{decoding.packed[0]:.3g}" if decoding else "")
+            fields.append(_rates(decoding) if decoding else "")
         table.add_row(*[Text(printable(field)) for field in fields])
     return table
+
+
+def _rates(decoding: Decoding) -> str:
+    """Tokens per second, and times those of the dense model in the same minutes."""
+    packed = decoding.packed[0]
+    ratio = latencies.over(packed, decoding.dense[0])
+    return f"{packed:.3g}" if ratio is None else f"{packed:.3g} {TIMES}{ratio:.2f}"
 
 
 def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:

@@ -62,7 +62,7 @@ def with_methods_table(readme: str) -> str:
 
 
 def _markdown_row(cells: Columns) -> str:
-    escaped = [cell.replace("|", r"\|") for cell in cells]
+    escaped = [cell.replace("|", r"\|").replace("\n", "<br>") for cell in cells]
     return f"| {' | '.join(escaped)} |\n"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from qbench.records import Record
 
 # What is mended by room, or by another place: errors of the system of other kinds are not.
+WIDEST = 2000  # columns of a table in a file or a pipe, where nothing need be wrapped
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = typer.Typer(
@@ -282,10 +284,13 @@ def list_(
     if markdown:
         print(as_markdown(columns, rows), end="")
         return
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:  # what one has to type is never cut off
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in rows:
         table.add_row(*map(Text, row))
-    out.print(table)
+    console = out if out.is_terminal else Console(width=WIDEST)
+    console.print(table)
 
 
 def main() -> None:

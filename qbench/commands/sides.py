@@ -9,6 +9,7 @@ from pathlib import Path
 from qbench.comparison.matching import Side, cell_key, chosen
 from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.experiment.journal import read_plans
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
 from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
@@ -32,8 +33,8 @@ def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
     if fields:
         complaints.append(
             f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the same "
-            f"label and seed that differ in {', '.join(fields)}; the newest "
-            f"files count, and {place}:ID chooses another"
+            f"label and seed that differ in {', '.join(fields)}; those of the last command "
+            f"count, and {place}:ID chooses another"
         )
     side = Side(place, spot, tuple(newest))
     return (chosen(side, label) if label else side), complaints
@@ -74,14 +75,20 @@ def baseline_names(baselines: Path = BASELINES) -> list[str]:
 def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:
     """Of cells that differ in nothing that has a name, such as the method's source, the newest.
 
-    Also the fields in which those differ that are left out.
+    These are of the command that was given last, and of its cells those that were written last; a
+    copy of a folder has other times of files. Also the fields in which those differ that are left
+    out.
     """
-    written = {}
+    asked: dict[str, float] = {}
+    for plan in read_plans(folder):  # the oldest first
+        asked |= dict.fromkeys((cell.id for cell in plan.cells), plan.started)
+    age = {}
     for record in records:
-        written[record.id] = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
+        written = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
+        age[record.id] = (asked.get(record.id, 0.0), written)
     kept: dict[tuple[object, ...], Record] = {}
     fields: set[str] = set()
-    for record in sorted(records, key=lambda row: written[row.id]):
+    for record in sorted(records, key=lambda row: age[row.id]):
         key = (*cell_key(record.cell), record.cell.seed)
         older = kept.get(key)
         if older is not None:

@@ -74,6 +74,29 @@ def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
     return [f"{', '.join(names)}: measured on other hardware or threads, and not compared"]
 
 
+def other_machines(draws: Sequence[tuple[Record, Record]]) -> list[str]:
+    """A note where the quantized models of both sides were computed on unlike machines."""
+    for entry, other in draws:
+        places = (machine(entry), machine(other))
+        if entry.id != other.id and None not in places and places[0] != places[1]:
+            return [
+                f"quantized on {places[0]}, and on {places[1]}: last digits differ, by which "
+                "methods with feedback choose other codes, and scores move as with another draw"
+            ]
+    return []
+
+
+def machine(record: Record) -> str | None:
+    """The processor and threads, or the GPU, of a quantized cell; None where it is not known."""
+    hardware = record.environment.get("hardware")
+    if not hardware or record.cell.scheme is None:
+        return None
+    if record.cell.device != "cpu":
+        return str(hardware.get("gpu"))
+    threads = hardware.get("threads")
+    return f"{hardware.get('cpu')} with {threads} thread{'' if threads == 1 else 's'}"
+
+
 def _cost(draws: Sequence[tuple[Spread, Spread]], once: bool) -> Cost:
     """once: whether one measurement of a side stands in all draws, so that there is no interval."""
     base = sum(entry[0] for entry, _ in draws) / len(draws)

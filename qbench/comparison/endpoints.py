@@ -69,13 +69,16 @@ class Endpoint:
         candidate: Floats,
         clusters: Sequence[str] | None,
         look: Look = ONE_LOOK,
+        identical: bool = False,
     ) -> Difference:
         """How much worse the candidate is, over draws and clusters of items.
 
-        look: whose level the interval has.
+        look: whose level the interval has. identical: whether all that is known of the items is the
+        same to the last digit, likelihoods too, so that the difference is 0 and no estimate of it.
         """
         both = np.concatenate([np.ravel(base), np.ravel(candidate)])
-        if self.counts_answers and np.isin(both, (0.0, 1.0)).all():  # and not parts of an answer
+        whole = np.isin(both, (0.0, 1.0)).all()  # and not parts of an answer
+        if self.counts_answers and whole and not identical:
             return crossed_share(candidate, base, clusters, look.level, not look.last)
         harms = self.harms(base, candidate)
         return crossed_mean(harms, clusters, look.level, not look.last)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
 from qbench.comparison.comparable import differences, shared_items, tasks_lacking
-from qbench.comparison.costs import Cost, costs, elsewhere, measured_once
+from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other_machines
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
@@ -208,7 +208,7 @@ def _measure(
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
     known = costs(draws)
-    notes += elsewhere(draws) + measured_once(draws, known)
+    notes += other_machines(draws) + elsewhere(draws) + measured_once(draws, known)
     return replace(cell, costs=known, notes=tuple(notes)), measures
 
 
@@ -247,11 +247,20 @@ def _of_endpoint(
         endpoint,
         scores[0],
         scores[1],
-        endpoint.harm(*tables, clusters, look),
+        endpoint.harm(*tables, clusters, look, _identical(endpoint.key[0], draws)),
         endpoint.spread(*tables, clusters),
         flipped,
         tuple(changes),
     )
+
+
+def _identical(task: str, draws: Sequence[tuple[Record, Record]]) -> bool:
+    """Whether the items of a task are the same in both records of every draw, by their hashes."""
+    for records in draws:
+        hashes = [record.evaluation.get(task, {}).get("samples_sha256") for record in records]
+        if hashes[0] is None or hashes[0] != hashes[1]:
+            return False
+    return True
 
 
 def _judge(measured: Sequence[_Measured], look: Look) -> list[Finding]:

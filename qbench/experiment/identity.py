@@ -1,7 +1,8 @@
 """What decides the identity of cells: all that could change their numbers, resolved and hashed.
 
 A cell's id is the hash of what is gathered here, of its method with its parameters and source, and
-of its scheme (`qbench.experiment.cells.expand`). What is not in it, two cells may not differ in.
+of its scheme (`qbench.experiment.cells.expand`). What is not in it, two cells may not differ in,
+but for the machine: its processor and threads stand in the record, and change the last digits.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from qbench.experiment.store import Store
 from qbench.files.atomic import write_text
 from qbench.files.ordinary import json_of, ordinary_text
 from qbench.isolation import Tell
+from qbench.kernels.cpu.library import ISA_VARIABLE
 from qbench.latency import of_model
 from qbench.latency.of_model import ROWS, Alike
 from qbench.quantization import load
@@ -157,6 +158,8 @@ class _Measuring:
     def _shared(self, kind: type[M], facts: list[Any], timed: Callable[[], M]) -> M:
         """What an earlier cell has measured under the same facts; else measured and kept."""
         machine = [device_name(hardware(), self.job.cell.device), self._threads, torch.__version__]
+        if ISA_VARIABLE in os.environ:  # by which the kernels of a processor take another path
+            machine.append(os.environ[ISA_VARIABLE])
         facts = [*facts, self.job.cell.dtype, *machine, _code(self.job.plugins)]
         path = self._store.latency(facts)
         known = _read(path, kind, facts)

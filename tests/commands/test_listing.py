@@ -66,3 +66,17 @@ def test_help_lists_and_typing_errors_import_nothing_heavy(words, code, message)
     assert result.returncode == code and message in result.stderr
     assert "qbench.commands.main" in imported
     assert not imported & {"torch", "transformers", "numpy", "datasets", "lm_eval"}
+
+
+def test_what_one_has_to_type_is_whole_in_a_pipe():
+    for what in ("methods", "presets", "kernels"):
+        _, rows = listing(what)
+        result, _ = run("list", what)
+        for row in rows:
+            for word in " ".join(row).split():
+                assert word in result.stdout, (what, word)
+
+
+def test_lines_within_a_cell_do_not_end_a_markdown_row():
+    table = as_markdown(*listing("presets"))
+    assert all(line.startswith("| ") and line.endswith(" |") for line in table.splitlines())

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,34 @@ def test_few_answers_are_undecided_and_the_items_that_would_decide_are_named(
     (finding,) = [one for one in verdict.cells[0].findings if one.endpoint.key[1] == "acc"]
     assert "items, for 100" in finding.needed
     assert compare(base, candidate, margins=read_margins(["acc=0.2"])).outcome == "pass"
+
+
+def test_other_threads_are_noted(tmp_path: Path) -> None:
+    sides = []
+    for threads in (1, 2):
+        record = cell(source=str(threads) * 12)
+        hardware = {"cpu": "Zen", "gpu": None, "threads": threads}
+        environment = {**record.environment, "hardware": hardware}
+        elsewhere = record.model_copy(update={"environment": environment})
+        sides.append(side(tmp_path / str(threads), elsewhere))
+    notes = " ".join(compare(*sides).cells[0].notes)
+    assert "quantized on Zen with 1 thread, and on Zen with 2 threads: last digits" in notes
+    assert "quantized on" not in " ".join(compare(sides[0], sides[0]).cells[0].notes)
+
+
+def test_items_that_are_the_same_to_the_last_digit_leave_nothing_to_chance(tmp_path: Path) -> None:
+    """Right and wrong answers alone leave 3 / n open; with the same hash there is no difference."""
+    made = side(tmp_path / "run", cell())
+    (mine,) = made.records
+    (score,) = [score for score in mine.scores if score.task == "arc_easy"]
+    digest = sha256((tmp_path / "run" / str(score.samples)).read_bytes()).hexdigest()
+    known = mine.model_copy(update={"evaluation": {"arc_easy": {"samples_sha256": digest}}})
+    whole = Side("run", tmp_path / "run", (known,))
+    verdict = compare(whole, whole)
+    assert verdict.outcome == "pass" and words(verdict)["acc"] == "same"
+    (finding,) = [one for one in verdict.cells[0].findings if one.endpoint.key[1] == "acc"]
+    assert (finding.harm.value, finding.harm.low, finding.harm.high) == (0, 0, 0)
+    assert words(compare(made, made))["acc"] == "undecided"
 
 
 def test_draws_are_shared_and_their_spread_is_in_the_interval(tmp_path: Path) -> None:
@@ -468,6 +497,11 @@ def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:
     assert done.code == 0 and "1 older cells" in said and "differ in source" in said
     os.utime(old)
     assert run_command(*run).code == 1
+    asked = [{"id": made.records[1].id, "model": "m", "label": "mine", "seconds": 1.0}]
+    plan = {"started": 2.0, "workers": 1, "cells": asked}
+    (tmp_path / "mine" / "plans").mkdir()
+    (tmp_path / "mine" / "plans" / "a.json").write_text(json.dumps(plan))
+    assert run_command(*run).code == 0, "that of the last command, whatever the times of files"
 
 
 def test_a_record_is_compared_by_its_file(tmp_path: Path) -> None:

@@ -151,6 +151,22 @@ def test_what_a_plugin_imports_beside_it_is_part_of_its_source(tmp_path, monkeyp
             sys.modules.pop(name, None)
 
 
+def test_a_file_beside_a_plugin_that_it_names_is_part_of_its_source(tmp_path):
+    table, other = tmp_path / "tables" / "levels.txt", tmp_path / "other.txt"
+    table.parent.mkdir()
+    table.write_text("1.0")
+    other.write_text("1.0")
+    plugin = tmp_path / "with_table.py"
+    plugin.write_text(f'TABLE = "tables/levels.txt"\n{PLUGIN.replace("mine", "with-table")}')
+    load_plugin(plugin)
+    cls = method_class("with-table")
+    before = source_hash(cls)
+    other.write_text("0.25")
+    assert source_hash(cls) == before
+    table.write_text("0.25")
+    assert source_hash(cls) != before
+
+
 def test_imports_are_read_from_the_sources(tmp_path):
     sources = {
         "pkg/methods/mine.py": "from ..shared import scale\nfrom . import near\nimport os, torch\n",

@@ -104,5 +104,5 @@ def test_the_screen_shows_the_rate():
     console = Console(file=io.StringIO(), width=100)
     screen(RECORDS, console)
     lines = console.file.getvalue().splitlines()
-    assert any("rtn" in line and line.rstrip().endswith("40") for line in lines)
+    assert any("rtn" in line and line.rstrip().endswith("40 \u00d72.00") for line in lines)
     assert max(map(len, lines)) <= 100

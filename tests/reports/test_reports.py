@@ -605,13 +605,15 @@ def files_of(folder: Path) -> set[Path]:
 @pytest.mark.slow
 def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
     two = [record("rtn", 3, 0.3), record("rtn", 3, 0.3, model="zoo/other$x_1")]
+    two.append(record("rtn", 3, 0.3, model="qwen2.5-coder-1.5b"))  # in which a dot is no ending
     paths = pictures.write(two, tmp_path) + plots.write(two, tmp_path)
     there = {path.name for path in paths}
     slug = f"zoo-other-x_1-{digest('zoo/other$x_1')[:4]}"
     assert {"quality.png", f"quality-{slug}.png"} <= there
     assert "tiny-mini-text-perplexity-against-measured-bits-per-weight.svg" in there
     assert f"{slug}-mini-text-perplexity-against-measured-bits-per-weight.pdf" in there
-    assert files_of(tmp_path) == set(paths)
+    assert "qwen2.5-coder-1.5b-mini-text-perplexity-against-size-on-disk.pdf" in there
+    assert files_of(tmp_path) == set(paths) and len(set(paths)) == len(paths)
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
