@@ -187,7 +187,7 @@ def evaluate(
     unquantized: Annotated[
         str | None,
         typer.Option(
-            help="The model that divergence compares with; default the one that FOLDER was made of."
+            help="The model that divergence compares with; default what FOLDER names, if no folder."
         ),
     ] = None,
     data: Data = None,

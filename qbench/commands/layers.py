@@ -47,7 +47,9 @@ def layers(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The unquantized model; default the one that FOLDER was made of."),
+        typer.Option(
+            help="The unquantized model; default the one that FOLDER names, if it is no folder."
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="Without FOLDER; `qbench list methods`.")] = "rtn",
     bits: Annotated[int, typer.Option(help="Without FOLDER: bits per weight code.")] = 3,

@@ -222,7 +222,7 @@ def time_interleaved(
     for index, candidate in enumerate(candidates):
         row = Row(
             shape,
-            device or f"{torch.get_num_threads()} threads",
+            device or _threads(),
             candidate.name,
             candidate.bits,
             candidate.nbytes,
@@ -232,3 +232,8 @@ def time_interleaved(
         )
         rows.append(row)
     return rows
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return "1 thread" if count == 1 else f"{count} threads"
