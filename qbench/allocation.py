@@ -1,16 +1,24 @@
 """Whole widths for layers whose bits average a fraction: where a bit buys most, it is spent.
 
 A multiple-choice knapsack: every layer takes one of its widths, the sum of what they cost is to be
-least, and their weights may have so many bits in all. Along the lower convex hull of a layer's
-costs every further bit buys less than the one before, so that the steps of all layers are taken in
-the order of gain per bit, which is optimal where the budget is met exactly (Sinha and Zoltners
-1979, The multiple-choice knapsack problem, Operations Research 27).
+least, and their weights may have so many bits in all. Sizes of layers have a large common divisor,
+so that the least cost for every number of such portions of bits is found, layer by layer. With
+thousands of layers that takes too long. Then steps are taken in the order of gain per bit: along
+the lower convex hull of a layer's costs every further bit buys less than the one before (Sinha and
+Zoltners 1979, The multiple-choice knapsack problem, Operations Research 27).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST = 100_000_000  # layers times portions of bits: about a second, and as many bytes
+Costs = Mapping[str, Mapping[int, float]]
 
 
 class Step(NamedTuple):
@@ -26,17 +34,57 @@ class Step(NamedTuple):
         return sizes[self.layer] * (self.end - self.start)
 
 
-def allocate(
-    sizes: Mapping[str, int], costs: Mapping[str, Mapping[int, float]], budget: float
-) -> dict[str, int]:
+def allocate(sizes: Mapping[str, int], costs: Costs, budget: float) -> dict[str, int]:
     """A width for each layer, whose average over all weights is at most `budget`.
 
     sizes: weights of each layer. costs: of each layer by width; all have the same widths, of which
     the least is within the budget. Ties go to the layer that comes first.
+
+    No other way costs less, up to rounding, while layers times portions of bits are at most `MOST`.
+    Beyond that one may cost less, by no more than what a single step of a layer gains; no uniform
+    width within the budget does.
     """
+    spare = sum(size * (budget - min(costs[layer])) for layer, size in sizes.items())
+    spare *= 1 + 1e-12  # what a sum of products of a fraction is off by
+    portion = math.gcd(*sizes.values())
+    portions = int(spare // portion)
+    if len(sizes) * (portions + 1) <= MOST:
+        return _exact(sizes, costs, portion, portions)
+    ways = [_greedy(sizes, costs, spare)]
+    for width in next(iter(costs.values())):
+        if width <= budget * (1 + 1e-12):
+            ways.append(dict.fromkeys(sizes, width))
+    return min(ways, key=lambda way: sum(costs[layer][width] for layer, width in way.items()))
+
+
+def _exact(sizes: Mapping[str, int], costs: Costs, portion: int, portions: int) -> dict[str, int]:
+    """The least cost of all. portions: of so many bits, beyond the least width of every layer."""
+    least = np.zeros(portions + 1)  # of the layers so far, with at most so many portions
+    taken: dict[str, NDArray[np.uint8]] = {}  # by them the width of each
+    for layer, size in sizes.items():
+        own = sorted(costs[layer].items())
+        start = own[0][0]
+        best = least + own[0][1]
+        chosen = np.full(portions + 1, start, np.uint8)
+        for width, cost in own[1:]:
+            step = size // portion * (width - start)
+            if step > portions:
+                break
+            wider = least[: portions + 1 - step] + cost
+            better = wider < best[step:]
+            best[step:][better] = wider[better]
+            chosen[step:][better] = width
+        least, taken[layer] = best, chosen
+    widths: dict[str, int] = {}
+    for layer in reversed(sizes):
+        widths[layer] = int(taken[layer][portions])
+        portions -= sizes[layer] // portion * (widths[layer] - min(costs[layer]))
+    return {layer: widths[layer] for layer in sizes}
+
+
+def _greedy(sizes: Mapping[str, int], costs: Costs, left: float) -> dict[str, int]:
+    """Steps in the order of gain per bit. left: bits beyond the least width of every layer."""
     widths = {layer: min(costs[layer]) for layer in sizes}
-    left = sum(size * (budget - widths[layer]) for layer, size in sizes.items())
-    left *= 1 + 1e-12  # what a sum of products of a fraction is off by
     steps = [step for layer in sizes for step in hull(layer, sizes[layer], costs[layer])]
     for step in sorted(steps, key=_most_first):
         # A layer whose step does not fit stays where it is; others may still fit.
