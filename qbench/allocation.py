@@ -76,7 +76,7 @@ def _exact(sizes: Mapping[str, int], costs: Costs, portion: int, portions: int) 
             chosen[step:][better] = width
         least, taken[layer] = best, chosen
     widths: dict[str, int] = {}
-    for layer in reversed(sizes):
+    for layer in reversed(list(sizes)):
         widths[layer] = int(taken[layer][portions])
         portions -= sizes[layer] // portion * (widths[layer] - min(costs[layer]))
     return {layer: widths[layer] for layer in sizes}

@@ -47,14 +47,14 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def advice(report: Mapping[str, Any]) -> str:
-    """What keeping the most rewarding layers in 16 bits buys, in a sentence; empty without any."""
+    """What keeping the most rewarding layers as they are buys, in a sentence; empty without any."""
     kept = report["kept"]
     if kept is None:
         return ""
     gain = kept["gain"]
     share = gain["value"] / kept["before"] if kept["before"] else 0.0
     text = (
-        f"keep {', '.join(kept['names'])} at 16 bits: KL {kept['before']:.4g} -> "
+        f"keep {', '.join(kept['names'])} as they are: KL {kept['before']:.4g} -> "
         f"{kept['after']:.4g}, {interval(gain)} less ({share:.0%}), measured together on other "
         f"windows; separately they add up to {kept['summed']:.3g}"
     )

@@ -71,7 +71,7 @@ def layers(
 ) -> None:
     """Measure what each layer costs: quantized alone, and restored in the quantized model.
 
-    Then the layers that gain most are kept at 16 bits together, and judged on other text.
+    Then the layers that gain most are kept as they are together, and judged on other text.
     """
     if folder is None and model is None:
         raise ConfigError("there is nothing to measure; give a quantized folder, or --model MODEL")
@@ -186,13 +186,7 @@ def _show(report: dict[str, Any], title: str) -> None:
     sentence = advice(report)
     if sentence:
         say(sentence)
-        say(f"in a run: {_rules(report)}")
-
-
-def _rules(report: dict[str, Any]) -> str:
-    """The flags of `qbench run` and `quantize` that keep these layers as they are."""
-    kinds = {effect["name"]: effect["kind"] for effect in report["effects"]}
-    globs = []
-    for name in report["kept"]["names"]:  # of a layer, it ends with that in its block
-        globs.append(name if name.endswith(f".{kinds[name]}") else f"{name}.*")
-    return " ".join(f"--layers {shlex.quote(f'{glob}=skip')}" for glob in globs)
+        flags = f"in a run: {shlex.join(report['flags'])}"
+        if report["budget"] is not None:
+            flags += f"; --bits {report['budget']} is then divided anew between all other layers"
+        say(flags)

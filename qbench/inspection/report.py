@@ -87,11 +87,28 @@ def inspect(path: Path) -> Inspection:
 
     StoreError where it is neither, damaged, or quantized in a way that no reader knows.
     """
+    return _summary(path, _read(path))
+
+
+def stored_layers(path: Path) -> dict[str, tuple[int, int]]:
+    """Of every quantized layer, by its name in the files, the bits that it takes and its weights.
+
+    Their sums are those that `inspect` divides. Raises what `inspect` raises.
+    """
+    layers: dict[str, tuple[int, int]] = {}
+    for piece in _read(path).pieces:
+        if piece.layer is not None:
+            bits, weights = layers.get(piece.layer, (0, 0))
+            layers[piece.layer] = bits + 8 * piece.nbytes, weights + piece.parameters
+    return layers
+
+
+def _read(path: Path) -> Reading:
     if os.path.lexists(path) and not is_folder(path):
         ordinary_file(path)
         from qbench.inspection.gguf_header import read_gguf
 
-        return _summary(path, read_gguf(path))
+        return read_gguf(path)
     if not is_file(path / "config.json"):
         raise StoreError(
             f"{path} is no model: give a GGUF file, or a Hugging Face folder with a config.json"
@@ -104,9 +121,7 @@ def inspect(path: Path) -> Inspection:
             f"{path / 'config.json'}: tie_word_embeddings is {tied!r}, which is neither true nor "
             "false; copy it again"
         )
-    if tied:
-        reading = _count_tied_head_once(reading)
-    return _summary(path, reading)
+    return _count_tied_head_once(reading) if tied else reading
 
 
 def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:

@@ -1,9 +1,9 @@
-"""What each part of a quantized model costs, and what keeping some of them in 16 bits buys."""
+"""What each part of a quantized model costs, and what keeping some of them as they are buys."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qbench.contracts import WeightFormat
-from qbench.formats import bits_per_weight
+from qbench.formats.dense import narrowed
 from qbench.layers.passes import Errors, Hidden, Passes, Reference
 from qbench.layers.units import WHOLE, Unit, exchanged, units
+from qbench.models.blocks import quantizable, read_weight
 from qbench.stats.difference import Difference, mean_interval
 
-FULL_BITS = 16  # of a weight that is kept
 HEAD_BLOCKS = 2.0  # about what the head and the divergence cost, for the time that is left
 Progress = Callable[[float, str], None]
 Labels = Sequence[object]
@@ -49,8 +48,9 @@ class Kept:
     """Some parts restored together, on windows that did not choose them.
 
     before, after: mean KL in nats. gain: by how much it falls, with its interval. summed: what the
-    separate gains add up to. bits_before, bits_after: measured bits per weight of the quantized
-    layers, those that are kept at 16; None where unknown.
+    separate gains add up to. bits_before, bits_after: stored bits per weight over all layers that
+    the file counts as quantized, whether they are parts or not, the head among them; after with
+    those that are kept stored as they are. None where unknown.
     """
 
     names: tuple[str, ...]
@@ -72,6 +72,46 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What layers take in files, by their full names; without those of which it is not known.
+
+    quantized: bits and number of weights of those that the quantized model's bits per weight are
+    counted over. kept: bits of the weight where it stays as it is.
+    """
+
+    quantized: Mapping[str, tuple[int, int]]
+    kept: Mapping[str, int]
+
+    def bits_per_weight(self, names: Iterable[str]) -> float | None:
+        """Of these layers as they are quantized; None without any."""
+        layers = [self.quantized[name] for name in names]
+        weights = sum(count for _, count in layers)
+        return sum(bits for bits, _ in layers) / weights if weights else None
+
+    def under(self, names: Iterable[str]) -> list[str]:
+        """The layers of these parts, each of which is a layer or a block."""
+        found = []
+        for name in names:
+            inside = f"{name}."
+            if name in self.quantized:
+                found.append(name)
+            else:
+                found += [own for own in self.quantized if own.startswith(inside)]
+        return found
+
+    def with_kept(self, names: Iterable[str]) -> float | None:
+        """Bits per weight of all layers, the parts of these names as they are; None if unknown."""
+        exchanged = dict(self.quantized)
+        for name in names:
+            layers = self.under([name])
+            if not layers or any(layer not in self.kept for layer in layers):
+                return None
+            for layer in layers:
+                exchanged[layer] = self.kept[layer], self.quantized[layer][1]
+        return Stored(exchanged, {}).bits_per_weight(exchanged)
+
+
+@dataclass(frozen=True)
 class Windows:
     """tokens (int64, (windows, length)). clusters: which windows are of one article."""
 
@@ -82,7 +122,7 @@ class Windows:
 def measure(
     original: Any,
     quantized: Any,
-    weights: Mapping[str, WeightFormat],
+    stored: Stored,
     choosing: Windows,
     judging: Windows,
     keep: int,
@@ -92,8 +132,8 @@ def measure(
     """Every part alone and restored, and the `keep` most rewarding ones restored together.
 
     original, quantized: two models of one shape, the latter with its weights dequantized, on one
-    device; they are as they were in the end. weights: the quantized ones by the layers' names, for
-    their bits. choosing, judging: windows for the parts, and others for what is kept.
+    device; they are as they were in the end. stored: for the bits. choosing, judging: windows for
+    the parts, and others for what is kept.
 
     Raises ConfigError where the models do not belong together.
     """
@@ -112,7 +152,7 @@ def measure(
             gain=mean_interval(total - restored[unit.name], choosing.clusters),
             weight_error=_weight_error(unit),
             output_error=errors.of(unit.name),
-            bits=_bits(_formats([unit], weights)),
+            bits=stored.bits_per_weight(stored.under([unit.name])),
             weights=unit.weights,
         )
         effects.append(effect)
@@ -123,10 +163,19 @@ def measure(
         summed = sum(effects[place].gain.value for place in chosen)
         models = (original, quantized)
         kept = _kept([parts[place] for place in chosen], models, judging, batch_size, summed)
-        before, after = _bits_of_kept(kept.names, parts, weights)
+        after = stored.with_kept(kept.names)
+        before = None if after is None else stored.with_kept(())
         kept = replace(kept, bits_before=before, bits_after=after)
     progress(1.0, "done")
     return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
+
+
+def bits_as_they_are(model: Any) -> dict[str, int]:
+    """By layer, the bits of its weight where a rule leaves it as it is, and it is stored."""
+    bits = {}
+    for name, layer in quantizable(model).items():
+        bits[name] = 8 * narrowed(read_weight(layer)).nbytes
+    return bits
 
 
 def facts(report: LayerReport) -> dict[str, Any]:
@@ -211,38 +260,6 @@ def _kept(
         bits_before=None,
         bits_after=None,
     )
-
-
-def _bits_of_kept(
-    names: Sequence[str], parts: Sequence[Unit], weights: Mapping[str, WeightFormat]
-) -> tuple[float | None, float | None]:
-    """Of all parts, before and after; None where nothing says what they take."""
-    everything = _formats(parts, weights)
-    before = _bits(everything)
-    if before is None:
-        return None, None
-    others = _formats([unit for unit in parts if unit.name not in names], weights)
-    count, of_others = _count(everything), _count(others)
-    taken = of_others * (_bits(others) or 0.0) + FULL_BITS * (count - of_others)
-    return before, taken / count
-
-
-def _formats(parts: Sequence[Unit], weights: Mapping[str, WeightFormat]) -> list[WeightFormat]:
-    """The quantized weights of some parts."""
-    formats = []
-    for unit in parts:
-        for name, weight in weights.items():
-            if name == unit.name or name.startswith(f"{unit.name}."):
-                formats.append(weight)
-    return formats
-
-
-def _bits(formats: Sequence[WeightFormat]) -> float | None:
-    return bits_per_weight(formats).get("total")
-
-
-def _count(formats: Sequence[WeightFormat]) -> int:
-    return sum(out * columns for out, columns in (weight.shape for weight in formats))
 
 
 def _weight_error(unit: Unit) -> float:

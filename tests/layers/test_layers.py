@@ -14,12 +14,16 @@ from families import FAMILIES, family_model
 from qbench.commands.layers import _show
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError
+from qbench.experiment.layers import LayerRequest, flags_keeping, layers_of
+from qbench.experiment.single import CalibrationWindows, quantize_model
 from qbench.formats import bits_per_weight
-from qbench.layers.effects import FULL_BITS, Windows, facts, measure
+from qbench.inspection.report import inspect
+from qbench.layers.effects import Stored, Windows, bits_as_they_are, facts, measure
 from qbench.layers.units import WHOLE, units
 from qbench.models.blocks import quantizable, read_weight, write_weight
-from qbench.quantization import quantize
+from qbench.quantization import load, quantize
 from qbench.reports.layer_map import heat_map, rows
+from qbench.scheme import LayerRule
 from samples import token_ids
 
 COUNT, LENGTH = 5, 12
@@ -30,11 +34,21 @@ def windows(half: int = 0) -> Windows:
     return Windows(token_ids(2 * COUNT, LENGTH)[half::2], clusters)
 
 
+def stored(original, quantized) -> Stored:
+    """What both models would take in files."""
+    bits = {}
+    for name, weight in quantized.weights.items():
+        out, columns = weight.shape
+        nbytes = sum(part.nbytes for part in weight.to_tensors().values())
+        bits[name] = 8 * nbytes, out * columns
+    return Stored(bits, bits_as_they_are(original))
+
+
 def measured(original, quantized, keep: int = 2):
     return measure(
         original,
         quantized.model,
-        quantized.weights,
+        stored(original, quantized),
         windows(0),
         windows(1),
         keep,
@@ -127,7 +141,7 @@ def test_what_is_kept_is_measured_together_on_other_windows():
     share = sum(sizes[name] for name in kept.names) / sum(sizes.values())
     assert kept.bits_before == pytest.approx(total)
     # Layers of one width have as many bits as each other, up to their groups' parameters.
-    assert kept.bits_after == pytest.approx(total * (1 - share) + FULL_BITS * share, rel=0.02)
+    assert kept.bits_after == pytest.approx(total * (1 - share) + 32 * share, rel=0.02)
     text = json.dumps(facts(report), allow_nan=False)
     assert json.loads(text)["kept"]["names"] == list(kept.names)
     assert measured(original, quantized, keep=0).kept is None
@@ -174,7 +188,7 @@ def test_an_interval_of_a_single_cluster_is_not_in_the_json():
     original = family_model(*FAMILIES["llama"])
     quantized = quantize(copy.deepcopy(original), "rtn", Scheme(3, 16))
     alike = dataclasses.replace(windows(), clusters=["a"] * COUNT)
-    arguments = (quantized.weights, alike, alike, 0, 8, lambda fraction, text: None)
+    arguments = (stored(original, quantized), alike, alike, 0, 8, lambda fraction, text: None)
     report = measure(original, quantized.model, *arguments)
     assert facts(report)["total"]["low"] is None
 
@@ -200,6 +214,69 @@ def test_a_total_without_an_interval_is_shown(capsys):
     assert "rtn: KL 0.1235 [-inf, inf] nats, 0 parts" in capsys.readouterr().out
 
 
+def quantized_at(folder, model, scheme):
+    """Round to nearest, and measured bits per weight."""
+    bits = quantize_model(
+        str(model),
+        "rtn",
+        scheme,
+        folder,
+        settings={},
+        data="mini",
+        calibration=CalibrationWindows(4, 32, 0),
+        device="cpu",
+        dtype="auto",
+        progress=lambda fraction, text: None,
+    )
+    return bits["total"]
+
+
+def scheme_of(flags, **rest) -> Scheme:
+    values = dict(rest)
+    pairs = list(zip(flags[::2], flags[1::2], strict=True))
+    rules = [LayerRule.parse(text) for flag, text in pairs if flag == "--layers"]
+    heads = [int(text) for flag, text in pairs if flag == "--head-bits"]
+    return Scheme(**values, rules=tuple(rules), head_bits=heads[0] if heads else None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("rules", "head_bits"), [((), None), (("*.q_proj=skip", "*.down_proj=4"), 4)]
+)
+def test_a_run_with_the_flags_has_the_bits_that_are_promised(
+    tiny_folder, tmp_path, dtype, rules, head_bits
+):
+    """Of a float32 model: what is skipped takes 32 bits, in whatever dtype it was measured."""
+    made = Scheme(3, 32, rules=tuple(map(LayerRule.parse, rules)), head_bits=head_bits)
+    bits = quantized_at(tmp_path / "made", tiny_folder, made)
+    request = LayerRequest(str(tiny_folder), 2, 16, keep=2, data="mini", device="cpu", dtype=dtype)
+    report = layers_of(tmp_path / "made", request, lambda fraction, text: None)
+    kept = report["kept"]
+    total = load(tmp_path / "made").bits_per_weight["total"]
+    assert kept["bits_before"] == bits == total
+    assert kept["bits_before"] == inspect(tmp_path / "made").bits_per_weight["total"]
+    scheme = scheme_of(report["flags"], bits=3, group_size=32)
+    again = quantized_at(tmp_path / "again", tiny_folder, scheme)
+    assert kept["bits_after"] == again > bits
+    first, second = load(tmp_path / "made"), load(tmp_path / "again")
+    for name, weight in second.weights.items():
+        same = weight.dequantize().equal(first.weights[name].dequantize())
+        assert same == (name not in kept["names"]), "the same model, but for what is kept"
+
+
+def test_a_models_own_rules_stand_behind_what_is_kept():
+    names = ["m.0.a.q", "m.0.b", "m.1.a.q", "m.1.b"]
+    asked = Scheme(3, 32, rules=(LayerRule("m.0.b", 8), LayerRule("*.q", 4, "channel")))
+    assert flags_keeping(["m.1.a.q"], asked, names) == [
+        *("--layers", "m.1.a.q=skip", "--layers", "m.0.b=8", "--layers", "*.q=4gchannel")
+    ]
+    # A rule that has no layers left would be refused.
+    assert flags_keeping(["m.0.*"], asked, names) == [
+        *("--layers", "m.0.*=skip", "--layers", "*.q=4gchannel")
+    ]
+    assert flags_keeping(["m.1.b"], None, names) == ["--layers", "m.1.b=skip"]
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_table_json_and_pictures(tiny_folder, command, tmp_path):
     args = ["layers", "--model", tiny_folder, "--method", "rtn", "--bits", 2, "--group-size", 32]
@@ -208,7 +285,7 @@ def test_the_command_writes_a_table_json_and_pictures(tiny_folder, command, tmp_
     assert code == 0, error
     report = json.loads((tmp_path / "out" / "layers.json").read_text())
     assert len(report["effects"]) == 14 and len(report["kept"]["names"]) == 3
-    assert "at 16 bits: KL" in text and "measured together on other windows" in text
+    assert "as they are: KL" in text and "measured together on other windows" in text
     assert (tmp_path / "out" / "layers.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "layers.png").read_bytes().startswith(b"\x89PNG")
 
