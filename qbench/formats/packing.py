@@ -101,11 +101,11 @@ def group_count(in_features: int, group_size: int) -> int:
 def _fits_float16(parameter: Tensor) -> bool:
     magnitudes = parameter.abs()
     largest = magnitudes.amax().item() if parameter.numel() else 0.0
-    if largest == 0.0:
+    if largest <= NOTHING:
         return True
     if not largest <= 65504.0:  # also where it is not a number
         return False
     if largest >= 2.0**-10:
         return True
-    least: float = magnitudes[magnitudes > min(NOTHING, largest / 2)].amin().item()
+    least: float = magnitudes[magnitudes > NOTHING].amin().item()
     return least >= 2.0**-14

@@ -118,6 +118,12 @@ def test_parameters_are_float16_unless_that_distorts_them():
     assert as_stored(torch.tensor([1e-6, 2e-5])).dtype == torch.float32
 
 
+def test_what_stands_for_zero_is_float16():
+    """Methods divide by the scale of a group, which is never quite zero."""
+    assert as_stored(torch.full((4, 2), 1e-12)).dtype == torch.float16
+    assert as_stored(torch.zeros(0, 2)).dtype == torch.float16
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 2), (4, 2), (1, 1, 4, 2), (2,)])
 def test_a_binary_weight_of_no_planes_or_another_rank_is_refused(shape):
     planes = torch.zeros(shape, dtype=torch.uint8)

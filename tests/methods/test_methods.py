@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import qbench
+from families import FAMILIES, family_model
 from qbench import LinearStats, Scheme
 from qbench.checks.methods import CHECKS, run_check
 from qbench.checks.samples import sample_stats, sample_weight
@@ -16,8 +17,9 @@ from qbench.errors import ConfigError, MethodError
 from qbench.methods.alternating import SortedGroups, alternate
 from qbench.methods.error_feedback import inverse_cholesky
 from qbench.methods.greedy import greedy_planes, solve_positive
+from qbench.models.blocks import quantizable, read_weight, write_weight
 from qbench.registry import methods
-from samples import normal
+from samples import normal, token_ids
 
 NAMES = sorted(name for name, cls in methods().items() if isinstance(cls, type))
 # One method of each verb has all its promises in the quick tier; test_families visits the others.
@@ -53,6 +55,18 @@ def test_method_keeps_its_promises(name, check):
     if verdict.outcome == "n/a":
         pytest.skip(verdict.reason)
     assert verdict.outcome == "ok", verdict.reason
+
+
+@pytest.mark.parametrize("name", ["alternating", "gptq", "rtn"])
+def test_a_layer_of_zeros_takes_no_more_bits_than_others(name):
+    model = family_model(*FAMILIES["llama"])
+    layers = quantizable(model)
+    first, second = list(layers)[:2]
+    write_weight(layers[second], torch.zeros_like(read_weight(layers[second])))
+    weights = qbench.quantize(model, name, Scheme(3, 16), token_ids(8, 16)).weights
+    assert not weights[second].dequantize().any()
+    parts = [weights[layer].to_tensors().values() for layer in (first, second)]
+    assert [part.dtype for part in parts[0]] == [part.dtype for part in parts[1]]
 
 
 # --- rtn: known mean squared errors on N(0, 1), groups of 128
