@@ -91,6 +91,12 @@ def load_plugin(path: Path) -> list[str]:
     return names
 
 
+def plugin_files() -> list[str]:
+    """The plug-in files of the kernels that are known, for another process to load."""
+    with _lock:
+        return sorted(set(_origins.values()))
+
+
 def register_module(module: ModuleType, origin: str) -> list[str]:
     """Register the kernels of a module that has been imported already; returns their names.
 

@@ -17,10 +17,12 @@ from rich.text import Text
 from qbench.commands.options import as_names, as_numbers, err, out, refuse_unused, say
 from qbench.errors import ConfigError, reason_of
 from qbench.files.atomic import require_place
+from qbench.outside_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from qbench.latency.end_to_end import Variant
     from qbench.latency.request import Request
     from qbench.latency.timing import Row, Shape
 
@@ -284,14 +286,30 @@ def _end_to_end(
     from qbench.environment import environment
     from qbench.latency import end_to_end, gpu_end_to_end
     from qbench.latency.request import device_of
+    from qbench.models.identity import resolved_revision
+    from qbench.models.source import find_model
 
     place = device_of(device)
+    variants: Sequence[Variant]
     with err.status("loading") as status:
         if place == "cuda":
             rows = gpu_end_to_end.compare(folder, prompt, tokens, repeats, status.update)
+            variants = gpu_end_to_end.VARIANTS
         else:
             rows = end_to_end.compare(folder, prompt, tokens, repeats, threads, status.update)
-    table = Table(*MODEL_COLUMNS, box=None, padding=(0, 2, 0, 0))
+            variants = end_to_end.VARIANTS
+    measured = {
+        "model": folder.resolve().name,
+        "revision": resolved_revision(find_model(str(folder))),
+        "prompt": prompt,
+        "tokens": tokens,
+        "repeats": repeats,
+        "device": place,
+        "threads": threads if place == "cpu" else None,
+        "dtypes": list(dict.fromkeys(variant.dtype for variant in variants)),
+    }
+    title = Text(_heading(measured))
+    table = Table(*MODEL_COLUMNS, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         kernels = ", ".join(f"{name} {count}" for name, count in row.kernels.items())
         table.add_row(
@@ -306,7 +324,19 @@ def _end_to_end(
     decode = {row.name: row.decode[0] for row in rows}
     ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
     out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
-    return {"rows": [asdict(row) for row in rows]} | environment()
+    return {"measured": measured, "rows": [asdict(row) for row in rows]} | environment()
+
+
+def _heading(measured: dict[str, Any]) -> str:
+    """What a table of a whole model shows, on one line."""
+    device = measured["device"]
+    if measured["threads"] is not None:
+        device = f"{device}, {measured['threads']} threads"
+    return printable(
+        f"{measured['model']} ({measured['revision']}), {', '.join(measured['dtypes'])} on "
+        f"{device}: {measured['prompt']} tokens read and {measured['tokens']} written, "
+        f"{measured['repeats']} times each"
+    )
 
 
 def _with_range(spread: tuple[float, float, float]) -> str:

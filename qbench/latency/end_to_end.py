@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import subprocess
 import sys
@@ -15,8 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qbench.environment import (
+    peak_memory,
+    reset_peak_memory,
+    resident_memory,
+    return_large_blocks,
+)
 from qbench.errors import ConfigError, QbenchError
 from qbench.kernels.dispatch import served
+from qbench.kernels.registry import load_plugin, plugin_files
 from qbench.quantization import load
 
 PEAK_TOKENS = 4  # written where the peak of memory is measured: more add next to nothing
@@ -48,10 +54,10 @@ class Speed:
 
     prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token.
     peak_bytes: of a process that loads the model and does the same once, beyond what the process
-    had before. kernels: how many products each kernel served. error: of the logits after the
-    prompt, relative to the dense model's, in norm, where it was measured. step_error: of the logits
-    of a step, relative to those of the model's own modules, where it is computed in another way;
-    refused: why it is not, where that was asked for.
+    had before, with its libraries. kernels: how many products each kernel served. error: of the
+    logits after the prompt, relative to the dense model's, in norm, where it was measured.
+    step_error: of the logits of a step, relative to those of the model's own modules, where it is
+    computed in another way; refused: why it is not, where that was asked for.
     """
 
     name: str
@@ -109,7 +115,7 @@ def compare(
             spread(prefill),
             spread(decode),
             statistics.median(first_seconds),
-            _peak(folder, variant, prompt, tokens),
+            peak_of(folder, variant, prompt, tokens),
             kernels[variant],
         )
         speeds.append(speed)
@@ -149,14 +155,19 @@ def prompt_of(length: int, vocabulary: int) -> Tensor:
     return (torch.arange(length)[None] * 7 + 1) % vocabulary
 
 
-def _peak(folder: Path, variant: Variant, prompt: int, tokens: int) -> int:
-    """`Speed.peak_bytes`, measured in a process of its own. QbenchError where that fails."""
+def peak_of(folder: Path, variant: Variant, prompt: int, tokens: int) -> int:
+    """`Speed.peak_bytes` on the CPU, measured in a process of its own, with as many threads.
+
+    QbenchError where that fails.
+    """
     arguments = [
         str(folder),
         str(int(variant.packed)),
         variant.dtype,
         str(prompt),
         str(min(tokens, PEAK_TOKENS)),
+        str(torch.get_num_threads()),
+        *plugin_files(),
     ]
     command = [sys.executable, "-P", "-m", "qbench.latency.end_to_end", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -172,24 +183,24 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), min(values), max(values)
 
 
-def _resident_peak() -> int:
-    """Most bytes that this process has had in memory; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    line = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-    return int(line[1]) * 1024 if line else 0
-
-
 def main() -> None:
-    """Print the peak of memory for the arguments that `_peak` gives."""
-    import transformers.models.auto  # noqa: F401 -- paid before it is measured
+    """Print the peak of memory for the arguments that `peak_of` gives."""
+    folder, packed, dtype, prompt, tokens, threads, *plugins = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    for path in plugins:
+        load_plugin(Path(path))
 
-    folder, packed, dtype, prompt, tokens = sys.argv[1:]
-    before = _resident_peak()
-    model = load(folder, dtype, bool(int(packed))).model
-    once(model, int(prompt), int(tokens))
-    print(_resident_peak() - before)
+    def use() -> None:
+        model = load(folder, dtype, bool(int(packed))).model
+        once(model, int(prompt), int(tokens))
+
+    # Kept blocks would be measured or not by where they happen to lie.
+    return_large_blocks()
+    use()  # what libraries take with the first model is no model's
+    reset_peak_memory("cpu")
+    before = resident_memory()
+    use()
+    print(max(0, peak_memory("cpu") - before))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ from torch import nn
 
 from qbench.checkpoint.packed_linear import packed_layers
 from qbench.contracts import WeightFormat
-from qbench.environment import peak_memory, reset_peak_memory, resident_memory
 from qbench.errors import ConfigError
 from qbench.kernels.dispatch import request
 from qbench.kernels.registry import choose
 from qbench.latency import timing
 from qbench.latency.candidates import dense_candidate, kernel_candidate, random_matrix
-from qbench.latency.end_to_end import PEAK_TOKENS, once, spread
+from qbench.latency.end_to_end import Variant, once, peak_of, spread
 from qbench.latency.timing import Candidate, Shape
 from qbench.models.source import torch_dtype
 from qbench.quantization import load
@@ -114,13 +113,11 @@ def time_model(folder: Path, dtype: str, device: str, say: Callable[[str], None]
     """
     if device != "cpu":
         return _on_gpu(folder, dtype, say)
-    peaks, models = [], []
-    for packed in (True, False):
-        say("measuring memory")
-        model, peak = _loaded(folder, dtype, packed)
-        models.append(model)
-        peaks.append(peak)
+    variants = (Variant(True, dtype), Variant(False, dtype))
+    say("measuring memory")
+    peaks = [peak_of(folder, variant, PROMPT, TOKENS) for variant in variants]
     say("reading and writing")
+    models = [load(folder, dtype, variant.packed).model for variant in variants]
     seconds = [sum(once(model, PROMPT, TOKENS)) for model in models]  # warms up, too
     least, most = REPEATS
     turns = min(max(int(SECONDS_OF_MODEL / max(seconds)), least), most)
@@ -129,18 +126,6 @@ def time_model(folder: Path, dtype: str, device: str, say: Callable[[str], None]
         for model, of_model in zip(models, times, strict=True):
             of_model.append(once(model, PROMPT, TOKENS))
     return _decoding(times, peaks)
-
-
-def _loaded(folder: Path, dtype: str, packed: bool) -> tuple[nn.Module, int]:
-    """A model, and the bytes at the peak of loading it, reading and writing.
-
-    They are those beyond what the process had before.
-    """
-    reset_peak_memory("cpu")
-    before = resident_memory()
-    model = load(folder, dtype, packed).model
-    once(model, PROMPT, PEAK_TOKENS)
-    return model, max(0, peak_memory("cpu") - before)
 
 
 def _decoding(times: list[list[tuple[float, float]]], peaks: list[int]) -> Decoding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -272,21 +273,22 @@ def test_there_must_be_timings_to_draw():
 @pytest.mark.usefixtures("peak_memory_once")
 def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
     qbench.quantize(tiny(), "rtn", Scheme(3, 32)).save(tmp_path / "saved")
-    options = [
-        "--prompt",
-        "4",
-        "--tokens",
-        "3",
-        "--repeats",
-        "1",
-        "--device",
-        "cpu",
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
+    options = ["--prompt", "4", "--tokens", "3", "--repeats", "1", "--device", "cpu", "--json"]
+    options.append(str(tmp_path / "rows.json"))
     code, text = command("latency", "--end-to-end", str(tmp_path / "saved"), *options)
     assert code == 0 and "x dense in bfloat16" in text, text
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    stored = json.loads((tmp_path / "rows.json").read_text())
+    measured, rows = stored["measured"], stored["rows"]
+    revision = measured.pop("revision")
+    assert re.fullmatch("local-[0-9a-f]{12}", revision)
+    asked = {"prompt": 4, "tokens": 3, "repeats": 1, "device": "cpu", "threads": 1}
+    assert measured == {"model": "saved", "dtypes": ["bfloat16", "float32"]} | asked
+    heading = (
+        f"saved ({revision}), bfloat16, float32 on cpu, 1 threads: 4 tokens read and 3 written, "
+        "1 times each"
+    )
+    assert heading in " ".join(text.split()), text
+    assert str(tmp_path) not in json.dumps(stored)
     assert len(rows) == 4 and all(min(row["prefill"] + row["decode"]) > 0 for row in rows)
     assert all(bool(row["kernels"]) == row["name"].startswith("packed") for row in rows)
 
