@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qbench.checkpoint.folder import bytes_on_disk
 from qbench.environment import (
     peak_memory,
     reset_peak_memory,
@@ -25,6 +26,7 @@ from qbench.kernels.dispatch import served
 from qbench.kernels.registry import load_plugin, plugin_files
 from qbench.quantization import load
 
+WARMED = 4 << 30  # bytes of a folder beyond which libraries are a small share of its memory
 PEAK_TOKENS = 4  # written where the peak of memory is measured: more add next to nothing
 
 
@@ -196,7 +198,8 @@ def main() -> None:
 
     # Kept blocks would be measured or not by where they happen to lie.
     return_large_blocks()
-    use()  # what libraries take with the first model is no model's
+    if bytes_on_disk(Path(folder)) < WARMED:
+        use()  # what libraries take with the first model is no model's
     reset_peak_memory("cpu")
     before = resident_memory()
     use()
