@@ -35,6 +35,7 @@ class QbenchQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from qbench.checkpoint.config import compare, read_layout
         from qbench.checkpoint.packed_linear import pack
+        from qbench.checkpoint.skeleton import require_whole
         from qbench.files.shards import Shards
         from qbench.models.experts import unfuse_experts
 
@@ -44,6 +45,7 @@ class QbenchQuantizer(HfQuantizer):
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
+        require_whole(model, self.shards.entries, self.shards.folder)
         _spare_emptied_modules(model)
         return model
 
