@@ -41,7 +41,9 @@ class QbenchQuantizer(HfQuantizer):
 
         config = {"quantization_config": self.quantization_config.to_dict()}
         layout = read_layout(config, f"{model.config.name_or_path}/config.json")
-        self.shards = Shards(_folder(model.config))
+        self.shards = Shards(
+            snapshot(model.config.name_or_path, getattr(model.config, "_commit_hash", None))
+        )
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
@@ -94,12 +96,10 @@ def _spare_emptied_modules(model: Any) -> None:
                 module._is_hf_initialized = True
 
 
-def _folder(config: Any) -> Path:
+def snapshot(name: str, revision: str | None = None) -> Path:
     """Where the files are: the folder itself, or the snapshot in the hub's cache."""
     from transformers.utils import cached_file
 
-    name = config.name_or_path
     if Path(name).is_dir():
         return Path(name)
-    revision = getattr(config, "_commit_hash", None)
     return Path(cached_file(name, "config.json", revision=revision)).parent
