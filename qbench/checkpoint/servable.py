@@ -19,7 +19,7 @@ from qbench.formats import Dense
 from qbench.models.experts import Experts
 from qbench.models.limits import refuse_implausible
 
-_PARTS = 8  # at least as many tensors has a linear layer, with its bias and its norms
+_PARTS = 8  # tensors to a quantized layer, about: large models may take longer to build
 
 
 def require_servable(name: str, revision: str | None = None) -> None:

@@ -76,3 +76,18 @@ def test_dense_layers_are_served_but_for_those_that_are_read_transposed(tiny, tm
             continue
         with pytest.raises(ConfigError, match=f"{first} is in full precision, and vLLM reads"):
             require_servable(str(folder))
+
+
+def test_of_a_model_of_the_hub_the_config_is_looked_at(tmp_path, monkeypatch):
+    """Its files, which the server fetches later, may not be here yet."""
+    snapshots = tmp_path / "models--an--owner-s" / "snapshots"
+    commits = {"llama": "0" * 40, "mixtral-experts": "1" * 40}
+    for family, commit in commits.items():
+        model = family_model(*FAMILIES[family])
+        saved = qbench.quantize(model, "rtn", Scheme(4, 16)).save(tmp_path / family)
+        (snapshots / commit).mkdir(parents=True)
+        (snapshots / commit / "config.json").write_text((saved / "config.json").read_text())
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    require_servable("an/owner-s", commits["llama"])
+    with pytest.raises(ConfigError, match="holds experts, and vLLM"):
+        require_servable("an/owner-s", commits["mixtral-experts"])
