@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import qbench
@@ -16,15 +17,16 @@ from qbench.checkpoint.folder import (
     unquantized_tensors,
     write_model_folder,
 )
+from qbench.checkpoint.packed_linear import unpack
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
 from qbench.files.atomic import put, require_apart, require_place
 from qbench.files.shards import require_writable
-from qbench.formats import Uniform
+from qbench.formats import Dense, Uniform
 from qbench.models.blocks import is_linear
-from qbench.models.published_names import published
+from qbench.models.published_names import published, published_names
 from qbench.read_back import BY_DEFAULT, prove, unproven
 
 
@@ -63,17 +65,19 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
             "quantize without --head-bits, or use --to dense"
         )
     weights = _uniform(checkpoint.weights)
+    unpack(checkpoint.model, checkpoint.model.dtype, checkpoint.weights.keys() - weights.keys())
     bits, group_size = _common_settings(weights)
     layout = checkpoint_format(weights.values())
-    tensors: dict[str, Tensor] = {}
+    others = unquantized_tensors(checkpoint.model, weights)
+    published_name = _published_names(checkpoint.model, weights, others)
+    tensors = {published_name(name): tensor for name, tensor in others.items()}
     for name, weight in weights.items():
         try:
             parts = to_gptq(weight, layout)
         except QbenchError as error:
             raise ConfigError(f"layer {name}: {error}") from None
         for part, tensor in parts.items():
-            tensors[f"{name}.{part}"] = tensor
-    tensors |= unquantized_tensors(checkpoint.model, weights)
+            tensors[f"{published_name(name)}.{part}"] = tensor
     entry = {
         "quant_method": "gptq",
         "bits": bits,
@@ -88,8 +92,22 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
     dense = _dense_layers(checkpoint.model)
     if dense:
         # gptqmodel takes every linear layer of the blocks for a quantized one, but for these
-        entry["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in dense}
+        entry["dynamic"] = {f"-:^{re.escape(published_name(name))}$": {} for name in dense}
     return _write(output, checkpoint.model, checkpoint.tokenizer, tensors, entry)
+
+
+def _published_names(
+    model: Any, weights: Mapping[str, WeightFormat], others: Mapping[str, Tensor]
+) -> Callable[[str], str]:
+    """A function from the name of a tensor of `others`, or of a layer, to its published name."""
+    whole = {name: tensor.to("meta") for name, tensor in others.items()}
+    for name, weight in weights.items():
+        whole[f"{name}.weight"] = torch.empty(weight.shape, device="meta")
+    names = published_names(model, whole)
+    layers: dict[str, str] = {}
+    for own, name in names.items():
+        layers[own.removesuffix(".weight")] = name.removesuffix(".weight")
+    return lambda name: names.get(name) or layers.get(name, name)
 
 
 def _dense_layers(model: Any) -> list[str]:
@@ -136,9 +154,10 @@ TARGETS: dict[str, Callable[[Path, Path, str], Path]] = {
 
 
 def _uniform(weights: Mapping[str, WeightFormat]) -> dict[str, Uniform]:
-    """The same weights; ConfigError naming the first that is not uniform."""
+    """The weights but for layers left dense; ConfigError naming the first that is not uniform."""
+    quantized = {name: weight for name, weight in weights.items() if weight.format != Dense.format}
     uniform: dict[str, Uniform] = {}
-    for name, weight in weights.items():
+    for name, weight in (quantized or weights).items():
         if not isinstance(weight, Uniform):
             raise ConfigError(
                 f"layer {name} has format {weight.format!r}, and GPTQ holds uniform ones; "

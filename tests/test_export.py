@@ -34,6 +34,7 @@ from qbench.models.blocks import quantizable
 from qbench.models.published_names import published
 from qbench.models.source import find_model
 from qbench.quantization import stored_as
+from qbench.scheme import LayerRule
 from samples import PROMPT, integers, scales
 
 
@@ -523,32 +524,58 @@ def test_groups_that_do_not_divide_the_inputs_are_dequantized(saved, tmp_path):
         assert torch.equal(weights[name].dequantize(), weight)
 
 
-def test_experts_that_are_quantized_have_their_published_names(tmp_path, random_model, tokenizer):
+@pytest.mark.parametrize("rules", [(), (LayerRule.parse("*.experts.1.*=skip"),)])
+def test_experts_that_are_quantized_have_their_published_names(
+    tmp_path, random_model, tokenizer, rules
+):
     """As GPTQ folders of Mixtral name them: w1, w2 and w3 of each expert."""
     config = MixtralConfig(
         vocab_size=259, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
     model = random_model(MixtralForCausalLM, config)
-    quantized = qbench.quantize(model, "rtn", Scheme(4, 32, True), tokenizer=tokenizer)
-    own = quantized.save(tmp_path / "own")
-    made = export(own, "gptq", tmp_path / "gptq")
-    names = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-
-    def publish(tensors):
-        for name in [name for name in tensors if ".experts." in name]:
-            published = name.replace(".mlp.experts.", ".block_sparse_moe.experts.")
-            for ours, theirs in names.items():
-                published = published.replace(f".{ours}.", f".{theirs}.")
-            tensors[published] = tensors.pop(name)
-        for name in [name for name in tensors if name.endswith("mlp.gate.weight")]:
-            tensors[name.replace(".mlp.", ".block_sparse_moe.")] = tensors.pop(name)
-
-    rewrite(made, publish)
-    assert "model.layers.0.block_sparse_moe.experts.3.w2.qweight" in load_file(
-        made / "model.safetensors"
-    )
+    scheme = Scheme(4, 32, True, rules=rules)
+    own = qbench.quantize(model, "rtn", scheme, tokenizer=tokenizer).save(tmp_path / "own")
+    made = export(own, "gptq", tmp_path / "gptq", verify=True)
+    block = "model.layers.0.block_sparse_moe"
+    expected = {f"{block}.gate.weight"}
+    for expert in range(4):
+        parts = ["weight"] if rules and expert == 1 else ["qweight", "qzeros", "scales", "g_idx"]
+        for layer in ("w1", "w2", "w3"):
+            expected |= {f"{block}.experts.{expert}.{layer}.{part}" for part in parts}
+    names = load_file(made / "model.safetensors").keys()
+    assert {name for name in names if "self_attn" not in name and "moe" in name} == expected
+    assert not any(".mlp." in name for name in names)
+    entry = json.loads((made / "config.json").read_text())["quantization_config"]
+    left_out = [name for name in expected if name.endswith("w2.weight")]
+    for name in left_out:
+        layer = name.removesuffix(".weight")
+        assert any(re.match(key.removeprefix("-:"), layer) for key in entry["dynamic"])
+    assert len(left_out) == len(rules)
     assert torch.equal(logits(made), logits(own))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2-conv1d"])
+def test_layers_that_were_skipped_are_dense_in_a_gptq_folder(tmp_path, family):
+    kind, values = FAMILIES[family]
+    model = family_model(kind, values)
+    first = next(iter(quantizable(model)))
+    scheme = Scheme(4, 32, True, rules=(LayerRule.parse(f"{first}=skip"),))
+    made = qbench.quantize(model, "rtn", scheme)
+    own = made.save(tmp_path / "own")
+    written = export(own, "gptq", tmp_path / "gptq", verify=True)
+    dense = dict(model.named_parameters())[f"{first}.weight"]
+    stored = load_file(written / "model.safetensors")
+    assert torch.equal(stored[f"{first}.weight"].float(), dense)
+    entry = json.loads((written / "config.json").read_text())["quantization_config"]
+    assert entry["dynamic"] == {f"-:^{re.escape(first)}$": {}}
+    with torch.no_grad():
+        assert torch.equal(logits(written), made.model(PROMPT).logits)
+
+
+def test_a_model_without_a_quantized_layer_is_no_gptq_folder(saved, tmp_path):
+    with pytest.raises(ConfigError, match="has format 'dense', and GPTQ holds uniform ones"):
+        export(saved(method="none"), "gptq", tmp_path / "gptq")
 
 
 def test_the_command_says_the_bits_of_what_it_writes_and_of_the_source(command, saved, tmp_path):

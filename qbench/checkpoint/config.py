@@ -32,6 +32,8 @@ VERSION: Literal[3] = 3
 READABLE = (2, 3)
 SENTINEL = "weight"  # see `stored_tensors`
 Size = Annotated[int, Field(ge=0, lt=2**31)]
+_LISTS = ("alpha_bits", "blocks")  # settings of formats that are lists of whole numbers
+_WORDS = ("features",)  # and those that are text
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES.values()}
 
 
@@ -162,14 +164,42 @@ def read_layout(config: Mapping[str, Any], where: object) -> QuantizationConfig:
                 raise StoreError(
                     f"{where} states dtype {part.dtype!r}; known are {', '.join(_DTYPES)}"
                 )
-        group.weight()  # raises where the parts do not fit each other
+        _require_settings(group, where)
+        used = group.weight().to_tensors().keys() | {SENTINEL}  # raises where parts do not fit
+        unused = sorted(group.parts.keys() - used)
+        if unused:
+            raise StoreError(
+                f"{where} states a part {unused[0]!r} of {group.modules[0]}, which no "
+                f"{group.format!r} weight with its other parts has; copy or quantize again"
+            )
     return layout
 
 
-def compare(layout: QuantizationConfig, shards: Shards) -> dict[str, Group]:
-    """The group of each layer, by its full name, once the files hold what the config says.
+def _require_settings(group: Group, where: object) -> None:
+    """StoreError where a setting of a format is no whole number, or no list of them or word."""
+    for name, value in group.spec.items():
+        if name in _WORDS and isinstance(value, str):
+            continue
+        listed = name in _LISTS and isinstance(value, list)
+        numbers = value if listed else [value]
+        if listed == (name in _LISTS) and all(_is_size(number) for number in numbers):
+            continue
+        what = "a list of whole numbers" if name in _LISTS else "a whole number"
+        raise StoreError(
+            f"{where} states {name}={value!r} for {group.modules[0]}; it is {what} from 0 to "
+            "2147483647: copy or quantize again"
+        )
 
-    StoreError naming the first tensor that is missing, or has another dtype or shape.
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31  # true is no number
+
+
+def compare(layout: QuantizationConfig, shards: Shards) -> dict[str, Group]:
+    """The group of each layer, by its full name, once files and config say the same of it.
+
+    StoreError naming the first tensor that is missing, has another dtype or shape, or is a part of
+    a layer that the config does not have.
     """
     modules = layout.modules()
     for name, group in modules.items():
@@ -185,4 +215,11 @@ def compare(layout: QuantizationConfig, shards: Shards) -> dict[str, Group]:
                     f"{entry.file}: tensor {tensor} is {entry.dtype} {entry.shape}, its config "
                     f"says {part.dtype} {tuple(part.shape)}; copy or quantize again"
                 )
+    for tensor, entry in shards.entries.items():
+        layer, _, part_name = tensor.rpartition(".")
+        if layer in modules and part_name not in ("bias", *modules[layer].parts):
+            raise StoreError(
+                f"{entry.file}: tensor {tensor} is no part of that layer in its config.json; "
+                "copy or quantize again"
+            )
     return modules

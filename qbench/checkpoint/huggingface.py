@@ -35,15 +35,19 @@ class QbenchQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from qbench.checkpoint.config import compare, read_layout
         from qbench.checkpoint.packed_linear import pack
+        from qbench.checkpoint.skeleton import require_whole
         from qbench.files.shards import Shards
         from qbench.models.experts import unfuse_experts
 
         config = {"quantization_config": self.quantization_config.to_dict()}
         layout = read_layout(config, f"{model.config.name_or_path}/config.json")
-        self.shards = Shards(_folder(model.config))
+        self.shards = Shards(
+            snapshot(model.config.name_or_path, getattr(model.config, "_commit_hash", None))
+        )
         modules = compare(layout, self.shards)
         unfuse_experts(model, refuse=False)
         pack(model, {name: group.weight() for name, group in modules.items()})
+        require_whole(model, self.shards.entries, self.shards.folder)
         _spare_emptied_modules(model)
         return model
 
@@ -92,12 +96,10 @@ def _spare_emptied_modules(model: Any) -> None:
                 module._is_hf_initialized = True
 
 
-def _folder(config: Any) -> Path:
+def snapshot(name: str, revision: str | None = None) -> Path:
     """Where the files are: the folder itself, or the snapshot in the hub's cache."""
     from transformers.utils import cached_file
 
-    name = config.name_or_path
     if Path(name).is_dir():
         return Path(name)
-    revision = getattr(config, "_commit_hash", None)
     return Path(cached_file(name, "config.json", revision=revision)).parent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -102,12 +102,14 @@ def pack(model: nn.Module, weights: Mapping[str, WeightFormat]) -> None:
             share_inputs(model.get_submodule(parent))
 
 
-def unpack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put the layer that it stands for in the place of every QuantLinear.
+def unpack(model: nn.Module, dtype: torch.dtype, names: Container[str] | None = None) -> None:
+    """Put the layer that it stands for in the place of every QuantLinear, or of those named.
 
     Its weight is dequantized into `dtype`.
     """
     for name, layer in list(packed_layers(model)):
+        if names is not None and name not in names:
+            continue
         dense = _empty(layer)
         weight = as_kept(dense, layer.quantized().dequantize().to(dtype)).contiguous()
         dense.weight = nn.Parameter(weight, requires_grad=False)

@@ -7,6 +7,7 @@ Nothing of a folder is executed.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,32 @@ def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> None:
         ) from None
     tie_head(model)
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    _refuse(missing, unexpected, folder)
+
+
+def require_whole(model: Any, stored: Collection[str], folder: Path) -> None:
+    """StoreError as of `fill` where files of these tensors would leave gaps in a model.
+
+    model: a skeleton whose quantized layers have been packed. stored: the names of all tensors in
+    the files. Of tensors that are tied one is enough. A head of another kind, such as one that
+    classifies, is no gap.
+    """
+    sources = getattr(model, "all_tied_weights_keys", None) or {}  # of transformers 5
+    own = f"{model.base_model_prefix}." if model.get_output_embeddings() is None else ""
+    first: dict[int, str] = {}
+    missing = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        source = sources.get(name, first.setdefault(id(tensor), name))
+        if name.startswith(own) and not (name in stored or source in stored):
+            missing.append(name)
+    _refuse(missing, [], folder)
+
+
+def _refuse(missing: list[str], unexpected: list[str], folder: Path) -> None:
     if missing or unexpected:
         raise StoreError(
             f"{folder}: missing {missing[:3] or 'nothing'}, "
-            f"unexpected {unexpected[:3] or 'nothing'}"
+            f"unexpected {unexpected[:3] or 'nothing'}; copy or quantize again"
         )
 
 

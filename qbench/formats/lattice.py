@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ class Lattice:
     blocks: tuple[int, int]
 
     def __post_init__(self) -> None:
+        if self.features not in get_args(Features):
+            raise StoreError(
+                f"features={self.features!r} of a lattice weight are not known; known are "
+                f"{' and '.join(get_args(Features))}: copy or quantize again"
+            )
         d, k = (0, 0)  # what a map of another rank is refused with
         if self.map.ndim == 2:
             d, k = self.map.shape

@@ -66,6 +66,15 @@ def own_names(config: Any) -> Callable[[str], str]:
     return own
 
 
+def published_names(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The published name of each tensor of a model that has one: the inverse of `own_names`.
+
+    tensors: as of `published`; they need no data.
+    """
+    own = own_names(model.config)
+    return {own(name): name for name in published(model, tensors)}
+
+
 def _stacked(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, those of experts in stacks again, as transformers has them in memory."""
     left = dict(tensors)

@@ -17,21 +17,26 @@ from torch import Tensor
 from qbench.checkpoint.config import SENTINEL, Group, QuantizationConfig
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
-from qbench.formats import Binary, Uniform, from_tensors
+from qbench.formats import Binary, Dense, Uniform, from_tensors
 from qbench.formats.packing import group_count, unpack
 
 SERVED = (Binary.format, Uniform.format)
 
 
-def require_served(layout: QuantizationConfig) -> None:
-    """ConfigError where a layer is in a format that has no products in a server."""
+def served_layers(layout: QuantizationConfig) -> dict[str, Group]:
+    """The groups of the quantized layers, by full name; a layer left dense is none of them.
+
+    ConfigError where a layer is in a format that has no products in a server.
+    """
     for group in layout.groups:
-        if group.format not in SERVED:
+        if group.format not in (*SERVED, Dense.format):
             raise ConfigError(
                 f"{group.modules[0]} is stored as {group.format!r}, and in vLLM are served "
                 f"{' and '.join(SERVED)}; load the model with transformers, or quantize it with a "
                 "method of these formats (`qbench list methods`)"
             )
+    modules = layout.modules().items()
+    return {name: group for name, group in modules if group.format != Dense.format}
 
 
 def fused(name: str, members: Mapping[str, Group | None]) -> WeightFormat:

@@ -24,10 +24,11 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.parameter import BasevLLMParameter, ModelWeightParameter
 
 from qbench.checkpoint.config import SENTINEL, Group, read_layout
+from qbench.checkpoint.servable import require_servable
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.kernels.dispatch import describe, multiply
-from qbench.serving.fused import fused, require_served, widened
+from qbench.serving.fused import fused, served_layers, widened
 from qbench.serving.shards import Axes, Inputs, axes_of, cut, empty_weight, inputs_of, local_weight
 
 
@@ -64,8 +65,17 @@ class QbenchConfig(QuantizationConfig):
     def from_config(cls, config: dict[str, Any]) -> QbenchConfig:
         """StoreError or ConfigError where the entry is damaged, or a format is not served."""
         layout = read_layout({"quantization_config": config}, "config.json")
-        require_served(layout)
-        return cls(layout.modules())
+        return cls(served_layers(layout))
+
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
+        """Hold the folder against the model before anything is loaded, as vLLM does not.
+
+        StoreError naming a tensor that is missing or not what config.json says, ConfigError naming
+        a layer that vLLM computes in another way than it is stored.
+        """
+        require_servable(model_name, revision)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Take the names by which vLLM's model calls its layers."""

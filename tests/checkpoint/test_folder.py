@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import qbench
 from families import FAMILIES, WIDE, family_model
 from fresh_python import run_python
-from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, method_of_format
+from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, SteppedRTN, method_of_format
 from qbench import Scheme
 from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
@@ -368,6 +368,10 @@ DAMAGE = {
         config(lambda c: c["groups"][0]["spec"].update(group_size=0)),
         "does not divide",
     ),
+    "a word for bits": (
+        config(lambda c: c["groups"][0]["spec"].update(bits="4")),
+        "states bits='4' for model.layers.0",
+    ),
     "a strange entry": (
         config(lambda c: c["groups"][0].update(code="import os")),
         "Extra inputs are not permitted",
@@ -379,6 +383,24 @@ DAMAGE = {
     "a layer that is not": (
         config(lambda c: c["groups"][0]["modules"].append("model.x")),
         "model.x.weight is missing",
+    ),
+    "a part in the files alone": (
+        config(lambda c: c["groups"][0]["parts"].pop("zero_point")),
+        "zero_point is no part of that layer in its config.json",
+    ),
+    "a part that no format has": (
+        config(lambda c: c["groups"][0]["parts"].update(x=c["groups"][0]["parts"]["scale"])),
+        "states a part 'x' of .*, which no 'uniform' weight",
+    ),
+    "more layers than files": (
+        lambda f: edit(f, lambda c: c.update(num_hidden_layers=3)),
+        "missing .'model.layers.2",
+    ),
+    "no norm": (lambda f: drop(f, "model.norm.weight"), "missing .'model.norm.weight'"),
+    "no head": (lambda f: drop(f, "lm_head.weight"), "missing .'lm_head.weight'"),
+    "no scale": (
+        lambda f: drop(f, "model.layers.1.mlp.up_proj.scale"),
+        "tensor model.layers.1.mlp.up_proj.scale is missing",
     ),
     "a path upwards": (
         index(lambda m: m.update(a="../model.safetensors")),
@@ -409,6 +431,15 @@ DAMAGE = {
 }
 
 
+def drop(folder, *names):
+    """Take tensors out of the file and out of the index, as if the folder had never had them."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in names:
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    edit(folder, lambda content: [content["weight_map"].pop(name) for name in names], INDEX)
+
+
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_folder_is_refused(tiny, tmp_path, case):
     damage, message = DAMAGE[case]
@@ -416,6 +447,77 @@ def test_a_damaged_folder_is_refused(tiny, tmp_path, case):
     damage(folder)
     with pytest.raises(StoreError, match=message):
         qbench.load(folder)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a part in the files alone",
+        "more layers than files",
+        "no norm",
+        "no head",
+        "no scale",
+        "a word for bits",
+    ],
+)
+def test_transformers_loads_no_folder_with_gaps(tiny, tmp_path, case):
+    damage, message = DAMAGE[case]
+    folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "saved")
+    damage(folder)
+    with pytest.raises(StoreError, match=message):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_tied_head_and_another_kind_of_head_are_no_gaps(tiny, tmp_path):
+    folder = qbench.quantize(tiny(tie_word_embeddings=True), "rtn", Scheme(4, 16)).save(
+        tmp_path / "saved"
+    )
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    AutoModelForCausalLM.from_pretrained(folder)
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    drop(folder, "model.norm.weight")
+    with pytest.raises(StoreError, match=r"missing .'model.norm.weight'"):
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+
+
+SETTINGS = [  # of formats, that are no settings
+    ("rtn", "bits", 3.0),
+    ("rtn", "bits", True),
+    ("rtn", "bits", None),
+    ("rtn", "bits", float("nan")),
+    ("rtn", "bits", -3),
+    ("rtn", "bits", 10**30),
+    ("rtn", "bits", 2**30),
+    ("rtn", "bits", 0),
+    ("rtn", "in_features", "32"),
+    ("rtn", "group_size", 16.0),
+    ("rtn", "group_size", [16]),
+    ("stepped rtn", "scale_bits", 6.0),
+    ("stepped rtn", "scale_places", "6"),
+    ("alternating", "in_features", 32.0),
+    ("stepped alternating", "alpha_bits", [6, 5.0, 4]),
+    ("unisvq", "features", "signs "),
+    ("unisvq", "blocks", [32.0, 32]),
+    ("unisvq", "blocks", {"32": 32}),
+    ("unisvq", "blocks", 32),
+]
+
+
+@pytest.mark.parametrize("method, setting, value", SETTINGS)
+def test_a_setting_that_is_none_is_refused_in_a_sentence(tiny, tmp_path, method, setting, value):
+    made = {"stepped rtn": SteppedRTN(), "stepped alternating": SteppedAlternating()}
+    bits, tokens = (2, token_ids(2, 32, vocabulary=256)) if method == "unisvq" else (3, None)
+    scheme = Scheme(bits, None if method == "unisvq" else 8)
+    folder = qbench.quantize(tiny(), made.get(method, method), scheme, tokens).save(tmp_path / "s")
+    assert qbench.load(folder)
+    config(lambda c: [group["spec"].update({setting: value}) for group in c["groups"]])(folder)
+    with pytest.raises(StoreError, match=setting) as refused:
+        qbench.load(folder)
+    with pytest.raises(StoreError):
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(StoreError):
+        open_paged(find_model(str(folder)), "float32")
+    assert "'<'" not in str(refused.value) and "operand" not in str(refused.value)
 
 
 def test_a_link_out_of_the_folder_is_refused(tiny, tmp_path):

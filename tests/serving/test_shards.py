@@ -7,10 +7,10 @@ import torch
 
 from qbench.checkpoint.config import QuantizationConfig, quantization_entry, stored_tensors
 from qbench.errors import ConfigError
-from qbench.formats import Binary, Uniform
+from qbench.formats import Binary, Dense, Uniform
 from qbench.formats.rotated_binary import RotatedBinary
 from qbench.formats.snapping import stored_coding, stored_grid
-from qbench.serving.fused import fused, require_served, widened
+from qbench.serving.fused import fused, served_layers, widened
 from qbench.serving.shards import axes_of, cut, empty_weight, inputs_of, local_weight
 from samples import binary_weight, integers, lattice_weight, normal, scales, uniform_weight
 
@@ -171,4 +171,10 @@ def test_formats_without_products_in_a_server_are_refused(weight):
     entry = quantization_entry({"a.q": weight}, [], {})
     reason = rf"a\.q is stored as '{weight.format}'.*served binary and uniform"
     with pytest.raises(ConfigError, match=reason):
-        require_served(QuantizationConfig.model_validate(entry))
+        served_layers(QuantizationConfig.model_validate(entry))
+
+
+def test_a_layer_left_dense_is_no_quantized_one():
+    weights = {"a.q": Dense(normal(4, 32)), "a.k": uniform_weight(4, 32, 3, 16)}
+    layout = QuantizationConfig.model_validate(quantization_entry(weights, [], {}))
+    assert served_layers(layout).keys() == {"a.k"}

@@ -6,17 +6,22 @@ The loaders are vLLM's own, at two ranks that are pretended; the engine is vLLM'
 from __future__ import annotations
 
 import gc
+import shutil
 from importlib.metadata import entry_points
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import qbench
 from qbench import Scheme
 from qbench.checkpoint.config import quantization_entry, stored_tensors
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, StoreError
+from qbench.files.shards import INDEX
+from qbench.formats import Dense
 from qbench.kernels.cpu import products
 from qbench.kernels.dispatch import served
+from qbench.scheme import LayerRule
 from samples import binary_weight, lattice_weight, normal, uniform_weight
 
 vllm = pytest.importorskip("vllm")
@@ -176,6 +181,22 @@ def test_a_lattice_is_refused(plugin):
         plugin.from_config(quantization_entry({"a": lattice_weight(4, 32, 2)}, [], {}))
 
 
+def test_layers_left_dense_are_vllm_s_own(plugin, at_rank):
+    from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
+
+    at_rank(0, 1)
+    weights = {
+        "m.down_proj": Dense(normal(24, HIDDEN)),
+        "a.q_proj": Dense(normal(24, HIDDEN)),
+        "a.k_proj": KINDS["binary"](24, HIDDEN, 0),
+    }
+    settings = config(plugin, weights, qk_proj=("q_proj", "k_proj"))
+    layer = RowParallelLinear(HIDDEN, 24, quant_config=settings, prefix="m.down_proj")
+    assert isinstance(layer.quant_method, UnquantizedLinearMethod)
+    with pytest.raises(ConfigError, match=r"a\.k_proj is quantized and a\.q_proj is not; quantize"):
+        settings.get_quant_method(layer, "a.qk_proj")
+
+
 # The engine
 
 
@@ -202,6 +223,16 @@ def tiny_binary(tiny, tokenizer, tmp_path_factory):
     quantized = qbench.quantize(model, method, Scheme(3, 32))
     quantized.tokenizer = tokenizer
     return quantized.save(tmp_path_factory.mktemp("served") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_skipped(tiny, tokenizer, tmp_path_factory):
+    """A tiny Llama whose first block, and one layer of the second, are in full precision."""
+    model = tiny(hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    rules = tuple(map(LayerRule.parse, ("*.layers.0.*=skip", "*.layers.1.*.down_proj=skip")))
+    quantized = qbench.quantize(model, "rtn", Scheme(3, 32, rules=rules))
+    quantized.tokenizer = tokenizer
+    return quantized.save(tmp_path_factory.mktemp("served") / "skipped")
 
 
 def written_by_transformers(folder, prompts):
@@ -285,6 +316,32 @@ def test_vllm_writes_what_transformers_writes_from_packed_weights(name, request,
     assert (parts, others) == (stored, 0)
     # what the kernels read instead: the same bits in another order, scales in half precision
     assert 0 < layouts() - before < dense / 5
+
+
+@pytest.mark.slow
+def test_layers_that_were_skipped_are_served_dense(tiny_skipped, engine):
+    from vllm import SamplingParams
+
+    prompt = torch.arange(20)
+    model = qbench.load(tiny_skipped, "float32", packed=False).model
+    expected = model(prompt[None]).logits[0, :-1].log_softmax(-1).detach()
+    asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=5)
+    (answer,) = engine(tiny_skipped).generate([{"prompt_token_ids": prompt.tolist()}], asked)
+    for at, found in zip(expected, answer.prompt_logprobs[1:], strict=True):
+        for token, given in found.items():
+            assert abs(given.logprob - at[token]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.alpha_span"])
+def test_a_tensor_that_is_missing_ends_in_a_sentence(tiny_binary, engine, tmp_path, name):
+    folder = shutil.copytree(tiny_binary, tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / INDEX).unlink()
+    with pytest.raises(StoreError, match=name):
+        engine(folder)
 
 
 @pytest.mark.slow
