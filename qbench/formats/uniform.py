@@ -143,9 +143,7 @@ class Uniform:
         """The inverse of `to_tensors` and `spec`."""
         rest = dict(spec)
         groups = group_count(spec["in_features"], spec["group_size"])
-        packed_length(
-            spec["in_features"], spec["bits"]
-        )  # bits that no float could be 2 to the power of
+        packed_length(spec["in_features"], spec["bits"])  # raises where 2^bits is no float
         middle = 2.0 ** (spec["bits"] - 1)
         scale = from_parts("scale", tensors, rest, groups, SCALE_SPAN)
         zero = from_parts("zero_point", tensors, rest, groups, ZERO_SPAN, True, middle)
