@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST = 100_000_000  # layers times portions of bits: about a second, and as many bytes
+ROWS = 24  # of such bytes that numbers of one layer take beside
 Costs = Mapping[str, Mapping[int, float]]
 
 
@@ -48,7 +49,7 @@ def allocate(sizes: Mapping[str, int], costs: Costs, budget: float) -> dict[str,
     spare *= 1 + 1e-12  # what a sum of products of a fraction is off by
     portion = math.gcd(*sizes.values())
     portions = int(spare // portion)
-    if len(sizes) * (portions + 1) <= MOST:
+    if (len(sizes) + ROWS) * (portions + 1) <= MOST:
         return _exact(sizes, costs, portion, portions)
     ways = [_greedy(sizes, costs, spare)]
     for width in next(iter(costs.values())):

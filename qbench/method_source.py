@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -114,15 +115,19 @@ def own_imports(file: Path, module: str) -> list[Path]:
 
 
 def named_files(file: Path) -> list[Path]:
-    """The files beside a source file that one of its strings names, such as a table, sorted."""
+    """The files in the folder of a source file, or below, that its strings name, sorted.
+
+    Such as a table. One that cannot be read is none of them.
+    """
+    folder = file.parent.resolve()
     named = set()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             with suppress(OSError, ValueError):  # most strings are no names
-                path = file.parent / node.value
-                if path.is_file() and path != file and not Path(node.value).is_absolute():
+                path = (folder / node.value).resolve()
+                if path.is_relative_to(folder) and path.is_file() and os.access(path, os.R_OK):
                     named.add(path)
-    return sorted(named)
+    return sorted(named - {file.resolve()})
 
 
 def _imported(file: Path, base: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ at every width. `qbench.allocation` divides the budget.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from qbench.allocation import allocate, average
 from qbench.calibration.fisher import moments
 from qbench.calibration.walk import Progress
 from qbench.contracts import Scheme
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, ModelError
 from qbench.models.blocks import quantizable, read_weight
 from qbench.models.paging import is_paged
 from qbench.registry import get_method
@@ -66,7 +67,14 @@ def allocated(
             for bits in candidates(method, rounding, scheme):
                 plain = Scheme(bits, scheme.group_size, scheme.symmetric)
                 rounded = rounding.quantize_weight(weight, plain).dequantize()
-                costs[name][bits] = felt[name].cost(weight - rounded)
+                cost = felt[name].cost(weight - rounded)
+                if not math.isfinite(cost):
+                    raise ModelError(
+                        f"{name} at {bits} bits is felt in the logits by {cost}, so that bits "
+                        "cannot be divided between layers; give whole --bits, or check the model "
+                        "and the calibration text"
+                    )
+                costs[name][bits] = cost
     widths = allocate(sizes, costs, scheme.budget)
     facts = {
         "tokens": list(used.shape),

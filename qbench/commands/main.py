@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from qbench.experiment.store import Store
     from qbench.records import Record
 
-# What is mended by room, or by another place: errors of the system of other kinds are not.
 WIDEST = 2000  # columns of a table in a file or a pipe, where nothing need be wrapped
+# What is mended by room, or by another place: errors of the system of other kinds are not.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = typer.Typer(

@@ -85,7 +85,7 @@ def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str
     age = {}
     for record in records:
         written = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
-        age[record.id] = (asked.get(record.id, 0.0), written)
+        age[record.id] = (asked.get(record.id, written / 1e9), written)
     kept: dict[tuple[object, ...], Record] = {}
     fields: set[str] = set()
     for record in sorted(records, key=lambda row: age[row.id]):

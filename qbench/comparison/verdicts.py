@@ -247,17 +247,23 @@ def _of_endpoint(
         endpoint,
         scores[0],
         scores[1],
-        endpoint.harm(*tables, clusters, look, _identical(endpoint.key[0], draws)),
+        endpoint.harm(*tables, clusters, look, _identical(endpoint, draws)),
         endpoint.spread(*tables, clusters),
         flipped,
         tuple(changes),
     )
 
 
-def _identical(task: str, draws: Sequence[tuple[Record, Record]]) -> bool:
-    """Whether the items of a task are the same in both records of every draw, by their hashes."""
+def _identical(endpoint: Endpoint, draws: Sequence[tuple[Record, Record]]) -> bool:
+    """Whether the items of a task are the same in both records of every draw, by their hashes.
+
+    Not so where answers are written: unlike models may write the same texts.
+    """
+    if endpoint.key[1] == "exact_match":
+        return False
     for records in draws:
-        hashes = [record.evaluation.get(task, {}).get("samples_sha256") for record in records]
+        known = [record.evaluation.get(endpoint.key[0], {}) for record in records]
+        hashes = [facts.get("samples_sha256") for facts in known]
         if hashes[0] is None or hashes[0] != hashes[1]:
             return False
     return True

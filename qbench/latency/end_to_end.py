@@ -56,10 +56,11 @@ class Speed:
 
     prefill, decode: tokens per second. first_token: seconds from the prompt to the first new token.
     peak_bytes: of a process that loads the model and does the same once, beyond what the process
-    had before, with its libraries. kernels: how many products each kernel served. error: of the
-    logits after the prompt, relative to the dense model's, in norm, where it was measured.
-    step_error: of the logits of a step, relative to those of the model's own modules, where it is
-    computed in another way; refused: why it is not, where that was asked for.
+    had before, its libraries among it where the folder is smaller than `WARMED`. kernels: how many
+    products each kernel served. error: of the logits after the prompt, relative to the dense
+    model's, in norm, where it was measured. step_error: of the logits of a step, relative to those
+    of the model's own modules, where it is computed in another way; refused: why it is not, where
+    that was asked for.
     """
 
     name: str

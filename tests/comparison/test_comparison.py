@@ -23,7 +23,7 @@ from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
-from qbench.comparison.verdicts import Looked, _Measured, _needed, compare
+from qbench.comparison.verdicts import Looked, _identical, _Measured, _needed, compare
 from qbench.comparison.written import as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
@@ -162,6 +162,9 @@ def test_items_that_are_the_same_to_the_last_digit_leave_nothing_to_chance(tmp_p
     (finding,) = [one for one in verdict.cells[0].findings if one.endpoint.key[1] == "acc"]
     assert (finding.harm.value, finding.harm.low, finding.harm.high) == (0, 0, 0)
     assert words(compare(made, made))["acc"] == "undecided"
+    written = Endpoint(("arc_easy", "exact_match", "none"), 0.01, True)
+    assert _identical(finding.endpoint, [(known, known)])
+    assert not _identical(written, [(known, known)]), "unlike models may write the same texts"
 
 
 def test_draws_are_shared_and_their_spread_is_in_the_interval(tmp_path: Path) -> None:

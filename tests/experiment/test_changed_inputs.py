@@ -15,7 +15,7 @@ from qbench.errors import ConfigError
 from qbench.experiment.identity import evaluation_hash
 from qbench.experiment.runner import run
 from qbench.experiment.store import Store
-from qbench.method_source import own_imports
+from qbench.method_source import named_files, own_imports
 from qbench.models.identity import resolved_revision
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
@@ -157,12 +157,17 @@ def test_a_file_beside_a_plugin_that_it_names_is_part_of_its_source(tmp_path):
     table.write_text("1.0")
     other.write_text("1.0")
     plugin = tmp_path / "with_table.py"
-    plugin.write_text(f'TABLE = "tables/levels.txt"\n{PLUGIN.replace("mine", "with-table")}')
+    names = ("tables/levels.txt", "tables/../tables/levels.txt", "../outside.txt", "link.txt")
+    text = PLUGIN.replace("mine", "with-table")
+    plugin.write_text(f"NAMES = {(*names, 'with_table.py', 'a' * 5000, chr(0))!r}\n{text}")
     load_plugin(plugin)
     cls = method_class("with-table")
     before = source_hash(cls)
+    (tmp_path.parent / "outside.txt").write_text("1.0")
+    (tmp_path / "link.txt").symlink_to(tmp_path.parent / "outside.txt")
     other.write_text("0.25")
     assert source_hash(cls) == before
+    assert named_files(plugin) == [table.resolve()], "neither outside nor twice"
     table.write_text("0.25")
     assert source_hash(cls) != before
 
