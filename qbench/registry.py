@@ -239,8 +239,7 @@ def source_hash(cls: type) -> str:
     for name in sorted(seen):
         file = Path(getattr(sys.modules[name], "__file__", None) or "")
         for path in _with_sources(file, name) if file.is_file() else []:
-            with path.open("rb") as source:  # a table may be large
-                digest.update(hashlib.file_digest(source, "sha256").digest())
+            digest.update(path.read_bytes())
     package = getattr(cls, "package", None)
     for path in [] if package is None else sources(package):
         digest.update(path.read_bytes())
