@@ -31,12 +31,12 @@ from qbench.experiment.store import Store
 from qbench.files.atomic import write_text
 from qbench.files.ordinary import json_of, ordinary_text
 from qbench.isolation import Tell
-from qbench.kernels.cpu.library import ISA_VARIABLE
 from qbench.latency import of_model
 from qbench.latency.of_model import ROWS, Alike
 from qbench.quantization import load
 from qbench.records import Cell, Decoding, Latency, Product
 
+ISA_VARIABLE = "QBENCH_ISA"  # by which the kernels of a processor take another path
 COPIES = 2  # of a packed model that computes: the tensors, and a kernel's layout of them
 SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".so", ".json")  # what decides a product's time
 M = TypeVar("M", bound=BaseModel)
@@ -158,7 +158,7 @@ class _Measuring:
     def _shared(self, kind: type[M], facts: list[Any], timed: Callable[[], M]) -> M:
         """What an earlier cell has measured under the same facts; else measured and kept."""
         machine = [device_name(hardware(), self.job.cell.device), self._threads, torch.__version__]
-        if ISA_VARIABLE in os.environ:  # by which the kernels of a processor take another path
+        if ISA_VARIABLE in os.environ:
             machine.append(os.environ[ISA_VARIABLE])
         facts = [*facts, self.job.cell.dtype, *machine, _code(self.job.plugins)]
         path = self._store.latency(facts)

@@ -612,7 +612,7 @@ def test_pictures_of_two_models_have_their_own_files(tmp_path: Path) -> None:
     assert {"quality.png", f"quality-{slug}.png"} <= there
     assert "tiny-mini-text-perplexity-against-measured-bits-per-weight.svg" in there
     assert f"{slug}-mini-text-perplexity-against-measured-bits-per-weight.pdf" in there
-    assert "qwen2.5-coder-1.5b-mini-text-perplexity-against-size-on-disk.pdf" in there
+    assert "qwen2.5-coder-1.5b-mini-text-perplexity-against-measured-bits-per-weight.pdf" in there
     assert files_of(tmp_path) == set(paths) and len(set(paths)) == len(paths)
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
 
