@@ -267,7 +267,7 @@ class Latency(_Frozen):
         """`Xeon, 2 threads, bfloat16`: where times are those of."""
         words = [self.device]
         if self.threads is not None:
-            words.append(f"{self.threads} threads" if self.threads > 1 else "1 thread")
+            words.append(threads_in_words(self.threads))
         return ", ".join([*words, self.dtype])
 
     @property
@@ -338,6 +338,11 @@ class Record(_Frozen):
     parameters: dict[str, Any] = {}
     coverage: dict[str, Any] = {}
     warnings: tuple[Caution, ...] = ()
+
+
+def threads_in_words(count: int) -> str:
+    """`1 thread` or `2 threads`."""
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _older(model: BaseModel, younger: tuple[str, ...]) -> dict[str, Any]:

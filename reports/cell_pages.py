@@ -9,7 +9,7 @@ from typing import Any
 from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs, is_unquantized, pairs_of
 from qbench.files.atomic import write_text
-from qbench.records import Caution, Latency, Product, Record, Score
+from qbench.records import Caution, Latency, Product, Record, Score, threads_in_words
 from qbench.reports.cell_names import ordered
 from qbench.reports.changed_items import MOST, Changes, changed_items
 from qbench.reports.explanations import METRICS
@@ -131,7 +131,7 @@ def _microseconds(spread: tuple[float, float, float]) -> str:
 
 
 def _latency_note(latency: Latency) -> str:
-    threads = "" if latency.threads is None else f", {latency.threads} threads"
+    threads = "" if latency.threads is None else f", {threads_in_words(latency.threads)}"
     note = (
         f"On {latency.device}{threads}; x and the dense product in {latency.dtype}; medians, with "
         "the tenth and ninetieth percentile; packed and dense in turns."

@@ -329,9 +329,11 @@ def _end_to_end(
 
 def _heading(measured: dict[str, Any]) -> str:
     """What a table of a whole model shows, on one line."""
+    from qbench.records import threads_in_words
+
     device = measured["device"]
     if measured["threads"] is not None:
-        device = f"{device}, {measured['threads']} threads"
+        device = f"{device}, {threads_in_words(measured['threads'])}"
     return printable(
         f"{measured['model']} ({measured['revision']}), {', '.join(measured['dtypes'])} on "
         f"{device}: {measured['prompt']} tokens read and {measured['tokens']} written, "

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench.commands.options import out, say
+from qbench.records import threads_in_words
 
 WIDTH = 110  # of a terminal, at least: names do not wrap
 
@@ -42,7 +43,7 @@ def place(plan: Plan) -> str:
     """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
     words = f"{plan.cells[0].dtype} on {plan.device}"
     if plan.jobs > 1:
-        threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+        threads = threads_in_words(plan.threads)
         words += f", {plan.jobs} cells at a time on {threads} each"
     return words
 

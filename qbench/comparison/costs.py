@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from qbench.records import Record, Spread
+from qbench.records import Record, Spread, threads_in_words
 from qbench.stats.difference import mean_interval
 
 
@@ -93,8 +93,7 @@ def machine(record: Record) -> str | None:
         return None
     if record.cell.device != "cpu":
         return str(hardware.get("gpu"))
-    threads = hardware.get("threads")
-    return f"{hardware.get('cpu')} with {threads} thread{'' if threads == 1 else 's'}"
+    return f"{hardware.get('cpu')} with {threads_in_words(hardware.get('threads'))}"
 
 
 def _cost(draws: Sequence[tuple[Spread, Spread]], once: bool) -> Cost:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from qbench.errors import QbenchError
+from qbench.records import threads_in_words
 
 
 class Shape(NamedTuple):
@@ -222,7 +223,7 @@ def time_interleaved(
     for index, candidate in enumerate(candidates):
         row = Row(
             shape,
-            device or _threads(),
+            device or threads_in_words(torch.get_num_threads()),
             candidate.name,
             candidate.bits,
             candidate.nbytes,
@@ -232,8 +233,3 @@ def time_interleaved(
         )
         rows.append(row)
     return rows
-
-
-def _threads() -> str:
-    count = torch.get_num_threads()
-    return "1 thread" if count == 1 else f"{count} threads"

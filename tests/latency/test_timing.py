@@ -284,7 +284,7 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
     asked = {"prompt": 4, "tokens": 3, "repeats": 1, "device": "cpu", "threads": 1}
     assert measured == {"model": "saved", "dtypes": ["bfloat16", "float32"]} | asked
     heading = (
-        f"saved ({revision}), bfloat16, float32 on cpu, 1 threads: 4 tokens read and 3 written, "
+        f"saved ({revision}), bfloat16, float32 on cpu, 1 thread: 4 tokens read and 3 written, "
         "1 times each"
     )
     assert heading in " ".join(text.split()), text
