@@ -346,10 +346,11 @@ def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line:
 def _label_bits(axes: Any, lines: Sequence[Sequence[Point]], scale: Scale) -> None:
     """The nominal bits beside the points of one line.
 
-    It is the worst one among the longest ones, since there is room on its far side.
+    It is the worst one among those with the most points on the scale: there is room on its far
+    side, and the strip of the others has words of its own.
     """
-    longest = max(len(points) for points in lines)
-    candidates = [points for points in lines if len(points) == longest]
+    shown = [sum(scale.place(point.y) == point.y for point in points) for points in lines]
+    candidates = [points for points, on in zip(lines, shown, strict=True) if on == max(shown)]
     chosen = max(candidates, key=lambda points: scale.worse * points[0].y)
     for point in chosen:
         if point.bits:
