@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs, is_unquantized, pairs_of
 from qbench.files.atomic import write_text
+from qbench.outside_text import printable_lines
 from qbench.records import Caution, Latency, Product, Record, Score, threads_in_words
 from qbench.reports.cell_names import ordered
 from qbench.reports.changed_items import MOST, Changes, changed_items
@@ -65,9 +69,19 @@ def html(
         heat=heat_map(record.log),
         blocks=_blocks(record.log),
         curves=_curves(record.log),
-        environment=list(flat(record.environment).items()),
+        environment=_environment(tuple(flat(record.environment).items())),
         command=record.command or "not recorded",
     )
+
+
+@cache
+def _environment(facts: tuple[tuple[str, str], ...]) -> Markup:
+    """The same for most cells, and longer than the rest of their pages: written once."""
+    if not facts:
+        return Markup("<p>Not recorded.</p>")
+    entry = Markup("<dt>{}</dt><dd>{}</dd>")
+    entries = [entry.format(printable_lines(name), printable_lines(text)) for name, text in facts]
+    return Markup("<dl>{}</dl>").format(Markup("").join(entries))
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

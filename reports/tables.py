@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -302,7 +303,7 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
         console.print(Text(printable(parameters)), width=width)
     for line in noise_lines(records):
         console.print(Text(printable(line)), width=width)
-    if any(_has_differences(record, pairs) for record in records):
+    if _have_differences(records, pairs):
         console.print(Text(SCREEN_NOTE), width=width)
     if _has_mini_tasks(records):
         console.print(Text(f"Note: {MINI_NOTICE}."))
@@ -379,8 +380,8 @@ def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:
     return f"{value} {contrast.short}"
 
 
-def _has_differences(record: Record, pairs: Pairs) -> bool:
-    for headline in headlines([record]):
-        if not headline.is_relative and pairs.from_unquantized(record, headline.key):
-            return True
-    return False
+def _have_differences(records: Sequence[Record], pairs: Pairs) -> bool:
+    """Whether any score is told with its distance from the unquantized model's."""
+    told = [headline.key for headline in headlines(records) if not headline.is_relative]
+    pairings = itertools.product(records, told)
+    return any(pairs.from_unquantized(record, key) for record, key in pairings)
