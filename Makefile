@@ -19,7 +19,7 @@ VLLM   ?= .venv-vllm
 SERVE   = HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind \
   VLLM_LOGGING_LEVEL=WARNING PYTHONSAFEPATH=1 OMP_NUM_THREADS=1
 
-.PHONY: help setup bench report regress gate test test-quick test-triton test-peers test-transformers4 test-vllm test-cluster serving-speed check house table sanitize speed latency training-cost gpu-report links
+.PHONY: help setup bench report regress gate test test-long test-quick test-triton test-peers test-transformers4 test-vllm test-cluster serving-speed check house table sanitize speed latency training-cost gpu-report links
 help:           ## this list
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  *##' Makefile | sed 's/:.*## */\t/' | expand -t 20
 
@@ -47,11 +47,14 @@ regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (M
 gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, GATE); docs/gate.md
 	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
 
-test: $(READY) ## the test suite, all of it, on all cores
-	$(PYTEST)
+test: $(READY) ## the test suite on all cores, but for what takes minutes each
+	$(PYTEST) -m "not long"
+
+test-long: $(READY) ## what takes minutes each: benchmarks and gates as a whole, every line of the README
+	$(PYTEST) -m long
 
 test-quick: $(READY) ## the tests that take little time, of every room
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 # Its interpreter wants the newest; what the oldest makes for Hopper is looked at, too, as torch 2.11 brings that.
 TRITONS := build/triton-3.9.0 build/triton-3.6.0

@@ -19,8 +19,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that no processor waits for a late one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if _takes_time(item)}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def _takes_time(item):
+    return any(item.get_closest_marker(mark) for mark in ("slow", "long"))
 
 
 @pytest.fixture(autouse=True)

@@ -179,7 +179,7 @@ def test_the_quick_tier_visits_every_folder_of_tests(folder):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 marks = {ast.unparse(decorator) for decorator in node.decorator_list}
-                quick += [] if "pytest.mark.slow" in marks else [node.name]
+                quick += [] if marks & {"pytest.mark.slow", "pytest.mark.long"} else [node.name]
     assert quick, f"every test in tests/{folder} is marked slow, and make test-quick visits none"
 
 

@@ -122,7 +122,7 @@ def test_make_gives_its_variables_as_they_are():
     assert "it's here" in made('make bench "OUT=it\'s here"')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small")
 def test_qbench_lines_run_as_written(command):
     for words in commands():

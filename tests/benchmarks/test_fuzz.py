@@ -10,7 +10,7 @@ import pytest
 from fresh_python import run_benchmark
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_hundred_damaged_checkpoints():
     done = run_benchmark("fuzz", "--cases", 300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

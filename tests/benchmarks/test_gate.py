@@ -262,7 +262,7 @@ def test_the_looks_are_those_of_the_command(gate, draws):
     assert gate[0].preset_draws() == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worse_change_does_not_pass_and_one_that_changes_nothing_does(
     copy: Path, tiny_folder: Path
 ) -> None:
@@ -284,7 +284,7 @@ def test_a_worse_change_does_not_pass_and_one_that_changes_nothing_does(
     assert git(copy, "worktree", "list").count("\n") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_regress_checks_runs_and_judges(tiny_folder: Path, tmp_path: Path, command) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(

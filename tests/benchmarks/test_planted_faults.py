@@ -21,7 +21,7 @@ SMALL = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_faults_are_found_and_identical_code_is_not(tiny_folder: Path, tmp_path: Path) -> None:
     words = ["--model", tiny_folder, "--out", tmp_path / "run"]
     for setting in SMALL:

@@ -152,7 +152,7 @@ def test_one_method_is_not_held_against_itself() -> None:
     assert done.code == 2 and "are both 'gptq'" in done.err and "HEAD~1:methods/gptq.py" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_revision_is_run_and_compared(
     repository: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

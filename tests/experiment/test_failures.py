@@ -177,7 +177,7 @@ def test_what_a_method_does_to_torch_is_nothing_to_the_next_cell(tiny_folder, co
     assert scores["rtn 4b g32"][0] == scores["rtn 4b g32"][1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_broken_methods_fail_in_a_run_and_the_good_cell_beside_them_is_right(
     tiny_folder, command, tmp_path
 ):

@@ -64,7 +64,7 @@ def test_a_kernel_is_chosen_only_where_the_gpu_has_its_instructions(aot):
         assert served[kernel] == {80, 89, 90, 100, 120}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_variants(tmp_path):
     command = [sys.executable, "-P", str(ROOT / "benchmarks" / "cuda_aot.py"), "--quick"]
     environment = os.environ | {
