@@ -53,7 +53,6 @@ MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
 CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
 AXES_SHARE = 0.8  # of a figure's width for each of its panels
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
-
 LEAST_SPAN = 0.05  # of the costs on an axis, as a part of them
 Look = dict[str, Any]  # keywords of matplotlib for a line
 
@@ -291,8 +290,9 @@ def _label_collapsed(
     taken = [[(point.x - MARK * unit, point.x + MARK * unit) for point, _ in collapsed]]
     for point, name in sorted(collapsed, key=lambda member: member[0].x):
         text = f"{_arrow(scale)} {_brief(point.y)}"
-        begin = point.x + MARK * unit
-        end = begin + CHARACTER * len(text) * unit
+        far = MARK + CHARACTER * len(text)
+        side = 1 if point.x + far * unit <= high else -1  # of the mark: within the frame
+        begin, end = sorted(point.x + side * distance * unit for distance in (MARK, far))
         row = 0
         while any(begin < right and left < end for left, right in _row(taken, row)):
             row += 1
@@ -303,7 +303,8 @@ def _label_collapsed(
             (point.x, scale.place(point.y)),
             color=styles[name]["color"],
             fontsize=8.5,
-            xytext=(MARK + 1, -12 * scale.worse * row),
+            xytext=(side * (MARK + 1), -12 * scale.worse * row),
+            ha="left" if side > 0 else "right",
             va="center",
         )
 

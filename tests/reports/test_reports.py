@@ -573,6 +573,18 @@ def test_a_collapsed_point_is_drawn_at_the_edge_with_its_value(records: list[Rec
     assert "↑ 1.1e6" in {text.get_text() for text in figure.axes[0].texts}
 
 
+def test_the_value_of_a_collapsed_point_stands_within_the_frame(records: list[Record]) -> None:
+    last = record("greedy", 8, 14.0)  # the most bits of all
+    figure = quality_figure([*records, last], "mini-text", "perplexity")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    values = [text for text in axes.texts if text.get_text().startswith("↑")]
+    assert len(values) > 1
+    for text in values:
+        extent = text.get_window_extent()
+        assert axes.bbox.x0 <= extent.x0 and extent.x1 <= axes.bbox.x1, text.get_text()
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_what_cannot_be_drawn_is_named(value: float) -> None:
     odd = Score(
