@@ -128,52 +128,37 @@ def _vllm(engine: Engine) -> Any:
 
 def _endpoint(engine: Engine) -> Any:
     """The endpoint that answers at an address; ConfigError where none does."""
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-    from qbench.tasks.engine_model import EngineModel
+    from qbench.tasks.endpoint_model import EndpointModel
 
     base = engine.through.rstrip("/").removesuffix("/completions").removesuffix("/v1")
     served = _served(base, engine.folder.resolve().name)
     stated = getattr(engine.config, "max_position_embeddings", None) or MAX_LENGTH
-    longest = min(served.get("max_model_len") or stated, stated)
-
-    class Endpoint(EngineModel, LocalCompletionsAPI):
-        """Whatever an endpoint answers that lm-eval cannot read becomes one sentence."""
-
-        def model_call(self, messages: Any, **options: Any) -> Any:
-            try:
-                answer = super().model_call(messages, **options)
-                if not options.get("generate"):
-                    answer["choices"][0]["logprobs"]["token_logprobs"]
-            except Exception as error:
-                raise ConfigError(_refused(engine.through, error)) from error
-            return answer
-
     engine.served = served.get("id") or engine.folder.name
-    lm = Endpoint(
+    lm = EndpointModel(
+        engine.through,
         model=engine.served,
         base_url=f"{base}/v1/completions",
         tokenizer_backend="huggingface",
         tokenizer=str(engine.folder),
-        max_length=longest,
+        max_length=min(_context(served) or stated, stated),
         add_bos_token=None,
-        max_retries=1,
     )
     lm.longest = lm.max_length
     return lm
 
 
+def _context(served: dict[str, Any]) -> int | None:
+    """How many tokens an endpoint says that it reads; None where what it says is no such number.
+
+    One of them is the token that it always writes.
+    """
+    length = served.get("max_model_len")
+    return length if type(length) is int and length > 1 else None  # True is no length
+
+
 def _is_called(served: Any, name: str) -> bool:
     """Whether what an endpoint calls a model is this name, or a path that ends in it."""
     return isinstance(served, str) and served.rstrip("/").rpartition("/")[2] == name
-
-
-def _refused(address: str, error: Exception) -> str:
-    return (
-        f"{address} gives no answer that can be read: {type(error).__name__}: {error}; it has to "
-        "answer /v1/completions, and give the log-probabilities of a prompt where it is asked for "
-        "echo and logprobs, as vLLM's server does"
-    )
 
 
 def _served(base: str, name: str) -> dict[str, Any]:

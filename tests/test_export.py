@@ -270,6 +270,21 @@ def test_settings_of_a_wrong_kind_are_named(saved, tmp_path, key, value, message
         qbench.load(made)
 
 
+def without_order(tensors):
+    for name in [name for name in tensors if name.endswith(".g_idx")]:
+        del tensors[name]
+
+
+def test_an_order_that_is_stated_and_missing_is_no_default(saved, tmp_path):
+    made = export(saved(symmetric=True), "gptq", tmp_path / "gptq")
+    whole = qbench.load(made, packed=False).model.state_dict()
+    rewrite(made, without_order)
+    torch.testing.assert_close(qbench.load(made, packed=False).model.state_dict(), whole)
+    edit(made, desc_act=True)
+    with pytest.raises(ModelError, match="states desc_act=true, and there is no g_idx"):
+        qbench.load(made)
+
+
 @pytest.mark.parametrize("shape", [(), (8,), (2, 2, 2), (0, 8)])
 @pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
 def test_parts_that_are_no_matrices_are_named(saved, tmp_path, part, shape):

@@ -140,7 +140,12 @@ def export(
             help="A folder that `qbench quantize` wrote, or one of GPTQ, AWQ or compressed-tensors."
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help="gptq, dense, gguf or qbench.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="gptq, dense, gguf (of Llama and Mistral, without biases) or qbench."
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder to write; for gguf a file.")
     ],

@@ -6,7 +6,7 @@
       type            int
       strategy        group, channel or tensor
       group_size      inputs per scale, of `group`
-      symmetric       whether there are no zero points
+      symmetric       whether there are no zero points, true unless stated
     kv_cache_scheme, sparsity_config, transform_config, and of a group input_activations and
     output_activations   change the numbers beside the weights: such folders are refused
 
@@ -100,7 +100,13 @@ def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
     group_size = None
     if strategy == "group":
         group_size = _whole_number(weights, "group_size", range(1, 2**31))
-    return PackedScheme(bits, group_size)
+    symmetric = weights.get("symmetric", True)
+    if not isinstance(symmetric, bool):
+        raise ModelError(
+            f"config_groups state symmetric={symmetric!r}, which is neither true nor false; "
+            "correct it in config.json"
+        )
+    return PackedScheme(bits, group_size, symmetric)
 
 
 def _whole_number(weights: Mapping[str, Any], key: str, allowed: range) -> int:

@@ -9,9 +9,11 @@
 
 Codes and zero points are signed there, and what is packed is the number + 2^(bits-1), so these are
 the codes and zero points of a uniform weight. Without weight_zero_point the zero point is
-2^(bits-1). Where weight_g_idx holds -1 it says nothing. The codes of a row are a little-endian bit
-stream, which older versions broke at every word: a word held 32 // bits codes. At 2, 4 and 8 bits
-both are the same. The library multiplies in the dtype of the scale, here the product is exact.
+2^(bits-1), where the config calls the layer symmetric; older versions also left out a single zero
+point that was this. Where weight_g_idx holds -1 it says nothing. The codes of a row are a
+little-endian bit stream, which older versions broke at every word: a word held 32 // bits codes. At
+2, 4 and 8 bits both are the same. The library multiplies in the dtype of the scale, here the
+product is exact.
 
 Source: compressed-tensors, compressors/pack_quantized/helpers.py, `unpack_from_int32`, for older
 files compressors/quantized_compressors/pack_quantized.py; base.py beside the former,
@@ -49,11 +51,13 @@ _CONFIG = "correct config_groups in its quantization_config"
 class PackedScheme:
     """What one group of config_groups states of its layers.
 
-    group_size: inputs per scale; None where there is one per output or per matrix.
+    group_size: inputs per scale; None where there is one per output or per matrix. symmetric:
+    whether layers have no zero points.
     """
 
     bits: int
     group_size: int | None
+    symmetric: bool = True
 
 
 def from_compressed(tensors: Mapping[str, Tensor], schemes: Sequence[PackedScheme]) -> Uniform:
@@ -117,6 +121,7 @@ class _Layer:
         self.group_of_each_input = self._groups(
             [scheme.group_size for scheme in schemes if scheme.bits == self.bits]
         )
+        self._require_zero_points(schemes)
         in_order = torch.arange(self.shape[1]) // (self.shape[1] // self.scale.shape[1])
         self.groups_are_runs = torch.equal(self.group_of_each_input.cpu(), in_order)
 
@@ -154,6 +159,23 @@ class _Layer:
                 f"the stated bits {sorted(set(stated))} {sorted(fitting) or 'none'} fit; {_CONFIG}"
             )
         return fitting.pop()
+
+    def _require_zero_points(self, schemes: Sequence[PackedScheme]) -> None:
+        """ModelError where there are none, and every scheme that fits the layer states some."""
+        if "weight_zero_point" in self._tensors or self._tensors["weight_scale"].numel() == 1:
+            return
+        groups = self.scale.shape[1]
+        length = self.shape[1] // groups
+        fitting = [
+            scheme
+            for scheme in schemes
+            if scheme.bits == self.bits and (groups == 1 or scheme.group_size == length)
+        ]
+        if not any(scheme.symmetric for scheme in fitting):
+            raise ModelError(
+                f"{_LAYER} lacks weight_zero_point, and config_groups state symmetric=false for "
+                f"its {self.bits} bits in {groups} groups; {_AGAIN}"
+            )
 
     def _scale_per_output(self) -> Tensor:
         """(out, groups), also where the file has one scale for the whole matrix."""

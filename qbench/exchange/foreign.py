@@ -34,6 +34,7 @@ from qbench.exchange.gptq import (
     dequantize_gptq,
     from_gptq,
     groups_are_runs,
+    has_order,
     measured_settings,
 )
 from qbench.exchange.integer_layout import PARTS
@@ -121,10 +122,16 @@ def _gptq(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Uniform | 
     group_size = _whole_number(entry, "group_size")
     layout = entry.get("checkpoint_format", entry.get("format", "gptq"))
     symmetric = _flag(entry, "sym")
-    _flag(entry, "desc_act")  # what it says is seen on g_idx
+    reordered = _flag(entry, "desc_act")
     if entry.get("dynamic"):
         bits, group_size = measured_settings(tensors, group_size, _other_group_sizes(entry))
-    if groups_are_runs(tensors, bits, group_size):
+    runs = groups_are_runs(tensors, bits, group_size)
+    if reordered and len(tensors["scales"]) > 1 and not has_order(tensors):
+        raise ModelError(
+            "quantization_config states desc_act=true, and there is no g_idx to say which inputs "
+            "share a scale; fetch the checkpoint again"
+        )
+    if runs:
         return from_gptq(tensors, bits, group_size, layout, sym=symmetric)
     return Dense(dequantize_gptq(tensors, bits, group_size, layout))
 

@@ -3,13 +3,15 @@
     qweight int32 (in*bits/32, out)      codes, packed along the inputs
     qzeros  int32 (groups, out*bits/32)  zero points, packed along the outputs
     scales  float16 (groups, out)        w = scale * (code - zero)
-    g_idx   int32 (in,)                  the group of each input
+    g_idx   int32 (in,)                  the group of each input; without it, where it is empty,
+                                         and where it is all zeros, groups are runs of inputs
 
 The checkpoint format `gptq` stores zero - 1 in qzeros, `gptq_v2` stores zero itself.
 Source: gptqmodel, nn_modules/qlinear/__init__.py, `PackableQuantLinear.pack_block` and
-`dequantize_weight`. The words of a column are a little-endian bit stream, also at 3 bits, where
-codes 10 and 21 of 32 straddle two words: the very stream of `qbench.formats.packing`, transposed.
-So codes are moved and never unpacked.
+`dequantize_weight`; zeros in g_idx: auto_gptq/modeling/_utils.py, `autogptq_post_init`. The words
+of a column are a little-endian bit stream, also at 3 bits, where codes 10 and 21 of 32 straddle two
+words: the very stream of `qbench.formats.packing`, transposed. So codes are moved and never
+unpacked.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def measured_settings(
 def groups_are_runs(tensors: Mapping[str, Tensor], bits: int, group_size: int) -> bool:
     """Whether group k holds the inputs k*group_size .. (k+1)*group_size - 1, all groups alike.
 
-    An empty g_idx says the same as none. ModelError where parts are missing.
+    ModelError where parts are missing.
     """
     require_parts(_LAYER, tensors)
     _check_request(bits, "gptq")
@@ -135,11 +137,10 @@ def groups_are_runs(tensors: Mapping[str, Tensor], bits: int, group_size: int) -
     length = in_features if group_size == -1 else group_size
     if length < 1 or in_features % length:
         return False
-    g_idx = tensors.get("g_idx")
-    if g_idx is None or not g_idx.numel():
+    g_idx = _order(tensors, in_features)
+    if g_idx is None:
         return True
-    _require_whole_numbers(g_idx)
-    return torch.equal(g_idx.long(), torch.arange(in_features, device=g_idx.device) // length)
+    return torch.equal(g_idx, torch.arange(in_features, device=g_idx.device) // length)
 
 
 def dequantize_gptq(
@@ -167,7 +168,7 @@ def dequantize_gptq(
         f"{bits} bits in {groups} groups want",
         advice="bits",
     )
-    group = _group_of_each_input(tensors.get("g_idx"), in_features, group_size, groups)
+    group = _group_of_each_input(_order(tensors, in_features), in_features, group_size, groups)
     scale = stored_scale(tensors["scales"]).float()[:, group]  # (out, in)
     zero = _unpacked_zeros(tensors["qzeros"], bits, checkpoint_format, out_features)
     codes = unpack(to_stream(tensors["qweight"].T), bits, in_features)
@@ -178,27 +179,40 @@ def _group_of_each_input(
     g_idx: Tensor | None, in_features: int, group_size: int, groups: int
 ) -> Tensor:
     """(in,) int64; ModelError where it names groups that are not there."""
-    if g_idx is None or not g_idx.numel():
+    if g_idx is None:
         length = in_features if group_size == -1 else group_size
         if length < 1:
             raise ModelError(f"group_size={group_size} of {_LAYER} is no number of inputs")
         g_idx = torch.arange(in_features) // length
-    _require_whole_numbers(g_idx)
     if g_idx.shape != (in_features,) or g_idx.min() < 0 or g_idx.max() >= groups:
         raise ModelError(
             f"g_idx of {_LAYER} has shape {tuple(g_idx.shape)} and groups up to {int(g_idx.max())} "
             f"for {in_features} inputs in {groups} groups; fetch the checkpoint again"
         )
-    return g_idx.long()
+    return g_idx
 
 
-def _require_whole_numbers(g_idx: Tensor) -> None:
-    """ModelError where the groups of the inputs are no integers, which could be rounded."""
+def has_order(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a g_idx says to which group each input belongs, be it that groups are runs."""
+    g_idx = tensors.get("g_idx")
+    return g_idx is not None and g_idx.numel() > 0
+
+
+def _order(tensors: Mapping[str, Tensor], in_features: int) -> Tensor | None:
+    """g_idx, int64; None where it says nothing, and groups are runs of inputs.
+
+    Nothing but zeros says nothing: as groups they would leave all scales but the first unused.
+    ModelError where the groups are no integers, which could be rounded.
+    """
+    if not has_order(tensors):
+        return None
+    g_idx = tensors["g_idx"]
     if g_idx.dtype not in (torch.int32, torch.int64):
         raise ModelError(
             f"g_idx of {_LAYER} is {g_idx.dtype}, and numbers of groups are int32 or int64; fetch "
             "the checkpoint again"
         )
+    return None if g_idx.shape == (in_features,) and not g_idx.any() else g_idx.long()
 
 
 def _packed_zeros(weight: Uniform, checkpoint_format: str) -> Tensor:
@@ -268,20 +282,16 @@ def _check_tensors(tensors: Mapping[str, Tensor], bits: int, group_size: int) ->
     }
     settings = f"{bits} bits in groups of {group_size} want"
     require_shapes(_LAYER, tensors, shapes, settings, advice="bits and group_size")
-    _check_order(tensors.get("g_idx"), in_features, group)
+    _check_order(_order(tensors, in_features), in_features, group)
     return in_features, group
 
 
 def _check_order(g_idx: Tensor | None, in_features: int, group: int) -> None:
-    """ModelError unless group k holds the inputs k*group .. (k+1)*group - 1.
-
-    An empty g_idx says the same as none.
-    """
-    if g_idx is None or not g_idx.numel():
+    """ModelError unless group k holds the inputs k*group .. (k+1)*group - 1."""
+    if g_idx is None:
         return
-    _require_whole_numbers(g_idx)
     consecutive = torch.arange(in_features, device=g_idx.device) // group
-    if g_idx.shape != consecutive.shape or not torch.equal(g_idx.long(), consecutive):
+    if g_idx.shape != consecutive.shape or not torch.equal(g_idx, consecutive):
         raise ModelError(
             "g_idx of a GPTQ layer does not number the inputs in consecutive groups: the "
             "checkpoint was quantized with act-order (desc_act=true), whose groups are scattered "

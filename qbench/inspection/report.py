@@ -85,7 +85,8 @@ class Inspection:
 def inspect(path: Path) -> Inspection:
     """Inspect a model's folder or a GGUF file.
 
-    StoreError where it is neither, damaged, or quantized in a way that no reader knows.
+    StoreError where it is neither, damaged, without a weight, or quantized in a way that no reader
+    knows.
     """
     return _summary(path, _read(path))
 
@@ -171,7 +172,11 @@ def _summary(path: Path, reading: Reading) -> Inspection:
     pieces = reading.pieces
     nbytes = sum(piece.nbytes for piece in pieces)
     parameters = sum(piece.parameters for piece in pieces)
-    bits_per_parameter = 8 * nbytes / parameters if parameters else 0.0
+    if not parameters:
+        raise StoreError(
+            f"{path} holds no weight: its tensors, {len(pieces)} of them, have no numbers that are "
+            "parameters of a model; fetch it again"
+        )
     quantized = [piece for piece in pieces if piece.layer is not None]
     bits_per_weight = _bits_per_weight(quantized)
     notes = list(reading.notes)
@@ -195,7 +200,7 @@ def _summary(path: Path, reading: Reading) -> Inspection:
         bits_per_weight=bits_per_weight,
         nbytes=nbytes,
         model_parameters=parameters,
-        bits_per_parameter=bits_per_parameter,
+        bits_per_parameter=8 * nbytes / parameters,
         items=_table(pieces, nbytes),
         unquantized_layers=tuple(reading.dense),
         notes=tuple(notes),

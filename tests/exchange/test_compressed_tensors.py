@@ -200,6 +200,26 @@ def test_tensors_that_do_not_fit_are_refused(change, message):
         from_compressed(tensors, scheme(4, 32))
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_zero_points_that_are_stated_and_missing_are_no_default(groups):
+    _, _, tensors = layer(6, 96, groups, zeros=False)
+    size = 96 // groups if groups > 1 else None
+    stated = [PackedScheme(4, size, symmetric=False), PackedScheme(8, size)]
+    for read in (from_compressed, dequantize_compressed, groups_are_in_order):
+        with pytest.raises(ModelError, match="lacks weight_zero_point, and .* symmetric=false for"):
+            read(tensors, stated)
+    assert from_compressed(tensors, [*stated, PackedScheme(4, size)]).zero_point is None
+    _, _, whole = layer(6, 96, groups)
+    assert from_compressed(whole, stated).zero_point is not None
+
+
+def test_a_single_zero_point_may_have_been_left_out():
+    """Older versions leave out zero points that are all 2^(bits-1), and a matrix may have one."""
+    _, _, tensors = layer(6, 16, 1, 4, zeros=False)
+    tensors["weight_scale"] = torch.full((1,), 0.25).half()
+    assert from_compressed(tensors, [PackedScheme(4, None, symmetric=False)]).zero_point is None
+
+
 def entry(form="pack-quantized", beside=(), in_group=(), **weights):
     stated = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32} | weights
     group = {"targets": ["Linear"], "weights": stated} | dict(in_group)
@@ -210,6 +230,8 @@ def test_settings_are_those_of_the_groups():
     assert packed_schemes(entry()) == scheme(4, 32)
     assert packed_schemes(entry(strategy="channel", group_size=None)) == scheme(4, None)
     assert packed_schemes(entry(strategy=None, group_size=-1)) == scheme(4, None)
+    assert packed_schemes(entry(symmetric=True)) == scheme(4, 32)
+    assert packed_schemes(entry(symmetric=False)) == [PackedScheme(4, 32, symmetric=False)]
     mixed = entry("mixed-precision", in_group={"format": "pack-quantized"})
     mixed["config_groups"]["group_1"] = entry(num_bits=8)["config_groups"]["group_0"] | {
         "format": "pack-quantized"
@@ -237,6 +259,7 @@ def test_settings_are_those_of_the_groups():
         (entry(strategy="block"), "the strategy 'block'; read are group, channel, tensor"),
         (entry(num_bits=True), "num_bits=True; 1 to 8 can be"),
         (entry(group_size=None), "group_size=None"),
+        (entry(symmetric="false"), "symmetric='false', which is neither true nor false"),
         (entry(beside={"config_groups": []}), "config_groups=list, not an object"),
         (entry(beside={"config_groups": {"W4A16": ["Linear"]}}), "state no weights"),
     ],

@@ -225,6 +225,28 @@ def test_act_order_is_refused_unless_it_changes_nothing():
         from_gptq(tensors | {"g_idx": tensors["g_idx"].flip(0)}, 4, 16)
 
 
+@pytest.mark.parametrize("size", [8, 12, 32])
+def test_zeros_in_g_idx_say_that_groups_are_runs(size):
+    """Of 12 inputs a group, the last one is shorter, and the weight is dequantized."""
+    tensors = to_gptq(uniform(4, (8, 32), 4), "gptq_v2")
+    for part in ("qzeros", "scales"):
+        tensors[part] = tensors[part][: -(-32 // size)]
+    del tensors["g_idx"]
+    zeros = tensors | {"g_idx": torch.zeros(32, dtype=torch.int32)}
+    assert groups_are_runs(zeros, 4, size) == groups_are_runs(tensors, 4, size) == (size != 12)
+    expected = dequantize_gptq(tensors, 4, size, "gptq_v2")
+    assert torch.equal(dequantize_gptq(zeros, 4, size, "gptq_v2"), expected)
+    if size != 12:
+        assert torch.equal(from_gptq(zeros, 4, size, "gptq_v2").dequantize(), expected)
+
+
+def test_zeros_of_another_length_are_no_g_idx():
+    tensors = to_gptq(uniform(4, (8, 32), 2)) | {"g_idx": torch.zeros(16, dtype=torch.int32)}
+    assert not groups_are_runs(tensors, 4, 16)
+    with pytest.raises(ModelError, match=r"g_idx of a GPTQ layer has shape \(16,\)"):
+        dequantize_gptq(tensors, 4, 16)
+
+
 def test_groups_that_are_no_integers_are_refused():
     tensors = to_gptq(uniform(4, (8, 32), 2))
     tensors["g_idx"] = tensors["g_idx"] + 0.5  # truncated, these would be the groups

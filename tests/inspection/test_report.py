@@ -696,6 +696,14 @@ def test_errors_are_one_sentence(command, tmp_path):
     assert code == 2 and not text and error.startswith("qbench: ") and "is no model" in error
 
 
+@pytest.mark.parametrize("tensors", [{}, {"model.norm.weight": torch.zeros(0)}])
+def test_a_model_without_a_weight_is_refused(command, tmp_path, tensors):
+    folder = write(tmp_path / "m", None, tensors, num_hidden_layers=2)
+    code, text, error = command("inspect", folder)
+    assert code == 2 and not text
+    assert f"holds no weight: its tensors, {len(tensors)} of them, have no numbers" in error
+
+
 def test_verify_names_every_file_and_what_is_wrong(command, tiny, tmp_path):
     folder = qbench.quantize(tiny(), "rtn", Scheme(4, 16)).save(tmp_path / "s")
     code, text, _ = command("verify", folder)

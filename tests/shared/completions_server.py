@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,12 +19,16 @@ def completions_server(
     *,
     echo: bool = True,
     error: float = 0.0,
-    max_model_len: int | None = 4096,
+    max_model_len: Any = 4096,
+    change: Callable[[dict[str, Any]], Any] = lambda choice: choice,
+    failures: Sequence[int] = (),
 ) -> Iterator[str]:
     """The address of a server. echo: whether it gives the log-probabilities of a prompt. error: is
-    added to each of them.
+    added to each of them. change: of a choice, to what is sent in its place. failures: what the
+    first requests get, an HTTP status, or 0 for a connection that is dropped.
     """
     lock = threading.Lock()
+    ahead = list(failures)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -34,10 +38,15 @@ def completions_server(
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert request["model"] == "served" and self.path == "/v1/completions"
+            if ahead:
+                status = ahead.pop(0)
+                if status:
+                    self.send_error(status)
+                return
             with lock, torch.no_grad():
                 choices = []
                 for index, tokens in enumerate(request["prompt"]):
-                    choices.append({"index": index} | self.choice(tokens, request))
+                    choices.append(change({"index": index} | self.choice(tokens, request)))
             self.answer({"choices": choices})
 
         def choice(self, tokens: list[int], request: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def completions_server(
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
