@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from itertools import compress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -76,6 +78,11 @@ class CalibrationSpec(_Frozen):
     samples: int
     length: int
     dtype: str
+
+    @property
+    def label(self) -> str:
+        """`c4:128x512`, for people."""
+        return f"{self.data}:{self.samples}x{self.length}"
 
 
 class TaskSpec(_Frozen):
@@ -338,6 +345,26 @@ class Record(_Frozen):
     parameters: dict[str, Any] = {}
     coverage: dict[str, Any] = {}
     warnings: tuple[Caution, ...] = ()
+
+
+def labels(cells: Iterable[Cell]) -> dict[str, str]:
+    """The label of each cell by its id. Where cells of a model share one, their calibrations and
+    seeds follow, as far as they differ: `gptq 3b g64 c4:128x512 seed=1`.
+    """
+    alike: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        alike.setdefault((cell.model, cell.label), []).append(cell)
+    told = {}
+    for (_, label), members in alike.items():
+        draws = [
+            (cell.calibration.label if cell.calibration else "", f"seed={cell.seed}")
+            for cell in members
+        ]
+        differing = [len(set(column)) > 1 for column in zip(*draws, strict=True)]
+        for cell, draw in zip(members, draws, strict=True):
+            words = [label, *compress(draw, differing)]
+            told[cell.id] = " ".join(word for word in words if word)
+    return told
 
 
 def threads_in_words(count: int) -> str:

@@ -241,7 +241,7 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
     removed = store.remove_leftovers()
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
-    with LiveView(out, err, seconds, latencies) as view:
+    with LiveView(out, err, seconds, latencies, plan.labels) as view:
         clock = Clock(view)
         records = (executor or run_cells)(plan, store, cast("View", clock))
     if executor is not None:  # what cells took elsewhere says nothing of this machine
