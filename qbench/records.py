@@ -315,7 +315,8 @@ class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
-    saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
+    saved weights and tokenizer; in older records also of what tells of their making, such as the
+    card. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
     block, the errors of its layers and the losses of what trained. evaluation: by task,
     its `seconds`, how it was computed and what was odd (`facts` of a task's outcome). environment:
     see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
