@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from itertools import compress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -76,6 +78,11 @@ class CalibrationSpec(_Frozen):
     samples: int
     length: int
     dtype: str
+
+    @property
+    def label(self) -> str:
+        """`c4:128x512`, for people."""
+        return f"{self.data}:{self.samples}x{self.length}"
 
 
 class TaskSpec(_Frozen):
@@ -308,7 +315,8 @@ class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
-    saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
+    saved weights and tokenizer; in older records also of what tells of their making, such as the
+    card. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
     block, the errors of its layers and the losses of what trained. evaluation: by task,
     its `seconds`, how it was computed and what was odd (`facts` of a task's outcome). environment:
     see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
@@ -338,6 +346,26 @@ class Record(_Frozen):
     parameters: dict[str, Any] = {}
     coverage: dict[str, Any] = {}
     warnings: tuple[Caution, ...] = ()
+
+
+def labels(cells: Iterable[Cell]) -> dict[str, str]:
+    """The label of each cell by its id. Where cells of a model share one, their calibrations and
+    seeds follow, as far as they differ: `gptq 3b g64 c4:128x512 seed=1`.
+    """
+    alike: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        alike.setdefault((cell.model, cell.label), []).append(cell)
+    told = {}
+    for (_, label), members in alike.items():
+        draws = [
+            (cell.calibration.label if cell.calibration else "", f"seed={cell.seed}")
+            for cell in members
+        ]
+        differing = [len(set(column)) > 1 for column in zip(*draws, strict=True)]
+        for cell, draw in zip(members, draws, strict=True):
+            words = [label, *compress(draw, differing)]
+            told[cell.id] = " ".join(word for word in words if word)
+    return told
 
 
 def threads_in_words(count: int) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs
-from qbench.records import Caution, Record
+from qbench.records import Caution, Record, labels
 from qbench.reports.cell_names import ordered
 
 
@@ -17,6 +17,7 @@ def summary(records: Sequence[Record], pairs: Pairs) -> list[tuple[str, str]]:
     """
     cells: dict[Caution, list[Record]] = {}
     cautions = lint(ordered(records), pairs)
+    told = labels(record.cell for record in records)
     for record in ordered(records):
         for caution in cautions.get(record.id, []):
             cells.setdefault(caution, []).append(record)
@@ -24,14 +25,14 @@ def summary(records: Sequence[Record], pairs: Pairs) -> list[tuple[str, str]]:
     for caution, members in cells.items():
         task = f"{caution.task}: " if caution.task else ""
         # What is said of a score stands at the first of the cells that have it.
-        where = members[0].cell.model if caution.kind == "indistinct" else _named(members)
+        where = members[0].cell.model if caution.kind == "indistinct" else _named(members, told)
         lines.append((where, f"{task}{caution.text}"))
     return lines
 
 
-def _named(members: Sequence[Record]) -> str:
+def _named(members: Sequence[Record], told: Mapping[str, str]) -> str:
     first = members[0].cell
     models = dict.fromkeys(record.cell.model for record in members)
     if len(members) == 1:
-        return f"{first.model} {first.label}"
+        return f"{first.model} {told[first.id]}"
     return f"{len(members)} cells of {', '.join(models)}"

@@ -35,7 +35,9 @@ def format_of(record: Record) -> str:
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
-    """By model, bits (the unquantized model first), method, parameters, group size."""
+    """By model, bits (the unquantized model first), method, parameters, group size, calibration,
+    seed.
+    """
 
     def key(record: Record) -> tuple[object, ...]:
         cell = record.cell
@@ -44,6 +46,8 @@ def ordered(records: Iterable[Record]) -> list[Record]:
         if cell.scheme:
             bits = cell.scheme.width
             group = cell.scheme.group_size or 1 << 30  # one group per channel comes last
+        sample = cell.calibration
+        calibration = (sample.data, sample.samples, sample.length) if sample else ()
         return (
             cell.model,
             bits,
@@ -51,6 +55,8 @@ def ordered(records: Iterable[Record]) -> list[Record]:
             cell.method,
             params_text(cell),
             group,
+            calibration,
+            cell.seed,
             record.id,
         )
 
@@ -158,8 +164,7 @@ def _traits(record: Record) -> dict[str, str]:
         group = f"g{scheme.group_size}"
     calibration = text = walk = ""
     if cell.calibration:
-        windows = f"{cell.calibration.samples}x{cell.calibration.length}"
-        calibration = f"{cell.calibration.data}:{windows}"
+        calibration = cell.calibration.label
         text = f"text={cell.calibration.sha256[:8]}"
         walk = f"calibrated in {cell.calibration.dtype}"
     return {

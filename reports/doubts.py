@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from qbench.comparison.pairs import protocol
-from qbench.records import Record, Score
+from qbench.records import Record, Score, labels
 from qbench.reports.cell_names import ordered, unquantized
 
 LISTED = 6  # parts of a task by name
@@ -20,6 +20,7 @@ def doubts(
     and label; of several their number is given, and one as an example. only: of these scores, by
     task and metric.
     """
+    told = labels(record.cell for record in records)
     alike: dict[tuple[str, str, str], list[tuple[Record, Score]]] = {}
     for record in ordered(records):
         for score in record.scores:
@@ -31,7 +32,7 @@ def doubts(
     for (model, task, kind), members in alike.items():
         whole = [member for member in members if member[1].task == task]
         record, score = (whole or members)[0]
-        name = "unquantized" if unquantized(record) else record.cell.label
+        name = "unquantized" if unquantized(record) else told[record.cell.id]
         facts = (score.suspicion or "").partition(": ")[2]
         cells = {record.id for record, _ in members}
         example = [name] if len(cells) > 1 else []

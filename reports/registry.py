@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qbench.comparison.pairs import shared_pairs
 from qbench.errors import ConfigError, QbenchError, StoreError
-from qbench.files.atomic import refusal_of
+from qbench.files.atomic import refusal_of, require_folders
 from qbench.records import Record
 from qbench.reports.headline import require
 
@@ -52,7 +52,7 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
     file that the disk refused.
     """
     require(records)
-    _require_place(folder)
+    require_report_place(folder)
     forked = processes > 1 and len(records) >= MANY and sys.platform == "linux"
     write = _written_by_forks if forked else _written_here
     paths: list[Path] = []
@@ -66,9 +66,9 @@ def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -
     return paths
 
 
-def _require_place(folder: Path) -> None:
-    """StoreError, once for all reports, where nothing can be written in the folder, or one of
-    FOLDERS is a link to somewhere else.
+def require_report_place(folder: Path) -> None:
+    """StoreError, once for all reports, where nothing can be written in the folder or one of
+    FOLDERS, or that is a link to somewhere else.
     """
     refusal = refusal_of(folder)
     if refusal is not None:
@@ -85,6 +85,7 @@ def _require_place(folder: Path) -> None:
                 f"{folder / name} is a link out of the run's folder, to {target}, and a report is "
                 "written inside of it alone; remove the link"
             )
+    require_folders(folder, FOLDERS)
 
 
 def _written_here(records: Sequence[Record], folder: Path, _: int) -> Iterator[Outcome]:

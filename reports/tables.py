@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
 from qbench.outside_text import printable
-from qbench.records import Decoding, Record
+from qbench.records import Decoding, Record, labels
 from qbench.reports import latencies
 from qbench.reports.cautions import summary
 from qbench.reports.cell_names import format_of, names, ordered, shared_parameters
@@ -222,13 +222,14 @@ def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     if _has_mini_tasks(records):
         parts.append(f"Note: {MINI_NOTICE}.")
     parts += [_markdown_table(records, folder), *map(escaped, captions(records))]
-    items = [_item(record, f" ({record.status})", reason) for record, reason in failures(records)]
+    told = labels(record.cell for record in records)
+    items = [_item(record, told, f" ({record.status})", why) for record, why in failures(records)]
     if items:
         parts += ["## Cells without scores", "\n".join(items)]
     items = [f"- {escaped(cells)}: {escaped(text)}" for cells, text in doubts(records)]
     if items:
         parts += ["## Scores that may say nothing", "\n".join(items)]
-    items = [_item(record, "", reason) for record, reason in latencies.missing(ordered(records))]
+    items = [_item(record, told, "", why) for record, why in latencies.missing(ordered(records))]
     if items:
         parts += ["## Latencies that were not measured", "\n".join(items)]
     items = [f"- {escaped(cells)}: {escaped(text)}" for cells, text in summary(records, pairs)]
@@ -250,8 +251,8 @@ def _asked(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _item(record: Record, status: str, reason: str) -> str:
-    cell = f"{record.cell.model} {record.cell.label}"
+def _item(record: Record, told: Mapping[str, str], status: str, reason: str) -> str:
+    cell = f"{record.cell.model} {told[record.cell.id]}"
     return f"- {escaped(cell)}{status}: {escaped(reason)}"
 
 
@@ -285,13 +286,14 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
     pairs = pairs_of(records, folder)
     width = min(SCREEN_WIDTH, console.width)
     records = ordered(records)
+    told = labels(record.cell for record in records)
     for model in dict.fromkeys(record.cell.model for record in records):
         mine = [record for record in records if record.cell.model == model]
         looked_at = {(headline.task, headline.metric) for headline in headlines(mine)}
         if any(record.status == "ok" for record in mine):
             console.print(_fitting_table(mine, console, width, pairs), width=width)
         for record, reason in failures(mine):
-            line = printable(f"{record.status}  {record.cell.label}  {reason}")
+            line = printable(f"{record.status}  {told[record.cell.id]}  {reason}")
             console.print(Text(line), width=width)
         for cells, reason in doubts(mine, looked_at):
             line = printable(f"doubtful  {cells.removeprefix(f'{model} ')}  {reason}")

@@ -82,6 +82,20 @@ def test_the_bits_are_those_of_the_file(tiny, tmp_path):
     assert bytes_on_disk(folders[0]) > sizes[0]
 
 
+def test_the_bytes_on_disk_are_not_those_of_times_and_scores(tiny, tmp_path):
+    folders = []
+    for seconds in (0.5, 0.12345678901):
+        made = qbench.quantize(tiny(), "gptq", Scheme(3, 32), TOKENS)
+        made.manifest["costs"] = {"seconds": seconds, "peak_bytes": 1}
+        made.log["block 0"] = {"seconds": seconds}
+        folders.append(made.save(tmp_path / str(seconds)))
+    sizes = [bytes_on_disk(folder) for folder in folders]
+    assert sizes[0] == sizes[1] > (folders[0] / "model.safetensors").stat().st_size
+    with (folders[0] / "README.md").open("a") as card:
+        card.write("## Scores\n")
+    assert bytes_on_disk(folders[0]) == sizes[0]
+
+
 def test_texts_calibrate_too(tiny, tokenizer):
     texts = ["The quick brown fox jumps over the lazy dog. " * 40]
     made = qbench.quantize(tiny(), "gptq", Scheme(4, 16), texts, tokenizer=tokenizer)

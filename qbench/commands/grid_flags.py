@@ -32,7 +32,10 @@ from qbench.commands.options import (
 if TYPE_CHECKING:
     from qbench.experiment.grid import Grid
 
-PATTERNS = "A glob is held against method, bits (3b), label ('gptq 3b g64'), model and id."
+PATTERNS = (
+    "A glob is held against method, bits (3b), label ('gptq 3b g64', as --dry-run shows it), model "
+    "and id."
+)
 
 
 class Asked(NamedTuple):

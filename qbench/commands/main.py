@@ -164,7 +164,7 @@ def run_grid(
     from qbench.experiment.plan import make_plan
     from qbench.experiment.store import Store
     from qbench.experiment.trace import write_trace
-    from qbench.reports.registry import write_reports
+    from qbench.reports.registry import require_report_place, write_reports
 
     folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
     with _claim_of(folder, dry_run):
@@ -176,6 +176,8 @@ def run_grid(
     if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
         _print_warnings(["the calibration is set, and no method of this run calibrates"])
     store = Store(folder)
+    store.require_writable(plan.cells)
+    require_report_place(folder)
     records = (work or run_plan)(plan, store)
     write_item_texts(plan, records, folder)
     with shared_pairs():
@@ -239,7 +241,7 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
     removed = store.remove_leftovers()
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
-    with LiveView(out, err, seconds, latencies) as view:
+    with LiveView(out, err, seconds, latencies, plan.labels) as view:
         clock = Clock(view)
         records = (executor or run_cells)(plan, store, cast("View", clock))
     if executor is not None:  # what cells took elsewhere says nothing of this machine

@@ -91,7 +91,7 @@ def show_plan(plan: Plan) -> None:
     saved: dict[str, int] = {}
     for cell in plan.cells:
         if cell.id in plan.skipped:
-            table.add_row(cell.id, Text(cell.model), Text(cell.label), "skipped")
+            table.add_row(cell.id, Text(cell.model), Text(plan.labels[cell.id]), "skipped")
             continue
         cost = plan.estimates[cell.id]
         total += cost.latency
@@ -99,7 +99,7 @@ def show_plan(plan: Plan) -> None:
         table.add_row(
             cell.id,
             Text(cell.model),
-            Text(cell.label),
+            Text(plan.labels[cell.id]),
             f"{cost.quantize:.0f} s",
             f"{sum(cost.tasks.values()):.0f} s",
             f"{cost.latency:.0f} s",
@@ -110,7 +110,7 @@ def show_plan(plan: Plan) -> None:
     for cell in plan.cells:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]
-            say(f"skipped  {cell.label}  {reason}")
+            say(f"skipped  {plan.labels[cell.id]}  {reason}")
     out.print(
         f"{len(plan.cells)} cells, about {how_long(total)} "
         f"(estimated from {_grounds(plan)}), {sum(saved.values()) / 1e9:.1f} GB on disk"

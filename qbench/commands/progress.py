@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -34,14 +34,16 @@ class LiveView:
         err: Console,
         seconds: dict[str, float],
         latencies: dict[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """seconds: what each cell that is to be run adds to the run's time, by id. latencies: what
-        measuring its latency adds, after all cells.
+        measuring its latency adds, after all cells. labels: of cells, where they are not their own.
         """
         self.out = out
         self.err = err
         self.seconds = seconds
         self.latencies = latencies or {}
+        self.labels = labels or {}
         self.total = sum(seconds.values()) + sum(self.latencies.values())
         self.started = time.perf_counter()
         self.done = 0.0  # estimated seconds of the cells that are finished
@@ -91,7 +93,7 @@ class LiveView:
                 return
             part.fraction = fraction
             done = self.done + sum(p.fraction * p.seconds for p in self._at_work.values())
-            title = f"{part.position} {cell.model} {cell.label}: {text}"
+            title = f"{part.position} {cell.model} {self._label(cell)}: {text}"
             self._bar.update(part.row, completed=fraction, description=title)
             self._show(done, title)
 
@@ -137,7 +139,7 @@ class LiveView:
         for score in scores:
             if score.task == task:
                 words.append(f"{_metric(score)} {score_text(score)}")
-        self._line(f"       {cell.label}  {task}: {', '.join(words)}")
+        self._line(f"       {self._label(cell)}  {task}: {', '.join(words)}")
 
     def note(self, text: str) -> None:
         """Something that people should know, and that ends nothing."""
@@ -157,7 +159,7 @@ class LiveView:
         if record.status == "ok":
             outcome = _costs(record)
         cell = record.cell
-        self._line(f"{position:>6} {cell.model}  {cell.label}  {outcome}  {record.id}")
+        self._line(f"{position:>6} {cell.model}  {self._label(cell)}  {outcome}  {record.id}")
 
     def measured(self, record: Record) -> None:
         """The latency of a finished cell is known: one line with what a token costs."""
@@ -166,7 +168,10 @@ class LiveView:
         cell = record.cell
         if record.latency is not None:
             what = "  ".join(_latency(record.latency))
-            self._line(f"latency {cell.model}  {cell.label}  {what}")
+            self._line(f"latency {cell.model}  {self._label(cell)}  {what}")
+
+    def _label(self, cell: Cell) -> str:
+        return self.labels.get(cell.id, cell.label)
 
     def _line(self, text: str) -> None:
         with self._lock:

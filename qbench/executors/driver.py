@@ -113,8 +113,8 @@ class Driver:
             record = self.store.record(cell)
             if record is None:
                 raise StoreError(
-                    f"the record of {cell.label} ({cell.id}) is gone from {self.store.folder}; "
-                    "give the same command again"
+                    f"the record of {self.plan.labels[cell.id]} ({cell.id}) is gone from "
+                    f"{self.store.folder}; give the same command again"
                 )
             records.append(record)
         return records

@@ -130,7 +130,7 @@ def _settle_all(ray: Any, driver: Driver) -> None:
     try:
         for cell in driver.missing():
             task = ray.remote(settle_on_ray).options(
-                name=cell.label,
+                name=driver.plan.labels[cell.id],
                 max_retries=RETRIES,
                 **needs(driver.plan, cell, nodes),
             )

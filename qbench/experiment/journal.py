@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -47,8 +47,10 @@ Estimated = Annotated[float, Field(ge=0, le=LONGEST)]
 class Journal:
     """Writes what happens to the cells of one folder."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, labels: Mapping[str, str] | None = None) -> None:
+        """labels: of cells by id, where they are not their own."""
         self.store = store
+        self._labels = labels or {}
         self._begun: dict[str, float] = {}
         self._progress: dict[str, float] = {}  # when it was last written, by cell id
 
@@ -59,7 +61,7 @@ class Journal:
             cell,
             "begin",
             model=cell.model,
-            label=cell.label,
+            label=self._labels.get(cell.id, cell.label),
             host=platform.node(),
             pid=os.getpid(),
         )
@@ -196,7 +198,7 @@ def write_plan(store: Store, plan: Plan, latency: bool = True) -> None:
         planned = PlannedCell(
             id=cell.id,
             model=cell.model,
-            label=cell.label,
+            label=plan.labels[cell.id],
             seconds=_bounded(estimated.seconds),
             latency=_bounded(estimated.latency) if latency else 0.0,
         )

@@ -34,7 +34,7 @@ from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton, with_config
 from qbench.models.source import ModelSource, find_model, is_here
 from qbench.quantization import check_layers, refuse_own_code
-from qbench.records import Cell
+from qbench.records import Cell, labels
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
@@ -56,7 +56,7 @@ class Plan:
     each of them. gpus: in turns, for one of them each; none where all see what this process sees.
     model_bytes: of the largest model's weights. warning: about the data. downloads: bytes of
     weights that are to come from the hub, by the model's name. protocol: how the run judges
-    (`qbench.experiment.protocols`).
+    (`qbench.experiment.protocols`). labels: of all cells of the grid, by id.
     """
 
     grid: Grid
@@ -76,6 +76,7 @@ class Plan:
     warning: str | None = None
     downloads: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 def make_plan(
@@ -107,10 +108,12 @@ def make_plan(
     if dry_run:
         models = {name: with_config(model, announce) for name, model in models.items()}
     identity, tasks = identify(grid, models, choice.source, device, announce)
-    cells = select(grid, expand(grid, identity))
+    whole = expand(grid, identity)
+    cells = select(grid, whole)
     _refuse_quantized(grid, identity.stored_as, cells)
     plan = Plan(grid, cells, models, choice.source, tasks, device, warning=choice.warning)
     plan.protocol = protocol_of(grid, identity, tasks)
+    plan.labels = labels(whole)
     _check_and_estimate(plan)
     return plan
 

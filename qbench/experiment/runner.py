@@ -119,7 +119,7 @@ class _Run:
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.store)
+        self.journal = Journal(self.store, self.plan.labels)
 
     def work(self) -> None:
         """Settle every cell, those of other runners last."""
@@ -268,7 +268,7 @@ class _Run:
                 outcome |= {"out_of_memory": "its work", "memory": present_memory("cpu")}
             if "out_of_memory" not in outcome:
                 break
-            ran_out = f"{cell.label} ran out of memory in {outcome['out_of_memory']}"
+            ran_out = f"{self.plan.labels[cell.id]} ran out of memory in {outcome['out_of_memory']}"
             if tried[-1] > 1 and is_helped(outcome, cell):
                 times += 1
                 self.view.note(f"{ran_out} with a batch of {tried[-1]}; again with {sizes[times]}")

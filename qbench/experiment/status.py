@@ -17,7 +17,7 @@ from typing import Any, Literal
 from qbench.experiment.journal import PlannedCell, read_events, read_plans
 from qbench.experiment.store import COMPUTING, RUNNERS, Store, open_run
 from qbench.files.claims import is_claimed
-from qbench.records import Record
+from qbench.records import Record, labels
 
 FRESH = 60.0  # seconds since the last event of a cell that is taken for one at work
 SLOWEST = 1e6  # pace; what seems slower was estimated by nobody
@@ -80,9 +80,10 @@ def read_status(folder: Path, now: float | None = None) -> RunStatus:
     records, complaints = store.peek_records()
     by_id = {record.id: record for record in records}
     planned: dict[str, PlannedCell] = {}
-    for record in records:
-        cell = record.cell
-        planned[cell.id] = PlannedCell(id=cell.id, model=cell.model, label=cell.label, seconds=0.0)
+    told = labels(record.cell for record in records)
+    for name, record in by_id.items():
+        model = record.cell.model
+        planned[name] = PlannedCell(id=name, model=model, label=told[name], seconds=0.0)
     for plan in read_plans(folder):
         planned |= {cell.id: cell for cell in plan.cells}
     cells = tuple(_cell(store, cell, by_id.get(cell.id), now) for cell in planned.values())

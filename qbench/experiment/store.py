@@ -31,11 +31,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from qbench.errors import StoreError
-from qbench.files.atomic import leftovers, refusal_of, remove, write_text
+from qbench.files.atomic import leftovers, refusal_of, remove, require_folders, write_text
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 
+WRITTEN = (  # folders without which a cell, or the run, ends; without events it goes on
+    "records", "samples", "items", "artifacts", "reference", "latency", "claims", "logs", "plans",
+)  # fmt: skip
 DAY = 86400.0  # seconds
 RUNNERS = "runners"  # a claim that all who work on the folder share
 COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
@@ -59,6 +62,16 @@ class Store:
             raise StoreError(
                 f"output folder {folder} cannot be written ({refusal}); choose another with --out"
             )
+
+    def require_writable(self, cells: Iterable[Cell]) -> None:
+        """StoreError, before any work, where what comes of these cells could not be kept.
+
+        Such as where there is a record of a newer qbench, which would be lost.
+        """
+        cells = list(cells)
+        require_folders(self.folder, [*WRITTEN, *(f"samples/{cell.id}" for cell in cells)])
+        for cell in cells:
+            self._require_no_newer(cell.id)
 
     def artifact(self, cell: Cell) -> Path:
         """Where the quantized model of a cell lies."""
@@ -164,15 +177,18 @@ class Store:
 
         StoreError where there is one of a newer qbench, which would be lost.
         """
+        present = self._require_no_newer(record.id)
+        if present is None or present.status != "ok":
+            self._write(record)
+
+    def _require_no_newer(self, name: str) -> Record | None:
+        """The record of this name; None where it was never there, or is to be put away."""
         try:
-            present = _trusted(self._record_path(record.id))
-            if present.status == "ok":
-                return
+            return _trusted(self._record_path(name))
         except _NewerRecordError as error:
             raise StoreError(f"{error}; give another --out") from None
         except StoreError:
-            pass  # it is put away, or was never there
-        self._write(record)
+            return None
 
     def add_latency(self, cell: Cell, latency: Latency) -> Record:
         """Give the record of a finished cell its latency, in place of an older one; returns it.

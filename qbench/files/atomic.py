@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,6 +76,20 @@ def refusal_of(folder: Path, *folders: Path) -> str | None:
             return None
     except OSError as error:
         return error.strerror or str(error)
+
+
+def require_folders(folder: Path, names: Iterable[str]) -> None:
+    """StoreError, before any work, where one of these names is there in a folder, and nothing can
+    be made in it, as where it is a file.
+    """
+    for name in names:
+        place = folder / name
+        refusal = refusal_of(place) if os.path.lexists(place) else None
+        if refusal is not None:
+            raise StoreError(
+                f"{place} cannot be written ({refusal}); remove it, or make it a folder that you "
+                "can write to"
+            )
 
 
 def write_whole(path: Path, write: Callable[[Path], object], flush: bool = True) -> Path:

@@ -10,9 +10,17 @@ import sys
 
 import pytest
 
+from fresh_python import run_python
 from qbench.commands import entry
 
 START = "from qbench.commands.entry import main; main()"
+
+
+def test_the_package_is_the_command():
+    done = run_python("-m", "qbench", "list", "nothing")
+    assert done.returncode == 2 and done.stderr.startswith("qbench: "), done
+    done = run_python("-m", "qbench", "--version")
+    assert done.returncode == 0 and done.stdout.startswith("qbench "), done
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full of Linux")

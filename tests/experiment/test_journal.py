@@ -10,13 +10,14 @@ import time
 import pytest
 
 from qbench.errors import StoreError
-from qbench.experiment.journal import Journal, PlanFile, read_events
+from qbench.experiment.journal import Journal, PlanFile, read_events, write_plan
 from qbench.experiment.status import read_status, seconds_left
 from qbench.experiment.store import COMPUTING, RUNNERS, Store
 from qbench.experiment.trace import read_attempts, trace_of, write_trace
 from qbench.files.claims import claimed, is_claimed
 from qbench.records import Latency
 from synthetic_records import record
+from tiny_plans import tiny_plan
 
 RTN, GPTQ, GREEDY = record("rtn", 3), record("gptq", 3), record("greedy", 3)
 FAILED = GREEDY.model_copy(update={"status": "failed", "reason": "no"})
@@ -272,3 +273,25 @@ def test_a_trace_is_a_json_file_of_all_cells(store, tmp_path):
     events = json.loads(path.read_text())["traceEvents"]
     named = {each["name"] for each in events if each["ph"] == "X"}
     assert named == {"tiny rtn 3b g64 clip=search period=4", "tiny greedy 3b g64", "quantize"}
+
+
+def test_the_plan_of_a_run_and_its_events_tell_calibrations_apart(tiny_folder, store):
+    sizes = {"calibration": {"samples": ("2", "4"), "length": ("32",)}}
+    plan = tiny_plan(tiny_folder, "gptq", bits=(2,), set=sizes)
+    expected = ["gptq 2b g32 pydoc-calibration:2x32", "gptq 2b g32 pydoc-calibration:4x32"]
+    write_plan(store, plan)
+    assert sorted(cell.label for cell in read_status(store.folder).cells) == expected
+    journal = Journal(store, plan.labels)
+    for cell in plan.cells:
+        journal.begin(cell)
+    events = [next(iter(read_events(store.events(cell.id)))) for cell in plan.cells]
+    assert sorted(event["label"] for event in events) == expected
+
+
+def test_records_without_a_plan_are_told_apart_in_the_status(store):
+    sample = GPTQ.cell.calibration.model_copy(update={"samples": 16})
+    cell = GPTQ.cell.model_copy(update={"calibration": sample})
+    for each in (GPTQ, GPTQ.model_copy(update={"cell": cell, "id": cell.id})):
+        store.write_record(each)
+    labels = sorted(cell.label for cell in read_status(store.folder).cells)
+    assert labels == ["gptq 3b g64 cal:16x512", "gptq 3b g64 cal:8x512"]

@@ -8,10 +8,10 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
 from qbench.experiment.selection import select
-from qbench.records import Cell
+from qbench.records import CalibrationSpec, Cell, labels
 
 
-def cell(method, bits, **params):
+def cell(method, bits, calibration=None, seed=0, **params):
     scheme = None if bits is None else Scheme(bits, 64)
     return Cell(
         model="m",
@@ -20,10 +20,10 @@ def cell(method, bits, **params):
         params=params,
         source="s",
         scheme=scheme,
-        calibration=None,
+        calibration=calibration,
         tasks=(),
         dtype="float32",
-        seed=0,
+        seed=seed,
     )
 
 
@@ -68,3 +68,37 @@ def test_patterns_choose(changes, labels):
 def test_a_pattern_that_means_nothing_is_refused():
     with pytest.raises(ConfigError, match="--skip 'GPTQ' matches no cell; the cells are none, rtn"):
         chosen(skip="GPTQ")
+
+
+def drawn(bits, samples, seed=0):
+    sample = CalibrationSpec(data="c4", sha256="c", samples=samples, length=32, dtype="float32")
+    return cell("gptq", bits, calibration=sample, seed=seed)
+
+
+def test_labels_say_what_cells_of_one_label_were_calibrated_with():
+    alone, few, many = drawn(4, 4), drawn(3, 4), drawn(3, 8)
+    first, second = drawn(2, 8), drawn(2, 8, seed=1)
+    told = labels([cell("rtn", 3), alone, few, many, first, second])
+    assert list(told.values()) == [
+        "rtn 3b g64",
+        "gptq 4b g64",
+        "gptq 3b g64 c4:4x32",
+        "gptq 3b g64 c4:8x32",
+        "gptq 2b g64 seed=0",
+        "gptq 2b g64 seed=1",
+    ]
+    assert labels([few, drawn(3, 8, seed=1)])[few.id] == "gptq 3b g64 c4:4x32 seed=0"
+
+
+@pytest.mark.parametrize(
+    "changes, samples",
+    [
+        ({"only": "gptq 3b g64 c4:8x32"}, [8]),
+        ({"only": "*:4x32"}, [4]),
+        ({"skip": "*:4x32"}, [8]),
+        ({"only": "gptq 3b g64"}, [4, 8]),
+    ],
+)
+def test_a_pattern_names_one_of_several_calibrations(changes, samples):
+    cells = select(Grid(**changes), [drawn(3, 4), drawn(3, 8)])
+    assert [each.calibration.samples for each in cells] == samples

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from qbench.comparison.costs import costs, elsewhere
 from qbench.comparison.pairs import Pairs
 from qbench.comparison.ranks import MADE_BY, ranks, winners
-from qbench.records import Cell, Latency, Record
+from qbench.records import Caution, Cell, Latency, Record
 from qbench.reports import latencies
 from qbench.reports.axes import looks, panel
-from qbench.reports.cell_names import names, shared_parameters
+from qbench.reports.cell_names import names, ordered, shared_parameters
 from qbench.reports.headline import headlines
 from qbench.reports.long_table import long_table
 from qbench.reports.pictures import file_name, offered
 from qbench.reports.plots import first_figure
 from qbench.reports.ranking import ranking
-from qbench.reports.tables import grid
-from synthetic_records import TIMED, record, stored
+from qbench.reports.tables import grid, markdown, screen
+from synthetic_records import TIMED, record, scores, stored
 
 PERPLEXITY = ("mini-text", "perplexity", "none")
 
@@ -143,6 +146,42 @@ def test_calibration_texts_of_one_name_are_told_apart() -> None:
     text = base.cell.calibration.model_copy(update={"sha256": "f" * 64})
     called = names([base, changed(base, calibration=text)])
     assert list(called.values()) == ["gptq text=cccccccc", "gptq text=ffffffff"]
+
+
+def sampled(bits: int, samples: int, seed: int = 0, **fields: object) -> Record:
+    """A record of GPTQ that was calibrated with so many windows."""
+    base = record("gptq", bits, **fields)
+    assert base.cell.calibration is not None
+    sample = base.cell.calibration.model_copy(update={"samples": samples})
+    return changed(base, calibration=sample, seed=seed)
+
+
+def test_cells_are_in_order_of_their_calibrations_and_seeds_at_all_bits() -> None:
+    expected = [
+        sampled(bits, samples, seed)
+        for bits in (2, 3, 4)
+        for samples in (4, 8, 16)
+        for seed in (0, 1)
+    ]
+    assert [row.id for row in ordered(reversed(expected))] == [row.id for row in expected]
+
+
+def test_lines_below_the_leaderboard_tell_calibrations_apart() -> None:
+    doubted = tuple(score.model_copy(update={"suspicion": "odd"}) for score in scores(0.2, 3))
+    lost = {"status": "failed", "scores": (), "reason": "no"}
+    warned = {"warnings": (Caution(kind="size", text="too large"),)}
+    mine = [
+        sampled(3, 4, scores=doubted),
+        sampled(3, 8, **warned),
+        sampled(3, 16, **lost),
+    ]
+    stream = io.StringIO()
+    screen(mine, Console(width=140, file=stream))
+    shown = stream.getvalue()
+    assert "doubtful  gptq 3b g64 cal:4x512  " in shown
+    assert "warning  tiny gptq 3b g64 cal:8x512  too large" in shown
+    assert "failed  gptq 3b g64 cal:16x512  no" in shown
+    assert "gptq 3b g64 cal:16x512 (failed): no" in markdown(mine)
 
 
 def test_shared_parameters_tell_the_model_where_models_differ() -> None:

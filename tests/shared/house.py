@@ -24,6 +24,7 @@ from places import ROOT
 
 PICTURE = ROOT / "tests" / "house.svg"
 TOP = ("methods", "kernels", "tasks", "reports")  # folders of the root that are packages of qbench
+FACES = ("qbench", "qbench.__main__")  # hand on what is in the rooms, and are none
 Arrows = Mapping[str, set[str]]
 
 
@@ -49,7 +50,9 @@ def package_of(module: str) -> str:
 
 
 def room_of(module: str) -> str:
-    """The room of a module, without the leading `qbench.`."""
+    """The room of a module, without the leading `qbench.`; of a face `qbench`."""
+    if module in FACES:
+        return "qbench"
     package = package_of(module)
     return (module if package == "qbench" else package).removeprefix("qbench.")
 
@@ -81,8 +84,8 @@ def arrows() -> dict[str, set[str]]:
     """Which rooms each room imports, as the code has it."""
     rooms: dict[str, set[str]] = {}
     for module in modules():
-        if module == "qbench":
-            continue  # the package's face, which hands names on
+        if module in FACES:
+            continue
         others = rooms.setdefault(room_of(module), set())
         others |= {room_of(name) for name in imported_by(module)} - {room_of(module)}
     return rooms
