@@ -38,6 +38,18 @@ def as_executor(name: str, address: str | None, slurm: Sequence[str] | None) -> 
     return None
 
 
+def require_engine(name: str, address: str | None) -> None:
+    """ConfigError where what is to run the cells is not here, before there is a plan of them."""
+    if name == "ray":
+        from qbench.executors.on_ray import require_ray
+
+        require_ray()
+    if name == "slurm":
+        from qbench.executors.on_slurm import require_slurm
+
+        require_slurm(address)
+
+
 def _options(texts: Sequence[str]) -> dict[str, str]:
     """Those of sbatch; ConfigError for another form, and for one that is given twice."""
     options: dict[str, str] = {}

@@ -37,7 +37,7 @@ from qbench.commands import (
     status,
 )
 from qbench.commands.entry import INTERRUPTED
-from qbench.commands.executing import as_executor
+from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
@@ -137,6 +137,8 @@ def run(
     grid.check_request()  # before `run_grid` imports torch
     require_place(trace)
     place = as_executor(executor, address, slurm)
+    if not dry_run:
+        require_engine(executor, address)
     work = partial(run_plan, executor=place)
     raise typer.Exit(run_grid(grid, dry_run, work, trace, elsewhere=place is not None))
 

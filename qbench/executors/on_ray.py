@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from qbench.records import Cell, Record
 
 POLL = 0.5  # seconds between two looks at what has happened
 RETRIES = 3  # machines that a cell may lose
+
+
+def require_ray() -> None:
+    """ConfigError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "--executor ray needs Ray, which is not installed; `pip install 'qbench-llm[ray]'`"
+        )
 
 
 def run_on_ray(
@@ -38,7 +47,10 @@ def run_on_ray(
     ConfigError where Ray is not installed, there is no such cluster, or it has no GPU and cells
     want one; StoreError where results cannot be written.
     """
-    ray = _ray()
+    require_ray()
+    import ray
+    import ray.util.scheduling_strategies
+
     mine = not ray.is_initialized()
     if mine:
         _join(ray, address, store)
@@ -67,10 +79,16 @@ def _join(ray: Any, address: str | None, store: Store) -> None:
     os.chdir(store.folder)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"the Ray cluster at {address or 'RAY_ADDRESS'} refuses this machine: "
+            f"{reason_of(error)}"
+        ) from None
     except Exception as error:
         raise ConfigError(
             f"no Ray cluster at {address or 'this machine'}: {reason_of(error)}; start one with "
-            "`ray start --head`, or leave out --address"
+            "`ray start --head`, or leave out --address; where Ray says InvalidAuthToken, there is "
+            "one, and RAY_AUTH_TOKEN or ~/.ray/auth_token must hold its token here"
         ) from None
     finally:
         os.chdir(place)
@@ -120,26 +138,34 @@ def needs(plan: Plan, cell: Cell, nodes: list[dict[str, float]]) -> dict[str, fl
 
 
 def _settle_all(ray: Any, driver: Driver) -> None:
-    """Send all cells that are missing, and keep what comes until nothing is left."""
+    """Send the cells that are missing, --workers at a time, and keep what comes of them."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     here = ray.get_runtime_context().get_node_id()
     strategies = ray.util.scheduling_strategies
     place = strategies.NodeAffinitySchedulingStrategy(node_id=here, soft=False)
     mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=place).remote()
+    cells = driver.missing()
+    at_once = driver.plan.grid.workers or len(cells)
     pending: dict[Any, Cell] = {}
-    try:
-        for cell in driver.missing():
+
+    def send(count: int) -> None:
+        for cell in cells[:count]:
             task = ray.remote(settle_on_ray).options(
                 name=driver.plan.labels[cell.id],
                 max_retries=RETRIES,
                 **needs(driver.plan, cell, nodes),
             )
             pending[task.remote(driver.request(cell), mailbox)] = cell
+        del cells[:count]
+
+    try:
+        send(at_once)
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=POLL)
             driver.replay(ray.get(mailbox.take.remote()))
             for task in ready:
                 _take(ray, driver, pending.pop(task), task)
+            send(at_once - len(pending))
     finally:
         for task in pending:  # of a run that was interrupted
             ray.cancel(task, force=True)
@@ -156,14 +182,3 @@ def _take(ray: Any, driver: Driver, cell: Cell, task: Any) -> None:
         driver.fail(cell, f"Ray gave it up after {RETRIES + 1} tries: {first}")
     else:
         driver.take(cell, settled)
-
-
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError:
-        raise ConfigError(
-            "--executor ray needs Ray, which is not installed; `pip install 'qbench-llm[ray]'`"
-        ) from None
-    return ray

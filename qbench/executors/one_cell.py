@@ -8,11 +8,13 @@ the cell is run in a folder of this machine, and its files are sent back.
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +26,13 @@ from qbench.experiment.plan import Plan, make_plan
 from qbench.experiment.preloaded import MODULES
 from qbench.experiment.runner import run
 from qbench.experiment.store import RUNNERS, Store
-from qbench.files.claims import claimed_in_time
+from qbench.files.claims import claimed, claimed_in_time, is_claimed
 from qbench.isolation import preload
 from qbench.records import Cell, Record, Score
 
 MARKS = "executors"  # in the run's folder, with a file by which a machine knows that folder
 Event = tuple[str, str, Any]  # the cell's id, the name of a View's method, its JSON-able argument
-_held = ExitStack()  # claims that this process keeps until it ends
+_held = ExitStack()  # folders of this machine that this process keeps until it ends
 _held_folders: set[Path] = set()  # whose they are
 
 
@@ -77,9 +79,9 @@ def settle(request: Request, tell: Callable[[Event], object] = lambda event: Non
         folder = Path(request.folder) if shared else _own_folder(request)
         preload(*MODULES)
         plan = _plan_of(request.grid, request.cell, request.threads)
-        store = Store(folder)
         if not shared:
             _keep_what_cells_share(folder)
+        store = Store(folder)
         run(plan, store, Telling(request.cell, tell))
         return Settled() if shared else Settled(files=_files(store, plan.cells[0]))
     except StoreError as error:
@@ -127,8 +129,11 @@ def _is_shared(request: Request) -> bool:
 
 def _own_folder(request: Request) -> Path:
     """A folder of this machine for all cells of a run that come here."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return Path(tempfile.gettempdir()) / f"qbench-{user}-{request.mark}"
+    return Path(tempfile.gettempdir()) / f"qbench-{_user()}-{request.mark}"
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 @lru_cache(maxsize=2)
@@ -149,10 +154,40 @@ def _plan_of(grid: str, cell: str, threads: int) -> Plan:
 
 
 def _keep_what_cells_share(folder: Path) -> None:
-    """Be a runner of this folder until the process ends, so that the next cell finds it all."""
-    if folder not in _held_folders:
-        _held.enter_context(claimed_in_time(Store(folder).claim(RUNNERS), shared=True))
-        _held_folders.add(folder)
+    """Be a runner of this folder until the process ends, so that the next cell finds it all.
+
+    Folders that killed processes have left are removed.
+    """
+    if folder in _held_folders:
+        return
+    _held.enter_context(_at_work(folder))
+    _held_folders.add(folder)
+    atexit.register(_held.close)
+    ours = re.compile(rf"qbench-{_user()}-[0-9a-f]{{32}}")
+    for path in folder.parent.glob("qbench-*"):
+        with suppress(FileNotFoundError):  # another one was faster
+            if ours.fullmatch(path.name) and path.lstat().st_uid == _user():
+                _remove_unless_used(path)
+
+
+@contextmanager
+def _at_work(folder: Path) -> Iterator[None]:
+    """Claim a folder of this machine; the last that works there removes it."""
+    with claimed_in_time(_runners(folder), shared=True):
+        yield
+    _remove_unless_used(folder)
+
+
+def _remove_unless_used(folder: Path) -> None:
+    """Remove a folder of this machine, unless it is in use or there are no locks to tell by."""
+    runners = _runners(folder)
+    with suppress(StoreError), claimed(runners) as alone:
+        if alone and is_claimed(runners):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runners(folder: Path) -> Path:
+    return Store(folder, to_write=False).claim(RUNNERS)
 
 
 def _files(store: Store, cell: Cell) -> dict[str, bytes]:

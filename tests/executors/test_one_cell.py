@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
 from contextlib import closing
@@ -10,19 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from qbench.commands.executing import as_executor
+from qbench.commands.executing import as_executor, require_engine
 from qbench.errors import ConfigError, StoreError
 from qbench.executors import on_slurm, one_cell
 from qbench.executors.driver import Driver
 from qbench.executors.on_ray import Mailbox, needs, run_on_ray
-from qbench.executors.on_slurm import parameters, run_on_slurm
+from qbench.executors.on_slurm import parameters, run_on_slurm, settle_in_job
 from qbench.executors.one_cell import Settled, settle
 from qbench.experiment import outcomes, runner
 from qbench.experiment.estimate import Estimate
-from qbench.experiment.store import Store
+from qbench.experiment.store import RUNNERS, Store
+from qbench.files.claims import claimed_in_time
 from tiny_plans import Silent, tiny_plan
 
 GB = 10**9
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,10 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(one_cell, "_held", one_cell.ExitStack())
     monkeypatch.setattr(one_cell, "_held_folders", set())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     one_cell._held.close()
 
 
@@ -91,6 +98,31 @@ def test_a_machine_that_would_compute_something_else_says_so(plan, tmp_path):
         record = store.record(cell)
         assert record.status == "failed" and "make them equal" in record.reason
         assert cell in driver.missing(), "the same command tries it again"
+
+
+def test_a_machine_keeps_its_own_folder_until_its_process_ends(plan, tmp_path):
+    store, place = Store(tmp_path / "run"), tmp_path / "elsewhere"
+    stale, used, other = (
+        place / f"qbench-{os.getuid()}-{name}" for name in (32 * "a", 32 * "b", "process")
+    )
+    for folder in (stale / "records", used / "records", other):
+        folder.mkdir(parents=True)
+    with (
+        store.at_work(),
+        closing(Driver(plan, store, Silent(), shared=False)) as driver,
+        claimed_in_time(Store(used).claim(RUNNERS), shared=True),
+    ):
+        request = driver.request(driver.missing()[0])
+        assert settle(request).error is None
+        own = place / f"qbench-{os.getuid()}-{request.mark}"
+        assert set(place.iterdir()) == {own, used, other}, "what a killed process left is gone"
+        with claimed_in_time(Store(own).claim(RUNNERS), shared=True):
+            one_cell._held.close()
+            assert own.is_dir(), "another process works there"
+        one_cell._held_folders.clear()
+        assert settle(request).error is None
+        one_cell._held.close()
+        assert set(place.iterdir()) == {used, other}
 
 
 def test_what_cannot_be_written_ends_the_run(plan, tmp_path, monkeypatch):
@@ -154,18 +186,29 @@ class Lost(RuntimeError):
 
 
 class Jobs:
-    """An executor whose first job is lost `losses` times, and that settles all others at once."""
+    """An executor whose first job is lost `losses` times, and that settles all others at once.
 
-    def __init__(self, losses):
+    state: of the job that is lost. refused: the submissions, by their number, that are refused.
+    """
+
+    def __init__(self, losses=0, state="NODE_FAIL", refused=()):
         self.losses = losses
+        self.state = state
+        self.refused = refused
+        self.calls = 0
         self.submitted = []
+        self.cancelled = []
+        self.at_work = self.most = 0
 
     def map_array(self, function, requests):
-        return [self.submit(function, request) for request in requests]
-
-    def submit(self, function, request):
-        self.submitted.append(request.cell)
-        return Job(self, function, request)
+        self.calls += 1
+        if self.calls in self.refused:
+            raise Lost("sbatch: error: invalid partition specified: gpux\nsbatch: error: Invalid")
+        jobs = [Job(self, function, request) for request in requests]
+        self.submitted += [request.cell for request in requests]
+        self.at_work += len(jobs)
+        self.most = max(self.most, self.at_work)
+        return jobs
 
 
 class Job:
@@ -173,18 +216,40 @@ class Job:
         self.job_id = "7"
         self._jobs, self._function, self._request = jobs, function, request
 
+    @property
+    def _is_lost(self):
+        return self._request.cell == self._jobs.submitted[0] and self._jobs.losses > 0
+
+    @property
+    def state(self):
+        self._end(self._is_lost)
+        return self._jobs.state
+
     def done(self):
-        return True
+        return not (self._is_lost and self._jobs.state == "PREEMPTED")
 
     def result(self):
-        if self._request.cell == self._jobs.submitted[0] and self._jobs.losses:
-            self._jobs.losses -= 1
+        if self._is_lost:
+            self._end(True)
             raise Lost("the node failed")
+        self._end(False)
         return self._function(self._request)
 
+    def stderr(self):
+        return "starting\nsrun: error: Node failure\n"
 
-@pytest.mark.parametrize("losses", [2, 3])
-def test_a_job_that_is_lost_is_submitted_again_twice(plan, tmp_path, monkeypatch, losses):
+    def cancel(self, check):
+        self._jobs.cancelled.append(self._request.cell)
+
+    def _end(self, lost):
+        self._jobs.at_work -= 1
+        self._jobs.losses -= lost
+
+
+@pytest.fixture
+def submitit(monkeypatch):
+    """A stand-in of submitit's errors."""
+
     class Failed(Lost):
         pass
 
@@ -193,17 +258,57 @@ def test_a_job_that_is_lost_is_submitted_again_twice(plan, tmp_path, monkeypatch
     submitit.core.utils = type("utils", (), {"UncompletedJobError": Lost, "FailedJobError": Failed})
     monkeypatch.setitem(sys.modules, "submitit", submitit)
     monkeypatch.setattr(on_slurm, "POLL", 0.01)
-    store, jobs = Store(tmp_path / "run"), Jobs(losses)
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
+@pytest.mark.parametrize("losses", [2, 3])
+def test_a_job_that_is_lost_is_submitted_again_twice(plan, tmp_path, submitit, losses, state):
+    store, jobs = Store(tmp_path / "run"), Jobs(losses, state)
     with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
         cells = driver.missing()
-        on_slurm._Array(jobs, driver).settle(cells)
+        on_slurm._Array(jobs, driver, 1).settle(cells, queued=len(cells))
         records = {record.id: record for record in driver.records()}
     first = records[cells[0].id]
     assert len(jobs.submitted) == len(cells) + 2
     assert all(records[cell.id].status == "ok" for cell in cells[1:])
     assert first.status == ("ok" if losses == 2 else "failed")
     if losses == 3:
-        assert "Slurm lost it 3 times: Lost: the node failed" in first.reason
+        said = f"3 times without a result, the last one (7) in the state {state}; it last said: "
+        assert f"{said}srun: error: Node failure" in first.reason
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_more_jobs_are_at_work_than_asked_for(plan, tmp_path, submitit, at_once):
+    store, jobs = Store(tmp_path / "run"), Jobs()
+    with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
+        cells = driver.missing()
+        on_slurm._Array(jobs, driver, at_once).settle(cells)
+        assert {record.status for record in driver.records()} == {"ok", "skipped"}
+    assert jobs.submitted == [cell.id for cell in cells] and jobs.most == at_once
+
+
+def test_jobs_that_sbatch_refuses(plan, tmp_path, submitit):
+    store = Store(tmp_path / "run")
+    with store.at_work(), closing(Driver(plan, store, Silent())) as driver:
+        cells = driver.missing()
+        said = "cannot be submitted: sbatch: error: invalid partition specified: gpux sbatch: error"
+        with pytest.raises(ConfigError, match=said):
+            on_slurm._Array(Jobs(refused=[1]), driver, 1).settle(cells, queued=len(cells))
+        assert not store.read_records()[0][1:], "only what is skipped has a record"
+        others = Jobs(1, refused=[2])
+        on_slurm._Array(others, driver, 2).settle(cells, queued=1)
+        records = {record.id: record for record in driver.records()}
+    assert not others.cancelled
+    assert said in records[cells[1].id].reason
+
+
+def test_a_job_dies_of_an_order_to_end_and_of_no_warning(monkeypatch):
+    seen = []
+    monkeypatch.setattr(on_slurm, "settle", lambda _: seen.extend(map(signal.getsignal, SIGNALS)))
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    settle_in_job(None)
+    assert seen == [signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +325,23 @@ def test_flags_of_executors_that_do_not_fit(arguments, message):
     with pytest.raises(ConfigError, match=message):
         as_executor(*arguments)
     assert as_executor("local", None, None) is None
+
+
+def test_an_engine_that_is_not_here_is_said_before_a_plan_is_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(on_slurm, "find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match="unknown --address 'locla'. Did you mean 'local'"):
+        require_engine("slurm", "locla")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no sbatch and no srun here"):
+        require_engine("slurm", None)
+    (tmp_path / "srun").touch(mode=0o755)
+    with pytest.raises(ConfigError, match="there is no sbatch here"):
+        require_engine("slurm", "slurm")
+    require_engine("slurm", "local")
+    require_engine("local", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="Ray, which is not installed"):
+        require_engine("ray", None)
 
 
 @pytest.mark.parametrize("package, function", [("ray", run_on_ray), ("submitit", run_on_slurm)])
