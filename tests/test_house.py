@@ -88,10 +88,10 @@ ARROWS = {
     },
     "layers": {"calibration", "contracts", "errors", "formats", "models", "stats", "tasks"},
     "experiment": {
-        "allocation", "calibration", "checkpoint", "checks", "comparison", "contracts",
+        "calibration", "checkpoint", "checks", "comparison", "contracts",
         "environment", "errors", "exchange", "external", "files", "formats", "inspection",
         "isolation", "kernels", "latency", "layers", "models", "plugin_file", "quantization",
-        "records", "registry", "scheme", "sensitivity", "stats", "tasks",
+        "records", "registry", "scheme", "sensitivity", "tasks",
     },
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
