@@ -52,22 +52,26 @@ def read_parameters(module: str, class_name: str) -> dict[str, Any]:
     return _literals(_read_class(node, _parsed(path)).parameters)
 
 
-def names_in(source: bytes) -> dict[str, str]:
-    """By class, the names that a file's dataclasses declare literally as those of methods.
+def names_in(source: bytes) -> tuple[dict[str, str | None], set[str]]:
+    """By class, the names that a file's dataclasses declare; and the classes derived from.
 
-    SyntaxError or ValueError where the source is not Python.
+    A name is None where it does not stand there literally. SyntaxError or ValueError where the
+    source is not Python.
     """
-    names = {}
+    names: dict[str, str | None] = {}
+    bases: set[str] = set()
     for node in ast.parse(source).body:
         if not (isinstance(node, ast.ClassDef) and (node.decorator_list or node.bases)):
             continue  # neither a dataclass nor derived from one
+        bases |= {ast.unparse(base) for base in node.bases}
         own = _ClassSource(plain=True)
         for statement in node.body:
             _read_statement(statement, own)
-        name = own.constants.get("name")
-        if isinstance(name, ast.Constant) and isinstance(name.value, str):
-            names[node.name] = name.value
-    return names
+        if "name" in own.constants:
+            name = own.constants["name"]
+            is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
+            names[node.name] = ast.literal_eval(name) if is_text else None
+    return names, bases
 
 
 def module_file(module: str) -> Path | None:

@@ -97,8 +97,8 @@ ARROWS = {
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
         "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
-        "latency", "method_source", "methods.native", "models", "outside_text", "publish",
-        "records", "registry", "reports", "scheme", "stats", "tasks",
+        "latency", "method_source", "methods.native", "models", "outside_text", "plugin_file",
+        "publish", "records", "registry", "reports", "scheme", "stats", "tasks",
     },
 }  # fmt: skip
 
