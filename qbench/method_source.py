@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,22 +52,26 @@ def read_parameters(module: str, class_name: str) -> dict[str, Any]:
     return _literals(_read_class(node, _parsed(path)).parameters)
 
 
-def names_in(source: bytes) -> dict[str, str]:
-    """By class, the names that a file's dataclasses declare literally as those of methods.
+def names_in(source: bytes) -> tuple[dict[str, str | None], set[str]]:
+    """By class, the names that a file's dataclasses declare; and the classes derived from.
 
-    SyntaxError or ValueError where the source is not Python.
+    A name is None where it does not stand there literally. SyntaxError or ValueError where the
+    source is not Python.
     """
-    names = {}
+    names: dict[str, str | None] = {}
+    bases: set[str] = set()
     for node in ast.parse(source).body:
         if not (isinstance(node, ast.ClassDef) and (node.decorator_list or node.bases)):
             continue  # neither a dataclass nor derived from one
+        bases |= {ast.unparse(base) for base in node.bases}
         own = _ClassSource(plain=True)
         for statement in node.body:
             _read_statement(statement, own)
-        name = own.constants.get("name")
-        if isinstance(name, ast.Constant) and isinstance(name.value, str):
-            names[node.name] = name.value
-    return names
+        if "name" in own.constants:
+            name = own.constants["name"]
+            is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
+            names[node.name] = ast.literal_eval(name) if is_text else None
+    return names, bases
 
 
 def module_file(module: str) -> Path | None:
@@ -86,64 +87,6 @@ def module_file(module: str) -> Path | None:
         if file.is_file():
             return file
     return None
-
-
-def own_imports(file: Path, module: str) -> list[Path]:
-    """The files of its own that a plug-in imports, directly or through each other, sorted.
-
-    file, module: of the plug-in. They lie in its package, or beside a file that is in none. What
-    is imported is read from the sources: what a process has imported besides does not count.
-    """
-    base = file.parents[module.count(".") + (file.name == "__init__.py")]
-    # Where packages are installed, what lies beside is of others.
-    top = module.partition(".")[0]
-    installed = base.name in ("site-packages", "dist-packages")
-    of_package = "." in module or file.name == "__init__.py" or installed
-    seen: set[Path] = set()
-    waiting = [file]
-    while waiting:
-        importing = waiting.pop()
-        for name in _imported(importing, base):
-            if not name or (of_package and name.partition(".")[0] != top):
-                continue
-            place = base.joinpath(*name.split("."))
-            for path in (place.with_suffix(".py"), place / "__init__.py"):
-                if path.is_file() and path not in seen and path != file:
-                    seen.add(path)
-                    waiting.append(path)
-    return sorted(seen)
-
-
-def named_files(file: Path) -> list[Path]:
-    """The files in the folder of a source file, or below, that its strings name, sorted.
-
-    Such as a table. One that cannot be read is none of them.
-    """
-    folder = file.parent.resolve()
-    named = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            with suppress(OSError, ValueError):  # most strings are no names
-                path = (folder / node.value).resolve()
-                if path.is_relative_to(folder) and path.is_file() and os.access(path, os.R_OK):
-                    named.add(path)
-    return sorted(named - {file.resolve()})
-
-
-def _imported(file: Path, base: Path) -> Iterator[str]:
-    """The dotted names of all modules that a file may import, below `base` where relative."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parts = node.module.split(".") if node.module else []
-            if node.level:
-                folder = file.parents[node.level - 1]
-                if not folder.is_relative_to(base):
-                    continue
-                parts = [*folder.relative_to(base).parts, *parts]
-            yield ".".join(parts)
-            yield from (".".join([*parts, alias.name]) for alias in node.names)
 
 
 def file_label(path: Path) -> str:

@@ -130,8 +130,8 @@ class Cell(_Frozen):
     which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
     is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
     recipe: a hash of the code that divides bits between layers and quantizes the head, empty where
-    neither is asked. quantization: a hash of the code by which every method is applied, empty for
-    the model as it is.
+    neither is asked. quantization: a hash of the code by which every method is applied and what is
+    quantized is read, empty for an unquantized model.
     """
 
     model: str

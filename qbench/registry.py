@@ -32,11 +32,9 @@ from qbench.method_source import (
     Unreadable,
     file_label,
     module_file,
-    named_files,
-    own_imports,
     read_declarations,
 )
-from qbench.plugin_file import import_plugin_file
+from qbench.plugin_file import import_plugin_file, imports_in, named_files, own_sources
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
@@ -46,6 +44,15 @@ _BUILDS_ON = (
     "qbench.calibration.folding_search",
     "qbench.calibration.reconstruction",
     "qbench.calibration.training",
+)
+# Who imports these can ask for any method by its name.
+_BY_NAME = (
+    "qbench",
+    "qbench.*",
+    "qbench.get_method",
+    "qbench.quantize",
+    "qbench.methods",
+    "qbench.methods.*",
 )
 _plugins: dict[str, Declaration] = {}
 
@@ -220,42 +227,49 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 def source_hash(cls: type) -> str:
     """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
 
-    Of a plug-in these are also what it imports from its own package or from beside it, and the
-    files there that its strings name, such as "table.txt". Of another package's method, its worker
-    and its requirements are among them.
+    These are what it imports of `methods/`, wherever in the file, and all of it where a plug-in
+    asks for methods by name. Of a plug-in these are also what it imports from its own package or
+    from beside it, and the files there that its strings name, such as "table.txt". Of another
+    package's method, its worker and its requirements are among them.
     """
-    seen: set[str] = set()
-    waiting = [cls.__module__]
-    while waiting:
-        name = waiting.pop()
-        of_methods = name == cls.__module__ or name.startswith(f"{PACKAGE}.")
-        if name in seen or name not in sys.modules or not (of_methods or name in _BUILDS_ON):
-            continue
-        seen.add(name)
-        for value in vars(sys.modules[name]).values():
-            module = value.__name__ if isinstance(value, ModuleType) else None
-            waiting.append(module or getattr(value, "__module__", None) or "")
-    digest = hashlib.sha256()
-    for name in sorted(seen):
-        file = Path(getattr(sys.modules[name], "__file__", None) or "")
-        for path in _with_sources(file, name) if file.is_file() else []:
-            digest.update(path.read_bytes())
     package = getattr(cls, "package", None)
-    for path in [] if package is None else sources(package):
+    digest = hashlib.sha256()
+    for path in [*_source_files(cls), *([] if package is None else sources(package))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _with_sources(file: Path, module: str) -> list[Path]:
-    """A module's file and what it is compiled of.
+def _source_files(cls: type) -> list[Path]:
+    """A class's file, those of its own and of methods that it builds on, and what is compiled."""
+    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+    own: list[Path] = []
+    waiting = [cls.__module__]
+    if not cls.__module__.startswith("qbench."):
+        own = [file] if file.is_file() else []
+        if file.suffix == ".py":
+            own += own_sources(file, cls.__module__)
+        waiting = [name for path in own for name in imports_in(path.read_bytes(), "")]
+    ours: dict[str, Path] = {}
+    while waiting:
+        for module in _modules_of_methods(waiting.pop()):
+            path = module_file(module)
+            if path is not None and module not in ours:
+                ours[module] = path
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                waiting += imports_in(path.read_bytes(), package)
+    code = [ours[module] for module in sorted(ours)] + own
+    tables = {path for source in own if source.suffix == ".py" for path in named_files(source)}
+    compiled = [path.with_suffix(suffix) for path in code for suffix in (".c", ".h")]
+    return [*code, *sorted(tables - {*own}), *(path for path in compiled if path.is_file())]
 
-    Of a plug-in also the files of its own that it imports, and those beside it that strings name.
-    """
-    compiled = [file.with_suffix(suffix) for suffix in (".c", ".h")]
-    is_plugin = file.suffix == ".py" and not module.startswith("qbench.")
-    own = own_imports(file, module) if is_plugin else []
-    tables = {path for source in (file, *own) for path in named_files(source)} if is_plugin else ()
-    return [file, *(path for path in compiled if path.exists()), *own, *sorted(tables)]
+
+def _modules_of_methods(name: str) -> list[str]:
+    """The modules that methods are made of, of those that importing a dotted name may give."""
+    if name in _BY_NAME or name.startswith(("qbench.registry", "qbench.quantization")):
+        path = importlib.import_module(PACKAGE).__path__
+        return [f"{PACKAGE}.{info.name}" for info in pkgutil.iter_modules(path)]
+    modules = (name, name.rpartition(".")[0])
+    return [key for key in modules if key.startswith(f"{PACKAGE}.") or key in _BUILDS_ON]
 
 
 @cache

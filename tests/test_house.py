@@ -88,17 +88,17 @@ ARROWS = {
     },
     "layers": {"calibration", "contracts", "errors", "formats", "models", "stats", "tasks"},
     "experiment": {
-        "allocation", "calibration", "checkpoint", "checks", "comparison", "contracts",
+        "calibration", "checkpoint", "checks", "comparison", "contracts",
         "environment", "errors", "exchange", "external", "files", "formats", "inspection",
         "isolation", "kernels", "latency", "layers", "models", "plugin_file", "quantization",
-        "records", "registry", "scheme", "sensitivity", "stats", "tasks",
+        "records", "registry", "scheme", "sensitivity", "tasks",
     },
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
         "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
-        "latency", "method_source", "methods.native", "models", "outside_text", "publish",
-        "records", "registry", "reports", "scheme", "stats", "tasks",
+        "latency", "method_source", "methods.native", "models", "outside_text", "plugin_file",
+        "publish", "records", "registry", "reports", "scheme", "stats", "tasks",
     },
 }  # fmt: skip
 

@@ -142,7 +142,7 @@ def test_the_source_hash_covers_what_a_method_borrows(monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), real(path))[1])
     registry.source_hash(registry.method_class("gptq"))
     ours = {"gptq.py", "dynamic_groups.py", "error_feedback.py", "grids.py", "rtn.py"}
-    assert ours | {"loops.py", "loops.c", "loops.h"} == set(read)
+    assert ours | {"__init__.py", "loops.py", "loops.c", "loops.h"} == set(read)
 
 
 def test_the_folder_and_the_entry_points_are_read_once(monkeypatch):

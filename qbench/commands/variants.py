@@ -37,9 +37,7 @@ class Variant:
         """What changes when the method does."""
         from qbench.registry import method_class, source_hash
 
-        if self.plugin is None:
-            return source_hash(method_class(self.method)).encode()
-        return self.plugin.read_bytes()
+        return source_hash(method_class(method_of(self))).encode()
 
 
 def is_file_of_method(text: str) -> bool:
@@ -50,8 +48,8 @@ def is_file_of_method(text: str) -> bool:
 def read_variant(text: str) -> Variant:
     """NAME, FILE.py, or REVISION:FILE.py as git has it. ConfigError where there is no such thing.
 
-    A file at a revision is copied, with the commit behind its method's name; what it imports is
-    that of today.
+    A file at a revision is copied, with the commit behind its method's name, and so are the files
+    beside it that it imports or names; what it imports of qbench is that of today.
     """
     from qbench.registry import declared
 
@@ -90,13 +88,15 @@ def read_variant_here(text: str) -> Variant:
 def method_of(variant: Variant) -> str:
     """The name under which it is run; a file is imported.
 
-    ConfigError where it does not define a single method.
+    ConfigError where it does not define a single method, but for those that it derives from.
     """
-    from qbench.registry import load_plugin
+    from qbench.registry import load_plugin, method_class
 
     if variant.plugin is None:
         return variant.method
-    return _only(variant.text, load_plugin(variant.plugin))
+    classes = {name: method_class(name) for name in load_plugin(variant.plugin)}
+    bases = {base for cls in classes.values() for base in cls.__mro__[1:]}
+    return _only(variant.text, [name for name, cls in classes.items() if cls not in bases])
 
 
 def _is_own(path: Path) -> bool:
@@ -120,7 +120,7 @@ def _only(text: str, names: list[str]) -> str:
     if len(names) != 1:
         raise ConfigError(
             f"{text} defines {len(names)} methods ({', '.join(names) or 'none'}); give a file that "
-            "defines one, or a method's name"
+            "defines one, besides those that it derives from, or the name of a registered method"
         )
     return names[0]
 
@@ -139,20 +139,46 @@ def _at_revision(text: str) -> Variant:
             "has, from the repository's root"
         ) from None
     try:
-        names = names_in(source)
+        names, bases = names_in(source)
     except (SyntaxError, ValueError) as error:
         raise ConfigError(
             f"{text} is not Python ({error}); give a revision at which the file can be imported"
         ) from None
-    name = f"{_only(text, list(names.values()))}-{commit[:DIGITS]}"
-    (class_name,) = names
-    renamed = source + f"\n\n{class_name}.name = {name!r}\n".encode()
+    last = {declared or cls: declared for cls, declared in names.items() if cls not in bases}
+    name = last[_only(text, list(last))]
+    suffix = f"-{commit[:DIGITS]}"
+    renamed = "".join(f"{class_name}.name += {suffix!r}\n" for class_name in names)
     folder = REVISIONS / commit[:DIGITS]
     copy = folder / path
     if not copy.resolve().is_relative_to(folder.resolve()):  # of ../mine.py, from a folder below
         copy = folder / copy.name
     copy.parent.mkdir(parents=True, exist_ok=True)
-    return Variant(text, name, write_bytes(copy, renamed))
+    plugin = write_bytes(copy, source + f"\n\n{renamed}".encode())
+    _bring_what_is_its(plugin, commit, path)
+    return Variant(text, "" if name is None else name + suffix, plugin)
+
+
+def _bring_what_is_its(copy: Path, commit: str, path: str) -> None:
+    """Beside the copy of a plug-in, the files of its own that it imports or names at a commit."""
+    from qbench.plugin_file import named_files, own_sources
+
+    folder = path.rpartition("/")[0]
+    tree = f"{commit}:{folder}/" if folder else f"{commit}:"
+    there = set(_git("ls-tree", "-r", "-z", "--full-tree", "--name-only", tree).split(b"\0"))
+
+    def bring(file: Path) -> bool:
+        if not file.is_relative_to(copy.parent):
+            return False
+        beside = file.relative_to(copy.parent).as_posix()
+        if beside.encode(errors="surrogateescape") not in there:
+            return False
+        if file != copy:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, _git("cat-file", "blob", f"{tree}{beside}"))
+        return True
+
+    for source in (copy, *own_sources(copy, copy.stem, bring)):
+        named_files(source, bring)
 
 
 def _commit(revision: str, text: str) -> str:

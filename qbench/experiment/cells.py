@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import itertools
 import shlex
 from collections.abc import Iterator
 
-from qbench import allocation, sensitivity
-from qbench.calibration import fisher
 from qbench.contracts import Scheme
+from qbench.experiment.code_hashes import DIVIDING, code_hash
 from qbench.experiment.forms import Settings
 from qbench.experiment.grid import CALIBRATION, Grid
 from qbench.experiment.identity import Identity
@@ -35,6 +32,8 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
         for method, params in variants:
             source = source_hash(method_class(method))
             for scheme, sample, seed in _draws(grid, identity, method):
+                stored_as = identity.stored_as[model] if scheme is None else None
+                is_quantized = scheme is not None or stored_as is not None
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
@@ -49,9 +48,9 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     evaluation=identity.evaluation,
                     batch_size=identity.batch_size,
                     device=identity.device,
-                    stored_as=identity.stored_as[model] if scheme is None else None,
+                    stored_as=stored_as,
                     recipe=_recipe(scheme),
-                    quantization=identity.quantization if scheme is not None else "",
+                    quantization=identity.quantization if is_quantized else "",
                 )
                 cells.append(cell)
     return tuple(cells)
@@ -75,8 +74,7 @@ def _recipe(scheme: Scheme | None) -> str:
         return ""
     parts = [source_hash(method_class("rtn"))]
     if scheme.budget is not None:
-        for module in (allocation, fisher, sensitivity):
-            parts.append(hashlib.sha256(inspect.getsource(module).encode()).hexdigest())
+        parts.append(code_hash(DIVIDING))
     return digest(parts)
 
 

@@ -7,31 +7,25 @@ but for the machine: its processor and threads stand in the record, and change t
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from qbench import calibration, formats, quantization
-from qbench.calibration import head, streamed, walk, windows
 from qbench.environment import pick_dtype
 from qbench.errors import ConfigError
+from qbench.experiment.code_hashes import JUDGING, QUANTIZING, code_hash
 from qbench.experiment.grid import Grid
-from qbench.models import experts, gguf_tokenizer, tokenizers
 from qbench.models.identity import Announce, resolved_revision
 from qbench.models.source import ModelSource
 from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import source_hash
-from qbench.stats import clustered, shares
-from qbench.tasks import judging
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
 from qbench.tasks.declaration import Declaration
@@ -41,19 +35,6 @@ from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
 
 _TASKS = "qbench.tasks"
-# What tasks call elsewhere that decides the tokens, the model that reads them, its logits, or the
-# error of a score.
-_JUDGES: tuple[Any, ...] = (
-    windows,
-    streamed,
-    walk,
-    head,
-    tokenizers,
-    gguf_tokenizer,
-    experts,
-    clustered,
-    shares,
-)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object without a text of its own
 
 
@@ -124,11 +105,7 @@ def identify(
 
 def quantization_hash() -> str:
     """12 hex digits for the code by which every method is applied: walk, losses and formats."""
-    digest = hashlib.sha256(Path(quantization.__file__).read_bytes())
-    for room in (calibration, formats):
-        for path in sorted(Path(room.__path__[0]).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return code_hash(QUANTIZING)
 
 
 def evaluation_hash(tasks: Mapping[str, Task]) -> str:
@@ -136,13 +113,8 @@ def evaluation_hash(tasks: Mapping[str, Task]) -> str:
 
     Of a task of another package it is also that of the files that its class stands in.
     """
-    digest = hashlib.sha256(version("lm_eval").encode())
-    beside = [Path(module.__file__) for module in _JUDGES]
-    for path in (*sorted(Path(judging.__file__).parent.glob("*.py")), *beside):
-        digest.update(path.read_bytes())
-    for name in sorted(tasks):
-        digest.update(_declared(tasks[name]).encode())
-    return digest.hexdigest()[:12]
+    declared = [_declared(tasks[name]) for name in sorted(tasks)]
+    return code_hash(JUDGING, version("lm_eval"), *declared)
 
 
 def _declared(task: Task) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from places import ROOT
 from qbench.commands.variants import method_of, read_variant, read_variant_here
 from qbench.errors import ConfigError
 from qbench.experiment.grid import PRESETS
-from qbench.registry import declared
+from qbench.registry import declared, method_class
 
 MINE = '''"""GPTQ again."""
 
@@ -103,6 +104,61 @@ def test_what_is_not_there_is_one_sentence(repository: Path, text: str, sentence
 def test_names_that_no_file_can_have_are_refused(repository: Path, text: str, name: str) -> None:
     with pytest.raises(ConfigError):
         read_variant_here(text.format(name))
+
+
+BESIDE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import counted_beside
+from package_beside.inner import NUMBER
+
+TABLE = (Path(__file__).parent / "tables" / ".." / "tables/levels.txt").read_text()
+FACTS = (counted_beside.NUMBER, NUMBER, (Path(__file__).parent / "levels.txt").read_text())
+"""
+
+
+@pytest.mark.parametrize("folder", ["", "methods/"])
+def test_what_is_beside_a_file_is_that_of_the_revision_too(
+    repository: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = repository / folder
+    files = ("counted_beside.py", "package_beside/inner.py", "tables/levels.txt", "levels.txt")
+    for number in (1, 2):
+        for name in files:
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_text(f"NUMBER = {number}")
+        (place / "package_beside" / "__init__.py").write_text("from . import inner\n")
+        (place / "own.py").write_text(f"{BESIDE}# {number}\n{MINE.replace('mine', 'own')}")
+        git("add", "--all")
+        git("commit", "--quiet", "-m", "beside")
+    (place / "counted_beside.py").write_text("NUMBER = 3")
+    for text, numbers in {"HEAD~1": (1, 1), "HEAD": (2, 2), "": (3, 2)}.items():
+        variant = read_variant(f"{text}:{folder}own.py" if text else f"{folder}own.py")
+        cls = method_class(method_of(variant))
+        facts = sys.modules[cls.__module__].FACTS
+        assert facts == (*numbers, f"NUMBER = {numbers[1]}")
+        if text:
+            state = variant.state
+            (variant.plugin.parent / "package_beside" / "inner.py").write_text("NUMBER = 4")
+            assert variant.state != state
+    monkeypatch.chdir(place / "tables")
+    copied = read_variant("HEAD~1:../own.py").plugin
+    assert {(copied.parent / name).read_text() for name in files} == {"NUMBER = 1"}
+
+
+def test_of_methods_that_derive_from_each_other_the_last_one_counts(repository: Path) -> None:
+    path = repository / "methods" / "two.py"
+    second = 'NAME = "sec" + "ond"\n\n\n@dataclass(frozen=True)\nclass Second(Mine):\n'
+    first = MINE.replace('"mine"', '"a-base"')
+    path.write_text(f"{first}\n\n{second}    name: ClassVar[str] = NAME\n")
+    git("add", "--all")
+    git("commit", "--quiet", "-m", "two")
+    commit = git("rev-parse", "HEAD")[:8]
+    assert method_of(read_variant("methods/two.py")) == "second"
+    path.write_text(path.read_text().replace("a-base", "another-base"))
+    assert method_of(read_variant("HEAD:methods/two.py")) == f"second-{commit}"
 
 
 @pytest.mark.parametrize("declared_as", ["name: ClassVar = 'mine'", 'name = ("mi" "ne")'])

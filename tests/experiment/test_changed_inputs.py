@@ -15,11 +15,10 @@ from qbench.errors import ConfigError
 from qbench.experiment.identity import evaluation_hash
 from qbench.experiment.runner import run
 from qbench.experiment.store import Store
-from qbench.method_source import named_files, own_imports
 from qbench.models.identity import resolved_revision
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
-from qbench.plugin_file import import_plugin_file
+from qbench.plugin_file import import_plugin_file, named_files, own_sources
 from qbench.quantization import quantize
 from qbench.registry import load_plugin, method_class, source_hash
 from qbench.scheme import Scheme
@@ -185,10 +184,10 @@ def test_imports_are_read_from_the_sources(tmp_path):
     for name, text in sources.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    imported = own_imports(tmp_path / "pkg" / "methods" / "mine.py", "pkg.methods.mine")
+    imported = own_sources(tmp_path / "pkg" / "methods" / "mine.py", "pkg.methods.mine")
     names = [str(path.relative_to(tmp_path)) for path in imported]
     assert names == ["pkg/far/away.py", "pkg/late.py", "pkg/methods/near.py", "pkg/shared.py"]
-    beside = own_imports(tmp_path / "pkg" / "shared.py", "qbench_plugin_shared")
+    beside = own_sources(tmp_path / "pkg" / "shared.py", "qbench_plugin_shared")
     assert beside == [], "pkg is not beside itself"
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 
 import pytest
 
-from qbench import formats, registry
+from qbench import registry
 from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command, expand
 from qbench.experiment.grid import PRESETS, SWEEPS, Grid, parse_set, read_grid
-from qbench.experiment.identity import Identity, quantization_hash
+from qbench.experiment.identity import Identity
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -418,20 +417,19 @@ def test_an_artifact_is_shared_where_only_the_evaluation_differs():
     assert on_gpu != artifact(device="cuda", dtype="bfloat16"), "there it calibrates in the dtype"
 
 
-def test_the_code_that_all_methods_are_applied_by_is_part_of_what_is_quantized(
-    tmp_path, monkeypatch
-):
+def test_the_code_that_all_methods_are_applied_by_is_part_of_what_is_quantized():
     grid = Grid(methods=("none", "rtn"), bits=(3,))
     before = expand(grid, identity(grid))
     after = expand(grid, identity(grid, quantization="other"))
     assert before[0] == after[0] and before[1].artifact != after[1].artifact
-    known = quantization_hash()
-    room = shutil.copytree(formats.__path__[0], tmp_path / "formats")
-    monkeypatch.setattr(formats, "__path__", [str(room)])
-    assert quantization_hash() == known
-    with (room / "snapping.py").open("a") as file:
-        file.write("# more\n")
-    assert quantization_hash() != known
+
+
+def test_the_code_that_reads_quantized_models_is_part_of_those_that_others_quantized():
+    grid = Grid(methods=("none",))
+    stored = {"stored_as": {"smollm2-135m": "gptq 4b g128"}}
+    (before,) = expand(grid, identity(grid, **stored))
+    (after,) = expand(grid, identity(grid, quantization="other", **stored))
+    assert before.id != after.id
 
 
 def test_younger_facts_leave_the_ids_of_older_records():

@@ -12,6 +12,7 @@ import torch
 
 from qbench import registry, shared_library
 from qbench.contracts import LinearStats
+from qbench.method_source import module_file
 from qbench.methods import alternating, curvature, error_feedback, grids, level_mapping
 from qbench.methods.alternating import SortedGroups
 from qbench.methods.curvature import WeightedGroups
@@ -203,7 +204,11 @@ def test_the_source_in_c_is_part_of_a_method(monkeypatch, tmp_path):
     source = tmp_path / "loops.py"
     source.write_bytes(Path(loops.__file__).read_bytes())
     (tmp_path / "loops.c").write_text("/* another */\n")
-    monkeypatch.setattr(loops, "__file__", str(source))
+    monkeypatch.setattr(
+        registry,
+        "module_file",
+        lambda name: source if name == loops.__name__ else module_file(name),
+    )
     assert registry.source_hash(gptq) != before
 
 
