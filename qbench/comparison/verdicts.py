@@ -113,12 +113,16 @@ class Verdict:
 
     @property
     def stopped(self) -> str:
-        """Why no more draws were made; empty where no look was taken before the end."""
+        """Why no more draws were made, or that more are due; empty where no look was taken before
+        the end.
+        """
         if not self.looks:
             return ""
         draws, outcome = self.looks[-1].draws, self.looks[-1].outcome
         if draws == self.draws:
             return f"all {draws} draws were made"
+        if outcome == "undecided":
+            return f"undecided after {draws} of {self.draws} draws: further draws are due"
         why = "nothing can be compared" if outcome == "not comparable" else "the verdict is in"
         return f"stopped after {draws} of {self.draws} draws: {why}"
 

@@ -434,6 +434,12 @@ def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:
     taken = [(look["draws"], look["outcome"]) for look in found["looks"]]
     assert taken == [(2, "undecided"), (3, "undecided")] and found["draws"] == 4
     assert found["level"] == pytest.approx(looks(4)[1].level)
+    due = "undecided after 3 of 4 draws: further draws are due"
+    assert found["stopped"] == due
+    comment = tmp_path / "comment.md"
+    done = run_command(*run, "--look", "3/4", "--markdown", comment)
+    assert f"looks    {due}" in done.out and f"- {due}" in comment.read_text()
+    assert "the verdict is in" not in done.out + comment.read_text()
 
 
 @pytest.mark.parametrize(
