@@ -308,7 +308,8 @@ class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
-    saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
+    saved folder. quantize_peak_bytes: memory at the peak, on the GPU where it was used.
+    quantize_watched: whether that holds copies that the watch on a plug-in makes. log: by
     block, the errors of its layers and the losses of what trained. evaluation: by task,
     its `seconds`, how it was computed and what was odd (`facts` of a task's outcome). environment:
     see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
@@ -328,6 +329,7 @@ class Record(_Frozen):
     bytes_on_disk: Count | None = None
     quantize_seconds: Amount | None = None
     quantize_peak_bytes: Count | None = None
+    quantize_watched: bool = False
     evaluate_seconds: Amount | None = None
     log: dict[str, Any] = {}
     evaluation: dict[str, dict[str, Any]] = {}

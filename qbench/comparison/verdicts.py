@@ -9,7 +9,7 @@ from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
 from qbench.comparison.comparable import differences, shared_items, tasks_lacking
-from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other_machines
+from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other_machines, watched
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
@@ -212,7 +212,8 @@ def _measure(
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
     known = costs(draws)
-    notes += other_machines(draws) + elsewhere(draws) + measured_once(draws, known)
+    notes += other_machines(draws) + elsewhere(draws)
+    notes += measured_once(draws, known) + watched(draws, known)
     return replace(cell, costs=known, notes=tuple(notes)), measures
 
 

@@ -150,6 +150,18 @@ def test_other_threads_are_noted(tmp_path: Path) -> None:
     assert "quantized on" not in " ".join(compare(sides[0], sides[0]).cells[0].notes)
 
 
+def test_the_memory_of_a_watched_plug_in_is_noted(tmp_path: Path) -> None:
+    ours = cell().model_copy(update={"quantize_peak_bytes": 5_000_000})
+    theirs = ours.model_copy(update={"quantize_watched": True})
+    first, second = side(tmp_path / "ours", ours), side(tmp_path / "theirs", theirs)
+    note = "peak MB: of the {} alone it holds copies that the watch on a plug-in makes"
+    for sides, name in (((first, second), "candidate"), ((second, first), "base")):
+        verdict = compare(*sides)
+        assert any(said.startswith(note.format(name)) for said in verdict.cells[0].notes)
+        assert note.format(name) in markdown(verdict)
+    assert "watch" not in markdown(compare(second, second)) + markdown(compare(first, first))
+
+
 def test_items_that_are_the_same_to_the_last_digit_leave_nothing_to_chance(tmp_path: Path) -> None:
     """Right and wrong answers alone leave 3 / n open; with the same hash there is no difference."""
     made = side(tmp_path / "run", cell())
