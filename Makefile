@@ -48,8 +48,8 @@ regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (M
 	  $(if $(call typed,BITS),--bits $(call quoted,$(BITS))) $(if $(call typed,OUT),--out $(call quoted,$(OUT))) \
 	  $(if $(DATA),--data $(call quoted,$(DATA))) --markdown runs/regress.md --json runs/regress.json
 
-gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, GATE); docs/gate.md
-	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
+gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, DATA, GONE, GATE); docs/gate.md
+	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) $(if $(GONE),--gone $(call quoted,$(GONE))) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
 
 test: $(READY) ## the test suite on all cores, but for what takes minutes each
 	$(PYTEST) -m "not long"
