@@ -220,6 +220,25 @@ def test_items_alone_are_not_asked_where_the_draws_spread_too_much() -> None:
     assert asked("acc", zeros) == "150 items, for 40", "3 / n of all may have changed"
 
 
+@pytest.mark.parametrize(
+    ("limit", "ending"),
+    [
+        (ITEMS, f"items, for {ITEMS}"),
+        (ITEMS + 1, f"items, for {ITEMS}, all that these data give"),
+        (None, f"items, for {ITEMS}, all that these data give"),
+    ],
+)
+def test_more_items_than_the_data_give_are_said_to_be_more(
+    tmp_path: Path, limit: int | None, ending: str
+) -> None:
+    tasks = tuple(spec.model_copy(update={"limit": limit}) for spec in TASKS)
+    pair = [cell(source=name * 12, tasks=tasks) for name in "12"]
+    base, candidate = (side(tmp_path / each.id, each) for each in pair)
+    findings = compare(base, candidate).cells[0].findings
+    (needed,) = [one.needed for one in findings if one.endpoint.key[1] == "acc"]
+    assert needed.endswith(ending)
+
+
 def test_a_look_judges_at_its_share_of_the_errors(tmp_path: Path) -> None:
     """Three draws that would say worse by themselves do not, at the second of three looks."""
     base = side(tmp_path / "base", *(cell(seed=k) for k in range(3)))
