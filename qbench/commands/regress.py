@@ -108,7 +108,7 @@ def _failures(variant: Variant, refuse: Callable[[], None]) -> list[Verdict]:
     """
     from qbench.checks.isolation import check_isolated
 
-    verdicts = []
+    verdicts: list[Verdict] = []
     for verdict in check_isolated(variant.target, CHECK_SECONDS):
         if not verdicts:
             refuse()
