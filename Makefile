@@ -7,9 +7,11 @@ BASE   ?= gptq
 REVISION ?= origin/main
 SHAPES ?= 4096x4096,14336x4096
 THREADS ?= 1
-# A value as one word of the shell, whatever is in it; and whether a switch such as DRY is on.
+# A value as one word of the shell, whatever is in it; whether a switch such as DRY is on; and whether
+# a name has a value from the command line or the environment, and not from above.
 quoted  = '$(subst ','\'',$1)'
 is_on   = $(filter-out 0 no false,$1)
+typed   = $(filter-out file,$(origin $1))
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 # One process more than there are cores, as many tests wait for others. Most start interpreters, which
@@ -41,11 +43,13 @@ bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (
 report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(call quoted,$(OUT))
 
-regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (MODEL, OUT); docs/gate.md
-	$(RUN)qbench regress $(call quoted,$(METHOD)) --base $(call quoted,$(BASE)) --model $(call quoted,$(MODEL)) $(if $(DATA),--data $(call quoted,$(DATA))) --markdown runs/regress.md --json runs/regress.json
+regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (MODEL, BITS, DATA, OUT); docs/gate.md
+	$(RUN)qbench regress $(call quoted,$(METHOD)) --base $(call quoted,$(BASE)) --model $(call quoted,$(MODEL)) \
+	  $(if $(call typed,BITS),--bits $(call quoted,$(BITS))) $(if $(call typed,OUT),--out $(call quoted,$(OUT))) \
+	  $(if $(DATA),--data $(call quoted,$(DATA))) --markdown runs/regress.md --json runs/regress.json
 
-gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, GATE); docs/gate.md
-	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
+gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, DATA, GONE, GATE); docs/gate.md
+	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) $(if $(GONE),--gone $(call quoted,$(GONE))) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
 
 test: $(READY) ## the test suite on all cores, but for what takes minutes each
 	$(PYTEST) -m "not long"

@@ -1,11 +1,13 @@
 """Hold the methods that were changed since a revision against what they were there.
 
-    python -P benchmarks/gate.py REVISION [--out runs/gate] [--bits 3] [-- options of qbench run]
+    python -P benchmarks/gate.py REVISION [--out runs/gate] [--bits 3] [--gone NAME,NAME]
+        [-- options of qbench run]
 
 Both trees run the same small grid, `qbench run --preset gate`, each with its own code, and `qbench
 compare` says whether anything is worse: after some of the draws, and after more of them as long as
 that is undecided. A method has changed where its file has, or one that it builds on. Exit code:
-that of `qbench compare`; 0 where no method that was there has changed, 2 where a run does not work.
+that of `qbench compare`; 0 where no method that was there has changed, 2 where a run does not work,
+and where a method is gone that --gone does not name: removed, or under another name.
 OUT/comment.md is the comment for a pull request. The runs lie beside it, in a folder for each state
 of a tree and each grid.
 """
@@ -50,6 +52,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--bits", default="3")
     parser.add_argument("--replicates", type=int, help="draws, at most; default the preset's")
+    parser.add_argument("--gone", default="", help="methods that may be gone, with commas")
     mine, rest = split(sys.argv[1:])
     options = parser.parse_args(mine)
     if any(word.startswith("--replicates") for word in rest):
@@ -80,7 +83,8 @@ def gated(base: Path, options: argparse.Namespace, rest: list[str], comment: Pat
     trees = {"base": base, "candidate": ROOT}
     for tree in trees.values():
         link(tree)
-    methods, left_out = changed_methods(method_sources(base), method_sources(ROOT))
+    before, now = method_sources(base), method_sources(ROOT)
+    methods, left_out = changed_methods(before, now)
     code = 0
     if methods:
         print(f"changed since {options.revision}: {', '.join(methods)}", flush=True)
@@ -96,10 +100,21 @@ def gated(base: Path, options: argparse.Namespace, rest: list[str], comment: Pat
         comment.write_text(f"{said}\n")
         print(said)
     for name, why in left_out.items():
-        said = f"{name} has changed and is not judged: {why}"
-        comment.write_text(f"{comment.read_text()}\n{said}\n")
-        print(said)
+        also_say(comment, f"{name} has changed and is not judged: {why}")
+    allowed = options.gone.split(",")
+    for name in sorted(before.keys() - now.keys()):
+        said = f"{name} was there at {options.revision} and is gone: removed, or under another name"
+        if name not in allowed:
+            said += f". Nothing was held against it; where that is meant, give --gone {name}"
+            code = code or 2
+        also_say(comment, f"{said}.")
     return code
+
+
+def also_say(comment: Path, said: str) -> None:
+    """A sentence more in the comment and on the screen."""
+    comment.write_text(f"{comment.read_text()}\n{said}\n")
+    print(said)
 
 
 def judged(sides: Sequence[Side], grid: list[str], comment: Path, draws: int) -> int:

@@ -29,7 +29,7 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
-from qbench.errors import ConfigError, unknown_name
+from qbench.errors import ConfigError, require_plain_name, unknown_name
 from qbench.kernels.contract import Kernel, Request
 from qbench.plugin_file import import_plugin_file
 
@@ -66,8 +66,9 @@ def get_kernel(name: str) -> Kernel:
 
 
 def register(kernel: Kernel) -> None:
-    """Add a kernel to those that were found. ConfigError for a name that is taken."""
+    """Add a kernel to those that were found. ConfigError for a name that is taken or no name."""
     known = _discovered()
+    require_plain_name("a kernel", kernel.name)
     if kernel.name in known:
         raise ConfigError(
             f"kernel {kernel.name!r} is registered twice; give one of them another name"
@@ -101,11 +102,12 @@ def register_module(module: ModuleType, origin: str) -> list[str]:
     """Register the kernels of a module that has been imported already; returns their names.
 
     origin: the file that it came from, whose earlier kernels are replaced. ConfigError for a name
-    that another origin has taken.
+    that another origin has taken, or that is no name.
     """
     kernels = kernels_in(module)
     known = _discovered()
     for kernel in kernels:
+        require_plain_name(f"a kernel of plug-in {origin!r}", kernel.name)
         if kernel.name in known and _origins.get(kernel.name) != origin:
             raise ConfigError(
                 f"plug-in {origin!r} defines kernel {kernel.name!r}, which exists; "
@@ -229,6 +231,8 @@ def _add(known: dict[str, Kernel], origin: str, load: Any, expected: bool = Fals
     """
     try:
         kernels = kernels_in(load())
+        for kernel in kernels:
+            require_plain_name("a kernel", kernel.name)
     except Exception as error:  # an import may raise anything; it is shown, and the others work
         _broken[origin] = f"{type(error).__name__}: {error}"
         return

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from qbench.contracts import DECLARED, VERBS, Verb, calibrates, trains, verb_of
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, require_plain_name
 from qbench.weight_range import guarded
 
 _KINDS = {"name": str, "paper": str, "format": str, "symmetric": bool}
@@ -44,6 +44,8 @@ class Declaration:
             value = getattr(self, key)
             if not isinstance(value, kind):
                 raise ConfigError(f"{place} declares {key}={value!r}; it must be a {kind.__name__}")
+        # Of another package it has that one's name in front, such as gptqmodel:gptq.
+        require_plain_name(place, self.name, parts=2 if self.external else 1)
         bounds: Any = self.bits
         if not (isinstance(bounds, tuple) and [type(bound) for bound in bounds] == [int, int]):
             raise ConfigError(

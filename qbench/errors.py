@@ -12,11 +12,14 @@ Every message says what was wrong (with its value and place), what is allowed, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from qbench.outside_text import printable
 
+# Of a baseline, method, kernel or task: a part of a path, and of a label whose words are apart.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 LONGEST = 1000  # characters of a message
 MOST_SECONDS = 10**9  # that a system waits: its clocks do not count much further
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1  # of a generator: signed, of 64 bits
@@ -102,6 +105,19 @@ def require_seed(name: str, seed: int) -> None:
     if not LEAST_SEED <= seed <= LARGEST_SEED:
         raise ConfigError(
             f"{name}={seed} has more than 64 bits; give a seed from {LEAST_SEED} to {LARGEST_SEED}"
+        )
+
+
+def require_plain_name(place: str, name: str, parts: int = 1) -> None:
+    """ConfigError for a name that is no part of a path, or that would be ambiguous in a label.
+
+    place: what has the name, such as `class Mine of mine.py`. parts: that a colon may separate.
+    """
+    words = name.split(":")
+    if len(words) > parts or not all(map(PLAIN_NAME.fullmatch, words)):
+        raise ConfigError(
+            f"{place} has the name {name!r}, which is not a plain name of letters, digits, '.', "
+            "'_' and '-'; for example my-variant"
         )
 
 

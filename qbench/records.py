@@ -316,10 +316,10 @@ class Record(_Frozen):
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
     saved weights and tokenizer; in older records also of what tells of their making, such as the
-    card. quantize_peak_bytes: memory at the peak, on the GPU where it was used. log: by
-    block, the errors of its layers and the losses of what trained. evaluation: by task,
-    its `seconds`, how it was computed and what was odd (`facts` of a task's outcome). environment:
-    see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
+    card. quantize_peak_bytes: memory at the peak, on the GPU where it was used. quantize_watched:
+    whether that holds copies that the watch on a plug-in makes. log: by block, the errors of its
+    layers and the losses of what trained. evaluation: by task, its `seconds`, how it was computed
+    and what was odd (`facts` of a task's outcome). environment: see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
     model, measured when all cells of a run are done; None where it was not. protocol: `name`,
     `hash` and `statement` of how the run judges (`qbench.experiment.protocols`). parameters: all of
     the method's, those at their defaults too. coverage: which linear layers were quantized
@@ -336,6 +336,7 @@ class Record(_Frozen):
     bytes_on_disk: Count | None = None
     quantize_seconds: Amount | None = None
     quantize_peak_bytes: Count | None = None
+    quantize_watched: bool = False
     evaluate_seconds: Amount | None = None
     log: dict[str, Any] = {}
     evaluation: dict[str, dict[str, Any]] = {}

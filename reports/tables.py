@@ -291,7 +291,12 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
         mine = [record for record in records if record.cell.model == model]
         looked_at = {(headline.task, headline.metric) for headline in headlines(mine)}
         if any(record.status == "ok" for record in mine):
-            console.print(_fitting_table(mine, console, width, pairs), width=width)
+            table, left_out = _fitting_table(mine, console, width, pairs)
+            console.print(table, width=width)
+            if left_out:
+                titles = ", ".join(headline.title for headline in left_out)
+                line = printable(f"no room for {titles}; the files of the report have all scores")
+                console.print(Text(line), width=width)
         for record, reason in failures(mine):
             line = printable(f"{record.status}  {told[record.cell.id]}  {reason}")
             console.print(Text(line), width=width)
@@ -311,9 +316,15 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
         console.print(Text(f"Note: {MINI_NOTICE}."))
 
 
-def _fitting_table(records: Sequence[Record], console: Console, width: int, pairs: Pairs) -> Table:
-    """The table with as many scores as fit: first the gaps between columns go, then the last."""
-    scores = [headline for headline in headlines(records) if headline.short]
+def _fitting_table(
+    records: Sequence[Record], console: Console, width: int, pairs: Pairs
+) -> tuple[Table, list[Headline]]:
+    """The table with as many scores as fit, and those that do not.
+
+    First the gaps between columns go, then the last scores.
+    """
+    all_scores = [headline for headline in headlines(records) if headline.short]
+    scores = all_scores
     gap = 1
     table = _screen_table(records, scores, gap, pairs)
     while scores and _width(table, console) > width:
@@ -322,7 +333,7 @@ def _fitting_table(records: Sequence[Record], console: Console, width: int, pair
         else:
             scores = scores[:-1]
         table = _screen_table(records, scores, gap, pairs)
-    return table
+    return table, all_scores[len(scores) :]
 
 
 def _width(table: Table, console: Console) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from qbench.errors import ConfigError, unknown_name
+from qbench.errors import ConfigError, require_plain_name, unknown_name
 from qbench.files.ordinary import is_file
 from qbench.tasks.contract import Task
 from qbench.tasks.declaration import Table
@@ -69,11 +69,13 @@ def unit_of(metric: str) -> str:
 def load_task_file(path: Path) -> str:
     """Register the task of a YAML file; returns its name. Loading a file again reads it again.
 
-    Raises ConfigError where the file is absent or describes no task, or where its name is taken.
+    Raises ConfigError where the file is absent or describes no task, or where its name is
+    taken or no name.
     """
     if not is_file(path):
         raise ConfigError(f"task file {str(path)!r} is not a file; give a YAML file with a task")
     task = read_task(path)
+    require_plain_name(f"the task of {str(path)!r}", task.name)
     place = path.resolve()
     others = _installed()[0] | {t.name: t for other, t in _loaded.items() if other != place}
     if task.name in others:
@@ -97,6 +99,7 @@ def _installed() -> tuple[dict[str, Task], dict[str, str]]:
                     f"{point.value} is no task: it needs name, kind, describe, spec and evaluate, "
                     "and the other facts of qbench.tasks.contract.Task"
                 )
+            require_plain_name(point.value, task.name)
             if task.name in tasks:
                 raise ValueError(f"the name {task.name!r} is taken")
         except Exception as error:  # whatever a plug-in raises, the others still work

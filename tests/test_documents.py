@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,34 @@ def test_make_targets_exist(document):
     named = re.findall(r"\bmake ([a-z][\w-]*)", "\n".join(code(document)))
     assert named
     assert set(named) - set(targets) == set()
+
+
+def test_a_target_takes_what_make_help_says_that_it_takes():
+    rule = re.compile(r"^([\w-]+):[^\n]*##([^\n]*)\n((?:\t[^\n]*\n)*)", re.M)
+    promised = {}
+    for target, about, recipe in rule.findall((ROOT / "Makefile").read_text()):
+        for name in re.findall(r"\b[A-Z]{3,}\b", " ".join(re.findall(r"\([A-Z][^)]*\)", about))):
+            promised[f"{target} {name}"] = re.search(rf"\b{name}\b", recipe) is not None
+    assert {"bench OUT", "regress OUT", "regress BITS", "gate MODEL"} <= promised.keys()
+    assert [name for name, is_taken in promised.items() if not is_taken] == []
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    ("typed", "passed"),
+    [
+        ((), ""),
+        (("OUT=x y", "BITS=3,4"), " --bits 3,4 --out 'x y'"),
+        (("OUT=it's",), """ --out 'it'"'"'s'"""),
+    ],
+)
+def test_regress_passes_on_what_is_typed(typed, passed):
+    words = ["make", "--dry-run", "--old-file", ".venv/.ready", "regress", "METHOD=m.py", *typed]
+    variables = {name: value for name, value in os.environ.items() if name not in ("OUT", "BITS")}
+    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True)
+    command = shlex.join(shlex.split(done.stdout.replace("\\\n", "")))
+    start, end = " regress m.py --base gptq --model smollm2-135m", " --markdown runs/regress.md"
+    assert f"{start}{passed}{end}" in command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

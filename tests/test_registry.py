@@ -265,7 +265,16 @@ WRONG = [
         COMPLETE.replace("strength", "trains: ClassVar[bool] = True\n    strength"),
         "class Mine of .* declares that it trains and lacks epochs, batch_size, training_tokens",
     ),
+    (COMPLETE.replace('"mine"', '"../mine"'), "class Mine of .* has the name '../mine', which is"),
+    (COMPLETE.replace('"mine"', '"mi|ne"'), "class Mine of .* has the name 'mi.ne', which is no"),
+    (COMPLETE.replace('"mine"', '"mi ne"'), "class Mine of .* has the name 'mi ne', which is no"),
+    (COMPLETE.replace('"mine"', '"mi:ne"'), "class Mine of .* has the name 'mi:ne', which is no"),
+    (COMPLETE.replace('"mine"', '""'), "class Mine of .* has the name '', which is no"),
 ]
+
+
+def test_methods_of_other_packages_have_the_packages_name_in_front():
+    assert {"gptqmodel:gptq", "gguf:q4_k_m"} <= registry.external().keys()
 
 
 @pytest.mark.parametrize("text, message", WRONG)

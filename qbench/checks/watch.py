@@ -9,8 +9,12 @@ good a result is, is what the run measures.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qbench.checks.methods import check_is_a_value
@@ -27,11 +31,22 @@ WHERE = "in the run"
 WORST = 1.5
 
 
-def watched(method: Any) -> Any:
+@dataclass
+class Clock:
+    """What the watch itself costs: seconds of all its calls but those of the method's work.
+
+    of_the_verb: seconds of the method's own last call.
+    """
+
+    seconds: float = 0.0
+    of_the_verb: float = 0.0
+
+
+def watched(method: Any, clock: Clock) -> Any:
     """The same method; MethodError from a call of its verb that breaks a promise, or at once.
 
     Of a verb that takes one weight the first call is made twice. Other promises about several calls
-    are left to `qbench check`.
+    are left to `qbench check`. clock: is told what the watch costs.
     """
     judge = _Judge(method)
     try:
@@ -39,22 +54,45 @@ def watched(method: Any) -> Any:
     except Broke as broken:
         raise _broken(str(broken)) from None
     verb = verb_of(method)
-    if verb == "quantize_block":
-        # Of a block's inputs there may be gigabytes: the block alone is copied to be compared.
-        return spied_on(method, WHERE, judge, copied=1)
-    kind = type(spied_on(method, WHERE, judge))
+    of_a_block = verb == "quantize_block"
+    own = type(method)
 
-    def judged(self: Any, *arguments: Any) -> Any:
-        first = len(judge) == 0
-        result = getattr(kind, verb)(self, *arguments)
-        if verb == "quantize_weight":
-            _expect_its_own(arguments[0], result)
-        if first and not equal(result, getattr(kind, verb)(self, *arguments)):
-            raise _broken("the same call gives another result")
+    def timed(self: Any, *arguments: Any) -> Any:
+        started = _now()
+        result = getattr(own, verb)(self, *arguments)
+        clock.of_the_verb = _now() - started
         return result
 
-    subclass = type(kind.__name__, (kind,), {verb: judged, "__module__": kind.__module__})
-    return subclass(**hyper_parameters(method))
+    # Of a block's inputs there may be gigabytes: the block alone is copied to be compared.
+    copied = 1 if of_a_block else None
+    kind = type(spied_on(_with_verb(method, own, timed), WHERE, judge, copied))
+
+    def judged(self: Any, *arguments: Any) -> Any:
+        started = _now()
+        first = len(judge) == 0
+        result = getattr(kind, verb)(self, *arguments)
+        work = clock.of_the_verb
+        if verb == "quantize_weight":
+            _expect_its_own(arguments[0], result)
+        if first and not of_a_block and not equal(result, getattr(kind, verb)(self, *arguments)):
+            raise _broken("the same call gives another result")
+        clock.seconds += _now() - started - work
+        return result
+
+    return _with_verb(method, kind, judged)
+
+
+def _with_verb(method: Any, kind: type, verb: Callable[..., Any]) -> Any:
+    """The same method, of a subclass whose verb is this one."""
+    namespace = {verb_of(method): verb, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), namespace)(**hyper_parameters(method))
+
+
+def _now() -> float:
+    """Seconds; a GPU has done by then what it was told before."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class _Judge(list[Call]):

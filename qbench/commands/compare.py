@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from qbench.commands.options import (
     Data,
@@ -24,11 +20,11 @@ from qbench.commands.options import (
     say,
     typed,
 )
+from qbench.commands.tables import TableRow, show_table
 from qbench.commands.variants import is_file_of_method, read_variant_here
 from qbench.errors import ConfigError, unknown_name
 from qbench.files.atomic import remove_file, require_place
 from qbench.files.ordinary import is_folder
-from qbench.outside_text import printable
 
 if TYPE_CHECKING:
     from qbench.comparison.matching import Side
@@ -39,7 +35,6 @@ app = typer.Typer()
 baseline_app = typer.Typer(no_args_is_help=True, help="Runs kept to compare with: plain files.")
 Baselines = Annotated[Path, typer.Option("--baselines", help="Where baselines lie.")]
 HERE = Path("baselines")
-WIDTH = 100  # characters that the table takes at least, also in a log
 
 
 @app.command(
@@ -272,7 +267,11 @@ def _show(verdict: Verdict) -> None:
     """The table, then what was not compared, the changed answers and the costs."""
     from qbench.comparison import written
 
-    Console(width=max(WIDTH, out.width)).print(_table(verdict))
+    _show_table(verdict)
+    for cell in verdict.cells:
+        for finding in cell.findings:
+            if finding.needed:
+                say(f"needs    {cell.label}  {finding.endpoint.name}: {finding.needed}")
     for cell in verdict.cells:
         if cell.status != "compared":
             say(written.lost_line(cell))
@@ -288,28 +287,18 @@ def _show(verdict: Verdict) -> None:
     say(f"{verdict.outcome}: {written.SENTENCES[verdict.outcome]}")
 
 
-def _table(verdict: Verdict) -> Table:
-    """A line for each cell, and below it its scores; without columns that are empty throughout."""
+def _show_table(verdict: Verdict) -> None:
+    """A line for each cell, across the table, and below it its scores."""
     from qbench.comparison import written
 
-    rows = []
+    kept = [k for k, name in enumerate(written.HEADINGS) if name not in ("cell", "needs")]
+    headings = [written.HEADINGS[k] for k in kept]
+    rows: list[TableRow] = []
     for cell in verdict.cells:
-        for index, finding in enumerate(cell.findings):
-            word, label, *rest = written.fields(cell, finding)
-            if index == 0:
-                rows.append(["", label, *[""] * (len(rest) - 1)])
-            rows.append([word, f" {rest[0]}", *rest[1:]])
-    headings = [name for name in written.HEADINGS if name != "cell"]
-    kept = [k for k in range(len(headings)) if any(row[k] for row in rows)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for k in kept:
-        wraps = headings[k] == "needs"
-        table.add_column(
-            headings[k],
-            justify="left" if k < 2 or wraps else "right",
-            overflow="fold",
-            no_wrap=not wraps,
-        )
-    for row in rows:
-        table.add_row(*[Text(printable(row[k])) for k in kept])
-    return table
+        if cell.findings:
+            rows.append(cell.label)
+        for finding in cell.findings:
+            fields = written.fields(cell, finding)
+            rows.append([fields[k] for k in kept])
+    if rows:
+        show_table(headings, rows, right=headings[2:])

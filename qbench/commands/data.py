@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from qbench.commands.options import Data, out, say
+from qbench.commands.tables import show_table
 
 app = typer.Typer(no_args_is_help=True, help="Where the questions and texts come from.")
 
@@ -21,11 +20,10 @@ def data_list(data: Data = None) -> None:
 
     source = open_source(data or "auto")
     say(f"data  {source.describe()}")
-    table = Table("table", "split", "rows", "sha256", "licence", box=None, padding=(0, 2, 0, 0))
+    rows = []
     for row in inventory(source):
-        cells = ["missing" if value is None else str(value) for value in row.values()]
-        table.add_row(*map(Text, cells))
-    out.print(table)
+        rows.append(["missing" if value is None else str(value) for value in row.values()])
+    show_table(("table", "split", "rows", "sha256", "licence"), rows, sentences=("licence",))
 
 
 @app.command("fetch", epilog="Example: `qbench data fetch data` and then `export QBENCH_DATA=data`")

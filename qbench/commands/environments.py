@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from qbench.commands.options import err, out, say
+from qbench.commands.options import err, say
+from qbench.commands.tables import show_table
 from qbench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -53,20 +52,19 @@ def list_() -> None:
     from qbench.external.environments import environments, state
     from qbench.external.packages import packages
 
-    columns = ("package", "state", "MB", "methods", "about")
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    rows = []
     for package in packages().values():
         present = state(package, measured=True)
         size = f"{present.nbytes / 1e6:.0f}" if present.nbytes else ""
         about = package.about if present.reason is None else f"{package.about}: {present.reason}"
         methods = methods_of(package)
         offered = [name for name, reason in methods.items() if reason is None]
-        row = (package.name, present.status, size, " ".join(offered), about)
-        table.add_row(*map(Text, row))
+        rows.append((package.name, present.status, size, " ".join(offered), about))
         for name, reason in methods.items():
             if reason is not None:
-                table.add_row(*map(Text, ("", "unavailable", "", name, reason)))
-    out.print(table)
+                rows.append(("", "unavailable", "", name, reason))
+    columns = ("package", "state", "MB", "methods", "about")
+    show_table(columns, rows, sentences=("methods", "about"))
     say(f"environments  {environments()}")
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from qbench.commands.options import (
     Bos,
@@ -37,6 +35,7 @@ from qbench.commands.options import (
     say,
     typed,
 )
+from qbench.commands.tables import show_table
 from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError
 
 if TYPE_CHECKING:
@@ -275,7 +274,7 @@ def inspect(
         print(json.dumps(asdict(inspection), indent=2))
         return
     say(_headline(inspection))
-    out.print(_item_table(inspection))
+    _show_items(inspection)
     # `model.layers.0.mlp` and `model.layers.1.mlp` are one line, `model.layers.*.mlp`.
     patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in inspection.unquantized_layers]
     for pattern, count in Counter(patterns).items():
@@ -373,18 +372,18 @@ def _origin(inspection: Inspection) -> str:
     return f"{origin}, {inspection.method}"
 
 
-def _item_table(inspection: Inspection) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("item")
-    for name in ("tensors", "bytes", "share", "bits per weight"):
-        table.add_column(name, justify="right")
+def _show_items(inspection: Inspection) -> None:
+    columns = ("item", "tensors", "bytes", "share", "bits per weight")
+    rows = []
     for item in inspection.items:
         bits = inspection.bits_per_weight.get(item.name)
-        table.add_row(
-            Text(item.name.replace("_", " ")),
-            str(item.tensors),
-            f"{item.nbytes:,}",
-            f"{item.share:.1%}",
-            "" if bits is None else f"{bits:.4f}",
+        rows.append(
+            [
+                item.name.replace("_", " "),
+                str(item.tensors),
+                f"{item.nbytes:,}",
+                f"{item.share:.1%}",
+                "" if bits is None else f"{bits:.4f}",
+            ]
         )
-    return table
+    show_table(columns, rows, right=columns[1:])

@@ -43,8 +43,30 @@ def judged(
     names = (method_of(base), method_of(candidate))
     refuse_one_method(*names)
     gate = Gate((base, candidate), names, early, limits or {})
-    run_grid(_grid((base, candidate), flags), work=gate.work)
+    grid = _grid((base, candidate), names, flags)
+    grid.check_request(loaded=True)
+    run_grid(grid, work=gate.work)
     return gate.verdict
+
+
+def refuse_request(
+    variants: Sequence[Variant], flags: Mapping[str, Any], imported: bool = False
+) -> None:
+    """ConfigError, ModelError or DataError for flags that the gate's grid cannot have.
+
+    imported: whether the files of methods may be imported. Before, what is set of their methods is
+    not looked at.
+    """
+    from qbench.models.source import find_model
+
+    known = imported or all(variant.plugin is None for variant in variants)
+    names = [method_of(each) if known else each.method or each.text for each in variants]
+    if known:
+        refuse_one_method(*names)
+    grid = _grid(variants, names, flags)
+    grid.check_request(loaded=known)
+    for name in grid.model:
+        find_model(name, grid.trust_remote_code)
 
 
 def refuse_one_method(base: str, candidate: str) -> None:
@@ -67,17 +89,20 @@ def judged_alone(variant: Variant, flags: Mapping[str, Any]) -> Side:
         records.extend(run_plan(plan, store))
         return records
 
-    grid = _grid((variant,), flags)
+    grid = _grid((variant,), [method_of(variant)], flags)
+    grid.check_request(loaded=True)
     run_grid(grid, work=work)
     assert grid.out is not None
     return Side(variant.text, grid.out, tuple(records))
 
 
-def _grid(variants: Sequence[Variant], flags: Mapping[str, Any]) -> Grid:
-    """The gate's grid for these methods, in a folder of its own for each state of them."""
+def _grid(variants: Sequence[Variant], names: Sequence[str], flags: Mapping[str, Any]) -> Grid:
+    """The gate's grid for these methods, in a folder of its own for each state of them.
+
+    names: of the methods.
+    """
     from qbench.experiment.grid import read_grid
 
-    names = [method_of(variant) for variant in variants]
     state = hashlib.sha256(b"".join(variant.state for variant in variants)).hexdigest()[:8]
     settings = {
         "preset": PRESET,
@@ -87,9 +112,7 @@ def _grid(variants: Sequence[Variant], flags: Mapping[str, Any]) -> Grid:
         "out": Path("runs") / "regress" / f"{names[-1]}-{state}",
     }
     asked = {key: value for key, value in flags.items() if value is not None}
-    grid = read_grid(None, settings | asked)
-    grid.check_request()
-    return grid
+    return read_grid(None, settings | asked)
 
 
 @dataclass

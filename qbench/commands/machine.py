@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from qbench.commands.options import as_names, as_numbers, err, out, refuse_unused, say
+from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, reason_of
 from qbench.files.atomic import require_place
-from qbench.outside_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from qbench.latency.request import Request
     from qbench.latency.timing import Row, Shape
 
-WIDTH = 110  # of a terminal, at least: the tables of timings do not wrap
 PRODUCT_COLUMNS = (
     "kernel", "bits", "us", "10-90 %", "GB/s", "of memory", "x fp32", "x bf16", "error",
 )  # fmt: skip
@@ -59,10 +55,7 @@ def doctor() -> None:
         if finding.advice:
             say(f"  -> {finding.advice}")
     columns, rows = listing("kernels")
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    out.print(table)
+    show_table(columns, rows, sentences=columns[1:])
 
 
 @app.command(
@@ -216,7 +209,7 @@ def _products(
     for shape in request.shapes:
         with err.status(f"timing {shape}"):
             rows, absent = time_shape(shape, request, rounds, device, threads)
-        Console(width=max(out.width, WIDTH)).print(_product_table(rows))
+        _show_products(rows)
         _say_faster_than_memory(rows)
         timed += rows
         for each in absent.items():
@@ -230,37 +223,37 @@ def _products(
     return stored
 
 
-def _product_table(rows: Sequence[Row]) -> Table:
-    """The rows of one shape: three probes, which make the title, and the products.
+def _show_products(rows: Sequence[Row]) -> None:
+    """The rows of one shape: three probes, which stand above the table, and the products.
 
     us: median of the times, with the tenth and ninetieth percentile. of memory: its rate as a part
     of the memory's. x fp32, x bf16: how many times as fast as the dense product.
     """
     memory, bf16, fp32 = rows[:3]
     products = rows[3:]
-    title = (
+    say(
         f"{memory.shape}, {memory.device}, {len(memory.times)} times each; "
         f"memory reads {memory.rate / 1e9:.1f} GB/s, matrices multiply {_gflops(bf16)} (bf16) "
         f"and {_gflops(fp32)} (fp32) GFLOP/s"
     )
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in PRODUCT_COLUMNS:
-        table.add_column(column, no_wrap=True)
+    lines = []
     dense = {row.name: row.seconds for row in products}
     for row in products:
         low, high = row.spread
-        table.add_row(
-            row.name,
-            f"{row.bits:.2f}",
-            f"{row.seconds * 1e6:.0f}",
-            f"{low * 1e6:.0f}-{high * 1e6:.0f}",
-            f"{row.rate / 1e9:.1f}",
-            f"{100 * row.rate / memory.rate:.0f} %",
-            f"{dense['dense fp32'] / row.seconds:.2f}",
-            f"{dense['dense bf16'] / row.seconds:.2f}",
-            f"{row.error:.1g}",
+        lines.append(
+            [
+                row.name,
+                f"{row.bits:.2f}",
+                f"{row.seconds * 1e6:.0f}",
+                f"{low * 1e6:.0f}-{high * 1e6:.0f}",
+                f"{row.rate / 1e9:.1f}",
+                f"{100 * row.rate / memory.rate:.0f} %",
+                f"{dense['dense fp32'] / row.seconds:.2f}",
+                f"{dense['dense bf16'] / row.seconds:.2f}",
+                f"{row.error:.1g}",
+            ]
         )
-    return table
+    show_table(PRODUCT_COLUMNS, lines)
 
 
 def _say_faster_than_memory(rows: Sequence[Row]) -> None:
@@ -308,19 +301,21 @@ def _end_to_end(
         "threads": threads if place == "cpu" else None,
         "dtypes": list(dict.fromkeys(variant.dtype for variant in variants)),
     }
-    title = Text(_heading(measured))
-    table = Table(*MODEL_COLUMNS, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    say(_heading(measured))
+    lines = []
     for row in rows:
         kernels = ", ".join(f"{name} {count}" for name, count in row.kernels.items())
-        table.add_row(
-            row.name,
-            _with_range(row.prefill),
-            _with_range(row.decode),
-            f"{1000 * row.first_token:.0f}",
-            f"{row.peak_bytes / 1e6:.0f}",
-            Text(kernels or "torch"),
+        lines.append(
+            [
+                row.name,
+                _with_range(row.prefill),
+                _with_range(row.decode),
+                f"{1000 * row.first_token:.0f}",
+                f"{row.peak_bytes / 1e6:.0f}",
+                kernels or "torch",
+            ]
         )
-    Console(width=max(out.width, WIDTH)).print(table)
+    show_table(MODEL_COLUMNS, lines, sentences=("kernels",))
     decode = {row.name: row.decode[0] for row in rows}
     ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
     out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
@@ -334,7 +329,7 @@ def _heading(measured: dict[str, Any]) -> str:
     device = measured["device"]
     if measured["threads"] is not None:
         device = f"{device}, {threads_in_words(measured['threads'])}"
-    return printable(
+    return (
         f"{measured['model']} ({measured['revision']}), {', '.join(measured['dtypes'])} on "
         f"{device}: {measured['prompt']} tokens read and {measured['tokens']} written, "
         f"{measured['repeats']} times each"

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from qbench.commands import (
     check,
@@ -41,6 +38,7 @@ from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
+from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, QbenchError, readable, reason_of
 from qbench.files.atomic import require_place
 
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
     from qbench.experiment.store import Store
     from qbench.records import Record
 
-WIDEST = 2000  # columns of a table in a file or a pipe, where nothing need be wrapped
 # What is mended by room, or by another place: errors of the system of other kinds are not.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -288,13 +285,7 @@ def list_(
     if markdown:
         print(as_markdown(columns, rows), end="")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:  # what one has to type is never cut off
-        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = out if out.is_terminal else Console(width=WIDEST)
-    console.print(table)
+    show_table(columns, rows, sentences=columns[1:])  # what one has to type is whole
 
 
 def main() -> None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from qbench.commands.options import out, say
+from qbench.commands.tables import show_table
 from qbench.records import threads_in_words
-
-WIDTH = 110  # of a terminal, at least: names do not wrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,31 +77,31 @@ def show_plan(plan: Plan) -> None:
     """The cells with what each will cost, those that are skipped, and what all cost together."""
     from qbench.experiment.plan import expected_seconds
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("cell", "model", "method"):
-        table.add_column(name)
-    for name in ("quantize", "evaluate", "latency", "peak memory", "disk"):
-        table.add_column(name, justify="right")
+    words = ("cell", "model", "method")
+    costs = ("quantize", "evaluate", "latency", "peak memory", "disk")
+    rows = []
     total = expected_seconds(plan)
     saved: dict[str, int] = {}
     for cell in plan.cells:
         if cell.id in plan.skipped:
-            table.add_row(cell.id, Text(cell.model), Text(plan.labels[cell.id]), "skipped")
+            rows.append([cell.id, cell.model, plan.labels[cell.id], "skipped", "", "", "", ""])
             continue
         cost = plan.estimates[cell.id]
         total += cost.latency
         saved[cell.artifact] = cost.disk_bytes
-        table.add_row(
-            cell.id,
-            Text(cell.model),
-            Text(plan.labels[cell.id]),
-            f"{cost.quantize:.0f} s",
-            f"{sum(cost.tasks.values()):.0f} s",
-            f"{cost.latency:.0f} s",
-            f"{cost.peak_bytes / 1e9:.1f} GB",
-            f"{cost.disk_bytes / 1e9:.1f} GB",
+        rows.append(
+            [
+                cell.id,
+                cell.model,
+                plan.labels[cell.id],
+                f"{cost.quantize:.0f} s",
+                f"{sum(cost.tasks.values()):.0f} s",
+                f"{cost.latency:.0f} s",
+                f"{cost.peak_bytes / 1e9:.1f} GB",
+                f"{cost.disk_bytes / 1e9:.1f} GB",
+            ]
         )
-    Console(width=max(out.width, WIDTH)).print(table)
+    show_table((*words, *costs), rows, right=costs)
     for cell in plan.cells:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from qbench.files.atomic import remove_file, require_place, write_text
 from qbench.outside_text import markdown as escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qbench.checks.verdict import Verdict
 
@@ -67,7 +68,7 @@ def regress(
     Exit code 0: no; 1: yes, or it breaks a contract; 2: not comparable, or it crashed.
     """
     from qbench.commands.compare import report
-    from qbench.commands.gated import judged, refuse_one_method
+    from qbench.commands.gated import judged, refuse_one_method, refuse_request
     from qbench.comparison.written import as_json as plain
     from qbench.experiment.grid import parse_set
 
@@ -88,7 +89,9 @@ def regress(
         "device": device,
         "out": out_folder,
     }
-    failures = _failures(variant)
+    sides = (other, variant)
+    refuse_request(sides, flags)
+    failures = _failures(variant, partial(refuse_request, sides, flags, imported=True))
     if failures:
         _write_broken(failures, (base, method), as_json, markdown)
         raise typer.Exit(1)
@@ -98,11 +101,18 @@ def regress(
     raise typer.Exit(report(verdict, False, markdown, strict))
 
 
-def _failures(variant: Variant) -> list[Verdict]:
-    """Run the contract checks, and print and return those that fail."""
+def _failures(variant: Variant, refuse: Callable[[], None]) -> list[Verdict]:
+    """Run the contract checks, and print and return those that fail.
+
+    refuse: is called as soon as the method was imported in another process, and so can be in this.
+    """
     from qbench.checks.isolation import check_isolated
 
-    verdicts = list(check_isolated(variant.target, CHECK_SECONDS))
+    verdicts: list[Verdict] = []
+    for verdict in check_isolated(variant.target, CHECK_SECONDS):
+        if not verdicts:
+            refuse()
+        verdicts.append(verdict)
     failures = [verdict for verdict in verdicts if verdict.outcome == "FAIL"]
     for verdict in failures:
         say(f"FAIL  {_line(verdict)}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 from qbench.comparison.matching import Side, cell_key, chosen
 from qbench.comparison.pairs import is_unquantized
-from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.errors import PLAIN_NAME, ConfigError, StoreError, unknown_name
 from qbench.experiment.journal import read_plans
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
@@ -16,7 +15,6 @@ from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
 from qbench.records import Record
 
 BASELINES = Path("baselines")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
@@ -45,7 +43,7 @@ def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
 
     An older baseline of that name is replaced. ConfigError for a name that is none.
     """
-    if not _NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name):
         raise ConfigError(
             f"baseline name {name!r} is not a plain name of letters, digits, '.', '_' and '-'; "
             "for example uniquanf-3b"

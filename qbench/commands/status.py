@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from qbench.commands.options import out
 from qbench.commands.planned import how_long
+from qbench.commands.tables import aligned, widths_of
 from qbench.outside_text import printable
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def shown(run: RunStatus) -> RenderableType:
     counts = ", ".join(f"{count} {state}" for state, count in run.counts.items())
     whole = f"{run.folder}  {len(run.cells)} cells: {counts or 'none'}; {_left(run)}"
     lines: list[RenderableType] = [Text(printable(whole))]
-    running = [cell for cell in run.cells if cell.state == "running"]
-    if running:
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for cell in running:
-            table.add_row(*(Text(printable(word)) for word in _row(cell)))
-        lines.append(table)
+    rows = []
+    for cell in run.cells:
+        if cell.state == "running":
+            rows.append([printable(word) for word in _row(cell)])
+    widths = widths_of(rows)
+    lines += [Text(aligned(row, widths)) for row in rows]
     for cell in run.cells:
         if cell.state in ("failed", "skipped"):
             reason = " ".join((cell.reason or "").split())

@@ -60,6 +60,19 @@ def measured_once(draws: Sequence[tuple[Record, Record]], known: Iterable[str]) 
     return [f"{', '.join(names)}: {ONCE}"]
 
 
+def watched(draws: Sequence[tuple[Record, Record]], known: Iterable[str]) -> list[str]:
+    """A note on the memory of a side that is a plug-in, where the other one is none."""
+    sides = zip(*draws, strict=True)
+    base, candidate = [any(record.quantize_watched for record in side) for side in sides]
+    if "peak MB" not in known or base == candidate:
+        return []
+    name = "base" if base else "candidate"
+    return [
+        f"peak MB: of the {name} alone it holds copies that the watch on a plug-in makes to check "
+        "its contract"
+    ]
+
+
 def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
     """A note on the costs that both sides have and `costs` leaves out, if there are any."""
     names = []

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
 from qbench.comparison.comparable import differences, shared_items, tasks_lacking
-from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other_machines
+from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other_machines, watched
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
@@ -113,19 +113,26 @@ class Verdict:
 
     @property
     def stopped(self) -> str:
-        """Why no more draws were made; empty where no look was taken before the end."""
+        """Why no more draws were made, or that more are due; empty where no look was taken before
+        the end.
+        """
         if not self.looks:
             return ""
         draws, outcome = self.looks[-1].draws, self.looks[-1].outcome
         if draws == self.draws:
             return f"all {draws} draws were made"
+        if outcome == "undecided":
+            return f"undecided after {draws} of {self.draws} draws: further draws are due"
         why = "nothing can be compared" if outcome == "not comparable" else "the verdict is in"
         return f"stopped after {draws} of {self.draws} draws: {why}"
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """An endpoint of a cell before all are judged together."""
+    """An endpoint of a cell before all are judged together.
+
+    is_all: whether the data are known to give no more items than were asked.
+    """
 
     endpoint: Endpoint
     base: float
@@ -134,6 +141,7 @@ class _Measured:
     spread: MeanSquares | None
     flips: Flips | None
     changes: tuple[Change, ...]
+    is_all: bool = False
 
 
 def compare(
@@ -208,7 +216,8 @@ def _measure(
         unique = tuple(dict.fromkeys(reasons))
         return replace(cell, status="not comparable", reasons=unique), []
     known = costs(draws)
-    notes += other_machines(draws) + elsewhere(draws) + measured_once(draws, known)
+    notes += other_machines(draws) + elsewhere(draws)
+    notes += measured_once(draws, known) + watched(draws, known)
     return replace(cell, costs=known, notes=tuple(notes)), measures
 
 
@@ -251,7 +260,18 @@ def _of_endpoint(
         endpoint.spread(*tables, clusters),
         flipped,
         tuple(changes),
+        _is_all(endpoint, draws[0][0], len(base[0].keys)),
     )
+
+
+def _is_all(endpoint: Endpoint, record: Record, items: int) -> bool:
+    """Whether a task asked all items that its data give, as its limits tell."""
+    task, metric, _ = endpoint.key
+    for spec in record.cell.tasks:
+        if spec.name == task:
+            limits = [spec.limit, spec.generate if metric == "exact_match" else None]
+            return all(limit is None or items < limit for limit in limits)
+    return False
 
 
 def _identical(endpoint: Endpoint, draws: Sequence[tuple[Record, Record]]) -> bool:
@@ -296,17 +316,18 @@ def _judge(measured: Sequence[_Measured], look: Look) -> list[Finding]:
 def _needed(entry: _Measured) -> str:
     """How many items or draws would show, with 80 %, that nothing is worse, if that is so."""
     harm, margin = entry.harm, entry.endpoint.margin
+    there = f"{harm.items:,}, all that these data give" if entry.is_all else f"{harm.items:,}"
     if not math.isfinite(harm.stderr):
         return "items of at least two clusters"
     if entry.spread is not None:
-        return _needed_of_draws(entry, entry.spread)
+        return _needed_of_draws(entry, entry.spread, there)
     if harm.stderr == 0:
-        return "more items"
+        return f"more items, for {there}"
     items = items_to_pass(harm.stderr, harm.items, margin, harm.degrees)
-    return _more_items(items, harm.items)
+    return _more_items(items, harm.items, there)
 
 
-def _needed_of_draws(entry: _Measured, squares: MeanSquares) -> str:
+def _needed_of_draws(entry: _Measured, squares: MeanSquares, there: str) -> str:
     """Of several draws: more of them, more items, or both where neither alone would do."""
     harm, margin = entry.harm, entry.endpoint.margin
     # Over draws the interval of answers reaches at least -ln(ALPHA) / items (`crossed_share`).
@@ -320,11 +341,11 @@ def _needed_of_draws(entry: _Measured, squares: MeanSquares) -> str:
         return f"more than {MOST:,} draws or {MOST:,} times the items"
     items = max(least, math.ceil(harm.items * both[1] / squares.clusters))
     if both[0] == harm.draws:
-        return _more_items(items, harm.items)
-    return f"{both[0]} draws of {items:,} items, for {harm.draws} of {harm.items:,}"
+        return _more_items(items, harm.items, there)
+    return f"{both[0]} draws of {items:,} items, for {harm.draws} of {there}"
 
 
-def _more_items(items: int, there: int) -> str:
-    if items <= there:
+def _more_items(items: int, asked: int, there: str) -> str:
+    if items <= asked:
         return "more items: it lies at the margin"
-    return f"{items:,} items, for {there:,}"
+    return f"{items:,} items, for {there}"

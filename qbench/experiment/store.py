@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from qbench.errors import StoreError
 from qbench.files.atomic import leftovers, refusal_of, remove, require_folders, write_text
-from qbench.files.claims import claimed, claimed_in_time
+from qbench.files.claims import claimed, claimed_in_time, is_claimed
 from qbench.files.ordinary import is_folder, ordinary_text
 from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
 
@@ -52,11 +52,10 @@ class Store:
     def __init__(self, folder: Path, to_write: bool = True) -> None:
         """Make the folder if need be; StoreError where it cannot be written.
 
-        to_write: whether a run is to go on in it. Without, it is read as it is, where it may be
-        that nothing can be written.
+        to_write: whether a run is to go on in it. Without, it is read as it is, and may be
+        somebody else's.
         """
         self.folder = folder
-        self._to_write = to_write
         refusal = refusal_of(folder, folder / "records") if to_write else None
         if refusal is not None:
             raise StoreError(
@@ -141,7 +140,8 @@ class Store:
         A link counts as itself. delete: whether to remove it. StoreError where a run is at work, as
         then it is in use, and where something cannot be removed.
         """
-        with claimed(self.claim(RUNNERS)) as alone:
+        runners = self.claim(RUNNERS)
+        with claimed(runners) if delete else nullcontext(not is_claimed(runners, True)) as alone:
             if not alone:
                 raise StoreError(f"a run is at work in {self.folder}; wait until it has ended")
             try:
@@ -222,38 +222,35 @@ class Store:
     def read_records(self) -> tuple[list[Record], list[str]]:
         """All trusted records, and a sentence for each of the others.
 
-        They are put into quarantine, but for those that a newer qbench wrote, and all where the
-        folder is only read and cannot be written.
+        They are put into quarantine, as a run does that goes on here, but for those that a newer
+        qbench wrote.
         """
-        records = []
+        records, doubts = self._sorted_out()
         complaints = []
-        for path in sorted((self.folder / "records").glob("*.json")):
-            try:
-                records.append(_trusted(path))
-            except _NewerRecordError as error:
+        for path, error in doubts.items():
+            if isinstance(error, _NewerRecordError):
                 complaints.append(f"{error}; it stays where it is")
-            except StoreError as error:
-                try:
-                    kept = self._put_away(path)
-                except StoreError:
-                    if self._to_write:
-                        raise
-                    complaints.append(f"{error}; it stays where it is, as nothing can be written")
-                    continue
-                if kept is not None:
-                    complaints.append(f"{error}; moved to {kept}, the cell will be run again")
+                continue
+            kept = self._put_away(path)
+            if kept is not None:
+                complaints.append(f"{error}; moved to {kept}, the cell will be run again")
         return records, complaints
 
     def peek_records(self) -> tuple[list[Record], list[str]]:
-        """The same, while others work on the folder: no file is moved."""
+        """The same for who only reads: nothing is moved or made."""
+        records, doubts = self._sorted_out()
+        return records, [f"{error}; it is left out" for error in doubts.values()]
+
+    def _sorted_out(self) -> tuple[list[Record], dict[Path, StoreError]]:
+        """All trusted records, and what is wrong with the files of the others."""
         records = []
-        complaints = []
+        doubts = {}
         for path in sorted((self.folder / "records").glob("*.json")):
             try:
                 records.append(_trusted(path))
             except StoreError as error:
-                complaints.append(str(error))
-        return records, complaints
+                doubts[path] = error
+        return records, doubts
 
     def _put_away(self, path: Path) -> Path | None:
         """Move a record to quarantine, unless another runner has done so or works on its cell."""
@@ -276,8 +273,11 @@ class Store:
 
 
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
-    """Records of an existing run; StoreError where the folder is none."""
-    return open_run(folder).read_records()
+    """Records of an existing run, and a sentence for each that cannot be trusted.
+
+    Nothing in the folder is changed. StoreError where it is no run's.
+    """
+    return open_run(folder).peek_records()
 
 
 def open_run(folder: Path) -> Store:

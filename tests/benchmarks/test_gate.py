@@ -225,7 +225,7 @@ def test_what_cannot_be_run_is_left_out_with_a_sentence(gate, tmp_path, monkeypa
     before = {name: entry | {"source": "a"} for name, entry in now.items() if name != "mine"}
     monkeypatch.setattr(module, "method_sources", lambda tree: now if tree == ROOT else before)
     monkeypatch.setattr(module, "state", lambda tree, words: "0")
-    options = argparse.Namespace(revision="main", model="m", bits="3", replicates=2)
+    options = argparse.Namespace(revision="main", model="m", bits="3", replicates=2, gone="")
     comment = tmp_path / "comment.md"
     assert module.gated(tmp_path / "old", options, [], comment) == 0
     methods = {words[words.index("--methods") + 1] for _, words in calls if words[0] == "run"}
@@ -234,6 +234,27 @@ def test_what_cannot_be_run_is_left_out_with_a_sentence(gate, tmp_path, monkeypa
     before["gptq"] = now["gptq"]
     assert module.gated(tmp_path / "old", options, [], comment) == 0
     assert comment.read_text().startswith("No method") and "hqq has changed" in comment.read_text()
+
+
+def test_a_method_that_is_gone_is_named_and_does_not_pass(gate, tmp_path, monkeypatch):
+    module, _, verdicts = gate
+    verdicts += ["pass"]
+    now = {"none": {"source": "a", "lacks": None}, "gptq-2": {"source": "a", "lacks": None}}
+    before = {"none": now["none"], "gptq": now["gptq-2"], "rtn": {"source": "r", "lacks": None}}
+    monkeypatch.setattr(module, "method_sources", lambda tree: now if tree == ROOT else before)
+    monkeypatch.setattr(module, "state", lambda tree, words: "0")
+    options = argparse.Namespace(revision="main", model="m", bits="3", replicates=2, gone="rtn")
+    comment = tmp_path / "comment.md"
+    assert module.gated(tmp_path / "old", options, [], comment) == 2
+    said = comment.read_text()
+    assert "gptq was there at main and is gone: removed, or under another name. Nothing" in said
+    assert "give --gone gptq." in said and "--gone rtn" not in said and "rtn was there" in said
+    options.gone = "gptq,rtn"
+    assert module.gated(tmp_path / "old", options, [], comment) == 0
+    now["rtn"] = {"source": "b", "lacks": None}
+    options.gone = ""
+    assert module.gated(tmp_path / "old", options, [], comment) == 2, "rtn passes, gptq is gone"
+    assert comment.read_text().startswith("## pass") and "gptq was there" in comment.read_text()
 
 
 @pytest.mark.slow

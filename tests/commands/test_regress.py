@@ -54,3 +54,49 @@ def test_what_is_refused_leaves_no_verdict_of_an_earlier_run(stale) -> None:
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
     done = run_command("regress", "gptq", "--base", "rtn", "--json", tmp_path)
     assert done.code == 2 and "cannot be written" in done.err and "Traceback" not in done.err
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from qbench.methods.rtn import RTN
+
+
+@dataclass(frozen=True)
+class Mine(RTN):
+    name: ClassVar[str] = "mine_of_the_gate"
+"""
+WRONG = [
+    (("--model", "no-such"), "unknown model 'no-such'"),
+    (("--data", "nowhere"), "nowhere"),
+    (("--preset", "gait"), "gait"),
+    (("--bits", "99"), "99"),
+    (("--set", "calibration.smaples=3"), "smaples"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), [*WRONG, (("--set", "gptq.dmap=1"), "dmap")])
+def test_a_wrong_flag_is_refused_before_any_check(monkeypatch, words, told) -> None:
+    monkeypatch.setattr(isolation, "check_isolated", lambda target, limit: pytest.fail("checked"))
+    done = run_command("regress", "gptq", "--base", "rtn", *words)
+    assert done.code == 2 and told in done.err, done
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [*WRONG, (("--set", "mine_of_the_gate.dmap=1"), "dmap"), (("--set", "other.a=1"), "other")],
+)
+def test_a_wrong_flag_is_refused_before_a_files_second_check(
+    monkeypatch, tmp_path: Path, words, told
+) -> None:
+    """A file is imported in another process first, which the first check has seen to."""
+    monkeypatch.setattr("qbench.registry._plugins", {})
+
+    def checks(target, limit):
+        yield Verdict("mine_of_the_gate", "check_is_a_value", "ok")
+        pytest.fail("a second check")
+
+    monkeypatch.setattr(isolation, "check_isolated", checks)
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    done = run_command("regress", tmp_path / "mine.py", "--base", "rtn", *words)
+    assert done.code == 2 and told in done.err, done

@@ -12,6 +12,7 @@ import pytest
 from compared_cells import cell, side
 from qbench.experiment.store import checksum
 from qbench.reports.registry import FOLDERS
+from tiny_runs import empty_picture
 
 
 @pytest.fixture
@@ -148,13 +149,64 @@ IMPOSSIBLE = {
 }
 
 
+def state_of(folder):
+    """Every path below a folder, with its content and when it was changed."""
+    states = {}
+    for path in sorted(folder.rglob("*")):
+        content = path.read_bytes() if path.is_file() else None
+        states[path] = (content, path.stat().st_mtime_ns)
+    return states
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "RUN", "RUN"),
+        ("compare", "RUN/records/ID.json", "RUN"),
+        ("baseline", "show", "RUN"),
+        ("baseline", "save", "RUN:rtn", "kept"),
+        ("status", "RUN"),
+        ("status", "RUN", "--json"),
+        ("gc", "RUN"),
+    ],
+)
+def test_who_only_reads_changes_nothing(command, run, tmp_path, words, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = rewritten(run, lambda body: body.update(reason="none"))
+    path.write_text(path.read_text().replace('"none"', '"another"'))
+    sound = next(p.stem for p in records_of(run) if '"rtn"' in p.read_text())
+    there = state_of(run)
+    told = []
+    for _ in range(2):
+        typed = [word.replace("RUN", str(run)).replace("ID", sound) for word in words]
+        done = command(*typed)
+        assert done.code in (0, 2) and "Traceback" not in done.err, done
+        told.append("was changed after it was written" in done.err + done.out)
+        assert state_of(run) == there
+    assert told == [words[0] != "gc"] * 2, "the warning is there each time"
+
+
+def test_a_report_writes_itself_and_moves_nothing(command, run, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    path = rewritten(run, lambda body: body.update(reason="none"))
+    path.write_text(path.read_text().replace('"none"', '"another"'))
+    there = state_of(run / "records")
+    for _ in range(2):
+        done = command("report", run)
+        assert done.code == 0 and f"record {path.name} was changed" in done.err, done
+    assert state_of(run / "records") == there
+    assert not (run / "quarantine").exists() and not (run / "claims").exists()
+
+
 @pytest.mark.parametrize("change, told", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_a_record_that_no_run_writes_is_damaged(command, run, change, told):
     path = rewritten(run, lambda body: body.update(change))
-    done = command("compare", f"{run}:rtn", f"{run}:rtn")
-    assert done.code in (0, 2) and "wikitext" in done.out, done
-    assert re.search(f"warning: record {path.name} .*{told}", done.err)
-    assert not path.exists() and (run / "quarantine" / path.name).is_file()
+    there = state_of(run)
+    for _ in range(2):
+        done = command("compare", f"{run}:rtn", f"{run}:rtn")
+        assert done.code in (0, 2) and "wikitext" in done.out, done
+        assert re.search(f"warning: record {path.name} .*{told}.*; it is left out", done.err)
+        assert state_of(run) == there, "who compares changes nothing"
 
 
 @pytest.mark.slow

@@ -150,6 +150,18 @@ def test_other_threads_are_noted(tmp_path: Path) -> None:
     assert "quantized on" not in " ".join(compare(sides[0], sides[0]).cells[0].notes)
 
 
+def test_the_memory_of_a_watched_plug_in_is_noted(tmp_path: Path) -> None:
+    ours = cell().model_copy(update={"quantize_peak_bytes": 5_000_000})
+    theirs = ours.model_copy(update={"quantize_watched": True})
+    first, second = side(tmp_path / "ours", ours), side(tmp_path / "theirs", theirs)
+    note = "peak MB: of the {} alone it holds copies that the watch on a plug-in makes"
+    for sides, name in (((first, second), "candidate"), ((second, first), "base")):
+        verdict = compare(*sides)
+        assert any(said.startswith(note.format(name)) for said in verdict.cells[0].notes)
+        assert note.format(name) in markdown(verdict)
+    assert "watch" not in markdown(compare(second, second)) + markdown(compare(first, first))
+
+
 def test_items_that_are_the_same_to_the_last_digit_leave_nothing_to_chance(tmp_path: Path) -> None:
     """Right and wrong answers alone leave 3 / n open; with the same hash there is no difference."""
     made = side(tmp_path / "run", cell())
@@ -206,6 +218,25 @@ def test_items_alone_are_not_asked_where_the_draws_spread_too_much() -> None:
     assert re.fullmatch(r"[\d,]+ items, for 40", narrow)
     assert re.fullmatch(r"\d+ draws, for 4", asked("perplexity", 0.025 * rows + 0.001 * both))
     assert asked("acc", zeros) == "150 items, for 40", "3 / n of all may have changed"
+
+
+@pytest.mark.parametrize(
+    ("limit", "ending"),
+    [
+        (ITEMS, f"items, for {ITEMS}"),
+        (ITEMS + 1, f"items, for {ITEMS}, all that these data give"),
+        (None, f"items, for {ITEMS}, all that these data give"),
+    ],
+)
+def test_more_items_than_the_data_give_are_said_to_be_more(
+    tmp_path: Path, limit: int | None, ending: str
+) -> None:
+    tasks = tuple(spec.model_copy(update={"limit": limit}) for spec in TASKS)
+    pair = [cell(source=name * 12, tasks=tasks) for name in "12"]
+    base, candidate = (side(tmp_path / each.id, each) for each in pair)
+    findings = compare(base, candidate).cells[0].findings
+    (needed,) = [one.needed for one in findings if one.endpoint.key[1] == "acc"]
+    assert needed.endswith(ending)
 
 
 def test_a_look_judges_at_its_share_of_the_errors(tmp_path: Path) -> None:
@@ -434,6 +465,12 @@ def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:
     taken = [(look["draws"], look["outcome"]) for look in found["looks"]]
     assert taken == [(2, "undecided"), (3, "undecided")] and found["draws"] == 4
     assert found["level"] == pytest.approx(looks(4)[1].level)
+    due = "undecided after 3 of 4 draws: further draws are due"
+    assert found["stopped"] == due
+    comment = tmp_path / "comment.md"
+    done = run_command(*run, "--look", "3/4", "--markdown", comment)
+    assert f"looks    {due}" in done.out and f"- {due}" in comment.read_text()
+    assert "the verdict is in" not in done.out + comment.read_text()
 
 
 @pytest.mark.parametrize(

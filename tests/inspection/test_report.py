@@ -667,7 +667,7 @@ def test_the_command_prints_a_headline_and_the_table(command, tiny, tmp_path):
     assert columns.split() == ["item", "tensors", "bytes", "share", "bits", "per", "weight"]
     assert lines[0].split() == ["codes", "14", "9,216", *lines[0].split()[3:]] and lines[
         0
-    ].endswith("4.0000  ")
+    ].endswith("4.0000")
     assert "not quantized  lm_head" in lines and lines[-1].startswith(
         "stated  method=rtn clip=search"
     )

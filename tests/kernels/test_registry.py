@@ -109,6 +109,17 @@ def test_a_plugin_file(anew, plugin):
         load_plugin(other)
 
 
+@pytest.mark.parametrize("name", ["../mine", "my kernel", "a|b", ""])
+def test_a_name_that_is_no_part_of_a_path_is_refused(anew, plugin, name):
+    path = plugin()
+    path.write_text(path.read_text().replace("'mine'", repr(name)).replace('"mine"', repr(name)))
+    with pytest.raises(
+        ConfigError, match="a kernel of plug-in .* has the name .* not a plain name"
+    ):
+        load_plugin(path)
+    assert name not in all_kernels()
+
+
 def test_a_plugin_is_chosen_automatically_only_where_it_says_so(anew, plugin):
     load_plugin(plugin(", priority=99"))
     assert choose(REQUEST).name != "mine" and choose(REQUEST, "mine").name == "mine"

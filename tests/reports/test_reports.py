@@ -468,6 +468,19 @@ def test_screen_fits_100_columns_and_gives_the_reason_below(records: list[Record
     assert any("1.1e6±1e4" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [50, 80, 100])
+def test_scores_that_have_no_room_on_a_screen_are_named(records: list[Record], width: int) -> None:
+    stream = io.StringIO()
+    screen(records, Console(width=width, file=stream))
+    lines = stream.getvalue().splitlines()
+    text = " ".join(stream.getvalue().split())
+    assert max(map(len, lines)) <= width
+    assert ("no room for " in text) == (width < 100)
+    assert ("mini-gsm8k gold_nll in nats per token; the files of the report" in text) == (
+        width < 100
+    )
+
+
 def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
     first, other = record("greedy", 3, 0.3), record("greedy", 3, 0.3)
     cell = other.cell.model_copy(update={"seed": 1, "scheme": Scheme(3, 128)})

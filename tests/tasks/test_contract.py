@@ -209,6 +209,7 @@ def test_a_task_file_is_a_plug_in_of_a_run(my_task, tmp_path, tiny_folder, monke
     ("change", "message"),
     [
         (("name: my_openbookqa", "name: arc_easy"), "defines task 'arc_easy', which exists"),
+        (("name: my_openbookqa", "name: ../../mine"), "has the name '../../mine', which is not"),
         (("cost: {items: 3, tokens: 20}\n", ""), "mine.yaml does not describe a task: cost"),
     ],
 )
