@@ -1,4 +1,4 @@
-"""auto-round: SignRound, plain or with its extension, in the layout of GPTQ."""
+"""auto-round: SignRound, plain or with its extension, in a layout that holds every zero point."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from worker_files import Work, linear_layers, run
 
 LAYOUT = "auto_round"  # its own: the one of GPTQ cannot hold a zero point of 0, and stores 1
+AWQ = "auto_awq"  # what its own becomes at 4 bits with zero points, where only this name is packed
 
 
 class TensorRows(Dataset[torch.Tensor]):
@@ -29,6 +30,7 @@ def quantize(work: Work) -> None:
     settings = work.settings
     parameters = work.parameters
     samples, length = work.calibration.shape
+    layout = AWQ if settings["bits"] == 4 and not settings["symmetric"] else LAYOUT
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     rounding = AutoRound(
         model,
@@ -47,10 +49,10 @@ def quantize(work: Work) -> None:
     )
     with work.quantizing():
         quantized, _ = rounding.quantize()
-    work.used = {**parameters, "samples": samples, "length": length, "layout": LAYOUT}
+    work.used = {**parameters, "samples": samples, "length": length, "layout": layout}
     weights = {name: layer.weight.detach().clone() for name, layer in linear_layers(quantized)}
     work.write_dequantized(weights)
-    rounding.save_quantized(str(work.checkpoint), format=LAYOUT, inplace=True)
+    rounding.save_quantized(str(work.checkpoint), format=layout, inplace=True)
 
 
 if __name__ == "__main__":
