@@ -315,15 +315,15 @@ class Record(_Frozen):
     """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
-    saved weights and tokenizer; in older records also of what tells of their making, such as the
-    card. quantize_peak_bytes: memory at the peak, on the GPU where it was used. quantize_watched:
-    whether that holds copies that the watch on a plug-in makes. log: by block, the errors of its
-    layers and the losses of what trained. evaluation: by task, its `seconds`, how it was computed
-    and what was odd (`facts` of a task's outcome). environment: see `qbench.environment`. command: what reproduces this cell alone. latency: of the packed
-    model, measured when all cells of a run are done; None where it was not. protocol: `name`,
-    `hash` and `statement` of how the run judges (`qbench.experiment.protocols`). parameters: all of
-    the method's, those at their defaults too. coverage: which linear layers were quantized
-    (`qbench.experiment.coverage`). warnings: what may be wrong with the evaluation.
+    files of weights, in older records of the whole folder. quantize_peak_bytes: memory at the peak,
+    on the GPU where it was used. quantize_watched: whether that holds copies that the watch on a
+    plug-in makes. log: by block, the errors of its layers and the losses of what trained.
+    evaluation: by task, its `seconds`, how it was computed and what was odd (`facts` of a task's
+    outcome). environment: see `qbench.environment`. command: what reproduces this cell alone.
+    latency: of the packed model, measured when all cells of a run are done; None where it was not.
+    protocol: `name`, `hash` and `statement` of how the run judges (`qbench.experiment.protocols`).
+    parameters: all of the method's, those at their defaults too. coverage: which linear layers were
+    quantized (`qbench.experiment.coverage`). warnings: what may be wrong with the evaluation.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -352,6 +352,8 @@ class Record(_Frozen):
 def labels(cells: Iterable[Cell]) -> dict[str, str]:
     """The label of each cell by its id. Where cells of a model share one, their calibrations and
     seeds follow, as far as they differ: `gptq 3b g64 c4:128x512 seed=1`.
+
+    Cells that differ in other things alone, such as their code, still share one.
     """
     alike: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:

@@ -39,7 +39,6 @@ from qbench.files.codes import part_of_quantized
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import (
-    CARD,
     SHARD_BYTES,
     Shards,
     read_json,
@@ -57,7 +56,6 @@ from qbench.models.tokenizers import save_tokenizer
 from qbench.records import Record
 
 LOG = "quantize_log.json"
-_OF_ITS_MAKING = (CARD, LOG, "config.json")  # the last states what quantizing has cost
 _CPU = torch.device("cpu")
 _NOT_STORED = (
     "torch_dtype",  # an older name of dtype
@@ -257,12 +255,8 @@ def read_log(folder: Path) -> dict[str, Any]:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Bytes of the files that a model consists of, the same whenever it is made again.
-
-    Those of `_OF_ITS_MAKING` are left out: times and scores stand in them.
-    """
-    files = [file for file in folder.iterdir() if file.name not in _OF_ITS_MAKING]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Bytes of the files of weights, the same whenever the model is made again."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def is_checkpoint(folder: Path) -> bool:

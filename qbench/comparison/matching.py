@@ -9,7 +9,7 @@ from typing import Any
 
 from qbench.comparison.pairs import is_unquantized
 from qbench.errors import ConfigError
-from qbench.records import CalibrationSpec, Cell, Record
+from qbench.records import CalibrationSpec, Cell, Record, labels
 
 # What tells cells of one label apart. The rest, such as the method's source, has no name.
 TRAITS = ("calibration", "dtype", "device", "batch_size")
@@ -144,20 +144,25 @@ def chosen(side: Side, words: str) -> Side:
     A whole label, such as that of default parameters, is not the start of others. The unquantized
     model stays. ConfigError where nothing is chosen.
     """
-    kept = [record for record in side.quantized if words in (record.id, record.cell.label)]
+    told = labels(record.cell for record in side.quantized)
+    kept = [
+        record
+        for record in side.quantized
+        if words in (record.id, record.cell.label, told[record.id])
+    ]
     if not kept:
         start = f"{words} "
         kept = [record for record in side.quantized if record.cell.label.startswith(start)]
     if not kept:
-        labels = ", ".join(dict.fromkeys(record.cell.label for record in side.quantized))
+        known = ", ".join(dict.fromkeys(told.values()))
         plain = [record for record in side.records if is_unquantized(record)]
         if any(words in (record.id, record.cell.label) for record in plain):
             raise ConfigError(
                 f"{side.name}:{words} is the unquantized model, which is no side of a comparison; "
-                f"give one of {labels or 'a run with quantized cells'}"
+                f"give one of {known or 'a run with quantized cells'}"
             )
         raise ConfigError(
-            f"{side.name} has no cell {words!r}; it has {labels or 'no quantized cell'}"
+            f"{side.name} has no cell {words!r}; it has {known or 'no quantized cell'}"
         )
     return replace(_with(side, kept), name=f"{side.name}:{words}", label=words)
 

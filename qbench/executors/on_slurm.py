@@ -11,7 +11,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -72,11 +72,12 @@ def run_on_slurm(
         cells = driver.missing()
         asked = parameters(plan, cells, cluster, options or {})
         executor.update_parameters(**asked)
-        at_once = plan.grid.workers or len(cells)
+        task = settle if cluster == "debug" else settle_in_job  # which is this very process
         if cluster == "slurm":
-            _Array(executor, driver, at_once).settle(cells, queued=len(cells))
+            at_once = plan.grid.workers or len(cells)
+            _Array(executor, driver, task, at_once).settle(cells, queued=len(cells))
         else:
-            _Array(executor, driver, plan.jobs).settle(cells)
+            _Array(executor, driver, task, plan.jobs).settle(cells)
         return driver.records()
 
 
@@ -124,10 +125,13 @@ class _Sent:
 class _Array:
     """The jobs of a run."""
 
-    def __init__(self, executor: Any, driver: Driver, at_once: int) -> None:
-        """at_once: the most jobs that are to be at work."""
+    def __init__(
+        self, executor: Any, driver: Driver, task: Callable[[Request], Settled], at_once: int
+    ) -> None:
+        """task: settles a cell in a job. at_once: the most jobs that are to be at work."""
         self._executor = executor
         self._driver = driver
+        self._task = task
         self._at_once = at_once
         self._jobs: list[tuple[Any, _Sent]] = []
         self._waiting: list[_Sent] = []
@@ -163,10 +167,10 @@ class _Array:
         # Ctrl-C is for this process, which cancels its jobs; those of this machine would complain.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            jobs = self._executor.map_array(settle_in_job, requests)
+            jobs = self._executor.map_array(self._task, requests)
         except (OSError, RuntimeError) as error:  # of submitit, with what sbatch has said
             said = " ".join(str(error).split())
-            if not self._jobs:
+            if not self._jobs and all(each.tries == 0 for each in sent):
                 raise ConfigError(
                     f"the jobs cannot be submitted: {said}; what sbatch is to be told is "
                     "--slurm KEY=VALUE, such as --slurm partition=gpu"
@@ -242,8 +246,9 @@ class _Array:
 
 def _cancel(job: Any) -> None:
     """End a job; submitit would send SIGINT to one of this machine, which has it blocked."""
-    process = getattr(job, "_process", None)
-    if process is None:
-        job.cancel(check=False)
+    from submitit import LocalJob
+
+    if isinstance(job, LocalJob):
+        job._process.terminate()
     else:
-        process.terminate()
+        job.cancel(check=False)

@@ -85,7 +85,10 @@ def read_status(folder: Path, now: float | None = None) -> RunStatus:
         model = record.cell.model
         planned[name] = PlannedCell(id=name, model=model, label=told[name], seconds=0.0)
     for plan in read_plans(folder):
-        planned |= {cell.id: cell for cell in plan.cells}
+        for cell in plan.cells:
+            # Told apart from the cells of its grid, and of the folder's other runs.
+            longer = max(cell.label, told.get(cell.id, ""), key=len)
+            planned[cell.id] = cell.model_copy(update={"label": longer})
     cells = tuple(_cell(store, cell, by_id.get(cell.id), now) for cell in planned.values())
     measuring = is_claimed(store.claim(COMPUTING))
     at_work = measuring or any(cell.state == "running" for cell in cells)

@@ -38,15 +38,21 @@ def claimed(path: Path, shared: bool = False) -> Iterator[bool]:
 def claimed_in_time(
     path: Path, waiting: Callable[[], None] = lambda: None, shared: bool = False
 ) -> Iterator[None]:
-    """Claim the file at `path`; `waiting` is called now and then while somebody else has it."""
-    descriptor = _open(path)
-    try:
-        while not _lock(descriptor, shared):
-            waiting()
-            time.sleep(POLL)
-        yield
-    finally:
-        os.close(descriptor)
+    """Claim the file at `path`; `waiting` is called now and then while somebody else has it.
+
+    Where that one has removed the file meanwhile, it is made again.
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            while not _lock(descriptor, shared):
+                waiting()
+                time.sleep(POLL)
+            if _is_at(path, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def is_claimed(path: Path, shared: bool = False) -> bool:
@@ -75,6 +81,14 @@ def _open(path: Path) -> int:
             f"{path} cannot be written ({error.strerror}); "
             "free space, or choose a place that you can write to"
         ) from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that others find there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, shared: bool) -> bool:

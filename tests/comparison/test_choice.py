@@ -117,6 +117,13 @@ def test_a_methods_name_stands_for_its_defaults_against_a_whole_label(
     assert len(matched(both[0], both[0])) == 3
 
 
+def test_a_draw_is_chosen_by_the_label_that_tells_it_from_the_others(tmp_path: Path) -> None:
+    whole = side(tmp_path / "run", *[cell(seed=seed) for seed in range(3)])
+    plain = whole.quantized[0].cell.label
+    (record,) = chosen(whole, f"{plain} seed=1").quantized
+    assert record.cell.seed == 1 and len(chosen(whole, plain).quantized) == 3
+
+
 def test_a_sweep_of_the_calibration_is_compared_cell_by_cell(tmp_path: Path) -> None:
     """Also cells whose rules for layers have the same number."""
     made = []

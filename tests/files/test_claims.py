@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
 from qbench.errors import StoreError
-from qbench.files.claims import claimed, claimed_in_time
+from qbench.files.claims import claimed, claimed_in_time, is_claimed
 
 HOLD = """
 import sys, time
@@ -77,3 +79,16 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
         claimed(tmp_path / "file" / "claim"),
     ):
         pass
+
+
+def test_a_file_that_its_holder_removes_is_claimed_anew(tmp_path):
+    folder = tmp_path / "claims"
+    with ExitStack() as holder:
+        holder.enter_context(claimed(folder / "runners"))
+
+        def end():
+            shutil.rmtree(folder)
+            holder.close()
+
+        with claimed_in_time(folder / "runners", end):
+            assert is_claimed(folder / "runners"), "others find the file that is claimed"
