@@ -75,9 +75,9 @@ def run_on_slurm(
         task = settle if cluster == "debug" else settle_in_job  # which is this very process
         if cluster == "slurm":
             at_once = plan.grid.workers or len(cells)
-            _Array(executor, driver, task, at_once).settle(cells, queued=len(cells))
+            _Array(executor, driver, at_once, task).settle(cells, queued=len(cells))
         else:
-            _Array(executor, driver, task, plan.jobs).settle(cells)
+            _Array(executor, driver, plan.jobs, task).settle(cells)
         return driver.records()
 
 
@@ -126,9 +126,13 @@ class _Array:
     """The jobs of a run."""
 
     def __init__(
-        self, executor: Any, driver: Driver, task: Callable[[Request], Settled], at_once: int
+        self,
+        executor: Any,
+        driver: Driver,
+        at_once: int,
+        task: Callable[[Request], Settled] = settle_in_job,
     ) -> None:
-        """task: settles a cell in a job. at_once: the most jobs that are to be at work."""
+        """at_once: the most jobs that are to be at work. task: settles a cell in one."""
         self._executor = executor
         self._driver = driver
         self._task = task
