@@ -53,25 +53,59 @@ def read_parameters(module: str, class_name: str) -> dict[str, Any]:
 
 
 def names_in(source: bytes) -> tuple[dict[str, str | None], set[str]]:
-    """By class, the names that a file's dataclasses declare; and the classes derived from.
+    """By class, the names that a file's methods declare; and the classes that these derive from.
 
-    A name is None where it does not stand there literally. SyntaxError or ValueError where the
-    source is not Python.
+    A name is None where it does not stand there literally, of a class that is a dataclass or
+    derives from one. SyntaxError or ValueError where the source is not Python.
     """
     names: dict[str, str | None] = {}
     bases: set[str] = set()
-    for node in ast.parse(source).body:
-        if not (isinstance(node, ast.ClassDef) and (node.decorator_list or node.bases)):
+    tree = ast.parse(source)
+    for node in _classes(tree).values():
+        if not (node.decorator_list or node.bases):
             continue  # neither a dataclass nor derived from one
-        bases |= {ast.unparse(base) for base in node.bases}
         own = _ClassSource(plain=True)
         for statement in node.body:
             _read_statement(statement, own)
-        if "name" in own.constants:
-            name = own.constants["name"]
-            is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
+        name = own.constants.get("name")
+        is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
+        line = _line_of(node, tree)
+        if name is not None and (is_text or _has_dataclass(line, tree)):
             names[node.name] = ast.literal_eval(name) if is_text else None
+            bases |= line.keys() - {node.name}
     return names, bases
+
+
+def _line_of(node: ast.ClassDef, tree: ast.Module) -> dict[str, ast.ClassDef | None]:
+    """A class and all that it derives from, None for what the file does not define."""
+    classes = _classes(tree)
+    line: dict[str, ast.ClassDef | None] = {}
+    waiting = [node.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in line:
+            line[name] = defined = classes.get(name)
+            waiting += [] if defined is None else [ast.unparse(base) for base in defined.bases]
+    return line
+
+
+def _has_dataclass(line: dict[str, ast.ClassDef | None], tree: ast.Module) -> bool:
+    """Whether one of these classes is decorated as a dataclass, or imported from ours."""
+    ours = set()
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and _is_ours(statement.module):
+            ours |= {alias.asname or alias.name for alias in statement.names}
+        elif isinstance(statement, ast.Import):
+            ours |= {
+                alias.asname or alias.name for alias in statement.names if _is_ours(alias.name)
+            }
+    for name, node in line.items():
+        decorators = [] if node is None else node.decorator_list
+        if any("dataclass" in ast.unparse(decorator) for decorator in decorators):
+            return True
+        if node is None and not ours.isdisjoint((name, name.rpartition(".")[0])):
+            return True
+    return False
 
 
 def module_file(module: str) -> Path | None:

@@ -11,9 +11,11 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -34,13 +36,13 @@ def import_plugin_file(path: Path) -> ModuleType:
             "give the path of a Python file that defines methods or kernels"
         )
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"qbench_plugin_{path.stem}_{digest}"
+    name = f"qbench_plugin_{module_name(path)}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here
-    _put_first(Path(os.path.abspath(path)), name)
+    _serve_own(Path(os.path.abspath(path)), name)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -49,6 +51,11 @@ def import_plugin_file(path: Path) -> ModuleType:
             f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
         ) from error
     return module
+
+
+def module_name(path: Path) -> str:
+    """The name of a file as that of a module in no package: `mine_v2` for `mine.v2.py`."""
+    return path.stem.replace(".", "_")
 
 
 def own_sources(file: Path, module: str, is_there: Callable[[Path], bool] = is_file) -> list[Path]:
@@ -145,16 +152,35 @@ def _places(base: Path, name: str) -> Iterator[Path]:
         yield place / "__init__.py"
 
 
-def _put_first(file: Path, module: str) -> None:
+def _serve_own(file: Path, module: str) -> None:
     """Let a plug-in import what is beside it, and not what another one has by the same name."""
     own = own_sources(file, module)
-    if not own:
-        return
-    sys.path[:] = [str(file.parent), *(entry for entry in sys.path if entry != str(file.parent))]
     for path in own:
         parts = path.relative_to(file.parent).with_suffix("").parts
         name = ".".join(parts).removesuffix(".__init__")
         origin = getattr(sys.modules.get(name), "__file__", None)
         if origin is not None and Path(origin).resolve() in _beside - {path.resolve()}:
             del sys.modules[name]
+        _finder.folders[parts[0]] = str(file.parent)
     _beside.update(path.resolve() for path in own)
+    if own and _finder not in sys.meta_path:
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), _finder)
+
+
+class _Beside(MetaPathFinder):
+    """Finds what plug-ins import from beside them, and nothing else that lies there.
+
+    With a folder on sys.path, a file there would take the place of a library that others import.
+    """
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}  # by the module, which is in no package
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        folder = self.folders.get(fullname)
+        return None if folder is None else PathFinder.find_spec(fullname, [folder, *sys.path])
+
+
+_finder = _Beside()

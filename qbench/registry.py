@@ -16,6 +16,7 @@ import importlib.util
 import math
 import pkgutil
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -243,24 +244,30 @@ def _source_files(cls: type) -> list[Path]:
     """A class's file, those of its own and of methods that it builds on, and what is compiled."""
     file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
     own: list[Path] = []
-    waiting = [cls.__module__]
+    imported = [cls.__module__]
     if not cls.__module__.startswith("qbench."):
         own = [file] if file.is_file() else []
         if file.suffix == ".py":
             own += own_sources(file, cls.__module__)
-        waiting = [name for path in own for name in imports_in(path.read_bytes(), "")]
-    ours: dict[str, Path] = {}
-    while waiting:
-        for module in _modules_of_methods(waiting.pop()):
-            path = module_file(module)
-            if path is not None and module not in ours:
-                ours[module] = path
-                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-                waiting += imports_in(path.read_bytes(), package)
-    code = [ours[module] for module in sorted(ours)] + own
+        imported = [name for path in own for name in imports_in(path.read_bytes(), "")]
+    code = [*_files_of_methods(imported), *own]
     tables = {path for source in own if source.suffix == ".py" for path in named_files(source)}
     compiled = [path.with_suffix(suffix) for path in code for suffix in (".c", ".h")]
     return [*code, *sorted(tables - {*own}), *(path for path in compiled if path.is_file())]
+
+
+def _files_of_methods(names: Iterable[str]) -> list[Path]:
+    """The files that methods are made of, of those that importing dotted names leads to."""
+    files: dict[str, Path] = {}
+    waiting = [*names]
+    while waiting:
+        for module in _modules_of_methods(waiting.pop()):
+            path = module_file(module)
+            if path is not None and module not in files:
+                files[module] = path
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                waiting += imports_in(path.read_bytes(), package)
+    return [files[module] for module in sorted(files)]
 
 
 def _modules_of_methods(name: str) -> list[str]:

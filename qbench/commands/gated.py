@@ -63,7 +63,7 @@ def refuse_request(
     names = [method_of(each) if known else each.method or each.text for each in variants]
     if known:
         refuse_one_method(*names)
-    grid = _grid(variants, names, flags)
+    grid = _grid(variants, names, flags, imported=known)
     grid.check_request(loaded=known)
     for name in grid.model:
         find_model(name, grid.trust_remote_code)
@@ -96,21 +96,28 @@ def judged_alone(variant: Variant, flags: Mapping[str, Any]) -> Side:
     return Side(variant.text, grid.out, tuple(records))
 
 
-def _grid(variants: Sequence[Variant], names: Sequence[str], flags: Mapping[str, Any]) -> Grid:
+def _grid(
+    variants: Sequence[Variant],
+    names: Sequence[str],
+    flags: Mapping[str, Any],
+    imported: bool = True,
+) -> Grid:
     """The gate's grid for these methods, in a folder of its own for each state of them.
 
-    names: of the methods.
+    names: of the methods. imported: whether their files may be imported, without which their state
+    is not known.
     """
     from qbench.experiment.grid import read_grid
 
-    state = hashlib.sha256(b"".join(variant.state for variant in variants)).hexdigest()[:8]
-    settings = {
+    settings: dict[str, Any] = {
         "preset": PRESET,
         "bits": BITS,
         "methods": ("none", *names),
         "plugin": tuple(entry.plugin for entry in variants if entry.plugin is not None),
-        "out": Path("runs") / "regress" / f"{names[-1]}-{state}",
     }
+    if imported:
+        state = hashlib.sha256(b"".join(variant.state for variant in variants)).hexdigest()[:8]
+        settings["out"] = Path("runs") / "regress" / f"{names[-1]}-{state}"
     asked = {key: value for key, value in flags.items() if value is not None}
     return read_grid(None, settings | asked)
 

@@ -160,7 +160,7 @@ def _at_revision(text: str) -> Variant:
 
 def _bring_what_is_its(copy: Path, commit: str, path: str) -> None:
     """Beside the copy of a plug-in, the files of its own that it imports or names at a commit."""
-    from qbench.plugin_file import named_files, own_sources
+    from qbench.plugin_file import module_name, named_files, own_sources
 
     folder = path.rpartition("/")[0]
     tree = f"{commit}:{folder}/" if folder else f"{commit}:"
@@ -177,7 +177,7 @@ def _bring_what_is_its(copy: Path, commit: str, path: str) -> None:
             write_bytes(file, _git("cat-file", "blob", f"{tree}{beside}"))
         return True
 
-    for source in (copy, *own_sources(copy, copy.stem, bring)):
+    for source in (copy, *own_sources(copy, module_name(copy), bring)):
         named_files(source, bring)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,8 @@ def test_a_wrong_flag_is_refused_before_a_files_second_check(
     monkeypatch.setattr("qbench.registry._plugins", {})
 
     def checks(target, limit):
+        files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+        assert target not in files, "imported before it was checked"
         yield Verdict("mine_of_the_gate", "check_is_a_value", "ok")
         pytest.fail("a second check")
 

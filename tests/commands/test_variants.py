@@ -14,6 +14,7 @@ from places import ROOT
 from qbench.commands.variants import method_of, read_variant, read_variant_here
 from qbench.errors import ConfigError
 from qbench.experiment.grid import PRESETS
+from qbench.method_source import names_in
 from qbench.registry import declared, method_class
 
 MINE = '''"""GPTQ again."""
@@ -174,6 +175,29 @@ def test_only_what_a_class_declares_is_a_name(repository: Path, declared_as: str
     git("commit", "--quiet", "-am", "no Python")
     with pytest.raises(ConfigError, match="HEAD:methods/mine.py is not Python"):
         read_variant("HEAD:methods/mine.py")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "class Kind(Enum):\n    name = make()\n",
+        "class Failed(Mine):\n    pass\n",
+        "class Failed(Exception):\n    pass\n",
+        "class Net(Module):\n    name = kind\n",
+    ],
+)
+def test_a_class_that_is_no_method_is_not_counted(other: str) -> None:
+    assert names_in(f"{MINE}\n\n{other}".encode())[0] == {"Mine": "mine"}
+    assert "Mine" not in names_in(f"{MINE}\n\n{other}".encode())[1]
+
+
+def test_all_that_a_method_derives_from_is_a_base_of_it() -> None:
+    between = "class Between(Mine):\n    pass\n\n\nclass Last(Between):\n    name = NAME\n"
+    names, bases = names_in(f"{MINE}\n\n{between}".encode())
+    assert names == {"Mine": "mine", "Last": None}
+    assert bases == {"GPTQ", "Mine", "Between"}
+    imported = "import qbench.methods.gptq as ours\nclass Mine(ours.GPTQ):\n    name = NAME\n"
+    assert names_in(imported.encode()) == ({"Mine": None}, {"ours.GPTQ"})
 
 
 def test_two_methods_in_a_file_and_a_file_without_one_are_refused(repository: Path) -> None:

@@ -8,9 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from qbench import plugin_file
 from qbench.errors import ConfigError
 from qbench.experiment.identity import evaluation_hash
 from qbench.experiment.runner import run
@@ -148,6 +150,31 @@ def test_what_a_plugin_imports_beside_it_is_part_of_its_source(tmp_path, monkeyp
     finally:
         for name in ("factor_beside", "beside", "beside.other"):
             sys.modules.pop(name, None)
+
+
+def test_a_plugin_whose_name_has_dots_has_what_is_beside_it(tmp_path):
+    (tmp_path / "beside_dots.py").write_text("FACTOR = 1\n")
+    plugin = tmp_path / "with.dots.py"
+    plugin.write_text(f"import beside_dots\n{PLUGIN.replace('mine', 'with-dots')}")
+    load_plugin(plugin)
+    before = source_hash(method_class("with-dots"))
+    (tmp_path / "beside_dots.py").write_text("FACTOR = 2\n")
+    assert source_hash(method_class("with-dots")) != before
+
+
+@patch.dict(sys.modules)
+def test_what_a_plugin_does_not_import_is_no_module_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugin_file._finder, "folders", {})
+    for name in ("imported_beside", "wave", "sched"):
+        sys.modules.pop(name, None)
+        (tmp_path / f"{name}.py").write_text("BESIDE = True\n")
+    (tmp_path / "inner_beside").mkdir()
+    (tmp_path / "inner_beside" / "part.py").write_text("import imported_beside\n")
+    plugin = tmp_path / "importing.py"
+    plugin.write_text("def late():\n    import sched\n    return sched\nimport inner_beside.part\n")
+    module = import_plugin_file(plugin)
+    assert module.late().BESIDE and module.inner_beside.part.imported_beside.BESIDE
+    assert not hasattr(importlib.import_module("wave"), "BESIDE"), "the standard library's"
 
 
 def test_a_file_beside_a_plugin_that_it_names_is_part_of_its_source(tmp_path):
