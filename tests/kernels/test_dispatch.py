@@ -107,12 +107,12 @@ def test_without_the_library(monkeypatch):
 def test_the_highest_priority_is_preferred_whatever_the_order(alone):
     run = registry.get_kernel("dequantized").run
     register(Kernel("narrow", run, batch=(1, 4), automatic=True))
-    register(Kernel("by name", run, priority=99))
+    register(Kernel("by-name", run, priority=99))
     register(Kernel("lower", run, automatic=True, priority=9))
     assert choose(REQUEST).name == "narrow"
     assert choose(REQUEST._replace(rows=5)).name == "lower"
-    assert choose(REQUEST, "by name").name == "by name"
-    assert dispatch.explain(REQUEST) == {"by name": "it is only taken by name", "narrow": ""}
+    assert choose(REQUEST, "by-name").name == "by-name"
+    assert dispatch.explain(REQUEST) == {"by-name": "it is only taken by name", "narrow": ""}
     with pytest.raises(ConfigError, match=r"5 rows of x are not in 1..4"):
         choose(REQUEST._replace(rows=5), "narrow")
     with pytest.raises(ConfigError, match="registered twice"):
