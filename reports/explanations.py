@@ -40,7 +40,7 @@ COLUMNS = {
     "peak memory MB": "of the process, or of the GPU where one was used, while quantizing",
     "block loss": "geometric mean over the blocks of the reconstruction loss on held-out text",
     "block loss at the start": "the same before training",
-    "on disk MB": "millions of bytes of the saved folder, embeddings and tokenizer among them",
+    "on disk MB": "millions of bytes of the files of weights, embeddings among them",
     "tokens/s": "tokens that the packed model writes per second, greedy, one sequence at a time",
     "tokens/s x dense": "the same over that of the unquantized model, measured in turns; above 1 "
     "is faster",
