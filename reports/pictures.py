@@ -24,6 +24,8 @@ from qbench.reports.plots import (
 )
 from qbench.reports.points import BITS, COSTS, Cost
 
+TAKES_LONG = True  # so that it begins first where several reports are written at once
+
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """Each picture of `offered`, twice."""

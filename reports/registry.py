@@ -3,11 +3,13 @@
     write(records, folder) -> paths
 
 `records` are all records of a run, at least one. The function writes its files into `folder` by
-`qbench.files.atomic`, the same bytes for the same records, and returns their paths.
+`qbench.files.atomic`, the same bytes for the same records, and returns their paths. A module that
+sets TAKES_LONG begins first where reports of many records are written at once.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -96,12 +98,21 @@ def _written_here(records: Sequence[Record], folder: Path, _: int) -> Iterator[O
 def _written_by_forks(records: Sequence[Record], folder: Path, processes: int) -> Iterator[Outcome]:
     """The same. A fork has the records and the reports already, so that names are enough."""
     reports = writers()
+    gc.freeze()  # else each fork walks through the records, and copies what it touches, again
 
     def write(name: str) -> Outcome:
         return _outcome(name, reports[name], records, folder)
 
+    longest_first = sorted(reports, key=lambda name: not _takes_long(reports[name]))
     with ProcessPoolExecutor(processes, get_context("fork"), _become, (write,)) as pool:
-        yield from pool.map(_in_fork, reports)
+        outcomes = dict(zip(longest_first, pool.map(_in_fork, longest_first), strict=True))
+    for name in reports:
+        yield outcomes[name]
+
+
+def _takes_long(write: Writer) -> bool:
+    """Whether its module says that a report takes as long as all others together."""
+    return bool(getattr(sys.modules[write.__module__], "TAKES_LONG", False))
 
 
 def _become(write: Callable[[str], Outcome]) -> None:

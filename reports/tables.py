@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,17 +324,16 @@ def _fitting_table(
 
     First the gaps between columns go, then the last scores.
     """
-    all_scores = [headline for headline in headlines(records) if headline.short]
-    scores = all_scores
-    gap = 1
-    table = _screen_table(records, scores, gap, pairs)
-    while scores and _width(table, console) > width:
-        if gap:
-            gap = 0
-        else:
-            scores = scores[:-1]
-        table = _screen_table(records, scores, gap, pairs)
-    return table, all_scores[len(scores) :]
+    scores = [headline for headline in headlines(records) if headline.short]
+    table = _screen_table(records, scores, 1, pairs)
+    if _width(table, console) <= width:
+        return table, []
+
+    def is_too_wide(count: int) -> bool:
+        return _width(_screen_table(records, scores[:count], 0, pairs), console) > width
+
+    count = bisect_left(range(1, len(scores) + 1), True, key=is_too_wide)
+    return _screen_table(records, scores[:count], 0, pairs), scores[count:]
 
 
 def _width(table: Table, console: Console) -> int:

@@ -245,6 +245,8 @@ def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items
 
 def aligned(first: Items, second: Items) -> list[int] | None:
     """Where each item of the first stands in the second; None where they are not the same."""
+    if first.keys == second.keys:
+        return list(range(len(first.keys)))
     places = {key: index for index, key in enumerate(second.keys)}
     if len(first.keys) != len(second.keys) or not all(key in places for key in first.keys):
         return None
