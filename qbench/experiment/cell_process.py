@@ -12,7 +12,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -49,6 +49,9 @@ from qbench.quantization import QuantizedModel, quantize, refuse_own_code
 from qbench.registry import declared, drawn, get_method
 from qbench.sensitivity import allocation_of, with_allocation
 from qbench.tasks.data import CALIBRATION
+
+if TYPE_CHECKING:
+    from qbench.checks.watch import Clock
 
 
 def work(tell: Tell, job: Job) -> None:
@@ -99,14 +102,7 @@ class _Work(AtWork):
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            with self.phase("load"):
-                model = self.read(self.job.model, cell.dtype, self.job.device)
-            self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
-            self.facts["quantize_seconds"] = 0.0
-            own = local_folder(self.job.model)
-            if own is not None:
-                self._cover(model, own)
-            return model
+            return self._as_it_is()
         folder = self.store.artifact(cell)
         with self.claimed(f"artifact-{cell.artifact}"):
             quantized = self._read_back(folder)
@@ -114,6 +110,26 @@ class _Work(AtWork):
                 self._quantize(cell.scheme, folder)
                 with self.phase("read back"):
                     quantized = self.read(find_model(str(folder)), cell.dtype, self.job.device)
+        self._note_costs(quantized, folder)
+        self._cover(quantized, folder)
+        if "calibration" in quantized.manifest:
+            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
+        return quantized
+
+    def _as_it_is(self) -> QuantizedModel:
+        """The model of a cell that quantizes nothing."""
+        cell = self.job.cell
+        with self.phase("load"):
+            model = self.read(self.job.model, cell.dtype, self.job.device)
+        self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
+        self.facts["quantize_seconds"] = 0.0
+        folder = local_folder(self.job.model)
+        if folder is not None:
+            self._cover(model, folder)
+        return model
+
+    def _note_costs(self, quantized: QuantizedModel, folder: Path) -> None:
+        """Note the size of a quantized model and what it took to make it."""
         costs = quantized.manifest["costs"]
         written = quantized.manifest.get("written")  # another package's own files
         if written is None:
@@ -129,10 +145,6 @@ class _Work(AtWork):
         self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
         self.facts["quantize_watched"] = costs.get("watched") is True
         self.facts["log"] = quantized.log
-        self._cover(quantized, folder)
-        if "calibration" in quantized.manifest:
-            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
-        return quantized
 
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
         """Note which layers of a model that is said to be quantized are."""
@@ -162,58 +174,79 @@ class _Work(AtWork):
     def _quantize(self, scheme: Scheme, folder: Path) -> None:
         """Quantize the model and save the artifact."""
         cell = self.job.cell
-        device = self.job.device
-        method = drawn(get_method(cell.method, **cell.params), cell.seed)
-        declaration = declared(cell.method)
-        clock = None  # of the watch on a plug-in; our own methods are checked by the tests
-        if not (declaration.external or declaration.module.startswith("qbench.methods")):
-            from qbench.checks.watch import Clock, watched  # takes long to import
-
-            clock = Clock()
-            method = watched(method, clock)
-        dtype = "float32" if device == "cpu" else cell.dtype
+        method, clock = self._method()
+        dtype = "float32" if self.job.device == "cpu" else cell.dtype
         with self.phase("load"):
             original = self.read(self.job.model, dtype)
-        model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None:
-            check_fit(model, tokenizer, f"model {cell.model!r}")
+            check_fit(original.model, original.tokenizer, f"model {cell.model!r}")
             with self.phase("calibration tokens"):
-                tokens = self._calibration_tokens(tokenizer)
-        if declaration.external:
-            refuse_own_code(model)
-            del original, model
+                tokens = self._calibration_tokens(original.tokenizer)
+        if declared(cell.method).external:
+            refuse_own_code(original.model)
+            del original  # the other package loads the model itself
             self._quantize_elsewhere(method, scheme, tokens, folder)
-            return
+        else:
+            self._quantize_here(method, scheme, original, tokens, folder, clock)
+
+    def _method(self) -> tuple[Any, Clock | None]:
+        """The cell's method. One of a plug-in is watched, and comes with the clock of its watch."""
+        cell = self.job.cell
+        method = drawn(get_method(cell.method, **cell.params), cell.seed)
+        declaration = declared(cell.method)
+        # The methods of qbench are checked by its tests.
+        if declaration.external or declaration.module.startswith("qbench.methods"):
+            return method, None
+        from qbench.checks.watch import Clock, watched  # takes long to import
+
+        clock = Clock()
+        return watched(method, clock), clock
+
+    def _quantize_here(
+        self,
+        method: Any,
+        scheme: Scheme,
+        original: QuantizedModel,
+        tokens: Tensor | None,
+        folder: Path,
+        clock: Clock | None,
+    ) -> None:
+        """Quantize in this process, and save the artifact with what it cost.
+
+        original: the model, which is changed in place. tokens: (samples, length) int64.
+        clock: see `_method`.
+        """
+        cell = self.job.cell
         walk_batch = halved(WALK_BATCH, self.job.halvings)
-        reset_peak_memory(device)
+        reset_peak_memory(self.job.device)
         started = time.perf_counter()
 
         def quantized(files: BlockFiles | None) -> QuantizedModel:
             with self.phase("quantize"):
                 made = quantize(
-                    model,
+                    original.model,
                     method,
                     scheme,
                     tokens,
-                    tokenizer=tokenizer,
-                    device=device,
+                    tokenizer=original.tokenizer,
+                    device=self.job.device,
                     dtype=cell.calibration.dtype if cell.calibration else "float32",
                     batch_size=walk_batch,
                     progress=self.span(0.0, self.job.estimate.quantize_share, "quantizing"),
                     files=files,
                 )
             seconds = time.perf_counter() - started
-            costs = {"seconds": seconds, "peak_bytes": peak_memory(device)}
+            costs = {"seconds": seconds, "peak_bytes": peak_memory(self.job.device)}
             if clock is not None:  # its memory cannot be told from the method's
                 costs |= {"seconds": seconds - clock.seconds, "watched": True}
             made.manifest["costs"] = costs
             made.manifest |= self._origin
-            if walk_batch != WALK_BATCH and cell.calibration and not declaration.trains:
+            if walk_batch != WALK_BATCH and cell.calibration and not declared(cell.method).trains:
                 made.manifest["walk_batch"] = walk_batch
             return made
 
-        quantized_into(folder, model, quantized, self.saving)
+        quantized_into(folder, original.model, quantized, self.saving)
 
     def _quantize_elsewhere(
         self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
