@@ -19,7 +19,7 @@ from qbench.files.atomic import require_place
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qbench.latency.end_to_end import Variant
+    from qbench.latency.end_to_end import Speed, Variant
     from qbench.latency.request import Request
     from qbench.latency.timing import Row, Shape
 
@@ -277,20 +277,12 @@ def _end_to_end(
 ) -> dict[str, Any]:
     """Time and print a saved model; what `--json` stores."""
     from qbench.environment import environment
-    from qbench.latency import end_to_end, gpu_end_to_end
     from qbench.latency.request import device_of
     from qbench.models.identity import resolved_revision
     from qbench.models.source import find_model
 
     place = device_of(device)
-    variants: Sequence[Variant]
-    with err.status("loading") as status:
-        if place == "cuda":
-            rows = gpu_end_to_end.compare(folder, prompt, tokens, repeats, status.update)
-            variants = gpu_end_to_end.VARIANTS
-        else:
-            rows = end_to_end.compare(folder, prompt, tokens, repeats, threads, status.update)
-            variants = end_to_end.VARIANTS
+    rows, variants = _timed_model(folder, prompt, tokens, repeats, threads, place)
     measured = {
         "model": folder.resolve().name,
         "revision": resolved_revision(find_model(str(folder))),
@@ -302,6 +294,29 @@ def _end_to_end(
         "dtypes": list(dict.fromkeys(variant.dtype for variant in variants)),
     }
     say(_heading(measured))
+    _show_model(rows)
+    decode = {row.name: row.decode[0] for row in rows}
+    ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
+    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
+    return {"measured": measured, "rows": [asdict(row) for row in rows]} | environment()
+
+
+def _timed_model(
+    folder: Path, prompt: int, tokens: int, repeats: int, threads: int, place: str
+) -> tuple[Sequence[Speed], Sequence[Variant]]:
+    """How fast each variant of a saved model is, and the variants. place: `cpu` or `cuda`."""
+    from qbench.latency import end_to_end, gpu_end_to_end
+
+    with err.status("loading") as status:
+        if place == "cuda":
+            speeds = gpu_end_to_end.compare(folder, prompt, tokens, repeats, status.update)
+            return speeds, gpu_end_to_end.VARIANTS
+        speeds = end_to_end.compare(folder, prompt, tokens, repeats, threads, status.update)
+        return speeds, end_to_end.VARIANTS
+
+
+def _show_model(rows: Sequence[Speed]) -> None:
+    """The table of a whole model: a line for each variant."""
     lines = []
     for row in rows:
         kernels = ", ".join(f"{name} {count}" for name, count in row.kernels.items())
@@ -316,10 +331,6 @@ def _end_to_end(
             ]
         )
     show_table(MODEL_COLUMNS, lines, sentences=("kernels",))
-    decode = {row.name: row.decode[0] for row in rows}
-    ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
-    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
-    return {"measured": measured, "rows": [asdict(row) for row in rows]} | environment()
 
 
 def _heading(measured: dict[str, Any]) -> str:

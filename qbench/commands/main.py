@@ -37,7 +37,7 @@ from qbench.commands.entry import INTERRUPTED
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
-from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
+from qbench.commands.planned import accuracy, left_to_do, plan_line, protocol, show_plan
 from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, QbenchError, readable, reason_of
 from qbench.files.atomic import require_place
@@ -217,30 +217,13 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
         )
     records, complaints = store.read_records()
     _print_warnings(complaints)
-    done = {record.id for record in records if record.status == "ok"}
-    done &= {cell.id for cell in plan.cells}
-    skipped = plan.skipped.keys() - done
-    timed = {record.id for record in records if record.latency and not record.latency.reason}
-    seconds = {}
-    latencies = {}
-    for cell in plan.cells:
-        if cell.id not in done | skipped:
-            seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
-        if executor is None and cell.id not in timed | skipped:
-            latencies[cell.id] = plan.estimates[cell.id].latency
-    total = expected_seconds(plan, done) + sum(latencies.values())
-    left_out = f", {len(skipped)} skipped" if skipped else ""
-    out.print(
-        f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
-        f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {how_long(total)}, {place(plan)}{downloads(plan)}",
-        markup=False,
-        soft_wrap=True,
-    )
+    work = left_to_do(plan, records, with_latency=executor is None)
+    total = expected_seconds(plan, work.done) + sum(work.latencies.values())
+    out.print(plan_line(plan, work, total, store.folder), markup=False, soft_wrap=True)
     removed = store.remove_leftovers()
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
-    with LiveView(out, err, seconds, latencies, plan.labels) as view:
+    with LiveView(out, err, work.seconds, work.latencies, plan.labels) as view:
         clock = Clock(view)
         records = (executor or run_cells)(plan, store, cast("View", clock))
     if executor is not None:  # what cells took elsewhere says nothing of this machine

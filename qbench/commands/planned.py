@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qbench.commands.options import out, say
 from qbench.commands.tables import show_table
@@ -10,8 +10,49 @@ from qbench.records import threads_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from qbench.experiment.plan import Plan
+    from qbench.records import Record
+
+
+class LeftToDo(NamedTuple):
+    """What a run of a plan has to do.
+
+    done, skipped: ids of cells. seconds: the estimate for each cell that is to run, by its id.
+    latencies: likewise, for each cell whose latency is to be measured.
+    """
+
+    done: set[str]
+    skipped: set[str]
+    seconds: dict[str, float]
+    latencies: dict[str, float]
+
+
+def left_to_do(plan: Plan, records: Sequence[Record], with_latency: bool) -> LeftToDo:
+    """What a run has to do. records: of its folder. with_latency: whether it measures latencies."""
+    done = {record.id for record in records if record.status == "ok"}
+    done &= {cell.id for cell in plan.cells}
+    skipped = plan.skipped.keys() - done
+    timed = {record.id for record in records if record.latency and not record.latency.reason}
+    seconds = {}
+    latencies = {}
+    for cell in plan.cells:
+        if cell.id not in done | skipped:
+            seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
+        if with_latency and cell.id not in timed | skipped:
+            latencies[cell.id] = plan.estimates[cell.id].latency
+    return LeftToDo(done, skipped, seconds, latencies)
+
+
+def plan_line(plan: Plan, work: LeftToDo, seconds: float, folder: Path) -> str:
+    """The line of a run that begins with `plan`. seconds: what all of the work is to take."""
+    skipped = f", {len(work.skipped)} skipped" if work.skipped else ""
+    return (
+        f"plan  {len(plan.cells)} cells: {len(work.seconds)} to run, "
+        f"{len(work.done)} done{skipped} ({folder}); "
+        f"about {how_long(seconds)}, {place(plan)}{downloads(plan)}"
+    )
 
 
 def protocol(plan: Plan) -> str:
