@@ -82,15 +82,13 @@ def quantize_elsewhere(
         )
     if quantized.tokenizer is not None:  # else the cell says so
         keep_word_on_bos(quantized.tokenizer, settings_file(source))
-    manifest: dict[str, Any] = facts_of(method, scheme)
-    manifest["written"] = quantized.manifest["written"] | _provenance(present)
-    manifest["costs"] = {
-        "seconds": written.result.seconds,
-        "peak_bytes": written.result.peak_bytes,
+    facts: dict[str, Any] = {
+        "written": quantized.manifest["written"] | _provenance(present),
+        "costs": {"seconds": written.result.seconds, "peak_bytes": written.result.peak_bytes},
     }
     if tokens is not None:
-        manifest["calibration"] = calibration_facts(tokens)
-    quantized.manifest = manifest
+        facts["calibration"] = calibration_facts(tokens)
+    quantized.manifest = facts_of(method, scheme) | facts
     return quantized
 
 

@@ -120,12 +120,13 @@ class Store:
         with claimed_in_time(runners, shared=True):
             yield
         with claimed(runners) as alone:
-            if alone:
-                shutil.rmtree(self.folder / "reference", ignore_errors=True)
-                for claim in runners.parent.iterdir():
-                    if claim != runners:
-                        with suppress(OSError):  # what is no file is no claim
-                            claim.unlink()
+            if not alone:
+                return
+            shutil.rmtree(self.folder / "reference", ignore_errors=True)
+            for claim in runners.parent.iterdir():
+                if claim != runners:
+                    with suppress(OSError):  # what is no file is no claim
+                        claim.unlink()
 
     def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
         """Remove what killed saves have left, once it is a day old; returns the paths."""
@@ -292,6 +293,31 @@ class _NewerRecordError(StoreError):
 
 
 def _trusted(path: Path) -> Record:
+    """The record in a file; StoreError where it is damaged, or not the cell that its name says."""
+    body = _record_body(path)
+    try:
+        record = Record.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StoreError(
+            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
+        ) from None
+    longest = _longest([body["cell"], body.get("scores")])
+    if longest > MOST_CHARACTERS:
+        raise StoreError(
+            f"record {path.name} has a name or a value of {longest:,} characters; "
+            f"at most {MOST_CHARACTERS:,} are shown in a table"
+        )
+    if not record.id == record.cell.id == path.stem:
+        raise StoreError(
+            f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
+        )
+    return record
+
+
+def _record_body(path: Path) -> Any:
+    """The JSON object of a record, without its checksum. StoreError where that does not fit."""
     try:
         text = ordinary_text(path, path.parent)
     except StoreError as error:
@@ -313,25 +339,7 @@ def _trusted(path: Path) -> Record:
         raise StoreError(
             f"record {path.name} was changed after it was written (its checksum does not fit)"
         )
-    try:
-        record = Record.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StoreError(
-            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
-        ) from None
-    longest = _longest([body["cell"], body.get("scores")])
-    if longest > MOST_CHARACTERS:
-        raise StoreError(
-            f"record {path.name} has a name or a value of {longest:,} characters; "
-            f"at most {MOST_CHARACTERS:,} are shown in a table"
-        )
-    if not record.id == record.cell.id == path.stem:
-        raise StoreError(
-            f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
-        )
-    return record
+    return body
 
 
 def _longest(value: Any) -> int:
