@@ -74,6 +74,13 @@ def scheme_in_words(entry: Mapping[str, Any]) -> str:
     return f"{'/'.join(bits)} {'/'.join(groups)}"
 
 
+def _inferred_strategy(size: Any) -> str:
+    """The strategy of weights that state none, as the library infers it from the group size."""
+    if size is None:
+        return "tensor"
+    return "channel" if size == -1 else "group"
+
+
 def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
     """The scheme of one group. layout: its format."""
     if layout != FORMAT:
@@ -90,8 +97,8 @@ def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
     bits = _whole_number(weights, "num_bits", range(1, 9))
     size = weights.get("group_size")
     strategy = weights.get("strategy")
-    if strategy is None:  # as the library infers it
-        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    if strategy is None:
+        strategy = _inferred_strategy(size)
     if strategy not in STRATEGIES:
         raise ModelError(
             f"config_groups state the strategy {strategy!r}; read are {', '.join(STRATEGIES)}; "
