@@ -74,7 +74,7 @@ def _spread(
             f"the {len(parts)} articles of the text have fewer than {length} tokens together; "
             "give a smaller length, or more text"
         )
-    drawn = _draw({index: len(found) for index, found in cut.items()}, most)
+    drawn = _draw({index: len(windows) for index, windows in cut.items()}, most)
     chosen = sorted(drawn[:limit])
     tokens = torch.stack([cut[article][window] for article, window in chosen])
     return ArticleWindows(tokens, tuple(_name(article) for article, _ in chosen))

@@ -127,8 +127,8 @@ def _peers() -> Iterator[Finding]:
     from qbench.latency.peers import peers
     from qbench.latency.timing import Shape
 
-    found, missing = peers(Shape(256, 256, 1))
-    names = ", ".join(dict.fromkeys(candidate.name for candidate in found)) or "none"
+    candidates, missing = peers(Shape(256, 256, 1))
+    names = ", ".join(dict.fromkeys(candidate.name for candidate in candidates)) or "none"
     yield Finding("other programs", f"timed by `qbench latency` beside ours: {names}")
     for name, reason in missing.items():
         yield Finding(f"other program {name}", reason, "it is optional")

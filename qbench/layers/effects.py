@@ -90,14 +90,14 @@ class Stored:
 
     def under(self, names: Iterable[str]) -> list[str]:
         """The layers of these parts, each of which is a layer or a block."""
-        found = []
+        layers = []
         for name in names:
             inside = f"{name}."
             if name in self.quantized:
-                found.append(name)
+                layers.append(name)
             else:
-                found += [own for own in self.quantized if own.startswith(inside)]
-        return found
+                layers += [own for own in self.quantized if own.startswith(inside)]
+        return layers
 
     def with_kept(self, names: Iterable[str]) -> float | None:
         """Bits per weight of all layers, the parts of these names as they are; None if unknown."""
