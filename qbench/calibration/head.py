@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.precision import on_device, products_in
+
 
 @dataclass(frozen=True)
 class Returned:
@@ -56,16 +58,10 @@ def head_of(
         if not values:
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if id(tensor) not in inside:
-                    # In float32 where the products are, as the blocks are (`walk.py`).
-                    to_float32 = dtype == torch.float32 and tensor.is_floating_point()
-                    kind = torch.float32 if to_float32 else tensor.dtype
-                    values[name] = tensor.detach().to(device, kind)
+                    values[name] = on_device(tensor.detach(), device, dtype)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         arguments = {"input_ids": ids, "use_cache": False}
-        low = torch.autocast(
-            device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
-        )
-        with giving(blocks, returned.around(hidden)), low:
+        with giving(blocks, returned.around(hidden)), products_in(dtype, device):
             output = torch.func.functional_call(model, values, (), arguments)
         result: Tensor = output.logits
         return result

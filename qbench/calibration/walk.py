@@ -22,6 +22,7 @@ from qbench.calibration.block_window import BlockWindow, Call
 from qbench.calibration.head import Returned, head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.calibration.passes import in_passes
+from qbench.calibration.precision import on_device, products_in
 from qbench.calibration.spool import is_full, keep
 from qbench.contracts import BlockInputs, LinearStats, hidden_states
 from qbench.models.blocks import decoder_blocks, linears
@@ -68,11 +69,7 @@ def walk_linears(
         names: dict[Any, str] = {}  # by layer: the layer's full name
         for name, layer in linears(block).items():
             names[layer] = f"{prefix}.{index}.{name}"
-        # No cache: it would hold on to the low-precision copies of weights that have been replaced.
-        low = torch.autocast(
-            device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
-        )
-        with _at_work(block, device, dtype), low:
+        with _at_work(block, device, dtype), products_in(dtype, device):
             if is_full():
                 run = partial(forward, block, index)
                 outputs = in_passes(streams, run, names, visit)
@@ -146,16 +143,15 @@ def _call(calls: list[Call]) -> Call:
 
 @contextmanager
 def _at_work(block: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """One block at a time is on the device, and goes home when it is done.
+    """One block at a time is on the device, in the dtype that `on_device` says, and then goes back.
 
-    In float32 where its matrix products are: autocast makes them in any other dtype. At home all
-    is in the memory that it came from, in its own dtype: new memory is slow to get.
+    Its values are copied back into the memory that they came from, in their own dtypes: to take
+    new memory is slow.
     """
     with resident(block):
         homes = [(tensor, tensor.data) for tensor in (*block.parameters(), *block.buffers())]
         for tensor, home in homes:
-            to_float32 = dtype == torch.float32 and home.is_floating_point()
-            tensor.data = home.to(device, torch.float32 if to_float32 else home.dtype)
+            tensor.data = on_device(home, device, dtype)
         yield
         for tensor, home in homes:
             if tensor.data_ptr() != home.data_ptr():
@@ -173,8 +169,8 @@ def enter(
     """Run everything before the first block, and record the arguments of each block's call.
 
     The blocks are passed over (they return their input), so this is cheap, and right for models
-    whose blocks get different masks or position embeddings. What is recorded goes to the device, in
-    float32 where the matrix products of the blocks are.
+    whose blocks get different masks or position embeddings. What is recorded goes to the device, as
+    `on_device` puts it there. dtype: of the matrix products of the blocks.
     """
     streams = []
     home = device_of(model)
@@ -185,8 +181,7 @@ def enter(
             return leaf
         # Blocks share masks and position embeddings, and share the copies on the device, too.
         if leaf not in copies:
-            to_float32 = dtype == torch.float32 and leaf.is_floating_point()
-            copies[leaf] = leaf.to(device, torch.float32 if to_float32 else leaf.dtype)
+            copies[leaf] = on_device(leaf, device, dtype)
         return copies[leaf]
 
     for batch in tokens.split(batch_size):

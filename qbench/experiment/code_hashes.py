@@ -68,6 +68,7 @@ JUDGING = (
     *_MODELS,
     "calibration.head",
     "calibration.passes",
+    "calibration.precision",
     "calibration.spool",
     "calibration.streamed",
     "calibration.walk",
