@@ -78,8 +78,8 @@ def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, method: Any
 def _from_texts(texts: Any, tokenizer: Any) -> Tensor:
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"the calibration, a {type(texts).__name__}, is neither texts nor a tensor; give a list "
-            "of strings, or token ids as a tensor of int64 (samples, length)"
+            f"the calibration, a {type(texts).__name__}, is neither texts nor a tensor; give a "
+            "list of strings, or token ids as a tensor of int64 (samples, length)"
         )
     if tokenizer is None:
         raise ConfigError(
@@ -108,8 +108,8 @@ def _require_range(model: Any, tokens: Tensor) -> None:
     low, high = (int(end) for end in tokens.aminmax())
     if low < 0 or high >= rows:
         raise ConfigError(
-            f"the calibration has the token {low if low < 0 else high}, and the model's are from 0 "
-            f"to {rows - 1}; tokenise with the model's own tokenizer"
+            f"the calibration has the token {low if low < 0 else high}, and the model's tokens are "
+            f"from 0 to {rows - 1}; tokenise with the model's own tokenizer"
         )
     longest = _positions(model)
     if longest is not None and tokens.shape[1] > longest:

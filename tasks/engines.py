@@ -177,6 +177,6 @@ def _served(base: str, name: str) -> dict[str, Any]:
         return (named or models)[0]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
-            f"{base}/v1/models says of no model that is served: {type(error).__name__}: {error}; "
+            f"{base}/v1/models names no model that is served: {type(error).__name__}: {error}; "
             "start a server, such as `vllm serve FOLDER`, or give its address"
         ) from error

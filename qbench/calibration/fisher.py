@@ -92,8 +92,8 @@ def _backward(model: Any, sequence: Tensor, generator: torch.Generator) -> None:
         log_p = logits.flatten(0, 1).float().log_softmax(-1)  # (tokens, vocabulary)
         if log_p.isnan().any():  # -inf is a token that the model never says
             raise MethodError(
-                "the model's logits are not finite on the calibration, so that no budget of bits "
-                "can be divided; repair the checkpoint, or read it in a wider dtype"
+                "the model's logits are not finite on the calibration text, so that bits cannot be "
+                "divided between layers; repair the checkpoint, or read it in a wider dtype"
             )
         drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
         log_p.gather(1, drawn.to(log_p.device)).sum().backward()

@@ -24,9 +24,9 @@ def as_executor(name: str, address: str | None, slurm: Sequence[str] | None) -> 
         raise ConfigError(unknown_name("executor", name, EXECUTORS))
     options = _options(slurm or [])
     if name == "local" and address is not None:
-        raise ConfigError(f"--address {address} wants --executor ray or slurm")
+        raise ConfigError(f"--address {address} needs --executor ray or slurm")
     if name != "slurm" and options:
-        raise ConfigError(f"--slurm {slurm[0] if slurm else ''} wants --executor slurm")
+        raise ConfigError(f"--slurm {slurm[0] if slurm else ''} needs --executor slurm")
     if name == "ray":
         from qbench.executors.on_ray import run_on_ray
 

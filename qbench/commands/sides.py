@@ -101,7 +101,9 @@ def _copy(source: Path, target: Path, path: str) -> None:
     try:
         file = ordinary_file(source / path, source)
     except StoreError as error:
-        raise StoreError(f"this is no whole baseline, so run it again: {error}") from None
+        raise StoreError(
+            f"files of the run are missing or damaged, so run it again: {error}"
+        ) from None
     (target / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target / path)
 

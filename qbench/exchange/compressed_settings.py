@@ -101,8 +101,8 @@ def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
         strategy = _inferred_strategy(size)
     if strategy not in STRATEGIES:
         raise ModelError(
-            f"config_groups state the strategy {strategy!r}; read are {', '.join(STRATEGIES)}; "
-            f"{_ELSEWHERE}"
+            f"config_groups state the strategy {strategy!r}; qbench reads "
+            f"{', '.join(STRATEGIES)}; {_ELSEWHERE}"
         )
     group_size = None
     if strategy == "group":
@@ -120,8 +120,8 @@ def _whole_number(weights: Mapping[str, Any], key: str, allowed: range) -> int:
     value = weights.get(key)
     if type(value) is not int or value not in allowed:  # True is no number of bits
         raise ModelError(
-            f"config_groups state {key}={value!r}; {allowed.start} to {allowed.stop - 1} can be; "
-            "correct it in config.json"
+            f"config_groups state {key}={value!r}; it must be from {allowed.start} to "
+            f"{allowed.stop - 1}; correct it in config.json"
         )
     return value
 

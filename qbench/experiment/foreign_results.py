@@ -114,7 +114,7 @@ def _uniform(package: str, parts: Mapping[str, Tensor], bits: int) -> Weights:
         if scale is None or codes.ndim != 2 or codes.dtype != torch.uint8:
             raise MethodError(
                 f"{package}: layer {name} has codes {codes.dtype} {tuple(codes.shape)} and "
-                f"{'a' if scale is not None else 'no'} scale; uint8 (out, in) and a scale are read"
+                f"{'a' if scale is not None else 'no'} scale; expected uint8 (out, in) and a scale"
             )
         if int(codes.max()) >= 2**bits:
             raise MethodError(

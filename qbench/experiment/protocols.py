@@ -104,6 +104,6 @@ def require_versions(grid: Grid) -> None:
             present = "not installed"
         if present != wanted:
             raise ConfigError(
-                f"the protocol {grid.preset!r} is defined with {name} {wanted}, and here is "
-                f"{present}; install that version, or take another preset"
+                f"the protocol {grid.preset!r} is defined with {name} {wanted}, and the version "
+                f"here is {present}; install that version, or take another preset"
             )

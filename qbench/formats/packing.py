@@ -20,7 +20,7 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 def packed_length(n: int, bits: int) -> int:
     """Bytes that n codes of `bits` bits take; StoreError unless bits are from 1 to 8."""
     if not 1 <= bits <= 8:
-        raise StoreError(f"codes of bits={bits} cannot be packed; from 1 to 8 can")
+        raise StoreError(f"codes of bits={bits} cannot be packed; give 1 to 8 bits")
     return -(-n * bits // 8)
 
 

@@ -50,7 +50,9 @@ class Stepped:
     def __post_init__(self) -> None:
         for width in (*self.widths, self.places):
             if type(width) is not int or not 1 <= width <= MOST:
-                raise StoreError(f"scales of {width!r} bits cannot be read; from 1 to {MOST} can")
+                raise StoreError(
+                    f"scales of {width!r} bits cannot be read; they must have 1 to {MOST} bits"
+                )
         if not self.widths:
             raise StoreError(
                 "scales without a number for each group cannot be read; quantize again"

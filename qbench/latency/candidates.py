@@ -171,5 +171,5 @@ def _try(kernel: Kernel, weight: WeightFormat, x: Tensor) -> None:
     except Exception as error:
         raise QbenchError(
             f"kernel {kernel.name!r} raised {type(error).__name__}: {error}; "
-            f"`qbench check {kernel.name}` tells what it does not compute"
+            f"`qbench check {kernel.name}` says what it cannot compute"
         ) from error
