@@ -1,8 +1,8 @@
-"""The process that a cell has to itself: it quantizes and evaluates, and tells what comes out.
+"""The process of one cell: it quantizes and evaluates, and sends its results to the runner.
 
-It is told what to do by a `Job` and opens everything anew: plug-ins, data, tasks and the model.
-What cells share lies in files that are mapped into memory: the unquantized model's
-log-probabilities and the calibration tokens.
+It gets a `Job`, and opens everything anew: plug-ins, data, tasks and the model. Cells share the
+unquantized model's log-probabilities and the calibration tokens, in files that are mapped into
+memory.
 """
 
 from __future__ import annotations
@@ -55,14 +55,19 @@ if TYPE_CHECKING:
 
 
 def work(tell: Tell, job: Job) -> None:
-    """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
+    """Do a job. Any error, of whatever type, becomes the reason of a failure.
 
-    Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
-    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now and then while
-    another runner holds what is needed; in the end `facts`, the fields of the record that are
-    known, with `tokens`, which say what calibrated; and with `reason` where the cell
-    failed, and `unwritable` where the reason is that results cannot be written; where memory ran
-    out, `out_of_memory`, the phase in which, and `memory`, what was free and all.
+    Each call of `tell` sends one event:
+
+    - `progress` (0..1) and `text`;
+    - `phase`: its name, when it `began` (seconds of the epoch) and its `seconds`;
+    - `scores` of a task;
+    - `note`: a sentence for people;
+    - `waiting`: now and then, while another runner holds what is needed;
+    - at the end, `facts` (the fields of the record that are known) and `tokens` (what calibrated).
+      Where the cell failed, also `reason`, and `unwritable`, whether it is that results cannot be
+      written. Where memory ran out, also `out_of_memory`, the phase, and `memory`, the bytes that
+      were free and all that there are.
     """
     if job.gpu is not None:  # before CUDA starts in this process
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
@@ -147,7 +152,7 @@ class _Work(AtWork):
         self.facts["log"] = quantized.log
 
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
-        """Note which layers of a model that is said to be quantized are."""
+        """Note which layers of a quantized model are quantized."""
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = published_dtype(self.job.model, self.job.cell)
             scheme = with_allocation(self.job.cell.scheme, quantized.manifest)
@@ -159,7 +164,7 @@ class _Work(AtWork):
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.
 
-        A damaged one is said and removed.
+        A damaged one is removed, and a note says so.
         """
         if not os.path.lexists(folder):
             return None
@@ -251,7 +256,7 @@ class _Work(AtWork):
     def _quantize_elsewhere(
         self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
     ) -> None:
-        """Let another package quantize the model, and save what it wrote as the artifact."""
+        """Have another package quantize the model, and save its result as the artifact."""
         share = self.job.estimate.quantize_share
         at_work = self.span(0.0, share, f"in the environment of {method.package.name}")
         with self.phase("quantize"):
@@ -272,7 +277,7 @@ class _Work(AtWork):
 
     @property
     def _origin(self) -> dict[str, Any]:
-        """What the manifest of this cell's artifact says of the model that it was made of."""
+        """What the manifest of the artifact says of the model that was quantized."""
         cell = self.job.cell
         origin = {"artifact": cell.artifact} | provenance(self.job.model)
         if not Path(cell.model).is_dir():

@@ -61,11 +61,11 @@ def quantize_model(
 ) -> dict[str, float]:
     """Quantize a model by name, save it to `output`, and return its measured bits per weight.
 
-    settings: values of the method's parameters. dtype: what the model's parameters are rounded to
+    settings: values of the method's parameters. dtype: to which the model's parameters are rounded
     beforehand; `auto` leaves them as they are. requantize: whether a model that is quantized
-    already is taken. trust_remote_code: whether code that it brings may run. memory: bytes that may
-    be taken, None for what there is. announce: is told what data calibrate. StoreError before any
-    work where nothing can be written at `output`, or where it is the model that is read.
+    already is accepted. trust_remote_code: whether code from the model's folder may run. memory:
+    bytes that may be taken, None for what there is. announce: is called with a sentence about the
+    data. StoreError, before any work, where `output` cannot be written, or is the model itself.
     """
     require_writable(output)
     quantizer = get_method(method, **settings)
@@ -128,9 +128,9 @@ def evaluate_model(
 ) -> Iterator[Score]:
     """Scores of a saved model, task by task, under the protocol of a grid.
 
-    unquantized: the model that tasks compare with, None for the one that the folder says it was
-    made from. announce: is told which data is taken. Raises ConfigError for such a task where that
-    model is not known.
+    unquantized: the model that tasks compare with, None for the one from which the folder says that
+    it was made. announce: is called with a sentence about the data. ConfigError where a task
+    compares with the unquantized model, and that is not known.
     """
     for _spec, outcome in judge_model(folder, grid, progress, unquantized, announce):
         yield from outcome.scores
@@ -143,7 +143,7 @@ def judge_model(
     unquantized: str | None = None,
     announce: Announce = lambda text: None,
 ) -> Iterator[tuple[TaskSpec, Outcome]]:
-    """What every task says of a saved model, with its items; as `evaluate_model`."""
+    """The outcome of every task, with its items. Arguments and errors as in `evaluate_model`."""
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
     _check_tasks(grid, unquantized)
@@ -209,7 +209,7 @@ def _refuse_comparisons(asked: Iterable[tuple[Task, TaskSpec]], folder: Path) ->
 
 
 def require_origin(origin: ModelSource, revision: str | None, folder: Path) -> None:
-    """ModelError where the model of that name is not what the folder was made from any more."""
+    """ModelError where the model of that name has changed since the folder was made from it."""
     present = resolved_revision(origin)
     if revision is not None and present != revision:
         raise ModelError(
@@ -219,6 +219,6 @@ def require_origin(origin: ModelSource, revision: str | None, folder: Path) -> N
 
 
 def data_for(grid: Grid, name: str, announce: Announce) -> ChosenData:
-    """The data that the grid's tasks are asked on. name: of the model that is judged by them."""
+    """The data of the grid's tasks. name: of the model that they judge."""
     tables = tables_of([get_task(task) for task in grid.task_names])
     return announced_data(grid.data, (name,), tables, announce)
