@@ -1,4 +1,4 @@
-"""What `qbench doctor` finds out about this machine, line by line: the state, and what to do."""
+"""The lines of `qbench doctor` about this machine: what there is, and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ HUB_SECONDS = 5.0  # that the hub has for an answer
 
 
 class Finding(NamedTuple):
-    """What was looked at, how it is, and what to do; nothing where there is nothing to be done."""
+    """One line of `qbench doctor`.
+
+    what: was looked at. state: how it is. advice: what to do, empty where nothing is to be done.
+    """
 
     what: str
     state: str

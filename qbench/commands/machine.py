@@ -159,7 +159,7 @@ def _check_numbers(rounds: int, prompt: int, tokens: int, repeats: int, threads:
 
 @contextmanager
 def _memory_in_words(instead: str) -> Iterator[None]:
-    """ConfigError where memory runs out. instead: what to give."""
+    """A context in which running out of memory is a ConfigError. instead: what to give."""
     try:
         yield
     except Exception as error:
@@ -199,7 +199,7 @@ def _requested(
 def _products(
     request: Request, rounds: int, device: str, threads: int, plot: Path | None
 ) -> dict[str, Any]:
-    """Time and print every shape; what `--json` stores."""
+    """Time and print every shape; returns what `--json` stores."""
     from qbench.latency.pytest_benchmark import as_benchmarks
     from qbench.latency.request import time_shape
     from qbench.reports.roofline import write_roofline
@@ -224,10 +224,11 @@ def _products(
 
 
 def _show_products(rows: Sequence[Row]) -> None:
-    """The rows of one shape: three probes, which stand above the table, and the products.
+    """Print the rows of one shape: three probes in a line above the table, and the products.
 
-    us: median of the times, with the tenth and ninetieth percentile. of memory: its rate as a part
-    of the memory's. x fp32, x bf16: how many times as fast as the dense product.
+    Columns: us: median of the times, with the tenth and ninetieth percentile. of memory: the rate
+    at which weights are read, as a part of the memory's. x fp32, x bf16: how many times as fast as
+    the dense product.
     """
     memory, bf16, fp32 = rows[:3]
     products = rows[3:]
@@ -275,7 +276,7 @@ def _gflops(row: Row) -> str:
 def _end_to_end(
     folder: Path, prompt: int, tokens: int, repeats: int, threads: int, device: str
 ) -> dict[str, Any]:
-    """Time and print a saved model; what `--json` stores."""
+    """Time and print a saved model; returns what `--json` stores."""
     from qbench.environment import environment
     from qbench.latency.request import device_of
     from qbench.models.identity import resolved_revision
@@ -304,7 +305,7 @@ def _end_to_end(
 def _timed_model(
     folder: Path, prompt: int, tokens: int, repeats: int, threads: int, place: str
 ) -> tuple[Sequence[Speed], Sequence[Variant]]:
-    """How fast each variant of a saved model is, and the variants. place: `cpu` or `cuda`."""
+    """The speed of each variant of a saved model, and the variants. place: `cpu` or `cuda`."""
     from qbench.latency import end_to_end, gpu_end_to_end
 
     with err.status("loading") as status:
@@ -334,7 +335,7 @@ def _show_model(rows: Sequence[Speed]) -> None:
 
 
 def _heading(measured: dict[str, Any]) -> str:
-    """What a table of a whole model shows, on one line."""
+    """The line above the table of a whole model."""
     from qbench.records import threads_in_words
 
     device = measured["device"]

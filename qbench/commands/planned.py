@@ -1,4 +1,4 @@
-"""What `qbench run` says of a plan: its first lines, a dry run's table, and how true it was."""
+"""The lines that `qbench run` prints about a plan: at the start, in a dry run, and at the end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plan_line(plan: Plan, work: LeftToDo, seconds: float, folder: Path) -> str:
 
 
 def protocol(plan: Plan) -> str:
-    """The first line of a run: its data, with a warning where they are not real, and its preset."""
+    """The first line of a run: its data, with a warning if they are stand-ins, and its preset."""
     from qbench.experiment.data_choice import data_line
 
     about = plan.grid.defaults["about"]
@@ -69,14 +69,14 @@ def protocol(plan: Plan) -> str:
 
 
 def downloads(plan: Plan) -> str:
-    """What is to come from the hub first; nothing where all weights are here."""
+    """The part of the line about downloads; empty where all weights are here."""
     if not plan.downloads:
         return ""
     return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
 
 
 def place(plan: Plan) -> str:
-    """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
+    """How the cells compute, such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
     words = f"{plan.cells[0].dtype} on {plan.device}"
     if plan.jobs > 1:
         threads = threads_in_words(plan.threads)
@@ -85,7 +85,7 @@ def place(plan: Plan) -> str:
 
 
 def accuracy(seconds: float, expected: float, longer: Sequence[float]) -> str:
-    """How far off the estimate was, of the run, and of its cells (times longer than estimated)."""
+    """The line that compares the estimate with what the run and its cells (`longer`) have taken."""
     line = f"time  {_duration(seconds)}, {seconds / expected:.2f} times the {_duration(expected)}"
     return f"{line} estimated; its cells took {min(longer):.2f} to {max(longer):.2f} times theirs"
 
@@ -104,7 +104,7 @@ def _duration(seconds: float) -> str:
 
 
 def _grounds(plan: Plan) -> str:
-    """What the estimate is made from."""
+    """From what the estimate was made, in words."""
     from qbench.environment import is_present
 
     if not is_present(plan.device):
@@ -115,7 +115,7 @@ def _grounds(plan: Plan) -> str:
 
 
 def show_plan(plan: Plan) -> None:
-    """The cells with what each will cost, those that are skipped, and what all cost together."""
+    """Print what each cell will cost, which are skipped, and what all cost together."""
     from qbench.experiment.plan import expected_seconds
 
     words = ("cell", "model", "method")
