@@ -389,8 +389,16 @@ def _older(model: BaseModel, younger: tuple[str, ...]) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """12 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII."""
+    """The first 12 hex digits of `canonical_sha256`."""
+    return canonical_sha256(value)[:12]
+
+
+def canonical_sha256(value: Any) -> str:
+    """64 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII.
+
+    ValueError where a number is not finite.
+    """
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()

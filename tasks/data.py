@@ -12,7 +12,6 @@ the hub or its local cache; and else the embedded data, which are called `mini-.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from qbench.errors import ConfigError, DataError, unknown_name
 from qbench.files.ordinary import is_folder
+from qbench.records import canonical_sha256
 from qbench.tasks.declaration import Table
 from qbench.tasks.registry import task_tables
 
@@ -237,11 +237,8 @@ def _rows(source: Source, name: str, split: str) -> list[dict[str, Any]]:
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON, 64 hex digits."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The SHA-256 of the canonical JSON, 64 hex digits."""
+    return canonical_sha256(value)
 
 
 def dataset(columns: dict[str, list[Any]]) -> Dataset:

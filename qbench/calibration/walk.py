@@ -278,13 +278,7 @@ def lock_step(
     try:
         # Of each run, (layer, input) while it is paused, and the block's output once it is dead.
         states = [run.switch() for run in runs]
-        while True:
-            waiting: dict[Any, list[int]] = {}  # by layer: the runs that are paused before it
-            for i, run in enumerate(runs):
-                if not run.dead:
-                    waiting.setdefault(states[i][0], []).append(i)
-            if not waiting:
-                break
+        while waiting := _waiting(runs, states):
             # Experts: not every stream reaches every layer. The first in the order goes first, so
             # that its streams can still join those that wait further on.
             layer = min(waiting, key=order.index)
@@ -302,6 +296,16 @@ def lock_step(
         if layer in unvisited:
             visit(names[layer], layer, no_statistics(layer))
     return states
+
+
+def _waiting(runs: list[greenlet], states: list[Any]) -> dict[Any, list[int]]:
+    """By layer, the indices of the runs that are paused before it. states: see `lock_step`."""
+    waiting: dict[Any, list[int]] = {}
+    for i, run in enumerate(runs):
+        if not run.dead:
+            layer, _ = states[i]
+            waiting.setdefault(layer, []).append(i)
+    return waiting
 
 
 def forward(block: nn.Module, index: int, stream: Stream) -> Tensor:
