@@ -43,7 +43,8 @@ class LinearStats:
     """Second-order statistics of a linear layer's input over the calibration tokens.
 
     hessian: (in, in) float32, 2/count * sum over tokens of x x^T, the Hessian of the layer's mean
-    squared output error with respect to any one row of its weight. count: number of tokens.
+        squared output error with respect to any one row of its weight.
+    count: number of tokens.
     """
 
     hessian: Tensor
@@ -77,9 +78,13 @@ class WeightFormat(Protocol):
 class Method(Protocol):
     """What every method declares; it is a frozen dataclass whose fields are its hyper-parameters.
 
-    name: what the user types. paper: title, venue and arXiv id. format: the weight format it
-    returns. bits: the supported bits, inclusive. symmetric: whether it honours
-    `Scheme(symmetric=True)`. These are ClassVars; without that word they would be hyper-parameters.
+    name: what the user types.
+    paper: title, venue and arXiv id.
+    format: the weight format it returns.
+    bits: the supported bits, inclusive.
+    symmetric: whether it honours `Scheme(symmetric=True)`.
+
+    These are ClassVars; without that word they would be hyper-parameters.
 
     A method may also declare, as ClassVars: `exceptions`, a dict from the name of a contract check
     that it cannot keep by its nature to the reason; and `trains = True`, which makes it a
@@ -118,11 +123,12 @@ class BlockInputs:
     """What one transformer block is called with on the calibration text, an entry per batch.
 
     quantized: hidden states (batch, length, width) that come out of the quantized blocks before it.
-    full: those that come out of the full-precision blocks. arguments: the positional and keyword
-    arguments of the block's call, without the hidden states. dtype: of the matrix products.
+    full: those that come out of the full-precision blocks.
+    arguments: the positional and keyword arguments of the block's call, without the hidden states.
+    dtype: of the matrix products.
     progress: a method that takes long calls it with the part that is done, 0..1, and a word.
     logits: None but for the last block, where it maps the block's output to the model's logits
-    (batch, length, vocabulary), and is differentiable.
+        (batch, length, vocabulary), and is differentiable.
     """
 
     quantized: list[Tensor]
@@ -164,7 +170,8 @@ class BlockResult:
 
     weights: the quantized weights of its linear layers, by their names within the block.
     parameters: new values, in full precision, of other parameters by their names, such as of a norm
-    into which a scale was folded. log: how it went, JSON-able, kept in the record.
+        into which a scale was folded.
+    log: how it went, JSON-able, kept in the record.
     """
 
     weights: Mapping[str, WeightFormat]

@@ -174,10 +174,7 @@ class Cell(_Frozen):
         return digest({k: v for k, v in self._facts().items() if k not in of_evaluation})
 
     def _facts(self) -> dict[str, Any]:
-        """All fields, JSON-able, without newer ones that are at their defaults.
-
-        So the records of older versions keep their ids.
-        """
+        """All fields, JSON-able; newer ones only if not at their defaults, so that ids stay."""
         younger = ("evaluation", "batch_size", "device", "stored_as", "recipe", "quantization")
         facts = _older(self, younger)
         return facts | {"tasks": [task.facts() for task in self.tasks]}
@@ -356,9 +353,8 @@ class Record(_Frozen):
 def labels(cells: Iterable[Cell]) -> dict[str, str]:
     """The label of each cell, by its id.
 
-    Where several cells of a model have the same label, their calibration and seed are appended, as
-    far as these differ: `gptq 3b g64 c4:128x512 seed=1`. Cells that differ only in other things,
-    such as their code, still have the same label.
+    Where cells of a model share one, calibration and seed are appended, as far as these differ:
+    `gptq 3b g64 c4:128x512 seed=1`. Cells that differ only in their code still share one.
     """
     alike: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -394,10 +390,7 @@ def digest(value: Any) -> str:
 
 
 def canonical_sha256(value: Any) -> str:
-    """64 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII.
-
-    ValueError where a number is not finite.
-    """
+    """64 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )

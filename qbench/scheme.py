@@ -75,12 +75,16 @@ class LayerRule:
 class Scheme:
     """What is asked of a method.
 
-    bits: per weight code, 1..16. group_size: weights per group along the inputs; None is one group
-    per output channel. symmetric: grids have no zero point. rules: exceptions for single layers.
-    head_bits: bits of the model's head; None leaves the head as it is. budget: a fraction that the
-    bits of the layers have on average; each layer gets a whole number, and one that matters more
-    gets more (`qbench.allocation`). With a budget, `bits` is the next larger whole number. Raises
-    ConfigError for bits or a group size out of range.
+    bits: per weight code, 1..16.
+    group_size: weights per group along the inputs; None is one group per output channel.
+    symmetric: grids have no zero point.
+    rules: exceptions for single layers.
+    head_bits: bits of the model's head; None leaves the head as it is.
+    budget: a fraction that the bits of the layers have on average; each layer gets a whole number,
+        and one that matters more gets more (`qbench.allocation`). With a budget, `bits` is the next
+        larger whole number.
+
+    Raises ConfigError for bits or a group size out of range.
 
     Methods are called without `head_bits` and `budget`. One that sees a whole block asks `of_layer`
     what each of its layers is to have.

@@ -241,8 +241,7 @@ class Grid(BaseModel):
     def task_options(self, task: str, like: str | None = None) -> dict[str, Any]:
         """The options of a task that are given, by TASK_KEYS: the preset's, overridden by `set`.
 
-        like: a task whose options in the preset are taken where it has none for this one.
-        ConfigError for a number that is too small.
+        like: the task whose options in the preset are taken where it has none for this one.
         """
         of_preset = self.defaults["tasks"]
         preset = of_preset.get(task, of_preset.get(like, {}))

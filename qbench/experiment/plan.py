@@ -49,15 +49,22 @@ SHORT = 0.25  # of the time of the slowest method: faster cells are begun before
 class Plan:
     """All that is fixed before any work.
 
-    sources: where each model is, by its name in the grid. source: of the data. tasks: by their
-    names in the cells' specs. modelled: what the cost model says of each cell, by its id;
-    estimates: the same, corrected by what earlier runs took. timings: of earlier runs, by the
-    model's name. skipped: why a cell is not run, by its id. jobs: cells at a time. threads: of the
-    processor, for each of these. gpus: one for each cell at work, in turns; empty where all cells
-    see the same devices as this process. model_bytes: bytes of the largest model's weights.
-    warning: about the data. downloads: bytes of weights to be downloaded from the hub, by the
-    model's name. protocol: how the run judges (`qbench.experiment.protocols`). labels: of all cells
-    of the grid, by id.
+    sources: where each model is, by its name in the grid.
+    source: of the data.
+    tasks: by their names in the cells' specs.
+    modelled: what the cost model says of each cell, by its id.
+    estimates: the same, corrected by what earlier runs took.
+    timings: of earlier runs, by the model's name.
+    skipped: why a cell is not run, by its id.
+    jobs: cells at a time.
+    threads: of the processor, for each of these.
+    gpus: one for each cell at work, in turns; empty where all cells see the same devices as this
+        process.
+    model_bytes: bytes of the largest model's weights.
+    warning: about the data.
+    downloads: bytes of weights to be downloaded from the hub, by the model's name.
+    protocol: how the run judges (`qbench.experiment.protocols`).
+    labels: of all cells of the grid, by id.
     """
 
     grid: Grid
