@@ -54,9 +54,9 @@ class Case:
     made: float | None = None
 
 
-def holds(found: Difference, truth: float) -> bool:
+def holds(estimate: Difference, truth: float) -> bool:
     """Whether the 95 % interval holds the true difference."""
-    return found.low <= truth <= found.high
+    return estimate.low <= truth <= estimate.high
 
 
 def exact_shares() -> Iterator[Case]:
@@ -217,28 +217,28 @@ def powers(runs: int, seed: int) -> Iterator[Case]:
         for sided in (1, 2):
             items = items_for_share(discordance, difference, sided=sided)
             lean = (1 + difference / discordance) / 2
-            found = []
+            detected = []
             for _ in range(runs):
                 base, candidate, _ = answers(generator, items, discordance, lean, clustered=False)
-                one = share_difference(base, candidate)
-                p_value = one.p_above(0.0) if sided == 1 else one.p_value
-                found.append(p_value <= 0.05)
+                estimate = share_difference(base, candidate)
+                p_value = estimate.p_above(0.0) if sided == 1 else estimate.p_value
+                detected.append(p_value <= 0.05)
             yield Case(
                 f"a share's {100 * difference:.0f} points, {sided}-sided",
                 items,
                 items,
                 1,
                 discordance,
-                power=100 * float(np.mean(found)),
+                power=100 * float(np.mean(detected)),
                 promised=80.0,
             )
     for items in (20, 50, 200):
         shift = detectable(1 / np.sqrt(items), items - 1)
-        found = []
+        detected = []
         for _ in range(runs):
             values = generator.standard_normal(items) + shift
-            found.append(mean_difference(np.zeros(items), values).p_value <= 0.05)
-        power = 100 * float(np.mean(found))
+            detected.append(mean_difference(np.zeros(items), values).p_value <= 0.05)
+        power = 100 * float(np.mean(detected))
         yield Case("a mean's detectable difference", items, items, 1, None, None, None, power, 80.0)
 
 

@@ -212,14 +212,14 @@ def faults(entries: list[dict[str, Any]]) -> list[str]:
     A word or two that the compiler puts aside once, outside the loop, are no fault. The bound
     counts where instructions are scarce: few rows on Hopper, the usual widths and groups.
     """
-    found = []
+    lines = []
     for entry in entries:
         what = row(entry).split("|")[0].strip()
         spilled = entry["loop"].get("LDL", 0) + entry["loop"].get("STL", 0)
         if entry["stack_bytes"] > FEW_BYTES or spilled:
-            found.append(f"{what}: {entry['stack_bytes']} bytes of stack, {spilled} spills a pass")
+            lines.append(f"{what}: {entry['stack_bytes']} bytes of stack, {spilled} spills a pass")
         if entry["overwritten"]:
-            found.append(
+            lines.append(
                 f"{what}: a product in flight reads what {entry['overwritten'][0]!r} writes"
             )
         usual = entry["bits"] in (2, 3, 4) and entry["group_size"] == 128
@@ -228,8 +228,8 @@ def faults(entries: list[dict[str, Any]]) -> list[str]:
         if usual and few and cost is not None:
             bound = BOUNDS["half_rows in spans" if entry["spans"] else entry["kernel"]]
             if cost > bound:
-                found.append(f"{what}: {cost} instructions a bit, not {bound}")
-    return found
+                lines.append(f"{what}: {cost} instructions a bit, not {bound}")
+    return lines
 
 
 def cuobjdump() -> Path:
@@ -247,9 +247,9 @@ def report(path: Path | None = None, quick: bool = False) -> list[dict[str, Any]
     entries: list[dict[str, Any]] = []
     print(HEADER)
     with ProcessPoolExecutor() as pool:
-        for found in pool.map(compiled, cases(quick)):
-            entries += found
-            for entry in found:
+        for functions in pool.map(compiled, cases(quick)):
+            entries += functions
+            for entry in functions:
                 print(row(entry), flush=True)
     if path is not None:
         lines = ",\n".join(f"  {json.dumps(_brief(entry))}" for entry in entries)
@@ -290,9 +290,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="leave out what is used most")
     options = parser.parse_args()
     entries = report(options.json, options.quick)
-    found = faults(entries)
-    print("\n".join([*found, f"{len(found)} faults in {len(entries)} functions"]))
-    return 1 if found else 0
+    lines = faults(entries)
+    print("\n".join([*lines, f"{len(lines)} faults in {len(entries)} functions"]))
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

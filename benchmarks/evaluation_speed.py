@@ -106,7 +106,7 @@ def measure(data: str, rounds: int, dtype: str, names: list[str]) -> dict[str, A
         own = lm.prepared(tokenizer, model)
         return HFLM(pretrained=model, tokenizer=own, batch_size=BATCH, softmax_dtype="float32")
 
-    found = {}
+    measured = {}
     for name in names:
         protocol = ASKED[name]
         with lm.quiet():
@@ -115,8 +115,8 @@ def measure(data: str, rounds: int, dtype: str, names: list[str]) -> dict[str, A
                 "ours": lambda: lm.language_model(Context(model, tokenizer, source, BATCH), "t"),
                 "lm_eval": theirs,
             }
-            found[name] = {**protocol, **compare(models, requests, rounds)}
-        row = found[name]
+            measured[name] = {**protocol, **compare(models, requests, rounds)}
+        row = measured[name]
         low, high = row["ratios"]
         print(
             f"{name:14} {row['requests']:4} requests  ours {min(row['seconds']['ours']):6.1f} s  "
@@ -124,7 +124,7 @@ def measure(data: str, rounds: int, dtype: str, names: list[str]) -> dict[str, A
             f"({low:.2f} to {high:.2f})  {_apart(row)}",
             flush=True,
         )
-    return found
+    return measured
 
 
 def _apart(row: dict[str, Any]) -> str:
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(ASKED))
     parser.add_argument("--store", action="store_true")
     options = parser.parse_args()
-    found = measure(options.data, options.rounds, options.dtype, options.tasks.split(","))
+    measured = measure(options.data, options.rounds, options.dtype, options.tasks.split(","))
     if options.store:
         facts = {
             "model": "smollm2-135m",
@@ -152,7 +152,7 @@ def main() -> None:
             "machine": platform.processor() or platform.machine(),
             "versions": {name: version(name) for name in ("lm_eval", "torch", "transformers")},
         }
-        write_text(RESULTS, json.dumps(facts | {"tasks": found}, indent=1) + "\n")
+        write_text(RESULTS, json.dumps(facts | {"tasks": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -91,10 +91,10 @@ def main(name: str) -> None:
         for weight in weights:
             for way, row in measure(weight, bits):
                 rows[way].append(row)
-        for way, found in rows.items():
-            pairs = zip(found, rows["half precision"], strict=True)
-            worse = sum(row[0] / half[0] - 1 for row, half in pairs) / len(found)
-            stored = sum(row[1] for row in found) / sum(row[2] for row in found)
+        for way, measured in rows.items():
+            pairs = zip(measured, rows["half precision"], strict=True)
+            worse = sum(row[0] / half[0] - 1 for row, half in pairs) / len(measured)
+            stored = sum(row[1] for row in measured) / sum(row[2] for row in measured)
             print(f"{bits} bits  {way:20} {stored:.3f} bits  error {worse:+.2%}", flush=True)
 
 

@@ -1,8 +1,8 @@
 """What a kernel is: a function that multiplies with a packed weight, and what it declares.
 
-A kernel lives in one file of this folder, or in a package of it whose `__init__` names its kernels;
-`dequantized.py` is the model to follow. `qbench.kernels.registry` finds it, and
-`qbench check NAME` holds it against `qbench.kernels.reference`.
+A kernel is one file of this folder, or a package in it whose `__init__` names its kernels; follow
+`dequantized.py`. `qbench.kernels.registry` finds it, and `qbench check NAME` compares it with
+`qbench.kernels.reference`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from qbench.contracts import WeightFormat
 
 
 class Description(TypedDict):
-    """What a weight is beside its tensors.
+    """What describes a weight beside its tensors.
 
     format: name of the weight format. parts: names of its tensors, in the order in which they are
-    passed. spec: the JSON-able rest, as the format's `spec()` gives it. shape: [out, in].
+    passed. spec: what the format's `spec()` returns, JSON-able. shape: [out, in].
     """
 
     format: str
@@ -31,7 +31,7 @@ class Description(TypedDict):
 
 
 class Request(NamedTuple):
-    """A product as the choice of a kernel sees it.
+    """The facts about a product by which a kernel is chosen.
 
     format: name of the weight format. bits: per code, or None where the format counts none.
     group_size: inputs that share a scale, or None. shape: (out, in) of the weight. device: type of
@@ -49,11 +49,11 @@ class Request(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A weight as one kernel reads it, for products that follow each other.
+    """A weight in the layout that one kernel reads, for many products.
 
     run: x (rows, in), contiguous and on the weight's device -> (rows, out). nbytes: bytes of the
-    weight that a product reads. copied: another one in memory of its own; None where only the
-    weight makes one.
+    weight that a product reads. copied: makes a copy in other memory; None where a copy can only be
+    prepared from the weight.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -66,29 +66,29 @@ Run = Callable[[Tensor, list[Tensor], Tensor | None, Description], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way to compute products, and for which requests. None in a declaration: for all.
+    """One way to compute products, and the requests that it serves. None in a declaration: all.
 
-    name: what `--kernel`, `using` and `qbench check` are told.
+    name: by which `--kernel`, `using` and `qbench check` know it.
     run(x, parts, bias, description): x (..., in) floating, any strides; parts, the weight's
         tensors; bias (out,) floating or None -> (..., out), new, in the dtype of x. It changes
         none of its arguments, and repeats its result bit for bit.
-    formats, devices, dtypes (of x): names or dtypes that are served. bits, batch: the least and the
-        most that are served, inclusive; a batch may have no end. The batch counts the rows of x.
-    automatic: whether it may be taken without being named. A kernel has to declare this, so that
-        a package that is installed changes no product by its presence alone.
-    priority: of the automatic kernels that serve a request, the one with the highest is taken, and
-        of equals the first by name. This holds for kernels of every origin.
+    formats, devices, dtypes (of x): those that it serves. bits, batch: the least and the most that
+        it serves, inclusive; a batch may have no limit. The batch counts the rows of x.
+    automatic: whether it may be chosen without being named. By default it may not, so that
+        installing a package does not change how products are computed.
+    priority: of the automatic kernels that serve a request, the one with the highest priority is
+        chosen, and of equals the first by name. This holds for kernels of every origin.
     error: bound of |y - y64| / |y64| in norm over all of y, with normally distributed x in float32
         and a weight in which no input outweighs the others; y64 is the product in float64.
-        roundings: how many machine epsilons of the dtype of x (`torch.finfo(dtype).eps`) come on
-        top; one, where weight and result are rounded once each.
+    roundings: how many machine epsilons of the dtype of x (`torch.finfo(dtype).eps`) are added to
+        the bound; one, where weight and result are rounded once each.
     available: the reason why it cannot be used in this process at all, or None. refuses: the
-        reason why it does not serve a request that it declares to serve, or None.
-    describe: what it is on this machine, for `qbench list kernels`.
+        reason why it does not serve a request that fits its declarations, or None.
+    describe: a few words about it on this machine, for `qbench list kernels`.
     prepare: weight -> `Prepared`, for a kernel that reads a layout of its own; by default the
         weight's parts are copied and passed to `run`.
-    label: its word in the rows of `qbench latency`; None: its name. timed: whether `qbench latency`
-        times it without being asked to.
+    label: its name in the rows of `qbench latency`; None for `name`. timed: whether `qbench
+        latency` times it without being asked to.
     """
 
     name: str

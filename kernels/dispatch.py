@@ -1,8 +1,8 @@
 """`torch.ops.qbench.linear`: one operator for products with weights of every format.
 
-Eager code, torch.compile and export see the same operator. Which kernel computes it is chosen at
-each call (`qbench.kernels.registry`): `using` names one, `served` tells which did. A weight crosses
-the operator's border as its parts and a description, since an operator takes tensors and strings.
+Eager code, torch.compile and export see the same operator. Each call chooses the kernel that
+computes it (`qbench.kernels.registry`): `using` names one, and `served` says which ones did. An
+operator takes tensors and strings, so a weight is passed as its parts and a description.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tenso
 
 
 def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
-    """`torch.ops.qbench.linear`, without its cost where nobody looks at operators.
+    """`torch.ops.qbench.linear`, without the cost of an operator where it need not be one.
 
-    The operator's way through torch takes as long as launching a kernel on a GPU.
+    To call an operator takes as long as to launch a kernel on a GPU.
     """
     if forward_ad._current_level >= 0:
         return _in_forward_mode(x, parts, bias, weight)
@@ -53,9 +53,9 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
 
 
 def _watched(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a product is traced, differentiated, or otherwise more than its result.
+    """Whether a product has to be an operator: it is traced, or differentiated, for example.
 
-    Or whether x or the bias is not what lies in its memory: the operator is given one that is.
+    Or x or the bias is a lazy tensor, such as a negative view; operators are given its values.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return True
@@ -73,7 +73,7 @@ def _watched(x: Tensor, bias: Tensor | None) -> bool:
 
 
 def request(x: Tensor, weight: WeightFormat) -> Request:
-    """This product as the choice of a kernel sees it: what `explain` is asked."""
+    """The request for this product of x (..., in), such as `explain` takes."""
     return request_of(x, list(weight.to_tensors().values()), description_of(weight))
 
 

@@ -1,13 +1,13 @@
 """Layouts that a kernel derives from a weight: derived once, and kept as long as the weight's data.
 
-Keyed by the storage and data pointer of the weight's first part, and valid for one stamp: what the
-description says, and of all parts where they lie, as what they are read, and their versions. So a
-weight that is written in place is derived again, and so is one made of views of another. A storage
-lives exactly as long as some tensor has its data, whichever Python object that is; `.to()` and
-`load_state_dict(assign=True)` bring another storage, and the aliases that torch.compile passes have
-the same one. Tensors made in inference mode have no version, and are taken to be constant.
-Nor is a write seen that leaves none, through `.data`, `.numpy()` or another library: after it, call
-`forget`.
+The key is the storage and data pointer of the weight's first part. The layout is valid as long as
+its stamp: the description, and for every part its address, dtype, shape, strides and version. So it
+is derived again where a weight is written in place, or is made of other views of the same memory.
+A storage lives as long as any tensor with its data. `.to()` and `load_state_dict(assign=True)` make
+another storage; the aliases that torch.compile passes have the same one.
+
+Some writes are not noticed: tensors made in inference mode have no version, and writes through
+`.data`, `.numpy()` or another library do not change it. Call `forget` after such a write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _all: WeakSet[Layouts[Any]] = WeakSet()
 
 
 def forget(weight: WeightFormat) -> None:
-    """Derive a weight's layouts anew: what was written to it left no version."""
+    """Drop a weight's layouts, after a write that did not change the version of its parts."""
     first = next(iter(weight.to_tensors().values()))
     for layouts in _all:
         layouts.forget(first)
@@ -44,12 +44,12 @@ class Layouts(Generic[T]):
         _all.add(self)
 
     def forget(self, part: Tensor) -> None:
-        """Keep nothing of the weights in this tensor's storage, which holds their first parts."""
+        """Drop the layouts of all weights whose first part is in this tensor's storage."""
         self._known.pop(part.untyped_storage(), None)
 
     def of(self, parts: list[Tensor], description: Description) -> T:
         """The layout of the weight that has these parts; derived anew after a write to one."""
-        # inline, since this runs at each product; the number of writes stands last
+        # Written out here, since it runs at each product. The version is the number of writes.
         seen = [
             (
                 part.data_ptr(),

@@ -1,16 +1,16 @@
-"""Name -> kernel: where kernels are found, which one serves a product, and which ones have served.
+"""Name -> kernel: finds kernels, chooses the one for a product, and counts what they computed.
 
 Kernels come from three places:
 
     this folder       a module that defines a `Kernel`, or a tuple `KERNELS`, at its top level; or a
-                      package whose `__init__` does. Modules inside a package are not looked into.
+                      package whose `__init__` does. Modules inside a package are not searched.
     installed         entry points of the group `qbench.kernels`: a `Kernel`, a tuple of kernels, or
                       a module like those above
     plug-in files     a module like those above, by `load_plugin`
 
-They are looked for once, when a kernel is first asked for. A module that needs a package that may
+The search happens once, when a kernel is first asked for. A module that needs a package that may
 be absent, such as triton, imports it inside the function that launches the kernel. A module that
-raises is kept with its reason (`broken_kernels`), and all others work.
+raises is kept with the reason (`broken_kernels`), and all others work.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def all_kernels() -> dict[str, Kernel]:
 
 
 def broken_kernels() -> dict[str, str]:
-    """Files and entry points that give no kernel: origin -> reason, one sentence."""
+    """Modules and entry points that cannot be used, by name, with the reason, one sentence."""
     _discovered()
     return dict(_broken)
 
 
 def get_kernel(name: str) -> Kernel:
-    """The kernel of this name. ConfigError with the nearest name where there is none."""
+    """The kernel of this name; ConfigError with the nearest name where there is none."""
     known = _discovered()
     if name not in known:
         raise ConfigError(unknown_name("kernel", name, known))
@@ -66,7 +66,7 @@ def get_kernel(name: str) -> Kernel:
 
 
 def register(kernel: Kernel) -> None:
-    """Add a kernel to those that were found. ConfigError for a name that is taken or no name."""
+    """Add a kernel. ConfigError where its name is taken, or is not a plain name."""
     known = _discovered()
     require_plain_name("a kernel", kernel.name)
     if kernel.name in known:
@@ -80,8 +80,8 @@ def register(kernel: Kernel) -> None:
 def load_plugin(path: Path) -> list[str]:
     """Import a Python file and register the kernels that it defines; returns their names.
 
-    The same file may be loaded again. ConfigError naming the file where it is absent, raises,
-    defines no kernel, or takes a name that exists.
+    The same file may be loaded again. ConfigError, naming the file, where it is absent, cannot be
+    imported, defines no kernel, or defines one whose name exists.
     """
     names = register_module(import_plugin_file(path), str(path.resolve()))
     if not names:
@@ -93,7 +93,7 @@ def load_plugin(path: Path) -> list[str]:
 
 
 def plugin_files() -> list[str]:
-    """The plug-in files of the kernels that are known, for another process to load."""
+    """The plug-in files that were loaded, so that another process can load them, too."""
     with _lock:
         return sorted(set(_origins.values()))
 
@@ -101,8 +101,8 @@ def plugin_files() -> list[str]:
 def register_module(module: ModuleType, origin: str) -> list[str]:
     """Register the kernels of a module that has been imported already; returns their names.
 
-    origin: the file that it came from, whose earlier kernels are replaced. ConfigError for a name
-    that another origin has taken, or that is no name.
+    origin: the file that it came from; kernels of the same origin are replaced. ConfigError where
+    another origin has taken the name of one, or where it is not a plain name.
     """
     kernels = kernels_in(module)
     known = _discovered()
@@ -138,27 +138,27 @@ def kernels_in(value: Any) -> list[Kernel]:
 def choose(request: Request, name: str | None = None) -> Kernel:
     """The kernel of that name; without one, the automatic kernel of highest priority that serves.
 
-    ConfigError where the named one is unknown, or cannot serve: nothing else is put in its place.
+    ConfigError where no kernel has that name, where that kernel cannot serve, or where none can.
     """
     if name is None:
         for kernel in all_kernels().values():
             if kernel.automatic and kernel.refusal(request) is None:
                 return kernel
-        raise ConfigError(f"no kernel serves {request}; `qbench list kernels` tells what each can")
+        raise ConfigError(f"no kernel serves {request}; `qbench list kernels` says what each can")
     kernel = get_kernel(name)
     reason = kernel.refusal(request)
     if reason is not None:
         raise ConfigError(
-            f"kernel {name!r} cannot compute this: {reason}; `qbench list kernels` tells what each "
+            f"kernel {name!r} cannot compute this: {reason}; `qbench list kernels` says what each "
             f"can"
         )
     return kernel
 
 
 def explain(request: Request) -> dict[str, str]:
-    """Kernels by priority down to the automatic choice, each with the reason why it is not that.
+    """Kernels in the order of priority, each with the reason why it is not the automatic choice.
 
-    The choice stands last, with an empty reason.
+    The choice is the last one, with an empty reason.
     """
     reasons: dict[str, str] = {}
     for kernel in all_kernels().values():
@@ -173,9 +173,9 @@ def explain(request: Request) -> dict[str, str]:
 
 @contextmanager
 def using(name: str | None) -> Iterator[None]:
-    """Products inside are computed by the kernel of this name, or end in a ConfigError.
+    """A context in which the kernel of this name computes all products, or raises ConfigError.
 
-    None: by the automatic choice, also inside another `using`.
+    None is the automatic choice, also inside another `using`.
     """
     if name is not None:
         get_kernel(name)
@@ -187,7 +187,7 @@ def using(name: str | None) -> Iterator[None]:
 
 
 def named() -> str | None:
-    """The name that the innermost `using` asks for, or None."""
+    """The name that the innermost `using` was given, or None."""
     return _named.get()
 
 
@@ -225,9 +225,10 @@ def _discover() -> dict[str, Kernel]:
 
 
 def _add(known: dict[str, Kernel], origin: str, load: Any, expected: bool = False) -> None:
-    """Add the kernels of what `load` returns; where it raises, the reason.
+    """Add the kernels of what `load` returns; where it raises, keep the reason.
 
-    expected: it has to give a kernel. A module of this folder may be something else.
+    expected: whether something without a kernel is broken. A module of this folder need not have
+    one.
     """
     try:
         kernels = kernels_in(load())
@@ -237,7 +238,7 @@ def _add(known: dict[str, Kernel], origin: str, load: Any, expected: bool = Fals
         _broken[origin] = f"{type(error).__name__}: {error}"
         return
     if expected and not kernels:
-        _broken[origin] = "it is no kernel: a `Kernel` of qbench.kernels.contract, or a tuple"
+        _broken[origin] = "it is no `Kernel` of qbench.kernels.contract, and no tuple of kernels"
     for kernel in kernels:
         if known.setdefault(kernel.name, kernel) is not kernel:
             _broken[origin] = f"the name {kernel.name!r} is already taken"

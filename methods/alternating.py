@@ -43,10 +43,13 @@ Fit = tuple[Tensor, Tensor, Tensor]  # the squared error (rows,), alpha and shif
 class Alternating:
     """Binary coding by alternating minimization.
 
-    rounds: at most so many least-squares steps from each start. shift: also fit an offset per
-    group. The starts are the clip-searched uniform grid, so that the squared error is never above
-    that of `rtn` before the numbers are rounded to be stored, and greedy codings about several
-    centres. scale_bits: of scales and shifts, see `qbench.formats.snapping`; 16 is half precision.
+    It starts from greedy codings about several centres, and from the clip-searched uniform grid.
+    Because of the latter, the squared error is never above that of `rtn` before the numbers are
+    rounded for storage.
+
+    rounds: at most so many least-squares steps from each start.
+    shift: also fit an offset per group.
+    scale_bits: of scales and shifts, see `qbench.formats.snapping`; 16 is half precision.
     rotate: code the weight for rotated inputs (`rotation.py`).
     """
 
@@ -101,7 +104,7 @@ class Alternating:
         group = SortedGroups(W)
         best = self._from_greedy(group, W, bits)
         if bits > 1:
-            # To the end for itself: it is the slowest to improve, and a trial would drop it.
+            # Without a trial, which would drop it: it improves most slowly.
             alpha, shift = uniform_start(W, bits)
             shift = shift if self.shift else torch.zeros_like(shift)
             uniform = alternate(group, alpha, shift, self.rounds, self.shift)
@@ -112,9 +115,9 @@ class Alternating:
         return alpha.abs().sort(1, descending=True).values.float(), shift.float()
 
     def _from_greedy(self, group: SortedGroups, W: Tensor, bits: int) -> Fit:
-        """The best of the greedy codings about several centres; without a shift about zero alone.
+        """The best of the greedy codings about several centres; about zero alone without a shift.
 
-        All have TRIAL rounds, and the FINALISTS of each row the rest.
+        All get TRIAL rounds, and the FINALISTS of each row the remaining ones.
         """
         trial = min(self.rounds, TRIAL)
         trials = []

@@ -1,9 +1,10 @@
 """Alternating binary coding under the curvature of the layer's loss; nothing is trained.
 
-Levels by alternating least squares in which an error of input j counts H_jj, the numbers that are
-stored snapped to integers times a step per row, and then GPTQ's error feedback (arXiv:2210.17323)
-by decreasing H_jj, onto the nearest level in place of the nearest point of a grid. Then levels and
-codes are fitted to each other again, in the whole Hessian.
+First, alternating least squares, in which an error of input j counts H_jj, gives the levels. The
+numbers that are stored are then snapped to integers times a step per row. Then GPTQ's error
+feedback (arXiv:2210.17323) goes over the columns by decreasing H_jj, with the nearest level in
+place of the nearest point of a grid. At last, levels and codes can be fitted to each other again,
+in the whole Hessian (`refits`).
 
 The nearest published relatives: BPDQ (ICML 2026, arXiv:2602.04163) fits its scales inside the loop,
 group by group on compensated weights in the metric of the group's conditional Hessian, from the
@@ -37,11 +38,13 @@ from qbench.methods.stored_numbers import default_scale_bits
 class AlternatingH:
     """Curvature-weighted binary coding with error feedback.
 
-    rounds: at most so many least-squares steps. refits: of levels and codes to each other under the
-    whole Hessian, as long as that lowers the layer's loss. damp: added to the diagonal of the
-    Hessian, as a fraction of its mean. scale_bits: of the largest scale; smaller ones have fewer,
-    and 16 is half precision. None is what `default_scale_bits` says. rotate: code the weight for
-    rotated inputs (`rotation.py`).
+    rounds: at most so many least-squares steps.
+    refits: at most so many fits of levels and codes to each other under the whole Hessian; they end
+        when one does not lower the layer's loss.
+    damp: added to the diagonal of the Hessian, as a fraction of its mean.
+    scale_bits: bits of the largest scale; smaller ones have fewer. 16 is half precision, None the
+        number of `default_scale_bits`.
+    rotate: code the weight for rotated inputs (`rotation.py`).
     """
 
     name: ClassVar[str] = "alternating-h"

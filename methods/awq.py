@@ -55,12 +55,14 @@ GPU_CHUNK = 1 << 27
 class AWQ:
     """Activation-aware scales and clips, on the grid of `rtn`.
 
-    grid: steps of the ratio r; every other is tried, and then the neighbours of the best. clip:
-    `awq` shrinks the range of a group where that lowers the error of its part of the output; it
-    tries 1 - i/clip_grid down to 1 - max_shrink. zero_point, scale_bits: as in `rtn`. Of the
-    calibration tokens, mean_tokens give mean|x|, in whole batches, scale_tokens judge the scales,
-    in whole sequences, and clip_tokens the clips: one is chosen for many, so that few tokens
-    decide.
+    grid: steps of the ratio r; every other one is tried, and then the neighbours of the best.
+    clip: `awq` shrinks the range of a group where that lowers the error of its part of the output;
+        `none` does not.
+    clip_grid, max_shrink: the ranges that are tried are 1 - i/clip_grid, down to 1 - max_shrink.
+    zero_point, scale_bits: as in `rtn`.
+    mean_tokens: calibration tokens for mean|x|, in whole batches.
+    scale_tokens: calibration tokens that judge the scales, in whole sequences.
+    clip_tokens: calibration tokens that judge the clips. Few are enough for these choices.
     """
 
     name: ClassVar[str] = "awq"

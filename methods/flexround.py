@@ -39,12 +39,13 @@ from qbench.methods.rtn import RTN
 class FlexRound(Reconstruction):
     """Learned rounding by element-wise division, on the output of a block.
 
-    start: `curvature` takes the grid of `gptq`, and in place of the weights the values that it
-    rounded, so that the codes at the start are those of `gptq`; `weights` the grid of `rtn` and the
-    weights. lr: of the logarithms of s1, S2 and s3; None is 0.12 / 2^bits, for a weight must move
-    in proportion to the grid's step to change its code, and 0.016 / 2^bits after `curvature`, whose
-    codes a higher rate loses. clip, zero_point, scale_bits: of the grid at the start, as in `rtn`;
-    with scale_bits below 16 s1 is trained on the steps of the start.
+    lr: learning rate of the logarithms of s1, S2 and s3. None is 0.12 / 2^bits, since a weight must
+        move in proportion to the grid's step to change its code; after `curvature` it is
+        0.016 / 2^bits, since a higher rate loses the codes of that start.
+    start: `curvature` takes the grid of `gptq` and the values that `gptq` rounded, so that the
+        codes at the start are those of `gptq`; `weights` takes the grid of `rtn` and the weights.
+    clip, zero_point, scale_bits: of the grid at the start, as in `rtn`. With scale_bits below 16,
+        s1 is trained on the steps of the start.
     """
 
     name: ClassVar[str] = "flexround"
@@ -66,7 +67,10 @@ class FlexRound(Reconstruction):
     def prepare(
         self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
     ) -> FlexRoundWeight:
-        """weight (out, in), floating: -> its parameters at the start, without `stats` `weights`."""
+        """weight (out, in), floating: -> its parameters at the start.
+
+        Without `stats` the start is `weights`.
+        """
         group = scheme.group_length(weight.shape[1])
         if self.start == "curvature" and stats is not None:
             feedback = GPTQ(clip=self.clip, zero_point=self.zero_point, scale_bits=self.scale_bits)

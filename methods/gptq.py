@@ -3,15 +3,16 @@
 Frantar, Ashkboos, Hoefler and Alistarh 2022, arXiv:2210.17323, algorithm 1, which
 `qbench.methods.error_feedback` explains. Act-order processes the columns by decreasing H_ii.
 
-Two ways to the grids of groups, whose order needs not be stored in either. Static groups: all grids
-are fixed beforehand, and columns come in any order. Dynamic groups: a group's grid is that of what
-its columns have become when their turn comes, and its columns come one after the other; the groups
-are ordered by their mean curvature. (Group-aware reordering, GAR, of Dual Precision Quantization,
-Gafni et al. 2025, arXiv:2505.14638, orders them so, with grids of its own.)
+There are two ways to find the grids of groups. With both, the order of the columns need not be
+stored. Static groups: all grids are fixed beforehand, and columns come in any order. Dynamic
+groups: the grid of a group is searched when its turn comes, for its columns with the errors of
+earlier ones, and the columns of a group follow each other; groups are ordered by their mean
+curvature. (Group-aware reordering, GAR, of Dual Precision Quantization, Gafni et al. 2025,
+arXiv:2505.14638, has the same order, with grids of its own.)
 
-An error of column i, when it is made, costs (w_i - q)^2 / U_ii^2 exactly, as the loss is the sum of
-the e^2. So 1 / U_ii^2, the curvature of a column that the later ones make up for, is what the
-search of a grid may weight errors by.
+The loss is the sum of the e^2, so that rounding column i costs exactly (w_i - q)^2 / U_ii^2. So
+1 / U_ii^2, the curvature that is left when later columns make up for the error, can weight the
+errors in the search of a grid.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class GPTQ:
     """Optimal-brain rounding with second-order statistics of the inputs.
 
     damp: added to the diagonal, as a fraction of its mean; multiplied by 10 up to three times where
-    the Cholesky factorization fails. act_order: columns by decreasing curvature. block_size:
-    columns between two large updates; the result does not depend on it. clip, zero_point, norm,
-    scale_bits: of the grid, as in `rtn`. importance: what errors count in the search of a grid,
-    `none` all alike, `curvature` by the curvature of their column, `best` both, and for every row
-    the one with the smaller loss. groups: `static` grids are those of the weights, which allows any
-    order; `dynamic` ones of what the columns of a group are when their turn comes, and the groups
-    come as wholes; `best` the one with the smaller loss of a row.
+        the Cholesky factorization fails.
+    act_order: columns by decreasing curvature.
+    block_size: columns between two large updates; the result does not depend on it.
+    clip, zero_point, norm, scale_bits: of the grid, as in `rtn`.
+    importance: how the search of a grid weights errors. `none`: all alike; `curvature`: by the
+        curvature of their column; `best`: both are tried, and each row keeps the smaller loss.
+    groups: `static` or `dynamic`, as above; `best`: both, and each row keeps the smaller loss.
     """
 
     name: ClassVar[str] = "gptq"
@@ -74,8 +75,7 @@ class GPTQ:
             raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
         if self.block_size < 1:
             raise ConfigError(f"block_size={self.block_size} is too small; give 1 or more")
-        # refuses what no grid can be searched with
-        RTN(norm=self.norm, scale_bits=self.scale_bits)
+        RTN(norm=self.norm, scale_bits=self.scale_bits)  # checks these two
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:
         """weight (out, in), Hessian (in, in): -> Uniform.
@@ -88,12 +88,12 @@ class GPTQ:
     def rounded(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> OnGrid:
         """weight (out, in), Hessian (in, in): -> its codes, grids and compensated values.
 
-        Of every row those of the least loss among the ways that `importance` and `groups` name.
+        Each row is that of the least loss among the ways that `importance` and `groups` allow.
         """
         return reduce(better_rows, self._ways(weight.float(), live_hessian(stats), scheme))
 
     def _ways(self, W: Tensor, H: Tensor, scheme: Scheme) -> Iterator[OnGrid]:
-        """W (out, in) on each kind of grid that is asked for; at least one."""
+        """W (out, in), rounded in every way that `importance` and `groups` allow."""
         group = scheme.group_length(W.shape[1])
         dynamic = self.groups != "static" and group < len(H)  # else the same as static
         if not dynamic or self.groups == "best":
@@ -111,13 +111,13 @@ class GPTQ:
 
     @property
     def _weighted(self) -> tuple[bool, ...]:
-        """Whether the errors in the search of a grid are weighted, for every search."""
+        """For each search of a grid, whether it weights errors by curvature."""
         return {"best": (False, True), "curvature": (True,), "none": (False,)}[self.importance]
 
     def _static(
         self, W: Tensor, H: Tensor, order: Tensor, group: int, scheme: Scheme
     ) -> Iterator[OnGrid]:
-        """One way for each kind of search; all grids are those of W (out, in) itself."""
+        """Static groups, once for each search; the grids are those of W (out, in) itself."""
         # Rows and columns of H alike go into the order of processing.
         U = inverse_cholesky(H[order][:, order], self.damp)
         curvature = torch.empty_like(U[0])
@@ -137,7 +137,7 @@ class GPTQ:
             yield OnGrid(codes[:, back], scale, zero, compensated[:, back], loss)
 
     def _dynamic(self, W: Tensor, H: Tensor, order: Tensor, group: int, scheme: Scheme) -> OnGrid:
-        """Grids of what the columns of a group have become; the better search for every row."""
+        """Dynamic groups; each row of a group has the better of the searches."""
         U = inverse_cholesky(H[order][:, order], self.damp)
         counts = importance(H, self.damp).view(-1, group)
         # Says in which dtype, or in which steps, scales and zero points are stored.
@@ -163,9 +163,9 @@ class OnGrid(NamedTuple):
 
 
 def better_rows(first: OnGrid, second: OnGrid) -> OnGrid:
-    """Every row from the one where its loss is smaller; `first` where they are equal.
+    """Each row from the argument in which its loss is smaller; from `first` where they are equal.
 
-    Whole, where the two store their scales or zero points in different kinds of numbers.
+    Where the two store scales or zero points in different kinds of numbers, the better whole one.
     """
     better = second.loss < first.loss  # (out,)
     scale = _rows_of(better, second.scale, first.scale)

@@ -22,9 +22,10 @@ from qbench.formats.packing import as_stored
 class Greedy:
     """Binary coding one plane after the other.
 
-    shift: subtract the group's mean first and store it. refine: fit all scales (and the shift) by
-    least squares after every new plane, algorithm 2 of the paper; without it each plane keeps its
-    first scale, algorithm 1, and weights beyond the sum of the scales are lost.
+    shift: subtract the group's mean first, and store it.
+    refine: fit all scales and the shift by least squares after every new plane (algorithm 2 of the
+        paper). Without it each plane keeps its first scale (algorithm 1), and no weight can be
+        larger than the sum of the scales.
     """
 
     name: ClassVar[str] = "greedy"

@@ -53,13 +53,16 @@ FARTHEST = 2048  # of zero points: up to it, float16 holds every integer
 class OmniQuant(Reconstruction):
     """Learned clipping, and learned scales where the norms have a bias.
 
-    clip: `none` starts from the whole range, as the authors do, `search` from the one that `rtn`
-    finds. let: `auto` is on where the norm before a fold has a bias (LayerNorm models such as OPT),
-    as in the authors' scripts. lr_lwc: of gamma and beta; the authors' 0.01 is for 2560 steps, and
-    hardly moves them in the tens of steps of a quick run. lr_let: of the logarithms of the scales.
-    aug_loss: also the error to what the full-precision block makes of the quantized stream; `auto`
-    at 2 and 3 bits. scale_bits: as in `rtn`; below 16 the scales are trained on the steps of the
-    start.
+    lr_lwc: learning rate of gamma and beta. The authors' 0.01 is for 2560 steps, and hardly moves
+        them in the tens of steps of a quick run.
+    lr_let: learning rate of the logarithms of the scales.
+    clip: `none` starts from the whole range, as the authors do; `search` from the range that `rtn`
+        finds.
+    let: whether scales are learned. `auto`: where the norm before a fold has a bias (LayerNorm
+        models such as OPT), as in the authors' scripts.
+    aug_loss: whether the loss has the error to the full-precision block's output for the quantized
+        stream, too. `auto`: at 2 and 3 bits.
+    scale_bits: as in `rtn`; below 16, the scales are trained on the steps of the start.
     """
 
     name: ClassVar[str] = "omniquant"

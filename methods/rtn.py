@@ -1,8 +1,8 @@
 """Round-to-nearest (RTN), the baseline every paper compares with, with a clip search.
 
 Notation follows Frantar et al. 2022 (GPTQ, arXiv:2210.17323), section 2: W weight, q codes, s
-scale, z zero point; the clip search is that of its code (`mse=True`): shrink the min-max range by a
-ratio r and keep the best per group.
+scale, z zero point. The clip search is that of the authors' code (`mse=True`): try the min-max
+range shrunk by several ratios, and keep the best for each group.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ CHUNK = 1 << 18  # weights searched at a time: their temporaries stay in the pro
 class RTN:
     """Round each weight to the nearest point of its group's grid.
 
-    clip: `search` shrinks the range where that lowers the mean |error|^norm, `none` keeps the
-    minimum and maximum. zero_point: `integer` (stored in `bits` bits) or `real` (float16). The
-    search tries `ratios` shrink ratios evenly from 1 down to min_ratio, and then, `refinements`
-    times, both neighbours of the best at half the distance. With norm 2, `fits` least-squares fits
-    of the scale to the codes follow, from the best grid and from its neighbouring zero points.
-    scale_bits: of a scale, and of a real zero point; 16 is half precision.
+    clip: `search` shrinks the range where that lowers the mean |error|^norm; `none` keeps the
+        minimum and maximum.
+    zero_point: `integer` (stored in `bits` bits) or `real` (float16).
+    norm: the exponent of the errors in the search.
+    ratios, min_ratio: the search tries this many shrink ratios, evenly from 1 to min_ratio.
+    refinements: how often it then tries both neighbours of the best ratio, at half the distance.
+    fits: with norm 2, how many least-squares fits of the scale to the codes follow, from the best
+        grid and from those with the neighbouring zero points.
+    scale_bits: bits of a scale, and of a real zero point; 16 is half precision.
     """
 
     name: ClassVar[str] = "rtn"
@@ -109,16 +112,16 @@ class RTN:
     def real_grid(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Like `grid`, float32, before it is stored; the zero point of a symmetric one, too."""
+        """Like `grid`, before rounding for storage, float32; a symmetric grid has a zero, too."""
         scale, zero = self._over_rows(self._search, W, importance, scheme)
         return scale, zero
 
     def snapped_grid(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None = None
     ) -> SnappedGrid:
-        """Like `grid`, of W (out, groups, g), as it is stored in `scale_bits`.
+        """Like `grid` for W (out, groups, g), with numbers that are stored in `scale_bits`.
 
-        Zero points are those of the scales that are stored.
+        The zero points fit the scales as they are stored.
         """
         s, z = self.real_grid(W, scheme, importance)
         counts = None if importance is None else importance.sum(1)
@@ -146,7 +149,11 @@ class RTN:
         importance: Tensor | None,
         scheme: Scheme,
     ) -> list[Tensor]:
-        """search(rows (k, g), their importance, scheme, part) -> (k,) each, for all W (..., g)."""
+        """What `search` gives for W (..., g), in tensors of shape (...).
+
+        It is called as search(rows (k, g), their importance, scheme, part) -> (k,) each, for one
+        part of the rows after the other.
+        """
         rows = W.reshape(-1, W.shape[-1])
         searched = []
         for part in row_slices(rows, CHUNK):
@@ -182,7 +189,10 @@ class RTN:
         return best.s, best.z
 
     def _fit(self, best: _Best, scheme: Scheme, integer: bool) -> None:
-        """Offer scales that are fitted to codes; the ratios know one zero point for each range."""
+        """Try scales that are fitted to codes, also with the neighbouring zero points.
+
+        The ratios have tried one zero point for each range.
+        """
         s, z = best.s, best.z
         neighbours = (0,) if scheme.symmetric or not integer else (0, -1, 1)
         for change in neighbours:
@@ -212,7 +222,7 @@ class RTN:
 
 
 class _Best:
-    """The best grid of every group so far: s and z (rows,), float32, and its error."""
+    """The best grid of every group so far, s and z (rows,), float32, with its error."""
 
     def __init__(
         self,
@@ -223,7 +233,7 @@ class _Best:
         s: Tensor,
         z: Tensor,
     ) -> None:
-        """W, importance (rows, g) float32; s and z where nothing that is offered has an error."""
+        """W, importance (rows, g) float32. s, z: kept where no offered grid has a finite error."""
         self.W = W
         self.importance = importance
         self.bits = bits
@@ -233,7 +243,7 @@ class _Best:
         self.error = torch.full_like(s, torch.inf)
 
     def offer(self, s: Tensor, z: Tensor) -> Tensor:
-        """Take these grids where they are better; bool (rows,)."""
+        """Take these grids where they are better; returns where, bool (rows,)."""
         error = grid_error(self.W, s, z, self.bits, self.norm, self.importance)
         better = error < self.error
         self.error = torch.where(better, error, self.error)

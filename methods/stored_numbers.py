@@ -20,9 +20,10 @@ DISTORTED = 1 / 8  # share of the groups that one step per row may distort
 
 
 def default_scale_bits(bits: int) -> int:
-    """What costs about a hundredth of the squared error, and 0.27 to 0.45 bits in groups of 64.
+    """Bits of the largest scale, by the bits of the weight: 6, 7 and 8 at 2, 3 and 4 bits.
 
-    See `benchmarks/scale_bits.py`: 6, 7 and 8 bits for the largest scale at 2, 3 and 4 bits.
+    They raise the squared error by about 1 %, and take 0.27 to 0.45 bits per weight in groups of 64
+    (`benchmarks/scale_bits.py`).
     """
     return min(MOST, max(LEAST, bits + 4))
 
@@ -30,11 +31,11 @@ def default_scale_bits(bits: int) -> int:
 def stored_numbers(
     alpha: Tensor, shift: Tensor, scale_bits: int, weights: Tensor | None = None
 ) -> tuple[Numbers, Numbers]:
-    """`stored_coding` of alpha (out, groups, b) and shift (out, groups), where that serves most.
+    """`stored_coding` of alpha (out, groups, b) and shift (out, groups), or half precision.
 
-    weights (groups,): what an error counts in each group. The scales of a group that is many times
-    smaller than its row's largest are few of the row's steps. In half precision where more than
-    `DISTORTED` of the groups move by a quarter of their largest scale.
+    weights (groups,): what an error counts in each group. Where a group is many times smaller than
+    the largest of its row, its scales are only a few of the row's steps. Half precision is taken
+    where more than `DISTORTED` of the groups move by a quarter of their largest scale.
     """
     alphas, shifts = stored_coding(alpha, shift, scale_bits, weights)
     assert shifts is not None  # a shift was given

@@ -45,22 +45,29 @@ PUBLISHED_LOSS = {"loss": "mse", "mixing": 0.5, "head": 0.0}
 class UniQuanF(Reconstruction):
     """Binary coding trained through FlexRound's transformation.
 
-    initialization: `curvature` codes under the curvature of the layer's loss, as `alternating-h`
-    does, and trains the compensated weights; `unified` expresses one coding, fitted to the weights
-    alone, in both sets of parameters; `separate` fits each on its own. lr: of d1, d2 and d3; None
-    is 0.002 from the curvature's start, whose codes a larger one destroys, else 0.08 / 2^bits, for
-    a weight must move in proportion to the grid's step to change its code. lr_alpha: of the scales
-    and of the shift. learn_shift: train the shift. scale_bits: of the stored numbers, as in
-    `alternating-h`; training sees them as they are stored. damp, refits: of the curvature, as
-    there. rounds: of alternating. grid: without the curvature, 0 takes the starts of `alternating`,
-    G > 0 tries G clip ratios as the authors do. shift: without the curvature, fit z_B. mapping: of
-    weights to levels: `exact` by the midpoints of the sorted levels, `local` among the present
-    level and its neighbours, `full` by the distance to each (slow, for comparison). period: steps
-    from one mapping to the next, 0 for never again. gradient_filtering: no gradient where a weight
-    lies further than the group's smallest scale from its level (`distance`, as published), or from
-    the range of all levels (`range`). rotate: code the weight for rotated inputs (`rotation.py`).
-    faithful: start, rates, filter, mapping and stored numbers of the published code, which trains
-    on all batches; and where they have their defaults, `lr`, `loss`, `mixing` and `head`, too.
+    lr: learning rate of d1, d2 and d3. None is 0.002 from the start `curvature`, since a larger
+        rate destroys its codes; else 0.08 / 2^bits, since a weight must move in proportion to the
+        grid's step to change its code.
+    lr_alpha: learning rate of the scales and of the shift.
+    initialization: `curvature` codes the weight as `alternating-h` does, and trains its compensated
+        values; `unified` fits one coding to the weights alone, and expresses it in both sets of
+        parameters; `separate` fits each set on its own.
+    scale_bits: of the stored numbers, as in `alternating-h`; training sees them as they are stored.
+    damp, refits: of `curvature`, as in `alternating-h`.
+    grid: without `curvature`, 0 takes the starts of `alternating`, and G > 0 tries G clip ratios as
+        the authors do.
+    rounds: of alternating.
+    shift: without `curvature`, fit z_B.
+    learn_shift: train the shift.
+    mapping: how weights find their levels. `exact`: by the midpoints of the sorted levels; `local`:
+        the present level or one of its neighbours; `full`: by the distance to each (slow).
+    period: steps from one mapping to the next, 0 for never again.
+    gradient_filtering: a weight has no gradient where it is further than the group's smallest scale
+        from its level (`distance`, as published), or from the range of all levels (`range`).
+    rotate: code the weight for rotated inputs (`rotation.py`).
+    faithful: do as the published code does: its start, rates, filter, mapping and stored numbers,
+        and training on all batches; and its `lr`, `loss`, `mixing` and `head` where these have
+        their defaults.
     """
 
     name: ClassVar[str] = "uniquanf"
@@ -96,7 +103,7 @@ class UniQuanF(Reconstruction):
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """As in `Reconstruction`, with what `faithful` decides; the bits are those of a layer."""
+        """As in `Reconstruction`, for the method that `faithful` makes of this one."""
         method = self.decided(scheme.bits) if self.faithful else self
         return Reconstruction.quantize_block(method, block, inputs, targets, scheme)
 
@@ -124,7 +131,7 @@ class UniQuanF(Reconstruction):
         return replace(self, lr=lr, scale_bits=scale_bits)
 
     def _published_loss(self) -> dict[str, Any]:
-        """What the published code minimizes, of the parameters that have their defaults."""
+        """The published loss, for those of its parameters that have their defaults here."""
         published = {}
         for name, value in PUBLISHED_LOSS.items():
             if getattr(self, name) == getattr(type(self), name):
@@ -136,8 +143,8 @@ class UniQuanF(Reconstruction):
     ) -> UniQuanFWeight | RotatedWeight:
         """weight (out, in), floating: -> its parameters at the initialization, float32.
 
-        stats: of the layer's inputs; None takes them as white. MethodError where no damping makes
-        the Hessian positive definite.
+        stats: of the layer's inputs; None assumes uncorrelated inputs of equal size. MethodError
+        where no damping makes the Hessian positive definite.
         """
         if not self.rotate:
             return self._unrotated(weight, scheme, stats)

@@ -54,11 +54,16 @@ TRIAL = 128  # at least so many rows choose among them, and less than twice as m
 class UniSVQ(Reconstruction):
     """Lattice codes with one affine map per matrix, trained on the output of a block.
 
-    There are no groups: `group_size` is only checked. dimension: d, at most; it is the largest
-    divisor of the layer's inputs up to that. sweeps: of coordinate descent. regularization: of the
-    Hessian, as a part of its mean diagonal; 10, 100 and 1000 times as much is added where there is
-    no Cholesky factor. scale: rms(W~) / s_W; None searches, layer by layer. lr_map: of A and b.
-    lr_signs: of SU and SV, relative. seed: also of the signs and the rotation.
+    There are no groups: `group_size` is only checked.
+
+    dimension: the largest d; a layer has the largest divisor of its inputs up to that.
+    sweeps: of coordinate descent.
+    regularization: added to the diagonal of the Hessian, as a part of its mean; 10, 100 or 1000
+        times as much where there is no Cholesky factor.
+    scale: rms(W~) / s_W; None searches it, layer by layer.
+    lr_map: learning rate of A and b.
+    lr_signs: learning rate of SU and SV, relative to their size.
+    seed: as in `Reconstruction`, and of the signs and the rotation.
     """
 
     name: ClassVar[str] = "unisvq"

@@ -1,4 +1,4 @@
-"""What `quantize` is given, looked at before any work: model, calibration, settings of the walk."""
+"""Checks of what `quantize` is given, before any work: model, calibration, settings of the walk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OFFSET = 2  # rows that some tables of positions have before the first
 
 
 def require_settings(scheme: Any, batch_size: Any, device: str) -> torch.device:
-    """The device by its name; ConfigError where it is none here, or another setting cannot be."""
+    """The device of that name; ConfigError where there is none, or another setting is invalid."""
     if not isinstance(scheme, Scheme):
         raise ConfigError(
             f"scheme={scheme!r} is no scheme; give one, such as qbench.Scheme(bits=4)"
@@ -45,7 +45,7 @@ def require_settings(scheme: Any, batch_size: Any, device: str) -> torch.device:
 
 
 def require_decoder(model: Any) -> None:
-    """ModelError for a model that has an encoder, or is one: what is known of both is its class."""
+    """ModelError for a model that has an encoder, or is one; its config and class say so."""
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         problem = "has an encoder beside its decoder"
@@ -59,8 +59,9 @@ def require_decoder(model: Any) -> None:
 def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, method: Any) -> Tensor:
     """Token ids (samples, length), int64, that the model can take.
 
-    calibration: what `quantize` takes: token ids, or texts. ConfigError where there is none, or it
-    is neither; DataError where texts are too short.
+    calibration: token ids or texts, as `quantize` takes them. ConfigError where it is None or
+    anything else, or where a token or a position is none of the model's; DataError where texts are
+    too short.
     """
     if calibration is None:
         raise ConfigError(
@@ -77,8 +78,8 @@ def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, method: Any
 def _from_texts(texts: Any, tokenizer: Any) -> Tensor:
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"the calibration is a {type(texts).__name__} of something else than texts; give "
-            "texts, or token ids as a tensor of int64 (samples, length), as torch.tensor makes"
+            f"the calibration, a {type(texts).__name__}, is neither texts nor a tensor; give a "
+            "list of strings, or token ids as a tensor of int64 (samples, length)"
         )
     if tokenizer is None:
         raise ConfigError(
@@ -107,8 +108,8 @@ def _require_range(model: Any, tokens: Tensor) -> None:
     low, high = (int(end) for end in tokens.aminmax())
     if low < 0 or high >= rows:
         raise ConfigError(
-            f"the calibration has the token {low if low < 0 else high}, and the model's are from 0 "
-            f"to {rows - 1}; tokenise with the model's own tokenizer"
+            f"the calibration has the token {low if low < 0 else high}, and the model's tokens are "
+            f"from 0 to {rows - 1}; tokenise with the model's own tokenizer"
         )
     longest = _positions(model)
     if longest is not None and tokens.shape[1] > longest:

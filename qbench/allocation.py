@@ -1,11 +1,12 @@
-"""Whole widths for layers whose bits average a fraction: where a bit buys most, it is spent.
+"""Divides a fraction of bits between layers: each gets a whole width, and all cost the least.
 
-A multiple-choice knapsack: every layer takes one of its widths, the sum of what they cost is to be
-least, and their weights may have so many bits in all. Sizes of layers have a large common divisor,
-so that the least cost for every number of such portions of bits is found, layer by layer. With
-thousands of layers that takes too long. Then steps are taken in the order of gain per bit: along
-the lower convex hull of a layer's costs every further bit buys less than the one before (Sinha and
-Zoltners 1979, The multiple-choice knapsack problem, Operations Research 27).
+This is a multiple-choice knapsack problem: every layer takes one of its widths, all weights
+together may have so many bits, and the sum of the layers' costs is to be least. Sizes of layers
+have a large common divisor. So dynamic programming finds the least cost for every number of such
+portions of bits, layer by layer. With thousands of layers that takes too long; then layers are
+widened in the order of gain per bit. Along the lower convex hull of a layer's costs, every further
+bit gains less than the one before (Sinha and Zoltners 1979, The multiple-choice knapsack problem,
+Operations Research 27).
 """
 
 from __future__ import annotations

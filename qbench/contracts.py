@@ -4,13 +4,14 @@ Importing this module imports no torch, and nothing here reads or writes files.
 
 A method implements exactly one of four verbs, by what it needs to see:
 
-- `quantize_weight(weight, scheme)`: the weight alone (RTN, binary coding);
-- `quantize_linear(weight, stats, scheme)`: also second-order statistics of the layer's input
+- `quantize_weight(weight, scheme)` sees the weight alone (RTN, binary coding);
+- `quantize_linear(weight, stats, scheme)` also sees second-order statistics of the layer's input
   (GPTQ);
-- `quantize_block(block, inputs, targets, scheme)`: a whole transformer block with its inputs and
-  full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF);
-- `worker_settings(scheme)`: the whole model's folder; another package quantizes it in its own
-  environment, where its worker receives these settings (`qbench.external.contract.External`).
+- `quantize_block(block, inputs, targets, scheme)` sees a whole transformer block with its inputs
+  and full-precision outputs (AWQ, OmniQuant, FlexRound, UniQuanF);
+- `worker_settings(scheme)` is for another package, which quantizes the whole model's folder in an
+  environment of its own. Its worker there receives what the verb returns
+  (`qbench.external.contract.External`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class LinearStats:
     """Second-order statistics of a linear layer's input over the calibration tokens.
 
     hessian: (in, in) float32, 2/count * sum over tokens of x x^T, the Hessian of the layer's mean
-    squared output error with respect to any one row of its weight. count: number of tokens.
+        squared output error with respect to any one row of its weight.
+    count: number of tokens.
     """
 
     hessian: Tensor
@@ -51,7 +53,7 @@ class LinearStats:
 
 @runtime_checkable
 class WeightFormat(Protocol):
-    """A quantized weight: the currency between methods, files and kernels."""
+    """A quantized weight, as methods return it, files store it, and kernels compute with it."""
 
     format: ClassVar[str]
 
@@ -60,13 +62,13 @@ class WeightFormat(Protocol):
         """(out_features, in_features)."""
 
     def dequantize(self) -> Tensor:
-        """(out, in) float32: the definition of what this weight means."""
+        """(out, in) float32: the weight that the stored numbers stand for."""
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Everything that is stored, by part name; what `bits_per_weight` counts."""
+        """All tensors that are stored, by the name of the part; `bits_per_weight` counts these."""
 
     def spec(self) -> dict[str, Any]:
-        """The JSON-able rest: what `from_tensors` needs beside the tensors."""
+        """What `from_tensors` needs beside the tensors; JSON-able."""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
@@ -76,12 +78,17 @@ class WeightFormat(Protocol):
 class Method(Protocol):
     """What every method declares; it is a frozen dataclass whose fields are its hyper-parameters.
 
-    name: what the user types. paper: title, venue and arXiv id. format: the weight format it
-    returns. bits: the supported bits, inclusive. symmetric: whether it honours
-    `Scheme(symmetric=True)`. These are ClassVars; without that word they would be hyper-parameters.
+    name: what the user types.
+    paper: title, venue and arXiv id.
+    format: the weight format it returns.
+    bits: the supported bits, inclusive.
+    symmetric: whether it honours `Scheme(symmetric=True)`.
 
-    A method may also declare, as ClassVars: `exceptions`, contract checks that it does not keep by
-    its nature, name of the check -> why; and `trains = True`, which makes it a `TrainedMethod`.
+    These are ClassVars; without that word they would be hyper-parameters.
+
+    A method may also declare, as ClassVars: `exceptions`, a dict from the name of a contract check
+    that it cannot keep by its nature to the reason; and `trains = True`, which makes it a
+    `TrainedMethod`.
     """
 
     name: ClassVar[str]
@@ -106,7 +113,7 @@ class LinearMethod(Method, Protocol):
 
 
 def hidden_states(output: Any) -> Tensor:
-    """Of what a transformer block returns: bare, or first in a tuple or a list."""
+    """(batch, length, width): what a block returns, or the first entry of its tuple or list."""
     states: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return states
 
@@ -115,12 +122,13 @@ def hidden_states(output: Any) -> Tensor:
 class BlockInputs:
     """What one transformer block is called with on the calibration text, an entry per batch.
 
-    quantized: hidden states (batch, length, width) that the quantized blocks before it give. full:
-    those that the full-precision blocks give. arguments: positional and keyword arguments of its
-    call, beside the hidden states. logits: of the last block alone, the model's logits (batch,
-    length, vocabulary) for hidden states behind it, differentiable in these. dtype: in which matrix
-    products are computed. progress: a long method calls it with the part that is done, 0..1, and a
-    word.
+    quantized: hidden states (batch, length, width) that come out of the quantized blocks before it.
+    full: those that come out of the full-precision blocks.
+    arguments: the positional and keyword arguments of the block's call, without the hidden states.
+    dtype: of the matrix products.
+    progress: a method that takes long calls it with the part that is done, 0..1, and a word.
+    logits: None but for the last block, where it maps the block's output to the model's logits
+        (batch, length, vocabulary), and is differentiable.
     """
 
     quantized: list[Tensor]
@@ -160,9 +168,10 @@ class BlockInputs:
 class BlockResult:
     """A quantized block.
 
-    weights: of its linear layers that were to be quantized, by their names within the block.
-    parameters: in full precision, by their names, that take new values, such as a norm into which a
-    scale was folded. log: how it went, JSON-able, kept in the record.
+    weights: the quantized weights of its linear layers, by their names within the block.
+    parameters: new values, in full precision, of other parameters by their names, such as of a norm
+        into which a scale was folded.
+    log: how it went, JSON-able, kept in the record.
     """
 
     weights: Mapping[str, WeightFormat]
@@ -179,17 +188,17 @@ class BlockMethod(Method, Protocol):
         """Quantize all linear layers of `block`, and leave the block itself as it is.
 
         targets: an entry per batch, the full-precision block's output (batch, length, width) for
-        `inputs.full`. scheme: where it has rules, `scheme.of_layer(name)` is what is asked of a
-        layer, None of one that stays as it is and is not in the result.
+        `inputs.full`. scheme: it may have rules. `scheme.of_layer(name)` is what is asked of a
+        layer; where it is None, the layer stays as it is and is not in the result.
         """
 
 
 class TrainedMethod(BlockMethod, Protocol):
     """A block method that trains: it declares `trains`, and has these hyper-parameters.
 
-    epochs: passes over the calibration batches. batch_size: sequences per step, and so of the
-    batches that `quantize_block` is given. The settings `trained` of a preset are for all such
-    methods; `qbench.calibration.reconstruction.Reconstruction` is one to derive from.
+    epochs: passes over the calibration batches. batch_size: sequences per step, which is also the
+    size of the batches that `quantize_block` is given. The settings `trained` of a preset apply to
+    all such methods. A method can derive from `qbench.calibration.reconstruction.Reconstruction`.
     """
 
     trains: ClassVar[Literal[True]]
@@ -203,7 +212,7 @@ class TrainedMethod(BlockMethod, Protocol):
         """Sequences per step."""
 
     def training_tokens(self, tokens: int) -> int:
-        """Tokens that pass forward and backward when `tokens` tokens calibrate."""
+        """How many tokens pass forward and backward in all epochs, of a text of `tokens` tokens."""
 
 
 def trains(method: Any) -> bool:
@@ -212,7 +221,7 @@ def trains(method: Any) -> bool:
 
 
 def verb_of(method: Any) -> Verb:
-    """Which of the verbs a method implements; ConfigError unless exactly one."""
+    """The verb that a method implements; ConfigError unless it is exactly one."""
     verbs = [verb for verb in VERBS if callable(getattr(method, verb, None))]
     if len(verbs) != 1:
         raise ConfigError(

@@ -61,7 +61,7 @@ class QuantizedModel:
     tokenizer: its tokenizer, or None.
     weights: quantized weight by the full name of its layer.
     manifest: method, parameters and scheme, JSON-able; saved as `quantization_config`.
-    log: by block, the errors of its layers and what a method that trains has to tell, JSON-able;
+    log: by block, the errors of its layers, and the losses of a method that trains; JSON-able,
     saved beside the weights.
     """
 
@@ -77,9 +77,9 @@ class QuantizedModel:
         return bits_per_weight(self.weights.values())
 
     def save(self, folder: str | Path) -> Path:
-        """Write a Hugging Face directory with packed weights, whole or not at all.
+        """Write a Hugging Face folder with packed weights, whole or not at all; returns its path.
 
-        StoreError where the disk refuses, or something is there that qbench has not written.
+        StoreError where the disk refuses, or where `folder` holds what qbench has not written.
         """
         return save_checkpoint(
             Path(folder), self.model, self.tokenizer, self.weights, self.manifest, self.log
@@ -89,14 +89,14 @@ class QuantizedModel:
 def load(
     folder: str | Path, dtype: str = "auto", packed: bool = True, device: str = "cpu"
 ) -> QuantizedModel:
-    """Read what `save` wrote, or a GPTQ, AWQ or compressed-tensors folder; nothing there is run.
+    """Read a folder of `save`, or of GPTQ, AWQ or compressed-tensors. No code in it is run.
 
     dtype: of what is not quantized, such as "bfloat16"; "auto" is what the folder states.
-    packed: linear layers stay packed and take the memory that they take on the disk; False
-    dequantizes them once, which computes faster without a kernel.
-    device: where the model is to be; what is dequantized is so there.
+    packed: linear layers stay packed, and take as much memory as on the disk. False dequantizes
+    them once, which is faster where no kernel serves them.
+    device: where the model is put, and where weights are dequantized.
 
-    StoreError where the directory is damaged, and by name where a tensor is missing or unexpected.
+    StoreError where the folder is damaged, naming the tensor where one is missing or unexpected.
     """
     checkpoint = load_checkpoint(Path(folder), dtype, packed, torch.device(device))
     return QuantizedModel(
@@ -109,11 +109,11 @@ def load(
 
 
 def read_model(source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
-    """Any model as it is: an unquantized one has no weights in the result, and is on the CPU.
+    """Any model, dequantized in `dtype`.
 
-    A folder or hub id that is quantized in a way that `load` reads is dequantized into `dtype`, on
-    the device; a GGUF file by transformers, and then the manifest has its label and bits.
-    Raises what `load` and `qbench.models.loading.load_model` raise.
+    What `load` reads is dequantized on the device. A GGUF file is dequantized by transformers;
+    then the manifest has its label and bits. An unquantized model is on the CPU, and the result has
+    no quantized weights. Raises what `load` and `qbench.models.loading.load_model` raise.
     """
     folder = local_folder(source)
     if folder is None or not is_loadable(folder):
@@ -138,28 +138,29 @@ def quantize(
     progress: Progress = lambda fraction, text: None,
     files: BlockFiles | None = None,
 ) -> QuantizedModel:
-    """Quantize every linear layer inside the decoder's blocks, as the scheme has it for each.
+    """Quantize every linear layer inside the decoder's blocks.
 
-    model: a name, hub id or folder, or a transformers model, which is changed in place. One in
+    model: a name, hub id or folder; or a transformers model, which is changed in place. A model in
     training mode is calibrated without dropout, and left in that mode.
     method: a name (`qbench list methods`), or a method object.
     scheme: bits per code, group size, whether the grid is symmetric, rules for single layers, and
     the bits of the head, which is quantized last.
-    calibration: token ids (int64 or int32, (samples, length)), or texts, from which `tokenizer`
-    makes at most 64 windows of 512 tokens. Only methods that look at the layers' inputs need it,
-    and a budget of bits.
-    tokenizer: saved with the model; that of a model given by name is loaded.
+    calibration: token ids (int64 or int32, (samples, length)); or texts, from which `tokenizer`
+    makes at most 64 windows of 512 tokens. It is needed by methods that look at the inputs of
+    layers, and by a budget of bits.
+    tokenizer: saved with the model; for a model given by name it is loaded.
     device: where the work is done, block by block.
-    dtype: of the matrix products of the calibration walk: "bfloat16" is faster where the hardware
+    dtype: of the matrix products of the calibration walk; "bfloat16" is faster where the hardware
     computes in it. Weights and statistics are float32.
-    batch_size: samples that walk together, unless the method declares its own.
+    batch_size: samples that go through the model together, unless the method declares its own.
     progress: called with the part that is done, 0..1, and a word.
-    files: of a paged model, where its blocks go; the weights of the result are left without data.
+    files: where the blocks of a paged model are written; the weights in the result have no data.
 
-    ConfigError before any work where the scheme does not fit the method or a layer, where the model
-    cannot take the calibration, where a setting cannot be, or where the model is of a class that
-    its folder brought; ModelError where it is no decoder, two layers share a weight, or the
-    calibration cannot go through it block by block; MethodError naming the layer where it fails.
+    Raises before any work: ConfigError where the scheme does not fit the method or a layer, where
+    the model cannot take the calibration, where a setting is invalid, or where the model's class
+    comes from its folder; ModelError where it is no decoder, where two layers share a weight, or
+    where the calibration cannot go through it block by block.
+    Raises MethodError, naming the layer, where the method fails.
     """
     if isinstance(method, str):
         method = get_method(method)
@@ -175,7 +176,7 @@ def quantize(
         refuse_quantized(source, model)
         model, tokenizer = source.model, source.tokenizer
     refuse_own_code(model)
-    unfuse_experts(model)  # before layers are looked for: experts in stacks are none
+    unfuse_experts(model)  # before layers are looked for: stacked experts are not linear layers
     check_layers(model, method, scheme)
 
     asked = scheme
@@ -213,9 +214,9 @@ def _by_verb(
     settings: dict[str, Any],
     weights: dict[str, WeightFormat],
 ) -> dict[str, Any]:
-    """Fill `weights` with the layers of all blocks, by the walk that the method's verb needs.
+    """Quantize the layers of all blocks into `weights`, by the walk that the method's verb needs.
 
-    settings: of the walk; its tokens are those of the calibration. Returns the log.
+    settings: arguments of the walk, the calibration tokens among them. Returns the log, by block.
     """
     verb = verb_of(method)
     if verb == "quantize_weight":
@@ -229,9 +230,9 @@ def _by_verb(
 
 
 def stored_as(source: ModelSource) -> str | None:
-    """How a model was quantized by whoever made it, such as `gptq 4b g128`; None where it was not.
+    """How the author of a model quantized it, such as `gptq 4b g128`; None for an unquantized one.
 
-    StoreError where its config.json is damaged, ModelError where nothing reads it.
+    StoreError where its config.json is damaged, ModelError where qbench cannot read its format.
     """
     if source.gguf:
         return quantized_as(source)
@@ -252,7 +253,7 @@ def stored_as(source: ModelSource) -> str | None:
 
 
 def made_of(source: ModelSource) -> str | None:
-    """The model that a folder of ours says it was made of; None where it says nothing.
+    """The model from which a folder of qbench was quantized; None where it does not say so.
 
     Raises what `stored_as` raises.
     """
@@ -264,7 +265,7 @@ def made_of(source: ModelSource) -> str | None:
 
 
 def refuse_quantized(source: QuantizedModel, name: str) -> None:
-    """ConfigError where a model that is to be quantized is quantized already."""
+    """ConfigError where a model that is to be quantized is quantized already. name: as typed."""
     if source.weights or "bits" in source.manifest:
         method = source.manifest.get("method", "another program")
         bits = source.bits_per_weight["total"] if source.weights else source.manifest["bits"]
@@ -275,11 +276,11 @@ def refuse_quantized(source: QuantizedModel, name: str) -> None:
 
 
 def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
-    """Refuse, before any work, what cannot be quantized.
+    """Check, before any work, that a model can be quantized.
 
     ConfigError where the scheme does not fit the method or a layer; ModelError where the model is
-    no decoder, or two layers share a weight; MethodError where weights are not finite, or too large
-    or small to compute with.
+    no decoder, or where two layers share a weight; MethodError where weights are not finite, or are
+    too large or too small to compute with.
     """
     require_decoder(model)
     check_scheme(method, scheme)
@@ -299,20 +300,20 @@ def check_layers(model: nn.Module, method: Any, scheme: Scheme) -> None:
 
 
 def refuse_own_code(model: Any) -> None:
-    """ConfigError for a model of a class that its folder brought, as --trust-remote-code has it.
+    """ConfigError for a model whose class comes from its folder, by --trust-remote-code.
 
-    What is stored is read by transformers' own classes, so that another model would be judged.
+    A quantized folder is read by transformers' own classes, so another model would be judged.
     """
     if type(model).__module__.startswith("transformers_modules"):
         raise ConfigError(
-            f"the model is computed by code that its folder brings ({type(model).__name__}), and a "
+            f"the model is computed by code from its folder ({type(model).__name__}), and a "
             "quantized one would be read by transformers' own classes; only the unquantized model "
             "is judged by such code: quantize it without --trust-remote-code"
         )
 
 
 def facts_of(method: Any, scheme: Scheme) -> dict[str, Any]:
-    """What `quantization_config` says of a method and a scheme; JSON-able."""
+    """The entries of `quantization_config` for a method and a scheme; JSON-able."""
     return {
         "method": method.name,
         "paper": method.paper,

@@ -55,8 +55,8 @@ def prove(source: Path, written: Path, target: str, dtype: str) -> None:
     logits = _logits(expected, tokens)
     if not torch.isfinite(logits).all():
         raise StoreError(
-            f"{source} itself gives logits that are not finite, so that no export can be held "
-            "against it; nothing was written: quantize again, or write it with --no-verify"
+            f"{source} itself gives logits that are not finite, so that no export can be "
+            "compared with it; nothing was written: quantize again, or write it with --no-verify"
         )
     if target == "gguf" and _stretched(expected.config):
         read = load_weights(find_model(str(written)), "float32")

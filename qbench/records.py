@@ -1,4 +1,4 @@
-"""Cells, scores and records: the JSON that a run leaves behind, and the identity of each cell.
+"""Cells, scores and records: the JSON that a run writes, and the identity of each cell.
 
 All of them are frozen, refuse unknown keys, and survive a JSON round trip. `schema` is the version
 of the file.
@@ -38,21 +38,21 @@ class _Frozen(BaseModel):
 
 
 class _Machine(BaseModel):
-    """What is read of an `environment`, which may hold more."""
+    """The entries of an `environment` that are read; it may have others."""
 
     packages: dict[str, str | None] = {}
     hardware: dict[str, Any] = {}
 
 
 class _Protocol(BaseModel):
-    """What is read of a `protocol`, which may hold more."""
+    """The entries of a `protocol` that are read; it may have others."""
 
     name: str = ""
     hash: str = ""
 
 
 def _with(model: type[BaseModel]) -> AfterValidator:
-    """Facts stay as they are; ValueError where one that the model names is of another type."""
+    """A validator: facts stay as they are; ValueError where an entry does not fit the model."""
 
     def checked(facts: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -69,8 +69,8 @@ def _with(model: type[BaseModel]) -> AfterValidator:
 class CalibrationSpec(_Frozen):
     """Which text calibrates a method: `samples` windows of `length` tokens.
 
-    data, sha256: the data set's name and the hash of its content. dtype: in which the matrix
-    products of the walk are computed; weights and statistics are float32 throughout.
+    data, sha256: the data set's name and the hash of its content. dtype: of the matrix products of
+    the walk; weights and statistics are always float32.
     """
 
     data: str
@@ -88,13 +88,14 @@ class CalibrationSpec(_Frozen):
 class TaskSpec(_Frozen):
     """One evaluation: a task, its data and its protocol.
 
-    data, sha256: the data set's name and the hash of its content. limit: items (windows for text
-    tasks; per subject for mmlu), None for all. num_fewshot: examples in the prompt, None where that
-    has no meaning. length: tokens per window, for text tasks. generate: items that are generated
-    (gsm8k), None for all. spread: windows of one article at most, None for consecutive ones.
-    max_gen_toks: tokens that an answer may have, None for lm-eval's own number. chat_template:
-    whether prompts are put into the model's own. bos: what stands before a prompt: `none`, or what
-    the `tokenizer` puts there; None for what the model was trained with.
+    name: of the task. data, sha256: the data set's name and the hash of its content. limit: number
+    of items (windows for text tasks; items per subject for mmlu), None for all. num_fewshot:
+    examples in the prompt, None where that has no meaning. length: tokens per window, for text
+    tasks. generate: for how many items an answer is generated (gsm8k), None for all. spread: at
+    most so many windows of one article, None for consecutive windows. max_gen_toks: tokens that an
+    answer may have, None for lm-eval's own number. chat_template: whether prompts are put into the
+    model's own template. bos: the token before a prompt: `none`, or the one that the `tokenizer`
+    adds; None for the one that the model was trained with.
     """
 
     name: str
@@ -110,12 +111,12 @@ class TaskSpec(_Frozen):
     bos: Literal["none", "tokenizer"] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """All fields, JSON-able, but for younger ones that say nothing."""
+        """All fields, JSON-able, without newer ones that are at their defaults."""
         return _older(self, ("spread", "max_gen_toks", "chat_template", "bos"))
 
     @property
     def protocol(self) -> str:
-        """8 hex digits: scores of one task are of one kind where these are equal."""
+        """8 hex digits; scores of one task can be compared where these are equal."""
         return digest(self.facts())[:8]
 
 
@@ -125,13 +126,13 @@ class Cell(_Frozen):
     model, revision: the name as typed, and what exactly is loaded (a commit, or a hash of the
     files). source: a hash of the method's source files, so that an edited method is another cell.
     scheme: None for the model as it is. calibration: None where the method needs none. dtype: in
-    which the model is evaluated. seed: of the calibration windows, and added to a method's own.
-    evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a time,
-    which changes the last digits. device: its kind, `cpu` or `cuda`. stored_as: how the model as it
-    is was quantized by whoever made it, such as `gptq 4b g128`; None for an unquantized one.
-    recipe: a hash of the code that divides bits between layers and quantizes the head, empty where
-    neither is asked. quantization: a hash of the code by which every method is applied and what is
-    quantized is read, empty for an unquantized model.
+    which the model is evaluated. seed: of the calibration windows; it is also added to a method's
+    own seed. evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a
+    time, which changes the last digits. device: `cpu` or `cuda`. stored_as: how the author of a
+    model quantized it, such as `gptq 4b g128`; None for an unquantized model. recipe: a hash of
+    the code that divides bits between layers and quantizes the head, empty where neither is asked.
+    quantization: a hash of the code that applies every method and reads quantized models, empty for
+    an unquantized model.
     """
 
     model: str
@@ -153,19 +154,19 @@ class Cell(_Frozen):
 
     @field_serializer("scheme")
     def _said(self, scheme: Scheme | None) -> dict[str, Any] | None:
-        """Without what a scheme does not say, as older versions wrote it."""
+        """The scheme without fields that are empty, as older versions wrote it."""
         return None if scheme is None else scheme.facts()
 
     @property
     def id(self) -> str:
-        """12 hex digits of the canonical JSON's SHA-256, which name every file about this cell."""
+        """12 hex digits of the SHA-256 of the canonical JSON; every file of this cell has them."""
         return digest(self._facts())
 
     @property
     def artifact(self) -> str:
-        """The id of the quantized model: cells that differ in their evaluation alone share it.
+        """The id of the quantized model, which cells share that differ only in their evaluation.
 
-        On a GPU the calibration computes in the cell's dtype, which then is part of it.
+        On a GPU the calibration computes in the cell's dtype, so there the dtype is part of it.
         """
         of_evaluation = {"tasks", "evaluation", "batch_size"}
         if self.device == "cpu":
@@ -173,9 +174,7 @@ class Cell(_Frozen):
         return digest({k: v for k, v in self._facts().items() if k not in of_evaluation})
 
     def _facts(self) -> dict[str, Any]:
-        """All fields, JSON-able; of the younger ones those that say something, so that the records
-        of older versions keep their ids.
-        """
+        """All fields, JSON-able; newer ones only if not at their defaults, so that ids stay."""
         younger = ("evaluation", "batch_size", "device", "stored_as", "recipe", "quantization")
         facts = _older(self, younger)
         return facts | {"tasks": [task.facts() for task in self.tasks]}
@@ -194,11 +193,12 @@ class Cell(_Frozen):
 class Score(_Frozen):
     """One metric of one task.
 
-    filter: of lm-eval, by which answers are extracted. value, stderr: in the metric's own unit.
-    degrees: of freedom, of the standard error; None where there is none, and in older records. n:
-    items behind it. samples: the file with a row for each item, relative to the run's folder.
-    suspicion: why the value may say nothing about the model, None where it looks as usual. low,
-    high: of a share of right answers, its 95 % interval (Wilson), which holds near 0 and 1, too.
+    filter: the filter of lm-eval that extracts the answers. value, stderr: in the metric's own
+    unit. degrees: the degrees of freedom of the standard error; None where there is none, and in
+    older records. n: number of items. samples: the file with a row for each item, relative to the
+    run's folder. suspicion: why the value may say nothing about the model, None where it looks as
+    usual. low, high: the 95 % interval of a share of right answers (Wilson), which is also right
+    near 0 and 1.
     """
 
     task: str
@@ -215,15 +215,15 @@ class Score(_Frozen):
     high: Deviation | None = None
 
 
-Spread = tuple[Amount, Amount, Amount]  # the median, and the ends of a range around it
+Spread = tuple[Amount, Amount, Amount]  # the median, and the low and high end of a range
 
 
 class Product(_Frozen):
-    """What a product with one layer's weight costs, beside torch's dense product.
+    """How long a product with one layer's weight takes, and torch's dense product.
 
-    out, columns, rows: of the weight, and rows of x. layers: how many linear layers of the model
-    are of this shape and format. kernel: which one serves it. seconds, dense: the median, the tenth
-    and the ninetieth percentile, measured in turns.
+    out, columns: shape of the weight. rows: of x. layers: how many linear layers of the model have
+    this shape and format. kernel: the name of the one that computes it. seconds, dense: of the
+    packed and of the dense product, measured in turns: median, tenth and ninetieth percentile.
     """
 
     out: Count
@@ -238,9 +238,9 @@ class Product(_Frozen):
 class Decoding(_Frozen):
     """How fast a whole model reads and writes, packed and dense in turns: batch 1, greedy.
 
-    prompt, tokens: read and written. packed, dense: tokens written per second; median, least, most.
-    packed_prefill, dense_prefill: tokens read per second. packed_peak_bytes, dense_peak_bytes: of
-    memory, for loading, reading and writing.
+    prompt, tokens: how many are read and written. packed, dense: tokens written per second: median,
+    least, most. packed_prefill, dense_prefill: tokens read per second. packed_peak_bytes,
+    dense_peak_bytes: the peak of memory while it is loaded, reads and writes.
     """
 
     prompt: Count
@@ -254,11 +254,11 @@ class Decoding(_Frozen):
 
 
 class Latency(_Frozen):
-    """What the packed model costs where it ran.
+    """How fast the packed model is on the machine where it was timed.
 
     device: name of the processor or GPU. threads: of the processor, None on a GPU. dtype: of x, and
-    of the dense model. layers: quantized ones of the model, None in older records. reason: why
-    something is not there, None where all is.
+    of the dense model. layers: number of quantized layers, None in older records. reason: why
+    some of the times are missing, None where none is.
     """
 
     device: str
@@ -271,7 +271,7 @@ class Latency(_Frozen):
 
     @property
     def place(self) -> str:
-        """`Xeon, 2 threads, bfloat16`: where times are those of."""
+        """The device and how it computed, such as `Xeon, 2 threads, bfloat16`."""
         words = [self.device]
         if self.threads is not None:
             words.append(threads_in_words(self.threads))
@@ -283,9 +283,9 @@ class Latency(_Frozen):
         return tuple(sorted({product.rows for product in self.products}))
 
     def milliseconds(self, rows: int) -> tuple[float, float] | None:
-        """Of all quantized linear layers of the model, once each: packed, and dense.
+        """Milliseconds of all quantized linear layers, once each: (packed, dense).
 
-        None where that was not timed, or not to its end.
+        None where these rows were not timed, or not for all layers.
         """
         timed = [product for product in self.products if product.rows == rows]
         whole = self.reason is None or self.decoding is not None  # decoding is timed last
@@ -299,11 +299,11 @@ class Latency(_Frozen):
 
 
 class Caution(_Frozen):
-    """What may be wrong with an evaluation. task: None where it is about the whole cell.
+    """What may be wrong with an evaluation.
 
-    kind: `template`, `strict`, `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`,
-    `overlap`, `coverage`, `size` or `memory`; of several cells, `length` or `indistinct`. text: a
-    sentence.
+    task: its name, None where the caution is about the whole cell. kind: `template`, `strict`,
+    `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`, `overlap`, `coverage`, `size` or
+    `memory`; where it is about several cells, `length` or `indistinct`. text: a sentence.
     """
 
     kind: str
@@ -312,18 +312,19 @@ class Caution(_Frozen):
 
 
 class Record(_Frozen):
-    """All that is known about one cell. A failure is data: `status` and `reason` say what happened.
+    """All that is known about one cell. A failure has a record, too, with `status` and `reason`.
 
     bits_per_weight: `total`, and by part, measured from the tensors' bytes. bytes_on_disk: of the
-    files of weights, in older records of the whole folder. quantize_peak_bytes: memory at the peak,
-    on the GPU where it was used. quantize_watched: whether that holds copies that the watch on a
-    plug-in makes. log: by block, the errors of its layers and the losses of what trained.
-    evaluation: by task, its `seconds`, how it was computed and what was odd (`facts` of a task's
-    outcome). environment: see `qbench.environment`. command: what reproduces this cell alone.
-    latency: of the packed model, measured when all cells of a run are done; None where it was not.
-    protocol: `name`, `hash` and `statement` of how the run judges (`qbench.experiment.protocols`).
-    parameters: all of the method's, those at their defaults too. coverage: which linear layers were
-    quantized (`qbench.experiment.coverage`). warnings: what may be wrong with the evaluation.
+    files of weights; in older records, of the whole folder. quantize_peak_bytes: memory at the
+    peak, on the GPU where one was used. quantize_watched: whether that includes the copies that the
+    watch on a plug-in makes. log: by block, the errors of its layers, and the losses of a method
+    that trains. evaluation: by task, its `seconds`, how it was computed and what was unusual
+    (`facts` of a task's outcome). environment: see `qbench.environment`. command: the command line
+    that reproduces this cell alone. latency: of the packed model, measured when all cells of a run
+    are done; None where it was not measured. protocol: `name`, `hash` and `statement` of how the
+    run judges (`qbench.experiment.protocols`). parameters: all of the method's, also those at their
+    defaults. coverage: which linear layers were quantized (`qbench.experiment.coverage`). warnings:
+    what may be wrong with the evaluation.
     """
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
@@ -350,10 +351,10 @@ class Record(_Frozen):
 
 
 def labels(cells: Iterable[Cell]) -> dict[str, str]:
-    """The label of each cell by its id. Where cells of a model share one, their calibrations and
-    seeds follow, as far as they differ: `gptq 3b g64 c4:128x512 seed=1`.
+    """The label of each cell, by its id.
 
-    Cells that differ in other things alone, such as their code, still share one.
+    Where cells of a model share one, calibration and seed are appended, as far as these differ:
+    `gptq 3b g64 c4:128x512 seed=1`. Cells that differ only in their code still share one.
     """
     alike: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -384,8 +385,13 @@ def _older(model: BaseModel, younger: tuple[str, ...]) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """12 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII."""
+    """The first 12 hex digits of `canonical_sha256`."""
+    return canonical_sha256(value)[:12]
+
+
+def canonical_sha256(value: Any) -> str:
+    """64 hex digits of the SHA-256 of the canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()

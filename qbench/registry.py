@@ -1,10 +1,10 @@
 """Name -> method: the folder `methods/`, entry points of installed packages, and plug-in files.
 
-Methods of other packages (`methods/external/`) are known by name, and are not among those that are
-listed and checked: `qbench env list` lists them.
+Methods of other packages (`methods/external/`) are known by name, but are not listed and checked
+with the others: `qbench env list` lists them.
 
-What cannot be used is kept with its reason, so that `qbench list methods` shows it and the others
-still work. The folder and the entry points are read once in a process.
+A file or an entry point that cannot be used is kept with the reason: `qbench list methods` shows
+it, and the others still work. The folder and the entry points are read once in a process.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from qbench.plugin_file import import_plugin_file, imports_in, named_files, own_
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
-# What methods derive from or call as if it were their own file, beside each other.
+# Modules that methods derive from or call as if they were part of the method's own file.
 _BUILDS_ON = (
     "qbench.calibration.folding",
     "qbench.calibration.folding_search",
     "qbench.calibration.reconstruction",
     "qbench.calibration.training",
 )
-# Who imports these can ask for any method by its name.
+# A module that imports one of these can ask for any method by its name.
 _BY_NAME = (
     "qbench",
     "qbench.*",
@@ -60,14 +60,17 @@ _plugins: dict[str, Declaration] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """A file or a plug-in that could not be used. origin: where it is. reason: one sentence."""
+    """A file or a plug-in that cannot be used.
+
+    origin: the file, or the object that an entry point names. reason: one sentence.
+    """
 
     origin: str
     reason: str
 
 
 def declarations() -> dict[str, Declaration | Broken]:
-    """What every method declares, by name; our own files are read without importing them."""
+    """What every method declares, by name. The files of `methods/` are not imported for it."""
     return _installed() | _plugins
 
 
@@ -84,7 +87,7 @@ def external() -> dict[str, Declaration]:
 
 
 def read_anew() -> None:
-    """Forget what the folder and the entry points held; the next question reads them again."""
+    """Forget what was read of the folder and the entry points; the next call reads them again."""
     _installed.cache_clear()
 
 
@@ -103,9 +106,10 @@ def methods() -> dict[str, Any]:
 
 
 def declared(name: str) -> Declaration:
-    """What the method called `name` declares, without importing it where it is our own.
+    """What the method called `name` declares. A file of `methods/` is not imported for it.
 
-    Raises ConfigError with the nearest name, or with why the method is broken.
+    ConfigError with the nearest name where there is no such method, or with the reason why it is
+    broken.
     """
     known = external() | declarations()
     entry = known.get(name)
@@ -118,11 +122,14 @@ def declared(name: str) -> Declaration:
 
 
 def method_class(name: str) -> Any:
-    """The class of the method called `name`; ConfigError as for `declared`, or where it fails."""
+    """The class of the method called `name`.
+
+    ConfigError as for `declared`, and where the file cannot be imported.
+    """
     declaration = declared(name)
     try:
         return declaration.load()
-    except Exception as error:  # a file of ours that does not import is its author's to see
+    except Exception as error:  # an import may raise anything
         raise ConfigError(
             f"method {name!r} from {declaration.file} cannot be used: {reason_of(error)}"
         ) from error
@@ -131,8 +138,8 @@ def method_class(name: str) -> Any:
 def get_method(name: str, **params: Any) -> Any:
     """The method called `name` with its hyper-parameters.
 
-    params: converted to the declared types, so that `period="4"` becomes 4. Raises ConfigError for
-    an unknown name or parameter, or a value that does not fit or that the method refuses.
+    params: converted to the declared types, so that `period="4"` becomes 4. ConfigError for an
+    unknown name or parameter, and for a value that has another type or that the method refuses.
     """
     cls = method_class(name)
     values = {}
@@ -155,9 +162,9 @@ def get_method(name: str, **params: Any) -> Any:
 
 
 def drawn(method: Any, draw: int) -> Any:
-    """The method for a draw of a cell: its own `seed`, where it has one, is counted on from.
+    """The method for a draw of a cell: `draw` is added to the `seed` of a method that has one.
 
-    So draws differ in what a method draws, too. Draw 0 is the method as it is.
+    So draws also differ in the random numbers of the method. Draw 0 leaves the method as it is.
     """
     seed = parameters(method).get("seed")
     if not draw or not isinstance(seed, int):
@@ -167,12 +174,15 @@ def drawn(method: Any, draw: int) -> Any:
 
 @cache
 def _type_of(cls: Any, key: str) -> TypeAdapter[Any]:
-    """What converts values of a parameter; made once, as a grid asks for it a thousand times."""
+    """Converts values of a parameter. It is kept, as a grid asks for it thousands of times."""
     return TypeAdapter(get_type_hints(cls)[key])
 
 
 def check_parameter(method: str, key: str, known: dict[str, Any]) -> None:
-    """ConfigError with the nearest name where `key` is none of a method's known parameters."""
+    """ConfigError with the nearest name where a method has no parameter `key`.
+
+    method: its name. known: its parameters, by name.
+    """
     if key not in known:
         raise ConfigError(unknown_name(f"parameter of method {method!r}", key, known))
 
@@ -185,10 +195,10 @@ def parameters(method: Any) -> dict[str, Any]:
 
 
 def load_plugin(path: Path) -> list[str]:
-    """Import a Python file and register the methods it defines; returns their names.
+    """Import a Python file and register the methods that it defines; returns their names.
 
-    Raises ConfigError naming the file where it is absent, raises, defines no method or a wrong
-    one, or takes a name that exists.
+    ConfigError, naming the file, where it is absent, cannot be imported, defines no method or an
+    invalid one, or a method whose name exists.
     """
     names = register_methods(import_plugin_file(path), path)
     if not names:
@@ -202,7 +212,7 @@ def load_plugin(path: Path) -> list[str]:
 def register_methods(module: ModuleType, path: Path) -> list[str]:
     """Register the methods of a plug-in that has been imported; returns their names.
 
-    path: the plug-in's file. ConfigError where one is wrong or takes a name that exists.
+    path: the plug-in's file. ConfigError where a method is invalid, or its name exists.
     """
     loaded = [declaration_of(cls, str(path)) for cls in methods_in(module)]
     names = [declaration.name for declaration in loaded]
@@ -226,12 +236,15 @@ def register_methods(module: ModuleType, path: Path) -> list[str]:
 
 
 def source_hash(cls: type) -> str:
-    """12 hex digits of the sha256 of the file that defines a method and of those it builds on.
+    """12 hex digits of the SHA-256 of the source files of a method.
 
-    These are what it imports of `methods/`, wherever in the file, and all of it where a plug-in
-    asks for methods by name. Of a plug-in these are also what it imports from its own package or
-    from beside it, and the files there that its strings name, such as "table.txt". Of another
-    package's method, its worker and its requirements are among them.
+    These are the file that defines it and
+
+    - the files of `methods/` that it imports, anywhere in the file;
+    - for a plug-in, also the files that it imports from its own package or from beside it, and the
+      files there that its strings name, such as "table.txt"; all of `methods/` where it can ask for
+      methods by name;
+    - for a method of another package, its worker and its requirements.
     """
     package = getattr(cls, "package", None)
     digest = hashlib.sha256()
@@ -241,7 +254,7 @@ def source_hash(cls: type) -> str:
 
 
 def _source_files(cls: type) -> list[Path]:
-    """A class's file, those of its own and of methods that it builds on, and what is compiled."""
+    """The Python files of `source_hash`, files that they name, and C sources beside them."""
     file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
     own: list[Path] = []
     imported = [cls.__module__]
@@ -257,7 +270,7 @@ def _source_files(cls: type) -> list[Path]:
 
 
 def _files_of_methods(names: Iterable[str]) -> list[Path]:
-    """The files that methods are made of, of those that importing dotted names leads to."""
+    """The files that are part of methods, among all that importing these dotted names leads to."""
     files: dict[str, Path] = {}
     waiting = [*names]
     while waiting:
@@ -271,7 +284,7 @@ def _files_of_methods(names: Iterable[str]) -> list[Path]:
 
 
 def _modules_of_methods(name: str) -> list[str]:
-    """The modules that methods are made of, of those that importing a dotted name may give."""
+    """The modules that are part of methods, among those that importing a dotted name may give."""
     if name in _BY_NAME or name.startswith(("qbench.registry", "qbench.quantization")):
         path = importlib.import_module(PACKAGE).__path__
         return [f"{PACKAGE}.{info.name}" for info in pkgutil.iter_modules(path)]
@@ -297,7 +310,7 @@ def _installed() -> dict[str, Declaration | Broken]:
 
 
 def _add_own(stem: str, usable: dict[str, Declaration], broken: list[tuple[str, Broken]]) -> None:
-    """The methods in one file of the folder; a file without methods is a part of others."""
+    """Add the methods of one file of the folder. A file without any is code that others share."""
     path = module_file(f"{PACKAGE}.{stem}")
     file = stem if path is None else file_label(path)
     try:

@@ -1,8 +1,8 @@
-"""What is asked of a method: bits per weight, group size, and what single layers have instead.
+"""What is asked of a method: bits per weight, group size, and exceptions for single layers.
 
-A rule names layers by a glob over their full names (`*`, `?`, `[23]`, case matters), and the first
-one that matches counts: `model.layers.0.*=8` before `*.down_proj=4g32`. At 16 bits a layer stays as
-it is.
+A rule names layers by a glob that is matched with their full names (`*`, `?`, `[23]`, case
+matters). Of several rules, such as `model.layers.0.*=8` and `*.down_proj=4g32`, the first one that
+matches a layer counts. At 16 bits a layer stays as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Literal
 from qbench.errors import ConfigError
 
 AS_IT_IS = 16  # bits at which a layer is not quantized
-SKIP = "skip"  # another word for that
-NARROWEST = 2  # bits of a layer where a fraction is divided
+SKIP = "skip"  # in the text of a rule, the same as 16 bits
+NARROWEST = 2  # bits that a layer has at least where a budget is divided
 _BITS = re.compile(r"(\d+|skip)(?:g(\d+|channel))?")
 Group = int | Literal["channel"] | None
 
@@ -27,8 +27,8 @@ Group = int | Literal["channel"] | None
 class LayerRule:
     """Bits of the layers whose full names a glob matches; 16 leaves them as they are.
 
-    group_size: `channel` for one group per output channel, None for the scheme's. Raises
-    ConfigError for bits or a group size out of range.
+    layers: the glob. group_size: weights per group; `channel` is one group per output channel, None
+    the group size of the scheme. Raises ConfigError for bits or a group size out of range.
     """
 
     layers: str
@@ -43,9 +43,10 @@ class LayerRule:
 
     @classmethod
     def parse(cls, text: str) -> LayerRule:
-        """`GLOB=BITS[gGROUP]`, such as `*.down_proj=4`, `*.k_proj=8g32`, `model.layers.0.*=skip`.
+        """A rule from `GLOB=BITS[gGROUP]`.
 
-        ConfigError where it is written otherwise.
+        Such as `*.down_proj=4`, `*.k_proj=8g32` or `model.layers.0.*=skip`. ConfigError where the
+        text is written otherwise.
         """
         layers, equals, asked = text.rpartition("=")
         match = _BITS.fullmatch(asked.strip())
@@ -62,11 +63,11 @@ class LayerRule:
 
     @property
     def asked(self) -> str:
-        """What stands behind the glob, such as `4g32`."""
+        """The part after the glob, such as `4g32`."""
         return str(self.bits) + ("" if self.group_size is None else f"g{self.group_size}")
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """The rule in the form that `parse` reads."""
         return f"{self.layers}={self.asked}"
 
 
@@ -74,14 +75,19 @@ class LayerRule:
 class Scheme:
     """What is asked of a method.
 
-    bits: per weight code, 1..16. group_size: weights per group along the inputs; None is one group
-    per output channel. symmetric: grids without a zero point. rules: what single layers have
-    instead. head_bits: of the model's head, which is not quantized where it is None. budget: a
-    fraction that the bits of the layers average, each a whole number by how much it matters
-    (`qbench.allocation`); `bits` is then the next whole number. Raises ConfigError for bits or a
-    group size out of range.
+    bits: per weight code, 1..16.
+    group_size: weights per group along the inputs; None is one group per output channel.
+    symmetric: grids have no zero point.
+    rules: exceptions for single layers.
+    head_bits: bits of the model's head; None leaves the head as it is.
+    budget: a fraction that the bits of the layers have on average; each layer gets a whole number,
+        and one that matters more gets more (`qbench.allocation`). With a budget, `bits` is the next
+        larger whole number.
 
-    A method is given a scheme without head and budget; one that sees a whole block asks `of_layer`.
+    Raises ConfigError for bits or a group size out of range.
+
+    Methods are called without `head_bits` and `budget`. One that sees a whole block asks `of_layer`
+    what each of its layers is to have.
     """
 
     bits: int
@@ -95,8 +101,8 @@ class Scheme:
         for name, bits in (("bits", self.bits), ("head_bits", self.head_bits)):
             if bits is not None and bits != int(bits):
                 raise ConfigError(
-                    f"{name}={bits} is a fraction; `Scheme.at({bits}, group_size)` divides it "
-                    "between the layers, and nothing else may be one"
+                    f"{name}={bits} is a fraction; give a whole number, or divide a fraction "
+                    f"between the layers by `Scheme.at({bits}, group_size)`"
                 )
             if bits is not None and not 1 <= bits <= AS_IT_IS:
                 raise ConfigError(
@@ -110,37 +116,40 @@ class Scheme:
 
     @classmethod
     def at(cls, width: float, group_size: int | None, **rest: Any) -> Scheme:
-        """The scheme of a width that may be a fraction, such as 2.8. rest: its other fields."""
+        """The scheme for bits that may be a fraction, such as 2.8, which becomes a budget.
+
+        rest: the other fields. ConfigError for a fraction below 2, and as for the class.
+        """
         if not math.isfinite(width):
-            raise ConfigError(f"bits={width} is no finite number; choose such as 2, 2.8 or 3")
+            raise ConfigError(f"bits={width} is no finite number; choose, for example, 2, 2.8 or 3")
         if width == int(width):
             return cls(int(width), group_size, **rest)
         if width < NARROWEST:
             raise ConfigError(
-                f"bits={width} is a fraction below {NARROWEST}, and layers get {NARROWEST} bits or "
-                f"more where they get unlike ones; give {NARROWEST} or more"
+                f"bits={width} is a fraction below {NARROWEST}, and no layer gets fewer than "
+                f"{NARROWEST} bits where bits are divided; give {NARROWEST} or more"
             )
         return cls(math.ceil(width), group_size, budget=float(width), **rest)
 
     @property
     def width(self) -> float:
-        """The bits that were asked for: of a budget the fraction."""
+        """The bits that were asked for: the budget, if there is one."""
         return self.bits if self.budget is None else self.budget
 
     @property
     def is_plain(self) -> bool:
-        """Whether all layers are asked the same, and nothing else is asked."""
+        """Whether it has no rules, no bits for the head and no budget."""
         return not self.rules and self.head_bits is None and self.budget is None
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """All bits that some layer inside the blocks may be asked for, ascending."""
+        """All bits that layers inside the blocks may get, ascending."""
         asked = {rule.bits for rule in self.rules} - {AS_IT_IS}
         asked |= {self.bits} if self.budget is None else {self.bits - 1, self.bits}
         return tuple(sorted(asked))
 
     def of_layer(self, name: str) -> Scheme | None:
-        """What is asked of the layer of this name alone; None where it stays as it is."""
+        """The scheme of the layer of this name, without rules; None where it stays as it is."""
         own = Scheme(self.bits, self.group_size, self.symmetric)
         for rule in self.rules:
             if fnmatchcase(name, rule.layers):
@@ -157,7 +166,7 @@ class Scheme:
         return any(fnmatchcase(name, rule.layers) for rule in self.rules)
 
     def of_layers(self, names: Iterable[str]) -> dict[str, Scheme]:
-        """What is asked of each of these layers by itself, without those that stay as they are."""
+        """The scheme of each of these layers, by name, without those that stay as they are."""
         asked = {}
         for name in names:
             scheme = self.of_layer(name)
@@ -166,9 +175,10 @@ class Scheme:
         return asked
 
     def of_block(self, names: Mapping[str, str]) -> Scheme:
-        """The scheme for some layers by names of their own. names: by these, the names here.
+        """The scheme for the layers of one block, whose rules have their names within the block.
 
-        Where all of them are asked the same, it has no rules; else `bits` are the fewest.
+        names: the full name of each layer, by its name within the block. Where all layers get the
+        same scheme, the result has no rules; else its `bits` are the fewest that a layer gets.
         """
         asked = {own: self.of_layer(name) for own, name in names.items()}
         kinds = set(asked.values())
@@ -186,9 +196,9 @@ class Scheme:
         return Scheme(fewest, self.group_size, self.symmetric, tuple(rules))
 
     def check_rules(self, names: Iterable[str]) -> None:
-        """ConfigError where a rule says nothing of any of these layers, or all stay as they are.
+        """ConfigError where a rule decides nothing for these layers, or all stay as they are.
 
-        names: of all linear layers inside the blocks.
+        names: the full names of all linear layers inside the blocks.
         """
         left = list(names)
         example = left[-1] if left else ""
@@ -209,13 +219,13 @@ class Scheme:
         if not left and self.budget is not None:
             raise ConfigError(
                 f"--bits {self.budget} is divided between the layers that no rule of --layers "
-                "names, and the rules name all; leave some of them"
+                "names, and the rules name all of them; take out a rule, or give whole --bits"
             )
 
     def group_length(self, in_features: int, layer: str = "this layer") -> int:
         """Weights per group for a layer of `in_features` inputs.
 
-        layer: its name, for the message. Raises ConfigError where the group size does not divide.
+        layer: its name, for the message. ConfigError where the group size does not divide them.
         """
         group = in_features if self.group_size is None else self.group_size
         if in_features % group:
@@ -228,7 +238,7 @@ class Scheme:
         return group
 
     def facts(self) -> dict[str, Any]:
-        """JSON-able: the first three fields, and of the others those that say something."""
+        """JSON-able: bits, group_size and symmetric, and the other fields that are not empty."""
         facts = asdict(self)
         for name, nothing in (("rules", ()), ("head_bits", None), ("budget", None)):
             if facts[name] == nothing:
@@ -239,7 +249,7 @@ class Scheme:
 
     @property
     def exceptions(self) -> str:
-        """Every rule, and the head: `*.down_proj=4, head 8b`; empty where there are none."""
+        """All rules and the bits of the head, such as `*.down_proj=4, head 8b`; may be empty."""
         head = [] if self.head_bits is None else [f"head {self.head_bits}b"]
         return ", ".join([*map(str, self.rules), *head])
 

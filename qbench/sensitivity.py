@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qbench.allocation import allocate, average
-from qbench.calibration.fisher import moments
+from qbench.calibration.fisher import Moments, moments
 from qbench.calibration.walk import Progress
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, ModelError
@@ -56,25 +56,12 @@ def allocated(
     used = tokens[:, :LENGTH]
     used = used[: max(1, TOKENS // used.shape[1])]
     felt = moments(model, used, 0, lambda part, text: progress(0.0, text))
-    rounding = get_method("rtn")
     sizes = {name: read_weight(layer).numel() for name, layer in layers.items()}
     costs: dict[str, dict[int, float]] = {}
-    with torch.no_grad():
-        for place, (name, layer) in enumerate(layers.items()):
-            progress(0.0, f"sensitivity of layer {place + 1}/{len(layers)}")
-            weight = read_weight(layer).to(device).float()
-            costs[name] = {}
-            for bits in candidates(method, rounding, scheme):
-                plain = Scheme(bits, scheme.group_size, scheme.symmetric)
-                rounded = rounding.quantize_weight(weight, plain).dequantize()
-                cost = felt[name].cost(weight - rounded)
-                if not math.isfinite(cost):
-                    raise ModelError(
-                        f"{name} at {bits} bits is felt in the logits by {cost}, so that bits "
-                        "cannot be divided between layers; give whole --bits, or check the model "
-                        "and the calibration text"
-                    )
-                costs[name][bits] = cost
+    for place, (name, layer) in enumerate(layers.items()):
+        progress(0.0, f"sensitivity of layer {place + 1}/{len(layers)}")
+        weight = read_weight(layer).to(device).float()
+        costs[name] = _costs(name, weight, felt[name], method, scheme)
     widths = allocate(sizes, costs, scheme.budget)
     facts = {
         "tokens": list(used.shape),
@@ -83,6 +70,31 @@ def allocated(
         "layers": widths,
     }
     return _divided(scheme, widths), {"allocation": facts}
+
+
+@torch.no_grad()
+def _costs(
+    name: str, weight: Tensor, felt: Moments, method: Any, scheme: Scheme
+) -> dict[int, float]:
+    """By width, the divergence in nats per token that rounding the layer to nearest costs.
+
+    weight: (out, in) float32, of the layer of that name. felt: how much the logits feel its errors.
+    ModelError where a cost is not finite.
+    """
+    rounding = get_method("rtn")
+    costs = {}
+    for bits in candidates(method, rounding, scheme):
+        plain = Scheme(bits, scheme.group_size, scheme.symmetric)
+        rounded = rounding.quantize_weight(weight, plain).dequantize()
+        cost = felt.cost(weight - rounded)
+        if not math.isfinite(cost):
+            raise ModelError(
+                f"{name} at {bits} bits is felt in the logits by {cost}, so that bits cannot be "
+                "divided between layers; give whole --bits, or check the model and the "
+                "calibration text"
+            )
+        costs[bits] = cost
+    return costs
 
 
 def candidates(method: Any, rounding: Any, scheme: Scheme) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""How each verb of a method goes over a model: every layer or block in turn, and what comes of it.
+"""How each verb of a method goes over a model, layer by layer or block by block.
 
 A layer that the scheme leaves as it is becomes a weight of the format `dense`, so that it is
 stored, counted and computed with like any other.
@@ -43,8 +43,10 @@ def by_weight(
     progress: Progress,
     weights: dict[str, WeightFormat],
 ) -> dict[str, Any]:
-    """Put the quantized weights of a method that looks at the weights alone into `weights`, by full
-    name; the log by block: the error of each layer's weights.
+    """Quantize all layers by a method that looks at the weights alone.
+
+    weights: gets each quantized weight by its layer's full name. Returns the log, by block: the
+    error of each layer's weight. MethodError naming the layer where the method fails.
     """
     log: dict[str, Any] = {}
     count = len(quantizable(model))
@@ -71,10 +73,11 @@ def by_weight(
 def by_linear(
     walk: Callable[..., None], method: Any, scheme: Scheme, weights: dict[str, WeightFormat]
 ) -> dict[str, Any]:
-    """Put the quantized weights of a method that also looks at each layer's inputs into `weights`,
-    by full name; the log by block: the error of each layer's output on the calibration text.
+    """Quantize all layers by a method that also looks at each layer's inputs.
 
-    walk: `walk_linears` with all of its arguments but `visit`.
+    walk: `walk_linears` with all of its arguments but `visit`. weights: gets each quantized weight
+    by its layer's full name. Returns the log, by block: the error of each layer's output on the
+    calibration text. MethodError naming the layer where the method fails.
     """
     log: dict[str, Any] = {}
 
@@ -100,15 +103,16 @@ def by_linear(
 def by_block(
     walk: Callable[..., None], method: Any, scheme: Scheme, weights: dict[str, WeightFormat]
 ) -> dict[str, Any]:
-    """Put the quantized weights of a method that sees blocks into `weights`, by full name; the log
-    by block.
+    """Quantize all layers by a method that sees blocks.
 
-    walk: `walk_blocks` with all of its arguments but `visit`.
+    walk: `walk_blocks` with all of its arguments but `visit`. weights: gets each quantized weight
+    by its layer's full name. Returns the method's log, by block. MethodError naming the block where
+    the method fails, or returns other layers or bits than it was asked for.
     """
     log: dict[str, Any] = {}
 
     def visit(name: str, block: nn.Module, inputs: BlockInputs, targets: list[Tensor]) -> None:
-        # of a window, the layers' own names begin with the numbers of their blocks
+        # In a window the names of layers begin with the numbers of their blocks.
         prefix = name.rpartition(".")[0] if isinstance(block, BlockWindow) else name
         layers = linears(block)
         asked = scheme.of_block({layer: f"{prefix}.{layer}" for layer in layers})
@@ -118,11 +122,7 @@ def by_block(
             with _errors_name(name):
                 result = method.quantize_block(block, inputs, targets, asked)
         _require_layers(name, result, wanted)
-        # such as a norm into which the method has folded a scale
-        for key, value in result.parameters.items():
-            block.get_parameter(key).data.copy_(value)
-        for layer, weight in result.weights.items():
-            _put(f"{name}.{layer}", layers[layer], weight)
+        _apply(name, block, result)
         kept: dict[str, WeightFormat] = {}
         for layer in layers:
             if layer not in wanted:
@@ -141,19 +141,29 @@ def by_block(
     return log
 
 
+def _apply(name: str, block: nn.Module, result: BlockResult) -> None:
+    """Let a block compute with its quantized weights and its new parameters."""
+    for key, value in result.parameters.items():  # such as a norm into which a scale was folded
+        block.get_parameter(key).data.copy_(value)
+    layers = linears(block)
+    for layer, weight in result.weights.items():
+        _put(f"{name}.{layer}", layers[layer], weight)
+
+
 def _require_layers(name: str, result: BlockResult, wanted: Mapping[str, Scheme]) -> None:
     """MethodError where a block's weights are not those that were asked for, by layer."""
     if result.weights.keys() != wanted.keys():
         odd = sorted(result.weights.keys() ^ wanted.keys())
         raise MethodError(
-            f"block {name}: the method returned other layers than it has to; they differ in {odd}"
+            f"block {name}: the method returned other layers than it was asked for; they differ "
+            f"in {odd}"
         )
     for layer, asked in wanted.items():
         bits = getattr(result.weights[layer], "bits", asked.bits)
         if bits != asked.bits:
             raise MethodError(
-                f"layer {name}.{layer}: {asked.bits} bits were asked, and the method gave {bits}; "
-                "it has to ask its scheme for each layer (`of_layer`), or is to be run without "
+                f"layer {name}.{layer}: {asked.bits} bits were asked for, and the method gave "
+                f"{bits}; let the method ask its scheme for each layer (`of_layer`), or leave out "
                 "--layers that differ within a block"
             )
 
@@ -167,7 +177,7 @@ def _note_error(log: dict[str, Any], name: str, key: str, error: float | None) -
 
 @contextmanager
 def _errors_name(layer: str) -> Iterator[None]:
-    """What a method raises becomes a MethodError that names the layer or block."""
+    """A context in which any error becomes a MethodError that names the layer or block."""
     try:
         yield
     except QbenchError as error:
@@ -186,9 +196,9 @@ def _put(name: str, layer: Any, weight: WeightFormat) -> None:
 
 
 def head_method(method: Any, bits: int) -> Any:
-    """What quantizes the head: the method where it looks at weights alone and has these bits.
+    """The method for the head: `method` itself if it looks at weights alone and supports the bits.
 
-    Else round-to-nearest, since nothing behind the head calibrates it.
+    Else it is round-to-nearest, since no layer follows the head by which it could be calibrated.
     """
     low, high = method.bits
     if verb_of(method) == "quantize_weight" and low <= bits <= high:
@@ -219,7 +229,7 @@ def quantize_head(
     """Put the quantized head into `weights`, and let the model compute with it.
 
     A head that is tied to the embedding gets a weight of its own, which is counted; the embedding
-    stays as it is. Returns what is to be said of it, JSON-able; nothing without `head_bits`.
+    stays as it is. Returns the manifest's entry for the head; nothing without `head_bits`.
     """
     if scheme.head_bits is None:
         return {}

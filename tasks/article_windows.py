@@ -1,9 +1,10 @@
 """Windows of a text to evaluate on, each with the article that it is from.
 
-Two ways to cut them. Consecutive: the whole text joined and cut into windows, as published
-perplexities are (`qbench.calibration.windows`); the first of them are all of the first articles.
-Spread: each article cut by itself, and at most a few windows of one article, so that as many tokens
-say more about the text as a whole. Windows of one article are alike, and count as one cluster.
+There are two ways to cut them. Consecutive: the whole text is joined and cut into windows, as for
+published perplexities (`qbench.calibration.windows`); the first windows are from the first
+articles. Spread: each article is cut by itself, with at most a few windows of one article, so that
+the same number of tokens says more about the whole text. Windows of one article are alike, and
+count as one cluster.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class ArticleWindows:
 def article_windows(
     texts: Sequence[str], tokenizer: Any, spec: TaskSpec, between: str = BETWEEN
 ) -> ArticleWindows:
-    """The windows that a task on running text asks; DataError where there is not one.
+    """The windows for a task on running text; DataError where there is none.
 
-    between: what joins the texts to one, of which consecutive windows are.
+    between: joins the texts before consecutive windows are cut.
     """
     length = spec.length or 0
     if spec.spread is not None:
@@ -74,7 +75,7 @@ def _spread(
             f"the {len(parts)} articles of the text have fewer than {length} tokens together; "
             "give a smaller length, or more text"
         )
-    drawn = _draw({index: len(found) for index, found in cut.items()}, most)
+    drawn = _draw({index: len(windows) for index, windows in cut.items()}, most)
     chosen = sorted(drawn[:limit])
     tokens = torch.stack([cut[article][window] for article, window in chosen])
     return ArticleWindows(tokens, tuple(_name(article) for article, _ in chosen))

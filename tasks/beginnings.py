@@ -1,4 +1,4 @@
-"""What stands before a prompt: the BOS that a model was trained with, or the turn of a template."""
+"""The beginning of a prompt: the BOS of a model's training, or a template's first tokens."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BOS_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>")
 
 
 def prepared(tokenizer: Any, model: Any, bos: str | None = None) -> Any:
-    """What `begun` gives, with a pad token inside the embedding of the model.
+    """The tokenizer of `begun`, with a pad token that is in the model's embedding.
 
-    lm-eval needs one, and the mask makes it irrelevant.
+    lm-eval needs a pad token; the mask makes it irrelevant which one.
     """
     own = begun(tokenizer, getattr(model.config, "model_type", ""), bos)
     rows = model.get_input_embeddings().weight.shape[0]

@@ -1,7 +1,7 @@
 """Source code to evaluate on: modules of the standard library of the Python that runs this.
 
-It is there wherever qbench is, and no text of the other tasks. Another version of Python is another
-text, which its hash says.
+It is there wherever qbench is, and other tasks do not use it. Another version of Python has another
+text, and so another hash.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What an OpenAI-compatible server answers to /v1/completions, held against what it was asked.
+"""The answers of an OpenAI-compatible server to /v1/completions, checked against the request.
 
-lm-eval adds up the log-probabilities behind the prompt's length and before the last one. Of a list
-that is too short it adds up nothing, which is 0, the likelihood of a certainty: a server that gives
-less than was asked would seem perfect. So an answer is read here before lm-eval reads it. What is
-wrong with it is a part of a sentence, which `qbench.tasks.endpoint_model` completes.
+lm-eval adds up the log-probabilities after the prompt, without the last one. If the list is too
+short, the sum is 0, which is the likelihood of a certainty: a server that gives less than it was
+asked for would seem perfect. So answers are checked here before lm-eval reads them. The messages
+are parts of a sentence, which `qbench.tasks.endpoint_model` completes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FEW = 8  # tokens, of which a model may be certain to the last digit
 def require_likelihoods(answer: Any, prompts: Sequence[Sequence[int]]) -> None:
     """ConfigError unless the answer has ln p of every token of every prompt, and of one written.
 
-    Nothing stands before the first token, so whatever is said of it counts as nothing.
+    The first token has no token before it, so its entry is ignored.
     """
     for choice, prompt in zip(_choices(answer, len(prompts)), prompts, strict=True):
         logprobs = _entry(choice, "logprobs", dict)

@@ -1,4 +1,4 @@
-"""What a task is to the runner: it names its data and protocol, then judges one model.
+"""What the runner asks of a task: to state its data and protocol, and then to judge one model.
 
 spec = task.spec(source, limit=200)      # goes into the cell, and so into its identity
 outcome = task.evaluate(Context(model, tokenizer, source), spec)
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Outcome(NamedTuple):
     """What a task says about a model.
 
-    scores: their path `samples` is filled in by the runner. samples: a JSON-able row per item and
-    filter; rows with one `cluster`, such as an article or a subject, are not independent. facts:
-    JSON-able, for the record: how it was computed, and what was odd about it.
+    scores: the runner fills in their path `samples`. samples: a JSON-able row for each item and
+    filter; rows of the same `cluster`, such as an article or a subject, are not independent. facts:
+    JSON-able, for the record: how the scores were computed, and what was unusual.
     """
 
     scores: tuple[Score, ...]
@@ -41,8 +41,8 @@ def _silent(fraction: float, text: str) -> None:
 class Unquantized:
     """The model before quantization, for a task that compares with it.
 
-    load: gives that model, on its device, and its tokenizer. file: where a task may keep what it
-    computed from that model for a spec; cells share it, and it is removed when the run is complete.
+    load: returns that model, on its device, and its tokenizer. file: where a task may keep what it
+    computed from that model for a spec; cells share the file, and the last runner removes it.
     """
 
     load: Callable[[], tuple[Any, Any]]
@@ -53,8 +53,9 @@ class Unquantized:
 class Context:
     """One model under test.
 
-    model, tokenizer: of transformers. progress: called with the fraction done (0..1) and a text.
-    unquantized: None where there is only the model under test. cache: what tasks of one cell share.
+    model, tokenizer: of transformers. source: where data come from. batch_size: items at a time.
+    progress: called with the fraction done (0..1) and a text. unquantized: None where there is only
+    the model under test. cache: what tasks of one cell share.
     """
 
     model: Any
@@ -68,7 +69,7 @@ class Context:
 
 @runtime_checkable
 class Task(Protocol):
-    """One thing to judge a model by. `qbench.tasks.declaration.Declaration` explains the facts."""
+    """What judges a model. `qbench.tasks.declaration.Declaration` explains the properties."""
 
     @property
     def name(self) -> str:
@@ -92,7 +93,7 @@ class Task(Protocol):
 
     @property
     def order(self) -> int:
-        """Where its scores stand in reports."""
+        """Its place in reports: the task with the smallest number is first."""
 
     @property
     def has_subjects(self) -> bool:
@@ -100,7 +101,7 @@ class Task(Protocol):
 
     @property
     def batch_size(self) -> int | None:
-        """Items at a time; None for what the run is set to."""
+        """Items at a time; None for the setting of the run."""
 
     @property
     def needs_unquantized(self) -> bool:
@@ -118,10 +119,13 @@ class Task(Protocol):
         generate: int | None = None,
         spread: int | None = None,
     ) -> TaskSpec:
-        """The evaluation on this data, defaults filled in; what has no meaning here stays None."""
+        """The evaluation on this data, with defaults filled in.
+
+        Parameters: see `TaskSpec`. Those that have no meaning for the task stay None.
+        """
 
     def prepare(self, context: Context, spec: TaskSpec) -> None:
-        """Compute what is needed of the unquantized model, before any task is evaluated."""
+        """Compute what the task needs of the unquantized model, before any task is evaluated."""
 
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
-        """Judge the model. Leaves it, the tokenizer and the global random state as they were."""
+        """Judge the model. It, the tokenizer and the global random state stay as they are."""

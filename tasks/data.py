@@ -1,17 +1,17 @@
 """Where the questions and texts come from: a folder of parquet, the hub, or the embedded data.
 
-Each task declares its table: its folder, splits and columns, which are the hub's. A folder holds
-`FOLDER/SPLIT.parquet` of every table, and `c4_sample/train.parquet` with the column `text` to
-calibrate on; `qbench data fetch DIR` makes one, and `qbench data list` says what one has.
+Each task declares its table: its folder, and its splits and columns by the names that the hub has.
+A data folder holds `FOLDER/SPLIT.parquet` of every table, and `c4_sample/train.parquet` with the
+column `text` for the calibration; `qbench data fetch DIR` makes one, and `qbench data list` says
+what one has.
 
-`auto` is the folder that QBENCH_DATA names; else, for a model that is not embedded, the hub or its
-local cache; else the embedded data, which bear the name `mini-...` everywhere. `open_source` itself
-never goes to the network for it: what a run takes is decided by `choose`.
+`auto` is the folder that QBENCH_DATA names. Without one it is, for a model that is not embedded,
+the hub or its local cache; and else the embedded data, which are called `mini-...` everywhere.
+`choose` decides that. `open_source` never goes to the network for `auto`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from qbench.errors import ConfigError, DataError, unknown_name
 from qbench.files.ordinary import is_folder
+from qbench.records import canonical_sha256
 from qbench.tasks.declaration import Table
 from qbench.tasks.registry import task_tables
 
@@ -65,7 +66,7 @@ class Source(Protocol):
         """Identity of a table's content: 64 hex digits, or the commit on the hub (40)."""
 
     def task_name(self, task: str) -> str:
-        """The task's name in records: another where the data is not the real thing."""
+        """The task's name in records; with stand-ins for the real data it is another name."""
 
     def table_name(self, table_name: str) -> str:
         """Short name of the data behind a table, for records."""
@@ -75,9 +76,9 @@ class Source(Protocol):
 
 
 def unix_lines(value: Any) -> Any:
-    """A cell of a table, or any nesting of such, with Unix line ends.
+    """The value of a cell of a table, of any nesting, with Unix line ends.
 
-    Answers are cut out of texts by their line ends, so that others would score 0.
+    Line ends cut answers out of texts, so an answer with other line ends would score 0.
     """
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n")
@@ -89,7 +90,7 @@ def unix_lines(value: Any) -> Any:
 
 
 def open_source(data: str) -> Source:
-    """`auto`, a folder, `hub` or `mini` -> where data comes from; DataError where there is none."""
+    """The source for `auto`, `hub`, `mini` or a folder; DataError where there is no such data."""
     from qbench.tasks.mini_source import MiniSource
 
     if data == "hub":
@@ -114,17 +115,18 @@ def chosen(data: str) -> str:
 
 
 class Choice(NamedTuple):
-    """What `--data` comes to. warning: why it is not what one would expect, None where it is."""
+    """The data that are taken. warning: why they are not those that one would expect, or None."""
 
     data: str
     warning: str | None
 
 
 def choose(data: str, embedded: bool, names: Sequence[str]) -> Choice:
-    """What `auto` stands for, for a model that is embedded or not, and the tables of its tasks.
+    """The data for `--data`, such as `auto`.
 
-    The folder that QBENCH_DATA names; without one, the hub or its cache where the model is not
-    embedded; and `mini` where they have not all of these tables, with a warning.
+    embedded: whether the model is. names: of the tables that are needed. `auto` is the folder that
+    QBENCH_DATA names; without one, `mini` for an embedded model; for others the hub or its cache,
+    or `mini` with a warning where these lack one of the tables.
     """
     named = chosen(data)
     if embedded or named != "mini" or data != "auto":
@@ -235,11 +237,8 @@ def _rows(source: Source, name: str, split: str) -> list[dict[str, Any]]:
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON, 64 hex digits."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The SHA-256 of the canonical JSON, 64 hex digits."""
+    return canonical_sha256(value)
 
 
 def dataset(columns: dict[str, list[Any]]) -> Dataset:

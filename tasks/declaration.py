@@ -1,8 +1,8 @@
 """What a task declares: its data, what an item costs, its scores and their place in reports.
 
-Readable without torch and without lm-eval, so that a report and a plan need neither. A YAML file in
-this folder has these keys and those of `qbench.tasks.harness.HarnessTask`; a task in Python gives
-the same facts as the defaults of its fields.
+This imports neither torch nor lm-eval, so reports and plans need neither. A YAML file in this
+folder has these keys and those of `qbench.tasks.harness.HarnessTask`; a task in Python declares the
+same as the defaults of its fields.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ class OtherLayout(_Declared):
 class Table(_Declared):
     """One data set.
 
-    folder: its place in a data folder. splits, columns: what it must have, by the hub's names.
-    repository, config: where it is on the hub. licence: as its publisher says. running_text: its
-    column `text` is to be joined, and there are no questions. texts: how many of them are taken,
-    the first ones, None for all. shards: split -> the file on the hub of which they are, where a
-    split has many. other_layout: read where a folder has no file of the first form. example: a row
-    of our own in these columns, for tests.
+    folder: its place in a data folder.
+    splits, columns: those that it must have, by the hub's names.
+    repository, config: where it is on the hub.
+    licence: as its publisher states it.
+    running_text: whether it is text in one column `text`, which is joined, and not questions.
+    texts: only the first so many texts are taken, None for all.
+    shards: split -> the file on the hub from which texts are taken, where the split has many files.
+    other_layout: read where a folder has no file of the first form.
+    example: a row that we wrote in these columns, for tests.
     """
 
     folder: str
@@ -61,13 +64,16 @@ class Table(_Declared):
 
 
 class Cost(_Declared):
-    """What judging one item takes; for the estimate of a run, so a tenth more or less is no matter.
+    """What judging one item costs. It is for the estimate of a run, so 10 % off does not matter.
 
-    items: how many the whole data set asks; of running text, windows. tokens: of one item with all
-    its choices, without examples; what choices share counts once. tokens_per_shot: of one example
-    in the prompt. shared_shots: whether all items of a subject have the same examples, which are
-    then read once. written: tokens that the model writes for one item. subjects: how many times a
-    limit counts. pass_share: of one pass over the windows, for tasks that share it.
+    items: number of items in the whole data set; windows of running text.
+    tokens: of one item with all its choices, without examples; what choices share counts once.
+    tokens_per_shot: of one example in the prompt.
+    shared_shots: whether all items of a subject have the same examples, which are then read once.
+    written: tokens that the model writes for one item.
+    subjects: their number; a limit is for each of them.
+    pass_share: the task's share of the cost of a pass over the windows, where several tasks use the
+        same pass.
     """
 
     items: int = Field(ge=1)
@@ -94,8 +100,10 @@ class Cost(_Declared):
 class DeclaredScore(_Declared):
     """One score that a task gives.
 
-    unit: `%` for a share, which is shown times 100; empty for a plain number. headline: a column of
-    the wide table and a picture. screen: its short name on the screen; None leaves it to the files.
+    unit: `%` for a share, which is shown times 100; empty for a plain number.
+    better: whether higher or lower values are better.
+    headline: whether the score has a column in the wide table, and a picture.
+    screen: its short name on the screen; None where only the files show it.
     """
 
     metric: str
@@ -114,11 +122,15 @@ class DeclaredScore(_Declared):
 class Declaration(_Declared):
     """The facts about one task; tasks derive from it.
 
-    name: what the user types, and the name of its table. about, paper: for `qbench list tasks`.
-    table: the data set, or the name of another task's. cost: of one item. scores: in the order of
-    reports. order: where these stand among those of other tasks, smallest first, then by name.
-    batch_size: items at a time, None for the preset's. needs_unquantized: `prepare` is called with
-    the unquantized model at hand before any task of the cell is evaluated.
+    name: what the user types, and the name of its table.
+    about, paper: for `qbench list tasks`.
+    table: the data set, or the name of the task whose table it reads.
+    cost: of one item.
+    scores: in the order of reports.
+    order: the place of the task in reports, smallest first, then by name.
+    batch_size: items at a time, None for the preset's.
+    needs_unquantized: whether `prepare` is called, with the unquantized model, before any task of
+        the cell is evaluated.
     """
 
     name: str
@@ -134,7 +146,7 @@ class Declaration(_Declared):
 
     @property
     def table_name(self) -> str:
-        """By which name the data sources know its table."""
+        """The name that data sources have for its table."""
         return self.table if isinstance(self.table, str) else self.name
 
     @property
@@ -147,4 +159,4 @@ class Declaration(_Declared):
         return f"{self.about} ({self.paper})" if self.paper else self.about
 
     def prepare(self, context: Context, spec: TaskSpec) -> None:
-        """Nothing to be done before the evaluation."""
+        """Does nothing: most tasks need nothing before the evaluation."""

@@ -1,10 +1,12 @@
 """Divergence from the unquantized model, on three kinds of text, each a task of its own.
 
-Of `wiki` the windows are those of wikitext, in the same pass; of `code` they are of source code; of
-`own` the unquantized model has written them, greedily, behind the beginnings of wikitext's windows.
+The windows of `wiki` are those of wikitext, in the same pass; those of `code` are source code;
+those of `own` are what the unquantized model writes, greedily, after the beginnings of wikitext's
+windows.
 
-KL(P || Q) in nats, P of the unquantized and Q of the quantized model, over the whole vocabulary at
-the length - 1 positions of every window, or of `own` at those that the model has written.
+The divergence is KL(P || Q) in nats, with P of the unquantized and Q of the quantized model, over
+the whole vocabulary, at the length - 1 positions of every window; for `own`, at the positions that
+the model has written.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ TEXTS = {"wiki": "divergence", "code": "divergence_code", "own": "divergence_own
 class Divergence(TextTask):
     """How far the quantized model's predictions are from the unquantized model's.
 
-    text: which kind of it. like: the task whose settings in a preset hold where it has none itself.
+    text: its kind. like: the task whose settings in a preset are used where this one has none.
     """
 
     name: str = "divergence"
@@ -77,10 +79,10 @@ class Divergence(TextTask):
         return spec
 
     def prepare(self, context: Context, spec: TaskSpec) -> None:
-        """Have the unquantized model's log-probabilities, from its file or by a pass of that model.
+        """Get the unquantized model's log-probabilities from their file, or by a pass of the model.
 
-        They go into the cell's cache, where the pass that judges the model finds them, whichever
-        task on the same windows is evaluated first.
+        They go into the cell's cache. There the pass that judges the model finds them, whichever
+        task on the same windows comes first.
         """
         from qbench.tasks.own_text import read_continued, write_continued
         from qbench.tasks.reference import ReferenceLogits, reference_key

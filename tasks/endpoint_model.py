@@ -1,4 +1,4 @@
-"""lm-eval's model of an OpenAI-compatible server: quiet, patient, and strict on what it reads.
+"""lm-eval's model of an OpenAI-compatible server, with retries, and with checks of every answer.
 
 Importing it imports lm-eval, which takes seconds: `qbench.tasks.engines` does so where an endpoint
 is asked.
@@ -25,7 +25,7 @@ OF_THE_SERVER = 500  # and more: what went wrong is not the request
 
 
 class EndpointModel(EngineModel, LocalCompletionsAPI):
-    """Whatever an endpoint answers that cannot be read becomes one sentence, a ConfigError."""
+    """An endpoint, for lm-eval. An answer that cannot be read is a ConfigError of one sentence."""
 
     def __init__(self, address: str, **options: Any) -> None:
         """address: as it was given. options: of lm-eval's model; the pauses are our own."""

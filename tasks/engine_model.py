@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EngineModel:
-    """The first of two parents, of which the other is lm-eval's model of a kind of engine.
+    """The first of two base classes; the other is lm-eval's model of a kind of engine.
 
     templated, cut, span: as `qbench.tasks.quiet_model.QuietModel` has them. longest: tokens of a
     request, beside the one that engines always write.
@@ -30,7 +30,7 @@ class EngineModel:
     span = (0.0, 1.0)
 
     def turn_to(self: Any, context: Context, name: str, chat_template: bool) -> None:
-        """From here on it is asked for this task."""
+        """Answer requests of this task from now on."""
         self.context, self.name = context, name
         self.templated = chat_template
         self.cut = 0
@@ -43,7 +43,7 @@ class EngineModel:
         left_truncate_len: Any = None,
         **_: Any,
     ) -> Any:
-        """The tokens that the Hugging Face model would be asked."""
+        """The tokens that the Hugging Face model would get."""
         if not isinstance(string, str):
             return [self.tok_encode(text, add_special_tokens) for text in string]
         return HFLM.tok_encode(self, string, add_special_tokens, left_truncate_len)
@@ -59,7 +59,7 @@ class EngineModel:
         return super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
 
     def generate_until(self: Any, requests: Any, disable_tqdm: bool = True) -> Any:
-        """What is written behind the prompts of requests, of which those too long are counted."""
+        """What is written after the prompts of requests; counts the prompts that are too long."""
         self._count(requests)
         for prompt, options in (request.args for request in requests):
             room = self.max_length - options.get("max_gen_toks", self.max_gen_toks)

@@ -1,8 +1,8 @@
 """Engines that serve a model: vLLM in this process, or any OpenAI-compatible endpoint.
 
-An engine stands where a transformers model stands in `Context`: tasks ask it by lm-eval's own
-classes, with the tokens that the transformers model would be asked, since both encode by the same
-function. What it cannot give, such as whole distributions, is refused by the tasks that want it.
+An engine takes the place of a transformers model in `Context`. Tasks call it through lm-eval's own
+classes, with the tokens that a transformers model would get, since both encode by the same
+function. Tasks that need what it cannot give, such as whole distributions, refuse it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Engine:
 
     @property
     def is_another(self) -> bool:
-        """Whether an endpoint calls its model otherwise than by the name of the folder."""
+        """Whether an endpoint's name for its model differs from the name of the folder."""
         return self.served is not None and not _is_called(self.served, self.folder.resolve().name)
 
     def likelihoods(self, context: Context, name: str, windows: Sequence[Any]) -> list[float]:
@@ -92,7 +92,7 @@ class Engine:
 
 
 def check_engine(through: str) -> None:
-    """ConfigError, before any work, for what names no engine, or one that is not installed."""
+    """ConfigError, before any work, for an unknown engine, or one that is not installed."""
     if through == VLLM:
         if find_spec("vllm") is None:
             raise ConfigError(
@@ -177,6 +177,6 @@ def _served(base: str, name: str) -> dict[str, Any]:
         return (named or models)[0]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
-            f"{base}/v1/models says of no model that is served: {type(error).__name__}: {error}; "
+            f"{base}/v1/models names no model that is served: {type(error).__name__}: {error}; "
             "start a server, such as `vllm serve FOLDER`, or give its address"
         ) from error

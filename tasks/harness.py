@@ -33,12 +33,13 @@ SEED = 1234  # of the fixed choice of items
 
 
 class HarnessTask(Declaration):
-    """One YAML file: what every task declares, and what it is in lm-eval.
+    """A task of lm-eval, from one YAML file: what every task declares, and the following.
 
-    harness: the stock task's name, or a pattern of subject tasks; harness_path: its folder inside
-    lm-eval's tasks. splits: what is handed over of the table; the last is the one that is asked.
-    fewshot_split: where examples come from, None where there are none. subject_column: where each
-    stock task asks one subject of the table. companion: the continuous score.
+    harness: the name of the task in lm-eval, or a pattern for one task per subject. harness_path:
+    its folder inside lm-eval's tasks. splits: the splits of the table that lm-eval gets; the
+    questions are those of the last. fewshot_split: where examples come from, None where there are
+    none. subject_column: the column by which rows belong to a subject, where lm-eval has a task for
+    each. companion: the continuous score.
     """
 
     kind: Literal["multiple_choice", "generation", "loglikelihood"]
@@ -68,7 +69,10 @@ class HarnessTask(Declaration):
         generate: int | None = None,
         spread: int | None = None,
     ) -> TaskSpec:
-        """The protocol on this data; where there are no examples for prompts, 0-shot."""
+        """See `Task.spec`. The default is 0-shot where the data have no examples for prompts.
+
+        ConfigError for a number that is too small, and for shots where there are no examples.
+        """
         require_at_least(f"{self.name}.limit", limit, instead=", or 'all'")
         require_at_least(f"{self.name}.num_fewshot", num_fewshot, least=0)
         require_at_least(f"{self.name}.generate", generate, least=0, instead=", or 'all'")
@@ -93,7 +97,10 @@ class HarnessTask(Declaration):
     def with_prompts(
         self, spec: TaskSpec, max_gen_toks: int | None, chat_template: bool, bos: Any
     ) -> TaskSpec:
-        """A protocol with how prompts are written, and how long answers may be that are written."""
+        """The protocol with the form of its prompts, and the length that answers may have.
+
+        Parameters: see `TaskSpec`.
+        """
         require_at_least(f"{self.name}.max_gen_toks", max_gen_toks)
         changes: dict[str, Any] = {"chat_template": chat_template, "bos": bos}
         if self.kind == "generation":
@@ -103,8 +110,8 @@ class HarnessTask(Declaration):
     def evaluate(self, context: Context, spec: TaskSpec) -> Outcome:
         """Run lm-eval on the items that `spec` names.
 
-        Raises ConfigError before the model runs where the file declares scores that the stock task
-        does not give, or their direction wrongly.
+        ConfigError, before the model runs, where the file declares a score that lm-eval's task does
+        not give, or declares the wrong direction for one.
         """
         from qbench.tasks.judging import check_scores, judge
         from qbench.tasks.lm import language_model, quiet, warn_of_cut_prompts
@@ -134,7 +141,7 @@ class Part:
 
 
 def read_task(path: Path) -> HarnessTask:
-    """One YAML file; ConfigError naming the file and the key."""
+    """The task of a YAML file; ConfigError, naming the file and the key, where it is none."""
     try:
         return HarnessTask.model_validate(yaml.safe_load(ordinary_text(path)))
     except StoreError as error:
@@ -153,10 +160,10 @@ def read_task(path: Path) -> HarnessTask:
 
 
 def stock_parts(declared: HarnessTask, source: Source, spec: TaskSpec) -> list[Part]:
-    """lm-eval's own task objects, given our rows: one, or one for each subject.
+    """lm-eval's own task objects with our rows: one, or one for each subject.
 
-    Raises ConfigError where lm-eval has no such task, DataError where the rows are missing, those
-    of examples among them.
+    ConfigError where lm-eval has no such task; DataError where rows are missing, also those of
+    examples.
     """
     configs = _stock_configs(declared)
     *others, asked = declared.splits

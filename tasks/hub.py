@@ -112,12 +112,13 @@ def refusal(names: Sequence[str]) -> str | None:
         declared = table(name)
         try:
             source.sha256(name)
-            if isinstance(_current(declared.repository), Exception):
-                if declared.running_text:
-                    source.text(name)
-                else:
-                    for split in declared.splits:
-                        source.rows(name, split)
+            if not isinstance(_current(declared.repository), Exception):
+                continue
+            if declared.running_text:
+                source.text(name)
+                continue
+            for split in declared.splits:
+                source.rows(name, split)
         except DataError as error:
             return str(error)
     return None

@@ -85,12 +85,12 @@ def _multiple_choice(
 
 
 def _weigh_subjects(rows: list[Row]) -> dict[str, int]:
-    """Items by subject; each row gets an acc_macro whose mean and spread are those over subjects.
+    """The number of items of each subject. Each row also gets an `acc_macro`.
 
-    With S subjects, of which this one has n of N items, and M the mean over subjects of their
-    accuracies: M + N / (S n) * (accuracy - M). The rows' mean is M, and each one's distance from it
-    adds up over a subject to N / S (mean - M): what the mean over subjects goes by, and nothing of
-    how unlike their sizes are. So errors over clusters are those of S means, deviation / sqrt(S).
+    There are S subjects; that of a row has n of all N items; M is the mean over subjects of their
+    accuracies. A row gets M + N / (S n) * (acc - M). The mean of these over all rows is M, and over
+    a subject their distances from M add up to N / S * (the subject's accuracy - M), whatever its
+    size n. So the standard error over clusters is that of S means: their deviation / sqrt(S).
     """
     own: dict[str, list[float]] = {}
     for row in rows:
@@ -107,7 +107,7 @@ def _weigh_subjects(rows: list[Row]) -> dict[str, int]:
 
 
 def _choices_are_alike(rows: list[Row]) -> bool:
-    """Whether the model tells no choice from another, on any of several items."""
+    """Whether the model finds all choices equally likely, on every one of several items."""
     spreads = [max(row["loglikelihoods"]) - min(row["loglikelihoods"]) for row in rows]
     return len(rows) > 1 and max(spreads) < LEAST_SPREAD
 
@@ -126,7 +126,7 @@ def _choice_values(row: Row, companion: str | None) -> Row:
 
 
 def _require_finite(task: str, likelihoods: list[list[float]]) -> None:
-    """MethodError where one of an item's numbers is not finite: NaN is never the largest."""
+    """MethodError where a number of an item is not finite: a choice of NaN would never be taken."""
     bad = sum(not all(map(math.isfinite, of_item)) for of_item in likelihoods)
     if bad:
         raise MethodError(

@@ -113,8 +113,8 @@ class ReferenceLogits:
         """StoreError unless these windows (n, length) are its own, as far as it knows them."""
         if self.tokens and self.tokens != digest_of(windows):
             raise StoreError(
-                f"{self.path} is of other tokens than the model reads: the tokenizer of one is not "
-                "that of the other; compare a model with the one that it was made from"
+                f"{self.path} is of other tokens than the model reads: the two models have "
+                "different tokenizers; compare a model with the one that it was made from"
             )
 
     def _noise(self, model: Any, windows: Tensor) -> list[float]:

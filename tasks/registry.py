@@ -1,6 +1,6 @@
-"""All tasks by name: the files of this folder, entry points of `qbench.tasks`, and files loaded.
+"""All tasks by name: of this folder, of entry points of `qbench.tasks`, and of loaded files.
 
-Needs neither torch nor lm-eval, so that a report and a plan can ask what a task declares.
+This imports neither torch nor lm-eval, so that a report and a plan can ask what a task declares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _loaded: dict[Path, Task] = {}  # what `load_task_file` has added
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; ConfigError with the nearest known one, or why a plug-in is broken."""
+    """The task of that name.
+
+    ConfigError with the nearest name where there is none, or with the reason why it is broken.
+    """
     tasks = all_tasks()
     if name in tasks:
         return tasks[name]
@@ -58,7 +61,7 @@ def task_tables() -> dict[str, Table]:
 
 
 def unit_of(metric: str) -> str:
-    """The unit that some task declares for the metric: `%` of a share, empty of a plain number."""
+    """The unit that tasks declare for a metric: `%` for a share, empty for a plain number."""
     for task in (*_installed()[0].values(), *_loaded.values()):  # unsorted: this is asked often
         for score in task.scores:
             if score.metric == metric and score.unit:
@@ -69,8 +72,8 @@ def unit_of(metric: str) -> str:
 def load_task_file(path: Path) -> str:
     """Register the task of a YAML file; returns its name. Loading a file again reads it again.
 
-    Raises ConfigError where the file is absent or describes no task, or where its name is
-    taken or no name.
+    ConfigError where the file is absent or describes no task, where the task's name is taken, or
+    where it is not a plain name.
     """
     if not is_file(path):
         raise ConfigError(f"task file {str(path)!r} is not a file; give a YAML file with a task")

@@ -1,4 +1,4 @@
-"""From the values of items to a score: mean, standard error, interval, and what is odd about it."""
+"""From the values of items to a score: mean, standard error, interval, and suspicion."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def mean_score(
 ) -> Score:
     """The mean with its standard error; MethodError where a value is not finite.
 
-    clusters: of each value, where some are of one article or subject. The error is that of
-    `clustered_variance`, with its degrees of freedom, and there is none of a single cluster.
-    chance: where the values are 1 for a right answer and 0 for a wrong one, the share that guessing
-    gets right; then the score has a 95 % interval, and no standard error where all answers are
-    right or all are wrong.
+    clusters: the cluster of each value, such as its article or subject. The error is that of
+    `clustered_variance`, with its degrees of freedom; a single cluster has none. chance: where the
+    values are 1 for a right answer and 0 for a wrong one, the share that guessing gets right. Then
+    the score has a 95 % interval, and no standard error where all answers are right or all wrong.
     """
     bad = sum(not math.isfinite(value) for value in values)
     if bad:
@@ -57,7 +56,7 @@ def mean_score(
 
 
 def _of_answers(score: Score, chance: float, clusters: int) -> Score:
-    """A share of right answers, with its interval and with what is to be said of it."""
+    """A share of right answers, with its interval, and with a suspicion where there is one."""
     low, high = wilson(score.value, _independent(score, clusters))
     changes: dict[str, Any] = {"low": low, "high": high, "stderr": score.stderr or None}
     if clusters == 1 < score.n:
@@ -74,11 +73,11 @@ def _of_answers(score: Score, chance: float, clusters: int) -> Score:
 
 
 def _independent(score: Score, clusters: int) -> float:
-    """How many independent answers say as much as the score's n; none in a single cluster of them.
+    """How many independent answers would be as informative as the score's n answers in clusters.
 
-    Fewer where those of a cluster are alike, p (1 - p) / stderr^2; and again fewer by (z / t)^2, as
-    the error is known to some degrees of freedom alone. Korn and Graubard 1998, Survey Methodology
-    24, 193.
+    p (1 - p) / stderr^2, which is smaller than n where the answers of a cluster are alike; times
+    (z / t)^2, since the error has few degrees of freedom; 0 for a single cluster. Korn and Graubard
+    1998, Survey Methodology 24, 193.
     """
     if clusters == score.n:
         return score.n
@@ -91,9 +90,9 @@ def _independent(score: Score, clusters: int) -> float:
 
 
 def _suspicion(values: Sequence[float]) -> str | None:
-    """What is odd about the values of the items: a measure that is the same on all of them.
+    """A sentence where all items have the same value, unless that is 0 or 1; else None.
 
-    Right or wrong, 1 or 0, may well be so, and so may a divergence of 0.
+    Answers may all be right or all be wrong, and all divergences may be 0.
     """
     if len(values) > 1 and values[0] not in (0.0, 1.0) and len(set(values)) == 1:
         return f"the same value on all {len(values)} items"

@@ -29,8 +29,8 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 40
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
-        (TOKENS + 300, "has the token 5.., and the model's are from 0 to 258"),
-        (TOKENS - 400, "has the token -.*, and the model's are from 0 to 258"),
+        (TOKENS + 300, "has the token 5.., and the model's tokens are from 0 to 258"),
+        (TOKENS - 400, "has the token -.*, and the model's tokens are from 0 to 258"),
         (TOKENS.float(), "is a tensor of torch.float32; give token ids"),
         (TOKENS > 100, "is a tensor of torch.bool"),
         (TOKENS.to(torch.uint8), "is a tensor of torch.uint8"),
@@ -38,8 +38,8 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 40
         (TOKENS[None], r"has the shape \(1, 4, 32\)"),
         (TOKENS[:0], r"has the shape \(0, 32\)"),
         (TOKENS[:, :0], r"has the shape \(4, 0\)"),
-        (TOKENS.tolist(), "is a list of something else than texts"),
-        (TOKENS.numpy(), "is a ndarray of something else than texts"),
+        (TOKENS.tolist(), "a list, is neither texts nor a tensor"),
+        (TOKENS.numpy(), "a ndarray, is neither texts nor a tensor"),
         ([TEXT], "is text, and there is no tokenizer"),
         (TEXT, "is text, and there is no tokenizer"),
     ],

@@ -213,7 +213,7 @@ def test_a_block_method_that_leaves_a_layer_out(tiny):
             return BlockResult({}, {})
 
     with pytest.raises(
-        MethodError, match="block model.layers.0: the method returned other layers than it has"
+        MethodError, match="block model.layers.0: the method returned other layers than it was"
     ):
         qbench.quantize(tiny(), Lazy(), Scheme(4, 16), TOKENS)
 

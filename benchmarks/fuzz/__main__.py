@@ -184,8 +184,10 @@ class Cases:
         for path in (folder, self.scratch / "out"):
             shutil.rmtree(path, ignore_errors=True)
         seconds, grown = took()
-        if word in FINE:
-            word = "slow" if seconds > SECONDS else "large" if grown > BYTES else word
+        if word in FINE and seconds > SECONDS:
+            word = "slow"
+        elif word in FINE and grown > BYTES:
+            word = "large"
         return Result(
             number, word, f"{command} of {original.name}, {done}: {message}", seconds, grown
         )

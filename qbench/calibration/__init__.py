@@ -1,1 +1,1 @@
-"""Calibration text through a model, block by block, and what is learned from it."""
+"""The calibration: text goes through a model block by block, and gives statistics and losses."""

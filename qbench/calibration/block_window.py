@@ -1,11 +1,11 @@
 """Consecutive blocks as one, so that they are trained together on the output of the last.
 
-Cross-block reconstruction: what the first block does wrong, the second can make up for, and what
-matters of the first is what the second makes of it. The windows of CBQ (Ding et al., ICLR 2025,
-arXiv:2312.07950) overlap, so that a block is trained more than once. Here they do not, as the
-stages of BRECQ (Li et al. 2021, arXiv:2102.05426): training takes as long as block by block, and
-what a window gives is final, so that a method keeps nothing from one call to the next. Weights in
-training, and what a step keeps for its backward pass, take as many times the memory as there are
+Cross-block reconstruction: the second block can make up for errors of the first, and errors of the
+first matter only as far as they change the output of the second. The windows of CBQ (Ding et al.,
+ICLR 2025, arXiv:2312.07950) overlap, so that a block is trained more than once. Here they do not,
+like the stages of BRECQ (Li et al. 2021, arXiv:2102.05426): training takes as long as block by
+block, and the result of a window is final, so that a method keeps nothing from one call to the
+next. The memory of weights in training, and of a step's backward pass, grows with the number of
 blocks.
 """
 
@@ -23,7 +23,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block beside the
 
 
 class BlockWindow(nn.Module):
-    """Blocks of a decoder, one behind the other; its children, by their numbers."""
+    """Consecutive blocks of a decoder, which are its children under their numbers."""
 
     def __init__(self, blocks: Mapping[int, nn.Module]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class BlockWindow(nn.Module):
     def forward(self, hidden: Tensor, calls: Sequence[Call]) -> Tensor:
         """The last block's output (batch, length, width).
 
-        hidden: of the first. calls: arguments of each block.
+        hidden: the input of the first. calls: arguments of each block.
         """
         for block, (args, kwargs) in zip(self.children(), calls, strict=True):
             output = block(hidden, *args, **kwargs)
@@ -48,8 +48,8 @@ class BlockWindow(nn.Module):
     def by_block(self, result: BlockResult) -> dict[str, BlockResult]:
         """The result of each block, by its number.
 
-        Errors of weights go to their blocks, and all else that was logged to the last, as it is of
-        its output.
+        The errors of weights go into the logs of their blocks, and everything else into that of the
+        last block, whose output was judged.
         """
         log = dict(result.log)
         errors = log.pop("weight_errors", {})

@@ -1,4 +1,4 @@
-"""How much the logits feel an error of each linear layer: second moments of inputs and gradients.
+"""How much an error of each linear layer changes the logits, by moments of inputs and gradients.
 
 An error dy of a layer's output changes the model's distribution by a divergence of about
 dy^T F dy / 2, F = E[g g^T], g the gradient of the log-probability of a token that is drawn from the
@@ -7,9 +7,9 @@ as a product of the two (K-FAC: Martens and Grosse 2015, arXiv:1503.05671), an e
 
     1/2 sum_oi E[g_o^2] (E[|g|^2 x_i^2] / E[|g|^2]) dW_oi^2.
 
-Tokens count in x as they do in g: the first token of a decoder may be thousands of times larger
-than all others, and matter little. That an expert is chosen otherwise, which is no small change,
-is not seen.
+The moments of x are weighted by |g|^2: the first token of a decoder may be thousands of times
+larger than all others, and matter little. This does not see that an error may lead to the choice of
+other experts, which is not a small change.
 """
 
 from __future__ import annotations
@@ -27,22 +27,26 @@ from qbench.models.blocks import quantizable, read_weight
 
 
 class Moments(NamedTuple):
-    """Of one layer, float32: E[|g|^2 x^2] / E[|g|^2] (in,), and E[g^2] (out,)."""
+    """The moments of one layer, float32.
+
+    inputs: E[|g|^2 x^2] / E[|g|^2], (in,). outputs: E[g^2], (out,).
+    """
 
     inputs: Tensor
     outputs: Tensor
 
     def cost(self, change: Tensor) -> float:
-        """Of an error dW (out, in) of the weight: nats per token."""
+        """Nats per token that an error dW (out, in) of the weight costs."""
         by_row = change.float().square() @ self.inputs.to(change.device)
         return float(self.outputs.to(change.device) @ by_row) / 2
 
 
 def moments(model: Any, tokens: Tensor, seed: int, progress: Progress) -> dict[str, Moments]:
-    """Of every linear layer inside the blocks, from a pass and its gradients for each sequence.
+    """The moments of every linear layer inside the blocks, by its full name.
 
-    tokens: (samples, length). seed: of the drawn tokens. A layer that no token reaches has the
-    means of all others. The model is left as it is. MethodError where its logits are not finite.
+    They take a forward and a backward pass for each sequence. tokens: (samples, length). seed: of
+    the drawn tokens. A layer that no token reaches has the means of all others. The model stays as
+    it is. MethodError where its logits are not finite.
     """
     layers = quantizable(model)
     sums = {name: _Sums() for name in layers}
@@ -59,7 +63,7 @@ def moments(model: Any, tokens: Tensor, seed: int, progress: Progress) -> dict[s
 
 
 class _Sums:
-    """Of one layer, over the tokens so far."""
+    """Sums for one layer, over the tokens so far."""
 
     def __init__(self) -> None:
         self.inputs: Any = 0.0  # of |g|^2 x^2, (in,)
@@ -81,19 +85,19 @@ class _Sums:
             output.register_hook(add)
 
     def moments(self, tokens: int) -> Moments:
-        """Means over all tokens of the text, of which not every one need have come here."""
+        """The moments over all `tokens` of the text, also those that did not reach the layer."""
         return Moments(self.inputs / self.power, self.outputs / tokens)
 
 
 def _backward(model: Any, sequence: Tensor, generator: torch.Generator) -> None:
-    """Gradients of the log-probabilities of tokens drawn from the model, one at each place."""
+    """Backward pass for the log-probabilities of tokens drawn from the model, one at each place."""
     with torch.enable_grad():
         logits = model(input_ids=sequence.to(model.device), use_cache=False).logits
         log_p = logits.flatten(0, 1).float().log_softmax(-1)  # (tokens, vocabulary)
         if log_p.isnan().any():  # -inf is a token that the model never says
             raise MethodError(
-                "the model's logits are not finite on the calibration, so that no budget of bits "
-                "can be divided; repair the checkpoint, or read it in a wider dtype"
+                "the model's logits are not finite on the calibration text, so that bits cannot be "
+                "divided between layers; repair the checkpoint, or read it in a wider dtype"
             )
         drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
         log_p.gather(1, drawn.to(log_p.device)).sum().backward()
@@ -101,7 +105,7 @@ def _backward(model: Any, sequence: Tensor, generator: torch.Generator) -> None:
 
 @contextmanager
 def _frozen(model: Any) -> Iterator[None]:
-    """No parameter takes a gradient, and the states behind the embedding do."""
+    """A context in which parameters have no gradients, and the embedding's output has them."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -116,7 +120,7 @@ def _frozen(model: Any) -> Iterator[None]:
 
 
 def _typical(layer: Any, seen: dict[str, Moments]) -> Moments:
-    """Those of a layer that was not seen: the same for all channels, the means of the others."""
+    """Moments for a layer that no token reached: for all channels, the means of other layers."""
     out, columns = read_weight(layer).shape
     x, g = (torch.stack([part[i].mean() for part in seen.values()]).mean() for i in (0, 1))
     return Moments(x.expand(columns).clone(), g.expand(out).clone())

@@ -3,8 +3,8 @@
 Dividing the channels of a norm's (or of a linear layer's) output by s, and multiplying the columns
 of the layers that read it by s, changes nothing in full precision, but changes what rounding does:
 the equivalent transformations of SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), AWQ
-(arXiv:2306.00978) and OmniQuant (arXiv:2308.13137). Where that is possible in a block,
-`folding_search.py` finds out.
+(arXiv:2306.00978) and OmniQuant (arXiv:2308.13137). `folding_search.py` finds the places in a block
+where this is possible.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from qbench.contracts import Scheme
 class Fold:
     """A place for a scale per channel, by names within the block.
 
-    layers: the linear layers that read the same input. source: the norm or linear layer that makes
-    it. channels: (in,) int64, the output channel of the source that feeds each input channel; under
-    grouped-query attention one feeds several, in a fused projection some feed none. offset: the a
-    of a norm f(x) (a + weight); None for a linear layer.
+    layers: the linear layers that read the same input. source: the norm or linear layer that
+    computes it. channels: (in,) int64, for each input channel the output channel of the source from
+    which it comes; under grouped-query attention several have the same one, and in a fused
+    projection some are unused. offset: the a of a norm f(x) (a + weight); None for a linear layer.
     """
 
     layers: tuple[str, ...]
@@ -34,7 +34,7 @@ class Fold:
     offset: float | None = None
 
     def may_change(self, scheme: Scheme) -> bool:
-        """Whether a scheme leaves none of its layers, nor its source, as it is."""
+        """Whether a scheme quantizes all of its layers, and its source."""
         layers = (*self.layers, self.source)
         return len(scheme.of_layers(layers)) == len(layers)
 
@@ -52,8 +52,8 @@ def folded(
 ) -> dict[str, Tensor]:
     """The source's parameters, by name, that divide its output by `scale`, float32.
 
-    scale: (in,), equal where `Fold.shared` says so. values: parameters that stand in place of the
-    block's own. Differentiable in both; the block stays as it is.
+    scale: (in,), as `Fold.shared` returns it. values: parameters to use in place of the block's
+    own. Differentiable in both; the block stays as it is.
     """
     module = block.get_submodule(fold.source)
     own = _lookup(block, values)
@@ -81,9 +81,9 @@ def folded(
 def moved(
     block: nn.Module, fold: Fold, scale: Tensor, values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """`folded`, and the weights of the layers with their columns multiplied by `scale`.
+    """`folded`, and also the weights of the layers with their columns multiplied by `scale`.
 
-    Together they change nothing. Arguments as in `folded`.
+    Together they leave the block's output as it is. Arguments: see `folded`.
     """
     own = _lookup(block, values)
     parameters = folded(block, fold, scale, values)

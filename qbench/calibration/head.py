@@ -1,4 +1,4 @@
-"""What is behind a decoder's last block, its norm and its head, as a function."""
+"""The part of a model after its last block, a norm and the head, as a function."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.precision import on_device, products_in
+
 
 @dataclass(frozen=True)
 class Returned:
     """How a decoder's blocks return their hidden states: bare, or first in a tuple or a list.
 
-    kind: of sequence, None where they are bare. length: of it.
+    kind: tuple or list, None where they are bare. length: of the tuple or list.
     """
 
     kind: type | None = None
@@ -23,13 +25,13 @@ class Returned:
 
     @classmethod
     def of(cls, output: Any) -> Returned:
-        """As this output of a block has them."""
+        """The form of this output of a block."""
         if isinstance(output, (tuple, list)):
             return cls(tuple if isinstance(output, tuple) else list, len(output))
         return cls()
 
     def around(self, hidden: Tensor) -> Any:
-        """An output with these hidden states; whatever is behind them is None."""
+        """An output of this form with these hidden states; its other entries are None."""
         if self.kind is None:
             return hidden
         return self.kind([hidden, *[None] * (self.length - 1)])
@@ -42,11 +44,11 @@ def head_of(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[Tensor], Tensor]:
-    """Hidden states (batch, length, width) behind the last block -> logits, on this device.
+    """A function: the last block's output (batch, length, width) -> logits, on this device.
 
-    returned: how the blocks return these. dtype: of the matrix products. The model runs with
-    blocks that give these states, whatever they get: so no family is named, and what a model does
-    to its logits is done. No gradient reaches its parameters.
+    returned: how the blocks return their output. dtype: of the matrix products. The function runs
+    the whole model with blocks that return the given states. So it names no model family, and also
+    does what a model does to its logits. No gradient reaches the model's parameters.
     """
     inside = {id(tensor) for tensor in (*blocks.parameters(), *blocks.buffers())}
     values: dict[str, Tensor] = {}
@@ -56,16 +58,10 @@ def head_of(
         if not values:
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if id(tensor) not in inside:
-                    # In float32 where the products are, as the blocks are (`walk.py`).
-                    to_float32 = dtype == torch.float32 and tensor.is_floating_point()
-                    kind = torch.float32 if to_float32 else tensor.dtype
-                    values[name] = tensor.detach().to(device, kind)
+                    values[name] = on_device(tensor.detach(), device, dtype)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         arguments = {"input_ids": ids, "use_cache": False}
-        low = torch.autocast(
-            device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
-        )
-        with giving(blocks, returned.around(hidden)), low:
+        with giving(blocks, returned.around(hidden)), products_in(dtype, device):
             output = torch.func.functional_call(model, values, (), arguments)
         result: Tensor = output.logits
         return result
@@ -75,7 +71,7 @@ def head_of(
 
 @contextmanager
 def giving(blocks: nn.ModuleList, output: Any) -> Iterator[None]:
-    """Blocks that return `output`."""
+    """A context in which all blocks return `output`."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return output

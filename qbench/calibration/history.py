@@ -1,4 +1,4 @@
-"""What a training tells of itself: the losses of its steps, and of its judged states."""
+"""The history of a training: the losses of its steps, and of the states that were judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Second moments of what linear layers are called with, over the calibration text."""
+"""Second moments of the inputs of linear layers, over the calibration text."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearS
 
 
 def _merged(old: LinearStats, new: LinearStats) -> LinearStats:
-    """The statistics of both sets of tokens: the mean of the Hessians by their counts."""
+    """The statistics of both sets of tokens: the Hessians' mean, weighted by their counts."""
     count = old.count + new.count
     hessian = torch.lerp(old.hessian, new.hessian, new.count / max(count, 1))
     return LinearStats(hessian, count)
 
 
 def no_statistics(layer: Any) -> LinearStats:
-    """Of a layer that no token reached."""
+    """The statistics of a layer that no token reached: zeros."""
     _, width = read_weight(layer).shape
     return LinearStats(torch.zeros(width, width, device=layer.weight.device), 0)
 

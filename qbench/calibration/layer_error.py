@@ -1,4 +1,4 @@
-"""How far a quantized layer is from what it was, in one number."""
+"""The error of a quantized layer, in one number."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def relative_error(
     """tr(dW H dW^T) / tr(W H W^T), to six digits, dW = W - Q; with H the identity of the weights.
 
     weight, quantized (out, in): W and Q. hessian (in, in): second moments of the layer's input, of
-    any scale, and then it is the error of the layer's output. None where that is no number, as of a
-    layer that no token reaches.
+    any scale; with it, this is the error of the layer's output. The result is None where it is not
+    finite, as for a layer that no token reaches.
     """
     W = weight.float()
     dW = W - quantized.float()

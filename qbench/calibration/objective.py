@@ -1,7 +1,7 @@
-"""What training lowers: the error of a block's output, and for the last block that of the logits.
+"""The loss of training: the error of a block's output, and for the last block that of the logits.
 
-A block's output is seen by the blocks behind it, which training one block at a time cannot see.
-Behind the last block there is the head alone, a norm and a product.
+What later blocks make of an error cannot be seen when one block at a time is trained. After the
+last block there is only a norm and the head, so there the logits can be compared.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ STRIDE = 4  # every so many tokens' logits are compared: the head is many times 
 
 @dataclass(frozen=True)
 class Objective:
-    """block_loss, and beside it the divergence of the logits where there is a head.
+    """share * block_loss + weight * divergence of the logits.
 
-    kind: of `block_loss`. logits: hidden states behind the last block -> the model's logits, None
-    for every other block. weight, share: what the divergence and the block's loss are multiplied
-    by.
+    kind: of `block_loss`. logits: the last block's output -> the model's logits; None for every
+    other block, whose objective has no divergence.
     """
 
     kind: str
@@ -50,15 +49,19 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def block_loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean squared error, where a token of mean square r times the median's counts r^-p.
+    """Mean squared error, in which a token has the weight r^-p.
 
-    output, target: (batch, length, width); the loss is a scalar, float32. r is at least 1, and the
-    larger of that in the output and in the target; the median is of the batch's targets. A few
-    tokens of a decoder, often only the first, carry activations hundreds of times larger, which all
-    later tokens attend to. p = 0, `mse`: they drown all others (on SmolLM2-135M from the twelfth
-    block on). p = 1, `capped`: the norm that follows sees them so, but as one token of hundreds
-    they are forgotten, and with them what the others attend to (the same model at 2 bits). p = 1/2,
-    `damped`, lies between.
+    output, target: (batch, length, width); the loss is a scalar, float32. r is the token's mean
+    square in units of the median over the batch's targets: the larger one of output and target, and
+    at least 1.
+
+    A few tokens of a decoder, often only the first, have activations hundreds of times larger than
+    others, and all later tokens attend to them. The kinds are:
+
+    - `mse`, p = 0: such tokens outweigh all others (on SmolLM2-135M, from the twelfth block on).
+    - `capped`, p = 1: every token has about the weight that it has for the next norm. But large
+      tokens are few, and are forgotten, with what others attend to (the same model at 2 bits).
+    - `damped`, p = 1/2, lies between.
     """
     error = (output.float() - target.float()).square().mean(-1)  # (batch, length)
     if kind != "mse":

@@ -1,9 +1,9 @@
-"""The walk through one block for streams that memory does not take side by side.
+"""The walk through one block where memory does not suffice for all streams at once.
 
-`qbench.calibration.walk.lock_step` has every stream wait inside the block, with all that the block
-keeps alive there. Here one stream at a time runs up to the next layer that is not visited yet, and
-starts anew after the visit: the same layers in the same order, with the same statistics, for about
-three times the products.
+In `qbench.calibration.walk.lock_step` all streams wait inside the block, with all tensors that the
+block keeps there. Here one stream at a time runs up to the next layer that is not visited yet, and
+starts again after the visit. Layers, order and statistics are the same, with about three times the
+products.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Run = Callable[[Any], Tensor]
 
 
 class _Stopped(Exception):
-    """A stream has come as far as it can."""
+    """A stream has reached a layer that has to be visited first."""
 
 
 @dataclass
 class _Pass:
-    """What one pass over the streams has found.
+    """What one pass over the streams has seen.
 
-    unvisited: the layers that streams stop at. sums: of the inputs of the layers that were the
-    first of these on a stream's way. sharing: by such a layer, for each of its streams, the layers
-    that were called next with the very same input. reached: the layer that the present stream has
-    come to, with its input.
+    unvisited: the layers at which streams stop. sums: sums over the inputs, by layer, for layers
+    that were the first unvisited one of some stream. sharing: by such a layer, and for each of its
+    streams, the layers that were then called with the very same input. reached: the first unvisited
+    layer of the present stream, with its input.
     """
 
     unvisited: set[Any]
@@ -41,7 +41,7 @@ class _Pass:
     reached: tuple[Any, Tensor] | None = None
 
     def look(self, layer: Any, args: tuple[Any, ...]) -> None:
-        """Take the input of a layer; _Stopped where its weights are needed before."""
+        """Take the input of a layer; _Stopped where the layer before it has to be visited first."""
         if layer not in self.unvisited:
             return
         x = args[0]
@@ -59,7 +59,7 @@ class _Pass:
         self.sharing[first][-1].append(layer)
 
     def next_layers(self, order: Sequence[Any]) -> list[Any]:
-        """The layers to be visited now, one after the other, with the statistics of the first."""
+        """The layers to be visited now, in this order; they share the statistics of the first."""
         layer, *others = sorted(self.sums, key=order.index)
         last = order.index(others[0]) if others else len(order)
         shared = []
@@ -101,7 +101,7 @@ def in_passes(
 def _passed(
     streams: Sequence[Any], run: Run, order: Sequence[Any], unvisited: set[Any]
 ) -> tuple[_Pass, list[Tensor]]:
-    """One pass, and the outputs of the streams that no layer has stopped."""
+    """One pass, and the outputs of the streams that did not stop at a layer."""
     passed = _Pass(unvisited)
     outputs = []
     hooks = [layer.register_forward_pre_hook(passed.look) for layer in order]

@@ -1,9 +1,10 @@
-"""Block reconstruction: train what stands for a block's weights until its output is as it was.
+"""Block reconstruction: train quantized weights so that a block's output stays as it was.
 
-What FlexRound, UniQuanF and their relatives share (BRECQ, Li et al. 2021, arXiv:2102.05426), with
+FlexRound, UniQuanF and their relatives share this (BRECQ, Li et al. 2021, arXiv:2102.05426), with
 inputs mixed element by element from both streams (QDrop, Wei et al. 2022, arXiv:2203.05740). A
-method brings the parameterization of one weight; here are its parameters and the initialization of
-a block, and in `training.py` the optimizer, the batches, and which state is kept.
+method provides the parameterization of one weight. This module has the parameters that all such
+methods have, and initializes a block; `training.py` has the optimizer, the batches, and the choice
+of the state that is kept.
 """
 
 from __future__ import annotations
@@ -88,17 +89,22 @@ class Weights:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What trained methods share; a method derives from it and gives `prepare`.
+    """What trained methods share; a method derives from it and implements `prepare`.
 
-    epochs: passes over the calibration batches; 0 keeps the initialization. batch_size: sequences
-    per step. mixing: probability with which an input element comes from the quantized prefix, else
-    from the full-precision model. loss: `mse`, or `damped` or `capped`, where tokens larger than
-    the median count less (`block_loss`). head: what the divergence of the logits counts beside the
-    loss of the last block, each in units of its value at the start. holdout: share of the batches
-    that judge the states and are not trained on (with a single batch, it does both). patience:
-    epochs without improvement after which training stops, 0 for never. window: so many consecutive
-    blocks are trained together, on the output of the last (`block_window.py`). seed: of the order
-    of the batches and of the mixing.
+    epochs: passes over the calibration batches; 0 keeps the initialization.
+    batch_size: sequences per step.
+    mixing: probability with which an element of the input comes from the quantized prefix, and not
+        from the full-precision model.
+    loss: `mse`; or `damped` or `capped`, where tokens larger than the median count less
+        (`block_loss`).
+    head: weight of the logits' divergence, beside the loss of the last block with weight 1, each in
+        units of its value at the start.
+    holdout: share of the batches that judge the states and are not trained on. A single batch does
+        both.
+    patience: training stops after so many epochs without improvement, 0 for never.
+    window: so many consecutive blocks are trained together, on the output of the last
+        (`block_window.py`).
+    seed: of the order of the batches and of the mixing.
     """
 
     trains: ClassVar[Literal[True]] = True

@@ -22,8 +22,8 @@ def in_place(
 ) -> None:
     """function(*read, *changed, *constants), which changes the tensors `changed` and nothing else.
 
-    On a GPU the operations are those that the first call with such shapes has recorded, on copies
-    of the tensors. So they must not depend on values, and constants must be hashable.
+    On a GPU, the first call with these shapes records the operations, and later ones replay them,
+    on copies of the tensors. So they must not depend on values, and constants must be hashable.
     """
     tensors = (*read, *changed)
     if tensors[0].device.type != "cuda":

@@ -1,8 +1,8 @@
-"""Whether a model computes what the calibration walk takes it to compute.
+"""Whether a model can be calibrated by the walk.
 
-The walk runs the blocks once, one after the other, each on what the one before gave. A model that
-loops over its blocks, or mixes their outputs on the way, would be calibrated on inputs that it
-never sees, without a word.
+The walk runs the blocks once, one after the other, each on the output of the one before. A model
+that loops over its blocks, or mixes their outputs, would silently be calibrated on inputs that it
+never sees.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MISFITS = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
 def require_walkable(model: Any, tokens: Tensor) -> None:
     """ModelError where the walk gives other logits than the model, or where these are not finite.
 
-    tokens: (samples, length) token ids, of which a few are looked at. A model that is paged is
-    taken on trust, since it would be read from its files twice.
+    tokens: (samples, length) token ids, of which the first few are used. A paged model is not
+    checked, since it would be read from its files twice.
     """
     if is_paged(model):
         return
@@ -48,6 +48,6 @@ def require_walkable(model: Any, tokens: Tensor) -> None:
     said = expected.isfinite()
     if not (walked - expected)[said].norm() <= TOLERANCE * expected[said].norm():
         raise ModelError(
-            f"a {kind} computes something else than its blocks one after the other, so that no "
-            "layer's inputs are known; only methods that look at the weights alone can quantize it"
+            f"a {kind} does not run its blocks one after the other, so that no layer's inputs are "
+            "known; only methods that look at the weights alone can quantize it"
         )

@@ -1,6 +1,6 @@
-"""Hidden states that are more than memory takes lie in files, which are mapped.
+"""Hidden states that do not fit into memory are kept in files, which are mapped.
 
-A mapped tensor is used like any other; the system keeps of it in memory what there is room for.
+A mapped tensor is used like any other. The system keeps as much of it in memory as there is room.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from qbench.errors import StoreError
 
 @dataclass
 class Spool:
-    """Where tensors go that no longer fit.
+    """The place of tensors that do not fit into memory.
 
-    folder: on a disk, of files without a name, which go with their tensors. room: bytes of tensors
-    that stay in memory. held: bytes that do so at present. mapped: bytes that went to files so far.
+    folder: of the files; these have no name, and vanish with their tensors. room: bytes of tensors
+    that may be in memory. held: bytes that are, at present. mapped: bytes that went to files so
+    far.
     """
 
     folder: Path
@@ -34,7 +35,7 @@ class Spool:
     mapped: int = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The tensor, or where there is no room for it in memory, its values in a file.
+        """The tensor itself; or where memory has no room for it, its values in a file.
 
         StoreError where the disk has no room either.
         """
@@ -68,7 +69,7 @@ _SPOOL: ContextVar[Spool | None] = ContextVar("qbench_spool", default=None)
 
 @contextmanager
 def spooling(folder: Path, room: int) -> Iterator[Spool]:
-    """Let `keep` leave `room` bytes in memory, and put what is beyond into files in a folder."""
+    """A context in which `keep` holds `room` bytes in memory, and puts the rest into files."""
     spool = Spool(folder, room)
     token = _SPOOL.set(spool)
     try:

@@ -1,4 +1,4 @@
-"""A model's logits, by batches that go through its blocks side by side: each is needed once."""
+"""A model's logits, for batches that go through its blocks together: each block is read once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from qbench.models.paging import resident
 
 @torch.no_grad()
 def streamed_logits(model: Any, tokens: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Of every batch, the logits (batch, length, vocabulary) that `model(input_ids=batch)` gives.
+    """For every batch, the logits (batch, length, vocabulary) of `model(input_ids=batch)`.
 
-    tokens: (samples, length) token ids. The operations are the same, on the same tensors. In memory
-    are one block, and the hidden states of all batches where no `spooling` puts them into files.
+    tokens: (samples, length) token ids. The operations are the same, on the same tensors. Memory
+    has to hold one block, and the hidden states of all batches, unless `spooling` puts these into
+    files.
     """
     _, blocks = decoder_blocks(model)
     device = model.get_input_embeddings().weight.device

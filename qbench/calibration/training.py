@@ -1,4 +1,4 @@
-"""The loop of block reconstruction: steps, the states that are judged, and which one is kept."""
+"""The training loop of block reconstruction: it takes steps, judges states, and keeps the best."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Groups = list[dict[str, Any]]  # what an optimizer takes: [{"params": [...], "lr
 
 
 class Trainable(Protocol):
-    """What stands for a whole block in training."""
+    """The trained form of a whole block."""
 
     def substitutes(self) -> dict[str, Tensor]:
-        """Values in place of the block's parameters, by their names, differentiable."""
+        """Values to use in place of the block's parameters, by name; differentiable."""
 
     def export(self) -> BlockResult:
         """The present state as it is stored."""
@@ -43,11 +43,11 @@ def reconstruct(
     targets: list[Tensor],
     recipe: Reconstruction,
 ) -> BlockResult:
-    """Train `state`, and return the best of its exported states, the initialization among them.
+    """Train `state`, and return the best of its exported states; the initialization is one of them.
 
-    States are judged once per epoch by the loss that the *exported* block has on the held-out
-    batches of the quantized stream: what is returned is never worse there than the start. The block
-    is left as it is. Training stops where the loss is no longer finite. MethodError where the
+    After each epoch the state is judged: by the loss of the *exported* block on the held-out
+    batches of the quantized stream. So the result is never worse there than the start. The block
+    stays as it is. Training stops where the loss is no longer finite. MethodError where the
     initialization's loss is not finite.
     """
     # What the block runs with; `state` overrides some, and no gradient reaches the others.
@@ -97,7 +97,7 @@ def split(batches: int, holdout: float) -> tuple[list[int], list[int]]:
 def quantized_parameters(
     block: nn.Module, fixed: Mapping[str, Tensor], result: BlockResult
 ) -> dict[str, Tensor]:
-    """The parameters of a quantized block, by name; `fixed` where it has none of its own."""
+    """The parameters of a quantized block, by name: the result's, and `fixed` for the rest."""
     layers = linears(block)
     values = {**fixed, **result.parameters}
     for name, weight in result.weights.items():
@@ -178,7 +178,7 @@ class Steps:
         target: Tensor,
         batch: int,
     ) -> float:
-        """One step; returns its loss. Parameters do not move where that is not finite."""
+        """Take one step, and return its loss. Parameters do not change where it is not finite."""
         hidden = self.mixed(inputs, batch)
         output = inputs.run(block, hidden, batch, {**fixed, **self.state.substitutes()})
         loss = self.objective(output, target, self.taken)

@@ -1,8 +1,8 @@
 """The calibration walk: hidden states go block by block through the model that is quantized.
 
-Memory is one block, the hidden-state stream of all calibration tokens, and what one block keeps
-alive between two of its linear layers. Inputs are truly sequential: each layer sees what the
-already quantized layers before it produce.
+It is sequential: each layer gets its inputs from layers that are already quantized. Memory has to
+hold one block, the hidden states of all calibration tokens, and the tensors that one block keeps
+between two of its linear layers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from qbench.calibration.block_window import BlockWindow, Call
 from qbench.calibration.head import Returned, head_of
 from qbench.calibration.input_statistics import InputStatistics, no_statistics
 from qbench.calibration.passes import in_passes
+from qbench.calibration.precision import on_device, products_in
 from qbench.calibration.spool import is_full, keep
 from qbench.contracts import BlockInputs, LinearStats, hidden_states
 from qbench.models.blocks import decoder_blocks, linears
@@ -35,9 +36,9 @@ Progress = Callable[[float, str], None]
 
 @dataclass
 class Stream:
-    """One batch on its way.
+    """One batch on its way through the model.
 
-    hidden: (batch, length, width). arguments: of each block's call, but for the hidden states.
+    hidden: (batch, length, width). arguments: of each block's call, without the hidden states.
     """
 
     hidden: Tensor
@@ -54,12 +55,12 @@ def walk_linears(
     batch_size: int,
     dtype: torch.dtype,
 ) -> None:
-    """Visit every linear layer of the decoder as it is executed, with the statistics of its inputs.
+    """Visit every linear layer of the decoder in the order of execution, with its statistics.
 
-    tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight:
-    all that follows sees it. A layer that no token reaches (an expert) is visited last, with count
-    0. dtype: of the matrix products. Raises MethodError naming the layer whose inputs are no longer
-    finite.
+    tokens: (samples, length) token ids. visit(name, layer, stats) may replace the layer's weight;
+    all later layers get inputs that were computed with it. A layer that no token reaches (an
+    expert) is visited last, with count 0. dtype: of the matrix products. MethodError naming the
+    layer whose inputs are not finite.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device, dtype)
@@ -68,11 +69,7 @@ def walk_linears(
         names: dict[Any, str] = {}  # by layer: the layer's full name
         for name, layer in linears(block).items():
             names[layer] = f"{prefix}.{index}.{name}"
-        # No cache: it would hold on to the low-precision copies of weights that have been replaced.
-        low = torch.autocast(
-            device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
-        )
-        with _at_work(block, device, dtype), low:
+        with _at_work(block, device, dtype), products_in(dtype, device):
             if is_full():
                 run = partial(forward, block, index)
                 outputs = in_passes(streams, run, names, visit)
@@ -93,12 +90,12 @@ def walk_blocks(
     dtype: torch.dtype,
     window: int = 1,
 ) -> None:
-    """Visit every block with both streams: the quantized prefix's and the full-precision model's.
+    """Visit every block with its inputs in the quantized and in the full-precision model.
 
     tokens: (samples, length) token ids. visit(name, block, inputs, targets) may replace the block's
-    weights: the quantized stream then goes through it. window: so many consecutive blocks are
-    visited as one `BlockWindow`, whose name is that of a block with both ends, such as
-    `model.layers.0-1`; a single one that is left at the end is visited as it is.
+    weights; the quantized stream goes through the block after the visit. window: so many
+    consecutive blocks are visited as one `BlockWindow`, with a name such as `model.layers.0-1`; a
+    single block that is left at the end is visited as it is.
     """
     prefix, blocks = decoder_blocks(model)
     streams = enter(model, blocks, tokens, batch_size, device, dtype)
@@ -132,7 +129,7 @@ def walk_blocks(
 
 
 def _visited(blocks: nn.ModuleList, start: int, end: int) -> tuple[nn.Module, str]:
-    """What is visited of the blocks from `start` to before `end`, and its number."""
+    """The block, or the window of blocks, from `start` to before `end`, and its number."""
     if end - start == 1:
         return blocks[start], str(start)
     members = {index: blocks[index] for index in range(start, end)}
@@ -140,22 +137,21 @@ def _visited(blocks: nn.ModuleList, start: int, end: int) -> tuple[nn.Module, st
 
 
 def _call(calls: list[Call]) -> Call:
-    """The arguments of `_visited`, from those of its blocks."""
+    """The arguments of a block or window, from those of its blocks."""
     return calls[0] if len(calls) == 1 else ((calls,), {})
 
 
 @contextmanager
 def _at_work(block: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """One block at a time is on the device, and goes home when it is done.
+    """One block at a time is on the device, in the dtype that `on_device` says, and then goes back.
 
-    In float32 where its matrix products are: autocast makes them in any other dtype. At home all
-    is in the memory that it came from, in its own dtype: new memory is slow to get.
+    Its values are copied back into the memory that they came from, in their own dtypes: to take
+    new memory is slow.
     """
     with resident(block):
         homes = [(tensor, tensor.data) for tensor in (*block.parameters(), *block.buffers())]
         for tensor, home in homes:
-            to_float32 = dtype == torch.float32 and home.is_floating_point()
-            tensor.data = home.to(device, torch.float32 if to_float32 else home.dtype)
+            tensor.data = on_device(home, device, dtype)
         yield
         for tensor, home in homes:
             if tensor.data_ptr() != home.data_ptr():
@@ -173,8 +169,8 @@ def enter(
     """Run everything before the first block, and record the arguments of each block's call.
 
     The blocks are passed over (they return their input), so this is cheap, and right for models
-    whose blocks get different masks or position embeddings. What is recorded goes to the device, in
-    float32 where the matrix products of the blocks are.
+    whose blocks get different masks or position embeddings. What is recorded goes to the device, as
+    `on_device` puts it there. dtype: of the matrix products of the blocks.
     """
     streams = []
     home = device_of(model)
@@ -185,8 +181,7 @@ def enter(
             return leaf
         # Blocks share masks and position embeddings, and share the copies on the device, too.
         if leaf not in copies:
-            to_float32 = dtype == torch.float32 and leaf.is_floating_point()
-            copies[leaf] = leaf.to(device, torch.float32 if to_float32 else leaf.dtype)
+            copies[leaf] = on_device(leaf, device, dtype)
         return copies[leaf]
 
     for batch in tokens.split(batch_size):
@@ -202,7 +197,7 @@ def enter(
 
 
 def returned_by(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> Returned:
-    """How the blocks return their output: a few tokens show it, for which one really runs."""
+    """How the blocks return their output, found by running the first one on a few tokens."""
     home = device_of(model)
     with _recorded(blocks, None) as (_, probe), suppress(_AllRecorded):
         model(input_ids=tokens[:1, :PROBED].to(home), use_cache=False)
@@ -210,7 +205,7 @@ def returned_by(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> Retu
 
 
 def device_of(model: Any) -> torch.device:
-    """Where a model's tokens go; blocks that are paged are nowhere."""
+    """The device of a model's embedding, which takes the tokens."""
     device: torch.device = model.get_input_embeddings().weight.device
     return device
 
@@ -223,10 +218,10 @@ class _AllRecorded(Exception):
 def _recorded(
     blocks: nn.ModuleList, returned: Returned | None
 ) -> Iterator[tuple[list[Any], list[Returned | None]]]:
-    """Blocks that record their calls and return their input, as their output is returned.
+    """A context in which blocks record their calls, and return their input as their output.
 
-    returned: how that is; None finds out on the first call. Gives the calls, (args, kwargs) each
-    with the hidden states first in args, and `returned` in a list of one.
+    returned: the form of the output; None finds it out on the first call. Yields the calls, (args,
+    kwargs) each with the hidden states first in args, and `returned` in a list of one.
     """
     calls: list[Any] = []
     probe = [returned]
@@ -264,9 +259,9 @@ def lock_step(
 ) -> list[Tensor]:
     """Run one block on every stream; all of them pause at each linear layer until it is visited.
 
-    Each stream's forward pass is a coroutine that stops before a linear layer; when all have
-    arrived, the layer's statistics are complete, it is visited, and they go on: truly sequential
-    inputs in one pass over the block.
+    Each stream's forward pass is a coroutine that stops before a linear layer. When all have
+    arrived, the layer's statistics are complete; it is visited, and they go on. So one pass over
+    the block is enough for every layer to get inputs from quantized layers.
     """
     order = list(names)
     unvisited = set(names)
@@ -283,13 +278,7 @@ def lock_step(
     try:
         # Of each run, (layer, input) while it is paused, and the block's output once it is dead.
         states = [run.switch() for run in runs]
-        while True:
-            waiting: dict[Any, list[int]] = {}  # by layer: the runs that are paused before it
-            for i, run in enumerate(runs):
-                if not run.dead:
-                    waiting.setdefault(states[i][0], []).append(i)
-            if not waiting:
-                break
+        while waiting := _waiting(runs, states):
             # Experts: not every stream reaches every layer. The first in the order goes first, so
             # that its streams can still join those that wait further on.
             layer = min(waiting, key=order.index)
@@ -307,6 +296,16 @@ def lock_step(
         if layer in unvisited:
             visit(names[layer], layer, no_statistics(layer))
     return states
+
+
+def _waiting(runs: list[greenlet], states: list[Any]) -> dict[Any, list[int]]:
+    """By layer, the indices of the runs that are paused before it. states: see `lock_step`."""
+    waiting: dict[Any, list[int]] = {}
+    for i, run in enumerate(runs):
+        if not run.dead:
+            layer, _ = states[i]
+            waiting.setdefault(layer, []).append(i)
+    return waiting
 
 
 def forward(block: nn.Module, index: int, stream: Stream) -> Tensor:

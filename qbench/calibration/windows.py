@@ -48,7 +48,7 @@ def calibration_windows(
 ) -> LongTensor:
     """(samples, length) int64: windows drawn without repetition under `seed`, in the text's order.
 
-    Raises DataError where the texts have fewer, ConfigError for a number that cannot be.
+    DataError where the texts have fewer; ConfigError for a number that is too small.
     """
     require_seed("seed", seed)
     require_at_least("samples", samples)

@@ -51,8 +51,8 @@ def _refuse_experts(model: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             raise ConfigError(
-                f"{name} holds experts, and vLLM computes them in one layer of its own, where the "
-                "products of qbench have no place; load the model with transformers"
+                f"{name} holds experts, and vLLM computes them in one layer of its own, which "
+                "cannot use the products of qbench; load the model with transformers"
             )
 
 

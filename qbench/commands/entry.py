@@ -1,4 +1,4 @@
-"""Where `qbench` begins: an interrupt while it is imported ends it as one at work does."""
+"""The entry point of `qbench`: an interrupt during imports is handled like one during work."""
 
 from __future__ import annotations
 

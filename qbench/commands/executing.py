@@ -1,4 +1,4 @@
-"""`--executor`: from its flags to what runs the cells of a plan."""
+"""`--executor` and its flags: what runs the cells of a plan."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def as_executor(name: str, address: str | None, slurm: Sequence[str] | None) -> 
         raise ConfigError(unknown_name("executor", name, EXECUTORS))
     options = _options(slurm or [])
     if name == "local" and address is not None:
-        raise ConfigError(f"--address {address} wants --executor ray or slurm")
+        raise ConfigError(f"--address {address} needs --executor ray or slurm")
     if name != "slurm" and options:
-        raise ConfigError(f"--slurm {slurm[0] if slurm else ''} wants --executor slurm")
+        raise ConfigError(f"--slurm {slurm[0] if slurm else ''} needs --executor slurm")
     if name == "ray":
         from qbench.executors.on_ray import run_on_ray
 
@@ -39,7 +39,7 @@ def as_executor(name: str, address: str | None, slurm: Sequence[str] | None) -> 
 
 
 def require_engine(name: str, address: str | None) -> None:
-    """ConfigError where what is to run the cells is not here, before there is a plan of them."""
+    """ConfigError where the executor is not available here; checked before a plan is made."""
     if name == "ray":
         from qbench.executors.on_ray import require_ray
 
@@ -51,7 +51,7 @@ def require_engine(name: str, address: str | None) -> None:
 
 
 def _options(texts: Sequence[str]) -> dict[str, str]:
-    """Those of sbatch; ConfigError for another form, and for one that is given twice."""
+    """The options of sbatch; ConfigError for another form, and for one that is given twice."""
     options: dict[str, str] = {}
     for key, value in map(_option, texts):
         if key in options:

@@ -1,4 +1,4 @@
-"""Two methods on one small grid, draw by draw, until the verdict is in."""
+"""Two methods on one small grid, draw by draw, until there is a verdict."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def judged(
     early: bool = True,
     limits: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Run the gate's grid for both, and hold the candidate against the base.
+    """Run the gate's grid for both methods, and compare the candidate with the base.
 
-    flags: of the grid, over the gate's own. early: whether the run stops once the verdict is in.
-    limits: margins, tasks and allowed, as `compare` takes them. ConfigError where the two are one
-    method.
+    flags: of the grid; they override the gate's own. early: whether the run stops once there is a
+    verdict. limits: margins, tasks and allowed, as `compare` takes them. ConfigError where the two
+    are one method.
     """
     from qbench.commands.main import run_grid
 
@@ -54,8 +54,8 @@ def refuse_request(
 ) -> None:
     """ConfigError, ModelError or DataError for flags that the gate's grid cannot have.
 
-    imported: whether the files of methods may be imported. Before, what is set of their methods is
-    not looked at.
+    imported: whether the files of methods may be imported already. If not, settings of these
+    methods are not checked.
     """
     from qbench.models.source import find_model
 
@@ -70,7 +70,7 @@ def refuse_request(
 
 
 def refuse_one_method(base: str, candidate: str) -> None:
-    """ConfigError where both are the same name of a method; empty ones are not known yet."""
+    """ConfigError where both names of methods are the same; an empty name is not known yet."""
     if base and base == candidate:
         raise ConfigError(
             f"base and candidate are both {base!r}; give one of them as it was at a git revision, "
@@ -79,7 +79,7 @@ def refuse_one_method(base: str, candidate: str) -> None:
 
 
 def judged_alone(variant: Variant, flags: Mapping[str, Any]) -> Side:
-    """Run the gate's grid for one method; the side that its cells make."""
+    """Run the gate's grid for one method, and return its cells as a side of a comparison."""
     from qbench.commands.main import run_grid, run_plan
     from qbench.comparison.matching import Side
 
@@ -102,10 +102,10 @@ def _grid(
     flags: Mapping[str, Any],
     imported: bool = True,
 ) -> Grid:
-    """The gate's grid for these methods, in a folder of its own for each state of them.
+    """The gate's grid for these methods; each state of their files has a folder of its own.
 
-    names: of the methods. imported: whether their files may be imported, without which their state
-    is not known.
+    names: of the methods. imported: whether their files may be imported; if not, their state is not
+    known.
     """
     from qbench.experiment.grid import read_grid
 
@@ -124,10 +124,10 @@ def _grid(
 
 @dataclass
 class Gate:
-    """A run that is judged while it goes on.
+    """A run that is judged while it is still going on.
 
     sides: base and candidate. names: of their methods, as they are run. early: whether it may stop
-    before all draws are made. limits: what the comparison is told. looked: the looks that were
+    before all draws are made. limits: arguments of the comparison. looked: the looks that were
     taken.
     """
 
@@ -140,12 +140,12 @@ class Gate:
 
     @property
     def verdict(self) -> Verdict:
-        """After `work`."""
+        """The verdict; only after `work`."""
         assert self._verdict is not None
         return self._verdict
 
     def work(self, plan: Plan, store: Store) -> list[Record]:
-        """Make the draws up to each look, until one decides; the records of all that were made."""
+        """Make the draws up to each look, until one decides; returns the records of all draws."""
         from qbench.commands.main import run_plan
 
         first = plan.grid.seed
@@ -165,7 +165,7 @@ class Gate:
     def _judge(
         self, records: list[Record], folder: Path, look: Look, draws: int, several: bool
     ) -> str:
-        """Judge what there is; the outcome. several: whether this is one of several looks."""
+        """Judge the present records; returns the outcome. several: whether looks are several."""
         from qbench.comparison.matching import Side
         from qbench.comparison.verdicts import Looked, compare
 

@@ -1,4 +1,4 @@
-"""The flags that make a grid: those of `qbench run`, which `qbench config show` takes, too."""
+"""The flags for a grid, of `qbench run` and `qbench config show`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     flags: dict[str, Any]
 
     def grid(self) -> Grid:
-        """The file with the flags over it; ConfigError where something in it is wrong."""
+        """The grid of the file and the flags; ConfigError where something in it is wrong."""
         from qbench.experiment.grid import read_grid
 
         return read_grid(self.config, self.flags)
@@ -138,7 +138,7 @@ def asked(
     trust_remote_code: Trust = False,
     config: Annotated[Path | None, typer.Option(help="A YAML grid; flags override it.")] = None,
 ) -> Asked:
-    """What these flags say, by the grid's keys."""
+    """The values of these flags, by the grid's keys."""
     from qbench.experiment.grid import parse_set
 
     flags = {

@@ -1,4 +1,4 @@
-"""What `qbench doctor` finds out about this machine, line by line: the state, and what to do."""
+"""The lines of `qbench doctor` about this machine: what there is, and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ HUB_SECONDS = 5.0  # that the hub has for an answer
 
 
 class Finding(NamedTuple):
-    """What was looked at, how it is, and what to do; nothing where there is nothing to be done."""
+    """One line of `qbench doctor`.
+
+    what: was looked at. state: how it is. advice: what to do, empty where nothing is to be done.
+    """
 
     what: str
     state: str
@@ -127,8 +130,8 @@ def _peers() -> Iterator[Finding]:
     from qbench.latency.peers import peers
     from qbench.latency.timing import Shape
 
-    found, missing = peers(Shape(256, 256, 1))
-    names = ", ".join(dict.fromkeys(candidate.name for candidate in found)) or "none"
+    candidates, missing = peers(Shape(256, 256, 1))
+    names = ", ".join(dict.fromkeys(candidate.name for candidate in candidates)) or "none"
     yield Finding("other programs", f"timed by `qbench latency` beside ours: {names}")
     for name, reason in missing.items():
         yield Finding(f"other program {name}", reason, "it is optional")

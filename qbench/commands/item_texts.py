@@ -1,4 +1,4 @@
-"""The texts of the items that a run has asked, for the pages that show what changed.
+"""The texts of the items of a run, for the pages that show changed answers.
 
 OUT/items/TASK-HASH.jsonl has a line for every item of one task on one table: `item`, as
 `qbench.comparison.samples.item_name` calls it, and `fields`, the columns of its row, each bounded.
@@ -25,7 +25,7 @@ LONGEST = 600  # characters of a field that are kept
 
 
 def write_item_texts(plan: Plan, records: list[Record], folder: Path) -> list[Path]:
-    """Write the file of every task whose items are rows of a table, but for those that are there.
+    """Write the file of every task whose items are rows of a table, unless it is there already.
 
     records: of the plan's cells, whose sample files say which items were asked. A table that cannot
     be read any more has no file; StoreError where the disk refuses.

@@ -1,4 +1,4 @@
-"""The command `qbench layers`: what each layer of a quantized model costs, and what it buys."""
+"""The command `qbench layers`: what quantizing each layer costs, and what keeping it gains."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _quantize(
     sets: list[str],
     plugins: list[Path],
 ) -> None:
-    """Save what is to be measured. scheme: method, bits and group size."""
+    """Quantize and save the model to be measured. scheme: method, bits and group size."""
     from qbench.contracts import Scheme
     from qbench.experiment.grid import parse_set, single_settings
     from qbench.experiment.plugins import load_plugins

@@ -46,7 +46,7 @@ def as_markdown(columns: Columns, rows: Rows) -> str:
 
 
 def with_methods_table(readme: str) -> str:
-    """The text of the README with its table of methods, wherever it stands, as it is now.
+    """The text of the README with its table of methods brought up to date.
 
     Raises ConfigError where no table begins with the columns of `qbench list methods`.
     """

@@ -19,7 +19,7 @@ from qbench.files.atomic import require_place
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qbench.latency.end_to_end import Variant
+    from qbench.latency.end_to_end import Speed, Variant
     from qbench.latency.request import Request
     from qbench.latency.timing import Row, Shape
 
@@ -159,7 +159,7 @@ def _check_numbers(rounds: int, prompt: int, tokens: int, repeats: int, threads:
 
 @contextmanager
 def _memory_in_words(instead: str) -> Iterator[None]:
-    """ConfigError where memory runs out. instead: what to give."""
+    """A context in which running out of memory is a ConfigError. instead: what to give."""
     try:
         yield
     except Exception as error:
@@ -199,7 +199,7 @@ def _requested(
 def _products(
     request: Request, rounds: int, device: str, threads: int, plot: Path | None
 ) -> dict[str, Any]:
-    """Time and print every shape; what `--json` stores."""
+    """Time and print every shape; returns what `--json` stores."""
     from qbench.latency.pytest_benchmark import as_benchmarks
     from qbench.latency.request import time_shape
     from qbench.reports.roofline import write_roofline
@@ -224,10 +224,11 @@ def _products(
 
 
 def _show_products(rows: Sequence[Row]) -> None:
-    """The rows of one shape: three probes, which stand above the table, and the products.
+    """Print the rows of one shape: three probes in a line above the table, and the products.
 
-    us: median of the times, with the tenth and ninetieth percentile. of memory: its rate as a part
-    of the memory's. x fp32, x bf16: how many times as fast as the dense product.
+    Columns: us: median of the times, with the tenth and ninetieth percentile. of memory: the rate
+    at which weights are read, as a part of the memory's. x fp32, x bf16: how many times as fast as
+    the dense product.
     """
     memory, bf16, fp32 = rows[:3]
     products = rows[3:]
@@ -275,22 +276,14 @@ def _gflops(row: Row) -> str:
 def _end_to_end(
     folder: Path, prompt: int, tokens: int, repeats: int, threads: int, device: str
 ) -> dict[str, Any]:
-    """Time and print a saved model; what `--json` stores."""
+    """Time and print a saved model; returns what `--json` stores."""
     from qbench.environment import environment
-    from qbench.latency import end_to_end, gpu_end_to_end
     from qbench.latency.request import device_of
     from qbench.models.identity import resolved_revision
     from qbench.models.source import find_model
 
     place = device_of(device)
-    variants: Sequence[Variant]
-    with err.status("loading") as status:
-        if place == "cuda":
-            rows = gpu_end_to_end.compare(folder, prompt, tokens, repeats, status.update)
-            variants = gpu_end_to_end.VARIANTS
-        else:
-            rows = end_to_end.compare(folder, prompt, tokens, repeats, threads, status.update)
-            variants = end_to_end.VARIANTS
+    rows, variants = _timed_model(folder, prompt, tokens, repeats, threads, place)
     measured = {
         "model": folder.resolve().name,
         "revision": resolved_revision(find_model(str(folder))),
@@ -302,6 +295,29 @@ def _end_to_end(
         "dtypes": list(dict.fromkeys(variant.dtype for variant in variants)),
     }
     say(_heading(measured))
+    _show_model(rows)
+    decode = {row.name: row.decode[0] for row in rows}
+    ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
+    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
+    return {"measured": measured, "rows": [asdict(row) for row in rows]} | environment()
+
+
+def _timed_model(
+    folder: Path, prompt: int, tokens: int, repeats: int, threads: int, place: str
+) -> tuple[Sequence[Speed], Sequence[Variant]]:
+    """The speed of each variant of a saved model, and the variants. place: `cpu` or `cuda`."""
+    from qbench.latency import end_to_end, gpu_end_to_end
+
+    with err.status("loading") as status:
+        if place == "cuda":
+            speeds = gpu_end_to_end.compare(folder, prompt, tokens, repeats, status.update)
+            return speeds, gpu_end_to_end.VARIANTS
+        speeds = end_to_end.compare(folder, prompt, tokens, repeats, threads, status.update)
+        return speeds, end_to_end.VARIANTS
+
+
+def _show_model(rows: Sequence[Speed]) -> None:
+    """The table of a whole model: a line for each variant."""
     lines = []
     for row in rows:
         kernels = ", ".join(f"{name} {count}" for name, count in row.kernels.items())
@@ -316,14 +332,10 @@ def _end_to_end(
             ]
         )
     show_table(MODEL_COLUMNS, lines, sentences=("kernels",))
-    decode = {row.name: row.decode[0] for row in rows}
-    ratio = decode["packed bfloat16"] / decode["dense bfloat16"]
-    out.print(f"decode  packed is {ratio:.2f} x dense in bfloat16, {place}", highlight=False)
-    return {"measured": measured, "rows": [asdict(row) for row in rows]} | environment()
 
 
 def _heading(measured: dict[str, Any]) -> str:
-    """What a table of a whole model shows, on one line."""
+    """The line above the table of a whole model."""
     from qbench.records import threads_in_words
 
     device = measured["device"]

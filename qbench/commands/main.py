@@ -2,8 +2,8 @@
 
 The commands about one model are in `folders`, those about this machine in `machine`, the others in
 modules of their own. Results go to stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell,
-check or file, 2 misuse, 130 interrupted. What a command needs is imported in it, so that help,
-lists and typing errors are fast.
+check or file, 2 misuse, 130 interrupted. A command imports what it needs when it runs, so that
+help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from qbench.commands.entry import INTERRUPTED
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
-from qbench.commands.planned import accuracy, downloads, how_long, place, protocol, show_plan
+from qbench.commands.planned import accuracy, left_to_do, plan_line, protocol, show_plan
 from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, QbenchError, readable, reason_of
 from qbench.files.atomic import require_place
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from qbench.experiment.store import Store
     from qbench.records import Record
 
-# What is mended by room, or by another place: errors of the system of other kinds are not.
+# Errors of the system that more room, or another place, can mend.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = typer.Typer(
@@ -188,9 +188,10 @@ def run_grid(
 
 
 def _claim_of(folder: Path, dry_run: bool) -> AbstractContextManager[None]:
-    """Show who watches a folder that its run is taken up again; a new one is made after the plan.
+    """A context that claims the folder of an existing run, so that `qbench status` sees a runner.
 
-    What its cells share is not removed in the end, as by `Store.at_work`.
+    A new folder is made only after the plan. Unlike `Store.at_work`, this removes nothing at its
+    end.
     """
     from qbench.experiment.store import RUNNERS, Store
     from qbench.files.claims import claimed_in_time
@@ -202,7 +203,7 @@ def _claim_of(folder: Path, dry_run: bool) -> AbstractContextManager[None]:
 
 
 def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list[Record]:
-    """Run the cells that are not done, under a live view; the records of all cells of the plan.
+    """Run the cells that are not done, under a live view; returns the records of all cells.
 
     executor: what runs them, None for this machine.
     """
@@ -217,30 +218,13 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
         )
     records, complaints = store.read_records()
     _print_warnings(complaints)
-    done = {record.id for record in records if record.status == "ok"}
-    done &= {cell.id for cell in plan.cells}
-    skipped = plan.skipped.keys() - done
-    timed = {record.id for record in records if record.latency and not record.latency.reason}
-    seconds = {}
-    latencies = {}
-    for cell in plan.cells:
-        if cell.id not in done | skipped:
-            seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
-        if executor is None and cell.id not in timed | skipped:
-            latencies[cell.id] = plan.estimates[cell.id].latency
-    total = expected_seconds(plan, done) + sum(latencies.values())
-    left_out = f", {len(skipped)} skipped" if skipped else ""
-    out.print(
-        f"plan  {len(plan.cells)} cells: {len(seconds)} to run, "
-        f"{len(done)} done{left_out} ({store.folder}); "
-        f"about {how_long(total)}, {place(plan)}{downloads(plan)}",
-        markup=False,
-        soft_wrap=True,
-    )
+    work = left_to_do(plan, records, with_latency=executor is None)
+    total = expected_seconds(plan, work.done) + sum(work.latencies.values())
+    out.print(plan_line(plan, work, total, store.folder), markup=False, soft_wrap=True)
     removed = store.remove_leftovers()
     if removed:
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
-    with LiveView(out, err, seconds, latencies, plan.labels) as view:
+    with LiveView(out, err, work.seconds, work.latencies, plan.labels) as view:
         clock = Clock(view)
         records = (executor or run_cells)(plan, store, cast("View", clock))
     if executor is not None:  # what cells took elsewhere says nothing of this machine
@@ -274,7 +258,7 @@ def list_(
     plugin: Plugins = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
-    """What there is, by name; what is broken with its reason."""
+    """List what there is, by name; broken entries with the reason."""
     from qbench.commands.listing import as_markdown, listing
 
     if plugin:
@@ -289,7 +273,7 @@ def list_(
 
 
 def main() -> None:
-    """Entry point: one sentence for every error of ours, a traceback only with --debug."""
+    """Entry point: errors of qbench are one sentence, with a traceback only under --debug."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -325,7 +309,7 @@ def main() -> None:
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
-    """ConfigError where a word of the command line is empty: as a path it would be this folder."""
+    """ConfigError for an empty word on the command line, which as a path would be this folder."""
     for before, word in zip(["", *words], words, strict=False):
         if word == "" or re.fullmatch("--[a-z-]+=", word):
             flag = word.removesuffix("=") or before
@@ -334,7 +318,7 @@ def _refuse_empty(words: Sequence[str]) -> None:
 
 
 def _let_go_of_stdout() -> None:
-    """What is left of the output goes nowhere, or Python would fail on it once more at its end."""
+    """Discard the remaining output, or Python would fail on it once more when it ends."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -352,7 +336,7 @@ def _print_paths(title: str, paths: Iterable[Path]) -> None:
 
 
 def _print_report(paths: Iterable[Path], folder: Path) -> None:
-    """The files of the folder itself, the page first; it leads to those in folders below."""
+    """Print the files of the folder itself, the page first, which links to those in subfolders."""
     files = sorted(path for path in paths if path.parent == folder)
     _print_paths("report", sorted(files, key=lambda path: path.suffix != ".html"))
 
@@ -363,7 +347,7 @@ def _print_warnings(complaints: Iterable[str]) -> None:
 
 
 def _with_value(error: Any) -> str:
-    """The message of an error of typer; where pydantic refused a value, with that value."""
+    """The message of an error of typer; with the value, where pydantic refused one."""
     message: str = error.format_message()
     if not hasattr(error.__cause__, "errors"):
         return message

@@ -14,7 +14,7 @@ from qbench.outside_text import printable
 
 
 class _Console(Console):
-    """A console that prints text from outside as it is: what a terminal would act on is escaped."""
+    """A console for text from outside: characters on which a terminal would act are escaped."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Strings become one line each. Other objects are rich's, made of printable text."""

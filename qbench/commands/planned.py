@@ -1,8 +1,8 @@
-"""What `qbench run` says of a plan: its first lines, a dry run's table, and how true it was."""
+"""The lines that `qbench run` prints about a plan: at the start, in a dry run, and at the end."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qbench.commands.options import out, say
 from qbench.commands.tables import show_table
@@ -10,12 +10,53 @@ from qbench.records import threads_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from qbench.experiment.plan import Plan
+    from qbench.records import Record
+
+
+class LeftToDo(NamedTuple):
+    """What a run of a plan has to do.
+
+    done, skipped: ids of cells. seconds: the estimate for each cell that is to run, by its id.
+    latencies: likewise, for each cell whose latency is to be measured.
+    """
+
+    done: set[str]
+    skipped: set[str]
+    seconds: dict[str, float]
+    latencies: dict[str, float]
+
+
+def left_to_do(plan: Plan, records: Sequence[Record], with_latency: bool) -> LeftToDo:
+    """What a run has to do. records: of its folder. with_latency: whether it measures latencies."""
+    done = {record.id for record in records if record.status == "ok"}
+    done &= {cell.id for cell in plan.cells}
+    skipped = plan.skipped.keys() - done
+    timed = {record.id for record in records if record.latency and not record.latency.reason}
+    seconds = {}
+    latencies = {}
+    for cell in plan.cells:
+        if cell.id not in done | skipped:
+            seconds[cell.id] = plan.estimates[cell.id].seconds / plan.jobs
+        if with_latency and cell.id not in timed | skipped:
+            latencies[cell.id] = plan.estimates[cell.id].latency
+    return LeftToDo(done, skipped, seconds, latencies)
+
+
+def plan_line(plan: Plan, work: LeftToDo, seconds: float, folder: Path) -> str:
+    """The line of a run that begins with `plan`. seconds: what all of the work is to take."""
+    skipped = f", {len(work.skipped)} skipped" if work.skipped else ""
+    return (
+        f"plan  {len(plan.cells)} cells: {len(work.seconds)} to run, "
+        f"{len(work.done)} done{skipped} ({folder}); "
+        f"about {how_long(seconds)}, {place(plan)}{downloads(plan)}"
+    )
 
 
 def protocol(plan: Plan) -> str:
-    """The first line of a run: its data, with a warning where they are not real, and its preset."""
+    """The first line of a run: its data, with a warning if they are stand-ins, and its preset."""
     from qbench.experiment.data_choice import data_line
 
     about = plan.grid.defaults["about"]
@@ -28,14 +69,14 @@ def protocol(plan: Plan) -> str:
 
 
 def downloads(plan: Plan) -> str:
-    """What is to come from the hub first; nothing where all weights are here."""
+    """The part of the line about downloads; empty where all weights are here."""
     if not plan.downloads:
         return ""
     return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
 
 
 def place(plan: Plan) -> str:
-    """Such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
+    """How the cells compute, such as `bfloat16 on cpu, 2 cells at a time on 1 thread each`."""
     words = f"{plan.cells[0].dtype} on {plan.device}"
     if plan.jobs > 1:
         threads = threads_in_words(plan.threads)
@@ -44,7 +85,7 @@ def place(plan: Plan) -> str:
 
 
 def accuracy(seconds: float, expected: float, longer: Sequence[float]) -> str:
-    """How far off the estimate was, of the run, and of its cells (times longer than estimated)."""
+    """The line that compares the estimate with what the run and its cells (`longer`) have taken."""
     line = f"time  {_duration(seconds)}, {seconds / expected:.2f} times the {_duration(expected)}"
     return f"{line} estimated; its cells took {min(longer):.2f} to {max(longer):.2f} times theirs"
 
@@ -63,7 +104,7 @@ def _duration(seconds: float) -> str:
 
 
 def _grounds(plan: Plan) -> str:
-    """What the estimate is made from."""
+    """From what the estimate was made, in words."""
     from qbench.environment import is_present
 
     if not is_present(plan.device):
@@ -74,7 +115,7 @@ def _grounds(plan: Plan) -> str:
 
 
 def show_plan(plan: Plan) -> None:
-    """The cells with what each will cost, those that are skipped, and what all cost together."""
+    """Print what each cell will cost, which are skipped, and what all cost together."""
     from qbench.experiment.plan import expected_seconds
 
     words = ("cell", "model", "method")

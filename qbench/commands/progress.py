@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: a line per result on stdout, the time left on stderr.
+"""The live view of a grid: a line per result on stdout, and the time left on stderr.
 
 On a terminal there is a bar for the whole and one for each cell at work, with its block and loss;
 in a log a line now and then.

@@ -1,4 +1,4 @@
-"""The texts of questions whose answers changed, from the data that they were asked of."""
+"""The texts of questions whose answers changed, from the data of their tasks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ COLUMNS = ("question", "question_stem", "ctx", "goal", "sentence", "premise", "t
 
 
 def with_questions(verdict: Verdict, base: Side, data: str | None) -> Verdict:
-    """The verdict with the text of every changed item that this machine's data still have.
+    """The verdict with the text of every changed item that the data on this machine contain.
 
-    data: as for `qbench run`; None for what the run says, where that is the embedded data, and what
-    `auto` stands for. Data of another content are not quoted from.
+    data: as for `qbench run`; None for the embedded data where the run used these, else for `auto`.
+    Data whose content has changed are not quoted.
     """
     cells = []
     for cell in verdict.cells:

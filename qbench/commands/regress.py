@@ -104,7 +104,7 @@ def regress(
 def _failures(variant: Variant, refuse: Callable[[], None]) -> list[Verdict]:
     """Run the contract checks, and print and return those that fail.
 
-    refuse: is called as soon as the method was imported in another process, and so can be in this.
+    refuse: is called once the method has been imported in another process, and may be in this one.
     """
     from qbench.checks.isolation import check_isolated
 

@@ -1,4 +1,4 @@
-"""What `qbench compare` is given: a run's folder, a record, or a saved baseline, with a label."""
+"""The arguments of `qbench compare`: a run's folder, a record or a baseline, with a label."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def baseline_names(baselines: Path = BASELINES) -> list[str]:
 
 
 def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:
-    """Of cells that differ in nothing that has a name, such as the method's source, the newest.
+    """The newest of cells that differ only in what has no name, such as the method's source.
 
-    These are of the command that was given last, and of its cells those that were written last; a
-    copy of a folder has other times of files. Also the fields in which those differ that are left
-    out.
+    The newest belong to the command that was given last, and among its cells they were written
+    last. (Times of files alone do not do: a copy of a folder has others.) Also returns the fields
+    in which the other cells differ.
     """
     asked: dict[str, float] = {}
     for plan in read_plans(folder):  # the oldest first
@@ -101,7 +101,9 @@ def _copy(source: Path, target: Path, path: str) -> None:
     try:
         file = ordinary_file(source / path, source)
     except StoreError as error:
-        raise StoreError(f"this is no whole baseline, so run it again: {error}") from None
+        raise StoreError(
+            f"files of the run are missing or damaged, so run it again: {error}"
+        ) from None
     (target / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target / path)
 
@@ -120,7 +122,7 @@ def _split(text: str, baselines: Path) -> tuple[str, str, Path]:
 
 
 def _place(text: str, baselines: Path) -> Path | None:
-    """Where this lies, None where nothing does."""
+    """The path of a side, None where there is nothing."""
     path = Path(text)
     if is_folder(path / "records") or (path.suffix == ".json" and is_file(path)):
         return path

@@ -85,7 +85,7 @@ def _left(run: RunStatus) -> str:
 
 
 def _row(cell: CellStatus) -> list[str]:
-    """What is said of a cell at work."""
+    """The row of a cell at work."""
     since = "" if cell.seconds is None else f"{cell.seconds:.0f} s"
     how_far = f"{cell.fraction:.0%}"
     return ["running", cell.model, cell.label, how_far, cell.text, since, cell.host]

@@ -1,1 +1,1 @@
-"""Cells held against each other item by item, from their records and sample files alone."""
+"""Cells are compared with each other item by item, from their records and sample files alone."""

@@ -1,7 +1,7 @@
-"""What may be wrong with the evaluation of one cell, by what is known of it alone.
+"""What may be wrong with the evaluation of one cell, found without other cells.
 
-Each lint is a function of an `Evaluated` that gives a `Caution` for everything it finds, and stands
-in LINTS. None says that a model is bad: they say that a score may not mean what it seems to.
+Each lint is a function in LINTS from an `Evaluated` to a `Caution` for everything that it finds. No
+lint says that a model is bad: it says that a score may not mean what it seems to.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _lacks_template(facts: Mapping[str, Any]) -> bool:
 
 
 def strict_below_flexible(evaluated: Evaluated) -> Iterator[Caution]:
-    """Answers that are right and not written as the strict filter wants them."""
+    """Right answers that the strict filter does not accept as they are written."""
     for task, rows in evaluated.rows.items():
         right: dict[str, dict[Any, bool]] = {STRICT: {}, FLEXIBLE: {}}
         for row in rows:
@@ -96,7 +96,7 @@ def odd_answers(evaluated: Evaluated) -> Iterator[Caution]:
 
 
 def cut_prompts(evaluated: Evaluated) -> Iterator[Caution]:
-    """Prompts that did not fit the model's context: another question than the others'."""
+    """Prompts that did not fit the model's context, so that a different question was asked."""
     for task, facts in evaluated.facts.items():
         if facts.get("cut_prompts"):
             text = f"{facts['cut_prompts']} prompts did not fit the model's context and were cut"
@@ -122,7 +122,7 @@ def missing_bos(evaluated: Evaluated) -> Iterator[Caution]:
 
 
 def appended_eos(evaluated: Evaluated) -> Iterator[Caution]:
-    """A tokenizer that ends every text: taken off here, and cut short elsewhere."""
+    """A tokenizer that ends every text with EOS, which is removed here and may not be elsewhere."""
     endings = {tuple(facts["ending"]) for facts in evaluated.facts.values() if facts.get("ending")}
     for ending in sorted(endings):
         text = (
@@ -133,7 +133,7 @@ def appended_eos(evaluated: Evaluated) -> Iterator[Caution]:
 
 
 def overlapping_calibration(evaluated: Evaluated) -> Iterator[Caution]:
-    """Evaluated text that the calibration text holds."""
+    """Evaluated text that the calibration text contains."""
     if evaluated.cell.calibration is None:
         return
     for task, facts in evaluated.facts.items():
@@ -147,7 +147,7 @@ def overlapping_calibration(evaluated: Evaluated) -> Iterator[Caution]:
 
 
 def coverage(evaluated: Evaluated) -> Iterator[Caution]:
-    """Layers that were left, or have other bits than were asked; files as large as before."""
+    """Layers that were left out, or have other bits than asked for; files as large as before."""
     facts, scheme = evaluated.coverage, evaluated.cell.scheme
     if not facts:
         return

@@ -1,4 +1,4 @@
-"""What the cells of both sides cost beside their scores: bits, bytes, seconds, memory, latency."""
+"""The costs of the cells of both sides: bits, bytes, seconds, memory, latency."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from qbench.stats.difference import mean_interval
 
 @dataclass(frozen=True)
 class Cost:
-    """What both sides cost, means over draws.
+    """The cost of both sides, as means over draws.
 
-    ratio: candidate over base (of several draws the geometric mean) with its 95 % interval over
-    draws. Of a single draw the interval is what timings that were recorded spread, if there are
-    any, and else a point, as where one measurement of a side stands in all draws. None where a side
-    costs nothing.
+    ratio: candidate over base (the geometric mean of several draws) with its 95 % interval over
+    draws. A single draw has the spread of the recorded timings as its interval, if there is one,
+    and else a point; so have draws that share one measurement of a side. None where a side costs
+    nothing.
     """
 
     base: float

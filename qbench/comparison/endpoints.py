@@ -1,4 +1,4 @@
-"""What a comparison is decided by: which scores, in which unit, and how much worse still passes."""
+"""What decides a comparison: which scores, in which unit, and how much worse still passes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Endpoint:
         return self.key[1] in ("acc", "exact_match")
 
     def harms(self, base: Floats, candidate: Floats) -> Floats:
-        """(draws, items) of both -> of each pair, how much worse the candidate is."""
+        """How much worse the candidate is, for each pair of values (draws, items) of both."""
         if self.key[1] == "kl_mean":
             rows = zip(base, candidate, strict=True)
             pairs = [(_raised(entry), _raised(other)) for entry, other in rows]

@@ -1,4 +1,4 @@
-"""Whether the machine judges as it did: the unquantized model against itself."""
+"""Whether both sides were judged alike: the scores of the unquantized model in both."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def engine_reasons(
     tasks: Sequence[str] | None,
     allowed: Sequence[str] = (),
 ) -> list[str]:
-    """What tells that the unquantized model itself is scored otherwise in the two.
+    """Sentences about scores of the unquantized model that differ between the two sides.
 
     Then the engine, the batch or the machine has changed, and no method is to blame. allowed: what
-    may differ between the two, see `differences`; where something does, this is the only witness of
-    what that alone makes of a score.
+    may differ between the two, see `differences`; only this comparison shows how much such a
+    difference alone changes a score.
     """
     reasons = []
     for entry, other in _likes(base, candidate, allowed):
@@ -37,10 +37,10 @@ def engine_reasons(
 
 
 def _likes(base: Side, candidate: Side, allowed: Sequence[str]) -> Iterator[tuple[Record, Record]]:
-    """The unquantized models of the base and the candidate that are held against each other.
+    """The pairs of unquantized models of base and candidate that are compared.
 
-    Either must differ from none of the other side in less, so that two dtypes on both sides are not
-    crossed where the dtype is allowed to differ.
+    The two of a pair have no partner that is more alike: where the dtype is allowed to differ, and
+    both sides have two dtypes, each is compared with the same dtype.
     """
     bases, others = (
         [record for record in side.records if is_unquantized(record)] for side in (base, candidate)

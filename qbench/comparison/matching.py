@@ -1,4 +1,4 @@
-"""Which cells of a base and a candidate are held against each other, and over which draws."""
+"""Which cells of a base and a candidate are compared with each other, and over which draws."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ TRAITS = ("calibration", "dtype", "device", "batch_size")
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared. name: as it was typed. folder: where the sample files lie.
+    """One side of a comparison.
 
-    label: what chose its cells, empty where nothing did.
+    name: as it was typed. folder: of the sample files. label: by which its cells were chosen, empty
+    for all.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Side:
 
     @property
     def quantized(self) -> list[Record]:
-        """The cells that something was done to."""
+        """The quantized cells."""
         return [record for record in self.records if not is_unquantized(record)]
 
 

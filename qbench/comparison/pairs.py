@@ -65,12 +65,6 @@ class Contrast:
         return interval.low > 0 if self.higher_is_better else interval.high < 0
 
     @property
-    def is_worse(self) -> bool:
-        """Whether the whole interval is on the worse side of no difference."""
-        interval = self.difference
-        return interval.high < 0 if self.higher_is_better else interval.low > 0
-
-    @property
     def text(self) -> str:
         """`×1.221 [1.190, 1.253]`, `-3.8 [-6.1, -1.5]` or `+0.123 [0.100, 0.146]`."""
         value, low, high = self.figures

@@ -38,7 +38,7 @@ NO_DRAWS = "calibration noise is not included: one draw stands for the method (-
 
 @dataclass(frozen=True)
 class Finding:
-    """What one endpoint of one cell says.
+    """The finding about one endpoint of one cell.
 
     base, candidate: the scores, means over draws. harm: how much worse the candidate is. word,
     p_value: the verdict, and the p-value of the claim that it makes, adjusted over all findings.
@@ -152,7 +152,7 @@ def compare(
     allowed: Sequence[str] = (),
     look: Look = ONE_LOOK,
 ) -> Verdict:
-    """Hold every cell of the candidate against its like of the base.
+    """Compare every cell of the candidate with its counterpart of the base.
 
     margins: by metric, see `endpoints`. tasks: those that count, None for all. allowed: what may
     differ between the two. look: how many draws count, and the share of the errors that this

@@ -140,7 +140,7 @@ def markdown(verdict: Verdict) -> str:
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """Everything; what is not finite is None."""
+    """The whole verdict, JSON-able; numbers that are not finite are None."""
     body = _plain(asdict(verdict))
     assert isinstance(body, dict)
     return {"outcome": verdict.outcome, "stopped": verdict.stopped, **body}

@@ -74,6 +74,13 @@ def scheme_in_words(entry: Mapping[str, Any]) -> str:
     return f"{'/'.join(bits)} {'/'.join(groups)}"
 
 
+def _inferred_strategy(size: Any) -> str:
+    """The strategy of weights that state none, as the library infers it from the group size."""
+    if size is None:
+        return "tensor"
+    return "channel" if size == -1 else "group"
+
+
 def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
     """The scheme of one group. layout: its format."""
     if layout != FORMAT:
@@ -90,12 +97,12 @@ def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
     bits = _whole_number(weights, "num_bits", range(1, 9))
     size = weights.get("group_size")
     strategy = weights.get("strategy")
-    if strategy is None:  # as the library infers it
-        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    if strategy is None:
+        strategy = _inferred_strategy(size)
     if strategy not in STRATEGIES:
         raise ModelError(
-            f"config_groups state the strategy {strategy!r}; read are {', '.join(STRATEGIES)}; "
-            f"{_ELSEWHERE}"
+            f"config_groups state the strategy {strategy!r}; qbench reads "
+            f"{', '.join(STRATEGIES)}; {_ELSEWHERE}"
         )
     group_size = None
     if strategy == "group":
@@ -113,8 +120,8 @@ def _whole_number(weights: Mapping[str, Any], key: str, allowed: range) -> int:
     value = weights.get(key)
     if type(value) is not int or value not in allowed:  # True is no number of bits
         raise ModelError(
-            f"config_groups state {key}={value!r}; {allowed.start} to {allowed.stop - 1} can be; "
-            "correct it in config.json"
+            f"config_groups state {key}={value!r}; it must be from {allowed.start} to "
+            f"{allowed.stop - 1}; correct it in config.json"
         )
     return value
 

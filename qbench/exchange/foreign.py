@@ -66,7 +66,7 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
     method = entry.get("quant_method")
     if method not in READERS:
         raise StoreError(
-            f"{shards.folder} has quant_method {method!r}; read are qbench, {', '.join(READERS)}"
+            f"{shards.folder} has quant_method {method!r}; known are qbench, {', '.join(READERS)}"
         )
     reader = READERS[method]
     reader.check(entry)
@@ -101,8 +101,8 @@ def _refuse_other_parts(shards: Shards, layers: set[str], parts: tuple[str, ...]
         layer, _, part = name.rpartition(".")
         if layer in layers and part not in (*parts, "bias"):
             raise StoreError(
-                f"{shards.folder}: layer {layer} is quantized, and {part} is none of what is read "
-                f"of it, {', '.join(parts)} and bias; fetch the checkpoint again, or evaluate it "
+                f"{shards.folder}: the quantized layer {layer} has the part {part}, and qbench "
+                f"reads {', '.join(parts)} and bias; fetch the checkpoint again, or evaluate it "
                 "with the program it is for"
             )
 
@@ -141,8 +141,8 @@ def _auto_round(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Unif
     packing = entry.get("packing_format")
     if not isinstance(packing, str) or packing not in AUTO_ROUND:
         raise ModelError(
-            f"packing_format {packing!r} of auto-round is not read, but {', '.join(AUTO_ROUND)}; "
-            "have auto-round write one of these"
+            f"packing_format {packing!r} of auto-round cannot be read; have auto-round write "
+            f"{' or '.join(AUTO_ROUND)}"
         )
     layout = {"checkpoint_format": AUTO_ROUND[packing], "dynamic": entry.get("extra_config")}
     return _gptq(tensors, {**entry, **layout})

@@ -1,4 +1,4 @@
-"""Quantized models of a run: believed only where every byte is the one that was written."""
+"""Quantized models of a run: used only where every byte is as it was written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qbench.records import Cell
 def check_artifact(folder: Path, cell: Cell) -> None:
     """StoreError, saying what is wrong, unless a folder is the whole quantized model of a cell.
 
-    Every file is held against its hash in the folder's index, which costs less than reading the
-    model; and what the folder says of its method and scheme against the cell.
+    Every file is compared with its hash in the folder's index, which takes less time than reading
+    the model. The method and scheme that the folder states are compared with those of the cell.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise StoreError(f"{folder} is no folder")
@@ -31,7 +31,7 @@ def check_artifact(folder: Path, cell: Cell) -> None:
 
 
 def _check_facts(folder: Path, facts: dict[str, Any], cell: Cell) -> None:
-    """That the costs are there, and that it is the model of this cell."""
+    """StoreError unless the manifest has the costs, and is that of this cell."""
     costs = facts.get("costs")
     for key in ("seconds", "peak_bytes"):
         value = costs.get(key) if isinstance(costs, dict) else None

@@ -1,4 +1,4 @@
-"""What a model has before anything is done to it: its bits, and the dtype of its weights."""
+"""A model as it is published: its bits, and the dtype of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qbench.records import Cell
 
 
 def bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
-    """Bits per weight of a model as it comes: measured where it is quantized, else of its dtype."""
+    """Bits per weight of a published model: measured if it is quantized, else of its dtype."""
     folder = local_folder(source)
     if cell.stored_as is not None and (folder is not None or source.gguf):
         return dict(inspect(folder or source.path).bits_per_weight)
@@ -20,7 +20,7 @@ def bits_as_it_is(source: ModelSource, cell: Cell) -> dict[str, float]:
 
 
 def published_dtype(source: ModelSource, cell: Cell) -> torch.dtype:
-    """That a model's config states, or else the one that it is evaluated in."""
+    """The dtype that a model's config states, or else the one in which it is evaluated."""
     stored = getattr(load_config(source), "dtype", None) or cell.dtype
     if isinstance(stored, str):  # a config's name of a dtype, such as "bfloat16"
         stored = getattr(torch, stored)

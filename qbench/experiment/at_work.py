@@ -1,7 +1,7 @@
 """What quantizing and evaluating share in the process of a cell: what it reads and may store.
 
-Whatever is read is held against what the cell's id says of it: a file that changes between the
-plan and the cell would put the numbers of one thing under the name of another.
+Whatever is read is compared with the hashes in the cell's id. Otherwise a file that changes between
+the plan and the cell would lead to a record under a wrong id.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class AtWork:
     """A cell's job, what it has opened, and what it tells.
 
     facts: fields of its record, as they become known. tokens: which tokens calibrated. is_saving:
-    whether results are being written. paged: whether a model was read block by block. cautions: of
-    the model under test, before it is judged. told: when progress was told last, in seconds.
+    whether results are being written. paged: whether a model was read block by block. cautions:
+    what is known to be unusual about the model before it is judged. told: when progress was told
+    last, in seconds.
     """
 
     tell: Tell
@@ -84,16 +85,16 @@ class AtWork:
             raise DataError(f"the data of {name} in {self.job.data} have changed {AGAIN}")
 
     def require_same_items(self, spec: TaskSpec) -> None:
-        """DataError where what a task has read is not what it was planned on.
+        """DataError where a task has read other data than those of the plan.
 
-        Of a task of others it is not known what its hash is made of.
+        A task of another package is not checked: what its hash is made of is not known.
         """
         task = self.tasks[spec.name]
         if isinstance(task, (HarnessTask, TextTask)):
             self.require_same_data(spec.name, task.spec(self.source).sha256, spec.sha256)
 
     def read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
-        """A model, paged where it is too large, which is said once."""
+        """A model, paged where it is too large; the first time, a note says so."""
         model = self.memory.read(source, dtype, device)
         if is_paged(model.model) and not self.paged:
             self.paged = True
@@ -101,7 +102,7 @@ class AtWork:
         return model
 
     def span(self, low: float, high: float, name: str) -> Progress:
-        """A callback for a part of the work, whose fraction 0..1 is `low`..`high` of the cell's."""
+        """A callback that tells progress: its fraction 0..1 is `low`..`high` of the whole cell."""
 
         def report(fraction: float, text: str) -> None:
             now = time.monotonic()
@@ -113,9 +114,9 @@ class AtWork:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Where results of this model are written, so that an error means that they cannot be.
+        """A context that writes results: an error in it means that they cannot be written.
 
-        ModelError where it is not the model of the plan.
+        ModelError where the model's files are not those of the plan.
         """
         self.require_same_model()
         self.is_saving = True
@@ -125,6 +126,6 @@ class AtWork:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[None]:
-        """Keep other runners from what has this name; waiting for them is told."""
+        """A context in which no other runner makes what has this name; it may have to wait."""
         with claimed_in_time(self.store.claim(name), lambda: self.tell({"waiting": name})):
             yield

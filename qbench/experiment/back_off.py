@@ -1,4 +1,4 @@
-"""Cells that run out of memory: how that is seen, what is tried again, and what is said of it."""
+"""Cells that run out of memory: how that is noticed, what is tried next, and what is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def system_kills() -> int:
-    """How many processes the system has killed since it started, since memory ran out."""
+    """How many processes the system has killed for lack of memory since it started."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -44,10 +44,10 @@ def system_kills() -> int:
 
 
 def batches(plan: Plan, cell: Cell) -> list[int]:
-    """The batch sizes to be tried for a cell: what is asked for, and then half of it each time.
+    """The batch sizes to be tried for a cell: the one asked for, then half of it, and so on.
 
-    It is the largest of its tasks' and of the calibration's. The batch of a method that trains is
-    one of its parameters, and stays.
+    The first is the largest of its tasks' and of the calibration's. The batch of a method that
+    trains is one of its parameters, and is not changed.
     """
     sizes = [plan.grid.defaults["batch_size"]]
     sizes += [plan.tasks[spec.name].batch_size or 1 for spec in cell.tasks]
@@ -63,7 +63,7 @@ def halved(batch: int, times: int) -> int:
 
 
 def is_helped(outcome: Mapping[str, Any], cell: Cell) -> bool:
-    """Whether a cell that has ended so ran out of memory where a smaller batch takes less."""
+    """Whether a cell ran out of memory in a phase in which a smaller batch takes less."""
     phase = outcome.get("out_of_memory")
     if phase == "quantize":
         return cell.calibration is not None and not trains(declared(cell.method))
@@ -87,7 +87,7 @@ def present_memory(device: str) -> tuple[int, int]:
 def sizes_in_words(
     plan: Plan, cell: Cell, tried: list[int], memory: tuple[int, int], paged: bool
 ) -> str:
-    """What a cell wanted, and what there was.
+    """A sentence about the memory that a cell needed, and that there was.
 
     memory: of `present_memory`, when it ran out. paged: whether it was tried block by block.
     """
@@ -104,7 +104,7 @@ def sizes_in_words(
 
 
 def caution(tried: list[int]) -> Caution:
-    """What a record says of a cell that was done with a smaller batch than asked for."""
+    """The caution for a cell whose batch was smaller than asked for."""
     text = f"memory ran out with batches of {', '.join(map(str, tried[:-1]))}"
     return Caution(
         kind="memory",
@@ -113,9 +113,9 @@ def caution(tried: list[int]) -> Caution:
 
 
 def walk_caution(samples: int) -> Caution:
-    """What a record says of a quantized model whose calibration walked so many samples at a time.
+    """The caution for a quantized model that was calibrated with a smaller batch.
 
-    It is a fact of the model, which other cells take, too.
+    It belongs to the model: all cells that use it get it.
     """
     return Caution(
         kind="memory",

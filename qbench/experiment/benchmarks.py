@@ -10,9 +10,9 @@ from qbench.tasks.declaration import Table
 
 
 def benchmarks(tasks: Mapping[str, Task]) -> dict[str, Benchmark]:
-    """By the name of a task in records; of questions alone, and not of stand-ins.
+    """The data set of each task with questions, by the task's name in records; not of stand-ins.
 
-    tasks: by that name, which is another than the task's own where the data is a stand-in.
+    tasks: by the name in records, which for stand-in data is not the task's own name.
     """
     published = {}
     for name, task in tasks.items():

@@ -1,8 +1,8 @@
-"""The process that a cell has to itself: it quantizes and evaluates, and tells what comes out.
+"""The process of one cell: it quantizes and evaluates, and sends its results to the runner.
 
-It is told what to do by a `Job` and opens everything anew: plug-ins, data, tasks and the model.
-What cells share lies in files that are mapped into memory: the unquantized model's
-log-probabilities and the calibration tokens.
+It gets a `Job`, and opens everything anew: plug-ins, data, tasks and the model. Cells share the
+unquantized model's log-probabilities and the calibration tokens, in files that are mapped into
+memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -50,16 +50,24 @@ from qbench.registry import declared, drawn, get_method
 from qbench.sensitivity import allocation_of, with_allocation
 from qbench.tasks.data import CALIBRATION
 
+if TYPE_CHECKING:
+    from qbench.checks.watch import Clock
+
 
 def work(tell: Tell, job: Job) -> None:
-    """Do a job. Whatever is raised, of any type, is told as the reason of a failure.
+    """Do a job. Any error, of whatever type, becomes the reason of a failure.
 
-    Events: `progress` and `text`; `phase`, when it `began` (seconds of the epoch) and its
-    `seconds`; `scores` of a task; `note`, a sentence for people; `waiting`, now and then while
-    another runner holds what is needed; in the end `facts`, the fields of the record that are
-    known, with `tokens`, which say what calibrated; and with `reason` where the cell
-    failed, and `unwritable` where the reason is that results cannot be written; where memory ran
-    out, `out_of_memory`, the phase in which, and `memory`, what was free and all.
+    Each call of `tell` sends one event:
+
+    - `progress` (0..1) and `text`;
+    - `phase`: its name, when it `began` (seconds of the epoch) and its `seconds`;
+    - `scores` of a task;
+    - `note`: a sentence for people;
+    - `waiting`: now and then, while another runner holds what is needed;
+    - at the end, `facts` (the fields of the record that are known) and `tokens` (what calibrated).
+      Where the cell failed, also `reason`, and `unwritable`, whether it is that results cannot be
+      written. Where memory ran out, also `out_of_memory`, the phase, and `memory`, the bytes that
+      were free and all that there are.
     """
     if job.gpu is not None:  # before CUDA starts in this process
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
@@ -99,14 +107,7 @@ class _Work(AtWork):
         """The model to evaluate, always as read back from disk; quantized first where need be."""
         cell = self.job.cell
         if cell.scheme is None:
-            with self.phase("load"):
-                model = self.read(self.job.model, cell.dtype, self.job.device)
-            self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
-            self.facts["quantize_seconds"] = 0.0
-            own = local_folder(self.job.model)
-            if own is not None:
-                self._cover(model, own)
-            return model
+            return self._as_it_is()
         folder = self.store.artifact(cell)
         with self.claimed(f"artifact-{cell.artifact}"):
             quantized = self._read_back(folder)
@@ -114,6 +115,26 @@ class _Work(AtWork):
                 self._quantize(cell.scheme, folder)
                 with self.phase("read back"):
                     quantized = self.read(find_model(str(folder)), cell.dtype, self.job.device)
+        self._note_costs(quantized, folder)
+        self._cover(quantized, folder)
+        if "calibration" in quantized.manifest:
+            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
+        return quantized
+
+    def _as_it_is(self) -> QuantizedModel:
+        """The model of a cell that quantizes nothing."""
+        cell = self.job.cell
+        with self.phase("load"):
+            model = self.read(self.job.model, cell.dtype, self.job.device)
+        self.facts["bits_per_weight"] = bits_as_it_is(self.job.model, cell)
+        self.facts["quantize_seconds"] = 0.0
+        folder = local_folder(self.job.model)
+        if folder is not None:
+            self._cover(model, folder)
+        return model
+
+    def _note_costs(self, quantized: QuantizedModel, folder: Path) -> None:
+        """Note the size of a quantized model and what it took to make it."""
         costs = quantized.manifest["costs"]
         written = quantized.manifest.get("written")  # another package's own files
         if written is None:
@@ -129,13 +150,9 @@ class _Work(AtWork):
         self.facts["quantize_peak_bytes"] = costs["peak_bytes"]
         self.facts["quantize_watched"] = costs.get("watched") is True
         self.facts["log"] = quantized.log
-        self._cover(quantized, folder)
-        if "calibration" in quantized.manifest:
-            self.tokens["calibration_tokens"] = quantized.manifest["calibration"]["sha256"]
-        return quantized
 
     def _cover(self, quantized: QuantizedModel, folder: Path) -> None:
-        """Note which layers of a model that is said to be quantized are."""
+        """Note which layers of a quantized model are quantized."""
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = published_dtype(self.job.model, self.job.cell)
             scheme = with_allocation(self.job.cell.scheme, quantized.manifest)
@@ -147,7 +164,7 @@ class _Work(AtWork):
     def _read_back(self, folder: Path) -> QuantizedModel | None:
         """The model that an earlier run has quantized; None where there is none, or it is damaged.
 
-        A damaged one is said and removed.
+        A damaged one is removed, and a note says so.
         """
         if not os.path.lexists(folder):
             return None
@@ -162,63 +179,84 @@ class _Work(AtWork):
     def _quantize(self, scheme: Scheme, folder: Path) -> None:
         """Quantize the model and save the artifact."""
         cell = self.job.cell
-        device = self.job.device
-        method = drawn(get_method(cell.method, **cell.params), cell.seed)
-        declaration = declared(cell.method)
-        clock = None  # of the watch on a plug-in; our own methods are checked by the tests
-        if not (declaration.external or declaration.module.startswith("qbench.methods")):
-            from qbench.checks.watch import Clock, watched  # takes long to import
-
-            clock = Clock()
-            method = watched(method, clock)
-        dtype = "float32" if device == "cpu" else cell.dtype
+        method, clock = self._method()
+        dtype = "float32" if self.job.device == "cpu" else cell.dtype
         with self.phase("load"):
             original = self.read(self.job.model, dtype)
-        model, tokenizer = original.model, original.tokenizer
         tokens: Tensor | None = None
         if cell.calibration is not None:
-            check_fit(model, tokenizer, f"model {cell.model!r}")
+            check_fit(original.model, original.tokenizer, f"model {cell.model!r}")
             with self.phase("calibration tokens"):
-                tokens = self._calibration_tokens(tokenizer)
-        if declaration.external:
-            refuse_own_code(model)
-            del original, model
+                tokens = self._calibration_tokens(original.tokenizer)
+        if declared(cell.method).external:
+            refuse_own_code(original.model)
+            del original  # the other package loads the model itself
             self._quantize_elsewhere(method, scheme, tokens, folder)
-            return
+        else:
+            self._quantize_here(method, scheme, original, tokens, folder, clock)
+
+    def _method(self) -> tuple[Any, Clock | None]:
+        """The cell's method. One of a plug-in is watched, and comes with the clock of its watch."""
+        cell = self.job.cell
+        method = drawn(get_method(cell.method, **cell.params), cell.seed)
+        declaration = declared(cell.method)
+        # The methods of qbench are checked by its tests.
+        if declaration.external or declaration.module.startswith("qbench.methods"):
+            return method, None
+        from qbench.checks.watch import Clock, watched  # takes long to import
+
+        clock = Clock()
+        return watched(method, clock), clock
+
+    def _quantize_here(
+        self,
+        method: Any,
+        scheme: Scheme,
+        original: QuantizedModel,
+        tokens: Tensor | None,
+        folder: Path,
+        clock: Clock | None,
+    ) -> None:
+        """Quantize in this process, and save the artifact with what it cost.
+
+        original: the model, which is changed in place. tokens: (samples, length) int64.
+        clock: see `_method`.
+        """
+        cell = self.job.cell
         walk_batch = halved(WALK_BATCH, self.job.halvings)
-        reset_peak_memory(device)
+        reset_peak_memory(self.job.device)
         started = time.perf_counter()
 
         def quantized(files: BlockFiles | None) -> QuantizedModel:
             with self.phase("quantize"):
                 made = quantize(
-                    model,
+                    original.model,
                     method,
                     scheme,
                     tokens,
-                    tokenizer=tokenizer,
-                    device=device,
+                    tokenizer=original.tokenizer,
+                    device=self.job.device,
                     dtype=cell.calibration.dtype if cell.calibration else "float32",
                     batch_size=walk_batch,
                     progress=self.span(0.0, self.job.estimate.quantize_share, "quantizing"),
                     files=files,
                 )
             seconds = time.perf_counter() - started
-            costs = {"seconds": seconds, "peak_bytes": peak_memory(device)}
+            costs = {"seconds": seconds, "peak_bytes": peak_memory(self.job.device)}
             if clock is not None:  # its memory cannot be told from the method's
                 costs |= {"seconds": seconds - clock.seconds, "watched": True}
             made.manifest["costs"] = costs
             made.manifest |= self._origin
-            if walk_batch != WALK_BATCH and cell.calibration and not declaration.trains:
+            if walk_batch != WALK_BATCH and cell.calibration and not declared(cell.method).trains:
                 made.manifest["walk_batch"] = walk_batch
             return made
 
-        quantized_into(folder, model, quantized, self.saving)
+        quantized_into(folder, original.model, quantized, self.saving)
 
     def _quantize_elsewhere(
         self, method: Any, scheme: Scheme, tokens: Tensor | None, folder: Path
     ) -> None:
-        """Let another package quantize the model, and save what it wrote as the artifact."""
+        """Have another package quantize the model, and save its result as the artifact."""
         share = self.job.estimate.quantize_share
         at_work = self.span(0.0, share, f"in the environment of {method.package.name}")
         with self.phase("quantize"):
@@ -239,7 +277,7 @@ class _Work(AtWork):
 
     @property
     def _origin(self) -> dict[str, Any]:
-        """What the manifest of this cell's artifact says of the model that it was made of."""
+        """What the manifest of the artifact says of the model that was quantized."""
         cell = self.job.cell
         origin = {"artifact": cell.artifact} | provenance(self.job.model)
         if not Path(cell.model).is_dir():

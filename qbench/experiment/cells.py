@@ -1,4 +1,4 @@
-"""From a grid to the cells of a plan, and from a cell to the command line that makes it again."""
+"""From a grid to the cells of a plan, and from a cell to the command line that repeats it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from qbench.registry import declared, method_class, source_hash
 def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first.
 
-    `none` is one cell per model, whatever the bits. Cells whose scheme the method does not support
-    are among them. A method that calibrates has a cell for each size and each draw of the
-    calibration sample; what draws nothing has one, without a seed. Raises ConfigError before any
-    work where something does not fit, such as bits that none of the methods supports.
+    `none` has one cell per model, whatever the bits. Cells whose scheme the method does not support
+    are included. A method that calibrates has a cell for each size and each draw of the calibration
+    sample; a method that draws nothing has one cell, without a seed. ConfigError, before any work,
+    where something does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
     grid.check_owners([method for method, _ in variants])
@@ -79,7 +79,7 @@ def _recipe(scheme: Scheme | None) -> str:
 
 
 def cell_command(grid: Grid, cell: Cell) -> str:
-    """The command line that makes this one cell again."""
+    """The command line that repeats this one cell."""
     words = ["qbench", "run", "--model", cell.model, "--methods", cell.method]
     if cell.scheme is not None:
         group = cell.scheme.group_size or "channel"
@@ -114,7 +114,7 @@ def cell_command(grid: Grid, cell: Cell) -> str:
 
 
 def _settings_of(grid: Grid, cell: Cell) -> Settings:
-    """What `--set` has to say for this one cell: of its method, its tasks and the calibration."""
+    """The values of `--set` for this one cell: of its method, its tasks and the calibration."""
     defaults = declared(cell.method).parameters
     # The preset would set these again, also where the cell has the method's default.
     params = {key: defaults[key] for key in grid.method_settings(cell.method)} | cell.params

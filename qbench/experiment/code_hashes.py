@@ -1,8 +1,8 @@
-"""Which code of ours decides the numbers of cells, and the hashes of it that their ids hold.
+"""Which code of qbench decides the numbers of cells, and its hashes, which are in their ids.
 
-A name is that of a module or a room of `qbench`, all of whose modules count. Methods are hashed by
-themselves (`qbench.registry.source_hash`). `tests/experiment/test_code_hashes.py` walks the imports
-of a cell's process, and says of every module that is in no hash why it changes no number.
+A name is a module of `qbench`, or a room, of which all modules count. Methods have a hash of their
+own (`qbench.registry.source_hash`). `tests/experiment/test_code_hashes.py` goes through the imports
+of a cell's process, and gives the reason for every module that is in no hash.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ JUDGING = (
     *_MODELS,
     "calibration.head",
     "calibration.passes",
+    "calibration.precision",
     "calibration.spool",
     "calibration.streamed",
     "calibration.walk",
@@ -82,7 +83,10 @@ DIVIDING = ("allocation", "calibration.fisher", "sensitivity")
 
 
 def code_hash(names: Iterable[str], *besides: str) -> str:
-    """12 hex digits for the code under these names, and for what else is said of it."""
+    """12 hex digits for the code under these names.
+
+    besides: other texts that are part of the hash, such as the version of a package.
+    """
     digest = hashlib.sha256()
     for name in names:
         for path in _files(f"qbench.{name}"):
@@ -93,7 +97,7 @@ def code_hash(names: Iterable[str], *besides: str) -> str:
 
 
 def _files(module: str) -> Iterator[Path]:
-    """The file of a module, found without importing it, or those of a room."""
+    """The file of a module, or the files of a room; nothing is imported."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no module named {module!r}", name=module)

@@ -1,4 +1,4 @@
-"""What data a command takes, opened, and the words that it says of it."""
+"""The data that a command uses, and the line in which it says so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from qbench.tasks.declaration import Declaration
 
 
 class ChosenData(NamedTuple):
-    """Data, opened. data: what opens it again. warning: why it is not what one would expect."""
+    """The data of a command.
+
+    source: opened. data: the value of `--data` that opens it again. warning: why it is not what one
+    would expect, or None.
+    """
 
     source: Source
     data: str
@@ -21,7 +25,7 @@ class ChosenData(NamedTuple):
 
 
 def choose_data(data: str, models: Sequence[str], tables: Sequence[str]) -> ChosenData:
-    """What `--data` comes to for these models and tables (`qbench.tasks.data.choose`).
+    """The data for these models and tables (`qbench.tasks.data.choose`). data: as `--data`.
 
     DataError where there is no such data.
     """
@@ -34,18 +38,18 @@ def choose_data(data: str, models: Sequence[str], tables: Sequence[str]) -> Chos
 def announced_data(
     data: str, models: Sequence[str], tables: Sequence[str], announce: Announce
 ) -> ChosenData:
-    """The same, which is told in one line."""
+    """The same as `choose_data`; also announces it in one line."""
     choice = choose_data(data, models, tables)
     announce(data_line(choice.source, choice.warning))
     return choice
 
 
 def tables_of(tasks: Sequence[Task]) -> list[str]:
-    """The tables that tasks read; one of somebody else's may bring its own data."""
+    """The tables that tasks read. A task of another package may have data of its own."""
     return [task.table_name for task in tasks if isinstance(task, Declaration)]
 
 
 def data_line(source: Source, warning: str | None) -> str:
-    """How a command begins: with its data, and a warning where they are not real."""
+    """The first line of a command: its data, and a warning where they are stand-ins."""
     line = f"data  {source.describe()}"
     return line if warning is None else f"{line}; warning: {warning}"

@@ -1,4 +1,4 @@
-"""The second half of a cell: its model is judged by every task, and what was asked is stored."""
+"""The second half of a cell: every task judges its model, and the items are stored."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from qbench.tasks.contract import Context, Task, Unquantized
 def evaluate(at_work: AtWork, model: Any, tokenizer: Any) -> tuple[Score, ...]:
     """Scores of every task; the samples are written on the way.
 
-    What tasks need of the unquantized model they prepare first, so that tasks that share a pass
-    over the model under test find it, whichever of them is evaluated first.
+    First all tasks prepare what they need of the unquantized model. So tasks that share a pass over
+    the model under test can do so in any order.
     """
     cell = at_work.job.cell
     check_fit(model, tokenizer, f"model {cell.model!r}")
@@ -67,7 +67,7 @@ def evaluate(at_work: AtWork, model: Any, tokenizer: Any) -> tuple[Score, ...]:
 
 
 def _lint(at_work: AtWork, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Put what may be wrong with the evaluation among the facts."""
+    """Add to the facts what may be wrong with the evaluation."""
     told = at_work.facts.get("evaluation", {})
     evaluated = Evaluated(at_work.job.cell, told, rows, at_work.facts.get("coverage", {}))
     cautions = [*at_work.cautions, *lint_cell(evaluated)]
@@ -75,10 +75,10 @@ def _lint(at_work: AtWork, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> N
 
 
 def _prepare(at_work: AtWork, context: Context, spec: TaskSpec) -> None:
-    """Have what a task needs of the unquantized model; again where its file is damaged.
+    """Let a task prepare what it needs of the unquantized model; again where its file is damaged.
 
-    What was made of another model or of other data than the plan's is removed: other cells would
-    take it for the plan's.
+    A file that was made from another model or other data than the plan's is removed, or other cells
+    would use it.
     """
     task = at_work.tasks[spec.name]
     path = at_work.store.reference(at_work.job.cell, spec)

@@ -1,4 +1,4 @@
-"""A cell of another package's method: its worker quantizes, and what it wrote is read."""
+"""A cell of another package's method: its worker quantizes, and its result is read."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SCRATCH = "handed-over"  # in a folder that `qbench gc` knows as a leftover of a
 
 
 def require_environment(method: str) -> None:
-    """ConfigError where a method's environment is not there, with the command that installs it.
+    """ConfigError where a method cannot be run here, or has no environment, with what to do.
 
-    So it is where nothing can be run, with the reason. Where installing has failed the cell is run
-    all the same, and fails with the reason.
+    Where installing the environment has failed, the cell is run all the same, and fails with the
+    reason.
     """
     cls = _class(method)
     unavailable = cls.unavailable or cls.package.unavailable
@@ -82,23 +82,20 @@ def quantize_elsewhere(
         )
     if quantized.tokenizer is not None:  # else the cell says so
         keep_word_on_bos(quantized.tokenizer, settings_file(source))
-    manifest: dict[str, Any] = facts_of(method, scheme)
-    manifest["written"] = quantized.manifest["written"] | _provenance(present)
-    manifest["costs"] = {
-        "seconds": written.result.seconds,
-        "peak_bytes": written.result.peak_bytes,
+    facts: dict[str, Any] = {
+        "written": quantized.manifest["written"] | _provenance(present),
+        "costs": {"seconds": written.result.seconds, "peak_bytes": written.result.peak_bytes},
     }
     if tokens is not None:
-        manifest["calibration"] = calibration_facts(tokens)
-    quantized.manifest = manifest
+        facts["calibration"] = calibration_facts(tokens)
+    quantized.manifest = facts_of(method, scheme) | facts
     return quantized
 
 
 def as_written(coverage: dict[str, Any], quantized: QuantizedModel) -> dict[str, Any]:
-    """The coverage of a quantized model, of another package's by what its own files hold.
+    """The coverage of a quantized model; for another package's model, by its own files.
 
-    Weights that are read dequantized are quantized all the same, and have the bits that the codes
-    in these files take.
+    Weights that were read dequantized count as quantized, with the bits of the codes in the files.
     """
     written = quantized.manifest.get("written")
     if written is None:

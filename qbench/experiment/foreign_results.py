@@ -1,8 +1,8 @@
-"""From what a worker has written to a quantized model: read exactly where codes can be read.
+"""From the files of a worker to a quantized model, exactly where its codes can be read.
 
-The package's own checkpoint enters: as a folder that `qbench.exchange` reads, as a GGUF file, or,
-where neither can be, as the codes or else the weights that the worker took out of the package's own
-layers. Whatever is read is held against the package's own dequantized weights where it gives them.
+The package's checkpoint is read as a folder by `qbench.exchange`, or as a GGUF file. Where neither
+is possible, the worker took the codes, or else the weights, out of the package's own layers. The
+result is compared with the package's own dequantized weights, where the worker wrote these.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ Weights = dict[str, WeightFormat]
 def read_result(
     package: str, written: Written, bits: int, original: Callable[[], QuantizedModel]
 ) -> QuantizedModel:
-    """The quantized model that lies in a worker's output folder, with its weights dequantized.
+    """The quantized model in a worker's output folder, with its weights dequantized.
 
-    bits: that were asked for. original: loads the unquantized model, in float32. The manifest says
-    in `written` how it was read, the bits per weight and bytes of the package's own files, and what
-    the package was asked for. MethodError where files are damaged or contradict each other.
+    bits: those that were asked for. original: loads the unquantized model, in float32. The entry
+    `written` of the manifest says how the model was read, the bits per weight and bytes of the
+    package's own files, and what the package was asked for. MethodError where files are damaged or
+    contradict each other.
     """
     dequantized = _tensors(package, written.dequantized)
     try:
@@ -114,7 +115,7 @@ def _uniform(package: str, parts: Mapping[str, Tensor], bits: int) -> Weights:
         if scale is None or codes.ndim != 2 or codes.dtype != torch.uint8:
             raise MethodError(
                 f"{package}: layer {name} has codes {codes.dtype} {tuple(codes.shape)} and "
-                f"{'a' if scale is not None else 'no'} scale; uint8 (out, in) and a scale are read"
+                f"{'a' if scale is not None else 'no'} scale; expected uint8 (out, in) and a scale"
             )
         if int(codes.max()) >= 2**bits:
             raise MethodError(

@@ -50,14 +50,14 @@ from qbench.registry import check_parameter, declared, get_method, method_class,
 
 __all__ = ["CALIBRATION", "PRESETS", "SWEEPS", "Grid", "parse_set", "read_grid", "single_settings"]
 
-TRAINED = "trained"  # what stands before a prompt unless something else is asked
-CALIBRATION = "calibration"  # an owner of settings beside methods and tasks
-CALIBRATION_KEYS = {"samples": 1, "length": 2}  # each with the least that it may be
+TRAINED = "trained"  # the value of `bos` unless another is asked for
+CALIBRATION = "calibration"  # in `set`, a key beside methods and tasks
+CALIBRATION_KEYS = {"samples": 1, "length": 2}  # each with its least value
 MOST_DRAWS = 1000  # of the calibration sample: each is a cell
 NO_SWITCHES = (  # keys that are numbers
     "group_size", "head_bits", "seed", "replicates", "time_limit", "workers", "memory", "max_cells",
 )  # fmt: skip
-TASK_KEYS = {  # each with the least that it may be
+TASK_KEYS = {  # each with its least value
     "limit": 1, "num_fewshot": 0, "length": 2, "generate": 0, "spread": 1, "max_gen_toks": 1,
 }  # fmt: skip
 
@@ -65,23 +65,23 @@ TASK_KEYS = {  # each with the least that it may be
 class Grid(BaseModel):
     """What the user asks for: `--config` files have these keys, and flags override them.
 
-    bits: of them a fraction, such as 2.8, is divided between layers. group_size: inputs per group,
-    or `channel`. layers: bits of single layers, by globs of their names, and head_bits: of the
-    model's head (`qbench.scheme`). set: `{method: {parameter: [values]}}`, `{task:
-    {limit: [n]}}` or `{calibration: {samples: [n]}}`. methods, tasks, group_size None: those of the
-    preset. text: the kinds that divergence is measured on (`qbench.tasks.divergence`). preset:
-    None for the one that suits the machine (`preset_for`). sweep: a named list of variants in place
-    of methods. dtype: of the evaluated model; `auto` takes bfloat16 where the
-    hardware computes in it, else float32. chat_template: whether prompts are put into the model's
-    own template; bos: what stands before a prompt: what the model was `trained` with, what its
-    `tokenizer` puts there, or `none`; None for what the preset says. time_limit: seconds that one
-    cell may take, None for many times its estimate. latency: whether products and tokens of the
-    packed models are timed, None for what the preset says. workers: cells at a time, None for as
-    many as the devices and their memory take. memory: bytes, or a size such as `8GB`, that the
-    model of a cell may take before it is read block by block; None for what there is. only, skip:
-    patterns of cells that alone are in the plan, and that are not (`qbench.experiment.selection`).
-    max_cells: the first ones alone. requantize: whether a model that is quantized already may be
-    quantized again. trust_remote_code: whether code that a model brings may run.
+    bits: a fraction, such as 2.8, is a budget that is divided between layers. methods, tasks,
+    group_size: None for those of the preset. group_size: inputs per group, or `channel`. layers:
+    bits of single layers, by globs of their names; head_bits: bits of the model's head
+    (`qbench.scheme`). sweep: a named list of variants, in place of methods. preset: None for the
+    one that suits the machine (`preset_for`). set: `{method: {parameter: [values]}}`, `{task:
+    {limit: [n]}}` or `{calibration: {samples: [n]}}`. text: the kinds of text on which divergence
+    is measured (`qbench.tasks.divergence`). dtype: of the evaluated model; `auto` is bfloat16 where
+    the hardware computes in it, else float32. chat_template: whether prompts are put into the
+    model's own template. bos: the token before a prompt: the one that the model was `trained` with,
+    the one that its `tokenizer` adds, or `none`. latency: whether products and tokens of the packed
+    models are timed. chat_template, bos, latency: None for what the preset says. time_limit:
+    seconds that one cell may take, None for many times its estimate. workers: cells at a time, None
+    for as many as the devices and their memory take. memory: bytes, or a size such as `8GB`, that
+    the model of a cell may take before it is read block by block; None for what there is. only,
+    skip: patterns of the cells to run, and of cells to leave out (`qbench.experiment.selection`).
+    max_cells: at most so many cells, the first ones. requantize: whether a model that is quantized
+    already may be quantized again. trust_remote_code: whether code from a model's folder may run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -147,7 +147,7 @@ class Grid(BaseModel):
 
     @property
     def method_names(self) -> list[str]:
-        """The methods of all variants, each once, whether or not there are such."""
+        """The methods of all variants, each once; they may not exist."""
         return list(dict.fromkeys(name for name, _ in self._entries()))
 
     def _entries(self) -> list[tuple[str, dict[str, Scalar]]]:
@@ -188,7 +188,7 @@ class Grid(BaseModel):
         return values | self.set.get(method, {})
 
     def method_settings(self, method: str) -> dict[str, Scalar]:
-        """What the preset fixes for a method: for every method that trains, and for this one."""
+        """The preset's settings for a method: those for all that train, and its own."""
         preset = self.defaults.get("settings", {})
         settings: dict[str, Scalar] = {}
         if trains(declared(method)):
@@ -197,9 +197,9 @@ class Grid(BaseModel):
         return settings
 
     def seeds(self, calibrates: bool) -> tuple[int, ...]:
-        """Of the cells of one variant: a draw each, and 0 alone where nothing is drawn.
+        """The seeds of the cells of one variant, one for each draw; 0 where nothing is drawn.
 
-        ConfigError where the last draw's seed is none.
+        ConfigError where the last seed is too large.
         """
         if not calibrates:
             return (0,)
@@ -239,9 +239,9 @@ class Grid(BaseModel):
         return with_texts(names, self.text)
 
     def task_options(self, task: str, like: str | None = None) -> dict[str, Any]:
-        """Those of TASK_KEYS that are said: by the preset, overridden by `set`.
+        """The options of a task that are given, by TASK_KEYS: the preset's, overridden by `set`.
 
-        like: a task whose options in the preset hold where it has none for this one.
+        like: the task whose options in the preset are taken where it has none for this one.
         """
         of_preset = self.defaults["tasks"]
         preset = of_preset.get(task, of_preset.get(like, {}))
@@ -253,9 +253,9 @@ class Grid(BaseModel):
 
     @property
     def calibrations(self) -> list[dict[str, int]]:
-        """samples and length: the preset's, overridden by `set`, in every combination.
+        """Samples and length of the calibration: the preset's, overridden by `set`, combined.
 
-        ConfigError where one is no number, or too small a one.
+        ConfigError where one is no number, or is too small.
         """
         settings = self.set.get(CALIBRATION, {})
         overrides = whole_numbers(CALIBRATION, settings, CALIBRATION_KEYS, or_all=False)
@@ -270,10 +270,10 @@ class Grid(BaseModel):
         return samples
 
     def schemes(self, method: str) -> list[Scheme | None]:
-        """The schemes that a method is asked for; the unquantized model has the only one, None.
+        """The schemes that a method is asked for; [None] for the unquantized model.
 
-        A method whose format fixes the group size has that one, and no cell for other bits than its
-        own where its own are asked.
+        A method whose format fixes the group size has that group size. Bits that it does not
+        support are left out, if others are asked for that it supports.
         """
         if method == "none":
             return [None]
@@ -317,9 +317,9 @@ class Grid(BaseModel):
     def check_request(self, loaded: bool = False) -> None:
         """ConfigError where a name or a number can be refused before torch is imported.
 
-        DataError where there is no such data. Methods are asked what they declare, and are not
-        imported. Values of parameters, models and what data hold are the plan's to check, and so is
-        a grid with plug-ins, which the plan imports, unless they are `loaded`.
+        DataError where there is no such data. The declarations of methods are read without an
+        import. The plan checks the rest: values of parameters, models, what the data contain, and
+        everything about a grid with plug-ins, unless these are `loaded` already.
         """
         from qbench.tasks.data import require_data
         from qbench.tasks.registry import get_task
@@ -342,7 +342,7 @@ class Grid(BaseModel):
             self.task_options(task)
 
     def _check_lists(self) -> None:
-        """ConfigError for an empty list, and for a scheme that nothing is quantized with."""
+        """ConfigError for an empty list, and for bits and the like where nothing is quantized."""
         for key in ("model", "bits", "methods", "tasks"):
             if getattr(self, key) == ():
                 raise ConfigError(f"{key} is an empty list; name at least one, or leave it out")
@@ -364,8 +364,8 @@ def _unquantized_first(method: str) -> bool:
 def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
     """A grid from a YAML file and flags; a flag that is not None overrides the file.
 
-    Of `set` each parameter by itself is overridden. Raises ConfigError that names the file where it
-    cannot be read, and the key that is wrong.
+    In `set`, a flag overrides single parameters. ConfigError that names the file where it cannot
+    be read, and the key that is wrong.
     """
     settings = merged({} if config is None else read_grid_file(config), flags)
     try:
@@ -379,9 +379,9 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
 
 
 def merged(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a file with the flags that are not None over them.
+    """The keys of a file, overridden by the flags that are not None.
 
-    ConfigError where what is set has no form that is read.
+    ConfigError where `set` has a form that cannot be read.
     """
     if {"jobs", "workers"} <= settings.keys():
         raise ConfigError("jobs and workers are one key of a grid; leave one of them out")

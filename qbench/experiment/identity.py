@@ -1,8 +1,8 @@
 """What decides the identity of cells: all that could change their numbers, resolved and hashed.
 
 A cell's id is the hash of what is gathered here, of its method with its parameters and source, and
-of its scheme (`qbench.experiment.cells.expand`). What is not in it, two cells may not differ in,
-but for the machine: its processor and threads stand in the record, and change the last digits.
+of its scheme (`qbench.experiment.cells.expand`). Cells of one id may differ only in the machine;
+its processor and threads change the last digits, and are in the record.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object without a text of i
 class Identity:
     """What all cells of a grid have in common, but for the model.
 
-    revisions: what exactly is loaded, by the model's name. stored_as: how a model was quantized by
-    whoever made it, None where it was not, by its name. tasks: what is asked on this data.
-    calibrations: of the methods that calibrate, a cell for each. dtype: in which models are
+    revisions: what exactly is loaded, by the model's name. stored_as: how the author of a model
+    quantized it, by its name; None for an unquantized one. tasks: what is asked on this data.
+    calibrations: a method that calibrates has a cell for each. dtype: in which models are
     evaluated. quantization, evaluation, batch_size, device: as in `Cell`.
     """
 
@@ -66,10 +66,10 @@ def identify(
     device: str,
     announce: Announce = lambda text: None,
 ) -> tuple[Identity, dict[str, Task]]:
-    """What a grid stands for on this data and device, and its tasks by their names in cells.
+    """The identity that a grid has on this data and device, and its tasks by their names in cells.
 
-    announce: is told what takes over a second. Raises ConfigError or DataError where a task cannot
-    be asked so.
+    announce: is called with a sentence before anything that takes over a second. ConfigError or
+    DataError where a task has no such settings or data.
     """
     asked = ask(grid, source, announce)
     _refuse_too_long(grid, source)
@@ -104,14 +104,14 @@ def identify(
 
 
 def quantization_hash() -> str:
-    """12 hex digits for the code by which every method is applied: walk, losses and formats."""
+    """12 hex digits for the code that applies every method: walk, losses and formats."""
     return code_hash(QUANTIZING)
 
 
 def evaluation_hash(tasks: Mapping[str, Task]) -> str:
     """12 hex digits for the code that judges: lm-eval's version, ours, and what tasks declare.
 
-    Of a task of another package it is also that of the files that its class stands in.
+    For a task of another package, they include the file of its class.
     """
     declared = [_declared(tasks[name]) for name in sorted(tasks)]
     return code_hash(JUDGING, version("lm_eval"), *declared)
@@ -133,9 +133,9 @@ def ask(
 ) -> list[tuple[Task, TaskSpec]]:
     """The grid's tasks, and what each asks on this data.
 
-    Where a preset asks for examples in prompts and the data has none, there are none, and of its
-    tasks those are left out that the data does not have; both are announced. Raises ConfigError
-    where one has no such setting, or where the data has fewer items.
+    Tasks of a preset that the data does not have are left out, and so are examples in prompts where
+    the data has none; both are announced. ConfigError where a task has no such setting, or where
+    the data has fewer items.
     """
     asked = []
     for name in _present(grid, source, announce):

@@ -1,4 +1,4 @@
-"""What the process of a cell is told."""
+"""The job that the process of a cell gets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from qbench.records import Cell
 
 @dataclass(frozen=True)
 class Job:
-    """All that the process of a cell is told.
+    """All that the process of a cell needs to know.
 
-    model: where the cell's model is. data: of which source. task_names: what the user calls a task,
-    by its name in the cell. batch_size: items at a time, for tasks without one of their own.
-    plugins: the files that this cell needs. threads: of the processor, which other cells share.
-    folder: of the run. place: the working directory. overlaps: by task's own name, what the
-    calibration text holds of it. memory: bytes that the cell may take, None for what there is. gpu:
-    the one that it has for itself, as CUDA_VISIBLE_DEVICES names it. halvings: of the batches,
-    since memory ran out.
+    model: where the cell's model is.
+    data: as for `open_source`.
+    task_names: the name that the user typed for a task, by its name in the cell.
+    batch_size: items at a time, for tasks without one of their own.
+    plugins: the files that this cell needs.
+    threads: of the processor; other cells use the others.
+    folder: of the run.
+    place: the working directory.
+    overlaps: by the task's own name, how much of it the calibration text contains.
+    memory: bytes that the cell may take, None for what there is.
+    gpu: the one that it has for itself, as CUDA_VISIBLE_DEVICES names it.
+    halvings: how often the batches were halved, since memory ran out.
     """
 
     cell: Cell

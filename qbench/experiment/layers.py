@@ -138,7 +138,7 @@ def _scheme_of(folder: Path, manifest: Mapping[str, Any]) -> Scheme | None:
         return TypeAdapter(Scheme).validate_python(manifest["scheme"])
     except (ValidationError, ConfigError) as error:
         raise StoreError(
-            f"{folder / 'config.json'}: the scheme {manifest['scheme']!r} cannot be: "
+            f"{folder / 'config.json'}: the scheme {manifest['scheme']!r} is invalid: "
             f"{reason_of(error)}; quantize again"
         ) from None
 

@@ -1,8 +1,8 @@
-"""What a cell may take of memory, and how a model that is larger is quantized and judged.
+"""The memory that a cell may take, and how a model that is larger is quantized and judged.
 
-Its blocks then stay in their files but for the one that is worked on, those of the quantized model
-are written as they are finished, and hidden states beyond a part of the memory go to files, too.
-What comes out is the same, bit for bit.
+The blocks of such a model stay in their files, but for the one at work. Those of the quantized
+model are written as they are finished. Hidden states that take more than a part of the memory go to
+files, too. The result is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ STREAMS = 4  # one part in so many of the memory is for hidden states
 
 @dataclass(frozen=True)
 class Memory:
-    """What may be taken.
+    """The memory that may be taken.
 
-    limit: bytes, None for what the machine has left. folder: on a disk, for hidden states.
+    limit: bytes, None for what the machine has left. folder: for files of hidden states.
     """
 
     limit: int | None
@@ -45,7 +45,7 @@ class Memory:
         return available_memory() if self.limit is None else self.limit
 
     def read(self, source: ModelSource, dtype: str, device: str = "cpu") -> QuantizedModel:
-        """`read_model`, paged where the model is too large. device: where it is to compute."""
+        """As `read_model`; paged where the model is too large. device: where it computes."""
         if not self.is_too_large(source, dtype, device):
             return read_model(source, dtype, device)
         return_large_blocks()
@@ -66,7 +66,7 @@ class Memory:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Where hidden states beyond their part of the memory go to files."""
+        """A context in which hidden states beyond their part of the memory go to files."""
         with spooling(self.folder, self.room // STREAMS):
             yield
 
@@ -77,10 +77,10 @@ def quantized_into(
     work: Callable[[BlockFiles | None], QuantizedModel],
     writing: Writing = nullcontext,
 ) -> QuantizedModel:
-    """Quantize a model, save it, and return it; of a paged one each block is saved once it is done.
+    """Quantize a model, save it, and return it. A paged one is saved block by block.
 
-    work: quantizes, with the files that `quantize` is to be given. writing: makes a context in
-    which results are written. Raises what `work` raises, and what `save` does.
+    work: quantizes, and passes the files on to `quantize`. writing: makes a context in which
+    results are written. Raises what `work` and `save` raise.
     """
     if not is_paged(model):
         quantized = work(None)

@@ -1,7 +1,7 @@
-"""Whether the text that calibrates holds text that is evaluated.
+"""Whether the calibration text contains text that is evaluated.
 
-Words are compared, in lower case and without signs, so that a text is found again in another
-spelling of spaces and commas. 13 words in a row are the measure of Brown et al. 2020 (GPT-3,
+Words are compared in lower case and without punctuation, so that spaces and commas do not matter. A
+run of 13 equal words counts, as in Brown et al. 2020 (GPT-3,
 arXiv:2005.14165, appendix C).
 """
 
@@ -21,11 +21,11 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def overlaps(source: Source, tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
-    """By task, of the evaluated texts, how many share WORDS words with the calibration text.
+    """By task, how many of the evaluated texts share WORDS words with the calibration text.
 
-    JSON-able: `items` of `of`, and the first words that are shared as `example`. Texts are the rows
-    that a task may ask, or the texts of a running text; shorter ones are not counted in `of`. Tasks
-    of others are left out.
+    JSON-able: `items` of `of` texts do, with `example` as the first shared words. Texts are the
+    rows that a task may ask, or those of a running text; shorter ones are not counted in `of`.
+    Tasks of other packages are left out.
     """
     known: set[int] | None = None
     found_in: dict[tuple[str, str], dict[str, Any]] = {}  # tasks on one table share the work

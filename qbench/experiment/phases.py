@@ -1,4 +1,4 @@
-"""The parts of a cell's work, of which it is told how long each took."""
+"""The parts of a cell's work, and how long each of them took."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qbench.isolation import Tell
 
 @dataclass
 class Phases:
-    """Tells the time of every part, however it ended.
+    """Tells how long every part took, however it ended.
 
-    doing: the part that is at work, the innermost; where an error has ended it, that one.
+    doing: the innermost part at work, or the one that an error has ended.
     """
 
     tell: Tell

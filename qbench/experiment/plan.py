@@ -1,4 +1,4 @@
-"""From a grid to a plan: everything resolved, checked and priced before any work."""
+"""From a grid to a plan: everything is resolved, checked and estimated before any work."""
 
 from __future__ import annotations
 
@@ -42,21 +42,29 @@ from qbench.tasks.registry import get_task
 
 UNKNOWN = Estimate(0.0, {}, 0)
 HALF = 2  # bytes of a parameter where a config does not say
-SHORT = 0.25  # of the longest quantizing: cells below it are begun before the long ones
+SHORT = 0.25  # of the time of the slowest method: faster cells are begun before slower ones
 
 
 @dataclass
 class Plan:
     """All that is fixed before any work.
 
-    sources: where each model is, by its name in the grid. source: of the data. tasks: by their
-    names in the cells' specs. modelled: costs by the cell's id, as the cost model has them;
-    estimates: the same with what earlier runs took. timings: of these, by the model's name.
-    skipped: why a cell is not run, by its id. jobs: cells at a time. threads: of the processor, for
-    each of them. gpus: in turns, for one of them each; none where all see what this process sees.
-    model_bytes: of the largest model's weights. warning: about the data. downloads: bytes of
-    weights that are to come from the hub, by the model's name. protocol: how the run judges
-    (`qbench.experiment.protocols`). labels: of all cells of the grid, by id.
+    sources: where each model is, by its name in the grid.
+    source: of the data.
+    tasks: by their names in the cells' specs.
+    modelled: what the cost model says of each cell, by its id.
+    estimates: the same, corrected by what earlier runs took.
+    timings: of earlier runs, by the model's name.
+    skipped: why a cell is not run, by its id.
+    jobs: cells at a time.
+    threads: of the processor, for each of these.
+    gpus: one for each cell at work, in turns; empty where all cells see the same devices as this
+        process.
+    model_bytes: bytes of the largest model's weights.
+    warning: about the data.
+    downloads: bytes of weights to be downloaded from the hub, by the model's name.
+    protocol: how the run judges (`qbench.experiment.protocols`).
+    labels: of all cells of the grid, by id.
     """
 
     grid: Grid
@@ -88,11 +96,11 @@ def make_plan(
 ) -> Plan:
     """Resolve models, data and tasks, and check every cell, before any work.
 
-    announce: is told what takes over a second. dry_run: whether it is only to be shown, for which
-    an alias has a config where the hub gives none. elsewhere: whether the cells run on other
-    machines, so that this one need not have the device. A scheme that a method or a model does not
-    support is skipped with its reason. Raises ConfigError, ModelError or DataError, also where no
-    quantized cell is left.
+    announce: is called with a sentence before anything that takes over a second. dry_run: whether
+    the plan is only shown; then built-in configs serve for known models that the hub does not give.
+    elsewhere: whether the cells run on other machines, so that this one need not have the device. A
+    cell whose scheme its method or model does not support is skipped with the reason. ConfigError,
+    ModelError or DataError where something cannot be resolved, or where no quantized cell is left.
     """
     device = named_device(grid.device) if elsewhere else pick_device(grid.device)
     load_plugins(grid.plugin)
@@ -119,10 +127,10 @@ def make_plan(
 
 
 def working_order(plan: Plan) -> list[Cell]:
-    """The cells as they are begun: those first that are soon quantized, for early scores.
+    """The cells in the order in which they are begun.
 
-    Of the others the cheapest is next, or where several are at work the longest, so that all end
-    together.
+    Those that are quantized quickly are first, so that there are scores early. Of the others the
+    shortest is next; or the longest, where several are at work, so that all end together.
     """
     short = SHORT * max(estimate.quantize for estimate in plan.estimates.values())
     early = [cell for cell in plan.cells if plan.estimates[cell.id].quantize < short]
@@ -132,13 +140,13 @@ def working_order(plan: Plan) -> list[Cell]:
 
 
 def expected_seconds(plan: Plan, done: Collection[str] = ()) -> float:
-    """How long the cells will take together, without those that are done, before latencies."""
+    """Seconds that all cells will take together, without those that are done and latencies."""
     left = [cell.id for cell in working_order(plan) if cell.id not in done]
     return makespan([plan.estimates[name].seconds for name in left], plan.jobs)
 
 
 def stored_bytes(skeleton: Any) -> int:
-    """Of a model's weights as they are published, in the dtype that its config states."""
+    """Bytes of a model's weights as they are published, in the dtype that its config states."""
     stated = getattr(skeleton.config, "dtype", None)
     itemsize = stated.itemsize if isinstance(stated, torch.dtype) else HALF
     return itemsize * stored_parameters(skeleton)
@@ -157,7 +165,7 @@ def _refuse_quantized(
 
 
 def _check_and_estimate(plan: Plan) -> None:
-    """Skip what does not fit a method or a model, and fill in what every other cell will cost."""
+    """Skip cells that do not fit their method or model, and estimate the costs of all others."""
     skeletons = {name: load_skeleton(model) for name, model in plan.sources.items()}
     for name in dict.fromkeys(cell.model for cell in plan.cells if cell.scheme is not None):
         refuse_own_code(skeletons[name])
@@ -188,7 +196,7 @@ def _check_and_estimate(plan: Plan) -> None:
 
 
 def _open_timings(plan: Plan, skeletons: Mapping[str, Any]) -> None:
-    """What runs like this one took."""
+    """Read how long runs like this one took."""
     machine = hardware()
     dtype = plan.cells[0].dtype
     for name, skeleton in skeletons.items():
@@ -198,7 +206,7 @@ def _open_timings(plan: Plan, skeletons: Mapping[str, Any]) -> None:
 
 
 def _model_costs(plan: Plan, skeletons: Mapping[str, Any]) -> None:
-    """What every cell costs by the cost model, at the plan's threads."""
+    """Estimate every cell by the cost model, at the plan's threads."""
     rates = {}
     for name, skeleton in skeletons.items():
         measured = measure_rates(skeleton, plan.device, plan.cells[0].dtype, plan.threads)
@@ -220,7 +228,7 @@ def _model_costs(plan: Plan, skeletons: Mapping[str, Any]) -> None:
 
 
 def _add_references(plan: Plan) -> None:
-    """Price what tasks compute of the unquantized model: the first cell of a model has to do it."""
+    """Add what tasks compute of the unquantized model, which the first cell of a model does."""
     seen = set()
     for cell in working_order(plan):
         for spec in cell.tasks:
@@ -236,7 +244,7 @@ def _add_references(plan: Plan) -> None:
 
 
 def _add_latencies(plan: Plan) -> None:
-    """Price the latencies: cells of one model, format and scheme share what is measured."""
+    """Add the latencies; cells of one model, format and scheme share what is measured."""
     seen = set()
     for cell in plan.cells:
         if cell.scheme is None or cell.id in plan.skipped:

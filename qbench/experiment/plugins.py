@@ -24,7 +24,7 @@ def load_plugins(paths: Iterable[Path]) -> None:
 def plugins_of(method: str, paths: Iterable[Path]) -> tuple[Path, ...]:
     """The files that a cell of a method needs: those of tasks, and the one that defines the method.
 
-    So what one method's file does when it is imported is nothing to the cells of others.
+    So the file of one method cannot disturb the cells of others when it is imported.
     """
     file = declared(method).file
     return tuple(path for path in paths if path.suffix != ".py" or str(path) == file)

@@ -1,4 +1,4 @@
-"""What the server imports once, so that the process of a cell need not: whatever takes long.
+"""The modules that take long to import: the server does so once, for the processes of all cells.
 
 The classes of a model are imported when it is loaded, but for those of Llama, which bring with them
 what all others need.

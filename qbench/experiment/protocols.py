@@ -1,8 +1,8 @@
-"""A run's protocol: all that is fixed about how it judges, resolved, hashed and named.
+"""A run's protocol: all settings of how it judges, with a hash and a name.
 
-What is asked of the model stands in the cells, and so in their ids: the tasks with their settings,
-the code that judges, batch size, dtype and device. Here it is put together as people compare it,
-with the preset's name where it is what that preset declares.
+The cells have these settings, and so their ids do: the tasks, the code that judges, batch size,
+dtype and device. The protocol puts them together for people to compare, under the name of the
+preset if they are as the preset declares.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PACKAGES = ("lm_eval", "torch", "transformers", "tokenizers", "datasets")
 def protocol_of(grid: Grid, identity: Identity, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """`name`, `hash` and `statement` of how a grid judges, JSON-able.
 
-    The statement holds every setting, those at their defaults too. The hash is of the statement.
-    tasks: by their names in the specs.
+    The statement has every setting, also those at their defaults. The hash is that of the
+    statement. tasks: by their names in the specs.
     """
     asked = {}
     for spec in identity.tasks:
@@ -104,6 +104,6 @@ def require_versions(grid: Grid) -> None:
             present = "not installed"
         if present != wanted:
             raise ConfigError(
-                f"the protocol {grid.preset!r} is defined with {name} {wanted}, and here is "
-                f"{present}; install that version, or take another preset"
+                f"the protocol {grid.preset!r} is defined with {name} {wanted}, and the version "
+                f"here is {present}; install that version, or take another preset"
             )

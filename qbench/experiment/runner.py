@@ -1,8 +1,8 @@
 """From a plan to records: cell by cell, each in a process of its own, beside other runners.
 
-A runner claims a cell before it works on it. What others have claimed it leaves to them, and in the
-end it waits for them, so that all who run one plan on one folder end with the same records. On the
-processor a runner works on several cells at a time, each on a part of the cores.
+A runner claims a cell before it works on it. It leaves cells to the runners that have claimed them,
+and waits for these at the end, so that all runners of one plan on one folder end with the same
+records. On the processor a runner works on several cells at a time, each on a part of the cores.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LIMIT_FACTOR = 20
 
 
 class View(Protocol):
-    """Who is told what happens, by several threads where several cells are at work."""
+    """What shows the events of a run. Several threads call it where several cells are at work."""
 
     def begin(self, cell: Cell, position: int, cells: int) -> None:
         """A cell starts."""
@@ -63,7 +63,7 @@ class View(Protocol):
         """A task of a cell is done."""
 
     def note(self, text: str) -> None:
-        """Something that people should know, and that ends nothing."""
+        """A sentence for people; the cell goes on."""
 
     def waiting(self, cells: int) -> None:
         """So many cells are left, and other runners work on them."""
@@ -79,9 +79,9 @@ class View(Protocol):
 
 
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
-    """Work through the cells without an `ok` record; returns the records of all cells of the plan.
+    """Run the cells that have no `ok` record; returns the records of all cells of the plan.
 
-    A failing cell is recorded, and others go on. Raises StoreError where results can no longer be
+    A cell that fails is recorded, and the others go on. StoreError where results can no longer be
     written; what was written stays, and the same call resumes.
     """
     running = _Run(plan, store, view, machine_of(plan))
@@ -160,9 +160,9 @@ class _Run:
                 time.sleep(POLL)
 
     def measure(self) -> None:
-        """Give the finished cells their latency, one after the other, while nothing computes here.
+        """Measure the latency of the finished cells, one by one, while nothing else computes here.
 
-        Those of records that an older run has left without one are among them.
+        Cells of older runs whose records have no latency are among them.
         """
         for cell in self.plan.cells:
             settled = self.settled[cell.id]
@@ -177,7 +177,7 @@ class _Run:
             self.view.measured(record)
 
     def _latency(self, cell: Cell) -> Latency:
-        """What its packed model costs here; what cannot be measured has a reason."""
+        """The latency of a cell's packed model; with a reason where it cannot be measured."""
         try:
             outcome = self._isolated(measure, cell, LEAST_LIMIT)
         except OSError as error:
@@ -187,7 +187,7 @@ class _Run:
         return not_measured(cell, self.machine["hardware"], outcome["reason"])
 
     def _take(self, cell: Cell, before: object, gpu: str | None) -> bool:
-        """Settle a cell unless somebody else works on it. before: the stamp of an old record."""
+        """Settle a cell unless another runner works on it. before: the stamp of an old record."""
         with self.taking:
             if self.stopping.is_set() or cell.id in self.settled or cell.id in self.at_work:
                 return False
@@ -216,7 +216,7 @@ class _Run:
         return True
 
     def _from_elsewhere(self, cell: Cell, before: object) -> Record | None:
-        """What another runner has recorded since this one started, be it a failure."""
+        """The record that another runner has written since this one started, also of a failure."""
         if self.store.stamp(cell) == before:
             return None
         return self.store.record(cell)
@@ -253,9 +253,9 @@ class _Run:
         return record
 
     def _worked_on(self, cell: Cell) -> dict[str, Any]:
-        """What the cell's process tells in the end.
+        """The last event of the cell's process.
 
-        Where memory runs out, it is tried with smaller batches, and then once block by block.
+        Where memory runs out, the cell is tried with smaller batches, and then once block by block.
         """
         limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
         sizes = batches(self.plan, cell)

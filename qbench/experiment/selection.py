@@ -27,12 +27,13 @@ def select(grid: Grid, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         for pattern in patterns:
             if not any(matches(cell, pattern, told[cell.id]) for cell in cells):
                 raise ConfigError(f"{flag} {pattern!r} matches no cell; {_listed(told)}")
-    chosen = [
-        cell
-        for cell in cells
-        if (not grid.only or any(matches(cell, pattern, told[cell.id]) for pattern in grid.only))
-        and not any(matches(cell, pattern, told[cell.id]) for pattern in grid.skip)
-    ]
+    chosen = []
+    for cell in cells:
+        label = told[cell.id]
+        named = not grid.only or any(matches(cell, pattern, label) for pattern in grid.only)
+        skipped = any(matches(cell, pattern, label) for pattern in grid.skip)
+        if named and not skipped:
+            chosen.append(cell)
     if not chosen:
         raise ConfigError(f"--only and --skip leave no cell; {_listed(told)}")
     return tuple(chosen[: grid.max_cells])

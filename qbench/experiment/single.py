@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from qbench.models.tokenizers import check_fit, require_template
 from qbench.quantization import QuantizedModel, made_of, quantize, refuse_quantized
 from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
-from qbench.tasks.contract import Context, Outcome, Unquantized
+from qbench.tasks.contract import Context, Outcome, Task, Unquantized
 from qbench.tasks.data import CALIBRATION
 from qbench.tasks.registry import get_task
 
@@ -61,11 +61,11 @@ def quantize_model(
 ) -> dict[str, float]:
     """Quantize a model by name, save it to `output`, and return its measured bits per weight.
 
-    settings: values of the method's parameters. dtype: what the model's parameters are rounded to
+    settings: values of the method's parameters. dtype: to which the model's parameters are rounded
     beforehand; `auto` leaves them as they are. requantize: whether a model that is quantized
-    already is taken. trust_remote_code: whether code that it brings may run. memory: bytes that may
-    be taken, None for what there is. announce: is told what data calibrate. StoreError before any
-    work where nothing can be written at `output`, or where it is the model that is read.
+    already is accepted. trust_remote_code: whether code from the model's folder may run. memory:
+    bytes that may be taken, None for what there is. announce: is called with a sentence about the
+    data. StoreError, before any work, where `output` cannot be written, or is the model itself.
     """
     require_writable(output)
     quantizer = get_method(method, **settings)
@@ -78,37 +78,45 @@ def quantize_model(
     if calibrates(quantizer) or scheme.budget is not None:
         calibrating = announced_data(data, (model,), (CALIBRATION,), announce).source
     allowed = Memory(memory, output.absolute().parent)
-    source = allowed.read(place, "float32")
+    original = allowed.read(place, "float32")
     if not requantize:
-        refuse_quantized(source, model)
-    unquantized, tokenizer = source.model, source.tokenizer
+        refuse_quantized(original, model)
     if dtype != "auto":
-        round_parameters(unquantized, torch_dtype(pick_dtype(dtype, machine)))
+        round_parameters(original.model, torch_dtype(pick_dtype(dtype, machine)))
     tokens = None
     if calibrating is not None:
-        check_fit(unquantized, tokenizer, model)
-        tokens = calibration_windows(calibrating.text(CALIBRATION), tokenizer, *calibration)
+        check_fit(original.model, original.tokenizer, model)
+        texts = calibrating.text(CALIBRATION)
+        tokens = calibration_windows(texts, original.tokenizer, *calibration)
 
     def work(files: BlockFiles | None) -> QuantizedModel:
         quantized = quantize(
-            unquantized,
+            original.model,
             quantizer,
             scheme,
             tokens,
-            tokenizer=tokenizer,
+            tokenizer=original.tokenizer,
             device=machine,
             dtype=pick_dtype("auto", machine),
             progress=progress,
             files=files,
         )
-        if not Path(model).is_dir():  # which folder it was elsewhere tells nobody anything
-            quantized.manifest["model"] = model
-            quantized.manifest["model_revision"] = resolved_revision(place)
-        quantized.manifest |= provenance(place)
+        quantized.manifest |= _origin(model, place)
         return quantized
 
     with allowed.at_work():
-        return quantized_into(output, unquantized, work).bits_per_weight
+        return quantized_into(output, original.model, work).bits_per_weight
+
+
+def _origin(name: str, source: ModelSource) -> dict[str, Any]:
+    """What the manifest of a quantized model says of the model of that name, which it is made of.
+
+    The path of a folder would tell nothing on another machine.
+    """
+    named = {}
+    if not Path(name).is_dir():
+        named = {"model": name, "model_revision": resolved_revision(source)}
+    return named | provenance(source)
 
 
 def evaluate_model(
@@ -120,9 +128,9 @@ def evaluate_model(
 ) -> Iterator[Score]:
     """Scores of a saved model, task by task, under the protocol of a grid.
 
-    unquantized: the model that tasks compare with, None for the one that the folder says it was
-    made from. announce: is told which data is taken. Raises ConfigError for such a task where that
-    model is not known.
+    unquantized: the model that tasks compare with, None for the one from which the folder says that
+    it was made. announce: is called with a sentence about the data. ConfigError where a task
+    compares with the unquantized model, and that is not known.
     """
     for _spec, outcome in judge_model(folder, grid, progress, unquantized, announce):
         yield from outcome.scores
@@ -135,19 +143,10 @@ def judge_model(
     unquantized: str | None = None,
     announce: Announce = lambda text: None,
 ) -> Iterator[tuple[TaskSpec, Outcome]]:
-    """What every task says of a saved model, with its items; as `evaluate_model`."""
+    """The outcome of every task, with its items. Arguments and errors as in `evaluate_model`."""
     device = pick_device(grid.device)
     load_plugins(grid.plugin)
-    grid.check_owners([], calibrates=False)
-    for task_name in grid.task_names:
-        grid.task_options(task_name)  # a wrong setting is told before a model is looked for
-    if unquantized is not None and not any(
-        get_task(name).needs_unquantized for name in grid.task_names
-    ):
-        raise ConfigError(
-            f"--unquantized {unquantized} does nothing, as none of {', '.join(grid.task_names)} "
-            "compares with it; leave it out, or add divergence to --tasks"
-        )
+    _check_tasks(grid, unquantized)
     place = find_model(str(folder), grid.trust_remote_code)
     if grid.prompts["chat_template"]:
         require_template(place)
@@ -159,12 +158,8 @@ def judge_model(
     model, tokenizer = quantized.model, quantized.tokenizer
     check_fit(model, tokenizer, str(folder))
     name = unquantized or quantized.manifest.get("model")
-    for task, spec in asked:
-        if task.needs_unquantized and name is None:
-            raise ConfigError(
-                f"{spec.name} compares with the unquantized model, and {folder} does not say which "
-                "that is; give --unquantized MODEL, or leave the task out"
-            )
+    if name is None:
+        _refuse_comparisons(asked, folder)
     on_device(model, device)
 
     def load() -> tuple[Any, Any]:
@@ -187,8 +182,34 @@ def judge_model(
             yield spec, task.evaluate(mine, spec)
 
 
+def _check_tasks(grid: Grid, unquantized: str | None) -> None:
+    """ConfigError for a wrong setting of a task, or where none compares with `unquantized`.
+
+    A model is looked for only afterwards, as that may take long.
+    """
+    grid.check_owners([], calibrates=False)
+    for name in grid.task_names:
+        grid.task_options(name)
+    if unquantized is None or any(get_task(name).needs_unquantized for name in grid.task_names):
+        return
+    raise ConfigError(
+        f"--unquantized {unquantized} does nothing, as none of {', '.join(grid.task_names)} "
+        "compares with it; leave it out, or add divergence to --tasks"
+    )
+
+
+def _refuse_comparisons(asked: Iterable[tuple[Task, TaskSpec]], folder: Path) -> None:
+    """ConfigError for a task that compares with the unquantized model, which is not known."""
+    for task, spec in asked:
+        if task.needs_unquantized:
+            raise ConfigError(
+                f"{spec.name} compares with the unquantized model, and {folder} does not say which "
+                "that is; give --unquantized MODEL, or leave the task out"
+            )
+
+
 def require_origin(origin: ModelSource, revision: str | None, folder: Path) -> None:
-    """ModelError where the model of that name is not what the folder was made from any more."""
+    """ModelError where the model of that name has changed since the folder was made from it."""
     present = resolved_revision(origin)
     if revision is not None and present != revision:
         raise ModelError(
@@ -198,6 +219,6 @@ def require_origin(origin: ModelSource, revision: str | None, folder: Path) -> N
 
 
 def data_for(grid: Grid, name: str, announce: Announce) -> ChosenData:
-    """The data that the grid's tasks are asked on. name: of the model that is judged by them."""
+    """The data of the grid's tasks. name: of the model that they judge."""
     tables = tables_of([get_task(task) for task in grid.task_names])
     return announced_data(grid.data, (name,), tables, announce)

@@ -1,8 +1,8 @@
-"""How far a run is, read from its folder while others work on it: nothing there is changed.
+"""How far a run is, read from its folder, which is not changed.
 
-A cell is at work where a runner has claimed it, or where its file of events has just grown, as
-claims are not seen from machines whose file systems know no locks. Between cells, and while
-latencies are measured, it is the runners' own claims that say that somebody is at work.
+A cell is at work if a runner has claimed it, or if its file of events has just grown: some file
+systems have no locks, and do not show the claims of other machines. Between cells, and while
+latencies are measured, the claims of the runners themselves say that one is at work.
 """
 
 from __future__ import annotations

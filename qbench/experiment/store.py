@@ -52,8 +52,8 @@ class Store:
     def __init__(self, folder: Path, to_write: bool = True) -> None:
         """Make the folder if need be; StoreError where it cannot be written.
 
-        to_write: whether a run is to go on in it. Without, it is read as it is, and may be
-        somebody else's.
+        to_write: whether something is to be written. If not, the folder is only read, and may
+        belong to somebody else.
         """
         self.folder = folder
         refusal = refusal_of(folder, folder / "records") if to_write else None
@@ -63,9 +63,9 @@ class Store:
             )
 
     def require_writable(self, cells: Iterable[Cell]) -> None:
-        """StoreError, before any work, where what comes of these cells could not be kept.
+        """StoreError, before any work, where the records of these cells could not be written.
 
-        Such as where there is a record of a newer qbench, which would be lost.
+        One reason is a record of a newer qbench, which would be lost.
         """
         cells = list(cells)
         require_folders(self.folder, [*WRITTEN, *(f"samples/{cell.id}" for cell in cells)])
@@ -73,7 +73,7 @@ class Store:
             self._require_no_newer(cell.id)
 
     def artifact(self, cell: Cell) -> Path:
-        """Where the quantized model of a cell lies."""
+        """The folder of a cell's quantized model."""
         return self.folder / "artifacts" / cell.artifact
 
     def reference(self, cell: Cell, spec: TaskSpec) -> Path:
@@ -95,37 +95,38 @@ class Store:
         return self.folder / "reference" / f"tokens-{_key(identity)}.npy"
 
     def latency(self, facts: Sequence[Any]) -> Path:
-        """Where a time is kept that was measured under these JSON-able facts."""
+        """The file of a time that was measured under these JSON-able facts."""
         return self.folder / "latency" / f"{_key(facts)}.json"
 
     def log(self, cell: Cell) -> Path:
-        """Where a cell's process prints."""
+        """The file for what a cell's process prints."""
         return self.folder / "logs" / f"{cell.id}.txt"
 
     def events(self, cell_id: str) -> Path:
-        """Where it is told what happens to a cell."""
+        """The file of what happens to a cell."""
         return self.folder / "events" / f"{cell_id}.jsonl"
 
     def claim(self, name: str) -> Path:
-        """The file that is claimed by who works on what has this name."""
+        """The file that a runner locks while it works on what has this name."""
         return self.folder / "claims" / name
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While cells are worked on. The last runner that completes removes what cells shared.
+        """A context for a runner at work. The last one to complete removes what cells shared.
 
-        That is large, and made again when needed. A run that is interrupted leaves it for the next.
+        Such files are large, and can be made again. An interrupted run leaves them for the next.
         """
         runners = self.claim(RUNNERS)
         with claimed_in_time(runners, shared=True):
             yield
         with claimed(runners) as alone:
-            if alone:
-                shutil.rmtree(self.folder / "reference", ignore_errors=True)
-                for claim in runners.parent.iterdir():
-                    if claim != runners:
-                        with suppress(OSError):  # what is no file is no claim
-                            claim.unlink()
+            if not alone:
+                return
+            shutil.rmtree(self.folder / "reference", ignore_errors=True)
+            for claim in runners.parent.iterdir():
+                if claim != runners:
+                    with suppress(OSError):  # what is no file is no claim
+                        claim.unlink()
 
     def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
         """Remove what killed saves have left, once it is a day old; returns the paths."""
@@ -135,10 +136,10 @@ class Store:
         return left
 
     def litter(self, delete: bool) -> list[tuple[Path, int]]:
-        """What runs that did not end have left, with bytes: scratch directories and `reference/`.
+        """What interrupted runs have left, with its bytes: scratch directories and `reference/`.
 
-        A link counts as itself. delete: whether to remove it. StoreError where a run is at work, as
-        then it is in use, and where something cannot be removed.
+        A link counts without its target. delete: whether to remove everything. StoreError where a
+        run is at work, as then it is in use, and where something cannot be removed.
         """
         runners = self.claim(RUNNERS)
         with claimed(runners) if delete else nullcontext(not is_claimed(runners, True)) as alone:
@@ -165,7 +166,7 @@ class Store:
             return None
 
     def stamp(self, cell: Cell) -> tuple[int, int] | None:
-        """What changes whenever the record of a cell is written; None where there is none."""
+        """A value that changes whenever the record of a cell is written; None without a record."""
         try:
             status = self._record_path(cell.id).stat()
         except OSError:
@@ -237,7 +238,7 @@ class Store:
         return records, complaints
 
     def peek_records(self) -> tuple[list[Record], list[str]]:
-        """The same for who only reads: nothing is moved or made."""
+        """The same without moving or making any file."""
         records, doubts = self._sorted_out()
         return records, [f"{error}; it is left out" for error in doubts.values()]
 
@@ -275,13 +276,13 @@ class Store:
 def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     """Records of an existing run, and a sentence for each that cannot be trusted.
 
-    Nothing in the folder is changed. StoreError where it is no run's.
+    Nothing in the folder is changed. StoreError where it is not the folder of a run.
     """
     return open_run(folder).peek_records()
 
 
 def open_run(folder: Path) -> Store:
-    """The folder of an existing run, to be read; StoreError where it is none."""
+    """The folder of an existing run, for reading; StoreError where it is none."""
     if not is_folder(folder / "records"):
         raise StoreError(f"{folder} holds no records; give the --out folder of a `qbench run`")
     return Store(folder, to_write=False)
@@ -292,6 +293,31 @@ class _NewerRecordError(StoreError):
 
 
 def _trusted(path: Path) -> Record:
+    """The record in a file; StoreError where it is damaged, or not the cell that its name says."""
+    body = _record_body(path)
+    try:
+        record = Record.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StoreError(
+            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
+        ) from None
+    longest = _longest([body["cell"], body.get("scores")])
+    if longest > MOST_CHARACTERS:
+        raise StoreError(
+            f"record {path.name} has a name or a value of {longest:,} characters; "
+            f"at most {MOST_CHARACTERS:,} are shown in a table"
+        )
+    if not record.id == record.cell.id == path.stem:
+        raise StoreError(
+            f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
+        )
+    return record
+
+
+def _record_body(path: Path) -> Any:
+    """The JSON object of a record, without its checksum. StoreError where that does not fit."""
     try:
         text = ordinary_text(path, path.parent)
     except StoreError as error:
@@ -313,25 +339,7 @@ def _trusted(path: Path) -> Record:
         raise StoreError(
             f"record {path.name} was changed after it was written (its checksum does not fit)"
         )
-    try:
-        record = Record.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StoreError(
-            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
-        ) from None
-    longest = _longest([body["cell"], body.get("scores")])
-    if longest > MOST_CHARACTERS:
-        raise StoreError(
-            f"record {path.name} has a name or a value of {longest:,} characters; "
-            f"at most {MOST_CHARACTERS:,} are shown in a table"
-        )
-    if not record.id == record.cell.id == path.stem:
-        raise StoreError(
-            f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
-        )
-    return record
+    return body
 
 
 def _longest(value: Any) -> int:
@@ -360,7 +368,7 @@ def _is_trusted(path: Path) -> bool:
 
 
 def _key(identity: Any) -> str:
-    """12 hex digits that stand for JSON-able values."""
+    """12 hex digits, a hash of JSON-able values."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -377,7 +385,7 @@ def _whole(digits: str) -> int:
 
 
 def checksum(body: Any) -> str:
-    """Of everything in a record but itself; ValueError where a number is not finite."""
+    """The checksum of a record, without its own entry; ValueError for a number not finite."""
     if isinstance(body, dict):
         body = {key: value for key, value in body.items() if key != "checksum"}
     text = json.dumps(body, sort_keys=True, allow_nan=False)

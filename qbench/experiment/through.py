@@ -1,7 +1,7 @@
-"""A saved model judged through the engine that serves it, and how far that is from transformers.
+"""A saved model, judged through the engine that serves it, and compared with transformers.
 
-The tasks, their items and their tokens are those of `qbench.experiment.single`; only who computes
-differs. What an engine does not give, the distributions that divergence compares, is refused.
+The tasks, their items and their tokens are those of `qbench.experiment.single`; only the program
+that computes differs. Divergence is refused, since engines do not give whole distributions.
 """
 
 from __future__ import annotations

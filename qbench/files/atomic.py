@@ -32,7 +32,7 @@ def require_place(*paths: Path | None) -> None:
     places = [os.path.abspath(path) for path in asked]
     for path, place in zip(asked, places, strict=True):
         if places.count(place) > 1:
-            raise StoreError(f"{path} is to be two files at once; choose another for one of them")
+            raise StoreError(f"{path} is given for two files; choose another for one of them")
     for path in asked:
         parent = path.absolute().parent
         while not os.path.lexists(parent):

@@ -119,7 +119,7 @@ class _Reader:
         self.version = self._number("I")
         if self.version not in (2, 3):
             raise ValueError(
-                f"it has version {self.version}; 2 and 3 in little-endian order are read"
+                f"it has version {self.version}; qbench reads 2 and 3 in little-endian order"
             )
         self._tensor_count = self._number("Q")
         self.metadata: dict[str, Any] = {}

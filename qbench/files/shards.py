@@ -327,7 +327,7 @@ def _headers(path: Path) -> Iterator[tuple[str, Entry]]:
         code = fields["dtype"]
         if code not in DTYPE_NAMES:
             raise StoreError(
-                f"{path}: tensor {name!r} has dtype {code}; read are {', '.join(DTYPE_NAMES)}"
+                f"{path}: tensor {name!r} has dtype {code}; known are {', '.join(DTYPE_NAMES)}"
             )
         dtype = getattr(torch, DTYPE_NAMES[code])
         start = 8 + length + fields["data_offsets"][0]

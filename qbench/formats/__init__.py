@@ -1,7 +1,8 @@
 """Weight formats: how a quantized weight is stored, what it means, and how many bits it takes.
 
-Each format is a frozen dataclass that fulfils `qbench.contracts.WeightFormat`: its tensors are what
-is stored, `dequantize` says what they mean, and `spec` is the rest that reading needs.
+Each format is a frozen dataclass that fulfils `qbench.contracts.WeightFormat`: its tensors are
+stored, `dequantize` defines the weight that they stand for, and `spec` is what reading needs beside
+them.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ FORMATS: dict[str, type[WeightFormat]] = {
 def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> WeightFormat:
     """A weight of format `name` from its stored parts.
 
-    tensors, spec: what `to_tensors` and `spec` of such a weight gave. StoreError where the name, or
-    the parts, do not fit.
+    tensors, spec: from `to_tensors` and `spec` of such a weight. StoreError where there is no such
+    format, or where the parts do not fit.
     """
     if name not in FORMATS:
         raise StoreError(unknown_name("weight format", name, FORMATS))

@@ -58,7 +58,7 @@ class Binary:
             bits, out = self.planes.shape[:2]
         if bits == 0:
             raise StoreError(
-                "planes of a binary weight has no plane; a plane or more makes a weight: "
+                "planes of a binary weight has no plane; a weight needs at least one: "
                 "copy or quantize again"
             )
         expect("planes", self.planes, (bits, out, packed_length(self.in_features, 1)), torch.uint8)

@@ -20,7 +20,7 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 def packed_length(n: int, bits: int) -> int:
     """Bytes that n codes of `bits` bits take; StoreError unless bits are from 1 to 8."""
     if not 1 <= bits <= 8:
-        raise StoreError(f"codes of bits={bits} cannot be packed; from 1 to 8 can")
+        raise StoreError(f"codes of bits={bits} cannot be packed; give 1 to 8 bits")
     return -(-n * bits // 8)
 
 
@@ -65,12 +65,12 @@ def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
 
 
 def as_stored(parameter: Tensor) -> Tensor:
-    """Round scales, shifts and the like (floating, any shape) to what a file holds.
+    """Round scales, shifts and the like (floating, any shape) to the dtype that is stored.
 
-    That is float16, or float32 where float16 would distort the largest of them. float16 is kept
-    while the largest magnitude lies in 2^-10..65504, or none above `NOTHING` below 2^-14: else many
-    would fall among the subnormals. The choice is one per tensor and is counted, since the bits are
-    measured from the file. Beside large numbers those below 2^-14 keep steps of 2^-24 and no more.
+    It is float16; or float32 where the largest numbers are too large for float16, or many numbers
+    would be subnormal. float16 serves if the largest magnitude is in 2^-10..65504, or if no number
+    above `NOTHING` is below 2^-14. The choice is made per tensor, and shows in the bits, which are
+    measured from the file. In float16, numbers below 2^-14 are rounded to multiples of 2^-24.
     """
     return parameter.to(torch.float16 if _fits_float16(parameter) else torch.float32)
 

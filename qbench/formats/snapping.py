@@ -1,13 +1,13 @@
-"""Scales as integers times a step per row: chosen so that weights move least, before their codes.
+"""Scales as integers times a step per row, chosen before the codes so that weights move least.
 
-An error in any alpha or in the shift of a binary coding moves a weight by as much, as codes are +1
-or -1. So the best step is one for all of them, and the smaller ones have fewer bits: with a span
-for each, a row of few groups pays more for a larger error. `benchmarks/scale_bits.py` shows both.
+The codes of a binary coding are +1 or -1, so an error in any alpha or in the shift moves a weight
+by the same amount. So all of them share one step, and the smaller ones have fewer bits. With a span
+for each, a row of few groups would take more bits for a larger error (`benchmarks/scale_bits.py`).
 
 The nearest published relative is double quantization (QLoRA, arXiv:2305.14314, section 3), which
 has 8 bits for a scale and a float32 for 256 of them.
 
-A method snaps first and chooses codes by `values` of what it got, which is what it stores:
+A method snaps first, chooses codes by `values` of the result, and stores that result:
 
     alpha, shift = stored_coding(alpha, shift, scale_bits)
     planes = nearest_planes(W, values(alpha), values(shift))
@@ -35,7 +35,7 @@ SMALLEST_PART = 0.6
 
 
 class Part(NamedTuple):
-    """Numbers of a weight's groups that are to be integers.
+    """Numbers of a weight's groups that will be stored as integers.
 
     numbers (float32, (out, groups, len(bits)) or (out, groups)). bits, signed: see `Stepped`.
     vanish: whether a number that is not zero may become zero.
@@ -47,7 +47,7 @@ class Part(NamedTuple):
     vanish: bool = True
 
     def nearest(self, step: Tensor) -> Tensor:
-        """Whole multiples, of the shape of the numbers, of a step (out,), which may be zero."""
+        """The nearest multiples of a step (out,), which may be 0, in the shape of the numbers."""
         divisor = torch.where(step > 0, step, torch.inf)
         multiples = nearest(self.numbers / self.by_row(divisor), self.bits, self.signed)
         if self.vanish:
@@ -55,7 +55,7 @@ class Part(NamedTuple):
         return torch.maximum(multiples, (self.numbers > 0).float())
 
     def by_row(self, rows: Tensor) -> Tensor:
-        """(out,) as it broadcasts over the numbers."""
+        """A tensor (out,) in a shape that broadcasts over the numbers."""
         return rows.view(-1, *[1] * (self.numbers.ndim - 1))
 
 
@@ -71,8 +71,8 @@ def check_scale_bits(scale_bits: int) -> None:
 def coding_bits(scale_bits: int, planes: int) -> tuple[tuple[int, ...], int]:
     """Bits of the alphas' chain, and of the shift in two's complement.
 
-    An alpha lies about half of the one before, the closer the more planes there are. The shift lies
-    within a quarter of the largest alpha on either side in most groups.
+    An alpha is about half of the one before; the more planes there are, the more exactly. In most
+    groups the shift is at most a quarter of the largest alpha, on either side of zero.
     """
     widths = [scale_bits]
     for plane in range(1, planes):
@@ -92,9 +92,9 @@ def stored_coding(
     groups)), or None. importance (floating, (out, groups) or (groups,)): what a squared error
     counts in a group, such as the sum of the Hessian's diagonal over its inputs; None: all alike.
 
-    In half precision (`as_stored`) where scale_bits is 16, where integers would take no fewer bytes
-    (one group per row and few planes), and where a number is not finite. ConfigError for other
-    scale_bits than `check_scale_bits` allows, and where an alpha is negative.
+    The result is in half precision (`as_stored`) where scale_bits is 16, where integers would not
+    take fewer bytes (one group per row and few planes), and where a number is not finite.
+    ConfigError for scale_bits that `check_scale_bits` refuses, and where an alpha is negative.
     """
     check_scale_bits(scale_bits)
     halves = (as_stored(alpha), None if shift is None else as_stored(shift))
@@ -122,10 +122,10 @@ def stored_grid(
 
     scale (floating, (out, groups)): not negative; one that is not zero does not become zero. zero:
     real numbers (floating, (out, groups)), which get a span of their own about the middle
-    2^(bits-1); integers (uint8) or None come back as they are. importance: see `stored_coding`.
+    2^(bits-1); integers (uint8) or None are returned as they are. importance: see `stored_coding`.
 
-    In half precision as `stored_coding` and `stored_zero_points` say, each of the two for itself.
-    ConfigError likewise.
+    Each of the two may be in half precision, see `stored_coding` and `stored_zero_points`; these
+    also say what is a ConfigError.
     """
     scales = stored_scale(scale, scale_bits, importance)
     if zero is None or not zero.is_floating_point():
@@ -136,7 +136,7 @@ def stored_grid(
 def stored_scale(
     scale: Tensor, scale_bits: int = HALF, importance: Tensor | None = None
 ) -> Numbers:
-    """The scale of `stored_grid`."""
+    """The scale alone, as in `stored_grid`."""
     check_scale_bits(scale_bits)
     half = as_stored(scale)
     if scale_bits == HALF or not _finite(scale):
@@ -154,10 +154,10 @@ def stored_zero_points(
     scale_bits: int = HALF,
     importance: Tensor | None = None,
 ) -> Numbers:
-    """The real zero points of `stored_grid`; a step of them counts by the scale of its group.
+    """Real zero points alone, as in `stored_grid`; their errors are weighted by the groups' scales.
 
-    In half precision, too, where one would move further than half a step, and by more than a
-    thirty-second of its grid: as those of a row whose groups lie at different distances from zero.
+    They are also in half precision where one would move by more than half a step and more than a
+    thirty-second of its grid, as in a row whose groups are at different distances from zero.
     """
     half = as_stored(zero)
     if scale_bits == HALF or not _finite(zero, scale):
@@ -212,7 +212,7 @@ def snapped(
 
 
 def _reach(part: Part) -> Tensor:
-    """(out,): the least step with which no number of a part is cut off."""
+    """(out,): the smallest step with which no number of a part is out of range."""
     if isinstance(part.bits, int):
         return part.numbers.abs().amax(1) / limits(part.bits, part.signed)[1]
     columns = part.numbers.unbind(-1)  # (out, groups) each

@@ -26,15 +26,15 @@ MOST = 8  # bits of a code
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """Some numbers for every group of every row, as integers times a step per row.
+    """One or more numbers for every group of every row, as integers times a step per row.
 
     codes (uint8, (out, ceil(groups*sum(bits)/8))): a bit stream along the row, as
     `qbench.formats.packing` packs it: group by group, a code of each of `bits` after the other, the
     lowest bit first.
-    span (float16 or float32, (out,)): what a code of 2^places means.
-    bits: of the codes of a chain; or an int where a group has one number, and the numbers no axis
-    for it. groups: of a row. signed: whether the code of a single number is in two's complement; in
-    a chain, all codes but the first are. middle: what a code of 0 means.
+    span (float16 or float32, (out,)): the number that a code of 2^places stands for.
+    bits: of the codes of a chain; or an int where a group has one number, and the tensor no axis
+    for them. groups: number per row. signed: whether the code of a single number is in two's
+    complement; in a chain, all codes but the first are. middle: the number of a code of 0.
 
     StoreError where parts do not fit.
     """
@@ -50,7 +50,9 @@ class Stepped:
     def __post_init__(self) -> None:
         for width in (*self.widths, self.places):
             if type(width) is not int or not 1 <= width <= MOST:
-                raise StoreError(f"scales of {width!r} bits cannot be read; from 1 to {MOST} can")
+                raise StoreError(
+                    f"scales of {width!r} bits cannot be read; they must have 1 to {MOST} bits"
+                )
         if not self.widths:
             raise StoreError(
                 "scales without a number for each group cannot be read; quantize again"
@@ -70,7 +72,7 @@ class Stepped:
         signed: bool = False,
         middle: float = 0.0,
     ) -> Stepped:
-        """Pack whole multiples of the step (of the shape of `dequantize`) that `nearest` gave."""
+        """Pack multiples of the step, as `nearest` returns them, in the shape of `dequantize`."""
         columns = multiples[..., None] if isinstance(bits, int) else multiples
         half = (columns[..., :-1] / 2).floor()
         codes = columns - torch.nn.functional.pad(half, (1, 0))  # (out, groups, numbers)
@@ -83,7 +85,7 @@ class Stepped:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of `dequantize`."""
+        """The shape of `dequantize`."""
         size = (len(self.span), self.groups)
         return size if isinstance(self.bits, int) else (*size, len(self.bits))
 
@@ -119,10 +121,10 @@ class Stepped:
 
 
 def nearest(in_steps: Tensor, bits: tuple[int, ...] | int, signed: bool = False) -> Tensor:
-    """The whole multiples of a step that are nearest to these and that the bits can hold.
+    """The nearest integers that the bits can hold.
 
     in_steps (float32, (out, groups, len(bits)) or (out, groups)): numbers in units of the step. In
-    a chain each is the nearest one that the one before leaves within reach.
+    a chain, the number before limits which integers a number can have.
     """
     whole = in_steps.round()
     if isinstance(bits, int):
@@ -157,7 +159,7 @@ def values(numbers: Numbers | None) -> Tensor | None: ...
 
 
 def values(numbers: Numbers | None) -> Tensor | None:
-    """The numbers as a tensor; None of None."""
+    """The numbers as a tensor; None for None."""
     if isinstance(numbers, Stepped):
         return numbers.dequantize()
     return numbers
@@ -183,7 +185,7 @@ def to_parts(name: str, numbers: Numbers | None, span: str) -> dict[str, Tensor]
 
 
 def to_spec(name: str, numbers: Numbers | None) -> dict[str, Any]:
-    """What `from_parts` needs beside the tensors: of `Stepped` numbers alone the bits and places.
+    """What `from_parts` needs beside the tensors: bits and places of `Stepped` numbers, else {}.
 
     JSON-able.
     """

@@ -41,7 +41,7 @@ def read_bitsandbytes(entry: Mapping[str, Any], shards: Shards) -> Reading:
     """entry: the quantization_config. StoreError where it is not one of 4 bits."""
     if not entry.get("load_in_4bit", entry.get("_load_in_4bit")):
         raise StoreError(
-            f"{shards.folder}: of bitsandbytes, models in 4 bits are read, and this one states "
+            f"{shards.folder}: only models of bitsandbytes in 4 bits can be read, and this states "
             f"load_in_4bit={entry.get('load_in_4bit')!r}"
         )
     weight_counts = {}

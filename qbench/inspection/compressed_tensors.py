@@ -79,7 +79,7 @@ def read_compressed(entry: Mapping[str, Any], shards: Shards) -> Reading:
     if entry.get("format") not in _FORMATS:
         raise StoreError(
             f"{shards.folder}: compressed-tensors format {entry.get('format')!r} is not known; "
-            f"{', '.join(_FORMATS)} are"
+            f"known are {', '.join(_FORMATS)}"
         )
     weight_counts, guessed = _weight_counts(shards, schemes)
     notes = []

@@ -149,7 +149,7 @@ def whole_number(entry: Mapping[str, Any], key: str, shards: Shards, allowed: ra
     if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
         raise StoreError(
             f"{shards.folder}: the quantization_config states {key}={value!r}; "
-            f"{allowed.start} to {allowed.stop - 1} can be; {ADVICE}"
+            f"it must be from {allowed.start} to {allowed.stop - 1}; {ADVICE}"
         )
     return value
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -92,18 +93,16 @@ def kernel_candidates(
     candidates: list[Candidate] = []
     serving: set[str] = set()
     refusals: dict[str, str] = {}
-    for width in bits:
-        for kind in formats:
-            weight = _weight(kind, shape.weight, width, group_size, device)
-            for dtype in DTYPES[device]:
-                for kernel in kernels:
-                    refusal = kernel.refusal(request(x.to(dtype), weight))
-                    if refusal is not None:
-                        refusals[kernel.name] = refusal
-                        continue
-                    serving.add(kernel.name)
-                    candidate = kernel_candidate(kernel, weight, x.to(dtype), width)
-                    candidates += [candidate, *_with_shared_inputs(candidate)]
+    for width, kind in product(bits, formats):
+        weight = _weight(kind, shape.weight, width, group_size, device)
+        for dtype, kernel in product(DTYPES[device], kernels):
+            refusal = kernel.refusal(request(x.to(dtype), weight))
+            if refusal is not None:
+                refusals[kernel.name] = refusal
+                continue
+            serving.add(kernel.name)
+            candidate = kernel_candidate(kernel, weight, x.to(dtype), width)
+            candidates += [candidate, *_with_shared_inputs(candidate)]
     missing = {name: reason for name, reason in refusals.items() if name not in serving}
     return candidates, missing
 
@@ -172,5 +171,5 @@ def _try(kernel: Kernel, weight: WeightFormat, x: Tensor) -> None:
     except Exception as error:
         raise QbenchError(
             f"kernel {kernel.name!r} raised {type(error).__name__}: {error}; "
-            f"`qbench check {kernel.name}` tells what it does not compute"
+            f"`qbench check {kernel.name}` says what it cannot compute"
         ) from error

@@ -106,23 +106,29 @@ def compare(
                 times[variant].append(seconds)
     speeds = []
     for variant in VARIANTS:
-        first_seconds = []
-        prefill = []  # tokens per second, read
-        decode = []  # and written: all but the first, which comes out of the prompt's pass
-        for first, others in times[variant]:
-            first_seconds.append(first)
-            prefill.append(prompt / first)
-            decode.append((tokens - 1) / others)
-        speed = Speed(
-            variant.name,
-            spread(prefill),
-            spread(decode),
-            statistics.median(first_seconds),
-            peak_of(folder, variant, prompt, tokens),
-            kernels[variant],
-        )
+        peak_bytes = peak_of(folder, variant, prompt, tokens)
+        speed = speed_of(variant.name, times[variant], prompt, tokens, peak_bytes, kernels[variant])
         speeds.append(speed)
     return speeds
+
+
+def speed_of(
+    name: str,
+    times: Sequence[tuple[float, float]],
+    prompt: int,
+    tokens: int,
+    peak_bytes: int,
+    kernels: dict[str, int],
+) -> Speed:
+    """The speed of a model of that name, from what `once` gave in each repetition.
+
+    prompt, tokens: how many were read and written. peak_bytes, kernels: see `Speed`.
+    """
+    prefill = [prompt / first for first, _ in times]
+    # All but the first token are written after the prompt's pass, which gives the first.
+    decode = [(tokens - 1) / others for _, others in times]
+    first_token = statistics.median(first for first, _ in times)
+    return Speed(name, spread(prefill), spread(decode), first_token, peak_bytes, kernels)
 
 
 def require_positions(model: Any, prompt: int, tokens: int) -> None:

@@ -6,8 +6,8 @@ the dense one's by the logits after the prompt.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from qbench.errors import QbenchError
 from qbench.kernels.dispatch import served
 from qbench.latency.decoding import Decoder, Fusion
-from qbench.latency.end_to_end import Speed, Variant, prompt_of, require_positions, spread
+from qbench.latency.end_to_end import Speed, Variant, prompt_of, require_positions, speed_of
 from qbench.latency.gpu import require_gpu
 from qbench.quantization import load
 
@@ -80,16 +80,12 @@ def time_models(
             times[name].append(once(decoder))
     speeds = []
     for name, pairs in times.items():
-        speed = Speed(
-            name,
-            spread([prompt / first for first, _ in pairs]),
-            spread([(tokens - 1) / others for _, others in pairs]),
-            statistics.median(first for first, _ in pairs),
-            peaks[name],
-            kernels[name],
-            errors.get(name),
-            decoders[name].difference,
-            decoders[name].refused,
+        speed = speed_of(name, pairs, prompt, tokens, peaks[name], kernels[name])
+        speed = replace(
+            speed,
+            error=errors.get(name),
+            step_error=decoders[name].difference,
+            refused=decoders[name].refused,
         )
         speeds.append(speed)
     return speeds

@@ -90,14 +90,14 @@ class Stored:
 
     def under(self, names: Iterable[str]) -> list[str]:
         """The layers of these parts, each of which is a layer or a block."""
-        found = []
+        layers = []
         for name in names:
             inside = f"{name}."
             if name in self.quantized:
-                found.append(name)
+                layers.append(name)
             else:
-                found += [own for own in self.quantized if own.startswith(inside)]
-        return found
+                layers += [own for own in self.quantized if own.startswith(inside)]
+        return layers
 
     def with_kept(self, names: Iterable[str]) -> float | None:
         """Bits per weight of all layers, the parts of these names as they are; None if unknown."""
@@ -158,8 +158,7 @@ def measure(
         effects.append(effect)
     kept = None
     if keep:
-        order = sorted(range(len(parts)), key=lambda place: -effects[place].gain.value)
-        chosen = sorted(order[:keep])
+        chosen = _most_rewarding(effects, keep)
         summed = sum(effects[place].gain.value for place in chosen)
         models = (original, quantized)
         kept = _kept([parts[place] for place in chosen], models, judging, batch_size, summed)
@@ -168,6 +167,12 @@ def measure(
         kept = replace(kept, bits_before=before, bits_after=after)
     progress(1.0, "done")
     return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
+
+
+def _most_rewarding(effects: Sequence[Effect], count: int) -> list[int]:
+    """The places of the parts that gain most when they are restored, ascending."""
+    order = sorted(range(len(effects)), key=lambda place: -effects[place].gain.value)
+    return sorted(order[:count])
 
 
 def bits_as_they_are(model: Any) -> dict[str, int]:

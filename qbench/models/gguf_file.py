@@ -131,7 +131,8 @@ def _require_plausible(path: Path, header: Header) -> None:
         limit = most if key.rpartition(".")[2] in _COUNTS else 2**31
         if not -(2**31) <= value <= limit:
             raise StoreError(
-                f"{path}: {key}={value} cannot be; at most {limit} fits this file; copy it again"
+                f"{path}: {key}={value} is out of range; at most {limit} fits this file; "
+                "copy it again"
             )
 
 

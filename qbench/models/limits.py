@@ -138,7 +138,8 @@ def refuse_implausible(
             limit = most["experts" if "experts" in key else "layer"]
         if not -(2**63) <= value <= limit:
             raise StoreError(
-                f"{where}: {key}={value} cannot be; at most {limit} fits this folder; copy it again"
+                f"{where}: {key}={value} is out of range; at most {limit} fits this folder; "
+                "copy it again"
             )
     # transformers makes buffers, such as tables of angles, as large as the config says at once.
     widths = [value for key, value in numbers if key in _WIDTHS and value > 0]

@@ -31,7 +31,7 @@ def served_layers(layout: QuantizationConfig) -> dict[str, Group]:
     for group in layout.groups:
         if group.format not in (*SERVED, Dense.format):
             raise ConfigError(
-                f"{group.modules[0]} is stored as {group.format!r}, and in vLLM are served "
+                f"{group.modules[0]} is stored as {group.format!r}, and vLLM serves only "
                 f"{' and '.join(SERVED)}; load the model with transformers, or quantize it with a "
                 "method of these formats (`qbench list methods`)"
             )

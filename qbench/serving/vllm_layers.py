@@ -91,7 +91,7 @@ class QbenchConfig(QuantizationConfig):
                 if name == prefix or name.startswith(f"{prefix}."):
                     raise ConfigError(
                         f"{name} is quantized, and vLLM computes it in a {type(layer).__name__}, "
-                        "where the products of qbench have no place; load the model with "
+                        "which cannot use the products of qbench; load the model with "
                         "transformers"
                     )
             return None

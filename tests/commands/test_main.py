@@ -101,5 +101,5 @@ def test_two_results_in_one_file_are_refused(command, tmp_path, monkeypatch):
     (tmp_path / "same.x").write_text("kept")
     places = ["--json", "same.x", "--markdown", tmp_path / "same.x"]
     done = command("regress", "gptq", "--base", "rtn", *places)
-    assert done.code == 2 and "same.x is to be two files at once; choose another" in done.err
+    assert done.code == 2 and "same.x is given for two files; choose another" in done.err
     assert (tmp_path / "same.x").read_text() == "kept"

@@ -136,7 +136,7 @@ def test_windows_that_do_not_fit_the_context_are_refused(folder, served, command
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--through", "http://127.0.0.1:9"], "says of no model that is served"),
+        (["--through", "http://127.0.0.1:9"], "names no model that is served"),
         (["--through", "nothing"], "--through 'nothing' is no engine"),
         (["--parity"], "--parity compares with an engine"),
         (["--through", "nothing", "--unquantized", "x"], "is for divergence"),

@@ -311,5 +311,5 @@ def test_auto_rounds_own_layout_has_the_zero_points_that_it_says(packing, kind, 
     same(read_foreign(entry, Shards(tmp_path))["layer"], weight)
     for other in ("auto_round:fp8", [packing], {packing: 1}, None):
         entry["packing_format"] = other
-        with pytest.raises(ModelError, match=r"packing_format .* of auto-round is not read"):
+        with pytest.raises(ModelError, match=r"packing_format .* of auto-round cannot be read"):
             read_foreign(entry, Shards(tmp_path))

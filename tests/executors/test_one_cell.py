@@ -315,8 +315,8 @@ def test_a_job_dies_of_an_order_to_end_and_of_no_warning(monkeypatch):
     "arguments, message",
     [
         (("slrum", None, None), "unknown executor 'slrum'. Did you mean 'slurm'"),
-        (("local", "head:1", None), "--address head:1 wants --executor ray or slurm"),
-        (("ray", None, ["a=b"]), "--slurm a=b wants --executor slurm"),
+        (("local", "head:1", None), "--address head:1 needs --executor ray or slurm"),
+        (("ray", None, ["a=b"]), "--slurm a=b needs --executor slurm"),
         (("slurm", None, ["gpu"]), "--slurm 'gpu' is not KEY=VALUE"),
         (("slurm", None, ["a=b", "--a=c"]), "--slurm a is given twice; keep one of them"),
     ],

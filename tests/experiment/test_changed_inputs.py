@@ -228,7 +228,7 @@ def test_code_that_a_model_brings_makes_it_another_one_and_is_not_quantized(tiny
     assert resolved_revision(plain) != resolved_revision(trusted)
     assert resolved_revision(trusted).startswith("code-")
     model, tokenizer = load_model(trusted, "float32")
-    with pytest.raises(ConfigError, match=r"code that its folder brings \(Halved\)"):
+    with pytest.raises(ConfigError, match=r"code from its folder \(Halved\)"):
         quantize(model, "rtn", Scheme(3, 32), tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="is judged by such code"):
         tiny_plan(folder, "none", "rtn", trust_remote_code=True)

@@ -60,7 +60,7 @@ def test_a_named_protocol_says_where_it_is_from_and_leaves_nothing_open(name):
 def test_a_preset_of_another_version_of_lm_eval_is_refused(tiny_folder, monkeypatch):
     other = {**PRESETS["gptq-2048"], "versions": {"lm_eval": "0.4.2"}}
     monkeypatch.setitem(grids.PRESETS, "gptq-2048", other)
-    with pytest.raises(ConfigError, match=r"'gptq-2048' is defined with lm_eval 0\.4\.2, and here"):
+    with pytest.raises(ConfigError, match=r"'gptq-2048' is defined with lm_eval 0\.4\.2, and the"):
         plan(tiny_folder, preset="gptq-2048")
 
 

@@ -466,7 +466,7 @@ REFUSED = {
         "model.layers.0.q.qweight .*, but its config.json has no quantization_config",
     ),
     "no codes": ({"quant_method": "gptq", "bits": 4}, {}, "no tensor ends in .qweight"),
-    "no bits": ({"quant_method": "gptq"}, gptq(4), "states bits=None; 1 to 8 can be"),
+    "no bits": ({"quant_method": "gptq"}, gptq(4), "states bits=None; it must be from 1 to 8"),
     "bits as a text": ({"quant_method": "awq", "bits": "4"}, gptq(4), "states bits='4'"),
     "too few rows": (
         {"quant_method": "gptq", "bits": 4},
@@ -486,7 +486,7 @@ REFUSED = {
     "an unknown format": (
         compressed(form="marlin-24"),
         packed(12, 3),
-        "format 'marlin-24' is not known; pack-quant",
+        "format 'marlin-24' is not known; known are pack-quant",
     ),
     "no groups": (compressed() | {"config_groups": {}}, packed(12, 3), "state no weights"),
     "no packed codes": (compressed(), {}, "no tensor ends in .weight_packed"),

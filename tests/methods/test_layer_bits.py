@@ -84,5 +84,5 @@ def test_a_method_that_takes_no_notice_is_found_out(tiny):
     quantized = qbench.quantize(tiny(), OneWidth(), between, token_ids(4, 16))
     assert {w.bits for name, w in quantized.weights.items() if ".0." in name} == {4}
     within = Scheme(2, 32, rules=(LayerRule("*.q_proj", 4),))
-    with pytest.raises(MethodError, match="q_proj: 4 bits were asked, and the method gave 2"):
+    with pytest.raises(MethodError, match="q_proj: 4 bits were asked for, and the method gave 2"):
         qbench.quantize(tiny(), OneWidth(), within, token_ids(4, 16))

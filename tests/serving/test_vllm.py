@@ -177,7 +177,7 @@ def test_a_layer_that_is_no_linear_one_is_refused(plugin):
 
 
 def test_a_lattice_is_refused(plugin):
-    with pytest.raises(ConfigError, match="stored as 'lattice', and in vLLM are served"):
+    with pytest.raises(ConfigError, match="stored as 'lattice', and vLLM serves only"):
         plugin.from_config(quantization_entry({"a": lattice_weight(4, 32, 2)}, [], {}))
 
 

@@ -150,9 +150,13 @@ def has_room(planes: CudaPlanes, config: Config) -> bool:
 def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
     """Words and parameters of 256 inputs and a block's outputs."""
     size = planes.group_size
-    slots = 1 if size % 256 == 0 else 256 // size if size < 128 else 2
-    parameters = planes.group_bytes
-    return 4 * config.out_groups * (planes.bits * 512 + slots * parameters)
+    if size % 256 == 0:
+        slots = 1
+    elif size < 128:
+        slots = 256 // size
+    else:
+        slots = 2
+    return 4 * config.out_groups * (planes.bits * 512 + slots * planes.group_bytes)
 
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:
