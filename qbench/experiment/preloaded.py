@@ -8,6 +8,7 @@ from __future__ import annotations
 
 MODULES = (
     "qbench.experiment.cell_process",
+    "qbench.experiment.warm",
     "transformers.models.llama.modeling_llama",
     "transformers.generation",
     "transformers.models.auto.tokenization_auto",
