@@ -13,6 +13,7 @@ from command_line import run_command
 from families import FAMILIES, family_model, randomized
 from places import NO_REAL_DATA, REAL_DATA
 from qbench import registry
+from tiny_runs import empty_picture
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -106,6 +107,12 @@ def quick_or_slow(name):
 def family(request):
     """Makes random models of one family, the same every time; who asks for it runs for all."""
     return lambda: family_model(*FAMILIES[request.param])
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Nothing is drawn, which takes longer than a tiny model does."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
 
 
 @pytest.fixture(scope="session")
