@@ -117,6 +117,7 @@ def test_a_preset_asks_all_texts_alike():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_keeps_the_texts_apart(tiny_folder, command, tmp_path):
     extra = ["--text", "wiki,code,own"]
     for name in ("divergence", "divergence_code", "divergence_own"):
