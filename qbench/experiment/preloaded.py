@@ -22,3 +22,7 @@ MODULES = (
     "qbench.tasks.perplexity",
     "qbench.tasks.window_pass",
 )
+CHECKS = (  # and what the contract checks of a method need, and the watch on one of others
+    "qbench.checks.worker",
+    "qbench.checks.watch",
+)
