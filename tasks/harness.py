@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -140,10 +141,15 @@ class Part:
     category: str | None = None
 
 
+@cache  # keyed by the text, so that an edited file is read again
+def _settings(text: str) -> Any:
+    return yaml.safe_load(text)
+
+
 def read_task(path: Path) -> HarnessTask:
     """The task of a YAML file; ConfigError, naming the file and the key, where it is none."""
     try:
-        return HarnessTask.model_validate(yaml.safe_load(ordinary_text(path)))
+        return HarnessTask.model_validate(_settings(ordinary_text(path)))
     except StoreError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:

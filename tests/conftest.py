@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import forkserver
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -13,6 +14,9 @@ from command_line import run_command
 from families import FAMILIES, family_model, randomized
 from places import NO_REAL_DATA, REAL_DATA
 from qbench import registry
+from qbench.experiment.preloaded import CHECKS, MODULES
+from qbench.tasks import code_text
+from tiny_runs import empty_picture
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -25,6 +29,21 @@ def pytest_collection_modifyitems(items):
 
 def _takes_time(item):
     return any(item.get_closest_marker(mark) for mark in ("slow", "long"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_server():
+    """The server of processes has what any test asks of it, as it starts once in a session.
+
+    Else the first test decides, and every cell after the checks of a method imports anew what it
+    needs.
+    """
+    modules = [*MODULES, *CHECKS]
+    preloading = forkserver.set_forkserver_preload
+    preloading(modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "set_forkserver_preload", lambda asked: preloading(modules))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +125,20 @@ def quick_or_slow(name):
 def family(request):
     """Makes random models of one family, the same every time; who asks for it runs for all."""
     return lambda: family_model(*FAMILIES[request.param])
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Nothing is drawn, which takes longer than a tiny model does."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+
+
+@pytest.fixture
+def few_modules(monkeypatch):
+    """Of the text of code its first modules: all of them take seconds where bytes are tokens."""
+    code_text.code_sha256()  # of all
+    few = code_text.code_texts()[:6]
+    monkeypatch.setattr(code_text, "code_texts", lambda: few)
 
 
 @pytest.fixture(scope="session")

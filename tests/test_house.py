@@ -90,8 +90,8 @@ ARROWS = {
     "experiment": {
         "calibration", "checkpoint", "checks", "comparison", "contracts",
         "environment", "errors", "exchange", "external", "files", "formats", "inspection",
-        "isolation", "kernels", "latency", "layers", "models", "plugin_file", "quantization",
-        "records", "registry", "scheme", "sensitivity", "tasks",
+        "isolation", "kernels", "latency", "layers", "method_source", "models", "plugin_file",
+        "quantization", "records", "registry", "scheme", "sensitivity", "tasks",
     },
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {

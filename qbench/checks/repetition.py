@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from qbench.checks.samples import (
     quantize_sample,
     sample_weight,
 )
-from qbench.checks.surroundings import global_seed
+from qbench.checks.seeds import global_seed  # without torch's compiler, a second to import
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme
 from qbench.registry import get_method, load_plugin
@@ -63,16 +64,24 @@ def check_same_in_every_process(method: Any) -> None:
     module = sys.modules[type(method).__module__]
     if module.__name__.startswith("qbench_plugin_"):
         origin = str(Path(str(module.__file__)).resolve())
-    command = [sys.executable, "-P", "-m", __name__, origin, method.name]
+    if fresh_fingerprints(origin, (method.name,))[method.name] != fingerprint(method):
+        raise Broke("a fresh process gives another result")
+
+
+def fresh_fingerprints(origin: str, names: Sequence[str]) -> dict[str, str]:
+    """The fingerprints of methods by name, made by one fresh interpreter; Broke where it fails.
+
+    origin: the plug-in file that defines them, or anything else.
+    """
+    command = [sys.executable, "-P", "-m", __name__, origin, *names]
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     if done.returncode:
         raise Broke(f"a fresh process ended with code {done.returncode}: {done.stderr[-300:]}")
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    if theirs != fingerprint(method):
-        raise Broke("a fresh process gives another result")
+    made: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return made
 
 
 def fingerprint(method: Any) -> str:
@@ -85,12 +94,12 @@ def fingerprint(method: Any) -> str:
     return digest.hexdigest()
 
 
-def main(origin: str, name: str) -> None:
-    """Print the fingerprint of a method as the last line."""
+def main(origin: str, *names: str) -> None:
+    """Print the fingerprints of methods by name as the last line."""
     if origin.endswith(".py"):
         load_plugin(Path(origin))
-    text = fingerprint(get_method(name))
-    print(f"\n{json.dumps(text)}")
+    made = {name: fingerprint(get_method(name)) for name in names}
+    print(f"\n{json.dumps(made)}")
 
 
 if __name__ == "__main__":

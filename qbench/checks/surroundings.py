@@ -36,21 +36,6 @@ CLASSES = (
 torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one wraps the class's own `step`
 
 
-@contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python; afterwards they are as before."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-
-
 @dataclass(frozen=True)
 class Surroundings:
     """One moment of the process. Each part maps what a reader calls it to its value."""

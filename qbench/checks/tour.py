@@ -21,7 +21,8 @@ from qbench.checks.samples import (
     sample_inputs,
     sample_weight,
 )
-from qbench.checks.surroundings import Surroundings, global_seed, stay_in_own_process
+from qbench.checks.seeds import global_seed
+from qbench.checks.surroundings import Surroundings, stay_in_own_process
 from qbench.checks.tiny_models import FAMILIES, GROUP_SIZE, WHAT, tiny_model, tokens
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of

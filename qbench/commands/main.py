@@ -152,11 +152,13 @@ def run_grid(
     work: what runs the plan, in place of `run_plan`. trace: file for a Chrome trace. elsewhere:
     whether other machines do the work.
     """
-    from qbench.experiment.preloaded import MODULES
+    from qbench.experiment.preloaded import CHECKS, MODULES
     from qbench.isolation import preload
 
     if not dry_run:
-        preload(*MODULES, __name__)  # beside the plan, which imports much of it in this process
+        watching = CHECKS if grid.plugin else ()
+        # Beside the plan, which imports much of it in this process.
+        preload(*MODULES, *watching, __name__)
     from qbench.commands.item_texts import write_item_texts
     from qbench.comparison.pairs import shared_pairs
     from qbench.experiment.grid import CALIBRATION

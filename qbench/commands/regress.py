@@ -107,7 +107,10 @@ def _failures(variant: Variant, refuse: Callable[[], None]) -> list[Verdict]:
     refuse: is called once the method has been imported in another process, and may be in this one.
     """
     from qbench.checks.isolation import check_isolated
+    from qbench.experiment.preloaded import CHECKS, MODULES
+    from qbench.isolation import preload
 
+    preload(*MODULES, *CHECKS)  # of the cells, too: the server starts once
     verdicts: list[Verdict] = []
     for verdict in check_isolated(variant.target, CHECK_SECONDS):
         if not verdicts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 MODULES = (
     "qbench.experiment.cell_process",
+    "qbench.experiment.warm",
     "transformers.models.llama.modeling_llama",
     "transformers.generation",
     "transformers.models.auto.tokenization_auto",
@@ -20,4 +21,8 @@ MODULES = (
     "qbench.tasks.mini_source",
     "qbench.tasks.perplexity",
     "qbench.tasks.window_pass",
+)
+CHECKS = (  # and what the contract checks of a method need, and the watch on one of others
+    "qbench.checks.worker",
+    "qbench.checks.watch",
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from families import FAMILIES
 from qbench import Scheme
 from qbench.calibration.spool import spooling
 from qbench.calibration.streamed import streamed_logits
@@ -24,6 +26,18 @@ from samples import token_ids
 TOKENS = token_ids(6, 16)
 SCHEME = Scheme(3, 16)
 METHODS = ("rtn", "gptq", "awq", "flexround", "uniquanf")
+# Of the families with Linear, Conv1D and experts all methods; of the others one for each verb that
+# sees inputs, and in turns one that folds or trains.
+MANY = ("llama", "gpt2-conv1d", "mixtral-experts")
+
+
+def cases():
+    """(family, method), as a product would have 50."""
+    others = itertools.cycle(("awq", "uniquanf"))
+    for family in FAMILIES:
+        marks = () if family in ("llama", "gpt2-conv1d") else pytest.mark.slow
+        for name in METHODS if family in MANY else ("gptq", "flexround", next(others)):
+            yield pytest.param(family, name, marks=marks, id=f"{family}-{name}")
 
 
 @pytest.fixture
@@ -93,7 +107,7 @@ def test_a_paged_model_computes_what_the_whole_one_does(folder, dtype):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family, name", cases(), indirect=["family"])
 def test_quantizing_block_by_block_gives_the_same_folder(folder, tmp_path, name):
     source = find_model(str(folder))
     model = read_model(source, "float32")

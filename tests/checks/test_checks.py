@@ -57,7 +57,7 @@ def test_methods_of_other_packages_have_no_checks():
 
 @pytest.mark.parametrize("fault", faults())
 def test_a_broken_method_is_caught(fault, tmp_path):
-    limit = 5 if fault.name in HANGS else 120
+    limit = 1 if fault.name in HANGS else 120  # however long it is, these give no answer
     only = (f"check_{fault.check}",)
     (verdict,) = check_isolated(write(tmp_path, fault), limit, only)
     assert (verdict.subject, verdict.check) == (fault.name, only[0])

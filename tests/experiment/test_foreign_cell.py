@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from qbench.experiment.foreign_cell import (
     require_environment,
 )
 from qbench.experiment.store import read_records
+from qbench.external.packages import protocol, worker
 from qbench.files.atomic import leftovers
 from qbench.formats import Dense, Uniform
 from qbench.methods.external.workers.worker_files import Work, older_folder
@@ -33,6 +35,7 @@ from samples import token_ids
 from tiny_runs import run_args
 
 SCHEME = Scheme(4, 16)
+EARLY = ("raises", "exits", "killed", "silent", "hangs")  # what ends before it reads its tokens
 
 
 @pytest.fixture
@@ -46,7 +49,8 @@ def fake(tmp_path, monkeypatch):
 
     def run(how, model, tokens=None, waiting=lambda: None):
         method = get_method("fake", how=how)
-        tokens = token_ids(vocabulary=256) if tokens is None else tokens
+        if tokens is None and how not in EARLY:
+            tokens = token_ids(vocabulary=256)
         try:
             return quantize_elsewhere(
                 method, "fake", SCHEME, find_model(str(model)), tokens, place,
@@ -74,11 +78,13 @@ def test_what_a_package_writes_is_what_is_evaluated(fake, tiny_folder, how, kind
     assert quantized.manifest["calibration"]["tokens"] == [5, 16]
 
 
-FAULTS = {
+FAULTS_OF_PROCESSES = {
     "raises": r"exit code 1; it last said: RuntimeError: no kernel for this machine",
     "exits": r"fake ended with exit code 3",
     "killed": r"fake was ended by SIGKILL, as the system does where memory runs out",
     "silent": r"ended without a word",
+}
+FAULTS_OF_FILES = {
     "nothing": r"wrote no checkpoint",
     "other layout": r"differs from its own by .* so its layout is not the one that is known",
     "other shape": r"the model has the shape",
@@ -90,10 +96,30 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", FAULTS)
-def test_every_fault_of_a_package_is_a_reason(fake, tiny_folder, how):
-    with pytest.raises(MethodError, match=FAULTS[how]):
+@pytest.mark.parametrize("how", FAULTS_OF_PROCESSES)
+def test_every_end_of_a_worker_is_a_reason(fake, tiny_folder, how):
+    with pytest.raises(MethodError, match=FAULTS_OF_PROCESSES[how]):
+        fake(how, tiny_folder)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Workers are run here, as their own interpreters take seconds to import torch."""
+
+    def run_here(package, place, said, threads, waiting):
+        said.touch()
+        monkeypatch.setattr("sys.argv", ["worker", str(place / "order.json")])
+        runpy.run_path(str(worker(package)), run_name="__main__")
+        return 0
+
+    monkeypatch.syspath_prepend(str(protocol().parent))
+    monkeypatch.setattr("qbench.external.work._run", run_here)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("how", FAULTS_OF_FILES)
+def test_every_fault_of_what_a_worker_writes_is_a_reason(fake, tiny_folder, how):
+    with pytest.raises(MethodError, match=FAULTS_OF_FILES[how]):
         fake(how, tiny_folder)
 
 
@@ -180,6 +206,7 @@ def test_the_bits_of_dequantized_weights_are_those_of_the_files():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_grid_goes_on_beside_packages_that_fail(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("QBENCH_ENVS", str(tmp_path / "environments"))
     load_plugin(FAKE)

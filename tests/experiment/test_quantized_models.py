@@ -57,6 +57,7 @@ def records(out):
     return [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
     "kind, name, bits",
     [
@@ -80,6 +81,7 @@ def test_it_is_evaluated_under_its_own_name_and_measured_bits(
     assert "unquantized" not in text and name in " ".join(text.split())
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_it_is_not_quantized_again_unless_asked(command, folders, tmp_path):
     asked = ("run", "--model", folders["own"], "--methods", "rtn", "--bits", "3", *ASKED)
     code, _, said = command(*asked, "--group-size", "32", "--out", tmp_path / "out")

@@ -17,12 +17,7 @@ from qbench.experiment.store import read_records
 from qbench.models.identity import resolved_revision
 from qbench.models.source import find_model
 from qbench.registry import method_class, parameters
-from tiny_runs import empty_picture, run_args
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+from tiny_runs import run_args
 
 
 @pytest.fixture(scope="module")
@@ -164,20 +159,20 @@ def untimed(record, timings):
 @pytest.mark.usefixtures("without_pictures")
 def test_two_runs_give_the_same_codes_and_scores(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "again"
-    assert command(*run_args(tiny_folder, out))[0] == 0
+    assert command(*run_args(tiny_folder, out, bits="4"))[0] == 0
     first, second = ({r.id: r for r in read_records(folder)[0]} for folder in (finished[0], out))
-    assert first.keys() == second.keys()
+    assert len(second) == 4 and second.keys() < first.keys()
     timings = {
         "evaluate_seconds": None,
         "quantize_seconds": None,
         "quantize_peak_bytes": None,
         "bytes_on_disk": None,
     }
-    for key in first:
+    for key in second:
         one_run, other_run = (untimed(records[key], timings) for records in (first, second))
         assert one_run == other_run
-    for folder in (finished[0] / "artifacts").iterdir():
-        twin = out / "artifacts" / folder.name
+    for twin in (out / "artifacts").iterdir():
+        folder = finished[0] / "artifacts" / twin.name
         assert (folder / "model.safetensors").read_bytes() == (
             twin / "model.safetensors"
         ).read_bytes()
@@ -508,7 +503,7 @@ def test_method_errors_are_failures_and_not_misuse():
 @pytest.mark.usefixtures("without_pictures")
 def test_two_cells_at_a_time_end_as_one_after_the_other(finished, tiny_folder, command, tmp_path):
     out = tmp_path / "out"
-    code, text, error = command(*run_args(tiny_folder, out, extra=["--jobs", "2"]))
+    code, text, error = command(*run_args(tiny_folder, out, bits="4", extra=["--jobs", "2"]))
     assert code == 0, text + error
     assert "2 cells at a time" in text
     alone = {record.id: scores(record) for record in read_records(finished[0])[0]}

@@ -167,6 +167,7 @@ def test_the_last_line_says_how_far_off_it_was():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_learns_for_the_next_one(tiny_folder, command, tmp_path):
     args = run_args(tiny_folder, tmp_path / "run", "none,rtn", "3", (), ("wikitext",))
     code, text, error = command(*args)

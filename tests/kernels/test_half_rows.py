@@ -96,6 +96,29 @@ FORMATS = [
     case("integer", 8, 128, HALF, BRAIN),
     case("integer", 8, 64, HALF, BRAIN),
 ]
+# How x is brought in spans depends on the sizes of what is brought beside it: every kind, width,
+# group, and dtype of parameters and of x is among these.
+IN_SPANS = (
+    "binary-1-128-float16",
+    "binary-3-128-bfloat16",
+    "unshifted-3-1152-bfloat16",
+    "real-2-384-float16",
+    "middle-4-32-bfloat16",
+    "binary-3-64-bfloat16",
+    "unshifted-5-256-float16",
+    "binary-6-384-float16",
+    "integer-7-1152-bfloat16",
+    "integer-8-128-float16",
+    "binary-8-128-bfloat16",
+)
+
+
+def products():
+    """Every format with x brought together, and some with x in spans."""
+    for name, config in (("together", SMALL), ("spans", SPANS)):
+        for one in FORMATS:
+            if config is SMALL or one.id in IN_SPANS:
+                yield pytest.param(*one.values, config, marks=one.marks, id=f"{one.id}-{name}")
 
 
 @pytest.mark.parametrize("kind, bits, group, parameters, dtype", FORMATS)
@@ -108,8 +131,7 @@ def test_weights_are_those_of_the_format_rounded(kind, bits, group, parameters, 
     assert errors.max() <= 1.1
 
 
-@pytest.mark.parametrize("config", [SMALL, SPANS], ids=["together", "spans"])
-@pytest.mark.parametrize("kind, bits, group, parameters, dtype", FORMATS)
+@pytest.mark.parametrize("kind, bits, group, parameters, dtype, config", products())
 def test_products_are_those_of_the_weights_made(kind, bits, group, parameters, dtype, config):
     weight = sample(kind, bits, group, parameters)
     x = normal(7, weight.shape[1], seed=1).to(dtype)

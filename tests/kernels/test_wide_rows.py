@@ -22,7 +22,8 @@ TOLERANCE = {torch.bfloat16: 2.5e-3, torch.float16: 1e-3}
 
 @pytest.fixture
 def on_cpu(monkeypatch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("built")
+    folder = tmp_path_factory.getbasetemp() / "hopper_on_cpu"  # of all tests, as many are alike
+    folder.mkdir(exist_ok=True)
     monkeypatch.setattr(wide_rows.launcher, "function", functools.partial(compiled, folder))
     wide_rows._compiled.cache_clear()
     yield

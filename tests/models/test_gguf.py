@@ -314,6 +314,7 @@ def test_a_missing_package_is_named(file, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_it_is_judged_under_its_own_name_and_rounded_again_only_when_asked(command, made, tmp_path):
     model, path = made()
     out = tmp_path / "out"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import pytest
 import torch
 
 from places import ROOT
+from standard_headers import COMPILER, compile_library
 
 SOURCES = ROOT / "kernels" / "gpu" / "cuda"
 STAND_IN = ROOT / "tests" / "kernels" / "cuda_on_cpu"
-COMPILER = shutil.which("g++")
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 
@@ -83,19 +82,8 @@ def _compile(source: str, name: str, macros: dict[str, int], library: Path) -> N
         f"  launch({name}, grid, block, shared_bytes, arguments);\n"
         f"}}\n"
     )
-    command = [
-        COMPILER,
-        "-std=c++17",
-        "-O1",
-        "-fno-gnu-unique",
-        "-shared",
-        "-fPIC",
-        "-ffp-contract=off",
-    ]
-    command += ["-Wall", "-Wno-unknown-pragmas", "-Werror", "-o", str(library), str(entry)]
-    command += [f"-D{key}={value}" for key, value in macros.items()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    macro_options = [f"-D{key}={value}" for key, value in macros.items()]
+    compile_library(entry, library, *macro_options)
 
 
 def _value(argument):

@@ -9,17 +9,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from places import ROOT
+from standard_headers import COMPILER, compile_library
 
 SOURCES = ROOT / "kernels" / "gpu" / "cuda"
 STAND_IN = ROOT / "tests" / "kernels" / "hopper_on_cpu"
-COMPILER = shutil.which("g++")
 ENTRY = """
 #include "wide_rows.cu"
 extern "C" void run_prepare(const u32* grid, u32 block, int bytes, void** arguments) {
@@ -65,13 +64,9 @@ def _library(folder: Path, macros: tuple[tuple[str, int], ...]) -> Path:
     shutil.copy(ROOT / "tests" / "kernels" / "cuda_on_cpu" / "instructions.cuh", build)
     (build / "conversions.cuh").write_text('#include "wgmma.cuh"\n')
     (build / "entry.cc").write_text(ENTRY)
-    library = build / "wide_rows.so"
-    command = [COMPILER, "-std=c++17", "-O1", "-fno-gnu-unique", "-shared", "-fPIC"]
-    command += ["-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-dangling-pointer"]
-    command += ["-Werror", "-o", str(library), str(build / "entry.cc")]
-    command += [f"-D{key}={value}" for key, value in macros]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    library = folder / f"{build.name}.so"
+    macro_options = [f"-D{key}={value}" for key, value in macros]
+    compile_library(build / "entry.cc", library, "-Wno-dangling-pointer", *macro_options)
     return library
 
 

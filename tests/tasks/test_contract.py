@@ -71,6 +71,7 @@ def test_a_metric_has_one_unit_in_all_tasks():
     assert all(len(of_metric) == 1 for of_metric in units.values())
 
 
+@pytest.mark.usefixtures("few_modules")
 @pytest.mark.parametrize("name", all_tasks())
 def test_a_task_judges_a_tiny_model(name, source, tiny, tokenizer, tmp_path):
     task = get_task(name)

@@ -9,6 +9,7 @@ import torch
 
 from qbench.errors import ConfigError, StoreError
 from qbench.experiment.grid import Grid
+from qbench.tasks import code_text
 from qbench.tasks.article_windows import article_windows
 from qbench.tasks.code_text import LONGEST, MODULES, code_texts
 from qbench.tasks.contract import Context, Unquantized
@@ -55,14 +56,15 @@ def value(outcome, metric):
     return score.value
 
 
-def test_code_is_the_standard_library(judged, tokenizer):
+def test_code_is_the_standard_library(judged, tokenizer, request):
     texts = code_texts()
     assert len(texts) == MODULES and sum("\nimport " in text for text in texts) > MODULES / 2
     assert max(map(len, texts)) <= LONGEST and code_texts() == texts
+    request.getfixturevalue("few_modules")
     outcome, spec, models, _ = judged("divergence_code")
     wiki = get_task("divergence").spec(MINI, **ASKED)
     assert spec.sha256 != wiki.sha256 and spec.data == "python-standard-library"
-    windows = article_windows(texts, tokenizer, spec).tokens
+    windows = article_windows(code_text.code_texts(), tokenizer, spec).tokens
     assert value(outcome, "kl_mean") == pytest.approx(plain(models, windows, 0), rel=1e-3)
     assert len({row["cluster"] for row in outcome.samples}) == 3, "of three modules"
     assert {score.task for score in outcome.scores} == {spec.name}
@@ -117,6 +119,7 @@ def test_a_preset_asks_all_texts_alike():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_keeps_the_texts_apart(tiny_folder, command, tmp_path):
     extra = ["--text", "wiki,code,own"]
     for name in ("divergence", "divergence_code", "divergence_own"):
