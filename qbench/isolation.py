@@ -11,6 +11,7 @@ hundredths of a second. Where there are no forks, the process is spawned.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -27,6 +28,12 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
+ROUNDS = 100  # of ending what a process has started: what is ended last may have started more
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
+SHOWN = 60  # bytes of a line that cannot be read
 POLL = (0.01, 0.2)  # seconds between two looks at what was told: at first, and after a while
 Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
 _BY_SYSTEM = {
@@ -57,8 +64,9 @@ def preload(*modules: str) -> None:
 class Isolated:
     """A running function and the events that it has told.
 
-    At the end of the `with` block it and all processes that it has started are ended. It ends with
-    the process that started it, however that one ends.
+    At the end of the `with` block it and all processes that it has started are ended, but for those
+    with a session of their own if it crashed (and where the system is not Linux). It ends with the
+    process that started it, however that one ends.
     """
 
     def __init__(
@@ -71,11 +79,13 @@ class Isolated:
         self._events = Path(self._folder.name) / "events.jsonl"
         self._events.touch()
         self._read = 0  # bytes of the file that were given as events
+        self._unreadable: str | None = None  # the beginning of a line that is no event
         target = None if output is None else str(output.resolve())
         self.process = _context().Process(
             target=_enter, args=(function, arguments, str(self._events), target, dict(os.environ))
         )
         self.process.start()
+        self._server = _server()
 
     def __enter__(self) -> Isolated:
         """Itself."""
@@ -83,6 +93,8 @@ class Isolated:
 
     def __exit__(self, *error: object) -> None:
         """End the process and all that it left behind."""
+        if self.process.exitcode in (None, LOST):
+            _end_descendants(self.process.pid)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -93,30 +105,40 @@ class Isolated:
     def next(self, within: float) -> dict[str, Any] | None:
         """The next event; None where the process ended without one, or none came in time.
 
-        within: seconds to wait for it. `ending` tells one from the other.
+        within: seconds to wait for it. `ending` tells one from the other. There is none after a
+        line that cannot be read.
         """
         deadline = time.monotonic() + within
         pause, longest = POLL
-        while True:
+        while self._unreadable is None:
             alive = self.process.is_alive()  # looked at before the file: its last words count
             with self._events.open("rb") as file:
                 file.seek(self._read)
                 line = file.readline()
             if line.endswith(b"\n"):
                 self._read += len(line)
-                event: dict[str, Any] = json.loads(line)
-                return event
+                with suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        return event
+                self._unreadable = line[:SHOWN].decode(errors="replace")
+                return None
             if not alive or time.monotonic() > deadline:
                 return None
             time.sleep(pause)
             pause = min(2 * pause, longest)
+        return None
 
     @property
     def ending(self) -> str | None:
         """How the process ended, in words that follow its name; None while it runs."""
+        if self._unreadable is not None:
+            return f"told what cannot be read: {self._unreadable!r}"
         code = self.process.exitcode
         if code is None:
             return None
+        if code == LOST and self._server is not None and not _runs(self._server):
+            return "was lost, as somebody ended the server of processes; give the command again"
         if code >= 0:
             return f"ended the process with exit code {code}"
         with suppress(ValueError):
@@ -137,6 +159,32 @@ def limit_memory(room: int) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _server() -> int | None:
+    """The id of the process that forks the others; None where there is none."""
+    # Python has no public name for it.
+    return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+
+
+def _runs(pid: int) -> bool:
+    with suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _end_descendants(pid: int) -> None:
+    """End all that a process has started, and what that has started, in whatever session."""
+    for _ in range(ROUNDS):
+        found: list[psutil.Process] = []
+        with suppress(psutil.Error):
+            found = psutil.Process(pid).children(recursive=True)
+        running = [process for process in found if _runs(process.pid)]
+        for process in running:
+            with suppress(psutil.Error):
+                process.kill()
+        if not running:
+            return
 
 
 def _context() -> Any:
@@ -162,21 +210,21 @@ def _enter(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         # As in any Python, whatever this one was started by: a shell's background job ignores it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(OSError, AttributeError):  # what loses its parent becomes a child of this process
+        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _redirect(output)
     _lock_of_threads()
     gc.freeze()  # what was imported is no garbage: looking through it takes a third of a second
     own = os.getpid()
+    one_at_a_time = threading.Lock()
 
     def tell(event: dict[str, Any]) -> None:
         if os.getpid() != own:
             os._exit(0)  # a twin that the function forked has nothing to tell
         line = (json.dumps(event, allow_nan=False) + "\n").encode()
-        # By its absolute path each time: what the function closes or where it changes to makes
-        # no difference.
-        descriptor = os.open(events, os.O_WRONLY | os.O_APPEND)
-        os.write(descriptor, line)
-        os.close(descriptor)
+        with one_at_a_time:
+            _append(events, line)
 
     code = 0
     try:
@@ -184,8 +232,29 @@ def _enter(
     except BaseException:
         traceback.print_exc()
         code = 1
+    with suppress(Exception):  # where there is no memory left, for one
+        _end_descendants(os.getpid())
     # At once: exit handlers and threads that the function left would have the last word.
     os._exit(code)
+
+
+def _append(path: str, line: bytes) -> None:
+    """Append the whole line to a file, or nothing: the next one would be glued to a half.
+
+    By its absolute path each time: what the process closes or where it changes to makes no
+    difference. OSError where the disk refuses.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    before = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _end_with_parent() -> None:
@@ -193,6 +262,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        _end_descendants(os.getpid())
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)
         os._exit(1)

@@ -53,7 +53,7 @@ MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
 CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
 AXES_SHARE = 0.8  # of a figure's width for each of its panels
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
-LEAST_SPAN = 0.05  # of the costs on an axis, as a part of them
+LEAST_SPAN = 0.05  # of the numbers on an axis, as a part of them
 Look = dict[str, Any]  # keywords of matplotlib for a line
 
 
@@ -132,7 +132,8 @@ def panel(
     _frame(axes, headline, cost, scale)
     for alike in _judged_alike(quantized, notes):
         _pareto(axes, [point for point in alike if not scale.beyond(point.y)], scale)
-    _draw_lines(axes, lines, styles, scale)
+    for name, points in lines.items():
+        _draw_line(axes, points, styles[name], scale)
     if lines:
         _widen(axes)
     if scale.edge is not None:
@@ -203,16 +204,6 @@ def _frame(axes: Any, headline: Headline, cost: Cost, scale: Scale) -> None:
     axes.set_xlabel(cost.label)
     axes.margins(0.08, 0.1)
     axes.grid(False, axis="x")
-
-
-def _draw_lines(
-    axes: Any,
-    lines: dict[str, list[Point]],
-    styles: dict[str, Look],
-    scale: Scale,
-) -> None:
-    for name, points in lines.items():
-        _draw_line(axes, points, styles[name], scale)
 
 
 def _draw_line(axes: Any, points: Sequence[Point], look: Look, scale: Scale) -> None:
@@ -374,9 +365,13 @@ def _label(axes: Any, text: str, place: tuple[float, float], **how: Any) -> None
 def _log_ticks(axes: Any) -> None:
     """Plain numbers, as few as tell the scale: at least four, of the coarsest series that has so.
 
-    matplotlib has one or two where little is spanned.
+    matplotlib has one or two where little is spanned, and fails where nothing is.
     """
     low, high = axes.get_ylim()
+    room = ((1 + LEAST_SPAN) * low / high) ** 0.5
+    if room > 1:
+        low, high = low / room, high * room
+        axes.set_ylim(low, high)
     series: list[Locator] = [
         LogLocator(subs=subs, numticks=9) for subs in ((1,), (1, 3), (1, 2, 5))
     ]

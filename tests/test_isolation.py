@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +13,16 @@ import psutil
 import pytest
 
 from fresh_python import run_python
-from isolated_functions import leave, leave_a_child, tell_numbers, tell_variable
+from isolated_functions import (
+    detach,
+    leave,
+    leave_a_child,
+    tell_in_pieces,
+    tell_numbers,
+    tell_variable,
+)
 from places import ROOT
+from qbench import isolation
 from qbench.isolation import Isolated
 
 PARENT = """
@@ -80,6 +90,43 @@ def test_what_the_function_leaves_behind_ends_with_it():
     with Isolated(leave_a_child, ()) as process:
         child = process.next(60)["child"]
     assert gone(child)
+
+
+@pytest.mark.parametrize("how", ["end", "wait", "orphan"])
+def test_what_it_gave_a_session_of_its_own_ends_with_it(how):
+    with Isolated(detach, (how,)) as process:
+        child = process.next(60)["child"]
+        if how == "end":
+            assert process.next(60) is None
+    assert gone(child)
+
+
+def test_a_line_is_told_whole_or_not_at_all():
+    with Isolated(tell_in_pieces, ()) as process:
+        told = [process.next(60) for _ in range(3)]
+    assert told == [{"text": "x" * 100}, {"refused": errno.ENOSPC}, None]
+
+
+@pytest.mark.parametrize("line", [b'{"half": {"whole": 1}\n', b"3\n", b"\xff\n"])
+def test_after_a_line_that_cannot_be_read_there_is_none(line):
+    with Isolated(leave, ("hang",)) as process:
+        assert process.next(60) == {"how": "hang"}
+        with process._events.open("ab") as file:
+            file.write(line + b'{"more": 1}\n')
+        assert process.next(60) is None and process.next(0) is None
+        assert process.ending.startswith("told what cannot be read: ")
+
+
+def test_where_the_server_is_lost_that_is_said_and_the_next_process_has_another():
+    with Isolated(leave, ("hang",)) as process:
+        assert process.next(60) == {"how": "hang"}
+        pid = process.process.pid
+        os.kill(isolation._server(), signal.SIGKILL)
+        assert process.next(60) is None
+        assert process.ending.startswith("was lost, as somebody ended the server of processes")
+    assert gone(pid)
+    with Isolated(tell_numbers, (1,)) as process:
+        assert process.next(60) == {"number": 1}
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 from qbench.environment import bytes_of
@@ -20,6 +20,7 @@ from qbench.scheme import LayerRule
 MOST_WORKERS = 1024  # cells at a time: each is a process
 Values = tuple[Scalar, ...]  # of one parameter: a cell for each
 Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
+SEVERAL = "several values are written [2, 3, 4], or '2,3,4' in quotes"
 _FORMS_OF_SET = "for example set: {gptq: {damp: 0.1}}, or set: {gptq.damp: 0.1}"
 
 
@@ -49,8 +50,8 @@ def as_width(value: Any) -> int | float:
 def as_settings(value: Any) -> Settings:
     """`{"gptq.damp": "0.01,0.1"}`, `{"gptq": {"damp": [0.01, 0.1]}}` or `["gptq.damp=0.01,0.1"]`.
 
-    All become the second; a name without anything is left out. ConfigError for whatever is none of
-    these, for a parameter without a value, and for one that a map gives some in two places.
+    All become the second. ConfigError for whatever is none of these, for a name without a value, of
+    which flow style makes some (`{gptq.damp: 1,2}`), and for one that has values in two places.
     """
     if isinstance(value, str):
         value = [value]
@@ -60,15 +61,20 @@ def as_settings(value: Any) -> Settings:
     if not isinstance(value, Mapping):
         raise ConfigError(f"set: {value!r} is no map; {_FORMS_OF_SET}")
     for target, entry in value.items():
-        owner, dot, key = str(target).partition(".")
+        owner, dot, key = _name(target, entry).partition(".")
         if dot:
-            _put(settings, owner, key, _as_values(entry))
+            _put(settings, owner, key, as_list(entry))
         elif isinstance(entry, Mapping):
             for name, values in entry.items():
-                _put(settings, owner, str(name), _as_values(values))
-        elif entry is not None:
+                _put(settings, owner, _name(name, values), as_list(values))
+        else:
             raise ConfigError(f"set: {owner}: {entry!r} names no parameter; {_FORMS_OF_SET}")
     return settings
+
+
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without repeats, which would be counted again."""
+    return tuple(dict.fromkeys(values))
 
 
 def as_rules(value: Any) -> Any:
@@ -82,10 +88,15 @@ def as_rules(value: Any) -> Any:
     return [LayerRule.parse(rule) if isinstance(rule, str) else rule for rule in value]
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
+    AfterValidator(each_once),
+]
 Numbers = Annotated[
     tuple[Annotated[int | float, BeforeValidator(as_width)], ...],
     BeforeValidator(as_list, json_schema_input_type=float | str | list[float]),
+    AfterValidator(each_once),
 ]
 Rules = Annotated[
     tuple[LayerRule, ...],
@@ -98,6 +109,7 @@ Files = Annotated[
         lambda value: [value] if isinstance(value, (str, Path)) else value,
         json_schema_input_type=str | list[str],
     ),
+    AfterValidator(each_once),
 ]
 Workers = Annotated[
     int | None,
@@ -202,9 +214,13 @@ def _whole_number(name: str, value: Scalar, or_all: bool) -> int | None:
         raise ConfigError(f"--set {name}={value!r} is not a whole number; {instead}") from None
 
 
-def _as_values(value: Any) -> Any:
-    """The values of one parameter as a list."""
-    return [None] if value is None else as_list(value)
+def _name(name: Any, value: Any) -> str:
+    """The name; ConfigError where it is none, or has no value."""
+    if not isinstance(name, str):
+        raise ConfigError(f"set: {name!r} is no name; {SEVERAL}")
+    if value is None:
+        raise ConfigError(f"set: {name} has no value; give one, or leave it out; {SEVERAL}")
+    return name
 
 
 def _put(settings: Settings, owner: str, key: str, values: Any) -> None:

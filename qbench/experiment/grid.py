@@ -367,7 +367,8 @@ def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
     In `set`, a flag overrides single parameters. ConfigError that names the file where it cannot
     be read, and the key that is wrong.
     """
-    settings = merged({} if config is None else read_grid_file(config), flags)
+    of_file = {} if config is None else read_grid_file(config, [*Grid.model_fields, "jobs"])
+    settings = merged(of_file, flags)
     try:
         return Grid.model_validate(settings)
     except ValidationError as error:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qbench.errors import ConfigError, StoreError
+from qbench.errors import ConfigError, StoreError, unknown_name
+from qbench.experiment.forms import SEVERAL
 from qbench.files.ordinary import ordinary_text
 
 GRID_BYTES = 1_000_000  # YAML takes microseconds for each
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which may stand several times
 
 
-def read_grid_file(path: Path) -> dict[str, Any]:
+def read_grid_file(path: Path, known: Collection[str]) -> dict[str, Any]:
     """The keys of a grid file; one without a value is left out.
 
-    ConfigError that names the file where it is no such map, has a key twice, or an empty text.
+    known: the keys that there are. ConfigError where it is no map of these, has a key twice, or an
+    empty text.
     """
     try:
         text = ordinary_text(path, limit=GRID_BYTES)
@@ -29,6 +32,9 @@ def read_grid_file(path: Path) -> dict[str, Any]:
             f"grid file {str(path)!r} holds a {type(settings).__name__}; it must map keys to values"
         )
     for key, value in settings.items():
+        if key not in known:
+            hint = f"; {SEVERAL}" if value is None else ""
+            raise ConfigError(unknown_name("grid key", str(key), known) + hint)
         if value == "" or (isinstance(value, list) and "" in value):
             raise ConfigError(
                 f"grid file {str(path)!r}: {key} '' names nothing; give a value, or leave it out"

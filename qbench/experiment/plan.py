@@ -112,7 +112,8 @@ def make_plan(
     require_versions(grid)
     for name in grid.method_names:
         method_class(name)  # refuses an unknown one
-    models = {name: find_model(name, grid.trust_remote_code) for name in grid.model}
+    models = each_model_once([find_model(name, grid.trust_remote_code) for name in grid.model])
+    grid = grid.model_copy(update={"model": tuple(models)})
     if dry_run:
         models = {name: with_config(model, announce) for name, model in models.items()}
     identity, tasks = identify(grid, models, choice.source, device, announce)
@@ -124,6 +125,14 @@ def make_plan(
     plan.labels = labels(whole)
     _check_and_estimate(plan)
     return plan
+
+
+def each_model_once(models: Sequence[ModelSource]) -> dict[str, ModelSource]:
+    """The models by their names; one that is asked for by several keeps the first."""
+    by_place: dict[tuple[str, str | None], ModelSource] = {}
+    for model in models:
+        by_place.setdefault(model.place, model)
+    return {model.name: model for model in by_place.values()}
 
 
 def working_order(plan: Plan) -> list[Cell]:

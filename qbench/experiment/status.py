@@ -19,7 +19,7 @@ from qbench.experiment.store import COMPUTING, RUNNERS, Store, open_run
 from qbench.files.claims import is_claimed
 from qbench.records import Record, labels
 
-FRESH = 60.0  # seconds since the last event of a cell that is taken for one at work
+FRESH = 60.0  # seconds from the last event of a cell at work, at most; clocks may differ
 SLOWEST = 1e6  # pace; what seems slower was estimated by nobody
 State = Literal["ok", "failed", "skipped", "running", "waiting"]
 STATES: tuple[State, ...] = ("ok", "running", "waiting", "failed", "skipped")
@@ -130,7 +130,7 @@ def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float)
     attempt = [] if begun is None else events[begun:]
     # Its latency may have been measured after it was finished.
     finished = next((event for event in attempt if event["event"] == "finish"), None)
-    fresh = bool(attempt) and finished is None and now - attempt[-1]["time"] < FRESH
+    fresh = bool(attempt) and finished is None and abs(now - attempt[-1]["time"]) < FRESH
     done = record is not None and record.status == "ok"
     if not done and (fresh or is_claimed(store.claim(planned.id))):
         return CellStatus(state="running", **facts, **_at_work(attempt, now))
@@ -145,7 +145,7 @@ def _at_work(attempt: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for event in attempt:
         if event["event"] == "begin":
-            facts = {"host": event["host"], "seconds": now - event["time"]}
+            facts = {"host": event["host"], "seconds": max(0.0, now - event["time"])}
         elif event["event"] == "progress":
             facts["fraction"] = event["fraction"]
             facts["text"] = event["text"]

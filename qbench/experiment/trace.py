@@ -81,6 +81,7 @@ def _attempt(events: Sequence[dict[str, Any]], name: str) -> Attempt:
         elif event["event"] == "scored":
             for score in event["scores"]:
                 facts[f"{event['task']} {score['metric']}"] = score["value"]
+    ended = max(ended, float(first["time"]))  # a clock may have been set back
     words = f"{first.get('model')} {first.get('label')}"
     return Attempt(str(first.get("host")), words, float(first["time"]), ended, tuple(phases), facts)
 
@@ -88,7 +89,7 @@ def _attempt(events: Sequence[dict[str, Any]], name: str) -> Attempt:
 def _span(
     name: str, began: float, ended: float, facts: dict[str, Any], place: dict[str, int]
 ) -> dict[str, Any]:
-    times = {"ts": began * SECOND, "dur": (ended - began) * SECOND}
+    times = {"ts": began * SECOND, "dur": max(0.0, ended - began) * SECOND}
     return {"ph": "X", "name": name, "cat": "cell" if facts else "phase", **times, **place} | (
         {"args": facts} if facts else {}
     )

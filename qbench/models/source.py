@@ -6,6 +6,7 @@ there are is known without torch and transformers, which are imported when a mod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -58,6 +59,12 @@ class ModelSource:
     def path(self) -> Path:
         """Of a local model: its GGUF file, or its folder."""
         return Path(self.location, self.gguf) if self.gguf else Path(self.location)
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """The same for all names of one model: where it really is, and the revision."""
+        place = os.path.realpath(self.path) if self.local else self.location
+        return place, self.revision
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -12,6 +12,8 @@ from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command, expand
 from qbench.experiment.grid import PRESETS, SWEEPS, Grid, parse_set, read_grid
 from qbench.experiment.identity import Identity
+from qbench.experiment.plan import each_model_once
+from qbench.models.source import find_model
 from qbench.records import CalibrationSpec, TaskSpec
 from qbench.registry import get_method
 
@@ -160,6 +162,12 @@ def test_several_calibrations_are_a_cell_each():
         ("set:\n  gptq: {damp: 1}\n  gptq: {norm: 1}", "in line 2 and again in line 3; keep one"),
         ("jobs: 1\nworkers: 2", "jobs and workers are one key"),
         ("set: [gptq]", "--set 'gptq' is not NAME.PARAM=VALUE"),
+        ("{methods: gptq, bits: 2,3,4}", "unknown grid key '3'.*or '2,3,4' in quotes"),
+        ("{methods: rtn,gptq, bits: 3}", "unknown grid key 'gptq'.*or '2,3,4' in quotes"),
+        ("set: {calibration.samples: 4,8}", "set: 8 is no name; several values are written"),
+        ("set: {gptq: {damp: 1,2}}", "set: 2 is no name; several values are written"),
+        ("set: {gptq.importance: best,none}", "set: none has no value; give one, or leave it out"),
+        ("bits: 3\nskipp:", "unknown grid key 'skipp'. Did you mean 'skip'"),
         ("bitz: [3]", "unknown grid key 'bitz'. Did you mean 'bits'"),
         ("bits: [three]", "bits.0='three': Input should be a number"),
         ("- 3", "holds a list; it must map keys to values"),
@@ -178,8 +186,25 @@ def test_a_key_without_a_value_is_no_key(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("bits:\nset:\ndata:\nmethods: rtn\n")
     assert read_grid(path, {}) == Grid(methods=("rtn",))
-    path.write_text("set: {gptq: , rtn: {}}")
+    path.write_text("set: {rtn: {}}")
     assert read_grid(path, {}).set == {}
+
+
+def test_what_is_named_twice_is_asked_once():
+    grid = Grid(
+        model="a,b,a", methods="rtn,gptq,rtn", bits="3,2,3", tasks=("arc_easy", "mmlu", "arc_easy")
+    )
+    assert grid.model == ("a", "b") and grid.methods == ("rtn", "gptq") and grid.bits == (3, 2)
+    assert grid.task_names == ("arc_easy", "mmlu")
+
+
+def test_a_model_by_two_names_is_one_model(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    names = ("m", "./m", str(tmp_path / "m"), "org/m", "org/m@v1")
+    models = each_model_once([find_model(name) for name in names])
+    assert list(models) == ["m", "org/m", "org/m@v1"]
 
 
 @pytest.mark.parametrize(

@@ -797,6 +797,23 @@ def test_a_report_writes_what_it_names_whatever_the_records_are(
         assert contents == [path.read_bytes() for path in write(cells, again)]
 
 
+def test_the_axis_of_a_single_divergence_without_a_spread_has_room():
+    lone = record("rtn", 4)
+    score = Score(
+        task="mini-divergence",
+        metric="kl_mean",
+        filter="none",
+        value=0.8411489559458817,
+        stderr=None,
+        n=1,
+        higher_is_better=False,
+    )
+    lone = lone.model_copy(update={"scores": (score,)})
+    figure = quality_figure([lone], "mini-divergence", "kl_mean")
+    low, high = figure.axes[0].get_ylim()
+    assert high > 1.04 * low and f"point-{lone.id}" in plots.svg(figure)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_report_that_raises_is_named_and_the_others_are_written(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -37,6 +38,39 @@ def leave_a_child(tell):
     """Start a process that outlives this one."""
     child = subprocess.Popen(["sleep", "1000"])
     tell({"child": child.pid})
+
+
+def detach(tell, how):
+    """Start a process with a session of its own, whose parent may be gone, and end or wait."""
+    if how == "orphan":
+        shell = ["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"]
+        child = int(subprocess.run(shell, capture_output=True, check=True).stdout)
+    else:
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+    tell({"child": child})
+    if how != "end":
+        time.sleep(1000)
+
+
+def tell_in_pieces(tell):
+    """Tell by a disk that takes a few bytes at a time, and is full once in the middle of a line."""
+    write = os.write
+    left = [3]
+
+    def refuse(file, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "full")
+        return write(file, data[:7])
+
+    os.write = lambda file, data: write(file, data[:7])
+    tell({"text": "x" * 100})
+    os.write = refuse
+    try:
+        tell({"text": "y" * 100})
+    except OSError as error:
+        os.write = write
+        tell({"refused": error.errno})
 
 
 def tell_variable(tell, name):
