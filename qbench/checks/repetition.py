@@ -59,7 +59,7 @@ def check_keeps_no_state(method: Any) -> None:
 
 
 def check_same_in_every_process(method: Any) -> None:
-    """A fresh interpreter, with as many threads and other hashes of strings, gives the same bits."""
+    """A fresh interpreter with as many threads gives the same bits, whatever its hashes."""
     origin = method.name
     module = sys.modules[type(method).__module__]
     if module.__name__.startswith("qbench_plugin_"):
