@@ -355,7 +355,11 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
         ),
         ("model.layers.9.mlp.up_proj.weight", torch.ones(2, 2), "has no place for"),
         (f"{Q_PROJ}.weight", torch.ones(64, 64), "q_proj has the part weight, and qbench reads"),
-        (f"{Q_PROJ}.weight_scale", torch.ones(1), "q_proj has the part weight_scale, and qbench reads"),
+        (
+            f"{Q_PROJ}.weight_scale",
+            torch.ones(1),
+            "q_proj has the part weight_scale, and qbench reads",
+        ),
         ("model.norm.weight", torch.ones(64, dtype=torch.int8), "norm.weight .torch.int8. belongs"),
         ("model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn), "float8_e4m3fn. belongs to"),
         ("model.extra.SCB", torch.ones(64), "model.extra.SCB .torch.float32. belongs to a weight"),
