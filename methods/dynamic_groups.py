@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
+from qbench.formats.packing import off
 from qbench.formats.stepped import Numbers, Stepped, limits, values
 from qbench.methods.error_feedback import Rounded, round_span
 from qbench.methods.grids import SnappedGrid, zero_as_float, zero_of_stored
@@ -101,7 +102,7 @@ class DynamicGroups:
             z = zero_of_stored(searched, z, s, self.scheme.bits)
         elif isinstance(scale_kind, Stepped):
             z = self.grids.zero_points(W, self.scheme, counts, s, z)
-        held = held & holds(zero_kind, z)[:, 0]
+        held = held & holds(zero_kind, z, beside=1.0)[:, 0]
         return s[:, 0], values(like(zero_kind, z)).float()[:, 0], held
 
 
@@ -134,10 +135,13 @@ def like(kind: Numbers, numbers: Tensor) -> Numbers:
     return Stepped.pack(codes, kind.span, kind.bits, kind.places, kind.signed, kind.middle)
 
 
-def holds(kind: Numbers, numbers: Tensor) -> Tensor:
-    """bool (out, any): which of these numbers `like` only rounds, and does not cut off."""
+def holds(kind: Numbers, numbers: Tensor, beside: float = 0.0) -> Tensor:
+    """bool (out, any): which of these numbers `like` only rounds, and does not distort or cut off.
+
+    beside: see `qbench.formats.packing.as_stored`.
+    """
     if isinstance(kind, Tensor):
-        return numbers.to(kind.dtype).isfinite()
+        return ~off(numbers.to(kind.dtype), numbers, beside)
     assert isinstance(kind.bits, int)  # as there
     codes = _in_steps(kind, numbers).round_()
     least, greatest = limits(kind.bits, kind.signed)

@@ -50,8 +50,10 @@ class GPTQ:
     block_size: columns between two large updates; the result does not depend on it.
     clip, zero_point, norm, scale_bits: of the grid, as in `rtn`.
     importance: how the search of a grid weights errors. `none`: all alike; `curvature`: by the
-        curvature of their column; `best`: both are tried, and each row keeps the smaller loss.
-    groups: `static` or `dynamic`, as above; `best`: both, and each row keeps the smaller loss.
+        curvature of their column; `best`: both are tried, and each row
+        keeps the smaller loss; with dynamic groups each group does, and later ones follow from it.
+    groups: `static` or `dynamic`, as above; `best`: both, and each row keeps the
+        smaller loss.
     """
 
     name: ClassVar[str] = "gptq"

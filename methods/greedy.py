@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qbench.contracts import Scheme
 from qbench.formats import Binary
-from qbench.formats.packing import as_stored
+from qbench.formats.snapping import half_coding
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,9 @@ class Greedy:
         group = scheme.group_length(weight.shape[1])
         W = weight.float().unflatten(1, (-1, group))  # (out, groups, g)
         planes, alpha, shift = greedy_planes(W, scheme.bits, self.shift, self.refine)
-        return Binary.from_planes(
-            planes.flatten(2),  # (bits, out, in)
-            as_stored(alpha),  # (out, groups, bits)
-            as_stored(shift) if self.shift else None,  # (out, groups)
-        )
+        # (bits, out, in), (out, groups, bits) and (out, groups)
+        coding = half_coding(alpha, shift if self.shift else None)
+        return Binary.from_planes(planes.flatten(2), *coding)
 
 
 def greedy_planes(

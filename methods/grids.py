@@ -166,7 +166,7 @@ def real_zero_points(
 
 def stored_zero(zero: Tensor, integer: bool) -> Tensor:
     """A zero point, float32, in the dtype it is stored in: uint8, or as a real number."""
-    return zero.to(torch.uint8) if integer else as_stored(zero)
+    return zero.to(torch.uint8) if integer else as_stored(zero, beside=1.0)
 
 
 def zero_as_float(s: Tensor, z: Tensor | None, bits: int) -> Tensor:

@@ -39,7 +39,13 @@ from qbench.formats.packing import as_stored
 from qbench.formats.snapping import check_scale_bits, stored_scale
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.dynamic_groups import like
-from qbench.methods.grids import TINY, round_to_grid, weight_range, zero_as_float
+from qbench.methods.grids import (
+    TINY,
+    round_to_grid,
+    stored_zero,
+    weight_range,
+    zero_as_float,
+)
 from qbench.methods.migration import SMALLEST, largest_inputs, migration
 from qbench.methods.rtn import RTN
 from qbench.models.blocks import as_kept, linears, read_weight
@@ -234,7 +240,7 @@ class LearnedClip(TrainedWeight):
         zero = None
         if self.beta is not None:
             within = bool(((z >= 0) & (z < 2**self.scheme.bits)).all())
-            zero = z.to(torch.uint8) if within else as_stored(z)
+            zero = stored_zero(z, integer=within)
         codes = round_to_grid(W, values(scale), zero, self.scheme.bits)
         return Uniform.from_codes(codes.flatten(1), scale, zero, self.scheme.bits)
 

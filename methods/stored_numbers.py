@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qbench.formats.packing import as_stored
-from qbench.formats.snapping import LEAST, stored_coding
+from qbench.formats.snapping import LEAST, half_coding, stored_coding
 from qbench.formats.stepped import MOST, Numbers, Stepped, nearest, values
 
 DISTORTED = 1 / 8  # share of the groups that one step per row may distort
@@ -42,7 +41,7 @@ def stored_numbers(
     moved = (values(alphas).float() - alpha).abs().amax(2)
     moved = torch.maximum(moved, (values(shifts).float() - shift).abs())  # (out, groups)
     if (moved > alpha[..., 0] / 4).float().mean() > DISTORTED:
-        return as_stored(alpha), as_stored(shift)
+        return _halves(alpha, shift)
     return alphas, shifts
 
 
@@ -94,5 +93,12 @@ class Steps:
 def in_storage(steps: Steps | None, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
     """alpha (out, groups, b) and shift (out, groups) as they are stored; steps None: in halves."""
     if steps is None:
-        return as_stored(alpha), as_stored(shift)
+        return _halves(alpha, shift)
     return steps.stored(alpha, shift)
+
+
+def _halves(alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """`half_coding` of a coding that has a shift."""
+    alphas, shifts = half_coding(alpha, shift)
+    assert shifts is not None  # as there is one
+    return alphas, shifts

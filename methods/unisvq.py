@@ -269,8 +269,9 @@ class LatticeWeight(TrainedWeight):
     def export(self) -> Lattice:
         """The codes, with the parameters as they are stored."""
         # Clones: what is stored as float32 would else be the very tensor that goes on training.
-        map = as_stored(self.map.clone())
-        offset = None if self.offset is None else as_stored(self.offset.clone())
+        largest = self.map.abs().amax()
+        map = as_stored(self.map.clone(), beside=largest)
+        offset = None if self.offset is None else as_stored(self.offset.clone(), beside=largest)
         su = as_stored(self.su * self.u)
         sv = as_stored(self.sv * self.v)
         return replace(self.start, map=map, offset=offset, su=su, sv=sv)

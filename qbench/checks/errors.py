@@ -7,17 +7,21 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qbench.checks.samples import (
     CASES,
     GROUP,
     IN,
     OUT,
+    SMALL_ROW,
+    SMALLNESS,
     bits_of,
     output_error,
     quantize_sample,
     sample_stats,
     sample_weight,
+    small_row_weight,
     weight_error,
     white_inputs,
 )
@@ -30,6 +34,7 @@ from qbench.registry import get_method
 
 ABOVE_ROUNDING = 1.05  # of the squared error of rounding on the grid from minimum to maximum
 ABOVE_SCALED = 1.1  # of the squared error of a weight, relative to its scale
+ABOVE_LARGE = 2  # of the squared error of a small row, relative to its size
 EXPONENTS = (-30, -20, -12, -9, -7, 7, 14, 17, 20, 30)  # of ten, by which a weight is scaled
 ABOVE_START = 1.15  # of the held-out loss: what is kept was chosen on other tokens
 
@@ -155,6 +160,27 @@ def check_extreme_weights(method: Any) -> None:
             )
 
 
+def check_small_rows(method: Any) -> None:
+    """A row that is a millionth of the others has, relative to its size, no larger error.
+
+    It has the error that it has where it is as large as they are; twice its square is allowed.
+    """
+    _quantizes(method)
+    inputs = white_inputs(IN)
+    for bits in sorted({bits_of(method)[0], bits_of(method)[-1]}):
+        scheme = Scheme(bits, GROUP)
+        errors = [
+            _error_of_row(method, scheme, weight, inputs)
+            for weight in (sample_weight(), small_row_weight())
+        ]
+        if not errors[1] <= ABOVE_LARGE * errors[0]:
+            raise Broke(
+                f"at {bits} bits a row that is {SMALLNESS:g} times as large as the others has a "
+                f"relative squared error of {errors[1]:.3g}, and {errors[0]:.3g} where it is as "
+                f"large as they are; at most {ABOVE_LARGE} times that is allowed"
+            )
+
+
 def rounded(block: Any, scheme: Scheme) -> BlockResult:
     """Every linear layer of a block rounded on the grid from its minimum to its maximum."""
     plain = get_method("rtn", clip="none")
@@ -170,6 +196,13 @@ def _error(method: Any, scheme: Scheme) -> float:
     if verb_of(method) == "quantize_weight":
         return weight_error(quantized, sample_weight())
     return output_error(quantized, sample_weight(), sample_stats())
+
+
+def _error_of_row(method: Any, scheme: Scheme, weight: Tensor, inputs: Tensor) -> float:
+    """The squared error of `SMALL_ROW` by its squared norm."""
+    row = weight[SMALL_ROW].double()
+    dense = quantize_sample(method, scheme, weight, inputs).dequantize()[SMALL_ROW].double()
+    return ((dense - row).square().sum() / row.square().sum()).item()
 
 
 def _quantizes(method: Any) -> None:

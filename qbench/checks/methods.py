@@ -17,6 +17,7 @@ from qbench.checks.errors import (
     check_error_within_rounding,
     check_extreme_weights,
     check_outliers,
+    check_small_rows,
     check_zeros_and_constants,
 )
 from qbench.checks.repetition import (
@@ -96,6 +97,7 @@ CHECKS: tuple[Check, ...] = (
     check_zeros_and_constants,
     check_outliers,
     check_extreme_weights,
+    check_small_rows,
     check_half_precision_weights,
     check_strided_weights,
     check_refuses_bad_schemes,

@@ -32,6 +32,7 @@ from qbench.formats import (
     from_tensors,
 )
 from qbench.formats.packing import as_stored, packed_length
+from qbench.formats.snapping import half_coding
 
 
 def check_answers_every_call(method: Any) -> None:
@@ -125,12 +126,17 @@ def allowed_bits(weight: Uniform | Binary | RotatedBinary | Lattice, scheme: Sch
     if isinstance(weight, Uniform):
         bits = 8 * out * packed_length(columns, scheme.bits) + groups * _width(weight.scale)
         if weight.zero_point is not None:
-            bits += groups * _width(weight.zero_point)
+            bits += groups * _width(weight.zero_point, beside=1.0)
     elif isinstance(weight, Binary):
         bits = 8 * out * packed_length(columns, 1) * scheme.bits
-        bits += groups * scheme.bits * _width(weight.alpha)
-        if weight.shift is not None:
-            bits += groups * _width(weight.shift)
+        alpha = weight.alpha.float()
+        halves = half_coding(alpha, None if weight.shift is None else weight.shift.float())
+        numbers = (groups * scheme.bits, groups)
+        bits += sum(
+            8 * count * part.element_size()
+            for count, part in zip(numbers, halves, strict=True)
+            if part is not None
+        )
     else:
         bits = 8 * out * packed_length(columns, scheme.bits)
         for part in (weight.map, weight.offset, weight.su, weight.sv):
@@ -139,11 +145,11 @@ def allowed_bits(weight: Uniform | Binary | RotatedBinary | Lattice, scheme: Sch
     return bits / (out * columns)
 
 
-def _width(part: Tensor) -> int:
+def _width(part: Tensor, beside: float = 0.0) -> int:
     """Bits per number of a part as it should be stored; a packed zero point is granted 16."""
     if not part.is_floating_point():
         return 16
-    return 8 * as_stored(part.float()).element_size()
+    return 8 * as_stored(part.float(), beside).element_size()
 
 
 def check_group_size_honoured(method: Any) -> None:

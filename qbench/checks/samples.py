@@ -17,6 +17,8 @@ from qbench.checks.verdict import Broke
 from qbench.contracts import BlockInputs, LinearStats, Scheme, WeightFormat, verb_of
 
 OUT, IN, GROUP = 48, 192, 32
+SMALL_ROW = 24  # of `small_row_weight`
+SMALLNESS = 1e-6  # of that row
 BATCHES = 8  # of the inputs of a block that is a single linear layer
 
 
@@ -48,6 +50,13 @@ def sample_weight(out: int = OUT, in_features: int = IN) -> Tensor:
     weight = torch.randn(out, in_features, generator=generator) * sizes[:, None]
     weight *= torch.exp(0.3 * torch.randn(out, in_features, generator=generator))
     weight[7:8, :GROUP] = 0
+    return weight
+
+
+def small_row_weight() -> Tensor:
+    """`sample_weight`, one row a millionth of what it is there, as that of a unit that is dead."""
+    weight = sample_weight()
+    weight[SMALL_ROW] *= SMALLNESS
     return weight
 
 

@@ -94,8 +94,9 @@ class Binary:
         """The same weight in binary coding, in float32.
 
         code = sum_i 2^(b-i) (1 + c_i)/2 gives scale*(code - zero) = sum_i (scale*2^(b-1-i)) c_i +
-        scale*(h - zero) with h = (2^b - 1)/2, i = 1 the most significant bit. Exact for integer
-        zero points: all products fit float32.
+        scale*(h - zero) with h = (2^b - 1)/2, i = 1 the most significant bit. Exact if the scales
+        are stored in half precision and the zero points are integers: products of 11 and 9 bits
+        fit float32. Otherwise products and sums are rounded to float32.
         """
         codes, scale, zero = weight.unpacked()
         places = range(weight.bits - 1, -1, -1)  # place value of plane i is 2^(b-i)

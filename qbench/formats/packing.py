@@ -13,6 +13,7 @@ from torch import Tensor
 from qbench.errors import StoreError
 
 NOTHING = 1e-11  # above the scale of a group of zeros, which methods divide by
+DISTORTED = 1 / 32  # of a number: by more than that none is off for being stored in float16
 # (256, 8): the 8 codes in each byte of a bitmap
 _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
@@ -64,15 +65,26 @@ def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
     return codes.flatten(-2)[..., :n].contiguous()
 
 
-def as_stored(parameter: Tensor) -> Tensor:
+def as_stored(parameter: Tensor, beside: Tensor | float = 0.0) -> Tensor:
     """Round scales, shifts and the like (floating, any shape) to the dtype that is stored.
 
-    It is float16; or float32 where the largest numbers are too large for float16, or many numbers
-    would be subnormal. float16 serves if the largest magnitude is in 2^-10..65504, or if no number
-    above `NOTHING` is below 2^-14. The choice is made per tensor, and shows in the bits, which are
-    measured from the file. In float16, numbers below 2^-14 are rounded to multiples of 2^-24.
+    It is float16, or float32 where float16 would distort one of them: a magnitude above `NOTHING`
+    would be off by more than `DISTORTED` of itself, as those above 65504 and most below 2^-20 are;
+    or all are below 2^-10 and one is below 2^-14, so that many would be subnormal. The choice is
+    made per tensor, and shows in the bits, which are measured from the file.
+
+    beside (floating, to be broadcast): what a number is added to, as a shift is to multiples of
+    alpha. An error then counts relative to the larger of the two.
     """
-    return parameter.to(torch.float16 if _fits_float16(parameter) else torch.float32)
+    half = parameter.to(torch.float16)
+    return half if _serves(half, parameter, beside) else parameter.to(torch.float32)
+
+
+def off(stored: Tensor, parameter: Tensor, beside: Tensor | float = 0.0) -> Tensor:
+    """bool (...): which of the numbers are distorted by being stored so; see `as_stored`."""
+    size = parameter.abs().clamp_min(beside)
+    close = (stored.to(parameter.dtype) - parameter).abs() <= DISTORTED * size
+    return ~(close | (size <= NOTHING))  # also where it is not a number
 
 
 def expect(
@@ -98,14 +110,10 @@ def group_count(in_features: int, group_size: int) -> int:
     return in_features // group_size
 
 
-def _fits_float16(parameter: Tensor) -> bool:
-    magnitudes = parameter.abs()
-    largest = magnitudes.amax().item() if parameter.numel() else 0.0
-    if largest <= NOTHING:
-        return True
-    if not largest <= 65504.0:  # also where it is not a number
+def _serves(half: Tensor, parameter: Tensor, beside: Tensor | float) -> bool:
+    """Whether numbers may be stored in float16, as `half` has them."""
+    if off(half, parameter, beside).any():
         return False
-    if largest >= 2.0**-10:
-        return True
-    least: float = magnitudes[magnitudes > NOTHING].amin().item()
-    return least >= 2.0**-14
+    magnitudes = parameter.abs()
+    some = magnitudes[magnitudes > NOTHING]
+    return not some.numel() or bool(some.amax() >= 2.0**-10 or some.amin() >= 2.0**-14)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from qbench.errors import ConfigError
-from qbench.formats.packing import as_stored
+from qbench.formats.packing import as_stored, off
 from qbench.formats.stepped import MOST, Numbers, Stepped, limits, nearest, values
 
 HALF = 16  # scale_bits of half precision
@@ -80,6 +80,16 @@ def coding_bits(scale_bits: int, planes: int) -> tuple[tuple[int, ...], int]:
     return tuple(widths), scale_bits - 1
 
 
+def half_coding(alpha: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Alphas (..., planes) and shift (...) of a binary weight in half precision (`as_stored`).
+
+    An error in any of them moves a weight, and so counts by half a step of an even grid.
+    """
+    half_step = alpha.abs().amax(-1) / 2.0 ** (alpha.shape[-1] - 1)  # (...)
+    alphas = as_stored(alpha, beside=half_step[..., None])
+    return alphas, None if shift is None else as_stored(shift, beside=half_step)
+
+
 def stored_coding(
     alpha: Tensor,
     shift: Tensor | None,
@@ -92,12 +102,12 @@ def stored_coding(
     groups)), or None. importance (floating, (out, groups) or (groups,)): what a squared error
     counts in a group, such as the sum of the Hessian's diagonal over its inputs; None: all alike.
 
-    The result is in half precision (`as_stored`) where scale_bits is 16, where integers would not
+    The result is in half precision (`half_coding`) where scale_bits is 16, where integers would not
     take fewer bytes (one group per row and few planes), and where a number is not finite.
     ConfigError for scale_bits that `check_scale_bits` refuses, and where an alpha is negative.
     """
     check_scale_bits(scale_bits)
-    halves = (as_stored(alpha), None if shift is None else as_stored(shift))
+    halves = half_coding(alpha, shift)
     if scale_bits == HALF or not _finite(alpha, shift):
         return halves
     _require_magnitudes("alpha", alpha, " to the plane")
@@ -159,7 +169,7 @@ def stored_zero_points(
     They are also in half precision where one would move by more than half a step and more than a
     thirty-second of its grid, as in a row whose groups are at different distances from zero.
     """
-    half = as_stored(zero)
+    half = as_stored(zero, beside=1.0)  # a step of the grid
     if scale_bits == HALF or not _finite(zero, scale):
         return half
     middle = 2.0 ** (bits - 1)
@@ -189,7 +199,9 @@ def snapped(
     largest = first.numbers if isinstance(first.bits, int) else first.numbers[..., 0]
     width = first.bits if isinstance(first.bits, int) else first.bits[0]
     finest = _reach(Part(largest, width, first.signed)) * SMALLEST_PART
-    dtype = as_stored(widest * 2.0**places).dtype
+    dtype = as_stored(widest * 2.0**places, beside=middle).dtype
+    if off(widest.to(dtype), widest, beside=middle).any():  # products with a step are rounded, too
+        dtype = torch.float32
     error = torch.full_like(widest, torch.inf)
     span = torch.zeros_like(widest, dtype=dtype)
     chosen = [torch.zeros_like(part.numbers) for part in parts]

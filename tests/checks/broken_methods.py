@@ -268,6 +268,14 @@ WEIGHTS = (
         "extreme_weights",
         "return good(weight * (weight.abs().amax() > 1e-6), scheme)",
     ),
+    Fault(
+        "loses-small-rows",
+        "small_rows",
+        """
+        rows = weight.abs().amax(1, keepdim=True)
+        return good(weight * (rows > 1e-4 * rows.amax()), scheme)
+        """,
+    ),
     Fault("the-weight-itself", "results_own_their_memory", "return Dense(weight)", format="dense"),
     Fault(
         "keeps-the-graph",

@@ -9,12 +9,15 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+import torch
 
 from qbench.checks.isolation import check_isolated
 from qbench.checks.methods import CHECKS, TOUR_CHECKS, run_check
+from qbench.checks.repetition import check_same_in_every_process
 from qbench.checks.verdict import Verdict
 from qbench.commands import main
 from qbench.errors import ConfigError
+from qbench.registry import get_method
 
 _SPEC = importlib.util.spec_from_file_location(
     "broken_methods", Path(__file__).with_name("broken_methods.py")
@@ -177,3 +180,9 @@ def test_the_command_checks_a_kernel(capsys, monkeypatch):
         "ok    some-kernel  check_rows",
         "FAIL  some-kernel  check_zeros: row 3 differs",
     ]
+
+
+def test_a_fresh_process_has_as_many_threads(monkeypatch):
+    """gptq turns the last digits of products, which threads change, into other codes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads() + 1))
+    check_same_in_every_process(get_method("gptq"))

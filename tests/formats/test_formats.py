@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from qbench.errors import StoreError
 from qbench.formats import Binary, Dense, Uniform, bits_per_weight, from_tensors
 from qbench.formats.packing import as_stored, pack, packed_length, unpack
-from samples import integers, scales
+from qbench.registry import get_method
+from qbench.scheme import Scheme
+from samples import integers, normal, scales
 
 
 @settings(deadline=None, max_examples=60)
@@ -116,6 +118,40 @@ def test_parameters_are_float16_unless_that_distorts_them():
     assert as_stored(torch.tensor([0.1, 3.0])).dtype == torch.float16
     assert as_stored(torch.tensor([1e5, 3.0])).dtype == torch.float32
     assert as_stored(torch.tensor([1e-6, 2e-5])).dtype == torch.float32
+    assert as_stored(torch.tensor([1.0, 2e-6])).dtype == torch.float16  # off by 2 % at most
+    assert as_stored(torch.tensor([1.0, 3e-8])).dtype == torch.float32  # would be off by half
+    assert as_stored(torch.tensor([1.0, 1e-9])).dtype == torch.float32  # would be zero
+
+
+def test_a_small_number_beside_a_large_one_does_not_count():
+    """A shift is added to multiples of alpha, and a zero point to codes."""
+    assert as_stored(torch.tensor([1e-9, 0.5]), beside=1.0).dtype == torch.float16
+    assert as_stored(torch.tensor([1e-9]), beside=torch.tensor([1e-8])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("method", ["rtn", "alternating", "greedy"])
+def test_a_row_does_not_depend_on_larger_ones(method, bits):
+    weight = normal(16, 64)
+    weight[3] *= 1e-6
+    quantizer = get_method(method)
+    if bits > quantizer.bits[1]:
+        pytest.skip("more bits than the method has")
+    scheme = Scheme(bits, 32)
+    error = (quantizer.quantize_weight(weight, scheme).dequantize()[3] - weight[3]).norm()
+    alone = quantizer.quantize_weight(weight[3:4].clone(), scheme).dequantize()[0] - weight[3]
+    assert error <= 1.1 * alone.norm()
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_uniform_weight_with_float32_scales_becomes_binary_within_rounding(bits):
+    uniform = Uniform.from_codes(
+        integers((7, 60), 0, 2**bits), scales((7, 5)), integers((7, 5), 0, 2**bits, 3), bits
+    )
+    exact = uniform.dequantize()
+    assert (
+        Binary.from_uniform(uniform).dequantize() - exact
+    ).abs().max() < 1e-6 * exact.abs().max()
 
 
 def test_what_stands_for_zero_is_float16():

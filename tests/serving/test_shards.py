@@ -169,7 +169,7 @@ def test_fused_layers_of_which_one_is_not_quantized_are_refused():
 )
 def test_formats_without_products_in_a_server_are_refused(weight):
     entry = quantization_entry({"a.q": weight}, [], {})
-    reason = rf"a\.q is stored as '{weight.format}'.*served binary and uniform"
+    reason = rf"a\.q is stored as '{weight.format}'.*serves only binary and uniform"
     with pytest.raises(ConfigError, match=reason):
         served_layers(QuantizationConfig.model_validate(entry))
 
