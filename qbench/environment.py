@@ -220,10 +220,10 @@ def return_large_blocks() -> None:
 
 
 def bytes_of(text: str | int) -> int:
-    """`8GB` or `500 MB` in bytes; ConfigError for anything else, and for less than a byte."""
+    """`8GB` or `500 MB` in bytes; ConfigError for anything else, and for parts of a byte."""
     size = _SIZE.fullmatch(str(text).strip())
     count = int(float(size[1]) * UNITS[(size[2] or "").upper()]) if size else 0
-    if not count:
+    if not size or not count or (not size[2] and count != float(size[1])):
         raise ConfigError(f"memory {text!r} is no size; give one such as 8GB or 500MB")
     return count
 

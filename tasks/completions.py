@@ -16,8 +16,16 @@ from typing import Any
 from qbench.errors import ConfigError
 
 WRITTEN = 1  # token that lm-eval has a server write behind a prompt, since some write at least one
+LEAST = -3.4e38  # nats: no log-probability in float32 is below, and sums of such stay finite
 ROUNDING = 1e-3  # nats above 0 that a log-probability may be rounded to
 FEW = 8  # tokens, of which a model may be certain to the last digit
+
+
+def require_model(answer: Any, asked: str) -> None:
+    """ConfigError where the answer says that it is another model's than the one that was asked."""
+    answered = answer.get("model") if isinstance(answer, dict) else None
+    if answered is not None and answered != asked:
+        raise ConfigError(f"the model {shortened(answered)} answers, and {asked!r} was asked")
 
 
 def require_likelihoods(answer: Any, prompts: Sequence[Sequence[int]]) -> None:
@@ -28,7 +36,8 @@ def require_likelihoods(answer: Any, prompts: Sequence[Sequence[int]]) -> None:
     for choice, prompt in zip(_choices(answer, len(prompts)), prompts, strict=True):
         logprobs = _entry(choice, "logprobs", dict)
         wanted = len(prompt) + WRITTEN
-        for key in ("token_logprobs", "top_logprobs"):
+        names = ("token_logprobs", "top_logprobs", "tokens")
+        for key in names if logprobs.get("tokens") is not None else names[:2]:
             count = len(_entry(logprobs, key, list))
             if count != wanted:
                 raise ConfigError(
@@ -37,11 +46,9 @@ def require_likelihoods(answer: Any, prompts: Sequence[Sequence[int]]) -> None:
                 )
         logs = logprobs["token_logprobs"]
         for place, log in enumerate(logs[1:], start=1):
-            if not _is_number(log) or not log <= ROUNDING:
-                raise ConfigError(
-                    f"the log-probability of token {place} is {shortened(log)}, and it has to be a "
-                    "finite number, 0 at most"
-                )
+            _require_logarithm(log, f"token {place}")
+            for likely in _likely(logprobs["top_logprobs"][place]):
+                _require_logarithm(likely, f"a likely token in place of token {place}")
         if len(prompt) > FEW and not any(logs[1:-WRITTEN]):
             raise ConfigError(f"the token_logprobs of a prompt of {len(prompt)} tokens are all 0")
 
@@ -70,6 +77,22 @@ def _entry(holder: Any, key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ConfigError(f"{key} is {shortened(value)}, and has to be of type {kind.__name__}")
     return value
+
+
+def _likely(top: Any) -> list[Any]:
+    """The log-probabilities of the likeliest tokens; ConfigError where they have no tokens."""
+    if not isinstance(top, dict):
+        raise ConfigError(f"an entry of top_logprobs is {shortened(top)}, and has to be an object")
+    return list(top.values())
+
+
+def _require_logarithm(log: Any, token: str) -> None:
+    """ConfigError unless it is the logarithm of a probability. token: whose, for the message."""
+    if not _is_number(log) or not LEAST <= log <= ROUNDING:
+        raise ConfigError(
+            f"the log-probability of {token} is {shortened(log)}, and it has to be a finite number "
+            "of float32, 0 at most"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -16,7 +16,7 @@ from lm_eval.models import api_models
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from qbench.errors import ConfigError, reason_of
-from qbench.tasks.completions import require_likelihoods, require_texts
+from qbench.tasks.completions import require_likelihoods, require_model, require_texts
 from qbench.tasks.engine_model import EngineModel
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a request is sent again
@@ -49,12 +49,14 @@ class EndpointModel(EngineModel, LocalCompletionsAPI):
     ) -> Any:
         """(ln p of the continuation, whether it is the likeliest) of each prompt."""
         with self._in_a_sentence():
+            require_model(_single(outputs), self.model)
             require_likelihoods(_single(outputs), tokens)
             return LocalCompletionsAPI.parse_logprobs(outputs, tokens, ctxlens, **options)
 
     def parse_generations(self, outputs: Any, contexts: Sequence[Any], **options: Any) -> Any:
         """The text that is written behind each prompt."""
         with self._in_a_sentence():
+            require_model(_single(outputs), self.model)
             require_texts(_single(outputs), contexts)
             return LocalCompletionsAPI.parse_generations(outputs, **options)
 

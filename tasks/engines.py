@@ -174,7 +174,10 @@ def _served(base: str, name: str) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             models = [dict(model) for model in json_of(answer.read())["data"]]
         named = [model for model in models if _is_called(model.get("id"), name)]
-        return (named or models)[0]
+        model = (named or models)[0]
+        if not isinstance(model.get("id", ""), str):
+            raise ValueError(f"the id {model['id']!r} is no text")
+        return model
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{base}/v1/models names no model that is served: {type(error).__name__}: {error}; "

@@ -42,11 +42,17 @@ def schema() -> None:
 
 
 def schema_of_grid() -> dict[str, Any]:
-    """The JSON schema of a grid file, in all forms that are read."""
+    """The JSON schema of a grid file, in all forms that are read; a key may have no value."""
     from qbench.experiment.grid import Grid
+    from qbench.experiment.written import InAllForms
 
-    schema = Grid.model_json_schema()
+    schema = Grid.model_json_schema(schema_generator=InAllForms)
     keys = schema["properties"]
+    nothing = {"type": "null"}
+    for key, entry in keys.items():
+        forms = entry.get("anyOf", [entry])
+        if nothing not in forms:
+            keys[key] = {"anyOf": [*forms, nothing]}
     keys["jobs"] = keys["workers"]  # its other name
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 from qbench.environment import bytes_of
 from qbench.errors import ConfigError, unknown_name
+from qbench.experiment import written
+from qbench.experiment.written import MOST_WORKERS
 from qbench.records import Scalar
 from qbench.scheme import LayerRule
 
-MOST_WORKERS = 1024  # cells at a time: each is a process
 Values = tuple[Scalar, ...]  # of one parameter: a cell for each
 Settings = dict[str, dict[str, Values]]  # by method, task or `calibration`, and by parameter
 SEVERAL = "several values are written [2, 3, 4], or '2,3,4' in quotes"
@@ -78,29 +79,43 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def as_rules(value: Any) -> Any:
-    """`{"*.down_proj": 4}`, `["*.down_proj=4g32"]`, or rules as they are: all become rules."""
+    """`{"*.down_proj": 4}`, `["*.down_proj=4g32"]`, or rules as they are: all become rules.
+
+    ConfigError for a list of anything else, and for a glob that has several rules.
+    """
     if isinstance(value, Mapping):
         value = [f"{layers}={bits}" for layers, bits in value.items()]
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, (list, tuple)):
         return value
-    return [LayerRule.parse(rule) if isinstance(rule, str) else rule for rule in value]
+    rules: dict[str, LayerRule] = {}
+    for entry in value:
+        rule = LayerRule.parse(entry) if isinstance(entry, str) else entry
+        if not isinstance(rule, LayerRule):
+            raise ConfigError(f"layers: {entry!r} is no rule; for example '*.down_proj=4g32'")
+        if rule.layers in rules:
+            raise ConfigError(
+                f"layers: {rule.layers!r} has two rules, {rules[rule.layers].asked} and "
+                f"{rule.asked}, and the first alone would count; keep one"
+            )
+        rules[rule.layers] = rule
+    return list(rules.values())
 
 
 Names = Annotated[
     tuple[str, ...],
-    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
+    BeforeValidator(as_list, json_schema_input_type=written.Names),
     AfterValidator(each_once),
 ]
 Numbers = Annotated[
     tuple[Annotated[int | float, BeforeValidator(as_width)], ...],
-    BeforeValidator(as_list, json_schema_input_type=float | str | list[float]),
+    BeforeValidator(as_list, json_schema_input_type=written.Numbers),
     AfterValidator(each_once),
 ]
 Rules = Annotated[
     tuple[LayerRule, ...],
-    BeforeValidator(as_rules, json_schema_input_type=str | dict[str, int | str] | list[str]),
+    BeforeValidator(as_rules, json_schema_input_type=written.Rules),
     PlainSerializer(lambda rules: {rule.layers: rule.asked for rule in rules}),
 ]
 Files = Annotated[
@@ -115,25 +130,16 @@ Workers = Annotated[
     int | None,
     Field(ge=1, le=MOST_WORKERS),
     BeforeValidator(
-        lambda value: None if value == "auto" else value,
-        json_schema_input_type=int | Literal["auto"] | None,
+        lambda value: None if value == "auto" else value, json_schema_input_type=written.Workers
     ),
 ]
 Bytes = Annotated[
     int | None,
     BeforeValidator(
-        lambda size: None if size is None else bytes_of(size),
-        json_schema_input_type=int | str | None,
+        lambda size: None if size is None else bytes_of(size), json_schema_input_type=written.Size
     ),
 ]
-_Written = Scalar | list[Scalar]
-Sets = Annotated[
-    Settings,
-    BeforeValidator(
-        as_settings,
-        json_schema_input_type=str | dict[str, _Written | dict[str, _Written]] | list[str],
-    ),
-]
+Sets = Annotated[Settings, BeforeValidator(as_settings, json_schema_input_type=written.Sets)]
 
 
 def parse_set(settings: Sequence[str]) -> Settings:

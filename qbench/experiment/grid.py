@@ -106,7 +106,7 @@ class Grid(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     chat_template: bool | None = None
     bos: Literal["trained", "tokenizer", "none"] | None = None
-    out: Path | None = None
+    out: Path | None = Field(default=None, json_schema_extra={"minLength": 1})
     time_limit: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
     latency: bool | None = None
     workers: Workers = Field(default=None, validation_alias=AliasChoices("workers", "jobs"))

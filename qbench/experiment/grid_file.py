@@ -35,9 +35,10 @@ def read_grid_file(path: Path, known: Collection[str]) -> dict[str, Any]:
         if key not in known:
             hint = f"; {SEVERAL}" if value is None else ""
             raise ConfigError(unknown_name("grid key", str(key), known) + hint)
-        if value == "" or (isinstance(value, list) and "" in value):
+        if value in ("", []) or (isinstance(value, list) and "" in value):
             raise ConfigError(
-                f"grid file {str(path)!r}: {key} '' names nothing; give a value, or leave it out"
+                f"grid file {str(path)!r}: {key} {value!r} names nothing; give a value, or leave "
+                "it out"
             )
     return {key: value for key, value in settings.items() if value is not None}
 

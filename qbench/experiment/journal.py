@@ -40,7 +40,7 @@ SHOWN = ("metric", "filter", "value", "stderr")  # of a score
 PLAN_BYTES = 100_000_000
 LONGEST = 1e10  # seconds, 300 years: of a run, and since the epoch
 Moment = Annotated[float, Field(ge=0, le=LONGEST)]  # seconds of the epoch
-Seconds = Annotated[float, Field(ge=-LONGEST, le=LONGEST)]  # negative where the clock was set back
+Seconds = Annotated[float, Field(ge=-LONGEST, le=LONGEST)]  # older files have negative ones
 Estimated = Annotated[float, Field(ge=0, le=LONGEST)]
 
 
@@ -56,7 +56,7 @@ class Journal:
 
     def begin(self, cell: Cell) -> None:
         """A cell starts here."""
-        self._begun[cell.id] = time.time()
+        self._begun[cell.id] = time.monotonic()
         self._write(
             cell,
             "begin",
@@ -85,7 +85,8 @@ class Journal:
 
     def finish(self, record: Record) -> None:
         """A cell is done, and its record written."""
-        seconds = time.time() - self._begun.get(record.id, time.time())
+        now = time.monotonic()
+        seconds = now - self._begun.get(record.id, now)
         self._write(
             record.cell, "finish", status=record.status, reason=record.reason, seconds=seconds
         )

@@ -92,8 +92,8 @@ def test_an_empty_text_of_a_grid_file_is_not_this_folder(command, tmp_path, line
     path = tmp_path / "grid.yaml"
     path.write_text(line + "\n")
     done = command("run", "--config", path, "--dry-run")
-    key = line.partition(":")[0]
-    assert done.code == 2 and f"grid.yaml': {key} '' names nothing; give a value" in done.err
+    key, _, value = line.partition(": ")
+    assert done.code == 2 and f"grid.yaml': {key} {value} names nothing; give a value" in done.err
 
 
 def test_two_results_in_one_file_are_refused(command, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_a_template_that_the_model_has_not_is_refused(folder, command, through):
 @pytest.mark.parametrize("ending", ["", "/v1", "/v1/completions"])
 def test_an_error_of_the_engine_is_seen(folder, served, command, ending):
     """Of bytes, a choice has as many tokens as letters: each is off by the same."""
-    with completions_server(served.model, served.tokenizer, error=0.5) as address:
+    with completions_server(served.model, served.tokenizer, error=-0.5) as address:
         arguments = ("--through", address + ending, "--parity")
         done = command("eval", folder, *QUESTIONS, *arguments)
     (line,) = lines(done.out, "parity")

@@ -168,6 +168,8 @@ def test_several_calibrations_are_a_cell_each():
         ("set: {gptq: {damp: 1,2}}", "set: 2 is no name; several values are written"),
         ("set: {gptq.importance: best,none}", "set: none has no value; give one, or leave it out"),
         ("bits: 3\nskipp:", "unknown grid key 'skipp'. Did you mean 'skip'"),
+        ("layers: ['*.q=3', '*.k=4', '*.q=8']", "layers: '.*q' has two rules, 3 and 8, and"),
+        ("layers: [3]", "layers: 3 is no rule; for example"),
         ("bitz: [3]", "unknown grid key 'bitz'. Did you mean 'bits'"),
         ("bits: [three]", "bits.0='three': Input should be a number"),
         ("- 3", "holds a list; it must map keys to values"),

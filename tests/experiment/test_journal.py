@@ -175,6 +175,23 @@ def test_a_status_tells_what_is_done_at_work_failed_and_waiting(store):
     later = read_status(store.folder, now=time.time() + 3600)
     assert later.counts == {"ok": 1, "waiting": 2, "failed": 1}, "its runner was killed"
     assert read_status(store.folder).counts["running"] == 1, "it may be where locks are not seen"
+    earlier = read_status(store.folder, now=time.time() - 3600)
+    assert "running" not in earlier.counts, "its clock was set back after it was killed"
+    skewed = read_status(store.folder, now=time.time() - 5)
+    assert [cell.seconds for cell in skewed.cells if cell.state == "running"] == [0.0]
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_times(store, monkeypatch):
+    clock = iter([3600.0, 3601.0, *range(10)])
+    monkeypatch.setattr("qbench.experiment.journal.time.time", lambda: float(next(clock)))
+    journal = Journal(store)
+    journal.begin(RTN.cell)
+    journal.told(RTN.cell, {"phase": "load", "began": 3600.0, "seconds": -1.0})
+    journal.finish(RTN)
+    events = list(read_events(store.events(RTN.id)))
+    assert events[-1]["time"] < events[0]["time"] and events[-1]["seconds"] >= 0
+    spans = [each for each in trace_of(read_attempts(events, "1"))["traceEvents"] if "dur" in each]
+    assert [span["dur"] for span in spans] == [0.0, 0.0]
 
 
 def test_a_claim_is_seen_and_not_taken(store):

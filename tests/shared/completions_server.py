@@ -22,17 +22,20 @@ def completions_server(
     max_model_len: Any = 4096,
     change: Callable[[dict[str, Any]], Any] = lambda choice: choice,
     failures: Sequence[int] = (),
+    name: Any = "served",
+    answering: Any = None,
 ) -> Iterator[str]:
     """The address of a server. echo: whether it gives the log-probabilities of a prompt. error: is
     added to each of them. change: of a choice, to what is sent in its place. failures: what the
-    first requests get, an HTTP status, or 0 for a connection that is dropped.
+    first requests get, an HTTP status, or 0 for a connection that is dropped. name: of the model.
+    answering: the model that an answer names.
     """
     lock = threading.Lock()
     ahead = list(failures)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            entry = {"id": "served", "object": "model", "max_model_len": max_model_len}
+            entry = {"id": name, "object": "model", "max_model_len": max_model_len}
             self.answer({"data": [entry]})
 
         def do_POST(self) -> None:
@@ -47,7 +50,7 @@ def completions_server(
                 choices = []
                 for index, tokens in enumerate(request["prompt"]):
                     choices.append(change({"index": index} | self.choice(tokens, request)))
-            self.answer({"choices": choices})
+            self.answer({"choices": choices, "model": answering})
 
         def choice(self, tokens: list[int], request: dict[str, Any]) -> dict[str, Any]:
             inputs = torch.tensor([tokens])

@@ -88,6 +88,10 @@ def with_top(top):
     return lambda choice: choice | {"logprobs": choice["logprobs"] | {"top_logprobs": top}}
 
 
+def with_tokens(tokens):
+    return lambda choice: choice | {"logprobs": choice["logprobs"] | {"tokens": tokens}}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -104,7 +108,12 @@ def with_top(top):
         (of_logs(str), "of token 1 is '-"),
         (with_top(None), "top_logprobs is None, and has to be of type list"),
         (with_top([]), "it gives 0 top_logprobs"),
-        (with_top([7] * (LENGTH + 1)), "AttributeError"),
+        (with_top([7] * (LENGTH + 1)), "an entry of top_logprobs is 7, and has to be an object"),
+        (with_top([{}] + [{"a": float("nan")}] * LENGTH), "a likely token in place of .* is nan"),
+        (with_top([{}] + [{"a": "b"}] * LENGTH), "a likely token in place of token 1 is 'b'"),
+        (of_logs(lambda log: -1e308), "the log-probability of token 1 is -1e.308, .* of float32"),
+        (with_tokens(["a"] * 3), "it gives 3 tokens for a prompt of 12 tokens, .* 13 are wanted"),
+        (with_tokens(7), "tokens is 7, and has to be of type list"),
         (lambda choice: choice | {"logprobs": None}, "logprobs is None"),
         (lambda choice: choice | {"index": 5}, r"its choices have the indices \[5\]"),
         (lambda choice: {"text": "", "logprobs": choice["logprobs"]}, "index is None"),
@@ -131,6 +140,24 @@ def test_likelihoods_that_are_not_those_of_the_prompt_are_refused(folder, served
 def test_texts_that_are_none_are_refused(folder, served, change, reason):
     with pytest.raises(ConfigError, match=reason):
         written(folder, served, change=change)
+
+
+def test_tokens_in_any_spelling_are_taken(folder, served):
+    whole = likelihoods(folder, served)
+    change = with_tokens(["?"] * (LENGTH + 1))
+    assert likelihoods(folder, served, change=change, answering="served") == whole
+
+
+@pytest.mark.parametrize("ask", [likelihoods, written])
+def test_the_answer_of_another_model_is_refused(folder, served, ask):
+    with pytest.raises(ConfigError, match="the model 'other' answers, and 'served' was asked"):
+        ask(folder, served, answering="other")
+
+
+@pytest.mark.parametrize("name", [{"a": 1}, 7, None])
+def test_a_model_whose_name_is_no_text_is_refused(folder, served, name):
+    with pytest.raises(ConfigError, match="/v1/models names no model .* is no text"):
+        likelihoods(folder, served, name=name)
 
 
 def test_an_empty_text_is_one(folder, served):
