@@ -42,21 +42,21 @@ _SETTINGS = {
 }
 
 
-def _number_or_text(pattern: str, **limits: int) -> Any:
+def _number_or_text(pattern: str, **limits: int) -> WithJsonSchema:
     """A whole number within limits, or a text with the pattern."""
     schema: dict[str, Any] = {"type": ["integer", "string"], "pattern": pattern}
-    return Annotated[int | str, WithJsonSchema(schema | limits)]
+    return WithJsonSchema(schema | limits)
 
 
 _Rule = Annotated[str, Field(pattern=rf"\S.*={_BITS}")]
-_Bits = _number_or_text(f"^{_BITS}", minimum=1, maximum=AS_IT_IS)
+_Bits = Annotated[int | str, _number_or_text(f"^{_BITS}", minimum=1, maximum=AS_IT_IS)]
 Names: Any = Annotated[str, Field(pattern=r"[^\s,]")] | list[str]
 Numbers: Any = (
     float | Annotated[str, Field(pattern=rf"^[\s,]*{_NUMBER}(,\s*({_NUMBER})?)*$")] | list[float]
 )
 Rules: Any = _Rule | dict[str, _Bits] | list[_Rule]
 Workers: Any = Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Literal["auto"] | None
-Size: Any = _number_or_text(_SIZE, minimum=1) | None
+Size: Any = Annotated[int | str, _number_or_text(_SIZE, minimum=1)] | None
 Sets: Any = Annotated[
     Any,
     WithJsonSchema(
