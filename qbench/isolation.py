@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def preload(*modules: str) -> None:
     context.set_forkserver_preload(list(modules))
     # A driver that was asked for GPUs before a fork is of no use after it; torch asks otherwise.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # The server imports before it guards itself against Ctrl-C, which reaches it, too.
+    # The server imports before it guards itself against Ctrl-C, which reaches it, too. It starts
+    # Python's tracker of resources, and the start of that lets Ctrl-C through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -230,12 +232,22 @@ def _enter(
     try:
         function(tell, *arguments)
     except BaseException:
-        traceback.print_exc()
+        log_traceback()
         code = 1
     with suppress(Exception):  # where there is no memory left, for one
         _end_descendants(os.getpid())
     # At once: exit handlers and threads that the function left would have the last word.
     os._exit(code)
+
+
+def log_traceback() -> None:
+    """Print the error that is handled, with its traceback, where anything can be printed.
+
+    A method may have closed the output or filled its disk, and what it failed of is told all the
+    same.
+    """
+    with suppress(Exception):
+        traceback.print_exc()
 
 
 def _append(path: str, line: bytes) -> None:

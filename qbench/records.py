@@ -303,7 +303,8 @@ class Caution(_Frozen):
 
     task: its name, None where the caution is about the whole cell. kind: `template`, `strict`,
     `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`, `overlap`, `coverage`, `size` or
-    `memory`; where it is about several cells, `length` or `indistinct`. text: a sentence.
+    `memory`; `lost-items` where a report finds none; where it is about several cells, `length` or
+    `indistinct`. text: a sentence.
     """
 
     kind: str

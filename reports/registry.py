@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -116,8 +117,9 @@ def _takes_long(write: Writer) -> bool:
 
 
 def _become(write: Callable[[str], Outcome]) -> None:
-    """Called once in each fork."""
+    """Called once in each fork, which ends at once where the pool tells it to."""
     global _of_this_fork
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _of_this_fork = write
 
 

@@ -117,6 +117,19 @@ def test_after_a_line_that_cannot_be_read_there_is_none(line):
         assert process.ending.startswith("told what cannot be read: ")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the masks of processes are read off /proc")
+def test_ctrl_c_does_not_reach_the_server_while_it_imports():
+    program = """
+from pathlib import Path
+from qbench import isolation
+isolation.preload("qbench.errors")
+print(Path(f"/proc/{isolation._server()}/status").read_text())
+"""
+    status = run_python("-c", program).stdout
+    (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+    assert int(blocked, 16) & 1 << signal.SIGINT - 1
+
+
 def test_where_the_server_is_lost_that_is_said_and_the_next_process_has_another():
     with Isolated(leave, ("hang",)) as process:
         assert process.next(60) == {"how": "hang"}

@@ -41,9 +41,21 @@ def lint(records: Sequence[Record], pairs: Pairs) -> dict[str, list[Caution]]:
     bases = [record for record in records if is_unquantized(record)]
     for record in records:
         cautions[record.id] += other_lengths(bases, record, pairs)
+        cautions[record.id] += lost_items(record, pairs)
     for record, caution in indistinct(records, pairs):
         cautions[record.id].append(caution)
     return {name: said for name, said in cautions.items() if said}
+
+
+def lost_items(record: Record, pairs: Pairs) -> Iterator[Caution]:
+    """Tasks whose file of items is not there, where the run has a folder."""
+    if pairs.samples.folder is None:
+        return
+    for task, path in dict.fromkeys((score.task, score.samples) for score in record.scores):
+        digest = record.evaluation.get(task, {}).get("samples_sha256")
+        if path is not None and not pairs.samples.rows(path, digest):
+            text = "its items are missing or damaged, so that it is paired with no other cell"
+            yield Caution(kind="lost-items", task=task, text=text)
 
 
 def other_lengths(bases: Sequence[Record], record: Record, pairs: Pairs) -> Iterator[Caution]:
@@ -109,7 +121,7 @@ def indistinct(records: Sequence[Record], pairs: Pairs) -> Iterator[tuple[Record
             text = (
                 f"{key[1]} does not tell the methods apart at any width: among "
                 f"{len(group)} quantized cells the best and the worst of equal bits differ by no "
-                "more than chance; ask more items, or do not rank by it"
+                "more than chance among so many pairs; ask more items, or do not rank by it"
             )
             yield group[0], Caution(kind="indistinct", task=key[0], text=text)
 

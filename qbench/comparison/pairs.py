@@ -138,7 +138,10 @@ class Pairs:
         if is_unquantized(record):
             return None
         if key[1].startswith(RELATIVE):
-            return self._itself(record, key)
+            name = (record.id, record.id, key)
+            if name not in self._known.contrasts:
+                self._known.contrasts[name] = self._itself(record, key)
+            return self._known.contrasts[name]
         for base in self._unquantized.get(record.cell.model, []):
             if base.id != record.id and judged_alike(base, record, key[0]):
                 contrast = self.between(base, record, key)

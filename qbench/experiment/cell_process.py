@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from qbench.experiment.job import Job
 from qbench.experiment.memory import quantized_into
 from qbench.experiment.shared_tokens import shared_tokens
 from qbench.files.atomic import remove
-from qbench.isolation import Tell
+from qbench.isolation import Tell, log_traceback
 from qbench.models.provenance import provenance
 from qbench.models.source import find_model, local_folder
 from qbench.models.tokenizers import check_fit
@@ -82,7 +81,7 @@ def work(tell: Tell, job: Job) -> None:
         at_work.open()
         at_work.do()
     except BaseException as error:  # an exit, too, and the panics of libraries in other languages
-        traceback.print_exc()
+        log_traceback()
         unwritable = at_work.is_saving and isinstance(error, (StoreError, OSError))
         outcome = {"reason": reason_of(error), "unwritable": unwritable}
         if is_out_of_memory(error):

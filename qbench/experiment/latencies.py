@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,7 @@ from qbench.experiment.plugins import load_plugins
 from qbench.experiment.store import Store
 from qbench.files.atomic import write_text
 from qbench.files.ordinary import json_of, ordinary_text
-from qbench.isolation import Tell
+from qbench.isolation import Tell, log_traceback
 from qbench.latency import of_model
 from qbench.latency.of_model import ROWS, Alike
 from qbench.quantization import load
@@ -91,7 +90,7 @@ class _Measuring:
                 products.append(self._product(group, rows))
             decoding = self._decoding(layers)
         except BaseException as error:
-            traceback.print_exc()
+            log_traceback()
             reason = reason_of(error)
         return Latency(
             device=device_name(hardware(), self.job.cell.device),

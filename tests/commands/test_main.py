@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -68,6 +69,23 @@ def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatc
         entry.main()
     assert leaving.value.code == 130
     assert capsys.readouterr().err == f"qbench: {entry.INTERRUPTED}\n"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_the_command_ends_it_in_order(ending, tmp_path):
+    program = f"""
+import os, signal, tempfile
+from qbench.commands import entry, listing
+def ended(*words):
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+        os.kill(os.getpid(), {int(ending)})
+        signal.pause()
+listing.listing = ended
+entry.main()
+"""
+    done = run_python("-c", program, "list", "methods")
+    assert done.returncode == 130 and done.stderr == f"qbench: {entry.INTERRUPTED}\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,18 @@ def test_what_a_record_carries_comes_first():
     assert lint([record("rtn", 3)], Pairs([], None)) == {}
 
 
+def test_items_that_are_gone_are_missed(tmp_path):
+    records = [with_items(record(name, 3), tmp_path) for name in ("rtn", "greedy")]
+    first, second = records
+    lost = first.scores[0]
+    (tmp_path / lost.samples).unlink()
+    for folder, tasks in ((tmp_path, [lost.task]), (None, [])):
+        said = lint(records, Pairs(records, folder))
+        lost_items = [c.task for c in said.get(first.id, []) if c.kind == "lost-items"]
+        assert lost_items == tasks
+        assert "lost-items" not in {c.kind for c in said.get(second.id, [])}
+
+
 def lengths(each, folder, tokens):
     """The record with written answers of so many tokens."""
     found = with_items(each, folder)

@@ -10,10 +10,12 @@ import psutil
 import pytest
 import torch
 
+from isolated_functions import work_without_output
 from qbench.errors import MethodError
 from qbench.experiment import back_off, outcomes, runner, workers
 from qbench.experiment.cell_process import work
 from qbench.experiment.store import Store
+from qbench.isolation import Isolated
 from tiny_plans import Silent, tiny_plan
 
 GB = 10**9
@@ -111,6 +113,14 @@ def test_a_process_sees_its_gpu_alone(plan, monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError):
         work(lambda event: None, job)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+def test_a_failure_is_told_where_nothing_can_be_printed(plan, tmp_path):
+    run = runner._Run(plan, Store(tmp_path), Silent(), {})
+    job = replace(run._job(plan.cells[0], 0), model=None)
+    with Isolated(work_without_output, (job,)) as process:
+        told = list(iter(lambda: process.next(60), None))
+    assert told[-1]["reason"].startswith("AttributeError: ") and told[-1]["unwritable"] is False
 
 
 def only(plan, method):

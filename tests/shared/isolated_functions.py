@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from qbench.experiment.cell_process import work
+
 
 def tell_numbers(tell, *numbers):
     """Tell each number, and print to both streams."""
@@ -32,6 +34,13 @@ def leave(tell, how):
         tell({"told": "twice"})
     if how == "hang":
         time.sleep(1000)
+
+
+def work_without_output(tell, job):
+    """Work on a cell, after what it would print to has been closed."""
+    os.close(1)
+    os.close(2)
+    work(tell, job)
 
 
 def leave_a_child(tell):
