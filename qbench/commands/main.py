@@ -327,7 +327,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
-    from qbench.reports.tables import screen
+    from qbench.reports.terminal import screen
 
     screen(records, out, folder)
 
