@@ -7,7 +7,7 @@ point is an element of its own, so that a page can name it and link it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.patheffects import withStroke
@@ -54,10 +54,7 @@ def panel(
     lines = _fewer(lines, headline, notes)
     quantized = [point for line in lines.values() for point in line]
     alone = [point for point in quantized or baselines.values() if not point.paired]
-    if len(alone) < len(quantized):
-        notes.append("Bars: 95 % interval of the paired difference from the unquantized model.")
-    if alone:
-        notes.append("Without items of both models: 95 % interval of the score alone.")
+    notes += _meaning_of_bars(quantized, alone)
     scale = scale_of(headline, [*baselines.values(), *quantized])
     if scale.log:
         axes.set_yscale("log", nonpositive="clip")
@@ -72,10 +69,7 @@ def panel(
         _label_collapsed(axes, lines, styles, scale)
         arrow = _arrow(scale)
         notes.append(f"Points marked {arrow} are off the scale, with their value beside them.")
-    if len(baselines) > 1:  # each needs a line for its name
-        axes.margins(y=0.1 + 0.07 * (len(baselines) - 1))
-    for k, (name, base) in enumerate(baselines.items()):
-        _baseline(axes, name, base, scale, band=bool(alone), line=k)
+    _baselines(axes, baselines, scale, band=bool(alone))
     if lines:
         _label_bits(axes, list(lines.values()), scale)
     else:
@@ -85,6 +79,16 @@ def panel(
     if scale.edge is not None:
         _strip(axes, scale)
     return set(lines)
+
+
+def _meaning_of_bars(quantized: Sequence[Point], alone: Sequence[Point]) -> list[str]:
+    """What the bars hold, a sentence each. alone: the points that are not paired."""
+    told = []
+    if len(alone) < len(quantized):
+        told.append("Bars: 95 % interval of the paired difference from the unquantized model.")
+    if alone:
+        told.append("Without items of both models: 95 % interval of the score alone.")
+    return told
 
 
 def _widen(axes: Any) -> None:
@@ -241,6 +245,14 @@ def _row(taken: list[list[tuple[float, float]]], row: int) -> list[tuple[float, 
 
 def _arrow(scale: Scale) -> str:
     return "↑" if scale.worse > 0 else "↓"
+
+
+def _baselines(axes: Any, baselines: Mapping[str, Point], scale: Scale, band: bool) -> None:
+    """The dashed lines of all unquantized models, by their names; band: as of `_baseline`."""
+    if len(baselines) > 1:  # each needs a line for its name
+        axes.margins(y=0.1 + 0.07 * (len(baselines) - 1))
+    for k, (name, base) in enumerate(baselines.items()):
+        _baseline(axes, name, base, scale, band, line=k)
 
 
 def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line: int = 0) -> None:
