@@ -23,7 +23,8 @@ import numpy as np
 from qbench.commands.main import run_grid
 from qbench.comparison.matching import Side
 from qbench.comparison.verdicts import Verdict, compare
-from qbench.experiment.grid import parse_set, read_grid
+from qbench.experiment.grid import parse_set
+from qbench.experiment.grid_file import read_grid
 from qbench.experiment.store import read_records
 from qbench.records import Record
 from qbench.stats.sequential import Look, looks

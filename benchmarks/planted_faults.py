@@ -23,7 +23,8 @@ from qbench.commands.gated import Gate
 from qbench.commands.main import run_grid
 from qbench.commands.variants import Variant
 from qbench.comparison.written import harm_text
-from qbench.experiment.grid import parse_set, read_grid
+from qbench.experiment.grid import parse_set
+from qbench.experiment.grid_file import read_grid
 from qbench.experiment.store import read_records
 from qbench.records import Record
 

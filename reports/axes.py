@@ -7,95 +7,23 @@ point is an element of its own, so that a page can name it and link it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from qbench.comparison.pairs import Pairs
-from qbench.declarations import Declaration
 from qbench.records import Record
-from qbench.registry import declarations, external
-from qbench.reports.cell_names import names, ordered, unquantized
 from qbench.reports.headline import Headline
+from qbench.reports.looks import INK, MUTED, RULE, Look
+from qbench.reports.point_labels import arrow, brief, label_bits, label_collapsed, put_label
 from qbench.reports.points import BITS, Cost, Point, Scale, frontier, points_by_line, scale_of
 
-INK = "#1f2328"
-MUTED = "#59636e"
-RULE = "#d8dee4"
-PAPER = "#ffffff"
-# Chosen so that the least difference between two of them is as large as could be with any of the
-# three colour blindnesses; beside each what a dark page puts instead, chosen likewise. In the order
-# of the methods' names, those of the default grid differ most.
-COLOURS = {
-    "#0072b2": "#8da8cb",
-    "#999933": "#bdba69",
-    "#e69f00": "#e19700",
-    "#b66dff": "#9c77bc",
-    "#6db6ff": "#51abfb",
-    "#b2182b": "#f1484e",
-    "#661100": "#cf998a",
-    "#cc6677": "#ac797f",
-    "#882255": "#ffc8dd",
-    "#cc79a7": "#c3689c",
-    "#490092": "#ad5efd",
-    "#d55e00": "#ce6b2d",
-    "#994f00": "#efbc97",
-}
-MARKERS = "osD^vPXph<>"  # 11, coprime with the 13 colours: 143 pairs before one comes again
-DASHES = ("-", "--", ":", "-.")
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
 LONG_LABEL = 45  # characters: more of an axis do not fit beside it on one line
 MOST_LINES = 40  # that a panel can tell apart
 MARKS = "marks "  # before the ids of a line's cells, the name of its marks
-MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
-CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
-AXES_SHARE = 0.8  # of a figure's width for each of its panels
-HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 LEAST_SPAN = 0.05  # of the numbers on an axis, as a part of them
-Look = dict[str, Any]  # keywords of matplotlib for a line
-
-
-def looks(records: Sequence[Record]) -> dict[str, Look]:
-    """Colour, marker and dashes of every line by its name.
-
-    The colour is the method's, the same in all pictures; its group sizes and parameters differ in
-    marker and dashes.
-    """
-    called = names(records)
-    variants: dict[str, list[str]] = {}  # the lines of each method, in the order of reports
-    for record in ordered(records):
-        if not unquantized(record):
-            lines = variants.setdefault(record.cell.method, [])
-            if called[record.id] not in lines:
-                lines.append(called[record.id])
-    colours = list(COLOURS)
-    styles = {}
-    methods = dict.fromkeys([*_known_methods(), *variants])
-    # Markers turn with another period than colours, so that a pair comes again after 143 methods.
-    for k, method in enumerate(methods):
-        for variant, label in enumerate(variants.get(method, [])):
-            styles[label] = {
-                "color": colours[k % len(colours)],
-                "marker": MARKERS[(k + variant) % len(MARKERS)],
-                "linestyle": DASHES[(variant + 2 * (k // len(colours))) % len(DASHES)],
-                "linewidth": 1.6,
-                "markersize": 6.5,
-                "markerfacecolor": "none",
-                "markeredgewidth": 1.5,
-            }
-    return styles
-
-
-def _known_methods() -> list[str]:
-    """Our own methods, then those of other packages: a method's place does not depend on a run."""
-    own = []
-    for name, entry in declarations().items():
-        ours = isinstance(entry, Declaration) and entry.module.startswith("qbench.methods.")
-        if ours and name != "none":  # which is the dashed line
-            own.append(name)
-    return [*sorted(own), *sorted(external())]
 
 
 def panel(
@@ -122,10 +50,7 @@ def panel(
     lines = _fewer(lines, headline, notes)
     quantized = [point for line in lines.values() for point in line]
     alone = [point for point in quantized or baselines.values() if not point.paired]
-    if len(alone) < len(quantized):
-        notes.append("Bars: 95 % interval of the paired difference from the unquantized model.")
-    if alone:
-        notes.append("Without items of both models: 95 % interval of the score alone.")
+    notes += _meaning_of_bars(quantized, alone)
     scale = scale_of(headline, [*baselines.values(), *quantized])
     if scale.log:
         axes.set_yscale("log", nonpositive="clip")
@@ -137,15 +62,12 @@ def panel(
     if lines:
         _widen(axes)
     if scale.edge is not None:
-        _label_collapsed(axes, lines, styles, scale)
-        arrow = _arrow(scale)
-        notes.append(f"Points marked {arrow} are off the scale, with their value beside them.")
-    if len(baselines) > 1:  # each needs a line for its name
-        axes.margins(y=0.1 + 0.07 * (len(baselines) - 1))
-    for k, (name, base) in enumerate(baselines.items()):
-        _baseline(axes, name, base, scale, band=bool(alone), line=k)
+        label_collapsed(axes, lines, styles, scale)
+        mark = arrow(scale)
+        notes.append(f"Points marked {mark} are off the scale, with their value beside them.")
+    _baselines(axes, baselines, scale, band=bool(alone))
     if lines:
-        _label_bits(axes, list(lines.values()), scale)
+        label_bits(axes, list(lines.values()), scale)
     else:
         axes.set_xticks([])
     if scale.log:
@@ -153,6 +75,16 @@ def panel(
     if scale.edge is not None:
         _strip(axes, scale)
     return set(lines)
+
+
+def _meaning_of_bars(quantized: Sequence[Point], alone: Sequence[Point]) -> list[str]:
+    """What the bars hold, a sentence each. alone: the points that are not paired."""
+    told = []
+    if len(alone) < len(quantized):
+        told.append("Bars: 95 % interval of the paired difference from the unquantized model.")
+    if alone:
+        told.append("Without items of both models: 95 % interval of the score alone.")
+    return told
 
 
 def _widen(axes: Any) -> None:
@@ -255,7 +187,7 @@ def _strip(axes: Any, scale: Scale) -> None:
         begin = scale.edge - 0.03 * scale.worse * (high - low)
     axes.axhspan(begin, end, color=MUTED, alpha=0.13, linewidth=0, zorder=0.5)
     axes.set_ylim(low, high)
-    _label(
+    put_label(
         axes,
         "off the scale",
         (1, end),
@@ -268,47 +200,12 @@ def _strip(axes: Any, scale: Scale) -> None:
     )
 
 
-def _label_collapsed(
-    axes: Any, lines: dict[str, list[Point]], styles: dict[str, Look], scale: Scale
-) -> None:
-    """The values of the points at the edge, in rows in which no label meets another or a mark."""
-    low, high = axes.get_xlim()
-    inches = axes.figure.get_figwidth() / len(axes.figure.axes) * AXES_SHARE
-    unit = (high - low) / (72 * inches)  # of the data, in 1/72 inch
-    collapsed = []
-    for name, points in lines.items():
-        collapsed += [(point, name) for point in points if scale.beyond(point.y)]
-    taken = [[(point.x - MARK * unit, point.x + MARK * unit) for point, _ in collapsed]]
-    for point, name in sorted(collapsed, key=lambda member: member[0].x):
-        text = f"{_arrow(scale)} {_brief(point.y)}"
-        far = MARK + CHARACTER * len(text)
-        side = 1 if point.x + far * unit <= high else -1  # of the mark: within the frame
-        begin, end = sorted(point.x + side * distance * unit for distance in (MARK, far))
-        row = 0
-        while any(begin < right and left < end for left, right in _row(taken, row)):
-            row += 1
-        taken[row].append((begin, end))
-        _label(
-            axes,
-            text,
-            (point.x, scale.place(point.y)),
-            color=styles[name]["color"],
-            fontsize=8.5,
-            xytext=(side * (MARK + 1), -12 * scale.worse * row),
-            ha="left" if side > 0 else "right",
-            va="center",
-        )
-
-
-def _row(taken: list[list[tuple[float, float]]], row: int) -> list[tuple[float, float]]:
-    """What is taken of a row of labels; rows are added as they are asked for."""
-    while len(taken) <= row:
-        taken.append([])
-    return taken[row]
-
-
-def _arrow(scale: Scale) -> str:
-    return "↑" if scale.worse > 0 else "↓"
+def _baselines(axes: Any, baselines: Mapping[str, Point], scale: Scale, band: bool) -> None:
+    """The dashed lines of all unquantized models, by their names; band: as of `_baseline`."""
+    if len(baselines) > 1:  # each needs a line for its name
+        axes.margins(y=0.1 + 0.07 * (len(baselines) - 1))
+    for k, (name, base) in enumerate(baselines.items()):
+        _baseline(axes, name, base, scale, band, line=k)
 
 
 def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line: int = 0) -> None:
@@ -324,7 +221,7 @@ def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line:
         lower, upper = scale.bar(base)
         ends = (base.y - lower, base.y + upper)
         axes.axhspan(*ends, color=INK, alpha=0.12, linewidth=0, zorder=1)
-    _label(
+    put_label(
         axes,
         name,
         (0, base.y),
@@ -333,33 +230,6 @@ def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line:
         xytext=(4, -(4 + 12 * line) * scale.worse),
         va="top" if scale.worse > 0 else "bottom",
     )
-
-
-def _label_bits(axes: Any, lines: Sequence[Sequence[Point]], scale: Scale) -> None:
-    """The nominal bits beside the points of one line.
-
-    It is the worst one among those with the most points on the scale: there is room on its far
-    side, and the strip of the others has words of its own.
-    """
-    shown = [sum(scale.place(point.y) == point.y for point in points) for points in lines]
-    candidates = [points for points, on in zip(lines, shown, strict=True) if on == max(shown)]
-    chosen = max(candidates, key=lambda points: scale.worse * points[0].y)
-    for point in chosen:
-        if point.bits:
-            _label(
-                axes,
-                f"{point.bits}-bit",
-                (point.x, scale.place(point.y)),
-                color=MUTED,
-                fontsize=8,
-                xytext=(7, 6 * scale.worse),
-                va="bottom" if scale.worse > 0 else "top",
-            )
-
-
-def _label(axes: Any, text: str, place: tuple[float, float], **how: Any) -> None:
-    """A text beside a place of the data. how: keywords of `annotate`; xytext in 1/72 inch."""
-    axes.annotate(text, place, textcoords="offset points", path_effects=HALO, zorder=5, **how)
 
 
 def _log_ticks(axes: Any) -> None:
@@ -382,14 +252,4 @@ def _log_ticks(axes: Any) -> None:
             break
     axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value)))
-
-
-def _brief(value: float) -> str:
-    """Three digits, or two and an exponent: `19.8`, `1.1e6`."""
-    if 1e-3 <= abs(value) < 1e4:
-        if abs(value) >= 1000:  # `.3g` would write an exponent
-            return f"{value:.0f}"
-        return f"{value:.3g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))

@@ -16,11 +16,11 @@ from qbench.files.atomic import write_text
 from qbench.outside_text import printable_lines
 from qbench.records import Record
 from qbench.reports import latencies
-from qbench.reports.axes import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.cautions import summary
 from qbench.reports.cell_names import ordered
 from qbench.reports.doubts import doubts
 from qbench.reports.headline import MINI_NOTICE, require
+from qbench.reports.looks import COLOURS, INK, MUTED, PAPER, RULE
 from qbench.reports.pictures import file_name, offered
 from qbench.reports.plots import headline_figure, leading, models, svg
 from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs

@@ -25,9 +25,10 @@ from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.outside_text import printable, printable_lines
 from qbench.records import Record, digest
-from qbench.reports.axes import INK, MARKS, MUTED, PAPER, RULE, Look, looks, panel
+from qbench.reports.axes import MARKS, panel
 from qbench.reports.cell_names import ordered
 from qbench.reports.headline import Headline, asked, headlines, require
+from qbench.reports.looks import INK, MUTED, PAPER, RULE, Look, looks
 from qbench.reports.noise import noise_floors
 from qbench.reports.points import BITS, Cost, unbroken
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
-from qbench.reports.axes import COLOURS, INK, MARKERS, MUTED, Look
+from qbench.reports.looks import COLOURS, INK, MARKERS, MUTED, Look
 from qbench.reports.plots import STYLE, png
 
 MEMORY = ("read", "copy")  # the probe of memory; `copy` is that of older files from GPUs

@@ -15,6 +15,7 @@ import yaml
 from places import ROOT
 from qbench.experiment import grid
 from qbench.experiment.grid import Grid
+from qbench.experiment.grid_checks import check_request
 from qbench.models import source
 from qbench.tasks import hub
 from tiny_runs import empty_picture
@@ -139,5 +140,5 @@ def test_qbench_lines_run_as_written(command):
 def test_the_grid_file_is_one():
     (text,) = blocks("yaml")
     found = Grid.model_validate(yaml.safe_load(text))
-    found.check_request()
+    check_request(found)
     assert [method for method, _ in found.variants] == ["none", "gptq", "gptq", "uniquanf"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qbench.experiment.store import checksum
+from qbench.experiment.record_file import checksum
 from qbench.files.shards import CARD
 from qbench.records import Cell
 

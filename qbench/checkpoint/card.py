@@ -108,7 +108,11 @@ def write_card(
         command=printable(record.command) if record else "",
     )
     write_text(folder / CARD, text)
-    results = eval_results(record, benchmarks) if record else {}
+    _write_results(folder, eval_results(record, benchmarks) if record else {})
+
+
+def _write_results(folder: Path, results: Mapping[str, str]) -> None:
+    """The files of `.eval_results` by their names; others that are there are removed."""
     for stale in (folder / RESULTS).glob("*.yaml"):
         if stale.name not in results:
             stale.unlink()

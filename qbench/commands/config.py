@@ -25,12 +25,14 @@ def show(asked: Asked) -> None:
     """Print the grid that a file and flags make, as a file for --config, and what the preset adds.
     Nothing is planned.
     """
+    from qbench.experiment.grid_checks import check_request
+
     grid = asked.grid()
     if grid.plugin:
         from qbench.experiment.plugins import load_plugins
 
         load_plugins(grid.plugin)
-    grid.check_request(loaded=True)
+    check_request(grid, loaded=True)
     for line in shown(grid, asked):
         say(line)
 
@@ -94,7 +96,7 @@ def shown(grid: Grid, asked: Asked) -> list[str]:
 
 def _origin(key: str, asked: Asked) -> str:
     """Who says a key: a flag, the file, or nobody."""
-    from qbench.experiment.grid import read_grid
+    from qbench.experiment.grid_file import read_grid
 
     if asked.flags.get(key) is not None:
         of_file = key == "set" and asked.config is not None

@@ -39,12 +39,13 @@ def judged(
     are one method.
     """
     from qbench.commands.main import run_grid
+    from qbench.experiment.grid_checks import check_request
 
     names = (method_of(base), method_of(candidate))
     refuse_one_method(*names)
     gate = Gate((base, candidate), names, early, limits or {})
     grid = _grid((base, candidate), names, flags)
-    grid.check_request(loaded=True)
+    check_request(grid, loaded=True)
     run_grid(grid, work=gate.work)
     return gate.verdict
 
@@ -57,6 +58,7 @@ def refuse_request(
     imported: whether the files of methods may be imported already. If not, settings of these
     methods are not checked.
     """
+    from qbench.experiment.grid_checks import check_request
     from qbench.models.source import find_model
 
     known = imported or all(variant.plugin is None for variant in variants)
@@ -64,7 +66,7 @@ def refuse_request(
     if known:
         refuse_one_method(*names)
     grid = _grid(variants, names, flags, imported=known)
-    grid.check_request(loaded=known)
+    check_request(grid, loaded=known)
     for name in grid.model:
         find_model(name, grid.trust_remote_code)
 
@@ -82,6 +84,7 @@ def judged_alone(variant: Variant, flags: Mapping[str, Any]) -> Side:
     """Run the gate's grid for one method, and return its cells as a side of a comparison."""
     from qbench.commands.main import run_grid, run_plan
     from qbench.comparison.matching import Side
+    from qbench.experiment.grid_checks import check_request
 
     records: list[Record] = []
 
@@ -90,7 +93,7 @@ def judged_alone(variant: Variant, flags: Mapping[str, Any]) -> Side:
         return records
 
     grid = _grid((variant,), [method_of(variant)], flags)
-    grid.check_request(loaded=True)
+    check_request(grid, loaded=True)
     run_grid(grid, work=work)
     assert grid.out is not None
     return Side(variant.text, grid.out, tuple(records))
@@ -107,7 +110,7 @@ def _grid(
     names: of the methods. imported: whether their files may be imported; if not, their state is not
     known.
     """
-    from qbench.experiment.grid import read_grid
+    from qbench.experiment.grid_file import read_grid
 
     settings: dict[str, Any] = {
         "preset": PRESET,

@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
     def grid(self) -> Grid:
         """The grid of the file and the flags; ConfigError where something in it is wrong."""
-        from qbench.experiment.grid import read_grid
+        from qbench.experiment.grid_file import read_grid
 
         return read_grid(self.config, self.flags)
 

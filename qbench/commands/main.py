@@ -1,9 +1,9 @@
 """The command line: `qbench run`, `report` and `list`, and its entry point.
 
-The commands about one model are in `folders`, those about this machine in `machine`, the others in
-modules of their own. Results go to stdout, progress to stderr. Exit codes: 0 fine, 1 a failed cell,
-check or file, 2 misuse, 130 interrupted. A command imports what it needs when it runs, so that
-help, lists and typing errors are fast.
+The commands about one model are in `folders` and `model_files`, those about this machine in
+`machine`, the others in modules of their own. Results go to stdout, progress to stderr. Exit codes:
+0 fine, 1 a failed cell, check or file, 2 misuse, 130 interrupted. A command imports what it needs
+when it runs, so that help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from qbench.commands import (
     folders,
     layers,
     machine,
+    model_files,
     push,
     regress,
     status,
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 app.add_typer(check.app)
 app.add_typer(folders.app)
+app.add_typer(model_files.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
@@ -128,10 +130,12 @@ def run(
     """Quantize and evaluate a grid of methods and bits, and end with a leaderboard.
     Run it again to resume.
     """
+    from qbench.experiment.grid_checks import check_request
+
     if dry_run and trace is not None:
         raise ConfigError(f"--trace {trace} does nothing with --dry-run; leave one of them out")
     grid = asked.grid()
-    grid.check_request()  # before `run_grid` imports torch
+    check_request(grid)  # before `run_grid` imports torch
     require_place(trace)
     place = as_executor(executor, address, slurm)
     if not dry_run:
@@ -327,7 +331,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
-    from qbench.reports.tables import screen
+    from qbench.reports.terminal import screen
 
     screen(records, out, folder)
 

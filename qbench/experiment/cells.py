@@ -10,6 +10,7 @@ from qbench.contracts import Scheme
 from qbench.experiment.code_hashes import DIVIDING, code_hash
 from qbench.experiment.forms import Settings
 from qbench.experiment.grid import CALIBRATION, Grid
+from qbench.experiment.grid_checks import check_owners, check_schemes
 from qbench.experiment.identity import Identity
 from qbench.experiment.presets import QUICK
 from qbench.records import CalibrationSpec, Cell, digest
@@ -25,8 +26,8 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     where something does not fit, such as bits that none of the methods supports.
     """
     variants = grid.variants
-    grid.check_owners([method for method, _ in variants])
-    grid.check_schemes([method for method, _ in variants])
+    check_owners(grid, [method for method, _ in variants])
+    check_schemes(grid, [method for method, _ in variants])
     cells = []
     for model in grid.model:
         for method, params in variants:

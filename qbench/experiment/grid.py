@@ -1,9 +1,9 @@
-"""From flags and YAML to a grid: which methods, with which parameters, at how many bits."""
+"""A grid as the user asks for it: which methods, with which parameters, at how many bits."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +12,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
 )
 
-from qbench.contracts import Scheme, check_scheme, trains
-from qbench.environment import require_device_name
+from qbench.contracts import Scheme, trains
 from qbench.errors import (
     LARGEST_SEED,
     LEAST_SEED,
@@ -36,19 +34,17 @@ from qbench.experiment.forms import (
     Sets,
     Values,
     Workers,
-    as_settings,
     no_switch,
     parse_set,
     single_numbers,
     single_settings,
     whole_numbers,
 )
-from qbench.experiment.grid_file import read_grid_file
 from qbench.experiment.presets import PRESETS, QUICK, SWEEPS
 from qbench.records import Scalar
-from qbench.registry import check_parameter, declared, get_method, method_class, parameters
+from qbench.registry import declared, get_method, method_class, parameters
 
-__all__ = ["CALIBRATION", "PRESETS", "SWEEPS", "Grid", "parse_set", "read_grid", "single_settings"]
+__all__ = ["CALIBRATION", "PRESETS", "SWEEPS", "Grid", "parse_set", "single_settings"]
 
 TRAINED = "trained"  # the value of `bos` unless another is asked for
 CALIBRATION = "calibration"  # in `set`, a key beside methods and tasks
@@ -139,7 +135,7 @@ class Grid(BaseModel):
         unknown sweep, method or parameter, or a value that does not fit.
         """
         variants: list[tuple[str, dict[str, Scalar]]] = []
-        for method, fixed in self._entries():
+        for method, fixed in self.entries():
             for params in self._combinations(method, fixed):
                 if (method, params) not in variants:
                     variants.append((method, params))
@@ -148,9 +144,9 @@ class Grid(BaseModel):
     @property
     def method_names(self) -> list[str]:
         """The methods of all variants, each once; they may not exist."""
-        return list(dict.fromkeys(name for name, _ in self._entries()))
+        return list(dict.fromkeys(name for name, _ in self.entries()))
 
-    def _entries(self) -> list[tuple[str, dict[str, Scalar]]]:
+    def entries(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters that are fixed) before anything is swept, `none` first."""
         if self.sweep is None:
             names = self.defaults["methods"] if self.methods is None else self.methods
@@ -170,7 +166,7 @@ class Grid(BaseModel):
 
     def _combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
         """Every combination of the values set for a method, over what preset and sweep fix."""
-        values = self._values(method, fixed)
+        values = self.values_of(method, fixed)
         defaults = parameters(method_class(method))
         combinations = []
         for choice in itertools.product(*values.values()):
@@ -181,7 +177,7 @@ class Grid(BaseModel):
             combinations.append(changed)
         return combinations
 
-    def _values(self, method: str, fixed: Mapping[str, Scalar]) -> dict[str, Values]:
+    def values_of(self, method: str, fixed: Mapping[str, Scalar]) -> dict[str, Values]:
         """The values of each parameter; --set overrides the sweep, and the sweep the preset."""
         single = {**self.method_settings(method), **fixed}
         values: dict[str, Values] = {key: (value,) for key, value in single.items()}
@@ -286,115 +282,6 @@ class Grid(BaseModel):
         rest = {"rules": self.layers, "head_bits": self.head_bits, "symmetric": self.symmetric}
         return [Scheme.at(number, group, **rest) for number in bits]
 
-    def check_schemes(self, methods: Sequence[str]) -> None:
-        """ConfigError where none of these methods supports any of the bits that are asked for.
-
-        Where one of them does, the others are skipped.
-        """
-        refusals = []
-        for method in methods:
-            declaration = declared(method)
-            for scheme in self.schemes(method):
-                try:
-                    if scheme is not None:
-                        check_scheme(declaration, scheme)
-                        return
-                except ConfigError as error:
-                    refusals.append(error)
-        if refusals:
-            raise refusals[0]
-
-    def check_owners(self, methods: Sequence[str], calibrates: bool = True) -> None:
-        """ConfigError where `set` names what is neither one of these methods nor a task.
-
-        calibrates: whether the calibration may be set.
-        """
-        owners = (*dict.fromkeys(methods), *self.task_names, *[CALIBRATION] * calibrates)
-        for owner in self.set:
-            if owner not in owners:
-                raise ConfigError(unknown_name("name in --set", owner, owners))
-
-    def check_request(self, loaded: bool = False) -> None:
-        """ConfigError where a name or a number can be refused before torch is imported.
-
-        DataError where there is no such data. The declarations of methods are read without an
-        import. The plan checks the rest: values of parameters, models, what the data contain, and
-        everything about a grid with plug-ins, unless these are `loaded` already.
-        """
-        from qbench.tasks.data import require_data
-        from qbench.tasks.registry import get_task
-
-        self._check_lists()
-        require_device_name(self.device)
-        require_data(self.data)
-        _ = self.calibrations, self.seeds(calibrates=True)
-        if self.plugin and not loaded:
-            return
-        entries = self._entries()
-        self.check_owners([method for method, _ in entries])
-        for method, fixed in entries:
-            declaration = declared(method)
-            for key in self._values(method, fixed):
-                check_parameter(method, key, declaration.parameters)
-        self.check_schemes([method for method, _ in entries])
-        for task in self.task_names:
-            get_task(task)
-            self.task_options(task)
-
-    def _check_lists(self) -> None:
-        """ConfigError for an empty list, and for bits and the like where nothing is quantized."""
-        for key in ("model", "bits", "methods", "tasks"):
-            if getattr(self, key) == ():
-                raise ConfigError(f"{key} is an empty list; name at least one, or leave it out")
-        if {method for method, _ in self._entries()} - {"none"}:
-            return
-        for key in ("bits", "group_size", "symmetric", "layers", "head_bits"):
-            if key in self.model_fields_set and getattr(self, key):
-                flag = key.replace("_", "-")
-                raise ConfigError(
-                    f"--{flag} means nothing to the method 'none', which is the unquantized "
-                    "model; leave it out, or name a method that quantizes"
-                )
-
 
 def _unquantized_first(method: str) -> bool:
     return method != "none"
-
-
-def read_grid(config: Path | None, flags: Mapping[str, Any]) -> Grid:
-    """A grid from a YAML file and flags; a flag that is not None overrides the file.
-
-    In `set`, a flag overrides single parameters. ConfigError that names the file where it cannot
-    be read, and the key that is wrong.
-    """
-    of_file = {} if config is None else read_grid_file(config, [*Grid.model_fields, "jobs"])
-    settings = merged(of_file, flags)
-    try:
-        return Grid.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(unknown_name("grid key", place, Grid.model_fields)) from None
-        raise ConfigError(f"{place}={first['input']!r}: {first['msg']}") from None
-
-
-def merged(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a file, overridden by the flags that are not None.
-
-    ConfigError where `set` has a form that cannot be read.
-    """
-    if {"jobs", "workers"} <= settings.keys():
-        raise ConfigError("jobs and workers are one key of a grid; leave one of them out")
-    both = {"workers" if key == "jobs" else key: value for key, value in settings.items()}
-    for key, value in flags.items():
-        if value is None:
-            continue
-        if key == "set" and both.get("set"):
-            whole = {owner: dict(values) for owner, values in as_settings(both["set"]).items()}
-            for owner, values in as_settings(value).items():
-                whole[owner] = whole.get(owner, {}) | dict(values)
-            both["set"] = whole
-        else:
-            both["workers" if key == "jobs" else key] = value
-    return both

@@ -16,6 +16,7 @@ from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError, ModelError
 from qbench.experiment.data_choice import ChosenData, announced_data, tables_of
 from qbench.experiment.grid import Grid
+from qbench.experiment.grid_checks import check_owners
 from qbench.experiment.identity import ask
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
@@ -187,7 +188,7 @@ def _check_tasks(grid: Grid, unquantized: str | None) -> None:
 
     A model is looked for only afterwards, as that may take long.
     """
-    grid.check_owners([], calibrates=False)
+    check_owners(grid, [], calibrates=False)
     for name in grid.task_names:
         grid.task_options(name)
     if unquantized is None or any(get_task(name).needs_unquantized for name in grid.task_names):

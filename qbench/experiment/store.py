@@ -28,13 +28,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from qbench.errors import StoreError
+from qbench.experiment.record_file import NewerRecordError, checksum, trusted_record
 from qbench.files.atomic import leftovers, refusal_of, remove, require_folders, write_text
 from qbench.files.claims import claimed, claimed_in_time, is_claimed
-from qbench.files.ordinary import is_folder, ordinary_text
-from qbench.records import SCHEMA, Cell, Latency, Record, TaskSpec
+from qbench.files.ordinary import is_folder
+from qbench.records import Cell, Latency, Record, TaskSpec
 
 WRITTEN = (  # folders without which a cell, or the run, ends; without events it goes on
     "records", "samples", "items", "artifacts", "reference", "latency", "claims", "logs", "plans",
@@ -42,8 +41,6 @@ WRITTEN = (  # folders without which a cell, or the run, ends; without events it
 DAY = 86400.0  # seconds
 RUNNERS = "runners"  # a claim that all who work on the folder share
 COMPUTING = "computing"  # a claim that cells share, and that a latency has for itself
-MOST_DIGITS = 300  # of a whole number: a float holds no longer one
-MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer ones never ends
 
 
 class Store:
@@ -161,7 +158,7 @@ class Store:
     def record(self, cell: Cell) -> Record | None:
         """The record of a cell, where there is one that can be trusted."""
         try:
-            return _trusted(self._record_path(cell.id))
+            return trusted_record(self._record_path(cell.id))
         except StoreError:
             return None
 
@@ -185,8 +182,8 @@ class Store:
     def _require_no_newer(self, name: str) -> Record | None:
         """The record of this name; None where it was never there, or is to be put away."""
         try:
-            return _trusted(self._record_path(name))
-        except _NewerRecordError as error:
+            return trusted_record(self._record_path(name))
+        except NewerRecordError as error:
             raise StoreError(f"{error}; give another --out") from None
         except StoreError:
             return None
@@ -199,7 +196,7 @@ class Store:
         """
         path = self._record_path(cell.id)
         made = path.stat().st_mtime_ns if path.is_file() else None
-        record = _trusted(path).model_copy(update={"latency": latency})
+        record = trusted_record(path).model_copy(update={"latency": latency})
         self._write(record)
         if made is not None:
             os.utime(path, ns=(made, made))
@@ -229,7 +226,7 @@ class Store:
         records, doubts = self._sorted_out()
         complaints = []
         for path, error in doubts.items():
-            if isinstance(error, _NewerRecordError):
+            if isinstance(error, NewerRecordError):
                 complaints.append(f"{error}; it stays where it is")
                 continue
             kept = self._put_away(path)
@@ -248,7 +245,7 @@ class Store:
         doubts = {}
         for path in sorted((self.folder / "records").glob("*.json")):
             try:
-                records.append(_trusted(path))
+                records.append(trusted_record(path))
             except StoreError as error:
                 doubts[path] = error
         return records, doubts
@@ -288,70 +285,6 @@ def open_run(folder: Path) -> Store:
     return Store(folder, to_write=False)
 
 
-class _NewerRecordError(StoreError):
-    """A record of a schema that came after this one."""
-
-
-def _trusted(path: Path) -> Record:
-    """The record in a file; StoreError where it is damaged, or not the cell that its name says."""
-    body = _record_body(path)
-    try:
-        record = Record.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StoreError(
-            f"record {path.name} does not fit the schema: {place}: {first['msg']}"
-        ) from None
-    longest = _longest([body["cell"], body.get("scores")])
-    if longest > MOST_CHARACTERS:
-        raise StoreError(
-            f"record {path.name} has a name or a value of {longest:,} characters; "
-            f"at most {MOST_CHARACTERS:,} are shown in a table"
-        )
-    if not record.id == record.cell.id == path.stem:
-        raise StoreError(
-            f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
-        )
-    return record
-
-
-def _record_body(path: Path) -> Any:
-    """The JSON object of a record, without its checksum. StoreError where that does not fit."""
-    try:
-        text = ordinary_text(path, path.parent)
-    except StoreError as error:
-        raise StoreError(f"record {path.name} cannot be read: {error}") from None
-    try:
-        body = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole)
-        expected = checksum(body)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"record {path.name} is truncated or no JSON ({error})") from None
-    schema = body.get("schema") if isinstance(body, dict) else None
-    if type(schema) is int and schema > SCHEMA:
-        raise _NewerRecordError(
-            f"record {path.name} is of schema {schema}, newer than {SCHEMA}, which this qbench "
-            "reads: use the qbench that wrote it"
-        )
-    if schema != SCHEMA:
-        raise StoreError(f"record {path.name} is of schema {schema}, not {SCHEMA}")
-    if body.pop("checksum", None) != expected:
-        raise StoreError(
-            f"record {path.name} was changed after it was written (its checksum does not fit)"
-        )
-    return body
-
-
-def _longest(value: Any) -> int:
-    """Characters of the longest string in a JSON document; 0 without any."""
-    if isinstance(value, str):
-        return len(value)
-    members = value if isinstance(value, list) else []
-    if isinstance(value, dict):
-        members = [*value, *value.values()]
-    return max(map(_longest, members), default=0)
-
-
 def _size(path: Path) -> int:
     """Bytes of all files below a folder, or of what is none; no link is followed."""
     if path.is_symlink() or not path.is_dir():
@@ -361,7 +294,7 @@ def _size(path: Path) -> int:
 
 def _is_trusted(path: Path) -> bool:
     try:
-        _trusted(path)
+        trusted_record(path)
     except StoreError:
         return False
     return True
@@ -371,22 +304,3 @@ def _key(identity: Any) -> str:
     """12 hex digits, a hash of JSON-able values."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number")
-
-
-def _whole(digits: str) -> int:
-    """A whole number; ValueError where no float is as large."""
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"it holds a number of {len(digits):,} digits")
-    return int(digits)
-
-
-def checksum(body: Any) -> str:
-    """The checksum of a record, without its own entry; ValueError for a number not finite."""
-    if isinstance(body, dict):
-        body = {key: value for key, value in body.items() if key != "checksum"}
-    text = json.dumps(body, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from qbench.comparison.parity import Parity, parity
 from qbench.environment import pick_device, pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
+from qbench.experiment.grid_checks import check_owners
 from qbench.experiment.identity import ask
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.single import data_for, judge_model
@@ -56,7 +57,7 @@ def evaluate_through(
     outcomes: dict[str, Outcome] = {}
     engine = _engine(folder, grid, through)
     load_plugins(grid.plugin)
-    grid.check_owners([], calibrates=False)
+    check_owners(grid, [], calibrates=False)
     chosen = data_for(grid, made_of(find_model(str(folder))) or str(folder), announce)
     grid = grid.model_copy(update={"data": chosen.data})
     asked = ask(grid, chosen.source, announce)

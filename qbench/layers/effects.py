@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -161,10 +161,8 @@ def measure(
         chosen = _most_rewarding(effects, keep)
         summed = sum(effects[place].gain.value for place in chosen)
         models = (original, quantized)
-        kept = _kept([parts[place] for place in chosen], models, judging, batch_size, summed)
-        after = stored.with_kept(kept.names)
-        before = None if after is None else stored.with_kept(())
-        kept = replace(kept, bits_before=before, bits_after=after)
+        rewarding = [parts[place] for place in chosen]
+        kept = _kept(rewarding, models, stored, judging, batch_size, summed)
     progress(1.0, "done")
     return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
 
@@ -246,6 +244,7 @@ def _watched(
 def _kept(
     chosen: Sequence[Unit],
     models: tuple[Any, Any],
+    stored: Stored,
     judging: Windows,
     batch_size: int,
     summed: float,
@@ -256,14 +255,16 @@ def _kept(
     before = reference.divergences(low.logits(0, low.start))
     with exchanged(chosen):
         after = reference.divergences(low.logits(0, low.start))
+    names = tuple(unit.name for unit in chosen)
+    bits_after = stored.with_kept(names)
     return Kept(
-        names=tuple(unit.name for unit in chosen),
+        names=names,
         before=float(before.mean()),
         after=float(after.mean()),
         gain=mean_interval(before - after, judging.clusters),
         summed=summed,
-        bits_before=None,
-        bits_after=None,
+        bits_before=None if bits_after is None else stored.with_kept(()),
+        bits_after=bits_after,
     )
 
 

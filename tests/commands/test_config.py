@@ -10,7 +10,8 @@ import yaml
 from qbench import registry
 from qbench.commands.config import schema_of_grid
 from qbench.errors import ConfigError
-from qbench.experiment.grid import Grid, merged, read_grid
+from qbench.experiment.grid import Grid
+from qbench.experiment.grid_file import merged, read_grid
 
 PLUGIN = """
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qbench.experiment.store import checksum
+from qbench.experiment.record_file import checksum
 from tiny_runs import empty_picture, run_args
 
 

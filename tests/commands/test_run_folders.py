@@ -10,7 +10,7 @@ import re
 import pytest
 
 from compared_cells import cell, side
-from qbench.experiment.store import checksum
+from qbench.experiment.record_file import checksum
 from qbench.reports.registry import FOLDERS
 from tiny_runs import empty_picture
 

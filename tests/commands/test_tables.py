@@ -11,8 +11,8 @@ from rich.cells import cell_len
 
 from compared_cells import cell, side
 from qbench.commands import compare as command
-from qbench.commands.folders import _show_items
 from qbench.commands.listing import listing
+from qbench.commands.model_files import _show_items
 from qbench.commands.options import out
 from qbench.commands.status import shown
 from qbench.commands.tables import show_table

@@ -10,7 +10,9 @@ import pytest
 from qbench import registry
 from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command, expand
-from qbench.experiment.grid import PRESETS, SWEEPS, Grid, parse_set, read_grid
+from qbench.experiment.grid import PRESETS, SWEEPS, Grid, parse_set
+from qbench.experiment.grid_checks import check_request
+from qbench.experiment.grid_file import read_grid
 from qbench.experiment.identity import Identity
 from qbench.experiment.plan import each_model_once
 from qbench.models.source import find_model
@@ -223,7 +225,7 @@ def test_wrong_grids(changes, message):
     with pytest.raises(ConfigError, match=message):
         cells(**changes)
     with pytest.raises(ConfigError, match=message):
-        Grid(**changes).check_request()
+        check_request(Grid(**changes))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_wrong_grids(changes, message):
 )
 def test_requests_that_are_refused_before_any_plan(changes, message):
     with pytest.raises(ConfigError, match=message):
-        Grid(**changes).check_request()
+        check_request(Grid(**changes))
 
 
 @pytest.mark.parametrize("value", ["none", "all", "1.5"])
@@ -280,7 +282,7 @@ def test_seeds_have_64_bits(tmp_path, seed):
 
 
 def test_bits_that_some_method_supports_are_no_mistake():
-    Grid(methods=("rtn", "unisvq"), bits=(2, 3, 4)).check_request()
+    check_request(Grid(methods=("rtn", "unisvq"), bits=(2, 3, 4)))
     assert len(cells(methods=("rtn", "unisvq"), bits=(2, 3, 4))) == 6
 
 
@@ -306,8 +308,8 @@ def test_values_are_refused_when_the_plan_is_made(method, values, message):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_and_sweep_is_a_fine_request(preset):
-    Grid(preset=preset).check_request()
-    Grid(preset=preset, sweep="uniquanf-ablation").check_request()
+    check_request(Grid(preset=preset))
+    check_request(Grid(preset=preset, sweep="uniquanf-ablation"))
 
 
 def test_no_bits_are_no_cells():

@@ -11,7 +11,9 @@ import yaml
 import qbench
 from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command
-from qbench.experiment.grid import Grid, read_grid
+from qbench.experiment.grid import Grid
+from qbench.experiment.grid_checks import check_request
+from qbench.experiment.grid_file import read_grid
 from qbench.experiment.store import read_records
 from qbench.export import export
 from qbench.files.shards import read_json
@@ -69,7 +71,7 @@ def test_what_is_shown_is_a_file_that_makes_the_same_grid(command, tmp_path):
 def test_what_cannot_be_done_is_one_sentence(tiny_folder, asked, message):
     with pytest.raises(ConfigError, match=message):
         grid = Grid(**{"model": (str(tiny_folder),), "methods": ("rtn",), **asked})
-        grid.check_request()
+        check_request(grid)
         tiny_plan(tiny_folder, **{"methods": ("rtn",), **asked})
 
 

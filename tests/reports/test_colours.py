@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from qbench.reports.axes import COLOURS
+from qbench.reports.looks import COLOURS
 
 # Of linear RGB, severity 1: Machado, Oliveira and Fernandes 2009, doi:10.1109/TVCG.2009.113.
 VISIONS = {

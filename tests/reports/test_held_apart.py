@@ -14,14 +14,16 @@ from qbench.comparison.pairs import Pairs
 from qbench.comparison.ranks import MADE_BY, ranks, winners
 from qbench.records import Caution, Cell, Latency, Record
 from qbench.reports import latencies
-from qbench.reports.axes import looks, panel
+from qbench.reports.axes import panel
 from qbench.reports.cell_names import names, ordered, shared_parameters
 from qbench.reports.headline import headlines
 from qbench.reports.long_table import long_table
+from qbench.reports.looks import looks
 from qbench.reports.pictures import file_name, offered
 from qbench.reports.plots import first_figure
 from qbench.reports.ranking import ranking
-from qbench.reports.tables import grid, markdown, screen
+from qbench.reports.tables import grid, markdown
+from qbench.reports.terminal import screen
 from synthetic_records import TIMED, record, scores, stored
 
 PERPLEXITY = ("mini-text", "perplexity", "none")

@@ -9,7 +9,8 @@ from rich.console import Console
 from qbench.contracts import Scheme
 from qbench.records import Cell, Decoding, Latency, Product, Record, Score
 from qbench.reports.long_table import long_table
-from qbench.reports.tables import markdown, screen, wide_table
+from qbench.reports.tables import markdown, wide_table
+from qbench.reports.terminal import screen
 
 SCORE = Score(
     task="wikitext", metric="perplexity", value=20.0, stderr=0.5, n=9, higher_is_better=False

@@ -25,16 +25,17 @@ from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
 from qbench.reports import json_lines, pictures, plots
-from qbench.reports.axes import looks
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines, number, score_text
 from qbench.reports.long_table import COLUMNS, long_table
+from qbench.reports.looks import looks
 from qbench.reports.noise import noise_lines
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, _ends, frontier
 from qbench.reports.registry import FOLDERS, write_reports, writers
-from qbench.reports.tables import grid, markdown, screen, wide_table
+from qbench.reports.tables import grid, markdown, wide_table
+from qbench.reports.terminal import screen
 from qbench.scheme import LayerRule
 from qbench.stats.difference import Difference
 from qbench.stats.shares import wilson
