@@ -21,7 +21,7 @@ from qbench.reports.points import BITS, Cost, Point, Scale, frontier, points_by_
 
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
 LONG_LABEL = 45  # characters: more of an axis do not fit beside it on one line
-MOST_LINES = 40  # that a panel can tell apart
+MOST_LINES = 24  # that an eye can follow in a panel
 MARKS = "marks "  # before the ids of a line's cells, the name of its marks
 LEAST_SPAN = 0.05  # of the numbers on an axis, as a part of them
 
