@@ -283,10 +283,40 @@ def test_gptq(tmp_path, bits, order):
     )
 
 
-def test_measured_bits_stand_beside_the_stated_ones(tmp_path):
-    found = inspect(write(tmp_path / "m", {"quant_method": "gptq", "bits": 4}, gptq(3) | rest()))
+@pytest.mark.parametrize("order", [True, False])
+def test_measured_bits_stand_beside_the_stated_ones(tmp_path, order):
+    tensors = gptq(3, order=order) | rest()
+    found = inspect(write(tmp_path / "m", {"quant_method": "gptq", "bits": 4}, tensors))
+    assert found.quantized_weights == 96 * 64
     assert found.stated_bits == 4 and found.bits_per_weight["codes"] == 3
     assert found.notes == ("the config states 4-bit codes, they take 3 bits in the file",)
+
+
+@pytest.mark.parametrize("order", [True, False])
+@pytest.mark.parametrize("method, key", [("gptq", "dynamic"), ("auto-round", "extra_config")])
+def test_layers_of_gptq_have_bits_of_their_own(tmp_path, method, key, order):
+    tensors = gptq(4, order=order) | rest()
+    for name, tensor in gptq(8, order=order).items():
+        tensors[name.replace(".q.", ".k.")] = tensor
+    entry = {"quant_method": method, "bits": 4, key: {"k": {"bits": 8}, "o": {}}}
+    if method == "auto-round":
+        entry["packing_format"] = "auto_round:auto_gptq"
+    found = inspect(write(tmp_path / "m", entry, tensors))
+    assert found.quantized_weights == 2 * 96 * 64 and found.bits_per_weight["codes"] == 6
+    assert found.stated_bits is None and found.notes == ()
+    entry[key]["k"]["bits"] = 2
+    found = inspect(write(tmp_path / "n", entry, tensors))
+    assert found.quantized_weights == 2 * 96 * 64 and found.notes == (
+        "the config states codes of 2, 4 bits, and 1 layers have others, such as 8 bits in "
+        "model.layers.0.k",
+    )
+
+
+def test_awq_of_the_layout_gemv_has_4_bits_whatever_is_stated(tmp_path):
+    parts = {"qweight": (I32, 64, 16), "qzeros": (I32, 64, 1), "scales": (F16, 64, 8)}
+    entry = {"quant_method": "awq", "bits": 8, "version": "gemv"}
+    found = inspect(write(tmp_path / "m", entry, layer(**parts) | rest(128)))
+    assert found.quantized_weights == 128 * 64 and "they take 4 bits" in found.notes[0]
 
 
 @pytest.mark.parametrize("layout", ["gemm", "gemv"])
