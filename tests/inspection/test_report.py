@@ -682,6 +682,32 @@ def test_a_damaged_gguf_is_refused_at_once(tmp_path):
             read_gguf(path)
 
 
+@pytest.mark.parametrize("place", [0, 4, 32, -32])
+def test_tensors_of_a_gguf_that_overlap_or_lie_apart_are_refused(tmp_path, place):
+    """place: of the data of the second tensor, beside where those of the first end, or at 0."""
+    tensors = {"blk.0.attn_q.weight": ("F32", 4, 32), "blk.0.attn_k.weight": ("F32", 4, 32)}
+    path = write_gguf(tmp_path / "m.gguf", tensors | {"output_norm.weight": ("F32", 99)})
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"blk.0.attn_k.weight") + len("blk.0.attn_k.weight") + 4 + 2 * 8 + 4
+    assert struct.unpack_from("<Q", whole, at) == (512,)
+    struct.pack_into("<Q", whole, at, 512 + place if place else 0)
+    path.write_bytes(whole)
+    with pytest.raises(StoreError, match=r"attn_k.weight' begin at \d+, .* end at 512, rounded up"):
+        inspect(path)
+
+
+def test_an_alignment_that_llama_cpp_does_not_know_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_uint32("general.alignment", 48)
+    writer.add_tensor("output.weight", np.zeros((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(StoreError, match=r"general.alignment is 48, and must be a power of two"):
+        inspect(tmp_path / "m.gguf")
+
+
 # The commands
 
 
