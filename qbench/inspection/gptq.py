@@ -1,6 +1,6 @@
 """Folders in the layout of gptqmodel, AutoGPTQ and auto-round, read from headers alone.
 
-They have the quant_method `gptq` or `auto-round`.
+They have the quant_method `gptq`, or `auto-round` (`auto_round.py`).
 
 For a layer L with a weight of shape (out, in), b bits and `groups` groups of inputs:
 

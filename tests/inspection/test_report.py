@@ -312,6 +312,22 @@ def test_layers_of_gptq_have_bits_of_their_own(tmp_path, method, key, order):
     )
 
 
+def test_auto_round_has_the_layout_that_its_packing_names(tmp_path):
+    parts = {"qweight": (I32, 96, 8), "qzeros": (I32, 3, 8), "scales": (F16, 3, 64)}
+    entry = {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq"}
+    found = inspect(write(tmp_path / "m", entry, layer(**parts) | rest()))
+    assert (found.source, found.method, found.format_version) == (
+        "auto-round",
+        "auto-round",
+        "auto_round:auto_awq",
+    )
+    assert found.quantized_weights == 96 * 64 and found.bits_per_weight["codes"] == 4
+    entry["packing_format"] = "auto_round:fp8"
+    codes = layer(weight=(torch.float8_e4m3fn, 64, 96), weight_scale=(F16, 64, 1))
+    with pytest.raises(StoreError, match="'auto_round:fp8' of auto-round is not inspected, as no"):
+        inspect(write(tmp_path / "n", entry, codes | rest()))
+
+
 def test_awq_of_the_layout_gemv_has_4_bits_whatever_is_stated(tmp_path):
     parts = {"qweight": (I32, 64, 16), "qzeros": (I32, 64, 1), "scales": (F16, 64, 8)}
     entry = {"quant_method": "awq", "bits": 8, "version": "gemv"}
