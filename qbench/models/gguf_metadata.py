@@ -62,6 +62,7 @@ _BY_FUNCTION = (
     "ssm.state_size",
     "ssm.time_step_rank",
 )
+_HAS_A_WINDOW = "gemma2"  # also where no key says so, of 4096 tokens in both programs
 _ANYTHING = object()  # what a key may say where nothing is computed of it
 
 
@@ -70,6 +71,10 @@ def compare_metadata(config: Any, source: ModelSource, header: Header) -> None:
     architecture = header.metadata["general.architecture"]
     taken = _taken(architecture)
     own = _own_values(config)
+    window = f"{architecture}.attention.sliding_window"
+    if architecture != _HAS_A_WINDOW and not header.metadata.get(window) and _slides(config):
+        value = header.metadata.get(window)
+        _require_same(source, window, value, f"sliding_window={config.sliding_window} in layers")
     for key, value in header.metadata.items():
         prefix, _, name = key.partition(".")
         if prefix == architecture and name not in taken:
@@ -197,6 +202,12 @@ def _sliding_layers(config: Any) -> list[bool]:
     window = bool(getattr(config, "sliding_window", None))
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window and kind == "sliding_attention" for kind in kinds]
+
+
+def _slides(config: Any) -> bool:
+    """Whether layers are computed as those of a sliding window, be it one of 0 tokens."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return getattr(config, "sliding_window", None) is not None and "sliding_attention" in kinds
 
 
 def _rope(config: Any, kind: str = "full_attention") -> Mapping[str, Any]:

@@ -172,6 +172,11 @@ def test_what_says_the_same_is_taken_in_silence(family, more, tmp_path, recwarn)
             {"attention.sliding_window_pattern": [True, False]},
             "sliding_window_pattern=.'2 entries'., .* takes nothing of it",
         ),
+        (
+            "gemma3",
+            {"attention.sliding_window": 0},
+            "sliding_window=0, .* sliding_window=0 in layers",
+        ),
         ("gemma3", {"attention.scale": 0.5}, r"attention.scale=0.5, .* takes 0\.176"),
         ("gemma3", {"rope.scaling.attn_factor": 1.5}, "attn_factor=1.5, .* takes 1.0"),
         ("gemma2", {"rope.freq_base_swa": 5e2}, "freq_base_swa=500.0, .* takes 10000.0"),
