@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import ConfigError, StoreError
-from qbench.files.ordinary import contents_of, ordinary_file, ordinary_text
+from qbench.files.ordinary import contents_of, ordinary_file
 from qbench.files.shards import CARD, verify
-from qbench.models.provenance import card_metadata
+from qbench.models.provenance import card_metadata, card_text
 
 RESULTS = ".eval_results"
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,95}")  # a name of the hub's list
@@ -143,7 +143,7 @@ def _card(plan: Upload) -> bytes:
     """README.md with the metadata of the plan; unchanged where it has these already."""
     from huggingface_hub import ModelCard
 
-    text = ordinary_text(plan.folder / CARD, plan.folder)
+    text = card_text(plan.folder / CARD)
     if plan.metadata == card_metadata(plan.folder / CARD):
         return text.encode()
     card = ModelCard(text, ignore_metadata_errors=True)

@@ -30,7 +30,7 @@ from qbench.errors import ModelError, StoreError
 from qbench.files.codes import refuse_codes
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
-from qbench.files.shards import Shards, read_json
+from qbench.files.shards import Shards, read_json, require_usual_names
 from qbench.models.blocks import as_kept, decoder_blocks
 from qbench.models.head import tie_head
 from qbench.models.limits import refuse_implausible
@@ -106,6 +106,7 @@ def open_paged(source: ModelSource, dtype: str) -> Checkpoint:
         groups = compare(layout, shards)
         manifest = layout.facts()
     else:
+        require_usual_names(folder)
         refuse_codes(folder, shards.entries)
     model = read_skeleton(folder, len(shards.entries), None if quantized else kind)
     _refuse_mixed(model, kind)

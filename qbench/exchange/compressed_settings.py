@@ -7,8 +7,9 @@
       strategy        group, channel or tensor
       group_size      inputs per scale, of `group`
       symmetric       whether there are no zero points, true unless stated
-    kv_cache_scheme, sparsity_config, transform_config, and of a group input_activations and
-    output_activations   change the numbers beside the weights: such folders are refused
+    kv_cache_scheme, sparsity_config, moe_sparsity_config, transform_config, and of any group, also
+    one without weights, input_activations and output_activations   change the numbers beside the
+                  weights: such folders are refused
 
 Targets are patterns of names. Which group a layer belongs to is seen on its tensors, and no pattern
 of a file is matched. Source: compressed-tensors, quantization/quant_config.py, quant_scheme.py and
@@ -30,6 +31,7 @@ _ELSEWHERE = "use the model before it was compressed, or evaluate it with the pr
 _BESIDE = {
     "kv_cache_scheme": "a quantized cache of keys and values",
     "transform_config": "rotations of the activations",
+    "moe_sparsity_config": "layers of fewer experts",
 }
 _OF_ACTIVATIONS = ("input_activations", "output_activations")
 
@@ -45,19 +47,20 @@ def packed_schemes(entry: Mapping[str, Any]) -> list[PackedScheme]:
                 f"compressed-tensors with {key}, {words}, is not computed here; {_ELSEWHERE}"
             )
     sparsity = entry.get("sparsity_config")
-    if isinstance(sparsity, Mapping) and sparsity.get("format") not in (None, "dense"):
-        raise _other_format(sparsity["format"])
+    form = sparsity.get("format") if isinstance(sparsity, Mapping) else sparsity
+    if form not in (None, "dense"):
+        raise _other_format(form)
     groups = entry.get("config_groups")
     if not isinstance(groups, Mapping):
         raise ModelError(
             f"quantization_config states config_groups={type(groups).__name__}, not an object; "
             "correct it in config.json"
         )
-    schemes = [
-        _scheme(group, group.get("format") or entry.get("format"))
-        for group in groups.values()
-        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
-    ]
+    schemes = []
+    for name, group in groups.items():
+        weights = _weights_alone(name, group)
+        if weights is not None:
+            schemes.append(_scheme(weights, group.get("format") or entry.get("format")))
     if not schemes:
         raise ModelError(
             "config_groups of the quantization_config state no weights; correct it in config.json"
@@ -81,17 +84,35 @@ def _inferred_strategy(size: Any) -> str:
     return "channel" if size == -1 else "group"
 
 
-def _scheme(group: Mapping[str, Any], layout: Any) -> PackedScheme:
-    """The scheme of one group. layout: its format."""
-    if layout != FORMAT:
-        raise _other_format(layout)
+def _weights_alone(name: str, group: Any) -> Mapping[str, Any] | None:
+    """What a group says of weights, None where nothing; ModelError where it says something else.
+
+    name: of the group. Some folders give a list of targets, and `name` then is a scheme's.
+    """
+    if not isinstance(group, Mapping):
+        raise ModelError(
+            f"config_groups state {name!r} as a {type(group).__name__}, which does not tell what "
+            f"is quantized; only an object with weights is read; {_ELSEWHERE}"
+        )
     for key in _OF_ACTIVATIONS:
         if group.get(key):
             raise ModelError(
-                f"compressed-tensors with {key}, quantized activations, is not computed here; "
-                f"{_ELSEWHERE}"
+                f"compressed-tensors with {key}, quantized activations of the group {name!r}, is "
+                f"not computed here; {_ELSEWHERE}"
             )
-    weights = group["weights"]
+    weights = group.get("weights")
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ModelError(
+            f"config_groups state the weights of {name!r} as a {type(weights).__name__}, not an "
+            "object; correct it in config.json"
+        )
+    return weights
+
+
+def _scheme(weights: Mapping[str, Any], layout: Any) -> PackedScheme:
+    """The scheme of one group's weights. layout: the group's format."""
+    if layout != FORMAT:
+        raise _other_format(layout)
     if weights.get("type", "int") != "int":
         raise _other_format(f"{layout} of type {weights['type']}")
     bits = _whole_number(weights, "num_bits", range(1, 9))

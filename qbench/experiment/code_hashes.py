@@ -24,6 +24,7 @@ _MODELS = (
     "models.experts",
     "models.gguf_config",
     "models.gguf_file",
+    "models.gguf_metadata",
     "models.gguf_tokenizer",
     "models.head",
     "models.loading",

@@ -12,9 +12,10 @@ type and its content; an array is a uint32 type, a uint64 length and that many c
     metadata  per key: a string and a value
     tensors   per tensor: a string; uint32 axes, and uint64 lengths, inputs first; uint32 type;
               uint64 offset in the data
-    data      begins at the next multiple of `general.alignment`, 32 unless stated
+    data      begins at the next multiple of `general.alignment`, 32 unless stated; a tensor begins
+              at the next one after the tensor before it, and nowhere else
 
-Source: ggml, docs/gguf.md.
+Source: ggml, docs/gguf.md, and of the places, src/gguf.cpp, `gguf_init_from_reader`.
 """
 
 from __future__ import annotations
@@ -139,13 +140,14 @@ class _Reader:
         """In the order of the file; to be called once.
 
         ValueError where a name is there twice, a shape does not fit its type, or the data of a
-        tensor end after the file.
+        tensor end after the file or do not begin where those of the tensor before it end.
         """
         headers = self._tensor_headers()
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"general.alignment is {alignment!r}")
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"general.alignment is {alignment!r}, and must be a power of two")
         data_start = -(-self.at // alignment) * alignment  # rounded up
+        expected = 0
         for name, (shape, number, offset) in headers.items():
             kind = GGMLQuantizationType(number)
             block, block_bytes = GGML_QUANT_SIZES[kind]
@@ -155,6 +157,12 @@ class _Reader:
                 raise ValueError(
                     f"tensor {name!r} of type {kind.name} and shape {shape} is not in it as a whole"
                 )
+            if offset != expected:
+                raise ValueError(
+                    f"the data of tensor {name!r} begin at {offset}, and those before it end at "
+                    f"{expected}, rounded up to {alignment}"
+                )
+            expected += -(-nbytes // alignment) * alignment
             yield BlockTensor(name, kind.name, shape, nbytes, start)
 
     def _tensor_headers(self) -> dict[str, tuple[tuple[int, ...], int, int]]:

@@ -51,6 +51,7 @@ DTYPE_NAMES = {  # of safetensors -> of torch
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character, which no file takes
 _AGAIN = "copy or quantize again"
+_ADAPTER = "adapter_config.json"  # of peft
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,19 @@ class Shards:
         if self.mapped:
             self._open[file] = handle
         return handle
+
+
+def require_usual_names(folder: Path) -> None:
+    """StoreError where a folder's weights are in a file that transformers does not look for.
+
+    To be asked of models that are not quantized; of others older programs chose the name.
+    """
+    if not any(os.path.lexists(folder / name) for name in (SINGLE, INDEX)):
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        raise StoreError(
+            f"{folder} holds {', '.join(names[:3]) or 'no safetensors'}, and neither {SINGLE} nor "
+            f"{INDEX}; rename the file to {SINGLE}, or copy the index there"
+        )
 
 
 def write_shards(
@@ -287,7 +301,9 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     """The files to read, each with the names of the tensors that the index expects in it.
 
     None stands for any names, where there is no index. A file may lie nowhere but in the folder.
+    StoreError where transformers would read others.
     """
+    _refuse_other_weights(folder)
     if not (folder / INDEX).is_file():
         names = [path.name for path in folder.glob("*.safetensors")]
         # older programs call their only file otherwise, such as gptq_model-4bit-128g.safetensors
@@ -298,7 +314,30 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     expected: dict[Path, set[str]] = {}
     for tensor, name in weight_map.items():
         expected.setdefault(_inside(folder, name), set()).add(tensor)
+    others = sorted(file.name for file in expected if file.name != SINGLE)
+    if others and os.path.lexists(folder / SINGLE):  # which transformers would prefer
+        raise StoreError(
+            f"{folder} holds two models, {SINGLE} and that of {INDEX} ({others[0]}), where one is "
+            f"read: remove {SINGLE}, or else the index with the files that it names"
+        )
     return dict(expected)
+
+
+def _refuse_other_weights(folder: Path) -> None:
+    """StoreError where a folder holds an adapter, or names a file that only some programs read."""
+    if os.path.lexists(folder / _ADAPTER):
+        raise StoreError(
+            f"{folder} holds {_ADAPTER}, of weights that are added to a model; qbench reads whole "
+            "models: merge them with peft's merge_and_unload and save that, or remove the adapter"
+        )
+    if not (folder / "config.json").is_file():
+        return
+    named = read_json(folder / "config.json").get("transformers_weights")
+    if named is not None:
+        raise StoreError(
+            f"{folder / 'config.json'} states transformers_weights={named!r}, which only "
+            f"transformers reads; remove it, and call the file {SINGLE}, or its index {INDEX}"
+        )
 
 
 def _inside(folder: Path, name: Any) -> Path:

@@ -8,7 +8,7 @@ For a layer L with a weight of shape (out, in), b bits and `groups` groups of in
     L.scales   float16 (groups, out)     scales
 
 out is that of the scales. The layouts `gemv` and `gemv_fast` order the words of qweight otherwise;
-there, weights are counted by the stated b. Source: autoawq, awq/modules/linear.
+there, codes have the 4 bits that autoawq has alone. Source: autoawq, awq/modules/linear.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from qbench.inspection.foreign_headers import (
 )
 from qbench.inspection.pieces import Reading
 
+_BITS_OF_GEMV = 4
+
 
 def read_awq(entry: Mapping[str, Any], shards: Shards) -> Reading:
     """entry: the quantization_config. StoreError where the tensors are not those of AWQ."""
@@ -43,7 +45,7 @@ def _weight_count(shards: Shards, layer: str, bits: int, layout: str) -> int:
     codes = matrix(shards, f"{layer}.qweight")
     scales = matrix(shards, f"{layer}.scales")
     if layout.startswith("gemv"):
-        return codes.nbytes * 8 // bits
+        return codes.nbytes * 8 // _BITS_OF_GEMV
     outputs = scales.shape[1]
     if not outputs <= bits_along(codes, 1) <= 8 * outputs:
         raise misfit(

@@ -18,6 +18,7 @@ from qbench.files.codes import refuse_codes
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import is_file, is_folder, ordinary_file, require_ordinary_files
 from qbench.files.shards import Shards, read_json
+from qbench.inspection.auto_round import read_auto_round
 from qbench.inspection.awq import read_awq
 from qbench.inspection.bitsandbytes import read_bitsandbytes
 from qbench.inspection.compressed_tensors import read_compressed
@@ -33,7 +34,7 @@ Reader = Callable[[Mapping[str, Any], Shards], Reading]
 # By the quant_method of the quantization_config, which is what a reader gets, beside the headers.
 READERS: dict[str, Reader] = {
     "gptq": read_gptq,
-    "auto-round": read_gptq,
+    "auto-round": read_auto_round,
     "awq": read_awq,
     "compressed-tensors": read_compressed,
     "bitsandbytes": read_bitsandbytes,

@@ -25,7 +25,7 @@ from qbench.errors import ModelError, StoreError
 from qbench.files.codes import refuse_codes
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
-from qbench.files.shards import Entry, Shards, read_json
+from qbench.files.shards import Entry, Shards, read_json, require_usual_names
 from qbench.models.empty import built_empty
 from qbench.models.experts import unfuse_experts
 from qbench.models.gguf_config import completed, tensors_left_out
@@ -280,6 +280,7 @@ def _entries(source: ModelSource) -> Mapping[str, Entry]:
     config = read_json(_config_of(source))
     refuse_implausible(config, entries, _config_of(source))
     if quantization_settings(folder, config) is None:
+        require_usual_names(folder)
         refuse_codes(folder, entries)
     return entries
 

@@ -32,14 +32,29 @@ def provenance(source: ModelSource) -> dict[str, str]:
 
 
 def card_metadata(card: Path) -> dict[str, Any]:
-    """The YAML block at the head of a README.md; empty where there is none that can be read."""
+    """The YAML block at the head of a README.md; empty where there is none that can be read.
+
+    Where it begins and ends is the hub's own rule.
+    """
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
     try:
-        text = ordinary_text(card, card.parent)
-        _, block, _ = text.split("---\n", 2)
-        content = yaml.safe_load(block)
-    except (StoreError, ValueError, yaml.YAMLError, RecursionError):
+        text = card_text(card)
+        block = REGEX_YAML_BLOCK.search(text)
+        content = yaml.safe_load(block[2]) if block else None
+    except (StoreError, yaml.YAMLError, RecursionError):
+        return {}
+    except (ValueError, LookupError, AttributeError):  # of numbers and dates that are none
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def card_text(card: Path) -> str:
+    """What a README.md says, without the mark that some editors put before a text in UTF-8.
+
+    StoreError where it is no ordinary text.
+    """
+    return ordinary_text(card, card.parent).removeprefix("\ufeff")
 
 
 def _licence(source: ModelSource) -> str | None:

@@ -96,6 +96,15 @@ def test_a_licence_and_a_base_model_that_are_named_are_in_the_card_that_goes(fol
     assert (folder / "README.md").read_text() == before
 
 
+def test_a_card_of_another_editor_keeps_its_one_head(folder):
+    path, hub = folder / "README.md", Hub()
+    path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
+    upload(plan_upload(folder, "me/model", licence="apache-2.0"), api=hub)
+    card = hub.files["README.md"].decode()
+    assert card.startswith("---") and card.count("license:") == card.count("library_name:") == 1
+    assert "license: apache-2.0" in card
+
+
 def test_what_the_card_lacks_is_said(tiny, tmp_path, command):
     folder = qbench.quantize(tiny(), "rtn", Scheme(3, 16)).save(tmp_path / "s")
     done = command("push", folder, "me/model")

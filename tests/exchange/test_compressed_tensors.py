@@ -261,9 +261,28 @@ def test_settings_are_those_of_the_groups():
         (entry(group_size=None), "group_size=None"),
         (entry(symmetric="false"), "symmetric='false', which is neither true nor false"),
         (entry(beside={"config_groups": []}), "config_groups=list, not an object"),
-        (entry(beside={"config_groups": {"W4A16": ["Linear"]}}), "state no weights"),
+        (entry(beside={"config_groups": {"W4A16": ["Linear"]}}), "'W4A16' as a list"),
+        (entry(beside={"config_groups": {"g": {"weights": None}}}), "state no weights"),
+        (entry(beside={"config_groups": {"g": {"weights": "int4"}}}), "weights of 'g' as a str"),
+        (entry(beside={"sparsity_config": "24"}), "the format '24' of"),
+        (entry(beside={"moe_sparsity_config": {"experts": 2}}), "layers of fewer experts"),
     ],
 )
 def test_what_is_not_packed_integers_alone_is_refused_by_its_name(stated, message):
     with pytest.raises(ModelError, match=message):
+        packed_schemes(stated)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights": None, "input_activations": {"num_bits": 4}},
+        {"output_activations": {"num_bits": 8}},
+        ["re:.*self_attn.*"],
+    ],
+)
+def test_a_group_that_quantizes_no_weights_is_asked_for_activations_all_the_same(other):
+    stated = entry()
+    stated["config_groups"]["W8A8"] = other
+    with pytest.raises(ModelError, match="'W8A8'.*; use the model before it was compressed"):
         packed_schemes(stated)

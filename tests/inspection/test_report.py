@@ -283,10 +283,56 @@ def test_gptq(tmp_path, bits, order):
     )
 
 
-def test_measured_bits_stand_beside_the_stated_ones(tmp_path):
-    found = inspect(write(tmp_path / "m", {"quant_method": "gptq", "bits": 4}, gptq(3) | rest()))
+@pytest.mark.parametrize("order", [True, False])
+def test_measured_bits_stand_beside_the_stated_ones(tmp_path, order):
+    tensors = gptq(3, order=order) | rest()
+    found = inspect(write(tmp_path / "m", {"quant_method": "gptq", "bits": 4}, tensors))
+    assert found.quantized_weights == 96 * 64
     assert found.stated_bits == 4 and found.bits_per_weight["codes"] == 3
     assert found.notes == ("the config states 4-bit codes, they take 3 bits in the file",)
+
+
+@pytest.mark.parametrize("order", [True, False])
+@pytest.mark.parametrize("method, key", [("gptq", "dynamic"), ("auto-round", "extra_config")])
+def test_layers_of_gptq_have_bits_of_their_own(tmp_path, method, key, order):
+    tensors = gptq(4, order=order) | rest()
+    for name, tensor in gptq(8, order=order).items():
+        tensors[name.replace(".q.", ".k.")] = tensor
+    entry = {"quant_method": method, "bits": 4, key: {"k": {"bits": 8}, "o": {}}}
+    if method == "auto-round":
+        entry["packing_format"] = "auto_round:auto_gptq"
+    found = inspect(write(tmp_path / "m", entry, tensors))
+    assert found.quantized_weights == 2 * 96 * 64 and found.bits_per_weight["codes"] == 6
+    assert found.stated_bits is None and found.notes == ()
+    entry[key]["k"]["bits"] = 2
+    found = inspect(write(tmp_path / "n", entry, tensors))
+    assert found.quantized_weights == 2 * 96 * 64 and found.notes == (
+        "the config states codes of 2, 4 bits, and 1 layers have others, such as 8 bits in "
+        "model.layers.0.k",
+    )
+
+
+def test_auto_round_has_the_layout_that_its_packing_names(tmp_path):
+    parts = {"qweight": (I32, 96, 8), "qzeros": (I32, 3, 8), "scales": (F16, 3, 64)}
+    entry = {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq"}
+    found = inspect(write(tmp_path / "m", entry, layer(**parts) | rest()))
+    assert (found.source, found.method, found.format_version) == (
+        "auto-round",
+        "auto-round",
+        "auto_round:auto_awq",
+    )
+    assert found.quantized_weights == 96 * 64 and found.bits_per_weight["codes"] == 4
+    entry["packing_format"] = "auto_round:fp8"
+    codes = layer(weight=(torch.float8_e4m3fn, 64, 96), weight_scale=(F16, 64, 1))
+    with pytest.raises(StoreError, match="'auto_round:fp8' of auto-round is not inspected, as no"):
+        inspect(write(tmp_path / "n", entry, codes | rest()))
+
+
+def test_awq_of_the_layout_gemv_has_4_bits_whatever_is_stated(tmp_path):
+    parts = {"qweight": (I32, 64, 16), "qzeros": (I32, 64, 1), "scales": (F16, 64, 8)}
+    entry = {"quant_method": "awq", "bits": 8, "version": "gemv"}
+    found = inspect(write(tmp_path / "m", entry, layer(**parts) | rest(128)))
+    assert found.quantized_weights == 128 * 64 and "they take 4 bits" in found.notes[0]
 
 
 @pytest.mark.parametrize("layout", ["gemm", "gemv"])
@@ -650,6 +696,32 @@ def test_a_damaged_gguf_is_refused_at_once(tmp_path):
         path.write_bytes(content)
         with suppress(StoreError):
             read_gguf(path)
+
+
+@pytest.mark.parametrize("place", [0, 4, 32, -32])
+def test_tensors_of_a_gguf_that_overlap_or_lie_apart_are_refused(tmp_path, place):
+    """place: of the data of the second tensor, beside where those of the first end, or at 0."""
+    tensors = {"blk.0.attn_q.weight": ("F32", 4, 32), "blk.0.attn_k.weight": ("F32", 4, 32)}
+    path = write_gguf(tmp_path / "m.gguf", tensors | {"output_norm.weight": ("F32", 99)})
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"blk.0.attn_k.weight") + len("blk.0.attn_k.weight") + 4 + 2 * 8 + 4
+    assert struct.unpack_from("<Q", whole, at) == (512,)
+    struct.pack_into("<Q", whole, at, 512 + place if place else 0)
+    path.write_bytes(whole)
+    with pytest.raises(StoreError, match=r"attn_k.weight' begin at \d+, .* end at 512, rounded up"):
+        inspect(path)
+
+
+def test_an_alignment_that_llama_cpp_does_not_know_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_uint32("general.alignment", 48)
+    writer.add_tensor("output.weight", np.zeros((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(StoreError, match=r"general.alignment is 48, and must be a power of two"):
+        inspect(tmp_path / "m.gguf")
 
 
 # The commands

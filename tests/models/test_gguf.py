@@ -244,10 +244,12 @@ def test_metadata_that_would_be_believed_or_left_out(
         load_model(find_model(str(path)), "float32")
 
 
-def test_metadata_that_nobody_knows_are_named(file, tmp_path):
+def test_metadata_that_nobody_knows_are_refused_by_name(file, tmp_path):
     path = rewritten(file, tmp_path / "x.gguf", {"llama.mystery": 3})
-    with pytest.warns(UserWarning, match="does not take llama.mystery=3"):
+    with pytest.raises(ModelError, match="says llama.mystery=3, .* takes nothing of it; give"):
         load_skeleton(find_model(str(path)))
+    path = rewritten(file, tmp_path / "y.gguf", {"llama.mystery": 0, "gemma3.mystery": 3})
+    load_skeleton(find_model(str(path)))  # 0 is no statement, and the other is of no Llama
 
 
 def test_tensors_that_are_missing_or_have_no_place_are_named(file, tmp_path):

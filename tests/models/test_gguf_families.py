@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from qbench.errors import ModelError
-from qbench.models.loading import load_model
+from qbench.models.loading import load_config, load_model
 from qbench.models.source import find_model
 
 SHAPE = {
@@ -41,13 +41,14 @@ SHAPE = {
 GEMMA = SHAPE | {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 HEADS = {"attention.key_length": 32, "attention.value_length": 32, "attention.sliding_window": 8}
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+SLIDING = {"rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "attention.sliding_window_pattern": 6}
 NEOX = {"attention.layer_norm_epsilon": 1e-5}
 # The class, its config, the architecture, and metadata beside those that all have.
 FAMILIES = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPE, rope_theta=1e6), "QWEN2", {}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=128), "QWEN3", {}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**GEMMA), "GEMMA2", HEADS | CAPS),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA), "GEMMA3", HEADS),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA), "GEMMA3", HEADS | SLIDING),
     "starcoder2": (
         Starcoder2ForCausalLM,
         Starcoder2Config(**SHAPE, sliding_window=None),
@@ -136,12 +137,57 @@ def test_a_file_computes_as_the_model_that_was_written(family, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "family, more",
+    [
+        ("qwen2", {"pooling_type": 3, "expert_count": 0, "rope.scaling.type": "none"}),
+        (
+            "qwen3",
+            {"attention.causal": True, "attention.sliding_window": 0, "rope.scale_linear": 1.0},
+        ),
+        ("gemma2", {"attention.sliding_window_pattern": 2, "attention.scale": 32**-0.5}),
+    ],
+)
+def test_what_says_the_same_is_taken_in_silence(family, more, tmp_path, recwarn):
+    model, architecture, own = random(family)
+    path = write(model, tmp_path / "x.gguf", architecture, own | more)
+    load_config(find_model(str(path)))
+    assert not [str(warning.message) for warning in recwarn if "GGUF" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
     "family, change, message",
     [
         ("qwen3", {"attention.key_length": 32}, "key_length=32, .* takes head_dim=128"),
         ("gemma2", {"attn_logit_softcapping": 20.0}, "takes attn_logit_softcapping=50.0"),
         ("starcoder2", {"rope.freq_base": 5e5}, "rope.freq_base=500000.0, .* rope_theta=10000.0"),
         ("stablelm", {"rope.dimension_count": 32}, "rope.dimension_count=32, .* takes 8"),
+        ("gemma3", {"rope.freq_base_swa": 5e2}, "freq_base_swa=500.0, .* takes 10000.0"),
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": 2},
+            "sliding_window_pattern=2, .* takes a sliding window in 2 of 2 layers; give a folder",
+        ),
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": [True, False]},
+            "sliding_window_pattern=.'2 entries'., .* takes nothing of it",
+        ),
+        (
+            "gemma3",
+            {"attention.sliding_window": 0},
+            "sliding_window=0, .* sliding_window=0 in layers",
+        ),
+        ("gemma3", {"attention.scale": 0.5}, r"attention.scale=0.5, .* takes 0\.176"),
+        ("gemma3", {"rope.scaling.attn_factor": 1.5}, "attn_factor=1.5, .* takes 1.0"),
+        ("gemma2", {"rope.freq_base_swa": 5e2}, "freq_base_swa=500.0, .* takes 10000.0"),
+        ("qwen3", {"attention.causal": False}, "attention.causal=False, .* takes True"),
+        ("qwen2", {"attention.temperature_scale": 0.1}, "temperature_scale=.* takes nothing of it"),
+        ("qwen2", {"rope.dimension_sections": [8, 4, 4, 0]}, "sections=.'4 entries'., .* nothing"),
+        (
+            "starcoder2",
+            {"attention.layer_norm_rms_epsilon": 1e-3},
+            "epsilon=0.001.*, .* takes 9.99",
+        ),
     ],
 )
 def test_what_the_reader_leaves_at_its_defaults_is_compared(family, change, message, tmp_path):

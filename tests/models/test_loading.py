@@ -64,6 +64,61 @@ def test_codes_of_which_the_config_says_nothing_are_no_weights(folder, read):
         read(str(folder))
 
 
+def index_of_others(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: -tensor for name, tensor in tensors.items()}, folder / "x.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "x.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def other_name(folder):
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+
+
+def other_weights(folder):
+    config = json.loads((folder / "config.json").read_text())
+    shutil.copy(folder / "model.safetensors", folder / "x.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "x"}))
+
+
+def adapter(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("read", [load, lambda folder: open_paged(find_model(folder), "float32")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            index_of_others,
+            r"two models, .*\(x.safetensors\), .*: remove model.safetensors, or else",
+        ),
+        (other_name, "holds consolidated.safetensors, and neither .*; rename the file"),
+        (other_weights, "states transformers_weights='x', which only .*; remove it"),
+        (adapter, "holds adapter_config.json, of weights that are added .* or remove the adapter"),
+    ],
+)
+def test_whole_or_in_blocks_the_same_files_are_read(folder, read, change, message):
+    change(folder)
+    with pytest.raises(StoreError, match=message):
+        read(str(folder))
+
+
+@pytest.mark.parametrize("beside", ["pytorch_model.bin", "consolidated.safetensors", "index"])
+def test_what_lies_beside_the_weights_is_not_read(folder, beside):
+    tensors = load_file(folder / "model.safetensors")
+    if beside == "index":
+        index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif beside.endswith("bin"):
+        (folder / beside).write_bytes(b"no pickle at all")
+    else:
+        save_file({name: -tensor for name, tensor in tensors.items()}, folder / beside)
+    paged = open_paged(find_model(str(folder)), "float32").model
+    assert torch.equal(load(folder)[0](PROMPT).logits, paged(PROMPT).logits)
+    assert torch.equal(paged.get_input_embeddings().weight, tensors["model.embed_tokens.weight"])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -25,6 +25,23 @@ def test_a_folder_has_the_licence_of_its_card(tmp_path):
     assert provenance(local(tmp_path)) == {"licence": "mit"}
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\r\nlicense: mit\r\n---\r\n# A model\r\n",
+        "---\ntags:\n- a---\nlicense: mit\n---\n# A model\n",
+        "---\n# ---------\nlicense: mit\n---\n# A model\n\n---\nlicense: gpl\n---\n",
+        "---\nlicense: mit\n---",
+        "---\nlicense: mit\n---  \n",
+        "\n---\nlicense: mit\n---\n",
+        "\ufeff---\nlicense: mit\n---\n",
+    ],
+)
+def test_the_head_of_a_card_is_what_the_hub_takes_for_it(tmp_path, card):
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert provenance(local(tmp_path)) == {"licence": "mit"}
+
+
 def test_a_hub_id_is_the_base_model(monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     source = ModelSource("qwen3-8b", "Qwen/Qwen3-8B", None, False)
@@ -35,6 +52,10 @@ def test_a_hub_id_is_the_base_model(monkeypatch):
     "card",
     [
         b"# no head",
+        b"# A title\n\n---\nlicense: mit\n---\nA rule above, and one below.\n",
+        b"---\nlicense: mit\n# no end\n",
+        b"---\nlicense: !!int ''\n---\n",
+        b"---\nlicense: !!timestamp mit\n---\n",
         b"---\n[\n---\n",
         b"---\n- a list\n---\n",
         b"---\nlicense: [a, b]\n---\n",
