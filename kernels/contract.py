@@ -79,7 +79,8 @@ class Kernel:
     priority: of the automatic kernels that serve a request, the one with the highest priority is
         chosen, and of equals the first by name. This holds for kernels of every origin.
     error: bound of |y - y64| / |y64| in norm over all of y, with normally distributed x in float32
-        and a weight in which no input outweighs the others; y64 is the product in float64.
+        and a weight of several outputs in which no input outweighs the others, since a single
+        number may be what is left of a difference; y64 is the product in float64.
     roundings: how many machine epsilons of the dtype of x (`torch.finfo(dtype).eps`) are added to
         the bound; one, where weight and result are rounded once each.
     available: the reason why it cannot be used in this process at all, or None. refuses: the

@@ -51,7 +51,8 @@ class UniQuanF(Reconstruction):
     lr_alpha: learning rate of the scales and of the shift.
     initialization: `curvature` codes the weight as `alternating-h` does, and trains its compensated
         values; `unified` fits one coding to the weights alone, and expresses it in both sets of
-        parameters; `separate` fits each set on its own.
+        parameters; `separate` fits each set on its own, and is far off where groups of weights do
+        not lie about zero.
     scale_bits: of the stored numbers, as in `alternating-h`; training sees them as they are stored.
     damp, refits: of `curvature`, as in `alternating-h`.
     grid: without `curvature`, 0 takes the starts of `alternating`, and G > 0 tries G clip ratios as

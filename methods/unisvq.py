@@ -16,6 +16,10 @@ Where this differs from the authors' code: every row of W is divided by its own 
 far as half precision holds their norm; s_W is searched (theirs: rms / 0.83); a row takes a step of
 a sweep only where that lowers its error; SU and SV are trained relative to their start.
 
+Channels are not scaled against each other. Where one has small inputs and large weights (its norm
+divided by 100 and its columns times as much), the transform spreads the error of its weights over
+all inputs, and a layer of zeros is as near; `alternating-h` and `gptq` are not harmed.
+
 For Gaussian weights A z + b has no advantage over a scalar grid: with a rotation A the two are the
 same. The method `unisvq-untied` frees the map of the bits: M s with s in {-1, +1}^(dB). The tied
 form is M = [2^(B-2) A, .., A, A / 2].
@@ -183,7 +187,7 @@ class UniSVQ(Reconstruction):
             mean = stats.hessian.diagonal().mean().item()
             if mean > 0:
                 # H / mean(diag H) + regularization I
-                H = H.mul_(self.regularization).add_(stats.hessian.float(), alpha=1 / mean)
+                H = H.mul_(self.regularization).add_(stats.hessian.float() / mean)
         su = random_signs(n, self.seed, weight)
         # With E~ = E diag(SU) T_n and this H~, E~ H~ E~^T = E H E^T.
         return Curvature.factor(two_sided(H * su * su[:, None]), d, self.regularization)

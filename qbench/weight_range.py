@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from qbench.contracts import verb_of
+from qbench.contracts import LinearStats, verb_of
 from qbench.errors import MethodError
 
 if TYPE_CHECKING:
@@ -56,6 +56,18 @@ def require_finite(weight: Tensor, name: str) -> tuple[float, float] | None:
     return low, high
 
 
+def _require_finite_hessian(hessian: Tensor) -> None:
+    if hessian.is_meta or not hessian.numel():
+        return
+    low, high = hessian.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        bad = int((~hessian.isfinite()).sum())
+        raise MethodError(
+            f"{bad} of the {hessian.numel()} numbers of the inputs' Hessian are NaN or infinite; "
+            "compute it from inputs that are finite, and whose squares are"
+        )
+
+
 def guarded(cls: type) -> type:
     """A method's class, whose verb from now on refuses what it cannot compute with."""
     verb = verb_of(cls)
@@ -69,6 +81,9 @@ def guarded(cls: type) -> type:
     def checked(self: Any, first: Any, *others: Any, **named: Any) -> Any:
         for name, weight in _weights(first):
             require_computable(weight, name)
+        for statistics in (*others, *named.values()):
+            if isinstance(statistics, LinearStats):
+                _require_finite_hessian(statistics.hessian)
         return inner(self, first, *others, **named)
 
     setattr(checked, _MARK, True)

@@ -11,8 +11,8 @@ METRICS = {
     "distribution from that of the unquantized model",
     "kl_reverse": "the same of the unquantized model's distribution from that of the model",
     "kl_median": "the KL divergence, in nats, that every other token exceeds",
-    "kl_noise": "the KL divergence, in nats, of the unquantized model from itself where its "
-    "products have other shapes: rounding alone",
+    "kl_noise": "the KL divergence, in nats, of the unquantized model from its own reference, "
+    "which is kept in float16, where its products have other shapes: rounding alone",
     "nll": "mean negative log-likelihood of a token of the text, in nats",
     "acc_macro": "mean over the subjects of their shares of right answers",
     "kl_p99": "the KL divergence, in nats, that one token in a hundred exceeds",

@@ -61,7 +61,7 @@ def noise_lines(records: Sequence[Record]) -> list[str]:
         way = f", {floor.way}" if floor.way else ""
         lines.append(
             f"{floor.task} of {floor.model}{way}: a {floor.text}, as far as the unquantized model "
-            "is from itself where its products have other shapes."
+            "is from its own reference, kept in float16, where its products have other shapes."
         )
     return lines
 

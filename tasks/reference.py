@@ -49,8 +49,8 @@ class ReferenceLogits:
     """A .npy file: (windows, length - 1, vocabulary) float16.
 
     tokens: sha256 of the windows. noise: of some of them, the mean KL in nats of the unquantized
-    model from itself where its products have other shapes, which sum in another order. Both are in
-    a file beside it, and empty without it.
+    model from this file, with what float16 has rounded, where its products have other shapes, which
+    sum in another order. Both are in a file beside it, and empty without it.
     """
 
     path: Path

@@ -7,6 +7,7 @@ import torch
 
 import qbench
 from qbench import Scheme
+from qbench.contracts import LinearStats
 from qbench.errors import MethodError
 from qbench.weight_range import LARGEST, SMALLEST, require_computable
 
@@ -26,6 +27,15 @@ def test_weights_within_range_are_right(method, scale):
     weight = WEIGHT * scale
     dense = qbench.get_method(method).quantize_weight(weight, Scheme(4, 32)).dequantize()
     assert ((dense - weight).abs().max() / scale) < 1 / 15
+
+
+@pytest.mark.parametrize("method", ["rtn-h", "gptq", "alternating-h"])
+def test_statistics_that_are_not_finite_are_refused(method):
+    hessian = torch.eye(64)
+    hessian[3, 5] = float("nan")
+    verb = qbench.get_method(method).quantize_linear
+    with pytest.raises(MethodError, match="1 of the 4096 numbers of the inputs' Hessian are NaN"):
+        verb(WEIGHT, LinearStats(hessian, 64), Scheme(4, 32))
 
 
 def test_zeros_and_weights_without_data_are_fine_and_nan_is_counted():

@@ -117,8 +117,9 @@ class Sums:
         # One sum shows it: a single token that is not finite leaves NaN or infinity there.
         if not torch.isfinite(hessian).all():
             raise MethodError(
-                f"the inputs of {name} are not finite on the calibration text; "
-                "check the model in float32"
+                f"the inputs of {name} are not finite on the calibration text, or their squares "
+                "are not in float32; check the model in float32, or take a method that does not "
+                "look at inputs, such as rtn"
             )
         return LinearStats(hessian, self._count)
 

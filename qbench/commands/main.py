@@ -232,10 +232,12 @@ def run_plan(plan: Plan, store: Store, executor: Executor | None = None) -> list
         _print_warnings([f"{len(removed)} leftovers of killed saves were removed"])
     with LiveView(out, err, work.seconds, work.latencies, plan.labels) as view:
         clock = Clock(view)
-        records = (executor or run_cells)(plan, store, cast("View", clock))
-    if executor is not None:  # what cells took elsewhere says nothing of this machine
-        return records
-    longer = learn_from(plan, records, clock)
+        longer: list[float] = []
+        try:
+            records = (executor or run_cells)(plan, store, cast("View", clock))
+        finally:
+            if executor is None:  # what cells took elsewhere says nothing of this machine
+                longer = learn_from(plan, store.read_records()[0], clock)
     if longer:
         say(accuracy(clock.seconds, total, longer))
     return records

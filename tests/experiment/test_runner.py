@@ -249,12 +249,17 @@ def test_an_interrupted_run_resumes(tiny_folder, command, tmp_path, monkeypatch)
             raise KeyboardInterrupt
 
     monkeypatch.setattr("qbench.commands.progress.LiveView.begin", interrupted)
+    learnt = []
+    monkeypatch.setattr(
+        "qbench.experiment.timings.learn", lambda cell, *_: learnt.append(cell.method)
+    )
     args = run_args(
         tiny_folder, tmp_path / "out", methods="rtn,alternating", bits="4", tasks=["arc_easy"]
     )
     code, _, error = command(*args)
     assert code == 130 and "interrupted; everything finished is kept" in error
     assert not list((tmp_path / "out").rglob(".*")), "no partial file stays"
+    assert learnt == ["rtn"], "what it took is known to later runs"
     monkeypatch.undo()
     code, text, _ = command(*args)
     assert code == 0 and "plan  2 cells: 1 to run, 1 done" in text

@@ -365,6 +365,14 @@ def test_zero_weights_stay_zero_and_zero_inputs_are_as_none(name):
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
+def test_inputs_of_any_size_have_the_same_curvature():
+    weight, stats = sample_weight(), sample_stats()
+    method = qbench.get_method("unisvq")
+    usual = method.curvature(weight, Scheme(2), stats).H
+    tiny = LinearStats(stats.hessian * 1e-39, stats.count)  # numbers below float32's normal ones
+    torch.testing.assert_close(method.curvature(weight, Scheme(2), tiny).H, usual, rtol=0, atol=0.1)
+
+
 def test_the_metric_survives_the_transform():
     """tr(E H E^T) is the same before and after, up to the scales of rows."""
     weight, stats = sample_weight(), sample_stats()
