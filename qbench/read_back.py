@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qbench.checkpoint.folder import load_checkpoint
 from qbench.checkpoint.packed_linear import unpack
-from qbench.errors import StoreError, reason_of
+from qbench.errors import QbenchError, StoreError, reason_of
 from qbench.models.loading import load_weights
 from qbench.models.pretrained import quiet
 from qbench.models.source import find_model
@@ -46,9 +46,9 @@ def unproven(path: Path) -> Iterator[Path]:
 def prove(source: Path, written: Path, target: str, dtype: str) -> None:
     """StoreError where an export reads back as another model than its source.
 
-    target: `dense` and `gguf` are read by transformers, `gptq` and `qbench` by `load_checkpoint`,
-    since transformers needs a package for GPTQ. dtype: that of the export. transformers takes the
-    stretched rope of Llama 3 for a plain one, which `load_weights` puts right.
+    target: `dense` is read by transformers, `gptq` and `qbench` by `load_checkpoint`, since
+    transformers needs a package for GPTQ, and `gguf` by `load_weights`, which puts right what
+    transformers leaves out of such a file. dtype: that of the export.
     """
     expected = _as_written(source, target, dtype)
     tokens = torch.arange(_LENGTH)[None] * 7919 % expected.config.get_text_config().vocab_size
@@ -58,12 +58,10 @@ def prove(source: Path, written: Path, target: str, dtype: str) -> None:
             f"{source} itself gives logits that are not finite, so that no export can be "
             "compared with it; nothing was written: quantize again, or write it with --no-verify"
         )
-    if target == "gguf" and _stretched(expected.config):
-        read = load_weights(find_model(str(written)), "float32")
+    if target == "gguf":
+        read = _gguf(written)
     elif target == "dense":
         read = _by_transformers(written)
-    elif target == "gguf":
-        read = _by_transformers(written.parent, gguf_file=written.name)
     else:
         read = load_checkpoint(written, "float32", packed=False).model
     difference = _difference(_logits(read, tokens), logits)
@@ -84,7 +82,16 @@ def _as_written(source: Path, target: str, dtype: str) -> Any:
     return model.float()
 
 
-def _by_transformers(folder: Path, **options: Any) -> Any:
+def _gguf(file: Path) -> Any:
+    try:
+        return load_weights(find_model(str(file)), "float32")
+    except QbenchError as error:
+        raise StoreError(
+            f"the export cannot be read back ({error}); nothing was written: please report this"
+        ) from None
+
+
+def _by_transformers(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -94,7 +101,6 @@ def _by_transformers(folder: Path, **options: Any) -> Any:
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **options,
             )
     except Exception as error:  # of any kind, where a tensor has not the name or shape it expects
         raise StoreError(
@@ -119,8 +125,3 @@ def _difference(logits: Tensor, expected: Tensor) -> float:
     if logits.shape != expected.shape:
         return float("inf")
     return float((logits - expected).norm() / expected.norm())
-
-
-def _stretched(config: Any) -> bool:
-    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    return isinstance(scaling, dict) and scaling.get("rope_type", "default") != "default"

@@ -23,6 +23,7 @@ NO_MIXES = (
 class _Gguf(External):
     """All matrices of the blocks in one type of ggml, embeddings and head as they are.
 
+    The model is written as GGUF first, as `qbench export` does: Llama, Mistral, Qwen2 or Qwen3.
     Where 256 do not divide a row, llama.cpp's substitute of more bits is taken.
     """
 

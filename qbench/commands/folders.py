@@ -136,7 +136,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="gptq, dense, gguf (of Llama and Mistral, without biases) or qbench."
+            "--to", help="gptq, dense, gguf (of Llama, Mistral, Qwen2 and Qwen3) or qbench."
         ),
     ],
     output: Annotated[

@@ -1,22 +1,24 @@
-"""The metadata of a Llama in a GGUF file: which models its keys describe, their shape, their rope.
+"""The metadata of a model in a GGUF file: which configs they can describe, their shape, their rope.
 
-    llama.context_length            max_position_embeddings
-    llama.embedding_length          hidden_size
-    llama.block_count               num_hidden_layers
-    llama.feed_forward_length       intermediate_size
-    llama.attention.head_count      num_attention_heads
-    llama.attention.head_count_kv   num_key_value_heads
-    llama.attention.key_length      head_dim, and likewise value_length and rope.dimension_count
-    llama.rope.freq_base            rope_theta
-    llama.attention.layer_norm_rms_epsilon  rms_norm_eps
-    llama.vocab_size                vocab_size
+    context_length                      max_position_embeddings
+    embedding_length                    hidden_size
+    block_count                         num_hidden_layers
+    feed_forward_length                 intermediate_size
+    attention.head_count                num_attention_heads
+    attention.head_count_kv             num_key_value_heads
+    attention.key_length                head_dim, likewise value_length and rope.dimension_count
+    rope.freq_base                      rope_theta
+    attention.layer_norm_rms_epsilon    rms_norm_eps
+    vocab_size                          vocab_size
 
-Llama 3's stretched rope is no metadata but a tensor `rope_freqs.weight`, float32 (head_dim/2,): by
-what the plain frequencies are divided. Source: llama.cpp, convert_hf_to_gguf.py, `LlamaModel`.
+all behind the name of the architecture and a dot. Llama 3's stretched rope is no metadata but a
+tensor `rope_freqs.weight`, float32 (head_dim/2,): by what the plain frequencies are divided.
+Source: llama.cpp, conversion/base.py, `TextModel`, and conversion/llama.py, `LlamaModel`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from qbench.errors import ConfigError
+from qbench.exchange.gguf_architectures import ARCHITECTURES, Architecture
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,24 @@ class _Rope:
     theta: float
 
 
-def check_architecture(config: Any) -> None:
-    """ConfigError where the model is no Llama, or where metadata of `llama` cannot describe it.
+def architecture_of(config: Any) -> Architecture:
+    """How GGUF describes a model; ConfigError where it cannot.
 
     config: that of transformers.
     """
-    if config.model_type not in ("llama", "mistral"):
-        raise _not_described(f"model_type={config.model_type!r} (llama or mistral)")
-    window = getattr(config, "sliding_window", None)
-    if window:
-        raise _not_described(f"sliding_window={window} (none)")
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        raise _not_described(f"model_type={config.model_type!r}", ARCHITECTURES)
+    window = _window(config)
+    if window is not None:
+        raise _not_described(f"sliding_window={window}", ("none",))
     rope = _rope(config)
-    if rope.kind not in ("default", "llama3"):
-        raise _not_described(f"rope_type={rope.kind!r} (default or llama3)")
+    if rope.kind not in architecture.ropes:
+        raise _not_described(f"rope_type={rope.kind!r}", architecture.ropes)
     activation = getattr(config, "hidden_act", None)
     if activation != "silu":
-        raise _not_described(f"hidden_act={activation!r} (silu)")
+        raise _not_described(f"hidden_act={activation!r}", ("silu",))
+    return architecture
 
 
 def add_config(writer: GGUFWriter, config: Any, name: str) -> None:
@@ -85,13 +90,20 @@ def rope_divisors(config: Any) -> Tensor | None:
     return divisors.float()
 
 
-def _not_described(fact: str) -> ConfigError:
-    """fact: what the config says, and in brackets what could be described."""
+def _not_described(fact: str, described: Iterable[str]) -> ConfigError:
+    """fact: what the config says. described: what it could say."""
     return ConfigError(
-        f"a model with {fact} cannot be written as GGUF: the metadata of its architecture "
-        "'llama', as its readers take it, describes only what stands in brackets; "
+        f"a model with {fact} ({' or '.join(described)}) cannot be written as GGUF: its metadata, "
+        "as their readers take them, describe only what stands in brackets; "
         "export to another format"
     )
+
+
+def _window(config: Any) -> int | None:
+    """How many tokens the attention of some layers sees; None where all of them see all."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    slides = getattr(config, "use_sliding_window", True) and "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def _rope(config: Any) -> _Rope:

@@ -1,13 +1,13 @@
-"""A whole model as one GGUF file of the architecture `llama`, for llama.cpp and for transformers.
+"""A whole model as one GGUF file, for llama.cpp and for transformers.
 
     token_embd.weight, output_norm.weight, output.weight    the last one only where it is not tied
     blk.N.attn_norm, blk.N.ffn_norm                         vectors, which become float32
     blk.N.attn_q, attn_k, attn_v, attn_output               matrices (out, in)
     blk.N.ffn_gate, ffn_up, ffn_down                        matrices (out, in)
 
-all with `.weight`. Within each head, the rows of attn_q and attn_k stand in another order than in
-transformers, see `_halves_to_pairs`. Source: llama.cpp, convert_hf_to_gguf.py, `LlamaModel`
-(metadata, names, the order of the rows).
+all with `.weight`, and what the architecture has of its own (`gguf_architectures.py`): of a Llama,
+the rows of attn_q and attn_k stand in another order than in transformers, see `_halves_to_pairs`.
+Source: llama.cpp, convert_hf_to_gguf.py and conversion/ (metadata, names, the order of the rows).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from gguf import (
     GGML_QUANT_VERSION,
-    MODEL_ARCH,
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
@@ -33,7 +32,8 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.exchange.gguf import blocks
-from qbench.exchange.gguf_metadata import add_config, check_architecture, rope_divisors
+from qbench.exchange.gguf_architectures import Architecture
+from qbench.exchange.gguf_metadata import add_config, architecture_of, rope_divisors
 from qbench.exchange.gguf_tokenizer import add_tokenizer
 from qbench.files.atomic import write_whole
 from qbench.formats import Dense, Uniform
@@ -45,18 +45,6 @@ KINDS = {
     torch.float16: GGMLQuantizationType.F16,
     torch.bfloat16: GGMLQuantizationType.BF16,
 }
-LAYERS = (
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_output",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_down",
-    "attn_norm",
-    "ffn_norm",
-)
-_ELSEWHERE = "the model is no plain Llama; export to another format"
 
 
 def export_model_gguf(
@@ -66,23 +54,24 @@ def export_model_gguf(
     others: Iterable[tuple[str, Tensor]],
     path: Path,
 ) -> Path:
-    """Write a Llama, or a Mistral without a window, as the GGUF file `path`: whole or not at all.
+    """Write a model as the GGUF file `path`: whole or not at all.
 
     config, tokenizer: those of transformers; the tokenizer a byte-level BPE. quantized: layer name
     -> weight; uniform weights as the smallest type of GGUF that holds them exactly, dense ones as
     they are. others: (name, tensor) of the rest of the state dict, in float32, float16 or bfloat16,
-    kept so; vectors become float32, which llama.cpp wants. Llama 3's stretched rope is written as
-    llama.cpp reads it; transformers' reader takes it for a plain one. ConfigError, naming the
-    layer, where GGUF or the architecture cannot say the same; StoreError where it cannot be
-    written. Everything is held in memory once.
+    kept so; vectors become float32, which llama.cpp wants. Llama 3's stretched rope and the heads
+    of a Qwen are written as llama.cpp reads them; transformers' reader takes the one for plain and
+    the others to have their usual size. ConfigError, naming the layer, where GGUF or the
+    architecture cannot say the same; StoreError where it cannot be written. Everything is held in
+    memory once.
     """
-    check_architecture(config)
-    tensors = _encoded_tensors(config, quantized, others)
-    _check_names(config, tensors)
+    architecture = architecture_of(config)
+    tensors = _encoded_tensors(architecture, config, quantized, others)
+    _check_names(architecture, config, tensors)
     divisors = rope_divisors(config)
     if divisors is not None:
         tensors["rope_freqs.weight"] = (GGMLQuantizationType.F32, divisors.numpy())
-    writer = GGUFWriter(None, "llama")
+    writer = GGUFWriter(None, architecture.name)
     add_config(writer, config, path.stem)
     add_tokenizer(writer, tokenizer, config.vocab_size)
     writer.add_file_type(_file_type(tensors))
@@ -94,45 +83,37 @@ def export_model_gguf(
 
 
 def _encoded_tensors(
-    config: Any, quantized: Mapping[str, WeightFormat], others: Iterable[tuple[str, Tensor]]
+    architecture: Architecture,
+    config: Any,
+    quantized: Mapping[str, WeightFormat],
+    others: Iterable[tuple[str, Tensor]],
 ) -> dict[str, Encoded]:
     """Every tensor by its name in GGUF, without a head that is tied to the embedding."""
     encoded: dict[str, Encoded] = {}
     for layer, weight in quantized.items():
         encoded[f"{layer}.weight"] = _encode_weight(layer, weight)
-    target_names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    tensors = {}
-    for name, rows in encoded.items():
-        target = _target_name(target_names, name)
-        tensors[target] = _rotated(config, target, rows)
     for name, tensor in others:
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        rows = _encode(name, tensor)
-        target = _target_name(target_names, name)
-        tensors[target] = _rotated(config, target, rows)
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            encoded[name] = _encode(name, tensor)
+    target_names = get_tensor_name_map(architecture.kind, config.num_hidden_layers)
+    tensors = {}
+    for name, (kind, rows) in encoded.items():
+        target = target_names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise ConfigError(
+                f"the tensor {name!r} has no name in GGUF's architecture {architecture.name!r}; "
+                "export to another format"
+            )
+        layer = target.split(".")[-2]
+        if layer in architecture.paired:
+            rows = _halves_to_pairs(rows, _heads(config, layer))
+        tensors[target] = kind, rows
     return tensors
 
 
-def _target_name(target_names: Any, name: str) -> str:
-    """The name in GGUF of a tensor of transformers. target_names: the gguf package's map."""
-    target: str | None = target_names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if target is None:
-        raise ConfigError(
-            f"the tensor {name!r} has no name in GGUF's architecture 'llama'; {_ELSEWHERE}"
-        )
-    return target
-
-
-def _rotated(config: Any, target: str, encoded: Encoded) -> Encoded:
-    """The rows of q and k in the order of llama.cpp's rotation, all others as they are."""
-    kind, rows = encoded
-    layer = target.split(".")[-2]
-    if layer == "attn_q":
-        return kind, _halves_to_pairs(rows, config.num_attention_heads)
-    if layer == "attn_k":
-        return kind, _halves_to_pairs(rows, config.num_key_value_heads)
-    return encoded
+def _heads(config: Any, layer: str) -> int:
+    of_queries = layer == "attn_q"
+    return int(config.num_attention_heads if of_queries else config.num_key_value_heads)
 
 
 def _halves_to_pairs(rows: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -172,22 +153,18 @@ def _encode(name: str, tensor: Tensor) -> Encoded:
     return kind, rows.numpy()
 
 
-def _check_names(config: Any, tensors: Mapping[str, Encoded]) -> None:
-    """ConfigError unless the tensors are those of a Llama.
+def _check_names(architecture: Architecture, config: Any, tensors: Mapping[str, Encoded]) -> None:
+    """ConfigError unless the tensors are those of the architecture.
 
     Readers fill missing tensors in and drop unknown ones, so that nobody else would notice.
     """
-    expected = {"token_embd.weight", "output_norm.weight"}
-    for block in range(config.num_hidden_layers):
-        expected |= {f"blk.{block}.{layer}.weight" for layer in LAYERS}
-    if not config.tie_word_embeddings:
-        expected.add("output.weight")
+    expected = architecture.tensors(config.num_hidden_layers, config.tie_word_embeddings)
     missing = sorted(expected - tensors.keys())
     unknown = sorted(tensors.keys() - expected - {"output.weight"})
     if missing or unknown:
         raise ConfigError(
-            f"GGUF's architecture 'llama' lacks {unknown[:3] or 'nothing'} of this model, and the "
-            f"model lacks {missing[:3] or 'nothing'} of it; {_ELSEWHERE}"
+            f"GGUF's architecture {architecture.name!r} lacks {unknown[:3] or 'nothing'} of this "
+            f"model, and the model lacks {missing[:3] or 'nothing'} of it; export to another format"
         )
     _, embedding = tensors["token_embd.weight"]
     if embedding.shape[0] != config.vocab_size:

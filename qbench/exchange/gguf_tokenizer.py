@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer in GGUF metadata, as GPT-2, SmolLM and Llama 3 have it.
+"""A byte-level BPE tokenizer in GGUF metadata, as GPT-2, SmolLM, Llama 3 and Qwen2 have it.
 
     tokenizer.ggml.model            gpt2
     tokenizer.ggml.pre              the name of the pre-tokenizer, which splits text before merges
@@ -10,7 +10,9 @@
     tokenizer.chat_template         of transformers, in Jinja
 
 Source: llama.cpp, convert_hf_to_gguf.py, `get_vocab_base`, and src/llama-vocab.cpp, where the names
-of the pre-tokenizers stand for regular expressions.
+of the pre-tokenizers stand for regular expressions. Qwen's tokenizers compose a text first (NFC).
+llama.cpp's name for them is `qwen2`, and it leaves that step out, as does transformers' reader: a
+text that is not composed, such as one with accents of their own, has other tokens there.
 """
 
 from __future__ import annotations
@@ -32,13 +34,19 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # How a text is split before the merges, in the words of `_step`, and llama.cpp's name for it.
 PRE = {
     ("words",): "gpt-2",
     ("digits", "words"): "smollm",
     (LLAMA3, "bytes"): "llama-bpe",
     (TEKKEN, "bytes"): "tekken",
+    (QWEN2, "bytes"): "qwen2",
 }
+COMPOSED = ("qwen2",)  # of whose tokenizers it is known that they may compose a text first
 BEGUN = ("llama-bpe", "tekken")  # of which llama.cpp puts BOS before a text unless the file says no
 
 
@@ -78,14 +86,17 @@ def _pre_tokenizer(state: Mapping[str, Any]) -> str:
             "cannot be written as GGUF; only byte-level BPE with merges can; "
             "export to another format"
         )
-    normalizer = state["normalizer"] or {}
-    if steps not in PRE or normalizer:
+    pre = PRE.get(steps)
+    normalizer = (state["normalizer"] or {}).get("type")
+    is_known = normalizer is None or (normalizer == "NFC" and pre in COMPOSED)
+    if pre is None or not is_known:
         raise ConfigError(
             f"the tokenizer splits text by {[part['type'] for part in parts]} and normalizer "
-            f"{normalizer.get('type')}, for which no name of llama.cpp is known here; known are "
-            f"the splits of {', '.join(PRE.values())}; export to another format"
+            f"{normalizer}, for which no name of llama.cpp is known here; known are "
+            f"the splits of {', '.join(PRE.values())}, and NFC before that of "
+            f"{', '.join(COMPOSED)}; export to another format"
         )
-    return PRE[steps]
+    return pre
 
 
 def _step(part: Mapping[str, Any]) -> str:

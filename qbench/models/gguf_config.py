@@ -2,7 +2,8 @@
 
 transformers' reader takes the metadata that stand in its table (`transformers.integrations.ggml`),
 and leaves the rest at the defaults of its configuration, which `gguf_metadata.py` compares with
-what the file says. Llama 3's stretched rope, a tensor of the file, is put into the configuration:
+what the file says. Put into the configuration are the size of a Qwen's heads, which that table
+lacks, and Llama 3's stretched rope, a tensor of the file:
 
     rope_freqs.weight  float32 (head_dim/2,)  by what the plain frequencies are divided
 
@@ -29,16 +30,21 @@ FREQUENCIES = "rope_freqs.weight"
 # Layers of the one size of a family whose attention is scaled by the width of a head as such, and
 # not by its length: llama.cpp knows it by them (src/models/gemma2.cpp and gemma3.cpp).
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
+_HEADS_LEFT_OUT = ("qwen2", "qwen3")  # whose head_dim is not in the table of transformers
 _LOW, _HIGH = 1.0, 4.0
 
 
 def completed(config: Any, source: ModelSource, header: Header) -> Any:
-    """The same config, with the rope of the file. ModelError for what it cannot say."""
+    """The same config, with the file's heads and rope. ModelError for what it cannot say."""
+    architecture = header.metadata["general.architecture"]
+    size = header.metadata.get(f"{architecture}.attention.key_length")
+    if architecture in _HEADS_LEFT_OUT and size and size != head_dim(config):
+        config.head_dim = size
     tensors = {tensor.name: tensor for tensor in header.tensors}
     if FREQUENCIES in tensors:
         divisors = read_float32(source.path, tensors[FREQUENCIES])
         _stretch(config, divisors.astype("float64"), source)
-    if header.metadata["general.architecture"] in _LARGEST_GEMMA:
+    if architecture in _LARGEST_GEMMA:
         _scale_attention(config, header)
     compare_metadata(config, source, header)
     return config

@@ -8,7 +8,8 @@ rules. transformers splits by the names that it knows and as GPT-2 does otherwis
     llama-bpe, tekken, and likes     a word that is in the vocabulary is not built from merges, and
                                      the beginning of a text is marked unless the file says not to
 
-Any other name is refused. Source: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load` and
+Neither composes a text first (NFC), as the tokenizers of Qwen do whose name is `qwen2`. Any other
+name is refused. Source: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load` and
 `llm_tokenizer_bpe`.
 """
 

@@ -11,13 +11,18 @@ import torch
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from tokenizers.normalizers import NFC
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+from tokenizers.normalizers import NFC, NFD
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+)
 
 from qbench.checkpoint.folder import load_checkpoint, save_checkpoint
 from qbench.errors import ConfigError, StoreError
 from qbench.exchange.gguf_model import export_model_gguf
-from qbench.exchange.gguf_tokenizer import LLAMA3, TEKKEN
+from qbench.exchange.gguf_tokenizer import LLAMA3, QWEN2, TEKKEN
 from qbench.export import export
 from qbench.formats import Binary, Dense, Uniform
 from qbench.models.blocks import linears
@@ -244,20 +249,24 @@ def test_rows_of_a_head_are_paired_as_llama_cpp_rotates_them(llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pre, name",
+    "pre, normalizer, name",
     [
-        (WORDS, "gpt-2"),
-        (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WORDS]), "smollm"),
-        (split(LLAMA3), "llama-bpe"),
-        (split(TEKKEN), "tekken"),
+        (WORDS, None, "gpt-2"),
+        (
+            pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WORDS]),
+            None,
+            "smollm",
+        ),
+        (split(LLAMA3), None, "llama-bpe"),
+        (split(TEKKEN), None, "tekken"),
+        (split(QWEN2), None, "qwen2"),
+        (split(QWEN2), NFC(), "qwen2"),
     ],
-    ids=["gpt-2", "smollm", "llama-bpe", "tekken"],
+    ids=["gpt-2", "smollm", "llama-bpe", "tekken", "qwen2", "qwen2-composed"],
 )
-def test_splits_are_recognized(llama, tmp_path, pre, name):
-    model = llama()
-    path = export_model_gguf(
-        model.config, byte_level(pre), {}, others(model, {}), tmp_path / "tiny.gguf"
-    )
+def test_splits_are_recognized(llama, tmp_path, pre, normalizer, name):
+    model, tokenizer = llama(), byte_level(pre, normalizer=normalizer)
+    path = export_model_gguf(model.config, tokenizer, {}, others(model, {}), tmp_path / "tiny.gguf")
     assert gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents() == name
 
 
@@ -273,9 +282,10 @@ def test_splits_are_recognized(llama, tmp_path, pre, name):
             "a BPE tokenizer with the pre-tokenizer Whitespace cannot",
         ),
         (byte_level(merges=()), "only byte-level BPE with merges can"),
-        (byte_level(normalizer=NFC()), "normalizer NFC, for which no name of llama.cpp"),
+        (byte_level(normalizer=NFC()), "normalizer NFC, for which no name .* NFC before .* qwen2;"),
+        (byte_level(split(QWEN2), normalizer=NFD()), "normalizer NFD, for which no name"),
     ],
-    ids=["regex", "words", "no-merges", "normalizer"],
+    ids=["regex", "words", "no-merges", "normalizer", "other-normalizer"],
 )
 def test_other_tokenizers_are_refused(llama, tmp_path, tokenizer, message):
     model = llama()
@@ -305,9 +315,12 @@ def test_other_architectures_are_refused(llama, tmp_path, changes, message):
 
 
 def test_other_model_types_are_refused(tmp_path):
-    message = r"a model with model_type='qwen2' \(llama or mistral\) cannot be written as GGUF"
+    message = (
+        r"a model with model_type='qwen3_moe' \(llama or mistral or qwen2 or qwen3\) cannot be "
+        "written as GGUF: its metadata, .* what stands in brackets; export to another format"
+    )
     with pytest.raises(ConfigError, match=message):
-        export_model_gguf(Qwen2Config(), byte_level(), {}, [], tmp_path / "tiny.gguf")
+        export_model_gguf(Qwen3MoeConfig(), byte_level(), {}, [], tmp_path / "tiny.gguf")
 
 
 def test_tensors_that_are_no_llamas_are_refused(llama, tmp_path):

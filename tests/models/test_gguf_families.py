@@ -157,7 +157,8 @@ def test_what_says_the_same_is_taken_in_silence(family, more, tmp_path, recwarn)
 @pytest.mark.parametrize(
     "family, change, message",
     [
-        ("qwen3", {"attention.key_length": 32}, "key_length=32, .* takes head_dim=128"),
+        ("qwen3", {"attention.value_length": 32}, "value_length=32, .* takes head_dim=128"),
+        ("qwen3", {"attention.key_length": 32}, "12 tensors are of another shape .*k_norm"),
         ("gemma2", {"attn_logit_softcapping": 20.0}, "takes attn_logit_softcapping=50.0"),
         ("starcoder2", {"rope.freq_base": 5e5}, "rope.freq_base=500000.0, .* rope_theta=10000.0"),
         ("stablelm", {"rope.dimension_count": 32}, "rope.dimension_count=32, .* takes 8"),
