@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from qbench.errors import ConfigError, StoreError
 from qbench.files.ordinary import contents_of, ordinary_file
 from qbench.files.shards import CARD, verify
@@ -73,7 +75,9 @@ def plan_upload(
             files[path.relative_to(folder).as_posix()] = path
     metadata |= {"license": licence} if licence else {}
     metadata |= {"base_model": base_model} if base_model else {}
-    return Upload(folder, repository, files, metadata)
+    plan = Upload(folder, repository, files, metadata)
+    _card(plan)
+    return plan
 
 
 def upload(plan: Upload, private: bool = False, api: Any = None) -> str:
@@ -140,13 +144,22 @@ def _result_files(folder: Path, tasks: Collection[str]) -> Iterator[Path]:
 
 
 def _card(plan: Upload) -> bytes:
-    """README.md with the metadata of the plan; unchanged where it has these already."""
+    """README.md with the metadata of the plan; unchanged where it has these already.
+
+    StoreError where its own cannot be read, so that nothing can be put beside them.
+    """
     from huggingface_hub import ModelCard
 
     text = card_text(plan.folder / CARD)
     if plan.metadata == card_metadata(plan.folder / CARD):
         return text.encode()
-    card = ModelCard(text, ignore_metadata_errors=True)
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
+        raise StoreError(
+            f"{plan.folder / CARD}: the lines between --- at its head are no YAML; "
+            "correct them, or remove them"
+        ) from error
     for key in ("license", "base_model"):
         if plan.metadata.get(key):
             card.data[key] = plan.metadata[key]

@@ -16,6 +16,7 @@ from qbench.comparison.pairs import RELATIVE, Contrast, ScoreKey, protocol, scor
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered
+from qbench.stats.clustered import LEVEL, quantile
 from qbench.stats.shares import wilson
 from qbench.tasks.mini_source import record_names, split_name
 from qbench.tasks.registry import ordered_tasks, unit_of
@@ -33,6 +34,7 @@ SETTINGS: dict[str, Callable[[Any], str]] = {
     "bos": lambda value: f"BOS {value or 'as trained'}",
 }
 ALWAYS = ("limit", "chat_template", "bos")  # settings that say something where they are None, too
+FEW = 5  # degrees of freedom, below which one standard error says too little
 WITH_PROMPTS = ("chat_template", "bos")
 MINI_NOTICE = "mini tasks are stand-ins shipped with qbench: not comparable with published scores"
 
@@ -247,10 +249,13 @@ def score_text(
 ) -> str:
     """`3.21 ± 0.04`, with its standard error; `0.0 [0.0, 65.8]`, with a 95 % interval.
 
-    That is there of a share of right answers, where it tells how little 0 of 2 says, and of what is
-    a difference from the unquantized model by its nature, whose contrast is given.
+    That is there of a share of right answers, where it tells how little 0 of 2 says, of an error
+    that rests on a few clusters, and of what is a difference from the unquantized model by its
+    nature, whose contrast is given.
     """
     ends = answer_interval(score)
+    if ends is None and score.degrees is not None and score.degrees < FEW:
+        ends = student_interval(score)
     if contrast is not None:
         interval = contrast.difference
         below, above = interval.low - interval.value, interval.high - interval.value
@@ -270,6 +275,19 @@ def answer_interval(score: Score) -> tuple[float, float] | None:
     if answers and score.value in (0.0, 1.0) and not score.stderr:
         return wilson(score.value, score.n)
     return None
+
+
+def student_interval(score: Score) -> tuple[float, float]:
+    """95 %, by the degrees of freedom of clusters; older records do not tell them.
+
+    Of a perplexity it is that of its logarithm.
+    """
+    degrees = math.inf if score.degrees is None else score.degrees
+    reach = quantile(LEVEL, degrees) * (score.stderr or 0.0)
+    if score.metric.endswith("perplexity") and score.value:
+        factor = math.exp(min(reach / score.value, 700))
+        return score.value / factor, score.value * factor
+    return score.value - reach, score.value + reach
 
 
 def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from qbench.comparison.pairs import Contrast, Pairs, judged_by, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names, unquantized
-from qbench.reports.headline import Headline, answer_interval, number, score_text
+from qbench.reports.headline import Headline, answer_interval, number, score_text, student_interval
 from qbench.reports.latencies import over
-from qbench.stats.clustered import LEVEL, quantile
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.
@@ -211,10 +210,8 @@ def _ends(score: Score, contrast: Contrast | None, percent: float) -> tuple[floa
     elif own is not None:
         ends = (percent * own[0], percent * own[1])
     else:
-        # Student's, by the degrees of freedom of clusters; older records do not tell them.
-        degrees = math.inf if score.degrees is None else score.degrees
-        reach = percent * quantile(LEVEL, degrees) * (score.stderr or 0.0)
-        ends = (y - reach, y + reach)
+        low, high = student_interval(score)
+        ends = (percent * low, percent * high)
     if not all(map(math.isfinite, ends)):
         return y, y
     if percent != 1.0:

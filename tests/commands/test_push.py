@@ -105,6 +105,17 @@ def test_a_card_of_another_editor_keeps_its_one_head(folder):
     assert "license: apache-2.0" in card
 
 
+@pytest.mark.parametrize("head", ["license: [mit", "a: !!binary x", "when: 2026-13-45"])
+def test_a_card_whose_head_is_no_yaml_gets_no_licence_beside_it(folder, command, head):
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# m\n")
+    (path,) = folder.glob(".eval_results/*")
+    path.unlink()
+    done = command("push", folder, "me/model", "--licence=mit")
+    assert (done.code, done.out) == (2, "")
+    assert "the lines between --- at its head are no YAML; correct them, or remove" in done.err
+    assert command("push", folder, "me/model").code == 0
+
+
 def test_what_the_card_lacks_is_said(tiny, tmp_path, command):
     folder = qbench.quantize(tiny(), "rtn", Scheme(3, 16)).save(tmp_path / "s")
     done = command("push", folder, "me/model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import qbench
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import Scheme
-from qbench.experiment.estimate import OVERHEADS, Rates, estimate, measure_rates
+from qbench.experiment.estimate import OVERHEADS, Rates, _fastest, estimate, measure_rates
 from qbench.records import CalibrationSpec, Cell
 
 # A Llama of 8B size on a GPU that reaches 400 Tflop/s.
@@ -81,3 +82,8 @@ def test_a_saved_model_takes_about_as_much_of_the_disk_as_is_said(tiny, tmp_path
     saved = qbench.quantize(model, "rtn", Scheme(3, 128)).save(tmp_path / "saved")
     assert said == pytest.approx(bytes_on_disk(saved), rel=0.1)
     assert estimate(cell("none"), rates, {}).disk_bytes == 0
+
+
+def test_a_rate_does_not_count_how_long_a_product_waits_for_a_processor() -> None:
+    """A product that mostly sleeps stands for one that other work keeps from the processor."""
+    assert _fastest(lambda: time.sleep(0.3), time.process_time) < 0.15

@@ -26,7 +26,7 @@ from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
 from qbench.reports import json_lines, pictures, plots
 from qbench.reports.cell_names import names, shared_parameters
-from qbench.reports.headline import headlines, number, score_text
+from qbench.reports.headline import headlines, number, score_text, student_interval
 from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.looks import looks
 from qbench.reports.noise import noise_lines
@@ -650,6 +650,17 @@ def test_a_bar_of_a_score_alone_knows_how_few_its_clusters_are() -> None:
     assert _ends(score, None, 1.0) == pytest.approx((3 - 0.31824, 3 + 0.31824), abs=1e-4)
     older = Score(value=3.0, stderr=0.1, **facts)
     assert _ends(older, None, 1.0) == pytest.approx((3 - 0.19600, 3 + 0.19600), abs=1e-4)
+
+
+def test_an_error_of_a_few_clusters_is_written_as_the_interval_that_it_stands_for() -> None:
+    """Student's quantiles: 12.706 of 1 degree of freedom, 4.303 of 2; a perplexity's on its log."""
+    facts = {"task": "wikitext", "n": 40, "higher_is_better": False}
+    nll = Score(metric="nll", value=3.0, stderr=0.1, degrees=1.0, **facts)
+    assert score_text(nll) == "3.0 [1.7, 4.3]"
+    assert score_text(nll.model_copy(update={"degrees": 30.0})) == "3.00 ± 0.10"
+    perplexity = Score(metric="perplexity", value=20.0, stderr=2.0, degrees=2.0, **facts)
+    ends = (20 / math.exp(0.4303), 20 * math.exp(0.4303))
+    assert student_interval(perplexity) == pytest.approx(ends, rel=1e-3)
 
 
 def test_a_bar_is_the_interval_of_the_paired_difference(tmp_path: Path) -> None:
