@@ -22,8 +22,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,30 @@ def preload(*modules: str) -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # The server imports before it guards itself against Ctrl-C, which reaches it, too. It starts
     # Python's tracker of resources, and the start of that lets Ctrl-C through again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _safe_path():
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Python's own processes that start meanwhile import nothing from the current folder.
+
+    multiprocessing starts them with `-c`, for which that folder comes before all libraries, so that
+    a file `yaml.py` there would be executed. What a process then runs gets the path of its caller.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        forkserver.ensure_running()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 class Isolated:
@@ -86,7 +104,8 @@ class Isolated:
         self.process = _context().Process(
             target=_enter, args=(function, arguments, str(self._events), target, dict(os.environ))
         )
-        self.process.start()
+        with _safe_path():
+            self.process.start()
         self._server = _server()
 
     def __enter__(self) -> Isolated:

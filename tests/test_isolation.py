@@ -25,6 +25,17 @@ from places import ROOT
 from qbench import isolation
 from qbench.isolation import Isolated
 
+CALLER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from isolated_functions import tell_numbers
+from qbench.isolation import Isolated, preload
+if __name__ == "__main__":
+    if sys.argv[2] == "preload":
+        preload("isolated_functions", "yaml")
+    with Isolated(tell_numbers, (1,)) as process:
+        print(process.next(60), process.next(60), process.ending)
+"""
 PARENT = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -167,3 +178,25 @@ def test_bars_of_progress_leave_no_semaphores(tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
     )  # fmt: skip
     assert done.stdout == "{'shown': 3}\n" and not done.stderr
+
+
+@pytest.mark.parametrize("preloads", ["preload", "nothing"])
+def test_nothing_is_imported_from_the_current_folder(tmp_path, preloads):
+    """Not even by the processes that multiprocessing starts before ours."""
+    trap = f"open({str(tmp_path / 'executed')!r}, 'w'); raise SystemExit('executed')"
+    for name in ("yaml", "psutil", "tempfile", "json", "selectors"):
+        (tmp_path / f"{name}.py").write_text(trap)
+    caller = tmp_path / "scripts" / "caller.py"
+    caller.parent.mkdir()
+    caller.write_text(CALLER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, caller, str(ROOT / "tests" / "shared"), preloads],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not (tmp_path / "executed").exists(), done.stderr
+    assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from qbench.environment import environment
@@ -26,7 +26,7 @@ def as_benchmarks(rows: Sequence[Row]) -> dict[str, Any]:
         "machine_info": facts | {"node": facts["hardware"]["cpu"], "instructions": _instructions()},
         "commit_info": {"id": facts["git_commit"]},
         "benchmarks": [_benchmark(row) for row in rows],
-        "datetime": datetime.now(timezone.utc).isoformat(),
+        "datetime": datetime.now(UTC).isoformat(),
         "version": "qbench",
     }
 
