@@ -254,7 +254,7 @@ def score_text(
     nature, whose contrast is given.
     """
     ends = answer_interval(score)
-    if ends is None and score.degrees is not None and score.degrees < FEW:
+    if ends is None and score.stderr and score.degrees is not None and score.degrees < FEW:
         ends = student_interval(score)
     if contrast is not None:
         interval = contrast.difference
@@ -280,14 +280,24 @@ def answer_interval(score: Score) -> tuple[float, float] | None:
 def student_interval(score: Score) -> tuple[float, float]:
     """95 %, by the degrees of freedom of clusters; older records do not tell them.
 
-    Of a perplexity it is that of its logarithm.
+    Of a perplexity it is that of its logarithm. It does not go beyond what the score can be.
     """
     degrees = math.inf if score.degrees is None else score.degrees
     reach = quantile(LEVEL, degrees) * (score.stderr or 0.0)
     if score.metric.endswith("perplexity") and score.value:
         factor = math.exp(min(reach / score.value, 700))
         return score.value / factor, score.value * factor
-    return score.value - reach, score.value + reach
+    least, largest = _range(score.metric)
+    return max(least, score.value - reach), min(largest, score.value + reach)
+
+
+def _range(metric: str) -> tuple[float, float]:
+    """The least and the largest value of a score."""
+    if unit_of(metric) == "%":
+        return 0.0, 1.0
+    if metric.startswith("kl_") or metric.endswith("nll"):
+        return 0.0, math.inf
+    return -math.inf, 0.0 if metric.endswith("logprob") else math.inf
 
 
 def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,9 @@ def measure(
         rewarding = [parts[place] for place in chosen]
         kept = _kept(rewarding, models, stored, judging, batch_size, summed)
     progress(1.0, "done")
-    return LayerReport(mean_interval(total, choosing.clusters), tuple(effects), kept)
+    whole = mean_interval(total, choosing.clusters)
+    whole = replace(whole, low=max(0.0, whole.low))  # nothing diverges less than not at all
+    return LayerReport(whole, tuple(effects), kept)
 
 
 def _most_rewarding(effects: Sequence[Effect], count: int) -> list[int]:

@@ -663,6 +663,20 @@ def test_an_error_of_a_few_clusters_is_written_as_the_interval_that_it_stands_fo
     assert student_interval(perplexity) == pytest.approx(ends, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "metric, value, stderr, text",
+    [
+        ("top1_agreement", 0.996, 0.001, "99.6 [98.3, 100.0]"),
+        ("top1_agreement", 1.0, 0.0, "100.0"),
+        ("kl_mean", 0.001, 0.0006, "0.0010 [0.0000, 0.0086]"),
+        ("gold_logprob", -3.6, 0.7, "-3.6 [-12.5, 0.0]"),
+    ],
+)
+def test_an_interval_of_a_few_clusters_ends_where_the_score_does(metric, value, stderr, text):
+    facts = {"task": "t", "metric": metric, "n": 4, "higher_is_better": True, "degrees": 1.0}
+    assert score_text(Score(value=value, stderr=stderr, **facts)) == text
+
+
 def test_a_bar_is_the_interval_of_the_paired_difference(tmp_path: Path) -> None:
     mine = stored([record("none", None), record("rtn", 3, 0.4)], tmp_path)
     for task, metric in (("mini-text", "perplexity"), ("mini-arc_easy", "acc")):
