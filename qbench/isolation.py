@@ -30,6 +30,8 @@ from typing import Any
 
 import psutil
 
+from qbench.outside_text import take_any_text
+
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
 ROUNDS = 100  # of ending what a process has started: what is ended last may have started more
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
@@ -235,6 +237,7 @@ def _enter(
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _redirect(output)
+    take_any_text()
     _lock_of_threads()
     gc.freeze()  # what was imported is no garbage: looking through it takes a third of a second
     own = os.getpid()

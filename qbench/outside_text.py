@@ -7,12 +7,32 @@ jinja2, which leaves marks that cannot be seen as they are.
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import unicodedata
 
 # Of Unicode: control characters, marks without a width, halves of pairs, line and paragraph ends.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MARKUP = "\\`*[]|"
+
+
+def take_any_text() -> None:
+    """Let the output and the errors of this process take every text, wherever they go.
+
+    A character that the encoding of a terminal lacks becomes `?`. What was closed before the start
+    goes nowhere: the next file that is opened would have its number, and get what is printed.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, "w", errors="replace"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def printable(text: str) -> str:

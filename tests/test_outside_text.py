@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from markdown_it import MarkdownIt
 
+from fresh_python import run_python
 from qbench.errors import StoreError
 from qbench.outside_text import csv_cell, markdown, printable, printable_lines
 
@@ -69,3 +73,28 @@ def test_markdown_shows_the_text_itself(text):
     (content,) = [token for token in rendered if token.type == "inline"]
     assert {token.type for token in content.children} <= {"text", "text_special"}
     assert "".join(token.content for token in content.children) == " ".join(text.split())
+
+
+PRINTS = """
+import sys
+from qbench.outside_text import take_any_text
+take_any_text()
+with open(sys.argv[1], "w") as file:
+    print("2 \\u00d7 \\u2500 \\udcff", flush=True)
+    print("2 \\u00d7", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_lacks_characters_gets_the_others(tmp_path, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = run_python("-c", PRINTS, tmp_path / "file", env=environment, encoding=encoding)
+    assert done.returncode == 0 and done.stdout.startswith("2 "), done.stderr
+    assert done.stderr == ("2 ?\n" if encoding == "ascii" else "2 \u00d7\n")
+
+
+def test_what_is_printed_where_the_output_was_closed_goes_into_no_file(tmp_path):
+    script = f"exec {sys.executable} -P -c '{PRINTS}' {tmp_path / 'file'} >&- 2>&-"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (tmp_path / "file").read_bytes() == b""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 
+from qbench.outside_text import take_any_text
+
 INTERRUPTED = "interrupted; everything finished is kept, and the same command goes on from here"
 
 
 def main() -> None:
     """Import the commands, and run the one that is asked."""
     _end_in_order()
+    take_any_text()
     try:
         from qbench.commands.main import main as run
     except KeyboardInterrupt:
