@@ -30,6 +30,7 @@ from typing import Any
 
 import psutil
 
+from qbench.errors import ConfigError
 from qbench.outside_text import take_any_text
 
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
@@ -95,7 +96,8 @@ class Isolated:
         self, function: Callable[..., None], arguments: tuple[Any, ...], output: Path | None = None
     ) -> None:
         """function: of a module's top level, called with `tell` and the arguments, which are
-        pickled. output: the file for what it prints; None for nowhere.
+        pickled. output: the file for what it prints; None for nowhere. ConfigError where no
+        process can be started.
         """
         self._folder = tempfile.TemporaryDirectory(prefix="qbench-process-")
         self._events = Path(self._folder.name) / "events.jsonl"
@@ -106,8 +108,16 @@ class Isolated:
         self.process = _context().Process(
             target=_enter, args=(function, arguments, str(self._events), target, dict(os.environ))
         )
-        with _safe_path():
-            self.process.start()
+        try:
+            with _safe_path():
+                self.process.start()
+        except (EOFError, ConnectionError, BlockingIOError) as error:  # else EOFError is Ctrl-C
+            self._folder.cleanup()
+            raise ConfigError(
+                "no process can be started: the server of processes ended, as where memory, "
+                "processes or open files are limited (`ulimit -a`); raise the limit, and give the "
+                "command again"
+            ) from error
         self._server = _server()
 
     def __enter__(self) -> Isolated:

@@ -23,6 +23,7 @@ from isolated_functions import (
 )
 from places import ROOT
 from qbench import isolation
+from qbench.errors import ConfigError
 from qbench.isolation import Isolated
 
 CALLER = """
@@ -200,3 +201,14 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path, preloads):
     )
     assert not (tmp_path / "executed").exists(), done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_a_server_that_ended_at_its_start_is_no_interruption(monkeypatch):
+    """multiprocessing meets the end of its pipe then, which to typer is Ctrl-C."""
+
+    def end_of_pipe(*_):
+        raise EOFError
+
+    monkeypatch.setattr("multiprocessing.popen_forkserver.Popen._launch", end_of_pipe)
+    with pytest.raises(ConfigError, match="no process can be started: .* raise the limit, and"):
+        Isolated(tell_numbers, (1,))
