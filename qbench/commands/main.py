@@ -287,7 +287,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     try:
-        _refuse_empty(sys.argv[1:])
+        _refuse_no_names(sys.argv[1:])
         code = app(standalone_mode=False)  # typer returns the code of an exit, and 130 for Ctrl-C
         sys.stdout.flush()  # a full disk is to be met here
     except QbenchError as error:
@@ -316,8 +316,18 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _refuse_empty(words: Sequence[str]) -> None:
-    """ConfigError for an empty word on the command line, which as a path would be this folder."""
+def _refuse_no_names(words: Sequence[str]) -> None:
+    """ConfigError for a word on the command line that names nothing, or not in text.
+
+    An empty one would be this folder as a path. Bytes that are no UTF-8 can be in the name of a
+    file, and not in the JSON that names it.
+    """
+    for word in words:
+        if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise ConfigError(
+                f"{word!r} holds bytes that are no text in UTF-8, and records could not name it; "
+                "rename the file or folder"
+            )
     for before, word in zip(["", *words], words, strict=False):
         if word == "" or re.fullmatch("--[a-z-]+=", word):
             flag = word.removesuffix("=") or before

@@ -105,6 +105,12 @@ def test_an_empty_word_is_not_this_folder(command, words, told):
     assert done.err == f"qbench: {told} '' names nothing; give a name, or leave it out\n"
 
 
+@pytest.mark.parametrize("words", [("status", "r\udcff"), ("run", "--model=m\udcff")])
+def test_a_name_that_is_no_text_is_refused(command, words):
+    done = command(*words)
+    assert done.code == 2 and "\\udcff' holds bytes that are no text in UTF-8" in done.err
+
+
 @pytest.mark.parametrize("line", ["data: ''", "out: ''", "plugin: ['']", "model: ''"])
 def test_an_empty_text_of_a_grid_file_is_not_this_folder(command, tmp_path, line):
     path = tmp_path / "grid.yaml"
