@@ -171,7 +171,7 @@ def chosen(side: Side, words: str) -> Side:
 def matched(base: Side, candidate: Side) -> list[Match]:
     """What is compared: cells of the same label, or of the same scheme where sides have one method.
 
-    Of TRAITS, those count that tell cells of a side apart. A cell of the candidate that the base
+    Where both sides were chosen by a whole label, their schemes may differ, too. Of TRAITS, those count that tell cells of a side apart. A cell of the candidate that the base
     lacks, or the other way round, is a match with one side. ConfigError where a side has no cell.
     """
     for side in (base, candidate):
@@ -183,6 +183,8 @@ def matched(base: Side, candidate: Side) -> list[Match]:
     by_scheme = all(len({_variant(row.cell) for row in side.quantized}) == 1 for side in sides)
     traits = [name for name in TRAITS if any(_varies(side, name) for side in sides)]
     groups = [_grouped(side.quantized, by_scheme, traits) for side in sides]
+    if all(_is_whole(side) for side in sides):
+        groups = [{(key[0], *key[2:]): draws for key, draws in group.items()} for group in groups]
     matches = []
     for key in dict.fromkeys([*groups[0], *groups[1]]):
         draws = [group.get(key, {}) for group in groups]
@@ -203,14 +205,18 @@ def _like(side: Side, other: Side) -> Side:
 
     That are its cells of default parameters (or of the fewest others) in the schemes of that label.
     """
-    whole = all(other.label in (row.id, row.cell.label) for row in other.quantized)
-    if not whole or any(row.cell.method != side.label for row in side.quantized):
+    if not _is_whole(other) or any(row.cell.method != side.label for row in side.quantized):
         return side
     schemes = {row.cell.scheme for row in other.quantized}
     kept = [row for row in side.quantized if row.cell.scheme in schemes]
     fewest = min((len(row.cell.params) for row in kept), default=0)
     kept = [row for row in kept if len(row.cell.params) == fewest]
     return _with(side, kept) if len({_variant(row.cell) for row in kept}) == 1 else side
+
+
+def _is_whole(side: Side) -> bool:
+    """Whether a whole label, or an id, chose what is there: cells of one method and one scheme."""
+    return all(side.label in (row.id, row.cell.label) for row in side.quantized)
 
 
 def _with(side: Side, quantized: Sequence[Record]) -> Side:

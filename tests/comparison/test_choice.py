@@ -61,6 +61,15 @@ def test_draws_without_a_like_are_named(tmp_path: Path) -> None:
     assert entry.findings[0].harm.draws == 3
 
 
+def test_two_cells_that_are_named_are_compared_whatever_their_schemes(tmp_path: Path) -> None:
+    base = side(tmp_path / "base", cell("rtn", bits=4))
+    mine = side(tmp_path / "mine", cell("gptq"))
+    named = (chosen(base, "rtn 4b g64"), chosen(mine, "gptq 3b g64"))
+    assert [match.label for match in matched(*named)] == ["rtn 4b g64 -> gptq 3b g64"]
+    # Unnamed they may be what a changed grid has left.
+    assert len(matched(base, mine)) == 2
+
+
 def test_fresh_draws_of_both_are_compared_where_there_are_several(tmp_path: Path) -> None:
     """The interval has the noise of both, which shared draws would not have."""
     levels = (0.20, 0.22, 0.19, 0.21)
