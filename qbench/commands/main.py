@@ -176,7 +176,7 @@ def run_grid(
         plan = make_plan(grid, announce, dry_run=dry_run, elsewhere=elsewhere)
     say(protocol(plan))
     if dry_run:
-        show_plan(plan)
+        show_plan(plan, with_latency=not elsewhere)
         return 0
     if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
         _print_warnings(["the calibration is set, and no method of this run calibrates"])
