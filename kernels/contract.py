@@ -68,7 +68,7 @@ Run = Callable[[Tensor, list[Tensor], Tensor | None, Description], Tensor]
 class Kernel:
     """One way to compute products, and the requests that it serves. None in a declaration: all.
 
-    name: by which `--kernel`, `using` and `qbench check` know it.
+    name: by which `--kernels`, `using` and `qbench check` know it.
     run(x, parts, bias, description): x (..., in) floating, any strides; parts, the weight's
         tensors; bias (out,) floating or None -> (..., out), new, in the dtype of x. It changes
         none of its arguments, and repeats its result bit for bit.

@@ -47,7 +47,8 @@ class Alternating:
     Because of the latter, the squared error is never above that of `rtn` before the numbers are
     rounded for storage.
 
-    rounds: at most so many least-squares steps from each start.
+    rounds: at most so many least-squares steps from each start, beside one at the end; a greedy
+        start has one at the end of its trial, too.
     shift: also fit an offset per group.
     scale_bits: of scales and shifts, see `qbench.formats.snapping`; 16 is half precision.
     rotate: code the weight for rotated inputs (`rotation.py`).
@@ -231,10 +232,10 @@ def alternate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Algorithm 2: squared error (rows,), alpha (rows, b) and shift (rows,), float64.
 
-    alpha (rows, b) and shift (rows,): the start. rounds: of least squares, at most. shifted: fit
-    the shift as well. The last step fits the scales once more, so the returned coding with nearest
-    levels is at least as good as the error says. The error never rises with the rounds; rows that
-    have converged are left out of the later ones.
+    alpha (rows, b) and shift (rows,): the start. rounds: of least squares, at most, before the
+    last step. shifted: fit the shift as well. The last step fits the scales once more, so the
+    returned coding with nearest levels is at least as good as the error says. The error never rises
+    with the rounds; rows that have converged are left out of the later ones.
     """
     signs = level_signs(alpha.shape[1], alpha.device)  # (L, b)
     alpha = alpha.to(torch.float64, copy=True)

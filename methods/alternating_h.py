@@ -38,7 +38,7 @@ from qbench.methods.stored_numbers import default_scale_bits
 class AlternatingH:
     """Curvature-weighted binary coding with error feedback.
 
-    rounds: at most so many least-squares steps.
+    rounds: at most so many least-squares steps, beside one at the end.
     refits: at most so many fits of levels and codes to each other under the whole Hessian; they end
         when one does not lower the layer's loss.
     damp: added to the diagonal of the Hessian, as a fraction of its mean.

@@ -47,9 +47,9 @@ BLOCK = 128  # columns between two large updates; the result does not depend on 
 class CurvatureCoding:
     """How `curvature_start` fits: see there.
 
-    rounds: of least squares, at most. refits: of levels and codes to each other under the whole
-    Hessian. damp: added to the diagonal of H, as a fraction of its mean. scale_bits: of the numbers
-    that are stored, as `stored_coding` takes them.
+    rounds: of least squares, at most, beside one at the end. refits: of levels and codes to each
+    other under the whole Hessian. damp: added to the diagonal of H, as a fraction of its mean.
+    scale_bits: of the numbers that are stored, as `stored_coding` takes them.
     """
 
     rounds: int = 8

@@ -2,7 +2,7 @@
 
 Guo, Yao, Zhao and Chen 2017, Network Sketching, arXiv:1706.02021: take the sign of the residual as
 the next plane, and its mean magnitude as the scale (algorithm 1), or fit all scales again
-(algorithm 2). Optimal for one plane, and a start for the alternating method.
+(algorithm 2). Optimal for one plane without a shift, and a start for the alternating method.
 """
 
 from __future__ import annotations

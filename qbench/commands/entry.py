@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from qbench.outside_text import take_any_text
 
-INTERRUPTED = "interrupted; everything finished is kept, and the same command goes on from here"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESUMED = "interrupted; everything finished is kept, and the same command goes on from here"
+ANEW = "interrupted; the same command begins anew"
 
 
 def main() -> None:
@@ -17,9 +22,22 @@ def main() -> None:
     try:
         from qbench.commands.main import main as run
     except KeyboardInterrupt:
-        print(f"qbench: {INTERRUPTED}", file=sys.stderr)
+        print(f"qbench: {interrupted(sys.argv[1:])}", file=sys.stderr)
         raise SystemExit(130) from None
     run()
+
+
+def interrupted(words: Sequence[str]) -> str:
+    """The sentence for an interrupted command. words: of its line, behind `qbench`.
+
+    What runs cells has a folder that it resumes: `run` and `regress`, and `compare` where it runs a
+    method's file.
+    """
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command == "compare":
+        return RESUMED if any(word.endswith(".py") for word in words) else ANEW
+    resumes = command in ("run", "regress") and "--dry-run" not in words
+    return RESUMED if resumes else ANEW
 
 
 def _end_in_order() -> None:

@@ -34,7 +34,7 @@ from qbench.commands import (
     regress,
     status,
 )
-from qbench.commands.entry import INTERRUPTED
+from qbench.commands.entry import interrupted
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, out, say
@@ -176,7 +176,7 @@ def run_grid(
         plan = make_plan(grid, announce, dry_run=dry_run, elsewhere=elsewhere)
     say(protocol(plan))
     if dry_run:
-        show_plan(plan)
+        show_plan(plan, with_latency=not elsewhere)
         return 0
     if CALIBRATION in grid.set and not any(cell.calibration for cell in plan.cells):
         _print_warnings(["the calibration is set, and no method of this run calibrates"])
@@ -312,7 +312,7 @@ def main() -> None:
         _complain(_with_value(error))
         raise SystemExit(2) from None
     if code == 130:
-        _complain(INTERRUPTED)
+        _complain(interrupted(sys.argv[1:]))
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -9,7 +9,7 @@ from qbench.commands.tables import show_table
 from qbench.records import threads_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from qbench.experiment.plan import Plan
@@ -51,7 +51,7 @@ def plan_line(plan: Plan, work: LeftToDo, seconds: float, folder: Path) -> str:
     return (
         f"plan  {len(plan.cells)} cells: {len(work.seconds)} to run, "
         f"{len(work.done)} done{skipped} ({folder}); "
-        f"about {how_long(seconds)}, {place(plan)}{downloads(plan)}"
+        f"about {how_long(seconds)}, {place(plan)}{downloads(plan, work.seconds)}"
     )
 
 
@@ -68,11 +68,14 @@ def protocol(plan: Plan) -> str:
     return line
 
 
-def downloads(plan: Plan) -> str:
-    """The part of the line about downloads; empty where all weights are here."""
-    if not plan.downloads:
-        return ""
-    return f"; downloads {sum(plan.downloads.values()) / 1e9:.1f} GB of weights first"
+def downloads(plan: Plan, left: Collection[str]) -> str:
+    """The part of the line about downloads; empty where all weights are here.
+
+    left: ids of the cells that are to run.
+    """
+    models = {cell.model for cell in plan.cells if cell.id in left}
+    nbytes = sum(plan.downloads.get(model, 0) for model in models)
+    return f"; downloads {nbytes / 1e9:.1f} GB of weights first" if nbytes else ""
 
 
 def place(plan: Plan) -> str:
@@ -114,8 +117,11 @@ def _grounds(plan: Plan) -> str:
     return "a matrix product timed on this machine"
 
 
-def show_plan(plan: Plan) -> None:
-    """Print what each cell will cost, which are skipped, and what all cost together."""
+def show_plan(plan: Plan, with_latency: bool = True) -> None:
+    """Print what each cell will cost, which are skipped, and what all cost together.
+
+    with_latency: whether the run would measure latencies.
+    """
     from qbench.experiment.plan import expected_seconds
 
     words = ("cell", "model", "method")
@@ -128,7 +134,8 @@ def show_plan(plan: Plan) -> None:
             rows.append([cell.id, cell.model, plan.labels[cell.id], "skipped", "", "", "", ""])
             continue
         cost = plan.estimates[cell.id]
-        total += cost.latency
+        latency = cost.latency if with_latency else 0.0
+        total += latency
         saved[cell.artifact] = cost.disk_bytes
         rows.append(
             [
@@ -137,7 +144,7 @@ def show_plan(plan: Plan) -> None:
                 plan.labels[cell.id],
                 f"{cost.quantize:.0f} s",
                 f"{sum(cost.tasks.values()):.0f} s",
-                f"{cost.latency:.0f} s",
+                f"{latency:.0f} s",
                 f"{cost.peak_bytes / 1e9:.1f} GB",
                 f"{cost.disk_bytes / 1e9:.1f} GB",
             ]
@@ -147,9 +154,10 @@ def show_plan(plan: Plan) -> None:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]
             say(f"skipped  {plan.labels[cell.id]}  {reason}")
+    left = [cell.id for cell in plan.cells if cell.id not in plan.skipped]
     out.print(
         f"{len(plan.cells)} cells, about {how_long(total)} "
         f"(estimated from {_grounds(plan)}), {sum(saved.values()) / 1e9:.1f} GB on disk"
-        f"{downloads(plan)}",
+        f"{downloads(plan, left)}",
         soft_wrap=True,
     )

@@ -171,8 +171,9 @@ def chosen(side: Side, words: str) -> Side:
 def matched(base: Side, candidate: Side) -> list[Match]:
     """What is compared: cells of the same label, or of the same scheme where sides have one method.
 
-    Where both sides were chosen by a whole label, their schemes may differ, too. Of TRAITS, those count that tell cells of a side apart. A cell of the candidate that the base
-    lacks, or the other way round, is a match with one side. ConfigError where a side has no cell.
+    Where both sides were chosen by a whole label, their schemes may differ, too. Of TRAITS, those
+    count that tell cells of a side apart. A cell of the candidate that the base lacks, or the other
+    way round, is a match with one side. ConfigError where a side has no cell.
     """
     for side in (base, candidate):
         if not side.quantized:

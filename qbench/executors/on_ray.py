@@ -29,7 +29,8 @@ def require_ray() -> None:
     """ConfigError where Ray is not installed."""
     if find_spec("ray") is None:
         raise ConfigError(
-            "--executor ray needs Ray, which is not installed; `pip install 'qbench-llm[ray]'`"
+            "--executor ray needs Ray, which is not installed; run `pip install -e '.[ray]'` in "
+            "the checkout of qbench"
         )
 
 

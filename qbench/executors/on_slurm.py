@@ -38,8 +38,8 @@ def require_slurm(cluster: str | None = None) -> None:
         raise ConfigError(unknown_name("--address", cluster, CLUSTERS))
     if find_spec("submitit") is None:
         raise ConfigError(
-            "--executor slurm needs submitit, which is not installed; "
-            "`pip install 'qbench-llm[slurm]'`"
+            "--executor slurm needs submitit, which is not installed; run "
+            "`pip install -e '.[slurm]'` in the checkout of qbench"
         )
     missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
     if cluster in (None, "slurm") and missing:

@@ -62,7 +62,7 @@ class Plan:
         process.
     model_bytes: bytes of the largest model's weights.
     warning: about the data.
-    downloads: bytes of weights to be downloaded from the hub, by the model's name.
+    downloads: bytes of the weights that are not here but on the hub, by the model's name.
     protocol: how the run judges (`qbench.experiment.protocols`).
     labels: of all cells of the grid, by id.
     """

@@ -79,9 +79,10 @@ def crossed_mean(
 ) -> Difference:
     """The mean of values (float64, (draws, items)), draws and clusters both taken as random.
 
-    V = (MS_draw + MS_cluster - MS_cell) / (draws clusters), with Student's interval. One draw is
-    `mean_interval`: the spread between draws is then not in it. cautious: whether the degrees of
-    freedom are the fewest that there can be. ValueError where a value is not finite.
+    V = max(MS_draw + MS_cluster - MS_cell, MS_draw, MS_cluster) / (draws clusters), with Student's
+    interval at the degrees of freedom of `MeanSquares.degrees`. One draw is `mean_interval`: the
+    spread between draws is then not in it. cautious: whether the degrees of freedom are the fewest
+    that there can be. ValueError where a value is not finite.
     """
     table = np.atleast_2d(np.asarray(values, np.float64))
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():

@@ -65,10 +65,23 @@ def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatc
         return imported(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", interrupted)
+    monkeypatch.setattr(sys, "argv", ["qbench", "run"])
     with pytest.raises(SystemExit) as leaving:
         entry.main()
     assert leaving.value.code == 130
-    assert capsys.readouterr().err == f"qbench: {entry.INTERRUPTED}\n"
+    assert capsys.readouterr().err == f"qbench: {entry.RESUMED}\n"
+
+
+@pytest.mark.parametrize("line", ["run", "--debug run --bits 3", "regress a.py", "compare a.py b"])
+def test_what_resumes_says_so(line):
+    assert "goes on from here" in entry.interrupted(line.split())
+
+
+@pytest.mark.parametrize(
+    "line", ["", "eval m", "latency", "quantize", "layers m", "compare a b", "run --dry-run"]
+)
+def test_what_begins_anew_promises_nothing(line):
+    assert "begins anew" in entry.interrupted(line.split())
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -84,7 +97,7 @@ listing.listing = ended
 entry.main()
 """
     done = run_python("-c", program, "list", "methods")
-    assert done.returncode == 130 and done.stderr == f"qbench: {entry.INTERRUPTED}\n"
+    assert done.returncode == 130 and done.stderr == f"qbench: {entry.ANEW}\n"
     assert not list(tmp_path.iterdir())
 
 

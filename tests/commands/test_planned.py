@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from qbench.commands.planned import how_long
+from qbench.commands.planned import LeftToDo, downloads, how_long, plan_line
+from tiny_plans import tiny_plan
 from tiny_runs import run_args
 
 
@@ -25,3 +28,29 @@ def test_a_dry_run_tells_cells_of_several_calibrations_apart(command, tiny_folde
     assert "rtn 2b g32  " in shown, "it calibrates with nothing"
     shown = command(*arguments, "--only", "*:4x32").out
     assert "1 cells" in shown and "gptq 2b g32 pydoc-calibration:4x32 " in shown
+
+
+def test_only_models_with_cells_left_are_downloaded(tiny_folder, tmp_path):
+    plan = tiny_plan(tiny_folder, "rtn")
+    first, second = (
+        cell.model_copy(update={"model": name})
+        for cell, name in zip(plan.cells, ("one", "two"), strict=True)
+    )
+    plan.cells = (first, second)
+    plan.downloads = {"one": 2 * 10**9, "two": 5 * 10**9, "unselected": 9 * 10**9}
+    assert downloads(plan, [first.id, second.id]) == "; downloads 7.0 GB of weights first"
+    work = LeftToDo({second.id}, set(), {first.id: 60.0}, {second.id: 20.0})
+    assert plan_line(plan, work, 60.0, tmp_path).endswith("; downloads 2.0 GB of weights first")
+    assert downloads(plan, []) == ""
+
+
+def test_a_dry_run_of_a_cluster_counts_no_latencies(command, tiny_folder, tmp_path):
+    extra = ["--latency", "--dry-run"]
+    arguments = run_args(tiny_folder, tmp_path, "rtn", "2", extra, tasks=("wikitext",))
+    here, there = (
+        command(*arguments, *more).out
+        for more in ([], ["--executor", "slurm", "--address", "debug"])
+    )
+    (measured,) = re.findall(r"(\d+) s +\S+ GB +\S+ GB$", here, re.MULTILINE)
+    (left_out,) = re.findall(r"(\d+) s +\S+ GB +\S+ GB$", there, re.MULTILINE)
+    assert int(measured) > 0 and int(left_out) == 0

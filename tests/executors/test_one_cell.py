@@ -347,6 +347,6 @@ def test_an_engine_that_is_not_here_is_said_before_a_plan_is_made(monkeypatch, t
 @pytest.mark.parametrize("package, function", [("ray", run_on_ray), ("submitit", run_on_slurm)])
 def test_an_engine_that_is_not_installed_is_said(plan, tmp_path, monkeypatch, package, function):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=r"is not installed; `pip install 'qbench-llm\["):
+    with pytest.raises(ConfigError, match=r"run `pip install -e '\.\[\w+\]'` in the"):
         function(plan, Store(tmp_path / "run"), Silent())
     assert not list(Path(tmp_path / "run" / "records").iterdir())

@@ -25,7 +25,7 @@ from samples import binary_weight, lattice_weight, normal, uniform_weight
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
-    reason="triton is not installed (pip install 'qbench-llm[gpu]')",
+    reason="triton is not installed (pip install -e '.[gpu]')",
 )
 
 
