@@ -165,7 +165,8 @@ def measure(
         kept = _kept(rewarding, models, stored, judging, batch_size, summed)
     progress(1.0, "done")
     whole = mean_interval(total, choosing.clusters)
-    whole = replace(whole, low=max(0.0, whole.low))  # nothing diverges less than not at all
+    if math.isfinite(whole.low):  # nothing diverges less than not at all
+        whole = replace(whole, low=max(0.0, whole.low))
     return LayerReport(whole, tuple(effects), kept)
 
 
