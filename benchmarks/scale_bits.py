@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from qbench.formats import Binary
-from qbench.formats.snapping import Part, snapped, stored_coding
+from qbench.formats.snapping import Part, snapped
 from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.alternating import Alternating, nearest_planes
+from qbench.methods.storable import storable_coding
 from qbench.models.blocks import linears, read_weight
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
@@ -60,9 +61,10 @@ def a_span_each(alpha: Tensor, shift: Tensor, scale_bits: int) -> list[Stepped]:
 def measure(weight: Tensor, bits: int) -> Iterator[tuple[str, Row]]:
     """Every way to store the scales of one layer."""
     rows = len(weight)
-    alpha, shift = Alternating().fit(weight.reshape(-1, GROUP), bits)
-    alpha = alpha.view(rows, -1, bits)
-    shift = shift.view(rows, -1)
+    codings = []
+    for alpha, shift in Alternating().fits(weight.reshape(-1, GROUP), bits):
+        codings.append((alpha.view(rows, -1, bits), shift.view(rows, -1)))
+    alpha, shift = codings[0]
 
     def row(alpha: Numbers, shift: Numbers | None, nbytes: int = 0) -> Row:
         """nbytes: of alpha and shift; 0: as the format stores them."""
@@ -75,7 +77,7 @@ def measure(weight: Tensor, bits: int) -> Iterator[tuple[str, Row]]:
 
     yield "half precision", row(alpha.half(), shift.half())
     for scale_bits in SCALE_BITS:
-        yield f"scale_bits={scale_bits}", row(*stored_coding(alpha, shift, scale_bits))
+        yield f"scale_bits={scale_bits}", row(*storable_coding(weight, codings, scale_bits))
         *each, offset = a_span_each(alpha, shift, scale_bits)
         nbytes = sum(part.codes.nbytes + part.span.nbytes for part in (*each, offset))
         planes = torch.stack([values(part) for part in each], -1)

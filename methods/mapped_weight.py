@@ -11,7 +11,6 @@ from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import TrainedWeight
 from qbench.calibration.training import Groups
 from qbench.formats import Binary
-from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import divided
 from qbench.methods.grids import TINY
 from qbench.methods.level_mapping import (
@@ -21,6 +20,7 @@ from qbench.methods.level_mapping import (
     nearest_neighbour,
     ranked,
 )
+from qbench.methods.sorted_groups import level_signs
 from qbench.methods.stored_numbers import Steps, in_storage
 
 Mapping = Literal["exact", "local", "full"]
