@@ -66,6 +66,11 @@ class Start(NamedTuple):
     a: Tensor
     zb: Tensor
 
+    def recoded(self, alpha: Tensor, shift: Tensor) -> Start:
+        """Another coding, alpha (rows, b) and shift (rows,), in the frame of the same grid."""
+        h = (2 ** alpha.shape[1] - 1) / 2
+        return Start(self.s, self.z, alpha / self.s[:, None], shift / self.s - (h - self.z))
+
 
 def in_its_own_frame(alpha: Tensor, shift: Tensor) -> Start:
     """alpha (rows, b), shift (rows,), float32, of levels that take the place of a grid.
