@@ -2,10 +2,12 @@
 
     python benchmarks/scale_bits.py [MODEL]
 
-Every layer of a few blocks is coded by `alternating` in groups of 64, its scales are snapped, and
-codes are chosen again. A row of the table says how many bits a weight takes, and how much larger
-the squared error is than with half precision. "a span each": the alternative, with a span for every
-alpha and for the shift, alpha_1 of n bits, the others of n - 1 and the shift of n - 2.
+Every layer of a few blocks is coded by `alternating` in groups of 64, its scales are fitted among
+those that can be stored (`storable.py`), and codes are chosen again. A row of the table says how
+many bits a weight takes, and how much larger the squared error is than with half precision; it may
+be smaller, since half precision keeps the numbers where `alternating` ended. "nearest": the
+nearest numbers instead. "a span each": the nearest with a span for every alpha and for the shift,
+alpha_1 of n bits, the others of n - 1 and the shift of n - 2.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qbench.formats import Binary
-from qbench.formats.snapping import Part, snapped
+from qbench.formats.snapping import Part, snapped, stored_coding
 from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.alternating import Alternating, nearest_planes
 from qbench.methods.storable import storable_coding
@@ -78,6 +80,7 @@ def measure(weight: Tensor, bits: int) -> Iterator[tuple[str, Row]]:
     yield "half precision", row(alpha.half(), shift.half())
     for scale_bits in SCALE_BITS:
         yield f"scale_bits={scale_bits}", row(*storable_coding(weight, codings, scale_bits))
+        yield f"  {scale_bits}, nearest", row(*stored_coding(alpha, shift, scale_bits))
         *each, offset = a_span_each(alpha, shift, scale_bits)
         nbytes = sum(part.codes.nbytes + part.span.nbytes for part in (*each, offset))
         planes = torch.stack([values(part) for part in each], -1)

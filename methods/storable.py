@@ -53,11 +53,12 @@ def storable_coding(
     for alpha, shift in codings:
         numbers = stored_coding(alpha, shift if shifted else None, scale_bits)
         steps = Steps.of(*numbers)
-        if steps is None:
-            return stored_coding(codings[0][0], codings[0][1] if shifted else None, scale_bits)
-        tried.append(steps)
+        if not tried and steps is None:
+            return numbers
+        if steps is not None:
+            tried.append(steps)
     first = tried[0]
-    spans = [steps.span.to(first.span.dtype) for steps in tried]
+    spans = [steps.span for steps in tried if steps.span.dtype == first.span.dtype]
     groups = codings[0][1].shape[1]
     columns = []
     for part in row_slices(weight, CHUNK):
