@@ -49,7 +49,7 @@ def storable_coding(
     codings: alpha (out, groups, b), descending, and shift (out, groups) each, the best first.
     shifted: whether a shift is stored. In half precision, the best as `stored_coding` gives it.
     """
-    tried = []
+    tried: list[Steps] = []
     for alpha, shift in codings:
         numbers = stored_coding(alpha, shift if shifted else None, scale_bits)
         steps = Steps.of(*numbers)
