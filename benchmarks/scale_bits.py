@@ -2,10 +2,12 @@
 
     python benchmarks/scale_bits.py [MODEL]
 
-Every layer of a few blocks is coded by `alternating` in groups of 64, its scales are snapped, and
-codes are chosen again. A row of the table says how many bits a weight takes, and how much larger
-the squared error is than with half precision. "a span each": the alternative, with a span for every
-alpha and for the shift, alpha_1 of n bits, the others of n - 1 and the shift of n - 2.
+Every layer of a few blocks is coded by `alternating` in groups of 64, its scales are fitted among
+those that can be stored (`storable.py`), and codes are chosen again. A row of the table says how
+many bits a weight takes, and how much larger the squared error is than with half precision; it may
+be smaller, since half precision keeps the numbers where `alternating` ended. "nearest": the
+nearest numbers instead. "a span each": the nearest with a span for every alpha and for the shift,
+alpha_1 of n bits, the others of n - 1 and the shift of n - 2.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from qbench.formats import Binary
 from qbench.formats.snapping import Part, snapped, stored_coding
 from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.alternating import Alternating, nearest_planes
+from qbench.methods.storable import storable_coding
 from qbench.models.blocks import linears, read_weight
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
@@ -60,9 +63,10 @@ def a_span_each(alpha: Tensor, shift: Tensor, scale_bits: int) -> list[Stepped]:
 def measure(weight: Tensor, bits: int) -> Iterator[tuple[str, Row]]:
     """Every way to store the scales of one layer."""
     rows = len(weight)
-    alpha, shift = Alternating().fit(weight.reshape(-1, GROUP), bits)
-    alpha = alpha.view(rows, -1, bits)
-    shift = shift.view(rows, -1)
+    codings = []
+    for alpha, shift in Alternating().fits(weight.reshape(-1, GROUP), bits):
+        codings.append((alpha.view(rows, -1, bits), shift.view(rows, -1)))
+    alpha, shift = codings[0]
 
     def row(alpha: Numbers, shift: Numbers | None, nbytes: int = 0) -> Row:
         """nbytes: of alpha and shift; 0: as the format stores them."""
@@ -75,7 +79,8 @@ def measure(weight: Tensor, bits: int) -> Iterator[tuple[str, Row]]:
 
     yield "half precision", row(alpha.half(), shift.half())
     for scale_bits in SCALE_BITS:
-        yield f"scale_bits={scale_bits}", row(*stored_coding(alpha, shift, scale_bits))
+        yield f"scale_bits={scale_bits}", row(*storable_coding(weight, codings, scale_bits))
+        yield f"  {scale_bits}, nearest", row(*stored_coding(alpha, shift, scale_bits))
         *each, offset = a_span_each(alpha, shift, scale_bits)
         nbytes = sum(part.codes.nbytes + part.span.nbytes for part in (*each, offset))
         planes = torch.stack([values(part) for part in each], -1)

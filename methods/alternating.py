@@ -4,9 +4,8 @@ Xu et al. 2018, Alternating Multi-bit Quantization for Recurrent Neural Networks
 algorithm 2: alternate between least squares for the scales and nearest levels for the codes. Both
 steps lower the squared error.
 
-Each group is sorted once. Then the weights nearest to one level are a run of the sorted group, and
-its count and sum come from prefix sums at L - 1 thresholds: a round costs O(L log g) per group,
-where visiting every weight costs O(g L).
+Each group is sorted once (`sorted_groups.py`), so that a round costs O(L log g) per group. Where
+scales are stored as integers, they are fitted among those that can be stored (`storable.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +21,15 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Binary, RotatedBinary
 from qbench.formats.rotated_binary import rotated
-from qbench.formats.snapping import check_scale_bits, stored_coding
+from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.methods.grids import TINY, grid_error, row_slices, zero_as_float
 from qbench.methods.native import loops
 from qbench.methods.rotation import input_signs
 from qbench.methods.rtn import RTN
+from qbench.methods.sorted_groups import SortedGroups, level_signs, midpoints
+from qbench.methods.storable import storable_coding
 
 TRIAL = 3  # rounds from every greedy start before the best ones go on alone
 FINALISTS = 2  # greedy starts that go on
@@ -86,15 +86,13 @@ class Alternating:
         out = weight.shape[0]
         group = scheme.group_length(weight.shape[1])
         rows = weight.float().reshape(-1, group)  # (out * groups, g)
-        alphas = []
-        shifts = []
-        for part in row_slices(rows, CHUNK):
-            chunk_alpha, chunk_shift = self.fit(rows[part], scheme.bits)
-            alphas.append(chunk_alpha)
-            shifts.append(chunk_shift)
-        shift = torch.cat(shifts).view(out, -1) if self.shift else None  # (out, groups)
-        alpha = torch.cat(alphas).view(out, -1, scheme.bits)  # (out, groups, b)
-        scales, offsets = stored_coding(alpha, shift, self.scale_bits)
+        chunks = [self.fits(rows[part], scheme.bits) for part in row_slices(rows, CHUNK)]
+        codings = []
+        for fits in zip(*chunks, strict=True):  # the chunks of one coding
+            alphas, shifts = (torch.cat(column) for column in zip(*fits, strict=True))
+            codings.append((alphas.view(out, -1, scheme.bits), shifts.view(out, -1)))
+        weight_rows = rows.view(weight.shape)
+        scales, offsets = storable_coding(weight_rows, codings, self.scale_bits, self.shift)
         alpha = values(scales).float().flatten(0, 1)
         shift = torch.zeros_like(alpha[:, 0]) if offsets is None else values(offsets).flatten()
         planes = nearest_planes(rows, alpha, shift.float())  # (b, out * groups, g)
@@ -102,18 +100,19 @@ class Alternating:
 
     def fit(self, W: Tensor, bits: int) -> Coding:
         """W (rows, g) float32: -> the best coding of each row, alpha descending, float32."""
+        return self.fits(W, bits)[0]
+
+    def fits(self, W: Tensor, bits: int) -> tuple[Coding, ...]:
+        """The coding of `fit`, and that from the uniform grid, whose alphas are nearly halves."""
         group = SortedGroups(W)
         best = self._from_greedy(group, W, bits)
-        if bits > 1:
-            # Without a trial, which would drop it: it improves most slowly.
-            alpha, shift = uniform_start(W, bits)
-            shift = shift if self.shift else torch.zeros_like(shift)
-            uniform = alternate(group, alpha, shift, self.rounds, self.shift)
-            best = _better(best, uniform)
-        _, alpha, shift = best
-        # -alpha_i c_i is alpha_i (-c_i): signs and order of the scales do not change the levels,
-        # from which the planes are chosen afterwards.
-        return alpha.abs().sort(1, descending=True).values.float(), shift.float()
+        if bits == 1:
+            return (_descending(best),)
+        # Without a trial, which would drop it: it improves most slowly.
+        alpha, shift = uniform_start(W, bits)
+        shift = shift if self.shift else torch.zeros_like(shift)
+        uniform = alternate(group, alpha, shift, self.rounds, self.shift)
+        return _descending(_better(best, uniform)), _descending(uniform)
 
     def _from_greedy(self, group: SortedGroups, W: Tensor, bits: int) -> Fit:
         """The best of the greedy codings about several centres; about zero alone without a shift.
@@ -165,6 +164,14 @@ def uniform_start(W: Tensor, bits: int, importance: Tensor | None = None) -> Cod
     return scale[:, None] * places, shift
 
 
+def _descending(fit: Fit) -> Coding:
+    """The coding of a fit, float32, with positive scales in descending order."""
+    _, alpha, shift = fit
+    # -alpha_i c_i is alpha_i (-c_i): signs and order of the scales do not change the levels, from
+    # which the planes are chosen afterwards.
+    return alpha.abs().sort(1, descending=True).values.float(), shift.float()
+
+
 def _better(first: Fit, second: Fit) -> Fit:
     """Of every row the one with the smaller error; `first` where they are equal."""
     better = second[0] < first[0]
@@ -173,58 +180,6 @@ def _better(first: Fit, second: Fit) -> Fit:
         torch.where(better[:, None], second[1], first[1]),
         torch.where(better, second[2], first[2]),
     )
-
-
-class SortedGroups:
-    """Groups sorted once, with prefix sums, for repeated assignment to levels."""
-
-    mass: Tensor | None = None  # (rows, g + 1) float64: prefix sums of what weights count, if not 1
-
-    def __init__(self, W: Tensor) -> None:
-        """W: (rows, g) float32."""
-        if W.device.type == "cpu":
-            # numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
-            # Of columns side by side it would keep that order.
-            self.sorted = torch.from_numpy(np.sort(W.contiguous().numpy(), axis=1))
-        else:
-            self.sorted = W.sort(1).values
-        sums = self.sorted.double().cumsum(1)
-        self.prefix = torch.nn.functional.pad(sums, (1, 0))  # (rows, g + 1), from 0
-        self.energy = (W * W).sum(1, dtype=torch.float64)  # (rows,)
-
-    def take(self, rows: Tensor) -> SortedGroups:
-        """Only these rows, by indices."""
-        part = object.__new__(SortedGroups)  # without sorting again
-        part.mass = None if self.mass is None else self.mass[rows]
-        part.sorted = self.sorted[rows]
-        part.prefix = self.prefix[rows]
-        part.energy = self.energy[rows]
-        return part
-
-    def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the weights nearest to each level count, and their sum, (rows, L) float64 each.
-
-        levels: (rows, L), ascending.
-        """
-        if loops.here(self.sorted):
-            return loops.cells(self.sorted, midpoints(levels), self.mass, self.prefix)
-        ends = self.ends(levels)
-        before = ends.double() if self.mass is None else self.mass.gather(1, ends)
-        count = before.diff(dim=1)
-        total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
-        return count, total
-
-    def ends(self, levels: Tensor) -> Tensor:
-        """(rows, L + 1): where the cells of the levels begin and end in the sorted group."""
-        ends = torch.searchsorted(self.sorted, midpoints(levels))  # (rows, L - 1)
-        ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
-        ends[:, -1] = self.sorted.shape[1]
-        return ends
-
-
-def midpoints(levels: Tensor) -> Tensor:
-    """(rows, L - 1) float32: what lies between levels (rows, L), ascending."""
-    return ((levels[:, 1:] + levels[:, :-1]) / 2).float()
 
 
 def alternate(
@@ -250,8 +205,7 @@ def alternate(
     for _ in range(rounds + 1):
         levels, order = torch.addmm(s[:, None], a, signs.T).sort(1)  # (rows, L)
         count, total = part.cells(levels)
-        # sum (w - v)^2 over a cell of level v = sum w^2 - 2 v total + count v^2
-        now = part.energy + (levels * (count * levels - 2 * total)).sum(1)
+        now = part.error_of_cells(levels, count, total)
         # A row is at work while its error falls by more than 1e-9 of it.
         moving = now < e * (1 - 1e-9)
         e = torch.minimum(now, e)
@@ -275,16 +229,6 @@ def alternate(
     shift[active] = s
     error[active] = e
     return error, alpha, shift
-
-
-def level_signs(bits: int, device: torch.device) -> Tensor:
-    """(2^b, b) float64 in {-1, +1}: row k has +1 in plane i where its bit b-1-i is set.
-
-    Its product with scales gives all levels of a coding, in the order of the sign patterns.
-    """
-    index = torch.arange(2**bits, device=device)
-    planes = [((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)]
-    return torch.stack(planes, 1).double()
 
 
 def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) -> Coding:

@@ -27,9 +27,7 @@ from qbench.contracts import LinearStats, Scheme
 from qbench.formats.stepped import Numbers, values
 from qbench.methods.alternating import (
     Coding,
-    SortedGroups,
     alternate,
-    level_signs,
     patterns,
     uniform_start,
 )
@@ -37,6 +35,7 @@ from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
 from qbench.methods.grids import row_slices, rows_of
 from qbench.methods.native import loops
+from qbench.methods.sorted_groups import SortedGroups, level_signs
 from qbench.methods.stored_numbers import stored_numbers
 
 CHUNK = 1 << 20  # weights fitted at a time on a CPU: bounds the temporaries

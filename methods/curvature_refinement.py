@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qbench.calibration.recorded import in_place
-from qbench.methods.alternating import Coding, level_signs
+from qbench.methods.alternating import Coding
+from qbench.methods.sorted_groups import level_signs
 
 RIDGE = 1e-6  # of the mean diagonal of a row's system, which is singular where two planes agree
 SYSTEMS = 1 << 22  # entries of the systems that are solved at a time

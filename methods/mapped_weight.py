@@ -11,7 +11,6 @@ from qbench.calibration.fused import over_rows
 from qbench.calibration.reconstruction import TrainedWeight
 from qbench.calibration.training import Groups
 from qbench.formats import Binary
-from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import divided
 from qbench.methods.grids import TINY
 from qbench.methods.level_mapping import (
@@ -21,6 +20,7 @@ from qbench.methods.level_mapping import (
     nearest_neighbour,
     ranked,
 )
+from qbench.methods.sorted_groups import level_signs
 from qbench.methods.stored_numbers import Steps, in_storage
 
 Mapping = Literal["exact", "local", "full"]
@@ -65,6 +65,11 @@ class Start(NamedTuple):
     z: Tensor
     a: Tensor
     zb: Tensor
+
+    def recoded(self, alpha: Tensor, shift: Tensor) -> Start:
+        """Another coding, alpha (rows, b) and shift (rows,), in the frame of the same grid."""
+        h = (2 ** alpha.shape[1] - 1) / 2
+        return Start(self.s, self.z, alpha / self.s[:, None], shift / self.s - (h - self.z))
 
 
 def in_its_own_frame(alpha: Tensor, shift: Tensor) -> Start:

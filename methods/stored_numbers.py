@@ -7,7 +7,7 @@ are rounded at the end: that moves a number by no more than a 2048th.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ DISTORTED = 1 / 8  # share of the groups that one step per row may distort
 def default_scale_bits(bits: int) -> int:
     """Bits of the largest scale, by the bits of the weight: 6, 7 and 8 at 2, 3 and 4 bits.
 
-    They raise the squared error by about 1 %, and take 0.27 to 0.45 bits per weight in groups of 64
-    (`benchmarks/scale_bits.py`).
+    They take 0.27 to 0.45 bits per weight in groups of 64, and raise the squared error of
+    `alternating` by 0.1, 0.1 and 1.8 % (`benchmarks/scale_bits.py`). A coding from the uniform grid
+    loses less to the nearest numbers, as its alphas are nearly halves.
     """
     return min(MOST, max(LEAST, bits + 4))
 
@@ -49,8 +50,8 @@ def stored_numbers(
 class Steps:
     """What a weight's numbers are multiples of.
 
-    step (out, 1): of a row. widths: bits of the alphas' chain. shift_bits: of the shift, signed.
-    span, places: as in `Stepped`.
+    step (out, 1): of a row. widths: bits of the alphas' chain. shift_bits: of the shift, signed;
+    0 where there is none. span, places: as in `Stepped`.
     """
 
     step: Tensor
@@ -60,18 +61,24 @@ class Steps:
     places: int
 
     @classmethod
-    def of(cls, alpha: Numbers, shift: Numbers) -> Steps | None:
-        """Those of numbers as `stored_numbers` gives them; None in half precision."""
-        if not isinstance(alpha, Stepped) or not isinstance(shift, Stepped):
+    def of(cls, alpha: Numbers, shift: Numbers | None) -> Steps | None:
+        """Those of numbers as `stored_coding` gives them; None in half precision."""
+        if not isinstance(alpha, Stepped):
             return None
-        assert isinstance(shift.bits, int)
-        step = alpha.span.float()[:, None] * 2.0**-alpha.places
-        return cls(step, alpha.widths, shift.bits, alpha.span, alpha.places)
+        shift_bits = sum(shift.widths) if isinstance(shift, Stepped) else 0
+        step = _step(alpha.span, alpha.places)
+        return cls(step, alpha.widths, shift_bits, alpha.span, alpha.places)
+
+    def with_span(self, span: Tensor) -> Steps:
+        """For rows with other spans (out,)."""
+        return replace(self, span=span, step=_step(span, self.places))
 
     def codes(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest integers, float32, of alpha (out, groups, b) and shift (out, groups)."""
         step = torch.where(self.step > 0, self.step, torch.inf)
         alphas = nearest(alpha / step[..., None], self.widths)
+        if not self.shift_bits:
+            return alphas, torch.zeros_like(shift)
         return alphas, nearest(shift / step, self.shift_bits, signed=True)
 
     def snapped(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,20 +88,27 @@ class Steps:
         alphas = (alphas * self.step[..., None]).to(dtype).float()
         return alphas, (shifts * self.step).to(dtype).float()
 
-    def stored(self, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
+    def stored(self, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers | None]:
         """The nearest numbers, as they are stored."""
         alphas, shifts = self.codes(alpha, shift)
-        return (
-            Stepped.pack(alphas, self.span, self.widths, self.places),
-            Stepped.pack(shifts, self.span, self.shift_bits, self.places, signed=True),
-        )
+        packed = Stepped.pack(alphas, self.span, self.widths, self.places)
+        if not self.shift_bits:
+            return packed, None
+        return packed, Stepped.pack(shifts, self.span, self.shift_bits, self.places, signed=True)
+
+
+def _step(span: Tensor, places: int) -> Tensor:
+    """(out, 1) float32: the step of each row."""
+    return span.float()[:, None] * 2.0**-places
 
 
 def in_storage(steps: Steps | None, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers]:
     """alpha (out, groups, b) and shift (out, groups) as they are stored; steps None: in halves."""
     if steps is None:
         return _halves(alpha, shift)
-    return steps.stored(alpha, shift)
+    alphas, shifts = steps.stored(alpha, shift)
+    assert shifts is not None  # as there is one
+    return alphas, shifts
 
 
 def _halves(alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
-from qbench.methods.alternating import Alternating, Coding, SortedGroups, alternate, level_signs
+from qbench.methods.alternating import Alternating, Coding, alternate
 from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.greedy import fit_scales, greedy_planes
 from qbench.methods.grids import TINY, row_slices
@@ -33,6 +33,8 @@ from qbench.methods.level_mapping import Filter, nearest
 from qbench.methods.mapped_weight import Mapping, Start, UniQuanFWeight, in_its_own_frame
 from qbench.methods.rotation import RotatedWeight, input_signs, rotated_stats
 from qbench.methods.rtn import RTN
+from qbench.methods.sorted_groups import SortedGroups, level_signs
+from qbench.methods.storable import storable_coding
 from qbench.methods.stored_numbers import Steps, default_scale_bits, stored_numbers
 
 CHUNK = 1 << 20  # weights initialized at a time on a CPU: bounds the temporaries
@@ -178,6 +180,10 @@ class UniQuanF(Reconstruction):
         h = (2**scheme.bits - 1) / 2
         shift = (start.s * (start.zb + h - start.z)).view(out, -1)
         steps = Steps.of(*stored_numbers(alpha, shift, method.scale_bits))
+        if steps is not None and method.initialization == "unified":
+            alphas, shifts = storable_coding(weight.float(), [(alpha, shift)], method.scale_bits)
+            assert shifts is not None  # as one was given
+            start = start.recoded(values(alphas).float().flatten(0, 1), values(shifts).flatten())
         return UniQuanFWeight(rows, start, out, method, steps)
 
     def start(self, X: Tensor, bits: int) -> Start:

@@ -8,7 +8,7 @@ import torch
 from qbench.calibration import fused
 from qbench.calibration.fused import over_rows
 from qbench.methods import flexround, level_mapping, mapped_weight, omniquant
-from qbench.methods.alternating import level_signs
+from qbench.methods.sorted_groups import level_signs
 
 ROWS, G, BITS = 40, 16, 3
 

@@ -12,7 +12,7 @@ from qbench import LinearStats, Scheme
 from qbench.checks.samples import sample_stats, sample_weight
 from qbench.errors import ConfigError
 from qbench.formats.stepped import Stepped, values
-from qbench.methods.alternating import SortedGroups, alternate, level_signs
+from qbench.methods.alternating import alternate
 from qbench.methods.curvature import (
     CurvatureCoding,
     WeightedGroups,
@@ -24,6 +24,7 @@ from qbench.methods.curvature import (
 )
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import inverse_cholesky
+from qbench.methods.sorted_groups import SortedGroups, level_signs
 from qbench.methods.stored_numbers import Steps, stored_numbers
 from samples import normal, seeded
 

@@ -15,9 +15,10 @@ from qbench.checks import repetition
 from qbench.checks.methods import CHECKS, run_check
 from qbench.checks.samples import sample_stats, sample_weight
 from qbench.errors import ConfigError, MethodError
-from qbench.methods.alternating import SortedGroups, alternate
+from qbench.methods.alternating import alternate
 from qbench.methods.error_feedback import inverse_cholesky
 from qbench.methods.greedy import greedy_planes, solve_positive
+from qbench.methods.sorted_groups import SortedGroups
 from qbench.models.blocks import quantizable, read_weight, write_weight
 from qbench.registry import methods
 from samples import normal, token_ids

@@ -14,9 +14,9 @@ from qbench import registry, shared_library
 from qbench.contracts import LinearStats
 from qbench.method_source import module_file
 from qbench.methods import alternating, curvature, error_feedback, grids, level_mapping
-from qbench.methods.alternating import SortedGroups
 from qbench.methods.curvature import WeightedGroups
 from qbench.methods.native import loops
+from qbench.methods.sorted_groups import SortedGroups
 from qbench.scheme import Scheme
 from samples import integers, normal
 

@@ -8,10 +8,10 @@ import torch
 import qbench
 import qbench.experiment.grid
 from qbench import LinearStats, Scheme
-from qbench.methods.alternating import level_signs
 from qbench.methods.flexround import _Rounded
 from qbench.methods.level_mapping import nearest, nearest_neighbour
 from qbench.methods.mapped_weight import Start, UniQuanFWeight
+from qbench.methods.sorted_groups import level_signs
 from qbench.methods.uniquanf import UniQuanF
 from samples import normal, seeded
 

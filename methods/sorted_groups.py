@@ -1,0 +1,90 @@
+"""Groups of weights sorted once, for repeated assignment to the levels of binary codings.
+
+The weights nearest to one level are a run of the sorted group, and its count and sum come from
+prefix sums at L - 1 thresholds: that costs O(L log g) per group, where visiting every weight costs
+O(g L).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qbench.methods.native import loops
+
+
+class SortedGroups:
+    """Groups sorted once, with prefix sums, for repeated assignment to levels."""
+
+    mass: Tensor | None = None  # (rows, g + 1) float64: prefix sums of what weights count, if not 1
+
+    def __init__(self, W: Tensor) -> None:
+        """W: (rows, g) float32."""
+        if W.device.type == "cpu":
+            # numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
+            # Of columns side by side it would keep that order.
+            self.sorted = torch.from_numpy(np.sort(W.contiguous().numpy(), axis=1))
+        else:
+            self.sorted = W.sort(1).values
+        sums = self.sorted.double().cumsum(1)
+        self.prefix = torch.nn.functional.pad(sums, (1, 0))  # (rows, g + 1), from 0
+        self.energy = (W * W).sum(1, dtype=torch.float64)  # (rows,)
+
+    def take(self, rows: Tensor) -> SortedGroups:
+        """Only these rows, by indices."""
+        part = object.__new__(SortedGroups)  # without sorting again
+        part.mass = None if self.mass is None else self.mass[rows]
+        part.sorted = self.sorted[rows]
+        part.prefix = self.prefix[rows]
+        part.energy = self.energy[rows]
+        return part
+
+    def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the weights nearest to each level count, and their sum, (rows, L) float64 each.
+
+        levels: (rows, L), ascending.
+        """
+        if loops.here(self.sorted):
+            return loops.cells(self.sorted, midpoints(levels), self.mass, self.prefix)
+        ends = self.ends(levels)
+        before = ends.double() if self.mass is None else self.mass.gather(1, ends)
+        count = before.diff(dim=1)
+        total = self.prefix.gather(1, ends).diff(dim=1)  # the sum of a run, from prefix sums
+        return count, total
+
+    def error(self, alpha: Tensor, shift: Tensor) -> Tensor:
+        """(rows,) float64: the squared error of the nearest levels of a coding.
+
+        alpha (rows, b) and shift (rows,), float64.
+        """
+        signs = level_signs(alpha.shape[1], alpha.device)
+        levels = torch.addmm(shift[:, None], alpha, signs.T).sort(1).values  # (rows, L)
+        return self.error_of_cells(levels, *self.cells(levels))
+
+    def error_of_cells(self, levels: Tensor, count: Tensor, total: Tensor) -> Tensor:
+        """(rows,): sum (w - v)^2 of levels v (rows, L), by `cells`."""
+        # over the cell of a level v: sum w^2 - 2 v total + count v^2
+        return self.energy + (levels * (count * levels - 2 * total)).sum(1)
+
+    def ends(self, levels: Tensor) -> Tensor:
+        """(rows, L + 1): where the cells of the levels begin and end in the sorted group."""
+        ends = torch.searchsorted(self.sorted, midpoints(levels))  # (rows, L - 1)
+        ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
+        ends[:, -1] = self.sorted.shape[1]
+        return ends
+
+
+def midpoints(levels: Tensor) -> Tensor:
+    """(rows, L - 1) float32: what lies between levels (rows, L), ascending."""
+    return ((levels[:, 1:] + levels[:, :-1]) / 2).float()
+
+
+def level_signs(bits: int, device: torch.device) -> Tensor:
+    """(2^b, b) float64 in {-1, +1}: row k has +1 in plane i where its bit b-1-i is set.
+
+    Its product with scales gives all levels of a coding, in the order of the sign patterns.
+    """
+    index = torch.arange(2**bits, device=device)
+    planes = [((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)]
+    return torch.stack(planes, 1).double()
