@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,9 @@ from qbench.errors import ConfigError
 from qbench.outside_text import printable
 
 
+LEAST_WIDTH = 20  # characters
+
+
 class _Console(Console):
     """A console for text from outside: characters on which a terminal would act are escaped."""
 
@@ -22,6 +26,14 @@ class _Console(Console):
         super().print(*shown, **options)
 
 
+def _forget_no_width() -> None:
+    """Unset COLUMNS where it leaves no room: rich shows nothing in 0 columns."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < LEAST_WIDTH:
+        del os.environ["COLUMNS"]
+
+
+_forget_no_width()  # a console reads it once, when it is made
 out = _Console()
 err = _Console(stderr=True)
 

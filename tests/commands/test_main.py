@@ -127,3 +127,9 @@ def test_two_results_in_one_file_are_refused(command, tmp_path, monkeypatch):
     done = command("regress", "gptq", "--base", "rtn", *places)
     assert done.code == 2 and "same.x is given for two files; choose another" in done.err
     assert (tmp_path / "same.x").read_text() == "kept"
+
+
+@pytest.mark.parametrize("columns", ["0", "19"])
+def test_columns_in_which_nothing_can_be_shown_are_not_counted(columns):
+    done = run_python("-m", "qbench", "list", "methods", env=os.environ | {"COLUMNS": columns})
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) > 20, done
