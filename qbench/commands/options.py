@@ -15,7 +15,6 @@ from rich.console import Console
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
 
-
 LEAST_WIDTH = 20  # characters
 
 

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from qbench.checkpoint.paged import can_be_paged
 from qbench.contracts import trains
+from qbench.environment import allowed_memory, available_memory
 from qbench.records import Caution, Cell
 from qbench.registry import declared
 
@@ -76,10 +76,9 @@ def can_be_offloaded(plan: Plan, cell: Cell) -> bool:
 
 
 def present_memory(device: str) -> tuple[int, int]:
-    """Bytes that are free, and all that there are, of the GPU or of this machine."""
+    """Bytes that are free, and all that there are, of the GPU or for this process."""
     if device == "cpu":
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
+        return available_memory(), allowed_memory()
     free, total = torch.cuda.mem_get_info(device)
     return free, total
 

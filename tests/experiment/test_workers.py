@@ -6,7 +6,6 @@ import os
 import time
 from dataclasses import replace
 
-import psutil
 import pytest
 import torch
 
@@ -33,8 +32,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(workers, "cores", lambda: 8)
-    memory = psutil.virtual_memory()._replace(available=100 * GB)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(workers, "available_memory", lambda: 100 * GB)
 
 
 def shared(plan, number=None, **changes):
