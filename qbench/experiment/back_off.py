@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, says that memory has run out."""
     for cause in _chain(error):
         if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return True
         if isinstance(cause, RuntimeError) and any(word in str(cause) for word in _WORDS):
             return True

@@ -7,6 +7,7 @@ then renamed. So a reader, or a process that is killed, sees the old one or the 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -204,10 +205,16 @@ def _beside(path: Path) -> Iterator[Path]:
             yield Path(scratch) / path.name
     except OSError as error:
         reason = error.strerror or error
-        raise StoreError(
-            f"{path} cannot be written ({reason}); "
-            "free space, or choose a place that you can write to"
-        ) from error
+        raise StoreError(f"{path} cannot be written ({reason}); {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    """What to do where a file cannot be written."""
+    if error.errno == errno.ENOMEM:
+        return "memory has run out, and not the disk: end other programs, or raise its limit"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open: raise their limit (`ulimit -n`)"
+    return "free space, or choose a place that you can write to"
 
 
 def _flush(path: Path) -> None:

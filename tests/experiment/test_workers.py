@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import replace
@@ -202,6 +203,8 @@ def chained():
 def test_errors_of_memory_are_known_by_their_causes():
     assert back_off.is_out_of_memory(chained())
     assert back_off.is_out_of_memory(MemoryError())
+    assert back_off.is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not back_off.is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     text = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"
     assert back_off.is_out_of_memory(RuntimeError(text))
     assert not back_off.is_out_of_memory(RuntimeError("mat1 and mat2 shapes"))

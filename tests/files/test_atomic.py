@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -60,6 +62,22 @@ def test_what_was_there_stays_where_writing_fails(tmp_path, write_place):
     with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\)"):
         write_place(place, full)
     assert contents(tmp_path) == {"target/file": "old"}
+
+
+@pytest.mark.parametrize(
+    "number, advice",
+    [
+        (errno.ENOSPC, "free space, or choose a place that you can write to"),
+        (errno.ENOMEM, "memory has run out, and not the disk"),
+        (errno.EMFILE, "too many files are open"),
+    ],
+)
+def test_what_keeps_a_file_from_being_written_is_told(tmp_path, number, advice):
+    def refused(part):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StoreError, match=f"{os.strerror(number)}.; {advice}"):
+        write_whole(tmp_path / "file", refused)
 
 
 @pytest.mark.parametrize(
