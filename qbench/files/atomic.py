@@ -162,7 +162,7 @@ def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
     """
     left = []
     for place, names, _ in os.walk(folder):
-        for name in names:
+        for name in list(names):
             scratch = _SCRATCH.fullmatch(name)
             path = Path(place) / name
             if scratch is None or path.is_symlink():
@@ -173,10 +173,17 @@ def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
                 changed = max(file.lstat().st_mtime for file in files)
             except FileNotFoundError:  # its process has just finished, and it is none any more
                 continue
-            ours = {scratch["name"], f"{scratch['name']}.old"}
-            if {entry.name for entry in content} <= ours and time.time() - changed >= seconds:
+            ours = all(_is_of(entry.name, scratch["name"]) for entry in content)
+            if ours and time.time() - changed >= seconds:
                 left.append(path)
+                names.remove(name)  # what lies in it goes with it
     return sorted(left)
+
+
+def _is_of(entry: str, name: str) -> bool:
+    """Whether a scratch directory for `name` may hold such an entry, such as another for it."""
+    scratch = _SCRATCH.fullmatch(entry)
+    return entry in (name, f"{name}.old") or (scratch is not None and scratch["name"] == name)
 
 
 def put(new: Path, path: Path) -> Path:

@@ -130,3 +130,25 @@ def test_what_is_read_is_not_written(tmp_path, output, problem):
         return
     with pytest.raises(StoreError, match=f"{problem} the model that is read, .*choose another"):
         require_apart(tmp_path / output, tmp_path / "model")
+
+
+@pytest.mark.parametrize("when", ["half", "whole"])
+def test_an_export_that_is_killed_leaves_what_is_known(tmp_path, when):
+    """It may be killed while it writes, or while what it wrote is read back."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from qbench.files.atomic import write_whole_folder
+from qbench.read_back import unproven
+
+def write(part):
+    if sys.argv[2] == "half":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with unproven(Path(sys.argv[1]) / "model") as place:
+    write_whole_folder(place, write)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-P", "-c", code, tmp_path, when], check=False)
+    assert leftovers(tmp_path) == list(tmp_path.iterdir()) != []
+    assert leftovers(tmp_path, seconds=3600) == []
