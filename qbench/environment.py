@@ -229,17 +229,28 @@ def bytes_of(text: str | int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, its control group and its limits.
+    """Bytes that this process may still take: of the machine, its control group and its limits."""
+    return max(0, min(limit - used for limit, used in _limits()))
+
+
+def allowed_memory() -> int:
+    """Bytes that this process may have in all, by the same limits."""
+    return min(limit for limit, _ in _limits())
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """Bytes of each limit of memory, and how many of them are taken.
 
     What a group has read of files counts as free, since the system drops it where memory is needed.
     """
-    rooms = [psutil.virtual_memory().available]
+    machine = psutil.virtual_memory()
+    yield machine.total, machine.total - machine.available
     for folder, (limit, used, cached) in _groups():
         with suppress(OSError, ValueError):  # no such file, or the word `max`
             lines = (folder / "memory.stat").read_text().splitlines()
             facts = dict(line.split() for line in lines)
             taken = int((folder / used).read_text()) - int(facts.get(cached, 0))
-            rooms.append(int((folder / limit).read_text()) - taken)
+            yield int((folder / limit).read_text()), taken
     with suppress(ImportError, OSError):
         import resource
 
@@ -248,8 +259,7 @@ def available_memory() -> int:
             soft, _ = resource.getrlimit(kind)
             size = re.search(rf"{key}:\s*(\d+) kB", status)
             if soft != resource.RLIM_INFINITY and size:
-                rooms.append(soft - 1024 * int(size[1]))
-    return max(0, min(rooms))
+                yield soft, 1024 * int(size[1])
 
 
 def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:

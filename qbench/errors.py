@@ -13,7 +13,9 @@ Every message says what was wrong (with its value and place), what is allowed, a
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 from qbench.outside_text import printable
@@ -22,6 +24,11 @@ from qbench.outside_text import printable
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 LONGEST = 1000  # characters of a message
 MOST_SECONDS = 10**9  # that a system waits: its clocks do not count much further
+SAID = 300  # characters of what a process printed last
+_BY_SYSTEM = {
+    signal.SIGKILL: "as the system does where memory runs out",
+    signal.SIGBUS: "as the system does where a mapped file cannot be had, on a full disk for one",
+}
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1  # of a generator: signed, of 64 bits
 
 
@@ -131,6 +138,23 @@ def reason_of(error: BaseException) -> str:
         name = type(error).__name__
         text = f"{name}: {text}" if text else name
     return readable(text)
+
+
+def signal_in_words(number: int) -> str:
+    """The name of a signal, with why the system may have sent it."""
+    with suppress(ValueError):
+        sent = signal.Signals(number)
+        return f"{sent.name}, {_BY_SYSTEM[sent]}" if sent in _BY_SYSTEM else sent.name
+    return f"signal {number}"
+
+
+def ending_of(code: int, said: str = "") -> str:
+    """How a process ended, in words that follow its name. said: what it printed to the end."""
+    ended = f"ended with exit code {code}"
+    if code < 0:
+        ended = f"was ended by {signal_in_words(-code)}"
+    last = said.strip()[-SAID:]
+    return readable(f"{ended}; it last said: {last}") if last else ended
 
 
 def readable(text: str) -> str:

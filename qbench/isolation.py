@@ -30,7 +30,7 @@ from typing import Any
 
 import psutil
 
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, signal_in_words
 from qbench.outside_text import take_any_text
 
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
@@ -39,10 +39,6 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
 SHOWN = 60  # bytes of a line that cannot be read
 POLL = (0.01, 0.2)  # seconds between two looks at what was told: at first, and after a while
 Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
-_BY_SYSTEM = {
-    signal.SIGKILL: "as the system does where memory runs out",
-    signal.SIGBUS: "as the system does where a mapped file cannot be had, on a full disk for one",
-}
 
 
 def preload(*modules: str) -> None:
@@ -174,11 +170,7 @@ class Isolated:
             return "was lost, as somebody ended the server of processes; give the command again"
         if code >= 0:
             return f"ended the process with exit code {code}"
-        with suppress(ValueError):
-            sent = signal.Signals(-code)
-            why = f", {_BY_SYSTEM[sent]}" if sent in _BY_SYSTEM else ""
-            return f"ended the process by {sent.name}{why}"
-        return f"ended the process by signal {-code}"
+        return f"ended the process by {signal_in_words(-code)}"
 
 
 def limit_memory(room: int) -> None:

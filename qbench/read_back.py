@@ -28,11 +28,12 @@ _LENGTH = 24  # tokens of the probe
 def unproven(path: Path) -> Iterator[Path]:
     """A place beside `path` for what is to be read back before it is put there.
 
-    Nothing stays behind. StoreError where the disk refuses.
+    Nothing stays behind; of a process that is killed, what `files.atomic.leftovers` knows.
+    StoreError where the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=".unproven-", dir=path.parent))
+        room = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error.strerror}); choose another place"

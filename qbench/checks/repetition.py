@@ -26,6 +26,7 @@ from qbench.checks.samples import (
 from qbench.checks.seeds import global_seed  # without torch's compiler, a second to import
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme
+from qbench.errors import ending_of
 from qbench.registry import get_method, load_plugin
 
 PATIENCE = 900  # seconds for a fresh process; `check_isolated` gives up earlier
@@ -80,7 +81,7 @@ def fresh_fingerprints(origin: str, names: Sequence[str]) -> dict[str, str]:
         command, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     if done.returncode:
-        raise Broke(f"a fresh process ended with code {done.returncode}: {done.stderr[-300:]}")
+        raise Broke(f"a fresh process {ending_of(done.returncode, done.stderr)}")
     made: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return made
 

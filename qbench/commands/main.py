@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -37,7 +37,7 @@ from qbench.commands import (
 from qbench.commands.entry import interrupted
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
-from qbench.commands.options import Plugins, announce, err, out, say
+from qbench.commands.options import Plugins, announce, err, let_go_of, out, say
 from qbench.commands.planned import accuracy, left_to_do, plan_line, protocol, show_plan
 from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, QbenchError, readable, reason_of
@@ -304,7 +304,7 @@ def main() -> None:
         reason = reason_of(error) if error.errno is None else f"{place}: {error.strerror}"
         advice = "; free space, or choose another place" if error.errno in NO_ROOM else ""
         _complain(f"{reason}{advice} (--debug says where it was met)")
-        _let_go_of_stdout()
+        let_go_of(sys.stdout)
         raise SystemExit(1) from None
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
@@ -333,13 +333,6 @@ def _refuse_no_names(words: Sequence[str]) -> None:
             flag = word.removesuffix("=") or before
             name = flag if flag.startswith("-") else "an argument"
             raise ConfigError(f"{name} '' names nothing; give a name, or leave it out")
-
-
-def _let_go_of_stdout() -> None:
-    """Discard the remaining output, or Python would fail on it once more when it ends."""
-    with suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:

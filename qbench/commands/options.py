@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 
 from qbench.errors import ConfigError
 from qbench.outside_text import printable
+
+LEAST_WIDTH = 20  # characters
 
 
 class _Console(Console):
@@ -19,11 +24,35 @@ class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Strings become one line each. Other objects are rich's, made of printable text."""
         shown = [printable(value) if isinstance(value, str) else value for value in objects]
-        super().print(*shown, **options)
+        try:
+            super().print(*shown, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            let_go_of(sys.stderr)  # progress and warnings are no results, and end nothing
 
 
+def _forget_no_width() -> None:
+    """Unset COLUMNS where it leaves no room: rich shows nothing in 0 columns."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < LEAST_WIDTH:
+        del os.environ["COLUMNS"]
+
+
+_forget_no_width()  # a console reads it once, when it is made
 out = _Console()
 err = _Console(stderr=True)
+
+
+def let_go_of(stream: TextIO) -> None:
+    """Discard what a stream still holds, and all that follows.
+
+    Python would fail on it once more when it ends.
+    """
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def say(line: str) -> None:

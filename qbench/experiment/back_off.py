@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from qbench.checkpoint.paged import can_be_paged
 from qbench.contracts import trains
+from qbench.environment import allowed_memory, available_memory
 from qbench.records import Caution, Cell
 from qbench.registry import declared
 
@@ -28,6 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, says that memory has run out."""
     for cause in _chain(error):
         if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return True
         if isinstance(cause, RuntimeError) and any(word in str(cause) for word in _WORDS):
             return True
@@ -76,10 +79,9 @@ def can_be_offloaded(plan: Plan, cell: Cell) -> bool:
 
 
 def present_memory(device: str) -> tuple[int, int]:
-    """Bytes that are free, and all that there are, of the GPU or of this machine."""
+    """Bytes that are free, and all that there are, of the GPU or for this process."""
     if device == "cpu":
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
+        return available_memory(), allowed_memory()
     free, total = torch.cuda.mem_get_info(device)
     return free, total
 

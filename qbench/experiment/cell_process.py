@@ -82,9 +82,10 @@ def work(tell: Tell, job: Job) -> None:
         at_work.do()
     except BaseException as error:  # an exit, too, and the panics of libraries in other languages
         log_traceback()
-        unwritable = at_work.is_saving and isinstance(error, (StoreError, OSError))
-        outcome = {"reason": reason_of(error), "unwritable": unwritable}
+        outcome = {"reason": reason_of(error)}
+        outcome["unwritable"] = at_work.is_saving and isinstance(error, (StoreError, OSError))
         if is_out_of_memory(error):
+            outcome["unwritable"] = False  # it is no fault of the disk, and other cells may fit
             outcome |= {"out_of_memory": at_work.phase.doing, "memory": present_memory(job.device)}
     tell(outcome | {"facts": at_work.facts, "tokens": at_work.tokens})
 

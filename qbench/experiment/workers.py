@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
-from qbench.environment import cores
+from qbench.environment import available_memory, cores
 
 if TYPE_CHECKING:
     from qbench.experiment.plan import Plan
@@ -48,4 +47,4 @@ def visible_gpus() -> tuple[str, ...]:
 
 def _room(bytes_each: int) -> int:
     """How many of such a size the available memory takes."""
-    return int(MEMORY_SHARE * psutil.virtual_memory().available / max(1, bytes_each))
+    return int(MEMORY_SHARE * available_memory() / max(1, bytes_each))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from qbench.errors import MethodError, readable
+from qbench.errors import MethodError, ending_of, readable
 from qbench.external.contract import Order, Package
 from qbench.external.environments import clean_variables, python_of
 from qbench.external.packages import protocol, worker
@@ -95,7 +94,7 @@ def work(
     code = _run(package, place, said, threads, waiting)
     _print(said)
     if code:
-        raise MethodError(f"{package.name} {_ending(code)}{_last_words(said)}")
+        raise MethodError(f"{package.name} {ending_of(code)}{_last_words(said)}")
     return read_written(package, output)
 
 
@@ -161,16 +160,6 @@ def _print(said: Path) -> None:
     with suppress(OSError):
         sys.stdout.write(said.read_text(errors="replace"))
         sys.stdout.flush()
-
-
-def _ending(code: int) -> str:
-    if code > 0:
-        return f"ended with exit code {code}"
-    with suppress(ValueError):
-        sent = signal.Signals(-code)
-        why = ", as the system does where memory runs out" if sent == signal.SIGKILL else ""
-        return f"was ended by {sent.name}{why}"
-    return f"was ended by signal {-code}"
 
 
 def _last_words(said: Path) -> str:

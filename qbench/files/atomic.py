@@ -7,6 +7,7 @@ then renamed. So a reader, or a process that is killed, sees the old one or the 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -161,7 +162,7 @@ def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
     """
     left = []
     for place, names, _ in os.walk(folder):
-        for name in names:
+        for name in list(names):
             scratch = _SCRATCH.fullmatch(name)
             path = Path(place) / name
             if scratch is None or path.is_symlink():
@@ -172,10 +173,17 @@ def leftovers(folder: Path, seconds: float = 0.0) -> list[Path]:
                 changed = max(file.lstat().st_mtime for file in files)
             except FileNotFoundError:  # its process has just finished, and it is none any more
                 continue
-            ours = {scratch["name"], f"{scratch['name']}.old"}
-            if {entry.name for entry in content} <= ours and time.time() - changed >= seconds:
+            ours = all(_is_of(entry.name, scratch["name"]) for entry in content)
+            if ours and time.time() - changed >= seconds:
                 left.append(path)
+                names.remove(name)  # what lies in it goes with it
     return sorted(left)
+
+
+def _is_of(entry: str, name: str) -> bool:
+    """Whether a scratch directory for `name` may hold such an entry, such as another for it."""
+    scratch = _SCRATCH.fullmatch(entry)
+    return entry in (name, f"{name}.old") or (scratch is not None and scratch["name"] == name)
 
 
 def put(new: Path, path: Path) -> Path:
@@ -204,10 +212,16 @@ def _beside(path: Path) -> Iterator[Path]:
             yield Path(scratch) / path.name
     except OSError as error:
         reason = error.strerror or error
-        raise StoreError(
-            f"{path} cannot be written ({reason}); "
-            "free space, or choose a place that you can write to"
-        ) from error
+        raise StoreError(f"{path} cannot be written ({reason}); {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    """What to do where a file cannot be written."""
+    if error.errno == errno.ENOMEM:
+        return "memory has run out, and not the disk: end other programs, or raise its limit"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open: raise their limit (`ulimit -n`)"
+    return "free space, or choose a place that you can write to"
 
 
 def _flush(path: Path) -> None:

@@ -21,7 +21,7 @@ from qbench.environment import (
     resident_memory,
     return_large_blocks,
 )
-from qbench.errors import ConfigError, QbenchError
+from qbench.errors import ConfigError, QbenchError, ending_of
 from qbench.kernels.dispatch import served
 from qbench.kernels.registry import load_plugin, plugin_files
 from qbench.quantization import load
@@ -182,7 +182,8 @@ def peak_of(folder: Path, variant: Variant, prompt: int, tokens: int) -> int:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise QbenchError(
-            f"the peak memory of {folder} could not be measured: {done.stderr.strip()[-300:]}"
+            f"the peak memory of {folder} could not be measured: the process that measures it "
+            f"{ending_of(done.returncode, done.stderr)}"
         )
     return int(done.stdout.split()[-1])
 

@@ -39,6 +39,18 @@ def test_a_full_disk_is_one_sentence(words):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full of Linux")
+def test_warnings_that_find_no_room_end_nothing():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-P", "-m", "qbench", "list", "nothing"]
+        assert subprocess.run(command, stderr=full).returncode == 2
+        code = "from qbench.commands.options import announce, err, say; announce('a' * 9000)\n"
+        code += "err.print('more'); say('a result')"
+        command = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (done.returncode, done.stdout) == (0, "a result\n")
+
+
 @pytest.mark.parametrize(
     "error, told",
     [
@@ -140,3 +152,9 @@ def test_two_results_in_one_file_are_refused(command, tmp_path, monkeypatch):
     done = command("regress", "gptq", "--base", "rtn", *places)
     assert done.code == 2 and "same.x is given for two files; choose another" in done.err
     assert (tmp_path / "same.x").read_text() == "kept"
+
+
+@pytest.mark.parametrize("columns", ["0", "19"])
+def test_columns_in_which_nothing_can_be_shown_are_not_counted(columns):
+    done = run_python("-m", "qbench", "list", "methods", env=os.environ | {"COLUMNS": columns})
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) > 20, done

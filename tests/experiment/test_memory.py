@@ -9,6 +9,7 @@ import pytest
 
 from qbench.environment import available_memory, bytes_of
 from qbench.errors import ConfigError
+from qbench.experiment.back_off import present_memory
 from qbench.experiment.grid import Grid
 from qbench.experiment.memory import Memory
 from qbench.experiment.store import read_records
@@ -47,6 +48,7 @@ def test_the_limits_of_a_process_count(monkeypatch):
     assert free > 0
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (10**6, 10**6))
     assert available_memory() == 0, "more is in use already"
+    assert present_memory("cpu") == (0, 10**6)
 
 
 def test_the_limits_of_a_group_count(monkeypatch, tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import replace
 
-import psutil
 import pytest
 import torch
 
@@ -33,8 +33,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(workers, "cores", lambda: 8)
-    memory = psutil.virtual_memory()._replace(available=100 * GB)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(workers, "available_memory", lambda: 100 * GB)
 
 
 def shared(plan, number=None, **changes):
@@ -204,6 +203,8 @@ def chained():
 def test_errors_of_memory_are_known_by_their_causes():
     assert back_off.is_out_of_memory(chained())
     assert back_off.is_out_of_memory(MemoryError())
+    assert back_off.is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not back_off.is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     text = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"
     assert back_off.is_out_of_memory(RuntimeError(text))
     assert not back_off.is_out_of_memory(RuntimeError("mat1 and mat2 shapes"))

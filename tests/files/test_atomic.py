@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -63,6 +65,22 @@ def test_what_was_there_stays_where_writing_fails(tmp_path, write_place):
 
 
 @pytest.mark.parametrize(
+    "number, advice",
+    [
+        (errno.ENOSPC, "free space, or choose a place that you can write to"),
+        (errno.ENOMEM, "memory has run out, and not the disk"),
+        (errno.EMFILE, "too many files are open"),
+    ],
+)
+def test_what_keeps_a_file_from_being_written_is_told(tmp_path, number, advice):
+    def refused(part):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StoreError, match=f"{os.strerror(number)}.; {advice}"):
+        write_whole(tmp_path / "file", refused)
+
+
+@pytest.mark.parametrize(
     "module", ["errors", "records", "environment", "files.atomic", "files.shards", "models.source"]
 )
 def test_what_every_command_imports_needs_no_torch(module):
@@ -112,3 +130,25 @@ def test_what_is_read_is_not_written(tmp_path, output, problem):
         return
     with pytest.raises(StoreError, match=f"{problem} the model that is read, .*choose another"):
         require_apart(tmp_path / output, tmp_path / "model")
+
+
+@pytest.mark.parametrize("when", ["half", "whole"])
+def test_an_export_that_is_killed_leaves_what_is_known(tmp_path, when):
+    """It may be killed while it writes, or while what it wrote is read back."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from qbench.files.atomic import write_whole_folder
+from qbench.read_back import unproven
+
+def write(part):
+    if sys.argv[2] == "half":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with unproven(Path(sys.argv[1]) / "model") as place:
+    write_whole_folder(place, write)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-P", "-c", code, tmp_path, when], check=False)
+    assert leftovers(tmp_path) == list(tmp_path.iterdir()) != []
+    assert leftovers(tmp_path, seconds=3600) == []

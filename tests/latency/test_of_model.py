@@ -11,8 +11,12 @@ from torch import nn
 import qbench
 from qbench import Scheme
 from qbench.checkpoint.packed_linear import QuantLinear
+from qbench.checks.repetition import fresh_fingerprints
+from qbench.checks.verdict import Broke
+from qbench.errors import QbenchError
 from qbench.kernels import registry
 from qbench.kernels.samples import random_binary
+from qbench.latency.end_to_end import Variant, peak_of
 from qbench.latency.of_model import alike, time_model
 
 PLUGIN = """
@@ -55,3 +59,22 @@ def test_memory_at_the_peak_is_the_models_own(tiny, tmp_path, monkeypatch):
     assert len(commands) == 2 and all("loaded" in printed for _, printed in commands)
     threads = commands[0][0][-2]
     assert threads == str(torch.get_num_threads())
+
+
+@pytest.mark.parametrize(
+    "code, said, told",
+    [
+        (-9, "", "was ended by SIGKILL, as the system does where memory runs out"),
+        (3, "", "ended with exit code 3"),
+        (1, "Traceback\nValueError: no model\n", "ended with exit code 1; it last said: Traceback"),
+    ],
+)
+def test_why_no_memory_was_measured_is_told(tmp_path, monkeypatch, code, said, told):
+    """Where the system kills the process, it has said nothing."""
+    ended = subprocess.CompletedProcess([], code, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: ended)
+    told = f"could not be measured: the process that measures it {told}"
+    with pytest.raises(QbenchError, match=told):
+        peak_of(tmp_path, Variant(True, "float32"), 4, 4)
+    with pytest.raises(Broke, match="a fresh process (was ended by SIGKILL|ended with exit code)"):
+        fresh_fingerprints("all", ("rtn",))
