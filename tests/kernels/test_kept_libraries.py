@@ -1,4 +1,4 @@
-"""A source for the CPU is compiled again where anything changes that it is made of, and only then."""
+"""A source for the CPU is compiled again where what it is made of changes, and only then."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ UNUSED = 7 * 24 * 3600  # seconds after which one that nobody has asked for is r
 
 
 def compile_library(source: Path, library: Path, *options: str) -> None:
-    """Compile a source, with the files beside it, to a shared library, or take the one that is kept.
+    """Compile a source, with the files beside it, to a library, or take the one that is kept.
 
     Headers are kept in the library's folder.
     """
