@@ -48,10 +48,13 @@ def files(folder):
 
 @pytest.fixture(scope="module", params=METHOD_OF_FORMAT)
 def made(request, tiny):
-    method, tokens = method_of_format(request.param), token_ids(2, 32, vocabulary=256)
-    return qbench.quantize(
-        tiny(attention_bias=True, tie_word_embeddings=True), method, Scheme(3, 16), tokens
-    )
+    return in_format(request.param, tiny(attention_bias=True, tie_word_embeddings=True))
+
+
+def in_format(name, model):
+    """The model, quantized to the format of that name."""
+    tokens = token_ids(2, 32, vocabulary=256)
+    return qbench.quantize(model, method_of_format(name), Scheme(3, 16), tokens)
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +189,26 @@ def test_transformers_computes_the_buffers_that_are_in_no_file(name, tmp_path):
     assert torch.equal(loaded(PROMPT).logits, expected(PROMPT).logits)
 
 
+LOADING = """
+import sys
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+    except RuntimeError:
+        print(folder)
+"""
+
+
 @pytest.mark.slow
-def test_without_the_plug_in_transformers_refuses(saved):
-    if saved.name != "rtn":
-        pytest.skip(
-            "one format is enough: all have the same sentinel, and a dense folder needs no plug-in"
-        )
-    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(saved)!r})"
-    done = run_python("-c", code)
-    assert done.returncode and "RuntimeError" in done.stderr, "random weights must never be loaded"
+def test_without_the_plug_in_transformers_refuses(tiny, tmp_path):
+    """Random weights must never be loaded; a dense folder has none, and needs no plug-in."""
+    folders = []
+    for number, name in enumerate(METHOD_OF_FORMAT):
+        if name != "dense":
+            folders.append(str(in_format(name, tiny()).save(tmp_path / f"saved-{number}")))
+    done = run_python("-c", LOADING, *folders)
+    assert done.returncode == 0 and done.stdout.split() == folders, done.stderr
 
 
 def test_a_device_map_places_the_packed_layers(made, saved):

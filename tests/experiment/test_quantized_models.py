@@ -84,6 +84,7 @@ def test_it_is_evaluated_under_its_own_name_and_measured_bits(
 @pytest.mark.usefixtures("without_pictures")
 def test_it_is_not_quantized_again_unless_asked(command, folders, tmp_path):
     asked = ("run", "--model", folders["own"], "--methods", "rtn", "--bits", "3", *ASKED)
+    asked += ("--no-latency",)
     code, _, said = command(*asked, "--group-size", "32", "--out", tmp_path / "out")
     assert code == 2
     assert "is quantized already (rtn 4b g32)" in " ".join(said.split())

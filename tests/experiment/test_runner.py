@@ -277,6 +277,7 @@ def test_a_damaged_record_is_said_and_run_again(finished, tiny_folder, command, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_report_needs_only_the_records(finished, command, tmp_path):
     shutil.copytree(finished[0] / "records", tmp_path / "run" / "records")
     code, text, _ = command("report", tmp_path / "run")
