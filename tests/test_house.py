@@ -24,7 +24,7 @@ ARROWS = {
     "contracts": {"errors", "scheme"},
     "records": {"contracts"},
     "environment": {"errors"},
-    "isolation": set(),
+    "isolation": {"errors", "outside_text"},
     "files": {"errors"},
     "formats": {"contracts", "errors"},
     "embedded": {"errors", "files"},
