@@ -1,4 +1,8 @@
-"""Tiny models and a byte-level tokenizer, shared by all tests."""
+"""Tiny models and a byte-level tokenizer, shared by all tests.
+
+What takes seconds to import is imported where it is used: pytest-xdist reads this file in a process
+that runs no test, before it starts those that do.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,6 @@ import os
 from multiprocessing import forkserver
 
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from command_line import run_command
 from families import FAMILIES, family_model, randomized
@@ -55,6 +56,10 @@ def no_plugins_left(monkeypatch):
 @pytest.fixture(scope="session")
 def tokenizer():
     """One token per byte, and three special ones."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,6 +76,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny():
     """Makes random Llama models of two blocks; keywords change the config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     def make(seed: int = 0, **changes) -> LlamaForCausalLM:
         shape = {

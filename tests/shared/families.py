@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-import transformers
-
 COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE = COMMON | {"intermediate_size": 64, "num_key_value_heads": 1}
 MIXED = {
@@ -37,6 +34,8 @@ FAMILIES = {  # the class of the config and its values
 
 def randomized(kind, config, seed: int = 0):
     """A model of a transformers class, sharper than the initialization, so that scores differ."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = kind(config)
@@ -47,5 +46,7 @@ def randomized(kind, config, seed: int = 0):
 
 def family_model(config: str, values: dict[str, object]):
     """A random model of the named class of configs, the same every time."""
+    import transformers
+
     build = transformers.AutoModelForCausalLM.from_config
     return randomized(build, getattr(transformers, config)(**values))
