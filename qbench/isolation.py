@@ -36,6 +36,9 @@ from qbench.outside_text import take_any_text
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
 ROUNDS = 100  # of ending what a process has started: what is ended last may have started more
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
+_starting = (
+    threading.Lock()
+)  # of the environment, which is one for all threads that start processes
 SHOWN = 60  # bytes of a line that cannot be read
 POLL = (0.01, 0.2)  # seconds between two looks at what was told: at first, and after a while
 Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
@@ -64,20 +67,23 @@ def preload(*modules: str) -> None:
 
 
 @contextmanager
-def _safe_path() -> Iterator[None]:
+def _safe_path() -> Iterator[dict[str, str]]:
     """Python's own processes that start meanwhile import nothing from the current folder.
 
     multiprocessing starts them with `-c`, for which that folder comes before all libraries, so that
-    a file `yaml.py` there would be executed. What a process then runs gets the path of its caller.
+    a file `yaml.py` there would be executed. What a process then runs gets the path of its caller,
+    and the variables of the environment, which are given.
     """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
+    with _starting:
+        before = dict(os.environ)
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield before
+        finally:
+            if "PYTHONSAFEPATH" in before:
+                os.environ["PYTHONSAFEPATH"] = before["PYTHONSAFEPATH"]
+            else:
+                del os.environ["PYTHONSAFEPATH"]
 
 
 class Isolated:
@@ -101,11 +107,11 @@ class Isolated:
         self._read = 0  # bytes of the file that were given as events
         self._unreadable: str | None = None  # the beginning of a line that is no event
         target = None if output is None else str(output.resolve())
-        self.process = _context().Process(
-            target=_enter, args=(function, arguments, str(self._events), target, dict(os.environ))
-        )
         try:
-            with _safe_path():
+            with _safe_path() as variables:
+                self.process = _context().Process(
+                    target=_enter, args=(function, arguments, str(self._events), target, variables)
+                )
                 self.process.start()
         except (EOFError, ConnectionError, BlockingIOError) as error:  # else EOFError is Ctrl-C
             self._folder.cleanup()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -212,3 +213,15 @@ def test_a_server_that_ended_at_its_start_is_no_interruption(monkeypatch):
     monkeypatch.setattr("multiprocessing.popen_forkserver.Popen._launch", end_of_pipe)
     with pytest.raises(ConfigError, match="no process can be started: .* raise the limit, and"):
         Isolated(tell_numbers, (1,))
+
+
+def test_threads_start_processes_at_once_and_leave_the_environment_as_it_was(monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+
+    def number_and_variable(number):
+        with Isolated(tell_variable, ("PYTHONSAFEPATH",)) as process:
+            return process.next(60)
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(number_and_variable, range(24)))
+    assert told == [told[0]] * 24 and "PYTHONSAFEPATH" not in os.environ
