@@ -772,13 +772,6 @@ def test_scores_are_drawn_against_size_and_latency_where_they_are_known() -> Non
     assert costs == {"measured bits per weight", "size on disk"}
 
 
-@pytest.mark.slow
-def test_pictures_are_the_same_for_the_same_records(tmp_path: Path) -> None:
-    some = [record("rtn", 3, scores=scores(0.3, 3)[:1])]
-    first, second = (pictures.write(some, tmp_path / name) for name in "ab")
-    assert first and [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-
-
 # ---- page
 
 
