@@ -2,8 +2,8 @@
 
 The commands about one model are in `folders` and `model_files`, those about this machine in
 `machine`, the others in modules of their own. Results go to stdout, progress to stderr. Exit codes:
-0 fine, 1 a failed cell, check or file, 2 misuse, 130 interrupted. A command imports what it needs
-when it runs, so that help, lists and typing errors are fast.
+0 fine, 1 a failed cell, latency, check or file, 2 misuse, 130 interrupted. A command imports what
+it needs when it runs, so that help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ from qbench.commands.entry import interrupted
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, let_go_of, out, say
-from qbench.commands.planned import accuracy, left_to_do, plan_line, protocol, show_plan
+from qbench.commands.planned import (
+    accuracy,
+    failed_latencies,
+    left_to_do,
+    plan_line,
+    protocol,
+    show_plan,
+)
 from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, QbenchError, readable, reason_of
 from qbench.files.atomic import require_place
@@ -190,7 +197,10 @@ def run_grid(
         _print_report(write_reports(store.read_records()[0], folder), folder)
     if trace is not None:
         write_trace(store, plan.cells, trace)
-    return 1 if any(record.status == "failed" for record in records) else 0
+    unmeasured = None if elsewhere else failed_latencies(plan, records)
+    if unmeasured is not None:
+        _print_warnings([unmeasured])
+    return 1 if unmeasured or any(record.status == "failed" for record in records) else 0
 
 
 def _claim_of(folder: Path, dry_run: bool) -> AbstractContextManager[None]:
