@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -172,7 +173,7 @@ class Isolated:
         code = self.process.exitcode
         if code is None:
             return None
-        if code == LOST and self._server is not None and not _runs(self._server):
+        if code == LOST and self._server is not None and not runs(self._server):
             return "was lost, as somebody ended the server of processes; give the command again"
         if code >= 0:
             return f"ended the process with exit code {code}"
@@ -198,9 +199,14 @@ def _server() -> int | None:
     return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int, begun: float = math.inf) -> bool:
+    """Whether there is a process of this id.
+
+    begun: seconds of the epoch. One that began later is another one, which got the id anew.
+    """
     with suppress(psutil.Error):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        process = psutil.Process(pid)
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun)
     return False
 
 
@@ -210,7 +216,7 @@ def _end_descendants(pid: int) -> None:
         found: list[psutil.Process] = []
         with suppress(psutil.Error):
             found = psutil.Process(pid).children(recursive=True)
-        running = [process for process in found if _runs(process.pid)]
+        running = [process for process in found if runs(process.pid)]
         for process in running:
             with suppress(psutil.Error):
                 process.kill()
