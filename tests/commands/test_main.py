@@ -84,6 +84,19 @@ def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatc
     assert capsys.readouterr().err == f"qbench: {entry.RESUMED}\n"
 
 
+@pytest.mark.parametrize("words", [["-m", "qbench"], ["qbench"]])
+def test_an_interrupt_while_the_package_is_imported_ends_it_quietly(tmp_path, words):
+    """Whether the command is a module or a script, and so is no other program that imports us."""
+    (tmp_path / "wrapt.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    for name in ("qbench", "other"):
+        (tmp_path / name).write_text(START)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.pathsep.join(sys.path)}"}
+    done = run_python(*words, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    done = run_python("other", cwd=tmp_path, env=environment)
+    assert "KeyboardInterrupt" in done.stderr, "the program that imports us decides"
+
+
 @pytest.mark.parametrize("line", ["run", "--debug run --bits 3", "regress a.py", "compare a.py b"])
 def test_what_resumes_says_so(line):
     assert "goes on from here" in entry.interrupted(line.split())
