@@ -17,6 +17,7 @@ import json
 import math
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -53,7 +55,7 @@ def preload(*modules: str) -> None:
     context = _context()
     if context.get_start_method() != "forkserver":
         return
-    context.set_forkserver_preload(list(modules))
+    context.set_forkserver_preload([__name__, *modules])  # the first, see the end of this file
     # A driver that was asked for GPUs before a fork is of no use after it; torch asks otherwise.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # The server imports before it guards itself against Ctrl-C, which reaches it, too. It starts
@@ -134,6 +136,9 @@ class Isolated:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
+        if self._server is not None:  # one that was stopped would not tell that a process ended
+            with suppress(ProcessLookupError):
+                os.kill(self._server, signal.SIGCONT)
         self.process.join()
         self.process.close()
         self._folder.cleanup()
@@ -334,3 +339,28 @@ def _redirect(output: str | None) -> None:
     with open(output or os.devnull, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+def _end_with_caller() -> None:
+    """In the server, where it imports this: have Linux kill it when its caller ends.
+
+    The server itself looks after its caller only once all is imported. That takes seconds, and
+    where memory is limited OpenBLAS may never come back.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not forkserver.main.__code__:
+        frame = frame.f_back
+    # The processes that it forks, which it begins to do with a selector, may import this, too.
+    if frame is None or "selector" in frame.f_locals or sys.platform != "linux":
+        return
+    import fcntl
+
+    caller = frame.f_locals["alive_r"]  # a pipe that ends with the last who can ask for processes
+    fcntl.fcntl(caller, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(caller, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(caller, fcntl.F_SETFL, fcntl.fcntl(caller, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([caller], [], [], 0)[0]:  # it has ended before
+        os._exit(0)
+
+
+_end_with_caller()
