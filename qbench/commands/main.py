@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 # Errors of the system that more room, or another place, can mend.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What libraries say that could not be loaded, and Python of threads.
+SHORT_OF_ROOM = ("failed to map segment", "annot allocate memory", "can't start new thread")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -317,13 +319,24 @@ def main() -> None:
         let_go_of(sys.stdout)
         raise SystemExit(1) from None
     except Exception as error:
-        if debug or not hasattr(error, "format_message"):
+        short = _short_of_room(error)
+        if debug or not (short or hasattr(error, "format_message")):
             raise
-        _complain(_with_value(error))
-        raise SystemExit(2) from None
+        _complain(short or _with_value(error))
+        raise SystemExit(1 if short else 2) from None
     if code == 130:
         _complain(interrupted(sys.argv[1:]))
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _short_of_room(error: Exception) -> str | None:
+    """A sentence for an error that says that the system gives no more memory or threads."""
+    if not isinstance(error, MemoryError) and not any(map(str(error).__contains__, SHORT_OF_ROOM)):
+        return None
+    return (
+        f"{reason_of(error)}: memory or processes are limited (`ulimit -a`), or used up; raise the "
+        "limit, or end other programs"
+    )
 
 
 def _refuse_no_names(words: Sequence[str]) -> None:

@@ -68,6 +68,26 @@ def test_an_error_of_the_system_is_one_sentence(command, monkeypatch, error, tol
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_where_the_system_gives_no_more_that_is_one_sentence(command, monkeypatch, error):
+    def refuse(what):
+        raise error
+
+    monkeypatch.setattr("qbench.commands.listing.listing", refuse)
+    done = command("list", "methods")
+    assert done.code == 1 and done.err.startswith(f"qbench: {type(error).__name__}")
+    assert "raise the limit" in done.err and done.err.count("\n") == 1
+    with pytest.raises(type(error)):
+        command("--debug", "list", "methods")
+
+
 def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatch, capsys):
     imported = builtins.__import__
 
