@@ -38,7 +38,7 @@ from qbench.outside_text import take_any_text
 
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
 ROUNDS = 100  # of ending what a process has started: what is ended last may have started more
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
+PARENT_DEATH, SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of prctl(2)
 _starting = (
     threading.Lock()
 )  # of the environment, which is one for all threads that start processes
@@ -345,7 +345,8 @@ def _end_with_caller() -> None:
     """In the server, where it imports this: have Linux kill it when its caller ends.
 
     The server itself looks after its caller only once all is imported. That takes seconds, and
-    where memory is limited OpenBLAS may never come back.
+    where memory is limited OpenBLAS may never come back. A signal of the pipe between them would
+    not come, as a request that waits in the server's socket holds the other end.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not forkserver.main.__code__:
@@ -353,13 +354,12 @@ def _end_with_caller() -> None:
     # The processes that it forks, which it begins to do with a selector, may import this, too.
     if frame is None or "selector" in frame.f_locals or sys.platform != "linux":
         return
-    import fcntl
-
-    caller = frame.f_locals["alive_r"]  # a pipe that ends with the last who can ask for processes
-    fcntl.fcntl(caller, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(caller, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(caller, fcntl.F_SETFL, fcntl.fcntl(caller, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([caller], [], [], 0)[0]:  # it has ended before
+    caller = os.getppid()
+    with suppress(OSError):  # the signal comes with the end of the thread that started this process
+        of_main_thread = Path(f"/proc/{caller}/task/{caller}/children").read_text().split()
+        if str(os.getpid()) in of_main_thread:
+            ctypes.CDLL(None).prctl(PARENT_DEATH, int(signal.SIGKILL), 0, 0, 0)
+    if select.select([frame.f_locals["alive_r"]], [], [], 0)[0]:  # it has ended before
         os._exit(0)
 
 

@@ -57,11 +57,13 @@ pathlib.Path(__file__).with_name("began").touch()
 ctypes.PyDLL(None).sleep(100)  # as OpenBLAS may, with Python's lock
 """
 OF_STUCK = """
-import os, pathlib, signal, sys, time
+import os, pathlib, sys, time
+from multiprocessing import forkserver
 from qbench import isolation
 isolation.preload("stuck")
 while not pathlib.Path("began").exists():
     time.sleep(0.01)
+waits = forkserver.connect_to_new_process([])  # as any command does while the server imports
 os.kill(isolation._server(), int(sys.argv[1]))
 print(isolation._server(), flush=True)
 os._exit(9)
