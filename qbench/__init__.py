@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from wrapt import when_imported
 
 if TYPE_CHECKING:
     from qbench.contracts import LinearStats, Scheme
@@ -46,6 +45,17 @@ def __getattr__(name: str) -> Any:  # lazy, so that reports and `qbench --help` 
     return getattr(import_module(f"qbench.{_HOME[name]}"), name)
 
 
+def _end_quietly_meanwhile() -> None:
+    """Have Ctrl-C end the command `qbench` without a traceback until it can say more.
+
+    What follows takes as long to import as one waits before one changes one's mind.
+    """
+    program = sys.orig_argv[-len(sys.argv) :][:1]  # a file, or the word behind `-m`
+    untouched = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if untouched and [Path(word).stem for word in program] == ["qbench"]:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
 def _leave_the_root() -> None:
     """Take the repository's root off `sys.path`, where Python started in it.
 
@@ -69,10 +79,14 @@ def _is_the_root(entry: str) -> bool:
         return False
 
 
-@when_imported("transformers.quantizers")
-def _register(_: Any) -> None:
+def _be_known_to_transformers() -> None:
     """So that `import qbench` does not import transformers, and yet from_pretrained knows us."""
-    import_module("qbench.checkpoint.huggingface")
+    from wrapt import when_imported
+
+    register = when_imported("transformers.quantizers")
+    register(lambda _: import_module("qbench.checkpoint.huggingface"))
 
 
+_end_quietly_meanwhile()
 _leave_the_root()
+_be_known_to_transformers()

@@ -14,8 +14,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -35,7 +38,7 @@ from qbench.outside_text import take_any_text
 
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
 ROUNDS = 100  # of ending what a process has started: what is ended last may have started more
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
+PARENT_DEATH, SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of prctl(2)
 _starting = (
     threading.Lock()
 )  # of the environment, which is one for all threads that start processes
@@ -52,7 +55,7 @@ def preload(*modules: str) -> None:
     context = _context()
     if context.get_start_method() != "forkserver":
         return
-    context.set_forkserver_preload(list(modules))
+    context.set_forkserver_preload([__name__, *modules])  # the first, see the end of this file
     # A driver that was asked for GPUs before a fork is of no use after it; torch asks otherwise.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # The server imports before it guards itself against Ctrl-C, which reaches it, too. It starts
@@ -133,6 +136,9 @@ class Isolated:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
+        if self._server is not None:  # one that was stopped would not tell that a process ended
+            with suppress(ProcessLookupError):
+                os.kill(self._server, signal.SIGCONT)
         self.process.join()
         self.process.close()
         self._folder.cleanup()
@@ -172,7 +178,7 @@ class Isolated:
         code = self.process.exitcode
         if code is None:
             return None
-        if code == LOST and self._server is not None and not _runs(self._server):
+        if code == LOST and self._server is not None and not runs(self._server):
             return "was lost, as somebody ended the server of processes; give the command again"
         if code >= 0:
             return f"ended the process with exit code {code}"
@@ -198,9 +204,14 @@ def _server() -> int | None:
     return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int, begun: float = math.inf) -> bool:
+    """Whether there is a process of this id.
+
+    begun: seconds of the epoch. One that began later is another one, which got the id anew.
+    """
     with suppress(psutil.Error):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        process = psutil.Process(pid)
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun)
     return False
 
 
@@ -210,7 +221,7 @@ def _end_descendants(pid: int) -> None:
         found: list[psutil.Process] = []
         with suppress(psutil.Error):
             found = psutil.Process(pid).children(recursive=True)
-        running = [process for process in found if _runs(process.pid)]
+        running = [process for process in found if runs(process.pid)]
         for process in running:
             with suppress(psutil.Error):
                 process.kill()
@@ -328,3 +339,28 @@ def _redirect(output: str | None) -> None:
     with open(output or os.devnull, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+def _end_with_caller() -> None:
+    """In the server, where it imports this: have Linux kill it when its caller ends.
+
+    The server itself looks after its caller only once all is imported. That takes seconds, and
+    where memory is limited OpenBLAS may never come back. A signal of the pipe between them would
+    not come, as a request that waits in the server's socket holds the other end.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not forkserver.main.__code__:
+        frame = frame.f_back
+    # The processes that it forks, which it begins to do with a selector, may import this, too.
+    if frame is None or "selector" in frame.f_locals or sys.platform != "linux":
+        return
+    caller = os.getppid()
+    with suppress(OSError):  # the signal comes with the end of the thread that started this process
+        of_main_thread = Path(f"/proc/{caller}/task/{caller}/children").read_text().split()
+        if str(os.getpid()) in of_main_thread:
+            ctypes.CDLL(None).prctl(PARENT_DEATH, int(signal.SIGKILL), 0, 0, 0)
+    if select.select([frame.f_locals["alive_r"]], [], [], 0)[0]:  # it has ended before
+        os._exit(0)
+
+
+_end_with_caller()

@@ -15,6 +15,7 @@ from torch import Tensor
 from qbench.checkpoint.folder import load_checkpoint
 from qbench.checkpoint.packed_linear import unpack
 from qbench.errors import QbenchError, StoreError, reason_of
+from qbench.files.atomic import in_the_name_of
 from qbench.models.loading import load_weights
 from qbench.models.pretrained import quiet
 from qbench.models.source import find_model
@@ -39,7 +40,8 @@ def unproven(path: Path) -> Iterator[Path]:
             f"{path} cannot be written ({error.strerror}); choose another place"
         ) from None
     try:
-        yield room / path.name
+        with in_the_name_of(path, room / path.name):
+            yield room / path.name
     finally:
         shutil.rmtree(room, ignore_errors=True)
 

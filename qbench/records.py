@@ -258,7 +258,8 @@ class Latency(_Frozen):
 
     device: name of the processor or GPU. threads: of the processor, None on a GPU. dtype: of x, and
     of the dense model. layers: number of quantized layers, None in older records. reason: why
-    some of the times are missing, None where none is.
+    some of the times are missing, None where none is. failed: whether that is a failure, such as a
+    process that was killed, and no limit that was asked for or file that was removed.
     """
 
     device: str
@@ -268,6 +269,7 @@ class Latency(_Frozen):
     decoding: Decoding | None = None
     layers: Count | None = None
     reason: str | None = None
+    failed: bool = False
 
     @property
     def place(self) -> str:

@@ -62,7 +62,7 @@ ARROWS = {
         "acceptance", "calibration", "checkpoint", "contracts", "errors", "exchange", "files",
         "formats", "models", "registry", "sensitivity", "verbs", "weight_range",
     },
-    "read_back": {"checkpoint", "errors", "models"},
+    "read_back": {"checkpoint", "errors", "files", "models"},
     "export": {
         "checkpoint", "contracts", "errors", "exchange", "files", "formats", "models", "read_back",
     },

@@ -51,6 +51,36 @@ if __name__ == "__main__":
 """
 
 
+STUCK = """
+import ctypes, pathlib
+pathlib.Path(__file__).with_name("began").touch()
+ctypes.PyDLL(None).sleep(100)  # as OpenBLAS may, with Python's lock
+"""
+OF_STUCK = """
+import os, pathlib, sys, time
+from multiprocessing import forkserver
+from qbench import isolation
+isolation.preload("stuck")
+while not pathlib.Path("began").exists():
+    time.sleep(0.01)
+waits = forkserver.connect_to_new_process([])  # as any command does while the server imports
+os.kill(isolation._server(), int(sys.argv[1]))
+print(isolation._server(), flush=True)
+os._exit(9)
+"""
+STOPPED = """
+import os, signal
+from qbench import isolation
+def hang(tell):
+    tell({})
+    signal.pause()
+if __name__ == "__main__":
+    with isolation.Isolated(hang, ()) as process:
+        print(process.next(60))
+        os.kill(isolation._server(), signal.SIGSTOP)
+"""
+
+
 def gone(pid):
     """Wait until a process is gone; whether it is after a minute."""
     for _ in range(600):
@@ -153,6 +183,28 @@ def test_where_the_server_is_lost_that_is_said_and_the_next_process_has_another(
     assert gone(pid)
     with Isolated(tell_numbers, (1,)) as process:
         assert process.next(60) == {"number": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends after its imports")
+@pytest.mark.parametrize("sent", [0, signal.SIGSTOP], ids=["busy", "stopped"])
+def test_a_server_ends_with_its_caller_also_in_the_middle_of_an_import(tmp_path, sent):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    with open(tmp_path / "told", "w+") as told:
+        subprocess.run(
+            [sys.executable, "-P", "-c", OF_STUCK, str(int(sent))],
+            cwd=tmp_path,
+            stdout=told,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        told.seek(0)
+        assert gone(int(told.read()))
+
+
+def test_the_end_of_a_process_waits_for_no_server_that_was_stopped(tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    done = run_python(tmp_path / "stopped.py", timeout=300)
+    assert done.stdout == "{}\n" and not done.stderr
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):

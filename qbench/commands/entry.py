@@ -17,9 +17,9 @@ ANEW = "interrupted; the same command begins anew"
 
 def main() -> None:
     """Import the commands, and run the one that is asked."""
-    _end_in_order()
-    take_any_text()
     try:
+        _end_in_order()
+        take_any_text()
         from qbench.commands.main import main as run
     except KeyboardInterrupt:
         print(f"qbench: {interrupted(sys.argv[1:])}", file=sys.stderr)
@@ -43,8 +43,10 @@ def interrupted(words: Sequence[str]) -> str:
 def _end_in_order() -> None:
     """Have `kill`, a time limit or a terminal that closes end the command as Ctrl-C does.
 
-    What is ignored stays so, as under `nohup`.
+    What is ignored stays so, as under `nohup`. Ctrl-C was without words until now.
     """
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is signal.SIG_DFL:
             signal.signal(ending, signal.default_int_handler)

@@ -2,8 +2,8 @@
 
 The commands about one model are in `folders` and `model_files`, those about this machine in
 `machine`, the others in modules of their own. Results go to stdout, progress to stderr. Exit codes:
-0 fine, 1 a failed cell, check or file, 2 misuse, 130 interrupted. A command imports what it needs
-when it runs, so that help, lists and typing errors are fast.
+0 fine, 1 a failed cell, latency, check or file, 2 misuse, 130 interrupted. A command imports what
+it needs when it runs, so that help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ from qbench.commands.entry import interrupted
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
 from qbench.commands.options import Plugins, announce, err, let_go_of, out, say
-from qbench.commands.planned import accuracy, left_to_do, plan_line, protocol, show_plan
+from qbench.commands.planned import (
+    accuracy,
+    failed_latencies,
+    left_to_do,
+    plan_line,
+    protocol,
+    show_plan,
+)
 from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, QbenchError, readable, reason_of
 from qbench.files.atomic import require_place
@@ -56,6 +63,8 @@ if TYPE_CHECKING:
 
 # Errors of the system that more room, or another place, can mend.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What libraries say that could not be loaded, and Python of threads.
+SHORT_OF_ROOM = ("failed to map segment", "annot allocate memory", "can't start new thread")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -190,7 +199,10 @@ def run_grid(
         _print_report(write_reports(store.read_records()[0], folder), folder)
     if trace is not None:
         write_trace(store, plan.cells, trace)
-    return 1 if any(record.status == "failed" for record in records) else 0
+    unmeasured = None if elsewhere else failed_latencies(plan, records)
+    if unmeasured is not None:
+        _print_warnings([unmeasured])
+    return 1 if unmeasured or any(record.status == "failed" for record in records) else 0
 
 
 def _claim_of(folder: Path, dry_run: bool) -> AbstractContextManager[None]:
@@ -307,13 +319,24 @@ def main() -> None:
         let_go_of(sys.stdout)
         raise SystemExit(1) from None
     except Exception as error:
-        if debug or not hasattr(error, "format_message"):
+        short = _short_of_room(error)
+        if debug or not (short or hasattr(error, "format_message")):
             raise
-        _complain(_with_value(error))
-        raise SystemExit(2) from None
+        _complain(short or _with_value(error))
+        raise SystemExit(1 if short else 2) from None
     if code == 130:
         _complain(interrupted(sys.argv[1:]))
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _short_of_room(error: Exception) -> str | None:
+    """A sentence for an error that says that the system gives no more memory or threads."""
+    if not isinstance(error, MemoryError) and not any(map(str(error).__contains__, SHORT_OF_ROOM)):
+        return None
+    return (
+        f"{reason_of(error)}: memory or processes are limited (`ulimit -a`), or used up; raise the "
+        "limit, or end other programs"
+    )
 
 
 def _refuse_no_names(words: Sequence[str]) -> None:

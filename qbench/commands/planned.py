@@ -55,6 +55,18 @@ def plan_line(plan: Plan, work: LeftToDo, seconds: float, folder: Path) -> str:
     )
 
 
+def failed_latencies(plan: Plan, records: Sequence[Record]) -> str | None:
+    """A sentence about the latencies that a run was to measure and failed to; None without any."""
+    failed = [record for record in records if record.latency and record.latency.failed]
+    if not failed or not plan.grid.with_latency:
+        return None
+    labels = ", ".join(plan.labels[record.id] for record in failed)
+    return (
+        f"the latency of {labels} could not be measured; the same command tries again, and "
+        "--no-latency does without"
+    )
+
+
 def protocol(plan: Plan) -> str:
     """The first line of a run: its data, with a warning if they are stand-ins, and its preset."""
     from qbench.experiment.data_choice import data_line

@@ -112,7 +112,7 @@ class _Begin(_Event):
     model: str
     label: str
     host: str
-    pid: int
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class _Progress(_Event):

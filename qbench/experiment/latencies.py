@@ -57,9 +57,9 @@ def device_name(machine: dict[str, Any], device: str) -> str:
 
 
 def not_measured(cell: Cell, machine: dict[str, Any], reason: str) -> Latency:
-    """A latency of which there is nothing but the reason."""
+    """A latency of which there is nothing but the reason why its process has failed."""
     name = device_name(machine, cell.device)
-    return Latency(device=name, threads=None, dtype=cell.dtype, reason=reason)
+    return Latency(device=name, threads=None, dtype=cell.dtype, reason=reason, failed=True)
 
 
 def wanted(cell: Cell, latency: Latency | None) -> bool:
@@ -80,6 +80,7 @@ class _Measuring:
         count: int | None = None
         decoding: Decoding | None = None
         reason: str | None = None
+        failed = False
         try:
             load_plugins(self.job.plugins)
             layers = self._layers()
@@ -92,6 +93,7 @@ class _Measuring:
         except BaseException as error:
             log_traceback()
             reason = reason_of(error)
+            failed = not isinstance(error, (ConfigError, StoreError))
         return Latency(
             device=device_name(hardware(), self.job.cell.device),
             threads=self._threads,
@@ -100,6 +102,7 @@ class _Measuring:
             decoding=decoding,
             layers=count,
             reason=reason,
+            failed=failed,
         )
 
     def _layers(self) -> list[Alike]:

@@ -1,12 +1,14 @@
 """How far a run is, read from its folder, which is not changed.
 
-A cell is at work if a runner has claimed it, or if its file of events has just grown: some file
-systems have no locks, and do not show the claims of other machines. Between cells, and while
-latencies are measured, the claims of the runners themselves say that one is at work.
+A cell is at work if a runner has claimed it, or if its file of events has just grown, and its
+runner has not ended where that is to be seen, on this machine: some file systems have no locks, and
+do not show the claims of other machines. Between cells, and while latencies are measured, the
+claims of the runners themselves say that one is at work.
 """
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from typing import Any, Literal
 from qbench.experiment.journal import PlannedCell, read_events, read_plans
 from qbench.experiment.store import COMPUTING, RUNNERS, Store, open_run
 from qbench.files.claims import is_claimed
+from qbench.isolation import runs
 from qbench.records import Record, labels
 
 FRESH = 60.0  # seconds from the last event of a cell at work, at most; clocks may differ
@@ -131,6 +134,7 @@ def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float)
     # Its latency may have been measured after it was finished.
     finished = next((event for event in attempt if event["event"] == "finish"), None)
     fresh = bool(attempt) and finished is None and abs(now - attempt[-1]["time"]) < FRESH
+    fresh = fresh and not _has_ended(attempt[0])
     done = record is not None and record.status == "ok"
     if not done and (fresh or is_claimed(store.claim(planned.id))):
         return CellStatus(state="running", **facts, **_at_work(attempt, now))
@@ -138,6 +142,11 @@ def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float)
         return CellStatus(state="waiting", **facts)
     seconds = None if finished is None else finished["seconds"]
     return CellStatus(state=record.status, reason=record.reason, seconds=seconds, **facts)
+
+
+def _has_ended(begin: dict[str, Any]) -> bool:
+    """Whether the runner that began a cell was on this machine, and is no more."""
+    return bool(begin["host"] == platform.node()) and not runs(begin["pid"], begin["time"] + FRESH)
 
 
 def _at_work(attempt: Sequence[dict[str, Any]], now: float) -> dict[str, Any]:

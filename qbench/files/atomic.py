@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qbench.errors import StoreError
+from qbench.errors import QbenchError, StoreError
 
 _AT_FDCWD = -100  # paths count from the working directory (linux/fcntl.h)
 _RENAME_EXCHANGE = 2  # (linux/fs.h)
@@ -204,12 +204,24 @@ def put(new: Path, path: Path) -> Path:
 
 
 @contextmanager
+def in_the_name_of(path: Path, scratch: Path) -> Iterator[None]:
+    """Errors of ours that name `scratch`, which is gone when they are read, name `path` instead."""
+    try:
+        yield
+    except QbenchError as error:
+        error.args = tuple(str(text).replace(str(scratch), str(path)) for text in error.args)
+        raise
+
+
+@contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A place of the same name in a scratch directory on the same disk, which goes in the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            yield Path(scratch) / path.name
+            place = Path(scratch) / path.name
+            with in_the_name_of(path, place):
+                yield place
     except OSError as error:
         reason = error.strerror or error
         raise StoreError(f"{path} cannot be written ({reason}); {_advice(error)}") from error

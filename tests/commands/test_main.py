@@ -68,6 +68,26 @@ def test_an_error_of_the_system_is_one_sentence(command, monkeypatch, error, tol
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_where_the_system_gives_no_more_that_is_one_sentence(command, monkeypatch, error):
+    def refuse(what):
+        raise error
+
+    monkeypatch.setattr("qbench.commands.listing.listing", refuse)
+    done = command("list", "methods")
+    assert done.code == 1 and done.err.startswith(f"qbench: {type(error).__name__}")
+    assert "raise the limit" in done.err and done.err.count("\n") == 1
+    with pytest.raises(type(error)):
+        command("--debug", "list", "methods")
+
+
 def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatch, capsys):
     imported = builtins.__import__
 
@@ -82,6 +102,19 @@ def test_an_interrupt_while_the_commands_are_imported_is_one_sentence(monkeypatc
         entry.main()
     assert leaving.value.code == 130
     assert capsys.readouterr().err == f"qbench: {entry.RESUMED}\n"
+
+
+@pytest.mark.parametrize("words", [["-m", "qbench"], ["qbench"]])
+def test_an_interrupt_while_the_package_is_imported_ends_it_quietly(tmp_path, words):
+    """Whether the command is a module or a script, and so is no other program that imports us."""
+    (tmp_path / "wrapt.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    for name in ("qbench", "other"):
+        (tmp_path / name).write_text(START)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.pathsep.join(sys.path)}"}
+    done = run_python(*words, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    done = run_python("other", cwd=tmp_path, env=environment)
+    assert "KeyboardInterrupt" in done.stderr, "the program that imports us decides"
 
 
 @pytest.mark.parametrize("line", ["run", "--debug run --bits 3", "regress a.py", "compare a.py b"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -12,9 +14,10 @@ from rich.console import Console
 from qbench.commands.progress import LiveView
 from qbench.commands.status import shown
 from qbench.errors import ConfigError
-from qbench.experiment.journal import read_events
+from qbench.experiment.journal import Journal, PlanFile, PlannedCell, read_events
 from qbench.experiment.status import CellStatus, RunStatus, read_status
 from qbench.experiment.store import Store
+from qbench.files.atomic import write_text
 from synthetic_records import record
 from tiny_runs import empty_picture, run_args
 
@@ -72,6 +75,31 @@ def test_a_run_that_is_taken_up_again_is_at_work_while_it_plans(command, tmp_pat
     monkeypatch.setattr("qbench.isolation.preload", lambda *modules: None)
     assert command("run", "--out", store.folder).err == "qbench: at work: True\n"
     assert command("run", "--out", store.folder, "--dry-run").err == "qbench: at work: False\n"
+
+
+@pytest.mark.parametrize(
+    "host, ended, state",
+    [("here", True, "waiting"), ("here", False, "running"), ("", True, "running")],
+)
+def test_a_cell_is_at_work_as_long_as_its_runner_is(tmp_path, host, ended, state, monkeypatch):
+    """Of other machines its file of events alone tells, for a minute."""
+    store = Store(tmp_path)
+    cell = record("rtn", 3).cell
+    runner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr("os.getpid", lambda: runner.pid)
+    monkeypatch.setattr("platform.node", lambda: host or "another")
+    Journal(store).begin(cell)
+    monkeypatch.setattr("platform.node", lambda: "here")
+    plan = PlanFile(
+        started=0.0, workers=1, cells=(PlannedCell(id=cell.id, model="m", label="l", seconds=1.0),)
+    )
+    write_text(tmp_path / "plans" / "p.json", plan.model_dump_json())
+    if ended:
+        runner.kill()
+        runner.wait()
+    assert [cell.state for cell in read_status(tmp_path).cells] == [state]
+    runner.kill()
+    runner.communicate()
 
 
 def test_a_log_has_plain_lines_and_a_terminal_a_bar_for_each_cell():

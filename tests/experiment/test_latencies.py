@@ -8,6 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from isolated_functions import be_killed
 from qbench.experiment.store import Store, read_records
 from tiny_runs import empty_picture, run_args
 
@@ -121,3 +122,21 @@ def test_what_is_kept_is_measured_again_where_it_is_damaged(finished, run, tmp_p
     again = by_method(out)["rtn"].latency
     assert again.reason is None and again.products != record.latency.products
     assert again.decoding == record.latency.decoding, "that of the model is whole"
+
+
+@pytest.mark.slow
+def test_a_latency_whose_process_was_killed_is_a_failure_of_the_run(
+    finished, run, tiny_folder, command, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    record = by_method(out)["rtn"]
+    Store(out).add_latency(record.cell, record.latency.model_copy(update={"reason": "it failed"}))
+    monkeypatch.setattr("qbench.experiment.runner.measure", be_killed)
+    code, said, error = command(*run_args(tiny_folder, out, "rtn", "3", ("--latency",), TASKS))
+    assert code == 1 and "not measured: the cell ended the process by SIGKILL" in said
+    assert "the latency of rtn 3b g32 could not be measured; the same command tries" in error
+    assert command(*run_args(tiny_folder, out, "rtn", "3", (), TASKS)).code == 0, "none is wanted"
+    monkeypatch.undo()
+    run(out, "rtn")
+    assert by_method(out)["rtn"].latency == record.latency

@@ -19,6 +19,7 @@ from qbench.files.atomic import (
     write_whole,
     write_whole_folder,
 )
+from qbench.read_back import unproven
 
 
 def contents(folder):
@@ -78,6 +79,20 @@ def test_what_keeps_a_file_from_being_written_is_told(tmp_path, number, advice):
 
     with pytest.raises(StoreError, match=f"{os.strerror(number)}.; {advice}"):
         write_whole(tmp_path / "file", refused)
+
+
+def test_errors_name_what_was_asked_for_and_no_folder_that_is_gone(tmp_path):
+    def refused(part):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def damaged(part):
+        write_text(part / "config.json", "")
+        raise StoreError(f"{part / 'config.json'} is damaged")
+
+    for write, told in [(refused, "/model cannot be"), (damaged, "/model/config.json is damaged")]:
+        with pytest.raises(StoreError) as raised, unproven(tmp_path / "model") as place:
+            write_whole_folder(place, write)
+        assert str(raised.value).startswith(f"{tmp_path}{told}")
 
 
 @pytest.mark.parametrize(

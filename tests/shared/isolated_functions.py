@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,11 @@ def leave(tell, how):
         tell({"told": "twice"})
     if how == "hang":
         time.sleep(1000)
+
+
+def be_killed(tell, *arguments):
+    """End as where the system ends a process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def work_without_output(tell, job):
