@@ -17,7 +17,6 @@ import json
 import math
 import multiprocessing
 import os
-import select
 import signal
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -38,10 +36,8 @@ from qbench.outside_text import take_any_text
 
 LOST = 255  # the exit code of a process whose server was killed, by multiprocessing
 ROUNDS = 100  # of ending what a process has started: what is ended last may have started more
-PARENT_DEATH, SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of prctl(2)
-_starting = (
-    threading.Lock()
-)  # of the environment, which is one for all threads that start processes
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux, prctl(2)
+_starting = threading.Lock()  # of the environment, one for all threads that start processes
 SHOWN = 60  # bytes of a line that cannot be read
 POLL = (0.01, 0.2)  # seconds between two looks at what was told: at first, and after a while
 Tell = Callable[[dict[str, Any]], None]  # called with a JSON-able event
@@ -55,7 +51,7 @@ def preload(*modules: str) -> None:
     context = _context()
     if context.get_start_method() != "forkserver":
         return
-    context.set_forkserver_preload([__name__, *modules])  # the first, see the end of this file
+    context.set_forkserver_preload(["qbench.server_end", *modules])
     # A driver that was asked for GPUs before a fork is of no use after it; torch asks otherwise.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # The server imports before it guards itself against Ctrl-C, which reaches it, too. It starts
@@ -339,28 +335,3 @@ def _redirect(output: str | None) -> None:
     with open(output or os.devnull, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def _end_with_caller() -> None:
-    """In the server, where it imports this: have Linux kill it when its caller ends.
-
-    The server itself looks after its caller only once all is imported. That takes seconds, and
-    where memory is limited OpenBLAS may never come back. A signal of the pipe between them would
-    not come, as a request that waits in the server's socket holds the other end.
-    """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not forkserver.main.__code__:
-        frame = frame.f_back
-    # The processes that it forks, which it begins to do with a selector, may import this, too.
-    if frame is None or "selector" in frame.f_locals or sys.platform != "linux":
-        return
-    caller = os.getppid()
-    with suppress(OSError):  # the signal comes with the end of the thread that started this process
-        of_main_thread = Path(f"/proc/{caller}/task/{caller}/children").read_text().split()
-        if str(os.getpid()) in of_main_thread:
-            ctypes.CDLL(None).prctl(PARENT_DEATH, int(signal.SIGKILL), 0, 0, 0)
-    if select.select([frame.f_locals["alive_r"]], [], [], 0)[0]:  # it has ended before
-        os._exit(0)
-
-
-_end_with_caller()

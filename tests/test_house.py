@@ -25,6 +25,7 @@ ARROWS = {
     "records": {"contracts"},
     "environment": {"errors"},
     "isolation": {"errors", "outside_text"},
+    "server_end": set(),
     "files": {"errors"},
     "formats": {"contracts", "errors"},
     "embedded": {"errors", "files"},
