@@ -81,8 +81,11 @@ def _watched(x: Tensor, parts: list[Tensor], bias: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return True
-    for each in (x, *parts) if bias is None else (x, bias, *parts):
+    for each in (x,) if bias is None else (x, bias):
         if each.is_neg() or each._is_zerotensor():
+            return True
+    for part in parts:
+        if part.is_neg():
             return True
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
@@ -145,7 +148,7 @@ def _kind(tensor: Tensor) -> str:
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A product is computed as the dtype of x says, whatever is made of dense ones around it."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if not x.is_meta and torch.is_autocast_enabled(device):  # which refuses to tell of meta
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
