@@ -225,18 +225,19 @@ class Scheme:
                 "names, and the rules name all of them; take out a rule, or give whole --bits"
             )
 
-    def group_length(self, in_features: int, layer: str = "this layer") -> int:
+    def group_length(self, in_features: int, layer: str = "this layer", multiple: int = 1) -> int:
         """Weights per group for a layer of `in_features` inputs.
 
-        layer: its name, for the message. ConfigError where the group size does not divide them.
+        layer: its name, for the message. multiple: of what it can be, for the message's advice.
+        ConfigError where the group size does not divide the inputs.
         """
         group = in_features if self.group_size is None else self.group_size
         if in_features % group:
             usual = (16, 32, 64, 96, 128, 192, 256, 512)
-            fitting = [str(size) for size in usual if in_features % size == 0]
+            fits = [size for size in usual if in_features % size == 0 and size % multiple == 0]
             raise ConfigError(
                 f"group_size={group} does not divide the {in_features} inputs of {layer}; "
-                f"choose one of {', '.join(fitting) or in_features} or 'channel'"
+                f"choose one of {', '.join(map(str, fits)) or in_features} or 'channel'"
             )
         return group
 
