@@ -67,10 +67,11 @@ def request_of(x: Tensor, parts: Sequence[Tensor], description: Description) -> 
 
 def prepare(kernel: Kernel, weight: WeightFormat) -> Prepared:
     """The weight as this kernel reads it: by its `prepare`, or a copy of the parts for `run`."""
-    if kernel.prepare is not None:
-        return kernel.prepare(weight)
-    parts = [part.clone() for part in weight.to_tensors().values()]
+    parts = [part.resolve_neg() for part in weight.to_tensors().values()]
     description = description_of(weight)
+    if kernel.prepare is not None:
+        return kernel.prepare(weight_from(parts, description))
+    parts = [part.clone() for part in parts]
 
     def run(x: Tensor) -> Tensor:
         return kernel.run(x, parts, None, description)

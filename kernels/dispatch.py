@@ -7,6 +7,7 @@ operator takes tensors and strings, so a weight is passed as its parts and a des
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from torch.autograd import forward_ad
 
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
-from qbench.kernels.contract import Request
+from qbench.kernels.contract import Description, Request
 from qbench.kernels.description import describe, description_of, parse, request_of, weight_from
 from qbench.kernels.registry import choose, explain, named, record, served, using
 
@@ -32,7 +33,7 @@ _LIBRARY.define("dequantize(Tensor[] parts, str weight) -> Tensor")
 def linear(x: Tensor, weight: WeightFormat, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out) in the dtype of x.
 
-    ConfigError where the shapes do not fit.
+    ConfigError where x or the bias does not fit: its shape, dtype or device, or it is no tensor.
     """
     text = _texts.get(weight)
     if text is None:
@@ -45,22 +46,46 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
 
     To call an operator takes as long as to launch a kernel on a GPU.
     """
-    if forward_ad._current_level >= 0:
-        return _in_forward_mode(x, parts, bias, weight)
-    if _watched(x, bias):
+    _require_tensor("x", x)
+    if bias is not None:
+        _require_tensor("the bias", bias)
+    if _transformed():
+        return _transformable(x, parts, bias, weight)
+    if _watched(x, parts, bias):
         return torch.ops.qbench.linear(x, parts, bias, weight)
     return _linear(x, parts, bias, weight)
 
 
-def _watched(x: Tensor, bias: Tensor | None) -> bool:
+def _require_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{name} is a {type(value).__name__}; give a tensor, of floating numbers")
+
+
+def _transformed() -> bool:
+    """Whether a product is inside of a transform of torch.func, or of derivatives in forward mode.
+
+    Custom operators do not know these, apart from `functionalize`.
+    """
+    innermost = None
+    if not torch.compiler.is_compiling():
+        innermost = torch._C._functorch.peek_interpreter_stack()
+    if innermost is None:
+        return bool(forward_ad._current_level >= 0)
+    return innermost.key() != torch._C._functorch.TransformType.Functionalize
+
+
+def _watched(x: Tensor, parts: list[Tensor], bias: Tensor | None) -> bool:
     """Whether a product has to be an operator: it is traced, or differentiated, for example.
 
-    Or x or the bias is a lazy tensor, such as a negative view; operators are given its values.
+    Or one of the tensors is lazy, such as a negative view; operators are given its values.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return True
     for each in (x,) if bias is None else (x, bias):
         if each.is_neg() or each._is_zerotensor():
+            return True
+    for part in parts:
+        if part.is_neg():
             return True
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
@@ -79,31 +104,51 @@ def request(x: Tensor, weight: WeightFormat) -> Request:
 
 def _linear(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
     description = parse(weight)
-    out, columns = description["shape"]
-    if x.shape[-1:] != (columns,) or not x.is_floating_point():
-        raise ConfigError(
-            f"x {tuple(x.shape)} {x.dtype} does not fit a weight of shape {(out, columns)}; "
-            f"it must be floating and end in {columns}"
-        )
-    if bias is not None and bias.shape != (out,):
-        raise ConfigError(
-            f"bias {tuple(bias.shape)} does not fit a weight of shape {(out, columns)}; "
-            f"expected ({out},)"
-        )
-    if x.device != parts[0].device:
-        raise ConfigError(
-            f"x is on {x.device}, and its weight on {parts[0].device}; move one of them"
-        )
+    _require_fit(x, parts, bias, description)
     kernel = choose(request_of(x, parts, description), named())
     record(kernel)
     with _without_autocast(x):
         return kernel.run(x, parts, bias, description)
 
 
+def _require_fit(
+    x: Tensor, parts: list[Tensor], bias: Tensor | None, description: Description
+) -> None:
+    """ConfigError where these are no arguments of a product."""
+    out, columns = description["shape"]
+    if x.shape[-1:] != (columns,) or not x.is_floating_point() or x.layout != torch.strided:
+        raise ConfigError(
+            f"x {tuple(x.shape)} {_kind(x)} does not fit a weight of shape {(out, columns)}; "
+            f"it must be floating, dense and end in {columns}"
+        )
+    if bias is not None and (
+        bias.shape != (out,) or not bias.is_floating_point() or bias.layout != torch.strided
+    ):
+        raise ConfigError(
+            f"bias {tuple(bias.shape)} {_kind(bias)} does not fit a weight of shape "
+            f"{(out, columns)}; it must be floating, dense and of shape ({out},)"
+        )
+    device = x.device
+    for part in parts:
+        if part.device != device:
+            raise ConfigError(
+                f"x is on {device}, and its weight on {part.device}; move one of them"
+            )
+    if bias is not None and bias.device != device:
+        raise ConfigError(f"x is on {device}, and the bias on {bias.device}; move one of them")
+
+
+def _kind(tensor: Tensor) -> str:
+    """The dtype, and the layout where it is not the usual one, in words."""
+    return (
+        f"{tensor.dtype}" if tensor.layout == torch.strided else f"{tensor.dtype} {tensor.layout}"
+    )
+
+
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A product is computed as the dtype of x says, whatever is made of dense ones around it."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if not x.is_meta and torch.is_autocast_enabled(device):  # which refuses to tell of meta
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
@@ -138,10 +183,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return grad @ weight.to(grad.dtype), [None] * len(parts), bias, None
 
 
-class _InForwardMode(torch.autograd.Function):
-    """The operator with a derivative in forward mode, too, which custom operators cannot have."""
-
-    generate_vmap_rule = True
+class _Transformable(torch.autograd.Function):
+    """The operator for torch.func, and with a derivative in forward mode."""
 
     @staticmethod
     def forward(x: Tensor, bias: Tensor | None, weight: str, *parts: Tensor) -> Tensor:
@@ -156,6 +199,12 @@ class _InForwardMode(torch.autograd.Function):
         ctx.save_for_forward(*parts)
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        x, bias, weight, *parts = inputs
+        x_dim, bias_dim, _, *part_dims = in_dims
+        return _batched(multiply, (x_dim, part_dims, bias_dim), x, parts, bias, weight)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, parts, bias, _ = _backward(ctx, grad)
         return x, bias, None, *parts
@@ -166,13 +215,46 @@ class _InForwardMode(torch.autograd.Function):
         parts = list(ctx.saved_tensors)
         if x is None:
             return None if bias is None else bias.expand(ctx.shape)
+        innermost = torch._C._functorch.peek_interpreter_stack()
+        if innermost is not None and innermost.key() == torch._C._functorch.TransformType.Vmap:
+            # A batch of tangents, where autograd asks inside of vmap: an operator alone has a rule.
+            return torch.ops.qbench.linear(x, parts, bias, ctx.weight)
         return multiply(x, parts, bias, ctx.weight)
+
+
+def _batched(
+    product: Callable[..., Tensor],
+    dims: tuple[Any, ...],
+    x: Tensor,
+    parts: list[Tensor],
+    bias: Tensor | None,
+    weight: str,
+) -> tuple[Tensor, int]:
+    """The rule of vmap: a batch of x is more rows. A batch of biases is added by itself.
+
+    dims: where the batch is in x, in each of the parts and in the bias, and None where it is not.
+    """
+    x_dim, part_dims, bias_dim, *_ = dims
+    if any(dim is not None for dim in part_dims):
+        raise ConfigError("a batch of weights has no product; call vmap over x or the bias alone")
+    if x_dim is not None:
+        x = x.movedim(x_dim, 0)
+    if bias is None or bias_dim is None:
+        return product(x, parts, bias, weight), 0
+    y = product(x, parts, None, weight)  # (batch, ..., out), or (..., out) for all biases
+    biases = bias.movedim(bias_dim, 0)  # (batch, out)
+    rows = y.ndim - 1 - (x_dim is not None)  # axes between those of the batch and the outputs
+    return y + biases.view(len(biases), *[1] * rows, -1).to(y.dtype), 0
+
+
+def _operator_batched(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+    return _batched(torch.ops.qbench.linear, dims, *inputs)
 
 
 # dynamo traces no function with a `jvp`; `torch.compiler.disable` would import it here and now.
 @torch._disable_dynamo
-def _in_forward_mode(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
-    return _InForwardMode.apply(x, bias, weight, *parts)
+def _transformable(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -> Tensor:
+    return _Transformable.apply(x, bias, weight, *parts)
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
@@ -182,3 +264,4 @@ torch.library.register_fake("qbench::dequantize", _fake_dequantize, lib=_LIBRARY
 torch.library.register_autograd(
     "qbench::linear", _backward, setup_context=_setup_context, lib=_LIBRARY
 )
+torch.library.register_vmap("qbench::linear", _operator_batched, lib=_LIBRARY)

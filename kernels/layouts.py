@@ -1,10 +1,12 @@
 """Layouts that a kernel derives from a weight: derived once, and kept as long as the weight's data.
 
 The key is the storage and data pointer of the weight's first part. The layout is valid as long as
-its stamp: the description, and for every part its address, dtype, shape, strides and version. So it
-is derived again where a weight is written in place, or is made of other views of the same memory.
-A storage lives as long as any tensor with its data. `.to()` and `load_state_dict(assign=True)` make
-another storage; the aliases that torch.compile passes have the same one.
+its stamp: the description, and for every part its storage, address, dtype, shape, strides and
+version. So it is derived again where a weight is written in place, has another part, or is made of
+other views of the same memory. A storage lives as long as any tensor with its data, and stands for
+itself: the address of one that was freed may be that of another now. `.to()` and
+`load_state_dict(assign=True)` make another storage; the aliases that torch.compile passes have the
+same one.
 
 Some writes are not noticed: tensors made in inference mode have no version, and writes through
 `.data`, `.numpy()` or another library do not change it. Call `forget` after such a write.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from torch import Tensor
 
@@ -49,9 +51,11 @@ class Layouts(Generic[T]):
 
     def of(self, parts: list[Tensor], description: Description) -> T:
         """The layout of the weight that has these parts; derived anew after a write to one."""
-        # Written out here, since it runs at each product. The version is the number of writes.
+        # Written out here, since it runs at each product. The version is the number of writes. A
+        # reference to a storage equals another of the same one alone, also after its end.
         seen = [
             (
+                ref(part.untyped_storage()),
                 part.data_ptr(),
                 part.dtype,
                 part.shape,

@@ -36,7 +36,7 @@ def shared(x: Tensor, kind: Hashable, prepare: Callable[[], T]) -> T:
     """What `prepare()` gives for x; in a scope, what it gave before for the same x and kind."""
     if _scope.depth == 0 or x.is_inference():
         return prepare()
-    stamp = (kind, x._version, x.data_ptr(), x.shape, _place(x))
+    stamp = (kind, x._version, ref(x.untyped_storage()), x.data_ptr(), x.shape, _place(x))
     entry = _scope.entry
     if entry is not None and entry[0]() is x and entry[1] == stamp:
         return entry[2]

@@ -33,9 +33,14 @@ def require_settings(scheme: Any, batch_size: Any, device: str) -> torch.device:
     if not isinstance(batch_size, int) or isinstance(batch_size, bool):
         raise ConfigError(f"batch_size={batch_size!r} is no count; give an integer of 1 or more")
     require_at_least("batch_size", batch_size)
+    return require_device(device)
+
+
+def require_device(device: Any) -> torch.device:
+    """The device of that name; ConfigError where torch has none here, or it holds no data."""
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
+        torch.empty(0, device=where).tolist()  # raises on the meta device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
             f"device={device!r} cannot be used here ({reason_of(error)}); "

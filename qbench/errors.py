@@ -73,13 +73,14 @@ class StoreError(QbenchError):
     """A file written by qbench cannot be read, or an output cannot be written."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], listed: str | None = None) -> str:
+def unknown_name(kind: str, name: object, known: Iterable[str], listed: str | None = None) -> str:
     """One sentence for an unknown name: the name, the nearest known one, and all that exist.
 
-    listed: the command that lists them, where they are too many for a sentence.
+    name: what was given as one; it need not be a string. listed: the command that lists them, where
+    they are too many for a sentence.
     """
     names = sorted(known)
-    nearest = _nearest(name, names)
+    nearest = _nearest(str(name), names)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     if listed is not None:
         return f"unknown {kind} {name!r}.{hint} `{listed}` lists what there is"

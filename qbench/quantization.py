@@ -13,13 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from qbench.acceptance import calibration_tokens, require_decoder, require_settings
+from qbench.acceptance import (
+    calibration_tokens,
+    require_decoder,
+    require_device,
+    require_settings,
+)
 from qbench.calibration.soundness import require_walkable
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import calibration_facts
@@ -97,8 +102,13 @@ def load(
     device: where the model is put, and where weights are dequantized.
 
     StoreError where the folder is damaged, naming the tensor where one is missing or unexpected.
+    ConfigError, before any work, where another argument cannot be.
     """
-    checkpoint = load_checkpoint(Path(folder), dtype, packed, torch.device(device))
+    if not isinstance(folder, str | PathLike):
+        raise ConfigError(f"folder={folder!r} is no path; give the folder of a saved model")
+    if dtype != "auto":
+        torch_dtype(dtype)
+    checkpoint = load_checkpoint(Path(folder), dtype, packed, require_device(device))
     return QuantizedModel(
         checkpoint.model,
         checkpoint.tokenizer,

@@ -19,6 +19,7 @@ from qbench.errors import ConfigError
 AS_IT_IS = 16  # bits at which a layer is not quantized
 SKIP = "skip"  # in the text of a rule, the same as 16 bits
 NARROWEST = 2  # bits that a layer has at least where a budget is divided
+EXAMPLES = {"bits": "2, 3 or 4", "head_bits": "8", "group_size": "32, 64 or 128, or 'channel'"}
 _BITS = re.compile(r"(\d+|skip)(?:g(\d+|channel))?")
 Group = int | Literal["channel"] | None
 
@@ -76,7 +77,8 @@ class Scheme:
     """What is asked of a method.
 
     bits: per weight code, 1..16.
-    group_size: weights per group along the inputs; None is one group per output channel.
+    group_size: weights per group along the inputs; None is one group per output channel, and so is
+        "channel", which becomes None.
     symmetric: grids have no zero point.
     rules: exceptions for single layers.
     head_bits: bits of the model's head; None leaves the head as it is.
@@ -98,12 +100,13 @@ class Scheme:
     budget: float | None = None
 
     def __post_init__(self) -> None:
+        if str(self.group_size) == "channel":
+            object.__setattr__(self, "group_size", None)
+        for name in ("bits", "group_size", "head_bits"):
+            given = getattr(self, name)
+            if given is not None or name == "bits":
+                object.__setattr__(self, name, _whole(name, given))
         for name, bits in (("bits", self.bits), ("head_bits", self.head_bits)):
-            if bits is not None and bits != int(bits):
-                raise ConfigError(
-                    f"{name}={bits} is a fraction; give a whole number, or divide a fraction "
-                    f"between the layers by `Scheme.at({bits}, group_size)`"
-                )
             if bits is not None and not 1 <= bits <= AS_IT_IS:
                 raise ConfigError(
                     f"{name}={bits} is outside 1..16; "
@@ -222,18 +225,19 @@ class Scheme:
                 "names, and the rules name all of them; take out a rule, or give whole --bits"
             )
 
-    def group_length(self, in_features: int, layer: str = "this layer") -> int:
+    def group_length(self, in_features: int, layer: str = "this layer", multiple: int = 1) -> int:
         """Weights per group for a layer of `in_features` inputs.
 
-        layer: its name, for the message. ConfigError where the group size does not divide them.
+        layer: its name, for the message. multiple: of what it can be, for the message's advice.
+        ConfigError where the group size does not divide the inputs.
         """
         group = in_features if self.group_size is None else self.group_size
         if in_features % group:
             usual = (16, 32, 64, 96, 128, 192, 256, 512)
-            fitting = [str(size) for size in usual if in_features % size == 0]
+            fits = [size for size in usual if in_features % size == 0 and size % multiple == 0]
             raise ConfigError(
                 f"group_size={group} does not divide the {in_features} inputs of {layer}; "
-                f"choose one of {', '.join(fitting) or in_features} or 'channel'"
+                f"choose one of {', '.join(map(str, fits)) or in_features} or 'channel'"
             )
         return group
 
@@ -270,3 +274,15 @@ class Scheme:
         if self.head_bits is not None:
             words.append(f"head {self.head_bits}b")
         return " ".join(words)
+
+
+def _whole(name: str, given: Any) -> int:
+    """A field as an int, which may be one of another library; ConfigError where it is none."""
+    if name == "bits" and isinstance(given, float) and given % 1 > 0:  # no NaN, nor infinity
+        raise ConfigError(
+            f"{name}={given} is a fraction; give a whole number, or divide a fraction "
+            f"between the layers by `Scheme.at({given}, group_size)`"
+        )
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise ConfigError(f"{name}={given!r} is no int; give one, such as {EXAMPLES[name]}")
+    return int(given)

@@ -1,5 +1,8 @@
 """Which weights the methods can compute with, asked before every call of a verb.
 
+A weight alone has to be a dense matrix of floating numbers, and a method is given it without
+gradient, and with its signs in memory.
+
 Methods compute in float32, with floors below which a range counts as none, and with squares. So
 weights far from 1 would come back as zeros, or overflow, without a word.
 """
@@ -11,7 +14,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from qbench.contracts import LinearStats, verb_of
-from qbench.errors import MethodError
+from qbench.errors import ConfigError, MethodError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +59,26 @@ def require_finite(weight: Tensor, name: str) -> tuple[float, float] | None:
     return low, high
 
 
+def _as_given(weight: Any) -> Tensor:
+    """A weight as methods compute with it; ConfigError where it is no dense floating matrix."""
+    import torch
+
+    if not isinstance(weight, torch.Tensor):
+        raise ConfigError(f"the weight is a {type(weight).__name__}; give a tensor (out, in)")
+    kind = f"{weight.dtype}"
+    if weight.layout != torch.strided:
+        kind += f" {weight.layout}"
+    if weight.is_meta:
+        kind += " on the meta device"
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if kind not in map(str, dtypes) or weight.ndim != 2 or not weight.numel():
+        raise ConfigError(
+            f"the weight, {tuple(weight.shape)} {kind}, is none that methods quantize; give a "
+            "dense matrix (out, in) with data, in float16, bfloat16, float32 or float64"
+        )
+    return weight.detach().resolve_neg()
+
+
 def _require_finite_hessian(hessian: Tensor) -> None:
     if hessian.is_meta or not hessian.numel():
         return
@@ -77,8 +100,13 @@ def guarded(cls: type) -> type:
     if hasattr(inner, _MARK):  # by an earlier call, or inherited from a method that is
         return cls
 
+    keyword = "block" if verb == "quantize_block" else "weight"
+
     @wraps(inner)
-    def checked(self: Any, first: Any, *others: Any, **named: Any) -> Any:
+    def checked(self: Any, *given: Any, **named: Any) -> Any:
+        first, *others = given or (named.pop(keyword, None),)
+        if verb != "quantize_block":
+            first = _as_given(first)
         for name, weight in _weights(first):
             require_computable(weight, name)
         for statistics in (*others, *named.values()):

@@ -60,8 +60,10 @@ def test_a_calibration_that_the_model_cannot_take_is_refused(tiny, calibration, 
         ({"batch_size": 1.5}, "batch_size=1.5 is no count"),
         ({"device": "cudaa"}, "device='cudaa' cannot be used here"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
+        ({"device": "meta"}, "device='meta' cannot be used here"),
         ({"scheme": None}, "scheme=None is no scheme"),
         ({"dtype": "floaty"}, "unknown dtype 'floaty'"),
+        ({"dtype": torch.bfloat16}, "unknown dtype torch.bfloat16. Did you mean 'bfloat16'?"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(setting, message):
@@ -161,3 +163,28 @@ def test_a_shared_weight_is_seen_in_a_model_without_data(tiny):
 def test_a_model_that_is_no_decoder_is_refused(random_model, kind, config, message):
     with pytest.raises(ModelError, match=message):
         qbench.quantize(random_model(kind, config), "rtn", Scheme(4, 16))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"folder": None}, "folder=None is no path; give the folder of a saved model"),
+        ({"folder": 3}, "folder=3 is no path"),
+        ({"folder": b"saved"}, "folder=b'saved' is no path"),
+        ({"dtype": None}, "unknown dtype None. Available: bfloat16, float16, float32"),
+        ({"dtype": torch.float16}, "unknown dtype torch.float16. Did you mean 'float16'?"),
+        ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
+        ({"device": "tpu"}, "device='tpu' cannot be used here"),
+        ({"device": None}, "device=None cannot be used here"),
+        ({"device": "meta"}, "device='meta' cannot be used here"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(tmp_path, given, message):
+    """Before the folder is even looked for."""
+    with pytest.raises(ConfigError, match=message):
+        qbench.load(**{"folder": tmp_path / "absent", **given})
+
+
+def test_a_name_that_is_no_string_is_none():
+    with pytest.raises(ConfigError, match="unknown method None"):
+        qbench.get_method(None)

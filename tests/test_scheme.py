@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from qbench.errors import ConfigError
@@ -124,3 +125,33 @@ def test_a_fraction_is_a_budget():
         Scheme(2.8, 64)
     with pytest.raises(ConfigError, match="no finite number"):
         Scheme.at(float("nan"), 64)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"bits": float("nan")}, "bits=nan is no int; give one, such as 2, 3 or 4"),
+        ({"bits": float("inf")}, "bits=inf is no int"),
+        ({"bits": 3.0}, "bits=3.0 is no int"),
+        ({"bits": "3"}, "bits='3' is no int"),
+        ({"bits": True}, "bits=True is no int"),
+        ({"bits": None}, "bits=None is no int"),
+        ({"bits": 3, "head_bits": "8"}, "head_bits='8' is no int"),
+        ({"bits": 3, "group_size": "64"}, "group_size='64' is no int; .* 128, or 'channel'"),
+        ({"bits": 3, "group_size": 64.0}, "group_size=64.0 is no int"),
+        ({"bits": 3, "group_size": 0.5}, "group_size=0.5 is no int"),
+        ({"bits": 3, "group_size": True}, "group_size=True is no int"),
+        ({"bits": 3, "group_size": 0}, "group_size=0 is not positive; choose .* or 'channel'"),
+    ],
+)
+def test_what_is_no_whole_number_is_refused(given, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Scheme(**given)
+    with pytest.raises(ConfigError, match=sentence):
+        LayerRule("*", **given) if "head_bits" not in given else Scheme(**given)
+
+
+def test_numbers_of_other_libraries_and_the_word_for_a_channel_are_taken():
+    asked = Scheme(np.int64(3), np.int32(64))
+    assert asked == Scheme(3, 64) and json.dumps(asked.facts()) == json.dumps(scheme().facts())
+    assert Scheme(3, "channel") == Scheme(3) and str(Scheme(3, "channel")) == "3b channel"

@@ -12,8 +12,10 @@ the fast one was 7e-3 at 1024 inputs, and grows as their square root.
 
 From about 1e-33 down, x has fewer digits, as float32 has from 1e-38. An x that is not finite makes
 its whole row NaN, and so does one of which the magnitudes of 128 inputs add up to more than float32
-holds, 3.4e38. Many rows take the weight dequantized to their dtype, some rows of it at a time: what
-the dense layer computes; where bfloat16 is emulated, in float32, rounded at the end.
+holds, 3.4e38. Scales in float32 multiply integers first: from about 1e30 up, with few bits 1e31, a
+product by tables overflows whatever x is, also one that float32 holds. Many rows take the weight
+dequantized to their dtype, some rows of it at a time: what the dense layer computes; where bfloat16
+is emulated, in float32, rounded at the end.
 
 The kernels are a shared library with a plain C interface, so one build serves every version of
 torch. torch is imported first, and so is its OpenMP runtime, which the library then shares.

@@ -37,12 +37,14 @@ _FUNCTIONS: shared_library.Functions = {
 def here(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Whether these loops serve the tensors: on a processor, of dtype, where the library is.
 
-    Not what torch.compile makes a kernel of.
+    Not what torch.compile makes a kernel of, nor negative views, whose memory has another sign.
     """
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype != dtype):
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu" or tensor.dtype != dtype or tensor.is_neg():
             return False
     return unavailable() is None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qbench.commands.options import as_names, as_numbers, err, out, refuse_unused, say
+from qbench.commands.options import as_group, as_names, as_numbers, err, out, refuse_unused, say
 from qbench.commands.tables import show_table
 from qbench.errors import ConfigError, reason_of
 from qbench.files.atomic import require_place
@@ -72,7 +72,7 @@ def latency(
     formats: Annotated[
         str, typer.Option("--format", help="binary, uniform; with commas.")
     ] = "binary",
-    group_size: Annotated[int, typer.Option(help="Inputs per group.")] = 128,
+    group_size: Annotated[str, typer.Option(help="Inputs per group, or 'channel'.")] = "128",
     kernels: Annotated[
         str | None,
         typer.Option(help="Names, with commas; without, all that serve (`qbench list kernels`)."),
@@ -123,7 +123,7 @@ def latency(
             as_numbers("--batch", batch) or (),
             as_numbers("--bits", bits) or (),
             as_names(formats) or (),
-            group_size,
+            as_group(group_size),
             as_names(kernels) or (),
             device,
         )
@@ -185,13 +185,16 @@ def _requested(
     batch: Sequence[int],
     bits: Sequence[int],
     formats: Sequence[str],
-    group_size: int,
+    group_size: int | str,
     kernels: Sequence[str],
     device: str,
 ) -> Request:
+    """What the flags ask for, each thing once however often it was typed."""
     from qbench.latency.request import Request, check_request, shapes_of
 
-    request = Request(shapes_of(names, batch), bits, formats, group_size, kernels)
+    group = None if isinstance(group_size, str) else group_size  # `channel`
+    widths, kinds, only = dict.fromkeys(bits), dict.fromkeys(formats), dict.fromkeys(kernels)
+    request = Request(shapes_of(names, batch), [*widths], [*kinds], group, [*only])
     check_request(request, device)
     return request
 

@@ -35,16 +35,35 @@ def require_place(*paths: Path | None) -> None:
         if places.count(place) > 1:
             raise StoreError(f"{path} is given for two files; choose another for one of them")
     for path in asked:
-        parent = path.absolute().parent
-        while not os.path.lexists(parent):
-            parent = parent.parent
-        problem = None
-        if path.is_dir():
-            problem = "it is a folder"
-        elif not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            problem = f"{parent} is no folder that you can write to"
+        problem = "it is a folder" if os.path.isdir(path) else what_prevents(path)
         if problem is not None:
             raise StoreError(f"{path} cannot be written: {problem}; choose another file")
+
+
+def what_prevents(path: Path) -> str | None:
+    """Why nothing can be put at a path, a file or a folder, or None; it is tried beside the path.
+
+    Some systems of files refuse what the rights of a folder allow, and others a name.
+    """
+    if _is_device(path):
+        return "it is a device or a stream, which a file would replace"
+    parent = path.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} is no folder that you can write to"
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name}-"):
+            return None
+    except (OSError, ValueError) as error:
+        return f"{getattr(error, 'strerror', None) or error}"
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is neither a file nor a folder, or links to an open one, as /dev/stdout."""
+    if os.path.islink(path) and os.readlink(path).startswith("/proc/"):
+        return True
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def require_apart(output: Path, source: Path) -> None:
@@ -216,6 +235,8 @@ def in_the_name_of(path: Path, scratch: Path) -> Iterator[None]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A place of the same name in a scratch directory on the same disk, which goes in the end."""
+    if _is_device(path):
+        raise StoreError(f"{path} cannot be written: it is a device or a stream; choose a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from qbench.errors import StoreError
+from qbench.files.atomic import what_prevents
 from qbench.files.ordinary import contents_of, is_folder, ordinary_file, ordinary_text
 from qbench.files.safetensors_file import write_tensors
 
@@ -205,14 +206,9 @@ def require_writable(folder: Path) -> None:
             f"{folder} is there and was not written by qbench, or is damaged; "
             "choose another folder, or remove it first"
         )
-    parent = folder.absolute().parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{folder} cannot be written: {parent} is no folder that you can write to; "
-            "choose a place that is"
-        )
+    problem = what_prevents(folder)
+    if problem is not None:
+        raise StoreError(f"{folder} cannot be written: {problem}; choose another place")
 
 
 def verify(folder: Path) -> dict[str, str | None]:

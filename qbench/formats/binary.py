@@ -14,12 +14,21 @@ import torch
 from torch import Tensor
 
 from qbench.errors import StoreError
-from qbench.formats.packing import expect, group_count, pack, packed_length, unpack
+from qbench.formats.packing import (
+    axes,
+    expect,
+    group_count,
+    group_length,
+    pack,
+    packed_length,
+    unpack,
+)
 from qbench.formats.stepped import (
     Numbers,
     Stepped,
     expect_numbers,
     from_parts,
+    groups_of,
     to_parts,
     to_spec,
     values,
@@ -53,14 +62,7 @@ class Binary:
 
     def __post_init__(self) -> None:
         groups = group_count(self.in_features, self.group_size)
-        bits, out = (-1, -1)  # what any tensor of another rank is refused with
-        if self.planes.ndim == 3:
-            bits, out = self.planes.shape[:2]
-        if bits == 0:
-            raise StoreError(
-                "planes of a binary weight has no plane; a weight needs at least one: "
-                "copy or quantize again"
-            )
+        bits, out, _ = axes("planes", self.planes, 3)
         expect("planes", self.planes, (bits, out, packed_length(self.in_features, 1)), torch.uint8)
         alpha = self.stored_alpha
         shift = self.stored_shift
@@ -83,10 +85,9 @@ class Binary:
         (out, groups, bits)). shift (floating, (out, groups)), or None. Both may be as
         `qbench.formats.snapping.stored_coding` gives them.
         """
+        _, _, in_features = axes("planes", planes, 3)
         bitmaps = [pack((plane > 0).to(torch.uint8), 1) for plane in planes]
-        in_features = planes.shape[2]
-        groups = alpha.groups if isinstance(alpha, Stepped) else alpha.shape[1]
-        group_size = in_features // groups
+        group_size = group_length(in_features, groups_of("alpha", alpha, 3))
         return cls(torch.stack(bitmaps), alpha, shift, in_features, group_size)
 
     @classmethod

@@ -9,17 +9,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from qbench.formats.packing import axes, expect
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
     """A weight of shape (out, in) in full precision.
 
     weight (floating, (out, in)): as it is, in the dtype that it came in.
+
+    StoreError where it is no such tensor.
     """
 
     format: ClassVar[str] = "dense"
 
     weight: Tensor
+
+    def __post_init__(self) -> None:
+        out, columns = axes("weight", self.weight, 2)
+        expect("weight", self.weight, (out, columns))
 
     @property
     def shape(self) -> tuple[int, int]:

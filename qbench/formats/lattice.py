@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.formats.hadamard import block_length, hadamard
-from qbench.formats.packing import expect, pack, packed_length, unpack
+from qbench.formats.packing import axes, expect, pack, packed_length, unpack
 
 Features = Literal["codes", "signs"]
 
@@ -57,11 +57,9 @@ class Lattice:
                 f"features={self.features!r} of a lattice weight are not known; known are "
                 f"{' and '.join(get_args(Features))}: copy or quantize again"
             )
-        d, k = (0, 0)  # what a map of another rank is refused with
-        if self.map.ndim == 2:
-            d, k = self.map.shape
-        out = len(self.sv)
-        columns = len(self.su)
+        d, k = axes("map", self.map, 2)
+        (out,) = axes("sv", self.sv, 1)
+        (columns,) = axes("su", self.su, 1)
         expect("codes", self.codes, (out, packed_length(columns, self.bits)), torch.uint8)
         expect("map", self.map, (d, k))
         expect("su", self.su, (columns,))
@@ -74,7 +72,7 @@ class Lattice:
                 f"{(out, columns)}"
             )
         features_per_code = self.bits if self.features == "signs" else 1
-        if not d or k != d * features_per_code or columns % d:
+        if k != d * features_per_code or columns % d:
             raise StoreError(
                 f"a lattice map of shape {(d, k)} does not fit features={self.features!r} of "
                 f"{self.bits} bits and {columns} inputs; expected (d, d) for codes, "
@@ -96,7 +94,7 @@ class Lattice:
 
         codes (integer, (out, in)): in 0..2^bits-1. The rest is as it is stored.
         """
-        out, columns = codes.shape
+        out, columns = axes("codes", codes, 2)
         blocks = (block_length(out), block_length(columns))
         return cls(pack(codes, bits), map, offset, su, sv, bits, features, blocks)
 

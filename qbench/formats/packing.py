@@ -7,6 +7,8 @@ ceil(n*b/8) bytes, of which the last bits are zero. One bit per code makes bitma
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,17 +22,23 @@ _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
 def packed_length(n: int, bits: int) -> int:
     """Bytes that n codes of `bits` bits take; StoreError unless bits are from 1 to 8."""
-    if not 1 <= bits <= 8:
-        raise StoreError(f"codes of bits={bits} cannot be packed; give 1 to 8 bits")
+    if not _is_whole(bits) or not 1 <= bits <= 8:
+        raise StoreError(f"codes of bits={bits!r} cannot be packed; give 1 to 8 bits")
     return -(-n * bits // 8)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes (integer, (..., n)) in 0..2^bits-1: (..., ceil(n*bits/8)) uint8.
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
-    StoreError unless bits are from 1 to 8.
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes (whole numbers, (..., n)) in 0..2^bits-1: (..., ceil(n*bits/8)) uint8.
+
+    StoreError unless bits are from 1 to 8, and hold every code.
     """
     n = codes.shape[-1]
+    length = packed_length(n, bits)
+    _require_codes(codes, bits)
     octets = torch.nn.functional.pad(codes, (0, -n % 8)).unflatten(-1, (-1, 8))  # (..., n/8, 8)
     # 8 codes of at most 8 bits fit one 64-bit word, whose sign bit is a bit like any other.
     word = octets[..., 0].long()  # (..., n/8)
@@ -38,7 +46,21 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         word |= octets[..., i].long() << (i * bits)
     bytes_of_octet = [(word >> (8 * j)) & 0xFF for j in range(bits)]
     stream = torch.stack(bytes_of_octet, -1).to(torch.uint8)  # (..., n/8, bits)
-    return stream.flatten(-2)[..., : packed_length(n, bits)].contiguous()
+    return stream.flatten(-2)[..., :length].contiguous()
+
+
+def _require_codes(codes: Tensor, bits: int) -> None:
+    """StoreError where a code would run into its neighbours, or lose a fraction."""
+    if codes.is_meta or not codes.numel() or codes.dtype == torch.bool:
+        return
+    low, high = (end.item() for end in codes.aminmax())
+    if not (low >= 0 and high < 2**bits):  # also where one is not a number
+        raise StoreError(
+            f"codes from {low} to {high} do not fit {bits} bits; "
+            f"give whole numbers from 0 to {2**bits - 1}"
+        )
+    if codes.is_floating_point() and not torch.equal(codes, codes.floor()):
+        raise StoreError(f"codes of {codes.dtype} have fractions; round them first")
 
 
 def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
@@ -87,27 +109,45 @@ def off(stored: Tensor, parameter: Tensor, beside: Tensor | float = 0.0) -> Tens
     return ~(close | (size <= NOTHING))  # also where it is not a number
 
 
+def axes(name: str, part: Any, rank: int) -> tuple[int, ...]:
+    """The sizes of a weight's part; StoreError unless it is a tensor of so many axes, not empty."""
+    if not isinstance(part, Tensor):
+        raise StoreError(f"part {name!r} of a weight is a {type(part).__name__}; give a tensor")
+    shape = tuple(part.shape)
+    if len(shape) != rank or 0 in shape:
+        raise StoreError(
+            f"part {name!r} of a weight is {part.dtype} {shape}; "
+            f"expected {rank} {'axis' if rank == 1 else 'axes'}, none of them empty"
+        )
+    return shape
+
+
 def expect(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> None:
-    """StoreError unless a part of a weight has this shape and this dtype, or any floating one.
-
-    shape: a negative size fits none, and is said as `any`: the part's rank is wrong.
-    """
+    """StoreError unless a part of a weight has this shape and this dtype, or any floating one."""
+    own = axes(name, tensor, len(shape))
     fits = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
-    if tuple(tensor.shape) != shape or not fits:
-        expected = tuple("any" if size < 0 else size for size in shape)
+    if own != shape or not fits:
         raise StoreError(
-            f"part {name!r} of a weight is {tensor.dtype} {tuple(tensor.shape)}; "
-            f"expected {dtype or 'floating'} {expected}"
+            f"part {name!r} of a weight is {tensor.dtype} {own}; "
+            f"expected {dtype or 'floating'} {shape}"
         )
 
 
 def group_count(in_features: int, group_size: int) -> int:
     """Number of groups along the inputs. StoreError where the size does not divide them."""
-    if not 0 < group_size <= in_features or in_features % group_size:
-        raise StoreError(f"group_size={group_size} does not divide {in_features} inputs")
+    whole = _is_whole(in_features) and _is_whole(group_size)
+    if not whole or not 0 < group_size <= in_features or in_features % group_size:
+        raise StoreError(f"group_size={group_size!r} does not divide {in_features!r} inputs")
     return in_features // group_size
+
+
+def group_length(in_features: int, groups: int) -> int:
+    """Inputs of each of so many groups. StoreError where they do not divide the inputs."""
+    if groups < 1 or not in_features or in_features % groups:
+        raise StoreError(f"{groups} groups do not divide {in_features} inputs")
+    return in_features // groups
 
 
 def _serves(half: Tensor, parameter: Tensor, beside: Tensor | float) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qbench.errors import StoreError
-from qbench.formats.packing import expect, pack, packed_length, unpack
+from qbench.formats.packing import axes, expect, pack, packed_length, unpack
 
 MOST = 8  # bits of a code
 
@@ -57,7 +57,7 @@ class Stepped:
             raise StoreError(
                 "scales without a number for each group cannot be read; quantize again"
             )
-        out = len(self.span) if self.span.ndim == 1 else -1
+        (out,) = axes("span", self.span, 1)
         expect("span", self.span, (out,))
         row = packed_length(self.groups * sum(self.widths), 1)
         expect("codes of the scales", self.codes, (out, row), torch.uint8)
@@ -167,12 +167,17 @@ def values(numbers: Numbers | None) -> Tensor | None:
 
 def expect_numbers(name: str, numbers: Numbers, shape: tuple[int, ...]) -> None:
     """StoreError unless the numbers have this shape and, as a tensor, a floating dtype."""
-    if isinstance(numbers, Tensor):
+    if not isinstance(numbers, Stepped):
         expect(name, numbers, shape)
     elif numbers.shape != shape:
         raise StoreError(
             f"part {name!r} of a weight holds {numbers.shape} numbers; expected {shape}"
         )
+
+
+def groups_of(name: str, numbers: Numbers, rank: int) -> int:
+    """Numbers per row, or chains of them; StoreError unless a tensor has so many axes."""
+    return numbers.groups if isinstance(numbers, Stepped) else axes(name, numbers, rank)[1]
 
 
 def to_parts(name: str, numbers: Numbers | None, span: str) -> dict[str, Tensor]:

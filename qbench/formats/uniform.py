@@ -13,12 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qbench.formats.packing import expect, group_count, pack, packed_length, unpack
+from qbench.formats.packing import (
+    axes,
+    expect,
+    group_count,
+    group_length,
+    pack,
+    packed_length,
+    unpack,
+)
 from qbench.formats.stepped import (
     Numbers,
-    Stepped,
     expect_numbers,
     from_parts,
+    groups_of,
     to_parts,
     to_spec,
     values,
@@ -56,7 +64,7 @@ class Uniform:
 
     def __post_init__(self) -> None:
         groups = group_count(self.in_features, self.group_size)
-        out = self.codes.shape[0] if self.codes.ndim == 2 else -1
+        out, _ = axes("codes", self.codes, 2)
         expect("codes", self.codes, (out, packed_length(self.in_features, self.bits)), torch.uint8)
         expect_numbers("scale", self.stored_scale, (out, groups))
         zero = self.stored_zero
@@ -78,9 +86,8 @@ class Uniform:
         """
         if isinstance(zero_point, Tensor) and zero_point.dtype == torch.uint8:
             zero_point = pack(zero_point, bits)
-        in_features = codes.shape[1]
-        groups = scale.groups if isinstance(scale, Stepped) else scale.shape[1]
-        group_size = in_features // groups
+        _, in_features = axes("codes", codes, 2)
+        group_size = group_length(in_features, groups_of("scale", scale, 2))
         return cls(pack(codes, bits), scale, zero_point, bits, in_features, group_size)
 
     @property

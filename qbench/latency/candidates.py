@@ -152,7 +152,15 @@ def repeated(
         return copies[copy].run(x)
 
     bits = 8 * nbytes / weight.numel()
-    return Candidate(name, bits, nbytes, len(copies), run, x.double() @ weight.T, limit)
+    wide = x.double()
+    size = usual_size(wide, weight)
+    return Candidate(name, bits, nbytes, len(copies), run, wide @ weight.T, limit, size=size)
+
+
+def usual_size(x: Tensor, weight: Tensor) -> float:
+    """The norm that a product has where x (rows, in) and weight (out, in) are independent."""
+    # sum_i x_i^2 w_i^2 for each output, each square of x taken as their mean
+    return float(x.norm() * weight.norm()) / weight.shape[1] ** 0.5
 
 
 @lru_cache(maxsize=12)  # shapes that differ in their rows alone share it

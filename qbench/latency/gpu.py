@@ -87,7 +87,7 @@ def tune(request: Request) -> list[Path]:
     paths: dict[Path, None] = {}  # each once, in their order
     widths = product(request.shapes, request.formats, request.bits)
     for (shape, kind, bits), dtype in product(widths, TUNED_DTYPES):
-        weight = moved(MAKERS[kind](shape.weight, bits, request.group_size, SEED), "cuda")
+        weight = moved(MAKERS[kind](shape.weight, bits, request.group_of(shape), SEED), "cuda")
         paths |= dict.fromkeys(kernels.tune(weight, [shape.rows], dtype))
     return list(paths)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qbench.errors import QbenchError
 from qbench.kernels.contract import Prepared
-from qbench.latency.candidates import random_matrix, repeated
+from qbench.latency.candidates import random_matrix, repeated, usual_size
 from qbench.latency.timing import Candidate, Shape, collect, copies_of
 
 GROUP = 128
@@ -157,7 +157,8 @@ def _ggml_candidate(library: Any, name: str, kind: int, weight: Tensor, x: Tenso
     nbytes = library.ggml_row_size(kind, columns) * out
     codes = torch.empty(nbytes, dtype=torch.uint8)
     library.ggml_quantize_chunk(kind, weight.data_ptr(), codes.data_ptr(), 0, out, columns, None)
-    meaning = dequantize(codes.view(out, -1).numpy(), GGMLQuantizationType(kind))
+    values = dequantize(codes.view(out, -1).numpy(), GGMLQuantizationType(kind))
+    meaning = torch.from_numpy(values).double()
     graphs = [_ggml_graph(library, kind, codes, x, out) for _ in range(copies_of(nbytes))]
 
     def run(copy: int) -> Tensor:
@@ -173,8 +174,9 @@ def _ggml_candidate(library: Any, name: str, kind: int, weight: Tensor, x: Tenso
         nbytes,
         len(graphs),
         run,
-        x.double() @ torch.from_numpy(meaning).double().T,
+        x.double() @ meaning.T,
         2e-2,
+        size=usual_size(x.double(), meaning),
     )
 
 

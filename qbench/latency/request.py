@@ -30,21 +30,25 @@ DEVICES = ("cpu", "cuda")
 class Request:
     """What is to be timed: every shape with every width in every format.
 
-    bits: per weight code. group_size: inputs that share a scale. kernels: names; empty: all that
-    serve the request and want to be timed. without: other programs that are not tried on a GPU, by
-    name, each with the reason.
+    bits: per weight code. group_size: inputs that share a scale; None: all of an output. kernels:
+    names; empty: all that serve the request and want to be timed. without: other programs that are
+    not tried on a GPU, by name, each with the reason.
     """
 
     shapes: Sequence[Shape]
     bits: Sequence[int]
     formats: Sequence[str]
-    group_size: int
+    group_size: int | None
     kernels: Sequence[str] = ()
     without: Mapping[str, str] = field(default_factory=dict)
 
+    def group_of(self, shape: Shape) -> int:
+        """Inputs that share a scale in a weight of this shape."""
+        return shape.columns if self.group_size is None else self.group_size
+
 
 def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
-    """Shapes of `llama3-8b` and the like, or of `OUTxIN`, for every batch.
+    """Shapes of `llama3-8b` and the like, or of `OUTxIN`, for every batch; each once.
 
     ConfigError for another name, and where nothing is left to time.
     """
@@ -65,7 +69,7 @@ def shapes_of(names: Iterable[str], batch: Iterable[int]) -> list[Shape]:
         shapes += [Shape(out, columns, rows) for rows in batches]
     if not shapes or min(min(shape) for shape in shapes) < 1:
         raise ConfigError("there is nothing to time: give shapes and batches of at least 1")
-    return shapes
+    return list(dict.fromkeys(shapes))
 
 
 def check_request(request: Request, device: str = "auto") -> None:
@@ -83,12 +87,12 @@ def check_request(request: Request, device: str = "auto") -> None:
             if not low <= width <= high:
                 raise ConfigError(f"--bits {width} is outside {low}..{high} of the format {name!r}")
     for shape in request.shapes:
-        if shape.columns % 32 or request.group_size % 32:
+        if shape.columns % 32 or request.group_of(shape) % 32:
             raise ConfigError(
                 f"{shape}: inputs and groups must be multiples of 32; the groups are "
-                f"{request.group_size}"
+                f"{request.group_of(shape)}"
             )
-        Scheme(4, request.group_size).group_length(shape.columns, str(shape))
+        Scheme(4, request.group_size).group_length(shape.columns, str(shape), 32)
     for name in request.kernels:
         get_kernel(name)
     for shape in request.shapes:
@@ -112,7 +116,7 @@ def _bytes_of_copies(shape: Shape, request: Request, place: str) -> int:
     weights = [4 * size, 2 * size]
     for width, kind, dtype in product(request.bits, request.formats, DTYPES[place]):
         asked = kernel_contract.Request(
-            kind, width, request.group_size, shape.weight, place, dtype, shape.rows
+            kind, width, request.group_of(shape), shape.weight, place, dtype, shape.rows
         )
         for kernel in timed_kernels(place, request.kernels):
             if kernel.refusal(asked) is None:
@@ -160,7 +164,7 @@ def _on_cpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dic
 
     others, missing = peers(shape)
     kernels, refused = kernel_candidates(
-        shape, request.bits, request.group_size, request.formats, "cpu", request.kernels
+        shape, request.bits, request.group_of(shape), request.formats, "cpu", request.kernels
     )
     candidates = [*probes(), *dense_candidates(shape), *kernels, *others]
     return timing.time_interleaved(shape, candidates, rounds), refused | missing
@@ -176,7 +180,7 @@ def _on_gpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dic
     require_gpu()
     others, missing = peers(shape, request.without)
     kernels, refused = kernel_candidates(
-        shape, request.bits, request.group_size, request.formats, "cuda", request.kernels
+        shape, request.bits, request.group_of(shape), request.formats, "cuda", request.kernels
     )
     candidates = [*probes(), *dense_candidates(shape, "cuda"), *kernels, *others]
     name = torch.cuda.get_device_name()

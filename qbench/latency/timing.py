@@ -65,8 +65,10 @@ class Candidate:
 
     name: of its row. bits: per weight, as it is read. nbytes: of the weight, as it is read. copies:
     of the weight. run: index of a copy -> (rows, out). expected (rows, out) float64: the product.
-    limit: of the relative error in norm. operations: additions and multiplications that the product
-    stands for; 0: two for each weight and row. scope: in which a GPU's products are captured.
+    limit: of the relative error in norm. size: the norm that the product has where nothing cancels,
+    which the error may be held against: of few outputs little may be left. operations: additions
+    and multiplications that the product stands for; 0: two for each weight and row. scope: in which
+    a GPU's products are captured.
     """
 
     name: str
@@ -78,17 +80,19 @@ class Candidate:
     limit: float
     operations: int = 0
     scope: Callable[[], AbstractContextManager[None]] = nullcontext
+    size: float = 0.0
 
     def error(self) -> float:
         """The relative error of the product in norm. QbenchError where it exceeds the limit."""
-        difference = self.run(0).double() - self.expected
-        relative = (difference.norm() / self.expected.norm()).item()
+        difference = (self.run(0).double() - self.expected).norm()
+        norm = self.expected.norm()
+        relative = (difference / norm.clamp_min(self.size)).item()
         if not relative <= self.limit:
             raise QbenchError(
-                f"{self.name} is wrong: relative error {relative:.2g}, at most {self.limit:g} was "
-                f"expected"
+                f"{self.name} is wrong: relative error {relative:.4g}, at most {self.limit:.4g} "
+                f"was expected"
             )
-        return relative
+        return (difference / norm).item()
 
 
 # candidate -> a function that takes the index of a copy, and returns the seconds of its product

@@ -15,10 +15,12 @@ from qbench.files import atomic
 from qbench.files.atomic import (
     leftovers,
     require_apart,
+    require_place,
     write_text,
     write_whole,
     write_whole_folder,
 )
+from qbench.files.shards import require_writable
 from qbench.read_back import unproven
 
 
@@ -167,3 +169,38 @@ with unproven(Path(sys.argv[1]) / "model") as place:
     subprocess.run([sys.executable, "-P", "-c", code, tmp_path, when], check=False)
     assert leftovers(tmp_path) == list(tmp_path.iterdir()) != []
     assert leftovers(tmp_path, seconds=3600) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "stream"])
+def test_a_device_is_not_replaced_by_a_file(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:  # as /dev/stdout is
+        path.symlink_to("/proc/self/fd/1")
+    before = path.lstat()
+    for write in (require_place, require_writable, lambda path: write_text(path, "lost")):
+        with pytest.raises(StoreError, match="it is a device or a stream|was not written by"):
+            write(path)
+    assert os.path.samestat(path.lstat(), before)
+
+
+@pytest.mark.parametrize(
+    "folder, name, reason",
+    [
+        ("/proc", "x.json", "No such file or directory"),
+        ("", "x" * 300, "File name too long"),
+        ("", "absent/" + "x" * 300, "File name too long"),
+    ],
+)
+def test_a_place_that_the_system_refuses_is_refused_before_any_work(tmp_path, folder, name, reason):
+    if folder and not os.path.isdir(folder):
+        pytest.skip(f"no {folder}")
+    path = tmp_path / folder / name
+    for require in (require_place, require_writable):
+        with pytest.raises(StoreError, match="cannot be written: "):
+            require(path)
+    if os.geteuid() == 0 or not folder:  # else its rights say so already
+        with pytest.raises(StoreError, match=reason):
+            require_place(path)
+    assert not list(tmp_path.iterdir())

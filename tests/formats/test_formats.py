@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbench.errors import StoreError
-from qbench.formats import Binary, Dense, Uniform, bits_per_weight, from_tensors
+from qbench.formats import Binary, Dense, Lattice, Uniform, bits_per_weight, from_tensors
 from qbench.formats.packing import as_stored, pack, packed_length, unpack
 from qbench.registry import get_method
 from qbench.scheme import Scheme
@@ -165,3 +165,69 @@ def test_a_binary_weight_of_no_planes_or_another_rank_is_refused(shape):
     planes = torch.zeros(shape, dtype=torch.uint8)
     with pytest.raises(StoreError, match="planes"):
         Binary(planes, torch.ones(4, 1, shape[0]), None, in_features=16, group_size=16)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_codes_that_the_bits_hold_are_packed_and_no_others(bits, dtype):
+    codes = torch.arange(2**bits)[None]
+    if bits < 8 or dtype != torch.uint8:
+        with pytest.raises(StoreError, match=f"to {2**bits}(.0)? do not fit {bits} bits; give"):
+            pack((codes + 1).to(dtype), bits)
+    assert torch.equal(unpack(pack(codes.to(dtype), bits), bits, 2**bits), codes)
+
+
+@pytest.mark.parametrize("wrong", [-1, 8, 2.5, float("nan"), float("inf")])
+def test_codes_out_of_range_do_not_run_into_their_neighbours(wrong):
+    codes = torch.tensor([[wrong, 1, 2, 3, 0, 0, 0, 0]])
+    scale = torch.ones(1, 1)
+    lattice = (torch.eye(2), None, torch.ones(8), torch.ones(1))
+    for make in (
+        lambda: pack(codes, 3),
+        lambda: Uniform.from_codes(codes, scale, None, 3),
+        lambda: Lattice.from_codes(codes, *lattice, 3, "codes"),
+    ):
+        with pytest.raises(StoreError, match="codes (from .* do not fit 3 bits|of .* fractions)"):
+            make()
+
+
+BYTES, FULL = torch.zeros(4, 24, dtype=torch.uint8), torch.ones(4, 2)
+PLANES, ALPHA = torch.zeros(3, 4, 8, dtype=torch.uint8), torch.ones(4, 2, 3)
+CODES = torch.zeros(4, 64, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: Uniform(BYTES[:0], FULL[:0], None, 3, 64, 32), "expected 2 axes, none of them"),
+        (lambda: Uniform(BYTES[0], FULL, None, 3, 64, 32), "'codes' .* expected 2 axes"),
+        (lambda: Uniform(BYTES.tolist(), FULL, None, 3, 64, 32), "'codes' .* is a list; give a"),
+        (lambda: Uniform(BYTES, FULL.tolist(), None, 3, 64, 32), "'scale' .* is a list; give a"),
+        (lambda: Uniform(BYTES, None, None, 3, 64, 32), "'scale' .* is a NoneType; give a tensor"),
+        (lambda: Uniform(BYTES, FULL, None, "3", 64, 32), "bits='3' cannot be packed; give 1 to 8"),
+        (lambda: Uniform(BYTES, FULL, None, None, 64, 32), "bits=None cannot be packed"),
+        (lambda: Uniform(BYTES, FULL, None, True, 64, 32), "bits=True cannot be packed"),
+        (lambda: Uniform(BYTES, FULL, None, 3, 64, "32"), "group_size='32' does not divide 64"),
+        (lambda: Uniform(BYTES, FULL, None, 3, 64, 32.0), "group_size=32.0 does not divide 64"),
+        (lambda: Uniform(BYTES, FULL, None, 3, 0, 32), "group_size=32 does not divide 0 inputs"),
+        (lambda: Uniform.from_codes(CODES, FULL[:, :0], None, 3), "'scale' .* none of them empty"),
+        (lambda: Uniform.from_codes(CODES, torch.ones(4, 3), None, 3), "3 groups do not divide 64"),
+        (lambda: Uniform.from_codes(CODES[0], FULL, None, 3), "'codes' .* expected 2 axes"),
+        (
+            lambda: Binary(PLANES[:0], ALPHA[..., :0], None, 64, 32),
+            "'planes' .* none of them empty",
+        ),
+        (lambda: Binary(PLANES[:, :0], ALPHA[:0], None, 64, 32), "'planes' .* none of them empty"),
+        (lambda: Binary(PLANES, ALPHA[0], None, 64, 32), "'alpha' .* expected 3 axes"),
+        (lambda: Binary(PLANES, ALPHA, None, 64, None), "group_size=None does not divide 64"),
+        (lambda: Binary.from_planes(CODES, ALPHA, None), "'planes' .* expected 3 axes"),
+        (lambda: Dense(torch.zeros(0, 8)), "'weight' .* none of them empty"),
+        (lambda: Dense(torch.zeros(8, 0)), "'weight' .* none of them empty"),
+        (lambda: Dense(torch.zeros(8)), "'weight' .* expected 2 axes"),
+        (lambda: Dense(torch.zeros(8, 8) * 1j), "torch.complex64 .* expected floating"),
+        (lambda: Dense([[1.0]]), "'weight' .* is a list; give a tensor"),
+    ],
+)
+def test_parts_that_are_no_weight_are_refused(make, sentence):
+    with pytest.raises(StoreError, match=sentence):
+        make()

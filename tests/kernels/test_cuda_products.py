@@ -262,8 +262,10 @@ def test_a_bias_in_half_precision_is_converted_once_and_never_stale(planes):
     assert first.dtype == torch.float32 and packed.in_float32(bias) is first
     bias.add_(1)
     assert torch.equal(packed.in_float32(bias), bias.float())
-    bias.data = normal(512, seed=3).half()
-    assert torch.equal(packed.in_float32(bias), bias.float())
+    memory = bytearray(2 * 512)
+    for seed in (3, 4):  # the second is at the address of the first
+        bias.data = torch.frombuffer(memory, dtype=torch.half).copy_(normal(512, seed=seed))
+        assert torch.equal(packed.in_float32(bias), bias.float())
     other = normal(512, seed=2).bfloat16()
     assert torch.equal(packed.in_float32(other), other.float())
     assert packed.in_float32(other.float()[::1]).dtype == torch.float32

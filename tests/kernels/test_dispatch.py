@@ -16,9 +16,11 @@ from qbench.errors import ConfigError
 from qbench.kernels import dispatch, registry
 from qbench.kernels.contract import Kernel, Request
 from qbench.kernels.cpu import library
+from qbench.kernels.description import moved, prepare
 from qbench.kernels.registry import choose, register
-from qbench.kernels.samples import random_rotated
+from qbench.kernels.samples import MAKERS, random_rotated
 
+X = torch.linspace(-1, 1, 128).view(2, 64)
 REQUEST = Request("binary", 3, 32, (40, 64), "cpu", torch.float32, 1)
 
 
@@ -151,7 +153,7 @@ def test_an_eager_product_does_without_the_operator_and_a_watched_one_is_one(mon
     with torch.no_grad():
         assert torch.equal(linear(x.clone().requires_grad_(), weight), expected)
     with pytest.raises(TypeError):
-        torch.func.vmap(lambda row: linear(row, weight))(x)
+        torch.func.functionalize(lambda x: linear(x, weight))(x)
 
 
 @pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 3, 64), (0, 64)])
@@ -227,6 +229,102 @@ def test_views_that_are_not_what_lies_in_memory(weight):
     assert not dispatch.linear(zeros, weight).any()
     found = dispatch.linear(x, weight, torch._neg_view(bias))
     assert torch.equal(found, dispatch.linear(x, weight, -bias))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_negative_views_among_the_parts_of_a_weight(kind):
+    x = torch.randn(3, 64)
+    weight = MAKERS[kind]((40, 64), 3, 32, 0)
+    dispatch.linear(x, weight)
+    parts = weight.to_tensors()
+    for name, part in parts.items():
+        if not part.is_floating_point():
+            continue
+        other = type(weight).from_tensors({**parts, name: torch._neg_view(part)}, weight.spec())
+        expected = x @ other.dequantize().T
+        torch.testing.assert_close(dispatch.linear(x, other), expected)
+        kernel = choose(dispatch.request(x, other))
+        torch.testing.assert_close(prepare(kernel, other).run(x), expected)
+
+
+@pytest.mark.parametrize(
+    "x, bias, sentence",
+    [
+        (X, torch.ones(40, device="meta"), "x is on cpu, and the bias on meta; move one of them"),
+        (X.to("meta"), None, "x is on meta, and its weight on cpu; move one of them"),
+        (X, torch.ones(40) + 1j, r"bias \(40,\) torch.complex64 does not fit"),
+        (X, torch.ones(40).to_sparse(), r"bias \(40,\) torch.float32 torch.sparse_coo does not"),
+        (X.to_sparse(), None, r"x \(2, 64\) torch.float32 torch.sparse_coo does not fit"),
+        (X.tolist(), None, "x is a list; give a tensor"),
+        (X.numpy(), None, "x is a ndarray; give a tensor"),
+        (None, None, "x is a NoneType; give a tensor"),
+        (X, [1.0] * 40, "the bias is a list; give a tensor"),
+    ],
+)
+def test_arguments_that_are_none_of_a_product(weight, x, bias, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        dispatch.linear(x, weight, bias)
+
+
+def test_every_part_of_a_weight_is_where_x_is(weight):
+    parts = weight.to_tensors()
+    for name in parts:
+        mixed = [part.to("meta" if key == name else "cpu") for key, part in parts.items()]
+        with pytest.raises(ConfigError, match="x is on cpu, and its weight on meta"):
+            dispatch.multiply(X, mixed, None, dispatch.describe(weight))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_product_without_data(kind):
+    weight = moved(MAKERS[kind]((40, 64), 3, 32, 0), "meta")
+    y = dispatch.linear(torch.randn(2, 64, device="meta"), weight)
+    assert y.is_meta and y.shape == (2, 40)
+
+
+def _both(weight):
+    """The product, and the same of the dense weight."""
+    dense = weight.dequantize().double()
+    return lambda x, bias=None: dispatch.linear(x, weight, bias), (
+        lambda x, bias=0.0: x @ dense.T + bias
+    )
+
+
+def test_batches_by_vmap(weight):
+    x = torch.randn(5, 2, 64, dtype=torch.float64)
+    biases = torch.randn(5, 40, dtype=torch.float64)
+    vmap = torch.func.vmap
+    for batched in (
+        lambda f: vmap(f)(x),
+        lambda f: vmap(f, in_dims=1, out_dims=1)(x),
+        lambda f: vmap(f)(x, biases),
+        lambda f: vmap(f, in_dims=(None, 0))(x, biases),
+        lambda f: vmap(f, in_dims=(0, None))(x, biases[0]),
+        lambda f: vmap(vmap(f))(x),
+        lambda f: vmap(vmap(f, in_dims=(0, None)))(x, biases),
+    ):
+        found, expected = map(batched, _both(weight))
+        torch.testing.assert_close(found, expected)
+    product = torch.func.vmap(lambda part: dispatch.multiply(X, [part], None, "{}"))
+    with pytest.raises(ConfigError, match="call vmap over x or the bias alone"):
+        product(x)
+
+
+def test_derivatives_by_torch_func(weight):
+    x, along = torch.randn(2, 3, 64, dtype=torch.float64)
+    func = torch.func
+    for derived in (
+        lambda f: func.grad(_cubed(f))(x),
+        lambda f: func.vjp(f, x)[1](along @ weight.dequantize().double().T)[0],
+        lambda f: func.jacrev(f)(x[0]),
+        lambda f: func.jacfwd(f)(x[0]),
+        lambda f: func.hessian(_cubed(f))(x[0]),
+        lambda f: func.vmap(func.grad(_cubed(f)))(x),
+        lambda f: func.grad(lambda x: func.vmap(_cubed(f))(x).sum())(x),
+        lambda f: func.grad(lambda bias: _cubed(lambda b: f(x, b))(bias))(along[0, :40]),
+        lambda f: torch.autograd.functional.jacobian(lambda x: func.vmap(f)(x), x),
+    ):
+        found, expected = map(derived, _both(weight))
+        torch.testing.assert_close(found, expected)
 
 
 def test_importing_it_imports_no_compiler():

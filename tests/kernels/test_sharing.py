@@ -86,6 +86,15 @@ def test_another_tensor_in_the_same_memory_is_another(preparation):
     assert preparation.calls == 6
 
 
+def test_a_tensor_that_gets_other_memory_at_the_same_address_is_seen(preparation):
+    x, memory = torch.empty(0), bytearray(12)
+    with sharing.sharing():
+        for value in range(3):
+            x.data = torch.frombuffer(memory, dtype=torch.float32).fill_(value)
+            preparation.of(x)
+    assert preparation.calls == 3
+
+
 def test_tensors_of_inference_mode_are_not_kept(preparation):
     with torch.inference_mode(), sharing.sharing():
         x = torch.ones(3)

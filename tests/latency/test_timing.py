@@ -16,14 +16,14 @@ import qbench
 from qbench import Scheme
 from qbench.errors import ConfigError, DataError, QbenchError
 from qbench.kernels import registry
-from qbench.kernels.contract import Kernel
+from qbench.kernels.contract import Kernel, Prepared
 from qbench.kernels.cpu import products as cpu
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.samples import random_binary
 from qbench.latency import cpu as probes
 from qbench.latency import request as asking
 from qbench.latency import timing
-from qbench.latency.candidates import kernel_candidate
+from qbench.latency.candidates import kernel_candidate, repeated
 from qbench.latency.peers import peers
 from qbench.latency.request import check_request, shapes_of
 from qbench.latency.timing import Candidate, Row, Shape, collect
@@ -133,6 +133,47 @@ def test_a_kernel_that_raises_or_is_wrong_is_named(monkeypatch):
     zeros = Kernel("mine", lambda x, parts, bias, description: x.new_zeros(2, 64))
     with pytest.raises(QbenchError, match="binary mine 3b fp32 is wrong: relative error 1"):
         kernel_candidate(zeros, weight, x, 3).error()
+
+
+def test_of_one_output_little_may_be_left_and_its_rounding_is_none_the_worse():
+    x, weight = torch.ones(1, 64), torch.ones(1, 64, dtype=torch.float64)
+    weight[0, 1::2] = -1
+    weight[0, 0] += 1e-4  # what is left of 64 numbers of about 1
+    for off, right in ((1e-6, True), (1e-3, False)):
+
+        def run(x, off=off):
+            return torch.full((1, 1), 1e-4 + off)
+
+        candidate = repeated("one", lambda run=run: Prepared(run, 64), x, weight, 1e-5)
+        if right:
+            assert candidate.error() == pytest.approx(1e-2, rel=1e-3), "of what is left"
+            continue
+        with pytest.raises(QbenchError, match="error 0.000125, at most 1e-05 was expected"):
+            candidate.error()
+
+
+@needs_library
+def test_a_group_may_be_a_whole_output_and_what_is_asked_twice_is_timed_once(command, tmp_path):
+    file = tmp_path / "products.json"
+    twice = [
+        "--shapes",
+        "8x96,8x96",
+        "--bits",
+        "3,3",
+        "--batch",
+        "1,1",
+        "--format",
+        "binary,binary",
+    ]
+    options = ["--group-size", "channel", "--rounds", "2", "--json", str(file)]
+    code, text = command("latency", *twice, *options)
+    assert code == 0, text
+    rows = json.loads(file.read_text())["benchmarks"]
+    names = [row["name"] for row in rows]
+    assert len(names) == len(set(names)) and "binary exact 3b fp32" in names
+    (exact,) = [row["extra_info"] for row in rows if row["name"] == "binary exact 3b fp32"]
+    # padded to 32 rows: 3 planes, and 4 float16 scales and shifts for each row
+    assert exact["weight_bytes"] == 32 * (96 * 3 // 8 + 4 * 2)
 
 
 @pytest.mark.slow
@@ -301,8 +342,10 @@ def test_a_saved_model_packed_against_dense(command, tiny, tmp_path):
         (["--shapes", "64x65", "--group-size", "65"], "must be multiples of 32"),
         (
             ["--shapes", "64x96", "--group-size", "64"],
-            "group_size=64 does not divide the 96 inputs",
+            "group_size=64 does not divide the 96 inputs of 64x96, batch 1; choose one of 32, 96 "
+            "or 'channel'",
         ),
+        (["--shapes", "64x96", "--group-size", "wide"], "neither a number of inputs nor 'channel'"),
         (["--shapes", "64x64", "--group-size", "32", "--bits", "9"], "--bits 9 is outside 1..8"),
         (["--shapes", "64x64", "--batch", "0"], "there is nothing to time"),
         (["--shapes", "64x64", "--format", "ternary"], "unknown format 'ternary'"),

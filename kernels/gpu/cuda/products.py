@@ -74,7 +74,8 @@ class Packed:
         """A bias (out,) as the kernels read it; one in half precision is converted once."""
         if bias.dtype == torch.float32:
             return bias.contiguous()
-        stamp = (bias.data_ptr(), 0 if bias.is_inference() else bias._version)
+        version = 0 if bias.is_inference() else bias._version
+        stamp = (ref(bias.untyped_storage()), bias.data_ptr(), version)
         known = self._bias
         if known is not None and known[0]() is bias and known[1] == stamp:
             return known[2]
