@@ -81,11 +81,13 @@ def _execute(module: ModuleType, file: Path, shown: str) -> None:
             if name.partition(".")[0] not in _finder.folders:
                 _import(name)
     known = set(sys.modules)
-    installed = [Path(entry) for entry in sys.path if Path(entry) != file.parent]
+    path = list(sys.path)
     before = Surroundings.now()
     _FromSource(module.__name__, str(file)).exec_module(module)
+    if _without(file.parent, sys.path) == _without(file.parent, path):
+        sys.path[:] = path  # what is beside a plug-in is found without its folder there
     changes = before.changes(Surroundings.now())
-    hidden = _hidden(file, own, known, installed)
+    hidden = _hidden(file, own, known, _without(file.parent, path))
     if hidden is not None:
         raise ConfigError(
             f"plug-in {shown!r} runs {str(hidden)!r}, of which its identity would know nothing; "
@@ -96,6 +98,11 @@ def _execute(module: ModuleType, file: Path, shown: str) -> None:
             f"plug-in {shown!r} changes on import what everybody shares: "
             f"{'; '.join(changes.values())}; let it import and define, and nothing else"
         )
+
+
+def _without(folder: Path, entries: list[str]) -> list[Path]:
+    """The entries of `sys.path` that are not this folder."""
+    return [path for path in map(Path, entries) if path.resolve() != folder.resolve()]
 
 
 def _import(name: str) -> None:
