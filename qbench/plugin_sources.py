@@ -71,10 +71,16 @@ def imports_in(source: bytes, package: str) -> tuple[str, ...]:
 
 
 def imported_at_once(source: bytes) -> tuple[str, ...]:
-    """Of these the absolute names that statements of the file itself import, unless in a branch."""
+    """Of these the absolute names that importing the file itself may import, not its functions."""
     statements: list[ast.AST] = []
-    for node in _statements(source):
-        statements += [node, *(node.body if isinstance(node, ast.Try) else [])]
+    waiting: list[ast.AST] = [*_statements(source)]
+    while waiting:
+        node = waiting.pop(0)
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if isinstance(node, (ast.stmt, ast.ExceptHandler)) and not is_for_types:
+            statements.append(node)
+            is_later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            waiting = [*(() if is_later else ast.iter_child_nodes(node)), *waiting]
     return tuple(dict.fromkeys(_imported(statements, "")))
 
 
