@@ -16,14 +16,16 @@ A method implements exactly one of four verbs, by what it needs to see:
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, MethodError
 from qbench.scheme import Scheme as Scheme  # it is a part of the contract
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import Tensor
     from torch.nn import Module
@@ -172,11 +174,40 @@ class BlockResult:
     parameters: new values, in full precision, of other parameters by their names, such as of a norm
         into which a scale was folded.
     log: how it went, JSON-able, kept in the record.
+
+    MethodError where one of them is of another kind.
     """
 
     weights: Mapping[str, WeightFormat]
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     log: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kinds = {"weights": "to_tensors", "parameters": "untyped_storage", "log": "__class__"}
+        for part, attribute in kinds.items():
+            entries = getattr(self, part)
+            if not isinstance(entries, Mapping):
+                raise _at_fault(part, f"are a {type(entries).__name__}; give a dict by name")
+            for name, value in entries.items():
+                if not isinstance(name, str):
+                    raise _at_fault(part, f"have the key {name!r}; give names")
+                if not hasattr(value, attribute):
+                    allowed = "quantized weights" if part == "weights" else "tensors"
+                    raise _at_fault(part, f"have {value!r} for {name!r}; give {allowed}")
+        for name, value in self.log.items():
+            try:
+                json.dumps(value, sort_keys=True, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise _at_fault(
+                    "log",
+                    f"have {value!r} for {name!r} ({error}); give finite numbers, texts, lists "
+                    "and dicts of Python's own",
+                ) from None
+
+
+def _at_fault(part: str, fault: str) -> MethodError:
+    entries = "entries of the log" if part == "log" else part
+    return MethodError(f"the method's result is at fault: its {entries} {fault}")
 
 
 class BlockMethod(Method, Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -86,6 +87,7 @@ def declaration_of(cls: Any, file: str) -> Declaration:
         )
     parameters = {item.name: item.default for item in dataclasses.fields(cls)}
     _check_declared(cls, parameters, f"class {cls.__name__} of {file}")
+    _check_parameters(cls, file)
     values: dict[str, Any] = {key: getattr(cls, key) for key in DECLARED}
     return Declaration(
         **values,
@@ -118,6 +120,32 @@ def _check_declared(cls: type, parameters: dict[str, Any], place: str) -> None:
             f"{place} declares that it trains and lacks {', '.join(missing)}; "
             "qbench.contracts.TrainedMethod says what they are"
         )
+
+
+def _check_parameters(cls: Any, file: str) -> None:
+    """ConfigError for a hyper-parameter that a record, an id and a command line cannot have."""
+    for item in dataclasses.fields(cls):
+        if not item.init:
+            fault = f"{item.name!r}, which has init=False and cannot be set"
+        elif item.default is dataclasses.MISSING:
+            fault = f"{item.name!r} without a plain default"
+        elif not _is_plain(item.default):
+            fault = f"{item.name}={item.default!r}"
+        else:
+            continue
+        raise ConfigError(
+            f"method {cls.name!r} of {file} has the hyper-parameter {fault}; give each a default "
+            "that is True, False, a finite number, a text, None, or a tuple of these"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is of Python's own kinds, and no subclass: numpy's numbers and enums are some."""
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (bool, int, str)
 
 
 def methods_in(module: ModuleType) -> list[type]:

@@ -1,34 +1,50 @@
 """A Python file that a user names as a plug-in: imported as a module of its own, with what is its.
 
-Of its own is what it imports from its package or from beside it, and the files there that its
-strings name. That is read from the sources: what a process has imported besides does not count.
+What runs is what `plugin_sources` finds and a method's identity hashes. While it is imported, a
+plug-in defines, and changes nothing that everybody shares.
 """
 
 from __future__ import annotations
 
-import ast
+import dis
 import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from qbench.errors import ConfigError
 from qbench.files.ordinary import is_file
+from qbench.plugin_sources import imported_at_once, named_files, own_sources
 
-_beside: set[Path] = set()  # the modules beside plug-ins that were imported
+_beside: set[Path] = set()  # the modules beside plug-ins that may be imported
+_executed: dict[Path, bytes] = {}  # by the file, its text when it was imported
+
+
+class _FromSource(SourceFileLoader):
+    """Compiles the text that is there, as that is what is hashed.
+
+    A cached `.pyc` is taken for it where its size and the second of its last change are the same.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file as it is now; SyntaxError or ValueError where it is not Python."""
+        text = self.get_data(self.path)
+        _executed[Path(self.path).resolve()] = text
+        code: CodeType = self.source_to_code(text, self.path)
+        return code
 
 
 def import_plugin_file(path: Path) -> ModuleType:
     """Execute a plug-in's file, under the same module name every time.
 
-    ConfigError naming the file where it is absent, is not Python, or raises.
+    ConfigError naming the file where it is absent, is not Python, or raises; where it changes what
+    everybody shares; and where it runs a file beside it that `own_sources` does not see.
     """
     if not is_file(path):
         raise ConfigError(
@@ -38,19 +54,95 @@ def import_plugin_file(path: Path) -> ModuleType:
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = f"qbench_plugin_{module_name(path)}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here
-    _serve_own(Path(os.path.abspath(path)), name)
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        _execute(module, Path(os.path.abspath(path)), str(path))
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, ConfigError) or _is_ctrl_c(error):
+            raise
         raise ConfigError(
             f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
         ) from error
     return module
+
+
+def _execute(module: ModuleType, file: Path, shown: str) -> None:
+    """Execute a plug-in, which may import and define, and nothing else; raises what it raises."""
+    from qbench.surroundings import Surroundings  # every plug-in needs torch, and no help text does
+
+    own = _serve_own(file, module.__name__)
+    # What an installed package does when it is imported is not the plug-in's doing.
+    for source in (file, *own):
+        for name in imported_at_once(source.read_bytes()):
+            if name.partition(".")[0] not in _finder.folders:
+                _import(name)
+    known = set(sys.modules)
+    path = list(sys.path)
+    before = Surroundings.now()
+    _FromSource(module.__name__, str(file)).exec_module(module)
+    if _without(file.parent, sys.path) == _without(file.parent, path):
+        sys.path[:] = path  # what is beside a plug-in is found without its folder there
+    changes = before.changes(Surroundings.now())
+    hidden = _hidden(file, own, known, _without(file.parent, path))
+    if hidden is not None:
+        raise ConfigError(
+            f"plug-in {shown!r} runs {str(hidden)!r}, of which its identity would know nothing; "
+            f"import it by its place beside the plug-in, such as `import folder.part`"
+        )
+    if changes:
+        raise ConfigError(
+            f"plug-in {shown!r} changes on import what everybody shares: "
+            f"{'; '.join(changes.values())}; let it import and define, and nothing else"
+        )
+
+
+def _without(folder: Path, entries: list[str]) -> list[Path]:
+    """The entries of `sys.path` that are not this folder."""
+    return [path for path in map(Path, entries) if path.resolve() != folder.resolve()]
+
+
+def _import(name: str) -> None:
+    """Import what `imported_at_once` names, where that is possible: who needs it will say so."""
+    parent, _, member = name.rpartition(".")
+    with suppress(Exception):
+        if not (parent and hasattr(importlib.import_module(parent), member)):
+            importlib.import_module(name)
+
+
+def _hidden(file: Path, own: list[Path], known: set[str], installed: list[Path]) -> Path | None:
+    """A file below a plug-in's folder that was executed, and that is none of its own.
+
+    known: the modules that were there before. installed: the entries of `sys.path` then; below the
+    folder there may be an environment with packages.
+    """
+    inside = [entry for entry in installed if entry.is_relative_to(file.parent)]
+    named = {path for source in (file, *own) for path in named_files(source)}
+    for name in set(sys.modules) - known:
+        found = sys.modules[name]
+        origin = getattr(found, "__file__", None)
+        if origin is None or name.partition(".")[0] in known:
+            continue
+        path = Path(os.path.abspath(origin))
+        is_read = isinstance(getattr(found, "__loader__", None), _FromSource)
+        if is_read or (path in named and path.suffix != ".py"):
+            continue
+        if path.is_relative_to(file.parent) and not any(map(path.is_relative_to, inside)):
+            return path
+    return None
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether an interrupt came from outside: a statement of the plug-in can raise one, too."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if not isinstance(error, KeyboardInterrupt) or place is None:
+        return False
+    return place.tb_frame.f_code.co_code[place.tb_lasti] != dis.opmap["RAISE_VARARGS"]
 
 
 def module_name(path: Path) -> str:
@@ -58,113 +150,36 @@ def module_name(path: Path) -> str:
     return path.stem.replace(".", "_")
 
 
-def own_sources(file: Path, module: str, is_there: Callable[[Path], bool] = is_file) -> list[Path]:
-    """The Python files of its own that a plug-in imports or names, also through each other, sorted.
+def _serve_own(file: Path, module: str) -> list[Path]:
+    """Let a plug-in import what is beside it, and not what another one has by the same name.
 
-    file, module: of the plug-in. They lie in its package, or beside a file that is in none.
-    is_there: whether such a file exists.
+    Returns its `own_sources`.
     """
-    base = file.parents[module.count(".") + (file.name == "__init__.py")]
-    # Where packages are installed, what lies beside is of others.
-    top = module.partition(".")[0]
-    installed = base.name in ("site-packages", "dist-packages")
-    of_package = "." in module or file.name == "__init__.py" or installed
-    seen: set[Path] = set()
-    waiting = [file]
-    while waiting:
-        importing = waiting.pop()
-        package = ".".join(importing.parent.relative_to(base).parts)
-        paths = [path for path in named_files(importing, is_there) if path.suffix == ".py"]
-        for name in imports_in(importing.read_bytes(), package):
-            first = name.partition(".")[0]
-            if first != "qbench" and (first == top or not of_package):
-                paths += [path for path in _places(base, name) if is_there(path)]
-        new = {*paths} - seen - {file}
-        seen |= new
-        waiting += new
-    return sorted(seen)
-
-
-def named_files(file: Path, is_there: Callable[[Path], bool] = is_file) -> list[Path]:
-    """The files in the folder of a source file, or below, that its strings name, sorted.
-
-    Such as a table. One that cannot be read is none of them. is_there: whether a file exists.
-    """
-    named = set()
-    for text in _strings_in(file.read_bytes()):
-        with suppress(OSError, ValueError):  # most strings are no names
-            path = Path(os.path.normpath(file.parent / text))
-            if not (path.is_relative_to(file.parent) and is_there(path)):
-                continue
-            if path.resolve().is_relative_to(file.parent.resolve()) and os.access(path, os.R_OK):
-                named.add(path)
-    return sorted(named - {file})
-
-
-@cache  # keyed by the text, so that an edited file is read again
-def imports_in(source: bytes, package: str) -> tuple[str, ...]:
-    """The dotted names of all that a source file may import, in functions, too.
-
-    `a.b` for `from a import b`, and `a.*` for all of it; `a.b` and `a` for `import a.b`, which
-    binds both. package: that the file stands in, empty for none. Where it is not Python there are
-    none.
-    """
-    names: list[str] = []
-    for node in _nodes(source):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                names.append(alias.name)
-                if alias.asname is None:
-                    names.append(alias.name.partition(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            with suppress(ImportError):  # of more dots than there are packages
-                origin = importlib.util.resolve_name(
-                    "." * node.level + (node.module or ""), package
-                )
-                names += [f"{origin}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and node.args:
-            called = ast.unparse(node.func).rpartition(".")[2]
-            name = node.args[0]
-            if called not in ("import_module", "__import__") or not isinstance(name, ast.Constant):
-                continue
-            with suppress(ImportError):
-                names.append(importlib.util.resolve_name(str(name.value), package))
-    return tuple(dict.fromkeys(names))
-
-
-@cache
-def _strings_in(source: bytes) -> tuple[str, ...]:
-    constants = [node.value for node in _nodes(source) if isinstance(node, ast.Constant)]
-    return tuple(dict.fromkeys(value for value in constants if isinstance(value, str)))
-
-
-def _nodes(source: bytes) -> Iterator[ast.AST]:
-    with suppress(SyntaxError, ValueError):
-        yield from ast.walk(ast.parse(source))
-
-
-def _places(base: Path, name: str) -> Iterator[Path]:
-    """Where the files of a module lie, and of the packages that it stands in."""
-    place = base
-    for part in name.split("."):
-        place = place / part
-        yield place.with_suffix(".py")
-        yield place / "__init__.py"
-
-
-def _serve_own(file: Path, module: str) -> None:
-    """Let a plug-in import what is beside it, and not what another one has by the same name."""
     own = own_sources(file, module)
-    for path in own:
-        parts = path.relative_to(file.parent).with_suffix("").parts
-        name = ".".join(parts).removesuffix(".__init__")
-        origin = getattr(sys.modules.get(name), "__file__", None)
-        if origin is not None and Path(origin).resolve() in _beside - {path.resolve()}:
-            del sys.modules[name]
-        _finder.folders[parts[0]] = str(file.parent)
-    _beside.update(path.resolve() for path in own)
+    names = {path.relative_to(file.parent).parts[0].removesuffix(".py") for path in own}
+    loaded: dict[str, Path] = {}
+    for name, other in list(sys.modules.items()):
+        origin = getattr(other, "__file__", None)
+        if name.partition(".")[0] in names and origin is not None:
+            loaded[name] = Path(origin).resolve()
+    places = {path.resolve() for path in own}
+    theirs = _beside.intersection(loaded.values())
+    _beside.update(places)
+    if not all(path in places and _is_as_executed(path) for path in theirs):
+        for name, path in loaded.items():
+            if path in theirs:
+                del sys.modules[name]
+    _finder.folders |= dict.fromkeys(names, str(file.parent))
     if own and _finder not in sys.meta_path:
         sys.meta_path.insert(sys.meta_path.index(PathFinder), _finder)
+    return own
+
+
+def _is_as_executed(path: Path) -> bool:
+    """Whether a module beside a plug-in has the text with which it was imported."""
+    with suppress(OSError):
+        return path.read_bytes() == _executed.get(path)
+    return False
 
 
 class _Beside(MetaPathFinder):
@@ -179,8 +194,16 @@ class _Beside(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        folder = self.folders.get(fullname)
-        return None if folder is None else PathFinder.find_spec(fullname, [folder, *sys.path])
+        folder = self.folders.get(fullname.partition(".")[0])
+        if folder is None:
+            return None
+        # A module of a package is looked for where the package lies.
+        spec = PathFinder.find_spec(fullname, [folder, *sys.path] if path is None else path)
+        if spec is None or not isinstance(spec.loader, SourceFileLoader):
+            return spec
+        if Path(spec.loader.path).resolve() in _beside:
+            spec.loader = _FromSource(fullname, spec.loader.path)
+        return spec
 
 
 _finder = _Beside()

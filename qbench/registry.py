@@ -35,7 +35,8 @@ from qbench.method_source import (
     module_file,
     read_declarations,
 )
-from qbench.plugin_file import import_plugin_file, imports_in, named_files, own_sources
+from qbench.plugin_file import import_plugin_file
+from qbench.plugin_sources import imports_in, named_files, own_sources
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points

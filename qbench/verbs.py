@@ -63,7 +63,7 @@ def by_weight(
                 original = read_weight(layer).to(device)
                 with _errors_name(name):
                     weight = method.quantize_weight(original, asked)
-                error = relative_error(original, weight.dequantize())
+                    error = relative_error(original, weight.dequantize())
                 _note_error(log, name, "weight_errors", error)
                 _put(name, layer, weight)
                 weights[name] = weight
@@ -91,7 +91,7 @@ def by_linear(
             original = read_weight(layer)
             with _errors_name(name):
                 weight = method.quantize_linear(original, stats, asked)
-            error = relative_error(original, weight.dequantize(), stats.hessian)
+                error = relative_error(original, weight.dequantize(), stats.hessian)
             _note_error(log, name, "output_errors", error)
             _put(name, layer, weight)
         weights[name] = weight
@@ -121,6 +121,10 @@ def by_block(
         if wanted:
             with _errors_name(name):
                 result = method.quantize_block(block, inputs, targets, asked)
+        if not isinstance(result, BlockResult):
+            raise MethodError(
+                f"block {name}: the method returned a {type(result).__name__}; give a BlockResult"
+            )
         _require_layers(name, result, wanted)
         _apply(name, block, result)
         kept: dict[str, WeightFormat] = {}
@@ -142,9 +146,20 @@ def by_block(
 
 
 def _apply(name: str, block: nn.Module, result: BlockResult) -> None:
-    """Let a block compute with its quantized weights and its new parameters."""
+    """Let a block compute with its quantized weights and its new parameters.
+
+    MethodError naming the block where it has no such parameter, or one of another shape.
+    """
+    known = dict(block.named_parameters(remove_duplicate=False))
     for key, value in result.parameters.items():  # such as a norm into which a scale was folded
-        block.get_parameter(key).data.copy_(value)
+        shape = tuple(known[key].shape) if key in known else None
+        if shape != tuple(value.shape):
+            has = "it has no such parameter" if shape is None else f"its own is {shape}"
+            raise MethodError(
+                f"block {name}: the method returned parameter {key!r} of shape "
+                f"{tuple(value.shape)}, and {has}; give values for parameters of the block"
+            )
+        known[key].data.copy_(value)
     layers = linears(block)
     for layer, weight in result.weights.items():
         _put(f"{name}.{layer}", layers[layer], weight)
@@ -187,12 +202,22 @@ def _errors_name(layer: str) -> Iterator[None]:
 
 
 def _put(name: str, layer: Any, weight: WeightFormat) -> None:
-    """Let a layer compute with its quantized weight; MethodError where that is not finite."""
+    """Let a layer compute with its quantized weight.
+
+    MethodError where that is not finite, or has another shape.
+    """
     for part in weight.to_tensors().values():
         if not torch.isfinite(part).all():
             raise MethodError(f"layer {name}: the quantized weight is not finite")
+    dense = weight.dequantize()
+    shape = read_weight(layer).shape
+    if dense.shape != shape:
+        raise MethodError(
+            f"layer {name}: the quantized weight is {tuple(dense.shape)}, and the layer's own "
+            f"{tuple(shape)}; quantize the weight that was given"
+        )
     # In the layer's dtype before it moves: between devices every byte counts.
-    write_weight(layer, weight.dequantize().to(layer.weight.dtype))
+    write_weight(layer, dense.to(layer.weight.dtype))
 
 
 def head_method(method: Any, bits: int) -> Any:

@@ -34,17 +34,20 @@ ARROWS = {
     "weight_range": {"contracts", "errors"},
     "declarations": {"contracts", "errors", "weight_range"},
     "method_source": {"contracts", "declarations"},
-    "plugin_file": {"errors", "files"},
+    "surroundings": {"contracts", "formats"},
+    "plugin_sources": {"files"},
+    "plugin_file": {"errors", "files", "plugin_sources", "surroundings"},
     "external": {"contracts", "errors", "files"},
     "methods.external": {"external"},
     "methods.external.workers": set(),
     "methods.native": {"shared_library"},
     "registry": {
         "contracts", "declarations", "errors", "external", "method_source", "plugin_file",
+        "plugin_sources",
     },
     "checks": {
         "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",
-        "quantization", "registry",
+        "quantization", "registry", "surroundings",
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {
@@ -99,7 +102,7 @@ ARROWS = {
         "checks", "comparison", "contracts", "embedded", "environment", "errors", "executors",
         "experiment", "export", "external", "files", "inspection", "isolation", "kernels",
         "latency", "method_source", "methods.native", "models", "outside_text", "plugin_file",
-        "publish", "records", "registry", "reports", "scheme", "stats", "tasks",
+        "plugin_sources", "publish", "records", "registry", "reports", "scheme", "stats", "tasks",
     },
 }  # fmt: skip
 

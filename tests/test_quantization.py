@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from qbench import Scheme
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import BlockResult, trains
 from qbench.errors import ConfigError, MethodError
+from qbench.formats import Dense
 from qbench.models.blocks import linears
 from qbench.registry import get_method
 from samples import PROMPT, token_ids
@@ -216,6 +217,46 @@ def test_a_block_method_that_leaves_a_layer_out(tiny):
         MethodError, match="block model.layers.0: the method returned other layers than it was"
     ):
         qbench.quantize(tiny(), Lazy(), Scheme(4, 16), TOKENS)
+
+
+NORM = "input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"parameters": {NORM: torch.ones(1)}}, f"{NORM}' of shape .1,., and its own is .32,.;"),
+        ({"parameters": {"norm": torch.ones(1)}}, "'norm' of shape .1,., and it has no such"),
+        ({"parameters": {NORM: 1.0}}, f"parameters have 1.0 for '{NORM}'; give tensors"),
+        ({"parameters": [torch.ones(32)]}, "parameters are a list; give a dict"),
+        ({"weights": None}, "weights are a NoneType; give a dict"),
+        ({"weights": {"mlp.up_proj": torch.ones(2)}}, "for 'mlp.up_proj'; give quantized weights"),
+        ({"log": "went well"}, "entries of the log are a str; give a dict"),
+        ({"log": {3: "x"}}, "entries of the log have the key 3; give names"),
+        ({"log": {"loss": float("nan")}}, "have nan for 'loss' .*; give finite numbers"),
+        ({"log": {"loss": torch.ones(2)}}, r"have tensor\(.* for 'loss' .*; give finite numbers"),
+    ],
+)
+def test_a_block_result_of_another_kind_names_the_block(changes, message, tiny):
+    class Odd(Folding):
+        def quantize_block(self, block, inputs, targets, scheme):
+            return replace(super().quantize_block(block, inputs, targets, scheme), **changes)
+
+    with pytest.raises(
+        MethodError, match=rf"(block|layer) model\.layers\.0: the method.*{message}"
+    ):
+        qbench.quantize(tiny(), Odd(), Scheme(4, 16), TOKENS)
+
+
+def test_a_weight_of_another_shape_names_the_layer(tiny):
+    class Small(Folding):
+        quantize_block = None
+
+        def quantize_weight(self, weight, scheme):
+            return Dense(torch.ones(1, 1))
+
+    with pytest.raises(MethodError, match=r"q_proj: the quantized weight is \(1, 1\), and the"):
+        qbench.quantize(tiny(), Small(), Scheme(4, 16))
 
 
 @pytest.mark.parametrize("factor", [1e-21, 1e21])

@@ -109,6 +109,30 @@ def test_broken_plugin_files(tmp_path, text, message):
         registry.load_plugin(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    "default, fault",
+    [
+        ("enum.Enum('Mode', 'A').A", "x=<Mode.A: 1>"),
+        ("frozenset({'a'})", "x=frozenset"),
+        ("np.float64(0.5)", "x=np.float64(0.5)"),
+        ("np.int64(3)", "x=np.int64(3)"),
+        ("object()", "x=<object object"),
+        ("float('nan')", "x=nan"),
+        ("len", "x=<built-in function len>"),
+        ("(1, [2])", "x=(1, [2])"),
+        ("field(default_factory=dict)", "'x' without a plain default"),
+        ("field()", "'x' without a plain default"),
+        ("field(default=3, init=False)", "'x', which has init=False"),
+    ],
+)
+def test_a_parameter_that_no_record_can_have_is_refused(default, fault, tmp_path):
+    imports = "import enum\nimport numpy as np\nfrom dataclasses import KW_ONLY, field\n"
+    text = f"{imports}{VARIANT.format(name='odd')}    _: KW_ONLY\n    x: object = {default}\n"
+    with pytest.raises(ConfigError) as raised:
+        registry.load_plugin(write(tmp_path, text))
+    assert f".py has the hyper-parameter {fault}" in str(raised.value)
+
+
 def test_a_plugin_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="is not a file; give the path of a Python file"):
         registry.load_plugin(tmp_path / "none.py")

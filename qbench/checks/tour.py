@@ -22,13 +22,13 @@ from qbench.checks.samples import (
     sample_weight,
 )
 from qbench.checks.seeds import global_seed
-from qbench.checks.surroundings import Surroundings, stay_in_own_process
 from qbench.checks.tiny_models import FAMILIES, GROUP_SIZE, WHAT, tiny_model, tokens
 from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of
 from qbench.errors import reason_of
 from qbench.models.blocks import linears, read_weight
 from qbench.quantization import quantize
+from qbench.surroundings import Surroundings, stay_in_own_process
 
 
 @dataclass(frozen=True)

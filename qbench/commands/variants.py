@@ -160,7 +160,8 @@ def _at_revision(text: str) -> Variant:
 
 def _bring_what_is_its(copy: Path, commit: str, path: str) -> None:
     """Beside the copy of a plug-in, the files of its own that it imports or names at a commit."""
-    from qbench.plugin_file import module_name, named_files, own_sources
+    from qbench.plugin_file import module_name
+    from qbench.plugin_sources import named_files, own_sources
 
     folder = path.rpartition("/")[0]
     tree = f"{commit}:{folder}/" if folder else f"{commit}:"

@@ -380,6 +380,37 @@ SIDE_EFFECTS = (
         "nothing_patched",
         "import qbench.formats; qbench.formats.bits_per_weight = lambda weights: {'total': 1.0}",
     ),
+    Fault(
+        "patches-the-model",
+        "nothing_patched",
+        """
+        import transformers.models.llama.modeling_llama as llama
+        llama.LlamaMLP.forward = lambda self, x: self.down_proj(self.up_proj(x))
+        return good_block(block, inputs, targets, scheme)
+        """,
+        verb="block",
+    ),
+    Fault(
+        "patches-the-block",
+        "nothing_patched",
+        """
+        type(block).forward = lambda self, x, *args, **options: x
+        return good_block(block, inputs, targets, scheme)
+        """,
+        verb="block",
+    ),
+    statement(
+        "patches-attention",
+        "nothing_patched",
+        "import transformers.models.llama.modeling_llama as llama; llama.rotate_half = lambda x: x",
+    ),
+    statement("hides-new-files", "process_untouched", "os.umask(0o777)"),
+    statement("silences-logging", "process_untouched", "import logging; logging.disable(50)"),
+    statement(
+        "filters-warnings",
+        "process_untouched",
+        "import warnings; warnings.filterwarnings('error')",
+    ),
     statement("changes-the-folder", "process_untouched", "os.chdir('/')"),
     statement(
         "closes-stdout",

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from qbench.checks import tour, watch
 from qbench.checks.samples import sample_arguments, sample_inputs, sample_weight
-from qbench.checks.surroundings import Surroundings
 from qbench.checks.watch import Clock, watched
 from qbench.contracts import BlockResult, LinearStats, Scheme
 from qbench.errors import MethodError
 from qbench.methods.rtn import RTN
+from qbench.surroundings import Surroundings
 
 WORK, LOOK = 1.0, 1000.0  # seconds of the method, and of a look at the surroundings
 

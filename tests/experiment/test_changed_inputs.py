@@ -20,7 +20,8 @@ from qbench.experiment.store import Store
 from qbench.models.identity import resolved_revision
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
-from qbench.plugin_file import import_plugin_file, named_files, own_sources
+from qbench.plugin_file import import_plugin_file
+from qbench.plugin_sources import named_files, own_sources
 from qbench.quantization import quantize
 from qbench.registry import load_plugin, method_class, source_hash
 from qbench.scheme import Scheme

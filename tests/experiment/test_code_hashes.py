@@ -38,7 +38,8 @@ CHANGES_NOTHING = {
     "models.limits": "refuses",
     "models.provenance": "says where a model is from",
     "models.tokenizer_trial": "refuses",
-    "plugin_file": "finds a plug-in's files, which are in its source",
+    "plugin_file": "executes a plug-in's files, which are in its source, as they are",
+    "plugin_sources": "finds them",
     "records": "holds what ids are made of",
     "weight_range": "refuses",
 }

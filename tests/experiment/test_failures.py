@@ -152,22 +152,16 @@ def test_draws_move_the_seed_of_a_method(tiny_folder, command, tmp_path):
 
 @pytest.mark.slow
 def test_what_a_method_does_to_torch_is_nothing_to_the_next_cell(tiny_folder, command, tmp_path):
-    text = HARSH + "\ntorch.nn.functional.silu = torch.nn.functional.relu\n"  # when imported
     beside = run_args(
         tiny_folder,
         tmp_path / "beside",
         "none,harsh,rtn",
         "4",
-        [*plugin(tmp_path, "harsh", text), "--set", "harsh.how=patch"],
+        [*plugin(tmp_path, "harsh", HARSH), "--set", "harsh.how=patch"],
         tasks=["wikitext"],
     )
     alone = run_args(tiny_folder, tmp_path / "alone", "none,rtn", "4", tasks=["wikitext"])
-    silu = "torch.nn.functional.silu"
-    with pytest.MonkeyPatch.context() as patch:  # this process imports the file, too
-        import torch
-
-        patch.setattr(silu, torch.nn.functional.silu)
-        assert command(*beside)[0] == 1
+    assert command(*beside)[0] == 1
     assert command(*alone)[0] == 0
     scores = {}
     for out in ("beside", "alone"):

@@ -1,9 +1,10 @@
-"""The state of a process that a method must leave as it finds it, and what a call has changed."""
+"""The state of a process that everybody shares, and what a call or an import has changed of it."""
 
 from __future__ import annotations
 
 import builtins
 import gc
+import logging
 import math
 import operator
 import os
@@ -11,16 +12,18 @@ import random
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch.nn.modules import module as module_hooks
-from transformers.pytorch_utils import Conv1D
 
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import FORMATS
@@ -31,9 +34,13 @@ MODULES = (
 )  # fmt: skip
 CLASSES = (
     torch.Tensor, torch.Generator, torch.nn.Module, torch.nn.Linear, torch.nn.Parameter,
-    torch.optim.Adam, torch.optim.Optimizer, torch.autograd.Function, Conv1D, Scheme, LinearStats,
+    torch.optim.Adam, torch.optim.Optimizer, torch.autograd.Function, Scheme, LinearStats,
     BlockInputs, BlockResult, *FORMATS.values(),
 )  # fmt: skip
+METHODS = "qbench.methods"  # which may keep what they like to themselves
+OUTSIDE = "transformers."  # whose modules remember what they were asked for
+# What Python and `torch.compile` put into a class when they first need it.
+NOTED = ("__annotations__", "__annotations_cache__", "___needs_generation_tag_patch")
 torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one wraps the class's own `step`
 
 
@@ -73,10 +80,14 @@ class Surroundings:
 
 
 def _from_to(before: Any, after: Any) -> str:
-    """Both values; of a mapping the keys that differ, as an environment may be private."""
+    """Both values, or what only one has: of a mapping the keys, as variables may be private."""
     if isinstance(before, dict):
         keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
         return ", ".join(sorted(keys))
+    if isinstance(before, list) and isinstance(after, list):
+        odd = [item for item in [*before, *after] if (item in before) != (item in after)]
+        if odd:
+            return f"by {', '.join(map(str, odd))}"
     return f"from {before} to {after}"
 
 
@@ -129,6 +140,9 @@ def process() -> dict[str, Any]:
         "sys.excepthook": sys.excepthook,
         "the limit of recursion": sys.getrecursionlimit(),
         "garbage collection": gc.isenabled(),
+        "the mask of new files": _mask(),
+        "the filters of all warnings": _filters(),
+        "the level of logging": (logging.root.manager.disable, logging.root.level),
     }
 
 
@@ -139,11 +153,27 @@ def attributes() -> dict[str, dict[str, Any]]:
         owners[owner.__name__] = vars(owner).copy()
     for kind in CLASSES:
         owners[f"class {kind.__qualname__}"] = vars(kind).copy()
-    for name in [name for name in list(sys.modules) if name.startswith("qbench.")]:
-        # A module of methods may keep what it likes to itself.
-        if not name.startswith("qbench.methods"):
+    for name in list(sys.modules):
+        if name.startswith(("qbench.", OUTSIDE)) and not name.startswith(METHODS):
             owners[name] = vars(sys.modules[name]).copy()
+    for name, kind in _kinds_of_modules():
+        owners.setdefault(name, vars(kind).copy())
     return owners
+
+
+def _kinds_of_modules() -> Iterator[tuple[str, type]]:
+    """The classes of which models are made, of torch, transformers and qbench, if loaded."""
+    waiting: list[type] = [torch.nn.Module]
+    while waiting:
+        kind = waiting.pop()
+        waiting += type.__subclasses__(kind)
+        place = kind.__module__
+        if not place.startswith(("torch.nn.", "qbench.", OUTSIDE)) or place.startswith(METHODS):
+            continue
+        # One that is not bound to its name was made for one object, and goes with it.
+        if vars(sys.modules.get(place, builtins)).get(kind.__name__) is kind:
+            name = kind.__name__ if kind in CLASSES else f"{place}.{kind.__name__}"
+            yield f"class {name}", kind
 
 
 def _replaced(
@@ -153,16 +183,30 @@ def _replaced(
     names = []
     missing = object()  # equal to nothing, as None may be a value
     for owner, bound in before.items():
-        if _is_same(bound, after[owner]):
+        later = after.get(owner, bound)  # a module may be imported anew
+        if _is_same(bound, later):
             continue
         for name, value in bound.items():
-            if after[owner].get(name, missing) is not value:
+            is_code = callable(value) or not owner.startswith(OUTSIDE)
+            bound_now = later.get(name, missing)
+            if is_code and bound_now is not value and not _is_compilers(bound_now, value):
                 names.append(f"{owner}.{name}")
         if owner.startswith("class "):
-            for name in after[owner]:
-                if name not in bound:
+            for name in later:
+                if name not in bound and name not in NOTED:
                     names.append(f"{owner}.{name}")
     return names
+
+
+def _is_compilers(function: Any, before: Any) -> bool:
+    """Whether it is a wrapper by which `torch.compile` prepares torch, and calls what was before.
+
+    That happens once, the first time that something is compiled.
+    """
+    if not isinstance(function, FunctionType):
+        return False
+    is_of_dynamo = function.__globals__.get("__name__", "").startswith("torch._dynamo.")
+    return is_of_dynamo and vars(function).get("_torchdynamo_orig_callable", before) is before
 
 
 def _is_same(bound: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
@@ -181,6 +225,24 @@ def _descendants() -> list[int]:
         except ChildProcessError:
             return []
     return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+def _mask() -> str:
+    """Permissions that new files are not given, where the system tells without a change."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return ""
+    return text.partition("Umask:")[2].partition("\n")[0].strip()
+
+
+def _filters() -> list[str]:
+    """The filters that hold for every module and message: libraries add some for their own."""
+    return [
+        f"{action} {kind}"
+        for action, message, kind, module, line in warnings.filters
+        if message is None and module is None and line == 0
+    ]
 
 
 def _working_directory() -> str:
