@@ -7,6 +7,7 @@ that runs no test, before it starts those that do.
 from __future__ import annotations
 
 import os
+import signal
 from multiprocessing import forkserver
 
 import pytest
@@ -20,6 +21,10 @@ from qbench.tasks import code_text
 from tiny_runs import empty_picture
 
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Under `nohup`, or in the background of a shell, these are ignored, which processes inherit.
+for _ending in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_ending) is signal.SIG_IGN:
+        signal.signal(_ending, lambda *_: None)  # which they do not
 
 
 def pytest_collection_modifyitems(items):
