@@ -140,9 +140,8 @@ def _require_fit(
 
 def _kind(tensor: Tensor) -> str:
     """The dtype, and the layout where it is not the usual one, in words."""
-    return (
-        f"{tensor.dtype}" if tensor.layout == torch.strided else f"{tensor.dtype} {tensor.layout}"
-    )
+    layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
+    return f"{tensor.dtype}{layout}"
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -65,16 +65,15 @@ def _as_given(weight: Any) -> Tensor:
 
     if not isinstance(weight, torch.Tensor):
         raise ConfigError(f"the weight is a {type(weight).__name__}; give a tensor (out, in)")
-    kind = f"{weight.dtype}"
-    if weight.layout != torch.strided:
-        kind += f" {weight.layout}"
-    if weight.is_meta:
-        kind += " on the meta device"
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if kind not in map(str, dtypes) or weight.ndim != 2 or not weight.numel():
+    has_values = weight.layout == torch.strided and not weight.is_meta and weight.numel() > 0
+    if weight.dtype not in dtypes or weight.ndim != 2 or not has_values:
+        layout = "" if weight.layout == torch.strided else f" {weight.layout}"
+        place = " on the meta device" if weight.is_meta else ""
         raise ConfigError(
-            f"the weight, {tuple(weight.shape)} {kind}, is none that methods quantize; give a "
-            "dense matrix (out, in) with data, in float16, bfloat16, float32 or float64"
+            f"the weight, {tuple(weight.shape)} {weight.dtype}{layout}{place}, is none that "
+            "methods quantize; give a dense matrix (out, in) with data, in float16, bfloat16, "
+            "float32 or float64"
         )
     return weight.detach().resolve_neg()
 
