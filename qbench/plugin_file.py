@@ -6,7 +6,6 @@ plug-in defines, and changes nothing that everybody shares.
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import importlib.util
 import os
@@ -62,7 +61,7 @@ def import_plugin_file(path: Path) -> ModuleType:
         _execute(module, Path(os.path.abspath(path)), str(path))
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, ConfigError) or _is_ctrl_c(error):
+        if isinstance(error, ConfigError | KeyboardInterrupt):
             raise
         raise ConfigError(
             f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
@@ -133,16 +132,6 @@ def _hidden(file: Path, own: list[Path], known: set[str], installed: list[Path])
         if path.is_relative_to(file.parent) and not any(map(path.is_relative_to, inside)):
             return path
     return None
-
-
-def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether an interrupt came from outside: a statement of the plug-in can raise one, too."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if not isinstance(error, KeyboardInterrupt) or place is None:
-        return False
-    return place.tb_frame.f_code.co_code[place.tb_lasti] != dis.opmap["RAISE_VARARGS"]
 
 
 def module_name(path: Path) -> str:
