@@ -39,7 +39,7 @@ from qbench.environment import bytes_of, environment
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_text
 from qbench.files.safetensors_file import write_tensors
-from qbench.files.shards import write_index
+from qbench.files.written_folder import write_index
 
 RESULTS = Path(__file__).parent / "results" / "large_model_cpu.json"
 SHAPE = {

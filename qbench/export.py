@@ -23,7 +23,7 @@ from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gptq import checkpoint_format, to_gptq
 from qbench.files.atomic import put, require_apart, require_place
-from qbench.files.shards import require_writable
+from qbench.files.written_folder import require_writable
 from qbench.formats import Dense, Uniform
 from qbench.models.blocks import is_linear
 from qbench.models.published_names import published, published_names

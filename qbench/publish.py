@@ -16,7 +16,7 @@ import yaml
 
 from qbench.errors import ConfigError, StoreError
 from qbench.files.ordinary import contents_of, ordinary_file
-from qbench.files.shards import CARD, verify
+from qbench.files.written_folder import CARD, verify
 from qbench.models.provenance import card_metadata, card_text
 
 RESULTS = ".eval_results"

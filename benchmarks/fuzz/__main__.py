@@ -44,7 +44,8 @@ from qbench.commands.main import app
 from qbench.environment import environment
 from qbench.errors import QbenchError
 from qbench.experiment.grid import Grid
-from qbench.files.shards import CARD, INDEX, verify
+from qbench.files.shards import INDEX
+from qbench.files.written_folder import CARD, verify
 from qbench.models.source import find_model
 from qbench.quantization import read_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.experiment.record_file import checksum
-from qbench.files.shards import CARD
+from qbench.files.written_folder import CARD
 from qbench.records import Cell
 
 # What an entry of a JSON document becomes: other types, extremes, and empty containers.

@@ -24,7 +24,7 @@ from qbench.checkpoint.folder import (
 )
 from qbench.contracts import WeightFormat
 from qbench.files.safetensors_file import write_tensors
-from qbench.files.shards import require_writable, write_index
+from qbench.files.written_folder import require_writable, write_index
 from qbench.kernels.description import moved
 from qbench.models.blocks import decoder_blocks, linears
 from qbench.models.paging import before_leaving

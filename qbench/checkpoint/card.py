@@ -13,7 +13,7 @@ import qbench
 from qbench.checkpoint.card_metadata import RESULTS, Benchmark, card_metadata, eval_results
 from qbench.contracts import WeightFormat
 from qbench.files.atomic import write_text
-from qbench.files.shards import CARD
+from qbench.files.written_folder import CARD
 from qbench.formats import Dense, bits_per_weight
 from qbench.outside_text import markdown, printable
 from qbench.records import Record

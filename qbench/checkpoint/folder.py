@@ -38,14 +38,8 @@ from qbench.files.atomic import write_whole_folder
 from qbench.files.codes import part_of_quantized
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
-from qbench.files.shards import (
-    SHARD_BYTES,
-    Shards,
-    read_json,
-    require_writable,
-    write_index,
-    write_shards,
-)
+from qbench.files.shards import Shards, read_json
+from qbench.files.written_folder import SHARD_BYTES, require_writable, write_index, write_shards
 from qbench.formats.dense import narrowed
 from qbench.kernels.description import moved
 from qbench.models.blocks import is_linear

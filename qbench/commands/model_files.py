@@ -58,7 +58,7 @@ def verify(
     """Hold every file of a saved model against the hash in its index; exit code 1 where one
     differs.
     """
-    from qbench.files.shards import verify as verify_files
+    from qbench.files.written_folder import verify as verify_files
 
     problems = verify_files(folder)
     for name, problem in sorted(problems.items()):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import StoreError
-from qbench.files.shards import read_json, verify
+from qbench.files.shards import read_json
+from qbench.files.written_folder import verify
 from qbench.records import Cell
 
 

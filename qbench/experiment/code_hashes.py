@@ -58,6 +58,7 @@ QUANTIZING = (
     "files.codes",
     "files.model_folder",
     "files.safetensors_file",
+    "files.written_folder",
     "formats",
     "quantization",
     "registry",

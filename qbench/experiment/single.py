@@ -21,7 +21,7 @@ from qbench.experiment.identity import ask
 from qbench.experiment.memory import Memory, quantized_into
 from qbench.experiment.plugins import load_plugins
 from qbench.files.atomic import require_apart
-from qbench.files.shards import require_writable
+from qbench.files.written_folder import require_writable
 from qbench.models.identity import Announce, resolved_revision
 from qbench.models.paging import on_device, round_parameters
 from qbench.models.provenance import provenance

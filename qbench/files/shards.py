@@ -1,16 +1,15 @@
-"""Safetensors files of a folder: written shard by shard, and read with every claim checked first.
+"""Safetensors files of a folder, read with every claim checked first.
 
 The index, `model.safetensors.index.json`, is the one of the Hugging Face hub: `weight_map` names
-the file of each tensor. Its metadata also carry the SHA-256 of each file, which `verify` checks.
+the file of each tensor.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from qbench.errors import StoreError
-from qbench.files.atomic import what_prevents
-from qbench.files.ordinary import contents_of, is_folder, ordinary_file, ordinary_text
-from qbench.files.safetensors_file import write_tensors
+from qbench.files.ordinary import ordinary_file, ordinary_text
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CARD = "README.md"  # people edit it: it is not hashed
-SHARD_BYTES = 2_000_000_000
 DTYPE_NAMES = {  # of safetensors -> of torch
     "F64": "float64",
     "F32": "float32",
@@ -51,7 +46,7 @@ DTYPE_NAMES = {  # of safetensors -> of torch
 }
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character, which no file takes
-_AGAIN = "copy or quantize again"
+AGAIN = "copy or quantize again"
 _ADAPTER = "adapter_config.json"  # of peft
 
 
@@ -92,26 +87,26 @@ class Shards:
         self._open: dict[Path, Any] = {}
         for file, expected in _files(folder).items():
             self._handle(file)  # checks the header; what is read below can be believed
-            entries = dict(_headers(file))
+            entries = dict(headers_of(file))
             twice = entries.keys() & self.entries.keys()
             strays = set() if expected is None else expected ^ entries.keys()
             odd = sorted(twice) or sorted(strays)
             if odd:
                 raise StoreError(
-                    f"{file}: tensor {odd[0]!r} is missing, unexpected or there twice; {_AGAIN}"
+                    f"{file}: tensor {odd[0]!r} is missing, unexpected or there twice; {AGAIN}"
                 )
             self.entries |= entries
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor. StoreError where there is none, or it cannot be read."""
         if name not in self.entries:
-            raise StoreError(f"{self.folder}: there is no tensor {name!r}; {_AGAIN}")
+            raise StoreError(f"{self.folder}: there is no tensor {name!r}; {AGAIN}")
         entry = self.entries[name]
         file = entry.file
         try:
             return self._handle(file).get_tensor(name) if self.mapped else _copied(entry)
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            raise StoreError(f"{file}: tensor {name!r} cannot be read: {error}; {_AGAIN}") from None
+            raise StoreError(f"{file}: tensor {name!r} cannot be read: {error}; {AGAIN}") from None
 
     def _handle(self, file: Path) -> Any:
         if file in self._open:
@@ -121,7 +116,7 @@ class Shards:
         try:
             handle = safe_open(file, framework=framework)
         except (OSError, SafetensorError, RuntimeError) as error:  # the last: no room to map it
-            raise StoreError(f"{file} cannot be read: {error}; {_AGAIN}") from None
+            raise StoreError(f"{file} cannot be read: {error}; {AGAIN}") from None
         if self.mapped:
             self._open[file] = handle
         return handle
@@ -138,138 +133,6 @@ def require_usual_names(folder: Path) -> None:
             f"{folder} holds {', '.join(names[:3]) or 'no safetensors'}, and neither {SINGLE} nor "
             f"{INDEX}; rename the file to {SINGLE}, or copy the index there"
         )
-
-
-def write_shards(
-    folder: Path, tensors: Mapping[str, Tensor], limit: int = SHARD_BYTES
-) -> dict[str, str]:
-    """Write tensors into files of at most `limit` bytes; the SHA-256 of each file by its name.
-
-    A tensor that is larger has a file of its own. One tensor at a time is in the CPU's memory. The
-    index is left to `write_index`, once all other files are there. OSError where the disk refuses.
-    """
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    split = split_torch_state_dict_into_shards(
-        dict(tensors), filename_pattern="model{suffix}.safetensors", max_shard_size=limit
-    )
-    hashes = {}
-    for file, names in split.filename_to_tensors.items():
-        hashes[file] = write_tensors(folder / file, {name: tensors[name] for name in names})
-    return hashes
-
-
-def write_index(folder: Path, known: Mapping[str, str]) -> None:
-    """Write the index with the hashes of all files, once they are there.
-
-    known: hashes that need not be computed, by the files' names. The folder is one that nobody
-    reads yet: `qbench.files.atomic.write_whole_folder` makes it.
-    """
-    weight_map: dict[str, str] = {}
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, entry in _headers(file):
-            weight_map[name] = file.name
-            total += entry.nbytes
-    hashes: dict[str, str] = {}
-    for name, file in _hashed(folder).items():
-        hashes[name] = known.get(name) or sha256(file)
-    index = {
-        "metadata": {"total_size": total, "sha256": hashes},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def may_be_replaced(folder: Path) -> bool:
-    """Whether a folder may be replaced without losing what somebody else has written.
-
-    It may where it is not there, is empty, or has an index with hashes, which only we write.
-    """
-    if not is_folder(folder):
-        return not os.path.lexists(folder)
-    if not any(folder.iterdir()):
-        return True
-    try:
-        return "sha256" in read_json(folder / INDEX)["metadata"]
-    except (StoreError, KeyError, TypeError):
-        return False
-
-
-def require_writable(folder: Path) -> None:
-    """StoreError, before any work, where a model cannot be written to this folder.
-
-    It can where nothing is, or what may be replaced, and files can be made beside it.
-    """
-    if not may_be_replaced(folder):
-        raise StoreError(
-            f"{folder} is there and was not written by qbench, or is damaged; "
-            "choose another folder, or remove it first"
-        )
-    problem = what_prevents(folder)
-    if problem is not None:
-        raise StoreError(f"{folder} cannot be written: {problem}; choose another place")
-
-
-def verify(folder: Path) -> dict[str, str | None]:
-    """What is wrong with each file of a folder, None where nothing is.
-
-    Compared are the SHA-256 of the files, those in folders inside too, with those in the index; and
-    where they agree, the tensors that the index names with those of the files. StoreError where it
-    has no hashes.
-    """
-    metadata = read_json(folder / INDEX).get("metadata")
-    hashes = metadata.get("sha256") if isinstance(metadata, dict) else None
-    if not isinstance(hashes, dict) or not hashes:
-        raise StoreError(
-            f"{folder / INDEX} states no hashes; "
-            "only folders that qbench has written can be verified"
-        )
-    present = _hashed(folder)
-    problems: dict[str, str | None] = dict.fromkeys(hashes.keys() - present.keys(), "is missing")
-    for name in sorted(hashes.keys() & present.keys()):
-        problems[name] = _problem(present[name], hashes[name], folder)
-    # a file that was added may be a shard, which would be read
-    problems |= dict.fromkeys(present.keys() - hashes.keys(), "is not in the index")
-    wrong = None if any(problems.values()) else _problem_of_index(folder)
-    return problems if wrong is None else problems | {INDEX: wrong}
-
-
-def _problem_of_index(folder: Path) -> str | None:
-    """Why the tensors that the index names are not those of the files; None where they are."""
-    try:
-        named = {entry.file.name for entry in Shards(folder, mapped=False).entries.values()}
-    except StoreError as error:
-        return f"does not fit the files: {error}"
-    unnamed = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in named)
-    return f"names no tensor of {unnamed[0]}; {_AGAIN}" if unnamed else None
-
-
-def _hashed(folder: Path) -> dict[str, Path]:
-    """What the index states the hashes of, by name, such as additional_chat_templates/x.jinja."""
-    hashed = {}
-    for path in contents_of(folder):
-        name = path.relative_to(folder).as_posix()
-        if name not in (INDEX, CARD) and not (path.is_dir() and not path.is_symlink()):
-            hashed[name] = path
-    return hashed
-
-
-def _problem(path: Path, stated: Any, folder: Path) -> str | None:
-    try:
-        ordinary_file(path, folder)
-    except StoreError as error:
-        return str(error)
-    return None if sha256(path) == stated else "differs from the hash that the index states"
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -289,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if _HALF.search(text):  # most are halves of a whole character
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} cannot be read: {error}; {_AGAIN}") from None
+        raise StoreError(f"{path} cannot be read: {error}; {AGAIN}") from None
     return content
 
 
@@ -306,7 +169,7 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
         return {_inside(folder, names[0] if len(names) == 1 else SINGLE): None}
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise StoreError(f"{folder / INDEX} has no weight_map; {_AGAIN}")
+        raise StoreError(f"{folder / INDEX} has no weight_map; {AGAIN}")
     expected: dict[Path, set[str]] = {}
     for tensor, name in weight_map.items():
         expected.setdefault(_inside(folder, name), set()).add(tensor)
@@ -346,7 +209,7 @@ def _inside(folder: Path, name: Any) -> Path:
     return ordinary_file(folder / name, folder)
 
 
-def _headers(path: Path) -> Iterator[tuple[str, Entry]]:
+def headers_of(path: Path) -> Iterator[tuple[str, Entry]]:
     """The tensors that a file's header names. StoreError where a dtype is not known.
 
     Read by ourselves, since the library, which has checked the header when it opened the file,

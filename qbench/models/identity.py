@@ -16,7 +16,8 @@ from qbench.embedded import cache_folder
 from qbench.errors import ModelError, StoreError
 from qbench.files.atomic import write_text
 from qbench.files.ordinary import contents_of, require_ordinary_files
-from qbench.files.shards import read_json, sha256
+from qbench.files.shards import read_json
+from qbench.files.written_folder import sha256
 from qbench.models.loading import load_config
 from qbench.models.source import ModelSource
 

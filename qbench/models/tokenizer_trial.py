@@ -19,7 +19,8 @@ from qbench.errors import StoreError
 from qbench.files.atomic import write_bytes
 from qbench.files.cache import cache_folder
 from qbench.files.ordinary import require_ordinary_files
-from qbench.files.shards import read_json, sha256
+from qbench.files.shards import read_json
+from qbench.files.written_folder import sha256
 
 MEMORY = 1 << 30  # bytes; a file takes up to 20 times its size beside that
 SECONDS = 1  # of processor time, and one more for 5 MB of file

@@ -9,7 +9,7 @@ import qbench
 from qbench import Scheme
 from qbench.checkpoint.card_metadata import Benchmark
 from qbench.checkpoint.folder import add_scores
-from qbench.files.shards import verify
+from qbench.files.written_folder import verify
 from qbench.records import Cell, Record, Score, TaskSpec
 
 ARC = Benchmark("allenai/ai2_arc", "ARC-Easy", "test", "acc", "none", 2376)

@@ -26,7 +26,8 @@ from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.checkpoint.paged import open_paged
 from qbench.errors import ConfigError, StoreError
-from qbench.files.shards import INDEX, verify
+from qbench.files.shards import INDEX
+from qbench.files.written_folder import verify
 from qbench.models.loading import load_weights
 from qbench.models.source import find_model
 from samples import PROMPT, normal, token_ids

@@ -17,7 +17,8 @@ from qbench.checkpoint.block_files import write_block_files
 from qbench.checkpoint.paged import can_be_paged, numbers_in, open_paged
 from qbench.contracts import trains
 from qbench.errors import MethodError, ModelError, StoreError
-from qbench.files.shards import Shards, verify
+from qbench.files.shards import Shards
+from qbench.files.written_folder import verify
 from qbench.models.source import ModelSource, find_model
 from qbench.quantization import quantize, read_model
 from qbench.registry import get_method

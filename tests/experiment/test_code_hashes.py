@@ -57,7 +57,6 @@ OF_QUANTIZED_MODELS = {
     "experiment.back_off",  # its smaller batches change the last digits, and a caution says so
     "files.codes",
     "files.model_folder",
-    "files.safetensors_file",
     "quantization",
 }
 

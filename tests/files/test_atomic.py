@@ -20,7 +20,7 @@ from qbench.files.atomic import (
     write_whole,
     write_whole_folder,
 )
-from qbench.files.shards import require_writable
+from qbench.files.written_folder import require_writable
 from qbench.read_back import unproven
 
 
@@ -98,7 +98,8 @@ def test_errors_name_what_was_asked_for_and_no_folder_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "records", "environment", "files.atomic", "files.shards", "models.source"]
+    "module",
+    ["errors", "records", "environment", "files.atomic", "files.written_folder", "models.source"],
 )
 def test_what_every_command_imports_needs_no_torch(module):
     code = (

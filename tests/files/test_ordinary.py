@@ -18,7 +18,8 @@ from qbench.files.ordinary import (
     ordinary_text,
     require_ordinary_files,
 )
-from qbench.files.shards import read_json, verify, write_index, write_shards
+from qbench.files.shards import read_json
+from qbench.files.written_folder import verify, write_index, write_shards
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from qbench.errors import StoreError
-from qbench.files import shards
+from qbench.files import shards, written_folder
 from qbench.files.shards import INDEX, Shards
 
 
@@ -31,7 +31,7 @@ def written(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         tensors = {"a": torch.zeros(2), "b": torch.ones(3)}
-        shards.write_index(folder, shards.write_shards(folder, tensors, limit=9))
+        written_folder.write_index(folder, written_folder.write_shards(folder, tensors, limit=9))
     return folder
 
 
@@ -51,11 +51,13 @@ def written(tmp_path):
     ],
 )
 def test_an_index_whose_map_is_not_that_of_its_files_is_told(written, change, problem):
-    assert set(shards.verify(written).values()) == {None}
+    assert set(written_folder.verify(written).values()) == {None}
     index = json.loads((written / INDEX).read_text())
     index["weight_map"] = change(index["weight_map"])
     (written / INDEX).write_text(json.dumps(index))
-    problems = {name: text for name, text in shards.verify(written).items() if text is not None}
+    problems = {
+        name: text for name, text in written_folder.verify(written).items() if text is not None
+    }
     assert problems.keys() == {INDEX} and problem in problems[INDEX]
 
 
