@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -19,7 +19,7 @@ from types import CodeType, ModuleType
 
 from qbench.errors import ConfigError
 from qbench.files.ordinary import is_file
-from qbench.plugin_sources import imported_at_once, named_files, own_sources
+from qbench.plugin_sources import imported_at_once, imports_in, named_files, own_sources
 
 _beside: set[Path] = set()  # the modules beside plug-ins that may be imported
 _executed: dict[Path, bytes] = {}  # by the file, its text when it was imported
@@ -69,6 +69,18 @@ def import_plugin_file(path: Path) -> ModuleType:
     return module
 
 
+def import_for_functions(cls: type) -> None:
+    """Import the libraries that functions of a plug-in import, such as scikit-learn.
+
+    What a library does when it is imported, such as drawing random numbers, would else be taken for
+    the doing of the first function that needs it. What cannot be imported is left to that function.
+    """
+    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+    if file.suffix == ".py" and not cls.__module__.startswith("qbench."):
+        for source in (file, *own_sources(file, cls.__module__)):
+            _import_libraries(imports_in(source.read_bytes(), ""))
+
+
 def _execute(module: ModuleType, file: Path, shown: str) -> None:
     """Execute a plug-in, which may import and define, and nothing else; raises what it raises."""
     from qbench.surroundings import Surroundings  # every plug-in needs torch, and no help text does
@@ -76,9 +88,7 @@ def _execute(module: ModuleType, file: Path, shown: str) -> None:
     own = _serve_own(file, module.__name__)
     # What an installed package does when it is imported is not the plug-in's doing.
     for source in (file, *own):
-        for name in imported_at_once(source.read_bytes()):
-            if name.partition(".")[0] not in _finder.folders:
-                _import(name)
+        _import_libraries(imported_at_once(source.read_bytes()))
     known = set(sys.modules)
     path = list(sys.path)
     before = Surroundings.now()
@@ -104,12 +114,15 @@ def _without(folder: Path, entries: list[str]) -> list[Path]:
     return [path for path in map(Path, entries) if path.resolve() != folder.resolve()]
 
 
-def _import(name: str) -> None:
-    """Import what `imported_at_once` names, where that is possible: who needs it will say so."""
-    parent, _, member = name.rpartition(".")
-    with suppress(Exception):
-        if not (parent and hasattr(importlib.import_module(parent), member)):
-            importlib.import_module(name)
+def _import_libraries(names: Iterable[str]) -> None:
+    """Import those of these dotted names that are no plug-in's, where that is possible."""
+    for name in names:
+        parent, _, member = name.rpartition(".")
+        if name.partition(".")[0] in _finder.folders:
+            continue
+        with suppress(Exception):  # who needs it will say so
+            if not (parent and hasattr(importlib.import_module(parent), member)):
+                importlib.import_module(name)
 
 
 def _hidden(file: Path, own: list[Path], known: set[str], installed: list[Path]) -> Path | None:

@@ -47,7 +47,7 @@ ARROWS = {
     },
     "checks": {
         "calibration", "contracts", "errors", "formats", "isolation", "kernels", "models",
-        "quantization", "registry", "surroundings",
+        "plugin_file", "quantization", "registry", "surroundings",
     },
     "exchange": {"contracts", "errors", "files", "formats"},
     "checkpoint": {

@@ -27,6 +27,7 @@ from qbench.checks.verdict import Broke
 from qbench.contracts import Scheme, verb_of
 from qbench.errors import reason_of
 from qbench.models.blocks import linears, read_weight
+from qbench.plugin_file import import_for_functions
 from qbench.quantization import quantize
 from qbench.surroundings import Surroundings, stay_in_own_process
 
@@ -84,6 +85,7 @@ def answered(method: Any) -> list[Call]:
 
 def _take(method: Any) -> list[Call]:
     """The tour ends early after three errors, each of which may have cost much time or memory."""
+    import_for_functions(type(method))
     calls: list[Call] = []
     for stop in _stops(method):
         stop(calls)

@@ -24,6 +24,7 @@ from qbench.checks.tour import Call, spied_on
 from qbench.checks.verdict import Broke
 from qbench.contracts import verb_of
 from qbench.errors import MethodError
+from qbench.plugin_file import import_for_functions
 
 WHERE = "in the run"
 # Of the squared error, to the weight's own square. Zeros have 1, and a grid without zero a little
@@ -48,6 +49,7 @@ def watched(method: Any, clock: Clock) -> Any:
     Of a verb that takes one weight the first call is made twice. Other promises about several calls
     are left to `qbench check`. clock: is told what the watch costs.
     """
+    import_for_functions(type(method))
     judge = _Judge(method)
     try:
         check_is_a_value(method)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -15,6 +17,7 @@ from qbench.checks.watch import Clock, watched
 from qbench.contracts import BlockResult, LinearStats, Scheme
 from qbench.errors import MethodError
 from qbench.methods.rtn import RTN
+from qbench.plugin_file import import_plugin_file
 from qbench.surroundings import Surroundings
 
 WORK, LOOK = 1.0, 1000.0  # seconds of the method, and of a look at the surroundings
@@ -119,3 +122,33 @@ def test_a_broken_promise_is_still_seen() -> None:
 
     with pytest.raises(MethodError, match="random state was used"):
         watched(Other(), Clock()).quantize_weight(sample_weight(8, 32), Scheme(3, 16))
+
+
+LAZY = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from qbench.methods.rtn import RTN
+
+@dataclass(frozen=True)
+class Lazy(RTN):
+    name: ClassVar[str] = "lazy"
+
+    def quantize_weight(self, weight, scheme):
+        import draws_on_import
+        return super().quantize_weight(weight, scheme)
+"""
+
+
+def test_what_a_library_does_on_import_is_not_the_methods_doing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    (libraries / "draws_on_import.py").write_text("import random\nrandom.random()")
+    monkeypatch.syspath_prepend(str(libraries))
+    (tmp_path / "lazy_library.py").write_text(LAZY)
+    method = import_plugin_file(tmp_path / "lazy_library.py").Lazy()
+    watched(method, Clock()).quantize_weight(sample_weight(8, 32), Scheme(3, 16))
+    del sys.modules["draws_on_import"]
