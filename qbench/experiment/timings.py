@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qbench.experiment.plan import Plan
     from qbench.experiment.runner import View
 
-KEPT = 3  # values of a stage, the latest, of which the median counts
+KEPT = 3  # values of a stage, the latest; the median counts, and of two the lower
 LATENCY = "latency"
 HANDLING = "handling"
 WINDOWS = "windows"  # of tasks on running text, which share a pass
@@ -84,7 +84,7 @@ class Timings:
         """Of the first of these names that is known here, else of the first that is at all."""
         for name in names:
             if name in self.factors:
-                return statistics.median(self.factors[name])
+                return statistics.median_low(self.factors[name])
         if device != "cpu":
             return 1.0
         return next((FIRST[name] for name in names if name in FIRST), 1.0)
@@ -184,7 +184,8 @@ def learn_from(plan: Plan, records: Iterable[Record], clock: Clock) -> list[floa
             if learn(cells[record.id], record, taken, modelled, timings):
                 longer.append(taken / plan.estimates[record.id].seconds)
     for name, timings in plan.timings.items():
-        own = [i for i in clock.latencies if cells[i].model == name]
+        # Of a format that an earlier run has timed, nothing is left to do.
+        own = [i for i in clock.latencies if i in clock.cells and cells[i].model == name]
         modelled_latency = sum(plan.modelled[i].latency for i in own)
         timings.note([LATENCY], sum(clock.latencies[i] for i in own), modelled_latency)
         timings.save()

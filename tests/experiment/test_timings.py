@@ -9,7 +9,16 @@ import pytest
 from qbench.commands.planned import accuracy
 from qbench.contracts import Scheme
 from qbench.experiment.estimate import Estimate, Rates
-from qbench.experiment.timings import Clock, Timings, corrected, kind_of, learn, makespan
+from qbench.experiment.plan import Plan
+from qbench.experiment.timings import (
+    Clock,
+    Timings,
+    corrected,
+    kind_of,
+    learn,
+    learn_from,
+    makespan,
+)
 from qbench.records import Cell, Record, TaskSpec
 from tiny_runs import run_args
 
@@ -92,6 +101,27 @@ def test_the_median_of_the_latest_counts():
     for seconds in (900.0, 20.0, 40.0, 30.0):
         learn(mine, record(mine, quantized=seconds), 2000.0, MODELLED, timings)
     assert corrected(mine, MODELLED, timings).quantize == 30.0
+
+
+def test_of_two_the_quicker_counts_as_other_work_only_slows_down():
+    timings = Timings.open(kind())
+    mine = cell()
+    for seconds in (200.0, 40.0):
+        learn(mine, record(mine, quantized=seconds), 2000.0, MODELLED, timings)
+    assert corrected(mine, MODELLED, timings).quantize == 40.0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_only_a_run_that_made_a_cell_learns_from_its_latency(whole):
+    timings, mine = Timings.open(kind()), cell()
+    plan = Plan(None, (mine,), {}, None, {}, "cpu", timings={"m": timings})
+    plan.modelled[mine.id] = plan.estimates[mine.id] = MODELLED
+    clock = Clock(None)
+    clock.latencies[mine.id] = 0.1 if not whole else 40.0  # an earlier run has timed its format
+    if whole:
+        clock.cells[mine.id] = 52.0
+    learn_from(plan, [record(mine)], clock)
+    assert timings.factors.get("latency") == ([2.0] if whole else None)
 
 
 def test_a_cell_that_somebody_else_has_begun_says_nothing():
