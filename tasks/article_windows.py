@@ -25,7 +25,7 @@ from qbench.models.tokenizers import without_ending
 from qbench.records import TaskSpec
 
 SEED = 1234  # of the choice of articles and of their windows
-TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")  # a line of WikiText that begins an article
+TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")  # a line of WikiText that may begin an article
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,32 @@ def article_windows(
 
 
 def articles(texts: Sequence[str]) -> list[list[str]]:
-    """The texts by article: those behind one line with a title, or each for itself."""
-    if not any(TITLE.fullmatch(text) for text in texts):
+    """The texts by article: those behind one line with a title, or each for itself.
+
+    Blank lines before the first title are of its article.
+    """
+    titles = _titles(texts)
+    if not titles:
         return [[text] for text in texts]
-    parts: list[list[str]] = [[]]
-    for text in texts:
-        if TITLE.fullmatch(text):
-            parts.append([])
-        parts[-1].append(text)
-    return parts
+    if not any(text.strip() for text in texts[: titles[0]]):
+        titles[0] = 0
+    begins = sorted({0, *titles})
+    ends = [*begins[1:], len(texts)]
+    return [list(texts[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+
+
+def _titles(texts: Sequence[str]) -> list[int]:
+    """The places of titles; of a text with blank lines those that stand behind one.
+
+    Formulas that are lines of their own look like titles, as in WikiText-2's "Constant k filter".
+    """
+    has_blanks = not all(text.strip() for text in texts)
+    places = []
+    for place, text in enumerate(texts):
+        inside = has_blanks and place > 0 and texts[place - 1].strip()
+        if TITLE.fullmatch(text) and not inside:
+            places.append(place)
+    return places
 
 
 def _spread(

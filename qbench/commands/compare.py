@@ -158,22 +158,22 @@ def _look(text: str | None) -> tuple[Look, int] | None:
 def _compared(
     base: Side, candidate: Side, taken: tuple[Look, int] | None, limits: dict[str, Any]
 ) -> Verdict:
-    """The verdict; of one look of several, with those before it, which were undecided."""
+    """The verdict; of one look of several, with what those before it say."""
     from qbench.comparison.verdicts import Looked
     from qbench.comparison.verdicts import compare as compared
     from qbench.stats.sequential import looks
 
     if taken is None:
         return compared(base, candidate, **limits)
-    look, draws = taken
-    verdict = compared(base, candidate, look=look, **limits)
-    schedule = looks(draws)
-    if len(schedule) == 1:
-        return verdict
-    before = [entry for entry in schedule if entry.draws < look.draws]
-    looked = [Looked(entry.draws, entry.level, "undecided") for entry in before]
-    looked.append(Looked(look.draws, look.level, verdict.outcome))
-    return replace(verdict, looks=tuple(looked), draws=draws)
+    last, draws = taken
+    schedule = [look for look in looks(draws) if look.draws <= last.draws]
+    verdicts = [compared(base, candidate, look=look, **limits) for look in schedule]
+    if draws == last.draws and len(schedule) == 1:
+        return verdicts[0]
+    looked = []
+    for look, verdict in zip(schedule, verdicts, strict=True):
+        looked.append(Looked(look.draws, look.level, verdict.outcome))
+    return replace(verdicts[-1], looks=tuple(looked), draws=draws)
 
 
 def report(verdict: Verdict, as_json: bool, markdown: Path | None, strict: bool) -> int:

@@ -15,6 +15,7 @@ from qbench.experiment.cells import expand
 from qbench.experiment.data_choice import choose_data, tables_of
 from qbench.experiment.estimate import (
     KNOWN_SECONDS,
+    LATENCY_LOADS,
     LATENCY_SECONDS,
     Estimate,
     estimate,
@@ -231,9 +232,9 @@ def _model_costs(plan: Plan, skeletons: Mapping[str, Any]) -> None:
         except Exception as error:  # a plug-in says how much it trains
             plan.skipped[cell.id] = reason_of(error)
     plan.estimates = dict(plan.modelled)
-    _add_references(plan)
     if plan.grid.with_latency:
         _add_latencies(plan)
+    _add_references(plan)
 
 
 def _add_references(plan: Plan) -> None:
@@ -259,9 +260,12 @@ def _add_latencies(plan: Plan) -> None:
         if cell.scheme is None or cell.id in plan.skipped:
             continue
         shared = (cell.model, declared(cell.method).format, cell.scheme)
-        seconds = KNOWN_SECONDS if shared in seen else LATENCY_SECONDS
+        modelled = plan.modelled[cell.id]
+        seconds = LATENCY_SECONDS + LATENCY_LOADS * modelled.handling
+        if shared in seen:
+            seconds = KNOWN_SECONDS
         seen.add(shared)
-        plan.modelled[cell.id] = replace(plan.modelled[cell.id], latency=seconds)
+        plan.modelled[cell.id] = replace(modelled, latency=seconds)
 
 
 def _misfit(skeleton: Any, cell: Cell) -> str | None:

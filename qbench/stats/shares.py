@@ -87,4 +87,7 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     square = Z_95**2
     middle = (share * n + square / 2) / (n + square)
     spread = Z_95 / (n + square) * math.sqrt(share * (1 - share) * n + square / 4)
-    return max(0.0, middle - spread), min(1.0, middle + spread)
+    # Rounding leaves ends at 0 and 1 a little inside.
+    low = 0.0 if share == 0 else max(0.0, middle - spread)
+    high = 1.0 if share == 1 else min(1.0, middle + spread)
+    return low, high

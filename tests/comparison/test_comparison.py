@@ -473,6 +473,15 @@ def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:
     assert "the verdict is in" not in done.out + comment.read_text()
 
 
+def test_earlier_looks_are_taken_and_not_made_up(tmp_path: Path) -> None:
+    side(tmp_path / "base", *(cell(seed=k) for k in range(4)))
+    side(tmp_path / "worse", *(cell(seed=k, damage=3.0, source="1" * 12) for k in range(4)))
+    run = ("compare", tmp_path / "base", tmp_path / "worse", "--tasks", "wikitext", "--json")
+    found = json.loads(run_command(*run, "--look", "4/4").out)
+    taken = [(look["draws"], look["outcome"]) for look in found["looks"]]
+    assert taken == [(2, "worse"), (3, "worse"), (4, "worse")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -23,6 +23,11 @@ def test_wilson_is_scipys(right, n):
     assert wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
+def test_wilson_of_none_or_all_ends_there():
+    for n in range(1, 300):
+        assert wilson(0.0, n)[0] == 0.0 and wilson(1.0, n)[1] == 1.0
+
+
 def test_nothing_right_has_an_interval_and_no_error_of_zero():
     score = mean_score("t", "acc", [0.0] * 20, higher=True, chance=0.25)
     assert (score.value, score.stderr, score.low) == (0.0, None, 0.0)
