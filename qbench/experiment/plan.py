@@ -233,7 +233,7 @@ def _model_costs(plan: Plan, skeletons: Mapping[str, Any]) -> None:
             plan.skipped[cell.id] = reason_of(error)
     plan.estimates = dict(plan.modelled)
     if plan.grid.with_latency:
-        _add_latencies(plan)
+        add_latencies(plan)
     _add_references(plan)
 
 
@@ -253,7 +253,7 @@ def _add_references(plan: Plan) -> None:
                 plan.modelled[cell.id] = replace(modelled, handling=handling)
 
 
-def _add_latencies(plan: Plan) -> None:
+def add_latencies(plan: Plan) -> None:
     """Add the latencies; cells of one model, format and scheme share what is measured."""
     seen = set()
     for cell in plan.cells:

@@ -11,7 +11,9 @@ import qbench
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import Scheme
 from qbench.experiment.estimate import OVERHEADS, Rates, _fastest, estimate, measure_rates
+from qbench.experiment.plan import add_latencies
 from qbench.records import CalibrationSpec, Cell
+from tiny_plans import tiny_plan
 
 # A Llama of 8B size on a GPU that reaches 400 Tflop/s.
 GPU = Rates(
@@ -87,3 +89,14 @@ def test_a_saved_model_takes_about_as_much_of_the_disk_as_is_said(tiny, tmp_path
 def test_a_rate_does_not_count_how_long_a_product_waits_for_a_processor() -> None:
     """A product that mostly sleeps stands for one that other work keeps from the processor."""
     assert _fastest(lambda: time.sleep(0.3), time.process_time) < 0.15
+
+
+def test_each_format_is_timed_once_and_that_of_a_larger_model_takes_longer(tiny_folder):
+    plan = tiny_plan(tiny_folder, "rtn", "gptq", latency=True)
+    latencies = {cell.label: plan.modelled[cell.id].latency for cell in plan.cells}
+    assert latencies["gptq 2b g32"] == latencies["gptq 4b g32"] < latencies["rtn 4b g32"]
+    loading = 1000.0
+    for cell in plan.cells:
+        plan.modelled[cell.id] = replace(plan.modelled[cell.id], handling=loading)
+    add_latencies(plan)
+    assert plan.modelled[plan.cells[0].id].latency > 2 * loading > latencies["rtn 4b g32"]
