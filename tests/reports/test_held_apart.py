@@ -11,7 +11,7 @@ from rich.console import Console
 
 from qbench.comparison.costs import costs, elsewhere
 from qbench.comparison.pairs import Pairs
-from qbench.comparison.ranks import MADE_BY, ranks, winners
+from qbench.comparison.ranks import MADE_BY, outdone, ranks, winners
 from qbench.records import Caution, Cell, Latency, Record
 from qbench.reports import latencies
 from qbench.reports.axes import panel
@@ -52,6 +52,25 @@ def test_cells_of_other_packages_are_not_held_against_each_other(tmp_path: Path)
     assert winners(records, PERPLEXITY, pairs) == {records[1].id}
     called = names(records)
     assert "torch=2.1.0" in called[records[3].id] and "torch=2.11.0" in called[records[2].id]
+
+
+def test_nothing_is_bold_or_first_over_a_better_cell_that_was_judged_otherwise(
+    tmp_path: Path,
+) -> None:
+    """By its mean, as it cannot be paired; the same cell judged again is no rival."""
+    made = [record("rtn", 3, 0.6), record("gptq", 3, 0.5)]
+    for damage in (0.2, 0.3):
+        source = str(damage)[-1] * 12
+        made.append(changed(record("gptq", 3, damage), source=source, evaluation="1" * 12))
+    records = stored(made, tmp_path)
+    assert outdone(records, PERPLEXITY) == {records[0].id, records[1].id}
+    assert winners(records, PERPLEXITY, Pairs(records, tmp_path)) == {records[2].id}
+    _, rows = ranking(records, tmp_path)
+    assert [row.entries[0].text for row in rows] == ["1", "2", "≥1", "≥2"]
+    again = changed(record("gptq", 3, 0.1), evaluation="1" * 12)
+    records = stored([*made[:2], again], tmp_path)
+    assert outdone(records, PERPLEXITY) == {records[0].id}
+    assert winners(records, PERPLEXITY, Pairs(records, tmp_path)) == {records[1].id}
 
 
 def test_a_cell_without_items_has_no_place_and_takes_none_from_others(tmp_path: Path) -> None:
