@@ -185,5 +185,5 @@ def _filter_values(record: Record) -> list[str]:
     if cell.scheme is not None:
         bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
-    method = "unquantized" if unquantized(record) else cell.stored_as or cell.method
+    method = "unquantized" if unquantized(record) else cell.made_by
     return [cell.model, bits, method, group, format_of(record), record.status]

@@ -12,6 +12,7 @@ from rich.console import Console
 from qbench.comparison.costs import costs, elsewhere
 from qbench.comparison.pairs import Pairs
 from qbench.comparison.ranks import MADE_BY, outdone, ranks, winners
+from qbench.experiment.store import Store
 from qbench.records import Caution, Cell, Latency, Record
 from qbench.reports import latencies
 from qbench.reports.axes import panel
@@ -252,11 +253,24 @@ def test_a_model_is_ranked_and_drawn_as_it_was_asked(tmp_path: Path) -> None:
     assert all(len(axes.lines) > 1 for axes in figure.axes)
 
 
-def test_a_model_that_others_have_quantized_has_no_divergence_from_the_unquantized() -> None:
+def test_an_older_record_of_a_quantized_model_has_no_divergence_from_itself(
+    tmp_path: Path,
+) -> None:
     theirs = changed(record("none", None), stored_as="gptq 4b g128")
     theirs = theirs.model_copy(update={"scores": record("rtn", 4, 0.0).scores})
-    shown = {headline.metric for headline in headlines([theirs]) if headline.of(theirs)}
-    assert "perplexity" in shown and not any(metric.startswith("kl_") for metric in shown)
+    again = changed(record("rtn", 4, 0.2), stored_as="gptq 4b g128")
+    store = Store(tmp_path)
+    for made in (theirs, again):
+        store.write_record(made)
+    read = {one.id: {score.metric for score in one.scores} for one in store.read_records()[0]}
+    assert "perplexity" in read[theirs.id]
+    assert not {"kl_mean", "top1_agreement"} & read[theirs.id]
+    assert {"kl_mean", "top1_agreement"} <= read[again.id]
+    assert list(names([theirs, again]).values()) == ["gptq 4b g128", "rtn"]
+    assert (theirs.cell.label, again.cell.label) == (
+        "gptq 4b g128",
+        "rtn 4b g64 clip=search period=4",
+    )
 
 
 # ---- latencies
