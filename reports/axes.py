@@ -81,7 +81,9 @@ def _meaning_of_bars(quantized: Sequence[Point], alone: Sequence[Point]) -> list
     """What the bars hold, a sentence each. alone: the points that are not paired."""
     told = []
     if len(alone) < len(quantized):
-        told.append("Bars: 95 % interval of the paired difference from the unquantized model.")
+        told.append(
+            "Bars: 95 % interval of the paired difference from the model before quantization."
+        )
     if alone:
         told.append("Without items of both models: 95 % interval of the score alone.")
     return told

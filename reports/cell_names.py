@@ -25,7 +25,7 @@ def format_of(record: Record) -> str:
     Of a model that others have quantized, what they did.
     """
     cell = record.cell
-    if cell.stored_as is not None and cell.method == "none":
+    if cell.stored_as is not None and cell.scheme is None:
         return cell.stored_as
     try:
         declared_format = declared(cell.method).format
@@ -85,8 +85,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     differing = {spot for spot, values in seen.items() if len(values) > 1}
     result = {}
     for record, family, traits in zip(records, families, own, strict=True):
-        name = record.cell.stored_as or record.cell.method
-        words = ["unquantized" if unquantized(record) else name]
+        words = ["unquantized" if unquantized(record) else record.cell.made_by]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
         told = _exceptions(record.cell) - shared[_method(record.cell)]
         for key, value in traits.items():

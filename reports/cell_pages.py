@@ -61,6 +61,7 @@ def html(
         facts=_facts(record),
         cautions=[(caution.task or "the cell", caution.text) for caution in cautions],
         scores=scores,
+        base="unquantized" if record.cell.stored_as is None else "the model as stored",
         changes=changes,
         most_changes=MOST,
         products=[] if latency is None else [_product(product) for product in latency.products],

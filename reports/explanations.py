@@ -8,15 +8,16 @@ METRICS = {
     "perplexity": "e to the mean negative log-likelihood of a token of the text, in nats",
     "token_perplexity": "e to the mean negative log-likelihood of a token, in nats",
     "kl_mean": "mean over tokens of the KL divergence, in nats, of the model's next-token "
-    "distribution from that of the unquantized model",
-    "kl_reverse": "the same of the unquantized model's distribution from that of the model",
+    "distribution from that of the model before quantization",
+    "kl_reverse": "the same of the distribution before quantization from that of the model",
     "kl_median": "the KL divergence, in nats, that every other token exceeds",
-    "kl_noise": "the KL divergence, in nats, of the unquantized model from its own reference, "
-    "which is kept in float16, where its products have other shapes: rounding alone",
+    "kl_noise": "the KL divergence, in nats, of the model before quantization from its own "
+    "reference, which is kept in float16, where its products have other shapes: rounding alone",
     "nll": "mean negative log-likelihood of a token of the text, in nats",
     "acc_macro": "mean over the subjects of their shares of right answers",
     "kl_p99": "the KL divergence, in nats, that one token in a hundred exceeds",
-    "top1_agreement": "share of tokens whose likeliest next token is that of the unquantized model",
+    "top1_agreement": "share of tokens whose likeliest next token is that of the model before "
+    "quantization",
     "acc": "share of items whose right choice is the likeliest one",
     "acc_norm": "the same with log-likelihoods divided by the length of the choice in bytes",
     "exact_match": "share of items whose generated answer is the right one, as the filter reads it",
@@ -24,10 +25,11 @@ METRICS = {
     "gold_nll": "mean negative log-likelihood, in nats per token, of the given solution",
 }
 COLUMNS = {
-    "#": "1 and the number of cells of as many measured bits or fewer that are better in the "
-    "divergence, else the first score, item by item with 95 % confidence; draws that differ in "
-    "their seed alone count once, by the draw of the same seed or else the first; a cell without "
-    "items has no place and is not counted",
+    "#": "1 and the number of cells, judged alike and of as many measured bits or fewer, that are "
+    "better in the divergence, else the first score, item by item with 95 % confidence; draws that "
+    "differ in their seed alone count once, by the draw of the same seed or else the first; a cell "
+    "without items has no place and is not counted; \u2265 where a cell that was judged otherwise, "
+    "such as by other code, has a better score and cannot be counted",
     "model": "what was quantized",
     "method": "how, with the parameters that differ from their defaults",
     "bits": "nominal: what was asked for",

@@ -109,13 +109,7 @@ class Headline:
         return "\n".join(lines)
 
     def of(self, record: Record) -> Score | None:
-        """This score of a finished cell that was asked so.
-
-        A model that others have quantized has no divergence from the unquantized one: its own
-        reference is itself.
-        """
-        if self.is_relative and record.cell.stored_as is not None and record.cell.method == "none":
-            return None
+        """This score of a finished cell that was asked so."""
         if self.protocol is not None and asked(record, self.task) != self.protocol:
             return None
         return score_of(record, self.key)

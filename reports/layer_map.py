@@ -12,9 +12,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from qbench.comparison.digits import places_of, plain
 from qbench.reports.plots import STYLE
 
 MOST_ROWS = 15
+DIGITS = 3  # significant ones of what has no interval
 LEAST = 1e-6  # nats: what is below is rounding, and has the lightest color
 GREY = "#dddddd"
 COLUMNS = ("layer", "KL alone", "KL gained", "weight error", "output error", "bits")
@@ -63,16 +65,21 @@ def advice(report: Mapping[str, Any]) -> str:
     return text
 
 
-def interval(difference: Mapping[str, Any], digits: int = 3) -> str:
-    """`0.12 [0.1, 0.14]`; an end that JSON has no number for is infinite.
+def interval(difference: Mapping[str, Any]) -> str:
+    """`0.120 [0.100, 0.140]`; an end that JSON has no number for is infinite.
 
-    digits: significant ones of the value; the ends have one less.
+    All three to the same place, two digits of half the interval, so that the value is within it.
     """
     low, high = difference["low"], difference["high"]
-    low = -math.inf if low is None else low
-    high = math.inf if high is None else high
-    ends = [f"{end:.{digits - 1}g}" for end in (low, high)]
-    return f"{difference['value']:.{digits}g} [{', '.join(ends)}]"
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    half, value = (ends[1] - ends[0]) / 2, difference["value"]
+    places = DIGITS
+    if 0 < half < math.inf:
+        places = places_of(half, 2)
+    elif value:
+        places = places_of(abs(value), DIGITS)
+    texts = [plain(number, places) for number in (value, *ends)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def heat_map(report: Mapping[str, Any], title: str) -> Figure:

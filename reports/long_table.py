@@ -137,10 +137,11 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     plain `difference`. asked: the hash of how the task was asked; scores with different ones are
     not comparable. protocol, protocol_hash: of the whole run. warnings: the kinds of `Caution`.
     layers: what single layers and the head have in place of the bits. stored_as: of a model that
-    others have quantized. grid: `symmetric`, or empty. calibration_hash: of its text. source,
-    quantization, evaluation: hashes of the method's code, of that by which all methods are applied,
-    and of that which judges. What follows `layers` tells cells apart that are alike in all before
-    it; timed_on: the machine of a latency.
+    others have quantized, how; its divergences are from the model as it is stored. grid:
+    `symmetric`, or empty. calibration_hash: of its text. source, quantization, evaluation: hashes
+    of the method's code, of that by which all methods are applied, and of that which judges. What
+    follows `layers` tells cells apart that are alike in all before it; timed_on: the machine of a
+    latency.
     """
     records = ordered(records)
     pairs = pairs_of(records, folder)

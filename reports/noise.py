@@ -1,11 +1,11 @@
-"""Below which divergence a model is as far from the unquantized one as rounding alone makes it."""
+"""From what models diverge, and below which divergence that is what rounding alone makes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import judged_by, protocol
+from qbench.comparison.pairs import RELATIVE, judged_by, protocol
 from qbench.records import Record
 from qbench.reports.cell_names import judged_in_words, ordered
 from qbench.reports.headline import settings
@@ -55,15 +55,30 @@ def noise_floors(records: Sequence[Record]) -> list[Floor]:
 
 
 def noise_lines(records: Sequence[Record]) -> list[str]:
-    """A sentence for each of them."""
+    """A sentence for each of them, and for each model that was quantized already."""
     lines = []
     for floor in noise_floors(records):
         way = f", {floor.way}" if floor.way else ""
         lines.append(
-            f"{floor.task} of {floor.model}{way}: a {floor.text}, as far as the unquantized model "
-            "is from its own reference, kept in float16, where its products have other shapes."
+            f"{floor.task} of {floor.model}{way}: a {floor.text}, as far as the model before "
+            "quantization is from its own reference, kept in float16, where its products have "
+            "other shapes."
         )
-    return lines
+    return lines + _stored(records)
+
+
+def _stored(records: Sequence[Record]) -> list[str]:
+    """A sentence for each model that was quantized already when its cells were quantized."""
+    lines = []
+    for record in ordered(records):
+        cell = record.cell
+        relative = any(score.metric.startswith(RELATIVE) for score in record.scores)
+        if cell.scheme is not None and cell.stored_as is not None and relative:
+            lines.append(
+                f"{cell.model} is quantized already ({cell.stored_as}): its cells' divergences are "
+                "from the model as it is stored, and not from an unquantized one."
+            )
+    return list(dict.fromkeys(lines))
 
 
 def _in_words(records: Sequence[Record], task: str) -> list[str]:

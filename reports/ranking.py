@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbench.comparison.pairs import pairs_of
-from qbench.comparison.ranks import ranks
+from qbench.comparison.ranks import outdone, ranks
 from qbench.records import Record
 from qbench.reports.cell_names import format_of, ordered, unquantized
 from qbench.reports.explanations import explanation
@@ -17,6 +17,7 @@ from qbench.reports.plots import leading, slug
 from qbench.reports.tables import grid
 
 RANK = "#"
+AT_LEAST = "≥"  # before a rank, where a cell that was judged otherwise may be better, too
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,13 @@ def ranking(
     names, rows = grid(records, folder)
     leaders_of = _leaders(records)
     places: dict[str, int] = {}
+    beaten: set[str] = set()
     for model, leader in leaders_of.items():
         if leader is not None:
             mine = [record for record in records if record.cell.model == model]
             asked_so = [record for record in mine if leader.of(record)]
             places |= ranks(asked_so, leader.key, pairs_of(records, folder))
+            beaten |= outdone(asked_so, leader.key)
     columns = [Column(RANK, explanation(RANK, None), "extra")]
     by_title = {headline.title: headline for headline in headlines(records)}
     leaders = leading(records)
@@ -111,7 +114,8 @@ def ranking(
     ranked = []
     for record, row in cells:
         rank = places.get(record.id)
-        fields = [Field("" if rank is None else str(rank), rank)]
+        least = AT_LEAST if record.id in beaten else ""
+        fields = [Field("" if rank is None else f"{least}{rank}", rank)]
         for name, entry in zip(names, row, strict=True):
             href = cell_page(record.id) if name == "method" else None
             fields.append(Field(entry.text, entry.value, entry.best, href, entry.below))
@@ -181,5 +185,5 @@ def _filter_values(record: Record) -> list[str]:
     if cell.scheme is not None:
         bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
-    method = "unquantized" if unquantized(record) else cell.stored_as or cell.method
+    method = "unquantized" if unquantized(record) else cell.made_by
     return [cell.model, bits, method, group, format_of(record), record.status]

@@ -175,7 +175,7 @@ def _show(report: dict[str, Any], title: str) -> None:
     lines = [COLUMNS, *rows(report)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     out.print(
-        f"{title}: KL {interval(report['total'], digits=4)} nats, "
+        f"{title}: KL {interval(report['total'])} nats, "
         f"{len(report['effects'])} parts; those that gain most when restored:",
         markup=False,
         soft_wrap=True,

@@ -23,12 +23,15 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
 
     Rivals are the cells of the same model, judged alike, that have as many measured bits (within
     EQUAL_BITS) or fewer, but for draws of the cell itself. One of as many must be among them: more
-    bits alone win nothing. Of a rival without items nothing is known but its mean, which must be
-    worse.
+    bits alone win nothing. Of a rival without items, and of a cell that was judged otherwise
+    (`outdone`), nothing is known but its mean, which must be worse.
     """
     best = set()
+    beaten = outdone(records, key)
     for group in _groups(records, key):
         for cell, rivals in _leaders(group, key):
+            if cell.id in beaten:
+                continue
             known = [rival for rival in rivals if pairs.items(rival, key) is not None]
             if not any(_costs(cell, rival) for rival in known):
                 continue
@@ -56,6 +59,29 @@ def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, i
             if len(paired) == len(rivals):
                 places[cell.id] = 1 + sum(contrast.is_better for contrast in paired)
     return places
+
+
+def outdone(records: Sequence[Record], key: ScoreKey) -> set[str]:
+    """Ids of the cells than which one of the same model that was judged otherwise is better.
+
+    It has a better mean at as many measured bits or fewer, and is no draw of the cell itself. The
+    two cannot be paired, so that it is not known which of them is ahead.
+    """
+    ways: dict[str, list[list[Record]]] = {}
+    for group in _groups(records, key):
+        ways.setdefault(group[0].cell.model, []).append(group)
+    beaten = set()
+    for groups in ways.values():
+        if len(groups) == 1:
+            continue
+        way = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        cells = [record for group in groups for record in group]
+        bits, family, badness = _columns(cells, key)
+        for index, cell in enumerate(cells):
+            others = (bits <= bits[index] + EQUAL_BITS) & (family != family[index])
+            if (others & (way != way[index]) & (badness < badness[index])).any():
+                beaten.add(cell.id)
+    return beaten
 
 
 def _groups(records: Sequence[Record], key: ScoreKey) -> list[list[Record]]:
@@ -103,18 +129,26 @@ def _leaders(group: Sequence[Record], key: ScoreKey) -> Iterator[tuple[Record, l
     Draws of one cell are no rivals of each other. Only these can win, and they are few, so that
     few pairs are taken.
     """
-    bits = np.array([record.bits_per_weight["total"] for record in group])
-    cells = [record.cell for record in group]
-    scores = [score_of(record, key) for record in group]
-    sign = -1.0 if scores[0] is not None and scores[0].higher_is_better else 1.0
-    numbers = {name: index for index, name in enumerate(dict.fromkeys(map(_drawn, cells)))}
-    family = np.array([numbers[_drawn(cell)] for cell in cells])
-    badness = np.array([np.inf if score is None else sign * score.value for score in scores])
+    bits, family, badness = _columns(group, key)
     for index, cell in enumerate(group):
         mine = (bits <= bits[index] + EQUAL_BITS) & (family != family[index])
         equal = mine & (bits >= bits[index] - EQUAL_BITS)
         if equal.any() and badness[mine].min() > badness[index]:
             yield cell, [group[int(k)] for k in np.flatnonzero(mine)]
+
+
+def _columns(records: Sequence[Record], key: ScoreKey) -> tuple[Any, Any, Any]:
+    """(cells,) each: measured bits, a number that draws of one cell share, and badness.
+
+    The latter is the mean, with the sign that makes a smaller one better.
+    """
+    bits = np.array([record.bits_per_weight["total"] for record in records])
+    drawn = [_drawn(record.cell) for record in records]
+    numbers = {name: index for index, name in enumerate(dict.fromkeys(drawn))}
+    scores = [score_of(record, key) for record in records]
+    sign = -1.0 if scores[0] is not None and scores[0].higher_is_better else 1.0
+    badness = np.array([np.inf if score is None else sign * score.value for score in scores])
+    return bits, np.array([numbers[name] for name in drawn]), badness
 
 
 def _is_better(pairs: Pairs, base: Record, candidate: Record, key: ScoreKey) -> bool:

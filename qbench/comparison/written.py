@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from qbench.comparison.changed_answers import Change
+from qbench.comparison.digits import places_of
 from qbench.comparison.endpoints import Endpoint
 from qbench.comparison.pairs import TIMES
 from qbench.comparison.verdicts import CellVerdict, Finding, Verdict
@@ -182,13 +183,20 @@ def _score(endpoint: Endpoint, value: float) -> str:
 
 
 def _margin(endpoint: Endpoint) -> str:
+    """With two digits at least, since rounding could take a small one away."""
+
+    def written(margin: float, places: int, whole: float = 0.0) -> str:
+        return f"{whole + margin:.{max(places, places_of(margin, 2))}f}"
+
     if endpoint.unit == "log ratio":
-        return f"{TIMES}{math.exp(endpoint.margin):.2f}"
-    return _amount(endpoint, endpoint.margin)
+        return f"{TIMES}{written(math.expm1(min(endpoint.margin, 700.0)), 2, whole=1.0)}"
+    if endpoint.unit == "points":
+        return f"+{written(100 * endpoint.margin, 1)}"
+    return f"+{written(endpoint.margin, 3)}"
 
 
 def _amount(endpoint: Endpoint, value: float) -> str:
-    """A harm or a margin in the endpoint's unit; what three places would make 0 has two digits."""
+    """A harm in the endpoint's unit; what three places would make 0 has two digits."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
     if endpoint.unit == "log ratio":

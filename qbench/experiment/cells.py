@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qbench.contracts import Scheme
 from qbench.experiment.code_hashes import DIVIDING, code_hash
@@ -21,9 +21,11 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     """All cells of the grid, the unquantized model first.
 
     `none` has one cell per model, whatever the bits. Cells whose scheme the method does not support
-    are included. A method that calibrates has a cell for each size and each draw of the calibration
-    sample; a method that draws nothing has one cell, without a seed. ConfigError, before any work,
-    where something does not fit, such as bits that none of the methods supports.
+    are included. A model that is quantized already is, as it is, not asked what compares with the
+    unquantized one, which is not known. A method that calibrates has a cell for each size and each
+    draw of the calibration sample; a method that draws nothing has one cell, without a seed.
+    ConfigError, before any work, where something does not fit, such as bits that none of the
+    methods supports.
     """
     variants = grid.variants
     check_owners(grid, [method for method, _ in variants])
@@ -33,8 +35,8 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
         for method, params in variants:
             source = source_hash(method_class(method))
             for scheme, sample, seed in _draws(grid, identity, method):
-                stored_as = identity.stored_as[model] if scheme is None else None
-                is_quantized = scheme is not None or stored_as is not None
+                stored_as = identity.stored_as[model]
+                is_stored = scheme is None and stored_as is not None
                 cell = Cell(
                     model=model,
                     revision=identity.revisions[model],
@@ -43,7 +45,7 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     source=source,
                     scheme=scheme,
                     calibration=sample,
-                    tasks=identity.tasks,
+                    tasks=identity.alone if is_stored else identity.tasks,
                     dtype=identity.dtype,
                     seed=seed,
                     evaluation=identity.evaluation,
@@ -51,10 +53,19 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                     device=identity.device,
                     stored_as=stored_as,
                     recipe=_recipe(scheme),
-                    quantization=identity.quantization if is_quantized else "",
+                    quantization=identity.quantization if scheme or is_stored else "",
                 )
                 cells.append(cell)
     return tuple(cells)
+
+
+def left_out(cell: Cell, names: Sequence[str]) -> str:
+    """Why a model that is quantized already is not asked the tasks of these names."""
+    return (
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out for {cell.model}, which "
+        f"is quantized already ({cell.stored_as}), as the unquantized model to compare with is not "
+        "known; `qbench eval FOLDER --unquantized MODEL` compares with one that you name"
+    )
 
 
 def _draws(

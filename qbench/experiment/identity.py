@@ -44,8 +44,9 @@ class Identity:
 
     revisions: what exactly is loaded, by the model's name. stored_as: how the author of a model
     quantized it, by its name; None for an unquantized one. tasks: what is asked on this data.
-    calibrations: a method that calibrates has a cell for each. dtype: in which models are
-    evaluated. quantization, evaluation, batch_size, device: as in `Cell`.
+    comparing: the names of those that compare with the unquantized model. calibrations: a method
+    that calibrates has a cell for each. dtype: in which models are evaluated. quantization,
+    evaluation, batch_size, device: as in `Cell`.
     """
 
     revisions: Mapping[str, str]
@@ -57,6 +58,12 @@ class Identity:
     evaluation: str
     batch_size: int
     device: str
+    comparing: tuple[str, ...] = ()
+
+    @property
+    def alone(self) -> tuple[TaskSpec, ...]:
+        """The tasks that need no other model beside the one that is judged."""
+        return tuple(spec for spec in self.tasks if spec.name not in self.comparing)
 
 
 def identify(
@@ -99,6 +106,7 @@ def identify(
         evaluation=evaluation_hash(tasks),
         batch_size=grid.defaults["batch_size"],
         device=device.partition(":")[0],
+        comparing=tuple(name for name, task in tasks.items() if task.needs_unquantized),
     )
     return identity, tasks
 

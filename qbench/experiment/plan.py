@@ -11,7 +11,7 @@ import torch
 from qbench.contracts import Scheme
 from qbench.environment import hardware, named_device, pick_device
 from qbench.errors import ConfigError, reason_of
-from qbench.experiment.cells import expand
+from qbench.experiment.cells import expand, left_out
 from qbench.experiment.data_choice import choose_data, tables_of
 from qbench.experiment.estimate import (
     KNOWN_SECONDS,
@@ -120,7 +120,10 @@ def make_plan(
     identity, tasks = identify(grid, models, choice.source, device, announce)
     whole = expand(grid, identity)
     cells = select(grid, whole)
-    _refuse_quantized(grid, identity.stored_as, cells)
+    _refuse_quantized(grid, cells)
+    for cell in cells:
+        if cell.tasks and cell.tasks != identity.tasks:
+            announce(left_out(cell, identity.comparing))
     plan = Plan(grid, cells, models, choice.source, tasks, device, warning=choice.warning)
     plan.protocol = protocol_of(grid, identity, tasks)
     plan.labels = labels(whole)
@@ -162,14 +165,12 @@ def stored_bytes(skeleton: Any) -> int:
     return itemsize * stored_parameters(skeleton)
 
 
-def _refuse_quantized(
-    grid: Grid, stored_as: Mapping[str, str | None], cells: Sequence[Cell]
-) -> None:
+def _refuse_quantized(grid: Grid, cells: Sequence[Cell]) -> None:
     """ConfigError where a model that is quantized already would be quantized again, unasked."""
     for cell in cells:
-        if cell.scheme is not None and stored_as[cell.model] and not grid.requantize:
+        if cell.scheme is not None and cell.stored_as and not grid.requantize:
             raise ConfigError(
-                f"model {cell.model!r} is quantized already ({stored_as[cell.model]}); evaluate it "
+                f"model {cell.model!r} is quantized already ({cell.stored_as}); evaluate it "
                 "with --methods none, or give --requantize to round its rounded weights once more"
             )
 
@@ -190,12 +191,15 @@ def _check_and_estimate(plan: Plan) -> None:
         if kind not in misfits:
             misfits[kind] = _misfit(skeletons[cell.model], cell)
         reason = misfits[kind] or _refused(cell)
+        if not cell.tasks:
+            reason = left_out(cell, list(plan.tasks))
         if reason is not None:
             plan.skipped[cell.id] = reason
     _model_costs(plan, skeletons)  # at one thread; the memory says how many cells are at work
     quantized = [cell.id for cell in plan.cells if cell.scheme is not None]
-    if quantized and all(name in plan.skipped for name in quantized):
-        raise ConfigError(plan.skipped[quantized[0]])
+    names = quantized or [cell.id for cell in plan.cells]
+    if all(name in plan.skipped for name in names):
+        raise ConfigError(plan.skipped[names[0]])
     share_machine(plan)
     _open_timings(plan, skeletons)
     _model_costs(plan, skeletons)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from qbench.comparison.pairs import RELATIVE
 from qbench.errors import StoreError
 from qbench.files.ordinary import ordinary_text
 from qbench.records import SCHEMA, Record
@@ -42,7 +43,15 @@ def trusted_record(path: Path) -> Record:
         raise StoreError(
             f"record {path.name} is named {record.id} and describes cell {record.cell.id}"
         )
-    return record
+    return _without_own_divergence(record)
+
+
+def _without_own_divergence(record: Record) -> Record:
+    """Older versions held a model that is quantized already against itself, as if it were not."""
+    if record.cell.scheme is not None or record.cell.stored_as is None:
+        return record
+    scores = [score for score in record.scores if not score.metric.startswith(RELATIVE)]
+    return record.model_copy(update={"scores": tuple(scores)})
 
 
 def _record_body(path: Path) -> Any:

@@ -78,7 +78,7 @@ class Cell(Frozen):
     scheme: None for the model as it is. calibration: None where the method needs none. dtype: in
     which the model is evaluated. seed: of the calibration windows; it is also added to a method's
     own seed. evaluation: a hash of the code that judges, ours and lm-eval's. batch_size: items at a
-    time, which changes the last digits. device: `cpu` or `cuda`. stored_as: how the author of a
+    time, which changes the last digits. device: `cpu` or `cuda`. stored_as: how the author of the
     model quantized it, such as `gptq 4b g128`; None for an unquantized model. recipe: a hash of
     the code that divides bits between layers and quantizes the head, empty where neither is asked.
     quantization: a hash of the code that applies every method and reads quantized models, empty for
@@ -130,9 +130,14 @@ class Cell(Frozen):
         return facts | {"tasks": [task.facts() for task in self.tasks]}
 
     @property
+    def made_by(self) -> str:
+        """The method, or how the author quantized a model that is judged as it is."""
+        return self.method if self.scheme or self.stored_as is None else self.stored_as
+
+    @property
     def label(self) -> str:
         """`gptq 3b g64` or `rtn 3b g64 clip=none`, for people."""
-        words = [self.method if self.stored_as is None else self.stored_as]
+        words = [self.made_by]
         if self.scheme is not None:
             words.append(str(self.scheme))
         for key, value in sorted(self.params.items()):

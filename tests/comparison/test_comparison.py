@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -25,7 +26,7 @@ from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
 from qbench.comparison.verdicts import Looked, _identical, _Measured, _needed, compare
-from qbench.comparison.written import as_json, harm_text, markdown
+from qbench.comparison.written import _margin, as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
 from qbench.records import TaskSpec
@@ -124,6 +125,24 @@ def test_the_verdict_goes_by_the_margin(
     assert "calibration noise is not included" in verdict.cells[0].notes[0]
     assert f"## {outcome}:" in markdown(verdict)
     assert json.loads(json.dumps(as_json(verdict), allow_nan=False))["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("metric", "margin", "shown"),
+    [
+        ("perplexity", 0.02, "\u00d71.020"),
+        ("perplexity", 0.003, "\u00d71.0030"),
+        ("perplexity", 1000.0, f"\u00d7{math.exp(700):.2f}"),
+        ("kl_mean", math.log1p(0.05), "\u00d71.050"),
+        ("acc", 0.01, "+1.0"),
+        ("acc", 0.0003, "+0.030"),
+        ("gold_nll", 0.02, "+0.020"),
+        ("gold_nll", 0.0004, "+0.00040"),
+    ],
+)
+def test_no_margin_is_rounded_away(metric: str, margin: float, shown: str) -> None:
+    endpoint = Endpoint(("task", metric, "none"), margin, metric == "acc")
+    assert _margin(endpoint) == shown
 
 
 def test_few_answers_are_undecided_and_the_items_that_would_decide_are_named(

@@ -453,6 +453,18 @@ def test_the_code_that_all_methods_are_applied_by_is_part_of_what_is_quantized()
     assert before[0] == after[0] and before[1].artifact != after[1].artifact
 
 
+def test_a_quantized_model_as_it_is_is_not_asked_what_compares_with_the_unquantized():
+    grid = Grid(methods=("none", "rtn"), bits=(3,), requantize=True)
+    tasks = (*TASKS, TaskSpec(name="divergence", data="d", sha256="2"))
+    asked = {"tasks": tasks, "comparing": ("divergence",)}
+    stored = {"stored_as": {"smollm2-135m": "gptq 4b g128"}}
+    assert [cell.tasks for cell in expand(grid, identity(grid, **asked))] == [tasks, tasks]
+    plain, rounded = expand(grid, identity(grid, **asked, **stored))
+    assert plain.tasks == TASKS and rounded.tasks == tasks
+    assert plain.stored_as == rounded.stored_as == "gptq 4b g128"
+    assert (plain.label, rounded.label) == ("gptq 4b g128", "rtn 3b g64")
+
+
 def test_the_code_that_reads_quantized_models_is_part_of_those_that_others_quantized():
     grid = Grid(methods=("none",))
     stored = {"stored_as": {"smollm2-135m": "gptq 4b g128"}}

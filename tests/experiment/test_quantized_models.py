@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -16,6 +17,11 @@ ASKED = (
     "--data", "mini", "--tasks", "wikitext", "--set", "wikitext.length=64",
     "--set", "wikitext.limit=2", "--dtype", "float32",
 )  # fmt: skip
+COMPARED = (
+    "--data", "mini", "--set", "divergence.length=64", "--set", "divergence.limit=2",
+    "--dtype", "float32", "--no-latency",
+)  # fmt: skip
+BOTH = ("--tasks", "wikitext,divergence")
 
 
 def compressed(own, place):
@@ -93,6 +99,52 @@ def test_it_is_not_quantized_again_unless_asked(command, folders, tmp_path):
     assert code == 0, said
     (record,) = records(tmp_path / "out")
     assert record["cell"]["method"] == "rtn" and "--requantize" in record["command"]
+
+
+def files(out):
+    """What a report has written, by the names of its files."""
+    kinds = (".csv", ".jsonl", ".md", ".html", ".tex")
+    found = [path for path in out.rglob("*") if path.suffix in kinds]
+    return {path.relative_to(out).as_posix(): path.read_text() for path in found}
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_it_is_nowhere_said_not_to_diverge_from_the_unquantized_model(command, folders, tmp_path):
+    asked = ("run", "--model", folders["own"], *COMPARED)
+    out = tmp_path / "out"
+    code, text, said = command(*asked, "--methods", "none", *ASKED, *BOTH, "--out", out)
+    assert code == 0, said
+    assert "divergence is left out for" in " ".join(said.split())
+    written = files(out)
+    assert "perplexity" in text and "perplexity" in written["leaderboard.csv"]
+    for told in (text, *written.values()):
+        assert not re.search("kl_|top1_|KL|is rounding", told)
+    code, _, said = command(*asked, "--methods", "none", "--tasks", "divergence", "--out", out)
+    assert code == 2 and "eval FOLDER --unquantized MODEL" in " ".join(said.split())
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_what_is_quantized_again_diverges_from_the_model_as_it_is_stored(
+    command, folders, tmp_path
+):
+    out = tmp_path / "out"
+    asked = ("run", "--model", folders["own"], *COMPARED, *ASKED, *BOTH, "--requantize")
+    asked += ("--methods", "none,rtn", "--bits", "3", "--group-size", "32", "--out", out)
+    code, text, said = command(*asked)
+    assert code == 0, said
+    as_stored = "divergences are from the model as it is stored, and not from an unquantized one"
+    written = files(out)
+    (rounded,) = [row for row in records(out) if row["cell"]["scheme"]]
+    page = written.pop(f"cells/{rounded['id']}.html")
+    assert "kl_mean" in page and "from the model as stored" in page
+    for told in (text, written["leaderboard.md"], written["index.html"]):
+        assert as_stored in " ".join(told.split())
+        assert "quantized already (rtn 4b g32)" in " ".join(told.split())
+    for told in (page, text):
+        assert "unquantized" not in " ".join(told.split()).replace(as_stored, "")
+    rows = [json.loads(line) for line in written["leaderboard.jsonl"].splitlines()]
+    assert {row["stored_as"] for row in rows} == {"rtn 4b g32"}
+    assert {row["cell"] for row in rows if row["metric"] == "kl_mean"} == {rounded["id"]}
 
 
 def test_other_programs_layouts_score_as_what_they_were_made_from(command, folders):

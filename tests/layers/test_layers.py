@@ -22,7 +22,7 @@ from qbench.layers.effects import Stored, Windows, bits_as_they_are, facts, meas
 from qbench.layers.units import WHOLE, units
 from qbench.models.blocks import quantizable, read_weight, write_weight
 from qbench.quantization import load, quantize
-from qbench.reports.layer_map import heat_map, rows
+from qbench.reports.layer_map import heat_map, interval, rows
 from qbench.scheme import LayerRule
 from samples import token_ids
 
@@ -199,7 +199,7 @@ def test_without_an_interval_no_layer_is_said_to_gain():
     effect = {"name": "layer", "block": 0, "kind": "q_proj", "alone": unknown, "gain": unknown}
     effect |= {"weight_error": 0.1, "output_error": None, "bits": None}
     (row,) = rows({"effects": [effect]})
-    assert row[1] == row[2] == "0.12 [-inf, inf]"
+    assert row[1] == row[2] == "0.120 [-∞, ∞]"
     figure = heat_map({"effects": [effect]}, "title")
     panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
     assert len(panels) == 2
@@ -208,10 +208,23 @@ def test_without_an_interval_no_layer_is_said_to_gain():
         assert np.ma.getmaskarray(axes.collections[0].get_array()).all()
 
 
+@pytest.mark.parametrize(
+    "ends, shown",
+    [
+        ((1.24, 1.226, 1.2488), "1.240 [1.226, 1.249]"),
+        ((0.0, -0.0004, 0.0004), "0.00000 [-0.00040, 0.00040]"),
+        ((123.4, 99.0, 147.8), "123 [99, 148]"),
+        ((0.0, None, None), "0.000 [-∞, ∞]"),
+    ],
+)
+def test_a_value_is_shown_within_its_interval(ends, shown):
+    assert interval(dict(zip(("value", "low", "high"), ends, strict=True))) == shown
+
+
 def test_a_total_without_an_interval_is_shown(capsys):
     report = {"total": {"value": 0.12345, "low": None, "high": None}, "effects": [], "kept": None}
     _show(report, "rtn")
-    assert "rtn: KL 0.1235 [-inf, inf] nats, 0 parts" in capsys.readouterr().out
+    assert "rtn: KL 0.123 [-∞, ∞] nats, 0 parts" in capsys.readouterr().out
 
 
 def quantized_at(folder, model, scheme):

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from qbench.comparison.costs import costs, elsewhere
 from qbench.comparison.pairs import Pairs
-from qbench.comparison.ranks import MADE_BY, ranks, winners
+from qbench.comparison.ranks import MADE_BY, outdone, ranks, winners
+from qbench.experiment.store import Store
 from qbench.records import Caution, Cell, Latency, Record
 from qbench.reports import latencies
 from qbench.reports.axes import panel
@@ -52,6 +53,25 @@ def test_cells_of_other_packages_are_not_held_against_each_other(tmp_path: Path)
     assert winners(records, PERPLEXITY, pairs) == {records[1].id}
     called = names(records)
     assert "torch=2.1.0" in called[records[3].id] and "torch=2.11.0" in called[records[2].id]
+
+
+def test_nothing_is_bold_or_first_over_a_better_cell_that_was_judged_otherwise(
+    tmp_path: Path,
+) -> None:
+    """By its mean, as it cannot be paired; the same cell judged again is no rival."""
+    made = [record("rtn", 3, 0.6), record("gptq", 3, 0.5)]
+    for damage in (0.2, 0.3):
+        source = str(damage)[-1] * 12
+        made.append(changed(record("gptq", 3, damage), source=source, evaluation="1" * 12))
+    records = stored(made, tmp_path)
+    assert outdone(records, PERPLEXITY) == {records[0].id, records[1].id}
+    assert winners(records, PERPLEXITY, Pairs(records, tmp_path)) == {records[2].id}
+    _, rows = ranking(records, tmp_path)
+    assert [row.entries[0].text for row in rows] == ["1", "2", "≥1", "≥2"]
+    again = changed(record("gptq", 3, 0.1), evaluation="1" * 12)
+    records = stored([*made[:2], again], tmp_path)
+    assert outdone(records, PERPLEXITY) == {records[0].id}
+    assert winners(records, PERPLEXITY, Pairs(records, tmp_path)) == {records[1].id}
 
 
 def test_a_cell_without_items_has_no_place_and_takes_none_from_others(tmp_path: Path) -> None:
@@ -233,11 +253,24 @@ def test_a_model_is_ranked_and_drawn_as_it_was_asked(tmp_path: Path) -> None:
     assert all(len(axes.lines) > 1 for axes in figure.axes)
 
 
-def test_a_model_that_others_have_quantized_has_no_divergence_from_the_unquantized() -> None:
+def test_an_older_record_of_a_quantized_model_has_no_divergence_from_itself(
+    tmp_path: Path,
+) -> None:
     theirs = changed(record("none", None), stored_as="gptq 4b g128")
     theirs = theirs.model_copy(update={"scores": record("rtn", 4, 0.0).scores})
-    shown = {headline.metric for headline in headlines([theirs]) if headline.of(theirs)}
-    assert "perplexity" in shown and not any(metric.startswith("kl_") for metric in shown)
+    again = changed(record("rtn", 4, 0.2), stored_as="gptq 4b g128")
+    store = Store(tmp_path)
+    for made in (theirs, again):
+        store.write_record(made)
+    read = {one.id: {score.metric for score in one.scores} for one in store.read_records()[0]}
+    assert "perplexity" in read[theirs.id]
+    assert not {"kl_mean", "top1_agreement"} & read[theirs.id]
+    assert {"kl_mean", "top1_agreement"} <= read[again.id]
+    assert list(names([theirs, again]).values()) == ["gptq 4b g128", "rtn"]
+    assert (theirs.cell.label, again.cell.label) == (
+        "gptq 4b g128",
+        "rtn 4b g64 clip=search period=4",
+    )
 
 
 # ---- latencies
