@@ -7,6 +7,7 @@ matches a layer counts. At 16 bits a layer stays as it is.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from qbench.errors import ConfigError
 AS_IT_IS = 16  # bits at which a layer is not quantized
 SKIP = "skip"  # in the text of a rule, the same as 16 bits
 NARROWEST = 2  # bits that a layer has at least where a budget is divided
+LONG_RULES = 40  # letters of rules that a label tells in full
 EXAMPLES = {"bits": "2, 3 or 4", "head_bits": "8", "group_size": "32, 64 or 128, or 'channel'"}
 _BITS = re.compile(r"(\d+|skip)(?:g(\d+|channel))?")
 Group = int | Literal["channel"] | None
@@ -258,19 +260,34 @@ class Scheme:
         return ", ".join([*map(str, self.rules), *head])
 
     @property
+    def told_rules(self) -> str:
+        """The rules as labels tell them: `*.k_proj=8 *.down_proj=4`, or `+12 rules 1a2b3c4d`.
+
+        Where they are long, these are their number and digits that tell them from others.
+        """
+        text = " ".join(map(str, self.rules))
+        if len(text) <= LONG_RULES:
+            return text
+        number = f"+{len(self.rules)} rule" + "s" * (len(self.rules) > 1)
+        return f"{number} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
     def written_out(self) -> str:
         """The label with every rule: `3b g64, *.down_proj=4, head 8b`."""
         plain = str(replace(self, rules=(), head_bits=None))
         return ", ".join(filter(None, (plain, self.exceptions)))
 
     def __str__(self) -> str:
-        """Short label such as `3b g64`, `4b channel sym` or `2.8b g64 +2 rules head 8b`."""
+        """Label such as `3b g64`, `4b channel sym` or `2.8b g64 *.down_proj=4 head 8b`.
+
+        It tells a scheme from every other one.
+        """
         group = "channel" if self.group_size is None else f"g{self.group_size}"
         words = [f"{self.width}b {group}"]
         if self.symmetric:
             words.append("sym")
         if self.rules:
-            words.append(f"+{len(self.rules)} rule" + "s" * (len(self.rules) > 1))
+            words.append(self.told_rules)
         if self.head_bits is not None:
             words.append(f"head {self.head_bits}b")
         return " ".join(words)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from qbench.comparison.pairs import is_unquantized, packages_of
+from qbench.contracts import Scheme
 from qbench.errors import QbenchError
-from qbench.records import Cell, Record, Scalar, digest
+from qbench.records import Cell, Record, Scalar
 from qbench.registry import declared
 
 # Of `_traits`, by what cells are judged: one is not held against another's, of whatever method.
 JUDGED = ("dtype", "device", "batch", "evaluation", "revision", "packages")
-LONG_NAME = 40  # letters of what single layers have that a name tells in full
 
 
 def unquantized(record: Record) -> bool:
@@ -170,7 +171,7 @@ def _traits(record: Record) -> dict[str, str]:
     return {
         "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
-        "layers": _shortened(scheme.exceptions) if scheme else "",
+        "layers": _layers(scheme),
         "calibration": calibration,
         "text": text,
         "walk": walk,
@@ -186,11 +187,11 @@ def _traits(record: Record) -> dict[str, str]:
     }
 
 
-def _shortened(exceptions: str) -> str:
-    """Whole, or where it is long its number of parts and four digits that tell it from others."""
-    if len(exceptions) <= LONG_NAME:
-        return exceptions
-    return f"+{exceptions.count(', ') + 1} exceptions {digest(exceptions)[:4]}"
+def _layers(scheme: Scheme | None) -> str:
+    """What single layers and the head have in place of the bits; long rules as labels tell them."""
+    if scheme is None:
+        return ""
+    return ", ".join(filter(None, (scheme.told_rules, replace(scheme, rules=()).exceptions)))
 
 
 def packages_text(record: Record) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -95,11 +96,14 @@ def test_a_budget_needs_layers_to_be_divided_between():
         Scheme.at(1.5, 64)
 
 
-def test_labels_say_that_there_is_more_and_the_rest_is_written_out():
+def test_labels_tell_schemes_apart():
     assert str(scheme()) == "3b g64" == scheme().written_out
-    assert str(scheme("*.q_proj=4")) == "3b g64 +1 rule"
+    assert str(scheme("*.q_proj=4")) == "3b g64 *.q_proj=4"
     asked = scheme("*.q_proj=skip", "*.up_proj=4g32", head_bits=8)
-    assert str(asked) == "3b g64 +2 rules head 8b"
+    assert str(asked) == "3b g64 *.q_proj=16 *.up_proj=4g32 head 8b"
+    long = [f"model.layers.{index}.*=8" for index in range(3)]
+    assert re.fullmatch(r"3b g64 \+3 rules [0-9a-f]{8}", str(scheme(*long)))
+    assert str(scheme(*long)) != str(scheme(*long[::-1]))
     assert asked.written_out == "3b g64, *.q_proj=16, *.up_proj=4g32, head 8b"
     for rule in asked.rules:
         assert LayerRule.parse(str(rule)) == rule
