@@ -110,6 +110,11 @@ def test_a_gptq_folder_says_the_same(saved, tmp_path, bits, group_size, symmetri
     assert torch.equal(logits(made), logits(folder))
     again = export(made, "qbench", tmp_path / "again")
     assert torch.equal(logits(again), logits(folder))
+    words = f"gptq {bits}b {'channel' if group_size is None else f'g{group_size}'}"
+    for each in (made, again, export(again, "qbench", tmp_path / "twice")):
+        assert stored_as(find_model(str(each))) == words
+    card = (again / "README.md").read_text()
+    assert f"# {words}\n" in card and "None" not in card.partition("## How")[0]
 
 
 @pytest.mark.parametrize("method", ["rtn", "alternating", "none"])
@@ -463,6 +468,7 @@ def test_a_folder_of_compressed_tensors_is_read(saved, tmp_path, bits, zeros):
     with pytest.raises(ConfigError, match=f"quantized already, by {CT}"):
         qbench.quantize(str(made.folder), "rtn", Scheme(3, 32))
     assert logits(export(made.folder, "qbench", tmp_path / "own")).equal(logits(made.folder))
+    assert stored_as(find_model(str(tmp_path / "own"))) == stored_as(source)
     if not zeros:
         assert logits(export(made.folder, "gptq", tmp_path / "gptq")).equal(logits(made.folder))
 
