@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shutil
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -596,6 +597,27 @@ def test_layers_that_were_skipped_are_dense_in_a_gptq_folder(tmp_path, family):
     assert entry["dynamic"] == {f"-:^{re.escape(first)}$": {}}
     with torch.no_grad():
         assert torch.equal(logits(written), made.model(PROMPT).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2-conv1d", "mixtral-experts"])
+def test_layers_that_were_skipped_count_in_every_folder(tmp_path, family):
+    """With the bits that they take, and without the routers."""
+    model = family_model(*FAMILIES[family])
+    scheme = Scheme(4, 32, True, rules=(LayerRule("*.0.*", 16),))
+    quantized = qbench.quantize(model, "rtn", scheme)
+    folders = [quantized.save(tmp_path / "own")]
+    folders.append(export(folders[0], "gptq", tmp_path / "gptq"))
+    folders.append(export(folders[1], "qbench", tmp_path / "again"))
+    own, gptq, again = map(inspect, folders)
+    count = sum(prod(weight.shape) for weight in quantized.weights.values())
+    for found in (own, gptq, again):
+        assert (found.quantized_weights, found.notes) == (count, own.notes if found is own else ())
+        assert found.quantized_layers == len(quantized.weights)
+        assert found.code_bits == pytest.approx(4)
+        assert found.bits_per_weight["dense_weights"] == own.bits_per_weight["dense_weights"]
+    read = qbench.load(folders[1], "float32")
+    assert read.weights.keys() == quantized.weights.keys()
+    assert read.bits_per_weight["total"] == pytest.approx(again.bits_per_weight["total"])
 
 
 def test_a_model_without_a_quantized_layer_is_no_gptq_folder(saved, tmp_path):
