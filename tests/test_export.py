@@ -620,6 +620,23 @@ def test_layers_that_were_skipped_count_in_every_folder(tmp_path, family):
     assert read.bits_per_weight["total"] == pytest.approx(again.bits_per_weight["total"])
 
 
+def test_a_skipped_layer_keeps_its_dtype_in_a_gptq_folder(tiny, tmp_path):
+    """In a folder that is in bfloat16 for the most part."""
+    model = tiny(hidden_size=64, vocab_size=4096, tie_word_embeddings=True)
+    embedding = model.get_input_embeddings().weight
+    embedding.data = embedding.data.bfloat16().float()
+    name = "model.layers.0.self_attn.k_proj"
+    quantized = qbench.quantize(model, "rtn", Scheme(4, 32, rules=(LayerRule(name, 16),)))
+    own = quantized.save(tmp_path / "own")
+    assert json.loads((own / "config.json").read_text())["dtype"] == "bfloat16"
+    written = export(own, "gptq", tmp_path / "gptq", verify=True)
+    again = export(written, "qbench", tmp_path / "again", verify=True)
+    for folder in (own, written, again):
+        stored = load_file(folder / "model.safetensors")[f"{name}.weight"]
+        assert stored.dtype == torch.float32
+        assert torch.equal(stored, quantized.weights[name].dequantize())
+
+
 def test_a_model_without_a_quantized_layer_is_no_gptq_folder(saved, tmp_path):
     with pytest.raises(ConfigError, match="has format 'dense', and GPTQ holds uniform ones"):
         export(saved(method="none"), "gptq", tmp_path / "gptq")
