@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from qbench.comparison.pairs import is_unquantized, packages_of
-from qbench.contracts import Scheme
 from qbench.errors import QbenchError
 from qbench.records import Cell, Record, Scalar
 from qbench.registry import declared
@@ -171,7 +170,7 @@ def _traits(record: Record) -> dict[str, str]:
     return {
         "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
-        "layers": _layers(scheme),
+        "layers": _layers(cell),
         "calibration": calibration,
         "text": text,
         "walk": walk,
@@ -187,11 +186,12 @@ def _traits(record: Record) -> dict[str, str]:
     }
 
 
-def _layers(scheme: Scheme | None) -> str:
+def _layers(cell: Cell) -> str:
     """What single layers and the head have in place of the bits; long rules as labels tell them."""
-    if scheme is None:
+    if cell.scheme is None:
         return ""
-    return ", ".join(filter(None, (scheme.told_rules, replace(scheme, rules=()).exceptions)))
+    rest = replace(cell.scheme, rules=()).exceptions
+    return ", ".join(filter(None, (cell.scheme.told_rules, rest)))
 
 
 def packages_text(record: Record) -> str:
