@@ -193,8 +193,10 @@ def quantize(
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
     tokens = None
-    if verb_of(method) != "quantize_weight" or scheme.budget is not None:
-        tokens = calibration_tokens(model, calibration, tokenizer, method)
+    looks = verb_of(method) != "quantize_weight"
+    if looks or scheme.budget is not None:
+        who = f"method {method.name!r}" if looks else f"a budget of {scheme.budget} bits"
+        tokens = calibration_tokens(model, calibration, tokenizer, who)
         manifest["calibration"] = calibration_facts(tokens)
     settings: dict[str, Any] = {
         "tokens": tokens,

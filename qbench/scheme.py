@@ -31,7 +31,8 @@ class LayerRule:
     """Bits of the layers whose full names a glob matches; 16 leaves them as they are.
 
     layers: the glob. group_size: weights per group; `channel` is one group per output channel, None
-    the group size of the scheme. Raises ConfigError for bits or a group size out of range.
+    the group size of the scheme. Raises ConfigError for bits or a group size out of range, and for
+    a glob that is no text.
     """
 
     layers: str
@@ -39,6 +40,10 @@ class LayerRule:
     group_size: Group = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, str):
+            raise ConfigError(
+                f"layers={self.layers!r} is no text; give a glob, such as '*.down_proj'"
+            )
         try:
             Scheme(self.bits, None if self.group_size == "channel" else self.group_size)
         except ConfigError as error:
@@ -88,7 +93,8 @@ class Scheme:
         and one that matters more gets more (`qbench.allocation`). With a budget, `bits` is the next
         larger whole number.
 
-    Raises ConfigError for bits or a group size out of range.
+    Raises ConfigError for bits or a group size out of range, and for rules or a budget that are
+    none; `Scheme.at` makes a budget.
 
     Methods are called without `head_bits` and `budget`. One that sees a whole block asks `of_layer`
     what each of its layers is to have.
@@ -117,6 +123,18 @@ class Scheme:
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(
                 f"group_size={self.group_size} is not positive; choose 32, 64, 128 or 'channel'"
+            )
+        if not isinstance(self.rules, tuple) or not all(
+            isinstance(rule, LayerRule) for rule in self.rules
+        ):
+            raise ConfigError(
+                f"rules={self.rules!r} is no tuple of LayerRule; give, for example, "
+                "rules=(LayerRule('*.down_proj', 4),)"
+            )
+        if self.budget is not None and not _is_budget(self.budget, self.bits):
+            raise ConfigError(
+                f"budget={self.budget!r} with bits={self.bits} is no fraction of {NARROWEST} or "
+                "more whose next larger whole number is bits; give `Scheme.at(2.8, group_size)`"
             )
 
     @classmethod
@@ -291,6 +309,11 @@ class Scheme:
         if self.head_bits is not None:
             words.append(f"head {self.head_bits}b")
         return " ".join(words)
+
+
+def _is_budget(given: Any, bits: int) -> bool:
+    """Whether it is a fraction that whole numbers up to `bits` have as their average."""
+    return isinstance(given, float) and max(NARROWEST, bits - 1) < given < bits
 
 
 def _whole(name: str, given: Any) -> int:

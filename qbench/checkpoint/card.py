@@ -11,7 +11,7 @@ from jinja2 import Environment
 
 import qbench
 from qbench.checkpoint.card_metadata import RESULTS, Benchmark, card_metadata, eval_results
-from qbench.contracts import WeightFormat
+from qbench.contracts import AS_IT_IS, WeightFormat
 from qbench.exchange.foreign import stated_in_words
 from qbench.files.atomic import write_text
 from qbench.files.written_folder import CARD
@@ -136,7 +136,18 @@ def _scheme_in_words(scheme: Mapping[str, Any]) -> str:
         f"groups: {scheme.get('group_size') or 'one per channel'}",
     ]
     for rule in scheme.get("rules", []):
-        words.append(f"{markdown(str(rule.get('layers')))}: {rule.get('bits')} bits")
+        words.append(f"{markdown(str(rule.get('layers')))}: {_rule_in_words(rule)}")
     if scheme.get("head_bits"):
         words.append(f"head: {scheme['head_bits']} bits")
     return ", ".join(words)
+
+
+def _rule_in_words(rule: Mapping[str, Any]) -> str:
+    """`4 bits`, `4 bits in groups of 32`, or that layers stay as they are."""
+    if rule.get("bits") == AS_IT_IS:
+        return "as they are"
+    group = rule.get("group_size")
+    if group is None:
+        return f"{rule.get('bits')} bits"
+    groups = "one group per channel" if group == "channel" else f"groups of {group}"
+    return f"{rule.get('bits')} bits in {groups}"
