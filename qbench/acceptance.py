@@ -61,16 +61,16 @@ def require_decoder(model: Any) -> None:
     raise ModelError(f"a {kind} {problem}; qbench quantizes decoders alone: give a causal model")
 
 
-def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, method: Any) -> Tensor:
+def calibration_tokens(model: Any, calibration: Any, tokenizer: Any, needed_by: str) -> Tensor:
     """Token ids (samples, length), int64, that the model can take.
 
-    calibration: token ids or texts, as `quantize` takes them. ConfigError where it is None or
-    anything else, or where a token or a position is none of the model's; DataError where texts are
-    too short.
+    calibration: token ids or texts, as `quantize` takes them. needed_by: in words. ConfigError
+    where it is None or anything else, or where a token or a position is none of the model's;
+    DataError where texts are too short.
     """
     if calibration is None:
         raise ConfigError(
-            f"method {method.name!r} needs calibration: give token ids (samples, length), or texts"
+            f"{needed_by} needs calibration: give token ids (samples, length), or texts"
         )
     if not isinstance(calibration, Tensor):
         calibration = _from_texts(calibration, tokenizer)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from qbench.errors import ConfigError, MethodError
+from qbench.scheme import AS_IT_IS as AS_IT_IS
 from qbench.scheme import Scheme as Scheme  # it is a part of the contract
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ def export(
     """Write a saved model, or a foreign one, to `output`: a folder, or for gguf a file.
 
     target: gptq, dense, gguf or qbench. dtype: of dense weights and of what is not quantized; auto
-    is the folder's own. verify: read it back and compare logits before it is put at `output`; None
+    is the folder's own. A layer inside the blocks that was left as it is keeps its own, but for
+    `dense`. verify: read it back and compare logits before it is put at `output`; None
     does so up to 2 GB. ConfigError where the target cannot hold the same numbers, StoreError where
     the folder is damaged, the export reads back as another model, or `output` is the folder that is
     read or exists as something else than such a folder.
@@ -65,7 +66,9 @@ def _to_gptq(folder: Path, output: Path, dtype: str) -> Path:
             "quantize without --head-bits, or use --to dense"
         )
     weights = _uniform(checkpoint.weights)
-    unpack(checkpoint.model, checkpoint.model.dtype, checkpoint.weights.keys() - weights.keys())
+    for name, weight in checkpoint.weights.items():
+        if isinstance(weight, Dense):  # whose dtype need not be that of the others
+            unpack(checkpoint.model, weight.weight.dtype, [name])
     bits, group_size = _common_settings(weights)
     layout = checkpoint_format(weights.values())
     others = unquantized_tensors(checkpoint.model, weights)

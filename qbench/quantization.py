@@ -10,7 +10,7 @@ Round-to-nearest needs no calibration:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
@@ -38,7 +38,7 @@ from qbench.contracts import (
     verb_of,
 )
 from qbench.errors import ConfigError
-from qbench.exchange.compressed_settings import scheme_in_words
+from qbench.exchange.foreign import stated_in_words
 from qbench.files.model_folder import quantization_settings
 from qbench.files.shards import read_json
 from qbench.formats import bits_per_weight
@@ -193,8 +193,10 @@ def quantize(
     manifest: dict[str, Any] = {}
     weights: dict[str, WeightFormat] = {}
     tokens = None
-    if verb_of(method) != "quantize_weight" or scheme.budget is not None:
-        tokens = calibration_tokens(model, calibration, tokenizer, method)
+    looks = verb_of(method) != "quantize_weight"
+    if looks or scheme.budget is not None:
+        who = f"method {method.name!r}" if looks else f"a budget of {scheme.budget} bits"
+        tokens = calibration_tokens(model, calibration, tokenizer, who)
         manifest["calibration"] = calibration_facts(tokens)
     settings: dict[str, Any] = {
         "tokens": tokens,
@@ -250,13 +252,13 @@ def stored_as(source: ModelSource) -> str | None:
     if folder is None or not is_loadable(folder):
         return None
     entry = quantization_settings(folder, read_json(folder / "config.json")) or {}
-    scheme = entry.get("scheme", {}) if entry.get("quant_method") == "qbench" else entry
     method = entry.get("method", entry.get("quant_method"))
-    if method == "compressed-tensors":
-        return f"{method} {scheme_in_words(entry)}"
-    group = scheme.get("group_size", scheme.get("q_group_size"))
-    bits = scheme.get("budget") or scheme.get("bits", scheme.get("w_bit"))
-    words = [str(method), f"{bits}b", "channel" if group in (None, -1) else f"g{group}"]
+    foreign = entry if entry.get("quant_method") != "qbench" else entry.get("foreign")
+    if isinstance(foreign, Mapping):
+        return f"{method} {stated_in_words(foreign)}"
+    scheme = entry.get("scheme", {})
+    bits = scheme.get("budget") or scheme.get("bits")
+    words = [str(method), stated_in_words({**scheme, "bits": bits})]
     if scheme.get("rules") or scheme.get("head_bits"):
         words.append("and exceptions")
     return " ".join(words)

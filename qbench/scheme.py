@@ -7,6 +7,7 @@ matches a layer counts. At 16 bits a layer stays as it is.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from qbench.errors import ConfigError
 AS_IT_IS = 16  # bits at which a layer is not quantized
 SKIP = "skip"  # in the text of a rule, the same as 16 bits
 NARROWEST = 2  # bits that a layer has at least where a budget is divided
+LONG_RULES = 40  # letters of rules that a label tells in full
 EXAMPLES = {"bits": "2, 3 or 4", "head_bits": "8", "group_size": "32, 64 or 128, or 'channel'"}
 _BITS = re.compile(r"(\d+|skip)(?:g(\d+|channel))?")
 Group = int | Literal["channel"] | None
@@ -29,7 +31,8 @@ class LayerRule:
     """Bits of the layers whose full names a glob matches; 16 leaves them as they are.
 
     layers: the glob. group_size: weights per group; `channel` is one group per output channel, None
-    the group size of the scheme. Raises ConfigError for bits or a group size out of range.
+    the group size of the scheme. Raises ConfigError for bits or a group size out of range, and for
+    a glob that is no text.
     """
 
     layers: str
@@ -37,6 +40,10 @@ class LayerRule:
     group_size: Group = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, str):
+            raise ConfigError(
+                f"layers={self.layers!r} is no text; give a glob, such as '*.down_proj'"
+            )
         try:
             Scheme(self.bits, None if self.group_size == "channel" else self.group_size)
         except ConfigError as error:
@@ -86,7 +93,8 @@ class Scheme:
         and one that matters more gets more (`qbench.allocation`). With a budget, `bits` is the next
         larger whole number.
 
-    Raises ConfigError for bits or a group size out of range.
+    Raises ConfigError for bits or a group size out of range, and for rules or a budget that are
+    none; `Scheme.at` makes a budget.
 
     Methods are called without `head_bits` and `budget`. One that sees a whole block asks `of_layer`
     what each of its layers is to have.
@@ -115,6 +123,18 @@ class Scheme:
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(
                 f"group_size={self.group_size} is not positive; choose 32, 64, 128 or 'channel'"
+            )
+        if not isinstance(self.rules, tuple) or not all(
+            isinstance(rule, LayerRule) for rule in self.rules
+        ):
+            raise ConfigError(
+                f"rules={self.rules!r} is no tuple of LayerRule; give, for example, "
+                "rules=(LayerRule('*.down_proj', 4),)"
+            )
+        if self.budget is not None and not _is_budget(self.budget, self.bits):
+            raise ConfigError(
+                f"budget={self.budget!r} with bits={self.bits} is no fraction of {NARROWEST} or "
+                "more whose next larger whole number is bits; give `Scheme.at(2.8, group_size)`"
             )
 
     @classmethod
@@ -258,22 +278,42 @@ class Scheme:
         return ", ".join([*map(str, self.rules), *head])
 
     @property
+    def told_rules(self) -> str:
+        """The rules as labels tell them: `*.k_proj=8 *.down_proj=4`, or `+12 rules 1a2b3c4d`.
+
+        Where they are long, these are their number and digits that tell them from others.
+        """
+        text = " ".join(map(str, self.rules))
+        if len(text) <= LONG_RULES:
+            return text
+        number = f"+{len(self.rules)} rule" + "s" * (len(self.rules) > 1)
+        return f"{number} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
     def written_out(self) -> str:
         """The label with every rule: `3b g64, *.down_proj=4, head 8b`."""
         plain = str(replace(self, rules=(), head_bits=None))
         return ", ".join(filter(None, (plain, self.exceptions)))
 
     def __str__(self) -> str:
-        """Short label such as `3b g64`, `4b channel sym` or `2.8b g64 +2 rules head 8b`."""
+        """Label such as `3b g64`, `4b channel sym` or `2.8b g64 *.down_proj=4 head 8b`.
+
+        It tells a scheme from every other one.
+        """
         group = "channel" if self.group_size is None else f"g{self.group_size}"
         words = [f"{self.width}b {group}"]
         if self.symmetric:
             words.append("sym")
         if self.rules:
-            words.append(f"+{len(self.rules)} rule" + "s" * (len(self.rules) > 1))
+            words.append(self.told_rules)
         if self.head_bits is not None:
             words.append(f"head {self.head_bits}b")
         return " ".join(words)
+
+
+def _is_budget(given: Any, bits: int) -> bool:
+    """Whether it is a fraction that whole numbers up to `bits` have as their average."""
+    return isinstance(given, float) and max(NARROWEST, bits - 1) < given < bits
 
 
 def _whole(name: str, given: Any) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from qbench.comparison.pairs import is_unquantized, packages_of
 from qbench.errors import QbenchError
-from qbench.records import Cell, Record, Scalar, digest
+from qbench.records import Cell, Record, Scalar
 from qbench.registry import declared
 
 # Of `_traits`, by what cells are judged: one is not held against another's, of whatever method.
 JUDGED = ("dtype", "device", "batch", "evaluation", "revision", "packages")
-LONG_NAME = 40  # letters of what single layers have that a name tells in full
 
 
 def unquantized(record: Record) -> bool:
@@ -169,7 +169,7 @@ def _traits(record: Record) -> dict[str, str]:
     return {
         "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
-        "layers": _shortened(scheme.exceptions) if scheme else "",
+        "layers": _layers(cell),
         "calibration": calibration,
         "text": text,
         "walk": walk,
@@ -185,11 +185,12 @@ def _traits(record: Record) -> dict[str, str]:
     }
 
 
-def _shortened(exceptions: str) -> str:
-    """Whole, or where it is long its number of parts and four digits that tell it from others."""
-    if len(exceptions) <= LONG_NAME:
-        return exceptions
-    return f"+{exceptions.count(', ') + 1} exceptions {digest(exceptions)[:4]}"
+def _layers(cell: Cell) -> str:
+    """What single layers and the head have in place of the bits; long rules as labels tell them."""
+    if cell.scheme is None:
+        return ""
+    rest = replace(cell.scheme, rules=()).exceptions
+    return ", ".join(filter(None, (cell.scheme.told_rules, rest)))
 
 
 def packages_text(record: Record) -> str:

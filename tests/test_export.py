@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shutil
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +111,11 @@ def test_a_gptq_folder_says_the_same(saved, tmp_path, bits, group_size, symmetri
     assert torch.equal(logits(made), logits(folder))
     again = export(made, "qbench", tmp_path / "again")
     assert torch.equal(logits(again), logits(folder))
+    words = f"gptq {bits}b {'channel' if group_size is None else f'g{group_size}'}"
+    for each in (made, again, export(again, "qbench", tmp_path / "twice")):
+        assert stored_as(find_model(str(each))) == words
+    card = (again / "README.md").read_text()
+    assert f"# {words}\n" in card and "None" not in card.partition("## How")[0]
 
 
 @pytest.mark.parametrize("method", ["rtn", "alternating", "none"])
@@ -463,6 +469,7 @@ def test_a_folder_of_compressed_tensors_is_read(saved, tmp_path, bits, zeros):
     with pytest.raises(ConfigError, match=f"quantized already, by {CT}"):
         qbench.quantize(str(made.folder), "rtn", Scheme(3, 32))
     assert logits(export(made.folder, "qbench", tmp_path / "own")).equal(logits(made.folder))
+    assert stored_as(find_model(str(tmp_path / "own"))) == stored_as(source)
     if not zeros:
         assert logits(export(made.folder, "gptq", tmp_path / "gptq")).equal(logits(made.folder))
 
@@ -590,6 +597,44 @@ def test_layers_that_were_skipped_are_dense_in_a_gptq_folder(tmp_path, family):
     assert entry["dynamic"] == {f"-:^{re.escape(first)}$": {}}
     with torch.no_grad():
         assert torch.equal(logits(written), made.model(PROMPT).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2-conv1d", "mixtral-experts"])
+def test_layers_that_were_skipped_count_in_every_folder(tmp_path, family):
+    """With the bits that they take, and without the routers."""
+    model = family_model(*FAMILIES[family])
+    scheme = Scheme(4, 32, True, rules=(LayerRule("*.0.*", 16),))
+    quantized = qbench.quantize(model, "rtn", scheme)
+    folders = [quantized.save(tmp_path / "own")]
+    folders.append(export(folders[0], "gptq", tmp_path / "gptq"))
+    folders.append(export(folders[1], "qbench", tmp_path / "again"))
+    own, gptq, again = map(inspect, folders)
+    count = sum(prod(weight.shape) for weight in quantized.weights.values())
+    for found in (own, gptq, again):
+        assert (found.quantized_weights, found.notes) == (count, own.notes if found is own else ())
+        assert found.quantized_layers == len(quantized.weights)
+        assert found.code_bits == pytest.approx(4)
+        assert found.bits_per_weight["dense_weights"] == own.bits_per_weight["dense_weights"]
+    read = qbench.load(folders[1], "float32")
+    assert read.weights.keys() == quantized.weights.keys()
+    assert read.bits_per_weight["total"] == pytest.approx(again.bits_per_weight["total"])
+
+
+def test_a_skipped_layer_keeps_its_dtype_in_a_gptq_folder(tiny, tmp_path):
+    """In a folder that is in bfloat16 for the most part."""
+    model = tiny(hidden_size=64, vocab_size=4096, tie_word_embeddings=True)
+    embedding = model.get_input_embeddings().weight
+    embedding.data = embedding.data.bfloat16().float()
+    name = "model.layers.0.self_attn.k_proj"
+    quantized = qbench.quantize(model, "rtn", Scheme(4, 32, rules=(LayerRule(name, 16),)))
+    own = quantized.save(tmp_path / "own")
+    assert json.loads((own / "config.json").read_text())["dtype"] == "bfloat16"
+    written = export(own, "gptq", tmp_path / "gptq", verify=True)
+    again = export(written, "qbench", tmp_path / "again", verify=True)
+    for folder in (own, written, again):
+        stored = load_file(folder / "model.safetensors")[f"{name}.weight"]
+        assert stored.dtype == torch.float32
+        assert torch.equal(stored, quantized.weights[name].dequantize())
 
 
 def test_a_model_without_a_quantized_layer_is_no_gptq_folder(saved, tmp_path):

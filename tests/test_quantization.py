@@ -143,6 +143,8 @@ def test_wrong_requests_are_refused_before_any_work(tiny, tokenizer):
         qbench.quantize(model, "greedy", Scheme(4, 16, symmetric=True))
     with pytest.raises(ConfigError, match="method 'gptq' needs calibration"):
         qbench.quantize(model, "gptq", Scheme(4, 16))
+    with pytest.raises(ConfigError, match=r"a budget of 2.8 bits needs calibration"):
+        qbench.quantize(model, "rtn", Scheme.at(2.8, 16))
     assert torch.equal(model(PROMPT).logits, before)
 
 

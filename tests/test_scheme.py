@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -95,11 +96,14 @@ def test_a_budget_needs_layers_to_be_divided_between():
         Scheme.at(1.5, 64)
 
 
-def test_labels_say_that_there_is_more_and_the_rest_is_written_out():
+def test_labels_tell_schemes_apart():
     assert str(scheme()) == "3b g64" == scheme().written_out
-    assert str(scheme("*.q_proj=4")) == "3b g64 +1 rule"
+    assert str(scheme("*.q_proj=4")) == "3b g64 *.q_proj=4"
     asked = scheme("*.q_proj=skip", "*.up_proj=4g32", head_bits=8)
-    assert str(asked) == "3b g64 +2 rules head 8b"
+    assert str(asked) == "3b g64 *.q_proj=16 *.up_proj=4g32 head 8b"
+    long = [f"model.layers.{index}.*=8" for index in range(3)]
+    assert re.fullmatch(r"3b g64 \+3 rules [0-9a-f]{8}", str(scheme(*long)))
+    assert str(scheme(*long)) != str(scheme(*long[::-1]))
     assert asked.written_out == "3b g64, *.q_proj=16, *.up_proj=4g32, head 8b"
     for rule in asked.rules:
         assert LayerRule.parse(str(rule)) == rule
@@ -155,3 +159,24 @@ def test_numbers_of_other_libraries_and_the_word_for_a_channel_are_taken():
     asked = Scheme(np.int64(3), np.int32(64))
     assert asked == Scheme(3, 64) and json.dumps(asked.facts()) == json.dumps(scheme().facts())
     assert Scheme(3, "channel") == Scheme(3) and str(Scheme(3, "channel")) == "3b channel"
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"budget": 5.5}, "budget=5.5 with bits=3 is no fraction of 2 or more whose next larger"),
+        ({"budget": 1.0}, "budget=1.0 with bits=3 is no fraction"),
+        ({"budget": 3.0}, "budget=3.0 with bits=3 is no fraction"),
+        ({"budget": float("nan")}, "budget=nan with bits=3 is no fraction"),
+        ({"budget": "2.5"}, "budget='2.5' with bits=3 is no fraction"),
+        ({"rules": ("*.k_proj=8",)}, "rules=('*.k_proj=8',) is no tuple of LayerRule; give, for"),
+        ({"rules": "*.k_proj=8"}, "rules='*.k_proj=8' is no tuple of LayerRule"),
+        ({"rules": None}, "rules=None is no tuple of LayerRule"),
+    ],
+)
+def test_budgets_and_rules_that_are_none_are_refused(given, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        Scheme(3, 32, **given)
+    assert Scheme(3, 32, budget=2.5) == Scheme.at(2.5, 32)
+    with pytest.raises(ConfigError, match="layers=3 is no text; give a glob"):
+        LayerRule(3, 8)

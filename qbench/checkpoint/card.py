@@ -11,7 +11,8 @@ from jinja2 import Environment
 
 import qbench
 from qbench.checkpoint.card_metadata import RESULTS, Benchmark, card_metadata, eval_results
-from qbench.contracts import WeightFormat
+from qbench.contracts import AS_IT_IS, WeightFormat
+from qbench.exchange.foreign import stated_in_words
 from qbench.files.atomic import write_text
 from qbench.files.written_folder import CARD
 from qbench.formats import Dense, bits_per_weight
@@ -85,7 +86,10 @@ def write_card(
     """
     benchmarks = benchmarks or {}
     scheme = entry.get("scheme") or {}
-    title = record.cell.label if record else f"{entry.get('method')} {_asked(scheme)} bits"
+    foreign = stated_in_words(entry["foreign"]) if "foreign" in entry else ""
+    title = f"{entry.get('method')} {foreign or f'{_asked(scheme)} bits'}"
+    if record is not None:
+        title = record.cell.label
     stay = sorted(name for name, weight in weights.items() if weight.format == Dense.format)
     not_converted = [*entry.get("modules_to_not_convert", []), *stay]
     listed_elsewhere = ("groups", "modules_to_not_convert")
@@ -98,7 +102,7 @@ def write_card(
         version=qbench.__version__,
         method=markdown(str(entry.get("method"))),
         paper=markdown(str(entry.get("paper", ""))),
-        scheme=_scheme_in_words(scheme),
+        scheme=foreign or _scheme_in_words(scheme),
         bits=bits_per_weight(weights.values()) or {"total": 0.0},
         layers=len(weights) - len(stay),
         kept=", ".join(markdown(str(name)) for name in not_converted[:3]),
@@ -132,7 +136,18 @@ def _scheme_in_words(scheme: Mapping[str, Any]) -> str:
         f"groups: {scheme.get('group_size') or 'one per channel'}",
     ]
     for rule in scheme.get("rules", []):
-        words.append(f"{markdown(str(rule.get('layers')))}: {rule.get('bits')} bits")
+        words.append(f"{markdown(str(rule.get('layers')))}: {_rule_in_words(rule)}")
     if scheme.get("head_bits"):
         words.append(f"head: {scheme['head_bits']} bits")
     return ", ".join(words)
+
+
+def _rule_in_words(rule: Mapping[str, Any]) -> str:
+    """`4 bits`, `4 bits in groups of 32`, or that layers stay as they are."""
+    if rule.get("bits") == AS_IT_IS:
+        return "as they are"
+    group = rule.get("group_size")
+    if group is None:
+        return f"{rule.get('bits')} bits"
+    groups = "one group per channel" if group == "channel" else f"groups of {group}"
+    return f"{rule.get('bits')} bits in {groups}"

@@ -40,9 +40,9 @@ from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Shards, read_json
 from qbench.files.written_folder import SHARD_BYTES, require_writable, write_index, write_shards
-from qbench.formats.dense import narrowed
+from qbench.formats.dense import Dense, narrowed
 from qbench.kernels.description import moved
-from qbench.models.blocks import is_linear
+from qbench.models.blocks import as_kept, is_linear, quantizable
 from qbench.models.limits import refuse_implausible
 from qbench.models.published_names import own_names
 from qbench.models.source import torch_dtype
@@ -209,12 +209,14 @@ def load_checkpoint(
         kind = torch.float32
     unquantized: dict[str, Tensor] = {}
     for name in _unquantized_names(shards, weights):
-        tensor = shards.tensor(name).to(device)
-        unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
+        unquantized[name] = shards.tensor(name).to(device)
     if "foreign" in manifest:
         own = own_names(model.config)
         weights = {own(f"{name}.weight").removesuffix(".weight"): w for name, w in weights.items()}
         unquantized = {own(name): tensor for name, tensor in unquantized.items()}
+        weights |= _left_layers(model, unquantized, folder)
+    for name, tensor in unquantized.items():
+        unquantized[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
     pack(model, weights)
     if "foreign" in manifest:
         unquantized = without_leftovers(model, unquantized, folder)
@@ -310,6 +312,20 @@ def _read_weights(
         weights[name] = group.weight(tensors)
         require_finite(name, weights[name], folder)
     return weights, layout.facts()
+
+
+def _left_layers(model: Any, tensors: dict[str, Tensor], folder: Path) -> dict[str, Dense]:
+    """What another program left as it is of the layers that qbench quantizes, out of `tensors`.
+
+    It counts as a skipped layer of ours does. model: the skeleton.
+    """
+    left: dict[str, Dense] = {}
+    for name, layer in quantizable(model).items():
+        tensor = tensors.get(f"{name}.weight")
+        if tensor is not None and tensor.is_floating_point() and tensor.ndim == 2:
+            left[name] = Dense.kept(as_kept(layer, tensors.pop(f"{name}.weight")))
+            require_finite(name, left[name], folder)
+    return left
 
 
 def require_finite(name: str, weight: WeightFormat, folder: Path) -> None:

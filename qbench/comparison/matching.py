@@ -217,7 +217,9 @@ def _like(side: Side, other: Side) -> Side:
 
 def _is_whole(side: Side) -> bool:
     """Whether a whole label, or an id, chose what is there: cells of one method and one scheme."""
-    return all(side.label in (row.id, row.cell.label) for row in side.quantized)
+    schemes = {row.cell.scheme for row in side.quantized}
+    named = all(side.label in (row.id, row.cell.label) for row in side.quantized)
+    return named and len(schemes) == 1
 
 
 def _with(side: Side, quantized: Sequence[Record]) -> Side:

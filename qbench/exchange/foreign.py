@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qbench.errors import ConfigError, ModelError, StoreError
 from qbench.exchange.awq import from_awq
-from qbench.exchange.compressed_settings import packed_schemes
+from qbench.exchange.compressed_settings import packed_schemes, scheme_in_words
 from qbench.exchange.compressed_tensors import PARTS as COMPRESSED_PARTS
 from qbench.exchange.compressed_tensors import (
     dequantize_compressed,
@@ -93,6 +93,18 @@ def read_foreign(entry: Mapping[str, Any], shards: Shards) -> dict[str, Uniform 
             stacklevel=3,
         )
     return weights
+
+
+def stated_in_words(entry: Mapping[str, Any]) -> str:
+    """Bits and groups of a quantization_config, such as `4b g128`.
+
+    ModelError where those of compressed-tensors cannot be read.
+    """
+    if entry.get("quant_method") == "compressed-tensors":
+        return scheme_in_words(entry)
+    bits = entry.get("bits", entry.get("w_bit"))
+    group = entry.get("group_size", entry.get("q_group_size"))
+    return f"{bits}b {'channel' if group in (None, -1) else f'g{group}'}"
 
 
 def _refuse_other_parts(shards: Shards, layers: set[str], parts: tuple[str, ...]) -> None:

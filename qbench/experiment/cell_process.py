@@ -156,7 +156,8 @@ class _Work(AtWork):
         if quantized.weights or self.job.cell.stored_as is not None:
             stored = published_dtype(self.job.model, self.job.cell)
             scheme = with_allocation(self.job.cell.scheme, quantized.manifest)
-            facts = coverage(quantized.model, quantized.weights, folder, stored, scheme)
+            head = quantized.manifest.get("head")
+            facts = coverage(quantized.model, quantized.weights, folder, stored, scheme, head)
             self.facts["coverage"] = as_written(facts, quantized) | allocation_of(
                 quantized.manifest
             )

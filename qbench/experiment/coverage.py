@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from qbench.contracts import Scheme, WeightFormat
 from qbench.formats import Dense, bits_per_weight
@@ -20,17 +19,19 @@ from qbench.models.blocks import linears, quantizable
 
 
 def coverage(
-    model: nn.Module,
+    model: Any,
     weights: Mapping[str, WeightFormat],
     folder: Path,
     stored: torch.dtype,
     scheme: Scheme | None = None,
+    head: object = None,
 ) -> dict[str, Any]:
     """JSON-able facts about a quantized model.
 
     model: with its weights dequantized. weights: by the full name of their layer. folder: with the
     model's files. stored: the dtype in which the unquantized model is published. scheme: what was
-    asked, where it is not the same of all layers.
+    asked, where it is not the same of all layers. head: what the manifest says of the head, whose
+    weight may have been the embedding's before it was quantized.
 
     linear: linear layers of the whole model; blocks: of them, inside the decoder's blocks;
     quantized: of these; bits: bits of the codes -> layers; left: names of the layers inside blocks
@@ -43,6 +44,9 @@ def coverage(
     codes = {name: weight for name, weight in weights.items() if not isinstance(weight, Dense)}
     left = sorted(inside.keys() - codes.keys())
     widths = {name: _width(weight) for name, weight in codes.items()}
+    original = sum(part.numel() for part in model.parameters())
+    if isinstance(head, Mapping) and head.get("untied") is True:
+        original -= model.get_output_embeddings().weight.numel()
     facts = {
         "linear": len(linears(model)),
         "blocks": len(inside),
@@ -50,7 +54,7 @@ def coverage(
         "bits": _counted(width for name, width in widths.items() if name in inside),
         "left": left,
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "original_bytes": stored.itemsize * sum(part.numel() for part in model.parameters()),
+        "original_bytes": stored.itemsize * original,
     }
     if asked:
         facts["asked"] = _counted(str(own.bits) for own in asked.values())

@@ -101,7 +101,7 @@ def as_written(coverage: dict[str, Any], quantized: QuantizedModel) -> dict[str,
     if written is None:
         return coverage
     facts = coverage | {"bytes": written["bytes"]}
-    codes = written["bits_per_weight"].get("codes")
+    codes = written.get("code_bits")
     if written["read"] in ("dequantized", "gguf"):
         left = [name for name in coverage["left"] if name not in quantized.weights]
         facts |= {"left": left, "quantized": coverage["blocks"] - len(left)}

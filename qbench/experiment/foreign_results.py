@@ -46,7 +46,7 @@ def read_result(
     dequantized = _tensors(package, written.dequantized)
     try:
         how, model = _read(package, written, bits, dequantized, original)
-        measured = dict(inspect(written.checkpoint).bits_per_weight)
+        measured = inspect(written.checkpoint)
     except MethodError:
         raise
     except QbenchError as error:
@@ -54,7 +54,8 @@ def read_result(
     worst = _compare(package, model.weights, dequantized)
     facts: dict[str, Any] = {
         "read": how,
-        "bits_per_weight": measured,
+        "bits_per_weight": dict(measured.bits_per_weight),
+        "code_bits": measured.code_bits,
         "bytes": _bytes(written.checkpoint),
         "settings": written.result.settings,
     }

@@ -44,7 +44,8 @@ def matches(cell: Cell, pattern: str, label: str) -> bool:
     names = [cell.method, cell.label, label, cell.model, cell.id]
     if cell.scheme is not None:
         names.append(f"{cell.scheme.width}b")
-    return any(fnmatchcase(name, pattern) for name in names)
+    # Rules in a label are globs themselves, which `[01]` in a pattern would not match.
+    return pattern in names or any(fnmatchcase(name, pattern) for name in names)
 
 
 def _listed(told: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from gguf.constants import LlamaFileType
 
 from qbench.files.gguf_header import BlockTensor, read_header, stored_in_blocks
+from qbench.inspection.left_layers import with_left_layers
 from qbench.inspection.pieces import Piece, Reading, dense_layers, dense_piece, part_piece
 
 # Bytes of a block of each type: codes, scales, and zero points (GGML's minimums). d, m and dmin are
@@ -37,6 +38,7 @@ BLOCKS: dict[str, tuple[int, int, int]] = {
     "MXFP4": (16, 1, 0),  # a scale of 8 bits, a power of two
     "NVFP4": (32, 4, 0),  # 4 scales of 8 bits
 }
+_ROUTER = ".ffn_gate_inp"  # and of a shared expert `.ffn_gate_inp_shexp`
 # Metadata that `qbench inspect` shows, None where it is missing.
 _SHOWN = ("general.architecture", "general.file_type", "general.quantization_version")
 
@@ -55,14 +57,16 @@ def read_gguf(path: Path) -> Reading:
         if file_type == parameters["file_type"]:
             parameters["file_type"] = file_type.name
             break
-    return Reading(
+    dense = dense_layers(pieces)
+    reading = Reading(
         source="gguf",
         pieces=pieces,
-        dense=dense_layers(pieces),
+        dense=dense,
         format_version=str(header.version),
         parameters=parameters,
         notes=_notes(types, header.metadata.get("split.count", 0)),
     )
+    return with_left_layers(reading, [name for name in dense if _ROUTER in name])
 
 
 def _notes(types: Counter[str], split_count: Any) -> list[str]:

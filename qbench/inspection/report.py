@@ -24,6 +24,7 @@ from qbench.inspection.bitsandbytes import read_bitsandbytes
 from qbench.inspection.compressed_tensors import read_compressed
 from qbench.inspection.gptq import read_gptq
 from qbench.inspection.hqq import is_hqq, read_hqq
+from qbench.inspection.left_layers import routers, with_left_layers
 from qbench.inspection.own import read_own
 from qbench.inspection.pieces import ITEMS, Piece, Reading, dense_layers, dense_piece
 from qbench.inspection.quanto import is_quanto, read_quanto
@@ -60,9 +61,10 @@ class Inspection:
     """What a model's files hold; JSON-able.
 
     source: as in `Reading`. quantized_weights: of the layers that were quantized, counted dense,
-    out * in; a layer that our method left dense is one of them. bits_per_weight: stored bits of
-    their weights over that count, `total` and by item; empty where nothing is quantized.
-    stated_bits: of a code, as the config says. parameters: of the method, as stated.
+    out * in, and of those inside the blocks that were left as they are. bits_per_weight: stored
+    bits of their weights over that count, `total` and by item; empty where nothing is quantized.
+    stated_bits: of a code, as the config says; code_bits: as measured, over the layers that have
+    codes. parameters: of the method, as stated.
     model_parameters: of the whole model. unquantized_layers: linear layers in full precision.
     """
 
@@ -72,6 +74,7 @@ class Inspection:
     method: str | None
     parameters: Mapping[str, Any]
     stated_bits: float | None
+    code_bits: float | None
     quantized_layers: int
     quantized_weights: int
     bits_per_weight: dict[str, float]
@@ -130,17 +133,23 @@ def _read_folder(folder: Path, config: Mapping[str, Any]) -> Reading:
     require_ordinary_files(folder)
     shards = Shards(folder)
     entry = quantization_settings(folder, config)
+    if entry is None and not (is_hqq(shards) or is_quanto(shards)):
+        return _read_unquantized(shards)
     if entry is None:
-        if is_hqq(shards):
-            return read_hqq(shards)
-        return read_quanto(shards) if is_quanto(shards) else _read_unquantized(shards)
+        return _of_others(read_hqq(shards) if is_hqq(shards) else read_quanto(shards), shards)
     quant_method = entry.get("quant_method")
     if quant_method == "qbench":
         return read_own(config, shards)
     if not isinstance(quant_method, str) or quant_method not in READERS:
         known = ["qbench", *READERS]
         raise StoreError(f"{folder}: {unknown_name('quant_method', str(quant_method), known)}")
-    return READERS[quant_method](entry, shards)
+    return _of_others(READERS[quant_method](entry, shards), shards)
+
+
+def _of_others(reading: Reading, shards: Shards) -> Reading:
+    """The reading of another program's folder, counted as one of ours."""
+    shapes = {name: tensor.shape for name, tensor in shards.entries.items()}
+    return with_left_layers(reading, routers(reading, shapes))
 
 
 def _read_unquantized(shards: Shards) -> Reading:
@@ -181,7 +190,8 @@ def _summary(path: Path, reading: Reading) -> Inspection:
     quantized = [piece for piece in pieces if piece.layer is not None]
     bits_per_weight = _bits_per_weight(quantized)
     notes = list(reading.notes)
-    codes = bits_per_weight.get("codes")
+    coded = {piece.layer for piece in quantized if piece.item == "codes"}
+    codes = _bits_per_weight([piece for piece in quantized if piece.layer in coded]).get("codes")
     stated = reading.stated_bits
     # Both are ratios of whole numbers: a difference beyond rounding is a wrong statement, or codes
     # that do not fill their words.
@@ -196,6 +206,7 @@ def _summary(path: Path, reading: Reading) -> Inspection:
         method=reading.method,
         parameters=reading.parameters,
         stated_bits=stated,
+        code_bits=codes,
         quantized_layers=len({piece.layer for piece in quantized}),
         quantized_weights=sum(piece.parameters for piece in quantized),
         bits_per_weight=bits_per_weight,

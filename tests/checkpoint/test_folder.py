@@ -30,6 +30,7 @@ from qbench.files.shards import INDEX
 from qbench.files.written_folder import verify
 from qbench.models.loading import load_weights
 from qbench.models.source import find_model
+from qbench.scheme import LayerRule
 from samples import PROMPT, normal, token_ids
 
 HYBRID = {  # multipliers unlike 1, so that a buffer of them is not one of ones
@@ -275,6 +276,17 @@ def test_half_precision_only_where_it_loses_nothing(tiny, tmp_path):
     assert torch.equal(loaded.model(PROMPT).logits, model(PROMPT).logits)
     assert json.loads((tmp_path / "s" / "config.json").read_text())["dtype"] == "bfloat16"
     assert qbench.load(tmp_path / "s").model.dtype == torch.bfloat16
+
+
+def test_the_card_tells_what_single_layers_have(tiny, tmp_path):
+    texts = ("*.0.*.k_proj=skip", "*.q_proj=4", "*.v_proj=4g32", "*.o_proj=8gchannel")
+    scheme = Scheme(3, 16, rules=tuple(map(LayerRule.parse, texts)))
+    qbench.quantize(tiny(), "rtn", scheme).save(tmp_path / "m")
+    card = (tmp_path / "m" / "README.md").read_text().replace("\\", "")
+    assert (
+        "3-bit codes, groups: 16, *.0.*.k_proj: as they are, *.q_proj: 4 bits, "
+        "*.v_proj: 4 bits in groups of 32, *.o_proj: 8 bits in one group per channel:"
+    ) in card.replace("\n", " ").replace("&#42;", "*")
 
 
 def test_the_card_tells_what_it_is(tiny, tokenizer, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.verdicts import Verdict, compare
 from qbench.comparison.written import cost_lines, flip_lines
 from qbench.contracts import Scheme
+from qbench.errors import ConfigError
 from qbench.records import Decoding, Latency, Product
 from qbench.scheme import LayerRule
 from qbench.stats.difference import mean_interval
@@ -149,6 +151,24 @@ def test_a_sweep_of_the_calibration_is_compared_cell_by_cell(tmp_path: Path) -> 
     half = side(tmp_path / "half", made[0])
     verdict = compare(half, Side("run", tmp_path / "run", tuple(made)), tasks=("wikitext",))
     assert [entry.status for entry in verdict.cells].count("missing") == 3
+
+
+def test_a_whole_label_means_cells_of_one_choice_of_rules(tmp_path: Path) -> None:
+    schemes = [Scheme(3, 64, rules=(LayerRule("*.down_proj", bits),)) for bits in (2, 8)]
+    made = [cell("rtn", scheme=scheme) for scheme in schemes]
+    whole = side(tmp_path / "run", cell("rtn"), *made)
+    for record in made:
+        named = (chosen(whole, "rtn 3b g64"), chosen(whole, record.cell.label))
+        (match,) = matched(*named)
+        assert [other.id for _, other in match.draws()] == [record.id]
+        assert match.label == f"rtn 3b g64 -> {record.cell.label}"
+    (match,) = matched(*(chosen(whole, record.id) for record in made))
+    assert match.label == "rtn 3b g64 *.down_proj=2 -> rtn 3b g64 *.down_proj=8"
+    with pytest.raises(ConfigError, match=r"it has rtn 3b g64, rtn 3b g64 \*\.down_proj=2, rtn"):
+        chosen(whole, "rtn 3b g64 +1 rule")
+    # Where one name stands for several schemes, the cells are those of like schemes.
+    both = replace(whole, records=tuple(made), label=made[0].cell.label)
+    assert len(matched(both, both)) == 2
 
 
 # ---- endpoints

@@ -53,7 +53,7 @@ def test_a_layer_that_a_rule_kept_is_left_whether_or_not_the_scheme_is_known(tin
 def test_weights_that_another_package_gives_dequantized_are_quantized(tiny, tmp_path, read, left):
     quantized = quantize(tiny(), "none", Scheme(3, 32))
     quantized.save(tmp_path / "saved")
-    written = {"bytes": 5, "bits_per_weight": {"codes": 3.0, "total": 3.5}, "read": read}
+    written = {"bytes": 5, "code_bits": 3.0, "read": read}
     quantized.manifest["written"] = written
     facts = coverage(quantized.model, quantized.weights, tmp_path / "saved", torch.bfloat16)
     facts = as_written(facts, quantized)

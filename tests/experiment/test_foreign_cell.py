@@ -191,7 +191,7 @@ def _grid(**settings):
 
 
 def test_the_bits_of_dequantized_weights_are_those_of_the_files():
-    written = {"read": "gguf", "bytes": 5, "bits_per_weight": {"total": 4.5, "codes": 4.1249}}
+    written = {"read": "gguf", "bytes": 5, "code_bits": 4.1249}
 
     quantized = QuantizedModel(None, None, dict.fromkeys("ab"), {"written": written})
     counted = {"bytes": 9, "bits": {}, "blocks": 3, "quantized": 0, "left": ["a", "b", "c"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 import qbench
 from qbench.errors import ConfigError
 from qbench.experiment.cells import cell_command
+from qbench.experiment.coverage import coverage
 from qbench.experiment.grid import Grid
 from qbench.experiment.grid_checks import check_request
 from qbench.experiment.grid_file import read_grid
@@ -81,7 +83,7 @@ def test_a_cell_is_another_one_and_its_command_says_all(tiny_folder):
     )
     assert not {cell.id for cell in plain.cells} & {cell.id for cell in mixed.cells}
     cell = mixed.cells[0]
-    assert cell.label == "rtn 2b g32 +3 rules head 8b"
+    assert re.fullmatch(r"rtn 2b g32 \+3 rules [0-9a-f]{8} head 8b", cell.label)
     words = cell_command(mixed.grid, cell)
     assert "--layers '*.down_proj=4g16'" in words and "--head-bits 8" in words
 
@@ -89,6 +91,25 @@ def test_a_cell_is_another_one_and_its_command_says_all(tiny_folder):
 def cautions(record):
     """Those about layers and sizes; that the mini data overlap is said beside them."""
     return [caution for caution in record.warnings if caution.kind != "overlap"]
+
+
+def test_files_that_a_head_of_its_own_makes_larger_gain_nothing(
+    command, tiny, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_picture)
+    model = tiny(tie_word_embeddings=True, vocab_size=4096, num_hidden_layers=1)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    size = 2 * sum(part.numel() for part in model.parameters())
+    args = run_args(tmp_path / "model", tmp_path / "out", "rtn", "8", tasks=("wikitext",))
+    assert command(*args, "--head-bits", "8").code == 0
+    (record,) = read_records(tmp_path / "out")[0]
+    assert record.coverage["original_bytes"] == size < record.coverage["bytes"]
+    assert [caution.kind for caution in cautions(record)] == ["size"]
+    folder = tmp_path / "out" / "artifacts" / record.cell.artifact
+    read = qbench.load(folder, packed=False)  # as a model of its own
+    facts = coverage(read.model, read.weights, folder, torch.bfloat16, head=read.manifest["head"])
+    assert facts["original_bytes"] == size
 
 
 @pytest.mark.slow

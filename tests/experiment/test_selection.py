@@ -9,6 +9,7 @@ from qbench.errors import ConfigError
 from qbench.experiment.grid import Grid
 from qbench.experiment.selection import select
 from qbench.records import CalibrationSpec, Cell, labels
+from qbench.scheme import LayerRule
 
 
 def cell(method, bits, calibration=None, seed=0, **params):
@@ -102,3 +103,11 @@ def test_labels_say_what_cells_of_one_label_were_calibrated_with():
 def test_a_pattern_names_one_of_several_calibrations(changes, samples):
     cells = select(Grid(**changes), [drawn(3, 4), drawn(3, 8)])
     assert [each.calibration.samples for each in cells] == samples
+
+
+def test_a_label_with_a_rule_for_some_letters_names_its_cell():
+    rules = (LayerRule("model.layers.[01].*", 8),)
+    plain = cell("rtn", 3)
+    mixed = plain.model_copy(update={"scheme": Scheme(3, 64, rules=rules)})
+    assert mixed.label == "rtn 3b g64 model.layers.[01].*=8"
+    assert select(Grid(only=mixed.label), [plain, mixed]) == (mixed,)

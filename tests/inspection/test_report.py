@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -281,6 +282,26 @@ def test_gptq(tmp_path, bits, order):
         and found.unquantized_layers == ("lm_head",)
         and found.notes == ()
     )
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_layers_that_were_left_count_where_they_are_in_the_blocks_and_no_routers(tmp_path, stacked):
+    moe = "model.layers.0.mlp"
+    left = {"model.layers.0.k": (32, 96), f"{moe}.shared.up": (4, 96), f"{moe}.shared.down": (8, 4)}
+    shapes = {f"{name}.weight": shape for name, shape in left.items()}
+    if stacked:
+        shapes[f"{moe}.experts.up"] = (4, 8, 96)
+    else:
+        shapes |= {f"{moe}.experts.{index}.up.weight": (8, 96) for index in range(4)}
+    count = 96 * 64 + sum(map(math.prod, shapes.values()))
+    others = {f"{moe}.gate": (4, 96), f"{moe}.shared_gate": (1, 96), "vision.blocks.0.q": (9, 9)}
+    shapes |= {f"{name}.weight": shape for name, shape in others.items()}
+    dense = {name: torch.zeros(shape, dtype=F16) for name, shape in shapes.items()}
+    entry = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    found = inspect(write(tmp_path / "m", entry, gptq(4) | rest() | dense))
+    assert found.quantized_weights == count and set(others) < set(found.unquantized_layers)
+    assert found.bits_per_weight["dense_weights"] == pytest.approx(16 * (1 - 96 * 64 / count))
+    assert found.code_bits == 4 and found.notes == ()
 
 
 @pytest.mark.parametrize("order", [True, False])
@@ -611,13 +632,14 @@ TENSORS = {
 def test_gguf(tmp_path):
     path = write_gguf(tmp_path / "model.gguf", TENSORS)
     found, reader = inspect(path), gguf.GGUFReader(path)
-    weights = {"Q4_K": 65536, "Q4_1": 16384, "Q8_0": 8192, "IQ2_XXS": 8192}
+    weights = {"Q4_K": 65536, "Q4_1": 16384, "Q8_0": 8192, "IQ2_XXS": 8192, "BF16": 8192}
     bits = {"codes": 4 * (65536 + 16384) + 8 * 8192 + 8192 * 66 / 32}
     bits |= {"scales": 65536 / 4 + 16384 / 2 + 8192 / 2, "zero_points": 65536 / 4 + 16384 / 2}
+    bits["dense_weights"] = 16 * 8192  # of a layer, and not of the router
     count = sum(weights.values())
     expected = {item: value / count for item, value in bits.items()}
     assert found.bits_per_weight == pytest.approx(expected | {"total": sum(expected.values())})
-    assert found.quantized_weights == count and found.quantized_layers == 4
+    assert found.quantized_weights == count and found.quantized_layers == 5
     assert found.nbytes == sum(items(found).values()) == sum(int(t.n_bytes) for t in reader.tensors)
     assert found.model_parameters == sum(int(t.n_elements) for t in reader.tensors)
     assert items(found)["embeddings"] == 50 * 210 and items(found)["head"] == 50 * 512

@@ -507,7 +507,7 @@ def test_a_name_says_which_layers_have_bits_of_their_own() -> None:
     records = [plain.model_copy(update={"cell": cell, "id": cell.id}) for cell in cells]
     named = list(names(records).values())
     assert named[:4] == [*asked, "greedy"], "bits stand in a column of their own"
-    assert re.fullmatch(r"greedy \+4 exceptions [0-9a-f]{4}", named[4])
+    assert re.fullmatch(r"greedy \+4 rules [0-9a-f]{8}", named[4])
     table = long_table(records).drop_duplicates("cell")
     assert sorted(map(float, table["bits"])) == [2.5, 3, 3, 3, 3]
     assert "3.0" not in {str(bits) for bits in table["bits"]}
