@@ -150,6 +150,19 @@ def test_other_threads_are_noted(tmp_path: Path) -> None:
     assert "quantized on" not in " ".join(compare(sides[0], sides[0]).cells[0].notes)
 
 
+def test_loops_in_torch_are_noted_where_the_other_side_has_them_in_c(tmp_path: Path) -> None:
+    sides = []
+    for method, loops in (("gptq", "C"), ("rtn", "torch")):
+        record = cell(method)
+        hardware = {"cpu": "Zen", "gpu": None, "threads": 1}
+        environment = {**record.environment, "hardware": hardware, "loops": loops}
+        made = record.model_copy(update={"environment": environment})
+        sides.append(side(tmp_path / loops, made))
+    notes = " ".join(compare(*sides).cells[0].notes)
+    assert "on Zen with 1 thread, and on Zen with 1 thread and loops in torch: last" in notes
+    assert "seconds to quantize: measured on other hardware, threads or loops" in notes
+
+
 def test_the_memory_of_a_watched_plug_in_is_noted(tmp_path: Path) -> None:
     ours = cell().model_copy(update={"quantize_peak_bytes": 5_000_000})
     theirs = ours.model_copy(update={"quantize_watched": True})
