@@ -24,7 +24,7 @@ from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
-from qbench.comparison.verdicts import Looked, _identical, _Measured, _needed, compare
+from qbench.comparison.verdicts import NO_DRAWS, Looked, _identical, _Measured, _needed, compare
 from qbench.comparison.written import as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
@@ -121,7 +121,7 @@ def test_the_verdict_goes_by_the_margin(
     verdict = compare(base, candidate, tasks=("wikitext", "divergence", "gsm8k"))
     assert verdict.outcome == outcome
     assert words(verdict)["perplexity"] == words(verdict)["gold_nll"] == perplexity
-    assert "calibration noise is not included" in verdict.cells[0].notes[0]
+    assert "noise of draws is not included" in verdict.cells[0].notes[0]
     assert f"## {outcome}:" in markdown(verdict)
     assert json.loads(json.dumps(as_json(verdict), allow_nan=False))["outcome"] == outcome
 
@@ -289,6 +289,22 @@ def test_what_is_not_random_has_one_draw_that_goes_with_all(tmp_path: Path) -> N
     assert compare(base, fixed, tasks=("wikitext",)).cells[0].notes == ()
 
 
+def test_a_seed_at_its_default_is_a_draw_as_well(tmp_path: Path) -> None:
+    """Stochastic rounding calibrates on nothing; `params` has a seed only where it was set."""
+    sides = []
+    for name, own in (("base", 0), ("mine", 11)):
+        drawn = [cell("stochastic", seed=k, source=name[0] * 12) for k in range(2)]
+        known = [row.model_copy(update={"parameters": {"seed": own}}) for row in drawn]
+        sides.append([side(tmp_path / name / "one", known[0]), side(tmp_path / name, *known)])
+    (base, both), (candidate, again) = sides
+    assert NO_DRAWS in compare(base, candidate).cells[0].notes
+    assert NO_DRAWS not in compare(both, again).cells[0].notes
+    (match,) = matched(both, again)
+    assert [(one.cell.seed, other.cell.seed) for one, other in match.draws()] == [(0, 0), (1, 1)]
+    (single,) = matched(base, candidate)
+    assert "1 draws are in common" in " ".join(single.lacking(2))
+
+
 def test_many_comparisons_of_noise_do_not_alarm(tmp_path: Path) -> None:
     """Cells against themselves with another noise: none is worse, by Holm over all of them."""
     for name in ("base", "candidate"):
@@ -317,7 +333,7 @@ def test_many_comparisons_of_noise_do_not_alarm(tmp_path: Path) -> None:
         ),
         (
             {"seed": 7},
-            "calibration seed: 0 against 7, none in common; run one side with the --seed of the "
+            "seed: 0 against 7, none in common; run one side with the --seed of the "
             "other, or both with --replicates 4",
         ),
     ],
