@@ -343,9 +343,16 @@ def _add_entry_point(
         broken.append((point.name, _taken(point.value, point.name, other)))
         return
     try:
-        usable[point.name] = declaration_of(point.load(), point.value)
+        declaration = declaration_of(point.load(), point.value)
+        if declaration.name != point.name:  # what is stored has the declared one
+            raise ConfigError(
+                f"{point.value} declares name={declaration.name!r}; it must be that of its entry "
+                f"point, {point.name!r}"
+            )
     except Exception as error:  # a third party's import may raise anything; it is shown
         broken.append((point.name, Broken(point.value, reason_of(error))))
+    else:
+        usable[point.name] = declaration
 
 
 def _taken(origin: str, name: str, other: Declaration) -> Broken:
