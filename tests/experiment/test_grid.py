@@ -33,6 +33,7 @@ def identity(grid, **changes):
         "revisions": dict.fromkeys(grid.model, "r"),
         "stored_as": dict.fromkeys(grid.model),
         "tasks": tuple(TASKS),
+        "declared": {},
         "calibrations": (CALIBRATION,),
         "dtype": "float32",
         "quantization": "q",
