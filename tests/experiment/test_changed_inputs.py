@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import yaml
 
 from fresh_python import run_python
 from qbench import plugin_file
@@ -124,6 +125,21 @@ def test_texts_that_change_are_seen_after_they_are_read(task, places, tmp_path):
     (record,) = run(plan, store, Silent())
     assert f"the data of {task} in {places['data']} have changed" in record.reason
     assert not list(store.folder.glob("reference/*")) and not list(store.folder.glob("samples/*/*"))
+
+
+@pytest.mark.slow
+def test_a_cell_of_an_edited_task_fails(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_loaded", {})
+    facts = yaml.safe_load((Path(tasks.__file__).parent / "arc_easy.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(facts | {"name": "mine", "table": "arc_easy"}))
+    asked = {"tasks": ("mine",), "set": {"mine": {"limit": ("2",)}}}
+    plan = tiny_plan(tiny_folder, "none", plugin=(path,), **asked)
+    store = Store(tmp_path / "out")
+    path.write_text(path.read_text() + "batch_size: 3\n")
+    (record,) = run(plan, store, Silent())
+    assert record.status == "failed"
+    assert "the files of task 'mine' have changed since this run was planned" in record.reason
 
 
 @pytest.mark.slow
