@@ -8,7 +8,7 @@ its processor and threads change the last digits, and are in the record.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -123,8 +123,8 @@ def ask(
     """The grid's tasks, and what each asks on this data.
 
     Tasks of a preset that the data does not have are left out, and so are examples in prompts where
-    the data has none; both are announced. ConfigError where a task has no such setting, or where
-    the data has fewer items.
+    the data has none; both are announced. ConfigError where a task has no such setting, where the
+    data has fewer items, or where two tasks have one name in records.
     """
     asked = []
     for name in _present(grid, source, announce):
@@ -145,6 +145,7 @@ def ask(
         _refuse_meaningless(name, settings, spec)
         _refuse_too_many(task, settings, spec, source)
         asked.append((task, spec))
+    _refuse_one_name(asked, source)
     return asked
 
 
@@ -170,6 +171,18 @@ def has_examples(task: Task, source: Source) -> bool:
     if not isinstance(task, HarnessTask):
         return True
     return task.fewshot_split in source.splits(task.table_name)
+
+
+def _refuse_one_name(asked: Sequence[tuple[Task, TaskSpec]], source: Source) -> None:
+    """ConfigError for two tasks of one name in records: one would take the other's place there."""
+    owners: dict[str, str] = {}
+    for task, spec in asked:
+        other = owners.setdefault(spec.name, task.name)
+        if other != task.name:
+            raise ConfigError(
+                f"tasks {other!r} and {task.name!r} would both be {spec.name!r} in the records of "
+                f"{source.label}; ask one of them, or give the one of your own another name"
+            )
 
 
 def _refuse_meaningless(name: str, asked: Mapping[str, Any], spec: TaskSpec) -> None:
