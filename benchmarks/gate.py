@@ -23,9 +23,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ def gated(base: Path, options: argparse.Namespace, rest: list[str], comment: Pat
     trees = {"base": base, "candidate": ROOT}
     for tree in trees.values():
         link(tree)
+    unequal = share_libraries(base, ROOT)
     before, now = method_sources(base), method_sources(ROOT)
     methods, left_out = changed_methods(before, now)
     code = 0
@@ -99,6 +102,8 @@ def gated(base: Path, options: argparse.Namespace, rest: list[str], comment: Pat
         said = f"No method that was there at {options.revision} and can be run here has changed."
         comment.write_text(f"{said}\n")
         print(said)
+    for said in unequal:
+        also_say(comment, said)
     for name, why in left_out.items():
         also_say(comment, f"{name} has changed and is not judged: {why}")
     allowed = options.gone.split(",")
@@ -202,15 +207,71 @@ def method_sources(tree: Path) -> dict[str, Any]:
 
 
 def state(tree: Path, words: Sequence[str]) -> str:
-    """Eight digits that change when any code of a tree does, or what it is asked."""
+    """Eight digits that change when any code of a tree does, or what it is asked.
+
+    Its libraries, which git leaves out, are code, too.
+    """
     digest = hashlib.sha256(json.dumps(words).encode())
     kinds = ("--cached", "--others", "--exclude-standard")
     listed = git("ls-files", "-z", *kinds, "--", "qbench", *TOP, tree=tree)
-    for name in sorted(listed.split("\0")):
-        path = tree / name
+    built = [library(tree, place) for place in library_sources(tree)]
+    paths = [*(tree / name for name in listed.split("\0")), *filter(None, built)]
+    for path in sorted(paths):
         if path.is_file():
-            digest.update(name.encode() + path.read_bytes())
+            digest.update(str(path.relative_to(tree)).encode() + path.read_bytes())
     return digest.hexdigest()[:8]
+
+
+def share_libraries(base: Path, candidate: Path) -> list[str]:
+    """Give the base the libraries in C that the candidate computes with; sentences for the others.
+
+    git has no library, and a tree without one computes the same in torch with other last digits,
+    which methods with feedback make other codes of. So a library of the same source is copied, and
+    what has another source is built.
+    """
+    before, now = library_sources(base), library_sources(candidate)
+    built = [place for place in now if library(candidate, place)]
+    if any(before.get(place) != now[place] for place in built if place in before):
+        build_libraries(base)
+    for place in built:
+        path = library(candidate, place)
+        if path is not None and before.get(place) == now[place]:
+            shutil.copyfile(path, base / path.relative_to(candidate))
+    unequal = []
+    for place in sorted(before.keys() | now.keys()):
+        has = [library(tree, place) is not None for tree in (base, candidate)]
+        if has[0] != has[1]:
+            side = "base" if has[0] else "candidate"
+            unequal.append(
+                f"Only the {side} has the library {place}, and the other one computes in torch: "
+                "last digits differ, by which methods with feedback choose other codes, and so do "
+                "times."
+            )
+    return unequal
+
+
+def library_sources(tree: Path) -> dict[str, list[Any]]:
+    """Of each library in C, by its place in a tree: how it is built, and the bytes of its files."""
+    settings = tomllib.loads((tree / "pyproject.toml").read_text())
+    found: dict[str, list[Any]] = {}
+    for entry in settings.get("tool", {}).get("setuptools", {}).get("ext-modules", ()):
+        files = [tree / name for name in (*entry["sources"], *entry.get("depends", ()))]
+        place = entry["name"].removeprefix("qbench.").replace(".", "/")
+        found[place] = [entry, *(path.read_bytes() for path in files)]
+    return found
+
+
+def library(tree: Path, place: str) -> Path | None:
+    """The library that a build left at a place in a tree, or None."""
+    paths = (tree / f"{place}{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def build_libraries(tree: Path) -> None:
+    """Build the libraries of a tree beside their sources, where setuptools and a compiler are."""
+    code = "import setuptools; setuptools.setup()"
+    words = [sys.executable, "-P", "-c", code, "--quiet", "build_ext", "--inplace"]
+    subprocess.run(words, cwd=tree)
 
 
 def link(tree: Path) -> None:

@@ -64,6 +64,11 @@ class Declaration:
         return calibrates(self.cls) if self.external else self.verb != "quantize_weight"
 
     @property
+    def draws(self) -> bool:
+        """Whether another draw makes another model: of what it calibrates on, or by its seed."""
+        return self.calibrates or isinstance(self.parameters.get("seed"), int)
+
+    @property
     def group(self) -> int | None:
         """The group size that its format fixes; None where the user chooses."""
         return getattr(self.cls, "group", None) if self.external else None

@@ -248,21 +248,32 @@ def source_hash(cls: type) -> str:
     - for a method of another package, its worker and its requirements.
     """
     package = getattr(cls, "package", None)
+    return _hash_of(
+        [*_source_files(cls.__module__), *([] if package is None else sources(package))]
+    )
+
+
+def module_hash(module: str) -> str:
+    """The same of a module that has been imported, such as that of a plug-in's task."""
+    return _hash_of(_source_files(module))
+
+
+def _hash_of(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in [*_source_files(cls), *([] if package is None else sources(package))]:
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _source_files(cls: type) -> list[Path]:
+def _source_files(module: str) -> list[Path]:
     """The Python files of `source_hash`, files that they name, and C sources beside them."""
-    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
     own: list[Path] = []
-    imported = [cls.__module__]
-    if not cls.__module__.startswith("qbench."):
+    imported = [module]
+    if not module.startswith("qbench."):
         own = [file] if file.is_file() else []
         if file.suffix == ".py":
-            own += own_sources(file, cls.__module__)
+            own += own_sources(file, module)
         imported = [name for path in own for name in imports_in(path.read_bytes(), "")]
     code = [*_files_of_methods(imported), *own]
     tables = {path for source in own if source.suffix == ".py" for path in named_files(source)}
@@ -343,9 +354,16 @@ def _add_entry_point(
         broken.append((point.name, _taken(point.value, point.name, other)))
         return
     try:
-        usable[point.name] = declaration_of(point.load(), point.value)
+        declaration = declaration_of(point.load(), point.value)
+        if declaration.name != point.name:  # what is stored has the declared one
+            raise ConfigError(
+                f"{point.value} declares name={declaration.name!r}; it must be that of its entry "
+                f"point, {point.name!r}"
+            )
     except Exception as error:  # a third party's import may raise anything; it is shown
         broken.append((point.name, Broken(point.value, reason_of(error))))
+    else:
+        usable[point.name] = declaration
 
 
 def _taken(origin: str, name: str, other: Declaration) -> Broken:

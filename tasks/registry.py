@@ -69,6 +69,12 @@ def unit_of(metric: str) -> str:
     return ""
 
 
+def module_of(task: Task) -> str | None:
+    """The module that the entry point of a task names; None of our own, and of files."""
+    tasks, _, modules = _installed()
+    return modules.get(task.name) if tasks.get(task.name) is task else None
+
+
 def load_task_file(path: Path) -> str:
     """Register the task of a YAML file; returns its name. Loading a file again reads it again.
 
@@ -90,10 +96,13 @@ def load_task_file(path: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _installed() -> tuple[dict[str, Task], dict[str, str]]:
-    """The tasks of this folder and of entry points by name, and why others cannot be used."""
+def _installed() -> tuple[dict[str, Task], dict[str, str], dict[str, str]]:
+    """The tasks of this folder and of entry points by name, why others cannot be used, and the
+    modules that the entry points of tasks name.
+    """
     tasks = {task.name: task for task in _own_tasks()}
     broken: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for point in entry_points(group=GROUP):
         try:
             task = point.load()
@@ -109,7 +118,8 @@ def _installed() -> tuple[dict[str, Task], dict[str, str]]:
             broken[point.name] = f"{type(error).__name__}: {error}"
         else:
             tasks[task.name] = task
-    return tasks, broken
+            modules[task.name] = point.value.partition(":")[0].strip()
+    return tasks, broken, modules
 
 
 def _own_tasks() -> list[Task]:

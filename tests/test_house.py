@@ -95,7 +95,7 @@ ARROWS = {
         "calibration", "checkpoint", "checks", "comparison", "contracts",
         "environment", "errors", "exchange", "external", "files", "formats", "inspection",
         "isolation", "kernels", "latency", "layers", "method_source", "models", "plugin_file",
-        "quantization", "records", "registry", "scheme", "sensitivity", "tasks",
+        "quantization", "records", "registry", "scheme", "sensitivity", "shared_library", "tasks",
     },
     "executors": {"errors", "experiment", "files", "isolation", "records"},
     "commands": {

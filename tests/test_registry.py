@@ -11,6 +11,7 @@ import pytest
 
 import qbench
 from qbench import method_source, registry
+from qbench.commands.variants import read_variant
 from qbench.declarations import declaration_of
 from qbench.errors import ConfigError
 
@@ -138,12 +139,16 @@ def test_a_plugin_that_is_not_there(tmp_path):
         registry.load_plugin(tmp_path / "none.py")
 
 
-def test_broken_entry_points_are_listed_and_the_others_work(monkeypatch):
+def test_broken_entry_points_are_listed_and_the_others_work(tmp_path, monkeypatch):
     points = [
         EntryPoint("absent", "no_such_module:X", "qbench.methods"),
         EntryPoint("rtn", "qbench.methods.rtn:RTN", "qbench.methods"),
-        EntryPoint("mine", "qbench.methods.rtn:RTN", "qbench.methods"),
+        EntryPoint("coarse", "qbench.methods.rtn:RTN", "qbench.methods"),
+        EntryPoint("mine", "installed_method:Variant", "qbench.methods"),
     ]
+    write(tmp_path, VARIANT.format(name="mine"), "installed_method.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "installed_method", raising=False)
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     found = registry.methods()
     assert "ModuleNotFoundError" in found["absent"].reason
@@ -151,7 +156,10 @@ def test_broken_entry_points_are_listed_and_the_others_work(monkeypatch):
         "qbench.methods.rtn:RTN defines method 'rtn', which methods/rtn.py defines already; "
         "choose another name"
     )
-    assert found["mine"] is found["rtn"]
+    assert found["mine"].name == "mine"
+    # Results, ids and files of the class would be those of rtn.
+    with pytest.raises(ConfigError, match="declares name='rtn'; it must be that of its entry poi"):
+        read_variant("coarse")
     with pytest.raises(
         ConfigError,
         match="method 'absent' from no_such_module:X cannot be used: ModuleNotFoundError",

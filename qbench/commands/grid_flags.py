@@ -97,10 +97,10 @@ def asked(
     ] = None,
     plugin: Plugins = None,
     data: Data = None,
-    seed: Annotated[int | None, typer.Option(help="Of the calibration sample; default 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sample and method; default 0.")] = None,
     replicates: Annotated[
         int | None,
-        typer.Option(help="Draws of the calibration sample for each cell; default 1."),
+        typer.Option(help="Draws of sample and seed for each cell that has one; default 1."),
     ] = None,
     device: Device = None,
     dtype: Annotated[

@@ -39,7 +39,7 @@ def regress(
     group_size: Annotated[str | None, typer.Option(help="Inputs per group, or 'channel'.")] = None,
     preset: Annotated[str, typer.Option(help="What is asked, and on which draws.")] = "gate",
     replicates: Annotated[
-        int | None, typer.Option(help="Draws of the calibration sample; default the preset's.")
+        int | None, typer.Option(help="Draws of sample and seed; default the preset's.")
     ] = None,
     data: Data = None,
     device: Device = None,

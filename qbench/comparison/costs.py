@@ -84,14 +84,14 @@ def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
                 names.append(name)
     if not names:
         return []
-    return [f"{', '.join(names)}: measured on other hardware or threads, and not compared"]
+    return [f"{', '.join(names)}: measured on other hardware, threads or loops, and not compared"]
 
 
 def other_machines(draws: Sequence[tuple[Record, Record]]) -> list[str]:
     """A note where the quantized models of both sides were computed on unlike machines."""
     for entry, other in draws:
         places = (machine(entry), machine(other))
-        if entry.id != other.id and None not in places and places[0] != places[1]:
+        if None not in places and places[0] != places[1]:
             return [
                 f"quantized on {places[0]}, and on {places[1]}: last digits differ, by which "
                 "methods with feedback choose other codes, and scores move as with another draw"
@@ -100,13 +100,21 @@ def other_machines(draws: Sequence[tuple[Record, Record]]) -> list[str]:
 
 
 def machine(record: Record) -> str | None:
-    """The processor and threads, or the GPU, of a quantized cell; None where it is not known."""
+    """The processor and threads, or the GPU, of a quantized cell; None where it is not known.
+
+    On a processor also whether the loops of methods were computed in torch, and not in C.
+    """
     hardware = record.environment.get("hardware")
     if not hardware or record.cell.scheme is None:
         return None
     if record.cell.device != "cpu":
         return str(hardware.get("gpu"))
-    return f"{hardware.get('cpu')} with {threads_in_words(hardware.get('threads'))}"
+    loops = " and loops in torch" if _loops_in_torch(record) else ""
+    return f"{hardware.get('cpu')} with {threads_in_words(hardware.get('threads'))}{loops}"
+
+
+def _loops_in_torch(record: Record) -> bool:
+    return record.cell.device == "cpu" and record.environment.get("loops") == "torch"
 
 
 def _cost(draws: Sequence[tuple[Spread, Spread]], once: bool) -> Cost:
@@ -175,7 +183,7 @@ def _timed_at(record: Record) -> object:
 
 def _quantized_at(record: Record) -> object:
     hardware = record.environment.get("hardware", {})
-    return [hardware.get(name) for name in ("cpu", "gpu", "threads")]
+    return [*(hardware.get(name) for name in ("cpu", "gpu", "threads")), _loops_in_torch(record)]
 
 
 # Packed and dense took turns, so their ratio has nothing of how fast the machine was in that hour.

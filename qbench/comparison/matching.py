@@ -58,11 +58,7 @@ class Match:
     @property
     def is_random(self) -> bool:
         """Whether another calibration sample or seed would make another model."""
-        return any(
-            record.cell.calibration is not None or "seed" in record.cell.params
-            for side in (self.base, self.candidate)
-            for record in side.values()
-        )
+        return not (_is_fixed(self.base) and _is_fixed(self.candidate))
 
     @property
     def seeds(self) -> list[tuple[int, int]]:
@@ -101,18 +97,17 @@ class Match:
     def lacking(self, draws: int) -> list[str]:
         """Why there are fewer draws than these, or none, and which to make; else empty.
 
-        What calibrates on nothing has no more than one.
+        What draws nothing has no more than one.
         """
         there = len(self.seeds)
         sides = (self.base, self.candidate)
         if not there:
             seeds = [", ".join(map(str, sorted(side))) for side in sides]
             return [
-                f"calibration seed: {seeds[0]} against {seeds[1]}, none in common; run one side "
+                f"seed: {seeds[0]} against {seeds[1]}, none in common; run one side "
                 "with the --seed of the other, or both with --replicates 4"
             ]
-        calibrates = any(entry.cell.calibration for side in sides for entry in side.values())
-        if calibrates and there < draws:
+        if self.is_random and there < draws:
             return [
                 f"{there} draws are in common, and the look is after {draws}; run both with "
                 f"--replicates {draws} or more"
@@ -270,8 +265,12 @@ def _trait(cell: Cell, name: str) -> str:
 
 
 def _is_fixed(draws: Mapping[int, Record]) -> bool:
-    """Whether nothing in the method is random, so that its one draw stands for all."""
-    return all(
-        entry.cell.calibration is None and "seed" not in entry.cell.params
-        for entry in draws.values()
-    )
+    """Whether nothing in the method is random, so that its one draw stands for all.
+
+    A method that calibrates draws its sample, and one with a seed its random numbers.
+    """
+    for entry in draws.values():
+        known = entry.parameters | entry.cell.params  # older records have those alone that were set
+        if entry.cell.calibration is not None or isinstance(known.get("seed"), int):
+            return False
+    return True

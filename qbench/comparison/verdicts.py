@@ -33,7 +33,7 @@ from qbench.stats.verdict import Word, judge
 Status = Literal["compared", "not comparable", "missing", "failed"]
 Outcome = Literal["pass", "worse", "undecided", "not comparable"]
 EXIT = {"pass": 0, "undecided": 0, "worse": 1, "not comparable": 2}
-NO_DRAWS = "calibration noise is not included: one draw stands for the method (--replicates 4)"
+NO_DRAWS = "noise of draws is not included: one draw stands for the method (--replicates 4)"
 
 
 @dataclass(frozen=True)

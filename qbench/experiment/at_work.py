@@ -19,6 +19,7 @@ from qbench.experiment.memory import Memory
 from qbench.experiment.phases import Phases
 from qbench.experiment.plugins import load_plugins
 from qbench.experiment.store import Store
+from qbench.experiment.task_identity import task_hash
 from qbench.files.claims import claimed_in_time
 from qbench.isolation import Tell
 from qbench.models.identity import AGAIN, require_unchanged
@@ -61,7 +62,8 @@ class AtWork:
     def open(self) -> None:
         """Open everything anew: plug-ins, the run's folder, data and tasks.
 
-        MethodError where the method's files are not those of the plan.
+        MethodError where the method's files are not those of the plan, and DataError where a task
+        is another one.
         """
         cell = self.job.cell
         load_plugins(self.job.plugins)
@@ -73,6 +75,9 @@ class AtWork:
         self.tasks: dict[str, Task] = {
             name: get_task(typed) for name, typed in self.job.task_names.items()
         }
+        for name, task in self.tasks.items():
+            if task_hash(task) != self.job.declared[name]:
+                raise DataError(f"the files of task {task.name!r} have changed {AGAIN}")
         self.memory = Memory(self.job.memory, self.job.folder)
 
     def require_same_model(self) -> None:
@@ -87,7 +92,8 @@ class AtWork:
     def require_same_items(self, spec: TaskSpec) -> None:
         """DataError where a task has read other data than those of the plan.
 
-        A task of another package is not checked: what its hash is made of is not known.
+        Of a task of another package its code alone is checked: what its hash is made of is not
+        known.
         """
         task = self.tasks[spec.name]
         if isinstance(task, (HarnessTask, TextTask)):

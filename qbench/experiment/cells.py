@@ -23,9 +23,9 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
     `none` has one cell per model, whatever the bits. Cells whose scheme the method does not support
     are included. A model that is quantized already is, as it is, not asked what compares with the
     unquantized one, which is not known. A method that calibrates has a cell for each size and each
-    draw of the calibration sample; a method that draws nothing has one cell, without a seed.
-    ConfigError, before any work, where something does not fit, such as bits that none of the
-    methods supports.
+    draw of the calibration sample; one that has a seed alone, for each draw; one that draws nothing
+    has one cell, without a seed. ConfigError, before any work, where something does not fit, such
+    as bits that none of the methods supports.
     """
     variants = grid.variants
     check_owners(grid, [method for method, _ in variants])
@@ -72,11 +72,12 @@ def _draws(
     grid: Grid, identity: Identity, method: str
 ) -> Iterator[tuple[Scheme | None, CalibrationSpec | None, int]]:
     """Schemes of a method, each with the calibrations and seeds that it is run with."""
-    calibrates = declared(method).calibrates
+    declaration = declared(method)
     for scheme in grid.schemes(method):
-        calibrated = calibrates or (scheme is not None and scheme.budget is not None)
+        calibrated = declaration.calibrates or (scheme is not None and scheme.budget is not None)
         samples = identity.calibrations if calibrated else (None,)
-        for sample, seed in itertools.product(samples, grid.seeds(calibrated)):
+        seeds = grid.seeds(calibrated or declaration.draws)
+        for sample, seed in itertools.product(samples, seeds):
             yield scheme, sample, seed
 
 
@@ -109,7 +110,7 @@ def cell_command(grid: Grid, cell: Cell) -> str:
     if grid.bos is not None:
         words += ["--bos", grid.bos]
     words += ["--dtype", cell.dtype, "--seed", str(cell.seed), "--device", cell.device]
-    if len(grid.model_copy(update={"replicates": None}).seeds(calibrates=True)) > 1:
+    if len(grid.model_copy(update={"replicates": None}).seeds(draws=True)) > 1:
         words += ["--replicates", "1"]
     if not grid.with_latency:
         words.append("--no-latency")

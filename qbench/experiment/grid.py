@@ -192,16 +192,16 @@ class Grid(BaseModel):
         settings |= preset.get(method, {})
         return settings
 
-    def seeds(self, calibrates: bool) -> tuple[int, ...]:
+    def seeds(self, draws: bool) -> tuple[int, ...]:
         """The seeds of the cells of one variant, one for each draw; 0 where nothing is drawn.
 
-        ConfigError where the last seed is too large.
+        draws: whether anything is. ConfigError where the last seed is too large.
         """
-        if not calibrates:
+        if not draws:
             return (0,)
-        draws = self.replicates or self.defaults.get("replicates", 1)
-        require_seed("the last seed", self.seed + draws - 1)
-        return tuple(range(self.seed, self.seed + draws))
+        count = self.replicates or self.defaults.get("replicates", 1)
+        require_seed("the last seed", self.seed + count - 1)
+        return tuple(range(self.seed, self.seed + count))
 
     @property
     def with_latency(self) -> bool:

@@ -54,7 +54,7 @@ def check_request(grid: Grid, loaded: bool = False) -> None:
     _check_lists(grid)
     require_device_name(grid.device)
     require_data(grid.data)
-    _ = grid.calibrations, grid.seeds(calibrates=True)
+    _ = grid.calibrations, grid.seeds(draws=True)
     if grid.plugin and not loaded:
         return
     entries = grid.entries()

@@ -7,25 +7,22 @@ its processor and threads change the last digits, and are in the record.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
-
-from pydantic import BaseModel
 
 from qbench.environment import pick_dtype
 from qbench.errors import ConfigError
 from qbench.experiment.code_hashes import JUDGING, QUANTIZING, code_hash
 from qbench.experiment.grid import Grid
+from qbench.experiment.task_identity import task_hash
 from qbench.models.identity import Announce, resolved_revision
 from qbench.models.source import ModelSource
 from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
 from qbench.records import CalibrationSpec, TaskSpec
-from qbench.registry import source_hash
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
 from qbench.tasks.declaration import Declaration
@@ -34,9 +31,6 @@ from qbench.tasks.hub import HubSource
 from qbench.tasks.registry import get_task
 from qbench.tasks.text import TextTask
 
-_TASKS = "qbench.tasks"
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object without a text of its own
-
 
 @dataclass(frozen=True)
 class Identity:
@@ -44,14 +38,16 @@ class Identity:
 
     revisions: what exactly is loaded, by the model's name. stored_as: how the author of a model
     quantized it, by its name; None for an unquantized one. tasks: what is asked on this data.
-    comparing: the names of those that compare with the unquantized model. calibrations: a method
-    that calibrates has a cell for each. dtype: in which models are evaluated. quantization,
-    evaluation, batch_size, device: as in `Cell`.
+    declared: by their names in cells, what these tasks are (`task_hash`). comparing: the names of
+    those that compare with the unquantized model. calibrations: a method that calibrates has a cell
+    for each. dtype: in which models are evaluated. quantization, evaluation, batch_size, device: as
+    in `Cell`.
     """
 
     revisions: Mapping[str, str]
     stored_as: Mapping[str, str | None]
     tasks: tuple[TaskSpec, ...]
+    declared: Mapping[str, str]
     calibrations: tuple[CalibrationSpec, ...]
     dtype: str
     quantization: str
@@ -78,6 +74,8 @@ def identify(
     announce: is called with a sentence before anything that takes over a second. ConfigError or
     DataError where a task has no such settings or data.
     """
+    # Before a task has read anything, which it may keep.
+    hashes = {name: task_hash(get_task(name)) for name in grid.task_names}
     asked = ask(grid, source, announce)
     _refuse_too_long(grid, source)
     calibrations = tuple(
@@ -96,14 +94,16 @@ def identify(
     dtype = pick_dtype(grid.dtype, device)
     specs = tuple(spec for _, spec in asked)
     tasks = {spec.name: task for task, spec in asked}
+    declared = {name: hashes[task.name] for name, task in tasks.items()}
     identity = Identity(
         revisions=revisions,
         stored_as={name: stored_as(model) for name, model in models.items()},
         tasks=specs,
+        declared=declared,
         calibrations=calibrations,
         dtype=dtype,
         quantization=quantization_hash(),
-        evaluation=evaluation_hash(tasks),
+        evaluation=evaluation_hash(declared),
         batch_size=grid.defaults["batch_size"],
         device=device.partition(":")[0],
         comparing=tuple(name for name, task in tasks.items() if task.needs_unquantized),
@@ -116,24 +116,13 @@ def quantization_hash() -> str:
     return code_hash(QUANTIZING)
 
 
-def evaluation_hash(tasks: Mapping[str, Task]) -> str:
+def evaluation_hash(declared: Mapping[str, str]) -> str:
     """12 hex digits for the code that judges: lm-eval's version, ours, and what tasks declare.
 
-    For a task of another package, they include the file of its class.
+    declared: by the names of tasks, as `task_hash` has it.
     """
-    declared = [_declared(tasks[name]) for name in sorted(tasks)]
-    return code_hash(JUDGING, version("lm_eval"), *declared)
-
-
-def _declared(task: Task) -> str:
-    """What a task asks, the same in every process, and of a plug-in's class its source."""
-    kind = type(task)
-    own = "" if kind.__module__.startswith(f"{_TASKS}.") else source_hash(kind)
-    if isinstance(task, BaseModel):
-        facts = task.model_dump_json()
-    else:
-        facts = _ADDRESS.sub("", repr(getattr(task, "__dict__", task)))
-    return f"{kind.__module__}.{kind.__qualname__} {own} {facts}"
+    texts = [f"{name} {declared[name]}" for name in sorted(declared)]
+    return code_hash(JUDGING, version("lm_eval"), *texts)
 
 
 def ask(
@@ -142,8 +131,8 @@ def ask(
     """The grid's tasks, and what each asks on this data.
 
     Tasks of a preset that the data does not have are left out, and so are examples in prompts where
-    the data has none; both are announced. ConfigError where a task has no such setting, or where
-    the data has fewer items.
+    the data has none; both are announced. ConfigError where a task has no such setting, where the
+    data has fewer items, or where two tasks have one name in records.
     """
     asked = []
     for name in _present(grid, source, announce):
@@ -164,6 +153,7 @@ def ask(
         _refuse_meaningless(name, settings, spec)
         _refuse_too_many(task, settings, spec, source)
         asked.append((task, spec))
+    _refuse_one_name(asked, source)
     return asked
 
 
@@ -189,6 +179,18 @@ def has_examples(task: Task, source: Source) -> bool:
     if not isinstance(task, HarnessTask):
         return True
     return task.fewshot_split in source.splits(task.table_name)
+
+
+def _refuse_one_name(asked: Sequence[tuple[Task, TaskSpec]], source: Source) -> None:
+    """ConfigError for two tasks of one name in records: one would take the other's place there."""
+    owners: dict[str, str] = {}
+    for task, spec in asked:
+        other = owners.setdefault(spec.name, task.name)
+        if other != task.name:
+            raise ConfigError(
+                f"tasks {other!r} and {task.name!r} would both be {spec.name!r} in the records of "
+                f"{source.label}; ask one of them, or give the one of your own another name"
+            )
 
 
 def _refuse_meaningless(name: str, asked: Mapping[str, Any], spec: TaskSpec) -> None:

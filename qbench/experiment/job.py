@@ -18,6 +18,7 @@ class Job:
     model: where the cell's model is.
     data: as for `open_source`.
     task_names: the name that the user typed for a task, by its name in the cell.
+    declared: what the tasks of the plan are (`task_hash`), by their names in the cell.
     batch_size: items at a time, for tasks without one of their own.
     plugins: the files that this cell needs.
     threads: of the processor; other cells use the others.
@@ -33,6 +34,7 @@ class Job:
     model: ModelSource
     data: str
     task_names: dict[str, str]
+    declared: dict[str, str]
     batch_size: int
     plugins: tuple[Path, ...]
     device: str

@@ -53,6 +53,7 @@ class Plan:
     sources: where each model is, by its name in the grid.
     source: of the data.
     tasks: by their names in the cells' specs.
+    declared: what these are (`task_hash`), by the same names.
     modelled: what the cost model says of each cell, by its id.
     estimates: the same, corrected by what earlier runs took.
     timings: of earlier runs, by the model's name.
@@ -74,6 +75,7 @@ class Plan:
     source: Source
     tasks: dict[str, Task]
     device: str
+    declared: Mapping[str, str] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     modelled: dict[str, Estimate] = field(default_factory=dict)
     timings: dict[str, Timings] = field(default_factory=dict)
@@ -125,6 +127,7 @@ def make_plan(
         if cell.tasks and cell.tasks != identity.tasks:
             announce(left_out(cell, identity.comparing))
     plan = Plan(grid, cells, models, choice.source, tasks, device, warning=choice.warning)
+    plan.declared = identity.declared
     plan.protocol = protocol_of(grid, identity, tasks)
     plan.labels = labels(whole)
     _check_and_estimate(plan)

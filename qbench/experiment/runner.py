@@ -358,6 +358,7 @@ class _Run:
             model=plan.sources[cell.model],
             data=plan.grid.data,
             task_names={name: task.name for name, task in plan.tasks.items()},
+            declared=dict(plan.declared),
             batch_size=plan.grid.defaults["batch_size"],
             plugins=plugins_of(cell.method, plan.grid.plugin),
             device=plan.device,

@@ -159,6 +159,7 @@ def gate(monkeypatch):
         return 0
 
     monkeypatch.setattr(module, "link", lambda tree: None)
+    monkeypatch.setattr(module, "share_libraries", lambda base, candidate: [])
     monkeypatch.setattr(module, "qbench", qbench)
     return module, calls, verdicts
 
@@ -204,12 +205,68 @@ def test_a_state_of_a_tree_has_a_folder_of_its_own(gate, tmp_path):
     shared = tree / "methods" / "shared.py"
     shared.parent.mkdir(parents=True)
     git(tmp_path, "init", "--quiet", str(tree))
+    (tree / "pyproject.toml").write_text("")
     states = []
     for text in ("a", "b", "a"):
         shared.write_text(text)
         states.append(gate[0].state(tree, ["run"]))
     assert states[0] == states[2] != states[1]
     assert gate[0].state(tree, ["run", "--bits", "4"]) != states[0]
+
+
+@pytest.fixture
+def trees(tmp_path, monkeypatch):
+    """A base and a candidate of one library in C, which the candidate alone has; and the gate."""
+    spec = importlib.util.spec_from_file_location("gate", ROOT / "benchmarks" / "gate.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gate", module)
+    spec.loader.exec_module(module)
+    pair = tmp_path / "base", tmp_path / "candidate"
+    for tree in pair:
+        (tree / "methods").mkdir(parents=True)
+        git(tree, "init", "--quiet")
+        (tree / ".gitignore").write_text("*.so\n")
+        (tree / "methods" / "loops.c").write_text("int loops_one(void) { return 1; }\n")
+        (tree / "pyproject.toml").write_text(
+            "[tool.setuptools]\npackages = []\n"
+            '[[tool.setuptools.ext-modules]]\nname = "qbench.methods._loops"\n'
+            'sources = ["methods/loops.c"]\n'
+        )
+    (pair[1] / "methods" / f"_loops{module.EXTENSION_SUFFIXES[0]}").write_bytes(b"in C")
+    return module, *pair
+
+
+def test_the_base_computes_with_the_library_of_the_candidate(trees):
+    module, base, candidate = trees
+    before = module.state(base, ["run"])
+    assert module.share_libraries(base, candidate) == []
+    assert module.library(base, "methods/_loops").read_bytes() == b"in C"
+    assert module.state(base, ["run"]) != before, "cells in torch are no cells in C"
+
+
+def test_a_library_of_another_source_is_built_for_the_base_or_missed_in_words(trees, monkeypatch):
+    module, base, candidate = trees
+    (base / "methods" / "loops.c").write_text("int loops_one(void) { return 2; }\n")
+    built = []
+    monkeypatch.setattr(module, "build_libraries", built.append)
+    (said,) = module.share_libraries(base, candidate)
+    assert built == [base] and module.library(base, "methods/_loops") is None
+    assert said.startswith("Only the candidate has the library methods/_loops, and the other one")
+    module.library(candidate, "methods/_loops").unlink()
+    built.clear()
+    assert module.share_libraries(base, candidate) == [] == built, "both compute in torch"
+
+
+@pytest.mark.slow
+def test_the_libraries_of_a_tree_are_built_beside_their_sources(gate, copy):
+    pytest.importorskip("setuptools", minversion="77", reason="what builds them is not here")
+    if shutil.which("cc") is None:
+        pytest.skip("no compiler")
+    module = gate[0]
+    assert set(module.library_sources(copy)) >= {"methods/native/_loops", "kernels/cpu/_bcq"}
+    module.build_libraries(copy)
+    assert module.library(copy, "methods/native/_loops")
+    assert ".so" not in git(copy, "status", "--porcelain")
 
 
 def test_what_cannot_be_run_is_left_out_with_a_sentence(gate, tmp_path, monkeypatch):
@@ -225,9 +282,11 @@ def test_what_cannot_be_run_is_left_out_with_a_sentence(gate, tmp_path, monkeypa
     before = {name: entry | {"source": "a"} for name, entry in now.items() if name != "mine"}
     monkeypatch.setattr(module, "method_sources", lambda tree: now if tree == ROOT else before)
     monkeypatch.setattr(module, "state", lambda tree, words: "0")
+    monkeypatch.setattr(module, "share_libraries", lambda base, candidate: ["Only the base has."])
     options = argparse.Namespace(revision="main", model="m", bits="3", replicates=2, gone="")
     comment = tmp_path / "comment.md"
     assert module.gated(tmp_path / "old", options, [], comment) == 0
+    assert "Only the base has." in comment.read_text()
     methods = {words[words.index("--methods") + 1] for _, words in calls if words[0] == "run"}
     assert methods == {"none,gptq"}
     assert "hqq has changed and is not judged: run `qbench env" in comment.read_text()

@@ -25,7 +25,7 @@ from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
 from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
-from qbench.comparison.verdicts import Looked, _identical, _Measured, _needed, compare
+from qbench.comparison.verdicts import NO_DRAWS, Looked, _identical, _Measured, _needed, compare
 from qbench.comparison.written import _margin, as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
@@ -122,7 +122,7 @@ def test_the_verdict_goes_by_the_margin(
     verdict = compare(base, candidate, tasks=("wikitext", "divergence", "gsm8k"))
     assert verdict.outcome == outcome
     assert words(verdict)["perplexity"] == words(verdict)["gold_nll"] == perplexity
-    assert "calibration noise is not included" in verdict.cells[0].notes[0]
+    assert "noise of draws is not included" in verdict.cells[0].notes[0]
     assert f"## {outcome}:" in markdown(verdict)
     assert json.loads(json.dumps(as_json(verdict), allow_nan=False))["outcome"] == outcome
 
@@ -167,6 +167,19 @@ def test_other_threads_are_noted(tmp_path: Path) -> None:
     notes = " ".join(compare(*sides).cells[0].notes)
     assert "quantized on Zen with 1 thread, and on Zen with 2 threads: last digits" in notes
     assert "quantized on" not in " ".join(compare(sides[0], sides[0]).cells[0].notes)
+
+
+def test_loops_in_torch_are_noted_where_the_other_side_has_them_in_c(tmp_path: Path) -> None:
+    sides = []
+    for loops in ("C", "torch"):
+        record = cell()  # of the same code
+        hardware = {"cpu": "Zen", "gpu": None, "threads": 1}
+        environment = {**record.environment, "hardware": hardware, "loops": loops}
+        made = record.model_copy(update={"environment": environment})
+        sides.append(side(tmp_path / loops, made))
+    notes = " ".join(compare(*sides).cells[0].notes)
+    assert "on Zen with 1 thread, and on Zen with 1 thread and loops in torch: last" in notes
+    assert "seconds to quantize: measured on other hardware, threads or loops" in notes
 
 
 def test_the_memory_of_a_watched_plug_in_is_noted(tmp_path: Path) -> None:
@@ -295,6 +308,22 @@ def test_what_is_not_random_has_one_draw_that_goes_with_all(tmp_path: Path) -> N
     assert compare(base, fixed, tasks=("wikitext",)).cells[0].notes == ()
 
 
+def test_a_seed_at_its_default_is_a_draw_as_well(tmp_path: Path) -> None:
+    """Stochastic rounding calibrates on nothing; `params` has a seed only where it was set."""
+    sides = []
+    for name, own in (("base", 0), ("mine", 11)):
+        drawn = [cell("stochastic", seed=k, source=name[0] * 12) for k in range(2)]
+        known = [row.model_copy(update={"parameters": {"seed": own}}) for row in drawn]
+        sides.append([side(tmp_path / name / "one", known[0]), side(tmp_path / name, *known)])
+    (base, both), (candidate, again) = sides
+    assert NO_DRAWS in compare(base, candidate).cells[0].notes
+    assert NO_DRAWS not in compare(both, again).cells[0].notes
+    (match,) = matched(both, again)
+    assert [(one.cell.seed, other.cell.seed) for one, other in match.draws()] == [(0, 0), (1, 1)]
+    (single,) = matched(base, candidate)
+    assert "1 draws are in common" in " ".join(single.lacking(2))
+
+
 def test_many_comparisons_of_noise_do_not_alarm(tmp_path: Path) -> None:
     """Cells against themselves with another noise: none is worse, by Holm over all of them."""
     for name in ("base", "candidate"):
@@ -323,7 +352,7 @@ def test_many_comparisons_of_noise_do_not_alarm(tmp_path: Path) -> None:
         ),
         (
             {"seed": 7},
-            "calibration seed: 0 against 7, none in common; run one side with the --seed of the "
+            "seed: 0 against 7, none in common; run one side with the --seed of the "
             "other, or both with --replicates 4",
         ),
     ],

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+import yaml
 
+from fresh_python import run_python
 from qbench import plugin_file
 from qbench.errors import ConfigError
 from qbench.experiment.identity import evaluation_hash
 from qbench.experiment.runner import run
 from qbench.experiment.store import Store
+from qbench.experiment.task_identity import task_hash
 from qbench.models.identity import resolved_revision
 from qbench.models.loading import load_model
 from qbench.models.source import find_model
@@ -25,6 +31,7 @@ from qbench.plugin_sources import named_files, own_sources
 from qbench.quantization import quantize
 from qbench.registry import load_plugin, method_class, source_hash
 from qbench.scheme import Scheme
+from qbench.tasks import registry as tasks
 from qbench.tasks.data import CALIBRATION, table
 from qbench.tasks.folder import write_parquet
 from qbench.tasks.perplexity import Perplexity
@@ -118,6 +125,21 @@ def test_texts_that_change_are_seen_after_they_are_read(task, places, tmp_path):
     (record,) = run(plan, store, Silent())
     assert f"the data of {task} in {places['data']} have changed" in record.reason
     assert not list(store.folder.glob("reference/*")) and not list(store.folder.glob("samples/*/*"))
+
+
+@pytest.mark.slow
+def test_a_cell_of_an_edited_task_fails(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_loaded", {})
+    facts = yaml.safe_load((Path(tasks.__file__).parent / "arc_easy.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(facts | {"name": "mine", "table": "arc_easy"}))
+    asked = {"tasks": ("mine",), "set": {"mine": {"limit": ("2",)}}}
+    plan = tiny_plan(tiny_folder, "none", plugin=(path,), **asked)
+    store = Store(tmp_path / "out")
+    path.write_text(path.read_text() + "batch_size: 3\n")
+    (record,) = run(plan, store, Silent())
+    assert record.status == "failed"
+    assert "the files of task 'mine' have changed since this run was planned" in record.reason
 
 
 @pytest.mark.slow
@@ -237,15 +259,22 @@ def test_code_that_a_model_brings_makes_it_another_one_and_is_not_quantized(tiny
 
 
 TASK = """
+from types import SimpleNamespace
 from qbench.tasks.perplexity import Perplexity
 
 class Mine(Perplexity):
+    judge: object = len
+
     def evaluate(self, context, spec):
         return 1
 
 class Plain:
+    name = "plain"
+
     def __init__(self, *shares):
         self.shares = shares
+
+NAMESPACE = SimpleNamespace(name="namespace", evaluate=len)
 """
 
 
@@ -254,14 +283,62 @@ def test_the_source_of_a_task_of_others_is_part_of_what_judges(tmp_path):
     path.write_text(TASK)
     module = import_plugin_file(path)
     task = module.Mine(name="mine")
-    before, plain = evaluation_hash({"mine": task}), evaluation_hash({"p": module.Plain(1)})
-    assert before != evaluation_hash({"mine": module.Mine(name="mine", between=" ")})
-    assert before != evaluation_hash({"mine": Perplexity(name="mine")})
-    assert plain == evaluation_hash({"p": module.Plain(1)}), "wherever it lies in memory"
-    nested = [evaluation_hash({"p": module.Plain(object())}) for _ in range(2)]
+    before, plain = task_hash(task), task_hash(module.Plain(1))
+    assert before != task_hash(module.Mine(name="mine", between=" "))
+    assert before != task_hash(module.Mine(name="mine", judge=max))
+    assert before != task_hash(Perplexity(name="mine"))
+    assert plain == task_hash(module.Plain(1)), "wherever it lies in memory"
+    nested = [task_hash(module.Plain(object())) for _ in range(2)]
     assert nested[0] == nested[1] != plain
     path.write_text(TASK.replace("return 1", "return 2"))
-    assert before != evaluation_hash({"mine": task})
+    assert before != task_hash(task)
+    assert evaluation_hash({"mine": before}) != evaluation_hash({"mine": plain})
+
+
+def test_facts_of_a_task_are_the_same_in_every_process_or_are_refused(tmp_path):
+    path = tmp_path / "task_of_sets.py"
+    words = "{'one', 'two', 'three', 'four'}"
+    path.write_text(f"import re\n{TASK}\nWORDS = Plain({words}, re.compile('a+'), b'x')\n")
+    code = (
+        "import sys; from pathlib import Path; from qbench.plugin_file import import_plugin_file;"
+        "from qbench.experiment.task_identity import task_hash;"
+        "print(task_hash(import_plugin_file(Path(sys.argv[1])).WORDS))"
+    )
+    told = set()
+    for seed in ("1", "2"):
+        done = run_python("-c", code, path, env=os.environ | {"PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr
+        told.add(done.stdout)
+    assert len(told) == 1
+    module = import_plugin_file(path)
+    long = np.zeros(5000)
+    before = task_hash(module.Plain(long))
+    long[2500] = 1
+    assert task_hash(module.Plain(long)) != before, "which its text leaves out"
+    own: list[object] = []
+    own.append(own)
+    for fault in (Lock(), (number for number in (1, 2)), own):
+        with pytest.raises(ConfigError, match="task 'plain' holds what is not the same in every"):
+            task_hash(module.Plain(fault))
+
+
+def test_the_file_that_an_entry_point_names_is_part_of_its_task(tmp_path, monkeypatch):
+    """Its class, or that of all namespaces, stands in another file."""
+    (tmp_path / "frame_of_tasks.py").write_text(TASK)
+    questions = tmp_path / "questions_of_tasks.py"
+    text = "from frame_of_tasks import NAMESPACE, Plain\n\nTASK = Plain('a')\n"
+    questions.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = [importlib.import_module(path.stem) for path in sorted(tmp_path.glob("*.py"))]
+    for task in (modules[1].TASK, modules[1].NAMESPACE):
+        installed = {task.name: task}, {}, {task.name: "questions_of_tasks"}
+        monkeypatch.setattr(tasks, "_installed", lambda installed=installed: installed)
+        questions.write_text(text)
+        before = task_hash(task)
+        questions.write_text(f"{text}# what is asked is another question\n")
+        assert task_hash(task) != before
+    for module in modules:
+        sys.modules.pop(module.__name__)
 
 
 def test_code_beside_the_tasks_that_decides_tokens_or_logits_is_part_of_what_judges(monkeypatch):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from qbench.environment import is_present
 from qbench.errors import ConfigError, DataError, unknown_name
 from qbench.experiment.data_choice import choose_data
 from qbench.experiment.grid import Grid
+from qbench.experiment.identity import ask
 from qbench.experiment.plan import make_plan
 from qbench.experiment.presets import PRESETS, preset_for
-from qbench.tasks import hub
+from qbench.tasks import hub, registry
 from qbench.tasks.data import choose
 from qbench.tasks.declaration import Table
+from qbench.tasks.mini_source import MiniSource
+from qbench.tasks.registry import load_task_file
 from tiny_runs import run_args
 
 NEEDED = ("calibration", "arc_easy")
@@ -194,3 +200,14 @@ def test_a_table_of_the_hub_is_declared_for_every_task_of_a_preset():
             assert isinstance(get_task(get_task(name).table_name).table, Table)
     with pytest.raises(ConfigError, match="unknown preset"):
         Grid(preset="fast").defaults  # noqa: B018
+
+
+def test_two_tasks_of_one_name_in_records_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_loaded", {})
+    facts = yaml.safe_load((Path(registry.__file__).parent / "arc_easy.yaml").read_text())
+    path = tmp_path / "text.yaml"
+    path.write_text(yaml.safe_dump(facts | {"name": "text", "table": "arc_easy"}))
+    load_task_file(path)
+    with pytest.raises(ConfigError, match="tasks 'wikitext' and 'text' would both be 'mini-text'"):
+        ask(Grid(tasks=("wikitext", "text")), MiniSource())
+    assert [spec.name for _, spec in ask(Grid(tasks=("text",)), MiniSource())] == ["mini-text"]

@@ -33,6 +33,7 @@ def identity(grid, **changes):
         "revisions": dict.fromkeys(grid.model, "r"),
         "stored_as": dict.fromkeys(grid.model),
         "tasks": tuple(TASKS),
+        "declared": {},
         "calibrations": (CALIBRATION,),
         "dtype": "float32",
         "quantization": "q",
@@ -274,9 +275,9 @@ def test_seeds_have_64_bits(tmp_path, seed):
         read_grid(None, {"seed": seed})
     with pytest.raises(ConfigError, match=f"uniquanf.seed={seed} has more than 64 bits"):
         get_method("uniquanf", seed=seed)
-    assert Grid(seed=2**63 - 1).seeds(calibrates=True) == (2**63 - 1,)
+    assert Grid(seed=2**63 - 1).seeds(draws=True) == (2**63 - 1,)
     with pytest.raises(ConfigError, match="the last seed=9223372036854775808 has more than"):
-        Grid(seed=2**63 - 1, replicates=2).seeds(calibrates=True)
+        Grid(seed=2**63 - 1, replicates=2).seeds(draws=True)
     with pytest.raises(ConfigError, match="replicates=100000000000: Input should be less"):
         read_grid(None, {"replicates": 10**11})
 
@@ -496,6 +497,18 @@ def test_replicates_are_draws_of_the_calibration_sample_and_of_nothing_else():
         ("gptq", 7),
     ]
     assert len({cell.id for cell in found}) == 5
+
+
+def test_a_method_with_a_seed_is_drawn_without_calibration(tmp_path):
+    file = tmp_path / "stochastic_rounding.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from qbench.methods.rtn import RTN\n\n\n@dataclass(frozen=True)\nclass Stochastic(RTN):\n"
+        '    name: ClassVar[str] = "stochastic-rounding"\n    seed: int = 0\n'
+    )
+    registry.load_plugin(file)
+    found = cells(methods=("stochastic-rounding",), bits=(3,), seed=5, replicates=2)
+    assert [(cell.calibration, cell.seed) for cell in found] == [(None, 5), (None, 6)]
 
 
 def test_what_draws_nothing_carries_no_seed():
