@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qbench.errors import StoreError
 from qbench.files.ordinary import json_of, ordinary_bytes
 from qbench.records import Score, TaskSpec
+from qbench.tasks.registry import nature_of
 
 Row = Mapping[str, Any]
 Key = tuple[str, ...]  # what says which item a row is about
@@ -70,8 +71,9 @@ class Samples:
         rows = [row for row in of_file if row.get("filter") == score.filter]
         chosen = []
         values = []
+        of_text = _is_perplexity(score)
         for row in rows:
-            value = _value(row, score.metric)
+            value = _value(row, score.metric, of_text)
             if value is not None:
                 chosen.append(row)
                 values.append(value)
@@ -109,10 +111,14 @@ def items_file(spec: TaskSpec) -> Path:
     return Path("items") / f"{spec.name}-{spec.sha256[:12]}-{spec.limit or 'all'}.jsonl"
 
 
-def _value(row: Row, metric: str) -> float | None:
+def _is_perplexity(score: Score) -> bool:
+    return nature_of(score.task, score.metric) == "perplexity"
+
+
+def _value(row: Row, metric: str, perplexity: bool) -> float | None:
     """What the row adds to the score: for perplexity the negative log-likelihood."""
     value = row.get(metric)
-    if metric.endswith("perplexity"):
+    if perplexity:
         value = row.get("nll")
         if value is None and _is_number(row.get("loglikelihood")):
             value = -row["loglikelihood"]
@@ -125,8 +131,8 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def _is_mean(values: Sequence[float], score: Score) -> bool:
     mean = float(np.mean(values))
-    if score.metric.endswith("perplexity"):
-        mean = float(np.exp(mean))
+    if _is_perplexity(score):
+        mean = float(np.exp(min(mean, 700)))
     return abs(mean - score.value) <= SAME * max(1.0, abs(score.value))
 
 
