@@ -145,3 +145,23 @@ def test_a_perplexity_of_lm_eval_is_declared_as_one() -> None:
     scores = tuple(score.model_copy(update={"nature": "plain"}) for score in task.scores)
     with pytest.raises(ConfigError, match="write nature: perplexity"):
         check_scores(task.model_copy(update={"scores": scores}), parts)
+
+
+def two_ways(folder: Path, **row: Any) -> Contrast | None:
+    """The same items in two orders, the candidate's values a tenth above the base's."""
+    both = [
+        judged(folder, None, PLAIN, "loss", False, **row),
+        judged(folder, 3, [value + 0.1 for value in PLAIN], "loss", False, **row),
+    ]
+    path = folder / str(both[1].scores[0].samples)
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    return Pairs(both, folder).from_unquantized(both[1], (FOREIGN, "loss", "none"))
+
+
+def test_rows_are_paired_by_their_items_and_never_by_their_order(tmp_path: Path) -> None:
+    for number, row in enumerate(({}, {"doc_hash": None})):  # by the hash, and by doc_id
+        found = two_ways(tmp_path / str(number), **row)
+        assert found is not None
+        assert found.difference.low == pytest.approx(0.1)
+    assert two_ways(tmp_path / "none", doc_hash=None, doc_id=None) is None
+    assert two_ways(tmp_path / "alike", doc_hash=None, doc_id=7) is None
