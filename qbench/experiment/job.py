@@ -20,6 +20,7 @@ class Job:
     task_names: the name that the user typed for a task, by its name in the cell.
     batch_size: items at a time, for tasks without one of their own.
     plugins: the files that this cell needs.
+    kernels: the files of the run that define kernels, with which its latency is measured.
     threads: of the processor; other cells use the others.
     folder: of the run.
     place: the working directory.
@@ -35,6 +36,7 @@ class Job:
     task_names: dict[str, str]
     batch_size: int
     plugins: tuple[Path, ...]
+    kernels: tuple[Path, ...]
     device: str
     threads: int
     estimate: Estimate
