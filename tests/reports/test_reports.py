@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -852,6 +853,52 @@ def test_a_report_that_raises_is_named_and_the_others_are_written(
     with pytest.raises(ConfigError, match="report 'mine' cannot be written: ZeroDivisionError: by"):
         write_reports([record("rtn", 3, 0.3)], tmp_path, processes)
     assert len(list(tmp_path.iterdir())) == EVERYTHING
+
+
+def _exits(records: list[Record], folder: Path) -> list[Path]:
+    raise SystemExit(0)
+
+
+def _takes_away(records: list[Record], folder: Path) -> list[Path]:
+    records.clear()
+    raise ZeroDivisionError("by zero")
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("mine", "reason"),
+    [
+        (_exits, "SystemExit: 0"),
+        (_takes_away, "ZeroDivisionError: by zero"),
+        (lambda records, folder: None, "TypeError: write gave None, and not the list of its paths"),
+        (lambda records, folder: "a.txt", "TypeError: write gave 'a.txt', and not the list"),
+    ],
+)
+def test_whatever_a_report_does_the_others_are_written(
+    mine: Callable[..., Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = writers()
+    monkeypatch.setattr("qbench.reports.registry.writers", lambda: {"mine": mine} | known)
+    with pytest.raises(ConfigError) as caught:
+        write_reports([record("rtn", 3, 0.3)], tmp_path)
+    assert str(caught.value).startswith(f"report 'mine' cannot be written: {reason}")
+    assert len(list(tmp_path.iterdir())) == EVERYTHING
+
+
+def test_a_report_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qbench.reports
+
+    monkeypatch.setattr(qbench.reports, "__path__", [str(tmp_path)])
+    (tmp_path / "of_ours.py").write_text("import a_library_that_nobody_has")
+    (tmp_path / "that_ends.py").write_text("raise SystemExit(0)")
+    for name, write in writers().items():
+        with pytest.raises((ModuleNotFoundError, SystemExit)):
+            write([], tmp_path)
+        monkeypatch.setattr("qbench.reports.registry.writers", lambda mine={name: write}: mine)
+        with pytest.raises(ConfigError, match=f"report '{name}' cannot be written: "):
+            write_reports([record("rtn", 3, 0.3)], tmp_path / name)
 
 
 def test_two_processes_write_what_one_writes(
