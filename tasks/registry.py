@@ -127,12 +127,15 @@ def _installed() -> tuple[dict[str, Task], dict[str, str]]:
     for point in entry_points(group=GROUP):
         try:
             task = point.load()
+            if isinstance(task, type):
+                raise TypeError(f"{point.value} is a class; give an object of it")
             if not isinstance(task, Task):
                 raise TypeError(
                     f"{point.value} is no task: it needs name, kind, describe, spec and evaluate, "
                     "and the other facts of qbench.tasks.contract.Task"
                 )
             require_plain_name(point.value, task.name)
+            task.describe()  # for `qbench list tasks`, which must not fail of it
             if task.name in tasks:
                 raise ValueError(f"the name {task.name!r} is taken")
         except Exception as error:  # whatever a plug-in raises, the others still work

@@ -15,9 +15,10 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from qbench.environment import pick_dtype
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, QbenchError, reason_of
 from qbench.experiment.code_hashes import JUDGING, QUANTIZING, code_hash
 from qbench.experiment.grid import Grid
 from qbench.models.identity import Announce, resolved_revision
@@ -122,7 +123,14 @@ def _declared(task: Task) -> str:
     kind = type(task)
     own = "" if kind.__module__.startswith(f"{_TASKS}.") else source_hash(kind)
     if isinstance(task, BaseModel):
-        facts = task.model_dump_json()
+        try:
+            facts = task.model_dump_json()
+        except PydanticSerializationError as error:
+            raise ConfigError(
+                f"task {task.name!r} declares what has no JSON, by which it could be told from "
+                f"another: {reason_of(error)}; declare numbers, texts, lists and dicts, and let "
+                "functions be methods of its class"
+            ) from error
     else:
         facts = _ADDRESS.sub("", repr(getattr(task, "__dict__", task)))
     return f"{kind.__module__}.{kind.__qualname__} {own} {facts}"
@@ -150,13 +158,30 @@ def ask(
                 f"{source.label} has no examples for the prompts of {name}, so that it is asked "
                 f"0-shot and not {shots}-shot; --data DIR or --data hub has them"
             )
-        spec = task.spec(source, **options)
+        spec = _spec(task, source, options)
         if isinstance(task, HarnessTask):
             spec = task.with_prompts(spec, written, **grid.prompts)
         _refuse_meaningless(name, settings, spec)
         _refuse_too_many(task, settings, spec, source)
         asked.append((task, spec))
     return asked
+
+
+def _spec(task: Task, source: Source, options: Mapping[str, Any]) -> TaskSpec:
+    """What a task asks; ConfigError naming it where its `spec` raises or gives something else."""
+    try:
+        spec = task.spec(source, **options)
+    except QbenchError:
+        raise
+    except Exception as error:  # a task may be anybody's
+        raise ConfigError(
+            f"task {task.name!r} cannot say what it asks: {reason_of(error)}; mend its spec"
+        ) from error
+    if not isinstance(spec, TaskSpec):
+        raise ConfigError(
+            f"the spec of task {task.name!r} gives a {type(spec).__name__}, and not a TaskSpec"
+        )
+    return spec
 
 
 def _present(grid: Grid, source: Source, announce: Announce) -> list[str]:
