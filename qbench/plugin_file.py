@@ -6,22 +6,27 @@ plug-in defines, and changes nothing that everybody shares.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 from qbench.errors import ConfigError
 from qbench.files.ordinary import is_file
 from qbench.plugin_sources import imported_at_once, imports_in, named_files, own_sources
 
 _beside: set[Path] = set()  # the modules beside plug-ins that may be imported
+_names: dict[str, set[str]] = {}  # by the folder of plug-ins, what they import from there
+_put_away: dict[tuple[str, str], dict[str, ModuleType]] = {}  # by the folder and such a name
 _executed: dict[Path, bytes] = {}  # by the file, its text when it was imported
 
 
@@ -29,7 +34,19 @@ class _FromSource(SourceFileLoader):
     """Compiles the text that is there, as that is what is hashed.
 
     A cached `.pyc` is taken for it where its size and the second of its last change are the same.
+    Whenever it imports, in its functions as well, it gets what is beside its own plug-in.
     """
+
+    def __init__(self, fullname: str, path: str, folder: str) -> None:
+        """folder: of the plug-in that the file is or belongs to."""
+        super().__init__(fullname, path)
+        self.folder = folder
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the file; its import statements are `_import_for` its folder."""
+        own = {"__import__": partial(_import_for, self.folder)}
+        module.__dict__["__builtins__"] = {**vars(builtins), **own}
+        super().exec_module(module)
 
     def get_code(self, fullname: str) -> CodeType:
         """The code of the file as it is now; SyntaxError or ValueError where it is not Python."""
@@ -92,7 +109,7 @@ def _execute(module: ModuleType, file: Path, shown: str) -> None:
     known = set(sys.modules)
     path = list(sys.path)
     before = Surroundings.now()
-    _FromSource(module.__name__, str(file)).exec_module(module)
+    _FromSource(module.__name__, str(file), str(file.parent)).exec_module(module)
     if _without(file.parent, sys.path) == _without(file.parent, path):
         sys.path[:] = path  # what is beside a plug-in is found without its folder there
     changes = before.changes(Surroundings.now())
@@ -158,7 +175,11 @@ def _serve_own(file: Path, module: str) -> list[Path]:
     Returns its `own_sources`.
     """
     own = own_sources(file, module)
+    folder = str(file.parent)
     names = {path.relative_to(file.parent).parts[0].removesuffix(".py") for path in own}
+    _names.setdefault(folder, set()).update(names)
+    for name in names:
+        _turn_to(folder, name)
     loaded: dict[str, Path] = {}
     for name, other in list(sys.modules.items()):
         origin = getattr(other, "__file__", None)
@@ -171,10 +192,47 @@ def _serve_own(file: Path, module: str) -> list[Path]:
         for name, path in loaded.items():
             if path in theirs:
                 del sys.modules[name]
-    _finder.folders |= dict.fromkeys(names, str(file.parent))
     if own and _finder not in sys.meta_path:
         sys.meta_path.insert(sys.meta_path.index(PathFinder), _finder)
     return own
+
+
+def _import_for(
+    folder: str,
+    name: str,
+    globals: dict[str, Any] | None = None,
+    locals: dict[str, Any] | None = None,
+    fromlist: Sequence[str] = (),
+    level: int = 0,
+) -> Any:
+    """`__import__` for the files of a plug-in in a folder."""
+    whole = (globals or {}).get("__package__") or "" if level else name
+    first = whole.partition(".")[0]
+    if first in _names.get(folder, ()):
+        _turn_to(folder, first)
+    return builtins.__import__(name, globals, locals, fromlist, level)
+
+
+def _turn_to(folder: str, name: str) -> None:
+    """Let a module's name mean what is in this folder of plug-ins, and not in another one.
+
+    The modules of the other one are put away until its plug-ins import again.
+    """
+    before = _finder.folders.get(name, folder)
+    _finder.folders[name] = folder
+    if before == folder:
+        return
+    theirs = _put_away[before, name] = {}
+    for key, module in list(sys.modules.items()):
+        if key.partition(".")[0] == name and _lies_in(Path(before), module):
+            theirs[key] = sys.modules.pop(key)
+    sys.modules.update(_put_away.pop((folder, name), {}))
+
+
+def _lies_in(folder: Path, module: ModuleType) -> bool:
+    origin = getattr(module, "__file__", None)
+    places = [*getattr(module, "__path__", ())] if origin is None else [origin]
+    return any(Path(place).resolve().is_relative_to(folder.resolve()) for place in places)
 
 
 def _is_as_executed(path: Path) -> bool:
@@ -204,7 +262,7 @@ class _Beside(MetaPathFinder):
         if spec is None or not isinstance(spec.loader, SourceFileLoader):
             return spec
         if Path(spec.loader.path).resolve() in _beside:
-            spec.loader = _FromSource(fullname, spec.loader.path)
+            spec.loader = _FromSource(fullname, spec.loader.path, folder)
         return spec
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -109,8 +109,34 @@ def _imported(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
 
 @cache
 def _strings_in(source: bytes) -> tuple[str, ...]:
-    constants = [node.value for node in _nodes(source) if isinstance(node, ast.Constant)]
-    return tuple(dict.fromkeys(value for value in constants if isinstance(value, str)))
+    """The strings, and what those that are joined at the end of a path make together."""
+    texts = []
+    for node in _nodes(source):
+        if isinstance(node, ast.Constant):
+            texts.append(_texts_at_the_end([node]))
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            texts.append(_texts_at_the_end(_divided(node)))
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in ("join", "joinpath", "Path"):
+                texts.append(_texts_at_the_end(node.args))
+    return tuple(dict.fromkeys("/".join(parts) for parts in texts if parts))
+
+
+def _divided(node: ast.expr) -> list[ast.expr]:
+    """`[folder, "tables", "a.json"]` of `folder / "tables" / "a.json"`."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return [*_divided(node.left), node.right]
+    return [node]
+
+
+def _texts_at_the_end(nodes: Sequence[ast.expr]) -> list[str]:
+    texts: list[str] = []
+    for node in reversed(nodes):
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            break
+        texts.insert(0, node.value)
+    return texts
 
 
 def _nodes(source: bytes) -> Iterator[ast.AST]:

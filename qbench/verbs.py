@@ -27,7 +27,7 @@ from qbench.contracts import (
     verb_of,
 )
 from qbench.errors import ConfigError, MethodError, QbenchError, reason_of
-from qbench.formats import Dense
+from qbench.formats import Dense, require_storable
 from qbench.models.blocks import decoder_blocks, linears, quantizable, read_weight, write_weight
 from qbench.models.head import require_head, untie_head
 from qbench.models.paging import resident
@@ -204,8 +204,10 @@ def _errors_name(layer: str) -> Iterator[None]:
 def _put(name: str, layer: Any, weight: WeightFormat) -> None:
     """Let a layer compute with its quantized weight.
 
-    MethodError where that is not finite, or has another shape.
+    MethodError where that is not finite, has another shape, or is of no class that can be saved.
     """
+    with _errors_name(name):
+        require_storable(weight)
     for part in weight.to_tensors().values():
         if not torch.isfinite(part).all():
             raise MethodError(f"layer {name}: the quantized weight is not finite")

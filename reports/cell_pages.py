@@ -111,7 +111,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 def _score(record: Record, score: Score, pairs: Pairs) -> dict[str, Any]:
     contrast = pairs.from_unquantized(record, (score.task, score.metric, score.filter))
-    name = with_unit(score.metric)
+    name = with_unit(score.task, score.metric)
     if score.filter != "none":
         name += f" ({score.filter})"
     return {

@@ -63,7 +63,7 @@ def changed_items(records: Sequence[Record], record: Record, pairs: Pairs) -> li
     changes = []
     for headline in headlines([record]):
         base = _baseline(records, record, headline)
-        if base is not None and headline.metric in ANSWERS:
+        if base is not None and headline.metric in ANSWERS and headline.unit == "%":
             of_task = _changes(base, record, headline, pairs)
             if of_task is not None:
                 changes.append(of_task)

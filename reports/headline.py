@@ -12,14 +12,15 @@ from functools import lru_cache
 from typing import Any
 
 from qbench.comparison.digits import LARGE, exponential, places_of, plain
-from qbench.comparison.pairs import RELATIVE, Contrast, ScoreKey, protocol, score_of
+from qbench.comparison.pairs import Contrast, ScoreKey, protocol, score_of
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered
 from qbench.stats.clustered import LEVEL, quantile
 from qbench.stats.shares import wilson
+from qbench.tasks.declaration import Nature
 from qbench.tasks.mini_source import record_names, split_name
-from qbench.tasks.registry import ordered_tasks, unit_of
+from qbench.tasks.registry import declared_score, nature_of, ordered_tasks, unit_of
 
 # How a setting of a protocol is written; others as their name and value.
 SETTINGS: dict[str, Callable[[Any], str]] = {
@@ -64,17 +65,27 @@ class Headline:
     @property
     def unit(self) -> str:
         """As its task declares it: `%` for a share, empty for a plain number."""
-        return unit_of(self.metric)
+        return unit_of(self.task, self.metric)
+
+    @property
+    def nature(self) -> Nature:
+        """As its task declares it: `plain`, `perplexity` or `relative`."""
+        return nature_of(self.task, self.metric)
+
+    @property
+    def is_divergence(self) -> bool:
+        """Whether it says in nats, and not as a share, how far the unquantized model is."""
+        return self.is_relative and self.unit != "%"
 
     @property
     def is_relative(self) -> bool:
         """Whether it is a difference from the unquantized model already."""
-        return self.metric.startswith(RELATIVE)
+        return self.nature == "relative"
 
     @property
     def measure(self) -> str:
         """The metric with its unit."""
-        return with_unit(self.metric)
+        return with_unit(self.task, self.metric)
 
     @property
     def title(self) -> str:
@@ -115,9 +126,9 @@ class Headline:
         return score_of(record, self.key)
 
 
-def with_unit(metric: str) -> str:
+def with_unit(task: str, metric: str) -> str:
     """`acc %`, `kl_mean in nats per token`, `perplexity`."""
-    unit = unit_of(metric)
+    unit = unit_of(task, metric)
     if unit in ("", "%"):
         return f"{metric} {unit}".rstrip()
     return f"{metric} in {unit}"
@@ -254,10 +265,11 @@ def score_text(
         interval = contrast.difference
         below, above = interval.low - interval.value, interval.high - interval.value
         ends = (score.value + below, score.value + above)
+    unit = unit_of(score.task, score.metric)
     if ends is None:
-        return number(score.value, score.stderr, score.metric, digits, gap)
+        return number(score.value, score.stderr, unit, digits, gap)
     half = (ends[1] - ends[0]) / 2
-    texts = [_written(x, half, score.metric, digits)[0] for x in (score.value, *ends)]
+    texts = [_written(x, half, unit, digits)[0] for x in (score.value, *ends)]
     return f"{texts[0]}{gap}[{texts[1]},{gap}{texts[2]}]"
 
 
@@ -265,7 +277,8 @@ def answer_interval(score: Score) -> tuple[float, float] | None:
     """Of a share of right answers, 0 to 1; older records lack it, which matters at 0 and 1."""
     if score.low is not None and score.high is not None:
         return score.low, score.high
-    answers = unit_of(score.metric) == "%" and not score.metric.startswith(RELATIVE)
+    declared = declared_score(score.task, score.metric)
+    answers = declared is not None and declared.unit == "%" and declared.nature == "plain"
     if answers and score.value in (0.0, 1.0) and not score.stderr:
         return wilson(score.value, score.n)
     return None
@@ -278,34 +291,40 @@ def student_interval(score: Score) -> tuple[float, float]:
     """
     degrees = math.inf if score.degrees is None else score.degrees
     reach = quantile(LEVEL, degrees) * (score.stderr or 0.0)
-    if score.metric.endswith("perplexity") and score.value:
+    if nature_of(score.task, score.metric) == "perplexity" and score.value:
         factor = math.exp(min(reach / score.value, 700))
         return score.value / factor, score.value * factor
-    least, largest = _range(score.metric)
+    least, largest = _range(score)
     return max(least, score.value - reach), min(largest, score.value + reach)
 
 
-def _range(metric: str) -> tuple[float, float]:
-    """The least and the largest value of a score."""
-    if unit_of(metric) == "%":
+def _range(score: Score) -> tuple[float, float]:
+    """The least and the largest value that a score could have, as far as its unit tells.
+
+    Losses and divergences in nats are not negative, and log-probabilities not positive.
+    """
+    unit = unit_of(score.task, score.metric)
+    if unit == "%":
         return 0.0, 1.0
-    if metric.startswith("kl_") or metric.endswith("nll"):
-        return 0.0, math.inf
-    return -math.inf, 0.0 if metric.endswith("logprob") else math.inf
+    if not unit.startswith("nats"):
+        return -math.inf, math.inf
+    if score.higher_is_better:
+        return -math.inf, 0.0 if score.value <= 0 else math.inf
+    return 0.0 if score.value >= 0 else -math.inf, math.inf
 
 
-def number(value: float, stderr: float | None, metric: str, digits: int = 2, gap: str = " ") -> str:
+def number(value: float, stderr: float | None, unit: str, digits: int = 2, gap: str = " ") -> str:
     """`35.0 ± 0.8`: a share times 100, else as many places as give the error `digits` digits.
 
     What needs more than five has an exponent: `4.90e-6 ± 1.2e-7`.
     """
-    shown, error = _written(value, stderr, metric, digits)
+    shown, error = _written(value, stderr, unit, digits)
     return f"{shown}{gap}±{gap}{error}" if error else shown
 
 
-def _written(value: float, stderr: float | None, metric: str, digits: int) -> tuple[str, str]:
+def _written(value: float, stderr: float | None, unit: str, digits: int) -> tuple[str, str]:
     """A value and its error, empty where it has none."""
-    is_share = unit_of(metric) == "%"
+    is_share = unit == "%"
     scale = 100.0 if is_share else 1.0
     value = value * scale
     error = (stderr or 0.0) * scale

@@ -188,7 +188,9 @@ def _rows(
             "low": score.low,
             "high": score.high,
             "n": score.n,
-            "unit": unit_of(score.metric).replace("%", "share"),  # values are not times 100
+            "unit": unit_of(score.task, score.metric).replace(
+                "%", "share"
+            ),  # values are not times 100
             "direction": "higher" if score.higher_is_better else "lower",
         }
         score_columns |= _protocol_columns(record, score.task)

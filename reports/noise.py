@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import RELATIVE, judged_by, protocol
-from qbench.records import Record
+from qbench.comparison.pairs import judged_by, protocol
+from qbench.records import Record, Score
 from qbench.reports.cell_names import judged_in_words, ordered
 from qbench.reports.headline import settings
+from qbench.tasks.registry import nature_of
 
 METRIC = "kl_noise"
 
@@ -37,7 +38,7 @@ def noise_floors(records: Sequence[Record]) -> list[Floor]:
     places: dict[tuple[str, str], dict[tuple[object, ...], tuple[float, Record]]] = {}
     for record in ordered(records):
         for score in record.scores:
-            if score.metric == METRIC and score.value > 0:
+            if _is_noise(score) and score.value > 0:
                 ways = places.setdefault((record.cell.model, score.task), {})
                 alike = judged_by(record, score.task)
                 known = ways.get(alike, (0.0, record))
@@ -52,6 +53,10 @@ def noise_floors(records: Sequence[Record]) -> list[Floor]:
         for floor, way in zip(several, words, strict=True):
             floors.append(Floor(model, task, floor.value, way))
     return floors
+
+
+def _is_noise(score: Score) -> bool:
+    return score.metric == METRIC and nature_of(score.task, score.metric) == "relative"
 
 
 def noise_lines(records: Sequence[Record]) -> list[str]:
@@ -72,7 +77,7 @@ def _stored(records: Sequence[Record]) -> list[str]:
     lines = []
     for record in ordered(records):
         cell = record.cell
-        relative = any(score.metric.startswith(RELATIVE) for score in record.scores)
+        relative = any(nature_of(score.task, score.metric) == "relative" for score in record.scores)
         if cell.scheme is not None and cell.stored_as is not None and relative:
             lines.append(
                 f"{cell.model} is quantized already ({cell.stored_as}): its cells' divergences are "

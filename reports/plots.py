@@ -123,8 +123,8 @@ def first_figure(records: Sequence[Record], model: str, folder: Path | None = No
 def leading(records: Sequence[Record]) -> list[Headline]:
     """Perplexity and mean divergence if both are there, else the first headline score if any is."""
     scores = headlines(records)
-    perplexities = [headline for headline in scores if headline.metric == "perplexity"]
-    divergences = [headline for headline in scores if headline.metric == "kl_mean"]
+    perplexities = [headline for headline in scores if headline.nature == "perplexity"]
+    divergences = [headline for headline in scores if headline.is_divergence]
     if perplexities and divergences:
         return [perplexities[0], divergences[0]]
     return scores[:1]
@@ -287,7 +287,7 @@ def _figure(
 
 def _floors(shown: Sequence[Record], headline: Headline) -> list[str]:
     """Which divergences of a panel are rounding; nothing of other scores. shown: its cells."""
-    if not headline.metric.startswith("kl_"):
+    if not headline.is_divergence:
         return []
     floors = [floor for floor in noise_floors(shown) if floor.task == headline.task]
     return [f"{floor.text} ({floor.way})." if floor.way else f"{floor.text}." for floor in floors]

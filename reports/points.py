@@ -15,7 +15,7 @@ from qbench.reports.latencies import over
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.
-COLLAPSE = {"perplexity": 30.0, "gold_logprob": 2.0, "gold_nll": 2.0}
+COLLAPSE = {"perplexity": 30.0, "nats": 2.0}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def unbroken(label: str) -> str:
 
 
 def _is_log(headline: Headline) -> bool:
-    return headline.metric.endswith("perplexity") or headline.metric.startswith("kl_")
+    return headline.nature == "perplexity" or headline.is_divergence
 
 
 def points_by_line(
@@ -147,7 +147,7 @@ def points_by_line(
             label = unbroken(record.cell.label)
             notes.append(f"Not drawn, since {headline.task} was run otherwise: {label}.")
             continue
-        if unquantized(record) and headline.metric.startswith("kl_"):
+        if unquantized(record) and headline.is_divergence:
             # The divergence of the unquantized model from itself is rounding, and would stretch
             # the axis.
             continue
@@ -185,7 +185,7 @@ def _point(
     if headline.is_relative or contrast is None:
         shown = score_text(score, contrast)
     else:
-        shown = f"{number(score.value, None, score.metric)}, {contrast.text} from the unquantized,"
+        shown = f"{number(score.value, None, headline.unit)}, {contrast.text} from the unquantized,"
     text = f"{record.cell.label}: {headline.title} {shown} at {x:.4g} ({cost.label})"
     paired = contrast is not None
     judged = judged_by(record, headline.task)
@@ -238,12 +238,13 @@ def scale_of(headline: Headline, points: Sequence[Point]) -> Scale:
     """
     worse = -1 if headline.higher_is_better else 1
     scale = Scale(_is_log(headline), worse, edge=None)
-    room = COLLAPSE.get(headline.metric)
+    kind = headline.unit.split()[0] if headline.unit else headline.nature
+    room = None if headline.is_relative else COLLAPSE.get(kind)
     if room is None or not points:
         return scale
     best = min((point.y for point in points), key=lambda y: y * worse)
     edge = best + worse * room
-    if headline.metric == "perplexity":
+    if headline.nature == "perplexity":
         edge = best * room
     limited = Scale(scale.log, worse, edge)
     if any(limited.beyond(point.y) for point in points):

@@ -2,9 +2,10 @@
 
     write(records, folder) -> paths
 
-`records` are all records of a run, at least one. The function writes its files into `folder` by
-`qbench.files.atomic`, the same bytes for the same records, and returns their paths. A module that
-sets TAKES_LONG begins first where reports of many records are written at once.
+`records` are all records of a run, at least one, in a list of its own. The function writes its
+files into `folder` by `qbench.files.atomic`, the same bytes for the same records, and returns the
+list of their paths. A module that sets TAKES_LONG begins first where reports of many records are
+written at once.
 """
 
 from __future__ import annotations
@@ -39,10 +40,23 @@ def writers() -> dict[str, Writer]:
     reports: dict[str, Writer] = {}
     package = importlib.import_module(PACKAGE)
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{PACKAGE}.{info.name}")
+        try:
+            module = importlib.import_module(f"{PACKAGE}.{info.name}")
+        except (Exception, SystemExit) as error:  # the other reports are written nevertheless
+            reports[info.name] = _raising(error)
+            continue
         if callable(getattr(module, "write", None)):
             reports[info.name] = module.write
     return reports
+
+
+def _raising(error: BaseException) -> Writer:
+    """In the place of a report that cannot be imported."""
+
+    def write(records: Sequence[Record], folder: Path) -> list[Path]:
+        raise error
+
+    return write
 
 
 def write_reports(records: Sequence[Record], folder: Path, processes: int = 1) -> list[Path]:
@@ -130,10 +144,13 @@ def _in_fork(name: str) -> Outcome:
 def _outcome(name: str, write: Writer, records: Sequence[Record], folder: Path) -> Outcome:
     """The paths that a report has written, or what kept it from that."""
     try:
-        return write(records, folder), None
+        paths = write(list(records), folder)  # its own list, so that others have all records
+        if not (isinstance(paths, list) and all(isinstance(path, Path) for path in paths)):
+            raise TypeError(f"write gave {paths!r}, and not the list of its paths")
+        return paths, None
     except QbenchError as error:
         return [], error
-    except Exception as error:  # a report may be anybody's
+    except (Exception, SystemExit) as error:  # a report may be anybody's
         reason = f"{type(error).__name__}: {error}"
         return [], ConfigError(
             f"report {name!r} cannot be written: {reason}; mend reports/{name}.py"

@@ -158,7 +158,7 @@ def _score_entry(record: Record, headline: Headline, is_best: bool, pairs: Pairs
     elif headline.is_relative:
         text, _, below = score_text(score, contrast).partition(" ")
     else:
-        text, below = number(score.value, None, score.metric), contrast.text
+        text, below = number(score.value, None, headline.unit), contrast.text
     if score.suspicion:
         text += DOUBT
     return Entry(text, score.value, is_best, below)

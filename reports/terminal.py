@@ -150,7 +150,7 @@ def _screen_text(record: Record, headline: Headline, pairs: Pairs) -> str:
     contrast = pairs.from_unquantized(record, headline.key)
     if headline.is_relative or contrast is None:
         return score_text(score, contrast, digits=1, gap="")
-    value = number(score.value, None, score.metric, digits=1)
+    value = number(score.value, None, headline.unit, digits=1)
     return f"{value} {contrast.short}"
 
 

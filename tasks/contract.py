@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 class Outcome(NamedTuple):
     """What a task says about a model.
 
-    scores: the runner fills in their path `samples`. samples: a JSON-able row for each item and
-    filter; rows of the same `cluster`, such as an article or a subject, are not independent. facts:
-    JSON-able, for the record: how the scores were computed, and what was unusual.
+    scores: the runner fills in their path `samples`; their directions and units are as declared.
+    samples: a JSON-able row for each item and filter, with the filter's name as `filter`, and the
+    item's value under each metric, of which the score is the mean. A row says which item it is
+    about by `doc_hash`, the hash of the item, or by a `doc_id` of its own: cells are compared item
+    by item. Rows of the same `cluster`, such as an article or a subject, are not independent.
+    facts: JSON-able, for the record: how the scores were computed, and what was unusual.
+    `qbench.tasks.outcome.checked` refuses what is otherwise.
     """
 
     scores: tuple[Score, ...]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 Unit = Literal["", "%", "nats", "nats per token"]
+Nature = Literal["plain", "perplexity", "relative"]
 
 
 class _Declared(BaseModel):
@@ -102,6 +103,10 @@ class DeclaredScore(_Declared):
 
     unit: `%` for a share, which is shown times 100; empty for a plain number.
     better: whether higher or lower values are better.
+    nature: `relative` where the value itself is a difference from the unquantized model, and
+        would be 0, or 1 where higher is better, without quantization; `perplexity` where it is e to
+        the mean over the rows of `nll`, or of minus `loglikelihood`, so that differences are
+        factors; else `plain`. The name of a metric says nothing.
     headline: whether the score has a column in the wide table, and a picture.
     screen: its short name on the screen; None where only the files show it.
     """
@@ -110,6 +115,7 @@ class DeclaredScore(_Declared):
     filter: str = "none"
     unit: Unit = ""
     better: Literal["higher", "lower"]
+    nature: Nature = "plain"
     headline: bool = False
     screen: str | None = None
 

@@ -49,14 +49,26 @@ class Divergence(TextTask):
     table: Table | str = "wikitext"
     cost: Cost = Cost(items=140, pass_share=0.5)
     scores: tuple[DeclaredScore, ...] = (
-        DeclaredScore(metric="kl_mean", unit=NATS, better="lower", headline=True, screen="KL"),
         DeclaredScore(
-            metric="top1_agreement", unit="%", better="higher", headline=True, screen="top-1 %"
+            metric="kl_mean",
+            unit=NATS,
+            better="lower",
+            nature="relative",
+            headline=True,
+            screen="KL",
         ),
-        DeclaredScore(metric="kl_reverse", unit=NATS, better="lower"),
-        DeclaredScore(metric="kl_median", unit=NATS, better="lower"),
-        DeclaredScore(metric="kl_p99", unit=NATS, better="lower"),
-        DeclaredScore(metric="kl_noise", unit=NATS, better="lower"),
+        DeclaredScore(
+            metric="top1_agreement",
+            unit="%",
+            better="higher",
+            nature="relative",
+            headline=True,
+            screen="top-1 %",
+        ),
+        DeclaredScore(metric="kl_reverse", unit=NATS, better="lower", nature="relative"),
+        DeclaredScore(metric="kl_median", unit=NATS, better="lower", nature="relative"),
+        DeclaredScore(metric="kl_p99", unit=NATS, better="lower", nature="relative"),
+        DeclaredScore(metric="kl_noise", unit=NATS, better="lower", nature="relative"),
     )
     order: int = 20
     needs_unquantized: bool = True

@@ -40,6 +40,12 @@ def check_scores(declared: HarnessTask, parts: list[Part]) -> None:
                 f"task {declared.name} declares that a {score.better} {score.metric} is better; "
                 "lm-eval says the contrary"
             )
+        nature = "perplexity" if score.metric == "perplexity" else "plain"
+        if score.nature != nature:
+            raise ConfigError(
+                f"task {declared.name} declares the nature {score.nature!r} for {score.metric!r}, "
+                f"which is {nature!r}; write nature: {nature}"
+            )
 
 
 def judge(

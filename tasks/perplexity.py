@@ -40,7 +40,9 @@ class Perplexity(TextTask):
     )
     cost: Cost = Cost(items=140, pass_share=0.5)
     scores: tuple[DeclaredScore, ...] = (
-        DeclaredScore(metric="perplexity", better="lower", headline=True, screen="ppl"),
+        DeclaredScore(
+            metric="perplexity", nature="perplexity", better="lower", headline=True, screen="ppl"
+        ),
         DeclaredScore(metric="nll", unit="nats per token", better="lower"),
     )
     order: int = 10

@@ -12,7 +12,7 @@ from pathlib import Path
 from qbench.errors import ConfigError, require_plain_name, unknown_name
 from qbench.files.ordinary import is_file
 from qbench.tasks.contract import Task
-from qbench.tasks.declaration import Table
+from qbench.tasks.declaration import DeclaredScore, Nature, Table, Unit
 from qbench.tasks.harness import read_task
 
 GROUP = "qbench.tasks"
@@ -60,13 +60,42 @@ def task_tables() -> dict[str, Table]:
     return tables
 
 
-def unit_of(metric: str) -> str:
-    """The unit that tasks declare for a metric: `%` for a share, empty for a plain number."""
-    for task in (*_installed()[0].values(), *_loaded.values()):  # unsorted: this is asked often
-        for score in task.scores:
-            if score.metric == metric and score.unit:
-                return score.unit
-    return ""
+def unit_of(task: str, metric: str) -> Unit:
+    """The unit that a task declares for its metric: `%` for a share, empty for a plain number.
+
+    task: as records name it. Empty, too, where the task is not there or does not declare it.
+    """
+    declared = declared_score(task, metric)
+    return "" if declared is None else declared.unit
+
+
+def nature_of(task: str, metric: str) -> Nature:
+    """The nature that a task declares for its metric; `plain` where it is not there."""
+    declared = declared_score(task, metric)
+    return "plain" if declared is None else declared.nature
+
+
+@lru_cache(maxsize=4096)
+def declared_score(task: str, metric: str) -> DeclaredScore | None:
+    """What a task declares of its metric under any filter; None where neither is known.
+
+    task: as records name it: on real data, on the embedded data, or a part of a task.
+    """
+    from qbench.tasks.mini_source import record_names  # which asks for `task_tables`
+
+    whole: tuple[str, Task] | None = None
+    for known in (*_installed()[0].values(), *_loaded.values()):
+        for name in record_names(known.name):
+            is_part = known.has_subjects and task.startswith(f"{name}_")
+            if task == name:
+                return _score(known, metric)
+            if is_part and (whole is None or len(name) > len(whole[0])):
+                whole = (name, known)
+    return None if whole is None else _score(whole[1], metric)
+
+
+def _score(task: Task, metric: str) -> DeclaredScore | None:
+    return next((score for score in task.scores if score.metric == metric), None)
 
 
 def module_of(task: Task) -> str | None:
@@ -92,6 +121,7 @@ def load_task_file(path: Path) -> str:
             f"task file {str(path)!r} defines task {task.name!r}, which exists; choose another name"
         )
     _loaded[place] = task
+    declared_score.cache_clear()
     return task.name
 
 
@@ -106,12 +136,15 @@ def _installed() -> tuple[dict[str, Task], dict[str, str], dict[str, str]]:
     for point in entry_points(group=GROUP):
         try:
             task = point.load()
+            if isinstance(task, type):
+                raise TypeError(f"{point.value} is a class; give an object of it")
             if not isinstance(task, Task):
                 raise TypeError(
                     f"{point.value} is no task: it needs name, kind, describe, spec and evaluate, "
                     "and the other facts of qbench.tasks.contract.Task"
                 )
             require_plain_name(point.value, task.name)
+            task.describe()  # for `qbench list tasks`, which must not fail of it
             if task.name in tasks:
                 raise ValueError(f"the name {task.name!r} is taken")
         except Exception as error:  # whatever a plug-in raises, the others still work

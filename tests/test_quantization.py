@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from qbench import Scheme
 from qbench.checkpoint.folder import bytes_on_disk
 from qbench.contracts import BlockResult, trains
 from qbench.errors import ConfigError, MethodError
-from qbench.formats import Dense
+from qbench.formats import Dense, Uniform
 from qbench.models.blocks import linears
 from qbench.registry import get_method
 from samples import PROMPT, token_ids
@@ -279,3 +280,43 @@ def test_weights_of_unusual_but_possible_size_are_quantized_as_others(tiny):
 
     for factor in (1e-5, 1e-3, 1e10, 1e15):
         assert error(factor) == pytest.approx(error(1.0), rel=0.02)
+
+
+class Squeezed(Uniform):
+    """A uniform weight that says something else than what is stored."""
+
+    def dequantize(self):
+        return 1.1 * super().dequantize()
+
+
+class Unknown(Dense):
+    """A format that nothing reads."""
+
+    format = "ours"
+
+
+@dataclass(frozen=True)
+class OwnFormat:
+    kind: type = Squeezed
+    name: ClassVar[str] = "own-format"
+    paper: ClassVar[str] = "none"
+    format: ClassVar[str] = "uniform"
+    bits: ClassVar[tuple[int, int]] = (2, 8)
+    symmetric: ClassVar[bool] = False
+
+    def quantize_weight(self, weight, scheme):
+        if self.kind is Unknown:
+            return Unknown(weight)
+        made = get_method("rtn").quantize_weight(weight, scheme)
+        return self.kind(**{field.name: getattr(made, field.name) for field in fields(made)})
+
+
+@pytest.mark.parametrize("kind", [Squeezed, Unknown])
+def test_a_weight_that_would_be_read_as_another_is_refused(tiny, kind):
+    with pytest.raises(MethodError) as caught:
+        qbench.quantize(tiny(), OwnFormat(kind), Scheme(3, 16))
+    assert str(caught.value).startswith("layer model.layers.0.self_attn.q_proj: ")
+    assert f"is a {kind.__name__}, which cannot be saved; return exactly one of" in str(
+        caught.value
+    )
+    qbench.quantize(tiny(), OwnFormat(Uniform), Scheme(3, 16))

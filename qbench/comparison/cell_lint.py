@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qbench.records import Caution, Cell
+from qbench.comparison.samples import items_of
+from qbench.records import Caution, Cell, Score
 from qbench.stats.shares import mcnemar
+from qbench.tasks.registry import declared_score
 
 Row = Mapping[str, Any]
 MANY = 0.1  # share of answers that are empty, cut off or repeat themselves
@@ -26,14 +28,15 @@ LOST_WITHOUT_BOS = ("gemma",)
 class Evaluated:
     """A cell as it was judged.
 
-    facts: by task, what it told (`Record.evaluation`). rows: by task, its items. coverage: of
-    `Record`.
+    facts: by task, what it told (`Record.evaluation`). rows: by task, its items. coverage,
+    scores: of `Record`.
     """
 
     cell: Cell
     facts: Mapping[str, Mapping[str, Any]]
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     coverage: Mapping[str, Any] = field(default_factory=dict)
+    scores: Sequence[Score] = ()
 
 
 def lint_cell(evaluated: Evaluated) -> tuple[Caution, ...]:
@@ -178,6 +181,20 @@ def coverage(evaluated: Evaluated) -> Iterator[Caution]:
         yield Caution(kind="size", text=text)
 
 
+def no_mean(evaluated: Evaluated) -> Iterator[Caution]:
+    """A headline score that its rows do not add up to, which differences are not taken of."""
+    for score in evaluated.scores:
+        declared = declared_score(score.task, score.metric)
+        of_task = evaluated.rows.get(score.task, ())
+        is_whole = score.task in evaluated.rows and declared is not None and declared.headline
+        if is_whole and items_of(of_task, score) is None:
+            text = (
+                f"the score {score.metric} is not the mean of its {score.n} rows with this metric "
+                f"and filter {score.filter!r}, so that its differences cannot be tested"
+            )
+            yield Caution(kind="no-mean", task=score.task, text=text)
+
+
 LINTS: tuple[Callable[[Evaluated], Iterator[Caution]], ...] = (
     without_template,
     strict_below_flexible,
@@ -187,4 +204,5 @@ LINTS: tuple[Callable[[Evaluated], Iterator[Caution]], ...] = (
     appended_eos,
     overlapping_calibration,
     coverage,
+    no_mean,
 )

@@ -11,10 +11,11 @@ import numpy as np
 from qbench.comparison.pairs import ScoreKey
 from qbench.comparison.samples import Items
 from qbench.errors import ConfigError, unknown_name
-from qbench.records import Record
+from qbench.records import Record, Score
 from qbench.stats.difference import Difference, Floats, log_ratio_items
 from qbench.stats.replicates import MeanSquares, crossed_mean, crossed_share, mean_squares
 from qbench.stats.sequential import ONE_LOOK, Look
+from qbench.tasks.registry import declared_score
 
 # By metric, how much worse still passes. In nats, but of divergences the share of the base's own
 # and of answers the share of all.
@@ -24,6 +25,14 @@ MARGINS = {
     "gold_nll": 0.02,
     "acc": 0.01,
     "exact_match": 0.01,
+}
+# What their tasks must declare, unit or nature, for a margin to mean this.
+MEANT = {
+    "perplexity": ("perplexity",),
+    "kl_mean": ("relative",),
+    "gold_nll": ("nats", "nats per token"),
+    "acc": ("%",),
+    "exact_match": ("%",),
 }
 LEAST_KL = 1e-4  # nats, as which less counts: a ratio would be one of rounding errors
 
@@ -101,14 +110,16 @@ def endpoints(
 ) -> list[Endpoint]:
     """The scores of either cell that have a margin, in the order of the base's record.
 
-    tasks: those that count, None for all. A score that one side lacks is among them.
+    tasks: those that count, None for all. A score that one side lacks is among them; one that its
+    task declares to be something else than what the margin is for is not.
     """
     endpoints: dict[ScoreKey, Endpoint] = {}
     for record in (base, candidate):
         for score in record.scores:
             key = (score.task, score.metric, score.filter)
             wanted = tasks is None or score.task in tasks
-            if wanted and score.metric in margins and not _is_part(record, score.task):
+            counts = wanted and score.metric in margins and _is_meant(score)
+            if counts and not _is_part(record, score.task):
                 margin = margins[score.metric]
                 if score.metric == "kl_mean":
                     margin = math.log1p(margin)
@@ -162,3 +173,11 @@ def _table(draws: Sequence[Items], first: Items) -> Floats:
 def _is_part(record: Record, task: str) -> bool:
     """Whether a score is of a part of a task, such as a group of subjects, which has no items."""
     return all(spec.name != task for spec in record.cell.tasks)
+
+
+def _is_meant(score: Score) -> bool:
+    """Whether a metric is what its margin is for; so it is where its task is not there to tell."""
+    declared = declared_score(score.task, score.metric)
+    if declared is None:
+        return True
+    return not {declared.unit, declared.nature}.isdisjoint(MEANT[score.metric])

@@ -16,10 +16,9 @@ from qbench.comparison.samples import Items, Samples
 from qbench.records import Record, Score, TaskSpec
 from qbench.stats.difference import Difference
 from qbench.stats.replicates import crossed_mean, crossed_share
-from qbench.tasks.registry import unit_of
+from qbench.tasks.registry import nature_of, unit_of
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
-RELATIVE = ("kl_", "top1_")  # metrics that are differences from the unquantized model already
 # Of a cell, beside the protocol; a model's folder may hold other weights than a day before.
 JUDGED_BY = ("revision", "dtype", "batch_size", "device", "evaluation")
 PACKAGES = ("lm_eval", "torch", "transformers")  # whose versions move scores
@@ -137,7 +136,7 @@ class Pairs:
         """
         if is_unquantized(record):
             return None
-        if key[1].startswith(RELATIVE):
+        if nature_of(*key[:2]) == "relative":
             name = (record.id, record.id, key)
             if name not in self._known.contrasts:
                 self._known.contrasts[name] = self._itself(record, key)
@@ -190,11 +189,12 @@ class Pairs:
         ideal = np.full_like(items.values, 1.0 if score.higher_is_better else 0.0)
         own = contrast(score, ideal, items.values, items)
         interval = own.difference
-        # Nothing diverges less than not at all, or agrees more than wholly.
+        # Nothing diverges less than not at all, or agrees more than wholly; but an estimate of a
+        # divergence from samples may be negative.
         low, high = (
-            (interval.low, min(interval.high, 0.0))
-            if own.share
-            else (max(interval.low, 0.0), interval.high)
+            (interval.low, min(interval.high, max(0.0, interval.value)))
+            if score.higher_is_better
+            else (max(interval.low, min(0.0, interval.value)), interval.high)
         )
         return replace(own, difference=replace(interval, low=low, high=high))
 
@@ -227,7 +227,7 @@ def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items
     """Of values (items,) or (draws, items), candidate minus base, in the clusters of the items."""
     clusters = items.clusters if items.clustered else None
     both = np.concatenate([np.ravel(base), np.ravel(candidate)])
-    share = unit_of(score.metric) == "%"
+    share = unit_of(score.task, score.metric) == "%"
     # Windows that all agree are counted as answers are: that none changed does not make it certain.
     if share and np.isin(both, (0.0, 1.0)).all():
         difference = crossed_share(base, candidate, clusters)
@@ -236,7 +236,7 @@ def contrast(score: Score, base: np.ndarray, candidate: np.ndarray, items: Items
     if share:  # Student's interval does not know where shares end
         low, high = max(difference.low, -1.0), min(difference.high, 1.0)
         difference = replace(difference, low=low, high=high)
-    ratio = score.metric.endswith("perplexity")
+    ratio = nature_of(score.task, score.metric) == "perplexity"
     return Contrast(difference, ratio, share, score.higher_is_better)
 
 

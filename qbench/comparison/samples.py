@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from qbench.errors import StoreError
 from qbench.files.ordinary import json_of, ordinary_bytes
 from qbench.records import Score, TaskSpec
+from qbench.tasks.outcome import HASHES, unidentified
+from qbench.tasks.registry import nature_of
 
 Row = Mapping[str, Any]
 Key = tuple[str, ...]  # what says which item a row is about
@@ -62,36 +64,49 @@ class Samples:
         return self._files[path]
 
     def items(self, score: Score, digest: str | None = None) -> Items | None:
-        """The items of a score; None where it is no mean of values in its rows.
+        """The items of a score, as of `items_of`.
 
         digest: the sha256 of its file, None where it is not known.
         """
-        of_file = self.rows(score.samples, digest)
-        rows = [row for row in of_file if row.get("filter") == score.filter]
-        chosen = []
-        values = []
-        for row in rows:
-            value = _value(row, score.metric)
-            if value is not None:
-                chosen.append(row)
-                values.append(value)
-        if not values or len(values) != score.n or not _is_mean(values, score):
-            return None
-        clusters = []
-        for index, row in enumerate(chosen):
-            clusters.append(str(row["cluster"]) if "cluster" in row else f"item {index}")
-        return Items(keys(chosen), np.array(values), tuple(clusters), tuple(chosen))
+        return items_of(self.rows(score.samples, digest), score)
+
+
+def items_of(of_file: Sequence[Row], score: Score) -> Items | None:
+    """The items of a score among the rows of its task; None where it is no mean of their values.
+
+    And where a row does not say which item it is about: rows are not paired by their order.
+    """
+    rows = [row for row in of_file if row.get("filter") == score.filter]
+    chosen = []
+    values = []
+    of_text = _is_perplexity(score)
+    for row in rows:
+        value = _value(row, score.metric, of_text)
+        if value is not None:
+            chosen.append(row)
+            values.append(value)
+    if not values or len(values) != score.n or not _is_mean(values, score):
+        return None
+    if unidentified(chosen) is not None:
+        return None
+    clusters = []
+    for index, row in enumerate(chosen):
+        clusters.append(str(row["cluster"]) if "cluster" in row else f"item {index}")
+    return Items(keys(chosen), np.array(values), tuple(clusters), tuple(chosen))
 
 
 def keys(rows: Sequence[Row]) -> tuple[Key, ...]:
     """Of each row: the filter, the subject, the hash of the item, and which of its like it is.
 
-    The hash is of the document, or of prompt and target where a row has none.
+    The hash is of the document, or of prompt and target where a row has none; else it is the item's
+    number.
     """
     seen: Counter[Key] = Counter()
     identities = []
     for row in rows:
         digest = row.get("doc_hash") or f"{row.get('prompt_hash')} {row.get('target_hash')}"
+        if not any(row.get(name) for name in HASHES):
+            digest = f"number {row.get('doc_id')}"
         key = (str(row.get("filter")), str(row.get("subject", "")), str(digest))
         identities.append((*key, str(seen[key])))
         seen[key] += 1
@@ -109,10 +124,14 @@ def items_file(spec: TaskSpec) -> Path:
     return Path("items") / f"{spec.name}-{spec.sha256[:12]}-{spec.limit or 'all'}.jsonl"
 
 
-def _value(row: Row, metric: str) -> float | None:
+def _is_perplexity(score: Score) -> bool:
+    return nature_of(score.task, score.metric) == "perplexity"
+
+
+def _value(row: Row, metric: str, perplexity: bool) -> float | None:
     """What the row adds to the score: for perplexity the negative log-likelihood."""
     value = row.get(metric)
-    if metric.endswith("perplexity"):
+    if perplexity:
         value = row.get("nll")
         if value is None and _is_number(row.get("loglikelihood")):
             value = -row["loglikelihood"]
@@ -125,8 +144,8 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def _is_mean(values: Sequence[float], score: Score) -> bool:
     mean = float(np.mean(values))
-    if score.metric.endswith("perplexity"):
-        mean = float(np.exp(mean))
+    if _is_perplexity(score):
+        mean = float(np.exp(min(mean, 700)))
     return abs(mean - score.value) <= SAME * max(1.0, abs(score.value))
 
 

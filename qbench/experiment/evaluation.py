@@ -20,6 +20,7 @@ from qbench.models.paging import on_device
 from qbench.models.tokenizers import check_fit
 from qbench.records import Score, TaskSpec
 from qbench.tasks.contract import Context, Task, Unquantized
+from qbench.tasks.outcome import checked
 
 
 def evaluate(at_work: AtWork, model: Any, tokenizer: Any) -> tuple[Score, ...]:
@@ -50,6 +51,7 @@ def evaluate(at_work: AtWork, model: Any, tokenizer: Any) -> tuple[Score, ...]:
         started = time.perf_counter()
         with at_work.phase(spec.name):
             outcome = task.evaluate(_for_task(at_work, context, task, next(spans)), spec)
+            outcome = checked(task, spec, outcome)
         at_work.require_same_items(spec)
         seconds = time.perf_counter() - started
         told = at_work.facts.setdefault("evaluation", {})
@@ -62,14 +64,17 @@ def evaluate(at_work: AtWork, model: Any, tokenizer: Any) -> tuple[Score, ...]:
         rows[spec.name] = outcome.samples
         scores += [score.model_copy(update={"samples": path}) for score in outcome.scores]
         at_work.tell({"scores": [score.model_dump(mode="json") for score in outcome.scores]})
-    _lint(at_work, rows)
+    _lint(at_work, rows, scores)
     return tuple(scores)
 
 
-def _lint(at_work: AtWork, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _lint(
+    at_work: AtWork, rows: Mapping[str, Sequence[Mapping[str, Any]]], scores: Sequence[Score]
+) -> None:
     """Add to the facts what may be wrong with the evaluation."""
     told = at_work.facts.get("evaluation", {})
-    evaluated = Evaluated(at_work.job.cell, told, rows, at_work.facts.get("coverage", {}))
+    covered = at_work.facts.get("coverage", {})
+    evaluated = Evaluated(at_work.job.cell, told, rows, covered, scores)
     cautions = [*at_work.cautions, *lint_cell(evaluated)]
     at_work.facts["warnings"] = [caution.model_dump(mode="json") for caution in cautions]
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from qbench.environment import pick_dtype
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, QbenchError, reason_of
 from qbench.experiment.code_hashes import JUDGING, QUANTIZING, code_hash
 from qbench.experiment.grid import Grid
 from qbench.experiment.task_identity import task_hash
@@ -147,7 +147,7 @@ def ask(
                 f"{source.label} has no examples for the prompts of {name}, so that it is asked "
                 f"0-shot and not {shots}-shot; --data DIR or --data hub has them"
             )
-        spec = task.spec(source, **options)
+        spec = _spec(task, source, options)
         if isinstance(task, HarnessTask):
             spec = task.with_prompts(spec, written, **grid.prompts)
         _refuse_meaningless(name, settings, spec)
@@ -155,6 +155,23 @@ def ask(
         asked.append((task, spec))
     _refuse_one_name(asked, source)
     return asked
+
+
+def _spec(task: Task, source: Source, options: Mapping[str, Any]) -> TaskSpec:
+    """What a task asks; ConfigError naming it where its `spec` raises or gives something else."""
+    try:
+        spec = task.spec(source, **options)
+    except QbenchError:
+        raise
+    except Exception as error:  # a task may be anybody's
+        raise ConfigError(
+            f"task {task.name!r} cannot say what it asks: {reason_of(error)}; mend its spec"
+        ) from error
+    if not isinstance(spec, TaskSpec):
+        raise ConfigError(
+            f"the spec of task {task.name!r} gives a {type(spec).__name__}, and not a TaskSpec"
+        )
+    return spec
 
 
 def _present(grid: Grid, source: Source, announce: Announce) -> list[str]:

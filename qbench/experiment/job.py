@@ -21,6 +21,7 @@ class Job:
     declared: what the tasks of the plan are (`task_hash`), by their names in the cell.
     batch_size: items at a time, for tasks without one of their own.
     plugins: the files that this cell needs.
+    kernels: the files of the run that define kernels, with which its latency is measured.
     threads: of the processor; other cells use the others.
     folder: of the run.
     place: the working directory.
@@ -37,6 +38,7 @@ class Job:
     declared: dict[str, str]
     batch_size: int
     plugins: tuple[Path, ...]
+    kernels: tuple[Path, ...]
     device: str
     threads: int
     estimate: Estimate

@@ -82,7 +82,7 @@ class _Measuring:
         reason: str | None = None
         failed = False
         try:
-            load_plugins(self.job.plugins)
+            load_plugins(self._plugins)
             layers = self._layers()
             count = sum(group.count for group in layers)
             for index, (group, rows) in enumerate((g, r) for g in layers for r in ROWS):
@@ -125,6 +125,10 @@ class _Measuring:
             )
 
     @cached_property
+    def _plugins(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys((*self.job.plugins, *self.job.kernels)))
+
+    @cached_property
     def _folder(self) -> Path:
         return self._store.artifact(self.job.cell)
 
@@ -162,7 +166,7 @@ class _Measuring:
         machine = [device_name(hardware(), self.job.cell.device), self._threads, torch.__version__]
         if ISA_VARIABLE in os.environ:
             machine.append(os.environ[ISA_VARIABLE])
-        facts = [*facts, self.job.cell.dtype, *machine, _code(self.job.plugins)]
+        facts = [*facts, self.job.cell.dtype, *machine, _code(self._plugins)]
         path = self._store.latency(facts)
         known = _read(path, kind, facts)
         if known is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qbench.errors import ConfigError
-from qbench.kernels.registry import register_module
+from qbench.kernels.registry import plugin_files, register_module
 from qbench.plugin_file import import_plugin_file
 from qbench.registry import declared, register_methods
 from qbench.tasks.registry import load_task_file
@@ -28,6 +28,12 @@ def plugins_of(method: str, paths: Iterable[Path]) -> tuple[Path, ...]:
     """
     file = declared(method).file
     return tuple(path for path in paths if path.suffix != ".py" or str(path) == file)
+
+
+def kernels_of(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """The files among them, which have been loaded, that define kernels."""
+    files = plugin_files()
+    return tuple(path for path in paths if str(path.resolve()) in files)
 
 
 def load_python(path: Path) -> tuple[list[str], list[str]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qbench.comparison.pairs import RELATIVE
 from qbench.errors import StoreError
 from qbench.files.ordinary import ordinary_text
 from qbench.records import SCHEMA, Record
+from qbench.tasks.registry import nature_of
 
 MOST_DIGITS = 300  # of a whole number: a float holds no longer one
 MOST_CHARACTERS = 2_000  # of a name or a value in a record; a table of longer ones never ends
@@ -50,7 +50,10 @@ def _without_own_divergence(record: Record) -> Record:
     """Older versions held a model that is quantized already against itself, as if it were not."""
     if record.cell.scheme is not None or record.cell.stored_as is None:
         return record
-    scores = [score for score in record.scores if not score.metric.startswith(RELATIVE)]
+    scores = []
+    for score in record.scores:
+        if nature_of(score.task, score.metric) != "relative":
+            scores.append(score)
     return record.model_copy(update={"scores": tuple(scores)})
 
 

@@ -37,7 +37,7 @@ from qbench.experiment.latencies import measure, not_measured, wanted
 from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
-from qbench.experiment.plugins import plugins_of
+from qbench.experiment.plugins import kernels_of, plugins_of
 from qbench.experiment.store import COMPUTING, Store
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.isolation import Isolated, Tell
@@ -361,6 +361,7 @@ class _Run:
             declared=dict(plan.declared),
             batch_size=plan.grid.defaults["batch_size"],
             plugins=plugins_of(cell.method, plan.grid.plugin),
+            kernels=kernels_of(plan.grid.plugin),
             device=plan.device,
             threads=plan.threads,
             estimate=plan.estimates[cell.id],

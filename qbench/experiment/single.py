@@ -32,6 +32,7 @@ from qbench.records import Score, TaskSpec
 from qbench.registry import get_method
 from qbench.tasks.contract import Context, Outcome, Task, Unquantized
 from qbench.tasks.data import CALIBRATION
+from qbench.tasks.outcome import checked
 from qbench.tasks.registry import get_task
 
 
@@ -180,7 +181,7 @@ def judge_model(
             if task.needs_unquantized:  # first, as tasks may share a pass over the windows
                 task.prepare(contexts[-1], spec)
         for mine, (task, spec) in zip(contexts, asked, strict=True):
-            yield spec, task.evaluate(mine, spec)
+            yield spec, checked(task, spec, task.evaluate(mine, spec))
 
 
 def _check_tasks(grid: Grid, unquantized: str | None) -> None:

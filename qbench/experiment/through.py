@@ -29,6 +29,7 @@ from qbench.records import Score, TaskSpec
 from qbench.tasks.contract import Context, Outcome, Task
 from qbench.tasks.data import Source
 from qbench.tasks.engines import Engine, check_engine
+from qbench.tasks.outcome import checked
 
 
 class Said(NamedTuple):
@@ -99,4 +100,4 @@ def _judge_engine(
             )
     context = Context(engine, engine.tokenizer, source, progress=progress)
     for task, spec in asked:
-        yield spec.name, task.evaluate(context, spec)
+        yield spec.name, checked(task, spec, task.evaluate(context, spec))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qbench.contracts import WeightFormat
-from qbench.errors import StoreError, unknown_name
+from qbench.errors import MethodError, StoreError, unknown_name
 from qbench.formats.binary import Binary
 from qbench.formats.dense import Dense
 from qbench.formats.lattice import Lattice
@@ -29,6 +29,7 @@ __all__ = [
     "Uniform",
     "bits_per_weight",
     "from_tensors",
+    "require_storable",
 ]
 
 FORMATS: dict[str, type[WeightFormat]] = {
@@ -51,6 +52,20 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor], spec: Mapping[str, An
             f"a {name!r} weight cannot be built from parts {sorted(tensors)} and {dict(spec)}: "
             f"{error}"
         ) from None
+
+
+def require_storable(weight: WeightFormat) -> None:
+    """MethodError where a weight's class is not exactly one of FORMATS.
+
+    Reading would give a weight of that class, and what another one computes would be lost.
+    """
+    for part in (weight, getattr(weight, "coding", None)):  # of what is rotated, the coding
+        if part is not None and FORMATS.get(getattr(part, "format", "")) is not type(part):
+            known = ", ".join(kind.__name__ for kind in FORMATS.values())
+            raise MethodError(
+                f"the quantized weight is a {type(part).__name__}, which cannot be saved; return "
+                f"exactly one of {known} of qbench.formats, and nothing derived from them"
+            )
 
 
 def bits_per_weight(weights: Iterable[WeightFormat]) -> dict[str, float]:

@@ -71,9 +71,9 @@ class Caution(Frozen):
     """What may be wrong with an evaluation.
 
     task: its name, None where the caution is about the whole cell. kind: `template`, `strict`,
-    `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`, `overlap`, `coverage`, `size` or
-    `memory`; `lost-items` where a report finds none; where it is about several cells, `length` or
-    `indistinct`. text: a sentence.
+    `empty`, `cut-off`, `looping`, `cut-prompts`, `bos`, `eos`, `overlap`, `coverage`, `size`,
+    `memory` or `no-mean`; `lost-items` where a report finds none; where it is about several cells,
+    `length` or `indistinct`. text: a sentence.
     """
 
     kind: str

@@ -12,7 +12,7 @@ from paired_items import with_items
 from qbench.comparison.cell_lint import LINTS, Evaluated, lint_cell
 from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs
-from qbench.records import Caution
+from qbench.records import Caution, Score
 from synthetic_records import record
 
 CELL = record("gptq", 3).cell
@@ -31,6 +31,15 @@ FINE = {
     "model_type": "llama",
     "overlap": {"items": 0, "of": 9, "words": 13, "example": ""},
 }
+UNLIKE_ITS_ROWS = Score(
+    task="gsm8k",
+    metric="exact_match",
+    filter="strict-match",
+    value=0.7,
+    stderr=None,
+    n=20,
+    higher_is_better=True,
+)
 COVERED = {
     "linear": 15,
     "blocks": 14,
@@ -130,6 +139,7 @@ def test_every_lint_has_been_seen_to_speak():
         },
         rows={"gsm8k": answers([0] * 20, [1] * 20)},
         coverage=COVERED | {"bytes": 99},
+        scores=[UNLIKE_ITS_ROWS],
     )
     assert all(list(lint(speaking)) for lint in LINTS)
 

@@ -347,3 +347,22 @@ def test_code_beside_the_tasks_that_decides_tokens_or_logits_is_part_of_what_jud
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
     evaluation_hash({})
     assert {"tokenizers.py", "streamed.py", "windows.py", "judging.py", "lm.py"} <= {*read}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'HERE / "tables" / "inner" / "levels.txt"',
+        '(HERE / "tables/inner" / "levels.txt").read_text()',
+        'HERE.joinpath("tables", "inner", "levels.txt")',
+        'open(os.path.join(HERE, "tables", "inner", "levels.txt"))',
+        'Path("tables", "inner/levels.txt")',
+    ],
+)
+def test_a_table_is_seen_where_its_name_is_joined(text, tmp_path):
+    table = tmp_path / "tables" / "inner" / "levels.txt"
+    table.parent.mkdir(parents=True)
+    table.write_text("1")
+    plugin = tmp_path / "with_joined_names.py"
+    plugin.write_text(f"def levels():\n    return {text}\n")
+    assert named_files(plugin) == [table]

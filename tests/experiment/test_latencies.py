@@ -10,6 +10,7 @@ import pytest
 
 from isolated_functions import be_killed
 from qbench.experiment.store import Store, read_records
+from qbench.kernels import registry
 from tiny_runs import empty_picture, run_args
 
 TASKS = ("wikitext",)
@@ -140,3 +141,31 @@ def test_a_latency_whose_process_was_killed_is_a_failure_of_the_run(
     monkeypatch.undo()
     run(out, "rtn")
     assert by_method(out)["rtn"].latency == record.latency
+
+
+KERNEL = """
+from torch.nn.functional import linear
+from qbench.kernels.contract import Kernel
+from qbench.kernels.description import weight_from
+
+def run(x, parts, bias, description):
+    return linear(x, weight_from(parts, description).dequantize().to(x.dtype), bias)
+
+KERNEL = Kernel("mine", run, automatic=True, priority=1000, error=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_a_latency_is_measured_with_the_kernels_of_plugins(run, tmp_path, monkeypatch):
+    """Also where the plug-in has nothing to do with the method of the cell."""
+    monkeypatch.setattr("qbench.kernels.registry._known", None)
+    monkeypatch.setattr("qbench.kernels.registry._origins", {})
+    plugin = tmp_path / "my_kernel.py"
+    plugin.write_text(KERNEL)
+    try:
+        run(tmp_path / "out", "rtn", ("--latency", "--plugin", str(plugin)))
+    finally:
+        registry.choose.cache_clear()
+    latency = by_method(tmp_path / "out")["rtn"].latency
+    assert latency.reason is None
+    assert {product.kernel for product in latency.products} == {"mine"}

@@ -161,3 +161,44 @@ def test_ctrl_c_during_an_import_interrupts(tmp_path):
     )
     with pytest.raises(KeyboardInterrupt):
         import_plugin_file(tmp_path / "waiting.py")
+
+
+LATE = """
+def factor():
+    from late_helper import FACTOR
+    import late_parts.inner
+    return FACTOR, late_parts.inner.factor()
+
+def helper():
+    import late_helper
+    return late_helper
+"""
+
+INNER = """
+def factor():
+    from . import late
+    return late.FACTOR * {}
+"""
+
+
+def test_each_plugin_gets_what_is_beside_it_whenever_it_imports(tmp_path):
+    plugins = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        (folder / "late_parts").mkdir(parents=True)
+        (folder / "late_helper.py").write_text(
+            f"def factor():\n    import late_own\n    return late_own.FACTOR\nFACTOR = {number}"
+        )
+        (folder / "late_own.py").write_text(f"FACTOR = {number}")
+        (folder / "late_parts" / "inner.py").write_text(INNER.format(number))
+        (folder / "late_parts" / "late.py").write_text(f"FACTOR = {number}")
+        (folder / "late_plugin.py").write_text(LATE)
+        plugins.append(import_plugin_file(folder / "late_plugin.py"))
+    helpers = [plugin.helper() for plugin in plugins]
+    for _ in range(2):
+        for number, (plugin, helper) in enumerate(zip(plugins, helpers, strict=True), 1):
+            assert plugin.factor() == (number, number**2)
+            assert plugin.helper() is helper, "its module is executed once"
+    assert [helper.factor() for helper in helpers] == [1, 2]
+    for name in ("late_helper", "late_own", "late_parts", "late_parts.inner", "late_parts.late"):
+        sys.modules.pop(name, None)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -139,25 +140,25 @@ def test_wide_table_has_one_row_per_cell_and_the_headline_scores_in_order(
 
 
 @pytest.mark.parametrize(
-    ("value", "stderr", "metric", "text"),
+    ("value", "stderr", "unit", "text"),
     [
-        (0.35, 0.008, "acc", "35.0 ± 0.8"),
-        (19.844, 0.113, "perplexity", "19.84 ± 0.11"),
-        (1.13e6, 1.2e4, "perplexity", "1.1e6 ± 1e4"),
-        (0.0, None, "kl_mean", "0"),
-        (4.9e-6, 1.2e-7, "kl_mean", "4.90e-6 ± 1.2e-7"),
-        (2.6e-7, None, "kl_mean", "2.600e-7"),
-        (3e-5, 1e-21, "kl_mean", "3.00000e-5 ± 1.0e-21"),
-        (0.35, 2e-7, "kl_mean", "0.35000 ± 2.0e-7"),
-        (19.844, None, "perplexity", "19.84"),
-        (math.inf, math.nan, "perplexity", "inf"),
-        (math.nan, None, "perplexity", "nan"),
+        (0.35, 0.008, "%", "35.0 ± 0.8"),
+        (19.844, 0.113, "", "19.84 ± 0.11"),
+        (1.13e6, 1.2e4, "", "1.1e6 ± 1e4"),
+        (0.0, None, "nats", "0"),
+        (4.9e-6, 1.2e-7, "nats", "4.90e-6 ± 1.2e-7"),
+        (2.6e-7, None, "nats", "2.600e-7"),
+        (3e-5, 1e-21, "nats", "3.00000e-5 ± 1.0e-21"),
+        (0.35, 2e-7, "nats", "0.35000 ± 2.0e-7"),
+        (19.844, None, "", "19.84"),
+        (math.inf, math.nan, "", "inf"),
+        (math.nan, None, "", "nan"),
     ],
 )
 def test_numbers_show_as_many_places_as_their_error_deserves(
-    value: float, stderr: float | None, metric: str, text: str
+    value: float, stderr: float | None, unit: str, text: str
 ) -> None:
-    assert number(value, stderr, metric) == text
+    assert number(value, stderr, unit) == text
 
 
 def test_a_small_divergence_is_not_written_as_none(tmp_path: Path) -> None:
@@ -533,7 +534,7 @@ def test_a_task_we_do_not_know_gives_its_first_score() -> None:
         for m in ("acc", "acc_norm")
     ]
     found = headlines([record("rtn", 3, scores=(*new, *scores(0.1, 3)))])
-    assert [h.title for h in found if h.task == "swag"] == ["swag acc %"]
+    assert [h.title for h in found if h.task == "swag"] == ["swag acc"]
     assert found[-1].task == "swag"
 
 
@@ -669,14 +670,16 @@ def test_an_error_of_a_few_clusters_is_written_as_the_interval_that_it_stands_fo
 @pytest.mark.parametrize(
     "metric, value, stderr, text",
     [
-        ("top1_agreement", 0.996, 0.001, "99.6 [98.3, 100.0]"),
-        ("top1_agreement", 1.0, 0.0, "100.0"),
-        ("kl_mean", 0.001, 0.0006, "0.0010 [0.0000, 0.0086]"),
-        ("gold_logprob", -3.6, 0.7, "-3.6 [-12.5, 0.0]"),
+        ("divergence top1_agreement", 0.996, 0.001, "99.6 [98.3, 100.0]"),
+        ("divergence top1_agreement", 1.0, 0.0, "100.0"),
+        ("divergence kl_mean", 0.001, 0.0006, "0.0010 [0.0000, 0.0086]"),
+        ("arc_easy gold_logprob", -3.6, 0.7, "-3.6 [-12.5, 0.0]"),
     ],
 )
 def test_an_interval_of_a_few_clusters_ends_where_the_score_does(metric, value, stderr, text):
-    facts = {"task": "t", "metric": metric, "n": 4, "higher_is_better": True, "degrees": 1.0}
+    task, metric = metric.split()
+    facts = {"task": task, "metric": metric, "n": 4, "degrees": 1.0}
+    facts["higher_is_better"] = metric != "kl_mean"
     assert score_text(Score(value=value, stderr=stderr, **facts)) == text
 
 
@@ -850,6 +853,52 @@ def test_a_report_that_raises_is_named_and_the_others_are_written(
     with pytest.raises(ConfigError, match="report 'mine' cannot be written: ZeroDivisionError: by"):
         write_reports([record("rtn", 3, 0.3)], tmp_path, processes)
     assert len(list(tmp_path.iterdir())) == EVERYTHING
+
+
+def _exits(records: list[Record], folder: Path) -> list[Path]:
+    raise SystemExit(0)
+
+
+def _takes_away(records: list[Record], folder: Path) -> list[Path]:
+    records.clear()
+    raise ZeroDivisionError("by zero")
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("mine", "reason"),
+    [
+        (_exits, "SystemExit: 0"),
+        (_takes_away, "ZeroDivisionError: by zero"),
+        (lambda records, folder: None, "TypeError: write gave None, and not the list of its paths"),
+        (lambda records, folder: "a.txt", "TypeError: write gave 'a.txt', and not the list"),
+    ],
+)
+def test_whatever_a_report_does_the_others_are_written(
+    mine: Callable[..., Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = writers()
+    monkeypatch.setattr("qbench.reports.registry.writers", lambda: {"mine": mine} | known)
+    with pytest.raises(ConfigError) as caught:
+        write_reports([record("rtn", 3, 0.3)], tmp_path)
+    assert str(caught.value).startswith(f"report 'mine' cannot be written: {reason}")
+    assert len(list(tmp_path.iterdir())) == EVERYTHING
+
+
+def test_a_report_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qbench.reports
+
+    monkeypatch.setattr(qbench.reports, "__path__", [str(tmp_path)])
+    (tmp_path / "of_ours.py").write_text("import a_library_that_nobody_has")
+    (tmp_path / "that_ends.py").write_text("raise SystemExit(0)")
+    for name, write in writers().items():
+        with pytest.raises((ModuleNotFoundError, SystemExit)):
+            write([], tmp_path)
+        monkeypatch.setattr("qbench.reports.registry.writers", lambda mine={name: write}: mine)
+        with pytest.raises(ConfigError, match=f"report '{name}' cannot be written: "):
+            write_reports([record("rtn", 3, 0.3)], tmp_path / name)
 
 
 def test_two_processes_write_what_one_writes(

@@ -725,10 +725,13 @@ def test_plugins_load_or_say_why_not(monkeypatch):
     mine = SimpleNamespace(
         name="mine", kind="text", describe=str, spec=str, prepare=str, evaluate=str, **facts
     )
+    mute = SimpleNamespace(**vars(mine) | {"name": "mute", "describe": fail})
     points = [
         SimpleNamespace(name="mine", value="a:b", load=lambda: mine),
         SimpleNamespace(name="lost", value="a:c", load=fail),
         SimpleNamespace(name="odd", value="a:d", load=lambda: 3),
+        SimpleNamespace(name="kind", value="a:Kind", load=lambda: type("Kind", (), vars(mine))),
+        SimpleNamespace(name="mute", value="a:f", load=lambda: mute),
         SimpleNamespace(name="double", value="a:e", load=lambda: get_task_again),
     ]
     get_task_again = get_task("mmlu")
@@ -736,12 +739,13 @@ def test_plugins_load_or_say_why_not(monkeypatch):
     registry._installed.cache_clear()
     try:
         assert get_task("mine") is mine
-        assert set(broken_tasks()) == {"lost", "odd", "double"}
+        assert set(broken_tasks()) == {"lost", "odd", "kind", "mute", "double"}
         with pytest.raises(
             ConfigError, match="task 'lost' cannot be used: ImportError: no such module"
         ):
             get_task("lost")
         assert "it needs name, kind, describe, spec and evaluate" in broken_tasks()["odd"]
+        assert broken_tasks()["kind"] == "TypeError: a:Kind is a class; give an object of it"
         assert "the name 'mmlu' is taken" in broken_tasks()["double"]
     finally:
         registry._installed.cache_clear()
