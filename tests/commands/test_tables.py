@@ -111,6 +111,7 @@ def test_the_bits_of_a_model_are_whole(screen: io.StringIO) -> None:
         "gptq",
         {},
         3.0,
+        3.0,
         1,
         1,
         {item.name: 3.1234},

@@ -10,6 +10,7 @@ import pytest
 
 from qbench.errors import ConfigError
 from qbench.experiment import identity
+from qbench.experiment.task_identity import task_hash
 from qbench.tasks.declaration import Cost, Declaration, DeclaredScore
 from qbench.tasks.mini_source import MiniSource
 
@@ -46,9 +47,11 @@ class Judged(Declaration):
     judge: Callable[..., Any]
 
 
-def test_what_has_no_json_names_its_task() -> None:
+def test_a_function_that_a_task_holds_counts_by_its_name() -> None:
     score = DeclaredScore(metric="loss", better="lower")
-    facts: dict[str, Any] = {"cost": Cost(items=1), "scores": (score,), "judge": unreachable}
-    task: Any = Judged(name="mine", about="ours", table="wikitext", **facts)
-    with pytest.raises(ConfigError, match="task 'mine' declares what has no JSON"):
-        identity.evaluation_hash({"mine": task})
+    facts: dict[str, Any] = {"cost": Cost(items=1), "scores": (score,)}
+    first, second, other = (
+        task_hash(Judged(name="mine", about="ours", table="wikitext", **facts, judge=judge))  # type: ignore[arg-type]
+        for judge in (unreachable, unreachable, print)
+    )
+    assert first == second != other
