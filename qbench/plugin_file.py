@@ -22,7 +22,13 @@ from typing import Any
 
 from qbench.errors import ConfigError
 from qbench.files.ordinary import is_file
-from qbench.plugin_sources import imported_at_once, imports_in, named_files, own_sources
+from qbench.plugin_sources import (
+    files_of_module,
+    imported_at_once,
+    imports_in,
+    named_files,
+    own_sources,
+)
 
 _beside: set[Path] = set()  # the modules beside plug-ins that may be imported
 _names: dict[str, set[str]] = {}  # by the folder of plug-ins, what they import from there
@@ -92,9 +98,8 @@ def import_for_functions(cls: type) -> None:
     What a library does when it is imported, such as drawing random numbers, would else be taken for
     the doing of the first function that needs it. What cannot be imported is left to that function.
     """
-    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
-    if file.suffix == ".py" and not cls.__module__.startswith("qbench."):
-        for source in (file, *own_sources(file, cls.__module__)):
+    for source in files_of_module(cls.__module__):
+        if source.suffix == ".py":
             _import_libraries(imports_in(source.read_bytes(), ""))
 
 

@@ -8,12 +8,21 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from qbench.files.ordinary import is_file
+
+
+def files_of_module(module: str) -> list[Path]:
+    """The file of a module that has been imported, and its `own_sources`; none of ours."""
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    if module.startswith("qbench.") or not file.is_file():
+        return []
+    return [file, *(own_sources(file, module) if file.suffix == ".py" else ())]
 
 
 def own_sources(file: Path, module: str, is_there: Callable[[Path], bool] = is_file) -> list[Path]:

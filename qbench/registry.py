@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import math
 import pkgutil
-import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -36,7 +35,7 @@ from qbench.method_source import (
     read_declarations,
 )
 from qbench.plugin_file import import_plugin_file
-from qbench.plugin_sources import imports_in, named_files, own_sources
+from qbench.plugin_sources import files_of_module, imports_in, named_files
 
 PACKAGE = "qbench.methods"
 GROUP = "qbench.methods"  # of entry points
@@ -267,13 +266,9 @@ def _hash_of(paths: Iterable[Path]) -> str:
 
 def _source_files(module: str) -> list[Path]:
     """The Python files of `source_hash`, files that they name, and C sources beside them."""
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    own: list[Path] = []
+    own = files_of_module(module)
     imported = [module]
     if not module.startswith("qbench."):
-        own = [file] if file.is_file() else []
-        if file.suffix == ".py":
-            own += own_sources(file, module)
         imported = [name for path in own for name in imports_in(path.read_bytes(), "")]
     code = [*_files_of_methods(imported), *own]
     tables = {path for source in own if source.suffix == ".py" for path in named_files(source)}

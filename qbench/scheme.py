@@ -286,7 +286,7 @@ class Scheme:
         text = " ".join(map(str, self.rules))
         if len(text) <= LONG_RULES:
             return text
-        number = f"+{len(self.rules)} rule" + "s" * (len(self.rules) > 1)
+        number = "+1 rule" if len(self.rules) == 1 else f"+{len(self.rules)} rules"
         return f"{number} {hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
