@@ -73,8 +73,7 @@ def import_plugin_file(path: Path) -> ModuleType:
             f"plug-in {str(path)!r} is not a file; "
             "give the path of a Python file that defines methods or kernels"
         )
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"qbench_plugin_{module_name(path)}_{digest}"
+    name = plugin_module(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise ConfigError(f"plug-in {str(path)!r} is not a Python file; its name must end in .py")
@@ -90,6 +89,12 @@ def import_plugin_file(path: Path) -> ModuleType:
             f"plug-in {str(path)!r} raised {type(error).__name__} on import: {error}"
         ) from error
     return module
+
+
+def plugin_module(path: Path) -> str:
+    """The name of the module that a plug-in's file is executed as."""
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return f"qbench_plugin_{module_name(path)}_{digest}"
 
 
 def import_for_functions(cls: type) -> None:

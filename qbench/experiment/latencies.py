@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +31,13 @@ from qbench.experiment.store import Store
 from qbench.files.atomic import write_text
 from qbench.files.ordinary import json_of, ordinary_text
 from qbench.isolation import Tell, log_traceback
+from qbench.kernels.registry import GROUP, all_kernels
 from qbench.latency import of_model
 from qbench.latency.of_model import ROWS, Alike
+from qbench.plugin_file import plugin_module
 from qbench.quantization import load
 from qbench.records import Cell, Decoding, Latency, Product
+from qbench.registry import module_hash
 
 ISA_VARIABLE = "QBENCH_ISA"  # by which the kernels of a processor take another path
 COPIES = 2  # of a packed model that computes: the tensors, and a kernel's layout of them
@@ -62,9 +66,16 @@ def not_measured(cell: Cell, machine: dict[str, Any], reason: str) -> Latency:
     return Latency(device=name, threads=None, dtype=cell.dtype, reason=reason, failed=True)
 
 
-def wanted(cell: Cell, latency: Latency | None) -> bool:
-    """Whether a finished cell has a packed model whose latency is not known in full."""
-    return cell.scheme is not None and (latency is None or latency.reason is not None)
+def wanted(job: Job, latency: Latency | None) -> bool:
+    """Whether a finished cell has a packed model whose latency is not known in full.
+
+    Nor is it where the kernels were others when it was measured; older records do not say which.
+    """
+    if job.cell.scheme is None:
+        return False
+    if latency is None or latency.reason is not None:
+        return True
+    return latency.code not in ("", code_of(job))
 
 
 @dataclass
@@ -82,7 +93,7 @@ class _Measuring:
         reason: str | None = None
         failed = False
         try:
-            load_plugins(self._plugins)
+            load_plugins(_plugins(self.job))
             layers = self._layers()
             count = sum(group.count for group in layers)
             for index, (group, rows) in enumerate((g, r) for g in layers for r in ROWS):
@@ -101,6 +112,7 @@ class _Measuring:
             products=tuple(products),
             decoding=decoding,
             layers=count,
+            code=self._code,
             reason=reason,
             failed=failed,
         )
@@ -125,8 +137,8 @@ class _Measuring:
             )
 
     @cached_property
-    def _plugins(self) -> tuple[Path, ...]:
-        return tuple(dict.fromkeys((*self.job.plugins, *self.job.kernels)))
+    def _code(self) -> str:
+        return code_of(self.job)
 
     @cached_property
     def _folder(self) -> Path:
@@ -166,7 +178,7 @@ class _Measuring:
         machine = [device_name(hardware(), self.job.cell.device), self._threads, torch.__version__]
         if ISA_VARIABLE in os.environ:
             machine.append(os.environ[ISA_VARIABLE])
-        facts = [*facts, self.job.cell.dtype, *machine, _code(self._plugins)]
+        facts = [*facts, self.job.cell.dtype, *machine, self._code]
         path = self._store.latency(facts)
         known = _read(path, kind, facts)
         if known is not None:
@@ -191,14 +203,23 @@ def _read(path: Path, kind: type[M], facts: list[Any]) -> M | None:
     return None
 
 
-def _code(plugins: Sequence[Path]) -> str:
-    """12 hex digits for the kernels, those of plug-ins among them, and for how they are timed."""
+def code_of(job: Job) -> str:
+    """12 hex digits for the kernels, and for how they are timed.
+
+    Of plug-ins and of installed kernels all that their files import from beside them counts, too.
+    """
     digest = hashlib.sha256()
     folders = [Path(kernels.__file__).parent, Path(of_model.__file__).parent]
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.suffix in SOURCES and path.is_file():
                 digest.update(path.read_bytes())
-    for path in plugins:
-        digest.update(path.read_bytes())
+    all_kernels()  # imports the installed ones
+    modules = [point.module for point in entry_points(group=GROUP)]
+    for module in [*map(plugin_module, _plugins(job)), *sorted(modules)]:
+        digest.update(module_hash(module).encode())
     return digest.hexdigest()[:12]
+
+
+def _plugins(job: Job) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys((*job.plugins, *job.kernels)))

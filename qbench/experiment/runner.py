@@ -166,11 +166,11 @@ class _Run:
         """
         for cell in self.plan.cells:
             settled = self.settled[cell.id]
-            if settled.status != "ok" or not wanted(cell, settled.latency):
+            if settled.status != "ok" or not wanted(self._job(cell), settled.latency):
                 continue
             with claimed_in_time(self.store.claim(COMPUTING), lambda: self.view.waiting(1)):
                 record = self.store.record(cell) or settled
-                if wanted(cell, record.latency):  # else another runner was faster
+                if wanted(self._job(cell), record.latency):  # else another runner was faster
                     self.view.begin_latency(cell)
                     record = self.store.add_latency(cell, self._latency(cell))
             self.settled[cell.id] = record
@@ -351,7 +351,7 @@ class _Run:
                 return event
         raise KeyboardInterrupt
 
-    def _job(self, cell: Cell, halvings: int, paged: bool = False) -> Job:
+    def _job(self, cell: Cell, halvings: int = 0, paged: bool = False) -> Job:
         plan = self.plan
         return Job(
             cell=cell,

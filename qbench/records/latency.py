@@ -48,7 +48,8 @@ class Latency(Frozen):
     device: name of the processor or GPU. threads: of the processor, None on a GPU. dtype: of x, and
     of the dense model. layers: number of quantized layers, None in older records. reason: why
     some of the times are missing, None where none is. failed: whether that is a failure, such as a
-    process that was killed, and no limit that was asked for or file that was removed.
+    process that was killed, and no limit that was asked for or file that was removed. code: a hash
+    of the kernels and of how they were timed, empty in older records.
     """
 
     device: str
@@ -59,6 +60,7 @@ class Latency(Frozen):
     layers: Count | None = None
     reason: str | None = None
     failed: bool = False
+    code: str = ""
 
     @property
     def place(self) -> str:

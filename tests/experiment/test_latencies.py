@@ -169,3 +169,25 @@ def test_a_latency_is_measured_with_the_kernels_of_plugins(run, tmp_path, monkey
     latency = by_method(tmp_path / "out")["rtn"].latency
     assert latency.reason is None
     assert {product.kernel for product in latency.products} == {"mine"}
+
+
+@pytest.mark.slow
+def test_a_latency_is_measured_again_where_a_kernel_is_another(run, tmp_path, monkeypatch):
+    """Also in a file that the plug-in imports; the scores stay, and so do the other latencies."""
+    monkeypatch.setattr("qbench.kernels.registry._known", None)
+    monkeypatch.setattr("qbench.kernels.registry._origins", {})
+    plugin = tmp_path / "my_kernel.py"
+    plugin.write_text(KERNEL.replace("from torch.nn.functional import", "from my_product import"))
+    part = tmp_path / "my_product.py"
+    seen = []
+    try:
+        for text in ("", "# one", "# another", "# another"):
+            part.write_text(f"from torch.nn.functional import linear\n{text}\n")
+            run(tmp_path / "out", "rtn", ("--latency", "--plugin", str(plugin)))
+            seen.append(by_method(tmp_path / "out")["rtn"])
+    finally:
+        registry.choose.cache_clear()
+    assert seen[0].latency.code != seen[1].latency.code != seen[2].latency.code
+    assert seen[1].latency.products != seen[2].latency.products
+    assert seen[3] == seen[2]
+    assert len({record.scores for record in seen}) == 1
