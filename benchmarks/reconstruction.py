@@ -36,8 +36,7 @@ from qbench.calibration.training import Steps
 from qbench.calibration.walk import enter
 from qbench.contracts import BlockInputs
 from qbench.environment import environment
-from qbench.methods.level_mapping import nearest
-from qbench.methods.sorted_groups import level_signs
+from qbench.methods.levels import level_signs, nearest
 from qbench.models.blocks import decoder_blocks, linears, read_weight
 
 SMALL = {

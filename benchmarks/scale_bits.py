@@ -22,7 +22,8 @@ from torch import Tensor
 from qbench.formats import Binary
 from qbench.formats.snapping import Part, snapped, stored_coding
 from qbench.formats.stepped import Numbers, Stepped, values
-from qbench.methods.alternating import Alternating, nearest_planes
+from qbench.methods.alternating import Alternating
+from qbench.methods.levels import nearest_planes
 from qbench.methods.storable import storable_coding
 from qbench.models.blocks import linears, read_weight
 from qbench.models.loading import load_model

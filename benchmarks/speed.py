@@ -23,7 +23,7 @@ from qbench.kernels.registry import get_kernel
 from qbench.kernels.samples import random_binary, random_uniform
 from qbench.latency.candidates import kernel_candidate
 from qbench.latency.cpu import reader
-from qbench.methods.level_mapping import nearest
+from qbench.methods.levels import nearest
 
 torch.set_num_threads(1)
 SHAPE = (1536, 576)

@@ -25,17 +25,17 @@ from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
 from qbench.methods.grids import TINY, grid_error, row_slices, zero_as_float
+from qbench.methods.levels import Coding, level_signs, nearest_planes
 from qbench.methods.native import loops
 from qbench.methods.rotation import input_signs
 from qbench.methods.rtn import RTN
-from qbench.methods.sorted_groups import SortedGroups, level_signs, midpoints
+from qbench.methods.sorted_groups import SortedGroups
 from qbench.methods.storable import storable_coding
 
 TRIAL = 3  # rounds from every greedy start before the best ones go on alone
 FINALISTS = 2  # greedy starts that go on
 OFFSETS = (0.0, -0.6, -0.3, 0.3, 0.6)  # of the centres of greedy starts, in standard deviations
 CHUNK = 1 << 20  # weights at a time on a CPU: bounds the temporaries
-Coding = tuple[Tensor, Tensor]  # alpha (rows, b) and shift (rows,)
 Fit = tuple[Tensor, Tensor, Tensor]  # the squared error (rows,), alpha and shift
 
 
@@ -251,30 +251,3 @@ def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) ->
     if shifted:
         return theta[:, 1:], theta[:, 0]
     return theta, torch.zeros_like(theta[:, 0])
-
-
-def patterns(W: Tensor, middle: Tensor, order: Tensor) -> Tensor:
-    """order (rows, L) int64 at the rank of each weight W (rows, g): (rows, g) int64.
-
-    The rank is the number of midpoints (rows, L - 1), ascending, below a weight, which is the place
-    of its nearest level.
-    """
-    if loops.here(W, middle):
-        return loops.ranked(W, middle, order)
-    return order.gather(1, torch.searchsorted(middle, W.contiguous()))
-
-
-def nearest_planes(W: Tensor, alpha: Tensor, shift: Tensor) -> Tensor:
-    """Planes bool (b, rows, g) of the level nearest to each weight.
-
-    W (rows, g), alpha (rows, b), shift (rows,), float32.
-    """
-    bits = alpha.shape[1]
-    signs = level_signs(bits, W.device).float()
-    planes = torch.empty((bits, *W.shape), dtype=torch.bool, device=W.device)
-    for part in row_slices(W, CHUNK):
-        levels, order = (shift[part, None] + alpha[part] @ signs.T).sort(1)  # (rows, L)
-        code = patterns(W[part], midpoints(levels), order).to(torch.uint8)  # (rows, g)
-        for i in range(bits):
-            planes[i, part] = (code >> (bits - 1 - i)) & 1 == 1
-    return planes

@@ -28,8 +28,8 @@ from qbench.formats import Binary, RotatedBinary
 from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
-from qbench.methods.alternating import nearest_planes
 from qbench.methods.curvature import CurvatureCoding, curvature_start
+from qbench.methods.levels import nearest_planes
 from qbench.methods.rotation import input_signs, rotated_stats
 from qbench.methods.stored_numbers import default_scale_bits
 

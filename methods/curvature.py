@@ -25,17 +25,13 @@ from torch import Tensor
 from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats.stepped import Numbers, values
-from qbench.methods.alternating import (
-    Coding,
-    alternate,
-    patterns,
-    uniform_start,
-)
+from qbench.methods.alternating import alternate, uniform_start
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import importance, inverse_cholesky, live_hessian
 from qbench.methods.grids import row_slices, rows_of
+from qbench.methods.levels import Coding, levels_of, nearest, nearest_of_column
 from qbench.methods.native import loops
-from qbench.methods.sorted_groups import SortedGroups, level_signs
+from qbench.methods.sorted_groups import SortedGroups
 from qbench.methods.stored_numbers import stored_numbers
 
 CHUNK = 1 << 20  # weights fitted at a time on a CPU: bounds the temporaries
@@ -71,7 +67,7 @@ class CurvatureStart(NamedTuple):
 
     def levels(self) -> Tensor:
         """(out, groups, L), in the order of the patterns of signs."""
-        return coded_levels(values(self.alpha), values(self.shift))
+        return levels_of(values(self.alpha), values(self.shift))
 
 
 def curvature_start(
@@ -93,7 +89,7 @@ def curvature_start(
     order = H.diagonal().argsort(descending=True, stable=True)
     U = inverse_cholesky(H[order][:, order], coding.damp)
     numbers = stored_numbers(alpha, shift, coding.scale_bits, weights.sum(1))
-    levels = coded_levels(values(numbers[0]), values(numbers[1]))
+    levels = levels_of(values(numbers[0]), values(numbers[1]))
     best = CurvatureStart(*numbers, *feed_back(W, U, levels.sort(2).values, order))
     H.diagonal().copy_(weights.flatten())  # damped
     for _ in range(coding.refits):
@@ -102,7 +98,7 @@ def curvature_start(
         alpha = torch.where(fitted[0].isnan(), alpha, fitted[0])
         shift = torch.where(fitted[1].isnan(), shift, fitted[1])
         numbers = stored_numbers(alpha, shift, coding.scale_bits, weights.sum(1))
-        levels = coded_levels(values(numbers[0]), values(numbers[1])).sort(2).values
+        levels = levels_of(values(numbers[0]), values(numbers[1])).sort(2).values
         compensated, _ = feed_back(W, U, levels, order)
         targets, V = descend(W, H, levels, nearest_levels(compensated, levels))
         change = V - W
@@ -113,23 +109,10 @@ def curvature_start(
     return best
 
 
-def coded_levels(alpha: Tensor, shift: Tensor) -> Tensor:
-    """All levels (out, groups, L) float32 of alpha (out, groups, b) and shift (out, groups).
-
-    In the order of the patterns of signs, which is that of the values only in super-increasing
-    codings.
-    """
-    signs = level_signs(alpha.shape[-1], alpha.device).float()  # (L, b)
-    return shift.float()[..., None] + alpha.float() @ signs.T
-
-
 def nearest_codes(W: Tensor, levels: Tensor) -> Tensor:
     """Patterns (out, groups, g) int64 of the levels (out, groups, L) nearest to W (out, in)."""
-    ascending, order = levels.sort(2)
-    middle = (ascending[..., 1:] + ascending[..., :-1]) / 2
     grouped = W.unflatten(1, (levels.shape[1], -1))  # (out, groups, g)
-    index = patterns(grouped.flatten(0, 1), middle.flatten(0, 1), order.flatten(0, 1))
-    return index.view(grouped.shape)
+    return nearest(grouped.flatten(0, 1), levels.flatten(0, 1)).view(grouped.shape)
 
 
 def nearest_levels(W: Tensor, levels: Tensor) -> Tensor:
@@ -214,8 +197,6 @@ def feed_back_block(U: Tensor, tables: Tensor, group_of: Tensor, W: Tensor, erro
     group_of = group_of % len(tables)  # a GPU records this on ones, which may be no group
     for i in range(len(W)):
         levels = tables.index_select(0, group_of[i : i + 1])[0]  # (L, out)
-        middle = (levels[1:] + levels[:-1]) / 2
-        rank = (W[i] > middle).sum(0)  # how many midpoints lie below
         e = errors[i]
-        torch.sub(W[i], levels.gather(0, rank[None])[0], out=e).div_(diagonal[i])
+        torch.sub(W[i], nearest_of_column(W[i], levels), out=e).div_(diagonal[i])
         W[i + 1 :].addr_(U[i, i + 1 :], e, alpha=-1)  # w_j -= e U_ij

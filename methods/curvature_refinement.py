@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench.calibration.recorded import in_place
-from qbench.methods.alternating import Coding
-from qbench.methods.sorted_groups import level_signs
+from qbench.methods.levels import Coding, level_signs, nearest_of_column
 
 RIDGE = 1e-6  # of the mean diagonal of a row's system, which is singular where two planes agree
 SYSTEMS = 1 << 22  # entries of the systems that are solved at a time
@@ -105,8 +104,7 @@ def descend_block(
     for i in range(len(V)):
         torch.sub(V[i], pull[i] / diagonal[i], out=targets[i])
         levels = tables.index_select(0, group_of[i : i + 1])[0]  # (L, out)
-        rank = (targets[i] > (levels[1:] + levels[:-1]) / 2).sum(0)
-        best = levels.gather(0, rank[None])[0]
+        best = nearest_of_column(targets[i], levels)
         torch.sub(best, V[i], out=moved[i])
         V[i] = best
         pull.addr_(H[:, i], moved[i])

@@ -1,9 +1,7 @@
 """The mapping M of UniQuanF: a level of binary coding for every weight, and its gradient.
 
-A code is the pattern of signs of one level, 0 .. L - 1 with L = 2^b: bit b - 1 - i is set where
-c_i is +1, as in `level_signs`. The levels of a group, sum_i a_i c_i, are held in the order of
-these patterns; they are in the order of their values only where every scale is at least the sum of
-the later ones.
+Codes are patterns of signs, and the levels of a group, sum_i a_i c_i, are in their order, as in
+`levels.py`.
 """
 
 from __future__ import annotations
@@ -15,39 +13,8 @@ from torch import Tensor
 
 from qbench.calibration.fused import over_rows
 from qbench.methods.flexround import divided
-from qbench.methods.native import loops
 
 Filter = Literal["distance", "range", "none"]
-
-
-def nearest(y: Tensor, levels: Tensor) -> Tensor:
-    """Index (rows, n), int64, of the level nearest to each y, exactly.
-
-    y (rows, n): transformed weights. levels (rows, L): in any order, L a power of two. Bisection:
-    b comparisons with the midpoints of the sorted levels, in place of 2^b distances.
-    """
-    return ranked(y, *midpoints(levels))
-
-
-def midpoints(levels: Tensor) -> tuple[Tensor, Tensor]:
-    """The midpoints (rows, L - 1) of the sorted levels (rows, L), and the order (rows, L) int64."""
-    ordered, order = levels.sort(1)
-    return (ordered[:, 1:] + ordered[:, :-1]) / 2, order
-
-
-def ranked(y: Tensor, middle: Tensor, order: Tensor) -> Tensor:
-    """`nearest`, once the levels are sorted."""
-    if loops.here(y, middle):
-        return loops.ranked(y, middle, order)
-    # rank: how many midpoints lie below y, bit by bit from the most significant. After each
-    # comparison it lies in rank .. rank + step - 1, and midpoint rank + step - 1 halves the next
-    # interval.
-    step = order.shape[1] // 2
-    rank = (y > middle[:, step - 1, None]).long().mul_(step)
-    while step > 1:
-        step //= 2
-        rank += (y > middle.gather(1, rank + (step - 1))).long().mul_(step)
-    return order.gather(1, rank)
 
 
 def nearest_neighbour(y: Tensor, levels: Tensor, codes: Tensor, by_pattern: bool) -> Tensor:

@@ -13,14 +13,8 @@ from qbench.calibration.training import Groups
 from qbench.formats import Binary
 from qbench.methods.flexround import divided
 from qbench.methods.grids import TINY
-from qbench.methods.level_mapping import (
-    Filter,
-    MappedWeight,
-    midpoints,
-    nearest_neighbour,
-    ranked,
-)
-from qbench.methods.sorted_groups import level_signs
+from qbench.methods.level_mapping import Filter, MappedWeight, nearest_neighbour
+from qbench.methods.levels import level_signs, ranked, sorted_midpoints
 from qbench.methods.stored_numbers import Steps, in_storage
 
 Mapping = Literal["exact", "local", "full"]
@@ -87,7 +81,7 @@ class UniQuanFWeight(TrainedWeight):
     """One weight in training, rows = out * groups.
 
     Parameters, float32: d1, d3, zb (rows, 1), d2 (rows, g), a (rows, b). codes (rows, g) uint8:
-    the pattern of signs of each weight, as in `level_mapping`; None before the first call.
+    the pattern of signs of each weight, as in `levels.py`; None before the first call.
     """
 
     def __init__(
@@ -176,7 +170,7 @@ class UniQuanFWeight(TrainedWeight):
         offset = self.z - self.h - zb  # (rows, 1)
         transformed = (self.X, self.d1, self.d2, self.d3, offset)
         if mapping == "exact" or self.codes is None:
-            (codes,) = over_rows(_exact, *transformed, *midpoints(levels))
+            (codes,) = over_rows(_exact, *transformed, *sorted_midpoints(levels))
         elif mapping == "full":
             (codes,) = over_rows(_full, *transformed, levels)
         else:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qbench.methods.levels import level_signs, midpoints
 from qbench.methods.native import loops
 
 
@@ -46,7 +47,7 @@ class SortedGroups:
         levels: (rows, L), ascending.
         """
         if loops.here(self.sorted):
-            return loops.cells(self.sorted, midpoints(levels), self.mass, self.prefix)
+            return loops.cells(self.sorted, midpoints(levels).float(), self.mass, self.prefix)
         ends = self.ends(levels)
         before = ends.double() if self.mass is None else self.mass.gather(1, ends)
         count = before.diff(dim=1)
@@ -69,22 +70,7 @@ class SortedGroups:
 
     def ends(self, levels: Tensor) -> Tensor:
         """(rows, L + 1): where the cells of the levels begin and end in the sorted group."""
-        ends = torch.searchsorted(self.sorted, midpoints(levels))  # (rows, L - 1)
+        ends = torch.searchsorted(self.sorted, midpoints(levels).float())  # (rows, L - 1)
         ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
         ends[:, -1] = self.sorted.shape[1]
         return ends
-
-
-def midpoints(levels: Tensor) -> Tensor:
-    """(rows, L - 1) float32: what lies between levels (rows, L), ascending."""
-    return ((levels[:, 1:] + levels[:, :-1]) / 2).float()
-
-
-def level_signs(bits: int, device: torch.device) -> Tensor:
-    """(2^b, b) float64 in {-1, +1}: row k has +1 in plane i where its bit b-1-i is set.
-
-    Its product with scales gives all levels of a coding, in the order of the sign patterns.
-    """
-    index = torch.arange(2**bits, device=device)
-    planes = [((index >> (bits - 1 - i)) & 1) * 2.0 - 1 for i in range(bits)]
-    return torch.stack(planes, 1).double()

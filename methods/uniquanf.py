@@ -25,15 +25,16 @@ from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
-from qbench.methods.alternating import Alternating, Coding, alternate
+from qbench.methods.alternating import Alternating, alternate
 from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.greedy import fit_scales, greedy_planes
 from qbench.methods.grids import TINY, row_slices
-from qbench.methods.level_mapping import Filter, nearest
+from qbench.methods.level_mapping import Filter
+from qbench.methods.levels import Coding, levels_of, nearest
 from qbench.methods.mapped_weight import Mapping, Start, UniQuanFWeight, in_its_own_frame
 from qbench.methods.rotation import RotatedWeight, input_signs, rotated_stats
 from qbench.methods.rtn import RTN
-from qbench.methods.sorted_groups import SortedGroups, level_signs
+from qbench.methods.sorted_groups import SortedGroups
 from qbench.methods.storable import storable_coding
 from qbench.methods.stored_numbers import Steps, default_scale_bits, stored_numbers
 
@@ -234,7 +235,7 @@ class UniQuanF(Reconstruction):
             s = (step / self.grid * (high - low) / n).clamp_min(TINY)
             z = -low / s
             alpha, shift = self._coding_about(X, s * (n / 2 - z), bits)
-            levels = shift[:, None] + alpha @ level_signs(bits, X.device).float().T  # (rows, L)
+            levels = levels_of(alpha, shift)  # (rows, L)
             error = (X - levels.gather(1, nearest(X, levels))).abs().pow(2.4).mean(1)
             better = error < least
             least = torch.where(better, error, least)

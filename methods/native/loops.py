@@ -131,7 +131,7 @@ def cells(
 
 
 def ranked(W: Tensor, middle: Tensor, order: Tensor) -> Tensor:
-    """`level_mapping.ranked`; order (rows, L) int64."""
+    """`levels.ranked`; order (rows, L) int64."""
     index = torch.empty(W.shape, dtype=torch.int64)
     rows, levels = order.shape
     read = [_of_shape(W, rows, W.shape[1]), _of_shape(middle, rows, levels - 1), order.contiguous()]

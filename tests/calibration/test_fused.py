@@ -8,7 +8,7 @@ import torch
 from qbench.calibration import fused
 from qbench.calibration.fused import over_rows
 from qbench.methods import flexround, level_mapping, mapped_weight, omniquant
-from qbench.methods.sorted_groups import level_signs
+from qbench.methods.levels import level_signs, sorted_midpoints
 
 ROWS, G, BITS = 40, 16, 3
 
@@ -30,7 +30,7 @@ def arguments():
         (flexround._gradients, (*transformed, G_), {"n": n}),
         (omniquant._rounded, (X, d1.exp(), z), {"n": n, "dtype": torch.float32}),
         (omniquant._gradients, (X, d1.exp(), z, G_), {"n": n}),
-        (mapped_weight._exact, (*transformed, *level_mapping.midpoints(levels)), {}),
+        (mapped_weight._exact, (*transformed, *sorted_midpoints(levels)), {}),
         (mapped_weight._full, (*transformed, levels), {}),
         (mapped_weight._local, (*transformed, levels, codes), {"faithful": False}),
         (level_mapping._picked, (codes, levels), {}),

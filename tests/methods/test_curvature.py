@@ -24,7 +24,8 @@ from qbench.methods.curvature import (
 )
 from qbench.methods.curvature_refinement import descend, refit
 from qbench.methods.error_feedback import inverse_cholesky
-from qbench.methods.sorted_groups import SortedGroups, level_signs
+from qbench.methods.levels import level_signs
+from qbench.methods.sorted_groups import SortedGroups
 from qbench.methods.stored_numbers import Steps, stored_numbers
 from samples import normal, seeded
 

@@ -13,7 +13,7 @@ import torch
 from qbench import registry, shared_library
 from qbench.contracts import LinearStats
 from qbench.method_source import module_file
-from qbench.methods import alternating, curvature, error_feedback, grids, level_mapping
+from qbench.methods import alternating, curvature, error_feedback, grids, levels
 from qbench.methods.curvature import WeightedGroups
 from qbench.methods.native import loops
 from qbench.methods.sorted_groups import SortedGroups
@@ -139,24 +139,21 @@ def test_cells(levels, in_torch):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("levels", [2, 8, 64])
+@pytest.mark.parametrize("count", [2, 8, 64])
 @pytest.mark.parametrize("group", [1, 16, 50])
-def test_ranks(levels, group, in_torch):
+def test_ranks(count, group, in_torch):
     W = normal(31, group).mul(4).round()  # some lie on a midpoint
-    at = normal(31, levels, seed=1).mul(4).round()
-    middle, order = level_mapping.midpoints(at)
-    fast = level_mapping.ranked(W, middle, order), alternating.patterns(W, middle, order)
+    at = normal(31, count, seed=1).mul(4).round()
+    fast = levels.nearest(W, at)
     in_torch()
-    plain = level_mapping.ranked(W, middle, order), alternating.patterns(W, middle, order)
-    assert torch.equal(fast[0], plain[0])
-    assert torch.equal(fast[1], plain[1])
+    assert torch.equal(fast, levels.nearest(W, at))
 
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 4, 6])
 def test_least_squares(bits, shifted, in_torch):
     """Levels that no weight is nearest to leave unknowns that nothing determines: they are zero."""
-    signs = alternating.level_signs(bits, torch.device("cpu"))
+    signs = levels.level_signs(bits, torch.device("cpu"))
     count = integers((27, 2**bits), 0, 9).double()
     count[:3] = 0
     count[3:6, 1:] = 0
@@ -214,7 +211,7 @@ def test_the_source_in_c_is_part_of_a_method(monkeypatch, tmp_path):
 
 def test_midpoints_decide_which_level_is_nearest():
     at = torch.tensor([[0.0, 1.0, 4.0]]).double()
-    assert alternating.midpoints(at).tolist() == [[0.5, 2.5]]
+    assert levels.midpoints(at).tolist() == [[0.5, 2.5]]
 
 
 @pytest.mark.slow
@@ -234,7 +231,7 @@ def test_instruction_sets_give_the_same_bits(tmp_path, monkeypatch):
         fed = [W.T.contiguous(), torch.empty(100, 40)]
         loops.feed_back_block(U, tables, torch.arange(100) // 25, *fed)
         error = loops.grid_error(W, s, z, 3, counts)
-        columns = alternating.level_signs(3, torch.device("cpu"))
+        columns = levels.level_signs(3, torch.device("cpu"))
         count = integers((40, 8), 1, 9).double()
         theta = loops.least_squares(count, count * normal(40, 8).double(), columns)
         return [*changed, *fed, error, *loops.fit_sums(W, s, z, 3, None), theta]

@@ -10,7 +10,8 @@ from qbench import Scheme
 from qbench.formats import Binary, bits_per_weight
 from qbench.formats.snapping import stored_coding
 from qbench.formats.stepped import Stepped, values
-from qbench.methods.alternating import Alternating, nearest_planes
+from qbench.methods.alternating import Alternating
+from qbench.methods.levels import nearest_planes
 from qbench.methods.storable import storable_coding
 from samples import normal
 

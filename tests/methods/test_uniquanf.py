@@ -9,9 +9,9 @@ import qbench
 import qbench.experiment.grid
 from qbench import LinearStats, Scheme
 from qbench.methods.flexround import _Rounded
-from qbench.methods.level_mapping import nearest, nearest_neighbour
+from qbench.methods.level_mapping import nearest_neighbour
+from qbench.methods.levels import level_signs, nearest
 from qbench.methods.mapped_weight import Start, UniQuanFWeight
-from qbench.methods.sorted_groups import level_signs
 from qbench.methods.uniquanf import UniQuanF
 from samples import normal, seeded
 
