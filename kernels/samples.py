@@ -12,7 +12,8 @@ from torch import Tensor
 from qbench.contracts import WeightFormat
 from qbench.formats import Binary, Dense, Lattice, RotatedBinary, Uniform
 from qbench.formats.lattice import Features
-from qbench.formats.snapping import HALF, stored_coding, stored_grid
+from qbench.formats.snapping import HALF, stored_coding, stored_scale, stored_zero_points
+from qbench.formats.stepped import Numbers
 
 ZeroPoints = Literal["integer", "real", "middle"]
 OFFSET = 0.1  # the least size of a scale, so that none vanishes
@@ -80,15 +81,12 @@ def random_uniform(
     scale = torch.rand(out, columns // group_size, generator=generator) + OFFSET
     scale = scale.div_(columns).to(dtype)
     integers = _integers(2**bits, tuple(scale.shape), generator)
-    zero: dict[ZeroPoints, Tensor | None] = {
-        "integer": integers,
-        "real": integers.to(dtype) + 0.25,
-        "middle": None,
-    }
+    real = integers.to(dtype) + 0.25
+    zero: dict[ZeroPoints, Numbers | None] = {"integer": integers, "real": real, "middle": None}
     if scale_bits == HALF:
         return Uniform.from_codes(codes, scale, zero[zero_points], bits)
-    numbers = stored_grid(scale, zero[zero_points], bits, scale_bits)
-    return Uniform.from_codes(codes, *numbers, bits)
+    zero["real"] = stored_zero_points(real, scale, bits, scale_bits)
+    return Uniform.from_codes(codes, stored_scale(scale, scale_bits), zero[zero_points], bits)
 
 
 def random_lattice(

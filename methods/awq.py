@@ -30,15 +30,14 @@ from qbench.calibration.folding import moved
 from qbench.contracts import BlockInputs, BlockResult, Scheme
 from qbench.errors import ConfigError, MethodError
 from qbench.formats import Uniform
-from qbench.formats.snapping import check_scale_bits, stored_scale
-from qbench.formats.stepped import Stepped, values
+from qbench.formats.snapping import check_scale_bits
+from qbench.formats.stepped import values
 from qbench.methods.grids import (
     TINY,
     SnappedGrid,
     range_grid,
-    real_zero_points,
     round_to_grid,
-    stored_zero,
+    stored_grid,
     weight_range,
     zero_as_float,
 )
@@ -273,16 +272,12 @@ class AWQ:
             low = torch.maximum(low, -limit)
             high = torch.minimum(high, limit)
         s, z = range_grid(low, high, scheme, 1.0, integer)
-        scale = stored_scale(s, self.scale_bits)
-        if scheme.symmetric:
-            return scale, None
-        if not integer:
-            return scale, real_zero_points(s, z, scale, scheme.bits, self.scale_bits)
-        if isinstance(scale, Stepped):
-            # The zero point that belongs to the scale as it is stored.
-            step = scale.dequantize().float().clamp_min(TINY)
-            z = (-low / step).round_().clamp_(0, 2**scheme.bits - 1)
-        return scale, stored_zero(z, integer)
+
+        def zeros(step: Tensor) -> Tensor:
+            """Those that belong to scales (out, groups) as they are stored."""
+            return (-low / step.float().clamp_min(TINY)).round_().clamp_(0, 2**scheme.bits - 1)
+
+        return stored_grid(s, z, scheme, self.scale_bits, zeros if integer else None)
 
 
 def _least(errors: dict[int, float]) -> int:

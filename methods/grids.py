@@ -6,15 +6,15 @@ scale, z zero point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
 from qbench.formats.packing import as_stored
-from qbench.formats.snapping import stored_zero_points
-from qbench.formats.stepped import Numbers, values
+from qbench.formats.snapping import stored_scale, stored_zero_points
+from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.native import loops
 
 # Scale and zero point; None is the midpoint of a symmetric grid.
@@ -148,20 +148,32 @@ def zero_of_stored(s: Tensor, z: Tensor, stored: Tensor, bits: int) -> Tensor:
     return half - torch.where(step > 0, middle / step.clamp_min(TINY), 0.0)
 
 
-def real_zero_points(
+def stored_grid(
     s: Tensor,
     z: Tensor,
-    scale: Numbers,
-    bits: int,
+    scheme: Scheme,
     scale_bits: int,
+    integer_zeros: Callable[[Tensor], Tensor] | None,
     importance: Tensor | None = None,
-) -> Numbers:
-    """Real zero points z (...), as they are stored beside `scale`, which stands in place of s.
+) -> SnappedGrid:
+    """The grid s (q - z) as it is stored; its zero points fit the scales as these are stored.
 
-    importance (...): what an error of each scale counts, None for 1.
+    s, z (out, groups), float32. integer_zeros: what chooses the zero points (out, groups) again for
+    scales (out, groups) that are stored as integers; None where zero points are real numbers.
+    importance (out, groups) or (groups,): what an error of each scale counts, None for 1.
+
+    ConfigError as `qbench.formats.snapping.stored_scale` raises it.
     """
+    scale = stored_scale(s, scale_bits, importance)
+    if scheme.symmetric:
+        return scale, None
     step = values(scale)
-    return stored_zero_points(zero_of_stored(s, z, step, bits), step, bits, scale_bits, importance)
+    if integer_zeros is None:
+        z = zero_of_stored(s, z, step, scheme.bits)
+        return scale, stored_zero_points(z, step, scheme.bits, scale_bits, importance)
+    if isinstance(scale, Stepped):
+        z = integer_zeros(step)
+    return scale, stored_zero(z, integer=True)
 
 
 def stored_zero(zero: Tensor, integer: bool) -> Tensor:

@@ -19,8 +19,8 @@ from qbench.contracts import Scheme
 from qbench.errors import ConfigError
 from qbench.formats import Uniform
 from qbench.formats.packing import as_stored
-from qbench.formats.snapping import check_scale_bits, stored_scale
-from qbench.formats.stepped import Stepped, values
+from qbench.formats.snapping import check_scale_bits
+from qbench.formats.stepped import values
 from qbench.methods.grids import (
     TINY,
     Grid,
@@ -29,10 +29,10 @@ from qbench.methods.grids import (
     fitted_scale,
     grid_error,
     range_grid,
-    real_zero_points,
     round_to_grid,
     row_slices,
     rows_of,
+    stored_grid,
     stored_zero,
     weight_range,
     zero_of_stored,
@@ -125,14 +125,10 @@ class RTN:
         """
         s, z = self.real_grid(W, scheme, importance)
         counts = None if importance is None else importance.sum(1)
-        scale = stored_scale(s, self.scale_bits, counts)
-        if scheme.symmetric:
-            return scale, None
-        if self.zero_point == "real":
-            return scale, real_zero_points(s, z, scale, scheme.bits, self.scale_bits, counts)
-        if isinstance(scale, Stepped):
-            z = self.zero_points(W, scheme, importance, scale.dequantize(), z)
-        return scale, stored_zero(z, integer=True)
+        searched = None
+        if self.zero_point == "integer":
+            searched = partial(self.zero_points, W, scheme, importance, z=z)
+        return stored_grid(s, z, scheme, self.scale_bits, searched, counts)
 
     def zero_points(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None, s: Tensor, z: Tensor

@@ -121,32 +121,14 @@ def stored_coding(
     return stepped[0], None if shift is None else stepped[1]
 
 
-def stored_grid(
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: int,
-    scale_bits: int = HALF,
-    importance: Tensor | None = None,
-) -> tuple[Numbers, Numbers | None]:
-    """Scale and zero point of a uniform weight of `bits` bits as they are to be stored.
-
-    scale (floating, (out, groups)): not negative; one that is not zero does not become zero. zero:
-    real numbers (floating, (out, groups)), which get a span of their own about the middle
-    2^(bits-1); integers (uint8) or None are returned as they are. importance: see `stored_coding`.
-
-    Each of the two may be in half precision, see `stored_coding` and `stored_zero_points`; these
-    also say what is a ConfigError.
-    """
-    scales = stored_scale(scale, scale_bits, importance)
-    if zero is None or not zero.is_floating_point():
-        return scales, zero
-    return scales, stored_zero_points(zero, scale, bits, scale_bits, importance)
-
-
 def stored_scale(
     scale: Tensor, scale_bits: int = HALF, importance: Tensor | None = None
 ) -> Numbers:
-    """The scale alone, as in `stored_grid`."""
+    """Scales of a uniform weight as they are to be stored.
+
+    scale (floating, (out, groups)): not negative; one that is not zero does not become zero.
+    importance, and when the result is in half precision: see `stored_coding`, as for ConfigError.
+    """
     check_scale_bits(scale_bits)
     half = as_stored(scale)
     if scale_bits == HALF or not _finite(scale):
@@ -164,10 +146,15 @@ def stored_zero_points(
     scale_bits: int = HALF,
     importance: Tensor | None = None,
 ) -> Numbers:
-    """Real zero points alone, as in `stored_grid`; their errors are weighted by the groups' scales.
+    """Real zero points of a uniform weight of `bits` bits as they are to be stored.
 
-    They are also in half precision where one would move by more than half a step and more than a
-    thirty-second of its grid, as in a row whose groups are at different distances from zero.
+    zero (floating, (out, groups)): they get a span of their own about the middle 2^(bits-1). scale
+    (floating, (out, groups)): of their groups, by which their errors are weighted. importance: see
+    `stored_coding`.
+
+    They are in half precision where scales would be, and also where one would move by more than
+    half a step and more than a thirty-second of its grid, as in a row whose groups are at different
+    distances from zero.
     """
     half = as_stored(zero, beside=1.0)  # a step of the grid
     if scale_bits == HALF or not _finite(zero, scale):

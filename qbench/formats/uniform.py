@@ -82,7 +82,7 @@ class Uniform:
 
         codes (integer, (out, in)): in 0..2^bits-1. scale (floating, (out, groups)). zero_point
         (uint8, (out, groups)): integers; or (floating, (out, groups)): real numbers; or None. Both
-        may be as `qbench.formats.snapping.stored_grid` gives them.
+        may be as `stored_scale` and `stored_zero_points` of `qbench.formats.snapping` give them.
         """
         if isinstance(zero_point, Tensor) and zero_point.dtype == torch.uint8:
             zero_point = pack(zero_point, bits)

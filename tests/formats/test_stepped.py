@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from qbench.errors import ConfigError, StoreError
 from qbench.formats import Binary, Uniform, bits_per_weight, from_tensors
 from qbench.formats.packing import as_stored
-from qbench.formats.snapping import check_scale_bits, coding_bits, stored_coding, stored_grid
+from qbench.formats.snapping import (
+    check_scale_bits,
+    coding_bits,
+    stored_coding,
+    stored_scale,
+    stored_zero_points,
+)
 from qbench.formats.stepped import Stepped, values
 from samples import integers, normal, scales, seeded
 
@@ -104,19 +110,20 @@ def test_what_is_stored_is_what_was_seen(scale_bits, planes, groups, shifted, ex
 def test_a_uniform_weight_is_stored_as_it_was_seen(scale_bits, bits, groups, zero, seed):
     out = 3
     scale = scales((out, groups), seed)
+    real = 2.0 ** (bits - 1) + normal(out, groups, seed=seed)
     zeros = {
         "integer": integers((out, groups), 0, 2**bits, seed),
-        "real": 2.0 ** (bits - 1) + normal(out, groups, seed=seed),
+        "real": stored_zero_points(real, scale, bits, scale_bits),
         "middle": None,
     }[zero]
-    stored_scale, stored_zero = stored_grid(scale, zeros, bits, scale_bits)
+    steps = stored_scale(scale, scale_bits)
     codes = integers((out, groups * 8), 0, 2**bits)
-    weight = Uniform.from_codes(codes, stored_scale, stored_zero, bits)
+    weight = Uniform.from_codes(codes, steps, zeros, bits)
     again = from_tensors("uniform", weight.to_tensors(), json.loads(json.dumps(weight.spec())))
-    assert torch.equal(again.scale, values(stored_scale))
+    assert torch.equal(again.scale, values(steps))
     assert torch.equal(again.dequantize(), weight.dequantize())
     z = weight.unpacked()[2].double()[..., None]
-    expected = values(stored_scale).double()[..., None] * (codes.view(out, groups, 8).double() - z)
+    expected = values(steps).double()[..., None] * (codes.view(out, groups, 8).double() - z)
     torch.testing.assert_close(
         weight.dequantize().double(), expected.flatten(1), rtol=1e-6, atol=1e-6
     )
@@ -209,10 +216,10 @@ def test_the_bits_of_a_binary_weight(columns, bits, scale_bits, expected):
 
 
 def test_the_bits_of_a_uniform_weight():
-    scale, zero = stored_grid(scales((2, 64)), integers((2, 64), 0, 8), 3, 6)
-    weight = Uniform.from_codes(integers((2, 4096), 0, 8), scale, zero, 3)
+    scale = stored_scale(scales((2, 64)), 6)
+    weight = Uniform.from_codes(integers((2, 4096), 0, 8), scale, integers((2, 64), 0, 8), 3)
     assert bits_per_weight([weight])["total"] == pytest.approx(3 + (6 + 3) / 64 + 16 / 4096)
-    scale, zero = stored_grid(scales((2, 64)), scales((2, 64)), 3, 6)
+    zero = stored_zero_points(scales((2, 64)), scales((2, 64)), 3, 6)
     weight = Uniform.from_codes(integers((2, 4096), 0, 8), scale, zero, 3)
     assert bits_per_weight([weight])["total"] == pytest.approx(3 + 12 / 64 + 32 / 4096)
 
@@ -230,7 +237,7 @@ def test_rows_of_zeros_stay_zero_and_equal_numbers_stay_equal():
 
 def test_a_scale_that_is_not_zero_does_not_become_zero():
     scale = torch.tensor([[1.0, 1e-4, 0.0]]).repeat(1, 8)
-    snapped = values(stored_grid(scale, None, 4, 6)[0])
+    snapped = values(stored_scale(scale, 6))
     assert torch.equal(snapped > 0, scale > 0)
 
 
@@ -239,13 +246,13 @@ def test_numbers_that_gain_nothing_or_are_not_finite_stay_in_half_precision():
     for stored, given_numbers in zip(stored_coding(alpha, shift, 8), (alpha, shift), strict=True):
         assert torch.equal(stored, as_stored(given_numbers))
     scale = scales((6, 1))
-    assert torch.equal(stored_grid(scale, None, 4, 4)[0], as_stored(scale))
+    assert torch.equal(stored_scale(scale, 4), as_stored(scale))
     alpha, shift = coding()
     shift[3, 2] = torch.nan
     assert torch.equal(stored_coding(alpha, shift, 6)[0], as_stored(alpha))
     scale = scales((6, 9))
     scale[0, 0] = torch.inf
-    assert torch.equal(stored_grid(scale, None, 4, 6)[0], as_stored(scale))
+    assert torch.equal(stored_scale(scale, 6), as_stored(scale))
 
 
 @pytest.mark.parametrize("factor, dtype", [(1, torch.float16), (1e-8, torch.float32)])
@@ -263,7 +270,7 @@ def test_signs_and_odd_widths_are_refused():
     with pytest.raises(ConfigError, match="as an integer it has no sign"):
         stored_coding(-alpha, shift, 6)
     with pytest.raises(ConfigError, match="as an integer it has no sign"):
-        stored_grid(-scales((2, 9)), None, 4, 6)
+        stored_scale(-scales((2, 9)), 6)
     for scale_bits in (3, 9, 32):
         with pytest.raises(ConfigError, match=f"scale_bits={scale_bits} is neither 16"):
             check_scale_bits(scale_bits)

@@ -17,7 +17,7 @@ from qbench.checks.samples import (
     statistics,
 )
 from qbench.errors import ConfigError
-from qbench.formats.snapping import stored_grid
+from qbench.formats.snapping import stored_scale, stored_zero_points
 from qbench.formats.stepped import Stepped, values
 from qbench.methods.awq import AWQ
 from qbench.methods.dynamic_groups import holds
@@ -203,7 +203,9 @@ def test_what_a_dtype_holds(dtype, numbers, held):
 
 
 def test_what_steps_hold():
-    scales, zeros = stored_grid(torch.tensor([[1.0] * 60 + [63.0]]), normal(1, 61), 3, 6)
+    scale = torch.tensor([[1.0] * 60 + [63.0]])
+    scales = stored_scale(scale, 6)
+    zeros = stored_zero_points(normal(1, 61), scale, 3, 6)
     assert isinstance(scales, Stepped) and isinstance(zeros, Stepped)
     numbers = torch.tensor([[0.4, 0.6, 63.4, 64.0]])
     unit = scales.span.item() * 2.0**-scales.places

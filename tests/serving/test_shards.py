@@ -9,7 +9,7 @@ from qbench.checkpoint.config import QuantizationConfig, quantization_entry, sto
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Dense, Uniform
 from qbench.formats.rotated_binary import RotatedBinary
-from qbench.formats.snapping import stored_coding, stored_grid
+from qbench.formats.snapping import stored_coding, stored_scale, stored_zero_points
 from qbench.serving.fused import fused, served_layers, widened
 from qbench.serving.shards import axes_of, cut, empty_weight, inputs_of, local_weight
 from samples import binary_weight, integers, lattice_weight, normal, scales, uniform_weight
@@ -27,8 +27,9 @@ def stepped_uniform(out, inputs, bits, group_size, scale_bits=5):
     groups = inputs // group_size
     zero = normal(out, groups) + 2.0 ** (bits - 1)
     codes = integers((out, inputs), 0, 2**bits)
-    scale, zero_point = stored_grid(scales((out, groups)), zero, bits, scale_bits)
-    return Uniform.from_codes(codes, scale, zero_point, bits)
+    scale = scales((out, groups))
+    zero_point = stored_zero_points(zero, scale, bits, scale_bits)
+    return Uniform.from_codes(codes, stored_scale(scale, scale_bits), zero_point, bits)
 
 
 WEIGHTS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import qbench
 from qbench.contracts import Method
 from qbench.formats import Binary, Uniform
-from qbench.formats.snapping import stored_coding, stored_grid
+from qbench.formats.snapping import stored_coding, stored_scale, stored_zero_points
 from qbench.methods.alternating import Alternating
 from qbench.methods.rtn import RTN
 
@@ -29,8 +29,9 @@ class SteppedRTN(RTN):
 
     def quantize_weight(self, weight, scheme):
         made = super().quantize_weight(weight, scheme)
-        numbers = stored_grid(made.scale, made.zero_point, made.bits, 6)
-        return Uniform(made.codes, *numbers, made.bits, made.in_features, made.group_size)
+        scale = stored_scale(made.scale, 6)
+        zero = stored_zero_points(made.zero_point, made.scale, made.bits, 6)
+        return Uniform(made.codes, scale, zero, made.bits, made.in_features, made.group_size)
 
 
 @dataclass(frozen=True)
