@@ -198,7 +198,7 @@ def _rows_of(better: Tensor, chosen: Numbers | None, other: Numbers | None) -> N
 
 
 def _group_order(diagonal: Tensor, group: int, act_order: bool) -> Tensor:
-    """(in,) int64: groups one after the other, as `round_groups` takes them.
+    """(in,) int64: groups one after the other, as `DynamicGroups.round` takes them.
 
     act_order: groups by decreasing mean of diagonal (in,), and columns within a group likewise.
     """
