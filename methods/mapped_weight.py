@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,43 +13,14 @@ from qbench.calibration.training import Groups
 from qbench.formats import Binary
 from qbench.methods.flexround import divided
 from qbench.methods.grids import TINY
-from qbench.methods.level_mapping import Filter, MappedWeight, nearest_neighbour
+from qbench.methods.level_mapping import MappedWeight, nearest_neighbour
 from qbench.methods.levels import level_signs, ranked, sorted_midpoints
 from qbench.methods.stored_numbers import Steps, in_storage
 
+if TYPE_CHECKING:
+    from qbench.methods.uniquanf import UniQuanF
+
 Mapping = Literal["exact", "local", "full"]
-
-
-class Recipe(Protocol):
-    """What a weight takes of `UniQuanF`, whose parameters these are."""
-
-    @property
-    def lr(self) -> float | None:
-        """Of d1, d2 and d3; a number by the time that a weight is made."""
-
-    @property
-    def lr_alpha(self) -> float:
-        """Of a and zb."""
-
-    @property
-    def learn_shift(self) -> bool:
-        """Whether zb is trained."""
-
-    @property
-    def mapping(self) -> Mapping:
-        """How levels are chosen."""
-
-    @property
-    def period(self) -> int:
-        """Calls from one choice to the next."""
-
-    @property
-    def gradient_filtering(self) -> Filter:
-        """Which weights have no gradient."""
-
-    @property
-    def faithful(self) -> bool:
-        """Whether neighbours are those in the order of the patterns, and calls count from 1."""
 
 
 class Start(NamedTuple):
@@ -89,7 +60,7 @@ class UniQuanFWeight(TrainedWeight):
         X: Tensor,
         start: Start,
         out_features: int,
-        method: Recipe,
+        method: UniQuanF,
         steps: Steps | None = None,
     ) -> None:
         """X (rows, g): the weights that are mapped. method: with a rate (`UniQuanF.decided`).
