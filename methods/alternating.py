@@ -104,7 +104,7 @@ class Alternating:
 
     def fits(self, W: Tensor, bits: int) -> tuple[Coding, ...]:
         """The coding of `fit`, and that from the uniform grid, whose alphas are nearly halves."""
-        group = SortedGroups(W)
+        group = SortedGroups.of(W)
         best = self._from_greedy(group, W, bits)
         if bits == 1:
             return (_descending(best),)

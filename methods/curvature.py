@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,27 +135,10 @@ def weighted_levels(W: Tensor, weights: Tensor, bits: int, rounds: int) -> Codin
         # In units of the group's mean: a small group's normal equations are as well scaled.
         F = F / F.mean(1, keepdim=True)
         alpha, shift = uniform_start(X, bits, F)
-        _, fitted, moved = alternate(WeightedGroups(X, F), alpha, shift, rounds, True)
+        _, fitted, moved = alternate(SortedGroups.of(X, F), alpha, shift, rounds, True)
         alphas.append(fitted.abs().sort(1, descending=True).values.float())
         shifts.append(moved.float())
     return torch.cat(alphas), torch.cat(shifts)
-
-
-class WeightedGroups(SortedGroups):
-    """Sorted groups in whose sums every weight counts by its importance."""
-
-    def __init__(self, W: Tensor, F: Tensor) -> None:
-        """W, F (rows, g) float32: the weights, and what each counts."""
-        if W.device.type == "cpu":
-            order = torch.from_numpy(np.argsort(W.numpy(), axis=1))
-        else:
-            order = W.argsort(1)
-        self.sorted = W.gather(1, order)
-        counts = F.gather(1, order).double()
-        self.mass = torch.nn.functional.pad(counts.cumsum(1), (1, 0))  # (rows, g + 1), from 0
-        sums = (counts * self.sorted).cumsum(1)
-        self.prefix = torch.nn.functional.pad(sums, (1, 0))
-        self.energy = (counts * self.sorted.double().square()).sum(1)
 
 
 def feed_back(W: Tensor, U: Tensor, levels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

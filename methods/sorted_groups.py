@@ -7,6 +7,8 @@ O(g L).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,31 +17,36 @@ from qbench.methods.levels import level_signs, midpoints
 from qbench.methods.native import loops
 
 
-class SortedGroups:
-    """Groups sorted once, with prefix sums, for repeated assignment to levels."""
+class SortedGroups(NamedTuple):
+    """Groups sorted once, with prefix sums, for repeated assignment to levels.
 
-    mass: Tensor | None = None  # (rows, g + 1) float64: prefix sums of what weights count, if not 1
+    sorted (rows, g) float32: ascending. All others are float64, and every weight counts in them by
+    its importance: prefix (rows, g + 1), the sums of the first weights, from 0; energy (rows,), the
+    sum of squares; mass (rows, g + 1), what the first weights count, None where each counts 1.
+    """
 
-    def __init__(self, W: Tensor) -> None:
-        """W: (rows, g) float32."""
-        if W.device.type == "cpu":
-            # numpy's sort is vectorized, and ten times as fast as torch's for rows this short.
-            # Of columns side by side it would keep that order.
-            self.sorted = torch.from_numpy(np.sort(W.contiguous().numpy(), axis=1))
-        else:
-            self.sorted = W.sort(1).values
-        sums = self.sorted.double().cumsum(1)
-        self.prefix = torch.nn.functional.pad(sums, (1, 0))  # (rows, g + 1), from 0
-        self.energy = (W * W).sum(1, dtype=torch.float64)  # (rows,)
+    sorted: Tensor
+    prefix: Tensor
+    energy: Tensor
+    mass: Tensor | None = None
+
+    @classmethod
+    def of(cls, W: Tensor, counts: Tensor | None = None) -> SortedGroups:
+        """W (rows, g) float32; counts (rows, g) float32: what each weight counts, None for 1."""
+        if counts is None:
+            weights = _sorted(W)
+            energy = (W * W).sum(1, dtype=torch.float64)
+            return cls(weights, _sums(weights.double()), energy)
+        order = _order(W)
+        weights = W.gather(1, order)
+        counts = counts.gather(1, order).double()
+        energy = (counts * weights.double().square()).sum(1)
+        return cls(weights, _sums(counts * weights), energy, _sums(counts))
 
     def take(self, rows: Tensor) -> SortedGroups:
         """Only these rows, by indices."""
-        part = object.__new__(SortedGroups)  # without sorting again
-        part.mass = None if self.mass is None else self.mass[rows]
-        part.sorted = self.sorted[rows]
-        part.prefix = self.prefix[rows]
-        part.energy = self.energy[rows]
-        return part
+        mass = None if self.mass is None else self.mass[rows]
+        return SortedGroups(self.sorted[rows], self.prefix[rows], self.energy[rows], mass)
 
     def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """What the weights nearest to each level count, and their sum, (rows, L) float64 each.
@@ -74,3 +81,24 @@ class SortedGroups:
         ends = torch.nn.functional.pad(ends, (1, 1))  # 0, the L - 1 thresholds, g
         ends[:, -1] = self.sorted.shape[1]
         return ends
+
+
+def _sorted(W: Tensor) -> Tensor:
+    """W (rows, g) with every row ascending."""
+    if W.device.type != "cpu":
+        return W.sort(1).values
+    # numpy's sort is vectorized, and ten times as fast as torch's for rows this short. Of columns
+    # side by side it would keep that order.
+    return torch.from_numpy(np.sort(W.contiguous().numpy(), axis=1))
+
+
+def _order(W: Tensor) -> Tensor:
+    """(rows, g) int64: the indices that sort the rows of W (rows, g)."""
+    if W.device.type != "cpu":
+        return W.argsort(1)
+    return torch.from_numpy(np.argsort(W.numpy(), axis=1))
+
+
+def _sums(numbers: Tensor) -> Tensor:
+    """(rows, g + 1): the sums of the first numbers of each row (rows, g), from 0."""
+    return torch.nn.functional.pad(numbers.cumsum(1), (1, 0))

@@ -62,7 +62,7 @@ def storable_coding(
     groups = codings[0][1].shape[1]
     columns = []
     for part in row_slices(weight, CHUNK):
-        group = SortedGroups(weight[part].reshape(-1, weight.shape[1] // groups))
+        group = SortedGroups.of(weight[part].reshape(-1, weight.shape[1] // groups))
         here = [(alpha[part], shift[part]) for alpha, shift in codings]
         columns.append(_fitted(group, [first.with_span(span[part]) for span in spans], here))
     span, alpha, shift = (torch.cat(column) for column in zip(*columns, strict=True))

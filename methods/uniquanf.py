@@ -259,7 +259,7 @@ class UniQuanF(Reconstruction):
             alpha, moved = fit_scales(about, torch.stack([*planes], -1) * 2.0 - 1, self.shift)
         if self.rounds > 1:
             # It ends with one step more than its rounds.
-            group = SortedGroups(about)
+            group = SortedGroups.of(about)
             _, alpha, moved = alternate(group, alpha, moved, self.rounds - 2, self.shift)
         alpha = alpha.abs().sort(1, descending=True).values.float()
         return alpha, centre + moved.float()

@@ -15,7 +15,6 @@ from qbench.formats.stepped import Stepped, values
 from qbench.methods.alternating import alternate
 from qbench.methods.curvature import (
     CurvatureCoding,
-    WeightedGroups,
     curvature_start,
     feed_back,
     nearest_levels,
@@ -60,7 +59,7 @@ def weighted_error(W, F, alpha, shift):
 def test_one_round_is_weighted_least_squares(bits):
     W, F = normal(12, 32), torch.rand(12, 32, generator=seeded(1)) + 0.01
     alpha, shift = uniform_start(W, bits, F)
-    _, found, moved = alternate(WeightedGroups(W, F), alpha, shift, 0, True)
+    _, found, moved = alternate(SortedGroups.of(W, F), alpha, shift, 0, True)
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=bits))).double()
     levels = shift[:, None].double() + alpha.double() @ signs.T
     codes = (W.double()[..., None] - levels[:, None]).abs().argmin(-1)
@@ -95,8 +94,8 @@ def test_equal_weights_are_no_weights():
     W = normal(10, 32)
     F = torch.full((10, 32), 3.0)
     alpha, shift = uniform_start(W, 3, F)
-    weighted = alternate(WeightedGroups(W, F), alpha, shift, 5, True)
-    plain = alternate(SortedGroups(W), alpha, shift, 5, True)
+    weighted = alternate(SortedGroups.of(W, F), alpha, shift, 5, True)
+    plain = alternate(SortedGroups.of(W), alpha, shift, 5, True)
     # Sums of float32 squares there, of float64 here.
     for ours, theirs in zip(weighted, (3 * plain[0], *plain[1:]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

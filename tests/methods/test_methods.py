@@ -173,7 +173,7 @@ def test_one_binary_plane_is_at_its_optimum(gauss):
 def test_alternating_equals_a_plain_reference(gauss, bits, shifted):
     rows = gauss[:4].reshape(-1, 128)
     _, alpha, shift = greedy_planes(rows, bits, shifted, refine=False)
-    error, *_ = alternate(SortedGroups(rows), alpha, shift, 6, shifted)
+    error, *_ = alternate(SortedGroups.of(rows), alpha, shift, 6, shifted)
     plain = plain_alternating(rows.double(), alpha.double(), shift.double(), 6, shifted)
     torch.testing.assert_close(error, plain, rtol=1e-6, atol=1e-9)
 
@@ -199,7 +199,7 @@ def plain_alternating(rows, alpha, shift, rounds, shifted):
 
 
 def test_alternating_never_gets_worse_with_rounds(gauss):
-    group = SortedGroups(gauss.view(-1, 128))
+    group = SortedGroups.of(gauss.view(-1, 128))
     start = greedy_planes(gauss.view(-1, 128), 3, True, False)[1:]
     errors = [alternate(group, *start, rounds, True)[0] for rounds in range(8)]
     assert all((after <= before * (1 + 1e-9)).all() for before, after in pairwise(errors))

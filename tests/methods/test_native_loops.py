@@ -14,7 +14,6 @@ from qbench import registry, shared_library
 from qbench.contracts import LinearStats
 from qbench.method_source import module_file
 from qbench.methods import alternating, curvature, error_feedback, grids, levels
-from qbench.methods.curvature import WeightedGroups
 from qbench.methods.native import loops
 from qbench.methods.sorted_groups import SortedGroups
 from qbench.scheme import Scheme
@@ -130,8 +129,8 @@ def test_a_code_is_rounded_as_torch_rounds_it():
 def test_cells(levels, in_torch):
     W = normal(29, 50).mul(4).round()  # with many that are equal
     at = normal(29, levels).double().mul(4).round().sort(1).values
-    plain_groups = SortedGroups(W)
-    weighted = WeightedGroups(W, normal(29, 50, seed=1).abs())
+    plain_groups = SortedGroups.of(W)
+    weighted = SortedGroups.of(W, normal(29, 50, seed=1).abs())
     fast = (*plain_groups.cells(at), *weighted.cells(at))
     in_torch()
     plain = (*plain_groups.cells(at), *weighted.cells(at))
