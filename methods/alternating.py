@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import Scheme
-from qbench.errors import ConfigError
+from qbench.errors import require_at_least
 from qbench.formats import Binary, RotatedBinary
 from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
@@ -68,8 +68,7 @@ class Alternating:
     rotate: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ConfigError(f"rounds={self.rounds} is too small; give 0 or more")
+        require_at_least("rounds", self.rounds, 0)
         check_scale_bits(self.scale_bits)
 
     def quantize_weight(self, weight: Tensor, scheme: Scheme) -> Binary | RotatedBinary:

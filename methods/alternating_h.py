@@ -23,12 +23,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from qbench.contracts import LinearStats, Scheme
-from qbench.errors import ConfigError
+from qbench.errors import require_at_least
 from qbench.formats import Binary, RotatedBinary
 from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.curvature import CurvatureCoding, curvature_start
+from qbench.methods.error_feedback import check_damp
 from qbench.methods.levels import nearest_planes
 from qbench.methods.rotation import input_signs, rotated_stats
 from qbench.methods.stored_numbers import default_scale_bits
@@ -63,11 +64,9 @@ class AlternatingH:
     rotate: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "refits"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} is too small; give 0 or more")
-        if not self.damp >= 0:
-            raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
+        require_at_least("rounds", self.rounds, 0)
+        require_at_least("refits", self.refits, 0)
+        check_damp(self.damp)
         if self.scale_bits is not None:
             check_scale_bits(self.scale_bits)
 

@@ -19,12 +19,17 @@ from torch import Tensor
 
 from qbench.calibration.recorded import in_place
 from qbench.contracts import LinearStats
-from qbench.errors import MethodError
+from qbench.errors import MethodError, require_at_least
 from qbench.methods.native import loops
 
 LEAST_DAMP = 1e-6  # what retries multiply where less was asked for
 LEAST_LEFT = 1e-5  # of a column, that is factorized in float32
 HALVED = 256  # columns down to which triangles are halved before they are inverted
+
+
+def check_damp(damp: float) -> None:
+    """ConfigError unless damp, a part of the mean diagonal, is 0 or more."""
+    require_at_least("damp", damp, 0, "; it is a share of the diagonal")
 
 
 def live_hessian(stats: LinearStats) -> Tensor:

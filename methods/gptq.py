@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import LinearStats, Scheme
-from qbench.errors import ConfigError
+from qbench.errors import require_at_least
 from qbench.formats import Uniform
 from qbench.formats.stepped import Numbers, Stepped, values
 from qbench.methods.dynamic_groups import DynamicGroups
 from qbench.methods.error_feedback import (
+    check_damp,
     importance,
     inverse_cholesky,
     live_hessian,
@@ -73,10 +74,8 @@ class GPTQ:
     scale_bits: int = 16
 
     def __post_init__(self) -> None:
-        if not self.damp >= 0:
-            raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
-        if self.block_size < 1:
-            raise ConfigError(f"block_size={self.block_size} is too small; give 1 or more")
+        check_damp(self.damp)
+        require_at_least("block_size", self.block_size)
         RTN(norm=self.norm, scale_bits=self.scale_bits)  # checks these two
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from qbench.contracts import LinearStats, Scheme
-from qbench.errors import ConfigError
 from qbench.formats import Uniform
 from qbench.formats.stepped import values
-from qbench.methods.error_feedback import importance, live_hessian
+from qbench.methods.error_feedback import check_damp, importance, live_hessian
 from qbench.methods.gptq import OnGrid, better_rows
 from qbench.methods.grids import round_to_grid, zero_as_float
 from qbench.methods.rtn import RTN
@@ -47,8 +46,7 @@ class RTNH:
     scale_bits: int = 16
 
     def __post_init__(self) -> None:
-        if not self.damp >= 0:
-            raise ConfigError(f"damp={self.damp}: give 0 or more; it is a share of the diagonal")
+        check_damp(self.damp)
         RTN(scale_bits=self.scale_bits)  # refuses what no grid can be stored with
 
     def quantize_linear(self, weight: Tensor, stats: LinearStats, scheme: Scheme) -> Uniform:

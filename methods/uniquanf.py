@@ -27,6 +27,7 @@ from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.alternating import Alternating, alternate
 from qbench.methods.curvature import CurvatureCoding, curvature_start
+from qbench.methods.error_feedback import check_damp
 from qbench.methods.greedy import fit_scales, greedy_planes
 from qbench.methods.grids import TINY, row_slices
 from qbench.methods.level_mapping import Filter
@@ -100,7 +101,8 @@ class UniQuanF(Reconstruction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(0, "grid", "rounds", "refits", "period", "damp")
+        self.refuse_below(0, "grid", "rounds", "refits", "period")
+        check_damp(self.damp)
         if self.scale_bits is not None:
             check_scale_bits(self.scale_bits)
 

@@ -99,12 +99,12 @@ def _nearest(name: str, names: Sequence[str]) -> list[str]:
     return [by_small[low] for low in get_close_matches(small, by_small, n=1)]
 
 
-def require_at_least(name: str, value: int | None, least: int = 1, instead: str = "") -> None:
+def require_at_least(name: str, value: float | None, least: int = 1, instead: str = "") -> None:
     """ConfigError unless `value` is None or at least `least`.
 
-    instead: what may be given in place of a number, such as `, or 'all'`.
+    instead: the end of the sentence, such as `, or 'all'` for what may be given instead.
     """
-    if value is not None and value < least:
+    if value is not None and not value >= least:  # nor NaN
         raise ConfigError(f"{name}={value} is too small; give {least} or more{instead}")
 
 

@@ -24,7 +24,7 @@ from qbench.calibration.objective import Objective
 from qbench.calibration.spool import keep
 from qbench.calibration.training import Groups, quantized_parameters, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme, WeightFormat
-from qbench.errors import ConfigError
+from qbench.errors import ConfigError, require_at_least
 from qbench.models.blocks import as_kept, linears, read_weight
 
 
@@ -124,7 +124,7 @@ class Reconstruction:
     def __post_init__(self) -> None:
         self.refuse_below(0, "epochs", "patience", "mixing", "holdout", "head")
         rates = [field.name for field in fields(self) if field.name.startswith("lr")]
-        self.refuse_below(0, *(name for name in rates if getattr(self, name) is not None))
+        self.refuse_below(0, *rates)
         self.refuse_below(1, "batch_size", "window")
         if self.mixing > 1 or self.holdout >= 1:
             raise ConfigError(
@@ -133,12 +133,9 @@ class Reconstruction:
             )
 
     def refuse_below(self, least: int, *names: str) -> None:
-        """ConfigError naming the first of these parameters that is smaller."""
+        """ConfigError naming the first of these parameters that is smaller; None is not."""
         for name in names:
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is too small; give {least} or more"
-                )
+            require_at_least(name, getattr(self, name), least)
 
     def training_tokens(self, tokens: int) -> int:
         """Tokens that pass forward and backward where `tokens` calibrate, to estimate times."""

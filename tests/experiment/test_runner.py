@@ -367,7 +367,7 @@ def test_a_run_keeps_the_texts_of_the_items_that_it_asked_once(finished):
         (["run", "--model", ""], "--model '' names nothing"),
         (["run", "--device", "gpu"], "unknown device 'gpu'"),
         (["run", "--device", "cuda:99"], "device 'cuda:99' is not there: torch"),
-        (["run", "--set", "gptq.damp=-1"], "method 'gptq': damp=-1.0: give 0 or more"),
+        (["run", "--set", "gptq.damp=-1"], "method 'gptq': damp=-1.0 is too small; give 0 or more"),
         (["run", "--set", "gtpq.damp=1"], "unknown name in --set 'gtpq'. Did you mean 'gptq'"),
         (
             ["run", "--tasks", "arc_easy", "--set", "arc_easy.length=5"],
