@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from qbench.formats.rotated_binary import rotated
 from qbench.formats.snapping import check_scale_bits
 from qbench.formats.stepped import values
 from qbench.methods.greedy import greedy_planes, solve_positive
-from qbench.methods.grids import TINY, grid_error, row_slices, zero_as_float
+from qbench.methods.grids import TINY, grid_error, row_slices, where_rows, zero_as_float
 from qbench.methods.levels import Coding, level_signs, nearest_planes
 from qbench.methods.native import loops
 from qbench.methods.rotation import input_signs
@@ -36,7 +36,14 @@ TRIAL = 3  # rounds from every greedy start before the best ones go on alone
 FINALISTS = 2  # greedy starts that go on
 OFFSETS = (0.0, -0.6, -0.3, 0.3, 0.6)  # of the centres of greedy starts, in standard deviations
 CHUNK = 1 << 20  # weights at a time on a CPU: bounds the temporaries
-Fit = tuple[Tensor, Tensor, Tensor]  # the squared error (rows,), alpha and shift
+
+
+class Fit(NamedTuple):
+    """A coding with its squared error, float64: error, shift (rows,), alpha (rows, b)."""
+
+    error: Tensor
+    alpha: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True)
@@ -165,26 +172,18 @@ def uniform_start(W: Tensor, bits: int, importance: Tensor | None = None) -> Cod
 
 def _descending(fit: Fit) -> Coding:
     """The coding of a fit, float32, with positive scales in descending order."""
-    _, alpha, shift = fit
     # -alpha_i c_i is alpha_i (-c_i): signs and order of the scales do not change the levels, from
     # which the planes are chosen afterwards.
-    return alpha.abs().sort(1, descending=True).values.float(), shift.float()
+    return fit.alpha.abs().sort(1, descending=True).values.float(), fit.shift.float()
 
 
 def _better(first: Fit, second: Fit) -> Fit:
     """Of every row the one with the smaller error; `first` where they are equal."""
-    better = second[0] < first[0]
-    return (
-        torch.where(better, second[0], first[0]),
-        torch.where(better[:, None], second[1], first[1]),
-        torch.where(better, second[2], first[2]),
-    )
+    return Fit(*where_rows(second.error < first.error, second, first))
 
 
-def alternate(
-    group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, shifted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Algorithm 2: squared error (rows,), alpha (rows, b) and shift (rows,), float64.
+def alternate(group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, shifted: bool) -> Fit:
+    """Algorithm 2.
 
     alpha (rows, b) and shift (rows,): the start. rounds: of least squares, at most, before the
     last step. shifted: fit the shift as well. The last step fits the scales once more, so the
@@ -227,7 +226,7 @@ def alternate(
     alpha[active] = a
     shift[active] = s
     error[active] = e
-    return error, alpha, shift
+    return Fit(error, alpha, shift)
 
 
 def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) -> Coding:

@@ -6,7 +6,7 @@ scale, z zero point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -195,6 +195,18 @@ def row_slices(X: Tensor, weights: int) -> Iterator[slice]:
     step = max(1, weights // X.shape[1])
     for start in range(0, len(X), step):
         yield slice(start, start + step)
+
+
+def where_rows(
+    better: Tensor, chosen: Sequence[Tensor], other: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """The parts of `chosen` in the rows where `better` is true, those of `other` elsewhere.
+
+    better (rows): bool. chosen, other: tensors (rows, ...), where rows may be several axes.
+    """
+    for new, old in zip(chosen, other, strict=True):
+        mask = better.view(*better.shape, *[1] * (new.ndim - better.ndim))
+        yield torch.where(mask, new, old)
 
 
 def rows_of(importance: Tensor | None, part: slice, rows: int) -> Tensor | None:

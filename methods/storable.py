@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qbench.formats.snapping import stored_coding
 from qbench.formats.stepped import Numbers
-from qbench.methods.grids import row_slices
+from qbench.methods.grids import row_slices, where_rows
 from qbench.methods.sorted_groups import SortedGroups
 from qbench.methods.stored_numbers import Steps
 
@@ -34,11 +34,7 @@ class Fit(NamedTuple):
 
     def where(self, chosen: Tensor, other: Fit) -> Fit:
         """This fit where `chosen` (out, groups) or (out, 1), else the other one."""
-        return Fit(
-            torch.where(chosen, self.error, other.error),
-            torch.where(chosen[..., None], self.alpha, other.alpha),
-            torch.where(chosen, self.shift, other.shift),
-        )
+        return Fit(*where_rows(chosen, self, other))
 
 
 def storable_coding(

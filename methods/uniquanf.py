@@ -29,7 +29,7 @@ from qbench.methods.alternating import Alternating, alternate
 from qbench.methods.curvature import CurvatureCoding, curvature_start
 from qbench.methods.error_feedback import check_damp
 from qbench.methods.greedy import fit_scales, greedy_planes
-from qbench.methods.grids import TINY, row_slices
+from qbench.methods.grids import TINY, row_slices, where_rows
 from qbench.methods.level_mapping import Filter
 from qbench.methods.levels import Coding, levels_of, nearest
 from qbench.methods.mapped_weight import Mapping, Start, UniQuanFWeight, in_its_own_frame
@@ -230,24 +230,21 @@ class UniQuanF(Reconstruction):
         """
         n = 2**bits - 1
         low, high = X.aminmax(dim=1)
-        least = torch.full_like(low, torch.inf)
-        best: list[Tensor] = []
-        for step in range(1, self.grid + 1):
+
+        def clipped(ratio: float) -> tuple[Tensor, ...]:
             # The levels s (k - z), k = 0 .. n, run from the minimum to low + r (high - low).
-            s = (step / self.grid * (high - low) / n).clamp_min(TINY)
+            s = (ratio * (high - low) / n).clamp_min(TINY)
             z = -low / s
             alpha, shift = self._coding_about(X, s * (n / 2 - z), bits)
             levels = levels_of(alpha, shift)  # (rows, L)
             error = (X - levels.gather(1, nearest(X, levels))).abs().pow(2.4).mean(1)
-            better = error < least
-            least = torch.where(better, error, least)
-            trial = (s, z, alpha, shift)
-            if step == 1:  # the first is kept where no error is finite
-                best = list(trial)
-            for i, value in enumerate(trial):
-                mask = better[:, None] if value.dim() == 2 else better
-                best[i] = torch.where(mask, value, best[i])
-        s, z, alpha, shift = best
+            return error.nan_to_num(nan=torch.inf, posinf=torch.inf), s, z, alpha, shift
+
+        best = clipped(1 / self.grid)
+        for step in range(2, self.grid + 1):
+            trial = clipped(step / self.grid)
+            best = tuple(where_rows(trial[0] < best[0], trial, best))
+        _, s, z, alpha, shift = best
         return s, z, alpha, shift
 
     def _coding_about(self, X: Tensor, centre: Tensor, bits: int) -> Coding:
