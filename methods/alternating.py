@@ -131,15 +131,13 @@ class Alternating:
             centre = W.std(1, correction=0) * offset
             _, alpha, shift = greedy_planes(W - centre[:, None], bits, self.shift, refine=False)
             trials.append(alternate(group, alpha, shift + centre, trial, self.shift))
-        errors, alphas, shifts = (torch.stack(parts) for parts in zip(*trials, strict=True))
-        first = errors.argsort(dim=0, stable=True)  # (starts, rows)
-
-        def finished(chosen: Tensor) -> Fit:
-            alpha = alphas.gather(0, chosen[None, :, None].expand(1, -1, bits))[0]
-            shift = shifts.gather(0, chosen[None])[0]
-            return alternate(group, alpha, shift, self.rounds - trial, self.shift)
-
-        return reduce(_better, map(finished, first[:FINALISTS]))
+        fits = Fit(*map(torch.stack, zip(*trials, strict=True)))
+        rows = torch.arange(len(W), device=W.device)
+        finished = []
+        for start in fits.error.argsort(dim=0, stable=True)[:FINALISTS]:  # (rows,)
+            _, alpha, shift = (part[start, rows] for part in fits)
+            finished.append(alternate(group, alpha, shift, self.rounds - trial, self.shift))
+        return reduce(_better, finished)
 
 
 def uniform_start(W: Tensor, bits: int, importance: Tensor | None = None) -> Coding:
@@ -193,40 +191,51 @@ def alternate(group: SortedGroups, alpha: Tensor, shift: Tensor, rounds: int, sh
     signs = level_signs(alpha.shape[1], alpha.device)  # (L, b)
     alpha = alpha.to(torch.float64, copy=True)
     shift = shift.to(torch.float64, copy=True)
-    error = torch.full_like(shift, torch.inf)
-    # The rows still at work, and their scales, shift, error and sorted weights.
-    active = torch.arange(len(shift), device=alpha.device)
-    a = alpha
-    s = shift
-    e = error
-    part = group
+    fit = Fit(torch.full_like(shift, torch.inf), alpha, shift)
+    active = _Active(torch.arange(len(shift), device=alpha.device), group, *fit)
     for _ in range(rounds + 1):
-        levels, order = torch.addmm(s[:, None], a, signs.T).sort(1)  # (rows, L)
-        count, total = part.cells(levels)
-        now = part.error_of_cells(levels, count, total)
+        levels, order = torch.addmm(active.shift[:, None], active.alpha, signs.T).sort(1)
+        count, total = active.group.cells(levels)  # (rows, L), as levels and order
+        error = active.group.error_of_cells(levels, count, total)
         # A row is at work while its error falls by more than 1e-9 of it.
-        moving = now < e * (1 - 1e-9)
-        e = torch.minimum(now, e)
+        moving = error < active.error * (1 - 1e-9)
+        active = active._replace(error=torch.minimum(error, active.error))
         left = moving.nonzero()[:, 0]  # waits for the device, once a round
         if not len(left):
             break
         # From the order of the values back to that of the patterns.
         count = torch.empty_like(count).scatter_(1, order, count)
         total = torch.empty_like(total).scatter_(1, order, total)
-        if len(left) < 0.7 * len(active):  # else selecting costs more than it saves
-            alpha[active] = a
-            shift[active] = s
-            error[active] = e
-            active = active[left]
-            part = part.take(left)
-            e = e[left]
+        if len(left) < 0.7 * len(active.rows):  # else selecting costs more than it saves
+            active.enter(fit)
+            active = active.take(left)
             count = count[left]
             total = total[left]
-        a, s = least_squares(count, total, signs, shifted)
-    alpha[active] = a
-    shift[active] = s
-    error[active] = e
-    return Fit(error, alpha, shift)
+        alpha, shift = least_squares(count, total, signs, shifted)
+        active = active._replace(alpha=alpha, shift=shift)
+    active.enter(fit)
+    return fit
+
+
+class _Active(NamedTuple):
+    """The rows of a fit that are still at work: their indices, weights, and the parts of `Fit`."""
+
+    rows: Tensor
+    group: SortedGroups
+    error: Tensor
+    alpha: Tensor
+    shift: Tensor
+
+    def take(self, left: Tensor) -> _Active:
+        """Only those at the indices `left` among these."""
+        rows, group, *parts = self
+        return _Active(rows[left], group.take(left), *(part[left] for part in parts))
+
+    def enter(self, fit: Fit) -> None:
+        """Write them into the fit of all rows, in place."""
+        fit.error[self.rows] = self.error
+        fit.alpha[self.rows] = self.alpha
+        fit.shift[self.rows] = self.shift
 
 
 def least_squares(count: Tensor, total: Tensor, signs: Tensor, shifted: bool) -> Coding:
