@@ -5,7 +5,6 @@ SmoothQuant (Xiao et al. 2023, arXiv:2211.10438, equation 4), as OmniQuant's aut
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.folding import Fold
+from qbench.calibration.watching import watch
 from qbench.contracts import BlockInputs
 from qbench.models.blocks import read_weight
 
@@ -25,17 +25,12 @@ def largest_inputs(block: nn.Module, inputs: BlockInputs, folds: list[Fold]) -> 
     for fold in folds:
         largest.append(torch.zeros(len(fold.channels), device=fold.channels.device))
 
-    def record(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def record(i: int, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         rows = args[0].flatten(0, -2).float()  # (tokens, in)
         largest[i] = torch.maximum(largest[i], rows.abs().amax(0))
 
-    with ExitStack() as stack:
-        for i, fold in enumerate(folds):
-            layer = block.get_submodule(fold.layers[0])  # all layers of a fold have the same input
-            handle = layer.register_forward_pre_hook(partial(record, i))
-            stack.callback(handle.remove)
-        for batch, hidden in enumerate(inputs.quantized):
-            inputs.run(block, hidden, batch)
+    # All layers of a fold have the same input.
+    watch(block, inputs, [(fold.layers[0], partial(record, i)) for i, fold in enumerate(folds)])
     return largest
 
 

@@ -7,8 +7,6 @@ recorded once, with the block in full precision on the hidden states of the quan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,10 +16,9 @@ from torch import Tensor, nn
 
 from qbench.calibration.folding import Fold
 from qbench.calibration.folding_search import excerpt, find_folds
+from qbench.calibration.watching import watch
 from qbench.contracts import BlockInputs, Scheme
 from qbench.models.blocks import as_kept, linears, read_weight
-
-Hook = Callable[..., None]
 
 
 @dataclass
@@ -110,15 +107,14 @@ def observe(
     spread = _every(inputs, math.ceil(mean_tokens / (batch_size * length)))
     # So many rows of each batch that all batches together give clip_tokens.
     per_batch = math.ceil(clip_tokens / len(spread.quantized))
-    readers = [(site.layers[0], partial(_read, site, per_batch)) for site in sites]
-    _watch(block, spread, readers)
+    watch(block, spread, [(site.layers[0], partial(_read, site, per_batch)) for site in sites])
     sequences = max(1, scale_tokens // length)
     # Fewer sequences than a batch has are cut out of the first one.
     if sequences < batch_size:
         judging = excerpt(block, inputs, sequences, length)
     else:
         judging = _every(inputs, sequences // batch_size)
-    _watch(block, judging, [(site.module, partial(_keep, site)) for site in sites])
+    watch(block, judging, [(site.module, partial(_keep, site)) for site in sites])
     return sites
 
 
@@ -155,17 +151,6 @@ def _every(inputs: BlockInputs, batches: int) -> BlockInputs:
         quantized.append(inputs.quantized[i])
         arguments.append(inputs.arguments[i])
     return replace(inputs, quantized=quantized, arguments=arguments)
-
-
-def _watch(block: nn.Module, inputs: BlockInputs, hooks: Sequence[tuple[str, Hook]]) -> None:
-    """Run the block on all batches, with a forward hook on each of the named modules."""
-    with ExitStack() as stack:
-        for name, hook in hooks:
-            module = block.get_submodule(name)
-            handle = module.register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        for batch, hidden in enumerate(inputs.quantized):
-            inputs.run(block, hidden, batch)
 
 
 def _read(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qbench.calibration.watching import watch
 from qbench.contracts import BlockInputs, LinearStats
 from qbench.errors import MethodError
 from qbench.models.blocks import linears, read_weight
@@ -28,7 +28,7 @@ def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearS
     last: LinearStats | None = None
     owner = ""
 
-    def collect(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def collect(name: str, layer: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         nonlocal last, owner
         stats = statistics.of([args[0]], name)
         if stats is not last:  # an input that no layer has been called with in this batch
@@ -40,12 +40,7 @@ def input_statistics(block: nn.Module, inputs: BlockInputs) -> dict[str, LinearS
                 sums[name] = stats
         owners[name] = owner
 
-    with ExitStack() as stack:
-        for name, layer in linears(block).items():
-            handle = layer.register_forward_pre_hook(partial(collect, name))
-            stack.callback(handle.remove)
-        for batch, hidden in enumerate(inputs.quantized):
-            inputs.run(block, hidden, batch)
+    watch(block, inputs, [(name, partial(collect, name)) for name in linears(block)])
     return {name: sums[first] for name, first in owners.items()}
 
 
