@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
-from qbench.calibration.reconstruction import Reconstruction, TrainedWeight
+from qbench.calibration.reconstruction import Reconstruction, TrainedWeight, straight_through
 from qbench.calibration.training import Groups
 from qbench.contracts import LinearStats, Scheme
 from qbench.formats import Uniform
@@ -128,8 +128,7 @@ class FlexRoundWeight(TrainedWeight):
             return self.d1
         with torch.no_grad():
             snapped = values(self._stored_scale()).float().clamp_min(TINY).log().view(-1, 1)
-            change = snapped - self.d1
-        return self.d1 + change
+        return straight_through(self.d1, snapped)
 
     def _stored_scale(self) -> Numbers:
         """s1 (out, groups) as it is stored."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.calibration.fused import over_rows
-from qbench.calibration.reconstruction import TrainedWeight
+from qbench.calibration.reconstruction import TrainedWeight, straight_through
 from qbench.calibration.training import Groups
 from qbench.formats import Binary
 from qbench.methods.flexround import divided
@@ -109,10 +109,7 @@ class UniQuanFWeight(TrainedWeight):
         return weight.view(self.out_features, -1)
 
     def snapped(self) -> tuple[Tensor, Tensor]:
-        """a (rows, b) and z_B (rows, 1) of the numbers that are stored.
-
-        Straight through: their gradients are those of the parameters.
-        """
+        """a (rows, b) and z_B (rows, 1) of the numbers that are stored, `straight_through`."""
         if self.steps is None:
             return self.a, self.zb
         with torch.no_grad():
@@ -120,7 +117,7 @@ class UniQuanFWeight(TrainedWeight):
             alpha, shift = self.steps.snapped(*self.numbers())
             a = alpha.view_as(self.a) / s
             zb = shift.view_as(s) / s - (self.h - self.z)
-        return self.a + (a - self.a).detach(), self.zb + (zb - self.zb).detach()
+        return straight_through(self.a, a), straight_through(self.zb, zb)
 
     def numbers(self) -> tuple[Tensor, Tensor]:
         """Theorem 1: alpha (out, groups, b) and shift (out, groups), as they are trained."""

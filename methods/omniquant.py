@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from qbench.calibration.folding import Fold, has_bias, moved
 from qbench.calibration.folding_search import find_folds
 from qbench.calibration.fused import over_rows
-from qbench.calibration.reconstruction import Reconstruction, TrainedWeight
+from qbench.calibration.reconstruction import Reconstruction, TrainedWeight, straight_through
 from qbench.calibration.training import Groups, reconstruct
 from qbench.contracts import BlockInputs, BlockResult, LinearStats, Scheme
 from qbench.formats import Uniform
@@ -228,8 +228,8 @@ class LearnedClip(TrainedWeight):
         if self.steps is None:
             return s
         with torch.no_grad():
-            change = values(like(self.steps, s)).float().clamp_min(TINY) - s
-        return s + change
+            snapped = values(like(self.steps, s)).float().clamp_min(TINY)
+        return straight_through(s, snapped)
 
     @torch.no_grad()
     def export(self, W: Tensor | None = None) -> Uniform:

@@ -53,6 +53,11 @@ class TrainedWeight(nn.Module):
         raise NotImplementedError
 
 
+def straight_through(numbers: Tensor, stored: Tensor) -> Tensor:
+    """The numbers as they are stored, in the same shape, with the gradient of the numbers."""
+    return numbers + (stored - numbers).detach()
+
+
 class Weights:
     """A block whose linear layers are trained weights, each on its own."""
 
