@@ -211,33 +211,35 @@ class _Probe:
         for source in self.order:
             if source not in layers:
                 continue
-            later = [group for group in left if self._runs_after(group, source)]
             output = self.calls[source].output
-            width = output.shape[-1]
             # Drawn for every source, also where nothing runs after it: the random numbers of the
             # verification, and so what is accepted, do not depend on what is matched here.
             noise = torch.randn(output.shape, generator=self.generator).to(output.device)
+            later = [group for group in left if self._runs_after(group, source)]
             if not later:
                 continue
-            before, _ = self.run(outputs={source: noise})
-            # In a fused gate and up projection only one half reaches the next layer linearly.
-            for rows in (slice(None), slice(width // 2, None), slice(0, width // 2)):
-                fitting = []
-                for group in later:
-                    if group in left and self._fits(group, rows, width):
-                        fitting.append(group)
-                if not fitting:
-                    continue
-                factors = noise.new_ones(width)
-                factors[rows] = torch.logspace(
-                    1, 3, len(factors[rows]), base=2, device=noise.device
-                )
-                after, _ = self.run(outputs={source: noise * factors})
-                for group in fitting:
-                    channels = _match(before.get(group[0]), after.get(group[0]), factors)
-                    if channels is not None:
-                        left.remove(group)
-                        yield Fold(group, source, channels)
+            for fold in self._fed_by(source, noise, later):
+                left.remove(fold.layers)
+                yield fold
+
+    def _fed_by(self, source: str, noise: Tensor, groups: list[tuple[str, ...]]) -> Iterator[Fold]:
+        """Those of the groups that the source feeds. noise: in place of its output."""
+        left = list(groups)
+        width = noise.shape[-1]
+        before, _ = self.run(outputs={source: noise})
+        # In a fused gate and up projection only one half reaches the next layer linearly.
+        for rows in (slice(None), slice(width // 2, None), slice(0, width // 2)):
+            fitting = [group for group in left if self._fits(group, rows, width)]
+            if not fitting:
+                continue
+            factors = noise.new_ones(width)
+            factors[rows] = torch.logspace(1, 3, len(factors[rows]), base=2, device=noise.device)
+            after, _ = self.run(outputs={source: noise * factors})
+            for group in fitting:
+                channels = _match(before.get(group[0]), after.get(group[0]), factors)
+                if channels is not None:
+                    left.remove(group)
+                    yield Fold(group, source, channels)
 
     def _runs_after(self, group: tuple[str, ...], source: str) -> bool:
         if source in group:
