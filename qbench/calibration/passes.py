@@ -29,46 +29,44 @@ class _Stopped(Exception):
 class _Pass:
     """What one pass over the streams has seen.
 
-    unvisited: the layers at which streams stop. sums: sums over the inputs, by layer, for layers
-    that were the first unvisited one of some stream. sharing: by such a layer, and for each of its
-    streams, the layers that were then called with the very same input. reached: the first unvisited
-    layer of the present stream, with its input.
+    unvisited: the layers at which streams stop. reached: for each stream that came to one, this
+    first layer, and those that were then called with the very same input. sums: over the inputs, by
+    such a first layer. seen: the input at which the present stream came to its first layer.
     """
 
     unvisited: set[Any]
+    reached: list[list[Any]] = field(default_factory=list)
     sums: dict[Any, Sums] = field(default_factory=dict)
-    sharing: dict[Any, list[list[Any]]] = field(default_factory=dict)
-    reached: tuple[Any, Tensor] | None = None
+    seen: Tensor | None = None
 
     def look(self, layer: Any, args: tuple[Any, ...]) -> None:
         """Take the input of a layer; _Stopped where the layer before it has to be visited first."""
         if layer not in self.unvisited:
             return
         x = args[0]
-        if self.reached is None:
-            self.reached = layer, x
+        if self.seen is None:
+            self.seen = x
+            self.reached.append([layer])
             if layer not in self.sums:
                 self.sums[layer] = Sums(x)
             self.sums[layer].add(x)
-            self.sharing.setdefault(layer, []).append([])
             return
-        first, seen = self.reached
-        if x is not seen:
+        if x is not self.seen:
             raise _Stopped
         # What was called in between still has its own weights, and nothing of it is kept.
-        self.sharing[first][-1].append(layer)
+        self.reached[-1].append(layer)
 
     def next_layers(self, order: Sequence[Any]) -> list[Any]:
         """The layers to be visited now, in this order; they share the statistics of the first."""
-        layer, *others = sorted(self.sums, key=order.index)
-        last = order.index(others[0]) if others else len(order)
+        first, *others = sorted(self.sums, key=order.index)
+        end = order.index(others[0]) if others else len(order)
         shared = []
-        for candidates in zip(*self.sharing[layer], strict=False):
-            alike = all(candidate is candidates[0] for candidate in candidates)
-            if not alike or order.index(candidates[0]) >= last:
+        # What all streams that came to the first layer called with its input, in the same order.
+        for layer, *same in zip(*(own for own in self.reached if own[0] is first), strict=False):
+            if any(other is not layer for other in same) or order.index(layer) >= end:
                 break
-            shared.append(candidates[0])
-        return [layer, *shared]
+            shared.append(layer)
+        return shared
 
 
 def in_passes(
@@ -107,7 +105,7 @@ def _passed(
     hooks = [layer.register_forward_pre_hook(passed.look) for layer in order]
     try:
         for stream in streams:
-            passed.reached = None
+            passed.seen = None
             try:
                 output = run(stream)
             except _Stopped:
