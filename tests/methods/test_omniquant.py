@@ -19,8 +19,9 @@ from qbench.calibration.training import Steps
 from qbench.checks.samples import sample_weight
 from qbench.methods.flexround import FlexRound
 from qbench.methods.grids import range_grid, round_to_grid, weight_range
+from qbench.methods.learned_scales import Transformed
 from qbench.methods.migration import largest_inputs, migration
-from qbench.methods.omniquant import OmniQuant, Transformed, augmented
+from qbench.methods.omniquant import OmniQuant, augmented
 from qbench.models.blocks import linears, quantizable
 from samples import normal, token_ids
 from walks import walked_block
