@@ -53,12 +53,12 @@ class DynamicGroups:
         for start in range(0, len(WT), group):
             stop = start + group
             here = slice(start, stop)
-            place = order[start] // group
-            best = self._round_group(WT[here], U[here, here], scale[:, place], zero[:, place])
+            index = order[start] // group
+            best = self._round_group(WT[here], U[here, here], scale[:, index], zero[:, index])
             WT[here] = best.columns
             codes[here] = best.codes
-            scale[:, place] = best.s
-            zero[:, place] = best.z
+            scale[:, index] = best.s
+            zero[:, index] = best.z
             loss += best.loss
             WT[stop:].addmm_(U[here, stop:].T, best.errors, alpha=-1)
         grid = (like(scale_kind, scale), None if zero_kind is None else like(zero_kind, zero))

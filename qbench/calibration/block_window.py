@@ -42,8 +42,8 @@ class BlockWindow(nn.Module):
 
     def parts(self, inputs: BlockInputs) -> Iterator[tuple[str, nn.Module, list[Call]]]:
         """Number and block of each, and the arguments of its calls in the window's inputs."""
-        for place, (number, block) in enumerate(self.named_children()):
-            yield number, block, [args[0][place] for args, _ in inputs.arguments]
+        for index, (number, block) in enumerate(self.named_children()):
+            yield number, block, [args[0][index] for args, _ in inputs.arguments]
 
     def by_block(self, result: BlockResult) -> dict[str, BlockResult]:
         """The result of each block, by its number.

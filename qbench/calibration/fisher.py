@@ -55,8 +55,8 @@ def moments(model: Any, tokens: Tensor, seed: int, progress: Progress) -> dict[s
         stack.enter_context(_frozen(model))
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(sums[name].watch).remove)
-        for place, sequence in enumerate(tokens.split(1)):
-            progress(place / len(tokens), f"sensitivity {place + 1}/{len(tokens)}")
+        for index, sequence in enumerate(tokens.split(1)):
+            progress(index / len(tokens), f"sensitivity {index + 1}/{len(tokens)}")
             _backward(model, sequence, generator)
     seen = {name: own.moments(tokens.numel()) for name, own in sums.items() if own.power > 0}
     return {name: seen.get(name) or _typical(layer, seen) for name, layer in layers.items()}

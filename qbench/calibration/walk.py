@@ -103,13 +103,13 @@ def walk_blocks(
     for start in range(0, len(blocks), window):
         end = min(start + window, len(blocks))
         block, name = _visited(blocks, start, end)
-        place = f"block {end}/{len(blocks)}"
+        label = f"block {end}/{len(blocks)}"
 
         # Bound as defaults: a closure would read the loop's variables when it is called.
         def report(
-            fraction: float, text: str, start: int = start, end: int = end, place: str = place
+            fraction: float, text: str, start: int = start, end: int = end, label: str = label
         ) -> None:
-            progress((start + fraction * (end - start)) / len(blocks), f"{place} {text}")
+            progress((start + fraction * (end - start)) / len(blocks), f"{label} {text}")
 
         report(0.0, "")
         arguments = [_call(stream.arguments[start:end]) for stream in streams]
