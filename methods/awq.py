@@ -94,8 +94,8 @@ class AWQ:
     ) -> BlockResult:
         """Search the scales of every fold, then the clips of its layers; fold and round.
 
-        On its own metric no site ends above plain rounding (r = 0, no clip). MethodError where an
-        output is not finite.
+        On its own metric no site ends above plain rounding (r = 0, no clip). The targets are not
+        used. MethodError where an output is not finite.
         """
         layers = linears(block)
         asked = scheme.of_layers(layers)

@@ -155,7 +155,7 @@ def sums_by_level(Gs: Tensor, codes: Tensor, signs: Tensor) -> Tensor:
 
 
 def sums_by_plane(Gs: Tensor, codes: Tensor, bits: int) -> Tensor:
-    """The same, plane by plane."""
+    """(rows, b): as `sums_by_level`, plane by plane, of Gs (rows, g) and codes (rows, g) uint8."""
     opposite = -Gs
     sums = []
     for i in range(bits):

@@ -119,7 +119,8 @@ class OmniQuant(Reconstruction):
     ) -> BlockResult:
         """Train gamma and beta, and with LET the scales of the folds, on the block's output.
 
-        LET starts from max|x|^0.5 / max|w|^0.5, or from 1 where that has the smaller loss.
+        targets: what the block gives in full precision, (batch, length, width) per batch. LET
+        starts from max|x|^0.5 / max|w|^0.5, or from 1 where that has the smaller loss.
         """
         if self.aug_loss == "on" or (self.aug_loss == "auto" and scheme.bits <= 3):
             targets = augmented(block, inputs, targets)

@@ -42,7 +42,7 @@ def input_signs(weight: Tensor) -> Tensor:
 
 
 def rotated_stats(stats: LinearStats, s: Tensor) -> LinearStats:
-    """The statistics of Q x for those of x: Q H Q^T."""
+    """The statistics of Q x for those of x: Q H Q^T. s (in,): the signs."""
     hessian = two_sided(stats.hessian.float() * s * s[:, None])
     return LinearStats(hessian, stats.count)
 

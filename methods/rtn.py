@@ -112,7 +112,10 @@ class RTN:
     def real_grid(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Like `grid`, before rounding for storage, float32; a symmetric grid has a zero, too."""
+        """W (..., g) float32: -> scale and zero point (...), float32, before they are stored.
+
+        importance: as in `grid`. A symmetric grid has a zero point, too.
+        """
         scale, zero = self._over_rows(self._search, W, importance, scheme)
         return scale, zero
 
@@ -133,7 +136,10 @@ class RTN:
     def zero_points(
         self, W: Tensor, scheme: Scheme, importance: Tensor | None, s: Tensor, z: Tensor
     ) -> Tensor:
-        """The best of the integer zero points z and their neighbours for scales s, (...) each."""
+        """The best of the integer zero points z and their neighbours for scales s, (...) each.
+
+        W (..., g) float32; importance: as in `grid`. The result is float32.
+        """
         s = s.float().clamp_min(TINY).flatten()
         search = partial(self._search_zero, s=s, z=z.flatten())
         return self._over_rows(search, W, importance, scheme)[0]

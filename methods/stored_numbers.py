@@ -82,14 +82,14 @@ class Steps:
         return alphas, nearest(shift / step, self.shift_bits, signed=True)
 
     def snapped(self, alpha: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest numbers that can be stored, in these shapes, float32."""
+        """The numbers nearest to alpha (out, groups, b) and shift (out, groups), float32."""
         alphas, shifts = self.codes(alpha, shift)
         dtype = self.span.dtype  # to which a reader rounds the products
         alphas = (alphas * self.step[..., None]).to(dtype).float()
         return alphas, (shifts * self.step).to(dtype).float()
 
     def stored(self, alpha: Tensor, shift: Tensor) -> tuple[Numbers, Numbers | None]:
-        """The nearest numbers, as they are stored."""
+        """The nearest numbers to alpha (out, groups, b) and shift (out, groups), as stored."""
         alphas, shifts = self.codes(alpha, shift)
         packed = Stepped.pack(alphas, self.span, self.widths, self.places)
         if not self.shift_bits:

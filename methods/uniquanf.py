@@ -109,7 +109,7 @@ class UniQuanF(Reconstruction):
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """As in `Reconstruction`, for the method that `faithful` makes of this one."""
+        """As in `Reconstruction`, targets too, for the method that `faithful` makes of this one."""
         method = self.decided(scheme.bits) if self.faithful else self
         return Reconstruction.quantize_block(method, block, inputs, targets, scheme)
 

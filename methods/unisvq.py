@@ -106,7 +106,10 @@ class UniSVQ(Reconstruction):
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """Codes of all linear layers from the Hessians of their inputs, then training together."""
+        """Codes of all linear layers from the Hessians of their inputs, then training together.
+
+        targets: what the block gives in full precision, (batch, length, width) per batch.
+        """
         weights = self._prepared(block, inputs, scheme)
         return reconstruct(block, Weights(block, weights), inputs, targets, self)
 
@@ -162,7 +165,11 @@ class UniSVQ(Reconstruction):
     def curvature(
         self, weight: Tensor, scheme: Scheme, stats: LinearStats | None = None
     ) -> Curvature:
-        """H~ and its factors. H is the identity where no token, or only zeros, came."""
+        """H~ and its factors, for a weight (out, in).
+
+        H is the identity where no token, or only zeros, came. MethodError where no regularization
+        makes H~ positive definite.
+        """
         n = weight.shape[1]
         d = max(size for size in range(1, self.limit(scheme.bits) + 1) if n % size == 0)
         H = torch.eye(n, device=weight.device)

@@ -3,6 +3,8 @@
 A column of error feedback is ten small operations, and a grid is tried in six passes over the
 weights: torch reads and writes its numbers for each, and these functions keep them in registers.
 Where the library is missing `here` says no, and what calls them computes the same in torch.
+Shapes are those of the functions that are named. RuntimeError where one is another, or where what
+is changed in place is not contiguous: C would read and write beyond it.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def feed_back_block(U: Tensor, tables: Tensor, group_of: Tensor, W: Tensor, erro
 
 
 def grid_error(W: Tensor, s: Tensor, z: Tensor, bits: int, importance: Tensor | None) -> Tensor:
-    """`grids.grid_error` with norm 2."""
+    """(rows,) float32: `grids.grid_error` with norm 2."""
     error = W.new_empty(len(W))
     _call("grid_error", *W.shape, *_searched(W, importance, s, z), 2**bits - 1, error)
     return error
@@ -131,7 +133,7 @@ def cells(
 
 
 def ranked(W: Tensor, middle: Tensor, order: Tensor) -> Tensor:
-    """`levels.ranked`; order (rows, L) int64."""
+    """(rows, n) int64: `levels.ranked`; y is W (rows, n) float32, order (rows, L) int64."""
     index = torch.empty(W.shape, dtype=torch.int64)
     rows, levels = order.shape
     read = [_of_shape(W, rows, W.shape[1]), _of_shape(middle, rows, levels - 1), order.contiguous()]

@@ -83,7 +83,7 @@ def moved(
 ) -> dict[str, Tensor]:
     """`folded`, and also the weights of the layers with their columns multiplied by `scale`.
 
-    Together they leave the block's output as it is. Arguments: see `folded`.
+    Together they leave the block's output as it is. scale (in,) and values: see `folded`.
     """
     own = _lookup(block, values)
     parameters = folded(block, fold, scale, values)

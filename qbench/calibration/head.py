@@ -31,7 +31,7 @@ class Returned:
         return cls()
 
     def around(self, hidden: Tensor) -> Any:
-        """An output of this form with these hidden states; its other entries are None."""
+        """An output of this form with hidden states (batch, length, width), and else None."""
         if self.kind is None:
             return hidden
         return self.kind([hidden, *[None] * (self.length - 1)])

@@ -172,7 +172,11 @@ class Reconstruction:
     def quantize_block(
         self, block: nn.Module, inputs: BlockInputs, targets: list[Tensor], scheme: Scheme
     ) -> BlockResult:
-        """Initialize every linear layer, and train them together on the block's output."""
+        """Initialize every linear layer, and train them together on the block's output.
+
+        targets: what the block gives in full precision, (batch, length, width) per batch.
+        MethodError where its loss is not finite at the start.
+        """
         weights = self._prepared(block, inputs, scheme)
         result = reconstruct(block, Weights(block, weights, inputs.dtype), inputs, targets, self)
         errors = {}

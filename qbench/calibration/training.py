@@ -45,6 +45,8 @@ def reconstruct(
 ) -> BlockResult:
     """Train `state`, and return the best of its exported states; the initialization is one of them.
 
+    targets: what the block gives in full precision, (batch, length, width) per batch.
+
     After each epoch the state is judged: by the loss of the *exported* block on the held-out
     batches of the quantized stream. So the result is never worse there than the start. The block
     stays as it is. Training stops where the loss is no longer finite. MethodError where the
@@ -158,7 +160,10 @@ class Steps:
         return [batches[i] for i in order.tolist()]
 
     def mixed(self, inputs: BlockInputs, batch: int) -> Tensor:
-        """Hidden states whose elements come from the quantized prefix with probability `mixing`."""
+        """Hidden states whose elements come from the quantized prefix with probability `mixing`.
+
+        (batch, length, width), of the batch with this index.
+        """
         quantized = inputs.quantized[batch]
         full = inputs.full[batch]
         # At both ends nothing need be drawn.
@@ -178,7 +183,10 @@ class Steps:
         target: Tensor,
         batch: int,
     ) -> float:
-        """Take one step, and return its loss. Parameters do not change where it is not finite."""
+        """Take one step, and return its loss. Parameters do not change where it is not finite.
+
+        target (batch, length, width): of the batch with this index.
+        """
         hidden = self.mixed(inputs, batch)
         output = inputs.run(block, hidden, batch, {**fixed, **self.state.substitutes()})
         loss = self.objective(output, target, self.taken)

@@ -162,7 +162,10 @@ class Binary:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Binary:
-        """The inverse of `to_tensors` and `spec`."""
+        """The inverse of `to_tensors` and `spec`.
+
+        StoreError where parts do not fit, KeyError where one is missing.
+        """
         rest = dict(spec)
         groups = group_count(spec["in_features"], spec["group_size"])
         alpha = from_parts("alpha", tensors, rest, groups, SPAN)

@@ -53,12 +53,12 @@ class Dense:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Dense:
-        """The inverse of `to_tensors`."""
+        """The inverse of `to_tensors`. StoreError where the weight does not fit."""
         return cls(tensors["weight"], **spec)
 
 
 def narrowed(tensor: Tensor) -> Tensor:
-    """In bfloat16, else in float16, where that is exact; else as it is."""
+    """A tensor of any shape in bfloat16, else in float16, where that is exact; else as it is."""
     if tensor.dtype == torch.float32:
         for dtype in (torch.bfloat16, torch.float16):
             if torch.equal(tensor.to(dtype).float(), tensor):

@@ -125,7 +125,10 @@ class Lattice:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Lattice:
-        """The inverse of `to_tensors` and `spec`."""
+        """The inverse of `to_tensors` and `spec`.
+
+        StoreError where parts do not fit, KeyError where one is missing.
+        """
         settings = dict(spec)
         settings["blocks"] = tuple(spec["blocks"])  # JSON made a list of it
         return cls(
@@ -157,7 +160,8 @@ def decode(
 ) -> Tensor:
     """The weight (float32, (out, in)), differentiable in all parameters.
 
-    features (float32, (out, in/d, k)): see `features_of`. The rest is as in `Lattice`, in float32.
+    features (float32, (out, in/d, k)): see `features_of`. map (d, k), offset (d,), su (in,), sv
+    (out,) and blocks are as in `Lattice`, in float32.
     """
     W = features @ map.T  # (out, in/d, d)
     if offset is not None:

@@ -97,7 +97,10 @@ class RotatedBinary:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> RotatedBinary:
-        """The inverse of `to_tensors` and `spec`."""
+        """The inverse of `to_tensors` and `spec`.
+
+        StoreError where parts do not fit, KeyError where one is missing.
+        """
         rest = dict(spec)
         block = rest.pop("block")
         return cls(Binary.from_tensors(tensors, rest), tensors["signs"], block)

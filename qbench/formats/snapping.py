@@ -180,7 +180,11 @@ def _smaller(
 def snapped(
     parts: list[Part], places: int, importance: Tensor | None, middle: float = 0.0
 ) -> list[Stepped]:
-    """Parts that share a span, with the step of least squared error for each row."""
+    """Parts that share a span, with the step of least squared error for each row.
+
+    places: a span is 2^places steps. importance (out, groups) or (groups,): see `stored_coding`.
+    middle: as in `Stepped`; the numbers of the parts are without it.
+    """
     widest = torch.stack([_reach(part) for part in parts]).amax(0)  # (out,): it cuts nothing off
     first = parts[0]
     largest = first.numbers if isinstance(first.bits, int) else first.numbers[..., 0]

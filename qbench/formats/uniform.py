@@ -147,7 +147,10 @@ class Uniform:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Uniform:
-        """The inverse of `to_tensors` and `spec`."""
+        """The inverse of `to_tensors` and `spec`.
+
+        StoreError where parts do not fit, KeyError where one is missing.
+        """
         rest = dict(spec)
         groups = group_count(spec["in_features"], spec["group_size"])
         packed_length(spec["in_features"], spec["bits"])  # raises where 2^bits is no float
