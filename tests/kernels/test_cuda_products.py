@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cuda_planes import dense
 from qbench.errors import ConfigError
 from qbench.kernels import sharing
 from qbench.kernels.contract import Request
@@ -182,7 +183,7 @@ class Plain:
 
     def launch(self, x, planes, bias, y, config):
         assert x.is_contiguous() and y.is_contiguous() and x.ndim == y.ndim == 2
-        exact = x.double() @ planes.weights().T
+        exact = x.double() @ dense(planes).T
         if bias is not None:
             assert bias.dtype == torch.float32 and bias.is_contiguous()
             exact += bias
@@ -211,8 +212,8 @@ def plain(monkeypatch):
     }
     monkeypatch.setattr(products, "MODULES", modules)
     monkeypatch.setattr(products, "gpu_of", lambda device: H200)
-    dense = SimpleNamespace(weight=lambda planes, dtype: planes.weights().to(dtype))
-    monkeypatch.setattr(products, "dequantize", dense)
+    dequantize = SimpleNamespace(weight=lambda planes, dtype: dense(planes).to(dtype))
+    monkeypatch.setattr(products, "dequantize", dequantize)
     return modules
 
 

@@ -116,25 +116,6 @@ class CudaPlanes:
             "BF16": int(dtype == torch.bfloat16),
         }
 
-    def weights(self) -> Tensor:
-        """The weight (out, in) in float64, from the definition: for tests."""
-        out, columns = self.shape
-        codes = _bits(self.words)  # (P, 16 tiles, 256 chunks)
-        # (16 tiles, groups, A)
-        params = self.params.double().permute(0, 4, 2, 1, 3).flatten(0, 2)
-        size = self.group_size or codes.shape[2]
-        group = torch.arange(columns, device=codes.device) // size
-        each = params[:, group]  # (16 tiles, in, A)
-        codes = codes[:, :, :columns].double()
-        if self.uniform:
-            places = 2.0 ** torch.arange(self.bits, device=codes.device)
-            code = (codes * places[:, None, None]).sum(0)
-            return (each[..., 0] * (code - each[..., 1]))[:out]
-        weight = (each[..., : self.bits].permute(2, 0, 1) * (2 * codes - 1)).sum(0)
-        if self.shift:
-            weight = weight + each[..., self.bits]
-        return weight[:out]
-
 
 def derive(weight: WeightFormat) -> CudaPlanes:
     """The layout of a weight, on its device. ConfigError where it is not served."""
@@ -217,16 +198,6 @@ def _words(bitmaps: Tensor) -> Tensor:
     pairs = square.view(torch.int32).unflatten(-1, (2, 2))  # t = 2 u + v: (.., u, half, h, v)
     words = pairs.permute(0, 1, 2, 3, 4, 7, 5, 6)  # (tiles, chunks, P, g, u, v, half, h)
     return words.reshape(*words.shape[:3], 32, 4).contiguous()
-
-
-def _bits(words: Tensor) -> Tensor:
-    """The inverse of `_words`, bit by bit: (P, 16 tiles, 256 chunks) uint8 in {0, 1}."""
-    at = torch.arange(32, device=words.device)
-    bits = ((words[..., None] >> at) & 1).to(torch.uint8)
-    # (tiles, chunks, P, g, t, half, h, j, s)
-    split = bits.unflatten(-1, (4, 8)).unflatten(4, (2, 2)).unflatten(3, (8, 4))
-    # (P, tiles, h, g, chunks, half, s, t, j)
-    return split.permute(2, 0, 6, 3, 1, 5, 8, 4, 7).flatten(4).flatten(1, 3)
 
 
 def _transposed(squares: Tensor) -> Tensor:

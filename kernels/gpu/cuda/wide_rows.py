@@ -98,12 +98,6 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         yield Config(128, 2, 1, 1)
 
 
-def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
-    """What the source is compiled with."""
-    rings = zip(STAGES, stages(planes, config), strict=True)
-    return _of_planes(planes, dtype) | dict(rings) | _of(config)
-
-
 def _of_planes(planes: CudaPlanes, dtype: torch.dtype) -> dict[str, int]:
     """The macros that the weight and x decide; weights become float16 whatever x is."""
     return planes.macros(torch.float16) | {"X_BF16": int(dtype == torch.bfloat16)}
