@@ -19,6 +19,7 @@ from qbench.kernels.gpu.cuda.layout import CudaPlanes
 
 NAME = "bit_serial"
 MAX_ROWS = 4
+ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits; newer ones emulate it
 X_PLANES = 16
 SHARED_BYTES = 99 << 10  # of a thread block, on the smallest of the GPUs that are served
 
@@ -53,7 +54,7 @@ def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
     """Why a product is not computed here on this architecture (80, 90, ..), or None."""
     if rows > MAX_ROWS:
         return f"{rows} rows of x; up to {MAX_ROWS} are served"
-    if not 80 <= architecture < 100:
+    if architecture not in ARCHITECTURES:
         return f"sm_{architecture} has no products of bits in its matrix units; sm_80 to sm_90 have"
     return None
 

@@ -33,7 +33,6 @@ SAME_PROCESSOR = {(90, 132): "NVIDIA H200"}
 MODULES: dict[str, ModuleType] = {
     module.NAME: module for module in (bit_serial, byte_rows, half_rows, wide_rows)
 }
-BIT_ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits
 # (rows of x at most, kernels by preference); the first that serves is taken
 ORDER: tuple[tuple[int, tuple[str, ...]], ...] = (
     (2, ("bit_serial", "byte_rows")),
@@ -121,8 +120,6 @@ def refusal(name: str, rows: int, planes: CudaPlanes, gpu: Gpu) -> str | None:
     """Why a kernel does not compute this product, or None."""
     if name == DEQUANTIZE:
         return None
-    if name == bit_serial.NAME and gpu.architecture not in BIT_ARCHITECTURES:
-        return f"sm_{gpu.architecture} only emulates products of bits"
     return MODULES[name].serves(planes, rows, gpu.architecture)
 
 

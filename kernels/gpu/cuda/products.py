@@ -28,14 +28,7 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
 from qbench.kernels.gpu.cuda import bit_serial, dequantize, fast_bits, toolchain
-from qbench.kernels.gpu.cuda.choice import (
-    BIT_ARCHITECTURES,
-    DEQUANTIZE,
-    MODULES,
-    Choice,
-    choose,
-    gpu_of,
-)
+from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, choose, gpu_of
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, joined, not_served
 from qbench.kernels.layouts import Layouts
 from qbench.kernels.sharing import shared
@@ -227,7 +220,7 @@ def fast_unavailable() -> str | None:
         return reason
     for device in range(torch.cuda.device_count()):
         architecture = gpu_of(device).architecture
-        if architecture not in BIT_ARCHITECTURES:
+        if architecture not in bit_serial.ARCHITECTURES:
             return f"a GPU here, sm_{architecture}, only emulates products of bits"
     return None
 
