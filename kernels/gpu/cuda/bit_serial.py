@@ -1,5 +1,7 @@
 """Products with one to four rows of x: planes of bits times planes of bits (bit_serial.cu).
 
+From three rows on, `byte_rows` is preferred; tuning and the fast mode use this one up to four.
+
 x is first turned into planes of bits and a scale for each block of 128 inputs (bit_planes.cu),
 which layers that read the same x share. The error of 16 planes is 2^-16 of a block's largest
 number; that of 8 planes, a fast mode that has to be asked for, 2^-8.

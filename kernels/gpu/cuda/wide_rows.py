@@ -36,9 +36,10 @@ SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 class Config:
     """How the work is divided (see wide_rows.cu).
 
-    rows: of x that one block takes: 32, 64, 128, 192 or 256. out_groups: warpgroups that divide its
-    outputs, 64 each. share: blocks that read each tile of x together. splits: blocks that divide
-    the inputs. blocks: of one multiprocessor. k_groups: warpgroups that divide a block's inputs.
+    rows: of x that one block takes: 32, 64, 128 or 256; 192 compiles, too, and is in no list of
+    `configurations`. out_groups: warpgroups that divide its outputs, 64 each. share: blocks that
+    read each tile of x together. splits: blocks that divide the inputs. blocks: of one
+    multiprocessor. k_groups: warpgroups that divide a block's inputs.
     """
 
     rows: int = 256
@@ -247,8 +248,10 @@ def _compiled(
 
 
 def _estimate(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -> float:
-    """Cycles of all waves of blocks. The matrix units and the other ones hardly overlap: both use
-    the registers' ports. A sole warp of a scheduler waits for its own results.
+    """Cycles of all waves of blocks.
+
+    The matrix units and the other ones hardly overlap: both use the registers' ports. A sole warp
+    of a scheduler waits for its own results.
     """
     blocks = -(-planes.shape[0] // (config.outputs * config.share)) * config.share
     blocks *= -(-rows // config.rows) * config.splits
