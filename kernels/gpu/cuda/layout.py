@@ -80,6 +80,13 @@ class CudaPlanes:
         return self.params.shape[1]
 
     @cached_property
+    def groups_of_chunk(self) -> int:
+        """Groups whose parameters a chunk of 256 inputs has."""
+        if self.group_size in SMALL_GROUPS:
+            return CHUNK // self.group_size
+        return 2 if self.group_size % CHUNK else 1
+
+    @cached_property
     def meta32(self) -> bool:
         """Whether the parameters are float32."""
         return self.params.dtype == torch.float32

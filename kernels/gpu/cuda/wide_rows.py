@@ -144,14 +144,8 @@ def has_room(planes: CudaPlanes, config: Config) -> bool:
 
 def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
     """Words and parameters of 256 inputs and a block's outputs."""
-    size = planes.group_size
-    if size % 256 == 0:
-        slots = 1
-    elif size < 128:
-        slots = 256 // size
-    else:
-        slots = 2
-    return 4 * config.out_groups * (planes.bits * 512 + slots * planes.group_bytes)
+    tile = planes.bits * 512 + planes.groups_of_chunk * planes.group_bytes
+    return 4 * config.out_groups * tile
 
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:
