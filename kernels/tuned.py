@@ -13,12 +13,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from qbench.errors import ConfigError
 from qbench.files.atomic import write_text
+
+if TYPE_CHECKING:
+    from qbench.kernels.gpu.cuda.layout import CudaPlanes
+    from qbench.kernels.gpu.triton_layout import Planes
 
 BUCKETS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -38,9 +42,39 @@ def key(
     return f"m{bucket} n{n} k{k} {kind} b{bits} g{group_size} {name}"
 
 
-def tuned_file(folder: Path, gpu: str) -> Path:
-    """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
-    return folder / f"{gpu.replace(' ', '_')}.json"
+def key_of(m: int, planes: CudaPlanes | Planes, dtype: torch.dtype) -> str:
+    """The name of the product of this weight, as a kernel reads it, with m rows of x."""
+    kind = "uniform" if planes.uniform else "binary"
+    return key(m, planes.shape, kind, planes.bits, planes.group_size, dtype)
+
+
+class TunedFiles(Generic[T]):
+    """The files of one kind of kernel, each read once.
+
+    folder: where they lie. parse: makes a launch of its fields.
+    """
+
+    def __init__(self, folder: Path, parse: Callable[[dict[str, Any]], T]) -> None:
+        self.folder = folder
+        self.parse = parse
+        self._known: dict[str, dict[str, T]] = {}
+
+    def path(self, gpu: str) -> Path:
+        """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
+        return self.folder / f"{gpu.replace(' ', '_')}.json"
+
+    def of(self, gpu: str) -> dict[str, T]:
+        """The launches of a GPU model by `key`; none where it has no file.
+
+        ConfigError where the file is damaged.
+        """
+        if gpu not in self._known:
+            self._known[gpu] = read(self.path(gpu), self.parse)
+        return self._known[gpu]
+
+    def forget(self) -> None:
+        """Read the files anew where they are next asked for."""
+        self._known.clear()
 
 
 def read(path: Path, parse: Callable[[dict[str, Any]], T]) -> dict[str, T]:
