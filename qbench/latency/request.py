@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -13,7 +13,7 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.kernels import contract as kernel_contract
 from qbench.kernels.registry import get_kernel
 from qbench.latency import timing
-from qbench.latency.timing import Row, Shape
+from qbench.latency.timing import Candidate, Row, Shape
 
 # (out, in) of each kind of linear layer in a block: attention's q and o, k and v; the MLP's up and
 # gate, down.
@@ -158,31 +158,41 @@ def _room(place: str) -> int:
 
 
 def _on_cpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:
-    from qbench.latency.candidates import dense_candidates, kernel_candidates
     from qbench.latency.cpu import probes
     from qbench.latency.peers import peers
 
-    others, missing = peers(shape)
-    kernels, refused = kernel_candidates(
-        shape, request.bits, request.group_of(shape), request.formats, "cpu", request.kernels
-    )
-    candidates = [*probes(), *dense_candidates(shape), *kernels, *others]
-    return timing.time_interleaved(shape, candidates, rounds), refused | missing
+    candidates, missing = _candidates(shape, request, "cpu", peers(shape), probes)
+    return timing.time_interleaved(shape, candidates, rounds), missing
 
 
 def _on_gpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:
     import torch
 
-    from qbench.latency.candidates import dense_candidates, kernel_candidates
     from qbench.latency.gpu import graph_clock, probes, require_gpu
     from qbench.latency.gpu_peers import peers
 
     require_gpu()
-    others, missing = peers(shape, request.without)
-    kernels, refused = kernel_candidates(
-        shape, request.bits, request.group_of(shape), request.formats, "cuda", request.kernels
-    )
-    candidates = [*probes(), *dense_candidates(shape, "cuda"), *kernels, *others]
+    others = peers(shape, request.without)
+    candidates, missing = _candidates(shape, request, "cuda", others, probes)
     name = torch.cuda.get_device_name()
-    rows = timing.time_interleaved(shape, candidates, rounds, 1, graph_clock, name)
-    return rows, refused | missing
+    return timing.time_interleaved(shape, candidates, rounds, 1, graph_clock, name), missing
+
+
+def _candidates(
+    shape: Shape,
+    request: Request,
+    device: str,
+    peers: tuple[list[Candidate], dict[str, str]],
+    probes: Callable[[], list[Candidate]],
+) -> tuple[list[Candidate], dict[str, str]]:
+    """All that is timed on a device, and why a kernel or a program is not.
+
+    peers: what other programs have for this shape, and why some have nothing.
+    """
+    from qbench.latency.candidates import dense_candidates, kernel_candidates
+
+    others, missing = peers
+    kernels, refused = kernel_candidates(
+        shape, request.bits, request.group_of(shape), request.formats, device, request.kernels
+    )
+    return [*probes(), *dense_candidates(shape, device), *kernels, *others], refused | missing
