@@ -37,7 +37,7 @@ from qbench.contracts import WeightFormat
 from qbench.environment import faster_in_bfloat16
 from qbench.formats import Binary, Uniform
 from qbench.formats.packing import unpack
-from qbench.kernels.contract import Description, Kernel, Prepared, Request
+from qbench.kernels.contract import Description, Kernel, Prepared, Request, not_whole_words
 from qbench.kernels.cpu.library import (
     ISAS,
     NO_TYPE,
@@ -280,11 +280,7 @@ def _prepared(derived: Derived, mode: int) -> Prepared:
 
 
 def _refuses(request: Request) -> str | None:
-    group = request.group_size or 0
-    columns = request.shape[1]
-    if group % 32 or columns % 32:
-        return f"groups of {group} in {columns} inputs are not multiples of 32"
-    return None
+    return not_whole_words(request.shape[1], request.group_size)
 
 
 def _describe(note: str) -> str:

@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
-from qbench.formats.packing import unpack
+from qbench.formats.packing import as_words, exact_half, unpack
 
 TILE = 16  # outputs
 CHUNK = 256  # inputs
@@ -220,9 +220,7 @@ def _bitmaps(weight: Uniform) -> Tensor:
     bits = weight.bits
     stream = pad(weight.codes, (0, -weight.codes.shape[1] % bits))
     octets = stream.unflatten(1, (-1, bits))  # (out, in/8, bits): 8 codes in each
-    word = octets[..., 0].long()
-    for j in range(1, bits):
-        word |= octets[..., j].long() << (8 * j)
+    word = as_words(octets, 8)
     planes = []
     for p in range(bits):
         bitmap = (word >> p) & 1
@@ -239,8 +237,7 @@ def _zero_point(weight: Uniform) -> Tensor:
         return torch.full_like(weight.scale, 2.0 ** (weight.bits - 1), dtype=torch.float16)
     if zero.dtype == torch.uint8:
         return unpack(zero, weight.bits, weight.scale.shape[1]).half()
-    half = zero.half()
-    return half if torch.equal(half.float(), zero.float()) else zero.float()
+    return exact_half(zero)
 
 
 def _params(parts: list[Tensor], columns: int, group_size: int) -> Tensor:
