@@ -45,6 +45,9 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
     """`torch.ops.qbench.linear`, without the cost of an operator where it need not be one.
 
     To call an operator takes as long as to launch a kernel on a GPU.
+
+    x (..., in), bias (out,) or None -> (..., out) in the dtype of x. parts: the weight's tensors,
+    in the order of its `to_tensors`. weight: what `describe` says of it. ConfigError as `linear`.
     """
     _require_tensor("x", x)
     if bias is not None:

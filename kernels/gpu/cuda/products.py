@@ -136,7 +136,11 @@ def pack(weight: WeightFormat) -> Packed:
 
 
 def packed_of(parts: list[Tensor], description: Description) -> Packed:
-    """The weight that has these parts as the kernels read it, kept for all products with it."""
+    """The weight that has these parts as the kernels read it, kept for all products with it.
+
+    parts: on a GPU, in the description's order. ConfigError as of `pack`, StoreError where they do
+    not fit the description.
+    """
     return _layouts.of(parts, description)
 
 

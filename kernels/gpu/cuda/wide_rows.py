@@ -185,14 +185,21 @@ def prepare(x: Tensor, planes: CudaPlanes, config: Config) -> Prepared:
 
 
 def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config) -> None:
-    """y (rows, out) = x (rows, in) W^T + bias, on the current stream."""
+    """y (rows, out) = x (rows, in) W^T + bias, on the current stream.
+
+    x float16 or bfloat16, y of the same dtype, both contiguous. The rest is as in `multiply`.
+    """
     multiply(prepare(x, planes, config), planes, bias, y, config)
 
 
 def multiply(
     prepared: Prepared, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
 ) -> None:
-    """The product with an x that was prepared for a configuration with as many rows."""
+    """The product with an x that was prepared for a configuration with as many rows.
+
+    bias float32 (out,) contiguous, or None. y (rows, out), contiguous, is written, on the current
+    stream. ConfigError where shared memory has no room for this configuration.
+    """
     rows, outputs = y.shape
     blocks = -(-outputs // (config.outputs * config.share)) * config.share * config.splits
     function = _function("multiply_wide", planes, y.dtype, config, y.get_device())
