@@ -237,16 +237,16 @@ def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     ModelError where the number of words tells no version from the other, and both differ.
     """
     stream, broken = _lengths(count, bits)
-    each = 32 // bits
-    if 32 % bits and stream == broken and count > each:
+    per_word = 32 // bits
+    if 32 % bits and stream == broken and count > per_word:
         raise ModelError(
             f"{_LAYER} packs {count} codes of {bits} bits into {stream} words, which versions of "
             "compressed-tensors do in two ways; save it again with a newer one, in more columns"
         )
     if words.shape[1] == stream:
         return unpack(to_stream(words)[:, : packed_length(count, bits)], bits, count)
-    own = to_stream(words.reshape(-1, 1))[:, : packed_length(each, bits)]  # a word a row
-    return unpack(own, bits, each).reshape(words.shape[0], -1)[:, :count]
+    own = to_stream(words.reshape(-1, 1))[:, : packed_length(per_word, bits)]  # a word a row
+    return unpack(own, bits, per_word).reshape(words.shape[0], -1)[:, :count]
 
 
 def _misfit(part: str, tensor: Tensor, wanted: str) -> ModelError:
