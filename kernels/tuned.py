@@ -13,16 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from qbench.errors import ConfigError
 from qbench.files.atomic import write_text
-
-if TYPE_CHECKING:
-    from qbench.kernels.gpu.cuda.layout import CudaPlanes
-    from qbench.kernels.gpu.triton_layout import Planes
 
 BUCKETS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -42,8 +38,12 @@ def key(
     return f"m{bucket} n{n} k{k} {kind} b{bits} g{group_size} {name}"
 
 
-def key_of(m: int, planes: CudaPlanes | Planes, dtype: torch.dtype) -> str:
-    """The name of the product of this weight, as a kernel reads it, with m rows of x."""
+def key_of(m: int, planes: Any, dtype: torch.dtype) -> str:
+    """The name of the product of a weight with m rows of x in this dtype.
+
+    planes: the weight as a kernel reads it, with its shape, bits, group_size, and whether it is
+    uniform.
+    """
     kind = "uniform" if planes.uniform else "binary"
     return key(m, planes.shape, kind, planes.bits, planes.group_size, dtype)
 
