@@ -16,6 +16,8 @@ from torch import Tensor
 
 from qbench.contracts import WeightFormat
 
+WORD = 32  # inputs whose bits of a plane many kernels read together
+
 
 class Description(TypedDict):
     """What describes a weight beside its tensors.
@@ -135,3 +137,14 @@ class Kernel:
             return self.available() or self.refuses(request)
         except Exception as error:  # of a foreign kernel, which must not stop the others
             return f"it raised {type(error).__name__}: {error}"
+
+
+def not_whole_words(columns: int, group_size: int | None) -> str | None:
+    """Why a kernel that reads whole words does not serve so many inputs, or None where it does.
+
+    group_size: inputs that share a scale; None: all.
+    """
+    group = group_size or columns
+    if columns % WORD or group % WORD:
+        return f"groups of {group} in {columns} inputs are not multiples of {WORD}"
+    return None

@@ -35,7 +35,11 @@ def parse(text: str) -> Description:
 
 
 def weight_from(parts: Sequence[Tensor], description: Description) -> WeightFormat:
-    """The weight that these parts are, without a copy. StoreError where they do not fit."""
+    """The weight that these parts are, without a copy.
+
+    parts: in the order of the description's `parts`. StoreError where their shapes or dtypes do not
+    fit its `spec`.
+    """
     tensors = dict(zip(description["parts"], parts, strict=True))
     return from_tensors(description["format"], tensors, description["spec"])
 

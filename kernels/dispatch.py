@@ -20,9 +20,9 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.kernels.contract import Description, Request
 from qbench.kernels.description import describe, description_of, parse, request_of, weight_from
-from qbench.kernels.registry import choose, explain, named, record, served, using
+from qbench.kernels.registry import choose, named, record, served, using
 
-__all__ = ["describe", "explain", "linear", "multiply", "request", "served", "using"]
+__all__ = ["describe", "linear", "multiply", "request", "served", "using"]
 
 _texts: WeakKeyDictionary[WeightFormat, str] = WeakKeyDictionary()  # what `describe` gives
 _LIBRARY = torch.library.Library("qbench", "DEF")
@@ -45,6 +45,9 @@ def multiply(x: Tensor, parts: list[Tensor], bias: Tensor | None, weight: str) -
     """`torch.ops.qbench.linear`, without the cost of an operator where it need not be one.
 
     To call an operator takes as long as to launch a kernel on a GPU.
+
+    x (..., in), bias (out,) or None -> (..., out) in the dtype of x. parts: the weight's tensors,
+    in the order of its `to_tensors`. weight: what `describe` says of it. ConfigError as `linear`.
     """
     _require_tensor("x", x)
     if bias is not None:
@@ -98,7 +101,7 @@ def _watched(x: Tensor, parts: list[Tensor], bias: Tensor | None) -> bool:
 
 
 def request(x: Tensor, weight: WeightFormat) -> Request:
-    """The request for this product of x (..., in), such as `explain` takes."""
+    """The request for this product of x (..., in), as `choose` of the registry takes it."""
     return request_of(x, list(weight.to_tensors().values()), description_of(weight))
 
 

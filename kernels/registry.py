@@ -155,22 +155,6 @@ def choose(request: Request, name: str | None = None) -> Kernel:
     return kernel
 
 
-def explain(request: Request) -> dict[str, str]:
-    """Kernels in the order of priority, each with the reason why it is not the automatic choice.
-
-    The choice is the last one, with an empty reason.
-    """
-    reasons: dict[str, str] = {}
-    for kernel in all_kernels().values():
-        reason = kernel.refusal(request)
-        if reason is None and not kernel.automatic:
-            reason = "it is only taken by name"
-        reasons[kernel.name] = reason or ""
-        if reason is None:
-            break
-    return reasons
-
-
 @contextmanager
 def using(name: str | None) -> Iterator[None]:
     """A context in which the kernel of this name computes all products, or raises ConfigError.

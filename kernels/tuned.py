@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -38,9 +38,43 @@ def key(
     return f"m{bucket} n{n} k{k} {kind} b{bits} g{group_size} {name}"
 
 
-def tuned_file(folder: Path, gpu: str) -> Path:
-    """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
-    return folder / f"{gpu.replace(' ', '_')}.json"
+def key_of(m: int, planes: Any, dtype: torch.dtype) -> str:
+    """The name of the product of a weight with m rows of x in this dtype.
+
+    planes: the weight as a kernel reads it, with its shape, bits, group_size, and whether it is
+    uniform.
+    """
+    kind = "uniform" if planes.uniform else "binary"
+    return key(m, planes.shape, kind, planes.bits, planes.group_size, dtype)
+
+
+class TunedFiles(Generic[T]):
+    """The files of one kind of kernel, each read once.
+
+    folder: where they lie. parse: makes a launch of its fields.
+    """
+
+    def __init__(self, folder: Path, parse: Callable[[dict[str, Any]], T]) -> None:
+        self.folder = folder
+        self.parse = parse
+        self._known: dict[str, dict[str, T]] = {}
+
+    def path(self, gpu: str) -> Path:
+        """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
+        return self.folder / f"{gpu.replace(' ', '_')}.json"
+
+    def of(self, gpu: str) -> dict[str, T]:
+        """The launches of a GPU model by `key`; none where it has no file.
+
+        ConfigError where the file is damaged.
+        """
+        if gpu not in self._known:
+            self._known[gpu] = read(self.path(gpu), self.parse)
+        return self._known[gpu]
+
+    def forget(self) -> None:
+        """Read the files anew where they are next asked for."""
+        self._known.clear()
 
 
 def read(path: Path, parse: Callable[[dict[str, Any]], T]) -> dict[str, T]:

@@ -81,11 +81,11 @@ def run(write: Callable[[Any], None], quick: bool, seconds: float) -> bool:
         ranked = measure(planes, rows, torch.bfloat16)
         best, chosen = ranked[0]
         for dtype in DTYPES:
-            configs[choice.key(rows, planes, dtype)] = chosen.fields()
+            configs[tuned.key_of(rows, planes, dtype)] = chosen.fields()
         times = [{"seconds": each_time} | found.fields() for each_time, found in ranked]
         timed.append({"rows": rows, "bits": bits, "shape": shape, "candidates": times})
         print(f"{shape}, {rows} rows, {bits} bits: {best * 1e6:.1f} us, {chosen}", flush=True)
-        tuned.write(choice.tuned_file(facts["gpu"]), facts, configs)
+        tuned.write(choice.TUNED.path(facts["gpu"]), facts, configs)
         write({"table": facts | {"configs": configs}, "timed": timed})
     failed = [reason for reason in reasons.values() if "in time" not in reason]
     for reason in failed:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
-from qbench.kernels.contract import Description, Kernel, Prepared, Request
+from qbench.kernels.contract import Description, Kernel, Prepared, Request, not_whole_words
 from qbench.kernels.gpu.triton_configs import Config, choose
 from qbench.kernels.gpu.triton_layout import LatticePlanes, Planes, derive
 from qbench.kernels.layouts import Layouts
@@ -201,10 +201,9 @@ def _prepare(weight: WeightFormat) -> Prepared:
 
 
 def _refuses(request: Request) -> str | None:
-    columns = request.shape[1]
-    group = request.group_size or columns
-    if columns % 32 or group % 32:
-        return f"groups of {group} in {columns} inputs are not multiples of 32"
+    refused = not_whole_words(request.shape[1], request.group_size)
+    if refused is not None:
+        return refused
     if request.dtype == torch.float32 and request.rows > 64:
         return f"{request.rows} rows of float32 x; up to 64 are served"
     return None

@@ -14,11 +14,10 @@ from typing import Literal
 
 import torch
 
-from qbench.kernels import tuned
 from qbench.kernels.gpu.triton_layout import Planes
+from qbench.kernels.tuned import TunedFiles, key_of
 
 Kind = Literal["skinny", "large", "dense"]
-TUNED = Path(__file__).resolve().parent / "tuned"
 PROCESSORS = 132  # where no GPU says otherwise
 
 
@@ -40,6 +39,7 @@ class Config:
     stages: int = 3
 
 
+TUNED = TunedFiles(Path(__file__).resolve().parent / "tuned", lambda fields: Config(**fields))
 # (rows of x at most, launch): the first that fits; `split` is filled in by shape
 DEFAULTS: tuple[tuple[int, Config], ...] = (
     (8, Config("skinny", block_m=8, block_k=128)),
@@ -58,7 +58,7 @@ def choose(m: int, planes: Planes, dtype: torch.dtype) -> Config:
     n, k = planes.shape
     if device.type != "cuda":
         return default(m, n, k, dtype)
-    measured = _tuned(torch.cuda.get_device_name(device)).get(key(m, planes, dtype))
+    measured = TUNED.of(torch.cuda.get_device_name(device)).get(key_of(m, planes, dtype))
     if measured is not None:
         return measured
     processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -92,19 +92,3 @@ def _half_precision(m: int) -> Config:
         if m <= limit:
             return config
     return DENSE
-
-
-def key(m: int, planes: Planes, dtype: torch.dtype) -> str:
-    """The name of a tuned launch."""
-    kind = "uniform" if planes.uniform else "binary"
-    return tuned.key(m, planes.shape, kind, planes.bits, planes.group_size, dtype)
-
-
-def tuned_file(gpu: str) -> Path:
-    """Where the launches of a GPU model are kept; gpu: its name, as torch.cuda gives it."""
-    return tuned.tuned_file(TUNED, gpu)
-
-
-@lru_cache
-def _tuned(gpu: str) -> dict[str, Config]:
-    return tuned.read(tuned_file(gpu), lambda fields: Config(**fields))

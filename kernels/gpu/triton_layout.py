@@ -26,9 +26,8 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Lattice, Uniform
 from qbench.formats.hadamard import hadamard
-from qbench.formats.packing import pack, unpack
-
-WORD = 32
+from qbench.formats.packing import bits_of, exact_half, pack, unpack
+from qbench.kernels.contract import WORD, not_whole_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +137,7 @@ def derive(weight: WeightFormat) -> Planes | LatticePlanes:
         words = _words(_bitmaps(codes.flatten(1), weight.bits))
         scale = weight.scale.T.unsqueeze(1).contiguous()  # (groups, 1, out)
         # q = (2^P - 1)/2 + sum_p 2^(P-2-p) c_p, and the zero point is taken off.
-        center = _halved((2**weight.bits - 1) / 2 - zero).T.contiguous()  # (groups, out)
+        center = exact_half((2**weight.bits - 1) / 2 - zero).T.contiguous()  # (groups, out)
         return Planes(words, scale, center, weight.group_size, uniform=True)
     if isinstance(weight, Lattice):
         return _lattice(weight)
@@ -149,13 +148,8 @@ def not_served(weight: WeightFormat) -> str | None:
     """Why the GPU kernels do not take a weight, or None where they do."""
     if not isinstance(weight, (Binary, Uniform, Lattice)):
         return f"there are no GPU kernels for the format {weight.format!r}"
-    columns = weight.shape[1]
-    group = columns  # of a lattice, which has one group
-    if not isinstance(weight, Lattice):
-        group = weight.group_size
-    if columns % WORD or group % WORD:
-        return f"groups of {group} in {columns} inputs are not multiples of {WORD}"
-    return None
+    group_size = None if isinstance(weight, Lattice) else weight.group_size
+    return not_whole_words(weight.shape[1], group_size)
 
 
 def _lattice(weight: Lattice) -> LatticePlanes:
@@ -177,7 +171,7 @@ def _lattice(weight: Lattice) -> LatticePlanes:
 
 def _bitmaps(codes: Tensor, bits: int) -> Tensor:
     """(out, in) uint8 -> (bits, out, in/8) uint8, the most significant bit first."""
-    return torch.stack([pack((codes >> place) & 1, 1) for place in range(bits - 1, -1, -1)])
+    return torch.stack([pack(plane, 1) for plane in bits_of(codes, bits)])
 
 
 def _words(bitmaps: Tensor) -> Tensor:
@@ -195,11 +189,3 @@ def _even_bits(words: Tensor) -> Tensor:
     for step, mask in ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF)):
         words = (words | words >> step) & mask
     return words
-
-
-def _halved(values: Tensor) -> Tensor:
-    """As float16 where that is exact."""
-    half = values.half()
-    if torch.equal(half.float(), values):
-        return half
-    return values

@@ -35,12 +35,12 @@ def tune(
     import triton
 
     name = torch.cuda.get_device_name()
-    path = path or triton_configs.tuned_file(name)
+    path = path or triton_configs.TUNED.path(name)
     for weight, m in product(list(weights), batches):
         x = torch.randn(m, weight.shape[1], device=weight.words.device, dtype=dtype)
-        best = {triton_configs.key(m, weight, dtype): asdict(_best(x, weight))}
+        best = {tuned.key_of(m, weight, dtype): asdict(_best(x, weight))}
         tuned.write(path, {"gpu": name, "triton": triton.__version__}, best)
-    triton_configs._tuned.cache_clear()
+    triton_configs.TUNED.forget()
     return path
 
 

@@ -33,7 +33,7 @@ from qbench.errors import ModelError
 from qbench.exchange.exact import to_stream
 from qbench.exchange.integer_layout import SCALES
 from qbench.formats import Uniform
-from qbench.formats.packing import packed_length, unpack
+from qbench.formats.packing import exact_half, packed_length, unpack
 
 PARTS = (
     "weight_packed",
@@ -77,7 +77,7 @@ def from_compressed(tensors: Mapping[str, Tensor], schemes: Sequence[PackedSchem
     zero = layer.zero_points()
     symmetric = zero is None or bool((zero == middle).all())
     return Uniform.from_codes(
-        layer.codes(), _narrowed(layer.scale), None if symmetric else zero, layer.bits
+        layer.codes(), exact_half(layer.scale), None if symmetric else zero, layer.bits
     )
 
 
@@ -237,22 +237,16 @@ def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     ModelError where the number of words tells no version from the other, and both differ.
     """
     stream, broken = _lengths(count, bits)
-    each = 32 // bits
-    if 32 % bits and stream == broken and count > each:
+    per_word = 32 // bits
+    if 32 % bits and stream == broken and count > per_word:
         raise ModelError(
             f"{_LAYER} packs {count} codes of {bits} bits into {stream} words, which versions of "
             "compressed-tensors do in two ways; save it again with a newer one, in more columns"
         )
     if words.shape[1] == stream:
         return unpack(to_stream(words)[:, : packed_length(count, bits)], bits, count)
-    own = to_stream(words.reshape(-1, 1))[:, : packed_length(each, bits)]  # a word a row
-    return unpack(own, bits, each).reshape(words.shape[0], -1)[:, :count]
-
-
-def _narrowed(scale: Tensor) -> Tensor:
-    """float16 where that is exact, which bfloat16 scales mostly are, else float32."""
-    half = scale.half()
-    return half if torch.equal(half.float(), scale.float()) else scale.float()
+    own = to_stream(words.reshape(-1, 1))[:, : packed_length(per_word, bits)]  # a word a row
+    return unpack(own, bits, per_word).reshape(words.shape[0], -1)[:, :count]
 
 
 def _misfit(part: str, tensor: Tensor, wanted: str) -> ModelError:

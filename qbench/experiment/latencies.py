@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,15 @@ def measure(tell: Tell, job: Job) -> None:
     """
     os.chdir(job.place)
     measuring = _Measuring(tell, job)
-    tell({"latency": measuring.latency().model_dump(mode="json")})
+    reason: str | None = None
+    failed = False
+    try:
+        measuring.run()
+    except BaseException as error:
+        log_traceback()
+        reason = reason_of(error)
+        failed = not isinstance(error, (ConfigError, StoreError))
+    tell({"latency": measuring.latency(reason, failed).model_dump(mode="json")})
 
 
 def device_name(machine: dict[str, Any], device: str) -> str:
@@ -80,44 +89,43 @@ def wanted(job: Job, latency: Latency | None) -> bool:
 
 @dataclass
 class _Measuring:
-    """One cell's packed model on this device."""
+    """One cell's packed model on this device, and what of it is measured so far.
+
+    layers: how many are quantized; None before the model is read.
+    """
 
     tell: Tell
     job: Job
+    layers: int | None = None
+    products: list[Product] = field(default_factory=list)
+    decoding: Decoding | None = None
 
-    def latency(self) -> Latency:
-        """All that can be measured, and why the rest cannot."""
-        products: list[Product] = []
-        count: int | None = None
-        decoding: Decoding | None = None
-        reason: str | None = None
-        failed = False
-        try:
-            load_plugins(_plugins(self.job))
-            layers = self._layers()
-            count = sum(group.count for group in layers)
-            for index, (group, rows) in enumerate((g, r) for g in layers for r in ROWS):
-                share = index / (len(layers) * len(ROWS))
-                self._say(f"timing {group.weight.shape} times {rows}", share / 2)
-                products.append(self._product(group, rows))
-            decoding = self._decoding(layers)
-        except BaseException as error:
-            log_traceback()
-            reason = reason_of(error)
-            failed = not isinstance(error, (ConfigError, StoreError))
+    def run(self) -> None:
+        """Measure all products, then the model; raises where one cannot be measured."""
+        load_plugins(_plugins(self.job))
+        groups = self._groups()
+        self.layers = sum(group.count for group in groups)
+        for index, (group, rows) in enumerate(product(groups, ROWS)):
+            share = index / (len(groups) * len(ROWS))
+            self._say(f"timing {group.weight.shape} times {rows}", share / 2)
+            self.products.append(self._product(group, rows))
+        self.decoding = self._decoding(groups)
+
+    def latency(self, reason: str | None, failed: bool) -> Latency:
+        """What is measured so far, and why the rest is not; see `Latency`."""
         return Latency(
             device=device_name(hardware(), self.job.cell.device),
             threads=self._threads,
             dtype=self.job.cell.dtype,
-            products=tuple(products),
-            decoding=decoding,
-            layers=count,
+            products=tuple(self.products),
+            decoding=self.decoding,
+            layers=self.layers,
             code=self._code,
             reason=reason,
             failed=failed,
         )
 
-    def _layers(self) -> list[Alike]:
+    def _groups(self) -> list[Alike]:
         if not self._folder.is_dir():
             raise StoreError(
                 f"the quantized model {self._folder} is not there any more; remove the record "
@@ -159,13 +167,13 @@ class _Measuring:
         def timed() -> Product:
             return of_model.time_product(group, rows, cell.dtype, self.job.device)
 
-        product = self._shared(Product, ["product", group.key, rows], timed)
-        return product.model_copy(update={"layers": group.count})
+        shared = self._shared(Product, ["product", group.key, rows], timed)
+        return shared.model_copy(update={"layers": group.count})
 
-    def _decoding(self, layers: Sequence[Alike]) -> Decoding:
+    def _decoding(self, groups: Sequence[Alike]) -> Decoding:
         """The model's rates, of any model of the run with the same layers."""
         cell = self.job.cell
-        alike = sorted([group.key, group.count] for group in layers)
+        alike = sorted([group.key, group.count] for group in groups)
 
         def timed() -> Decoding:
             say = lambda text: self._say(text, 0.5)  # noqa: E731

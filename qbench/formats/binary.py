@@ -16,6 +16,7 @@ from torch import Tensor
 from qbench.errors import StoreError
 from qbench.formats.packing import (
     axes,
+    bits_of,
     expect,
     group_count,
     group_length,
@@ -100,8 +101,8 @@ class Binary:
         fit float32. Otherwise products and sums are rounded to float32.
         """
         codes, scale, zero = weight.unpacked()
+        planes = torch.stack(bits_of(codes.flatten(1), weight.bits))
         places = range(weight.bits - 1, -1, -1)  # place value of plane i is 2^(b-i)
-        planes = torch.stack([(codes.flatten(1) >> place) & 1 for place in places])
         alpha = torch.stack([scale * 2.0 ** (place - 1) for place in places], -1)
         return cls.from_planes(planes, alpha, scale * ((2**weight.bits - 1) / 2 - zero))
 

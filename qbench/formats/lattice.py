@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qbench.errors import StoreError
 from qbench.formats.hadamard import block_length, hadamard
-from qbench.formats.packing import axes, expect, pack, packed_length, unpack
+from qbench.formats.packing import axes, bits_of, expect, pack, packed_length, unpack
 
 Features = Literal["codes", "signs"]
 
@@ -146,8 +146,7 @@ def features_of(codes: Tensor, d: int, bits: int, kind: Features) -> Tensor:
     vectors = codes.unflatten(-1, (-1, d))  # (out, in/d, d)
     if kind == "codes":
         return vectors.float()
-    planes = [(vectors >> place) & 1 for place in range(bits - 1, -1, -1)]
-    return torch.cat(planes, -1).float().mul_(2).sub_(1)  # {0, 1} -> {-1, +1}
+    return torch.cat(bits_of(vectors, bits), -1).float().mul_(2).sub_(1)  # {0, 1} -> {-1, +1}
 
 
 def decode(

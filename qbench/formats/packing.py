@@ -41,9 +41,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     _require_codes(codes, bits)
     octets = torch.nn.functional.pad(codes, (0, -n % 8)).unflatten(-1, (-1, 8))  # (..., n/8, 8)
     # 8 codes of at most 8 bits fit one 64-bit word, whose sign bit is a bit like any other.
-    word = octets[..., 0].long()  # (..., n/8)
-    for i in range(1, 8):
-        word |= octets[..., i].long() << (i * bits)
+    word = as_words(octets, bits)  # (..., n/8)
     bytes_of_octet = [(word >> (8 * j)) & 0xFF for j in range(bits)]
     stream = torch.stack(bytes_of_octet, -1).to(torch.uint8)  # (..., n/8, bits)
     return stream.flatten(-2)[..., :length].contiguous()
@@ -78,13 +76,30 @@ def unpack(stream: Tensor, bits: int, n: int) -> Tensor:
     whole = -(-n // 8) * bits  # bytes of a row that ends with 8 whole codes
     padded = torch.nn.functional.pad(stream, (0, whole - stream.shape[-1]))
     octets = padded.unflatten(-1, (-1, bits))  # (..., n/8, bits)
-    word = octets[..., 0].long()  # (..., n/8), 8 codes in each
-    for j in range(1, bits):
-        word |= octets[..., j].long() << (8 * j)
+    word = as_words(octets, 8)  # (..., n/8), 8 codes in each
     mask = (1 << bits) - 1
     eight_codes = [(word >> (i * bits)) & mask for i in range(8)]
     codes = torch.stack(eight_codes, -1).to(torch.uint8)  # (..., n/8, 8)
     return codes.flatten(-2)[..., :n].contiguous()
+
+
+def as_words(numbers: Tensor, bits: int) -> Tensor:
+    """Numbers (whole, (..., n)) of `bits` bits each -> (...) int64, the first one lowest."""
+    word = numbers[..., 0].to(torch.int64, copy=True)
+    for i in range(1, numbers.shape[-1]):
+        word |= numbers[..., i].long() << (i * bits)
+    return word
+
+
+def bits_of(codes: Tensor, bits: int) -> list[Tensor]:
+    """Each bit of codes (uint8, (...)), the most significant first: (...) uint8 in {0, 1}."""
+    return [(codes >> place) & 1 for place in range(bits - 1, -1, -1)]
+
+
+def exact_half(numbers: Tensor) -> Tensor:
+    """Numbers (floating, any shape) as float16 where that is exact for all, else as float32."""
+    half = numbers.half()
+    return half if torch.equal(half.float(), numbers.float()) else numbers.float()
 
 
 def as_stored(parameter: Tensor, beside: Tensor | float = 0.0) -> Tensor:

@@ -56,7 +56,8 @@ def _packed(layers: Sequence[Any], dtype: torch.dtype) -> Product | None:
     """None where the kernels `cuda` do not serve all of them, or they cannot be one."""
     weights = []
     for layer in layers:
-        parts, description = list(layer.tensors().values()), parse(layer.call)
+        parts = list(layer.tensors().values())
+        description = parse(layer.call)
         x = parts[0].new_empty(1, layer.in_features, dtype=dtype)
         if choose(request_of(x, parts, description), named()).name != "cuda":
             return None
@@ -64,7 +65,8 @@ def _packed(layers: Sequence[Any], dtype: torch.dtype) -> Product | None:
     packed = products.packed_together(weights)
     if packed is None:
         return None
-    bias, planes = _bias(layers, torch.float32), packed.planes
+    bias = _bias(layers, torch.float32)
+    planes = packed.planes
     choice = packed.choice(1, dtype)
     if choice.kernel != bit_serial.NAME:
         return Product(lambda x: products.product(x, packed, bias, choice))

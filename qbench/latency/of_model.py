@@ -22,7 +22,7 @@ from qbench.kernels.dispatch import request
 from qbench.kernels.registry import choose
 from qbench.latency import timing
 from qbench.latency.candidates import dense_candidate, kernel_candidate, random_matrix
-from qbench.latency.end_to_end import Variant, once, peak_of, spread
+from qbench.latency.end_to_end import Speed, Variant, once, peak_of, speed_of
 from qbench.latency.timing import Candidate, Shape
 from qbench.models.source import torch_dtype
 from qbench.quantization import load
@@ -125,23 +125,11 @@ def time_model(folder: Path, dtype: str, device: str, say: Callable[[str], None]
     for _ in range(turns):
         for model, of_model in zip(models, times, strict=True):
             of_model.append(once(model, PROMPT, TOKENS))
-    return _decoding(times, peaks)
-
-
-def _decoding(times: list[list[tuple[float, float]]], peaks: list[int]) -> Decoding:
-    """times: of the packed model and the dense one, seconds to read and to write."""
-    prefill = [spread([PROMPT / first for first, _ in pairs]) for pairs in times]
-    writing = [spread([(TOKENS - 1) / others for _, others in pairs]) for pairs in times]
-    return Decoding(
-        prompt=PROMPT,
-        tokens=TOKENS,
-        packed=writing[0],
-        dense=writing[1],
-        packed_prefill=prefill[0],
-        dense_prefill=prefill[1],
-        packed_peak_bytes=peaks[0],
-        dense_peak_bytes=peaks[1],
-    )
+    speeds = [
+        speed_of(variant.name, of_model, PROMPT, TOKENS, peak, {})
+        for variant, of_model, peak in zip(variants, times, peaks, strict=True)
+    ]
+    return _decoding(*speeds)
 
 
 def _on_gpu(folder: Path, dtype: str, say: Callable[[str], None]) -> Decoding:
@@ -149,7 +137,10 @@ def _on_gpu(folder: Path, dtype: str, say: Callable[[str], None]) -> Decoding:
 
     if dtype != "bfloat16":
         raise ConfigError(f"a GPU's decode rate is measured in bfloat16, and the cell is {dtype}")
-    packed, dense = compare(folder, PROMPT, TOKENS, REPEATS[1], say)
+    return _decoding(*compare(folder, PROMPT, TOKENS, REPEATS[1], say))
+
+
+def _decoding(packed: Speed, dense: Speed) -> Decoding:
     return Decoding(
         prompt=PROMPT,
         tokens=TOKENS,

@@ -63,13 +63,14 @@ class OneToken:
 
     def logits(self) -> Tensor:
         """(1, vocabulary), of the place of the token, which is put into the cache."""
-        row, place = self._row, (self._count, self._offset)
+        row = self._row
+        position = (self._count, self._offset)
         x = nn.functional.embedding(self._token[0], self._embedding)
         update = None
         for block in self._blocks:
             x, y = row.norm(x, update, *block.before, block.qkv.planes)
             y = row.attention(
-                *(block.qkv.run(y), self._rotary, block.cache, *place, block.scale),
+                *(block.qkv.run(y), self._rotary, block.cache, *position, block.scale),
                 block.output.planes,
             )
             update = block.output.run(y)
@@ -84,7 +85,8 @@ class _Block:
     """The products of a block, its norms (weight, epsilon), and its part of the cache."""
 
     def __init__(self, block: Any, layer: Any, dtype: torch.dtype) -> None:
-        attention, mlp = block.self_attn, block.mlp
+        attention = block.self_attn
+        mlp = block.mlp
         self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self.output = joined([attention.o_proj], dtype)
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj], dtype)
@@ -98,13 +100,13 @@ class _Block:
 def _parts(model: Any) -> tuple[Any, Any]:
     """The model without its head, and the head. ConfigError where it is not of the Llama kind."""
     _require(_children(model) == {"model", "lm_head"}, "model and lm_head", model)
-    inner, head = model.model, model.lm_head
+    inner = model.model
     _require(_children(inner) == MODEL, ", ".join(sorted(MODEL)), inner)
     for block in inner.layers:
         _require(_children(block) == BLOCK, ", ".join(sorted(BLOCK)), block)
         _require(_children(block.self_attn) == {*ATTENTION}, ", ".join(ATTENTION), block.self_attn)
         _require(_children(block.mlp) == {*MLP}, ", ".join(MLP), block.mlp)
-    return inner, head
+    return inner, model.lm_head
 
 
 def _children(module: Any) -> set[str]:
@@ -142,10 +144,10 @@ def _rotary(embedding: Any, like: Tensor, room: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (room, n) of all places. ConfigError where they depend on the others."""
     places = torch.arange(room, device=like.device)[None]
     cosines, sines = embedding(like, places)
-    for place in (1, room - 1):
-        alone = embedding(like, places[:, place : place + 1])
+    for index in (1, room - 1):
+        alone = embedding(like, places[:, index : index + 1])
         for table, row in zip((cosines, sines), alone, strict=True):
-            if not torch.equal(table[0, place], row[0, 0]):
+            if not torch.equal(table[0, index], row[0, 0]):
                 raise ConfigError(
                     f"the angles of a {type(embedding).__name__} depend on the number of places"
                 )

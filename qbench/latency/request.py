@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -13,7 +13,7 @@ from qbench.errors import ConfigError, unknown_name
 from qbench.kernels import contract as kernel_contract
 from qbench.kernels.registry import get_kernel
 from qbench.latency import timing
-from qbench.latency.timing import Row, Shape
+from qbench.latency.timing import Candidate, Row, Shape
 
 # (out, in) of each kind of linear layer in a block: attention's q and o, k and v; the MLP's up and
 # gate, down.
@@ -77,8 +77,8 @@ def check_request(request: Request, device: str = "auto") -> None:
 
     Also where the device is not here, or has no room for one of the products.
     """
-    place = device_of(device)
-    room = _room(place)
+    chosen = device_of(device)
+    room = _room(chosen)
     for name in request.formats:
         if name not in FORMATS:
             raise ConfigError(unknown_name("format", name, FORMATS))
@@ -96,7 +96,7 @@ def check_request(request: Request, device: str = "auto") -> None:
     for name in request.kernels:
         get_kernel(name)
     for shape in request.shapes:
-        least = shape.least_bytes + _bytes_of_copies(shape, request, place)
+        least = shape.least_bytes + _bytes_of_copies(shape, request, chosen)
         if least > room:
             raise ConfigError(
                 f"{shape}: its products take at least {least / 1e9:.1f} GB, and "
@@ -105,7 +105,7 @@ def check_request(request: Request, device: str = "auto") -> None:
             )
 
 
-def _bytes_of_copies(shape: Shape, request: Request, place: str) -> int:
+def _bytes_of_copies(shape: Shape, request: Request, device: str) -> int:
     """What the weights take that are read cold: those of dense products and of kernels.
 
     Scales and zero points come on top, and so do the weights of other programs.
@@ -114,14 +114,14 @@ def _bytes_of_copies(shape: Shape, request: Request, place: str) -> int:
 
     size = shape.out * shape.columns
     weights = [4 * size, 2 * size]
-    for width, kind, dtype in product(request.bits, request.formats, DTYPES[place]):
+    for width, kind, dtype in product(request.bits, request.formats, DTYPES[device]):
         asked = kernel_contract.Request(
-            kind, width, request.group_of(shape), shape.weight, place, dtype, shape.rows
+            kind, width, request.group_of(shape), shape.weight, device, dtype, shape.rows
         )
-        for kernel in timed_kernels(place, request.kernels):
+        for kernel in timed_kernels(device, request.kernels):
             if kernel.refusal(asked) is None:
                 weights.append(width * size // 8)
-    return sum(timing.copies_of(nbytes, place) * nbytes for nbytes in weights)
+    return sum(timing.copies_of(nbytes, device) * nbytes for nbytes in weights)
 
 
 def time_shape(
@@ -133,8 +133,7 @@ def time_shape(
     names of kernels and programs that were not timed, and why. device: `cpu`, on so many threads,
     `cuda`, or `auto`. ConfigError for another, or where it is not here.
     """
-    place = device_of(device)
-    if place == "cuda":
+    if device_of(device) == "cuda":
         return _on_gpu(shape, request, rounds)
     with timing.threads(threads):
         return _on_cpu(shape, request, rounds)
@@ -142,15 +141,15 @@ def time_shape(
 
 def device_of(device: str) -> str:
     """`cpu` or `cuda`, for one of these or `auto`. ConfigError for another name."""
-    place = pick_device(device)
-    if place not in DEVICES:
+    chosen = pick_device(device)
+    if chosen not in DEVICES:
         raise ConfigError(unknown_name("device", device, ("auto", *DEVICES)))
-    return place
+    return chosen
 
 
-def _room(place: str) -> int:
+def _room(device: str) -> int:
     """Bytes that are free on `cpu` or `cuda`."""
-    if place == "cpu":
+    if device == "cpu":
         return available_memory()
     import torch
 
@@ -158,31 +157,41 @@ def _room(place: str) -> int:
 
 
 def _on_cpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:
-    from qbench.latency.candidates import dense_candidates, kernel_candidates
     from qbench.latency.cpu import probes
     from qbench.latency.peers import peers
 
-    others, missing = peers(shape)
-    kernels, refused = kernel_candidates(
-        shape, request.bits, request.group_of(shape), request.formats, "cpu", request.kernels
-    )
-    candidates = [*probes(), *dense_candidates(shape), *kernels, *others]
-    return timing.time_interleaved(shape, candidates, rounds), refused | missing
+    candidates, missing = _candidates(shape, request, "cpu", peers(shape), probes)
+    return timing.time_interleaved(shape, candidates, rounds), missing
 
 
 def _on_gpu(shape: Shape, request: Request, rounds: int) -> tuple[list[Row], dict[str, str]]:
     import torch
 
-    from qbench.latency.candidates import dense_candidates, kernel_candidates
     from qbench.latency.gpu import graph_clock, probes, require_gpu
     from qbench.latency.gpu_peers import peers
 
     require_gpu()
-    others, missing = peers(shape, request.without)
-    kernels, refused = kernel_candidates(
-        shape, request.bits, request.group_of(shape), request.formats, "cuda", request.kernels
-    )
-    candidates = [*probes(), *dense_candidates(shape, "cuda"), *kernels, *others]
+    others = peers(shape, request.without)
+    candidates, missing = _candidates(shape, request, "cuda", others, probes)
     name = torch.cuda.get_device_name()
-    rows = timing.time_interleaved(shape, candidates, rounds, 1, graph_clock, name)
-    return rows, refused | missing
+    return timing.time_interleaved(shape, candidates, rounds, 1, graph_clock, name), missing
+
+
+def _candidates(
+    shape: Shape,
+    request: Request,
+    device: str,
+    peers: tuple[list[Candidate], dict[str, str]],
+    probes: Callable[[], list[Candidate]],
+) -> tuple[list[Candidate], dict[str, str]]:
+    """All that is timed on a device, and why a kernel or a program is not.
+
+    peers: what other programs have for this shape, and why some have nothing.
+    """
+    from qbench.latency.candidates import dense_candidates, kernel_candidates
+
+    others, missing = peers
+    kernels, refused = kernel_candidates(
+        shape, request.bits, request.group_of(shape), request.formats, device, request.kernels
+    )
+    return [*probes(), *dense_candidates(shape, device), *kernels, *others], refused | missing

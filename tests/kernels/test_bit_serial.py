@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cuda_on_cpu import functions_on_cpu, needs_compiler
-from qbench.kernels.gpu.cuda import bit_serial
+from qbench.kernels.gpu.cuda import bit_serial, ring
 from qbench.kernels.gpu.cuda.bit_serial import Config
 from qbench.kernels.gpu.cuda.layout import derive
 from qbench.kernels.registry import get_kernel
@@ -175,7 +175,7 @@ def test_configurations_fit_a_multiprocessor(bits, group):
         configs = [*bit_serial.configurations(rows, planes)]
         configs += [bit_serial.default(rows, planes, count) for count in (1, 132)]
         for config in configs:
-            assert bit_serial.shared_bytes(planes, config) <= bit_serial.SHARED_BYTES
+            assert bit_serial.shared_bytes(planes, config) <= ring.SHARED_BYTES
             assert config.stages >= 2 and 32 * config.warps <= 1024
 
 

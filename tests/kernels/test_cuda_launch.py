@@ -45,7 +45,7 @@ def fake(monkeypatch):
 
 def function(overlaps=True, shared_bytes=0):
     made = Function("bits.cu", "product", {"PLANES": 3}, 0)
-    made.loaded = Loaded(77, overlaps, 40, 0, shared_bytes)
+    made.loaded = Loaded(77, overlaps, shared_bytes)
     made._free_bytes = launch.DEFAULT_SHARED_BYTES - shared_bytes
     made._call = launch._driver_launch()
     return made
@@ -160,7 +160,7 @@ def test_static_shared_memory_counts(fake, monkeypatch):
         return (driver.CUresult(0),)
 
     monkeypatch.setattr(driver, "cuFuncSetAttribute", allow)
-    monkeypatch.setattr(launch, "_load", lambda function: Loaded(77, True, 40, 0, 512))
+    monkeypatch.setattr(launch, "_load", lambda function: Loaded(77, True, 512))
     launched = Function("bits.cu", "product", {}, 0)
     for shared_bytes in ((48 << 10) - 512, 48 << 10):
         launched.launch((1, 1, 1), (32, 1, 1), (), shared_bytes=shared_bytes)
@@ -172,7 +172,7 @@ def test_a_function_is_made_and_loaded_once(monkeypatch, fake):
 
     def load(function):
         loads.append(function.macros)
-        return Loaded(77, True, 40, 0, 0)
+        return Loaded(77, True, 0)
 
     monkeypatch.setattr(launch, "_load", load)
     monkeypatch.setattr(launch, "_functions", {})
@@ -187,7 +187,7 @@ def test_a_function_is_made_and_loaded_once(monkeypatch, fake):
 
 
 def test_planned_launches_are_noted_and_not_made(monkeypatch, fake):
-    monkeypatch.setattr(launch, "_load", lambda function: Loaded(77, True, 40, 0, 0))
+    monkeypatch.setattr(launch, "_load", lambda function: Loaded(77, True, 0))
     launched = Function("a.cu", "f", {"A": 1}, 0)
     with planning() as planned:
         launched.launch((1, 1, 1), (32, 2, 1), ())

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuda_planes import dense
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Dense, Uniform
 from qbench.formats.packing import unpack
@@ -79,7 +80,7 @@ def test_a_binary_weight_comes_back(shape, bits, shift, data):
     expected = (exact * signs).sum(2)
     if shift:
         expected += weight.shift.double().repeat_interleave(weight.group_size, 1)
-    torch.testing.assert_close(planes.weights(), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(dense(planes), expected, rtol=1e-13, atol=1e-13)
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,7 +94,7 @@ def test_a_uniform_weight_comes_back(shape, bits, zero, data):
     assert planes.params.shape[3] == 2 and planes.uniform and not planes.shift
     codes, scale, point = (part.double() for part in weight.unpacked())
     expected = (scale[..., None] * (codes - point[..., None])).flatten(1)
-    assert torch.equal(planes.weights(), expected)
+    assert torch.equal(dense(planes), expected)
 
 
 @pytest.mark.parametrize("columns", [1, 36, 100, 255])
@@ -101,7 +102,7 @@ def test_any_number_of_inputs_with_one_group_a_channel(columns):
     weight = uniform_weight(3, columns, 3, columns)
     planes = derive(weight)
     assert planes.group_size == 0 and planes.groups == 1
-    assert torch.equal(planes.weights().float(), weight.dequantize())
+    assert torch.equal(dense(planes).float(), weight.dequantize())
 
 
 def test_what_pads_is_zero():
@@ -129,7 +130,7 @@ def test_parameters_keep_their_numbers_and_their_dtype():
     inexact = Uniform.from_codes(codes, scale, torch.full((16, 2), 1 / 3), 4)
     planes = derive(inexact)
     assert planes.params.dtype == torch.float32
-    assert torch.equal(planes.weights().float(), inexact.dequantize())
+    assert torch.equal(dense(planes).float(), inexact.dequantize())
 
 
 def test_bytes_that_a_product_reads():

@@ -14,14 +14,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cuda_planes import dense
 from qbench.errors import ConfigError
-from qbench.kernels import sharing
+from qbench.kernels import sharing, tuned
 from qbench.kernels.contract import Request
 from qbench.kernels.gpu.cuda import choice, half_rows, launch, products, toolchain, tune
 from qbench.kernels.gpu.cuda.choice import Choice, Gpu
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive
 from qbench.kernels.gpu.cuda.products import Packed, product
 from qbench.kernels.registry import get_kernel
+from qbench.kernels.tuned import TunedFiles
 from samples import binary_weight, normal, uniform_weight
 
 H200 = Gpu("NVIDIA H200", 90, 132)
@@ -36,10 +38,8 @@ def planes():
 @pytest.fixture(autouse=True)
 def no_files(monkeypatch, tmp_path):
     """No tuned file of a real GPU decides here."""
-    monkeypatch.setattr(choice, "TUNED", tmp_path)
-    choice._tuned.cache_clear()
-    yield tmp_path
-    choice._tuned.cache_clear()
+    monkeypatch.setattr(choice, "TUNED", TunedFiles(tmp_path, choice._parsed))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,10 @@ def test_no_gpu_is_given_instructions_that_it_has_not(planes, architecture, rows
 
 def test_the_files_that_are_shipped_can_be_read_and_served(monkeypatch):
     monkeypatch.undo()
-    choice._tuned.cache_clear()
-    files = sorted(choice.TUNED.glob("*.json"))
+    files = sorted(choice.TUNED.folder.glob("*.json"))
     assert [path.stem for path in files] == ["NVIDIA_H200"]
     weights = {}
-    for name, chosen in choice._tuned("NVIDIA H200").items():
+    for name, chosen in choice.TUNED.of("NVIDIA H200").items():
         rows, _, k, bits = (int(name.split()[i][1:]) for i in (0, 1, 2, 4))
         if (k, bits) not in weights:
             weights[k, bits] = derive(binary_weight(16, k, bits, 128))
@@ -119,11 +118,10 @@ def test_no_launch_of_a_shipped_file_asks_for_more_than_the_gpu_has(
     monkeypatch, parameters, uniform
 ):
     monkeypatch.undo()
-    choice._tuned.cache_clear()
     h100 = Gpu("NVIDIA H100 80GB HBM3", 90, 132)
     refused = set()
     for gpu in (H200, h100):
-        for name, measured in choice._tuned("NVIDIA H200").items():
+        for name, measured in choice.TUNED.of("NVIDIA H200").items():
             rows, out, columns, bits = (int(name.split()[i][1:]) for i in (0, 1, 2, 4))
             planes = without_data(out, columns, bits, parameters, uniform)
             if not choice.fits(measured, planes, gpu):
@@ -147,11 +145,11 @@ def test_every_candidate_serves_and_can_be_kept_in_a_file(planes, no_files):
 
 
 def test_what_was_measured_is_taken_before_the_default(planes, no_files):
-    key = choice.key(11, planes, torch.bfloat16)
+    key = tuned.key_of(11, planes, torch.bfloat16)
     assert key == "m16 n512 k1024 binary b3 g128 bfloat16"
-    measured = {key: {"kernel": "dequantize"}, choice.key(1, planes, torch.float16): {
+    measured = {key: {"kernel": "dequantize"}, tuned.key_of(1, planes, torch.float16): {
         "kernel": "wide_rows"}}  # fmt: skip
-    path = choice.tuned_file("NVIDIA H200")
+    path = choice.TUNED.path("NVIDIA H200")
     assert path == no_files / "NVIDIA_H200.json"
     path.write_text(json.dumps({"gpu": "NVIDIA H200", "configs": measured}))
     assert choice.choose(11, planes, torch.bfloat16, H200) == Choice("dequantize")
@@ -168,7 +166,7 @@ def test_what_was_measured_is_taken_before_the_default(planes, no_files):
     assert choice.choose(11, planes, torch.bfloat16, h100) == Choice("dequantize")
     smaller = Gpu("NVIDIA H100 PCIe", 90, 114)
     assert choice.choose(11, planes, torch.bfloat16, smaller).kernel == "half_rows"
-    choice._tuned.cache_clear()
+    choice.TUNED.forget()
     path.write_text("{}")
     with pytest.raises(ConfigError, match="tune again or delete it"):
         choice.choose(1, planes, torch.bfloat16, H200)
@@ -182,7 +180,7 @@ class Plain:
 
     def launch(self, x, planes, bias, y, config):
         assert x.is_contiguous() and y.is_contiguous() and x.ndim == y.ndim == 2
-        exact = x.double() @ planes.weights().T
+        exact = x.double() @ dense(planes).T
         if bias is not None:
             assert bias.dtype == torch.float32 and bias.is_contiguous()
             exact += bias
@@ -211,8 +209,8 @@ def plain(monkeypatch):
     }
     monkeypatch.setattr(products, "MODULES", modules)
     monkeypatch.setattr(products, "gpu_of", lambda device: H200)
-    dense = SimpleNamespace(weight=lambda planes, dtype: planes.weights().to(dtype))
-    monkeypatch.setattr(products, "dequantize", dense)
+    dequantize = SimpleNamespace(weight=lambda planes, dtype: dense(planes).to(dtype))
+    monkeypatch.setattr(products, "dequantize", dequantize)
     return modules
 
 

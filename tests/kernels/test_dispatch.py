@@ -82,10 +82,6 @@ def test_what_the_cpu_kernel_does_not_take_is_dequantized_and_said(change, reaso
     assert choose(request).name == "dequantized"
     with pytest.raises(ConfigError, match=f"kernel 'cpu-binary' cannot compute this: {reason}"):
         choose(request, "cpu-binary")
-    assert (
-        dispatch.explain(request)["dequantized"] == ""
-        and list(dispatch.explain(request))[-1] == "dequantized"
-    )
 
 
 def test_without_the_library(monkeypatch):
@@ -94,7 +90,6 @@ def test_without_the_library(monkeypatch):
     choose.cache_clear()
     try:
         assert choose(REQUEST).name == "dequantized"
-        assert "its C library was not built" in dispatch.explain(REQUEST)["cpu-binary"]
         with pytest.raises(
             ConfigError,
             match="its C library was not built; install qbench again where a C compiler is",
@@ -114,7 +109,6 @@ def test_the_highest_priority_is_preferred_whatever_the_order(alone):
     assert choose(REQUEST).name == "narrow"
     assert choose(REQUEST._replace(rows=5)).name == "lower"
     assert choose(REQUEST, "by-name").name == "by-name"
-    assert dispatch.explain(REQUEST) == {"by-name": "it is only taken by name", "narrow": ""}
     with pytest.raises(ConfigError, match=r"5 rows of x are not in 1..4"):
         choose(REQUEST._replace(rows=5), "narrow")
     with pytest.raises(ConfigError, match="registered twice"):

@@ -17,6 +17,7 @@ import torch
 from places import ROOT
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Dense
+from qbench.kernels import tuned
 from qbench.kernels.contract import Request
 from qbench.kernels.gpu import products as gpu
 from qbench.kernels.gpu import triton_configs
@@ -102,24 +103,23 @@ def test_the_default_launch_covers_every_batch(m):
     )
 
 
-def test_a_tuned_launch_is_found_by_shape(tmp_path, monkeypatch):
-    monkeypatch.setattr(triton_configs, "TUNED", tmp_path)
-    triton_configs._tuned.cache_clear()
-    assert triton_configs._tuned("NVIDIA X") == {}
+def test_a_tuned_launch_is_found_by_shape(tmp_path):
+    files = tuned.TunedFiles(tmp_path, triton_configs.TUNED.parse)
+    assert files.of("NVIDIA X") == {}
     planes = derive(Binary.from_planes(torch.ones(2, 64, 128), torch.ones(64, 4, 2).half(), None))
-    key = triton_configs.key(11, planes, torch.bfloat16)
+    key = tuned.key_of(11, planes, torch.bfloat16)
     assert key == "m16 n64 k128 binary b2 g32 bfloat16"
-    path = triton_configs.tuned_file("NVIDIA X")
+    path = files.path("NVIDIA X")
     assert path == tmp_path / "NVIDIA_X.json"
     path.write_text(
         json.dumps({"gpu": "NVIDIA X", "configs": {key: {"kind": "skinny", "block_n": 64}}})
     )
-    triton_configs._tuned.cache_clear()
-    assert triton_configs._tuned("NVIDIA X") == {key: triton_configs.Config("skinny", block_n=64)}
+    files.forget()
+    assert files.of("NVIDIA X") == {key: triton_configs.Config("skinny", block_n=64)}
     path.write_text("{}")
-    triton_configs._tuned.cache_clear()
+    files.forget()
     with pytest.raises(ConfigError, match="is not a file of tuned configurations"):
-        triton_configs._tuned("NVIDIA X")
+        files.of("NVIDIA X")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def test_rows_are_rounded_up_to_a_bucket(rows, bucket):
 
 
 def test_a_file_is_named_after_the_gpu(tmp_path):
-    path = tuned.tuned_file(tmp_path, "NVIDIA H100 80GB HBM3")
+    path = tuned.TunedFiles(tmp_path, dict).path("NVIDIA H100 80GB HBM3")
     assert path == tmp_path / "NVIDIA_H100_80GB_HBM3.json"
 
 

@@ -224,8 +224,9 @@ def test_a_zero_point_beyond_half_precision_is_left_to_others():
 @pytest.mark.parametrize("bits, group_size", [(1, 128), (3, 128), (4, 4096), (8, 32)])
 def test_products_stay_asynchronous_and_registers_suffice(rows, bits, group_size):
     planes = planes_of(bits, group_size)
-    macros = wide_rows.macros(planes, torch.bfloat16, Config(rows, 2, 2, 2))
-    log = ptxas_log("wide_rows.cu", macros)
+    config = Config(rows, 2, 2, 2)
+    function = wide_rows._function("multiply_wide", planes, torch.bfloat16, config, 0)
+    log = ptxas_log("wide_rows.cu", function.macros)
     assert "multiply_wide" in log
     assert log.count("0 bytes spill stores, 0 bytes spill loads") == 2  # and in prepare
     assert "serialized" not in log

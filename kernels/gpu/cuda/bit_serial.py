@@ -1,5 +1,7 @@
 """Products with one to four rows of x: planes of bits times planes of bits (bit_serial.cu).
 
+From three rows on, `byte_rows` is preferred; tuning and the fast mode use this one up to four.
+
 x is first turned into planes of bits and a scale for each block of 128 inputs (bit_planes.cu),
 which layers that read the same x share. The error of 16 planes is 2^-16 of a block's largest
 number; that of 8 planes, a fast mode that has to be asked for, 2^-8.
@@ -14,27 +16,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from qbench.kernels.gpu.cuda import ring
 from qbench.kernels.gpu.cuda.launch import Function, function
 from qbench.kernels.gpu.cuda.layout import CudaPlanes
+from qbench.kernels.gpu.cuda.ring import Config, fitting, useful
 
 NAME = "bit_serial"
 MAX_ROWS = 4
+ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits; newer ones emulate it
 X_PLANES = 16
-SHARED_BYTES = 99 << 10  # of a thread block, on the smallest of the GPUs that are served
 
-
-@dataclass(frozen=True)
-class Config:
-    """How the product is divided.
-
-    warps: of a thread block; they share the inputs. tiles: of 16 outputs, of a thread block.
-    stages: chunks of 256 inputs that a warp has in shared memory, of which all but one are on their
-    way, at least 2.
-    """
-
-    warps: int = 8
-    tiles: int = 1
-    stages: int = 2
+shared_bytes = ring.shared_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +45,7 @@ def serves(planes: CudaPlanes, rows: int, architecture: int) -> str | None:
     """Why a product is not computed here on this architecture (80, 90, ..), or None."""
     if rows > MAX_ROWS:
         return f"{rows} rows of x; up to {MAX_ROWS} are served"
-    if not 80 <= architecture < 100:
+    if architecture not in ARCHITECTURES:
         return f"sm_{architecture} has no products of bits in its matrix units; sm_80 to sm_90 have"
     return None
 
@@ -88,30 +80,20 @@ def launch(
     bias float32 (out,) contiguous, or None. The weight has to be complete when `prepare` is called:
     it is read before the kernels that were launched earlier have ended.
     """
-    rows, out = y.shape
+    rows = len(y)
     x_planes = 8 * prepared.planes.shape[-1]
 
-    def plan() -> tuple[Function, int]:
-        return _product(planes, y, x_planes, config), shared_bytes(planes, config)
+    def product() -> Function:
+        macros = {
+            **planes.macros(y.dtype),
+            "X_PLANES": x_planes,
+            "ROWS": rows,
+            **config.macros(),
+        }
+        return function("bit_serial.cu", "bit_serial", macros, y.get_device())
 
-    kernel, shared = planes.kept((NAME, rows, y.dtype, x_planes, config), plan)
-    kernel.launch(
-        (-(-planes.tiles // config.tiles), 1, 1),
-        (32 * config.warps, 1, 1),
-        (
-            planes.words,
-            planes.params,
-            prepared.planes,
-            prepared.blocks,
-            bias,
-            y,
-            out,
-            planes.chunks,
-            planes.groups,
-        ),
-        shared,
-        dependent=True,
-    )
+    key = (NAME, rows, y.dtype, x_planes, config)
+    ring.launch(key, product, (prepared.planes, prepared.blocks), planes, bias, y, config)
 
 
 def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
@@ -122,9 +104,7 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
         config = Config(16, 1, 2)
     elif rows > 1 and many:
         config = Config(8, 2, 2)
-    while shared_bytes(planes, config) > SHARED_BYTES:
-        config = Config(config.warps // 2, 1, 2)
-    return config
+    return fitting(config, planes)
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
@@ -139,55 +119,10 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         sizes += [(8, 1, 3), (16, 1, 2), (16, 2, 2), (4, 1, 4), (4, 2, 2), (4, 2, 4), (8, 2, 4)]
     if rows == 1:
         sizes += [(4, 2, 3), (4, 2, 6)]
-    limit = block_limit(planes)
-    for warps, tiles, stages in sizes:
-        config = Config(warps, tiles, stages)
-        useful = (stages - 2) * warps < planes.chunks
-        if useful and shared_bytes(planes, config) <= limit:
-            yield config
-
-
-def block_limit(planes: CudaPlanes) -> int:
-    """Shared memory of a thread block that is worth timing: two of them on a multiprocessor."""
-    if not planes.words.is_cuda:
-        return SHARED_BYTES
-    facts = torch.cuda.get_device_properties(planes.words.device)
-    most: int = getattr(facts, "shared_memory_per_block_optin", SHARED_BYTES)
-    return min(most, max(SHARED_BYTES, most // 2))
-
-
-def shared_bytes(planes: CudaPlanes, config: Config) -> int:
-    """Dynamic shared memory of a thread block of the product: the stages of ring.cuh."""
-    return config.warps * config.stages * config.tiles * tile_bytes(planes)
-
-
-def tile_bytes(planes: CudaPlanes) -> int:
-    """What a chunk of 256 inputs has of a tile of 16 outputs: words and parameters."""
-    words = planes.bits * 512
-    if planes.group_size == 0:
-        return words
-    if planes.group_size % 256 == 0:
-        groups = 1
-    elif planes.group_size % 128 == 0:
-        groups = 2
-    else:
-        groups = 256 // planes.group_size
-    return words + groups * planes.group_bytes
+    yield from useful(sizes, planes)
 
 
 @cache
 def _bit_planes(bfloat16: bool, x_planes: int, device: int) -> Function:
     macros = {"BF16": int(bfloat16), "X_PLANES": x_planes}
     return function("bit_planes.cu", "bit_planes", macros, device)
-
-
-def _product(planes: CudaPlanes, y: Tensor, x_planes: int, config: Config) -> Function:
-    macros = {
-        **planes.macros(y.dtype),
-        "X_PLANES": x_planes,
-        "ROWS": len(y),
-        "WARPS": config.warps,
-        "TILES": config.tiles,
-        "STAGES": config.stages,
-    }
-    return function("bit_serial.cu", "bit_serial", macros, y.get_device())

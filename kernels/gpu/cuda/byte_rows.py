@@ -14,21 +14,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qbench.kernels.gpu.cuda.bit_serial import SHARED_BYTES, block_limit, tile_bytes
+from qbench.kernels.gpu.cuda import ring
 from qbench.kernels.gpu.cuda.launch import Function, function
 from qbench.kernels.gpu.cuda.layout import CudaPlanes
+from qbench.kernels.gpu.cuda.ring import Config, fitting, useful
 
 NAME = "byte_rows"
 MAX_ROWS = 16
 
-
-@dataclass(frozen=True)
-class Config:
-    """How the product is divided: see `qbench.kernels.gpu.cuda.bit_serial.Config`."""
-
-    warps: int = 8
-    tiles: int = 1
-    stages: int = 3
+shared_bytes = ring.shared_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,31 +71,15 @@ def launch(
     bias float32 (out,) contiguous, or None. The weight has to be complete when `prepare` is called:
     it is read before the kernels that were launched earlier have ended.
     """
-    rows, out = y.shape
     fours = len(prepared.bytes)
 
-    def plan() -> tuple[Function, int]:
-        return _product(planes, y, fours, config), shared_bytes(planes, config)
+    def product() -> Function:
+        macros = {**planes.macros(y.dtype), "FOURS": fours, **config.macros()}
+        return function("byte_rows.cu", "byte_rows", macros, y.get_device())
 
-    kernel, shared = planes.kept((NAME, fours, y.dtype, config), plan)
-    kernel.launch(
-        (-(-planes.tiles // config.tiles), 1, 1),
-        (32 * config.warps, 1, 1),
-        (
-            planes.words,
-            planes.params,
-            prepared.bytes,
-            prepared.blocks,
-            bias,
-            y,
-            out,
-            planes.chunks,
-            planes.groups,
-            rows,
-        ),
-        shared,
-        dependent=True,
-    )
+    key = (NAME, fours, y.dtype, config)
+    parts = (prepared.bytes, prepared.blocks)
+    ring.launch(key, product, parts, planes, bias, y, config, more=(len(y),))
 
 
 def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
@@ -113,9 +91,7 @@ def default(rows: int, planes: CudaPlanes, multiprocessors: int) -> Config:
         config = Config(4, 1, 3)
     else:
         config = Config(8, 1, 2)
-    while shared_bytes(planes, config) > SHARED_BYTES:
-        config = Config(config.warps // 2, 1, 2)
-    return config
+    return fitting(config, planes)
 
 
 def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
@@ -125,30 +101,9 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         sizes += [(8, 1, 3), (8, 2, 3)]
     elif rows <= 4:
         sizes += [(8, 1, 3), (4, 2, 3), (4, 2, 2), (16, 1, 2), (8, 2, 3)]
-    limit = block_limit(planes)
-    for warps, tiles, stages in sizes:
-        config = Config(warps, tiles, stages)
-        useful = (stages - 2) * warps < planes.chunks
-        if useful and shared_bytes(planes, config) <= limit:
-            yield config
-
-
-def shared_bytes(planes: CudaPlanes, config: Config) -> int:
-    """Dynamic shared memory of a thread block."""
-    return config.warps * config.stages * config.tiles * tile_bytes(planes)
+    yield from useful(sizes, planes)
 
 
 @cache
 def _bytes(bfloat16: bool, device: int) -> Function:
     return function("bytes.cu", "bytes", {"BF16": int(bfloat16)}, device)
-
-
-def _product(planes: CudaPlanes, y: Tensor, fours: int, config: Config) -> Function:
-    macros = {
-        **planes.macros(y.dtype),
-        "FOURS": fours,
-        "WARPS": config.warps,
-        "TILES": config.tiles,
-        "STAGES": config.stages,
-    }
-    return function("byte_rows.cu", "byte_rows", macros, y.get_device())

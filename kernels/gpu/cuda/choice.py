@@ -24,8 +24,8 @@ import torch
 from qbench.kernels import tuned
 from qbench.kernels.gpu.cuda import bit_serial, byte_rows, half_rows, wide_rows
 from qbench.kernels.gpu.cuda.layout import SMALL_GROUPS, CudaPlanes
+from qbench.kernels.tuned import TunedFiles
 
-TUNED = Path(__file__).resolve().parent / "tuned"
 DEQUANTIZE = "dequantize"
 # (architecture, multiprocessors) -> a measured GPU that has the same processor: H100 and H200
 # differ in their memory
@@ -33,7 +33,6 @@ SAME_PROCESSOR = {(90, 132): "NVIDIA H200"}
 MODULES: dict[str, ModuleType] = {
     module.NAME: module for module in (bit_serial, byte_rows, half_rows, wide_rows)
 }
-BIT_ARCHITECTURES = range(80, 100)  # whose matrix units multiply bits
 # (rows of x at most, kernels by preference); the first that serves is taken
 ORDER: tuple[tuple[int, tuple[str, ...]], ...] = (
     (2, ("bit_serial", "byte_rows")),
@@ -80,10 +79,11 @@ def choose(rows: int, planes: CudaPlanes, dtype: torch.dtype, gpu: Gpu) -> Choic
     have more parameters. What was measured with parameters in half precision may not fit the GPU
     with larger ones.
     """
-    measured = _tuned(gpu.name) or _tuned(
-        SAME_PROCESSOR.get((gpu.architecture, gpu.multiprocessors))
-    )
-    names = [key(rows, planes, dtype)]
+    measured = TUNED.of(gpu.name)
+    alike = SAME_PROCESSOR.get((gpu.architecture, gpu.multiprocessors))
+    if not measured and alike is not None:
+        measured = TUNED.of(alike)
+    names = [tuned.key_of(rows, planes, dtype)]
     if planes.group_size not in SMALL_GROUPS:
         names.append(tuned.key(rows, planes.shape, "binary", planes.bits, 128, torch.bfloat16))
     for name in names:
@@ -121,8 +121,6 @@ def refusal(name: str, rows: int, planes: CudaPlanes, gpu: Gpu) -> str | None:
     """Why a kernel does not compute this product, or None."""
     if name == DEQUANTIZE:
         return None
-    if name == bit_serial.NAME and gpu.architecture not in BIT_ARCHITECTURES:
-        return f"sm_{gpu.architecture} only emulates products of bits"
     return MODULES[name].serves(planes, rows, gpu.architecture)
 
 
@@ -136,25 +134,12 @@ def fits(chosen: Choice, planes: CudaPlanes, gpu: Gpu) -> bool:
     return needed <= half_rows.block_bytes(gpu.architecture)
 
 
-def key(rows: int, planes: CudaPlanes, dtype: torch.dtype) -> str:
-    """The name of a product in a tuned file."""
-    kind = "uniform" if planes.uniform else "binary"
-    return tuned.key(rows, planes.shape, kind, planes.bits, planes.group_size, dtype)
-
-
-def tuned_file(gpu: str) -> Path:
-    """Where the measured choices of a GPU model are kept."""
-    return tuned.tuned_file(TUNED, gpu)
-
-
-@cache
-def _tuned(gpu: str | None) -> dict[str, Choice]:
-    return {} if gpu is None else tuned.read(tuned_file(gpu), _parsed)
-
-
 def _parsed(fields: Mapping[str, Any]) -> Choice:
     values = dict(fields)
     name = values.pop("kernel")
     if name == DEQUANTIZE:
         return Choice(name)
     return Choice(name, MODULES[name].Config(**values))
+
+
+TUNED = TunedFiles(Path(__file__).resolve().parent / "tuned", _parsed)

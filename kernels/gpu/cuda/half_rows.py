@@ -110,7 +110,7 @@ def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:
     """Shared memory of a block: all stages, or in the end the sums."""
-    tables = _tables(planes.group_size)
+    tables = planes.groups_of_chunk  # of a row in a chunk
     words = planes.bits * 512
     batches = 2 * config.span if config.span else config.stages
     x = batches * config.along * config.rows * X_ROW_BYTES
@@ -151,13 +151,6 @@ def _compiled(
 ) -> launching.Function:
     names = dict(formats) | macros(config)
     return launching.function("half_rows.cu", "half_rows", names, device)
-
-
-def _tables(group_size: int) -> int:
-    """Tables of a row in a chunk."""
-    if group_size in (32, 64):
-        return CHUNK // group_size
-    return 2 if group_size % CHUNK else 1
 
 
 def _table_row(planes: CudaPlanes) -> int:

@@ -51,14 +51,11 @@ class Loaded(NamedTuple):
     """A __global__ function in the driver.
 
     address: of the CUfunction. overlaps: whether its GPU knows programmatic dependent launches.
-    registers, local_bytes: what a thread has, of which the latter are spills and arrays.
     shared_bytes: static shared memory of a block.
     """
 
     address: int
     overlaps: bool
-    registers: int
-    local_bytes: int
     shared_bytes: int
 
 
@@ -200,15 +197,9 @@ def _load(function: Function) -> Loaded:
             handle = _checked(driver.cuModuleGetFunction(module, function.name.encode()), what)
         finally:
             driver.cuThreadExchangeStreamCaptureMode(mode)
-        facts = [
-            _checked(driver.cuFuncGetAttribute(attribute, handle), what)
-            for attribute in (
-                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS,
-                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
-                driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
-            )
-        ]
-    return Loaded(int(handle), capability >= (9, 0), *facts)
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
+        shared_bytes = _checked(driver.cuFuncGetAttribute(attribute, handle), what)
+    return Loaded(int(handle), capability >= (9, 0), shared_bytes)
 
 
 def _kind(argument: Argument) -> str:

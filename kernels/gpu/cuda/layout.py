@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.formats import Binary, Uniform
-from qbench.formats.packing import unpack
+from qbench.formats.packing import as_words, exact_half, unpack
 
 TILE = 16  # outputs
 CHUNK = 256  # inputs
@@ -80,6 +80,13 @@ class CudaPlanes:
         return self.params.shape[1]
 
     @cached_property
+    def groups_of_chunk(self) -> int:
+        """Groups whose parameters a chunk of 256 inputs has."""
+        if self.group_size in SMALL_GROUPS:
+            return CHUNK // self.group_size
+        return 2 if self.group_size % CHUNK else 1
+
+    @cached_property
     def meta32(self) -> bool:
         """Whether the parameters are float32."""
         return self.params.dtype == torch.float32
@@ -115,25 +122,6 @@ class CudaPlanes:
             "META32": int(self.meta32),
             "BF16": int(dtype == torch.bfloat16),
         }
-
-    def weights(self) -> Tensor:
-        """The weight (out, in) in float64, from the definition: for tests."""
-        out, columns = self.shape
-        codes = _bits(self.words)  # (P, 16 tiles, 256 chunks)
-        # (16 tiles, groups, A)
-        params = self.params.double().permute(0, 4, 2, 1, 3).flatten(0, 2)
-        size = self.group_size or codes.shape[2]
-        group = torch.arange(columns, device=codes.device) // size
-        each = params[:, group]  # (16 tiles, in, A)
-        codes = codes[:, :, :columns].double()
-        if self.uniform:
-            places = 2.0 ** torch.arange(self.bits, device=codes.device)
-            code = (codes * places[:, None, None]).sum(0)
-            return (each[..., 0] * (code - each[..., 1]))[:out]
-        weight = (each[..., : self.bits].permute(2, 0, 1) * (2 * codes - 1)).sum(0)
-        if self.shift:
-            weight = weight + each[..., self.bits]
-        return weight[:out]
 
 
 def derive(weight: WeightFormat) -> CudaPlanes:
@@ -219,16 +207,6 @@ def _words(bitmaps: Tensor) -> Tensor:
     return words.reshape(*words.shape[:3], 32, 4).contiguous()
 
 
-def _bits(words: Tensor) -> Tensor:
-    """The inverse of `_words`, bit by bit: (P, 16 tiles, 256 chunks) uint8 in {0, 1}."""
-    at = torch.arange(32, device=words.device)
-    bits = ((words[..., None] >> at) & 1).to(torch.uint8)
-    # (tiles, chunks, P, g, t, half, h, j, s)
-    split = bits.unflatten(-1, (4, 8)).unflatten(4, (2, 2)).unflatten(3, (8, 4))
-    # (P, tiles, h, g, chunks, half, s, t, j)
-    return split.permute(2, 0, 6, 3, 1, 5, 8, 4, 7).flatten(4).flatten(1, 3)
-
-
 def _transposed(squares: Tensor) -> Tensor:
     """8 x 8 bits in each int64, byte by byte, transposed (Warren, Hacker's Delight, 7-3)."""
     for step, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
@@ -242,9 +220,7 @@ def _bitmaps(weight: Uniform) -> Tensor:
     bits = weight.bits
     stream = pad(weight.codes, (0, -weight.codes.shape[1] % bits))
     octets = stream.unflatten(1, (-1, bits))  # (out, in/8, bits): 8 codes in each
-    word = octets[..., 0].long()
-    for j in range(1, bits):
-        word |= octets[..., j].long() << (8 * j)
+    word = as_words(octets, 8)
     planes = []
     for p in range(bits):
         bitmap = (word >> p) & 1
@@ -261,8 +237,7 @@ def _zero_point(weight: Uniform) -> Tensor:
         return torch.full_like(weight.scale, 2.0 ** (weight.bits - 1), dtype=torch.float16)
     if zero.dtype == torch.uint8:
         return unpack(zero, weight.bits, weight.scale.shape[1]).half()
-    half = zero.half()
-    return half if torch.equal(half.float(), zero.float()) else zero.float()
+    return exact_half(zero)
 
 
 def _params(parts: list[Tensor], columns: int, group_size: int) -> Tensor:

@@ -28,14 +28,7 @@ from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError
 from qbench.kernels.contract import Description, Kernel, Prepared, Request
 from qbench.kernels.gpu.cuda import bit_serial, dequantize, fast_bits, toolchain
-from qbench.kernels.gpu.cuda.choice import (
-    BIT_ARCHITECTURES,
-    DEQUANTIZE,
-    MODULES,
-    Choice,
-    choose,
-    gpu_of,
-)
+from qbench.kernels.gpu.cuda.choice import DEQUANTIZE, MODULES, Choice, choose, gpu_of
 from qbench.kernels.gpu.cuda.layout import CudaPlanes, derive, joined, not_served
 from qbench.kernels.layouts import Layouts
 from qbench.kernels.sharing import shared
@@ -143,7 +136,11 @@ def pack(weight: WeightFormat) -> Packed:
 
 
 def packed_of(parts: list[Tensor], description: Description) -> Packed:
-    """The weight that has these parts as the kernels read it, kept for all products with it."""
+    """The weight that has these parts as the kernels read it, kept for all products with it.
+
+    parts: on a GPU, in the description's order. ConfigError as of `pack`, StoreError where they do
+    not fit the description.
+    """
     return _layouts.of(parts, description)
 
 
@@ -227,7 +224,7 @@ def fast_unavailable() -> str | None:
         return reason
     for device in range(torch.cuda.device_count()):
         architecture = gpu_of(device).architecture
-        if architecture not in BIT_ARCHITECTURES:
+        if architecture not in bit_serial.ARCHITECTURES:
             return f"a GPU here, sm_{architecture}, only emulates products of bits"
     return None
 

@@ -42,14 +42,14 @@ def tune(
     if reason is not None:
         raise ConfigError(f"nothing can be tuned: {reason}; tune on the machine that will serve")
     name = torch.cuda.get_device_name()
-    path = path or choice.tuned_file(name)
+    path = path or choice.TUNED.path(name)
     facts = {"gpu": name, "nvrtc": toolchain.nvrtc_version()}
     cases = list(product(list(weights), batches))
     compile_candidates(cases, dtype)
     for planes, rows in cases:
         best = measure(planes, rows, dtype)[0][1]
-        tuned.write(path, facts, {choice.key(rows, planes, dtype): best.fields()})
-    choice._tuned.cache_clear()
+        tuned.write(path, facts, {tuned.key_of(rows, planes, dtype): best.fields()})
+    choice.TUNED.forget()
     return path
 
 

@@ -36,9 +36,10 @@ SWIZZLE_BYTES = 1024  # tiles of x begin at multiples of it
 class Config:
     """How the work is divided (see wide_rows.cu).
 
-    rows: of x that one block takes: 32, 64, 128, 192 or 256. out_groups: warpgroups that divide its
-    outputs, 64 each. share: blocks that read each tile of x together. splits: blocks that divide
-    the inputs. blocks: of one multiprocessor. k_groups: warpgroups that divide a block's inputs.
+    rows: of x that one block takes: 32, 64, 128 or 256; 192 compiles, too, and is in no list of
+    `configurations`. out_groups: warpgroups that divide its outputs, 64 each. share: blocks that
+    read each tile of x together. splits: blocks that divide the inputs. blocks: of one
+    multiprocessor. k_groups: warpgroups that divide a block's inputs.
     """
 
     rows: int = 256
@@ -98,12 +99,6 @@ def configurations(rows: int, planes: CudaPlanes) -> Iterator[Config]:
         yield Config(128, 2, 1, 1)
 
 
-def macros(planes: CudaPlanes, dtype: torch.dtype, config: Config) -> dict[str, int]:
-    """What the source is compiled with."""
-    rings = zip(STAGES, stages(planes, config), strict=True)
-    return _of_planes(planes, dtype) | dict(rings) | _of(config)
-
-
 def _of_planes(planes: CudaPlanes, dtype: torch.dtype) -> dict[str, int]:
     """The macros that the weight and x decide; weights become float16 whatever x is."""
     return planes.macros(torch.float16) | {"X_BF16": int(dtype == torch.bfloat16)}
@@ -149,14 +144,8 @@ def has_room(planes: CudaPlanes, config: Config) -> bool:
 
 def chunk_bytes(planes: CudaPlanes, config: Config) -> int:
     """Words and parameters of 256 inputs and a block's outputs."""
-    size = planes.group_size
-    if size % 256 == 0:
-        slots = 1
-    elif size < 128:
-        slots = 256 // size
-    else:
-        slots = 2
-    return 4 * config.out_groups * (planes.bits * 512 + slots * planes.group_bytes)
+    tile = planes.bits * 512 + planes.groups_of_chunk * planes.group_bytes
+    return 4 * config.out_groups * tile
 
 
 def shared_bytes(planes: CudaPlanes, config: Config) -> int:
@@ -196,14 +185,21 @@ def prepare(x: Tensor, planes: CudaPlanes, config: Config) -> Prepared:
 
 
 def launch(x: Tensor, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config) -> None:
-    """y (rows, out) = x (rows, in) W^T + bias, on the current stream."""
+    """y (rows, out) = x (rows, in) W^T + bias, on the current stream.
+
+    x float16 or bfloat16, y of the same dtype, both contiguous. The rest is as in `multiply`.
+    """
     multiply(prepare(x, planes, config), planes, bias, y, config)
 
 
 def multiply(
     prepared: Prepared, planes: CudaPlanes, bias: Tensor | None, y: Tensor, config: Config
 ) -> None:
-    """The product with an x that was prepared for a configuration with as many rows."""
+    """The product with an x that was prepared for a configuration with as many rows.
+
+    bias float32 (out,) contiguous, or None. y (rows, out), contiguous, is written, on the current
+    stream. ConfigError where shared memory has no room for this configuration.
+    """
     rows, outputs = y.shape
     blocks = -(-outputs // (config.outputs * config.share)) * config.share * config.splits
     function = _function("multiply_wide", planes, y.dtype, config, y.get_device())
@@ -253,8 +249,10 @@ def _compiled(
 
 
 def _estimate(config: Config, rows: int, planes: CudaPlanes, multiprocessors: int) -> float:
-    """Cycles of all waves of blocks. The matrix units and the other ones hardly overlap: both use
-    the registers' ports. A sole warp of a scheduler waits for its own results.
+    """Cycles of all waves of blocks.
+
+    The matrix units and the other ones hardly overlap: both use the registers' ports. A sole warp
+    of a scheduler waits for its own results.
     """
     blocks = -(-planes.shape[0] // (config.outputs * config.share)) * config.share
     blocks *= -(-rows // config.rows) * config.splits
