@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from qbench.comparison.pairs import TIMES, Pairs, pairs_of
 from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
@@ -178,12 +176,6 @@ def _losses(record: Record) -> list[Entry]:
 def _number_entry(value: float | None, form: str) -> Entry:
     """form: of the text, such as `.2f`."""
     return Entry("" if value is None else f"{value:{form}}", value)
-
-
-def wide_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
-    """One row per cell, for people: every headline score with its difference or error."""
-    columns, rows = grid(records, folder)
-    return pd.DataFrame([[entry.whole for entry in row] for row in rows], columns=columns)
 
 
 def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:

@@ -35,12 +35,13 @@ from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS, quality_figure
 from qbench.reports.points import Point, _ends, frontier
 from qbench.reports.registry import FOLDERS, write_reports, writers
-from qbench.reports.tables import grid, markdown, wide_table
+from qbench.reports.tables import grid, markdown
 from qbench.reports.terminal import screen
 from qbench.scheme import LayerRule
 from qbench.stats.difference import Difference
 from qbench.stats.shares import wilson
 from synthetic_records import DAMAGE, REASON, TASKS, TIMED, failed, record, scores, stored
+from wide_table import wide_table
 
 EVERYTHING = 10  # six files, and the folders cells, methods and pictures
 
