@@ -25,28 +25,6 @@ def detectable(
     return float(reach * stderr)
 
 
-def items_for_share(
-    discordance: float,
-    difference: float,
-    alpha: float = ALPHA,
-    power: float = POWER,
-    sided: int = 2,
-) -> int:
-    """Pairs of right and wrong answers that show a difference of this size by McNemar's test.
-
-    discordance: the share of answers that differ, at least the difference. Connor 1987, Biometrics
-    43, 207. ValueError for a difference of 0 or above the discordance.
-    """
-    if not 0 < abs(difference) <= discordance <= 1:
-        raise ValueError(
-            f"a difference of {difference} needs a discordance from {abs(difference)} to 1, "
-            f"and it is {discordance}; neither may be 0"
-        )
-    null = special.ndtri(1 - alpha / sided) * math.sqrt(discordance)
-    other = special.ndtri(power) * math.sqrt(discordance - difference**2)
-    return math.ceil(((null + other) / difference) ** 2)
-
-
 def items_to_pass(stderr: float, items: int, margin: float, degrees: float = math.inf) -> int:
     """Items in all, of one draw, that show with POWER that nothing is worse by `margin`.
 
