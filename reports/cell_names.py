@@ -14,11 +14,6 @@ from qbench.registry import declared
 JUDGED = ("dtype", "device", "batch", "evaluation", "revision", "packages")
 
 
-def unquantized(record: Record) -> bool:
-    """Whether this is the baseline, the model as it is."""
-    return is_unquantized(record)
-
-
 def format_of(record: Record) -> str:
     """What its weights are: `uniform`, `binary`, ...; empty where its method is not there any more.
 
@@ -85,7 +80,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     differing = {spot for spot, values in seen.items() if len(values) > 1}
     result = {}
     for record, family, traits in zip(records, families, own, strict=True):
-        words = ["unquantized" if unquantized(record) else record.cell.made_by]
+        words = ["unquantized" if is_unquantized(record) else record.cell.made_by]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
         told = _exceptions(record.cell) - shared[_method(record.cell)]
         for key, value in traits.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from qbench.comparison.pairs import protocol
+from qbench.comparison.pairs import is_unquantized, protocol
 from qbench.records import Record, Score, labels
-from qbench.reports.cell_names import ordered, unquantized
+from qbench.reports.cell_names import ordered
 
 LISTED = 6  # parts of a task by name
 
@@ -32,7 +32,7 @@ def doubts(
     for (model, task, kind), members in alike.items():
         whole = [member for member in members if member[1].task == task]
         record, score = (whole or members)[0]
-        name = "unquantized" if unquantized(record) else told[record.cell.id]
+        name = "unquantized" if is_unquantized(record) else told[record.cell.id]
         facts = (score.suspicion or "").partition(": ")[2]
         cells = {record.id for record, _ in members}
         example = [name] if len(cells) > 1 else []

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.comparison.pairs import pairs_of
+from qbench.comparison.pairs import is_unquantized, pairs_of
 from qbench.comparison.ranks import outdone, ranks
 from qbench.records import Record
-from qbench.reports.cell_names import format_of, ordered, unquantized
+from qbench.reports.cell_names import format_of, ordered
 from qbench.reports.explanations import explanation
 from qbench.reports.headline import Headline, headlines
 from qbench.reports.plots import leading, slug
@@ -185,5 +185,5 @@ def _filter_values(record: Record) -> list[str]:
     if cell.scheme is not None:
         bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
-    method = "unquantized" if unquantized(record) else cell.made_by
+    method = "unquantized" if is_unquantized(record) else cell.made_by
     return [cell.model, bits, method, group, format_of(record), record.status]

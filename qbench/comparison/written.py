@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 from qbench.comparison.changed_answers import Change
@@ -203,11 +203,11 @@ def _amount(endpoint: Endpoint, value: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able, without what is not finite."""
+    """What `asdict` gives, JSON-able and without what is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return value
