@@ -33,7 +33,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     return [write_text(folder / "leaderboard.tex", latex(records, folder))]
 
 
-def latex(records: Sequence[Record], folder: Path | None = None) -> str:
+def latex(records: Sequence[Record], folder: Path) -> str:
     """A `tabular`, one row per cell, the best values bold. It needs the package booktabs."""
     require(records)
     headings, rows, words = in_markup(

@@ -124,7 +124,7 @@ def points_by_line(
     headline: Headline,
     notes: list[str],
     pairs: Pairs,
-    cost: Cost = BITS,
+    cost: Cost,
 ) -> dict[str, list[Point]]:
     """The points of each line by its name, in the order of the records.
 

@@ -19,7 +19,7 @@ def engine_reasons(
     readers: tuple[Pairs, Pairs],
     margins: Mapping[str, float],
     tasks: Sequence[str] | None,
-    allowed: Sequence[str] = (),
+    allowed: Sequence[str],
 ) -> list[str]:
     """Sentences about scores of the unquantized model that differ between the two sides.
 

@@ -369,7 +369,7 @@ def test_flips_are_counted_by_kind() -> None:
 
 def test_a_detectable_difference_is_found_as_often_as_is_said() -> None:
     reach = stats.t.ppf(0.975, 50)
-    found = stats.nct.sf(reach, 50, detectable(1.0, 50, alpha=0.05, power=0.8))
+    found = stats.nct.sf(reach, 50, detectable(1.0, 50, alpha=0.05))
     assert found == pytest.approx(0.8, abs=0.01)
 
 
