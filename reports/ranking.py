@@ -126,11 +126,12 @@ def ranking(
 def filters(records: Sequence[Record]) -> list[Filter]:
     """The choices that tell some cells from others."""
     keys = ("model", "bits", "method", "group", "format", "status")
-    values = list(zip(*(_filter_values(record) for record in ordered(records)), strict=True))
-    return [
-        Filter(place, key, key, list(dict.fromkeys(value for value in column if value)))
-        for place, (key, column) in enumerate(zip(keys, values, strict=True))
-    ]
+    rows = [_filter_values(record) for record in ordered(records)]
+    choices = []
+    for index, key in enumerate(keys):
+        values = dict.fromkeys(row[index] for row in rows if row[index])
+        choices.append(Filter(index, key, key, list(values)))
+    return choices
 
 
 def cell_page(cell: str) -> str:
