@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from qbench.comparison.pairs import Contrast, Pairs, is_unquantized, judged_by, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names
-from qbench.reports.headline import Headline, answer_interval, number, score_text, student_interval
+from qbench.reports.headline import Headline
 from qbench.reports.latencies import over
+from qbench.reports.numbers import answer_interval, number, score_text, student_interval
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.

@@ -17,16 +17,9 @@ from qbench.reports import latencies
 from qbench.reports.cautions import summary
 from qbench.reports.cell_names import format_of, names, ordered, shared_parameters
 from qbench.reports.doubts import doubts
-from qbench.reports.headline import (
-    MINI_NOTICE,
-    Headline,
-    headlines,
-    in_words,
-    number,
-    require,
-    score_text,
-)
+from qbench.reports.headline import MINI_NOTICE, Headline, headlines, in_words, require
 from qbench.reports.noise import noise_lines
+from qbench.reports.numbers import number, score_text
 
 CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "

@@ -228,7 +228,7 @@ def baseline_show(
     baselines: Baselines = HERE,
 ) -> None:
     """Its cells and scores, and the command that made each."""
-    from qbench.reports.headline import score_text
+    from qbench.reports.numbers import score_text
 
     for record in _side(name, baselines).records:
         say(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")

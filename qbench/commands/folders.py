@@ -252,7 +252,7 @@ def evaluate(
 
 
 def _score_line(score: Score) -> str:
-    from qbench.reports.headline import score_text
+    from qbench.reports.numbers import score_text
 
     return f"{score.task}  {score.metric}  {score.filter}  {score_text(score)}  n={score.n}"
 

@@ -27,10 +27,11 @@ from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
 from qbench.reports import json_lines, pictures, plots
 from qbench.reports.cell_names import names, shared_parameters
-from qbench.reports.headline import headlines, number, score_text, student_interval
+from qbench.reports.headline import headlines
 from qbench.reports.long_table import COLUMNS, long_table
 from qbench.reports.looks import looks
 from qbench.reports.noise import noise_lines
+from qbench.reports.numbers import number, score_text, student_interval
 from qbench.reports.pictures import file_name
 from qbench.reports.plots import BITS
 from qbench.reports.points import Point, _ends, frontier
