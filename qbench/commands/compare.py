@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -92,30 +92,14 @@ def compare(
     """
     from qbench.commands.gated import judged
     from qbench.commands.questions import with_questions
-    from qbench.comparison.comparable import ALLOWABLE
-    from qbench.comparison.endpoints import read_margins
     from qbench.tasks.data import require_data
 
     files = [is_file_of_method(side) for side in (base, candidate)]
-    if not any(files):
-        refuse_unused(context, ("model",), "where no method's file is run")
-    if all(files):
-        refuse_unused(context, ("baselines",), "where both methods are run from their files")
-        refuse_unused(context, ("look",), "of two files, which have looks of their own")
-    elif typed(context, ("baselines",)) and not is_folder(baselines):
-        raise ConfigError(f"--baselines {baselines} is no folder; give the one that holds them")
+    _refuse_useless(context, files, baselines)
     if data is not None:
         require_data(data)
     require_place(markdown)
-    allowed = as_names(allow, "--allow") or ()
-    for name in allowed:
-        if name not in ALLOWABLE:
-            raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
-    limits: dict[str, Any] = {
-        "margins": read_margins(margin or []),
-        "tasks": as_names(tasks, "--tasks"),
-        "allowed": allowed,
-    }
+    limits = _limits(margin, tasks, allow)
     schedule = _schedule(look)
     if markdown is not None:
         remove_file(markdown)  # whatever ends this, no verdict of an earlier one stays
@@ -129,6 +113,33 @@ def compare(
             verdict = _compared(first, second, schedule, limits)
             verdict = with_questions(verdict, first, data)
     raise typer.Exit(report(verdict, as_json, markdown, strict))
+
+
+def _refuse_useless(context: typer.Context, files: Sequence[bool], baselines: Path) -> None:
+    """ConfigError for an option that does nothing here. files: of which sides methods are run."""
+    if not any(files):
+        refuse_unused(context, ("model",), "where no method's file is run")
+    if all(files):
+        refuse_unused(context, ("baselines",), "where both methods are run from their files")
+        refuse_unused(context, ("look",), "of two files, which have looks of their own")
+    elif typed(context, ("baselines",)) and not is_folder(baselines):
+        raise ConfigError(f"--baselines {baselines} is no folder; give the one that holds them")
+
+
+def _limits(margin: list[str] | None, tasks: str | None, allow: str | None) -> dict[str, Any]:
+    """What `qbench.comparison.verdicts.compare` is told of margins, tasks and what may differ."""
+    from qbench.comparison.comparable import ALLOWABLE
+    from qbench.comparison.endpoints import read_margins
+
+    allowed = as_names(allow, "--allow") or ()
+    for name in allowed:
+        if name not in ALLOWABLE:
+            raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
+    return {
+        "margins": read_margins(margin or []),
+        "tasks": as_names(tasks, "--tasks"),
+        "allowed": allowed,
+    }
 
 
 class Schedule(NamedTuple):

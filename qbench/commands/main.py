@@ -1,9 +1,9 @@
 """The command line: `qbench run`, `report` and `list`, and its entry point.
 
 The commands about one model are in `folders` and `model_files`, those about this machine in
-`machine`, the others in modules of their own. Results go to stdout, progress to stderr. Exit codes:
-0 fine, 1 a failed cell, latency, check or file, 2 misuse, 130 interrupted. A command imports what
-it needs when it runs, so that help, lists and typing errors are fast.
+`health` and `machine`, the others in modules of their own. Results go to stdout, progress to
+stderr. Exit codes: 0 fine, 1 a failed cell, latency, check or file, 2 misuse, 130 interrupted. A
+command imports what it needs when it runs, so that help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from qbench.commands import (
     data,
     environments,
     folders,
+    health,
     layers,
     machine,
     model_files,
@@ -66,6 +67,7 @@ app = typer.Typer(
 app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(model_files.app)
+app.add_typer(health.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
