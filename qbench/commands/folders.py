@@ -34,9 +34,8 @@ from qbench.commands.options import (
 from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from qbench.calibration.walk import Progress
     from qbench.comparison.parity import Parity
     from qbench.experiment.grid import Grid
     from qbench.records import Score
@@ -252,9 +251,12 @@ def evaluate(
 
 
 def _lines_through(
-    folder: Path, grid: Grid, through: str, parity: bool, progress: Progress
+    folder: Path, grid: Grid, through: str, parity: bool, progress: Callable[[float, str], None]
 ) -> Iterator[str]:
-    """The scores through an engine, and with `parity` how far transformers is from each."""
+    """The scores through an engine, and with `parity` how far transformers is from each.
+
+    progress: is called with the part that is done, 0 to 1, and a text.
+    """
     from qbench.experiment.through import evaluate_through
 
     for said in evaluate_through(folder, grid, through, parity, progress, announce):
