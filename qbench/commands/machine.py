@@ -176,8 +176,13 @@ def _requested(
     from qbench.latency.request import Request, check_request, shapes_of
 
     group = None if isinstance(group_size, str) else group_size  # `channel`
-    widths, kinds, only = dict.fromkeys(bits), dict.fromkeys(formats), dict.fromkeys(kernels)
-    request = Request(shapes_of(names, batch), [*widths], [*kinds], group, [*only])
+    request = Request(
+        shapes_of(names, batch),
+        list(dict.fromkeys(bits)),
+        list(dict.fromkeys(formats)),
+        group,
+        list(dict.fromkeys(kernels)),
+    )
     check_request(request, device)
     return request
 
