@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qbench.checkpoint.folder import save_checkpoint
+from qbench.checkpoint.write_folder import save_checkpoint
 from qbench.environment import environment
 from qbench.files.shards import Shards
 from qbench.formats import Uniform

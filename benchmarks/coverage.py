@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from scipy import stats
+from scipy import special, stats
 
-from qbench.stats.difference import Difference, mean_difference, share_difference
-from qbench.stats.power import detectable, items_for_share
+from qbench.stats.difference import Difference, mean_interval, share_difference
+from qbench.stats.power import ALPHA, POWER, detectable
 from qbench.stats.replicates import crossed_mean
 from qbench.stats.sequential import Look, looks
 from qbench.stats.shares import Flipped, mcnemar, score_statistic
@@ -153,7 +154,7 @@ def means(runs: int, seed: int) -> Iterator[Case]:
                 values = generator.standard_t(4, items)
                 if labels is not None:
                     values = values + 0.7 * generator.standard_t(4, groups)[labels]
-                covered.append(holds(mean_difference(np.zeros(items), values, labels), 0.0))
+                covered.append(holds(mean_interval(values, labels), 0.0))
             cover = 100 * float(np.mean(covered))
             name = "means, in unequal clusters" if clustered else "means"
             yield Case(name, items, groups, 1, None, cover=cover, alarms=100 - cover)
@@ -210,6 +211,17 @@ def model_losses(generator: Generator, draws: int, labels: list[int], spread: fl
     return np.asarray(level + (of_articles + of_both)[:, labels] + windows)
 
 
+def items_for_share(discordance: float, difference: float, sided: int) -> int:
+    """Pairs of right and wrong answers that show a difference of this size by McNemar's test.
+
+    discordance: the share of answers that differ, at least the difference. sided: 1 or 2. Connor
+    1987, Biometrics 43, 207.
+    """
+    null = special.ndtri(1 - ALPHA / sided) * math.sqrt(discordance)
+    other = special.ndtri(POWER) * math.sqrt(discordance - difference**2)
+    return math.ceil(((null + other) / difference) ** 2)
+
+
 def powers(runs: int, seed: int) -> Iterator[Case]:
     """What was promised with 80 %: items for a share, and the smallest detectable mean."""
     generator = np.random.default_rng(seed)
@@ -237,7 +249,7 @@ def powers(runs: int, seed: int) -> Iterator[Case]:
         detected = []
         for _ in range(runs):
             values = generator.standard_normal(items) + shift
-            detected.append(mean_difference(np.zeros(items), values).p_value <= 0.05)
+            detected.append(mean_interval(values).p_value <= 0.05)
         power = 100 * float(np.mean(detected))
         yield Case("a mean's detectable difference", items, items, 1, None, None, None, power, 80.0)
 
@@ -248,7 +260,7 @@ def families(runs: int, seed: int) -> Iterator[Case]:
     alarms = []
     for _ in range(runs):
         values = generator.standard_t(4, (12, 60))
-        p_values = [mean_difference(np.zeros(60), row).p_value for row in values]
+        p_values = [mean_interval(row).p_value for row in values]
         alarms.append(min(holm(p_values)) <= 0.05)
     yield Case("any of 12, by Holm", 60, 60, 1, None, alarms=100 * float(np.mean(alarms)))
     for discordance in DISCORDANCE:

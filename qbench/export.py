@@ -11,13 +11,9 @@ import torch
 from torch import Tensor
 
 import qbench
-from qbench.checkpoint.folder import (
-    load_checkpoint,
-    save_checkpoint,
-    unquantized_tensors,
-    write_model_folder,
-)
+from qbench.checkpoint.folder import load_checkpoint
 from qbench.checkpoint.packed_linear import unpack
+from qbench.checkpoint.write_folder import save_checkpoint, unquantized_tensors, write_model_folder
 from qbench.contracts import WeightFormat
 from qbench.errors import ConfigError, QbenchError, unknown_name
 from qbench.exchange.gguf_model import export_model_gguf

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 # Of Unicode: control characters, marks without a width, halves of pairs, line and paragraph ends.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -57,6 +58,15 @@ def markdown(text: str) -> str:
     line = " ".join(text.split())
     escaped = "".join(f"\\{c}" if c in _MARKUP else c for c in printable(line))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A table of Markdown, of fields that `markdown` has escaped.
+
+    left: how many columns hold words, which stand on the left.
+    """
+    alignment = ["---"] * left + ["---:"] * (len(headings) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, alignment, *rows))
 
 
 def _visible(character: str) -> str:

@@ -29,7 +29,8 @@ from qbench.calibration.soundness import require_walkable
 from qbench.calibration.walk import Progress, walk_blocks, walk_linears
 from qbench.calibration.windows import calibration_facts
 from qbench.checkpoint.block_files import BlockFiles
-from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log, save_checkpoint
+from qbench.checkpoint.folder import is_loadable, load_checkpoint, read_log
+from qbench.checkpoint.write_folder import save_checkpoint
 from qbench.contracts import (
     Scheme,
     WeightFormat,

@@ -40,13 +40,7 @@ def panel(
     mine: the records of the model. styles: of all lines by name. notes: gets what could not be
     drawn, and what a reader must know. pairs: of the run. cost: what the score is drawn against.
     """
-    baselines: dict[str, Point] = {}
-    lines: dict[str, list[Point]] = {}
-    for name, points in points_by_line(mine, headline, notes, pairs, cost).items():
-        if points[0].baseline:
-            baselines[name] = points[0]
-        else:
-            lines[name] = sorted(points, key=lambda point: point.x)
+    baselines, lines = _told_apart(points_by_line(mine, headline, notes, pairs, cost))
     lines = _fewer(lines, headline, notes)
     quantized = [point for line in lines.values() for point in line]
     alone = [point for point in quantized or baselines.values() if not point.paired]
@@ -75,6 +69,20 @@ def panel(
     if scale.edge is not None:
         _strip(axes, scale)
     return set(lines)
+
+
+def _told_apart(
+    by_name: Mapping[str, list[Point]],
+) -> tuple[dict[str, Point], dict[str, list[Point]]]:
+    """The points of the models as they are, and the lines of the others from left to right."""
+    baselines: dict[str, Point] = {}
+    lines: dict[str, list[Point]] = {}
+    for name, points in by_name.items():
+        if points[0].baseline:
+            baselines[name] = points[0]
+        else:
+            lines[name] = sorted(points, key=lambda point: point.x)
+    return baselines, lines
 
 
 def _meaning_of_bars(quantized: Sequence[Point], alone: Sequence[Point]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qbench.comparison.pairs import is_unquantized, packages_of
@@ -12,11 +12,6 @@ from qbench.registry import declared
 
 # Of `_traits`, by what cells are judged: one is not held against another's, of whatever method.
 JUDGED = ("dtype", "device", "batch", "evaluation", "revision", "packages")
-
-
-def unquantized(record: Record) -> bool:
-    """Whether this is the baseline, the model as it is."""
-    return is_unquantized(record)
 
 
 def format_of(record: Record) -> str:
@@ -70,30 +65,40 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     cells of the method share are told by `shared_parameters` instead.
     """
     shared = _shared(records)
-    families = [_family(record.cell) for record in records]
-    own = [_traits(record) for record in records]
-
-    def place(record: Record, family: tuple[str, ...], key: str) -> tuple[object, str]:
-        return (record.cell.model if key in JUDGED else family, key)
-
-    # Only what varies within a family, or within a model, must be told.
-    seen: dict[tuple[object, str], set[str]] = {}
-    for record, family, traits in zip(records, families, own, strict=True):
-        for key, value in traits.items():
-            if key != "packages" or record.status == "ok":  # others may not say
-                seen.setdefault(place(record, family, key), set()).add(value)
-    differing = {spot for spot, values in seen.items() if len(values) > 1}
+    differing = _differing(records)
     result = {}
-    for record, family, traits in zip(records, families, own, strict=True):
-        words = ["unquantized" if unquantized(record) else record.cell.made_by]
+    for record in records:
+        words = ["unquantized" if is_unquantized(record) else record.cell.made_by]
         words.append(params_text(record.cell, shared[_method(record.cell)]))
         told = _exceptions(record.cell) - shared[_method(record.cell)]
-        for key, value in traits.items():
-            differs = bool(told) if key == "layers" else place(record, family, key) in differing
-            if differs and (group or key != "group"):
+        for relatives, trait, value in _told_apart(record):
+            differs = (relatives, trait) in differing
+            if trait == "layers":
+                differs = bool(told)
+            if differs and (group or trait != "group"):
                 words.append(value)
         result[record.id] = " ".join(word for word in words if word)
     return result
+
+
+def _differing(records: Sequence[Record]) -> set[tuple[tuple[str, ...], str]]:
+    """Relatives and the traits that are not the same in all of them."""
+    values: dict[tuple[tuple[str, ...], str], set[str]] = {}
+    for record in records:
+        for relatives, trait, value in _told_apart(record):
+            if trait != "packages" or record.status == "ok":  # others may not say
+                values.setdefault((relatives, trait), set()).add(value)
+    return {key for key, several in values.items() if len(several) > 1}
+
+
+def _told_apart(record: Record) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Each trait of a cell, with those that it must tell it from: its family, or all of its model.
+
+    Relatives, the trait's name and its value.
+    """
+    family = _family(record.cell)
+    for trait, value in _traits(record).items():
+        yield (record.cell.model,) if trait in JUDGED else family, trait, value
 
 
 def judged_in_words(records: Sequence[Record]) -> list[str]:

@@ -17,8 +17,9 @@ from qbench.records import Caution, Latency, Product, Record, Score, threads_in_
 from qbench.reports.cell_names import ordered
 from qbench.reports.changed_items import MOST, Changes, changed_items
 from qbench.reports.explanations import METRICS
-from qbench.reports.headline import require, score_text, with_unit
+from qbench.reports.headline import require, with_unit
 from qbench.reports.layer_errors import heat_map
+from qbench.reports.numbers import score_text
 from qbench.reports.page import rendered
 from qbench.reports.provenance import flat, label
 from qbench.reports.ranking import cell_page, method_page

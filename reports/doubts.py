@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
-from qbench.comparison.pairs import protocol
+from qbench.comparison.pairs import is_unquantized, protocol
 from qbench.records import Record, Score, labels
-from qbench.reports.cell_names import ordered, unquantized
+from qbench.reports.cell_names import ordered
 
 LISTED = 6  # parts of a task by name
+
+
+class _Doubt(NamedTuple):
+    """A score that may say nothing. facts: figures of it, that stand behind the reason."""
+
+    record: Record
+    score: Score
+    facts: str
 
 
 def doubts(
@@ -20,31 +29,45 @@ def doubts(
     and label; of several their number is given, and one as an example. only: of these scores, by
     task and metric.
     """
-    told = labels(record.cell for record in records)
-    alike: dict[tuple[str, str, str], list[tuple[Record, Score]]] = {}
+    names = labels(record.cell for record in records)
+    lines = []
+    for (model, task, kind), members in _alike(records, only).items():
+        whole = [member for member in members if member.score.task == task]
+        example = (whole or members)[0]
+        name = names[example.record.cell.id]
+        if is_unquantized(example.record):
+            name = "unquantized"
+        cells = {member.record.id for member in members}
+        where = f"{len(cells)} cells of {model}" if len(cells) > 1 else f"{model} {name}"
+        what = _together(task, [member.score for member in members])
+        lines.append((where, f"{what}: {_reason(kind, example, members, name)}"))
+    return lines
+
+
+def _alike(
+    records: Sequence[Record], only: Collection[tuple[str, str]] | None
+) -> dict[tuple[str, str, str], list[_Doubt]]:
+    """The doubtful scores by model, task and kind of doubt. only: as of `doubts`."""
+    alike: dict[tuple[str, str, str], list[_Doubt]] = {}
     for record in ordered(records):
         for score in record.scores:
             if score.suspicion and (only is None or (score.task, score.metric) in only):
-                kind = score.suspicion.partition(": ")[0]
+                kind, _, facts = score.suspicion.partition(": ")
                 key = (record.cell.model, _task_of(record, score), kind)
-                alike.setdefault(key, []).append((record, score))
-    lines = []
-    for (model, task, kind), members in alike.items():
-        whole = [member for member in members if member[1].task == task]
-        record, score = (whole or members)[0]
-        name = "unquantized" if unquantized(record) else told[record.cell.id]
-        facts = (score.suspicion or "").partition(": ")[2]
-        cells = {record.id for record, _ in members}
-        example = [name] if len(cells) > 1 else []
-        scores = {(score.task, score.metric) for _, score in members}
-        if len(scores) > 1:
-            example.append(f"{score.task} {score.metric}")
-        reason = f"{kind}: {facts}" if facts else kind
-        if facts and example:
-            reason = f"{kind}; for {', '.join(example)}: {facts}"
-        where = f"{len(cells)} cells of {model}" if len(cells) > 1 else f"{model} {name}"
-        lines.append((where, f"{_together(task, [score for _, score in members])}: {reason}"))
-    return lines
+                alike.setdefault(key, []).append(_Doubt(record, score, facts))
+    return alike
+
+
+def _reason(kind: str, example: _Doubt, members: Sequence[_Doubt], name: str) -> str:
+    """Why the members say nothing, by one of them. name: of the example's cell."""
+    if not example.facts:
+        return kind
+    of = []
+    if len({member.record.id for member in members}) > 1:
+        of.append(name)
+    if len({(member.score.task, member.score.metric) for member in members}) > 1:
+        of.append(f"{example.score.task} {example.score.metric}")
+    return f"{kind}; for {', '.join(of)}: {example.facts}" if of else f"{kind}: {example.facts}"
 
 
 def _task_of(record: Record, score: Score) -> str:

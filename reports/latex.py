@@ -9,9 +9,9 @@ from qbench.comparison.pairs import TIMES
 from qbench.files.atomic import write_text
 from qbench.outside_text import printable
 from qbench.records import Record
-from qbench.reports.headline import headlines, require
+from qbench.reports.headline import require
 from qbench.reports.noise import noise_lines
-from qbench.reports.tables import grid
+from qbench.reports.tables import in_markup
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -33,26 +33,21 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     return [write_text(folder / "leaderboard.tex", latex(records, folder))]
 
 
-def latex(records: Sequence[Record], folder: Path | None = None) -> str:
+def latex(records: Sequence[Record], folder: Path) -> str:
     """A `tabular`, one row per cell, the best values bold. It needs the package booktabs."""
     require(records)
-    columns, rows = grid(records, folder)
-    headings = {headline.title: headline.heading for headline in headlines(records)}
-    words = columns.index("method") + 1  # these columns hold words, which stand on the left
-    alignment = "l" * words + "r" * (len(columns) - words)
+    headings, rows, words = in_markup(
+        records, folder, escaped, bold=lambda text: f"\\textbf{{{text}}}"
+    )
+    alignment = "l" * words + "r" * (len(headings) - words)
     lines = [
         "% Needs \\usepackage{booktabs}.",
         f"\\begin{{tabular}}{{{alignment}}}",
         "\\toprule",
-        _line([escaped(headings.get(column, column)) for column in columns]),
+        _line(headings),
         "\\midrule",
+        *map(_line, rows),
     ]
-    for row in rows:
-        fields = []
-        for entry in row:
-            text = escaped(entry.whole)
-            fields.append(f"\\textbf{{{text}}}" if entry.best else text)
-        lines.append(_line(fields))
     lines += ["\\bottomrule", "\\end{tabular}"]
     lines += [f"% {printable(line)}" for line in noise_lines(records)]
     return "\n".join(lines) + "\n"

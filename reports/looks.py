@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qbench.comparison.pairs import is_unquantized
 from qbench.declarations import Declaration
 from qbench.records import Record
 from qbench.registry import declarations, external
-from qbench.reports.cell_names import names, ordered, unquantized
+from qbench.reports.cell_names import names, ordered
 
 INK = "#1f2328"
 MUTED = "#59636e"
@@ -46,7 +47,7 @@ def looks(records: Sequence[Record]) -> dict[str, Look]:
     called = names(records)
     variants: dict[str, list[str]] = {}  # the lines of each method, in the order of reports
     for record in ordered(records):
-        if not unquantized(record):
+        if not is_unquantized(record):
             lines = variants.setdefault(record.cell.method, [])
             if called[record.id] not in lines:
                 lines.append(called[record.id])

@@ -21,13 +21,12 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from qbench.comparison.pairs import Pairs, pairs_of
-from qbench.errors import DataError
 from qbench.files.atomic import write_bytes
 from qbench.outside_text import printable, printable_lines
 from qbench.records import Record, digest
 from qbench.reports.axes import MARKS, panel
 from qbench.reports.cell_names import ordered
-from qbench.reports.headline import Headline, asked, headlines, require
+from qbench.reports.headline import Headline, headlines
 from qbench.reports.looks import INK, MUTED, PAPER, RULE, Look, looks
 from qbench.reports.noise import noise_floors
 from qbench.reports.points import BITS, Cost, unbroken
@@ -64,42 +63,6 @@ _HANDLE_CHARACTERS = 12  # that a line with its marker takes, and the gaps aroun
 _LEGEND_LINE_INCHES = 0.23
 
 
-def quality_figure(
-    records: Sequence[Record],
-    task: str,
-    metric: str,
-    *,
-    filter: str | None = None,
-    model: str | None = None,
-    cost: Cost = BITS,
-    protocol: str | None = None,
-    folder: Path | None = None,
-) -> Figure:
-    """One score of one model against measured bits per weight, or another cost.
-
-    filter: the first one of that metric, unless named. model: the first one of the tables, unless
-    named. protocol: how its task was asked, the first way unless it is given. folder: of the run,
-    where the items lie; without it there are no differences. DataError where no record has the
-    score.
-    """
-    require(records)
-    known = _scores(records)
-    matching = [
-        headline
-        for headline in known
-        if (headline.task, headline.metric) == (task, metric)
-        and filter in (None, headline.filter)
-        and protocol in (None, headline.protocol)
-    ]
-    if not matching:
-        titles = sorted({headline.title for headline in known})
-        there = ", ".join(titles) or "none, every cell failed or was skipped"
-        wanted = f"{task} {metric} {filter or ''}".rstrip()
-        raise DataError(f"no record has the score {wanted}; there are: {there}")
-    model = model or ordered(records)[0].cell.model
-    return headline_figure(records, matching[0], model, cost, folder)
-
-
 def headline_figure(
     records: Sequence[Record],
     headline: Headline,
@@ -107,14 +70,18 @@ def headline_figure(
     cost: Cost = BITS,
     folder: Path | None = None,
 ) -> Figure:
-    """A score of `headlines`, as `quality_figure` draws it."""
+    """One score of one model against measured bits per weight, or another cost.
+
+    headline: one of `headlines`. folder: of the run, where the items lie; without it there are no
+    differences.
+    """
     return _figure(records, [headline], model, pairs_of(records, folder), cost)
 
 
 def first_figure(records: Sequence[Record], model: str, folder: Path | None = None) -> Figure:
     """The picture people look at first: perplexity and divergence, else the first headline.
 
-    folder: as of `quality_figure`.
+    folder: as of `headline_figure`.
     """
     mine = [record for record in records if record.cell.model == model]
     return _figure(records, leading(mine), model, pairs_of(records, folder))
@@ -227,25 +194,6 @@ def _name_points(
             named = ElementTree.Element(f"{SVG}a", {"href": href, "aria-label": text})
             named.append(point)
         parent[list(parent).index(use)] = named
-
-
-def _scores(records: Sequence[Record]) -> list[Headline]:
-    """Every score of a finished cell, headline or not, as often as it is there."""
-    known = {headline: headline for headline in headlines(records)}
-    scores = []
-    for record in records:
-        if record.status != "ok":
-            continue
-        for score in record.scores:
-            headline = Headline(
-                score.task,
-                score.metric,
-                score.filter,
-                score.higher_is_better,
-                protocol=asked(record, score.task),
-            )
-            scores.append(known.get(headline, headline))  # which knows its settings
-    return scores
 
 
 def _figure(

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import Contrast, Pairs, judged_by, protocol
+from qbench.comparison.pairs import Contrast, Pairs, is_unquantized, judged_by, protocol
 from qbench.records import Record, Score
-from qbench.reports.cell_names import names, unquantized
-from qbench.reports.headline import Headline, answer_interval, number, score_text, student_interval
+from qbench.reports.cell_names import names
+from qbench.reports.headline import Headline
 from qbench.reports.latencies import over
+from qbench.reports.numbers import answer_interval, number, score_text, student_interval
 
 # How much worse than the best one a point may be and still be drawn in its place: times for
 # perplexity, nats for the others. Worse ones are drawn at the edge.
@@ -124,7 +125,7 @@ def points_by_line(
     headline: Headline,
     notes: list[str],
     pairs: Pairs,
-    cost: Cost = BITS,
+    cost: Cost,
 ) -> dict[str, list[Point]]:
     """The points of each line by its name, in the order of the records.
 
@@ -147,7 +148,7 @@ def points_by_line(
             label = unbroken(record.cell.label)
             notes.append(f"Not drawn, since {headline.task} was run otherwise: {label}.")
             continue
-        if unquantized(record) and headline.is_divergence:
+        if is_unquantized(record) and headline.is_divergence:
             # The divergence of the unquantized model from itself is rounding, and would stretch
             # the axis.
             continue
@@ -169,7 +170,7 @@ def _point(
     """None where the score cannot be drawn, which a note says, or where it has no such cost."""
     percent = 100.0 if headline.unit == "%" else 1.0
     x = cost.of(record)
-    if unquantized(record):
+    if is_unquantized(record):
         x = 0.0  # a line across the panel, which has no place in bits
     if x is None:
         return None
@@ -191,7 +192,7 @@ def _point(
     judged = judged_by(record, headline.task)
     if cost is LATENCY and record.latency:
         judged = (*judged, record.latency.place)
-    return Point(x, y, low, high, paired, bits, unquantized(record), record.id, judged, text)
+    return Point(x, y, low, high, paired, bits, is_unquantized(record), record.id, judged, text)
 
 
 def _ends(score: Score, contrast: Contrast | None, percent: float) -> tuple[float, float]:

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qbench.comparison.pairs import is_unquantized
 from qbench.records import Record, TaskSpec
-from qbench.reports.cell_names import ordered, unquantized
+from qbench.reports.cell_names import ordered
 from qbench.reports.headline import in_words
 from qbench.reports.plots import models
 from qbench.reports.tables import failures
@@ -29,7 +30,7 @@ def lead(records: Sequence[Record]) -> str:
     parts = [subject]
 
     methods = dict.fromkeys(
-        record.cell.method for record in ordered(records) if not unquantized(record)
+        record.cell.method for record in ordered(records) if not is_unquantized(record)
     )
     if methods:
         parts.append(f"methods: {', '.join(methods)}")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.comparison.pairs import pairs_of
+from qbench.comparison.pairs import is_unquantized, pairs_of
 from qbench.comparison.ranks import outdone, ranks
 from qbench.records import Record
-from qbench.reports.cell_names import format_of, ordered, unquantized
+from qbench.reports.cell_names import format_of, ordered
 from qbench.reports.explanations import explanation
 from qbench.reports.headline import Headline, headlines
 from qbench.reports.plots import leading, slug
@@ -126,11 +126,12 @@ def ranking(
 def filters(records: Sequence[Record]) -> list[Filter]:
     """The choices that tell some cells from others."""
     keys = ("model", "bits", "method", "group", "format", "status")
-    values = list(zip(*(_filter_values(record) for record in ordered(records)), strict=True))
-    return [
-        Filter(place, key, key, list(dict.fromkeys(value for value in column if value)))
-        for place, (key, column) in enumerate(zip(keys, values, strict=True))
-    ]
+    rows = [_filter_values(record) for record in ordered(records)]
+    choices = []
+    for index, key in enumerate(keys):
+        values = dict.fromkeys(row[index] for row in rows if row[index])
+        choices.append(Filter(index, key, key, list(values)))
+    return choices
 
 
 def cell_page(cell: str) -> str:
@@ -185,5 +186,5 @@ def _filter_values(record: Record) -> list[str]:
     if cell.scheme is not None:
         bits = str(cell.scheme.width)
         group = str(cell.scheme.group_size or "channel")
-    method = "unquantized" if unquantized(record) else cell.made_by
+    method = "unquantized" if is_unquantized(record) else cell.made_by
     return [cell.model, bits, method, group, format_of(record), record.status]

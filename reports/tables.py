@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from qbench.comparison.pairs import TIMES, Pairs, pairs_of
 from qbench.comparison.ranks import EQUAL_BITS, winners
 from qbench.files.atomic import write_text
 from qbench.outside_text import markdown as escaped
+from qbench.outside_text import markdown_table
 from qbench.records import Record, labels
 from qbench.reports import latencies
 from qbench.reports.cautions import summary
 from qbench.reports.cell_names import format_of, names, ordered, shared_parameters
 from qbench.reports.doubts import doubts
-from qbench.reports.headline import (
-    MINI_NOTICE,
-    Headline,
-    headlines,
-    in_words,
-    number,
-    require,
-    score_text,
-)
+from qbench.reports.headline import MINI_NOTICE, Headline, headlines, in_words, require
 from qbench.reports.noise import noise_lines
+from qbench.reports.numbers import number, score_text
 
 CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "
@@ -180,12 +172,6 @@ def _number_entry(value: float | None, form: str) -> Entry:
     return Entry("" if value is None else f"{value:{form}}", value)
 
 
-def wide_table(records: Sequence[Record], folder: Path | None = None) -> pd.DataFrame:
-    """One row per cell, for people: every headline score with its difference or error."""
-    columns, rows = grid(records, folder)
-    return pd.DataFrame([[entry.whole for entry in row] for row in rows], columns=columns)
-
-
 def failures(records: Sequence[Record]) -> list[tuple[Record, str]]:
     """The cells that have no scores, each with its reason in one line."""
     lost = []
@@ -251,17 +237,28 @@ def has_mini_tasks(records: Sequence[Record]) -> bool:
 
 
 def _markdown_table(records: Sequence[Record], folder: Path | None) -> str:
-    columns, rows = grid(records, folder)
-    headings = {headline.title: headline.heading for headline in headlines(records)}
-    words = columns.index("method") + 1  # these columns hold words, which stand on the left
-    lines = [
-        [escaped(headings.get(column, column)) for column in columns],
-        ["---"] * words + ["---:"] * (len(columns) - words),
-    ]
-    for row in rows:
+    headings, rows, words = in_markup(records, folder, escaped, bold=lambda text: f"**{text}**")
+    return markdown_table(headings, rows, left=words)
+
+
+def in_markup(
+    records: Sequence[Record],
+    folder: Path | None,
+    escape: Callable[[str], str],
+    bold: Callable[[str], str],
+) -> tuple[list[str], list[list[str]], int]:
+    """The wide table in a markup: its headings, its rows, and how many columns hold words.
+
+    escape: makes a text mean itself there. bold: makes an escaped text bold.
+    """
+    columns, entries = grid(records, folder)
+    short = {headline.title: headline.heading for headline in headlines(records)}
+    rows = []
+    for row in entries:
         fields = []
         for entry in row:
-            text = escaped(entry.whole)
-            fields.append(f"**{text}**" if entry.best else text)
-        lines.append(fields)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            text = escape(entry.whole)
+            fields.append(bold(text) if entry.best else text)
+        rows.append(fields)
+    headings = [escape(short.get(column, column)) for column in columns]
+    return headings, rows, columns.index("method") + 1

@@ -20,15 +20,9 @@ from qbench.reports import latencies
 from qbench.reports.cautions import summary
 from qbench.reports.cell_names import names, ordered, shared_parameters
 from qbench.reports.doubts import doubts
-from qbench.reports.headline import (
-    MINI_NOTICE,
-    Headline,
-    headlines,
-    number,
-    require,
-    score_text,
-)
+from qbench.reports.headline import MINI_NOTICE, Headline, headlines, require
 from qbench.reports.noise import noise_lines
+from qbench.reports.numbers import number, score_text
 from qbench.reports.tables import failures, has_mini_tasks, identity
 
 SCREEN_NOTE = (

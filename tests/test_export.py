@@ -19,13 +19,9 @@ import qbench
 from families import FAMILIES, family_model
 from methods_of_formats import SteppedAlternating, SteppedRTN
 from qbench import Scheme
-from qbench.checkpoint.folder import (
-    load_checkpoint,
-    save_checkpoint,
-    unquantized_tensors,
-    write_model_folder,
-)
+from qbench.checkpoint.folder import load_checkpoint
 from qbench.checkpoint.paged import open_paged
+from qbench.checkpoint.write_folder import save_checkpoint, unquantized_tensors, write_model_folder
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.export import export
 from qbench.files.shards import INDEX

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import qbench
 from qbench import Scheme
-from qbench.checkpoint.folder import save_checkpoint, unquantized_tensors, write_model_folder
+from qbench.checkpoint.write_folder import save_checkpoint, unquantized_tensors, write_model_folder
 from qbench.contracts import Scheme as RecordedScheme
 from qbench.experiment.store import Store
 from qbench.export import export

@@ -1,7 +1,7 @@
 """A quantized model written block by block: a file for each block that is finished, then the rest.
 
-The folder is the one that `qbench.checkpoint.folder.save_checkpoint` makes of the same model, but
-for which file a tensor lies in. It appears whole or not at all.
+The folder is the one that `save_checkpoint` (`qbench.checkpoint.write_folder`) makes of the same
+model, but for which file a tensor lies in. It appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qbench.checkpoint.config import stored_tensors
-from qbench.checkpoint.folder import (
+from qbench.checkpoint.write_folder import (
     entry_of,
     unquantized_tensors,
     write_findings,

@@ -6,23 +6,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from qbench.checkpoint.card import write_card
 from qbench.checkpoint.card_metadata import Benchmark
-from qbench.checkpoint.config import (
-    compare,
-    quantization_entry,
-    read_layout,
-    stored_tensors,
-)
+from qbench.checkpoint.config import compare, read_layout
 from qbench.checkpoint.packed_linear import pack, unpack
 from qbench.checkpoint.skeleton import (
     fill,
@@ -31,31 +24,23 @@ from qbench.checkpoint.skeleton import (
     read_tokenizer,
     without_leftovers,
 )
+from qbench.checkpoint.write_folder import LOG, is_quantized_part
 from qbench.contracts import WeightFormat
 from qbench.errors import StoreError
 from qbench.exchange.foreign import READERS, read_foreign
-from qbench.files.atomic import write_whole_folder
 from qbench.files.codes import part_of_quantized
 from qbench.files.model_folder import quantization_settings
 from qbench.files.ordinary import require_ordinary_files
 from qbench.files.shards import Shards, read_json
-from qbench.files.written_folder import SHARD_BYTES, require_writable, write_index, write_shards
-from qbench.formats.dense import Dense, narrowed
+from qbench.formats.dense import Dense
 from qbench.kernels.description import moved
-from qbench.models.blocks import as_kept, is_linear, quantizable
+from qbench.models.blocks import as_kept, quantizable
 from qbench.models.limits import refuse_implausible
 from qbench.models.published_names import own_names
 from qbench.models.source import torch_dtype
-from qbench.models.tokenizers import save_tokenizer
 from qbench.records import Record
 
-LOG = "quantize_log.json"
 _CPU = torch.device("cpu")
-_NOT_STORED = (
-    "torch_dtype",  # an older name of dtype
-    "_name_or_path",  # a path of this machine
-    "quantization_config",  # that of the model before; ours is added
-)
 
 
 class Checkpoint(NamedTuple):
@@ -69,121 +54,6 @@ class Checkpoint(NamedTuple):
     tokenizer: Any
     weights: dict[str, WeightFormat]
     manifest: dict[str, Any]
-
-
-def save_checkpoint(
-    folder: Path,
-    model: Any,
-    tokenizer: Any,
-    weights: Mapping[str, WeightFormat],
-    manifest: Mapping[str, Any],
-    log: Mapping[str, Any],
-    shard_bytes: int = SHARD_BYTES,
-) -> Path:
-    """Write a quantized model to `folder`, whole or not at all. An older one of ours goes.
-
-    log: what the method has to tell, if anything, goes into a file of its own. Unquantized tensors
-    are stored in half precision where that loses nothing. StoreError where the disk refuses, and
-    where something is there that qbench has not written.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        for part, tensor in stored_tensors(weight).items():
-            tensors[f"{name}.{part}"] = tensor
-    tensors |= unquantized_tensors(model, weights)
-    entry = entry_of(model, weights, manifest)
-
-    def finish(part: Path) -> None:
-        write_findings(part, entry, weights, log)
-
-    generation = getattr(model, "generation_config", None)
-    return write_model_folder(
-        folder, model.config, tokenizer, tensors, entry, generation, finish, shard_bytes
-    )
-
-
-def entry_of(
-    model: Any, weights: Mapping[str, WeightFormat], manifest: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The `quantization_config` of a model with these quantized weights; JSON-able."""
-    dense = []
-    for name, layer in model.named_modules():
-        if is_linear(layer) and name not in weights:
-            dense.append(name)
-    return quantization_entry(weights, dense, manifest)
-
-
-def write_findings(
-    part: Path,
-    entry: Mapping[str, Any],
-    weights: Mapping[str, WeightFormat],
-    log: Mapping[str, Any],
-) -> None:
-    """Write the card, and the log where there is one, into a folder that is being made."""
-    write_card(part, entry, weights)
-    if log:
-        (part / LOG).write_text(json.dumps(log) + "\n")
-
-
-def write_model_folder(
-    folder: Path,
-    config: Any,
-    tokenizer: Any,
-    tensors: Mapping[str, Tensor],
-    entry: Mapping[str, Any] | None,
-    generation_config: Any = None,
-    finish: Callable[[Path], None] = lambda part: None,
-    shard_bytes: int = SHARD_BYTES,
-) -> Path:
-    """A Hugging Face directory of these tensors, written whole or not at all.
-
-    entry: its quantization_config, if any. finish: writes further files into the folder that it is
-    called with. StoreError where the disk refuses, and where something is there that qbench has not
-    written.
-    """
-    require_writable(folder)
-
-    def write(part: Path) -> None:
-        hashes = write_shards(part, tensors, shard_bytes)
-        write_settings(part, config, tokenizer, tensors, entry, generation_config)
-        finish(part)
-        write_index(part, hashes)
-
-    return written_whole(folder, write)
-
-
-def write_settings(
-    part: Path,
-    config: Any,
-    tokenizer: Any,
-    tensors: Mapping[str, Tensor],
-    entry: Mapping[str, Any] | None,
-    generation_config: Any,
-) -> None:
-    """Write the JSON files and the tokenizer of a model into a folder that is being made.
-
-    tensors: of the whole model; they need no data.
-    """
-    content = {key: value for key, value in config.to_dict().items() if key not in _NOT_STORED}
-    content["dtype"] = _main_dtype(tensors)
-    if entry is not None:
-        content["quantization_config"] = entry
-    (part / "config.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
-    if generation_config is not None:
-        # not save_pretrained, which refuses what some published models carry
-        generation_config.to_json_file(part / "generation_config.json")
-    if tokenizer is not None:
-        _save_tokenizer(tokenizer, part)
-
-
-def written_whole(folder: Path, write: Callable[[Path], object]) -> Path:
-    """`write_whole_folder`; StoreError also where the safetensors library cannot write."""
-    try:
-        return write_whole_folder(folder, write)
-    except SafetensorError as error:
-        raise StoreError(
-            f"{folder} cannot be written ({error}); free space, or choose another folder"
-        ) from error
 
 
 def load_checkpoint(
@@ -276,23 +146,6 @@ def is_loadable(folder: Path) -> bool:
     return entry is not None and entry.get("quant_method") in ["qbench", *READERS]
 
 
-def unquantized_tensors(model: nn.Module, weights: Mapping[str, object]) -> dict[str, Tensor]:
-    """Everything that no quantized layer holds, by name; biases are among them.
-
-    Tied tensors, which share storage, are there once; those of paged blocks, which are not in
-    memory, are left out. In half precision where that loses nothing. weights: its keys are the
-    quantized layers.
-    """
-    seen: set[int] = set()
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if _is_quantized_part(name, weights) or tensor.is_meta or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        tensors[name] = narrowed(tensor.detach())
-    return tensors
-
-
 def _read_weights(
     folder: Path, config: dict[str, Any], shards: Shards, device: torch.device
 ) -> tuple[dict[str, WeightFormat], dict[str, Any]]:
@@ -348,7 +201,7 @@ def require_finite_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def _unquantized_names(shards: Shards, weights: Mapping[str, object]) -> list[str]:
     """The tensors that no quantized weight holds, sorted; StoreError where one holds codes."""
-    names = sorted(name for name in shards.entries if not _is_quantized_part(name, weights))
+    names = sorted(name for name in shards.entries if not is_quantized_part(name, weights))
     odd = part_of_quantized({name: shards.entries[name] for name in names})
     if odd is not None:
         raise StoreError(
@@ -357,38 +210,3 @@ def _unquantized_names(shards: Shards, weights: Mapping[str, object]) -> list[st
             "evaluate it with the program it is for"
         )
     return names
-
-
-def _is_quantized_part(name: str, weights: Mapping[str, object]) -> bool:
-    """Whether a tensor belongs to a quantized weight; the bias of such a layer does not."""
-    layer, _, part = name.rpartition(".")
-    return layer in weights and part != "bias"
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """StoreError where the disk refuses, of which the tokenizers library makes a bare Exception."""
-    try:
-        save_tokenizer(tokenizer, folder)
-    except Exception as error:
-        if type(error) is Exception and "os error" in str(error):
-            raise StoreError(
-                f"{folder} cannot be written ({error}); free space, or choose another folder"
-            ) from error
-        if isinstance(error, UnicodeError):
-            raise StoreError(
-                f"the tokenizer holds text that no file takes ({error}); give that of the original"
-            ) from None
-        raise
-
-
-def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
-    """The dtype that the model should compute in: that of most bytes in `<module>.weight`.
-
-    Scales have other names, and so do not count.
-    """
-    sizes: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if name.endswith(".weight") and tensor.is_floating_point():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype], default="float32")

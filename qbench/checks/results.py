@@ -80,7 +80,7 @@ def _expect_block_result(call: Call) -> None:
 
 
 def _expect_weight(method: Any, call: Call, layer: str, weight: Any) -> None:
-    place = f"{call.where}{' ' * bool(layer)}{layer}"
+    place = call.place(layer)
     expected = FORMATS[method.format]
     # A method that rotates declares the coding that is rotated.
     coding = weight.coding if type(weight) is RotatedBinary else weight
@@ -201,7 +201,7 @@ def check_stored_exactly(method: Any) -> None:
     """to_tensors and from_tensors are exact, and the bits are those of the bytes."""
     for call in answered(method):
         for layer, weight in call.weights().items():
-            place = f"{call.where}{' ' * bool(layer)}{layer}"
+            place = call.place(layer)
             try:
                 spec = json.loads(json.dumps(weight.spec()))
             except TypeError as error:
@@ -268,4 +268,4 @@ def _weights(call: Call) -> Iterator[tuple[Call, str, Any]]:
     """Every quantized weight of a call with the call, as that of its layer alone, and its place."""
     for layer, weight in call.weights().items():
         own = replace(call, scheme=call.scheme.of_layer(layer) or call.scheme)
-        yield own, f"{call.where}{' ' * bool(layer)}{layer}", weight
+        yield own, call.place(layer), weight

@@ -49,6 +49,10 @@ class Call:
     error: str | None = None
     changes: Mapping[str, str] = field(default_factory=dict)
 
+    def place(self, layer: str) -> str:
+        """The case and the layer, for people."""
+        return f"{self.where} {layer}" if layer else self.where
+
     def weights(self) -> dict[str, Any]:
         """The quantized weights by layer; empty where the call failed or gave no such thing."""
         if self.error is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -92,31 +92,15 @@ def compare(
     """
     from qbench.commands.gated import judged
     from qbench.commands.questions import with_questions
-    from qbench.comparison.comparable import ALLOWABLE
-    from qbench.comparison.endpoints import read_margins
     from qbench.tasks.data import require_data
 
     files = [is_file_of_method(side) for side in (base, candidate)]
-    if not any(files):
-        refuse_unused(context, ("model",), "where no method's file is run")
-    if all(files):
-        refuse_unused(context, ("baselines",), "where both methods are run from their files")
-        refuse_unused(context, ("look",), "of two files, which have looks of their own")
-    elif typed(context, ("baselines",)) and not is_folder(baselines):
-        raise ConfigError(f"--baselines {baselines} is no folder; give the one that holds them")
+    _refuse_useless(context, files, baselines)
     if data is not None:
         require_data(data)
     require_place(markdown)
-    allowed = as_names(allow, "--allow") or ()
-    for name in allowed:
-        if name not in ALLOWABLE:
-            raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
-    limits: dict[str, Any] = {
-        "margins": read_margins(margin or []),
-        "tasks": as_names(tasks, "--tasks"),
-        "allowed": allowed,
-    }
-    taken = _look(look)
+    limits = _limits(margin, tasks, allow)
+    schedule = _schedule(look)
     if markdown is not None:
         remove_file(markdown)  # whatever ends this, no verdict of an earlier one stays
     flags = {"model": None if model is None else (model,), "data": data}
@@ -126,13 +110,47 @@ def compare(
             verdict = judged(*variants, flags, limits=limits)
         else:
             first, second = (_read_or_run(text, baselines, flags) for text in (base, candidate))
-            verdict = _compared(first, second, taken, limits)
+            verdict = _compared(first, second, schedule, limits)
             verdict = with_questions(verdict, first, data)
     raise typer.Exit(report(verdict, as_json, markdown, strict))
 
 
-def _look(text: str | None) -> tuple[Look, int] | None:
-    """One look of several, and after how many draws the last one is; ConfigError for no such."""
+def _refuse_useless(context: typer.Context, files: Sequence[bool], baselines: Path) -> None:
+    """ConfigError for an option that does nothing here. files: of which sides methods are run."""
+    if not any(files):
+        refuse_unused(context, ("model",), "where no method's file is run")
+    if all(files):
+        refuse_unused(context, ("baselines",), "where both methods are run from their files")
+        refuse_unused(context, ("look",), "of two files, which have looks of their own")
+    elif typed(context, ("baselines",)) and not is_folder(baselines):
+        raise ConfigError(f"--baselines {baselines} is no folder; give the one that holds them")
+
+
+def _limits(margin: list[str] | None, tasks: str | None, allow: str | None) -> dict[str, Any]:
+    """What `qbench.comparison.verdicts.compare` is told of margins, tasks and what may differ."""
+    from qbench.comparison.comparable import ALLOWABLE
+    from qbench.comparison.endpoints import read_margins
+
+    allowed = as_names(allow, "--allow") or ()
+    for name in allowed:
+        if name not in ALLOWABLE:
+            raise ConfigError(unknown_name("name in --allow", name, ALLOWABLE))
+    return {
+        "margins": read_margins(margin or []),
+        "tasks": as_names(tasks, "--tasks"),
+        "allowed": allowed,
+    }
+
+
+class Schedule(NamedTuple):
+    """The looks up to the one that is asked for. draws: how many there are to be in all."""
+
+    looks: tuple[Look, ...]
+    draws: int
+
+
+def _schedule(text: str | None) -> Schedule | None:
+    """Of `2/4`: the looks up to that after 2 of 4 draws; ConfigError where there is none."""
     from qbench.experiment.grid import MOST_DRAWS
     from qbench.stats.sequential import looks
 
@@ -147,33 +165,30 @@ def _look(text: str | None) -> tuple[Look, int] | None:
             f"--look {text!r} is not such as 2/4: after 2 of 4 draws, of which there are 1 to "
             f"{MOST_DRAWS}"
         ) from None
-    schedule = looks(last)
-    for look in schedule:
+    every = looks(last)
+    for count, look in enumerate(every, start=1):
         if look.draws == draws:
-            return look, last
-    after = ", ".join(f"{look.draws}/{last}" for look in schedule)
+            return Schedule(every[:count], last)
+    after = ", ".join(f"{look.draws}/{last}" for look in every)
     raise ConfigError(f"--look {text}: of {last} draws there are looks at {after}")
 
 
 def _compared(
-    base: Side, candidate: Side, taken: tuple[Look, int] | None, limits: dict[str, Any]
+    base: Side, candidate: Side, schedule: Schedule | None, limits: dict[str, Any]
 ) -> Verdict:
     """The verdict; of one look of several, with what those before it say."""
     from qbench.comparison.verdicts import Looked
     from qbench.comparison.verdicts import compare as compared
-    from qbench.stats.sequential import looks
 
-    if taken is None:
+    if schedule is None:
         return compared(base, candidate, **limits)
-    last, draws = taken
-    schedule = [look for look in looks(draws) if look.draws <= last.draws]
-    verdicts = [compared(base, candidate, look=look, **limits) for look in schedule]
-    if draws == last.draws and len(schedule) == 1:
+    verdicts = [compared(base, candidate, look=look, **limits) for look in schedule.looks]
+    if len(verdicts) == 1 and schedule.looks[0].last:
         return verdicts[0]
     looked = []
-    for look, verdict in zip(schedule, verdicts, strict=True):
+    for look, verdict in zip(schedule.looks, verdicts, strict=True):
         looked.append(Looked(look.draws, look.level, verdict.outcome))
-    return replace(verdicts[-1], looks=tuple(looked), draws=draws)
+    return replace(verdicts[-1], looks=tuple(looked), draws=schedule.draws)
 
 
 def report(verdict: Verdict, as_json: bool, markdown: Path | None, strict: bool) -> int:
@@ -224,7 +239,7 @@ def baseline_show(
     baselines: Baselines = HERE,
 ) -> None:
     """Its cells and scores, and the command that made each."""
-    from qbench.reports.headline import score_text
+    from qbench.reports.numbers import score_text
 
     for record in _side(name, baselines).records:
         say(f"{record.id}  {record.cell.model}  {record.cell.label}  seed {record.cell.seed}")

@@ -34,7 +34,10 @@ from qbench.commands.options import (
 from qbench.errors import LARGEST_SEED, LEAST_SEED, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from qbench.comparison.parity import Parity
+    from qbench.experiment.grid import Grid
     from qbench.records import Score
 
 OF_CALIBRATION = ("samples", "length", "seed", "data")  # options
@@ -239,20 +242,32 @@ def evaluate(
             status.update(text)
 
         if through is None:
-            for score in evaluate_model(folder, grid, progress, unquantized, announce):
-                say(_score_line(score))
-            return
-        from qbench.experiment.through import evaluate_through
+            scores = evaluate_model(folder, grid, progress, unquantized, announce)
+            lines: Iterator[str] = map(_score_line, scores)
+        else:
+            lines = _lines_through(folder, grid, through, parity, progress)
+        for line in lines:
+            say(line)
 
-        for said in evaluate_through(folder, grid, through, parity, progress, announce):
-            if said.score is not None:
-                say(_score_line(said.score))
-            if said.parity is not None:
-                say(_parity_line(said.task, said.parity))
+
+def _lines_through(
+    folder: Path, grid: Grid, through: str, parity: bool, progress: Callable[[float, str], None]
+) -> Iterator[str]:
+    """The scores through an engine, and with `parity` how far transformers is from each.
+
+    progress: is called with the part that is done, 0 to 1, and a text.
+    """
+    from qbench.experiment.through import evaluate_through
+
+    for said in evaluate_through(folder, grid, through, parity, progress, announce):
+        if said.score is not None:
+            yield _score_line(said.score)
+        if said.parity is not None:
+            yield _parity_line(said.task, said.parity)
 
 
 def _score_line(score: Score) -> str:
-    from qbench.reports.headline import score_text
+    from qbench.reports.numbers import score_text
 
     return f"{score.task}  {score.metric}  {score.filter}  {score_text(score)}  n={score.n}"
 

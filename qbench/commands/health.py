@@ -1,4 +1,4 @@
-"""The lines of `qbench doctor` about this machine: what there is, and what to do."""
+"""The command `qbench doctor`: what there is on this machine, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
+
+from qbench.commands.options import say
+from qbench.commands.tables import show_table
 from qbench.errors import QbenchError, reason_of
 
 ROOM = 10e9  # bytes on the disk that a run of a small model stays far below
 HUB_SECONDS = 5.0  # that the hub has for an answer
+
+app = typer.Typer()
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do, and what to do about the rest: data, hub, disks, GPU, kernels."""
+    from qbench.commands.listing import listing
+    from qbench.environment import environment
+
+    facts = environment()
+    for title in ("hardware", "packages"):
+        values = "  ".join(f"{key}={value}" for key, value in facts[title].items())
+        say(f"{title}  {values}")
+    for finding in findings():
+        say(f"{finding.what}  {finding.state}")
+        if finding.advice:
+            say(f"  -> {finding.advice}")
+    columns, rows = listing("kernels")
+    show_table(columns, rows, sentences=columns[1:])
 
 
 class Finding(NamedTuple):

@@ -1,4 +1,4 @@
-"""The commands about this machine: `qbench doctor` and `qbench latency`."""
+"""The command `qbench latency`: how long products and models take on this machine."""
 
 from __future__ import annotations
 
@@ -37,25 +37,6 @@ OF_MODELS = ("prompt", "tokens", "repeats")  # options that do nothing for produ
 MOST_TURNS = 100_000  # more rounds take days
 
 app = typer.Typer()
-
-
-@app.command()
-def doctor() -> None:
-    """What this machine can do, and what to do about the rest: data, hub, disks, GPU, kernels."""
-    from qbench.commands.health import findings
-    from qbench.commands.listing import listing
-    from qbench.environment import environment
-
-    facts = environment()
-    for title in ("hardware", "packages"):
-        values = "  ".join(f"{key}={value}" for key, value in facts[title].items())
-        say(f"{title}  {values}")
-    for finding in findings():
-        say(f"{finding.what}  {finding.state}")
-        if finding.advice:
-            say(f"  -> {finding.advice}")
-    columns, rows = listing("kernels")
-    show_table(columns, rows, sentences=columns[1:])
 
 
 @app.command(
@@ -103,15 +84,7 @@ def latency(
 ) -> None:
     """Time products with packed weights against dense ones, cold and in turns; or a whole model."""
     _check_numbers(rounds, prompt, tokens, repeats, threads)
-    if (shapes is None) == (end_to_end is None):
-        raise ConfigError(
-            "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved "
-            "model"
-        )
-    if end_to_end is not None:
-        refuse_unused(context, OF_PRODUCTS, "with --end-to-end")
-    else:
-        refuse_unused(context, OF_MODELS, "with --shapes")
+    _check_choice(context, shapes, end_to_end)
     require_place(json_file, plot)
     _load_plugins(plugin or ())
     if end_to_end is not None:
@@ -128,16 +101,26 @@ def latency(
             device,
         )
         if tune:
-            from qbench.latency.gpu import tune as tune_launches
-
-            for path in tune_launches(request):
-                say(f"tuned  {path}")
+            _tune(request)
         with _memory_in_words("fewer rows or a smaller matrix"):
             stored = _products(request, rounds, device, threads, plot)
     if json_file is not None:
         from qbench.files.atomic import write_text
 
         write_text(json_file, json.dumps(stored, indent=2) + "\n")
+
+
+def _check_choice(context: typer.Context, shapes: str | None, end_to_end: Path | None) -> None:
+    """ConfigError unless products or a model are to be timed, with the options of those."""
+    if (shapes is None) == (end_to_end is None):
+        raise ConfigError(
+            "give either --shapes, such as llama3-8b or 4096x4096, or --end-to-end with a saved "
+            "model"
+        )
+    if end_to_end is not None:
+        refuse_unused(context, OF_PRODUCTS, "with --end-to-end")
+    else:
+        refuse_unused(context, OF_MODELS, "with --shapes")
 
 
 def _check_numbers(rounds: int, prompt: int, tokens: int, repeats: int, threads: int) -> None:
@@ -193,10 +176,22 @@ def _requested(
     from qbench.latency.request import Request, check_request, shapes_of
 
     group = None if isinstance(group_size, str) else group_size  # `channel`
-    widths, kinds, only = dict.fromkeys(bits), dict.fromkeys(formats), dict.fromkeys(kernels)
-    request = Request(shapes_of(names, batch), [*widths], [*kinds], group, [*only])
+    request = Request(
+        shapes_of(names, batch),
+        list(dict.fromkeys(bits)),
+        list(dict.fromkeys(formats)),
+        group,
+        list(dict.fromkeys(kernels)),
+    )
     check_request(request, device)
     return request
+
+
+def _tune(request: Request) -> None:
+    from qbench.latency.gpu import tune
+
+    for path in tune(request):
+        say(f"tuned  {path}")
 
 
 def _products(

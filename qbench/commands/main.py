@@ -1,21 +1,18 @@
 """The command line: `qbench run`, `report` and `list`, and its entry point.
 
 The commands about one model are in `folders` and `model_files`, those about this machine in
-`machine`, the others in modules of their own. Results go to stdout, progress to stderr. Exit codes:
-0 fine, 1 a failed cell, latency, check or file, 2 misuse, 130 interrupted. A command imports what
-it needs when it runs, so that help, lists and typing errors are fast.
+`health` and `machine`, the others in modules of their own. Results go to stdout, progress to
+stderr. Exit codes: 0 fine, 1 a failed cell, latency, check or file, 2 misuse, 130 interrupted. A
+command imports what it needs when it runs, so that help, lists and typing errors are fast.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -27,6 +24,7 @@ from qbench.commands import (
     data,
     environments,
     folders,
+    health,
     layers,
     machine,
     model_files,
@@ -34,10 +32,10 @@ from qbench.commands import (
     regress,
     status,
 )
-from qbench.commands.entry import interrupted
+from qbench.commands.errors import run_in_words
 from qbench.commands.executing import as_executor, require_engine
 from qbench.commands.grid_flags import Asked, with_grid_flags
-from qbench.commands.options import Plugins, announce, err, let_go_of, out, say
+from qbench.commands.options import Plugins, announce, err, out, say
 from qbench.commands.planned import (
     accuracy,
     failed_latencies,
@@ -47,7 +45,7 @@ from qbench.commands.planned import (
     show_plan,
 )
 from qbench.commands.tables import show_table
-from qbench.errors import ConfigError, QbenchError, readable, reason_of
+from qbench.errors import ConfigError
 from qbench.files.atomic import require_place
 
 if TYPE_CHECKING:
@@ -61,11 +59,6 @@ if TYPE_CHECKING:
     from qbench.experiment.store import Store
     from qbench.records import Record
 
-# Errors of the system that more room, or another place, can mend.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What libraries say that could not be loaded, and Python of threads.
-SHORT_OF_ROOM = ("failed to map segment", "annot allocate memory", "can't start new thread")
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -74,6 +67,7 @@ app = typer.Typer(
 app.add_typer(check.app)
 app.add_typer(folders.app)
 app.add_typer(model_files.app)
+app.add_typer(health.app)
 app.add_typer(machine.app)
 app.add_typer(cleaning.app)
 app.add_typer(compare.app)
@@ -292,72 +286,6 @@ def list_(
     show_table(columns, rows, sentences=columns[1:])  # what one has to type is whole
 
 
-def main() -> None:
-    """Entry point: errors of qbench are one sentence, with a traceback only under --debug."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    debug = "--debug" in sys.argv
-    try:
-        _refuse_no_names(sys.argv[1:])
-        code = app(standalone_mode=False)  # typer returns the code of an exit, and 130 for Ctrl-C
-        sys.stdout.flush()  # a full disk is to be met here
-    except QbenchError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except OSError as error:
-        if debug:
-            raise
-        place = error.filename or "the output"
-        reason = reason_of(error) if error.errno is None else f"{place}: {error.strerror}"
-        advice = "; free space, or choose another place" if error.errno in NO_ROOM else ""
-        _complain(f"{reason}{advice} (--debug says where it was met)")
-        let_go_of(sys.stdout)
-        raise SystemExit(1) from None
-    except Exception as error:
-        short = _short_of_room(error)
-        if debug or not (short or hasattr(error, "format_message")):
-            raise
-        _complain(short or _with_value(error))
-        raise SystemExit(1 if short else 2) from None
-    if code == 130:
-        _complain(interrupted(sys.argv[1:]))
-    raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _short_of_room(error: Exception) -> str | None:
-    """A sentence for an error that says that the system gives no more memory or threads."""
-    if not isinstance(error, MemoryError) and not any(map(str(error).__contains__, SHORT_OF_ROOM)):
-        return None
-    return (
-        f"{reason_of(error)}: memory or processes are limited (`ulimit -a`), or used up; raise the "
-        "limit, or end other programs"
-    )
-
-
-def _refuse_no_names(words: Sequence[str]) -> None:
-    """ConfigError for a word on the command line that names nothing, or not in text.
-
-    An empty one would be this folder as a path. Bytes that are no UTF-8 can be in the name of a
-    file, and not in the JSON that names it.
-    """
-    for word in words:
-        if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
-            raise ConfigError(
-                f"{word!r} holds bytes that are no text in UTF-8, and records could not name it; "
-                "rename the file or folder"
-            )
-    for before, word in zip(["", *words], words, strict=False):
-        if word == "" or re.fullmatch("--[a-z-]+=", word):
-            flag = word.removesuffix("=") or before
-            name = flag if flag.startswith("-") else "an argument"
-            raise ConfigError(f"{name} '' names nothing; give a name, or leave it out")
-
-
 def _print_leaderboard(records: Sequence[Record], folder: Path) -> None:
     from qbench.reports.terminal import screen
 
@@ -380,14 +308,9 @@ def _print_warnings(complaints: Iterable[str]) -> None:
         announce(f"warning: {complaint}")
 
 
-def _with_value(error: Any) -> str:
-    """The message of an error of typer; with the value, where pydantic refused one."""
-    message: str = error.format_message()
-    if not hasattr(error.__cause__, "errors"):
-        return message
-    value = error.__cause__.errors()[0]["input"]
-    return readable(message.replace("Invalid value for", f"Invalid value {value!r} for", 1))
-
-
-def _complain(text: str) -> None:
-    err.print(f"qbench: {text}", markup=False, highlight=False, soft_wrap=True)
+def main() -> None:
+    """Entry point: errors of qbench are one sentence, with a traceback only under --debug."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    run_in_words(app)

@@ -19,7 +19,7 @@ from rich.progress import TaskID
 from qbench.commands.bar import QUIET_SECONDS, time_bar
 from qbench.commands.planned import how_long
 from qbench.records import Cell, Latency, Record, Score
-from qbench.reports.headline import score_text
+from qbench.reports.numbers import score_text
 
 
 class LiveView:

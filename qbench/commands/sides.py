@@ -14,10 +14,8 @@ from qbench.files.atomic import write_whole_folder
 from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
 from qbench.records import Record
 
-BASELINES = Path("baselines")
 
-
-def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
+def read_side(text: str, baselines: Path) -> tuple[Side, list[str]]:
     """FOLDER, FOLDER:LABEL, a record's file, or a baseline by name, with or without :LABEL.
 
     Returns the side, and a sentence for each record that cannot be trusted. ConfigError where there
@@ -38,7 +36,7 @@ def read_side(text: str, baselines: Path = BASELINES) -> tuple[Side, list[str]]:
     return (chosen(side, label) if label else side), complaints
 
 
-def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
+def save_baseline(side: Side, name: str, baselines: Path) -> Path:
     """Copy the records of a side and their sample files, and nothing else; returns the folder.
 
     An older baseline of that name is replaced. ConfigError for a name that is none.
@@ -61,7 +59,7 @@ def save_baseline(side: Side, name: str, baselines: Path = BASELINES) -> Path:
     return write_whole_folder(baselines / name, write)
 
 
-def baseline_names(baselines: Path = BASELINES) -> list[str]:
+def baseline_names(baselines: Path) -> list[str]:
     """The saved baselines, in alphabetical order; ConfigError where they lie in no folder."""
     if not is_folder(baselines):
         if is_there(baselines):

@@ -151,7 +151,8 @@ def overlapping_calibration(evaluated: Evaluated) -> Iterator[Caution]:
 
 def coverage(evaluated: Evaluated) -> Iterator[Caution]:
     """Layers that were left out, or have other bits than asked for; files as large as before."""
-    facts, scheme = evaluated.coverage, evaluated.cell.scheme
+    facts = evaluated.coverage
+    scheme = evaluated.cell.scheme
     if not facts:
         return
     wanted = facts.get("asked")

@@ -29,17 +29,11 @@ def costs(draws: Sequence[tuple[Record, Record]]) -> dict[str, Cost]:
     """What both sides cost, over the draws in which both were measured, times at one place."""
     by_name = {}
     once = _single(draws)
-    for name, of in COSTS.items():
-        place = PLACES.get(name)
-        known = []
-        for entry, other in draws:
-            if place is not None and place(entry) != place(other):
-                continue
-            base, candidate = of(entry), of(other)
-            if base is not None and candidate is not None:
-                known.append((base, candidate))
+    for measure in MEASURES:
+        alike = [measure.both(draw) for draw in draws if measure.at_one_place(draw)]
+        known = [both for both in alike if both is not None]
         if known:
-            by_name[name] = _cost(known, once and name not in COUNTED)
+            by_name[measure.name] = _cost(known, once and not measure.counted)
     return by_name
 
 
@@ -76,12 +70,10 @@ def watched(draws: Sequence[tuple[Record, Record]], known: Iterable[str]) -> lis
 def elsewhere(draws: Sequence[tuple[Record, Record]]) -> list[str]:
     """A note on the costs that both sides have and `costs` leaves out, if there are any."""
     names = []
-    for name, place in PLACES.items():
-        of = COSTS[name]
-        for entry, other in draws:
-            both = of(entry) is not None and of(other) is not None
-            if both and place(entry) != place(other) and name not in names:
-                names.append(name)
+    for measure in MEASURES:
+        apart = [draw for draw in draws if not measure.at_one_place(draw)]
+        if any(measure.both(draw) for draw in apart):
+            names.append(measure.name)
     if not names:
         return []
     return [f"{', '.join(names)}: measured on other hardware, threads or loops, and not compared"]
@@ -186,25 +178,47 @@ def _quantized_at(record: Record) -> object:
     return [*(hardware.get(name) for name in ("cpu", "gpu", "threads")), _loops_in_torch(record)]
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What the cells of both sides cost.
+
+    of: a record, None where it is not known. at: the place where it was measured, since elsewhere
+    it is another one; None of what is the same everywhere. counted: and not measured, so that it is
+    the same whenever it is counted again.
+    """
+
+    name: str
+    of: Callable[[Record], Spread | None]
+    at: Callable[[Record], object] | None = None
+    counted: bool = False
+
+    def both(self, draw: tuple[Record, Record]) -> tuple[Spread, Spread] | None:
+        """The cost of both cells of a draw, None where one of them is not known."""
+        base, candidate = map(self.of, draw)
+        return None if base is None or candidate is None else (base, candidate)
+
+    def at_one_place(self, draw: tuple[Record, Record]) -> bool:
+        """Whether the two cells of a draw may be compared by it."""
+        base, candidate = draw
+        return self.at is None or self.at(base) == self.at(candidate)
+
+
 # Packed and dense took turns, so their ratio has nothing of how fast the machine was in that hour.
-COSTS: dict[str, Callable[[Record], Spread | None]] = {
-    "bits per weight": lambda record: _point(record.bits_per_weight.get("total")),
-    "MB on disk": lambda record: _megabytes(record.bytes_on_disk),
-    "seconds to quantize": lambda record: _point(record.quantize_seconds),
-    "peak MB": lambda record: _megabytes(record.quantize_peak_bytes),
-    "ms of products, batch 1": _products,
-    "products over dense, batch 1": _products_over_dense,
-    "tokens per second": _decoding,
-    "tokens per second over dense": _decoding_over_dense,
-}
-# What is counted and not measured, and the same whenever it is counted again.
-COUNTED = ("bits per weight", "MB on disk")
+MEASURES = (
+    Measure(
+        "bits per weight",
+        lambda record: _point(record.bits_per_weight.get("total")),
+        counted=True,
+    ),
+    Measure("MB on disk", lambda record: _megabytes(record.bytes_on_disk), counted=True),
+    Measure("seconds to quantize", lambda record: _point(record.quantize_seconds), _quantized_at),
+    Measure("peak MB", lambda record: _megabytes(record.quantize_peak_bytes)),
+    Measure("ms of products, batch 1", _products, _timed_at),
+    Measure("products over dense, batch 1", _products_over_dense),
+    Measure("tokens per second", _decoding, _timed_at),
+    Measure("tokens per second over dense", _decoding_over_dense),
+)
+COUNTED = [measure.name for measure in MEASURES if measure.counted]
 ONCE = (
     "no interval, since a side that draws nothing was measured once, whose noise is in every draw"
 )
-# Where a cost was measured that is another one elsewhere.
-PLACES: dict[str, Callable[[Record], object]] = {
-    "seconds to quantize": _quantized_at,
-    "ms of products, batch 1": _timed_at,
-    "tokens per second": _timed_at,
-}

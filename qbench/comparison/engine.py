@@ -19,7 +19,7 @@ def engine_reasons(
     readers: tuple[Pairs, Pairs],
     margins: Mapping[str, float],
     tasks: Sequence[str] | None,
-    allowed: Sequence[str] = (),
+    allowed: Sequence[str],
 ) -> list[str]:
     """Sentences about scores of the unquantized model that differ between the two sides.
 
@@ -45,13 +45,15 @@ def _likes(base: Side, candidate: Side, allowed: Sequence[str]) -> Iterator[tupl
     bases, others = (
         [record for record in side.records if is_unquantized(record)] for side in (base, candidate)
     )
-    counts: dict[tuple[int, int], int] = {}
+    counts: dict[tuple[int, int], int] = {}  # of differences, by the indices of a pair
     for row, entry in enumerate(bases):
         for column, other in enumerate(others):
             if not differences(entry, other, allowed):
                 counts[row, column] = len(differences(entry, other))
     for (row, column), count in counts.items():
-        if count == min(n for place, n in counts.items() if row == place[0] or column == place[1]):
+        of_base = [counts[spot] for spot in counts if spot[0] == row]
+        of_other = [counts[spot] for spot in counts if spot[1] == column]
+        if count == min(of_base + of_other):
             yield bases[row], others[column]
 
 

@@ -109,13 +109,12 @@ def indistinct(records: Sequence[Record], pairs: Pairs) -> Iterator[tuple[Record
     items; their p-value is multiplied by the number of pairs that they were chosen from.
     """
     for key, group in _groups(records):
-        values = [score_of(record, key) for record in group]
-        widths: dict[float, list[tuple[float, Record]]] = {}
-        for record, score in zip(group, values, strict=True):
+        by_width: dict[float, list[tuple[float, Record]]] = {}
+        for record in group:
+            score = score_of(record, key)
             if score is not None and record.cell.scheme is not None:
-                entries = widths.setdefault(record.cell.scheme.width, [])
-                entries.append((score.value, record))
-        extremes = [_extremes(entries, key, pairs) for entries in widths.values()]
+                by_width.setdefault(record.cell.scheme.width, []).append((score.value, record))
+        extremes = [_extremes(entries, key, pairs) for entries in by_width.values()]
         known = [p_value for p_value in extremes if p_value is not None]
         if known and min(known) * len(known) > ALPHA:
             text = (
@@ -129,13 +128,13 @@ def indistinct(records: Sequence[Record], pairs: Pairs) -> Iterator[tuple[Record
 def _extremes(entries: Sequence[tuple[float, Record]], key: ScoreKey, pairs: Pairs) -> float | None:
     """The adjusted p-value of best against worst; None where they cannot be paired.
 
-    And where all are draws of one cell, which are not to be told apart.
+    And where all are draws of one cell, which are not to be told apart. entries: values and cells.
     """
-    first = entries[0][1].cell
-    if all(record.cell.model_copy(update={"seed": first.seed}) == first for _, record in entries):
+    records = [record for _, record in sorted(entries, key=lambda entry: entry[0])]
+    first = records[0].cell
+    if all(record.cell.model_copy(update={"seed": first.seed}) == first for record in records):
         return None
-    ordered = sorted(entries, key=lambda entry: entry[0])
-    contrast = pairs.between(ordered[0][1], ordered[-1][1], key)
+    contrast = pairs.between(records[0], records[-1], key)
     if contrast is None:
         return None
     count = len(entries)

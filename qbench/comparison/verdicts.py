@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,19 +12,13 @@ from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Match, Side, matched
+from qbench.comparison.needed import needed
 from qbench.comparison.pairs import Pairs, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 from qbench.stats.difference import Difference
 from qbench.stats.flips import Flips
-from qbench.stats.power import (
-    MOST,
-    both_to_pass,
-    clusters_to_pass,
-    detectable,
-    draws_to_pass,
-    items_to_pass,
-)
+from qbench.stats.power import detectable
 from qbench.stats.replicates import MeanSquares
 from qbench.stats.sequential import ALPHA, ONE_LOOK, Look
 from qbench.stats.verdict import Word, judge
@@ -296,6 +289,9 @@ def _judge(measured: Sequence[_Measured], look: Look) -> list[Finding]:
     findings = []
     for entry, verdict in zip(measured, judged, strict=True):
         claim = verdict.p_better if verdict.word == "better" else verdict.p_worse
+        more = ""
+        if verdict.word == "undecided":
+            more = needed(entry.endpoint, entry.harm, entry.spread, entry.is_all)
         findings.append(
             Finding(
                 endpoint=entry.endpoint,
@@ -305,47 +301,9 @@ def _judge(measured: Sequence[_Measured], look: Look) -> list[Finding]:
                 word=verdict.word,
                 p_value=claim,
                 detectable=detectable(entry.harm.stderr, entry.harm.degrees, ALPHA * look.share),
-                needed=_needed(entry) if verdict.word == "undecided" else "",
+                needed=more,
                 flips=entry.flips,
                 changes=entry.changes,
             )
         )
     return findings
-
-
-def _needed(entry: _Measured) -> str:
-    """How many items or draws would show, with 80 %, that nothing is worse, if that is so."""
-    harm, margin = entry.harm, entry.endpoint.margin
-    there = f"{harm.items:,}, all that these data give" if entry.is_all else f"{harm.items:,}"
-    if not math.isfinite(harm.stderr):
-        return "items of at least two clusters"
-    if entry.spread is not None:
-        return _needed_of_draws(entry, entry.spread, there)
-    if harm.stderr == 0:
-        return f"more items, for {there}"
-    items = items_to_pass(harm.stderr, harm.items, margin, harm.degrees)
-    return _more_items(items, harm.items, there)
-
-
-def _needed_of_draws(entry: _Measured, squares: MeanSquares, there: str) -> str:
-    """Of several draws: more of them, more items, or both where neither alone would do."""
-    harm, margin = entry.harm, entry.endpoint.margin
-    # Over draws the interval of answers reaches at least -ln(ALPHA) / items (`crossed_share`).
-    least = math.ceil(-math.log(ALPHA) / margin) if entry.endpoint.counts_answers else 0
-    draws = draws_to_pass(squares, margin)
-    if draws is not None and draws > harm.draws and harm.items >= least:
-        return f"{draws} draws, for {harm.draws}"
-    clusters = clusters_to_pass(squares, margin, harm.draws)
-    both = both_to_pass(squares, margin) if clusters is None else (harm.draws, clusters)
-    if both is None:
-        return f"more than {MOST:,} draws or {MOST:,} times the items"
-    items = max(least, math.ceil(harm.items * both[1] / squares.clusters))
-    if both[0] == harm.draws:
-        return _more_items(items, harm.items, there)
-    return f"{both[0]} draws of {items:,} items, for {harm.draws} of {there}"
-
-
-def _more_items(items: int, asked: int, there: str) -> str:
-    if items <= asked:
-        return "more items: it lies at the margin"
-    return f"{items:,} items, for {there}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 from qbench.comparison.changed_answers import Change
@@ -13,6 +13,7 @@ from qbench.comparison.endpoints import Endpoint
 from qbench.comparison.pairs import TIMES
 from qbench.comparison.verdicts import CellVerdict, Finding, Verdict
 from qbench.outside_text import markdown as escaped
+from qbench.outside_text import markdown_table
 
 HEADINGS = ("verdict", "cell", "score", "base", "candidate", "worse by", "margin", "p", "needs")
 SENTENCES = {
@@ -118,7 +119,10 @@ def markdown(verdict: Verdict) -> str:
     ]
     rows = [fields(cell, finding) for cell in verdict.cells for finding in cell.findings]
     if rows:
-        parts += [_table(HEADINGS, rows), explanation(verdict)]
+        shown = []
+        for word, *others in rows:
+            shown.append([f"**{escaped(word)}**", *map(escaped, others)])
+        parts += [markdown_table(HEADINGS, shown, left=3), explanation(verdict)]
     if verdict.looks:
         parts.append("\n".join(f"- {line}" for line in look_lines(verdict)))
     lost = [f"- {escaped(lost_line(c))}" for c in verdict.cells if c.status != "compared"]
@@ -165,15 +169,6 @@ def _change_line(change: Change) -> str:
     )
 
 
-def _table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [list(headings), ["---"] * 3 + ["---:"] * (len(headings) - 3)]
-    for row in rows:
-        shown = [escaped(text) for text in row]
-        shown[0] = f"**{shown[0]}**"
-        lines.append(shown)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _percent(level: float) -> str:
     return f"{100 * level:.4g} %"
 
@@ -208,11 +203,11 @@ def _amount(endpoint: Endpoint, value: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able, without what is not finite."""
+    """What `asdict` gives, JSON-able and without what is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return value

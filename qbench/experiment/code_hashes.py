@@ -46,6 +46,7 @@ QUANTIZING = (
     "checkpoint.folder",
     "checkpoint.packed_linear",
     "checkpoint.skeleton",
+    "checkpoint.write_folder",
     "contracts",
     "exchange",
     "experiment.back_off",

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from qbench.calibration.windows import calibration_facts
-from qbench.checkpoint.folder import unquantized_tensors
+from qbench.checkpoint.write_folder import unquantized_tensors
 from qbench.contracts import Scheme
 from qbench.errors import ConfigError, MethodError, ModelError
 from qbench.exchange.gguf_model import export_model_gguf

@@ -67,7 +67,7 @@ def identify(
     models: Mapping[str, ModelSource],
     source: Source,
     device: str,
-    announce: Announce = lambda text: None,
+    announce: Announce,
 ) -> tuple[Identity, dict[str, Task]]:
     """The identity that a grid has on this data and device, and its tasks by their names in cells.
 

@@ -59,7 +59,7 @@ def layers_of(
     folder: Path,
     request: LayerRequest,
     progress: Progress,
-    announce: Announce = lambda text: None,
+    announce: Announce,
 ) -> dict[str, Any]:
     """What each layer of a saved model costs, JSON-able: the fields of a `LayerReport`.
 

@@ -23,8 +23,10 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """The part of this name."""
-        before, self.doing = self.doing, name
-        began, started = time.time(), time.perf_counter()
+        before = self.doing
+        self.doing = name
+        began = time.time()
+        started = time.perf_counter()
         try:
             yield
             self.doing = before

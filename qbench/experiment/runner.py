@@ -259,7 +259,8 @@ class _Run:
         """
         limit = time_limit(self.plan.estimates[cell.id], self.plan.grid.time_limit)
         sizes = batches(self.plan, cell)
-        times, paged = 0, False
+        times = 0  # that memory ran out with a batch of several
+        paged = False
         while True:
             kills = system_kills()
             tried = sizes[: times + 1]

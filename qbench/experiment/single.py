@@ -125,8 +125,8 @@ def evaluate_model(
     folder: Path,
     grid: Grid,
     progress: Progress,
-    unquantized: str | None = None,
-    announce: Announce = lambda text: None,
+    unquantized: str | None,
+    announce: Announce,
 ) -> Iterator[Score]:
     """Scores of a saved model, task by task, under the protocol of a grid.
 

@@ -128,20 +128,34 @@ def _cell(store: Store, planned: PlannedCell, record: Record | None, now: float)
     }
     if record is None or record.latency is None:
         facts["latency"] = planned.latency
-    events = list(read_events(store.events(planned.id)))
-    begun = max((i for i, event in enumerate(events) if event["event"] == "begin"), default=None)
-    attempt = [] if begun is None else events[begun:]
-    # Its latency may have been measured after it was finished.
-    finished = next((event for event in attempt if event["event"] == "finish"), None)
-    fresh = bool(attempt) and finished is None and abs(now - attempt[-1]["time"]) < FRESH
-    fresh = fresh and not _has_ended(attempt[0])
+    attempt = _last_attempt(store, planned.id)
     done = record is not None and record.status == "ok"
-    if not done and (fresh or is_claimed(store.claim(planned.id))):
+    if not done and (_is_fresh(attempt, now) or is_claimed(store.claim(planned.id))):
         return CellStatus(state="running", **facts, **_at_work(attempt, now))
     if record is None:
         return CellStatus(state="waiting", **facts)
-    seconds = None if finished is None else finished["seconds"]
+    finish = _finish(attempt)
+    seconds = None if finish is None else finish["seconds"]
     return CellStatus(state=record.status, reason=record.reason, seconds=seconds, **facts)
+
+
+def _last_attempt(store: Store, cell: str) -> list[dict[str, Any]]:
+    """The events of a cell since it was last begun; none where it never was. cell: its id."""
+    events = list(read_events(store.events(cell)))
+    begins = [i for i, event in enumerate(events) if event["event"] == "begin"]
+    return events[begins[-1] :] if begins else []
+
+
+def _finish(attempt: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The event with which an attempt was finished, after which its latency may be measured."""
+    return next((event for event in attempt if event["event"] == "finish"), None)
+
+
+def _is_fresh(attempt: Sequence[dict[str, Any]], now: float) -> bool:
+    """Whether its last event is so young that its runner must be at work, unless it has ended."""
+    if not attempt or _finish(attempt) is not None:
+        return False
+    return abs(now - attempt[-1]["time"]) < FRESH and not _has_ended(attempt[0])
 
 
 def _has_ended(begin: dict[str, Any]) -> bool:

@@ -125,9 +125,9 @@ class Store:
                     with suppress(OSError):  # what is no file is no claim
                         claim.unlink()
 
-    def remove_leftovers(self, seconds: float = DAY) -> list[Path]:
+    def remove_leftovers(self) -> list[Path]:
         """Remove what killed saves have left, once it is a day old; returns the paths."""
-        left = leftovers(self.folder, seconds)
+        left = leftovers(self.folder, DAY)
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
         return left

@@ -46,7 +46,7 @@ def evaluate_through(
     through: str,
     compare: bool,
     progress: Progress,
-    announce: Announce = lambda text: None,
+    announce: Announce,
 ) -> Iterator[Said]:
     """Scores of a folder's model through an engine, task by task, and then the parity of each.
 

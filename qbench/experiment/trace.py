@@ -68,22 +68,23 @@ def trace_of(attempts: Sequence[Attempt]) -> dict[str, Any]:
 
 
 def _attempt(events: Sequence[dict[str, Any]], name: str) -> Attempt:
+    """events: of one attempt, the first of which is its `begin`."""
     first = events[0]
     phases = []
-    ended = float(events[-1]["time"])  # unless it was finished before
-    facts: dict[str, Any] = {"cell": name, "pid": first.get("pid")}
+    ended = events[-1]["time"]  # unless it was finished before
+    facts: dict[str, Any] = {"cell": name, "pid": first["pid"]}
     for event in events:
         if event["event"] == "phase":
-            phases.append((str(event["name"]), float(event["began"]), float(event["seconds"])))
+            phases.append((event["name"], event["began"], event["seconds"]))
         elif event["event"] == "finish":
-            facts |= {"status": event.get("status"), "reason": event.get("reason")}
-            ended = float(event["time"])
+            facts |= {"status": event["status"], "reason": event["reason"]}
+            ended = event["time"]
         elif event["event"] == "scored":
             for score in event["scores"]:
                 facts[f"{event['task']} {score['metric']}"] = score["value"]
-    ended = max(ended, float(first["time"]))  # a clock may have been set back
-    words = f"{first.get('model')} {first.get('label')}"
-    return Attempt(str(first.get("host")), words, float(first["time"]), ended, tuple(phases), facts)
+    ended = max(ended, first["time"])  # a clock may have been set back
+    words = f"{first['model']} {first['label']}"
+    return Attempt(first["host"], words, first["time"], ended, tuple(phases), facts)
 
 
 def _span(

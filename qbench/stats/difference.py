@@ -71,23 +71,17 @@ class Difference:
         return distance / self.stderr
 
 
-def mean_difference(
-    base: ArrayLike, candidate: ArrayLike, clusters: Labels | None = None, level: float = LEVEL
-) -> Difference:
-    """The mean over items of candidate - base, with Student's interval over clusters.
-
-    base, candidate (float64, (items,)); clusters: a label for each item, None where every item is
-    one. Variance CR2 and degrees of freedom of Bell and McCaffrey 2002 for a mean: with clusters of
-    one item they are the plain ones, with equal clusters those of the clusters' means. A single
-    cluster has an infinite interval. ValueError where the lengths differ or there are no items.
-    """
-    return mean_interval(_paired(base, candidate), clusters, level)
-
-
 def mean_interval(
     values: ArrayLike, clusters: Labels | None = None, level: float = LEVEL
 ) -> Difference:
-    """The mean of values (float64, (items,)) over clusters, as `mean_difference`."""
+    """The mean of values (float64, (items,)) with Student's interval over clusters.
+
+    values: of a paired difference, candidate - base. clusters: a label for each item, None where
+    every item is one. Variance CR2 and degrees of freedom of Bell and McCaffrey 2002 for a mean:
+    with clusters of one item they are the plain ones, with equal clusters those of the clusters'
+    means. A single cluster has an infinite interval. ValueError without items, or where the labels
+    are more or fewer.
+    """
     items = _finite(values)
     sums, sizes = cluster_sums(items - items.mean(), clusters)
     variance, degrees = clustered_variance(sums, sizes)

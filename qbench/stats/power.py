@@ -14,37 +14,13 @@ POWER = 0.8
 MOST = 1000  # draws, or times as many items as there are: what is worth naming
 
 
-def detectable(
-    stderr: float, degrees: float = math.inf, alpha: float = ALPHA, power: float = POWER
-) -> float:
-    """The smallest difference that a two-sided test finds with this probability.
+def detectable(stderr: float, degrees: float = math.inf, alpha: float = ALPHA) -> float:
+    """The smallest difference that a two-sided test finds with the probability POWER.
 
     stderr: of the difference, in whose unit the result is.
     """
-    reach = special.stdtrit(degrees, 1 - alpha / 2) + special.stdtrit(degrees, power)
+    reach = special.stdtrit(degrees, 1 - alpha / 2) + special.stdtrit(degrees, POWER)
     return float(reach * stderr)
-
-
-def items_for_share(
-    discordance: float,
-    difference: float,
-    alpha: float = ALPHA,
-    power: float = POWER,
-    sided: int = 2,
-) -> int:
-    """Pairs of right and wrong answers that show a difference of this size by McNemar's test.
-
-    discordance: the share of answers that differ, at least the difference. Connor 1987, Biometrics
-    43, 207. ValueError for a difference of 0 or above the discordance.
-    """
-    if not 0 < abs(difference) <= discordance <= 1:
-        raise ValueError(
-            f"a difference of {difference} needs a discordance from {abs(difference)} to 1, "
-            f"and it is {discordance}; neither may be 0"
-        )
-    null = special.ndtri(1 - alpha / sided) * math.sqrt(discordance)
-    other = special.ndtri(power) * math.sqrt(discordance - difference**2)
-    return math.ceil(((null + other) / difference) ** 2)
 
 
 def items_to_pass(stderr: float, items: int, margin: float, degrees: float = math.inf) -> int:
@@ -63,25 +39,20 @@ def items_to_pass(stderr: float, items: int, margin: float, degrees: float = mat
     return _first(is_shown, least, MOST * least) or least
 
 
-def draws_to_pass(squares: MeanSquares, margin: float, most: int = MOST) -> int | None:
-    """Draws in all, on the same items, that show it; None where more items are needed first.
-
-    most: draws.
-    """
-    return _first(lambda draws: _shows(squares, margin, draws, 1), squares.draws, most)
+def draws_to_pass(squares: MeanSquares, margin: float) -> int | None:
+    """Draws in all, on the same items, that show it; None where more items are needed first."""
+    return _first(lambda draws: _shows(squares, margin, draws, 1), squares.draws, MOST)
 
 
-def clusters_to_pass(
-    squares: MeanSquares, margin: float, draws: int, most: int = MOST
-) -> int | None:
+def clusters_to_pass(squares: MeanSquares, margin: float, draws: int) -> int | None:
     """Clusters in all, of items like these, that show it on so many draws.
 
     None where the spread of the draws, which no items make less, is too much, or where it takes
-    `most` times as many.
+    MOST times as many.
     """
     here = squares.clusters
     return _first(
-        lambda clusters: _shows(squares, margin, draws, clusters / here), here, most * here
+        lambda clusters: _shows(squares, margin, draws, clusters / here), here, MOST * here
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -25,6 +26,13 @@ def test_the_simulation_covers_what_it_says(tmp_path):
             assert case["cover"] >= 80, case
         if "gate" in case["name"] and case["alarms"] is not None:
             assert case["alarms"] <= 10, case
+
+
+def test_three_points_at_ten_percent_discordance_take_at_most_700_items(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    coverage = importlib.import_module("coverage")
+    assert coverage.items_for_share(0.10, 0.03, sided=1) == pytest.approx(687, abs=3)
+    assert coverage.items_for_share(0.05, 0.03, sided=1) == pytest.approx(343, abs=2)
 
 
 def test_the_stored_figures_are_those_that_the_document_gives():

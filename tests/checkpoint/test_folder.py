@@ -22,9 +22,9 @@ from families import FAMILIES, WIDE, family_model
 from fresh_python import run_python
 from methods_of_formats import METHOD_OF_FORMAT, SteppedAlternating, SteppedRTN, method_of_format
 from qbench import Scheme
-from qbench.checkpoint.folder import save_checkpoint
 from qbench.checkpoint.packed_linear import QuantLinear
 from qbench.checkpoint.paged import open_paged
+from qbench.checkpoint.write_folder import save_checkpoint
 from qbench.errors import ConfigError, StoreError
 from qbench.files.shards import INDEX
 from qbench.files.written_folder import verify

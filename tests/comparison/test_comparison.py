@@ -23,9 +23,10 @@ from qbench.comparison.comparable import differences
 from qbench.comparison.endpoints import MARGINS, Endpoint, read_margins
 from qbench.comparison.engine import engine_reasons
 from qbench.comparison.matching import Side, chosen, matched
+from qbench.comparison.needed import needed
 from qbench.comparison.pairs import TIMES, Pairs
 from qbench.comparison.samples import Samples, keys
-from qbench.comparison.verdicts import NO_DRAWS, Looked, _identical, _Measured, _needed, compare
+from qbench.comparison.verdicts import NO_DRAWS, Looked, _identical, compare
 from qbench.comparison.written import _margin, as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
@@ -242,7 +243,7 @@ def test_items_alone_are_not_asked_where_the_draws_spread_too_much() -> None:
     def asked(metric: str, table: np.ndarray) -> str:
         endpoint = Endpoint(("task", metric, "none"), 0.02, higher_is_better=False)
         harm, spread = endpoint.harm(zeros, table, None), endpoint.spread(zeros, table, None)
-        return _needed(_Measured(endpoint, 0.0, 0.0, harm, spread, None, ()))
+        return needed(endpoint, harm, spread, is_all=False)
 
     wide = asked("perplexity", 0.025 * rows + 0.1 * columns + 0.05 * both)
     assert re.fullmatch(r"\d+ draws of [\d,]+ items, for 4 of 40", wide)

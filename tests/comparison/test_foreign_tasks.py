@@ -16,7 +16,8 @@ from qbench.comparison.endpoints import MARGINS, endpoints
 from qbench.comparison.pairs import Contrast, Pairs
 from qbench.errors import ConfigError
 from qbench.records import Record, Score, TaskSpec
-from qbench.reports.headline import headlines, score_text
+from qbench.reports.headline import headlines
+from qbench.reports.numbers import score_text
 from qbench.reports.registry import write_reports
 from qbench.tasks import registry
 from qbench.tasks.declaration import Cost, Declaration, DeclaredScore

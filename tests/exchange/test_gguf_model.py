@@ -19,7 +19,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from qbench.checkpoint.folder import load_checkpoint, save_checkpoint
+from qbench.checkpoint.folder import load_checkpoint
+from qbench.checkpoint.write_folder import save_checkpoint
 from qbench.errors import ConfigError, StoreError
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gguf_tokenizer import LLAMA3, QWEN2, TEKKEN

@@ -21,7 +21,7 @@ from transformers import (
 
 import qbench
 from qbench import Scheme
-from qbench.checkpoint.folder import unquantized_tensors
+from qbench.checkpoint.write_folder import unquantized_tensors
 from qbench.errors import ConfigError
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.exchange.gguf_tokenizer import QWEN2

@@ -264,7 +264,9 @@ def test_a_trace_has_overlapping_cells_in_lanes_of_their_own():
     attempts = read_attempts(first, "1") + read_attempts(again, "2")
     assert len(attempts) == 3 and attempts[0].ended == 20.0
     later = event("begin", 20.0, host="a", model="m", label="awq 3b", pid=1)
-    attempts += read_attempts([later, event("finish", 22.0, status="ok", seconds=2.0)], "3")
+    attempts += read_attempts(
+        [later, event("finish", 22.0, status="ok", reason=None, seconds=2.0)], "3"
+    )
     spans = [each for each in trace_of(attempts)["traceEvents"] if each["ph"] == "X"]
     cells = {each["args"]["cell"]: each for each in spans if each["cat"] == "cell" and each["dur"]}
     quantize = next(each for each in spans if each["name"] == "quantize")

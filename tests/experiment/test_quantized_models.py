@@ -10,7 +10,7 @@ import torch
 
 import qbench
 from qbench import Scheme
-from qbench.checkpoint.folder import unquantized_tensors, write_model_folder
+from qbench.checkpoint.write_folder import unquantized_tensors, write_model_folder
 from qbench.export import export
 
 ASKED = (

@@ -263,7 +263,7 @@ def test_a_run_with_the_flags_has_the_bits_that_are_promised(
     made = Scheme(3, 32, rules=tuple(map(LayerRule.parse, rules)), head_bits=head_bits)
     bits = quantized_at(tmp_path / "made", tiny_folder, made)
     request = LayerRequest(str(tiny_folder), 2, 16, keep=2, data="mini", device="cpu", dtype=dtype)
-    report = layers_of(tmp_path / "made", request, lambda fraction, text: None)
+    report = layers_of(tmp_path / "made", request, lambda fraction, text: None, lambda text: None)
     kept = report["kept"]
     total = load(tmp_path / "made").bits_per_weight["total"]
     assert kept["bits_before"] == bits == total

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 import qbench
 from qbench import Scheme
-from qbench.checkpoint.folder import unquantized_tensors
+from qbench.checkpoint.write_folder import unquantized_tensors
 from qbench.errors import ConfigError, ModelError, QbenchError, StoreError
 from qbench.exchange.gguf_model import export_model_gguf
 from qbench.export import export

@@ -9,8 +9,9 @@ from rich.console import Console
 from qbench.contracts import Scheme
 from qbench.records import Cell, Decoding, Latency, Product, Record, Score
 from qbench.reports.long_table import long_table
-from qbench.reports.tables import markdown, wide_table
+from qbench.reports.tables import markdown
 from qbench.reports.terminal import screen
+from wide_table import wide_table
 
 SCORE = Score(
     task="wikitext", metric="perplexity", value=20.0, stderr=0.5, n=9, higher_is_better=False

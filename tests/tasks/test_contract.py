@@ -109,9 +109,9 @@ def test_a_share_is_a_percentage_in_every_report():
 def test_no_other_file_names_a_task():
     """What is said about a task stands in its own file, so these modules know none."""
     from qbench.experiment import estimate, plan, plugins, runner, single, store
-    from qbench.reports import headline
+    from qbench.reports import headline, numbers
 
-    modules = (estimate, plan, plugins, runner, single, store, headline)
+    modules = (estimate, plan, plugins, runner, single, store, headline, numbers)
     for module in modules:
         code = Path(module.__file__).read_text()
         for name in all_tasks():
@@ -120,7 +120,8 @@ def test_no_other_file_names_a_task():
 
 def test_declarations_need_neither_torch_nor_lm_eval():
     code = (
-        "import sys; from qbench.reports.headline import headlines, number; headlines([]);"
+        "import sys; from qbench.reports.headline import headlines; headlines([]);"
+        "from qbench.reports.numbers import number;"
         "assert number(0.5, 0.1, '%') == '50.0 ± 10.0';"
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules)"
     )
