@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from qbench.comparison.pairs import protocol
+from qbench.comparison.judging import protocol
 from qbench.records import Record, Score, labels
 from qbench.reports.cell_names import ordered, unquantized
 

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from qbench.comparison.digits import LARGE, exponential, places_of, plain
-from qbench.comparison.pairs import Contrast, ScoreKey, protocol, score_of
+from qbench.comparison.judging import protocol
+from qbench.comparison.pairs import Contrast, ScoreKey, score_of
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import Contrast, Pairs, judged_by, protocol
+from qbench.comparison.judging import judged_by, protocol
+from qbench.comparison.pairs import Contrast, Pairs
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names, unquantized
 from qbench.reports.headline import Headline, answer_interval, number, score_text, student_interval

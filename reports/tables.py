@@ -28,6 +28,7 @@ from qbench.reports.headline import (
     score_text,
 )
 from qbench.reports.noise import noise_lines
+from qbench.reports.repeats import without_repeats
 
 CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "
@@ -206,6 +207,7 @@ def captions(records: Sequence[Record]) -> list[str]:
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
+    records = without_repeats(records)
     pairs = pairs_of(records, folder)
     parts = ["# qbench leaderboard"]
     if has_mini_tasks(records):

@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from qbench.comparison.digits import places_of, plain
+from qbench.comparison.judging import judged_alike, protocol
 from qbench.comparison.samples import Items, Samples
-from qbench.records import Record, Score, TaskSpec
+from qbench.records import Record, Score
 from qbench.stats.difference import Difference
 from qbench.stats.replicates import crossed_mean, crossed_share
 from qbench.tasks.registry import nature_of, unit_of
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
-# Of a cell, beside the protocol; a model's folder may hold other weights than a day before.
-JUDGED_BY = ("revision", "dtype", "batch_size", "device", "evaluation")
-PACKAGES = ("lm_eval", "torch", "transformers")  # whose versions move scores
 TIMES = "\u00d7"
 FIGURES = 3  # significant digits of what is no share
 ALIKE = 0.2  # the halves of an interval that differ by this share are one half behind a ±
@@ -253,39 +251,6 @@ def aligned(first: Items, second: Items) -> list[int] | None:
 def is_unquantized(record: Record) -> bool:
     """Whether this is the model as it is, and not quantized by whoever made it."""
     return record.cell.method == "none" and record.cell.stored_as is None
-
-
-def protocol(record: Record, task: str) -> TaskSpec | None:
-    """How this cell was asked to run that task, or the task of which that is a part."""
-    whole: TaskSpec | None = None
-    for spec in record.cell.tasks:
-        if spec.name == task:
-            return spec
-        is_part = task.startswith(f"{spec.name}_")
-        if is_part and (whole is None or len(spec.name) > len(whole.name)):
-            whole = spec
-    return whole
-
-
-def packages_of(record: Record) -> dict[str, str | None]:
-    """The versions of PACKAGES that a cell was judged with; None where it does not say."""
-    versions = record.environment.get("packages", {})
-    return {name: versions.get(name) for name in PACKAGES}
-
-
-def judged_by(record: Record, task: str) -> tuple[object, ...]:
-    """What cells must share before their scores in a task are held against each other.
-
-    How they were asked, by which code and packages, on which kind of device; and the revision,
-    where they are of one model.
-    """
-    own = [getattr(record.cell, name) for name in JUDGED_BY]
-    return (protocol(record, task), *own, *packages_of(record).values())
-
-
-def judged_alike(first: Record, second: Record, task: str) -> bool:
-    """Whether `judged_by` of two cells is the same."""
-    return judged_by(first, task) == judged_by(second, task)
 
 
 def score_of(record: Record, key: ScoreKey) -> Score | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from qbench.comparison.judging import judged_by
 from qbench.comparison.matching import cell_key
-from qbench.comparison.pairs import Pairs, ScoreKey, judged_by, score_of
+from qbench.comparison.pairs import Pairs, ScoreKey, score_of
 from qbench.records import Cell, Record
 
 EQUAL_BITS = 0.05  # measured bits per weight that count as none
