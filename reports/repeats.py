@@ -32,8 +32,10 @@ def without_repeats(records: Sequence[Record]) -> list[Record]:
 
 
 def _says_more(other: Record, record: Record) -> bool:
-    """Whether a cell of the same quantized model has more scores, and all that a record has."""
-    if len(other.scores) <= len(record.scores) or (record.latency and not other.latency):
+    """Whether a cell of the same model was asked more, and has all that a record has."""
+    if len(other.cell.tasks) <= len(record.cell.tasks):
+        return False
+    if record.latency is not None and other.latency is None:
         return False
     return all(
         score_of(other, (score.task, score.metric, score.filter)) is not None
