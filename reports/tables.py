@@ -34,15 +34,17 @@ CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "
     f"95 % interval: a factor ({TIMES}) of perplexities, points of percent, or the metric's unit. "
     "It is over clusters, such as articles, and does not hold what another calibration sample "
-    "would change. Divergences are such differences already: their interval is their own. Without "
-    "items of both, a score has one standard error behind ±, or its interval where it is a share "
-    "of right answers or of a few clusters. Bold: better, by the interval of the paired "
+    "or seed would change. Divergences are such differences already: their interval is their own. "
+    "Without items of both, a score has one standard error behind ±, or its interval where it is a "
+    "share of right answers or of a few clusters. Bold: better, by the interval of the paired "
     "difference, than every cell of the same model that was judged alike (by the same code and "
     "packages, in one dtype and batch size, on one kind of device, of one revision) and has as "
     f"many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of as many; "
     "draws of the cell itself, which differ in their seed alone, are no rivals, and of a cell "
-    "without items or one that was judged otherwise the score alone must be worse. (?): the score "
-    "may say nothing; why stands below."
+    "without items or one that was judged otherwise the score alone must be worse. Where one of "
+    "two cells was drawn several times, bold and ranks are by all draws that they share, or all of "
+    "the one where the other draws nothing: that interval holds what another draw would change, "
+    "and says the same of all of them. (?): the score may say nothing; why stands below."
 )
 DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 

@@ -104,6 +104,7 @@ class _Known:
         self.samples = Samples(folder)
         self.items: dict[tuple[str, ScoreKey], Items | None] = {}
         self.contrasts: dict[tuple[str, str, ScoreKey], Contrast | None] = {}
+        self.over_draws: dict[tuple[object, ...], Contrast | None] = {}
 
 
 class Pairs:
@@ -157,6 +158,19 @@ class Pairs:
             contrasts[name] = self._contrast(base, candidate, key)
         return contrasts[name]
 
+    def over(self, draws: Sequence[tuple[Record, Record]], key: ScoreKey) -> Contrast | None:
+        """The difference of two cells over draws, a base and a candidate of each.
+
+        Draws and clusters of items are crossed. None where one of the draws cannot be paired.
+        """
+        if len(draws) == 1:
+            return self.between(*draws[0], key)
+        name = (*((base.id, candidate.id) for base, candidate in draws), key)
+        known = self._known.over_draws
+        if name not in known:
+            known[name] = self._crossed(draws, key)
+        return known[name]
+
     def items(self, record: Record, key: ScoreKey) -> Items | None:
         """The items behind a cell's score."""
         name = (record.id, key)
@@ -178,6 +192,20 @@ class Pairs:
         if order is None:
             return None
         return contrast(score, first.values, second.values[order], first)
+
+    def _crossed(self, draws: Sequence[tuple[Record, Record]], key: ScoreKey) -> Contrast | None:
+        score, first = score_of(draws[0][1], key), self.items(draws[0][0], key)
+        if score is None or first is None:
+            return None
+        tables: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for pair in draws:
+            for table, record in zip(tables, pair, strict=True):
+                items = self.items(record, key)
+                order = None if items is None else aligned(first, items)
+                if items is None or order is None:
+                    return None
+                table.append(items.values[order])
+        return contrast(score, np.stack(tables[0]), np.stack(tables[1]), first)
 
     def _itself(self, record: Record, key: ScoreKey) -> Contrast | None:
         """A divergence's own mean; of an agreement, what it lacks to 1."""
