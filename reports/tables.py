@@ -41,10 +41,11 @@ CAPTION = (
     "packages, in one dtype and batch size, on one kind of device, of one revision) and has as "
     f"many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of as many; "
     "draws of the cell itself, which differ in their seed alone, are no rivals, and of a cell "
-    "without items or one that was judged otherwise the score alone must be worse. Where one of "
-    "two cells was drawn several times, bold and ranks are by all draws that they share, or all of "
-    "the one where the other draws nothing: that interval holds what another draw would change, "
-    "and says the same of all of them. (?): the score may say nothing; why stands below."
+    "without items or one that was judged otherwise the score alone must be worse. Between "
+    "methods of several draws, or of several and one that draws nothing, bold and ranks are by all "
+    "draws together, whose interval holds what another draw would change, and have one verdict for "
+    "each method; that of a single draw does not hold it. (?): the score may say nothing; why "
+    "stands below."
 )
 DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 

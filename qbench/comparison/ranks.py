@@ -25,7 +25,7 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
 
     Rivals are the cells of the same model, judged alike, that have as many measured bits (within
     EQUAL_BITS) or fewer, but for draws of the cell itself. One of as many must be among them: more
-    bits alone win nothing. Where a rival is of several draws as well, it is by all of them together
+    bits alone win nothing. Cells of several draws are better by all of them together
     (`_shared_draws`). Of a rival without items, and of a cell that was judged otherwise
     (`outdone`), nothing is known but its mean, which must be worse.
     """
@@ -132,10 +132,10 @@ def _families(group: Sequence[Record]) -> list[list[Record]]:
 
 
 def _shared_draws(base: Sequence[Record], candidate: Sequence[Record]) -> Draws:
-    """What decides between two families that were drawn several times; empty where one draw does.
+    """The draws of two families by which both are judged; empty where either has but one.
 
-    A draw moves all items of a model together, which items of one draw do not show. Draws are
-    paired as `compare` does: by their seeds, and what draws nothing goes with all of the other's.
+    A draw moves all items of a model together, which the items of one draw do not show. Draws are
+    paired as in `Match`: by their seeds, and what draws nothing goes with all of the other's.
     """
     if len(base) == len(candidate) == 1:
         return []
