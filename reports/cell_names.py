@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from qbench.comparison.judging import code_of, declared_in, packages_of
+from qbench.comparison.judging import code_of, packages_of
 from qbench.comparison.pairs import is_unquantized
 from qbench.errors import QbenchError
 from qbench.records import Cell, Record, Scalar
@@ -201,8 +201,9 @@ def _declared(record: Record) -> dict[str, str]:
     """
     if record.judging is None:
         return {}
-    names = [spec.name for spec in record.cell.tasks]
-    return {f"{DECLARED}{name}": f"evaluation={name}:{declared_in(record, name)}" for name in names}
+    told = record.judging.tasks
+    names = [spec.name for spec in record.cell.tasks if spec.name in told]
+    return {f"{DECLARED}{name}": f"evaluation={name}:{told[name]}" for name in names}
 
 
 def _layers(cell: Cell) -> str:
